@@ -1,0 +1,61 @@
+# Every target does its own set-up in .venv; `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed$(if $(GPU),-gpu)
+TORCH := torch==2.13.0
+TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+CPP := server_config/onnxruntime_backend
+PYTEST := $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint types serve bench clean
+
+help: ## List the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+install: $(STAMP) ## Set up .venv, Triton and its backend (GPU=1: GPU builds of torch and ONNX Runtime, and TensorRT)
+
+# PyTorch's CPU index is asked for 3 s and used for torch alone: the wheel on PyPI brings CUDA, 3 GB of it.
+$(STAMP): pyproject.toml constraints.txt server_config/triton-runtime.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+ifdef GPU
+	$(BIN)/python -m pip install --constraint constraints.txt $(TORCH)
+	$(BIN)/python -m pip install --constraint constraints.txt --extra-index-url https://pypi.nvidia.com --editable '.[gpu,dev]'
+else
+	@if timeout 3 $(BIN)/python -c "import urllib.request as r; r.urlopen('$(TORCH_CPU_INDEX)/torch/', timeout=3)" 2>/dev/null; then \
+	  echo "torch: CPU build from $(TORCH_CPU_INDEX)"; \
+	  $(BIN)/python -m pip install --no-deps --index-url $(TORCH_CPU_INDEX) $(TORCH); \
+	else \
+	  echo "torch: $(TORCH_CPU_INDEX) does not answer, so pip's own choice of $(TORCH)"; \
+	  $(BIN)/python -m pip install --constraint constraints.txt $(TORCH); \
+	fi
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[all,dev]'
+endif
+	$(BIN)/python -m pip install --no-deps --require-hashes --requirement server_config/triton-runtime.txt
+	$(BIN)/python -m defensemble_server.backend
+	@touch $(STAMP)
+
+demo: $(STAMP) ## Train, export, serve, call and probe a small ensemble: about a minute (ARGS=--keep-serving leaves it up)
+	$(BIN)/defensemble demo $(ARGS)
+
+test: $(STAMP) ## Run the tests (SLOW=1: the slow ones too; ARGS=tests/client: some of them)
+	$(PYTEST) $(if $(SLOW),-m 'slow or not slow') $(ARGS)
+
+lint: $(STAMP) ## Check style: ruff for Python, clang-format for C++
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $$(find $(CPP) -name '*.cc' -o -name '*.h')
+
+types: $(STAMP) ## Check types: mypy, strict
+	$(BIN)/mypy
+
+serve: $(STAMP) ## Serve model_repository until Ctrl-C (ARGS="OTHER_FOLDER --free-ports")
+	$(BIN)/defensemble serve $(ARGS)
+
+bench: $(STAMP) ## Measure what serving costs beside in-process forms (ARGS=--quick for a look)
+	$(BIN)/python benchmarks/serving_overhead.py $(ARGS)
+
+clean: ## Remove what the other targets made: .venv, caches, runs
+	rm -rf $(VENV) .ci-venvs .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist runs
