@@ -1,0 +1,59 @@
+"""What a defective CNN is, and how one is trained: specs, masks, networks, data, training, checkpoints.
+
+Names are loaded on first use: masks and specs need numpy alone, the rest needs torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ._errors import CheckpointError, DataError, SpecError, TrainingError
+    from .checkpoint import CheckpointMetadata, load_checkpoint, read_metadata, save_checkpoint
+    from .data import Dataset, load_dataset
+    from .defect import Defect, defect_masks
+    from .masks import defect_mask, mask_digest
+    from .networks import build
+    from .record import TrainingRecord
+    from .spec import ModelSpec
+    from .training import TrainingProgress, train
+
+__all__ = [
+    "CheckpointError",
+    "CheckpointMetadata",
+    "DataError",
+    "Dataset",
+    "Defect",
+    "ModelSpec",
+    "SpecError",
+    "TrainingError",
+    "TrainingProgress",
+    "TrainingRecord",
+    "build",
+    "defect_mask",
+    "defect_masks",
+    "load_checkpoint",
+    "load_dataset",
+    "mask_digest",
+    "read_metadata",
+    "save_checkpoint",
+    "train",
+]
+
+_HOMES = {
+    "_errors": ("CheckpointError", "DataError", "SpecError", "TrainingError"),
+    "checkpoint": ("CheckpointMetadata", "load_checkpoint", "read_metadata", "save_checkpoint"),
+    "data": ("Dataset", "load_dataset"),
+    "defect": ("Defect", "defect_masks"),
+    "masks": ("defect_mask", "mask_digest"),
+    "networks": ("build",),
+    "record": ("TrainingRecord",),
+    "spec": ("ModelSpec",),
+    "training": ("TrainingProgress", "train"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f".{home}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

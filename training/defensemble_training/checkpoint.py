@@ -1,0 +1,237 @@
+"""How a trained network is kept: one safetensors file with weights, masks and what is known of them.
+
+The file's metadata has one key, `defensemble`, whose text is a JSON object with the keys
+
+- `format`: 1
+- `spec`: the `ModelSpec`, one key a field
+- `mask_digest`: `mask_digest` of the masks, full buffer names
+- `record`: the `TrainingRecord`, one key a field; class names are in it
+
+(one key, because safetensors writes several in random order, and the same network must give the same bytes). Tensors bear the names of torch's
+`state_dict`. Nothing is pickled.
+"""
+
+import dataclasses
+import json
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import nn
+
+from ._errors import CheckpointError, SpecError
+from .defect import defect_masks
+from .masks import mask_digest
+from .networks import build
+from .record import TrainingRecord
+from .spec import ModelSpec
+
+FORMAT = 1
+METADATA_KEY = "defensemble"
+
+
+@dataclass(frozen=True)
+class CheckpointMetadata:
+    """What a checkpoint says of itself, without its tensors.
+
+    Attributes:
+        spec: the network.
+        mask_digest: SHA-256 of its masks, 64 hexadecimal digits.
+        record: how it was trained; the class names are in it.
+    """
+
+    spec: ModelSpec
+    mask_digest: str
+    record: TrainingRecord
+
+
+def save_checkpoint(path: str | os.PathLike[str], module: nn.Module, spec: ModelSpec, record: TrainingRecord) -> None:
+    """Write a network to one safetensors file, aside and then renamed: at every moment the old file is there, or the whole new one.
+
+    Raises:
+        CheckpointError: the module is not the spec's network, the record's classes are not the spec's, or the folder does not exist.
+        OSError: the file cannot be written (names the file); nothing is left of it.
+    """
+    target = Path(path)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    what = f"cannot save {target}: the module is not the network of the spec"
+    _check_tensors(what, tensors, _untrained(spec, what).state_dict())
+    _check_classes(f"cannot save {target}", spec, record)
+    described = {
+        "format": FORMAT,
+        "spec": dataclasses.asdict(spec),
+        "mask_digest": mask_digest(defect_masks(module)),
+        "record": record.to_values(),
+    }
+    _write(target, save(tensors, {METADATA_KEY: json.dumps(described)}))
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> tuple[nn.Module, ModelSpec, TrainingRecord]:
+    """Read a network: a float32 module in eval mode, whatever the file's precision, its spec and its training record.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, no safetensors file, one of another kind, lacks a tensor or has one too many,
+            or its masks do not match its mask digest.
+        OSError: the file cannot be read.
+    """
+    metadata, tensors = _read(Path(path), with_tensors=True)
+    spec = metadata.spec
+    what = f"{path} does not hold the network of its spec"
+    module = _untrained(spec, what)
+    _check_tensors(what, tensors, module.state_dict())
+    module.load_state_dict({name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()})
+    digest = mask_digest(defect_masks(module))
+    if digest != metadata.mask_digest:
+        raise CheckpointError(
+            f"the masks in {path} have the digest {digest}, but its metadata says {metadata.mask_digest}: "
+            "the file was changed or mixed from two; take an unchanged copy, or train the network again"
+        )
+    return module.eval(), spec, metadata.record
+
+
+def read_metadata(path: str | os.PathLike[str]) -> CheckpointMetadata:
+    """Read what a checkpoint says of itself; its tensors are neither read nor checked.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, no safetensors file, or one of another kind.
+        OSError: the file cannot be read.
+    """
+    return _read(Path(path), with_tensors=False)[0]
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raise unless a checkpoint can be written at a path, by creating a file beside it and removing it.
+
+    Raises:
+        CheckpointError: the folder does not exist, or the path is one.
+        OSError: the folder takes no file (names the file).
+    """
+    target = Path(path)
+    _check_place(target)
+    aside = _aside(target)
+    try:
+        aside.open("xb").close()
+        aside.unlink()
+    except OSError as error:
+        raise _of(error, target) from error
+
+
+def _write(target: Path, content: bytes) -> None:
+    _check_place(target)
+    aside = _aside(target)
+    try:
+        try:
+            with aside.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(target)
+        finally:
+            aside.unlink(missing_ok=True)
+    except OSError as error:
+        raise _of(error, target) from error
+
+
+def _check_place(target: Path) -> None:
+    if target.is_dir():
+        raise CheckpointError(
+            f"cannot write the checkpoint {target}: it is a folder; name a file, such as {target / 'network.safetensors'}"
+        )
+    if not target.parent.is_dir():
+        raise CheckpointError(
+            f"cannot write the checkpoint {target}: the folder {target.parent} does not exist; make it with: mkdir -p {target.parent}"
+        )
+
+
+def _aside(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+
+
+def _of(error: OSError, target: Path) -> OSError:
+    """Return the error with the name that the user gave: that of a failed `write` has none, others name the file aside."""
+    return OSError(error.errno, error.strerror, str(target))
+
+
+def _read(path: Path, *, with_tensors: bool) -> tuple[CheckpointMetadata, dict[str, torch.Tensor]]:
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder, expected a checkpoint (a .safetensors file)")
+    try:
+        path.open("rb").close()  # safetensors' own errors do not tell a file without permission from a damaged one
+        with safe_open(path, framework="pt") as file:
+            metadata = _parsed(path, file.metadata())
+            return metadata, {name: file.get_tensor(name) for name in file.keys()} if with_tensors else {}
+    except FileNotFoundError as error:
+        raise CheckpointError(f"there is no checkpoint {path}; train one with: defensemble train {path}") from error
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path} is no whole safetensors file ({error}): it is truncated, damaged or of another format; take an unchanged copy, or train the network again"
+        ) from error
+
+
+def _parsed(path: Path, metadata: dict[str, str] | None) -> CheckpointMetadata:
+    text = (metadata or {}).get(METADATA_KEY)
+    if text is None:
+        raise CheckpointError(
+            f"{path} is a safetensors file, but no checkpoint of defensemble: its metadata lack the key {METADATA_KEY!r} "
+            f"(keys: {', '.join(sorted(metadata or {})) or 'none'}); expected a file that `defensemble train` wrote"
+        )
+    try:
+        values: Any = json.loads(text)
+        if not isinstance(values, dict) or values.get("format") != FORMAT:
+            got = values.get("format") if isinstance(values, dict) else values
+            raise CheckpointError(
+                f"{path} has the checkpoint format {got!r}, and this version of defensemble reads {FORMAT}; take the version that wrote it"
+            )
+        keys = {"format", "spec", "mask_digest", "record"}
+        if set(values) != keys:
+            raise CheckpointError(f"the metadata of {path} must have the keys {', '.join(sorted(keys))}; got {', '.join(sorted(values))}")
+        digest = values["mask_digest"]
+        if not isinstance(digest, str):
+            raise CheckpointError(f"the mask digest in the metadata of {path} must be a text, got {digest!r}")
+        described = CheckpointMetadata(
+            ModelSpec.from_json(json.dumps(values["spec"])), digest, TrainingRecord.from_values(values["record"])
+        )
+    except (ValueError, RecursionError) as error:  # SpecError is a ValueError
+        raise CheckpointError(
+            f"the metadata of {path} cannot be read: {error}; take an unchanged copy, or train the network again"
+        ) from error
+    _check_classes(f"{path} contradicts itself", described.spec, described.record)
+    return described
+
+
+def _check_classes(what: str, spec: ModelSpec, record: TrainingRecord) -> None:
+    if len(record.class_names) != spec.num_classes:
+        raise CheckpointError(f"{what}: the record names {len(record.class_names)} classes, the spec has {spec.num_classes}")
+
+
+def _untrained(spec: ModelSpec, what: str) -> nn.Module:
+    try:
+        with torch.random.fork_rng(devices=[]):  # these weights are never used: the caller's random stream is not to feel them
+            return build(spec)
+    except SpecError as error:
+        raise CheckpointError(f"{what}: {error}") from error
+
+
+def _check_tensors(what: str, tensors: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    """Raise unless names, shapes and kinds (bool, integer, floating) are the expected ones."""
+    missing = sorted(set(expected) - set(tensors))
+    unexpected = sorted(set(tensors) - set(expected))
+    if missing or unexpected:
+        raise CheckpointError(f"{what}: missing tensors: {_some(missing)}; unexpected tensors: {_some(unexpected)}")
+    for name, wanted in expected.items():
+        got = tensors[name]
+        if got.shape != wanted.shape or _kind(got) != _kind(wanted):
+            raise CheckpointError(f"{what}: {name} is {_kind(got)} {tuple(got.shape)}, expected {_kind(wanted)} {tuple(wanted.shape)}")
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    return "floating" if tensor.is_floating_point() else str(tensor.dtype).removeprefix("torch.")
+
+
+def _some(names: list[str]) -> str:
+    return f"{', '.join(names[:3])}{' ...' if len(names) > 3 else ''} ({len(names)})" if names else "none"
