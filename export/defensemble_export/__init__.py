@@ -1,0 +1,32 @@
+"""Checkpoints to ONNX, and to entries of a Triton model repository."""
+
+from ._errors import ConfigError, EnsembleError, ExistsError, ExportError, VerificationError
+from .averaging import average_onnx, uncertainty_onnx
+from .config import config_from_pbtxt, pbtxt_from_config
+from .ensemble import Ensemble, Vote
+from .exporting import export_checkpoints
+from .member import member_from_onnx, onnx_from_checkpoint
+from .plan import Member, repository_plan
+from .verify import verify_onnx
+from .writing import write_plan
+
+__all__ = [
+    "ConfigError",
+    "Ensemble",
+    "EnsembleError",
+    "ExistsError",
+    "ExportError",
+    "Member",
+    "VerificationError",
+    "Vote",
+    "average_onnx",
+    "config_from_pbtxt",
+    "export_checkpoints",
+    "member_from_onnx",
+    "onnx_from_checkpoint",
+    "pbtxt_from_config",
+    "repository_plan",
+    "uncertainty_onnx",
+    "verify_onnx",
+    "write_plan",
+]

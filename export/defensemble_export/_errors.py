@@ -1,0 +1,30 @@
+"""The errors of this package.
+
+ExportError
+├── VerificationError    an exported graph does not compute what the checkpoint does
+├── ConfigError          a config.pbtxt that cannot be read, or would not be read back as it was meant
+├── EnsembleError        members that cannot be averaged, weights or names that are not allowed
+└── ExistsError          the repository holds it already
+"""
+
+from __future__ import annotations
+
+
+class ExportError(Exception):
+    """Anything that stops this package from writing into a repository."""
+
+
+class VerificationError(ExportError):
+    """An exported graph does not compute what the checkpoint does."""
+
+
+class ConfigError(ExportError):
+    """A ``config.pbtxt`` cannot be read."""
+
+
+class EnsembleError(ExportError, ValueError):
+    """Members that cannot be averaged, or a name, weight or average that is not allowed."""
+
+
+class ExistsError(ExportError):
+    """The repository already holds what was to be written."""

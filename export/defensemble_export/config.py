@@ -1,0 +1,140 @@
+"""What the ``config.pbtxt`` of a member, an averaging model and an ensemble say, through Triton's own protobuf schema."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as schema
+
+from ._errors import ConfigError
+from .ensemble import Ensemble
+
+BACKEND = "onnxruntime"
+MODEL_FILE = "model.onnx"
+LABELS_FILE = "labels.txt"
+# Without a bound Triton queues until memory ends; a refusal is UNAVAILABLE (gRPC) or 503 (HTTP).
+MAX_QUEUE_SIZE = 1024
+
+
+def pbtxt_from_config(config: schema.ModelConfig) -> bytes:
+    """Serialise a model configuration, and parse it back to be sure that it says the same.
+
+    Raises:
+        ConfigError: the text does not give the same configuration back.
+    """
+    text: str = text_format.MessageToString(config, as_utf8=True)
+    if config_from_pbtxt(text, config.name) != config:
+        raise ConfigError(f"the configuration of '{config.name}' is not read back as it was written")
+    return text.encode()
+
+
+def config_from_pbtxt(text: str, where: str) -> schema.ModelConfig:
+    """Parse the text of a ``config.pbtxt``; ``where`` names it in errors.
+
+    Raises:
+        ConfigError: with line and column, where it is not a valid model configuration.
+    """
+    try:
+        return text_format.Parse(text, schema.ModelConfig())
+    except text_format.ParseError as error:
+        raise ConfigError(f"{where}: not a valid model configuration: {error}. Mend the file, or export the model again.") from error
+
+
+def member_config(
+    name: str,
+    *,
+    input_shape: tuple[int, int, int],
+    num_classes: int,
+    max_batch_size: int,
+    digests: Mapping[int, str],
+    mask_digests: Mapping[int, str],
+) -> schema.ModelConfig:
+    """Describe a member: ``images`` FP32 [C,H,W] to ``logits`` FP32 [K].
+
+    ``digests`` maps each version to the SHA-256 of its model file, ``mask_digests`` to that of its masks. All versions stay loaded
+    (``version_policy { all {} }``): under the default policy, loading version 2 unloads version 1 under an ensemble that is pinned to it.
+    """
+    config = schema.ModelConfig(name=name, backend=BACKEND, max_batch_size=max_batch_size)
+    config.input.add(name="images", data_type=schema.TYPE_FP32, dims=input_shape)
+    config.output.add(name="logits", data_type=schema.TYPE_FP32, dims=[num_classes], label_filename=LABELS_FILE)
+    config.version_policy.all.SetInParent()
+    policy = config.dynamic_batching.default_queue_policy
+    policy.max_queue_size = MAX_QUEUE_SIZE
+    policy.timeout_action = schema.ModelQueuePolicy.REJECT
+    _set_parameters(config, {f"sha256.{version}": digest for version, digest in digests.items()})
+    _set_parameters(config, {f"mask_digest.{version}": digest for version, digest in mask_digests.items()})
+    return config
+
+
+def averaging_config(
+    name: str, ensemble: Ensemble, outputs: Sequence[tuple[str, Sequence[int]]], *, num_classes: int, max_batch_size: int, digest: str
+) -> schema.ModelConfig:
+    """Describe ``average_<digest>`` or ``uncertainty_<digest>``: ``logits_0`` ... ``logits_{M-1}`` FP32 [K] to ``outputs`` (name, dims).
+
+    One thread, always on a CPU: the work is a few kilobytes.
+    """
+    config = schema.ModelConfig(name=name, backend=BACKEND, max_batch_size=max_batch_size)
+    for index in range(len(ensemble.members)):
+        config.input.add(name=f"logits_{index}", data_type=schema.TYPE_FP32, dims=[num_classes])
+    for output, dims in outputs:
+        config.output.add(name=output, data_type=schema.TYPE_FP32, dims=dims)
+    config.instance_group.add(kind=schema.ModelInstanceGroup.KIND_CPU, count=1)
+    config.version_policy.all.SetInParent()
+    _set_parameters(
+        config,
+        {
+            "average": ensemble.average,
+            "weights": json.dumps([member.weight for member in ensemble.members]),
+            "members": json.dumps([f"{member.model}@{member.version}" for member in ensemble.members]),
+            "intra_op_thread_count": "1",
+            "sha256.1": digest,
+        },
+    )
+    return config
+
+
+def ensemble_config(
+    ensemble: Ensemble,
+    *,
+    average_model: str,
+    uncertainty_model: str,
+    input_shape: tuple[int, int, int],
+    num_classes: int,
+    max_batch_size: int,
+) -> schema.ModelConfig:
+    """Describe the ensemble: ``images`` FP32 [C,H,W] to ``probabilities`` [K] and, where asked for, the measures of uncertainty.
+
+    Every step pins an explicit version: what ``-1`` means changes when a version is added.
+    """
+    members = len(ensemble.members)
+    config = schema.ModelConfig(name=ensemble.name, platform="ensemble", max_batch_size=max_batch_size)
+    config.input.add(name="images", data_type=schema.TYPE_FP32, dims=input_shape)
+    config.output.add(name="probabilities", data_type=schema.TYPE_FP32, dims=[num_classes], label_filename=LABELS_FILE)
+    for output, dims in uncertainty_outputs(members, num_classes):
+        config.output.add(name=output, data_type=schema.TYPE_FP32, dims=dims)
+    for index, member in enumerate(ensemble.members):
+        step = config.ensemble_scheduling.step.add(model_name=member.model, model_version=member.version)
+        step.input_map["images"] = "images"
+        step.output_map["logits"] = f"logits_{index}"
+    for model, outputs in (
+        (average_model, ["probabilities"]),
+        (uncertainty_model, [name for name, _ in uncertainty_outputs(members, num_classes)]),
+    ):
+        step = config.ensemble_scheduling.step.add(model_name=model, model_version=1)
+        for index in range(members):
+            step.input_map[f"logits_{index}"] = f"logits_{index}"
+        for output in outputs:
+            step.output_map[output] = output
+    return config
+
+
+def uncertainty_outputs(members: int, num_classes: int) -> list[tuple[str, list[int]]]:
+    """Names and dims (without the batch) of what ``uncertainty_<digest>`` computes."""
+    return [("member_probabilities", [members, num_classes]), ("entropy", [1]), ("mutual_information", [1])]
+
+
+def _set_parameters(config: schema.ModelConfig, parameters: Mapping[str, str]) -> None:
+    for key, value in parameters.items():
+        config.parameters[key].string_value = value

@@ -1,0 +1,88 @@
+"""What an ensemble is: which member votes with which weight, averaged how; and the rules for names."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from dataclasses import dataclass
+
+from ._errors import EnsembleError
+
+AVERAGES = ("probabilities", "logits")
+# The prefixes of the models that are generated from an ensemble, and never exported by name.
+RESERVED = ("average_", "uncertainty_")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,99}")
+
+
+@dataclass(frozen=True)
+class Vote:
+    """One member's vote: ``model`` at ``version`` with a positive finite ``weight``."""
+
+    model: str
+    version: int = 1
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_name(self.model)
+        if self.version < 1:
+            raise EnsembleError(f"version of '{self.model}' must be 1 or more, got {self.version}")
+        if not (math.isfinite(self.weight) and self.weight > 0):
+            raise EnsembleError(
+                f"weight of '{self.model}' must be finite and above 0, got {self.weight}; to stop a vote, leave the member out"
+            )
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """The votes of an ensemble, in step order, and what is averaged: ``"probabilities"`` (the default) or ``"logits"``."""
+
+    name: str
+    members: tuple[Vote, ...]
+    average: str = "probabilities"
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        if not self.members:
+            raise EnsembleError(f"ensemble '{self.name}' has no members: it needs at least one")
+        if self.average not in AVERAGES:
+            raise EnsembleError(f"average must be one of {', '.join(AVERAGES)}, got {self.average!r}")
+        votes = [(member.model, member.version) for member in self.members]
+        twice = sorted({f"{model}@{version}" for model, version in votes if votes.count((model, version)) > 1})
+        if twice:
+            raise EnsembleError(f"ensemble '{self.name}' names {', '.join(twice)} twice: give it a larger weight instead")
+        if self.name in {member.model for member in self.members}:
+            raise EnsembleError(f"ensemble '{self.name}' has a member of the same name: name one of them otherwise")
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """The weights, normalised to sum 1."""
+        total = math.fsum(member.weight for member in self.members)
+        return tuple(member.weight / total for member in self.members)
+
+    def digest(self, num_classes: int, max_batch_size: int) -> str:
+        """Name what is computed, in 16 hexadecimal digits: the same computation gets the same name, any other another one."""
+        computed = {
+            "average": self.average,
+            "members": [[member.model, member.version, repr(member.weight)] for member in self.members],
+            "num_classes": num_classes,
+            "max_batch_size": max_batch_size,
+        }
+        return hashlib.sha256(json.dumps(computed, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def check_name(name: str, *, generated: bool = False) -> str:
+    """Return ``name`` where both Triton and a file system take it for a model's name.
+
+    Raises:
+        EnsembleError: it is empty, too long, holds other characters than letters, digits, ``_``, ``.`` and ``-``, does not begin
+            with a letter or digit, or begins as the averaging models' names do.
+    """
+    if not _NAME.fullmatch(name):
+        raise EnsembleError(
+            f"a model's name has 1 to 100 letters, digits, '_', '.' or '-' and begins with a letter or digit, got {name!r}: rename the file"
+        )
+    if name.startswith(RESERVED) and not generated:
+        raise EnsembleError(f"names that begin with {' or '.join(RESERVED)} are kept for averaging models, got {name!r}")
+    return name

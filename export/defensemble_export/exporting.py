@@ -1,0 +1,48 @@
+"""From checkpoints to entries in a model repository: each exported and verified first, all written at once."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from ._errors import ExportError
+from .member import member_from_onnx, onnx_from_checkpoint
+from .plan import DEFAULT_MAX_BATCH_SIZE, check_free, repository_plan
+from .writing import write_plan
+
+
+def export_checkpoints(
+    checkpoints: Sequence[Path],
+    repository: Path,
+    *,
+    ensemble: str | None = "ensemble",
+    average: str = "probabilities",
+    weights: Mapping[str, float] | None = None,
+    max_batch_size: int = DEFAULT_MAX_BATCH_SIZE,
+    replace: bool = False,
+    on_exported: Callable[[Path], None] = lambda checkpoint: None,
+) -> list[str]:
+    """Export ``checkpoints`` as members named after their files and, unless ``ensemble`` is None, an ensemble of them.
+
+    Returns the paths written, relative to ``repository``. Nothing is written unless every checkpoint was exported and verified.
+
+    Raises:
+        ExportError, defensemble_training.CheckpointError, OSError: the repository is as it was.
+    """
+    if not checkpoints:
+        raise ExportError("no checkpoint is given: name at least one .safetensors file")
+    if repository.exists() and not repository.is_dir():
+        raise ExportError(f"{repository} is a file: name a folder for the model repository")
+    check_free(repository, [checkpoint.stem for checkpoint in checkpoints], ensemble, replace=replace)
+    members = []
+    with tempfile.TemporaryDirectory(prefix="defensemble-export-") as folder:
+        for number, checkpoint in enumerate(checkpoints):
+            path = onnx_from_checkpoint(checkpoint, Path(folder) / f"{number}.onnx", max_batch_size=max_batch_size)
+            members.append(member_from_onnx(path, checkpoint.stem))
+            on_exported(checkpoint)
+    plan = repository_plan(
+        repository, members, ensemble=ensemble, average=average, weights=weights, max_batch_size=max_batch_size, replace=replace
+    )
+    write_plan(repository, plan)
+    return list(plan)

@@ -1,0 +1,152 @@
+"""A checkpoint as an ONNX file whose masks are BOOL initialisers under their own names."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from ._errors import ExportError, VerificationError
+from .averaging import IR_VERSION, OPSET
+from .plan import DEFAULT_MAX_BATCH_SIZE, Member
+from .verify import verify_onnx
+
+if TYPE_CHECKING:
+    import torch
+
+# Keys of the ONNX file's metadata.
+SPEC, MASK_DIGEST, CLASS_NAMES, RECORD = "defensemble.spec", "defensemble.mask_digest", "defensemble.class_names", "defensemble.record"
+
+
+def onnx_from_checkpoint(
+    checkpoint: str | os.PathLike[str], path: str | os.PathLike[str], *, max_batch_size: int = DEFAULT_MAX_BATCH_SIZE, verify: bool = True
+) -> Path:
+    """Export a checkpoint to ``path``: ``images`` FP32 [N,C,H,W] in [0, 1] to ``logits`` FP32 [N,K], any N.
+
+    IR 10, opset 20, BatchNorm folded into the convolutions; each mask is a BOOL initialiser under its name in the checkpoint. The file's
+    metadata holds the spec, the mask digest, the class names and the training record. ONNX Runtime's answers are compared with torch's
+    before the file appears under its name, unless ``verify`` is False.
+
+    Raises:
+        VerificationError: the graph answers otherwise than the checkpoint; no file is left.
+        defensemble_training.CheckpointError: the checkpoint cannot be read.
+    """
+    from defensemble_training import defect_masks, load_checkpoint, mask_digest
+
+    target = Path(path)
+    module, spec, record = load_checkpoint(Path(checkpoint))
+    masks = defect_masks(module)
+    model = _exported(module, spec.input_shape)
+    _check_masks(model, masks)
+    metadata = {
+        SPEC: spec.to_json(),
+        MASK_DIGEST: mask_digest(masks),
+        CLASS_NAMES: json.dumps(list(record.class_names)),
+        RECORD: json.dumps(record.to_values()),
+    }
+    onnx.helper.set_model_props(model, metadata)
+    onnx.checker.check_model(model, full_check=True)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(model.SerializeToString(deterministic=True))
+        if verify:
+            verify_onnx(temporary, module, _real_images(record), max_batch_size=max_batch_size)
+        os.replace(temporary, target)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    return target
+
+
+def member_from_onnx(path: str | os.PathLike[str], name: str) -> Member:
+    """Read back what ``onnx_from_checkpoint`` wrote, as the member ``name`` of a repository.
+
+    Raises:
+        ExportError: the file is not such a file.
+    """
+    content = Path(path).read_bytes()
+    model = onnx.load_model_from_string(content)
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    missing = [key for key in (SPEC, MASK_DIGEST, CLASS_NAMES) if key not in metadata]
+    if missing:
+        raise ExportError(f"{path} does not carry {', '.join(missing)} in its metadata: export it from a checkpoint")
+    class_names = json.loads(metadata[CLASS_NAMES])
+    channels, height, width = json.loads(metadata[SPEC])["input_shape"]
+    return Member(name, content, (channels, height, width), len(class_names), tuple(class_names), metadata[MASK_DIGEST])
+
+
+def _exported(module: torch.nn.Module, input_shape: tuple[int, int, int]) -> onnx.ModelProto:
+    import torch
+
+    # Two images: an example batch of one would be taken for a constant.
+    example = (torch.zeros(2, *input_shape),)
+    with _quiet():
+        program = torch.onnx.export(
+            module,
+            example,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            verbose=False,
+        )
+    assert program is not None, "the dynamo exporter returns a program"
+    model: onnx.ModelProto = program.model_proto
+    model.ir_version = IR_VERSION
+    _strip(model)
+    return model
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Drop what the exporter notes about its own run: it names this machine's paths and changes nothing that is computed."""
+    graph = model.graph
+    entries: list[Any] = [graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer]
+    for entry in entries:
+        del entry.metadata_props[:]
+        entry.doc_string = ""
+    del graph.value_info[:]
+    del model.metadata_props[:]
+    model.producer_name = "defensemble"
+    model.producer_version = ""
+
+
+def _check_masks(model: onnx.ModelProto, masks: dict[str, np.ndarray[Any, Any]]) -> None:
+    found = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.BOOL}
+    for name, mask in masks.items():
+        if name not in found:
+            raise VerificationError(f"mask '{name}' is not a BOOL initialiser of the exported graph, which has {sorted(found) or 'none'}")
+        if not np.array_equal(found[name], mask):
+            raise VerificationError(f"mask '{name}' in the exported graph differs from the checkpoint's")
+
+
+def _real_images(record: Any) -> np.ndarray[Any, Any]:
+    from defensemble_training import load_dataset
+
+    images: np.ndarray[Any, Any] = load_dataset(record.data, record.image_size).test_images
+    return images
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch's exporter from printing notes about packages that are not needed here."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,64 @@
+"""Putting a plan's files into a repository: all of them, or none."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+
+def write_plan(repository: Path, plan: Mapping[str, bytes]) -> None:
+    """Write ``plan`` (path relative to ``repository``, to bytes) so that a failure on the way leaves the repository as it was.
+
+    Everything is first written to a folder beside the repository (Triton takes every folder inside it for a model), then renamed into
+    place: a new model as one folder, a new version of a model as one folder, changed files one by one, in the plan's order.
+
+    Raises:
+        OSError: a disk that is full or read-only, a missing permission; what had been moved is put back.
+    """
+    created = not repository.exists()
+    repository.mkdir(parents=True, exist_ok=True)
+    staging = None
+    try:
+        staging = Path(tempfile.mkdtemp(prefix=f".{repository.name}.staging-", dir=repository.resolve().parent))
+        for path, content in plan.items():
+            target = staging / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(content)
+        with ExitStack() as undo:
+            for unit in _units(repository, plan):
+                _move(staging / unit, repository / unit, staging, undo)
+            undo.pop_all()
+    except BaseException:
+        if created:
+            repository.rmdir()
+        raise
+    finally:
+        if staging is not None:
+            shutil.rmtree(staging)
+
+
+def _units(repository: Path, plan: Mapping[str, bytes]) -> list[str]:
+    """What is renamed as a whole: a path's topmost folder that does not exist yet, else the file; in the order of each one's last file."""
+    units: dict[str, None] = {}
+    for path in plan:
+        unit = Path(path)
+        while unit.parent != Path(".") and not (repository / unit.parent).exists():
+            unit = unit.parent
+        units.pop(unit.as_posix(), None)
+        units[unit.as_posix()] = None
+    return list(units)
+
+
+def _move(source: Path, target: Path, staging: Path, undo: ExitStack) -> None:
+    if target.exists():
+        kept = Path(tempfile.mkdtemp(dir=staging)) / "kept"
+        os.link(target, kept)
+        os.replace(source, target)
+        undo.callback(os.replace, kept, target)
+    else:
+        os.rename(source, target)
+        undo.callback(os.rename, target, source)
