@@ -1,0 +1,40 @@
+"""The errors of this package.
+
+ServerError
+├── RuntimeMissingError     no Triton, no ONNX Runtime library, an unfit platform
+├── BackendBuildError       the native backend could not be built
+├── RepositoryError         the model repository cannot be served as it lies on disk
+├── PortError               a port is taken or not allowed
+├── StartError              Triton did not come up, or did not answer rightly
+└── StateError              no such running server
+"""
+
+from __future__ import annotations
+
+
+class ServerError(Exception):
+    """Anything that stops this package from serving; its text says what, got, expected and how to mend it."""
+
+
+class RuntimeMissingError(ServerError):
+    """A part that serving needs is not on this machine: Triton, ONNX Runtime's library, glibc."""
+
+
+class BackendBuildError(ServerError):
+    """The native backend could not be compiled."""
+
+
+class RepositoryError(ServerError):
+    """The model repository cannot be served as it lies on disk."""
+
+
+class PortError(ServerError):
+    """A port is taken, or the address is not one that this runtime may listen on."""
+
+
+class StartError(ServerError):
+    """Triton did not start, or its answers were not what they must be."""
+
+
+class StateError(ServerError):
+    """There is no such running server."""

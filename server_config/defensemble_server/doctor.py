@@ -1,0 +1,169 @@
+"""What this machine can run, what is missing, and the command that mends it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import urllib3
+
+from ._errors import RuntimeMissingError, ServerError
+from .backend import built_backend, find_compiler, onnxruntime_library
+from .options import ServeOptions
+from .runtime import EMBEDDED_CORE, check_platform, embedded_triton
+from .state import read_states
+
+PASS, WARN, FAIL = "PASS", "WARN", "FAIL"
+_PYTHONS = ((3, 10), (3, 13))
+_EXTRAS = {"train": ("torch", "safetensors", "scikit-learn"), "export": ("onnx", "onnxruntime", "onnxscript")}
+# (first core without it, what it is), from NVIDIA's security bulletins. The core's minor version counts NVIDIA's monthly releases: 2.51 is
+# 24.10, 2.59.0 is 25.06, 2.59.1 is 25.07, 2.60 is 25.08, and one more each month.
+HOLES = (
+    ((2, 59, 1), "a stack overflow by HTTP chunks without a login (CVE-2025-23310, CVE-2025-23311; fixed in 25.07)"),
+    (
+        (2, 59, 1),
+        "the Python backend's shared memory leads to remote code (CVE-2025-23319, CVE-2025-23320, CVE-2025-23334; fixed in 25.07)",
+    ),
+    ((2, 60, 0), "code execution through model names in the model control API (CVE-2025-23316; fixed in 25.08)"),
+    ((2, 67, 0), "authentication bypass through an alternate path (CVE-2026-24206, CVE-2026-24207; fixed in 26.03)"),
+    ((2, 71, 0), "more in each of NVIDIA's bulletins for 26.04 to 26.07 (fixed in 26.07)"),
+)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at: PASS, WARN or FAIL, what was found, and the command that mends it (empty: nothing to be done)."""
+
+    name: str
+    status: str
+    text: str
+    mend: str = ""
+
+
+def diagnose(urls: list[str]) -> list[Check]:
+    """Look at this machine, at our servers that run on it, and at the servers behind ``urls`` (``http://HOST:PORT``)."""
+    return [*_platform(), *_packages(), *_runtime(), *_ports(), *_servers(urls)]
+
+
+def holes_of(version: str) -> list[str]:
+    """The published holes that a Triton core of this version (such as "2.51.0") is too old for.
+
+    Raises:
+        ServerError: it is not a version.
+    """
+    try:
+        parts = tuple(int(part) for part in version.split(".")[:3])
+    except ValueError as error:
+        raise ServerError(f"{version!r} is no version of Triton's core: expected three numbers, such as 2.51.0") from error
+    return [text for fixed, text in HOLES if parts < fixed]
+
+
+def _platform() -> Iterator[Check]:
+    libc = platform.libc_ver()
+    what = f"{platform.system()} {platform.machine()}, {' '.join(libc)}"
+    try:
+        check_platform(platform.system(), platform.machine(), libc)
+        yield Check("platform", PASS, what)
+    except RuntimeMissingError as error:
+        yield Check("platform", FAIL, str(error), "defensemble serve --runtime docker")
+    version = sys.version_info[:2]
+    fits = _PYTHONS[0] <= version <= _PYTHONS[1]
+    text = f"{platform.python_version()}{'' if fits else ': tried are 3.10 to 3.13'}"
+    yield Check("Python", PASS if fits else WARN, text, "" if fits else "use Python 3.10 to 3.13")
+
+
+def _packages() -> Iterator[Check]:
+    for extra, packages in _EXTRAS.items():
+        found, missing = [], []
+        for package in packages:
+            try:
+                found.append(f"{package} {importlib.metadata.version(package)}")
+            except importlib.metadata.PackageNotFoundError:
+                missing.append(package)
+        if missing:
+            yield Check(extra, WARN, f"`defensemble {extra}` lacks {', '.join(missing)}", f"pip install 'defensemble[{extra}]'")
+        else:
+            yield Check(extra, PASS, ", ".join(found))
+
+
+def _runtime() -> Iterator[Check]:
+    if embedded_triton() is None:
+        yield Check(
+            "Triton", WARN, "the embedded runtime is not installed; `defensemble serve` installs it", "defensemble serve, or make install"
+        )
+    else:
+        yield Check(
+            "Triton", PASS, f"embedded runtime, core {EMBEDDED_CORE} (nvidia-pytriton {importlib.metadata.version('nvidia-pytriton')})"
+        )
+    yield Check(
+        "core's age",
+        WARN,
+        f"core {EMBEDDED_CORE} is of October 2024; it is for this machine alone and listens on loopback. Too old for:\n"
+        + "\n".join(f"{'':>8}- {hole}" for hole in holes_of(EMBEDDED_CORE)),
+        "for anything that strangers reach: NVIDIA's container, 26.07 or later, behind a proxy",
+    )
+    yield _tried("ONNX Runtime", lambda: str(onnxruntime_library()), "pip install 'defensemble[server]'")
+    compiler = find_compiler()
+    if compiler is None:
+        yield Check("compiler", WARN, "no C++ compiler for the native backend", "apt-get install g++, or pip install ziglang")
+    else:
+        yield Check("compiler", PASS, str(compiler))
+    backend = built_backend()
+    if backend is None:
+        yield Check("backend", WARN, "not built yet; `defensemble serve` builds it, once", "python -m defensemble_server.backend")
+    else:
+        yield Check("backend", PASS, str(backend))
+
+
+def _tried(name: str, find: Callable[[], str], mend: str) -> Check:
+    try:
+        return Check(name, PASS, find())
+    except ServerError as error:
+        return Check(name, FAIL, str(error), mend)
+
+
+def _ports() -> Iterator[Check]:
+    ours = {port: state for state in read_states() for port in (state.http_port, state.grpc_port, state.metrics_port)}
+    for what, port in ServeOptions().ports.items():
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                if port in ours:
+                    yield Check(f"{what} port", PASS, f"{port} is used by our server of {ours[port].repository}")
+                else:
+                    yield Check(f"{what} port", WARN, f"{port} is taken by another program", "defensemble serve --free-ports")
+            else:
+                yield Check(f"{what} port", PASS, f"{port} is free")
+
+
+def _servers(urls: list[str]) -> Iterator[Check]:
+    for state in read_states():
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(state.host, state.host)
+        name = f"server {state.grpc_port}"
+        yield Check(name, PASS, f"gRPC {state.grpc_port}, HTTP {state.http_port}, serves {state.repository} (process {state.pid})")
+        yield _version(name, f"http://{host}:{state.http_port}", local=state.host in ("127.0.0.1", "::1", "localhost"))
+    for url in urls:
+        yield _version(url, url, local=False)
+
+
+def _version(name: str, url: str, *, local: bool) -> Check:
+    try:
+        answer = urllib3.request("GET", f"{url.rstrip('/')}/v2", retries=False, timeout=3.0)
+        version = str(json.loads(answer.data)["version"])
+        holes = holes_of(version)
+    except (urllib3.exceptions.HTTPError, ValueError, KeyError, TypeError, ServerError) as error:
+        return Check(
+            name, FAIL, f"{url} does not answer as a Triton does: {error}", "is the URL right (http://HOST:PORT of the HTTP front end)?"
+        )
+    if not holes:
+        return Check(name, PASS, f"core {version}")
+    listing = "\n".join(f"{'':>8}- {hole}" for hole in holes)
+    where = "listens on loopback, but " if local else ""
+    return Check(name, WARN, f"core {version} {where}is too old for:\n{listing}", "NVIDIA's container, 26.07 or later, behind a proxy")

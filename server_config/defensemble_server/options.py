@@ -1,0 +1,182 @@
+"""How a server is to be started, and the command line that says so to Triton."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import secrets
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ._errors import PortError, ServerError
+from .runtime import CONTAINER, RUNTIMES, Runtime
+
+# Who may edit what is served, place memory in it, or choose where it logs, may do anything to it. Model configurations stay readable.
+RESTRICTED_APIS = ("model-repository", "shared-memory", "logging", "trace")
+ADMIN_HEADER = "x-admin-key"
+EXPOSE_FLAG = "--expose-outdated-server"
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """Where a server listens, on which runtime and profile it runs; port 0 chooses a free one."""
+
+    runtime: str = "embedded"
+    host: str = "127.0.0.1"
+    http_port: int = 8000
+    grpc_port: int = 8001
+    metrics_port: int = 8002
+    profile: str | None = None
+    admin_key: str | None = None
+    drain_s: int = 5
+    expose_outdated_server: bool = False
+
+    def __post_init__(self) -> None:
+        if self.runtime not in RUNTIMES:
+            raise ServerError(f"runtime must be one of {', '.join(RUNTIMES)}, got {self.runtime!r}")
+        for what, port in self.ports.items():
+            if not 0 <= port <= 65535:
+                raise PortError(f"{what} port must be 0 (any free one) to 65535, got {port}")
+        chosen = [port for port in self.ports.values() if port]
+        if len(set(chosen)) < len(chosen):
+            raise PortError(f"the three ports must differ, got {self.ports}")
+        if self.drain_s < 0:
+            raise ServerError(f"drain_s must be 0 or more, got {self.drain_s}")
+        if self.profile is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.\-]*", self.profile):
+            raise ServerError(f"a profile's name has letters, digits, '_', '.' or '-', got {self.profile!r}")
+        if self.admin_key is not None:
+            check_admin_key(self.admin_key)
+        if self.runtime == "embedded" and not _is_loopback(self.host) and not self.expose_outdated_server:
+            raise PortError(
+                "the embedded Triton's core is of October 2024 and has published holes that need no login (CVE-2025-23310, CVE-2026-24206 "
+                f"and more): it listens on loopback only, not on {self.host}. Use NVIDIA's container (--runtime docker), or, knowing that, "
+                f"{EXPOSE_FLAG}"
+            )
+
+    @property
+    def ports(self) -> dict[str, int]:
+        """The ports by what listens on them."""
+        return {"http": self.http_port, "grpc": self.grpc_port, "metrics": self.metrics_port}
+
+
+def check_admin_key(key: str) -> str:
+    """Return ``key`` where Triton's command line and a header take it.
+
+    Raises:
+        ServerError: fewer than 16 characters, or others than letters, digits, ``_`` and ``-``. The text does not show the key.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_\-]{16,256}", key):
+        raise ServerError(
+            f"an admin key has 16 to 256 letters, digits, '_' or '-', got {len(key)} characters: "
+            "make one with `openssl rand -hex 24 > FILE`"
+        )
+    return key
+
+
+def read_admin_key(path: Path) -> str:
+    """Read an admin key from the only line of a file.
+
+    Raises:
+        ServerError: the file cannot be read, or holds no such key.
+    """
+    try:
+        text = path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ServerError(f"admin key file {path} cannot be read: {error}") from error
+    return check_admin_key(text)
+
+
+def new_admin_key() -> str:
+    """A random admin key of 192 bits."""
+    return secrets.token_hex(24)
+
+
+def claim_ports(options: ServeOptions) -> dict[str, int]:
+    """The ports to listen on: those asked for, checked to be free, and free ones in the place of 0.
+
+    Raises:
+        PortError: a port is taken.
+    """
+    held, ports = [], {}
+    try:
+        for what, port in options.ports.items():
+            probe = socket.socket(socket.AF_INET6 if ":" in options.host else socket.AF_INET)
+            held.append(probe)
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((options.host, port))
+                probe.listen(1)
+            except (OSError, socket.gaierror) as error:
+                raise PortError(
+                    f"{what} port {port} on {options.host} cannot be used: {error.strerror or error}. Choose another with --{what}-port "
+                    "(0: any free one), or stop what holds it; `defensemble doctor` lists our own servers"
+                ) from error
+            ports[what] = probe.getsockname()[1]
+    finally:
+        for probe in held:
+            probe.close()
+    return ports
+
+
+def triton_command(
+    runtime: Runtime, repository: Path, models: Sequence[str], *, options: ServeOptions, ports: dict[str, int], admin_key: str, threads: int
+) -> list[str]:
+    """The command line that starts Triton on ``models`` of ``repository``, all loaded explicitly."""
+    docker = runtime.name == "docker"
+    inner = {"http": 8000, "grpc": 8001, "metrics": 8002} if docker else ports
+    host = "0.0.0.0" if docker else options.host
+    command = _docker_prefix(runtime, repository, options, ports) if docker else [str(runtime.executable)]
+    command += [
+        f"--model-repository={'/models' if docker else repository}",
+        "--model-control-mode=explicit",
+        *(f"--load-model={model}" for model in models),
+        "--exit-on-error=false",
+        f"--exit-timeout-secs={options.drain_s}",
+        "--allow-sagemaker=false",
+        "--allow-vertex-ai=false",
+    ]
+    for what, port in inner.items():
+        command += [f"--{what}-address={host}", f"--{what}-port={port}"]
+    restricted = f"{','.join(RESTRICTED_APIS)}:{ADMIN_HEADER}={admin_key}"
+    command += [f"--http-restricted-api={restricted}", f"--grpc-restricted-protocol={restricted}"]
+    settings = {**runtime.backend_settings, "intra_op_thread_count": str(threads)}
+    if runtime.backend_directory is not None:
+        command.append(f"--backend-directory={runtime.backend_directory}")
+    else:
+        settings["enable-global-threadpool"] = "1"  # NVIDIA's backend reads the thread count from its command line for its global pool only
+    command += [f"--backend-config=onnxruntime,{key}={value}" for key, value in settings.items()]
+    if options.profile is not None:
+        command.append(f"--model-config-name={options.profile}")
+    return command
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def _docker_prefix(runtime: Runtime, repository: Path, options: ServeOptions, ports: dict[str, int]) -> list[str]:
+    published = [f"--publish={options.host}:{ports[what]}:{inner}" for what, inner in (("http", 8000), ("grpc", 8001), ("metrics", 8002))]
+    return [
+        str(runtime.executable),
+        "run",
+        "--rm",
+        "--init",
+        f"--name=defensemble-{ports['grpc']}",
+        *published,
+        f"--volume={repository.resolve()}:/models:ro",
+        CONTAINER,
+        "tritonserver",
+    ]
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,128 @@
+"""Does a started server answer, and rightly? Triton's own readiness can say yes while every request fails, so real inferences are made."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import urllib3
+
+from ._errors import StartError
+from .options import ADMIN_HEADER
+from .repository import Model, Repository, averaging_of
+
+# Between an ensemble's answer and numpy's average of its members' answers, both float32.
+TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class Probe:
+    """HTTP calls to one server, for the few that starting needs."""
+
+    pool: urllib3.HTTPConnectionPool
+    admin_key: str
+
+    def live(self) -> bool:
+        """Whether the HTTP front end answers at all; it opens once all models were loaded or refused."""
+        try:
+            return bool(self.pool.request("GET", "/v2/health/live", retries=False, timeout=2.0).status == 200)
+        except urllib3.exceptions.HTTPError:
+            return False
+
+    def index(self) -> list[dict[str, str]]:
+        """Triton's list of models: name, version, state, reason."""
+        listing: list[dict[str, str]] = self._call("POST", "/v2/repository/index", {})
+        return listing
+
+    def infer(self, model: str, version: int | None, images: np.ndarray[Any, Any], output: str) -> np.ndarray[Any, Any]:
+        """One output of one model for ``images`` (N,C,H,W), as float32."""
+        inputs = [{"name": "images", "shape": list(images.shape), "datatype": "FP32", "data": images.ravel().tolist()}]
+        where = f"/v2/models/{model}" + (f"/versions/{version}" if version else "")
+        answer = self._call("POST", f"{where}/infer", {"inputs": inputs, "outputs": [{"name": output}]})
+        got = answer["outputs"][0]
+        values: np.ndarray[Any, Any] = np.array(got["data"], np.float32).reshape(got["shape"])
+        return values
+
+    def _call(self, method: str, path: str, body: dict[str, Any]) -> Any:
+        try:
+            response = self.pool.request(
+                method, path, body=json.dumps(body), headers={ADMIN_HEADER: self.admin_key}, retries=False, timeout=120.0
+            )
+        except urllib3.exceptions.HTTPError as error:
+            raise StartError(f"{path}: the server did not answer: {error}") from error
+        if response.status != 200:
+            raise StartError(f"{path}: the server answered {response.status}: {response.data.decode(errors='replace')[:500]}")
+        return json.loads(response.data)
+
+
+def fixed_images(shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    """One image (1,C,H,W) in [0, 1], the same on every machine: a ramp that no symmetry hides."""
+    size = int(np.prod(shape))
+    ramp: np.ndarray[Any, Any] = (np.arange(size, dtype=np.float32) * np.float32(0.618034)) % 1
+    return ramp.reshape(1, *shape)
+
+
+def failed_models(probe: Probe, wanted: list[str]) -> dict[str, str]:
+    """The models that Triton could not load, with its reason."""
+    states: dict[str, list[dict[str, str]]] = {}
+    for entry in probe.index():
+        states.setdefault(entry["name"], []).append(entry)
+    failed = {}
+    for name in wanted:
+        entries = states.get(name, [])
+        bad = [entry for entry in entries if entry.get("state") != "READY"]
+        if bad or not entries:
+            reasons = sorted({entry.get("reason") or entry.get("state") or "unknown" for entry in bad})
+            failed[name] = "; ".join(reasons) or "Triton does not know it"
+    return failed
+
+
+def check_answers(probe: Probe, repository: Repository, served: list[str]) -> None:
+    """Send one fixed image through every classifier and ensemble that is served, and compare each ensemble with numpy's average.
+
+    Raises:
+        StartError: a model does not answer, or answers NaN; an ensemble's answer is not the average of its members'.
+    """
+    logits: dict[tuple[str, int], np.ndarray[Any, Any]] = {}
+    for name in served:
+        model = repository.models[name]
+        if not model.is_classifier:
+            continue
+        for version in model.versions:
+            answer = probe.infer(name, version, _images_for(model), "logits")
+            if not np.isfinite(answer).all():
+                raise StartError(f"model '{name}' version {version} answers values that are not finite on the fixed image")
+            logits[name, version] = answer
+    for name in served:
+        model = repository.models[name]
+        if model.is_ensemble and "images" in [tensor.name for tensor in model.config.input]:
+            _check_ensemble(probe, repository, model, logits)
+
+
+def _check_ensemble(probe: Probe, repository: Repository, model: Model, logits: dict[tuple[str, int], np.ndarray[Any, Any]]) -> None:
+    got = probe.infer(model.name, None, _images_for(model), "probabilities")
+    averaging = averaging_of(model, repository.models)
+    if averaging is None or any(vote not in logits for vote in model.votes):
+        return  # somebody else's averaging: it answered, and what it should have answered is not known
+    average, weights = averaging
+    votes = np.stack([logits[vote] for vote in model.votes]).astype(np.float64)  # (M,1,K)
+    normalised = np.array(weights).reshape(-1, 1, 1) / np.sum(weights)
+    expected = (normalised * _softmax(votes)).sum(0) if average == "probabilities" else _softmax((normalised * votes).sum(0))
+    difference = float(np.abs(got - expected).max())
+    if not difference <= TOLERANCE:
+        raise StartError(
+            f"ensemble '{model.name}' differs by {difference:.3g} from the average ({average}) of its members, allowed is {TOLERANCE}: "
+            "its averaging model is not what its configuration says; export the ensemble again"
+        )
+
+
+def _images_for(model: Model) -> np.ndarray[Any, Any]:
+    return fixed_images(tuple(max(1, size) for size in model.config.input[0].dims))
+
+
+def _softmax(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    normalised: np.ndarray[Any, Any] = powers / powers.sum(axis=-1, keepdims=True)
+    return normalised

@@ -1,0 +1,166 @@
+"""What lies in a model repository: which models can be served, and what is wrong with the others."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as schema
+
+from ._errors import RepositoryError
+
+CONFIG_FILE = "config.pbtxt"
+# The embedded runtime answers for this backend alone.
+BACKEND = "onnxruntime"
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model as it lies on disk: its configuration (of the chosen profile) and its version folders."""
+
+    name: str
+    config: schema.ModelConfig
+    versions: tuple[int, ...]
+
+    @property
+    def is_ensemble(self) -> bool:
+        """Whether this is one of Triton's ensembles."""
+        return bool(self.config.platform == "ensemble")
+
+    @property
+    def is_classifier(self) -> bool:
+        """Whether it takes ``images`` and gives ``logits``, as members and standard networks do."""
+        inputs, outputs = [tensor.name for tensor in self.config.input], [tensor.name for tensor in self.config.output]
+        return inputs == ["images"] and outputs == ["logits"]
+
+    @property
+    def votes(self) -> list[tuple[str, int]]:
+        """Of an ensemble: (model, version) of the steps that read an input of the ensemble, in order."""
+        inputs = {tensor.name for tensor in self.config.input}
+        steps = self.config.ensemble_scheduling.step
+        return [(step.model_name, step.model_version) for step in steps if inputs & set(step.input_map.values())]
+
+    def parameter(self, key: str) -> str | None:
+        """A value of the configuration's ``parameters``, None where there is none."""
+        return self.config.parameters[key].string_value if key in self.config.parameters else None
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A folder of models: those that can be served, and for the others a text that says what is wrong."""
+
+    path: Path
+    models: Mapping[str, Model]
+    problems: Mapping[str, str]
+
+    @property
+    def ensembles(self) -> list[Model]:
+        """The ensembles that can be served."""
+        return [model for model in self.models.values() if model.is_ensemble]
+
+    def threads_per_member(self, cores: int) -> int:
+        """How many threads each member may take so that the members of the largest ensemble share the machine; all where there is none."""
+        largest = max((len(model.votes) for model in self.ensembles), default=1)
+        return max(1, cores // max(1, largest))
+
+
+def read_repository(path: Path, *, profile: str | None = None, only_backend: str | None = None) -> Repository:
+    """Read every model's configuration and check its files against the digests that it carries.
+
+    ``profile`` takes ``configs/<profile>.pbtxt`` where a model has it; ``only_backend`` refuses models of other backends.
+
+    Raises:
+        RepositoryError: ``path`` is not a folder, or has no folder that could be a model.
+    """
+    if not path.is_dir():
+        what = "is a file" if path.exists() else "does not exist"
+        raise RepositoryError(f"model repository {path} {what}: name a folder that `defensemble export` has written")
+    folders = sorted(entry for entry in path.iterdir() if entry.is_dir())
+    if not folders:
+        raise RepositoryError(
+            f"model repository {path} is empty: write models into it with `defensemble export CHECKPOINT... --repository {path}`"
+        )
+    models, problems = {}, {}
+    for folder in folders:
+        try:
+            models[folder.name] = _read_model(folder, profile, only_backend)
+        except RepositoryError as error:
+            problems[folder.name] = str(error)
+    _drop_broken_ensembles(models, problems)
+    return Repository(path, models, problems)
+
+
+def _read_model(folder: Path, profile: str | None, only_backend: str | None) -> Model:
+    path = folder / CONFIG_FILE
+    if profile is not None and (folder / "configs" / f"{profile}.pbtxt").exists():
+        path = folder / "configs" / f"{profile}.pbtxt"
+    try:
+        config = text_format.Parse(path.read_text(), schema.ModelConfig())
+    except FileNotFoundError as error:
+        raise RepositoryError(f"stray folder: it holds no {CONFIG_FILE}, so it is no model; move it out of the repository") from error
+    except (text_format.ParseError, UnicodeDecodeError) as error:
+        raise RepositoryError(f"{path}: not a valid model configuration: {error}") from error
+    if config.name and config.name != folder.name:
+        raise RepositoryError(f"{path} says name: \"{config.name}\", but the folder is called '{folder.name}': make them equal")
+    versions = tuple(sorted(int(entry.name) for entry in folder.iterdir() if entry.is_dir() and re.fullmatch("[1-9][0-9]*", entry.name)))
+    if not versions:
+        raise RepositoryError(f"{folder} has no version folder: it needs one named 1, 2, ...")
+    model = Model(folder.name, config, versions)
+    if not model.is_ensemble:
+        _check_files(folder, model, only_backend)
+    return model
+
+
+def _check_files(folder: Path, model: Model, only_backend: str | None) -> None:
+    if only_backend is not None and model.config.backend != only_backend:
+        got = model.config.backend or model.config.platform or "none"
+        raise RepositoryError(
+            f"backend '{got}' is not in this runtime, which has '{only_backend}' alone: serve it with --runtime docker or path"
+        )
+    for version in model.versions:
+        file = folder / str(version) / (model.config.default_model_filename or "model.onnx")
+        expected = model.parameter(f"sha256.{version}")
+        if expected is None:
+            continue
+        if not file.exists():
+            raise RepositoryError(f"{file} is missing: export the model again")
+        got = hashlib.sha256(file.read_bytes()).hexdigest()
+        if got != expected:
+            raise RepositoryError(
+                f"{file} has SHA-256 {got[:16]}..., {CONFIG_FILE} says {expected[:16]}...: the file was changed or damaged after it was "
+                "exported; export it again, or, if you changed it on purpose, write the new digest into the configuration"
+            )
+
+
+def _drop_broken_ensembles(models: dict[str, Model], problems: dict[str, str]) -> None:
+    for name, model in list(models.items()):
+        if not model.is_ensemble:
+            continue
+        for step in model.config.ensemble_scheduling.step:
+            member = models.get(step.model_name)
+            if member is None:
+                why = "is not in the repository" if step.model_name not in problems else "cannot be served"
+                problems[name] = f"its step '{step.model_name}' {why}"
+            elif step.model_version > 0 and step.model_version not in member.versions:
+                problems[name] = f"its step '{step.model_name}' pins version {step.model_version}, there are {list(member.versions)}"
+            else:
+                continue
+            del models[name]
+            break
+
+
+def averaging_of(ensemble: Model, models: Mapping[str, Model]) -> tuple[str, list[float]] | None:
+    """What an ensemble's ``probabilities`` are: (average, weights in the order of its votes); None where no configuration says it."""
+    for step in ensemble.config.ensemble_scheduling.step:
+        if "probabilities" not in step.output_map.values():
+            continue
+        model = models.get(step.model_name)
+        average, weights = (model.parameter("average"), model.parameter("weights")) if model is not None else (None, None)
+        if average is not None and weights is not None:
+            return average, [float(weight) for weight in json.loads(weights)]
+    return None

@@ -1,0 +1,261 @@
+"""Starting Triton on a model repository, knowing that it answers rightly, and leaving nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import urllib3
+
+from ._errors import PortError, RepositoryError, StartError, StateError
+from .options import ServeOptions, claim_ports, cores, new_admin_key, triton_command
+from .readiness import Probe, check_answers, failed_models
+from .repository import BACKEND, Repository, read_repository
+from .runtime import Runtime, find_runtime
+from .state import ServerState, find_state, process_start, state_file, state_folder, write_state
+
+# A free port can be taken between choosing and listening; a second choice is another port.
+_PORT_TRIES = 3
+
+
+@dataclass
+class Server:
+    """A running Triton: where it listens, what it serves and what it does not, and how it ends."""
+
+    state: ServerState
+    models: list[str]
+    problems: Mapping[str, str]
+    start_s: float
+    triton_pid: int
+    _supervisor: subprocess.Popen[str]
+    _grace_s: float
+
+    @property
+    def http_url(self) -> str:
+        """URL for the client and for curl."""
+        return f"http://{self._host}:{self.state.http_port}"
+
+    @property
+    def grpc_url(self) -> str:
+        """URL for the client."""
+        return f"grpc://{self._host}:{self.state.grpc_port}"
+
+    @property
+    def metrics_url(self) -> str:
+        """URL of the Prometheus metrics."""
+        return f"http://{self._host}:{self.state.metrics_port}/metrics"
+
+    @property
+    def running(self) -> bool:
+        """Whether the server still runs."""
+        return self._supervisor.poll() is None
+
+    def detach(self) -> None:
+        """Let the server outlive this process; ``stop_server`` or ``defensemble serve --stop`` ends it."""
+        assert self._supervisor.stdin is not None
+        self._supervisor.stdin.write("detach\n")
+        self._supervisor.stdin.close()
+        self._supervisor.stdin = None
+
+    def wait(self) -> int:
+        """Wait until the server ends by itself or is stopped from elsewhere; returns Triton's exit status."""
+        assert self._supervisor.stdout is not None
+        status = 0
+        with self._supervisor.stdout as reports:
+            for line in reports:
+                if line.startswith("exited "):
+                    status = int(line.split()[1])
+        self._supervisor.wait()
+        return status
+
+    def stop(self) -> None:
+        """Drain the server, stop it and wait until all of it is gone. More than once does no harm."""
+        _end(self._supervisor, self._grace_s)
+
+    @property
+    def _host(self) -> str:
+        wildcard = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
+        return wildcard.get(self.state.host, f"[{self.state.host}]" if ":" in self.state.host else self.state.host)
+
+    def __repr__(self) -> str:
+        return f"Server({self.grpc_url!r}, {self.http_url!r}, models={self.models})"
+
+
+@contextmanager
+def serve(
+    repository: str | Path,
+    options: ServeOptions | None = None,
+    *,
+    say: Callable[[str], None] = lambda text: None,
+    start_timeout_s: float = 300.0,
+) -> Iterator[Server]:
+    """Serve a model repository with Triton, until the context ends.
+
+    The context is entered when a fixed image has gone through every classifier and ensemble and each ensemble's answer equals the average
+    of its members'. Models that cannot be served are in ``Server.problems``; the others are served. When the context ends, or this process
+    dies, the server is drained and stopped, and no process, port, shared memory or temporary folder is left.
+
+    Raises:
+        RepositoryError: no model can be served.
+        RuntimeMissingError, BackendBuildError: the runtime is not complete.
+        PortError: a port is taken.
+        StartError: Triton did not come up in ``start_timeout_s``, or answered wrongly; shows its last lines.
+    """
+    server = start_server(repository, options, say=say, start_timeout_s=start_timeout_s)
+    try:
+        yield server
+    finally:
+        if server._supervisor.stdin is not None:  # not detached
+            server.stop()
+
+
+def start_server(
+    repository: str | Path,
+    options: ServeOptions | None = None,
+    *,
+    say: Callable[[str], None] = lambda text: None,
+    start_timeout_s: float = 300.0,
+) -> Server:
+    """Do what ``serve`` does on entering; the caller has to call ``stop`` or ``detach``."""
+    options = options or ServeOptions()
+    folder = Path(repository).resolve()
+    content = read_repository(folder, profile=options.profile, only_backend=BACKEND if options.runtime == "embedded" else None)
+    if not content.models:
+        raise RepositoryError(
+            f"no model in {folder} can be served:\n" + "\n".join(f"  {name}: {text}" for name, text in content.problems.items())
+        )
+    runtime = find_runtime(options.runtime, say=say)
+    for last_try in (*[False] * (_PORT_TRIES - 1), True):
+        ports = claim_ports(options)
+        try:
+            return _start(runtime, content, options, ports, start_timeout_s)
+        except PortError:
+            if last_try or any(options.ports.values()):
+                raise
+    raise AssertionError("the last try returns or raises")
+
+
+def stop_server(grpc_port: int | None = None, *, timeout_s: float = 60.0) -> ServerState:
+    """Stop a server that was started here and left running: the one on ``grpc_port``, or the only one.
+
+    Raises:
+        StateError: there is no such server, or it did not end in ``timeout_s``.
+    """
+    state = find_state(grpc_port)
+    os.kill(state.pid, signal.SIGTERM)
+    deadline = time.monotonic() + timeout_s
+    while state.alive:
+        if time.monotonic() > deadline:
+            raise StateError(
+                f"the server on gRPC port {state.grpc_port} (process {state.pid}) did not end in {timeout_s} s; see {state.log}"
+            )
+        time.sleep(0.02)
+    return state
+
+
+def _start(runtime: Runtime, content: Repository, options: ServeOptions, ports: dict[str, int], timeout_s: float) -> Server:
+    begin = time.monotonic()
+    admin_key = options.admin_key or new_admin_key()
+    logs = state_folder() / "logs"
+    logs.mkdir(parents=True, exist_ok=True, mode=0o700)
+    log = logs / f"triton-{ports['grpc']}.log"
+    threads = content.threads_per_member(cores())
+    grace_s = options.drain_s + 5.0  # Triton drains for drain_s, and then needs a moment to end
+    settings = {
+        "command": triton_command(
+            runtime, content.path, list(content.models), options=options, ports=ports, admin_key=admin_key, threads=threads
+        ),
+        "environment": dict(runtime.environment),
+        "log": str(log),
+        "state": str(state_file(ports["grpc"])),
+        "grace_s": grace_s,
+    }
+    # A session of its own: Ctrl-C in a terminal reaches this process alone, which then ends the server in good order.
+    supervisor = subprocess.Popen(
+        [sys.executable, "-I", "-S", str(Path(__file__).with_name("_supervisor.py"))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+        start_new_session=True,
+    )
+    try:
+        assert supervisor.stdin is not None
+        assert supervisor.stdout is not None
+        supervisor.stdin.write(json.dumps(settings) + "\n")
+        started = supervisor.stdout.readline().split()
+        if len(started) != 2 or started[0] != "started":
+            raise StartError(f"{runtime.executable} could not be run{_last_lines(log)}")
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(options.host, options.host)
+        with urllib3.HTTPConnectionPool(host, ports["http"], maxsize=1) as pool:
+            probe = Probe(pool, admin_key)
+            _await_live(probe, supervisor, log, options, ports, timeout_s)
+            failed = failed_models(probe, list(content.models))
+            served = [name for name in content.models if name not in failed]
+            if not served:
+                raise RepositoryError(f"Triton could load none of the models in {content.path}:\n{_listed({**content.problems, **failed})}")
+            check_answers(probe, content, served)
+        state = ServerState(
+            pid=supervisor.pid,
+            started=process_start(supervisor.pid) or 0,
+            runtime=runtime.name,
+            host=options.host,
+            http_port=ports["http"],
+            grpc_port=ports["grpc"],
+            metrics_port=ports["metrics"],
+            repository=str(content.path),
+            admin_key=admin_key,
+            log=str(log),
+        )
+        write_state(state)
+        return Server(
+            state, served, {**content.problems, **failed}, time.monotonic() - begin, int(started[1]), supervisor, grace_s
+        )
+    except BaseException:
+        _end(supervisor, grace_s)
+        raise
+
+
+def _await_live(
+    probe: Probe, supervisor: subprocess.Popen[str], log: Path, options: ServeOptions, ports: dict[str, int], timeout_s: float
+) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not probe.live():
+        if supervisor.poll() is not None:
+            # A PortError, where one was taken meanwhile.
+            claim_ports(replace(options, http_port=ports["http"], grpc_port=ports["grpc"], metrics_port=ports["metrics"]))
+            raise StartError(f"Triton ended while it started{_last_lines(log)}")
+        if time.monotonic() > deadline:
+            raise StartError(f"Triton did not answer within {timeout_s:g} s{_last_lines(log)}")
+        time.sleep(0.01)
+
+
+def _end(supervisor: subprocess.Popen[str], grace_s: float) -> None:
+    if supervisor.stdin is not None:
+        supervisor.stdin.close()  # end of file: the order to stop
+        supervisor.stdin = None
+    elif supervisor.poll() is None:
+        supervisor.terminate()
+    supervisor.wait(grace_s + 10)
+    if supervisor.stdout is not None:
+        supervisor.stdout.close()
+
+
+def _listed(problems: Mapping[str, str]) -> str:
+    return "\n".join(f"  {name}: {text}" for name, text in problems.items())
+
+
+def _last_lines(log: Path, count: int = 15) -> str:
+    try:
+        lines = log.read_text(errors="replace").splitlines()[-count:]
+    except FileNotFoundError:
+        return ""
+    return f". The last lines of {log}:\n" + "\n".join(lines) if lines else ""

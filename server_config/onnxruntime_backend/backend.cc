@@ -1,0 +1,129 @@
+// The functions that Triton looks up in a backend: each hands over to the Runtime, Model or Instance behind it, and lets no exception out.
+#include <cstdlib>
+#include <memory>
+
+#include "execution.h"
+
+// Triton finds them by name; everything else stays hidden.
+#define TRITON_ENTRY_POINT extern "C" __attribute__((visibility("default"))) TRITONSERVER_Error*
+
+namespace onnx_backend {
+namespace {
+
+// The TRITONBACKEND API that was tried (Triton 2.51). A server of the same major and a later minor offers everything of it.
+constexpr uint32_t kApiMajor = 1;
+constexpr uint32_t kApiMinor = 19;
+
+struct Backend {
+  Backend(const std::string& library, const ThreadCounts& counts) : runtime(library), threads(counts) {}
+
+  Runtime runtime;
+  ThreadCounts threads;
+};
+
+void check_server() {
+  uint32_t major = 0;
+  uint32_t minor = 0;
+  check(TRITONBACKEND_ApiVersion(&major, &minor));
+  if (major == kApiMajor && minor >= kApiMinor) return;
+  const auto text = [](uint32_t a, uint32_t b) { return std::to_string(a) + "." + std::to_string(b); };
+  fail(TRITONSERVER_ERROR_UNSUPPORTED, "this backend needs a Triton with TRITONBACKEND API " + text(kApiMajor, kApiMinor) +
+                                           " or a later minor (Triton 2.51 or later); the server has " + text(major, minor));
+}
+
+Json command_line(TRITONBACKEND_Backend* backend) {
+  TRITONSERVER_Message* message = nullptr;  // the backend's, not to be deleted
+  check(TRITONBACKEND_BackendConfig(backend, &message));
+  const char* text = nullptr;
+  size_t size = 0;
+  check(TRITONSERVER_MessageSerializeToJson(message, &text, &size));
+  return Json::parse(text, size)["cmdline"];
+}
+
+std::string library_path(const Json& options) {
+  const std::string& stated = options["library"].text();
+  if (!stated.empty()) return stated;
+  const char* variable = std::getenv("ONNXRUNTIME_LIBRARY");
+  if (variable != nullptr && *variable != '\0') return variable;
+  fail(TRITONSERVER_ERROR_INVALID_ARG,
+       "this backend was not told where ONNX Runtime is: give --backend-config=onnxruntime,library=PATH, or set ONNXRUNTIME_LIBRARY, "
+       "to the libonnxruntime.so of the wheel onnxruntime 1.20 or later");
+}
+
+template <class State, class Owner>
+State* state_of(Owner* handle, TRITONSERVER_Error* (*get)(Owner*, void**)) {
+  void* state = nullptr;
+  check(get(handle, &state));
+  return static_cast<State*>(state);
+}
+
+// Hands an object over to Triton, which gives it back to a Finalize function.
+template <class State, class Owner>
+void set_state(Owner* handle, TRITONSERVER_Error* (*set)(Owner*, void*), std::unique_ptr<State> state) {
+  check(set(handle, state.get()));
+  static_cast<void>(state.release());
+}
+
+}  // namespace
+}  // namespace onnx_backend
+
+using namespace onnx_backend;
+
+TRITON_ENTRY_POINT TRITONBACKEND_Initialize(TRITONBACKEND_Backend* handle) {
+  return guarded([&] {
+    check_server();
+    const Json options = command_line(handle);
+    const ThreadCounts threads = threads_from_command_line(options);
+    const std::string library = library_path(options);
+    auto backend = std::make_unique<Backend>(library, threads);
+    log(TRITONSERVER_LOG_INFO, "onnxruntime " + backend->runtime.version() + " from " + library);
+    set_state(handle, TRITONBACKEND_BackendSetState, std::move(backend));
+  });
+}
+
+TRITON_ENTRY_POINT TRITONBACKEND_Finalize(TRITONBACKEND_Backend* handle) {
+  return guarded([&] { delete state_of<Backend>(handle, TRITONBACKEND_BackendState); });
+}
+
+TRITON_ENTRY_POINT TRITONBACKEND_GetBackendAttribute(TRITONBACKEND_Backend*, TRITONBACKEND_BackendAttribute* attribute) {
+  return TRITONBACKEND_BackendAttributeAddPreferredInstanceGroup(attribute, TRITONSERVER_INSTANCEGROUPKIND_CPU, 1, nullptr, 0);
+}
+
+TRITON_ENTRY_POINT TRITONBACKEND_ModelInitialize(TRITONBACKEND_Model* handle) {
+  return guarded([&] {
+    TRITONBACKEND_Backend* backend_handle = nullptr;
+    check(TRITONBACKEND_ModelBackend(handle, &backend_handle));
+    const auto* backend = state_of<Backend>(backend_handle, TRITONBACKEND_BackendState);
+    set_state(handle, TRITONBACKEND_ModelSetState, std::make_unique<Model>(handle, backend->runtime, backend->threads));
+  });
+}
+
+TRITON_ENTRY_POINT TRITONBACKEND_ModelFinalize(TRITONBACKEND_Model* handle) {
+  return guarded([&] { delete state_of<Model>(handle, TRITONBACKEND_ModelState); });
+}
+
+TRITON_ENTRY_POINT TRITONBACKEND_ModelInstanceInitialize(TRITONBACKEND_ModelInstance* handle) {
+  return guarded([&] {
+    TRITONBACKEND_Model* model_handle = nullptr;
+    check(TRITONBACKEND_ModelInstanceModel(handle, &model_handle));
+    auto* model = state_of<Model>(model_handle, TRITONBACKEND_ModelState);
+    TRITONSERVER_InstanceGroupKind kind = TRITONSERVER_INSTANCEGROUPKIND_AUTO;
+    check(TRITONBACKEND_ModelInstanceKind(handle, &kind));
+    if (kind == TRITONSERVER_INSTANCEGROUPKIND_GPU) {
+      fail(TRITONSERVER_ERROR_UNSUPPORTED,
+           "model '" + model->name() + "': instance_group asks for a GPU, this backend runs on CPUs alone: write kind: KIND_CPU");
+    }
+    set_state(handle, TRITONBACKEND_ModelInstanceSetState, std::make_unique<Instance>(*model, handle));
+  });
+}
+
+TRITON_ENTRY_POINT TRITONBACKEND_ModelInstanceFinalize(TRITONBACKEND_ModelInstance* handle) {
+  return guarded([&] { delete state_of<Instance>(handle, TRITONBACKEND_ModelInstanceState); });
+}
+
+// Requests become the backend's own with success only: execute() gives every error to its request, and throws only while all of them
+// can still be answered by Triton.
+TRITON_ENTRY_POINT TRITONBACKEND_ModelInstanceExecute(TRITONBACKEND_ModelInstance* handle, TRITONBACKEND_Request** requests,
+                                                      const uint32_t count) {
+  return guarded([&] { state_of<Instance>(handle, TRITONBACKEND_ModelInstanceState)->execute(requests, count); });
+}

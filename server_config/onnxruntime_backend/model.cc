@@ -1,0 +1,197 @@
+#include "model.h"
+
+namespace onnx_backend {
+
+namespace {
+
+constexpr size_t kMostOutputs = 64;  // a request's outputs are kept as the bits of one word
+
+Json config_from_model(TRITONBACKEND_Model* handle) {
+  TRITONSERVER_Message* message = nullptr;
+  check(TRITONBACKEND_ModelConfig(handle, 1, &message));
+  const Handle<TRITONSERVER_Message> held(message, [](TRITONSERVER_Message* m) { log_error(TRITONSERVER_MessageDelete(m)); });
+  const char* text = nullptr;
+  size_t size = 0;
+  check(TRITONSERVER_MessageSerializeToJson(message, &text, &size));
+  return Json::parse(text, size);
+}
+
+Shape shape_from_config(const Json& tensor, bool batches) {
+  Shape shape;
+  if (batches) shape.push_back(-1);
+  const Json& reshape = tensor["reshape"];
+  for (const auto& dim : (reshape.exists() ? reshape["shape"] : tensor["dims"]).items()) shape.push_back(dim.integer().value_or(-1));
+  return shape;
+}
+
+// A graph that states no shape at all looks like one that states a scalar: ONNX Runtime then checks each request.
+bool agree(const Shape& a, const Shape& b) {
+  if (a.empty() || b.empty()) return true;
+  if (a.size() != b.size()) return false;
+  for (size_t i = 0; i < a.size(); ++i) {
+    if (a[i] >= 0 && b[i] >= 0 && a[i] != b[i]) return false;
+  }
+  return true;
+}
+
+std::string text_from_names(const std::vector<TensorInfo>& tensors) {
+  std::string text;
+  for (const auto& tensor : tensors) text += (text.empty() ? "'" : ", '") + tensor.name + "'";
+  return text.empty() ? "none" : text;
+}
+
+}  // namespace
+
+Model::Model(TRITONBACKEND_Model* handle, const Runtime& runtime, const ThreadCounts& defaults)
+    : runtime_(runtime), session_(nullptr, runtime.api().ReleaseSession) {
+  read_identity(handle);
+  try {
+    const Json config = config_from_model(handle);
+    max_batch_size_ = config["max_batch_size"].integer().value_or(0);
+    const SessionSettings settings = settings_from_config(config, defaults);
+    const std::string& file = config["default_model_filename"].text();
+    open_session(folder_ + "/" + std::to_string(version_) + "/" + (file.empty() ? "model.onnx" : file), settings);
+    describe_graph();
+    check_config(config);
+    log(TRITONSERVER_LOG_INFO, name_ + " version " + std::to_string(version_) + ": " + text_from_settings(settings));
+  } catch (const Failure& failure) {
+    fail(failure.code(), "model '" + name_ + "' version " + std::to_string(version_) + ": " + failure.what());
+  }
+}
+
+void Model::read_identity(TRITONBACKEND_Model* handle) {
+  const char* text = nullptr;
+  check(TRITONBACKEND_ModelName(handle, &text));
+  name_ = text;
+  check(TRITONBACKEND_ModelVersion(handle, &version_));
+  TRITONBACKEND_ArtifactType type = TRITONBACKEND_ARTIFACT_FILESYSTEM;
+  check(TRITONBACKEND_ModelRepository(handle, &type, &text));
+  if (type != TRITONBACKEND_ARTIFACT_FILESYSTEM) {
+    fail(TRITONSERVER_ERROR_UNSUPPORTED, "model '" + name_ + "' does not lie in a file system, where this backend reads models");
+  }
+  folder_ = text;
+}
+
+void Model::open_session(const std::string& path, const SessionSettings& settings) {
+  const OrtApi& api = runtime_.api();
+  OrtSessionOptions* created = nullptr;
+  runtime_.check(api.CreateSessionOptions(&created));
+  const Handle<OrtSessionOptions> options(created, api.ReleaseSessionOptions);
+  runtime_.check(api.SetSessionLogId(options.get(), name_.c_str()));
+  runtime_.check(api.SetSessionGraphOptimizationLevel(options.get(), settings.level));
+  runtime_.check(api.SetSessionExecutionMode(options.get(), settings.mode));
+  runtime_.check(api.SetIntraOpNumThreads(options.get(), settings.threads.intra));
+  runtime_.check(api.SetInterOpNumThreads(options.get(), settings.threads.inter));
+  const auto add = [&](const char* key, bool on) { runtime_.check(api.AddSessionConfigEntry(options.get(), key, on ? "1" : "0")); };
+  add("session.intra_op.allow_spinning", settings.intra_spinning);
+  add("session.inter_op.allow_spinning", settings.inter_spinning);
+  OrtSession* session = nullptr;
+  runtime_.check(api.CreateSession(runtime_.environment(), path.c_str(), options.get(), &session), "cannot load '" + path + "'",
+                 TRITONSERVER_ERROR_INVALID_ARG);
+  session_.reset(session);
+}
+
+void Model::describe_graph() {
+  size_t count = 0;
+  runtime_.check(runtime_.api().SessionGetInputCount(session_.get(), &count));
+  for (size_t i = 0; i < count; ++i) inputs_.push_back(describe(true, i));
+  runtime_.check(runtime_.api().SessionGetOutputCount(session_.get(), &count));
+  for (size_t i = 0; i < count; ++i) outputs_.push_back(describe(false, i));
+  if (outputs_.size() > kMostOutputs) {
+    fail(TRITONSERVER_ERROR_UNSUPPORTED,
+         "the graph has " + std::to_string(outputs_.size()) + " outputs, this backend serves at most " + std::to_string(kMostOutputs));
+  }
+}
+
+TensorInfo Model::describe(bool is_input, size_t index) const {
+  const OrtApi& api = runtime_.api();
+  TensorInfo tensor;
+  char* name = nullptr;
+  runtime_.check((is_input ? api.SessionGetInputName : api.SessionGetOutputName)(session_.get(), index, runtime_.allocator(), &name));
+  tensor.name = name;
+  runtime_.check(api.AllocatorFree(runtime_.allocator(), name));
+
+  OrtTypeInfo* created = nullptr;
+  runtime_.check((is_input ? api.SessionGetInputTypeInfo : api.SessionGetOutputTypeInfo)(session_.get(), index, &created));
+  const Handle<OrtTypeInfo> type(created, api.ReleaseTypeInfo);
+  const OrtTensorTypeAndShapeInfo* info = nullptr;  // owned by `type`
+  runtime_.check(api.CastTypeInfoToTensorInfo(type.get(), &info));
+  const std::string what = std::string("the graph's ") + (is_input ? "input" : "output") + " '" + tensor.name + "'";
+  if (info == nullptr) fail(TRITONSERVER_ERROR_UNSUPPORTED, what + " is no tensor; this backend serves tensors alone");
+
+  ONNXTensorElementDataType element = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+  runtime_.check(api.GetTensorElementType(info, &element));
+  tensor.type = element_type_from_onnx(element);
+  if (tensor.type == nullptr) {
+    fail(TRITONSERVER_ERROR_UNSUPPORTED, what + " is of ONNX element type " + std::to_string(element) +
+                                             "; this backend serves booleans, integers and floating-point numbers of 16 bits and more");
+  }
+  size_t rank = 0;
+  runtime_.check(api.GetDimensionsCount(info, &rank));
+  tensor.dims.resize(rank);
+  runtime_.check(api.GetDimensions(info, tensor.dims.data(), rank));
+  return tensor;
+}
+
+void Model::check_config(const Json& config) const {
+  const auto& inputs = config["input"].items();
+  const auto& outputs = config["output"].items();
+  for (const auto& input : inputs) check_tensor(input, inputs_, "input");
+  for (const auto& output : outputs) check_tensor(output, outputs_, "output");
+  if (inputs.size() != inputs_.size()) {
+    refuse("config.pbtxt names " + std::to_string(inputs.size()) + " inputs, the graph has " + std::to_string(inputs_.size()) + ": " +
+           text_from_names(inputs_) + "; name each of them once");
+  }
+  if (outputs.empty()) refuse("config.pbtxt names no outputs; the graph has " + text_from_names(outputs_));
+}
+
+void Model::check_tensor(const Json& stated, const std::vector<TensorInfo>& tensors, const std::string& what) const {
+  const std::string& name = stated["name"].text();
+  const TensorInfo* tensor = nullptr;
+  for (const auto& candidate : tensors) {
+    if (candidate.name == name) tensor = &candidate;
+  }
+  if (tensor == nullptr) {
+    refuse("config.pbtxt names an " + what + " '" + name + "', which the graph does not have; its " + what + "s are " +
+           text_from_names(tensors));
+  }
+  const std::string subject = what + " '" + name + "'";
+  if (stated["data_type"].text() != tensor->type->config_name) {
+    refuse(subject + " is " + tensor->type->config_name + " in the graph, but " + stated["data_type"].text() + " in config.pbtxt");
+  }
+  const Shape shape = shape_from_config(stated, batches());
+  if (batches() && !tensor->dims.empty() && tensor->dims[0] >= 0) {
+    refuse("max_batch_size is " + std::to_string(max_batch_size_) + ", but the first dimension of " + subject + " is fixed at " +
+           std::to_string(tensor->dims[0]) + " in the graph; export it with a dynamic batch, or set max_batch_size to 0");
+  }
+  if (!agree(shape, tensor->dims)) {
+    refuse(subject + " has shape " + text_from_shape(tensor->dims) + " in the graph, but " + text_from_shape(shape) + " in config.pbtxt" +
+           (batches() ? ", the batch in front (max_batch_size is not 0)" : " (max_batch_size is 0: no batch in front)"));
+  }
+}
+
+Shape Model::stated_shape(const TensorInfo& output, int64_t rows) const {
+  Shape shape = output.dims;
+  if (batches()) shape[0] = rows;
+  return shape;
+}
+
+bool Model::known(const TensorInfo& output) const {
+  if (output.dims.empty()) return false;
+  for (size_t i = batches() ? 1 : 0; i < output.dims.size(); ++i) {
+    if (output.dims[i] < 0) return false;
+  }
+  return true;
+}
+
+void Model::confirm_shapes(bool as_stated) {
+  auto unseen = Shapes::unseen;
+  shapes_.compare_exchange_strong(unseen, as_stated ? Shapes::confirmed : Shapes::refuted, std::memory_order_relaxed);
+}
+
+void Model::doubt_shapes() {
+  auto confirmed = Shapes::confirmed;
+  shapes_.compare_exchange_strong(confirmed, Shapes::unseen, std::memory_order_relaxed);
+}
+
+}  // namespace onnx_backend

@@ -1,0 +1,150 @@
+#include "request.h"
+
+#include <cstring>
+#include <utility>
+
+namespace onnx_backend {
+
+Request::~Request() {
+  if (response_ != nullptr) log_error(TRITONBACKEND_ResponseDelete(response_));
+  if (error_ != nullptr) TRITONSERVER_ErrorDelete(error_);
+}
+
+Request::Request(Request&& other) noexcept
+    : handle_(other.handle_),
+      model_(other.model_),
+      response_(std::exchange(other.response_, nullptr)),
+      error_(std::exchange(other.error_, nullptr)),
+      inputs_(std::move(other.inputs_)),
+      wanted_outputs_(other.wanted_outputs_),
+      rows_(other.rows_),
+      compute_start_ns_(other.compute_start_ns_),
+      compute_end_ns_(other.compute_end_ns_) {}
+
+void Request::begin() {
+  begin_response();
+  inputs_.reserve(model_->inputs().size());
+  for (const auto& input : model_->inputs()) read_input(input);
+  read_wanted_outputs();
+}
+
+void Request::begin_response() {
+  if (response_ != nullptr) check(TRITONBACKEND_ResponseDelete(std::exchange(response_, nullptr)));
+  check(TRITONBACKEND_ResponseNew(&response_, handle_));
+}
+
+void Request::read_input(const TensorInfo& input) {
+  Input read{};
+  TRITONSERVER_DataType type = TRITONSERVER_TYPE_INVALID;
+  const int64_t* dims = nullptr;
+  uint32_t rank = 0;
+  check(TRITONBACKEND_RequestInput(handle_, input.name.c_str(), &read.handle));
+  check(TRITONBACKEND_InputProperties(read.handle, nullptr, &type, &dims, &rank, &read.bytes, &read.buffers));
+  if (rank > 0) read.shape.assign(dims, dims + rank);
+  const std::string subject = model_->name() + ": input '" + input.name + "'";
+  if (type != input.type->triton) refuse(subject + " is not of type " + input.type->config_name);
+  const uint64_t expected = byte_count(read.shape, *input.type);
+  if (read.bytes != expected) {
+    refuse(subject + " of shape " + text_from_shape(read.shape) + " must be " + std::to_string(expected) + " bytes, got " +
+           std::to_string(read.bytes));
+  }
+  if (model_->batches()) {
+    if (rank == 0) refuse(subject + " has no batch dimension");
+    if (!inputs_.empty() && read.shape[0] != rows_) {
+      refuse(subject + " has a batch of " + std::to_string(read.shape[0]) + ", the inputs before it one of " + std::to_string(rows_));
+    }
+    rows_ = read.shape[0];
+  }
+  inputs_.push_back(std::move(read));
+}
+
+void Request::read_wanted_outputs() {
+  const auto& outputs = model_->outputs();
+  uint32_t count = 0;
+  check(TRITONBACKEND_RequestOutputCount(handle_, &count));
+  for (uint32_t i = 0; i < count; ++i) {
+    const char* name = nullptr;
+    check(TRITONBACKEND_RequestOutputName(handle_, i, &name));
+    size_t index = 0;
+    while (index < outputs.size() && outputs[index].name != name) ++index;
+    if (index == outputs.size()) refuse(model_->name() + ": there is no output '" + name + "'");
+    wanted_outputs_ |= uint64_t{1} << index;
+  }
+}
+
+void Request::refuse_if_cancelled() const {
+  bool cancelled = false;
+  check(TRITONBACKEND_RequestIsCancelled(handle_, &cancelled));
+  if (!cancelled) return;
+  log(TRITONSERVER_LOG_VERBOSE, model_->name() + ": a cancelled request is not run");
+  fail(TRITONSERVER_ERROR_CANCELLED, model_->name() + ": the request was cancelled before it was run");
+}
+
+bool Request::joins(const Request& other) const {
+  if (!model_->batches()) return false;
+  for (size_t i = 0; i < inputs_.size(); ++i) {
+    const Shape& mine = inputs_[i].shape;
+    const Shape& theirs = other.inputs_[i].shape;
+    if (mine.size() != theirs.size()) return false;
+    for (size_t d = 1; d < mine.size(); ++d) {
+      if (mine[d] != theirs[d]) return false;
+    }
+  }
+  return true;
+}
+
+const void* Request::buffer(const Input& input, uint32_t index, uint64_t& bytes) {
+  const void* data = nullptr;
+  TRITONSERVER_MemoryType memory = TRITONSERVER_MEMORY_CPU;
+  int64_t memory_id = 0;
+  check(TRITONBACKEND_InputBuffer(input.handle, index, &data, &bytes, &memory, &memory_id));
+  if (memory == TRITONSERVER_MEMORY_GPU) fail(TRITONSERVER_ERROR_UNSUPPORTED, "an input lies in GPU memory; this backend runs on CPUs");
+  return data;
+}
+
+const void* Request::input_in_place(size_t input) const {
+  const Input& source = inputs_[input];
+  if (source.buffers != 1) return nullptr;
+  uint64_t bytes = 0;
+  const void* data = buffer(source, 0, bytes);
+  const bool aligned = reinterpret_cast<uintptr_t>(data) % model_->inputs()[input].type->size == 0;
+  return bytes == source.bytes && aligned ? data : nullptr;
+}
+
+uint64_t Request::copy_input(size_t input, char* to) const {
+  const Input& source = inputs_[input];
+  uint64_t copied = 0;
+  for (uint32_t i = 0; i < source.buffers; ++i) {
+    uint64_t bytes = 0;
+    const void* data = buffer(source, i, bytes);
+    if (bytes > source.bytes - copied) refuse(model_->name() + ": an input's pieces are longer than the input");
+    if (bytes > 0) std::memcpy(to + copied, data, bytes);
+    copied += bytes;
+  }
+  if (copied != source.bytes) refuse(model_->name() + ": an input's pieces are shorter than the input");
+  return copied;
+}
+
+void* Request::add_output(const TensorInfo& output, const Shape& shape) {
+  TRITONBACKEND_Output* added = nullptr;
+  void* buffer = nullptr;
+  TRITONSERVER_MemoryType memory = TRITONSERVER_MEMORY_CPU;
+  int64_t memory_id = 0;
+  check(TRITONBACKEND_ResponseOutput(response_, &added, output.name.c_str(), output.type->triton, shape.data(),
+                                     static_cast<uint32_t>(shape.size())));
+  check(TRITONBACKEND_OutputBuffer(added, &buffer, byte_count(shape, *output.type), &memory, &memory_id));
+  if (memory == TRITONSERVER_MEMORY_GPU) fail(TRITONSERVER_ERROR_UNSUPPORTED, "an output was put in GPU memory; this backend runs on CPUs");
+  return buffer;
+}
+
+void Request::finish(TRITONBACKEND_ModelInstance* instance, uint64_t start_ns, uint64_t end_ns) noexcept {
+  // Before the answer is sent: who asks for the statistics after an answer finds it counted.
+  log_error(
+      TRITONBACKEND_ModelInstanceReportStatistics(instance, handle_, !failed(), start_ns, compute_start_ns_, compute_end_ns_, end_ns));
+  if (response_ != nullptr) {
+    log_error(TRITONBACKEND_ResponseSend(std::exchange(response_, nullptr), TRITONSERVER_RESPONSE_COMPLETE_FINAL, error_));
+  }
+  log_error(TRITONBACKEND_RequestRelease(handle_, TRITONSERVER_REQUEST_RELEASE_ALL));
+}
+
+}  // namespace onnx_backend

@@ -1,0 +1,70 @@
+#include "runtime.h"
+
+#include <dlfcn.h>
+
+namespace onnx_backend {
+
+namespace {
+
+// The oldest API version (the minor of ONNX Runtime's own) that was tried. Every slot that is used here is older: of version 5 or before.
+constexpr uint32_t kOldestApi = 20;
+
+void log_from_onnxruntime(void*, OrtLoggingLevel severity, const char*, const char* log_id, const char*, const char* message) {
+  const auto level = severity >= ORT_LOGGING_LEVEL_ERROR     ? TRITONSERVER_LOG_ERROR
+                     : severity == ORT_LOGGING_LEVEL_WARNING ? TRITONSERVER_LOG_WARN
+                                                             : TRITONSERVER_LOG_INFO;
+  // ONNX Runtime must not see an exception (one for want of memory, here).
+  if (auto* error = guarded([&] { log(level, std::string("onnxruntime, ") + log_id + ": " + message); })) TRITONSERVER_ErrorDelete(error);
+}
+
+const OrtApiBase* base_from_library(const std::string& path) {
+  // Never closed: threads and exit handlers of the library may outlive the backend.
+  void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (library == nullptr) {
+    const char* reason = dlerror();
+    fail(TRITONSERVER_ERROR_UNAVAILABLE, "cannot open the ONNX Runtime library '" + path + "': " + (reason ? reason : "no reason given") +
+                                             "; expected the libonnxruntime.so of the wheel onnxruntime 1.20 or later");
+  }
+  using GetBase = const OrtApiBase* (*)();
+  const auto get_base = reinterpret_cast<GetBase>(dlsym(library, "OrtGetApiBase"));
+  if (get_base == nullptr) {
+    fail(TRITONSERVER_ERROR_UNSUPPORTED, "'" + path + "' is not ONNX Runtime: it has no OrtGetApiBase");
+  }
+  return get_base();
+}
+
+}  // namespace
+
+Runtime::Runtime(const std::string& library) {
+  const OrtApiBase* base = base_from_library(library);
+  const char* version = base->GetVersionString();
+  version_ = version != nullptr ? version : "of unknown version";
+  api_ = base->GetApi(kOldestApi);
+  if (api_ == nullptr) {
+    fail(TRITONSERVER_ERROR_UNSUPPORTED, "ONNX Runtime " + version_ + " ('" + library + "') is too old for this backend: expected 1." +
+                                             std::to_string(kOldestApi) + " or later; run: pip install --upgrade onnxruntime");
+  }
+  try {
+    check(api_->CreateEnvWithCustomLogger(log_from_onnxruntime, nullptr, ORT_LOGGING_LEVEL_ERROR, "onnxruntime", &environment_));
+    check(api_->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &cpu_memory_));
+    check(api_->GetAllocatorWithDefaultOptions(&allocator_));
+  } catch (...) {
+    release();
+    throw;
+  }
+}
+
+Runtime::~Runtime() { release(); }
+
+void Runtime::release() {
+  if (cpu_memory_ != nullptr) api_->ReleaseMemoryInfo(cpu_memory_);
+  if (environment_ != nullptr) api_->ReleaseEnv(environment_);
+}
+
+void Runtime::check(OrtStatus* status, const std::string& context, TRITONSERVER_Error_Code code) const {
+  if (status == nullptr) return;
+  const Handle<OrtStatus> held(status, api_->ReleaseStatus);
+  fail(code, (context.empty() ? "" : context + ": ") + api_->GetErrorMessage(status));
+}
+
+}  // namespace onnx_backend

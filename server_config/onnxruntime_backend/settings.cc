@@ -1,0 +1,122 @@
+#include "settings.h"
+
+#include "failure.h"
+
+namespace onnx_backend {
+
+namespace {
+
+constexpr int64_t kMostThreads = 1024;
+
+int thread_count_from_text(const std::string& text, const std::string& what) {
+  const auto count = integer_from_text(text);
+  if (!count || *count < 0 || *count > kMostThreads) {
+    refuse(what + " must be an integer from 0 (one thread per core) to " + std::to_string(kMostThreads) + ", got '" + text + "'");
+  }
+  return static_cast<int>(*count);
+}
+
+bool switch_from_text(const std::string& text, const std::string& what, const std::string& meaning) {
+  if (text != "0" && text != "1") refuse(what + " must be '0' or '1' (" + meaning + "), got '" + text + "'");
+  return text == "1";
+}
+
+// Calls read(text, description) where config.pbtxt has the parameter.
+template <class Read>
+void read_parameter(const Json& config, const std::string& name, Read read) {
+  const Json& parameter = config["parameters"][name];
+  if (parameter.exists()) read(parameter["string_value"].text(), "parameter " + name);
+}
+
+GraphOptimizationLevel level_from_config(const Json& config) {
+  const Json& level = config["optimization"]["graph"]["level"];
+  if (!level.exists()) return ORT_ENABLE_ALL;
+  // NVIDIA's numbering, which is not ONNX Runtime's.
+  switch (level.integer().value_or(INT64_MIN)) {
+    case -1:
+      return ORT_ENABLE_BASIC;
+    case 0:
+      return ORT_ENABLE_ALL;
+    case 1:
+      return ORT_ENABLE_EXTENDED;
+    case 2:
+      return ORT_DISABLE_ALL;
+    default:
+      refuse("optimization.graph.level must be -1 (basic), 0 (all), 1 (extended) or 2 (none), got '" + level.text() + "'");
+  }
+}
+
+void refuse_what_is_not_offered(const Json& config) {
+  const auto refuse_feature = [](const std::string& feature) {
+    fail(TRITONSERVER_ERROR_UNSUPPORTED, "config.pbtxt asks for " + feature + ", which this backend does not offer: remove it");
+  };
+  if (config["sequence_batching"].exists()) refuse_feature("sequence_batching");
+  if (config["model_transaction_policy"]["decoupled"].text() == "true") refuse_feature("a decoupled transaction policy");
+  if (!config["batch_input"].items().empty()) refuse_feature("batch_input");
+  if (!config["batch_output"].items().empty()) refuse_feature("batch_output");
+  const Json& accelerators = config["optimization"]["execution_accelerators"];
+  for (const auto& [kind, list] : accelerators.fields()) {
+    for (const auto& accelerator : list.items()) refuse_feature(kind + " '" + accelerator["name"].text() + "' (it runs on CPUs alone)");
+  }
+  for (const auto& input : config["input"].items()) {
+    const std::string& name = input["name"].text();
+    if (input["optional"].text() == "true") refuse_feature("an optional input ('" + name + "')");
+    if (input["is_shape_tensor"].text() == "true") refuse_feature("a shape tensor ('" + name + "')");
+    if (input["allow_ragged_batch"].text() == "true") refuse_feature("ragged batching ('" + name + "')");
+  }
+}
+
+void warn_of_what_is_ignored(const Json& config) {
+  for (const char* name : {"enable_mem_arena", "enable_mem_pattern", "memory.enable_memory_arena_shrinkage",
+                           "session.use_device_allocator_for_initializers"}) {
+    if (!config["parameters"][name].exists()) continue;
+    log(TRITONSERVER_LOG_WARN, config["name"].text() + ": parameter " + name + " is NVIDIA's backend's alone; it is ignored here");
+  }
+}
+
+}  // namespace
+
+ThreadCounts threads_from_command_line(const Json& command_line) {
+  ThreadCounts threads;
+  const auto read = [&](const char* name, int& count) {
+    const Json& value = command_line[name];
+    if (value.exists()) count = thread_count_from_text(value.text(), std::string("--backend-config=onnxruntime,") + name);
+  };
+  read("intra_op_thread_count", threads.intra);
+  read("inter_op_thread_count", threads.inter);
+  return threads;
+}
+
+SessionSettings settings_from_config(const Json& config, const ThreadCounts& defaults) {
+  refuse_what_is_not_offered(config);
+  warn_of_what_is_ignored(config);
+  SessionSettings settings;
+  settings.threads = defaults;
+  settings.level = level_from_config(config);
+  read_parameter(config, "intra_op_thread_count",
+                 [&](const auto& text, const auto& what) { settings.threads.intra = thread_count_from_text(text, what); });
+  read_parameter(config, "inter_op_thread_count",
+                 [&](const auto& text, const auto& what) { settings.threads.inter = thread_count_from_text(text, what); });
+  read_parameter(config, "execution_mode", [&](const auto& text, const auto& what) {
+    settings.mode = switch_from_text(text, what, "sequential or parallel") ? ORT_PARALLEL : ORT_SEQUENTIAL;
+  });
+  // Named as in ONNX Runtime; NVIDIA's backend has no such parameters and leaves spinning on.
+  read_parameter(config, "session.intra_op.allow_spinning",
+                 [&](const auto& text, const auto& what) { settings.intra_spinning = switch_from_text(text, what, "no or yes"); });
+  read_parameter(config, "session.inter_op.allow_spinning",
+                 [&](const auto& text, const auto& what) { settings.inter_spinning = switch_from_text(text, what, "no or yes"); });
+  return settings;
+}
+
+std::string text_from_settings(const SessionSettings& settings) {
+  const auto threads = [](int count) { return count == 0 ? std::string("all cores") : std::to_string(count); };
+  return "intra_op_thread_count " + threads(settings.threads.intra) + ", inter_op_thread_count " + threads(settings.threads.inter) +
+         ", spinning " + (settings.intra_spinning ? "1" : "0") + "/" + (settings.inter_spinning ? "1" : "0") + ", execution_mode " +
+         (settings.mode == ORT_PARALLEL ? "parallel" : "sequential") + ", graph optimisation " +
+         (settings.level == ORT_ENABLE_ALL        ? "all"
+          : settings.level == ORT_ENABLE_EXTENDED ? "extended"
+          : settings.level == ORT_ENABLE_BASIC    ? "basic"
+                                                  : "none");
+}
+
+}  // namespace onnx_backend
