@@ -1,0 +1,193 @@
+"""HTTP, with tensors as bytes (the binary extension of the KServe v2 protocol)."""
+
+from __future__ import annotations
+
+import json
+import ssl
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+from numpy.typing import NDArray
+
+from defensemble._exceptions import InputError, ServerFailedError, ServiceError
+from defensemble._http_connection import Answer, HttpPool, ProtocolError
+from defensemble._translate import error_from_http, error_from_os, service_error
+from defensemble._transport import ModelMetadata, OutputRequest, ServerMetadata, TensorMetadata, address_from_url
+from defensemble._wire import array_from_wire
+
+
+class HttpTransport:
+    """Talks HTTP to a Triton server (`http://`, or `https://` to a TLS proxy before it); threads may share it, processes may not.
+
+    `context` is for `https://`; the system's roots by default.
+
+    Raises:
+        InputError: The URL is not one of an HTTP server.
+    """
+
+    def __init__(self, url: str, *, context: ssl.SSLContext | None = None) -> None:
+        address = address_from_url(url)
+        if address.scheme not in ("http", "https"):
+            raise InputError(f"HttpTransport takes http:// and https://, got {url!r}: use GrpcTransport, or Client, which chooses")
+        self._url = address.url
+        self._pool = HttpPool(address, (context or ssl.create_default_context()) if address.scheme == "https" else None)
+
+    def __repr__(self) -> str:
+        return f"HttpTransport({self._url!r})"
+
+    @property
+    def url(self) -> str:
+        """Where the server is."""
+        return self._url
+
+    def infer(
+        self, model: str, inputs: Mapping[str, NDArray[np.float32]], outputs: Sequence[OutputRequest], timeout_s: float
+    ) -> dict[str, NDArray[Any]]:
+        """Runs a model."""
+        # tritonclient's generate_request_body takes as long for the JSON, and copies the images twice.
+        tensors, body = [], []
+        for name, array in inputs.items():
+            content = np.ascontiguousarray(array).data.cast("B")
+            tensors.append({"name": name, "shape": array.shape, "datatype": "FP32", "parameters": {"binary_data_size": len(content)}})
+            body.append(content)
+        wanted = [
+            {
+                "name": o.name,
+                "parameters": {"binary_data": True, "classification": o.class_count} if o.class_count else {"binary_data": True},
+            }
+            for o in outputs
+        ]
+        head = json.dumps({"inputs": tensors, "outputs": wanted}).encode()
+        headers = f"Content-Type: application/octet-stream\r\nInference-Header-Content-Length: {len(head)}\r\n"
+        what = f"{self._url}, asked to run model {model!r}"
+        answer = self._call("POST", f"{_path(model)}/infer", what, timeout_s, headers, [head, *body])
+        return _arrays_from_answer(answer, what)
+
+    def model_metadata(self, model: str, timeout_s: float) -> ModelMetadata:
+        """What the server tells everyone about a model."""
+        asked = f"for the metadata of model {model!r}"
+        told = self._json(_path(model), asked, timeout_s)
+        with _reading(f"{self._url}, asked {asked}"):
+            inputs, outputs = (
+                tuple(TensorMetadata(t["name"], t["datatype"], tuple(int(size) for size in t["shape"])) for t in told.get(key, []))
+                for key in ("inputs", "outputs")
+            )
+            return ModelMetadata(told["name"], told.get("platform", ""), inputs, outputs)
+
+    def model_config(self, model: str, timeout_s: float) -> dict[str, Any]:
+        """The model's configuration as JSON."""
+        return self._json(f"{_path(model)}/config", f"for the configuration of model {model!r}", timeout_s)
+
+    def models(self, timeout_s: float) -> list[str]:
+        """Names of the models that are loaded, sorted."""
+        told = self._json("/v2/models/stats", "which models it serves", timeout_s)
+        with _reading(f"{self._url}, asked which models it serves"):
+            return sorted({one["name"] for one in told["model_stats"]})
+
+    def server_metadata(self, timeout_s: float) -> ServerMetadata:
+        """The server's name and version."""
+        told = self._json("/v2", "for its version", timeout_s)
+        with _reading(f"{self._url}, asked for its version"):
+            return ServerMetadata(told["name"], told["version"])
+
+    def live(self, timeout_s: float) -> bool:
+        """Whether the server says that it lives."""
+        return self._health("live", timeout_s)
+
+    def ready(self, timeout_s: float) -> bool:
+        """Whether the server says that it is ready."""
+        return self._health("ready", timeout_s)
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._pool.close()
+
+    def _health(self, kind: str, timeout_s: float) -> bool:
+        what = f"{self._url}, asked for its health"
+        answer = self._exchange("GET", f"/v2/health/{kind}", what, timeout_s)
+        if answer.status in (200, 400, 503):  # Triton says 400 where it is not, newer ones 503
+            return answer.status == 200
+        raise error_from_http(answer.status, _told(answer), what)
+
+    def _json(self, target: str, asked: str, timeout_s: float) -> dict[str, Any]:
+        what = f"{self._url}, asked {asked}"
+        answer = self._call("GET", target, what, timeout_s)
+        return _object_from_json(answer.body, what)
+
+    def _call(
+        self, method: str, target: str, what: str, timeout_s: float, headers: str = "", body: Sequence[bytes | memoryview] = ()
+    ) -> Answer:
+        answer = self._exchange(method, target, what, timeout_s, headers, body)
+        if answer.status != 200:
+            raise error_from_http(answer.status, _told(answer), what)
+        return answer
+
+    def _exchange(
+        self, method: str, target: str, what: str, timeout_s: float, headers: str = "", body: Sequence[bytes | memoryview] = ()
+    ) -> Answer:
+        try:
+            return self._pool.exchange(method, target, headers, body, timeout_s)
+        except OSError as error:
+            raise error_from_os(error, what) from error
+        except ProtocolError as error:
+            raise service_error(ServerFailedError, what, f"no HTTP/1.1: {error} (is this its gRPC port?)") from error
+
+
+def _path(model: str) -> str:
+    return f"/v2/models/{quote(model, safe='')}"
+
+
+def _arrays_from_answer(answer: Answer, what: str) -> dict[str, NDArray[Any]]:
+    length = answer.headers.get(b"inference-header-content-length", b"")
+    if not length.isdigit():
+        raise service_error(ServerFailedError, what, f"its answer has no binary data: {_told(answer)!r}")
+    at = int(length)
+    told = _object_from_json(answer.body[:at], what)
+    arrays = {}
+    try:
+        for output in told["outputs"]:
+            size = output["parameters"]["binary_data_size"]
+            arrays[output["name"]] = array_from_wire(output["datatype"], tuple(output["shape"]), answer.body[at : at + size], what)
+            at += size
+    except _MALFORMED as error:
+        raise _malformed(error, what) from error
+    return arrays
+
+
+_MALFORMED = (KeyError, TypeError, ValueError, AttributeError)
+
+
+@contextmanager
+def _reading(what: str) -> Iterator[None]:
+    """Turns a JSON answer of another form than the protocol's into an error of ours."""
+    try:
+        yield
+    except _MALFORMED as error:
+        raise _malformed(error, what) from error
+
+
+def _malformed(error: Exception, what: str) -> ServiceError:
+    return service_error(ServerFailedError, what, f"its answer is not what the KServe protocol says ({type(error).__name__}: {error})")
+
+
+def _object_from_json(content: memoryview, what: str) -> dict[str, Any]:
+    try:
+        told = json.loads(bytes(content))
+    except ValueError as error:
+        raise service_error(ServerFailedError, what, f"its answer is not JSON: {bytes(content[:200])!r}") from error
+    if not isinstance(told, dict):
+        raise service_error(ServerFailedError, what, f"its answer is not a JSON object: {bytes(content[:200])!r}")
+    return told
+
+
+def _told(answer: Answer) -> str:
+    """The server's own words in an answer that is not a success."""
+    text = bytes(answer.body[:2000]).decode("utf-8", "replace")
+    try:
+        told = json.loads(text)
+    except ValueError:
+        return text[:300]  # a proxy's page
+    return str(told["error"]) if isinstance(told, dict) and "error" in told else text[:300]

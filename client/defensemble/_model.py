@@ -1,0 +1,159 @@
+"""What a served model takes and gives, as far as a client needs to know it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from defensemble._exceptions import InputError
+from defensemble._transport import ModelMetadata, OutputRequest
+
+ENSEMBLE_OUTPUTS = ("probabilities", "member_probabilities", "entropy", "mutual_information")
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A model that classifies images.
+
+    `image_shape` is (C, H, W), -1 where any size will do; `max_batch_size` is None where the server does not tell; `class_names` are
+    indices as text where the model has no names; `steps` are the models that an ensemble runs, in order.
+    """
+
+    name: str
+    platform: str
+    input_name: str
+    image_shape: tuple[int, int, int]
+    outputs: tuple[str, ...]
+    max_batch_size: int | None
+    class_names: tuple[str, ...]
+    steps: tuple[str, ...]
+
+    @property
+    def is_ensemble(self) -> bool:
+        """Whether Triton runs it as an ensemble of other models."""
+        return self.platform == "ensemble"
+
+    @property
+    def score_output(self) -> str:
+        """The output that tells the classes: `probabilities`, or `logits`, of which the client takes the softmax."""
+        return "probabilities" if "probabilities" in self.outputs else "logits"
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The names and shapes of a classifier: all that its metadata tells."""
+
+    input_name: str
+    image_shape: tuple[int, int, int]
+    score_output: str
+    num_classes: int
+
+
+def signature_from_metadata(metadata: ModelMetadata) -> Signature:
+    """The signature of a classifier of images.
+
+    Raises:
+        InputError: The model is something else, such as an average of logits.
+    """
+    expected = "expected one FP32 input of shape [N, C, H, W] and an FP32 output `probabilities` or `logits` of shape [N, K]"
+    if len(metadata.inputs) != 1 or metadata.inputs[0].datatype != "FP32" or len(metadata.inputs[0].shape) != 4:
+        got = ", ".join(f"{t.name} {t.datatype} {list(t.shape)}" for t in metadata.inputs)
+        raise InputError(f"model {metadata.name!r} does not take images: its inputs are {got or 'none'}, {expected}")
+    outputs = {t.name: t for t in metadata.outputs}
+    for name in ("probabilities", "logits"):
+        if name in outputs and outputs[name].datatype == "FP32" and len(outputs[name].shape) == 2 and outputs[name].shape[1] > 0:
+            _, channels, height, width = metadata.inputs[0].shape
+            return Signature(metadata.inputs[0].name, (channels, height, width), name, outputs[name].shape[1])
+    got = ", ".join(f"{t.name} {t.datatype} {list(t.shape)}" for t in metadata.outputs)
+    raise InputError(f"model {metadata.name!r} does not classify: its outputs are {got or 'none'}, {expected}")
+
+
+def steps_from_config(config: dict[str, Any]) -> tuple[str, ...]:
+    """The models that an ensemble runs, in order; empty for any other model."""
+    return tuple(step["model_name"] for step in config.get("ensemble_scheduling", {}).get("step", []))
+
+
+def class_names_from_answer(answer: NDArray[Any], num_classes: int) -> tuple[str, ...]:
+    """Class names in the order of their indices, from `value:index:name` or `value:index` texts.
+
+    These are what the classification extension answers for one image.
+    """
+    names = [str(index) for index in range(num_classes)]
+    for text in answer.ravel().tolist():
+        _, index, *name = text.decode("utf-8", "replace").split(":", 2)
+        if name and name[0]:
+            names[int(index)] = name[0]
+    return tuple(names)
+
+
+def check_images(images: object, info: ModelInfo) -> NDArray[np.float32]:
+    """The images themselves, where they are what the model takes: float32 (N, C, H, W), 1 <= N <= the largest batch, all values in [0, 1].
+
+    Raises:
+        InputError: They are not.
+    """
+    if not isinstance(images, np.ndarray):
+        mend = "numpy.asarray(images, dtype=numpy.float32)"
+        raise InputError(f"images must be a numpy array, got {type(images).__module__}.{type(images).__qualname__}: pass {mend}")
+    wanted = f"(N, {', '.join(str(size) if size > 0 else 'any' for size in info.image_shape)})"
+    if images.dtype != np.float32:
+        mend = "images.astype(numpy.float32) / 255" if images.dtype == np.uint8 else "images.astype(numpy.float32), with values in [0, 1]"
+        raise InputError(f"images must be float32 in [0, 1], got {images.dtype}: pass {mend}")
+    if images.ndim != 4:
+        mend = ": pass images[numpy.newaxis] for one image" if images.ndim == 3 else ""
+        raise InputError(f"images must have the shape {wanted} for model {info.name!r}, got {images.shape}{mend}")
+    if any(got != size and size > 0 for got, size in zip(images.shape[1:], info.image_shape, strict=True)):
+        channels = info.image_shape[0]
+        mend = ": pass images.transpose(0, 3, 1, 2), channels first" if images.shape[3] == channels != images.shape[1] else ""
+        raise InputError(f"images must have the shape {wanted} for model {info.name!r}, got {images.shape}{mend}")
+    if images.shape[0] == 0:
+        raise InputError(f"images is an empty batch, shape {images.shape}: pass at least one image")
+    if info.max_batch_size is not None and images.shape[0] > info.max_batch_size:
+        mend = f"predict them {info.max_batch_size} at a time"
+        raise InputError(f"model {info.name!r} takes at most {info.max_batch_size} images a call, got {images.shape[0]}: {mend}")
+    low, high = np.minimum.reduce(images, axis=None), np.maximum.reduce(images, axis=None)
+    if not (low >= 0 and high <= 1):  # written so that NaN, which min and max pass on, fails it
+        bad = np.count_nonzero(~np.isfinite(images))
+        if bad:
+            raise InputError(f"images must be finite, got {bad} values that are NaN or infinite")
+        mend = (
+            ": divide by 255" if low >= 0 and 4 < high <= 255 else ": undo the normalisation, which is the model's own first layer, or clip"
+        )
+        raise InputError(f"images must lie in [0, 1], got values from {low:.6g} to {high:.6g}{mend}")
+    return images
+
+
+@lru_cache(maxsize=256)
+def requests_from_outputs(outputs: tuple[str, ...] | str, info: ModelInfo) -> tuple[OutputRequest, ...]:
+    """The outputs to ask the model for, each once; for a model with logits, what the client computes from them costs no output.
+
+    Raises:
+        InputError: One is unknown, or not an output of this model.
+    """
+    return tuple(OutputRequest(name) for name in _names(outputs, info))
+
+
+def _names(outputs: tuple[str, ...] | str, info: ModelInfo) -> tuple[str, ...]:
+    if isinstance(outputs, str):
+        raise InputError(f"outputs must be a sequence of names, got the text {outputs!r}: pass outputs=({outputs!r},)")
+    asked = tuple(dict.fromkeys(outputs))
+    if not asked:
+        raise InputError(f"outputs is empty: pass some of {', '.join(ENSEMBLE_OUTPUTS)}")
+    unknown = [str(name) for name in asked if name not in ENSEMBLE_OUTPUTS]
+    if unknown:
+        raise InputError(f"unknown outputs {', '.join(unknown)}: pass some of {', '.join(ENSEMBLE_OUTPUTS)}")
+    if info.score_output == "logits":
+        beyond = [name for name in asked if name not in ("probabilities", "entropy")]
+        if beyond:
+            raise InputError(f"model {info.name!r} is a single network, which has no {' and no '.join(beyond)}: ask an ensemble")
+        return ("logits",)
+    missing = [name for name in asked if name not in info.outputs and name != "entropy"]
+    if missing:
+        raise InputError(f"model {info.name!r} has no output {', '.join(missing)}: it has {', '.join(info.outputs)}")
+    if "entropy" in asked and "entropy" not in info.outputs:
+        return tuple(dict.fromkeys("probabilities" if name == "entropy" else name for name in asked))
+    return asked

@@ -1,0 +1,81 @@
+"""The one place where foreign errors become ours: by status code, never by text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from defensemble._exceptions import (
+    ConnectionFailedError,
+    DeadlineExceededError,
+    ForbiddenError,
+    ModelNotFoundError,
+    NotReadyError,
+    RequestRefusedError,
+    ServerFailedError,
+    ServiceError,
+)
+
+_HINTS: dict[type[ServiceError], str] = {
+    ConnectionFailedError: "Is the server up, and is this its address? Triton's own ports are 8001 for gRPC and 8000 for HTTP.",
+    DeadlineExceededError: "Raise timeout_s, send fewer images at once, or look at the server's load.",
+    NotReadyError: "It may be loading, restricted or overloaded: wait with Client.wait_ready, or try again later.",
+    ForbiddenError: "The server restricts this; its operator holds the key.",
+    ModelNotFoundError: "Client.models() lists what is served.",
+    RequestRefusedError: "Client.describe(MODEL) tells the shapes, the outputs and the largest batch.",
+    ServerFailedError: "The server's log says more.",
+}
+
+_BY_GRPC_CODE: dict[str, type[ServiceError]] = {
+    "CANCELLED": ConnectionFailedError,
+    "INVALID_ARGUMENT": RequestRefusedError,
+    "DEADLINE_EXCEEDED": DeadlineExceededError,
+    "NOT_FOUND": ModelNotFoundError,
+    "ALREADY_EXISTS": RequestRefusedError,
+    "PERMISSION_DENIED": ForbiddenError,
+    "UNAUTHENTICATED": ForbiddenError,
+    "RESOURCE_EXHAUSTED": RequestRefusedError,  # here: a message that is larger than one side takes
+    "FAILED_PRECONDITION": RequestRefusedError,
+    "OUT_OF_RANGE": RequestRefusedError,
+    "UNIMPLEMENTED": RequestRefusedError,
+}
+
+_BY_HTTP_STATUS: dict[int, type[ServiceError]] = {
+    401: ForbiddenError,
+    403: ForbiddenError,
+    404: ModelNotFoundError,
+    408: DeadlineExceededError,
+    429: NotReadyError,
+    502: ConnectionFailedError,  # a proxy could not reach the server behind it
+    503: NotReadyError,
+    504: DeadlineExceededError,
+}
+
+
+def service_error(kind: type[ServiceError], what: str, told: str) -> ServiceError:
+    """An error of a kind: what was asked of whom, what was told, and the hint for that kind."""
+    return kind(f"{what}: {told}. {_HINTS[kind]}")
+
+
+def error_from_grpc(code: str, details: str | None, what: str, alive: Callable[[], bool]) -> ServiceError:
+    """Our error for a gRPC status, named by its code.
+
+    UNAVAILABLE is what the gRPC library says where there is no connection, and what Triton says where it is not ready: `alive` asks which.
+    """
+    if code == "UNAVAILABLE":
+        kind: type[ServiceError] = NotReadyError if alive() else ConnectionFailedError
+    else:
+        kind = _BY_GRPC_CODE.get(code, ServerFailedError)
+    return service_error(kind, what, f"{code}, {details!r}")
+
+
+def error_from_http(status: int, told: str, what: str) -> ServiceError:
+    """Our error for an HTTP status that is not 200."""
+    kind = _BY_HTTP_STATUS.get(status, RequestRefusedError if 400 <= status < 500 else ServerFailedError)
+    return service_error(kind, what, f"HTTP {status}, {told!r}")
+
+
+def error_from_os(error: OSError, what: str) -> ServiceError:
+    """Our error for what a socket reports: its deadline, or anything else that ends the connection."""
+    if isinstance(error, TimeoutError):
+        return service_error(DeadlineExceededError, what, "no answer in time")
+    return service_error(ConnectionFailedError, what, f"{type(error).__name__}, {error}")

@@ -1,0 +1,3 @@
+"""The version, without reading the installed metadata (a test holds it equal to pyproject.toml)."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,88 @@
+"""The command line: one command, verbs in the order of the flow.
+
+Only click is imported here and at the top of each verb's module: `--help` and `--version` answer at once, without numpy, tritonclient or
+the sibling packages, which an installation may not have.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from defensemble._version import __version__
+from defensemble.cli import demo, doctor, export, predict, probe, serve, train
+
+# Which pip extra brings a sibling, and the base class of its errors.
+_SIBLINGS = {
+    "defensemble_training": "TrainingError",
+    "defensemble_export": "ExportError",
+    "defensemble_server": "ServerError",
+}
+_EXTRAS = {
+    "torch": "train",
+    "safetensors": "train",
+    "sklearn": "train",
+    "onnx": "export",
+    "onnxruntime": "export",
+    "onnxscript": "export",
+}
+
+
+class _Commands(click.Group):
+    """Turns what users can mend into `Error: ...` and exit status 1; anything else is a bug and keeps its traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            extra = _EXTRAS.get((error.name or "").split(".")[0])
+            if extra is None:
+                raise
+            raise click.ClickException(f"this needs the package '{error.name}': pip install 'defensemble[{extra}]'") from error
+        except OSError as error:
+            if error.strerror is None:
+                raise click.ClickException(str(error)) from error
+            names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+            raise click.ClickException(": ".join([error.strerror, *names])) from error
+        except Exception as error:
+            if isinstance(error, _users_errors()):
+                raise click.ClickException(str(error)) from error
+            raise
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+def _users_errors() -> tuple[type[Exception], ...]:
+    """The bases of the errors that the packages loaded so far raise on purpose."""
+    from defensemble._exceptions import DefensembleError
+
+    loaded = [getattr(sys.modules[package], base) for package, base in _SIBLINGS.items() if package in sys.modules]
+    return (DefensembleError, *loaded)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="defensemble")
+def cli() -> None:
+    r"""Train defective CNNs, serve them through NVIDIA Triton as one averaging ensemble, call and probe it.
+
+    \b
+    Examples:
+      defensemble demo                                  # all of it, small, in about a minute
+      defensemble train --keep 0.3 checkpoints/a.safetensors
+      defensemble export checkpoints/*.safetensors --repository model_repository
+      defensemble serve model_repository
+      defensemble predict grpc://localhost:8001 image.png
+      defensemble probe noise grpc://localhost:8001 --data digits
+    """
+
+
+for _verb in (train, export, serve, predict, probe, doctor, demo):
+    cli.add_command(_verb.command)
+
+
+def main() -> None:
+    """Entry point of the `defensemble` script."""
+    cli(prog_name="defensemble")

@@ -1,0 +1,127 @@
+"""What `defensemble probe` does once its arguments are read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from defensemble._client import Client
+from defensemble._exceptions import InputError, ModelNotFoundError
+from defensemble._intervals import Rate
+from defensemble._model import ModelInfo
+from defensemble._provenance import provenance
+from defensemble._results import write_result
+from defensemble.probes._base import served
+from defensemble.probes._data import choose_data
+from defensemble.probes.noise import PAPER_SIGMAS, NoiseResult, probe_noise
+
+_BATCH_SIZE = 64
+
+
+def probe_noise_and_report(
+    client: Client,
+    source: str,
+    out: Path,
+    names: Sequence[str] = (),
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    sigmas: Sequence[float] | None = None,
+    batch_size: int | None = None,
+    console: Console | None = None,
+) -> dict[str, str]:
+    """Probes served models with noise, writes the JSON, prints the table; answers why models failed, by name.
+
+    Without names: the ensembles, their members, and every other model that classifies images. `source` is as in `choose_data`.
+
+    Raises:
+        DefensembleError: Targets or data are not what they must be, or the server cannot be reached.
+        OSError: The JSON cannot be written.
+    """
+    console = console or Console()
+    sigmas = PAPER_SIGMAS if sigmas is None else sigmas
+    server = client.server_metadata()
+    targets = _targets(client, names)
+    infos = list(targets)
+    chosen = choose_data(source, infos[0], limit, seed)
+    size = batch_size or min(_BATCH_SIZE, *(info.max_batch_size or _BATCH_SIZE for info in infos))
+    n, rounds = len(chosen.data), 1 + len(sigmas)
+    total = n * rounds * len(infos)
+    cost = f"{len(infos)} models x {n} images x {rounds} settings (clean and {len(sigmas)} sigmas) = {total} queries"
+    console.print(cost, highlight=False)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("noise", total=total)
+        result = probe_noise(
+            {info.name: served(client, info.name) for info in infos},
+            chosen.data.images,
+            chosen.data.labels,
+            sigmas,
+            seed,
+            batch_size=size,
+            on_answer=lambda count: progress.advance(task, count),
+        )
+    report = result.json()
+    report["data"].update(chosen.source)
+    report["url"], report["batch_size"], report["class_names"] = client.url, size, list(infos[0].class_names)
+    for entry, (info, role) in zip(report["targets"], targets.items(), strict=True):
+        entry["role"] = role
+        entry["members"] = [step for step in info.steps if any(step == other.name for other in infos)]
+    report.update(provenance(server))
+    write_result(out, report)
+    console.print(_table(result))
+    console.print(str(out.resolve()), highlight=False, soft_wrap=True)
+    return result.failures
+
+
+def _targets(client: Client, names: Sequence[str]) -> dict[ModelInfo, str]:
+    """The models to probe, each with its role: ensembles, their members, and the others; or those that were named."""
+    if len(set(names)) != len(names):
+        raise InputError(f"a target was named twice: {', '.join(names)}")
+    found = client.classifiers() if not names else [client.describe(name) for name in names]
+    if not found:
+        raise ModelNotFoundError(f"{client.url} serves no model that classifies images, only {', '.join(client.models()) or 'none at all'}")
+    for info in found[1:]:
+        if (info.image_shape, info.class_names) != (found[0].image_shape, found[0].class_names):
+            raise InputError(
+                f"models {found[0].name!r} and {info.name!r} differ in image shape or classes ({found[0].image_shape} and "
+                f"{info.image_shape}, {len(found[0].class_names)} and {len(info.class_names)} classes): choose some by --target"
+            )
+    members = {step for info in found for step in info.steps}
+    roles = {info: "ensemble" if info.is_ensemble else "member" if info.name in members else "other" for info in found}
+    if names:
+        return roles
+    rank = {"ensemble": 0, "member": 1, "other": 2}
+    return dict(sorted(roles.items(), key=lambda item: rank[item[1]]))
+
+
+def _table(result: NoiseResult) -> Table:
+    """Accuracy in percent, one row a model: clean on all images, then by sigma on the images that all models get right when clean."""
+    if result.n_common is None:
+        caption = "a model failed: no rates on the images that all get right"
+    else:
+        caption = f"clean: all {result.n} images; sigma (1/255): the {result.n_common} images that all models get right when clean"
+        halves = [half for target in result.targets for one in target.noise if (half := _half_width(one.accuracy_on_common)) is not None]
+        if halves:
+            caption += f"; half-widths of their Wilson 95 % intervals: up to {100 * max(halves):.1f} points"
+    # Narrow enough for eleven numbers and a name of 20 letters in 80 columns.
+    table = Table(title="accuracy under Gaussian noise, %", caption=caption, box=box.SIMPLE_HEAD, padding=0, collapse_padding=True)
+    table.add_column("model", overflow="fold", max_width=40)
+    for header in ("clean", *(f"{sigma:g}" for sigma in result.sigmas)):
+        table.add_column(header, justify="right", no_wrap=True, min_width=4)
+    for target in result.targets:
+        table.add_row(target.name, _percent(target.clean), *(_percent(one.accuracy_on_common) for one in target.noise))
+    return table
+
+
+def _percent(value: Rate | None) -> str:
+    return "-" if value is None or value.value is None else "100" if value.value == 1 else f"{100 * value.value:.1f}"
+
+
+def _half_width(value: Rate | None) -> float | None:
+    return None if value is None or value.low is None or value.high is None else (value.high - value.low) / 2

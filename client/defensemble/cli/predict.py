@@ -1,0 +1,61 @@
+"""`defensemble predict`: images to labels, probabilities and uncertainty."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command("predict", short_help="Images to labels, probabilities and uncertainty.")
+@click.argument("url")
+@click.argument("files", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--model", help="The model to ask.  [default: the only ensemble that is served]")
+@click.option(
+    "--outputs",
+    default="probabilities",
+    show_default=True,
+    help="What to ask of an ensemble, separated by commas: probabilities, member_probabilities, entropy, mutual_information.",
+)
+@click.option(
+    "--labelled",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="A folder with one folder of pictures for each class: prints the accuracy with its Wilson 95 % interval.",
+)
+@click.option("--top", type=click.IntRange(min=1), default=1, show_default=True, help="How many classes to show for each image.")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Images a call.  [default: 64, or the model's largest batch]")
+@click.option(
+    "--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), default=60.0, show_default=True, help="Seconds a call."
+)
+@click.option("--resize", is_flag=True, help="Bring pictures of another size to the model's.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON in place of the table.")
+def command(
+    url: str,
+    files: tuple[Path, ...],
+    model: str | None,
+    outputs: str,
+    labelled: Path | None,
+    top: int,
+    batch_size: int | None,
+    timeout_s: float,
+    resize: bool,
+    as_json: bool,
+) -> None:
+    r"""Ask a served model about pictures (.png, .jpg, ...) and .npy files of images, (N, C, H, W) or (C, H, W).
+
+    \b
+    Examples:
+      defensemble predict grpc://localhost:8001 three.png seven.png
+      defensemble predict http://localhost:8000 images.npy --top 3 --json
+      defensemble predict grpc://localhost:8001 --labelled test_images/ --model alpha
+      defensemble predict grpc://localhost:8001 a.png --outputs probabilities,entropy,mutual_information
+    """
+    if not files and labelled is None:
+        raise click.UsageError("Give files of images, or --labelled FOLDER.")
+    from defensemble import Client
+    from defensemble.cli._predicting import predict_files
+
+    asked = [name.strip() for name in outputs.split(",") if name.strip()]
+    with Client(url, model, timeout_s=timeout_s) as client:
+        predict_files(client, files, asked, labelled, top=top, batch_size=batch_size, resize=resize, as_json=as_json)

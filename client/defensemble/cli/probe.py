@@ -1,0 +1,80 @@
+"""`defensemble probe`: how served models hold up, seen from outside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+def _numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    if value is None:
+        return None
+    try:
+        return tuple(float(one) for one in value.split(","))
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is not a list of numbers separated by commas, such as 4,8,16") from error
+
+
+@click.group("probe", short_help="How served models hold up, seen from outside.")
+def command() -> None:
+    r"""Measure how served models hold up, asking them as any caller can.
+
+    \b
+    Examples:
+      defensemble probe noise grpc://localhost:8001 --data digits
+    """
+
+
+@command.command("noise", short_help="Gaussian noise of growing strength.")
+@click.argument("url")
+@click.option(
+    "--data",
+    required=True,
+    metavar="NAME|FOLDER|FILE.npz",
+    help="Labelled images: a dataset's test split (digits), a folder of class folders, or arrays `images` and `labels`.",
+)
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="NAME",
+    help="A model to probe; repeat for more.  [default: the ensembles, their members, and every other model that classifies images]",
+)
+@click.option("--limit", type=click.IntRange(min=1), help="Use a random sample of this many images.  [default: all]")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the noise, and of the sample.")
+@click.option("--sigmas", callback=_numbers, metavar="A,B,...", help="Standard deviations in 1/255.  [default: 1,2,4,8,12,16,20,24,28,32]")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Images a call.  [default: 64, or the models' largest batch]")
+@click.option(
+    "--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), default=60.0, show_default=True, help="Seconds a call."
+)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("noise.json"), show_default=True, help="Where the JSON goes.")
+def noise(
+    url: str,
+    data: str,
+    targets: tuple[str, ...],
+    limit: int | None,
+    seed: int,
+    sigmas: tuple[float, ...] | None,
+    batch_size: int | None,
+    timeout_s: float,
+    out: Path,
+) -> None:
+    r"""Add Gaussian noise of growing strength to labelled images, and see how accuracy falls, model beside model.
+
+    Every model sees the same noisy images. The table counts the images that all of them get right without noise; the JSON holds all rates.
+
+    \b
+    Examples:
+      defensemble probe noise grpc://localhost:8001 --data digits
+      defensemble probe noise http://localhost:8000 --data digits --target ensemble --target standard --limit 100
+      defensemble probe noise grpc://localhost:8001 --data test.npz --sigmas 8,16,32 --seed 1 --out noise.json
+    """
+    from defensemble import Client
+    from defensemble.cli._probing import probe_noise_and_report
+
+    with Client(url, timeout_s=timeout_s) as client:
+        failures = probe_noise_and_report(client, data, out, targets, limit=limit, seed=seed, sigmas=sigmas, batch_size=batch_size)
+    if failures:
+        told = "; ".join(f"{name}: {why}" for name, why in failures.items())
+        raise click.ClickException(f"{len(failures)} of the models failed, their rates are null from there on: {told}")

@@ -1,0 +1,201 @@
+"""Gaussian noise: how accuracy falls as it grows.
+
+Source: "Defective Convolutional Networks", arXiv 1911.08432, figure 4. No attacker is at work, so this says nothing about one.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from defensemble._exceptions import InputError
+from defensemble._intervals import Rate, rate
+from defensemble.probes._base import Data, Questioner, Target
+
+SCHEMA = "defensemble.probe.noise/1"
+PAPER_SIGMAS = (1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 20.0, 24.0, 28.0, 32.0)
+"""In 1/255, as in figure 4 of the paper."""
+THREAT_MODEL = (
+    "no attacker: Gaussian noise of standard deviation sigma, clipped to +-2 sigma, added to the float32 image, then clipped to [0, 1]; "
+    "one draw for each image and sigma, the same for every target"
+)
+
+
+def noisy_images(images: NDArray[np.float32], sigma: float, seed: int) -> NDArray[np.float32]:
+    """Images plus Gaussian noise of standard deviation `sigma`/255, clipped to +-2 sigma/255, then to [0, 1]; float32, same shape.
+
+    The noise depends on (seed, sigma) and the shape alone. Source: arXiv 1911.08432, figure 4.
+    """
+    scale = np.float32(sigma / 255)
+    generator = np.random.default_rng([seed, int.from_bytes(struct.pack("<d", sigma), "little")])
+    noise = generator.standard_normal(images.shape, dtype=np.float32)
+    np.clip(noise, -2, 2, out=noise)
+    noise *= scale
+    noise += images
+    return np.clip(noise, 0, 1, out=noise)
+
+
+@dataclass(frozen=True)
+class NoiseRates:
+    """The rates of one target at one sigma (in 1/255); None where a target failed.
+
+    `accuracy` counts all images, `defense_rate` those that this target gets right when clean, `accuracy_on_common` those that all do.
+    """
+
+    sigma: float
+    accuracy: Rate | None
+    defense_rate: Rate | None
+    accuracy_on_common: Rate | None
+
+    def json(self) -> dict[str, Any]:
+        """As JSON; there is no source network, so no rate over the images that fool one."""
+        return {
+            "sigma": self.sigma,
+            "accuracy": _json(self.accuracy),
+            "defense_rate": _json(self.defense_rate),
+            "defense_rate_source_fooled": None,
+            "accuracy_on_common": _json(self.accuracy_on_common),
+        }
+
+
+@dataclass(frozen=True)
+class TargetRates:
+    """The rates of one target: clean, and at each sigma; `failure` tells why there are none from some point on."""
+
+    name: str
+    clean: Rate | None
+    noise: tuple[NoiseRates, ...]
+    queries: int
+    failure: str | None
+
+
+@dataclass(frozen=True)
+class NoiseResult:
+    """What the noise probe found; sigmas are in 1/255, `n_common` counts the images that all targets get right when clean."""
+
+    seed: int
+    sigmas: tuple[float, ...]
+    n: int
+    n_common: int | None
+    data_digest: str
+    duration_s: float
+    targets: tuple[TargetRates, ...]
+
+    @property
+    def failures(self) -> dict[str, str]:
+        """Why targets failed, by name; empty where all answered to the end."""
+        return {target.name: target.failure for target in self.targets if target.failure is not None}
+
+    def json(self) -> dict[str, Any]:
+        """As JSON, with a `schema` field; what could not be measured is None."""
+        return {
+            "schema": SCHEMA,
+            "probe": "noise",
+            "threat_model": THREAT_MODEL,
+            "paper": "arXiv:1911.08432, figure 4",
+            "seed": self.seed,
+            "sigma_unit": "1/255",
+            "sigmas": list(self.sigmas),
+            "interval": "Wilson, 95 %",
+            "data": {"n": self.n, "n_common": self.n_common, "sha256": self.data_digest},
+            "duration_s": round(self.duration_s, 3),
+            "targets": [
+                {
+                    "name": target.name,
+                    "clean": _json(target.clean),
+                    "noise": [one.json() for one in target.noise],
+                    "queries": target.queries,
+                    "failure": target.failure,
+                }
+                for target in self.targets
+            ],
+        }
+
+
+def probe_noise(
+    targets: Mapping[str, Target],
+    images: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    sigmas: Sequence[float] = PAPER_SIGMAS,
+    seed: int = 0,
+    *,
+    batch_size: int = 64,
+    on_answer: Callable[[int], None] | None = None,
+) -> NoiseResult:
+    """Asks every target about the images, clean and with noise; images float32 (n, C, H, W) in [0, 1], labels (n,), sigmas in 1/255.
+
+    Every target sees the same noise. A target whose server fails is asked no more, and `NoiseResult.failures` tells why; `on_answer` is
+    called with the number of images of each answer.
+
+    Raises:
+        InputError: Images, labels, sigmas, the seed or a target's answer are not what they must be.
+    """
+    data = Data(images, labels)
+    for sigma in sigmas:
+        if not (math.isfinite(sigma) and sigma > 0):
+            raise InputError(f"sigmas must be positive, in 1/255, such as 8, got {sigma}")
+    if not sigmas or len(set(sigmas)) != len(sigmas):
+        raise InputError(f"sigmas must be one or more different numbers, in 1/255, got {list(sigmas)}")
+    if seed < 0:
+        raise InputError(f"seed must be 0 or more, got {seed}")
+    started = time.monotonic()
+    questioner = Questioner(dict(targets), batch_size, on_answer)
+    clean = {name: _right(questioner, name, data.images, data.labels) for name in targets}
+    common = _common(clean)
+    rates: dict[str, list[NoiseRates]] = {name: [] for name in targets}
+    for sigma in sigmas:
+        noisy = noisy_images(data.images, sigma, seed)
+        for name in targets:
+            right = _right(questioner, name, noisy, data.labels)
+            rates[name].append(
+                NoiseRates(
+                    float(sigma),
+                    accuracy=None if right is None else rate(right),
+                    defense_rate=_rate_on(right, clean[name]),
+                    accuracy_on_common=_rate_on(right, common),
+                )
+            )
+    return NoiseResult(
+        seed=seed,
+        sigmas=tuple(float(sigma) for sigma in sigmas),
+        n=len(data),
+        n_common=None if common is None else int(common.sum()),
+        data_digest=data.digest,
+        duration_s=time.monotonic() - started,
+        targets=tuple(
+            TargetRates(
+                name,
+                clean=_rate_on(clean[name], np.ones(len(data), np.bool_)),
+                noise=tuple(rates[name]),
+                queries=questioner.queries[name],
+                failure=questioner.failures.get(name),
+            )
+            for name in targets
+        ),
+    )
+
+
+def _right(questioner: Questioner, name: str, images: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.bool_] | None:
+    classes = questioner.classes(name, images)
+    return None if classes is None else np.asarray(classes == labels)
+
+
+def _common(clean: Mapping[str, NDArray[np.bool_] | None]) -> NDArray[np.bool_] | None:
+    """Which images all targets get right; None where a target did not answer, since "all" then means nothing."""
+    answered = [right for right in clean.values() if right is not None]
+    return np.logical_and.reduce(answered) if len(answered) == len(clean) else None
+
+
+def _rate_on(right: NDArray[np.bool_] | None, counted: NDArray[np.bool_] | None) -> Rate | None:
+    return None if right is None or counted is None else rate(right[counted])
+
+
+def _json(value: Rate | None) -> dict[str, Any] | None:
+    return None if value is None else value.json()
