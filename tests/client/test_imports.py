@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import defensemble
+import defensemble.probes
+
+HEAVY = ("numpy", "tritonclient", "grpc", "PIL", "torch", "onnx", "onnxruntime", "defensemble_training", "defensemble_export", "defensemble_server")
+
+
+def loaded_by(code: str) -> list[str]:
+    """Which heavy modules some code loads in an interpreter of its own."""
+    ask = f"import sys\n{code}\nprint([name for name in {HEAVY} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    names: list[str] = re.findall(r"'(\w+)'", done.stdout.splitlines()[-1])
+    return names
+
+
+def test_the_package_loads_nothing_heavy() -> None:
+    assert loaded_by("import defensemble, defensemble.probes; defensemble.__version__, dir(defensemble)") == []
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["predict", "--help"], ["probe", "--help"], ["probe", "noise", "--help"]])
+def test_help_and_version_load_nothing_heavy(arguments: list[str]) -> None:
+    code = f"from defensemble.cli import cli\ntry:\n    cli({arguments!r}, prog_name='defensemble')\nexcept SystemExit as end:\n    assert end.code == 0"
+    assert loaded_by(code) == []
+
+
+def test_the_http_transport_needs_no_grpc() -> None:
+    assert loaded_by("from defensemble import Client; Client('http://localhost:1').close()") == ["numpy"]
+
+
+def test_public_names_are_pinned_and_all_there() -> None:
+    assert defensemble.__all__ == sorted(defensemble.__all__)
+    assert set(defensemble._HOME_OF) | {"__version__"} == set(defensemble.__all__)
+    for module in (defensemble, defensemble.probes):
+        for name in module.__all__:
+            assert getattr(module, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        getattr(defensemble, "nothing")  # noqa: B009
+
+
+def test_the_version_is_the_distribution_s() -> None:
+    text = (Path(defensemble.__file__).parents[2] / "pyproject.toml").read_text()
+    assert f'\nversion = "{defensemble.__version__}"\n' in text

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from defensemble import ServerFailedError
+from defensemble._wire import array_from_wire
+
+
+@given(hnp.arrays(np.float32, hnp.array_shapes(max_dims=4, max_side=5, min_side=0), elements=st.floats(width=32, allow_nan=False)))
+def test_numbers_come_back_as_they_were(array: np.ndarray) -> None:  # type: ignore[type-arg]
+    back = array_from_wire("FP32", array.shape, memoryview(array.tobytes()), "what")
+    np.testing.assert_array_equal(back, array)
+    assert not back.flags.writeable
+
+
+@given(st.lists(st.binary(max_size=9), max_size=6))
+def test_texts_come_back_as_they_were(texts: list[bytes]) -> None:
+    content = b"".join(struct.pack("<I", len(text)) + text for text in texts)
+    assert array_from_wire("BYTES", (len(texts),), content, "what").tolist() == texts
+
+
+@pytest.mark.parametrize(
+    ("datatype", "shape", "content"),
+    [
+        ("FP32", (2,), bytes(7)),
+        ("FP32", (3,), bytes(8)),
+        ("FP32", (-1, 2), bytes(8)),
+        ("FP128", (1,), bytes(16)),
+        ("BYTES", (2,), b"\x01\0\0\0a"),
+        ("BYTES", (1,), b"\x09\0\0\0a"),
+        ("BYTES", (1,), b"\x01\0"),
+    ],
+)
+def test_content_that_does_not_fit(datatype: str, shape: tuple[int, ...], content: bytes) -> None:
+    with pytest.raises(ServerFailedError, match=f"what: its answer holds {len(content)} bytes for an output of type {datatype}"):
+        array_from_wire(datatype, shape, content, "what")
+
+
+@given(st.binary(max_size=40), st.lists(st.integers(0, 3), max_size=3))
+def test_any_bytes_are_read_or_refused(content: bytes, shape: list[int]) -> None:
+    for datatype in ("FP32", "BYTES", "BOOL"):
+        try:
+            array = array_from_wire(datatype, tuple(shape), content, "what")
+        except ServerFailedError:
+            continue
+        assert array.shape == tuple(shape)

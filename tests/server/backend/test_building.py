@@ -1,0 +1,249 @@
+"""The build: once for each source, flags and compiler; whole or not at all; with a word on what is missing."""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from defensemble_server import BackendBuildError, RuntimeMissingError
+from defensemble_server.backend import (
+    LIBRARY_NAME,
+    Compiler,
+    build_digest,
+    ensure_backend,
+    find_compiler,
+    onnxruntime_library,
+)
+
+
+def script(folder: Path, name: str, body: str) -> str:
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return str(path)
+
+
+# Stands where a compiler would: tells a version, writes what it was asked for, notes that it ran.
+COMPILES = """
+[ "$1" = --version ] && { echo "stand-in 1.0"; exit 0; }
+echo run >> "$(dirname "$0")/runs"
+while [ $# -gt 1 ]; do [ "$1" = -o ] && out="$2"; shift; done
+echo library > "$out"
+"""
+FAILS = """
+[ "$1" = --version ] && { echo "stand-in 1.0"; exit 0; }
+while [ $# -gt 1 ]; do [ "$1" = -o ] && out="$2"; shift; done
+echo half > "$out"
+i=0; while [ $i -lt 50 ]; do i=$((i + 1)); echo "error number $i" >&2; done
+exit 3
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path) -> str:
+    return script(tmp_path, "compiler", COMPILES)
+
+
+def runs(tmp_path: Path) -> int:
+    path = tmp_path / "runs"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def test_builds_once_with_a_word(tmp_path: Path, stand_in: str) -> None:
+    said: list[str] = []
+    first = ensure_backend(cache_dir=tmp_path / "cache", compiler=[stand_in], say=said.append)
+    assert (first / "onnxruntime" / LIBRARY_NAME).is_file()
+    assert stat.S_IMODE(first.stat().st_mode) == 0o755
+    second = ensure_backend(cache_dir=tmp_path / "cache", compiler=[stand_in], say=said.append)
+    assert first == second
+    assert runs(tmp_path) == 1
+    assert said == [f"building the onnxruntime backend, once, with {stand_in} (stand-in 1.0) ..."]
+    assert list((tmp_path / "cache").iterdir()) == [first]
+
+
+def test_the_word_goes_to_standard_error(tmp_path: Path, stand_in: str, capsys: pytest.CaptureFixture[str]) -> None:
+    ensure_backend(cache_dir=tmp_path / "cache", compiler=[stand_in])
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("building the onnxruntime backend, once")
+
+
+def test_a_failed_build_leaves_nothing_and_shows_the_last_lines(tmp_path: Path) -> None:
+    failing = script(tmp_path, "compiler", FAILS)
+    with pytest.raises(BackendBuildError) as caught:
+        ensure_backend(cache_dir=tmp_path / "cache", compiler=[failing], say=lambda _: None)
+    text = str(caught.value)
+    assert "failed with exit status 3; expected C++17" in text
+    assert "apt-get install g++" in text
+    assert text.endswith("error number 49\nerror number 50")
+    assert "error number 30\n" not in text
+    assert list((tmp_path / "cache").iterdir()) == []
+    assert str(pickle.loads(pickle.dumps(caught.value))) == text
+
+
+def test_a_compiler_that_writes_nothing_is_an_error(tmp_path: Path) -> None:
+    idle = script(tmp_path, "compiler", 'echo "stand-in 1.0"')
+    with pytest.raises(BackendBuildError, match="failed with exit status 0"):
+        ensure_backend(cache_dir=tmp_path / "cache", compiler=[idle], say=lambda _: None)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_broken_build_of_the_real_compiler(tmp_path: Path, compiler: Compiler) -> None:
+    with pytest.raises(BackendBuildError, match=r"unrecognized|unknown|unsupported"):
+        ensure_backend(cache_dir=tmp_path, compiler=[*compiler.command, "-fno-such-flag-as-this"], say=lambda _: None)
+
+
+def test_two_at_once_give_one_build(tmp_path: Path) -> None:
+    slow = script(tmp_path, "compiler", COMPILES.replace("echo run", "sleep 0.3; echo run"))
+    built: list[Path] = []
+
+    def build() -> None:
+        built.append(ensure_backend(cache_dir=tmp_path / "cache", compiler=[slow], say=lambda _: None))
+
+    threads = [threading.Thread(target=build) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(built) == 4
+    assert len(set(built)) == 1
+    assert list((tmp_path / "cache").iterdir()) == [built[0]]
+
+
+def test_a_cache_that_cannot_be_written(tmp_path: Path, stand_in: str) -> None:
+    (tmp_path / "cache").write_text("a file in the way")
+    with pytest.raises(OSError, match="cache"):
+        ensure_backend(cache_dir=tmp_path / "cache", compiler=[stand_in], say=lambda _: None)
+
+
+def test_the_digest_differs_with_all_that_matters(tmp_path: Path) -> None:
+    (tmp_path / "include").mkdir()
+    (tmp_path / "backend.cc").write_text("int a;")
+    (tmp_path / "include" / "api.h").write_text("int b;")
+    gcc = Compiler(("c++",), "12.2")
+    digests = {build_digest(tmp_path, gcc)}
+    assert build_digest(tmp_path, gcc) in digests
+    (tmp_path / "README.md").write_text("no source")
+    assert build_digest(tmp_path, gcc) in digests
+    digests.add(build_digest(tmp_path, Compiler(("c++",), "13.1")))
+    digests.add(build_digest(tmp_path, Compiler(("clang++",), "12.2")))
+    (tmp_path / "backend.cc").write_text("int a; ")
+    digests.add(build_digest(tmp_path, gcc))
+    (tmp_path / "include" / "api.h").write_text("int c;")
+    digests.add(build_digest(tmp_path, gcc))
+    (tmp_path / "model.cc").write_text("")
+    digests.add(build_digest(tmp_path, gcc))
+    assert len(digests) == 6
+
+
+def test_the_cache_is_the_users(tmp_path: Path, stand_in: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert ensure_backend(compiler=[stand_in], say=lambda _: None).parent == tmp_path / "xdg" / "defensemble" / "backend"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert ensure_backend(compiler=[stand_in], say=lambda _: None).parent == tmp_path / "home" / ".cache" / "defensemble" / "backend"
+
+
+def empty_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    monkeypatch.setenv("PATH", str(programs))
+    monkeypatch.delenv("CXX", raising=False)
+    return programs
+
+
+def hide(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Make a package one that is not installed: only the standard library and an empty folder are searched."""
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "empty"), *(entry for entry in sys.path if "site-packages" not in entry)])
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    importlib.invalidate_caches()
+
+
+def test_no_compiler_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    empty_path(tmp_path, monkeypatch)
+    hide("ziglang", monkeypatch, tmp_path)
+    assert find_compiler() is None
+    with pytest.raises(BackendBuildError, match=r"no C\+\+ compiler .*run `apt-get install g\+\+` or `pip install ziglang`"):
+        ensure_backend(cache_dir=tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_the_order_in_which_compilers_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    programs = empty_path(tmp_path, monkeypatch)
+    ziglang = tmp_path / "packages" / "ziglang"
+    ziglang.mkdir(parents=True)
+    (ziglang / "__main__.py").write_text("print('clang version 20 of zig')")
+    monkeypatch.setattr(sys, "path", [str(ziglang.parent), *sys.path])
+    monkeypatch.setenv("PYTHONPATH", str(ziglang.parent))
+    importlib.invalidate_caches()
+    found = find_compiler()
+    assert found is not None
+    assert found.command[:4] == (sys.executable, "-m", "ziglang", "c++")
+    assert found.command[4] == "-target"
+    assert found.command[5].endswith("-linux-gnu.2.31")
+    assert found.version == "clang version 20 of zig"
+    for name in ("clang++", "g++", "c++"):
+        expected = script(programs, name, f'echo "{name} 1.0"')
+        assert find_compiler() == Compiler((expected,), f"{name} 1.0")
+    monkeypatch.setenv("CXX", f"{script(tmp_path, 'mine', 'echo mine 2.0')} -m64")
+    assert find_compiler() == Compiler((str(tmp_path / "mine"), "-m64"), "mine 2.0")
+
+
+@pytest.mark.parametrize(("body", "text"), [(None, "does not run"), ("echo broken >&2; exit 1", "does not tell its version .*: broken")])
+def test_a_stated_compiler_that_does_not_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str | None, text: str) -> None:
+    monkeypatch.setenv("CXX", script(tmp_path, "mine", body) if body else str(tmp_path / "missing"))
+    with pytest.raises(BackendBuildError, match=f"from the environment variable CXX, .*{text}"):
+        find_compiler()
+
+
+def fake_onnxruntime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *libraries: str) -> Path:
+    hide("onnxruntime", monkeypatch, tmp_path)
+    capi = tmp_path / "packages" / "onnxruntime" / "capi"
+    capi.mkdir(parents=True)
+    (capi.parent / "__init__.py").write_text("raise AssertionError('it must not be imported')")
+    for name in libraries:
+        (capi / name).touch()
+    monkeypatch.setattr(sys, "path", [str(capi.parent.parent), *sys.path])
+    importlib.invalidate_caches()
+    return capi
+
+
+def test_the_library_is_found_without_importing_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("libonnxruntime.so.1.32.0", "libonnxruntime_providers_shared.so")
+    capi = fake_onnxruntime(tmp_path, monkeypatch, *names)
+    assert onnxruntime_library() == capi / names[0]
+
+
+def test_an_onnxruntime_without_a_library_is_too_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    capi = fake_onnxruntime(tmp_path, monkeypatch, "libonnxruntime_providers_shared.so")
+    with pytest.raises(RuntimeMissingError) as caught:
+        onnxruntime_library()
+    assert f"holds no libonnxruntime.so in {capi}; serving needs 1.20 or later: run `pip install --upgrade 'onnxruntime>=1.20'`" in str(
+        caught.value
+    )
+
+
+def test_no_onnxruntime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hide("onnxruntime", monkeypatch, tmp_path)
+    with pytest.raises(RuntimeMissingError, match=r"ONNX Runtime is not installed, .* run `pip install --upgrade 'onnxruntime>=1.20'`"):
+        onnxruntime_library()
+
+
+def test_as_a_program(tmp_path: Path, stand_in: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", stand_in)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    command = [sys.executable, "-c", "import sys; from defensemble_server.backend import main; sys.exit(main())"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert (Path(done.stdout.rstrip("\n")) / "onnxruntime" / LIBRARY_NAME).is_file()
+    monkeypatch.setenv("CXX", str(tmp_path / "missing"))
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("Error: the C++ compiler from the environment variable CXX")
+    assert "Traceback" not in done.stderr

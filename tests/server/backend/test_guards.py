@@ -1,0 +1,81 @@
+"""The two interfaces that the backend stands between: what it says where one of them is missing, too old, or something else."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from defensemble_server.backend import LIBRARY_NAME, Compiler
+
+from . import graphs
+from .triton import Triton
+
+
+def load_error(folder: Path, backend_directory: Path, settings: dict[str, str], environment: dict[str, str] | None = None) -> str:
+    with Triton(folder / "server", backend_directory, settings, environment) as server:
+        text = server.load_error(graphs.AFFINE_CONFIG, graphs.affine())
+        assert server.alive()
+        return text
+
+
+def test_an_onnxruntime_that_is_too_old(tmp_path: Path, backend_directory: Path, compiled: Callable[[str], Path]) -> None:
+    library = compiled("too_old")
+    text = load_error(tmp_path, backend_directory, {"library": str(library)})
+    expected = (
+        f"ONNX Runtime 1.14.1 ('{library}') is too old for this backend: expected 1.20 or later; run: pip install --upgrade onnxruntime"
+    )
+    assert expected in text
+
+
+def test_a_library_that_is_missing(tmp_path: Path, backend_directory: Path) -> None:
+    text = load_error(tmp_path, backend_directory, {"library": str(tmp_path / "libonnxruntime.so.1")})
+    assert f"cannot open the ONNX Runtime library '{tmp_path}/libonnxruntime.so.1': " in text
+    assert "No such file or directory; expected the libonnxruntime.so of the wheel onnxruntime 1.20 or later" in text
+
+
+def test_a_library_of_another_kind(tmp_path: Path, backend_directory: Path, compiled: Callable[[str], Path]) -> None:
+    library = compiled("other_server")
+    text = load_error(tmp_path, backend_directory, {"library": str(library)})
+    assert f"'{library}' is not ONNX Runtime: it has no OrtGetApiBase" in text
+
+
+def test_no_library_was_named(tmp_path: Path, backend_directory: Path) -> None:
+    text = load_error(tmp_path, backend_directory, {})
+    assert "was not told where ONNX Runtime is: give --backend-config=onnxruntime,library=PATH, or set ONNXRUNTIME_LIBRARY" in text
+
+
+@pytest.mark.parametrize(("major", "minor"), [(1, 18), (2, 19)])
+def test_a_triton_of_another_version(
+    tmp_path: Path, backend_directory: Path, compiled: Callable[[str], Path], major: int, minor: int
+) -> None:
+    environment = {"LD_PRELOAD": str(compiled("other_server")), "API_MAJOR": str(major), "API_MINOR": str(minor)}
+    text = load_error(tmp_path, backend_directory, {}, environment)
+    assert "this backend needs a Triton with TRITONBACKEND API 1.19 or a later minor (Triton 2.51 or later)" in text
+    assert f"the server has {major}.{minor}" in text
+
+
+def test_only_tritons_entry_points_are_visible(backend_directory: Path) -> None:
+    library = backend_directory / "onnxruntime" / LIBRARY_NAME
+    names = subprocess.run(["nm", "-D", "--defined-only", library], capture_output=True, text=True, check=True).stdout
+    ours = {name for name in re.findall(r" T (\S+)", names) if not name.startswith("_Z")}
+    assert ours == {
+        f"TRITONBACKEND_{name}"
+        for name in (
+            "Initialize",
+            "Finalize",
+            "GetBackendAttribute",
+            "ModelInitialize",
+            "ModelFinalize",
+            "ModelInstanceInitialize",
+            "ModelInstanceFinalize",
+            "ModelInstanceExecute",
+        )
+    }
+
+
+def test_the_source_compiles_without_any_warning(source: Path, compiler: Compiler) -> None:
+    flags = ["-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wconversion", "-Wold-style-cast", "-Werror"]
+    subprocess.run([*compiler.command, *flags, *sorted(map(str, source.glob("*.cc")))], check=True)

@@ -1,0 +1,178 @@
+"""The backend under AddressSanitizer and UndefinedBehaviorSanitizer, in a real tritonserver: bad files and random requests."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from queue import Queue
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from defensemble_server.backend import LIBRARY_NAME, Compiler, onnxruntime_library
+from onnx import TensorProto, helper
+from tritonclient.utils import InferenceServerException
+
+from . import graphs
+from .triton import Triton, arrays, infer_inputs, infer_outputs
+
+pytestmark = pytest.mark.slow
+
+MUTATIONS = 300
+REQUESTS = 600
+ANSWER_DEADLINE_S = 60.0
+OPTIONS = "handle_segv=0:alloc_dealloc_mismatch=0:detect_odr_violation=0:verify_asan_link_order=0"
+FLAGS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g", "-O1"]
+
+
+@pytest.fixture(scope="module")
+def runtime_libraries(compiler: Compiler) -> list[Path]:
+    libraries = []
+    for name in ("libasan.so", "libubsan.so"):
+        answer = subprocess.run([*compiler.command, f"-print-file-name={name}"], capture_output=True, text=True, check=False)
+        path = Path(answer.stdout.strip())
+        if not path.is_absolute() or not path.exists():
+            pytest.skip(f"{compiler} has no {name}: gcc's sanitizer runtimes are needed")
+        libraries.append(path.resolve())
+    return libraries
+
+
+@pytest.fixture(scope="module")
+def sanitized(
+    tmp_path_factory: pytest.TempPathFactory, source: Path, compiler: Compiler, runtime_libraries: list[Path]
+) -> Iterator[Triton]:
+    folder = tmp_path_factory.mktemp("sanitized")
+    library = folder / "backends" / "onnxruntime" / LIBRARY_NAME
+    library.parent.mkdir(parents=True)
+    flags = [*FLAGS, "-std=c++17", "-fPIC", "-shared", "-fvisibility=hidden"]
+    subprocess.run([*compiler.command, *flags, *sorted(map(str, source.glob("*.cc"))), "-o", str(library), "-ldl"], check=True)
+    environment = {
+        "LD_PRELOAD": ":".join(map(str, runtime_libraries)),
+        "ASAN_OPTIONS": OPTIONS,
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+    }
+    with Triton(folder / "server", library.parent.parent, {"library": str(onnxruntime_library())}, environment) as server:
+        yield server
+    # At the end of the process what was never freed is told; Triton's own leaks are not ours.
+    complaints = [part for part in server.log().split("\n\n") if "onnx_backend::" in part]
+    assert complaints == []
+
+
+def assert_clean(server: Triton) -> None:
+    assert server.alive(), server.log()[-6000:]
+    log = server.log()
+    assert "AddressSanitizer" not in log, log[-6000:]
+    assert "runtime error:" not in log, log[-6000:]
+
+
+def test_the_sanitizers_are_there(sanitized: Triton) -> None:
+    sanitized.load(graphs.AFFINE_CONFIG, graphs.affine())
+    maps = Path(f"/proc/{sanitized.pid}/maps").read_text()
+    assert "libasan.so" in maps
+    assert "libubsan.so" in maps
+    assert LIBRARY_NAME in maps
+    assert_clean(sanitized)
+
+
+def mutated(content: bytes, generator: np.random.Generator) -> bytes:
+    changed = bytearray(content)
+    kind = generator.integers(4)
+    if kind == 0:
+        return bytes(changed[: generator.integers(len(changed))])
+    if kind == 1:
+        at, size = generator.integers(len(changed)), generator.integers(1, 20)
+        return bytes(changed[:at] + generator.bytes(size) + changed[at:])
+    for _ in range(generator.integers(1, 6)):
+        changed[generator.integers(len(changed))] = generator.integers(256)
+    return bytes(changed)
+
+
+def test_mutated_files(sanitized: Triton) -> None:
+    generator = np.random.default_rng(20)
+    originals: list[tuple[dict[str, Any], onnx.ModelProto, dict[str, Any]]] = [
+        (graphs.AFFINE_CONFIG, graphs.affine(), {"x": np.ones((2, 4), np.float32)}),
+        (graphs.GATHER_CONFIG, graphs.gather(), {"index": np.array([[3], [1]])}),
+        (graphs.LOOP_CONFIG, graphs.loop(), {"rounds": np.array([[3], [1]])}),
+    ]
+    loaded = 0
+    for i in range(MUTATIONS):
+        config, model, inputs = originals[i % len(originals)]
+        name = sanitized.write(config, mutated(model.SerializeToString(), generator))
+        try:
+            sanitized.client.load_model(name)
+        except InferenceServerException:
+            continue
+        loaded += 1
+        for _ in range(2):
+            try:
+                sanitized.infer(name, inputs)
+            except InferenceServerException:
+                assert sanitized.alive(), sanitized.log()[-6000:]
+        sanitized.client.unload_model(name)
+    assert 0 < loaded < MUTATIONS
+    assert_clean(sanitized)
+
+
+def test_random_requests(sanitized: Triton) -> None:
+    """Right and wrong ones, many at a time, joined and alone: right answers to the right ones."""
+    model = graphs.model(
+        [
+            helper.make_node("Gather", ["table", "index"], ["row"], axis=0),
+            helper.make_node("Mul", ["x", "x"], ["square"]),
+            helper.make_node("Not", ["flag"], ["no"]),
+        ],
+        [
+            graphs.value("index", TensorProto.INT64, ["batch", 1]),
+            graphs.value("x", TensorProto.FLOAT, ["batch", "n", 3]),
+            graphs.value("flag", TensorProto.BOOL, ["batch", 1]),
+        ],
+        [
+            graphs.value("row", TensorProto.FLOAT, ["batch", 1, 3]),
+            graphs.value("square", TensorProto.FLOAT, ["batch", "n", 3]),
+            graphs.value("no", TensorProto.BOOL, ["batch", 1]),
+        ],
+        [graphs.tensor("table", graphs.gather_table())],
+    )
+    config = graphs.config(
+        [("index", TensorProto.INT64, [1]), ("x", TensorProto.FLOAT, [-1, 3]), ("flag", TensorProto.BOOL, [1])],
+        [("row", TensorProto.FLOAT, [1, 3]), ("square", TensorProto.FLOAT, [-1, 3]), ("no", TensorProto.BOOL, [1])],
+        dynamic_batching={"max_queue_delay_microseconds": 2000},
+        instance_group=[{"count": 2, "kind": "KIND_CPU"}],
+    )
+    name = sanitized.load(config, model)
+    generator = np.random.default_rng(21)
+    done: Queue[tuple[int, Any]] = Queue()
+    expected: list[dict[str, Any] | None] = []
+    for i in range(REQUESTS):
+        rows, length = generator.integers(1, 5), generator.integers(0, 4)
+        index = generator.integers(0, 10, (rows, 1))
+        x = generator.normal(size=(rows, length, 3)).astype(np.float32)
+        flag = generator.integers(0, 2, (rows, 1)).astype(bool)
+        wanted = list(generator.choice(["row", "square", "no"], generator.integers(1, 4), replace=False))
+        answer: dict[str, Any] | None = {"row": graphs.gather_table()[index], "square": x * x, "no": ~flag}
+        if i % 7 == 0:
+            index[generator.integers(rows), 0] = generator.choice([10, -11, 2**40])
+            # Only a graph that is asked for `row` alone could be spared the Gather: ONNX Runtime runs all of it.
+            answer = None
+        expected.append(None if answer is None else {key: answer[key] for key in wanted})
+        call = sanitized.client.async_infer(
+            name,
+            infer_inputs({"index": index, "x": x, "flag": flag}),
+            lambda result, error, i=i: done.put((i, error if result is None else arrays(result))),
+            outputs=infer_outputs(wanted),
+        )
+        if i % 50 == 49:
+            call.cancel()
+            expected[-1] = None
+    for _ in range(REQUESTS):
+        i, answer = done.get(timeout=ANSWER_DEADLINE_S)
+        if (right := expected[i]) is None:
+            assert isinstance(answer, (InferenceServerException, dict))
+        else:
+            assert isinstance(answer, dict), answer
+            assert answer.keys() == right.keys()
+            for key, array in right.items():
+                np.testing.assert_array_equal(answer[key], array)
+    assert_clean(sanitized)

@@ -1,0 +1,132 @@
+"""How a graph is run: what config.pbtxt says of threads, order and optimisation, else what the backend's command line says."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from defensemble_server.backend import onnxruntime_library
+
+from . import graphs
+from .triton import Triton, records
+
+INTRA_SPIN, INTER_SPIN = "session.intra_op.allow_spinning", "session.inter_op.allow_spinning"
+A_COUNT = "must be an integer from 0 (one thread per core) to 1024"
+A_MODE = "must be '0' or '1' (sequential or parallel)"
+# The `recorded` server's command line gives 2 and 3 threads. 99: all optimisations.
+SILENT = {"intra": 2, "inter": 3, "mode": 0, "level": 99, INTRA_SPIN: "0", INTER_SPIN: "0"}
+
+
+def options_of(recorded: Triton, record_file: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """What the backend told ONNX Runtime when it loaded this config."""
+    seen = len(records(record_file)) if record_file.exists() else 0
+    recorded.load({**graphs.AFFINE_CONFIG, **config}, graphs.affine())
+    return {record["option"]: record["value"] for record in records(record_file)[seen:] if "option" in record}
+
+
+def level(number: int) -> dict[str, Any]:
+    return {"optimization": {"graph": {"level": number}}}
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({}, {}),
+        (graphs.parameters(intra_op_thread_count="1"), {"intra": 1}),
+        (graphs.parameters(intra_op_thread_count="0"), {"intra": 0}),
+        (graphs.parameters(inter_op_thread_count="4"), {"inter": 4}),
+        (graphs.parameters(execution_mode="0"), {"mode": 0}),
+        (graphs.parameters(execution_mode="1", inter_op_thread_count="2"), {"mode": 1, "inter": 2}),
+        # NVIDIA's numbers for a level are not ONNX Runtime's.
+        (level(-1), {"level": 1}),
+        (level(0), {"level": 99}),
+        (level(1), {"level": 2}),
+        (level(2), {"level": 0}),
+        (graphs.parameters(session__intra_op__allow_spinning="1"), {INTRA_SPIN: "1"}),
+        (graphs.parameters(session__inter_op__allow_spinning="1"), {INTER_SPIN: "1"}),
+        (graphs.parameters(session__intra_op__allow_spinning="0"), {}),
+        (graphs.parameters(what_we_write="anything"), {}),
+    ],
+)
+def test_the_config_wins_over_the_command_line(recorded: Triton, record_file: Path, config: dict[str, Any], told: dict[str, Any]) -> None:
+    assert options_of(recorded, record_file, config) == {**SILENT, **told}
+
+
+@pytest.mark.parametrize(
+    ("config", "text"),
+    [
+        (
+            graphs.parameters(intra_op_thread_count="many"),
+            f"parameter intra_op_thread_count {A_COUNT}, got 'many'",
+        ),
+        (
+            graphs.parameters(intra_op_thread_count="-1"),
+            f"parameter intra_op_thread_count {A_COUNT}, got '-1'",
+        ),
+        (graphs.parameters(intra_op_thread_count="1025"), "to 1024, got '1025'"),
+        (graphs.parameters(intra_op_thread_count=""), "to 1024, got ''"),
+        (graphs.parameters(intra_op_thread_count="2 "), "to 1024, got '2 '"),
+        (
+            graphs.parameters(inter_op_thread_count="1.5"),
+            f"parameter inter_op_thread_count {A_COUNT}, got '1.5'",
+        ),
+        (graphs.parameters(inter_op_thread_count="99999999999999999999"), "got '99999999999999999999'"),
+        (graphs.parameters(execution_mode="2"), f"parameter execution_mode {A_MODE}, got '2'"),
+        (
+            graphs.parameters(execution_mode="parallel"),
+            f"parameter execution_mode {A_MODE}, got 'parallel'",
+        ),
+        (graphs.parameters(session__intra_op__allow_spinning="yes"), "allow_spinning must be '0' or '1' (no or yes), got 'yes'"),
+        (level(3), "optimization.graph.level must be -1 (basic), 0 (all), 1 (extended) or 2 (none), got '3'"),
+        (level(-2), "optimization.graph.level must be -1 (basic), 0 (all), 1 (extended) or 2 (none), got '-2'"),
+    ],
+)
+def test_bad_values_are_refused(triton: Triton, config: dict[str, Any], text: str) -> None:
+    assert text in triton.load_error({**graphs.AFFINE_CONFIG, **config}, graphs.affine())
+    assert triton.alive()
+
+
+def test_parameters_of_nvidias_backend_alone_are_named(triton: Triton) -> None:
+    name = triton.load({**graphs.AFFINE_CONFIG, **graphs.parameters(enable_mem_arena="0")}, graphs.affine())
+    assert f"{name}: parameter enable_mem_arena is NVIDIA's backend's alone; it is ignored here" in triton.log()
+
+
+def threads(server: Triton) -> int:
+    return len(os.listdir(f"/proc/{server.pid}/task"))
+
+
+def threads_of_a_model(server: Triton, config: dict[str, Any]) -> int:
+    """Threads that loading a model starts, beyond those that loading any model does."""
+    before = threads(server)
+    server.load({**graphs.AFFINE_CONFIG, **graphs.parameters(intra_op_thread_count="1")}, graphs.affine())
+    plain = threads(server)
+    server.load({**graphs.AFFINE_CONFIG, **config}, graphs.affine())
+    return threads(server) - plain - (plain - before)
+
+
+def test_threads_are_started_as_told(triton: Triton) -> None:
+    triton.load(graphs.AFFINE_CONFIG, graphs.affine())
+    assert threads_of_a_model(triton, {}) == 0, "one thread, the caller's, where nothing is said"
+    assert threads_of_a_model(triton, graphs.parameters(intra_op_thread_count="4")) == 3
+
+
+def test_parallel_answers_are_right(triton: Triton) -> None:
+    settings = graphs.parameters(execution_mode="1", inter_op_thread_count="2", intra_op_thread_count="2")
+    name = triton.load({**graphs.AFFINE_CONFIG, **settings}, graphs.affine())
+    x = np.arange(8, dtype=np.float32).reshape(2, 4)
+    for _ in range(5):
+        answer = triton.infer(name, {"x": x})
+        np.testing.assert_array_equal(answer["y"], 2 * x + 1)
+        np.testing.assert_array_equal(answer["total"], x.sum(1, keepdims=True))
+
+
+@pytest.mark.parametrize("count", ["-1", "many", "1025"])
+def test_a_bad_count_on_the_command_line_is_refused(tmp_path: Path, backend_directory: Path, count: str) -> None:
+    settings = {"library": str(onnxruntime_library()), "intra_op_thread_count": count}
+    with Triton(tmp_path / "server", backend_directory, settings) as server:
+        text = server.load_error(graphs.AFFINE_CONFIG, graphs.affine())
+        assert f"--backend-config=onnxruntime,intra_op_thread_count {A_COUNT}, got '{count}'" in text
+        assert server.alive()
