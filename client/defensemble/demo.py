@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import click
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -20,7 +22,7 @@ from defensemble.cli.serve import show
 
 if TYPE_CHECKING:
     from defensemble_server import Server
-    from defensemble_training import Dataset, ModelSpec
+    from defensemble_training import Dataset, ModelSpec, TrainingProgress
 
 # Several keeps, so that the table shows what the keep probability does; keep0.3 twice, with other masks and another initialisation.
 KEEPS: Mapping[str, float] = {"keep0.1": 0.1, "keep0.3": 0.3, "keep0.3-other": 0.3, "keep0.5": 0.5, "keep0.7": 0.7}
@@ -108,7 +110,7 @@ def _spec(name: str, number: int, seed: int, dataset: Dataset) -> ModelSpec:
 
 
 def _export_all(checkpoints: Path, repository: Path, console: Console) -> None:
-    console.print("\n[bold]2. export[/bold] them to ONNX with their masks as constants, each verified against torch", highlight=False)
+    console.print("\n[bold]2. export[/bold] them to ONNX, masks as constants, each verified against torch", highlight=False)
     from defensemble_export import export_checkpoints
 
     def on_exported(checkpoint: Path) -> None:
@@ -121,7 +123,7 @@ def _export_all(checkpoints: Path, repository: Path, console: Console) -> None:
 
 @contextmanager
 def _served(repository: Path, console: Console) -> Iterator[Server]:
-    console.print("\n[bold]3. serve[/bold] the five as one averaging ensemble, the standard one beside it, and call them", highlight=False)
+    console.print("\n[bold]3. serve[/bold] the five as one ensemble, the standard one beside it, and call it", highlight=False)
     from defensemble_server import ServeOptions, serve
 
     def say(text: str) -> None:
@@ -155,10 +157,6 @@ def _call(server: Server, dataset: Dataset, console: Console) -> None:
 
 def _explain(server: Server, run: Path, dataset: Dataset) -> None:
     """Print how the server that is left is called and stopped; every line works as printed."""
-    import json
-
-    import click
-
     image = np.round(dataset.test_images[0], 3)
     request = run / "request.json"
     body = {
@@ -170,7 +168,7 @@ def _explain(server: Server, run: Path, dataset: Dataset) -> None:
     click.echo("\nThe server keeps running.\n")
     show(server)
     click.echo("\ncall it with curl (an image of a " + dataset.class_names[dataset.test_labels[0]] + "):\n")
-    click.echo(f"  curl --silent --json @{request} {server.http_url}/v2/models/ensemble/infer")
+    click.echo(f"  curl --silent --data @{request} {server.http_url}/v2/models/ensemble/infer")
     click.echo("\nor with Python:\n")
     click.echo("  import numpy\n  from defensemble import Client\n")
     click.echo(f'  with Client("{server.grpc_url}") as client:')

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ._errors import ExportError
 from .member import member_from_onnx, onnx_from_checkpoint
-from .plan import DEFAULT_MAX_BATCH_SIZE, check_free, repository_plan
+from .plan import DEFAULT_MAX_BATCH_SIZE, check_request, repository_plan
 from .writing import write_plan
 
 
@@ -34,7 +34,12 @@ def export_checkpoints(
         raise ExportError("no checkpoint is given: name at least one .safetensors file")
     if repository.exists() and not repository.is_dir():
         raise ExportError(f"{repository} is a file: name a folder for the model repository")
-    check_free(repository, [checkpoint.stem for checkpoint in checkpoints], ensemble, replace=replace)
+    names = [checkpoint.stem for checkpoint in checkpoints]
+    check_request(repository, names, ensemble, average=average, weights=weights or {}, max_batch_size=max_batch_size, replace=replace)
+    from defensemble_training import load_checkpoint
+
+    for checkpoint in checkpoints:
+        load_checkpoint(checkpoint)  # an export takes seconds: a checkpoint that cannot be read is found before the first
     members = []
     with tempfile.TemporaryDirectory(prefix="defensemble-export-") as folder:
         for number, checkpoint in enumerate(checkpoints):

@@ -29,13 +29,19 @@ SPEC, MASK_DIGEST, CLASS_NAMES, RECORD = "defensemble.spec", "defensemble.mask_d
 
 
 def onnx_from_checkpoint(
-    checkpoint: str | os.PathLike[str], path: str | os.PathLike[str], *, max_batch_size: int = DEFAULT_MAX_BATCH_SIZE, verify: bool = True
+    checkpoint: str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    *,
+    max_batch_size: int = DEFAULT_MAX_BATCH_SIZE,
+    verify: bool = True,
+    images: np.ndarray[Any, Any] | None = None,
 ) -> Path:
     """Export a checkpoint to ``path``: ``images`` FP32 [N,C,H,W] in [0, 1] to ``logits`` FP32 [N,K], any N.
 
     IR 10, opset 20, BatchNorm folded into the convolutions; each mask is a BOOL initialiser under its name in the checkpoint. The file's
     metadata holds the spec, the mask digest, the class names and the training record. ONNX Runtime's answers are compared with torch's
-    before the file appears under its name, unless ``verify`` is False.
+    before the file appears under its name, unless ``verify`` is False: on ``images`` (N,C,H,W), by default the test images of the data that
+    the checkpoint was trained on, and on random ones.
 
     Raises:
         VerificationError: the graph answers otherwise than the checkpoint; no file is left.
@@ -46,6 +52,12 @@ def onnx_from_checkpoint(
     target = Path(path)
     module, spec, record = load_checkpoint(Path(checkpoint))
     masks = defect_masks(module)
+    if verify:
+        images = _real_images(record) if images is None else images
+        if images.shape[1:] != spec.input_shape:
+            raise ExportError(
+                f"the checkpoint takes images of {spec.input_shape}, those for its verification are {images.shape[1:]}: pass others"
+            )
     model = _exported(module, spec.input_shape)
     _check_masks(model, masks)
     metadata = {
@@ -60,8 +72,8 @@ def onnx_from_checkpoint(
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(model.SerializeToString(deterministic=True))
-        if verify:
-            verify_onnx(temporary, module, _real_images(record), max_batch_size=max_batch_size)
+        if images is not None and verify:
+            verify_onnx(temporary, module, images, max_batch_size=max_batch_size)
         os.replace(temporary, target)
     except BaseException:
         os.unlink(temporary)

@@ -69,16 +69,15 @@ def repository_plan(
         EnsembleError: the members cannot be averaged, or a name or weight is not allowed.
         ConfigError: a configuration in the repository cannot be read.
     """
-    if max_batch_size < 1:
-        raise ExportError(f"max_batch_size must be 1 or more, got {max_batch_size}")
-    names = [member.name for member in members]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise EnsembleError(f"{', '.join(twice)}: given twice; members are named after their files, so rename one")
-    check_free(repository, names, ensemble, replace=replace)
-    unknown = sorted(set(weights or {}) - set(names))
-    if unknown:
-        raise EnsembleError(f"a weight is given for {', '.join(unknown)}, which is not exported here: {', '.join(names)} are")
+    check_request(
+        repository,
+        [member.name for member in members],
+        ensemble,
+        average=average,
+        weights=weights or {},
+        max_batch_size=max_batch_size,
+        replace=replace,
+    )
     files: dict[str, bytes] = {}
     votes = []
     for member in members:
@@ -87,16 +86,38 @@ def repository_plan(
         votes.append(Vote(member.name, version, (weights or {}).get(member.name, 1.0)))
     if ensemble is not None:
         files |= _ensemble_files(repository, Ensemble(ensemble, tuple(votes), average), members, _least_batch(files, max_batch_size))
-    return files
+    return {path: content for path, content in files.items() if not _is_there(repository / path, content)}
 
 
-def check_free(repository: Path, members: Sequence[str], ensemble: str | None, *, replace: bool) -> None:
-    """Refuse, before any slow work, an export onto what exists already.
+def check_request(
+    repository: Path,
+    members: Sequence[str],
+    ensemble: str | None,
+    *,
+    average: str,
+    weights: Mapping[str, float],
+    max_batch_size: int,
+    replace: bool,
+) -> None:
+    """Refuse what can be refused by names and numbers alone, before any slow work.
 
     Raises:
-        ExistsError: see ``repository_plan``.
-        EnsembleError: a name is not allowed.
+        ExistsError, EnsembleError, ExportError: see ``repository_plan``.
     """
+    if max_batch_size < 1:
+        raise ExportError(f"max_batch_size must be 1 or more, got {max_batch_size}")
+    twice = sorted({name for name in members if members.count(name) > 1})
+    if twice:
+        raise EnsembleError(f"{', '.join(twice)}: given twice; members are named after their files, so rename one")
+    unknown = sorted(set(weights) - set(members))
+    if unknown:
+        raise EnsembleError(f"a weight is given for {', '.join(unknown)}, which is not exported here: {', '.join(members)} are")
+    if ensemble is not None:
+        Ensemble(ensemble, tuple(Vote(name, 1, weights.get(name, 1.0)) for name in members), average)
+    _check_free(repository, members, ensemble, replace=replace)
+
+
+def _check_free(repository: Path, members: Sequence[str], ensemble: str | None, *, replace: bool) -> None:
     for name in members:
         check_name(name)
         if (repository / name).exists():
@@ -109,9 +130,6 @@ def check_free(repository: Path, members: Sequence[str], ensemble: str | None, *
                 raise ExistsError(f"{repository / name} is an ensemble, and cannot become a member: rename the checkpoint")
     if ensemble is None:
         return
-    check_name(ensemble)
-    if ensemble in members:
-        raise EnsembleError(f"ensemble '{ensemble}' has a member of the same name: name one of them otherwise")
     if (repository / ensemble).exists():
         if not replace:
             raise ExistsError(
@@ -203,6 +221,11 @@ def _ensemble_files(repository: Path, ensemble: Ensemble, members: Sequence[Memb
         f"{ensemble.name}/{LABELS_FILE}": "".join(f"{label}\n" for label in first.class_names).encode(),
         f"{ensemble.name}/{CONFIG_FILE}": pbtxt_from_config(config),
     }
+
+
+def _is_there(path: Path, content: bytes) -> bool:
+    """Whether a file holds this already: a model whose files are touched is loaded again for nothing."""
+    return path.exists() and path.read_bytes() == content
 
 
 def _least_batch(files: Mapping[str, bytes], max_batch_size: int) -> int:

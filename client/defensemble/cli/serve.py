@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     "--drain", "drain_s", type=click.IntRange(min=0), default=5, show_default=True, help="Seconds that requests get to finish at the end."
 )
 @click.option("--expose-outdated-server", is_flag=True, help="Let the embedded Triton of 2024, with its published holes, listen on --host.")
+@click.option("--detach", is_flag=True, help="Return when the server is ready, and leave it running until it is stopped.")
 @click.option("--stop", is_flag=True, help="Stop a server that runs here instead of starting one.")
 def command(
     repository: Path,
@@ -46,6 +47,7 @@ def command(
     admin_key_file: Path | None,
     drain_s: int,
     expose_outdated_server: bool,
+    detach: bool,
     stop: bool,
 ) -> None:
     r"""Serve REPOSITORY (default: model_repository) with Triton until Ctrl-C; ready when every model has answered rightly.
@@ -57,6 +59,7 @@ def command(
     Examples:
       defensemble serve model_repository
       defensemble serve model_repository --free-ports
+      defensemble serve model_repository --detach
       defensemble serve --stop
       defensemble serve --stop --grpc-port 8001
     """
@@ -81,6 +84,9 @@ def command(
     try:
         with serve(repository, options, say=lambda text: click.echo(text, err=True)) as server:
             show(server)
+            if detach:
+                server.detach()
+                return
             status = server.wait()
     except KeyboardInterrupt:
         click.echo("stopped", err=True)

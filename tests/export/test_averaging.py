@@ -1,0 +1,77 @@
+"""The averaging and uncertainty graphs against numpy in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from defensemble_export import Ensemble, Vote, average_onnx, uncertainty_onnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.tiny import Array, softmax
+
+
+def entropy(distribution: Array) -> Array:
+    logarithm = np.log(np.where(distribution > 0, distribution, 1))
+    value: Array = -(distribution * logarithm).sum(-1)
+    return value
+
+
+def run(model: bytes, logits: Array) -> dict[str, Array]:
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    answers = session.run(None, {f"logits_{m}": votes for m, votes in enumerate(logits)})
+    return {output.name: answer for output, answer in zip(session.get_outputs(), answers, strict=True)}
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    average=st.sampled_from(["probabilities", "logits"]),
+    weights=st.lists(st.floats(0.01, 100), min_size=1, max_size=6),
+    batch=st.integers(1, 5),
+    classes=st.integers(2, 12),
+    scale=st.sampled_from([0.0, 1.0, 30.0, 500.0]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_equals_the_formulas(average: str, weights: list[float], batch: int, classes: int, scale: float, seed: int) -> None:
+    logits = (np.random.default_rng(seed).normal(size=(len(weights), batch, classes)) * scale).astype(np.float32)
+    ensemble = Ensemble("e", tuple(Vote(f"m{index}", 1, weight) for index, weight in enumerate(weights)), average)
+    share = np.array(weights) / np.sum(weights)
+    members = softmax(logits.astype(np.float64))
+    mixture = np.tensordot(share, members, 1)
+    expected = mixture if average == "probabilities" else softmax(np.tensordot(share, logits.astype(np.float64), 1))
+
+    got = run(average_onnx(ensemble, classes), logits)["probabilities"]
+    # A logit of 500 has a float32 step of 3e-5, which softmax passes on.
+    tolerance = 1e-6 * max(1.0, scale)
+    assert got.dtype == np.float32
+    assert np.abs(got - expected).max() <= tolerance
+    assert np.abs(got.sum(1) - 1).max() < 1e-5
+
+    measures = run(uncertainty_onnx(ensemble, classes), logits)
+    assert {name: value.shape for name, value in measures.items()} == {
+        "member_probabilities": (batch, len(weights), classes),
+        "entropy": (batch, 1),
+        "mutual_information": (batch, 1),
+    }
+    assert np.abs(measures["member_probabilities"] - members.transpose(1, 0, 2)).max() <= tolerance
+    assert np.abs(measures["entropy"][:, 0] - entropy(expected)).max() <= 20 * tolerance
+    information = entropy(mixture) - np.tensordot(share, entropy(members), 1)
+    assert np.abs(measures["mutual_information"][:, 0] - information).max() <= 20 * tolerance
+    assert measures["mutual_information"].min() >= 0
+    assert all(np.isfinite(value).all() for value in measures.values())
+
+
+@pytest.mark.parametrize("make", [average_onnx, uncertainty_onnx])
+def test_files_say_the_versions_that_servers_load(make: object) -> None:
+    assert callable(make)
+    model = onnx.load_model_from_string(make(Ensemble("e", (Vote("a"), Vote("b"))), 10))
+    assert model.ir_version == 10
+    assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 20)]
+
+
+def test_the_same_ensemble_gives_the_same_bytes() -> None:
+    ensemble = Ensemble("e", (Vote("a"), Vote("b", 1, 2.0)))
+    assert average_onnx(ensemble, 10) == average_onnx(ensemble, 10)
+    assert uncertainty_onnx(ensemble, 10) == uncertainty_onnx(ensemble, 10)

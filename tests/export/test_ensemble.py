@@ -1,0 +1,70 @@
+"""Names, weights and averages: what is refused, and that a digest names what is computed."""
+
+from __future__ import annotations
+
+import math
+import pickle
+
+import pytest
+from defensemble_export import Ensemble, EnsembleError, Vote
+from defensemble_export.ensemble import check_name
+from hypothesis import given
+from hypothesis import strategies as st
+
+VOTES = (Vote("a"), Vote("b", 2, 3.0))
+
+
+@pytest.mark.parametrize("name", ["", ".hidden", "-flag", "a/b", "../up", "a b", "ä", "x" * 101, "a\n", "average_x", "uncertainty_1"])
+def test_names_that_triton_or_a_file_system_would_misread(name: str) -> None:
+    with pytest.raises(EnsembleError, match="name"):
+        check_name(name)
+
+
+@pytest.mark.parametrize("name", ["a", "keep0.3", "keep0.3-other", "A_1", "x" * 100])
+def test_names_that_are_taken(name: str) -> None:
+    assert check_name(name) == name
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, math.nan, math.inf])
+def test_weights_are_finite_and_above_zero(weight: float) -> None:
+    with pytest.raises(EnsembleError, match="must be finite and above 0, got"):
+        Vote("a", 1, weight)
+
+
+def test_other_refusals_say_what_was_got() -> None:
+    with pytest.raises(EnsembleError, match="at least one"):
+        Ensemble("e", ())
+    with pytest.raises(EnsembleError, match="one of probabilities, logits, got 'median'"):
+        Ensemble("e", VOTES, "median")
+    with pytest.raises(EnsembleError, match="names a@1 twice"):
+        Ensemble("e", (Vote("a"), Vote("a")))
+    with pytest.raises(EnsembleError, match="member of the same name"):
+        Ensemble("a", VOTES)
+    with pytest.raises(EnsembleError, match="1 or more, got 0"):
+        Vote("a", 0)
+
+
+@given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=9))
+def test_weights_sum_to_one_and_keep_their_ratios(weights: list[float]) -> None:
+    ensemble = Ensemble("e", tuple(Vote(f"m{index}", 1, weight) for index, weight in enumerate(weights)))
+    assert math.isclose(sum(ensemble.weights), 1)
+    assert math.isclose(ensemble.weights[0] * weights[-1], ensemble.weights[-1] * weights[0], rel_tol=1e-9)
+
+
+def test_digests_differ_where_the_computation_does() -> None:
+    same = Ensemble("one", VOTES).digest(10, 64)
+    assert Ensemble("another", VOTES).digest(10, 64) == same
+    others = [
+        Ensemble("one", VOTES, "logits").digest(10, 64),
+        Ensemble("one", VOTES[::-1]).digest(10, 64),
+        Ensemble("one", (Vote("a"), Vote("b", 3, 3.0))).digest(10, 64),
+        Ensemble("one", (Vote("a"), Vote("b", 2, 3.5))).digest(10, 64),
+        Ensemble("one", VOTES).digest(11, 64),
+        Ensemble("one", VOTES).digest(10, 65),
+    ]
+    assert len({same, *others}) == len(others) + 1
+
+
+def test_errors_pickle() -> None:
+    error = EnsembleError("text")
+    assert pickle.loads(pickle.dumps(error)).args == error.args

@@ -1,0 +1,236 @@
+"""Real checkpoints to ONNX: masks bit for bit, the contract, and what the verification catches."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from defensemble_export import (
+    ExportError,
+    VerificationError,
+    export_checkpoints,
+    member_from_onnx,
+    onnx_from_checkpoint,
+    verify_onnx,
+)
+from defensemble_training import (
+    CheckpointError,
+    ModelSpec,
+    TrainingRecord,
+    build,
+    defect_masks,
+    load_checkpoint,
+    load_dataset,
+    mask_digest,
+    save_checkpoint,
+)
+from onnx import numpy_helper
+
+from tests import tiny
+
+PATTERNS = ("neuron", "channel", "shared")
+
+
+def digits_spec(**other: object) -> ModelSpec:
+    dataset = load_dataset("digits", 16)
+    values = {
+        "arch": "resnet18",
+        "keep": 0.5,
+        "blocks": (0, 1, 2),
+        "width": 8,
+        "mean": dataset.mean,
+        "std": dataset.std,
+        "input_shape": dataset.input_shape,
+    }
+    return ModelSpec(**(values | other))  # type: ignore[arg-type]
+
+
+def untrained(path: Path, spec: ModelSpec) -> Path:
+    """A checkpoint of a network whose BatchNorm has seen some images, so that folding it is not the identity."""
+    torch.manual_seed(0)
+    module = build(spec)
+    module.train()
+    with torch.no_grad():
+        module(torch.rand(16, *spec.input_shape))
+    record = TrainingRecord(
+        data="digits",
+        image_size=16,
+        class_names=tuple("0123456789"),
+        epochs=0,
+        batch_size=16,
+        learning_rate=0.0,
+        seed=0,
+        threads=1,
+        n_train=0,
+        loss=0.0,
+        accuracy=0.0,
+        n_test=0,
+        seconds=0.0,
+        versions={},
+    )
+    save_checkpoint(path, module.eval(), spec, record)
+    return path
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("size", ["demo", "full"])
+def test_masks_are_bool_initialisers_bit_for_bit(tmp_path: Path, pattern: str, size: str) -> None:
+    spec = (
+        digits_spec(pattern=pattern, mask_seed=3)
+        if size == "demo"
+        else ModelSpec(arch="resnet18", keep=0.1, blocks=(0, 1, 2), pattern=pattern, mask_seed=3)
+    )
+    checkpoint = untrained(tmp_path / "net.safetensors", spec)
+    images = np.random.default_rng(0).random((4, *spec.input_shape), np.float32)
+    path = onnx_from_checkpoint(checkpoint, tmp_path / "net.onnx", max_batch_size=4, images=images)
+    module, _, _ = load_checkpoint(checkpoint)
+    masks = defect_masks(module)
+    assert len(masks) == 10
+    model = onnx.load(path)
+    found = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.BOOL}
+    assert set(found) == set(masks)
+    for name, mask in masks.items():
+        assert found[name].shape == mask.shape
+        assert found[name].tobytes() == mask.tobytes()
+    assert mask_digest(found) == {entry.key: entry.value for entry in model.metadata_props}["defensemble.mask_digest"]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("exported")
+    checkpoint = untrained(folder / "net.safetensors", digits_spec())
+    return checkpoint, onnx_from_checkpoint(checkpoint, folder / "net.onnx")
+
+
+def test_the_file_keeps_the_contract(exported: tuple[Path, Path]) -> None:
+    checkpoint, path = exported
+    model = onnx.load(path)
+    assert model.ir_version == 10
+    assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 20)]
+    assert not [node for node in model.graph.node if node.op_type == "BatchNormalization"]
+    assert sum(node.op_type == "Where" for node in model.graph.node) == 10
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert [(x.name, x.type, x.shape[1:]) for x in session.get_inputs()] == [("images", "tensor(float)", [1, 16, 16])]
+    assert [(x.name, x.type, x.shape[1:]) for x in session.get_outputs()] == [("logits", "tensor(float)", [10])]
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    assert ModelSpec.from_json(metadata["defensemble.spec"]) == load_checkpoint(checkpoint)[1]
+    assert json.loads(metadata["defensemble.class_names"]) == list("0123456789")
+    assert json.loads(metadata["defensemble.record"])["data"] == "digits"
+
+
+def test_the_file_names_nothing_of_the_machine_that_wrote_it(exported: tuple[Path, Path]) -> None:
+    content = exported[1].read_bytes()
+    assert str(Path(__file__).parents[2]).encode() not in content
+    assert b"site-packages" not in content
+
+
+def test_any_batch_and_real_images(exported: tuple[Path, Path]) -> None:
+    checkpoint, path = exported
+    images = load_dataset("digits", 16).test_images[:37]
+    module, _, _ = load_checkpoint(checkpoint)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    with torch.inference_mode():
+        expected = module(torch.from_numpy(images)).numpy()
+    for batch in (1, 3, 37):
+        (got,) = session.run(None, {"images": images[:batch]})
+        assert np.abs(got - expected[:batch]).max() < 1e-5 * max(1, np.abs(expected).max())
+
+
+def test_keep_one_exports_the_standard_network(tmp_path: Path) -> None:
+    path = onnx_from_checkpoint(untrained(tmp_path / "s.safetensors", digits_spec(keep=1.0)), tmp_path / "s.onnx")
+    assert not [tensor for tensor in onnx.load(path).graph.initializer if tensor.data_type == onnx.TensorProto.BOOL]
+
+
+def test_a_member_is_read_back(exported: tuple[Path, Path]) -> None:
+    member = member_from_onnx(exported[1], "net")
+    assert (member.input_shape, member.num_classes, member.class_names) == ((1, 16, 16), 10, tuple("0123456789"))
+    foreign = exported[1].with_name("foreign.onnx")
+    foreign.write_bytes(tiny.linear_onnx(0))
+    with pytest.raises(ExportError, match=r"does not carry defensemble\.spec"):
+        member_from_onnx(foreign, "foreign")
+
+
+def changed(path: Path, change: Callable[[onnx.ModelProto], None]) -> Path:
+    model = onnx.load(path)
+    change(model)
+    target = path.with_name("changed.onnx")
+    onnx.save(model, target)
+    return target
+
+
+def _rename_output(model: onnx.ModelProto) -> None:
+    for node in model.graph.node:
+        node.output[:] = ["scores" if name == "logits" else name for name in node.output]
+    model.graph.output[0].name = "scores"
+
+
+def _fix_batch(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
+
+
+def _shift_a_weight(model: onnx.ModelProto) -> None:
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == "classifier.bias")
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) + np.float32(0.01), tensor.name))
+
+
+def _flip_a_mask(model: onnx.ModelProto) -> None:
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == "stem.defect.mask")
+    mask = numpy_helper.to_array(tensor).copy()
+    mask[0] = ~mask[0]
+    tensor.CopyFrom(numpy_helper.from_array(mask, tensor.name))
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (_rename_output, "the graph's outputs"),
+        (_fix_batch, "the graph's inputs"),
+        (_shift_a_weight, "logits differ by 0.01"),
+        (_flip_a_mask, "logits differ by"),
+    ],
+)
+def test_the_verification_catches(exported: tuple[Path, Path], change: Callable[[onnx.ModelProto], None], text: str) -> None:
+    checkpoint, path = exported
+    module, _, _ = load_checkpoint(checkpoint)
+    images = load_dataset("digits", 16).test_images
+    assert verify_onnx(path, module, images, max_batch_size=8) <= 1e-5
+    with pytest.raises(VerificationError, match=text):
+        verify_onnx(changed(path, change), module, images, max_batch_size=8)
+
+
+def test_a_failed_verification_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = untrained(tmp_path / "net.safetensors", digits_spec())
+    monkeypatch.setattr("defensemble_export.verify.TOLERANCE", -1.0)
+    with pytest.raises(VerificationError):
+        export_checkpoints([checkpoint], tmp_path / "repository")
+    assert [path.name for path in tmp_path.iterdir()] == ["net.safetensors"]
+
+
+def test_refusals_come_before_the_slow_work_and_leave_the_repository(tmp_path: Path, exported: tuple[Path, Path]) -> None:
+    checkpoint, _ = exported
+    repository = tmp_path / "repository"
+    truncated = tmp_path / "truncated.safetensors"
+    truncated.write_bytes(checkpoint.read_bytes()[:-1000])
+    for checkpoints, error in (
+        ([checkpoint, truncated], CheckpointError),
+        ([checkpoint, tmp_path / "missing.safetensors"], CheckpointError),
+        ([], ExportError),
+        ([checkpoint, checkpoint], ExportError),
+    ):
+        with pytest.raises(error):
+            export_checkpoints(checkpoints, repository)
+        assert not repository.exists()
+
+
+def test_a_spec_of_the_wrong_shape_is_no_surprise(tmp_path: Path) -> None:
+    spec = dataclasses.replace(digits_spec(), input_shape=(1, 24, 24))
+    with pytest.raises(ExportError, match=r"takes images of \(1, 24, 24\), those for its verification are \(1, 16, 16\)"):
+        onnx_from_checkpoint(untrained(tmp_path / "net.safetensors", spec), tmp_path / "net.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["net.safetensors"]
