@@ -34,7 +34,7 @@ else
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[all,dev]'
 endif
 	$(BIN)/python -m pip install --no-deps --require-hashes --requirement server_config/triton-runtime.txt
-	$(BIN)/python -m defensemble_server.backend
+	$(BIN)/python -c "from defensemble_server.backend import main; raise SystemExit(main())"
 	@touch $(STAMP)
 
 demo: $(STAMP) ## Train, export, serve, call and probe a small ensemble: about a minute (ARGS=--keep-serving leaves it up)
@@ -46,7 +46,7 @@ test: $(STAMP) ## Run the tests (SLOW=1: the slow ones too; ARGS=tests/client: s
 lint: $(STAMP) ## Check style: ruff for Python, clang-format for C++
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $$(find $(CPP) -name '*.cc' -o -name '*.h')
+	$(BIN)/clang-format --dry-run --Werror $$(find $(CPP) tests/server/backend -name '*.cc' -o -name '*.h')
 
 types: $(STAMP) ## Check types: mypy, strict
 	$(BIN)/mypy

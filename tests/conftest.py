@@ -30,7 +30,6 @@ def own_state_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]
 def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server of the linear members `alpha` (seed 1) and `beta` (seed 2), weights 1 and 3, and their ensemble `ensemble`."""
     from defensemble_server import ServeOptions, serve
-
     from tests.tiny import leftovers, write_repository
 
     folder = write_repository(tmp_path_factory.mktemp("served") / "repository", weight={"beta": 3.0})

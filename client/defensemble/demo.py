@@ -66,9 +66,7 @@ def run_demo(folder: Path, *, epochs: int | None = None, seed: int = 0, keep_ser
 
 
 def _train_all(folder: Path, epochs: int | None, seed: int, console: Console) -> Dataset:
-    console.print(
-        "\n[bold]1. train[/bold] five defective ResNet-18s and a standard one on scikit-learn's handwritten digits", highlight=False
-    )
+    console.print("\n[bold]1. train[/bold] five defective ResNet-18s and a standard one on handwritten digits", highlight=False)
     from defensemble_training import load_dataset, save_checkpoint, train
 
     dataset = load_dataset("digits", _IMAGE_SIZE)
@@ -79,11 +77,9 @@ def _train_all(folder: Path, epochs: int | None, seed: int, console: Console) ->
         for number, name in enumerate(names):
             spec = _spec(name, number, seed, dataset)
 
-            def on_progress(progress: Any, name: str = name, number: int = number) -> None:
-                done = number + progress.step / progress.steps
-                bar.update(
-                    task, completed=done, description=name, state=f"loss {progress.loss:.3f}, accuracy {progress.train_accuracy:.3f}"
-                )
+            def on_progress(progress: TrainingProgress, name: str = name, number: int = number) -> None:
+                state = f"loss {progress.loss:.3f}, accuracy {progress.train_accuracy:.3f}"
+                bar.update(task, completed=number + progress.step / progress.steps, description=name, state=state)
 
             recipe = {} if epochs is None else {"epochs": epochs}
             module, record = train(spec, dataset, seed=seed + number, on_progress=on_progress, **recipe)

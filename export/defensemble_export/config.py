@@ -14,8 +14,6 @@ from .ensemble import Ensemble
 BACKEND = "onnxruntime"
 MODEL_FILE = "model.onnx"
 LABELS_FILE = "labels.txt"
-# Without a bound Triton queues until memory ends; a refusal is UNAVAILABLE (gRPC) or 503 (HTTP).
-MAX_QUEUE_SIZE = 1024
 
 
 def pbtxt_from_config(config: schema.ModelConfig) -> bytes:
@@ -60,9 +58,9 @@ def member_config(
     config.input.add(name="images", data_type=schema.TYPE_FP32, dims=input_shape)
     config.output.add(name="logits", data_type=schema.TYPE_FP32, dims=[num_classes], label_filename=LABELS_FILE)
     config.version_policy.all.SetInParent()
-    policy = config.dynamic_batching.default_queue_policy
-    policy.max_queue_size = MAX_QUEUE_SIZE
-    policy.timeout_action = schema.ModelQueuePolicy.REJECT
+    # No max_queue_size: with one, the dynamic batcher of core 2.51 puts requests to sleep for 0.5 s or a multiple of it, at random
+    # (measured, 8 callers with mixed batches: 70 of 1,200 calls; without it none).
+    config.dynamic_batching.SetInParent()
     _set_parameters(config, {f"sha256.{version}": digest for version, digest in digests.items()})
     _set_parameters(config, {f"mask_digest.{version}": digest for version, digest in mask_digests.items()})
     return config

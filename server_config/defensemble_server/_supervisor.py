@@ -36,7 +36,7 @@ def main() -> None:
     settings = json.loads(_line(0))
     libc = ctypes.CDLL(None)
     # This process has one thread, so here the signal does mean its death.
-    with open(settings["log"], "wb") as log:
+    with open(settings["log"], "ab") as log:
         server = subprocess.Popen(
             settings["command"],
             env=settings["environment"],

@@ -86,6 +86,8 @@ def ensure_backend(
     """
     chosen = find_compiler() if compiler is None else _compiler_from_command(tuple(compiler), "the argument `compiler`")
     if chosen is None:
+        if (kept := built_backend(cache_dir=cache_dir)) is not None:
+            return kept  # built when there was a compiler: the same source and flags
         raise BackendBuildError(
             "no C++ compiler to build the onnxruntime backend with: looked for $CXX, "
             f"{', '.join(COMPILERS_TRIED)} on PATH and the wheel ziglang; run `apt-get install g++` or `pip install ziglang`"
@@ -105,6 +107,13 @@ def ensure_backend(
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return built
+
+
+def built_backend(*, cache_dir: Path | None = None) -> Path | None:
+    """Find a build of this very source and these flags in the cache, by whichever compiler; None where there is none."""
+    cache = _default_cache_dir() if cache_dir is None else cache_dir
+    builds = cache.glob(f"{_source_digest(data_file('onnxruntime_backend'))}-*/onnxruntime/{LIBRARY_NAME}")
+    return next((library.parent.parent for library in sorted(builds)), None)
 
 
 def onnxruntime_library() -> Path:
@@ -128,14 +137,19 @@ def onnxruntime_library() -> Path:
 
 
 def build_digest(source: Path, compiler: Compiler) -> str:
-    """Return 32 hex digits that differ wherever a build could: by the source, the flags, the compiler and the machine's kind."""
+    """Return a name that differs wherever a build could: 16 hex digits for source, flags and machine, a dash, 16 for the compiler."""
+    digest = hashlib.sha256("\0".join((*compiler.command, compiler.version)).encode())
+    return f"{_source_digest(source)}-{digest.hexdigest()[:16]}"
+
+
+def _source_digest(source: Path) -> str:
     digest = hashlib.sha256()
-    for part in (*FLAGS, *compiler.command, compiler.version, platform.machine()):
+    for part in (*FLAGS, platform.machine()):
         digest.update(part.encode() + b"\0")
     for path in _source_files(source):
         content = path.read_bytes()
         digest.update(f"{path.relative_to(source).as_posix()}\0{len(content)}\0".encode() + content)
-    return digest.hexdigest()[:32]
+    return digest.hexdigest()[:16]
 
 
 def _say_on_stderr(text: str) -> None:

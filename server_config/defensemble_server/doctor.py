@@ -115,7 +115,7 @@ def _runtime() -> Iterator[Check]:
         yield Check("compiler", PASS, str(compiler))
     backend = built_backend()
     if backend is None:
-        yield Check("backend", WARN, "not built yet; `defensemble serve` builds it, once", "python -m defensemble_server.backend")
+        yield Check("backend", WARN, "not built yet; `defensemble serve` builds it, once", "defensemble serve, or make install")
     else:
         yield Check("backend", PASS, str(backend))
 

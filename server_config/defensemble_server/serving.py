@@ -178,15 +178,16 @@ def _start(runtime: Runtime, content: Repository, options: ServeOptions, ports: 
         "state": str(state_file(ports["grpc"])),
         "grace_s": grace_s,
     }
-    # A session of its own: Ctrl-C in a terminal reaches this process alone, which then ends the server in good order.
-    supervisor = subprocess.Popen(
-        [sys.executable, "-I", "-S", str(Path(__file__).with_name("_supervisor.py"))],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        bufsize=1,
-        start_new_session=True,
-    )
+    with log.open("wb") as errors:
+        supervisor = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(Path(__file__).with_name("_supervisor.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,  # not ours: a server that is left running would hold the pipe that our caller reads
+            text=True,
+            bufsize=1,
+            start_new_session=True,  # Ctrl-C in a terminal reaches this process alone, which then ends the server in good order
+        )
     try:
         assert supervisor.stdin is not None
         assert supervisor.stdout is not None
@@ -216,9 +217,7 @@ def _start(runtime: Runtime, content: Repository, options: ServeOptions, ports: 
             log=str(log),
         )
         write_state(state)
-        return Server(
-            state, served, {**content.problems, **failed}, time.monotonic() - begin, int(started[1]), supervisor, grace_s
-        )
+        return Server(state, served, {**content.problems, **failed}, time.monotonic() - begin, int(started[1]), supervisor, grace_s)
     except BaseException:
         _end(supervisor, grace_s)
         raise

@@ -108,7 +108,10 @@ BAD_IMAGES: dict[str, tuple[Any, str]] = {
     "uint8": (np.zeros((1, *SHAPE), np.uint8), r"got uint8: pass images.astype\(numpy.float32\) / 255"),
     "float64": (np.zeros((1, *SHAPE)), r"got float64: pass images.astype\(numpy.float32\)"),
     "big endian": (np.zeros((1, *SHAPE), ">f4"), "got >f4"),
-    "three dimensions": (np.zeros(SHAPE, np.float32), r"shape \(N, 1, 4, 4\) for model 'ensemble', got \(1, 4, 4\): pass images\[numpy.newaxis\]"),
+    "three dimensions": (
+        np.zeros(SHAPE, np.float32),
+        r"shape \(N, 1, 4, 4\) for model 'ensemble', got \(1, 4, 4\): pass images\[numpy.newaxis\]",
+    ),
     "another size": (np.zeros((2, 1, 5, 4), np.float32), r"shape \(N, 1, 4, 4\) for model 'ensemble', got \(2, 1, 5, 4\)"),
     "channels last": (np.zeros((2, 4, 4, 1), np.float32), r"pass images.transpose\(0, 3, 1, 2\), channels first"),
     "nothing": (np.zeros((0, *SHAPE), np.float32), "empty batch"),
@@ -282,7 +285,7 @@ def test_waiting_goes_on_until_a_model_answers() -> None:
 
 def test_waiting_ends_at_the_deadline_and_says_what_was_seen_last() -> None:
     started = time.monotonic()
-    with pytest.raises(DeadlineExceededError, match="fake://server was not ready within 0.1 s; last seen: still loading") as caught:
+    with pytest.raises(DeadlineExceededError, match=r"fake://server was not ready within 0.1 s; last seen: still loading") as caught:
         client_of(Starting(*[NotReadyError("still loading")] * 1000)).wait_ready(0.1)
     assert time.monotonic() - started < 1
     assert isinstance(caught.value.__cause__, NotReadyError)

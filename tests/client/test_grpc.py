@@ -25,7 +25,7 @@ from defensemble import (
 )
 from tests.client.scripted import cut_off, free_port, scripted
 
-IMAGES = np.arange(32, dtype=np.float32).reshape(2, 1, 4, 4) / 32
+IMAGES = np.arange(32, dtype=np.float32).reshape(2, 1, 4, 4) / np.float32(32)
 
 
 class Triton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]

@@ -31,7 +31,7 @@ from defensemble import (
 )
 from tests.client.scripted import Script, free_port, http, scripted, sends
 
-IMAGES = np.arange(32, dtype=np.float32).reshape(2, 1, 4, 4) / 32
+IMAGES = np.arange(32, dtype=np.float32).reshape(2, 1, 4, 4) / np.float32(32)
 
 
 def answer_of(values: np.ndarray[Any, Any]) -> bytes:
@@ -76,7 +76,7 @@ def test_connections_are_kept_and_each_thread_has_its_own() -> None:
             infer(transport)
         assert server.connections == 1
         barrier = threading.Barrier(4)
-        got = []
+        got: list[list[float]] = []
 
         def call() -> None:
             barrier.wait(5)
@@ -230,7 +230,9 @@ def test_a_server_that_is_not_there() -> None:
 
 
 def test_health() -> None:
-    with scripted(sends(http(b""), http(b"", "400 Bad Request"), http(b"", "503 Service Unavailable"), http(b"", "403 Forbidden"))) as server:
+    with scripted(
+        sends(http(b""), http(b"", "400 Bad Request"), http(b"", "503 Service Unavailable"), http(b"", "403 Forbidden"))
+    ) as server:
         transport = HttpTransport(server.url)
         assert transport.live(1) is True
         assert transport.ready(1) is False
@@ -240,7 +242,9 @@ def test_health() -> None:
         transport.close()
 
 
-@pytest.mark.parametrize("told", [b"{}", b'{"name":"m","inputs":[{}]}', b'{"name":"m","inputs":[{"name":"x","datatype":"FP32","shape":["q"]}]}', b"[]", b""])
+@pytest.mark.parametrize(
+    "told", [b"{}", b'{"name":"m","inputs":[{}]}', b'{"name":"m","inputs":[{"name":"x","datatype":"FP32","shape":["q"]}]}', b"[]", b""]
+)
 def test_metadata_that_is_none(told: bytes) -> None:
     with scripted(sends(http(told))) as server:
         transport = HttpTransport(server.url)
@@ -265,9 +269,24 @@ def test_https_with_a_certificate_of_our_own(tmp_path: Path) -> None:
     if shutil.which("openssl") is None:
         pytest.skip("no openssl to make a certificate with")
     key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
-    make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    make = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=localhost",
+    ]
     subprocess.run(
-        [*make, "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", key, "-out", certificate], check=True, capture_output=True
+        [*make, "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", key, "-out", certificate],
+        check=True,
+        capture_output=True,
     )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)

@@ -95,7 +95,7 @@ def test_a_labelled_folder(tmp_path: Path) -> None:
     files, labels = labelled_files(tmp_path, ("a", "b", "c"))
     assert [str(file.relative_to(tmp_path)) for file in files] == ["a/3.png", "b/1.jpg", "b/2.png"]
     assert labels.tolist() == [0, 1, 1]
-    with pytest.raises(InputError, match="is named after no class of the model: expected .*/CLASS/IMAGE with CLASS one of a, c"):
+    with pytest.raises(InputError, match=r"is named after no class of the model: expected .*/CLASS/IMAGE with CLASS one of a, c"):
         labelled_files(tmp_path, ("a", "c"))
     with pytest.raises(InputError, match="is not a folder"):
         labelled_files(tmp_path / "none", ("a",))

@@ -10,7 +10,18 @@ import pytest
 import defensemble
 import defensemble.probes
 
-HEAVY = ("numpy", "tritonclient", "grpc", "PIL", "torch", "onnx", "onnxruntime", "defensemble_training", "defensemble_export", "defensemble_server")
+HEAVY = (
+    "numpy",
+    "tritonclient",
+    "grpc",
+    "PIL",
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "defensemble_training",
+    "defensemble_export",
+    "defensemble_server",
+)
 
 
 def loaded_by(code: str) -> list[str]:
@@ -28,7 +39,8 @@ def test_the_package_loads_nothing_heavy() -> None:
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["predict", "--help"], ["probe", "--help"], ["probe", "noise", "--help"]])
 def test_help_and_version_load_nothing_heavy(arguments: list[str]) -> None:
-    code = f"from defensemble.cli import cli\ntry:\n    cli({arguments!r}, prog_name='defensemble')\nexcept SystemExit as end:\n    assert end.code == 0"
+    call = f"cli({arguments!r}, prog_name='defensemble')"
+    code = f"from defensemble.cli import cli\ntry:\n    {call}\nexcept SystemExit as end:\n    assert end.code == 0"
     assert loaded_by(code) == []
 
 

@@ -86,7 +86,7 @@ def test_every_target_sees_the_same_images_within_the_range() -> None:
     seen: dict[str, list[Array]] = {"a": [], "b": []}
 
     def watching(name: str) -> Any:
-        def target(batch: Array) -> Array:
+        def target(batch: Array) -> Any:
             seen[name].append(batch.copy())
             return logits(1, batch).argmax(axis=1)
 
@@ -124,7 +124,7 @@ def test_the_digest_is_of_images_labels_and_their_order() -> None:
 def failing_after(calls: int) -> Any:
     left = [calls]
 
-    def target(batch: Array) -> Array:
+    def target(batch: Array) -> Any:
         left[0] -= 1
         if left[0] < 0:
             raise NotReadyError("it went away")

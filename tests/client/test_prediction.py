@@ -15,9 +15,7 @@ from defensemble import OutputNotRequestedError, Prediction
 from defensemble._prediction import entropy, received_from_answer, softmax
 
 Array = np.ndarray[Any, Any]
-LOGITS = hnp.arrays(
-    np.float32, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=7), elements=st.floats(-100, 100, width=32)
-)
+LOGITS = hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=7), elements=st.floats(-100, 100, width=32))
 COUNTS = hnp.arrays(np.int64, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=7), elements=st.integers(0, 50))
 
 

@@ -7,13 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
 
 from defensemble import ServerFailedError
 from defensemble._wire import array_from_wire
 
 
 @given(hnp.arrays(np.float32, hnp.array_shapes(max_dims=4, max_side=5, min_side=0), elements=st.floats(width=32, allow_nan=False)))
-def test_numbers_come_back_as_they_were(array: np.ndarray) -> None:  # type: ignore[type-arg]
+def test_numbers_come_back_as_they_were(array: NDArray[np.float32]) -> None:
     back = array_from_wire("FP32", array.shape, memoryview(array.tobytes()), "what")
     np.testing.assert_array_equal(back, array)
     assert not back.flags.writeable

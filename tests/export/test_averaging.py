@@ -6,10 +6,10 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from defensemble_export import Ensemble, Vote, average_onnx, uncertainty_onnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from defensemble_export import Ensemble, Vote, average_onnx, uncertainty_onnx
 from tests.tiny import Array, softmax
 
 

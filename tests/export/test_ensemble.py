@@ -6,10 +6,11 @@ import math
 import pickle
 
 import pytest
-from defensemble_export import Ensemble, EnsembleError, Vote
-from defensemble_export.ensemble import check_name
 from hypothesis import given
 from hypothesis import strategies as st
+
+from defensemble_export import Ensemble, EnsembleError, Vote
+from defensemble_export.ensemble import check_name
 
 VOTES = (Vote("a"), Vote("b", 2, 3.0))
 

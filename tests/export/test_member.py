@@ -12,6 +12,8 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx import numpy_helper
+
 from defensemble_export import (
     ExportError,
     VerificationError,
@@ -31,8 +33,6 @@ from defensemble_training import (
     mask_digest,
     save_checkpoint,
 )
-from onnx import numpy_helper
-
 from tests import tiny
 
 PATTERNS = ("neuron", "channel", "shared")

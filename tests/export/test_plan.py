@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from defensemble_export import (
     ConfigError,
     EnsembleError,
@@ -18,7 +19,6 @@ from defensemble_export import (
     repository_plan,
     write_plan,
 )
-
 from tests import tiny
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from defensemble_export import write_plan
 
 FIRST = {"a/1/model.onnx": b"one", "a/config.pbtxt": b"old", "e/config.pbtxt": b"ensemble"}

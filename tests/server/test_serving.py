@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import urllib3
+
 from defensemble_server import (
     PortError,
     RepositoryError,
@@ -32,7 +33,6 @@ from defensemble_server import (
     stop_server,
 )
 from defensemble_server.readiness import fixed_images
-
 from tests import tiny
 
 FREE = ServeOptions(http_port=0, grpc_port=0, metrics_port=0, drain_s=1)
@@ -56,7 +56,8 @@ def ask(server: Server, model: str, images: tiny.Array, output: str) -> tiny.Arr
     answer = urllib3.request("POST", f"{server.http_url}/v2/models/{model}/infer", json=body)
     assert answer.status == 200, answer.data
     got = answer.json()["outputs"][0]
-    return np.array(got["data"], np.float32).reshape(got["shape"])
+    values: tiny.Array = np.array(got["data"], np.float32).reshape(got["shape"])
+    return values
 
 
 def port_is_free(port: int) -> bool:

@@ -7,8 +7,8 @@ The file's metadata has one key, `defensemble`, whose text is a JSON object with
 - `mask_digest`: `mask_digest` of the masks, full buffer names
 - `record`: the `TrainingRecord`, one key a field; class names are in it
 
-(one key, because safetensors writes several in random order, and the same network must give the same bytes). Tensors bear the names of torch's
-`state_dict`. Nothing is pickled.
+(one key, because safetensors writes several in random order, and the same network must give the same bytes). Tensors bear the names of
+torch's `state_dict`. Nothing is pickled.
 """
 
 import dataclasses
@@ -169,7 +169,8 @@ def _read(path: Path, *, with_tensors: bool) -> tuple[CheckpointMetadata, dict[s
         raise CheckpointError(f"there is no checkpoint {path}; train one with: defensemble train {path}") from error
     except SafetensorError as error:
         raise CheckpointError(
-            f"{path} is no whole safetensors file ({error}): it is truncated, damaged or of another format; take an unchanged copy, or train the network again"
+            f"{path} is no whole safetensors file ({error}): it is truncated, damaged or of another format; "
+            "take an unchanged copy, or train the network again"
         ) from error
 
 

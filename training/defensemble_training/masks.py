@@ -15,7 +15,6 @@ generators, whose streams may change between versions.
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,9 @@ from ._errors import SpecError
 
 PATTERNS = ("neuron", "channel", "shared")
 SAMPLINGS = ("bernoulli", "exact")
+
+INTEGRAL = (int, np.integer)
+REAL = (int, float, np.integer, np.floating)
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -62,7 +64,7 @@ def defect_mask(
 
     keys = uniform_keys(f"defensemble-mask-v1:{seed}:{name}", math.prod(drawn))
     if sampling == "bernoulli":
-        kept = (keys >> np.uint64(11)) < np.uint64(math.ceil(keep * 2**53))
+        kept: BoolArray = (keys >> np.uint64(11)) < np.uint64(math.ceil(keep * 2**53))
     else:
         kept = np.zeros(keys.size, dtype=np.bool_)
         kept[np.argsort(keys, kind="stable")[: max(1, int(keep * keys.size + 0.5))]] = True
@@ -103,7 +105,7 @@ def checked_keep(keep: object) -> float:
     Raises:
         SpecError: it is not a number in (0, 1].
     """
-    if isinstance(keep, bool) or not isinstance(keep, Real) or not 0 < keep <= 1 or float(keep) == 0.0:
+    if isinstance(keep, bool) or not isinstance(keep, REAL) or not 0 < keep <= 1:
         raise SpecError(f"keep must be in (0, 1], got {keep!r}; 1.0 is the standard network")
     return float(keep)
 
@@ -114,7 +116,7 @@ def checked_integer(what: str, value: object, *, minimum: int) -> int:
     Raises:
         SpecError: it is not an integer, or too small.
     """
-    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < minimum:
+    if isinstance(value, bool) or not isinstance(value, INTEGRAL) or int(value) < minimum:
         raise SpecError(f"{what} must be an integer of at least {minimum}, got {value!r}")
     return int(value)
 

@@ -49,21 +49,10 @@ class TrainingRecord:
     versions: Mapping[str, str] = field(hash=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(
-            self, "class_names", tuple(self.class_names) if isinstance(self.class_names, (list, tuple)) else self.class_names
-        )
         texts = isinstance(self.class_names, tuple) and all(isinstance(name, str) for name in self.class_names)
         _check("data", self.data, "a text", isinstance(self.data, str))
         _check("class_names", self.class_names, "two or more texts", texts and len(self.class_names) >= 2)
-        for name, minimum in (
-            ("image_size", 1),
-            ("epochs", 0),
-            ("batch_size", 1),
-            ("seed", 0),
-            ("threads", 1),
-            ("n_train", 0),
-            ("n_test", 0),
-        ):
+        for name, minimum in {"image_size": 1, "epochs": 1, "batch_size": 1, "seed": 0, "threads": 1, "n_train": 1, "n_test": 1}.items():
             value = getattr(self, name)
             _check(name, value, f"an integer of at least {minimum}", type(value) is int and value >= minimum)
         for name in ("learning_rate", "loss", "accuracy", "seconds"):
@@ -88,7 +77,8 @@ class TrainingRecord:
         if not isinstance(values, dict) or set(values) != set(names):
             got = ", ".join(map(str, values)) if isinstance(values, dict) else json.dumps(values)[:80]
             raise SpecError(f"a training record must have the keys {', '.join(names)}; got {got}")
-        return cls(**values)
+        names_of_classes = values["class_names"]
+        return cls(**{**values, "class_names": tuple(names_of_classes) if isinstance(names_of_classes, list) else names_of_classes})
 
 
 def _check(name: str, value: object, expected: str, holds: bool) -> None:

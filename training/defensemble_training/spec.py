@@ -5,10 +5,9 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
 
 from ._errors import SpecError
-from .masks import PATTERNS, SAMPLINGS, checked_choice, checked_integer, checked_keep
+from .masks import INTEGRAL, PATTERNS, REAL, SAMPLINGS, checked_choice, checked_integer, checked_keep
 
 ARCHITECTURES = ("resnet18",)
 STEMS = ("cifar",)
@@ -111,7 +110,7 @@ def _checked_blocks(blocks: object) -> tuple[int, ...]:
     expected = f"blocks must be different integers from 0 (the stem) to {LAST_BLOCK}, such as (0, 1, 2)"
     if isinstance(blocks, (str, bytes)) or not isinstance(blocks, Sequence):
         raise SpecError(f"{expected}; got {blocks!r}")
-    if any(isinstance(block, bool) or not isinstance(block, Integral) or not 0 <= block <= LAST_BLOCK for block in blocks):
+    if any(isinstance(block, bool) or not isinstance(block, INTEGRAL) or not 0 <= block <= LAST_BLOCK for block in blocks):
         raise SpecError(f"{expected}; got {tuple(blocks)!r}")
     if len(set(blocks)) != len(blocks):
         raise SpecError(f"{expected}; got {tuple(blocks)!r}, with one of them twice")
@@ -134,6 +133,6 @@ def _checked_statistic(what: str, values: object, channels: int) -> tuple[float,
         raise SpecError(
             f"{what} must hold one number for each of the {channels} channels of input_shape, got {len(values)}: {tuple(values)!r}"
         )
-    if any(isinstance(value, bool) or not isinstance(value, Real) or not abs(value) <= sys.float_info.max for value in values):
+    if any(isinstance(value, bool) or not isinstance(value, REAL) or not abs(value) <= sys.float_info.max for value in values):
         raise SpecError(f"{what} must hold finite numbers, got {tuple(values)!r}")
     return tuple(float(value) for value in values)

@@ -158,7 +158,8 @@ def _line_an_epoch() -> Callable[[TrainingProgress], None]:
             return
         left = (time.monotonic() - started) / progress.step * (progress.steps - progress.step)
         click.echo(
-            f"epoch {progress.epoch}/{progress.epochs}: loss {progress.loss:.3f}, train accuracy {progress.train_accuracy:.3f}, {left:.0f} s left",
+            f"epoch {progress.epoch}/{progress.epochs}: loss {progress.loss:.3f}, "
+            f"train accuracy {progress.train_accuracy:.3f}, {left:.0f} s left",
             err=True,
         )
 

@@ -6,8 +6,10 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
+from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
 from defensemble._exceptions import InputError, MissingExtraError
@@ -67,15 +69,16 @@ def _from_folder(folder: Path, info: ModelInfo) -> tuple[NDArray[np.float32], ND
 def _from_npz(path: Path) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     expected = "expected an .npz file with arrays `images` (n, C, H, W) and `labels` (n,)"
     try:
-        with np.load(path, allow_pickle=False) as held:
+        with path.open("rb") as file:
+            held = np.load(file, allow_pickle=False)
+            if not isinstance(held, NpzFile):
+                raise InputError(f"{path} holds a single array, {expected}")
             if not {"images", "labels"} <= set(held.files):
                 raise InputError(f"{path} holds {', '.join(held.files) or 'nothing'}, {expected}")
             images, labels = held["images"], held["labels"]
-    except FileNotFoundError:
+    except InputError:
         raise
-    except (ValueError, EOFError, OSError, AttributeError) as error:  # an .npy file has no `files`
-        if isinstance(error, InputError):
-            raise
+    except (ValueError, EOFError, BadZipFile) as error:
         raise InputError(f"{path} cannot be read ({error}), {expected}") from error
     if labels.dtype.kind not in "iu":
         raise InputError(f"the labels of {path} are {labels.dtype}, expected integers")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from defensemble_server.backend import FLAGS, Compiler, ensure_backend, find_compiler, onnxruntime_library
 from defensemble_server.data import data_file
 

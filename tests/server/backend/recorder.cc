@@ -8,7 +8,6 @@
 #include <fstream>
 #include <map>
 #include <mutex>
-#include <sstream>
 #include <string>
 
 #include "include/onnxruntime_api.h"
@@ -26,7 +25,7 @@ void write(const std::string& line) {
   std::fflush(file);
 }
 
-std::string quoted(const std::string& text) { return "\"" + text + "\""; }
+std::string in_quotes(const std::string& text) { return "\"" + text + "\""; }
 
 // The file whose mapping holds the address; empty for anonymous memory.
 std::string mapping(const void* address) {
@@ -44,7 +43,7 @@ std::string mapping(const void* address) {
 }
 
 std::string describe(const char* name, const OrtValue* value) {
-  std::string text = "{\"name\": " + quoted(name);
+  std::string text = "{\"name\": " + in_quotes(name);
   if (value != nullptr) {
     OrtTensorTypeAndShapeInfo* info = nullptr;
     size_t rank = 0;
@@ -57,7 +56,7 @@ std::string describe(const char* name, const OrtValue* value) {
     real->GetTensorMutableData(const_cast<OrtValue*>(value), &data);
     text += ", \"dims\": [";
     for (size_t i = 0; i < rank; ++i) text += (i > 0 ? ", " : "") + std::to_string(dims[i]);
-    text += "], \"mapping\": " + quoted(mapping(data));
+    text += "], \"mapping\": " + in_quotes(mapping(data));
   }
   return text + ", \"given\": " + (value != nullptr ? "true" : "false") + "}";
 }
@@ -79,11 +78,11 @@ OrtStatus* set_inter(OrtSessionOptions* options, int count) {
   return real->SetInterOpNumThreads(options, count);
 }
 OrtStatus* add_entry(OrtSessionOptions* options, const char* key, const char* value) {
-  write("\"option\": " + quoted(key) + ", \"value\": " + quoted(value));
+  write("\"option\": " + in_quotes(key) + ", \"value\": " + in_quotes(value));
   return real->AddSessionConfigEntry(options, key, value);
 }
 OrtStatus* create_session(const OrtEnv* env, const char* path, const OrtSessionOptions* options, OrtSession** session) {
-  write("\"session\": " + quoted(path));
+  write("\"session\": " + in_quotes(path));
   OrtStatus* status = real->CreateSession(env, path, options, session);
   const std::lock_guard<std::mutex> hold(lock);
   if (status == nullptr) paths[*session] = path;
@@ -94,7 +93,7 @@ OrtStatus* run(OrtSession* session, const OrtRunOptions* options, const char* co
   std::string line;
   {
     const std::lock_guard<std::mutex> hold(lock);
-    line = "\"run\": " + quoted(paths[session]) + ", \"inputs\": [";
+    line = "\"run\": " + in_quotes(paths[session]) + ", \"inputs\": [";
   }
   for (size_t i = 0; i < input_count; ++i) line += (i > 0 ? ", " : "") + describe(input_names[i], inputs[i]);
   line += "], \"outputs\": [";

@@ -13,6 +13,7 @@ import tritonclient.http as httpclient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
+from tritonclient.utils import InferenceServerException
 
 from . import graphs
 from .triton import Triton, infer_inputs, infer_outputs
@@ -159,21 +160,36 @@ def test_a_graph_that_states_no_output_shape(triton: Triton) -> None:
         np.testing.assert_array_equal(answer["y"], x.reshape(shape))
 
 
-def test_shapes_that_the_graph_states_wrongly_are_answered_as_they_are(triton: Triton) -> None:
-    # `keep` decides the shape at run time; the graph claims 3.
+@pytest.fixture
+def compress(triton: Triton) -> str:
+    """`keep` decides the output's shape at run time; the graph claims 3."""
     model = graphs.model(
         [helper.make_node("Compress", ["x", "keep"], ["y"], axis=0)],
         [graphs.value("x", TensorProto.FLOAT, [4]), graphs.value("keep", TensorProto.BOOL, [4])],
         [graphs.value("y", TensorProto.FLOAT, [3])],
     )
-    config = graphs.config(
-        [("x", TensorProto.FLOAT, [4]), ("keep", TensorProto.BOOL, [4])], [("y", TensorProto.FLOAT, [-1])], max_batch_size=0
-    )
-    name = triton.load(config, model)
-    x = np.arange(4, dtype=np.float32)
+    inputs = [("x", TensorProto.FLOAT, [4]), ("keep", TensorProto.BOOL, [4])]
+    return triton.load(graphs.config(inputs, [("y", TensorProto.FLOAT, [-1])], max_batch_size=0), model)
+
+
+def compressed(triton: Triton, name: str, keep: list[int]) -> None:
+    x, mask = np.arange(4, dtype=np.float32), np.array(keep, bool)
+    np.testing.assert_array_equal(triton.infer(name, {"x": x, "keep": mask})["y"], x[mask])
+
+
+def test_shapes_that_the_graph_states_wrongly_are_answered_as_they_are(triton: Triton, compress: str) -> None:
     for keep in ([1, 0, 0, 1], [1, 1, 1, 0], [1, 1, 1, 1], [0, 1, 1, 1]):
-        mask = np.array(keep, bool)
-        np.testing.assert_array_equal(triton.infer(name, {"x": x, "keep": mask})["y"], x[mask])
+        compressed(triton, compress, keep)
+
+
+def test_a_graph_that_later_belies_its_shapes_fails_once(triton: Triton, compress: str) -> None:
+    """By then a buffer of the stated shape was asked of Triton, which does not take it back."""
+    for keep in ([1, 1, 1, 0], [0, 1, 1, 1]):
+        compressed(triton, compress, keep)
+    with pytest.raises(InferenceServerException, match="shape"):
+        compressed(triton, compress, [1, 0, 0, 1])
+    for keep in ([1, 0, 0, 1], [1, 1, 1, 0], [1, 1, 1, 1]):
+        compressed(triton, compress, keep)
 
 
 def test_warmup_runs_go_through_the_backend(triton: Triton) -> None:

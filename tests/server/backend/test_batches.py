@@ -71,6 +71,7 @@ def test_eight_requests_are_one_run(recorded: Triton, record_file: Path) -> None
     (run,) = runs(record_file, name)
     assert run["inputs"][0]["dims"] == [8, 4]
     assert recorded.statistics(name) == {"inference_count": 8, "execution_count": 1, "success": 8, "fail": 0}
+    assert recorded.batches(name) == {8: 1}
 
 
 def test_each_of_a_joint_run_gets_the_outputs_that_it_asked_for(recorded: Triton, record_file: Path) -> None:
@@ -123,6 +124,7 @@ def test_one_bad_request_of_eight_fails_alone(recorded: Triton, record_file: Pat
     more = infer_together(recorded, name, [{"index": np.array([[i]])} for i in range(8)])
     assert all(isinstance(answer, dict) for answer in more)
     assert recorded.statistics(name) == {"inference_count": 15, "execution_count": 8, "success": 15, "fail": 1}
+    assert recorded.batches(name) == {1: 7, 8: 1}
 
 
 def test_a_failed_request_is_counted_and_the_next_is_right(triton: Triton) -> None:
@@ -163,6 +165,17 @@ def test_several_instances_share_a_session(recorded: Triton, record_file: Path) 
         np.testing.assert_array_equal(good(answer)["y"], np.full((2, 4), 3.0))
 
 
+def unregistered(triton: Triton, region: str) -> bool:
+    try:
+        triton.client.unregister_system_shared_memory(region)
+    except InferenceServerException as error:
+        # Triton lets go of a region a moment after the answer.
+        if "currently in use" in str(error.message()):
+            return False
+        raise
+    return True
+
+
 @contextmanager
 def shared_memory(triton: Triton, size: int) -> Iterator[tuple[Any, str, str]]:
     name = f"defensemble_test_{triton.pid}"
@@ -170,7 +183,7 @@ def shared_memory(triton: Triton, size: int) -> Iterator[tuple[Any, str, str]]:
     try:
         triton.client.register_system_shared_memory(name, f"/{name}", size)
         yield handle, name, f"/dev/shm/{name}"
-        triton.client.unregister_system_shared_memory(name)
+        wait_until(lambda: unregistered(triton, name), "the region is free")
     finally:
         shm.destroy_shared_memory_region(handle)
 

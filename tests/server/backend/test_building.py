@@ -11,11 +11,13 @@ import threading
 from pathlib import Path
 
 import pytest
+
 from defensemble_server import BackendBuildError, RuntimeMissingError
 from defensemble_server.backend import (
     LIBRARY_NAME,
     Compiler,
     build_digest,
+    built_backend,
     ensure_backend,
     find_compiler,
     onnxruntime_library,
@@ -158,16 +160,16 @@ def empty_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return programs
 
 
-def hide(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Make a package one that is not installed: only the standard library and an empty folder are searched."""
-    monkeypatch.setattr(sys, "path", [str(tmp_path / "empty"), *(entry for entry in sys.path if "site-packages" not in entry)])
+def hide(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a package one that is not installed: no folder that holds it is searched."""
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if not (Path(entry) / name).exists()])
     monkeypatch.delitem(sys.modules, name, raising=False)
     importlib.invalidate_caches()
 
 
 def test_no_compiler_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     empty_path(tmp_path, monkeypatch)
-    hide("ziglang", monkeypatch, tmp_path)
+    hide("ziglang", monkeypatch)
     assert find_compiler() is None
     with pytest.raises(BackendBuildError, match=r"no C\+\+ compiler .*run `apt-get install g\+\+` or `pip install ziglang`"):
         ensure_backend(cache_dir=tmp_path / "cache")
@@ -203,7 +205,7 @@ def test_a_stated_compiler_that_does_not_work(tmp_path: Path, monkeypatch: pytes
 
 
 def fake_onnxruntime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *libraries: str) -> Path:
-    hide("onnxruntime", monkeypatch, tmp_path)
+    hide("onnxruntime", monkeypatch)
     capi = tmp_path / "packages" / "onnxruntime" / "capi"
     capi.mkdir(parents=True)
     (capi.parent / "__init__.py").write_text("raise AssertionError('it must not be imported')")
@@ -229,8 +231,8 @@ def test_an_onnxruntime_without_a_library_is_too_old(tmp_path: Path, monkeypatch
     )
 
 
-def test_no_onnxruntime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hide("onnxruntime", monkeypatch, tmp_path)
+def test_no_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
+    hide("onnxruntime", monkeypatch)
     with pytest.raises(RuntimeMissingError, match=r"ONNX Runtime is not installed, .* run `pip install --upgrade 'onnxruntime>=1.20'`"):
         onnxruntime_library()
 
@@ -247,3 +249,13 @@ def test_as_a_program(tmp_path: Path, stand_in: str, monkeypatch: pytest.MonkeyP
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("Error: the C++ compiler from the environment variable CXX")
     assert "Traceback" not in done.stderr
+
+
+def test_without_a_compiler_an_earlier_build_of_the_same_source_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / "cache"
+    built = ensure_backend(cache_dir=cache)
+    monkeypatch.setattr("defensemble_server.backend.find_compiler", lambda: None)
+    assert ensure_backend(cache_dir=cache) == built == built_backend(cache_dir=cache)
+    assert built_backend(cache_dir=tmp_path / "other") is None
+    with pytest.raises(BackendBuildError, match="apt-get install g\\+\\+"):
+        ensure_backend(cache_dir=tmp_path / "other")

