@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -164,9 +165,9 @@ def _explain(server: Server, run: Path, dataset: Dataset) -> None:
     click.echo("\nThe server keeps running.\n")
     show(server)
     click.echo("\ncall it with curl (an image of a " + dataset.class_names[dataset.test_labels[0]] + "):\n")
-    click.echo(f"  curl --silent --data @{request} {server.http_url}/v2/models/ensemble/infer")
+    click.echo(f"  curl --silent --data {shlex.quote(f'@{request}')} {server.http_url}/v2/models/ensemble/infer")
     click.echo("\nor with Python:\n")
     click.echo("  import numpy\n  from defensemble import Client\n")
     click.echo(f'  with Client("{server.grpc_url}") as client:')
-    click.echo(f'      prediction = client.predict(numpy.load("{run / "images.npy"}"))')
+    click.echo(f'      prediction = client.predict(numpy.load({json.dumps(str(run / "images.npy"))}))')
     click.echo("      print(prediction.labels, prediction.entropy)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import logging
 import os
@@ -58,7 +59,7 @@ def onnx_from_checkpoint(
             raise ExportError(
                 f"the checkpoint takes images of {spec.input_shape}, those for its verification are {images.shape[1:]}: pass others"
             )
-    model = _exported(module, spec.input_shape)
+    model = _exported(module, spec.input_shape, masks)
     _check_masks(model, masks)
     metadata = {
         SPEC: spec.to_json(),
@@ -98,7 +99,7 @@ def member_from_onnx(path: str | os.PathLike[str], name: str) -> Member:
     return Member(name, content, (channels, height, width), len(class_names), tuple(class_names), metadata[MASK_DIGEST])
 
 
-def _exported(module: torch.nn.Module, input_shape: tuple[int, int, int]) -> onnx.ModelProto:
+def _exported(module: torch.nn.Module, input_shape: tuple[int, int, int], masks: dict[str, np.ndarray[Any, Any]]) -> onnx.ModelProto:
     import torch
 
     # Two images: an example batch of one would be taken for a constant.
@@ -117,8 +118,26 @@ def _exported(module: torch.nn.Module, input_shape: tuple[int, int, int]) -> onn
     assert program is not None, "the dynamo exporter returns a program"
     model: onnx.ModelProto = program.model_proto
     model.ir_version = IR_VERSION
+    _name_masks(model, masks)
     _strip(model)
     return model
+
+
+def _name_masks(model: onnx.ModelProto, masks: dict[str, np.ndarray[Any, Any]]) -> None:
+    """Give each ``Where`` its own mask again: torch's optimiser merges initialisers that are equal, as small masks can be by chance."""
+    present = {tensor.name for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type != "Where":
+            continue
+        notes = {entry.key: entry.value for entry in node.metadata_props}
+        scopes = ast.literal_eval(notes.get("pkg.torch.onnx.name_scopes", "[]"))
+        for name in (f"{scope}.mask" for scope in reversed(scopes)):
+            if name in masks:
+                node.input[0] = name
+                if name not in present:
+                    model.graph.initializer.append(numpy_helper.from_array(masks[name], name))
+                    present.add(name)
+                break
 
 
 def _strip(model: onnx.ModelProto) -> None:

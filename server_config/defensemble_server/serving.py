@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
+import shlex
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,10 +18,12 @@ from .options import ServeOptions, claim_ports, cores, new_admin_key, triton_com
 from .readiness import Probe, check_answers, failed_models
 from .repository import BACKEND, Repository, read_repository
 from .runtime import Runtime, find_runtime
-from .state import ServerState, find_state, process_start, state_file, state_folder, write_state
+from .state import ServerState, find_state, process_start, read_states, state_file, state_folder, write_state
+from .supervising import Supervisor, last_lines
 
 # A free port can be taken between choosing and listening; a second choice is another port.
 _PORT_TRIES = 3
+_LOGS_KEPT = 20
 
 
 @dataclass
@@ -34,9 +34,7 @@ class Server:
     models: list[str]
     problems: Mapping[str, str]
     start_s: float
-    triton_pid: int
-    _supervisor: subprocess.Popen[str]
-    _grace_s: float
+    supervisor: Supervisor
 
     @property
     def http_url(self) -> str:
@@ -56,29 +54,24 @@ class Server:
     @property
     def running(self) -> bool:
         """Whether the server still runs."""
-        return self._supervisor.poll() is None
+        return self.supervisor.running
+
+    @property
+    def triton_pid(self) -> int:
+        """The process of ``tritonserver`` itself."""
+        return self.supervisor.server_pid
 
     def detach(self) -> None:
         """Let the server outlive this process; ``stop_server`` or ``defensemble serve --stop`` ends it."""
-        assert self._supervisor.stdin is not None
-        self._supervisor.stdin.write("detach\n")
-        self._supervisor.stdin.close()
-        self._supervisor.stdin = None
+        self.supervisor.detach()
 
     def wait(self) -> int:
         """Wait until the server ends by itself or is stopped from elsewhere; returns Triton's exit status."""
-        assert self._supervisor.stdout is not None
-        status = 0
-        with self._supervisor.stdout as reports:
-            for line in reports:
-                if line.startswith("exited "):
-                    status = int(line.split()[1])
-        self._supervisor.wait()
-        return status
+        return self.supervisor.wait()
 
     def stop(self) -> None:
         """Drain the server, stop it and wait until all of it is gone. More than once does no harm."""
-        _end(self._supervisor, self._grace_s)
+        self.supervisor.stop()
 
     @property
     def _host(self) -> str:
@@ -113,7 +106,7 @@ def serve(
     try:
         yield server
     finally:
-        if server._supervisor.stdin is not None:  # not detached
+        if not server.supervisor.detached:
             server.stop()
 
 
@@ -136,7 +129,7 @@ def start_server(
     for last_try in (*[False] * (_PORT_TRIES - 1), True):
         ports = claim_ports(options)
         try:
-            return _start(runtime, content, options, ports, start_timeout_s)
+            return _start(runtime, content, options, ports, start_timeout_s, say)
         except PortError:
             if last_try or any(options.ports.values()):
                 raise
@@ -161,49 +154,22 @@ def stop_server(grpc_port: int | None = None, *, timeout_s: float = 60.0) -> Ser
     return state
 
 
-def _start(runtime: Runtime, content: Repository, options: ServeOptions, ports: dict[str, int], timeout_s: float) -> Server:
+def _start(
+    runtime: Runtime, content: Repository, options: ServeOptions, ports: dict[str, int], timeout_s: float, say: Callable[[str], None]
+) -> Server:
     begin = time.monotonic()
     admin_key = options.admin_key or new_admin_key()
-    logs = state_folder() / "logs"
-    logs.mkdir(parents=True, exist_ok=True, mode=0o700)
-    log = logs / f"triton-{ports['grpc']}.log"
+    log = _new_log(ports["grpc"])
     threads = content.threads_per_member(cores())
-    grace_s = options.drain_s + 5.0  # Triton drains for drain_s, and then needs a moment to end
-    settings = {
-        "command": triton_command(
-            runtime, content.path, list(content.models), options=options, ports=ports, admin_key=admin_key, threads=threads
-        ),
-        "environment": dict(runtime.environment),
-        "log": str(log),
-        "state": str(state_file(ports["grpc"])),
-        "grace_s": grace_s,
-    }
-    with log.open("wb") as errors:
-        supervisor = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(Path(__file__).with_name("_supervisor.py"))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,  # not ours: a server that is left running would hold the pipe that our caller reads
-            text=True,
-            bufsize=1,
-            start_new_session=True,  # Ctrl-C in a terminal reaches this process alone, which then ends the server in good order
-        )
+    command = triton_command(
+        runtime, content.path, list(content.models), options=options, ports=ports, admin_key=admin_key, threads=threads
+    )
+    if runtime.name == "docker":
+        say(f"running (not tested by us): {shlex.join(command).replace(admin_key, 'ADMIN-KEY')}")
+    # Triton drains for drain_s, and then needs a moment to end.
+    supervisor = Supervisor(command, runtime.environment, log=log, state=state_file(ports["grpc"]), grace_s=options.drain_s + 5.0)
     try:
-        assert supervisor.stdin is not None
-        assert supervisor.stdout is not None
-        supervisor.stdin.write(json.dumps(settings) + "\n")
-        started = supervisor.stdout.readline().split()
-        if len(started) != 2 or started[0] != "started":
-            raise StartError(f"{runtime.executable} could not be run{_last_lines(log)}")
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(options.host, options.host)
-        with urllib3.HTTPConnectionPool(host, ports["http"], maxsize=1) as pool:
-            probe = Probe(pool, admin_key)
-            _await_live(probe, supervisor, log, options, ports, timeout_s)
-            failed = failed_models(probe, list(content.models))
-            served = [name for name in content.models if name not in failed]
-            if not served:
-                raise RepositoryError(f"Triton could load none of the models in {content.path}:\n{_listed({**content.problems, **failed})}")
-            check_answers(probe, content, served)
+        served, failed = _await_ready(supervisor, content, options, ports, admin_key, log, timeout_s)
         state = ServerState(
             pid=supervisor.pid,
             started=process_start(supervisor.pid) or 0,
@@ -217,44 +183,47 @@ def _start(runtime: Runtime, content: Repository, options: ServeOptions, ports: 
             log=str(log),
         )
         write_state(state)
-        return Server(state, served, {**content.problems, **failed}, time.monotonic() - begin, int(started[1]), supervisor, grace_s)
     except BaseException:
-        _end(supervisor, grace_s)
+        supervisor.stop()
         raise
+    return Server(state, served, {**content.problems, **failed}, time.monotonic() - begin, supervisor)
 
 
-def _await_live(
-    probe: Probe, supervisor: subprocess.Popen[str], log: Path, options: ServeOptions, ports: dict[str, int], timeout_s: float
-) -> None:
+def _await_ready(
+    supervisor: Supervisor, content: Repository, options: ServeOptions, ports: dict[str, int], admin_key: str, log: Path, timeout_s: float
+) -> tuple[list[str], dict[str, str]]:
+    """Wait until Triton answers, and check what it answers; the models that it serves, and why it does not serve the others."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(options.host, options.host)
     deadline = time.monotonic() + timeout_s
-    while not probe.live():
-        if supervisor.poll() is not None:
-            # A PortError, where one was taken meanwhile.
-            claim_ports(replace(options, http_port=ports["http"], grpc_port=ports["grpc"], metrics_port=ports["metrics"]))
-            raise StartError(f"Triton ended while it started{_last_lines(log)}")
-        if time.monotonic() > deadline:
-            raise StartError(f"Triton did not answer within {timeout_s:g} s{_last_lines(log)}")
-        time.sleep(0.01)
+    with urllib3.HTTPConnectionPool(host, ports["http"], maxsize=1) as pool:
+        probe = Probe(pool, admin_key)
+        while not probe.live():
+            if not supervisor.running:
+                # A PortError, where one was taken meanwhile.
+                claim_ports(replace(options, http_port=ports["http"], grpc_port=ports["grpc"], metrics_port=ports["metrics"]))
+                raise StartError(f"Triton ended while it started{last_lines(log)}")
+            if time.monotonic() > deadline:
+                raise StartError(f"Triton did not answer within {timeout_s:g} s{last_lines(log)}")
+            time.sleep(0.01)
+        failed = failed_models(probe, list(content.models))
+        served = [name for name in content.models if name not in failed]
+        if not served:
+            raise RepositoryError(f"Triton could load none of the models in {content.path}:\n{_listed({**content.problems, **failed})}")
+        check_answers(probe, content, served)
+    return served, failed
 
 
-def _end(supervisor: subprocess.Popen[str], grace_s: float) -> None:
-    if supervisor.stdin is not None:
-        supervisor.stdin.close()  # end of file: the order to stop
-        supervisor.stdin = None
-    elif supervisor.poll() is None:
-        supervisor.terminate()
-    supervisor.wait(grace_s + 10)
-    if supervisor.stdout is not None:
-        supervisor.stdout.close()
+def _new_log(grpc_port: int) -> Path:
+    """Where Triton's output goes; the newest logs are kept, and those of servers that run."""
+    folder = state_folder() / "logs"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    in_use = {state.log for state in read_states()}
+    logs = sorted(folder.glob("triton-*.log"), key=lambda log: log.stat().st_mtime)
+    for old in logs[:-_LOGS_KEPT]:
+        if str(old) not in in_use:
+            old.unlink(missing_ok=True)
+    return folder / f"triton-{grpc_port}.log"
 
 
 def _listed(problems: Mapping[str, str]) -> str:
     return "\n".join(f"  {name}: {text}" for name, text in problems.items())
-
-
-def _last_lines(log: Path, count: int = 15) -> str:
-    try:
-        lines = log.read_text(errors="replace").splitlines()[-count:]
-    except FileNotFoundError:
-        return ""
-    return f". The last lines of {log}:\n" + "\n".join(lines) if lines else ""

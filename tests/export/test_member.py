@@ -143,6 +143,18 @@ def test_any_batch_and_real_images(exported: tuple[Path, Path]) -> None:
         assert np.abs(got - expected[:batch]).max() < 1e-5 * max(1, np.abs(expected).max())
 
 
+def test_masks_that_are_equal_by_chance_keep_their_names(tmp_path: Path) -> None:
+    # Two channels: most of the ten masks are equal to another one.
+    spec = digits_spec(width=2, pattern="channel", mask_seed=1)
+    checkpoint = untrained(tmp_path / "net.safetensors", spec)
+    masks = defect_masks(load_checkpoint(checkpoint)[0])
+    assert len({mask.tobytes() for mask in masks.values()}) < len(masks)
+    model = onnx.load(onnx_from_checkpoint(checkpoint, tmp_path / "net.onnx"))
+    found = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.BOOL}
+    assert {name: mask.tobytes() for name, mask in found.items()} == {name: mask.tobytes() for name, mask in masks.items()}
+    assert sorted(node.input[0] for node in model.graph.node if node.op_type == "Where") == sorted(masks)
+
+
 def test_keep_one_exports_the_standard_network(tmp_path: Path) -> None:
     path = onnx_from_checkpoint(untrained(tmp_path / "s.safetensors", digits_spec(keep=1.0)), tmp_path / "s.onnx")
     assert not [tensor for tensor in onnx.load(path).graph.initializer if tensor.data_type == onnx.TensorProto.BOOL]

@@ -33,6 +33,7 @@ from defensemble_server import (
     stop_server,
 )
 from defensemble_server.readiness import fixed_images
+from defensemble_server.state import state_file
 from tests import tiny
 
 FREE = ServeOptions(http_port=0, grpc_port=0, metrics_port=0, drain_s=1)
@@ -163,7 +164,10 @@ def test_nothing_is_left_after_the_parent_was_killed(repository: Path) -> None:
         parent.kill()
     assert gone_within(repository, 20)
     assert port_is_free(port)
-    assert port not in [state.grpc_port for state in read_states()]
+    deadline = time.monotonic() + 20  # the supervisor removes its file when Triton has ended
+    while state_file(port).exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not state_file(port).exists()
 
 
 def test_triton_ends_when_its_supervisor_is_killed(repository: Path) -> None:

@@ -60,12 +60,16 @@ def save_checkpoint(path: str | os.PathLike[str], module: nn.Module, spec: Model
     target = Path(path)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
     what = f"cannot save {target}: the module is not the network of the spec"
-    _check_tensors(what, tensors, _untrained(spec, what).state_dict())
+    untrained = _untrained(spec, what)
+    _check_tensors(what, tensors, untrained.state_dict())
+    digest, drawn = mask_digest(defect_masks(module)), mask_digest(defect_masks(untrained))
+    if digest != drawn:
+        raise CheckpointError(f"{what}: its masks have the digest {digest}, those that the spec draws {drawn}")
     _check_classes(f"cannot save {target}", spec, record)
     described = {
         "format": FORMAT,
         "spec": dataclasses.asdict(spec),
-        "mask_digest": mask_digest(defect_masks(module)),
+        "mask_digest": digest,
         "record": record.to_values(),
     }
     _write(target, save(tensors, {METADATA_KEY: json.dumps(described)}))
@@ -76,13 +80,14 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[nn.Module, ModelSpec,
 
     Raises:
         CheckpointError: the file is missing, truncated, no safetensors file, one of another kind, lacks a tensor or has one too many,
-            or its masks do not match its mask digest.
+            or its masks are not those of its mask digest and its spec.
         OSError: the file cannot be read.
     """
     metadata, tensors = _read(Path(path), with_tensors=True)
     spec = metadata.spec
     what = f"{path} does not hold the network of its spec"
     module = _untrained(spec, what)
+    drawn = mask_digest(defect_masks(module))
     _check_tensors(what, tensors, module.state_dict())
     module.load_state_dict({name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()})
     digest = mask_digest(defect_masks(module))
@@ -90,6 +95,11 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[nn.Module, ModelSpec,
         raise CheckpointError(
             f"the masks in {path} have the digest {digest}, but its metadata says {metadata.mask_digest}: "
             "the file was changed or mixed from two; take an unchanged copy, or train the network again"
+        )
+    if digest != drawn:
+        raise CheckpointError(
+            f"the masks in {path} have the digest {digest}, but its spec draws masks with {drawn}: "
+            "the spec was changed; take an unchanged copy, or train the network again"
         )
     return module.eval(), spec, metadata.record
 

@@ -110,14 +110,16 @@ def checked_keep(keep: object) -> float:
     return float(keep)
 
 
-def checked_integer(what: str, value: object, *, minimum: int) -> int:
-    """Return an integer that is at least `minimum`.
+def checked_integer(what: str, value: object, *, minimum: int, maximum: int | None = None) -> int:
+    """Return an integer that is at least `minimum` and, where there is a `maximum`, at most that.
 
     Raises:
-        SpecError: it is not an integer, or too small.
+        SpecError: it is not an integer, too small or too large.
     """
     if isinstance(value, bool) or not isinstance(value, INTEGRAL) or int(value) < minimum:
         raise SpecError(f"{what} must be an integer of at least {minimum}, got {value!r}")
+    if maximum is not None and int(value) > maximum:
+        raise SpecError(f"{what} must be an integer of at most {maximum}, got {value!r}")
     return int(value)
 
 

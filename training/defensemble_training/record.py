@@ -17,7 +17,7 @@ class TrainingRecord:
         data: the dataset's name.
         image_size: height and width of its images.
         class_names: the name of every class, in the order of the logits.
-        epochs: passes over the training images.
+        epochs: passes over the training images; 0, as all counts, where a network was not trained.
         batch_size: images a step.
         learning_rate: the highest one of the schedule.
         seed: of the weights, the order of the images and their shifts.
@@ -52,7 +52,7 @@ class TrainingRecord:
         texts = isinstance(self.class_names, tuple) and all(isinstance(name, str) for name in self.class_names)
         _check("data", self.data, "a text", isinstance(self.data, str))
         _check("class_names", self.class_names, "two or more texts", texts and len(self.class_names) >= 2)
-        for name, minimum in {"image_size": 1, "epochs": 1, "batch_size": 1, "seed": 0, "threads": 1, "n_train": 1, "n_test": 1}.items():
+        for name, minimum in {"image_size": 1, "epochs": 0, "batch_size": 1, "seed": 0, "threads": 1, "n_train": 0, "n_test": 0}.items():
             value = getattr(self, name)
             _check(name, value, f"an integer of at least {minimum}", type(value) is int and value >= minimum)
         for name in ("learning_rate", "loss", "accuracy", "seconds"):

@@ -2,9 +2,10 @@
 
 import dataclasses
 import json
-import sys
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import SupportsFloat
 
 from ._errors import SpecError
 from .masks import INTEGRAL, PATTERNS, REAL, SAMPLINGS, checked_choice, checked_integer, checked_keep
@@ -133,6 +134,13 @@ def _checked_statistic(what: str, values: object, channels: int) -> tuple[float,
         raise SpecError(
             f"{what} must hold one number for each of the {channels} channels of input_shape, got {len(values)}: {tuple(values)!r}"
         )
-    if any(isinstance(value, bool) or not isinstance(value, REAL) or not abs(value) <= sys.float_info.max for value in values):
+    if any(isinstance(value, bool) or not isinstance(value, REAL) or not _is_finite(value) for value in values):
         raise SpecError(f"{what} must hold finite numbers, got {tuple(values)!r}")
     return tuple(float(value) for value in values)
+
+
+def _is_finite(value: SupportsFloat) -> bool:
+    try:
+        return math.isfinite(float(value))
+    except OverflowError:  # an integer beyond the range of floats
+        return False

@@ -79,8 +79,25 @@ def cli() -> None:
     """
 
 
+def _keep_lines_of_examples(command: click.Command) -> None:
+    r"""Put click's mark of a block whose lines are kept, a backspace, where a raw docstring has `\b`, two characters."""
+    command.help = (command.help or "").replace("\\b\n", "\b\n")
+    for child in command.commands.values() if isinstance(command, click.Group) else ():
+        _keep_lines_of_examples(child)
+
+
+def _with_examples(command: click.Command) -> click.Command:
+    r"""Let click see the `\b` that keeps the lines of the examples: in a raw docstring it is two characters."""
+    command.help = (command.help or "").replace("\\b\n", "\b\n")
+    for verb in getattr(command, "commands", {}).values():
+        _with_examples(verb)
+    return command
+
+
 for _verb in (train, export, serve, predict, probe, doctor, demo):
     cli.add_command(_verb.command)
+_with_examples(cli)
+_keep_lines_of_examples(cli)
 
 
 def main() -> None:

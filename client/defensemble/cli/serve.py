@@ -33,6 +33,14 @@ if TYPE_CHECKING:
     "--drain", "drain_s", type=click.IntRange(min=0), default=5, show_default=True, help="Seconds that requests get to finish at the end."
 )
 @click.option("--expose-outdated-server", is_flag=True, help="Let the embedded Triton of 2024, with its published holes, listen on --host.")
+@click.option(
+    "--start-timeout",
+    "start_timeout_s",
+    type=click.FloatRange(min=1),
+    default=300.0,
+    show_default=True,
+    help="Seconds until it must be ready.",
+)
 @click.option("--detach", is_flag=True, help="Return when the server is ready, and leave it running until it is stopped.")
 @click.option("--stop", is_flag=True, help="Stop a server that runs here instead of starting one.")
 def command(
@@ -47,6 +55,7 @@ def command(
     admin_key_file: Path | None,
     drain_s: int,
     expose_outdated_server: bool,
+    start_timeout_s: float,
     detach: bool,
     stop: bool,
 ) -> None:
@@ -82,7 +91,7 @@ def command(
     )
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        with serve(repository, options, say=lambda text: click.echo(text, err=True)) as server:
+        with serve(repository, options, say=lambda text: click.echo(text, err=True), start_timeout_s=start_timeout_s) as server:
             show(server)
             if detach:
                 server.detach()

@@ -13,16 +13,11 @@ if TYPE_CHECKING:
     from defensemble_training import TrainingProgress
 
 
-class _Blocks(click.ParamType[tuple[int, ...]]):
-    name = "blocks"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            return tuple(int(part) for part in str(value).split(","))
-        except ValueError:
-            self.fail(f"expected block numbers with commas between them, such as 0,1,2; got {value!r}", param, ctx)
+def _blocks(context: click.Context, option: click.Parameter, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise click.BadParameter(f"expected block numbers with commas between them, such as 0,1,2; got {text!r}") from None
 
 
 @click.command("train", short_help="A defective or standard CNN, trained and saved as a checkpoint.")
@@ -31,7 +26,7 @@ class _Blocks(click.ParamType[tuple[int, ...]]):
 @click.option("--size", type=int, default=16, show_default=True, help="Height and width that the images are brought to.")
 @click.option("--arch", default="resnet18", show_default=True, help="Architecture: resnet18.")
 @click.option("--keep", type=float, default=0.3, show_default=True, help="Keep probability of the masks, in (0, 1]; 1.0 is a standard CNN.")
-@click.option("--blocks", type=_Blocks(), default="0,1,2", show_default=True, metavar="N,N,...", help="Defective blocks; 0 is the stem.")
+@click.option("--blocks", callback=_blocks, default="0,1,2", show_default=True, metavar="N,N,...", help="Defective blocks; 0 is the stem.")
 @click.option("--pattern", default="neuron", show_default=True, help="What a mask drops: neuron, channel or shared (over channels).")
 @click.option("--sampling", default="bernoulli", show_default=True, help="How a mask is drawn: bernoulli, or exact (a fixed count).")
 @click.option("--mask-seed", type=int, default=0, show_default=True, help="Seed of the masks.")

@@ -1,0 +1,104 @@
+"""The process between us and Triton, which ends the server and cleans up when we end or die: our side of ``_supervisor.py``."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ._errors import StartError
+
+
+class Supervisor:
+    """A server under supervision: ``command`` with ``environment``, its output in ``log``; ``state`` is removed when it has ended.
+
+    It gets ``grace_s`` seconds to end by itself once it was asked to.
+
+    Raises:
+        StartError: the command could not be run.
+    """
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], *, log: Path, state: Path, grace_s: float) -> None:
+        self._grace_s = grace_s
+        with log.open("wb") as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(Path(__file__).with_name("_supervisor.py"))],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,  # not ours: a server that is left running would hold the pipe that our caller reads
+                text=True,
+                bufsize=1,
+                start_new_session=True,  # Ctrl-C in a terminal reaches this process alone, which then ends the server in good order
+            )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._orders, self._reports = self._process.stdin, self._process.stdout
+        try:
+            settings = {
+                "command": list(command),
+                "environment": dict(environment),
+                "log": str(log),
+                "state": str(state),
+                "grace_s": grace_s,
+            }
+            self._orders.write(json.dumps(settings) + "\n")
+            started = self._reports.readline().split()
+            if len(started) != 2 or started[0] != "started":
+                raise StartError(f"{command[0]} could not be run{last_lines(log)}")
+            self.server_pid = int(started[1])
+        except BaseException:
+            self.stop()
+            raise
+
+    @property
+    def pid(self) -> int:
+        """The supervisor's own process: SIGTERM to it stops the server in good order."""
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether the server still runs: the supervisor ends with it."""
+        return self._process.poll() is None
+
+    @property
+    def detached(self) -> bool:
+        """Whether the server is to outlive this process."""
+        return self._orders.closed
+
+    def detach(self) -> None:
+        """Let the server outlive this process."""
+        self._orders.write("detach\n")
+        self._orders.close()
+
+    def wait(self) -> int:
+        """Wait until the server ends, by itself or stopped from elsewhere; its exit status."""
+        status = 0
+        with self._reports as reports:
+            for line in reports:
+                if line.startswith("exited "):
+                    status = int(line.split()[1])
+        self._process.wait()
+        return status
+
+    def stop(self) -> None:
+        """Drain and stop the server, and wait until all of it is gone; more than once does no harm."""
+        if self._orders.closed:
+            if self.running:
+                self._process.terminate()
+        else:
+            with contextlib.suppress(BrokenPipeError):  # it has ended already, and what is left of our order has no reader
+                self._orders.close()  # end of file: the order to stop
+        self._process.wait(self._grace_s + 10)
+        self._reports.close()
+
+
+def last_lines(log: Path, count: int = 15) -> str:
+    """The end of a log as the end of an error's text; empty where the log is."""
+    try:
+        lines = log.read_text(errors="replace").splitlines()[-count:]
+    except FileNotFoundError:
+        return ""
+    return f". The last lines of {log}:\n" + "\n".join(lines) if lines else ""

@@ -1,0 +1,125 @@
+"""The command lines that start Triton, and the platforms that the embedded one refuses; nothing is started here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from defensemble_server import PortError, RuntimeMissingError, ServeOptions, ServerError, read_admin_key
+from defensemble_server.doctor import holes_of
+from defensemble_server.options import triton_command
+from defensemble_server.runtime import Runtime, check_platform, find_runtime
+
+PORTS = {"http": 18000, "grpc": 18001, "metrics": 18002}
+KEY = "0123456789abcdef"
+
+
+def command(runtime: Runtime, **options: object) -> list[str]:
+    chosen = ServeOptions(runtime=runtime.name, **options)  # type: ignore[arg-type]
+    return triton_command(runtime, Path("/models/here"), ["a", "e"], options=chosen, ports=PORTS, admin_key=KEY, threads=2)
+
+
+def test_the_embedded_command_line() -> None:
+    runtime = Runtime("embedded", Path("/t/tritonserver"), {}, Path("/cache/b"), {"library": "/o.so"})
+    line = command(runtime, profile="gpu", drain_s=7)
+    assert line[0] == "/t/tritonserver"
+    for flag in (
+        "--model-repository=/models/here",
+        "--model-control-mode=explicit",
+        "--load-model=a",
+        "--load-model=e",
+        "--exit-timeout-secs=7",
+        "--http-address=127.0.0.1",
+        "--grpc-address=127.0.0.1",
+        "--metrics-address=127.0.0.1",
+        "--grpc-port=18001",
+        "--allow-sagemaker=false",
+        "--allow-vertex-ai=false",
+        f"--http-restricted-api=model-repository,shared-memory,logging,trace:x-admin-key={KEY}",
+        f"--grpc-restricted-protocol=model-repository,shared-memory,logging,trace:x-admin-key={KEY}",
+        "--backend-directory=/cache/b",
+        "--backend-config=onnxruntime,library=/o.so",
+        "--backend-config=onnxruntime,intra_op_thread_count=2",
+        "--model-config-name=gpu",
+    ):
+        assert flag in line, flag
+
+
+def test_the_docker_command_line_publishes_on_loopback_and_mounts_read_only() -> None:
+    line = command(Runtime("docker", Path("/usr/bin/docker")))
+    assert line[:3] == ["/usr/bin/docker", "run", "--rm"]
+    assert "--publish=127.0.0.1:18001:8001" in line
+    assert "--volume=/models/here:/models:ro" in line
+    assert line[line.index("tritonserver") - 1].startswith("nvcr.io/nvidia/tritonserver:26.07")
+    inside = line[line.index("tritonserver") :]
+    assert "--model-repository=/models" in inside
+    assert "--grpc-port=8001" in inside
+    assert not [flag for flag in inside if flag.startswith("--backend-directory")], "NVIDIA's own backends"
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"http_port": 70000}, "0 .any free one. to 65535, got 70000"),
+        ({"http_port": 9000, "grpc_port": 9000}, "must differ"),
+        ({"runtime": "podman"}, "one of embedded, path, docker, got 'podman'"),
+        ({"drain_s": -1}, "0 or more, got -1"),
+        ({"profile": "../x"}, "profile's name"),
+    ],
+)
+def test_options_that_are_refused(options: dict[str, object], text: str) -> None:
+    with pytest.raises(ServerError, match=text):
+        ServeOptions(**options)  # type: ignore[arg-type]
+
+
+def test_other_runtimes_may_listen_publicly() -> None:
+    assert ServeOptions(runtime="path", host="0.0.0.0").host == "0.0.0.0"
+    with pytest.raises(PortError):
+        ServeOptions(runtime="embedded", host="0.0.0.0")
+
+
+@pytest.mark.parametrize(
+    ("platform", "text"),
+    [
+        (("Linux", "x86_64", ("glibc", "2.31")), "needs glibc 2.35 or newer, this system has 2.31"),
+        (("Linux", "x86_64", ("", "")), "needs glibc, this system has another C library"),
+        (("Linux", "aarch64", ("glibc", "2.39")), "runs on Linux x86_64, this is Linux aarch64"),
+        (("Darwin", "arm64", ("", "")), "this is Darwin arm64"),
+    ],
+)
+def test_platforms_without_the_embedded_triton(platform: tuple[str, str, tuple[str, str]], text: str) -> None:
+    with pytest.raises(RuntimeMissingError, match=text):
+        check_platform(*platform)
+
+
+@pytest.mark.parametrize("libc", [("glibc", "2.35"), ("glibc", "2.36"), ("glibc", "3.0")])
+def test_platforms_with_it(libc: tuple[str, str]) -> None:
+    check_platform("Linux", "x86_64", libc)
+
+
+@pytest.mark.parametrize("name", ["path", "docker"])
+def test_a_runtime_that_is_not_on_path(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(RuntimeMissingError, match=r"on PATH: .*--runtime embedded"):
+        find_runtime(name, say=lambda text: None)
+
+
+def test_an_admin_key_is_read_from_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text(f"{KEY}\n")
+    assert read_admin_key(file) == KEY
+    file.write_text("short")
+    with pytest.raises(ServerError, match="16 to 256"):
+        read_admin_key(file)
+    with pytest.raises(ServerError, match="cannot be read"):
+        read_admin_key(tmp_path / "none")
+
+
+def test_holes_are_counted_by_version() -> None:
+    assert len(holes_of("2.51.0")) == 5
+    assert not [hole for hole in holes_of("2.59.1") if "23310" in hole]
+    assert holes_of("2.71.0") == []
+    assert holes_of("3.0") == []
+    with pytest.raises(ServerError, match="no version"):
+        holes_of("new")

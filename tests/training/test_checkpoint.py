@@ -1,0 +1,353 @@
+"""Checkpoints: whole and equal when they come back, refused with a reason when they are not."""
+
+import json
+import math
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from defensemble_training import (
+    CheckpointError,
+    ModelSpec,
+    build,
+    defect_masks,
+    load_checkpoint,
+    mask_digest,
+    read_metadata,
+    save_checkpoint,
+)
+from defensemble_training.checkpoint import check_writable
+
+from .untrained import record_of, tiny_spec
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    path = tmp_path / "network.safetensors"
+    spec = tiny_spec()
+    save_checkpoint(path, build(spec), spec, record_of(spec))
+    return path
+
+
+def metadata_of(path: Path) -> dict[str, Any]:
+    with safe_open(path, framework="pt") as file:
+        values: dict[str, Any] = json.loads(file.metadata()["defensemble"])
+    return values
+
+
+def rewrite(path: Path, *, tensors: dict[str, torch.Tensor] | None = None, metadata: object = None) -> None:
+    """Write a checkpoint anew with safetensors' own writer, some of it changed."""
+    text = json.dumps(metadata_of(path) if metadata is None else metadata)
+    save_file(load_file(path) if tensors is None else tensors, path, {"defensemble": text})
+
+
+@pytest.mark.parametrize("pattern", ["neuron", "channel", "shared"])
+@pytest.mark.parametrize("blocks", [(0, 1, 2), (3, 4), ()])
+def test_what_is_saved_comes_back(tmp_path: Path, pattern: str, blocks: tuple[int, ...]) -> None:
+    spec = tiny_spec(pattern=pattern, blocks=blocks, sampling="exact", mask_seed=9)
+    record = record_of(spec)
+    module = build(spec)
+    module(torch.rand(4, 1, 8, 8))  # moves BatchNorm's statistics off their start
+    save_checkpoint(tmp_path / "a.safetensors", module, spec, record)
+    back, back_spec, back_record = load_checkpoint(tmp_path / "a.safetensors")
+
+    assert back_spec == spec
+    assert back_record == record
+    assert not back.training
+    state, back_state = module.state_dict(), back.state_dict()
+    assert list(back_state) == list(state)
+    for name, tensor in state.items():
+        assert back_state[name].dtype == tensor.dtype
+        assert torch.equal(back_state[name], tensor)
+    assert mask_digest(defect_masks(back)) == mask_digest(defect_masks(module))
+    images = torch.rand(2, 1, 8, 8)
+    assert torch.equal(back(images), module.eval()(images))
+
+
+def test_metadata_is_read_without_the_tensors(saved: Path) -> None:
+    metadata = read_metadata(saved)
+    module, spec, record = load_checkpoint(saved)
+    assert (metadata.spec, metadata.record) == (spec, record)
+    assert metadata.mask_digest == mask_digest(defect_masks(module))
+
+
+def test_the_same_network_gives_the_same_bytes(saved: Path) -> None:
+    before = saved.read_bytes()
+    for _ in range(5):
+        save_checkpoint(saved, *load_checkpoint(saved))
+        assert saved.read_bytes() == before
+
+
+def test_masks_are_bool_in_the_file(saved: Path) -> None:
+    masks = {name: tensor for name, tensor in load_file(saved).items() if name.endswith(".mask")}
+    assert len(masks) == 10
+    assert {tensor.dtype for tensor in masks.values()} == {torch.bool}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_module_is_float32_whatever_the_file_holds(tmp_path: Path, dtype: torch.dtype) -> None:
+    spec = tiny_spec()
+    module = build(spec).to(dtype)
+    save_checkpoint(tmp_path / "a.safetensors", module, spec, record_of(spec))
+    back, _, _ = load_checkpoint(tmp_path / "a.safetensors")
+    assert {tensor.dtype for tensor in back.parameters()} == {torch.float32}
+    assert torch.equal(back.state_dict()["stem.conv.weight"], module.state_dict()["stem.conv.weight"].float())
+
+
+def test_saving_and_loading_leave_torchs_random_stream_alone(saved: Path) -> None:
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    save_checkpoint(saved, *load_checkpoint(saved))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"there is no checkpoint .*none\.safetensors; train one with: defensemble train"):
+        load_checkpoint(tmp_path / "none.safetensors")
+
+
+def test_folder(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is a folder, expected a checkpoint"):
+        load_checkpoint(tmp_path)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(share=st.floats(0, 1, exclude_max=True))
+def test_truncated_anywhere(saved: Path, share: float) -> None:
+    content = saved.read_bytes()
+    cut = saved.with_name("cut.safetensors")
+    cut.write_bytes(content[: math.floor(share * len(content))])
+    with pytest.raises(CheckpointError, match=r"is no whole safetensors file .* take an unchanged copy, or train the network again"):
+        load_checkpoint(cut)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=200))
+def test_any_other_bytes(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "other.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError):
+        load_checkpoint(path)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(position=st.floats(0, 1, exclude_max=True), value=st.integers(0, 255))
+def test_damage_in_the_header_is_refused_or_changes_only_the_record(saved: Path, position: float, value: int) -> None:
+    """Weights look like weights whatever they are, and a record is only told; the rest of the header must hold together."""
+    content = bytearray(saved.read_bytes())
+    header = 8 + int.from_bytes(content[:8], "little")
+    content[int(position * header)] = value
+    damaged = saved.with_name("damaged.safetensors")
+    damaged.write_bytes(content)
+    spec = load_checkpoint(saved)[1]
+    try:
+        module, found, _ = load_checkpoint(damaged)
+    except CheckpointError:
+        return
+    assert mask_digest(defect_masks(module)) == read_metadata(saved).mask_digest
+    for field in ("arch", "width", "input_shape", "num_classes"):
+        assert getattr(found, field) == getattr(spec, field)
+
+
+@pytest.mark.parametrize("metadata", [None, {}, {"format": "pt"}])
+def test_safetensors_of_another_kind(tmp_path: Path, metadata: dict[str, str] | None) -> None:
+    path = tmp_path / "other.safetensors"
+    save_file({"weight": torch.zeros(3)}, path, metadata)
+    with pytest.raises(CheckpointError, match="is a safetensors file, but no checkpoint of defensemble"):
+        load_checkpoint(path)
+
+
+def test_a_newer_format(saved: Path) -> None:
+    rewrite(saved, metadata={**metadata_of(saved), "format": 2})
+    with pytest.raises(CheckpointError, match="has the checkpoint format 2, and this version of defensemble reads 1"):
+        load_checkpoint(saved)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"extra": 1}, "must have the keys format, mask_digest, record, spec; got extra, format"),
+        ({"mask_digest": None}, "mask digest .* must be a text, got None"),
+        ({"spec": {"arch": "resnet18"}}, "a spec must have keep, blocks"),
+        ({"spec": 5}, "a spec must be a JSON object"),
+        ({"record": {}}, "a training record must have the keys data, image_size"),
+        ({"record": None}, "a training record must have the keys .* got null"),
+    ],
+)
+def test_damaged_metadata(saved: Path, changes: dict[str, object], message: str) -> None:
+    rewrite(saved, metadata={**metadata_of(saved), **changes})
+    for read in (load_checkpoint, read_metadata):
+        with pytest.raises(CheckpointError, match=message):
+            read(saved)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("accuracy", 1.5),
+        ("accuracy", float("nan")),
+        ("epochs", -1),
+        ("epochs", 2.0),
+        ("seconds", "1"),
+        ("class_names", ["a"]),
+        ("class_names", "abc"),
+        ("class_names", [1, 2, 3]),
+        ("versions", {"torch": 2}),
+        ("versions", []),
+        ("data", None),
+    ],
+)
+def test_damaged_record(saved: Path, field: str, value: object) -> None:
+    metadata = metadata_of(saved)
+    metadata["record"][field] = value
+    rewrite(saved, metadata=metadata)
+    with pytest.raises(CheckpointError, match=f"{field} of a training record must be"):
+        load_checkpoint(saved)
+
+
+def test_metadata_that_is_no_json(saved: Path) -> None:
+    save_file(load_file(saved), saved, {"defensemble": "{"})
+    with pytest.raises(CheckpointError, match=r"the metadata of .* cannot be read"):
+        load_checkpoint(saved)
+
+
+def test_missing_and_unexpected_tensors(saved: Path) -> None:
+    tensors = load_file(saved)
+    tensors["block1.0.extra"] = tensors.pop("stem.defect.mask")
+    rewrite(saved, tensors=tensors)
+    with pytest.raises(CheckpointError, match=r"missing tensors: stem\.defect\.mask \(1\); unexpected tensors: block1\.0\.extra \(1\)"):
+        load_checkpoint(saved)
+
+
+def test_a_spec_of_another_width(saved: Path) -> None:
+    metadata = metadata_of(saved)
+    metadata["spec"]["width"] = 4
+    rewrite(saved, metadata=metadata)
+    with pytest.raises(CheckpointError, match=r"is floating \(2.*\), expected floating \(4"):
+        load_checkpoint(saved)
+
+
+def test_a_mask_of_another_type(saved: Path) -> None:
+    tensors = load_file(saved)
+    tensors["stem.defect.mask"] = tensors["stem.defect.mask"].float()
+    rewrite(saved, tensors=tensors)
+    with pytest.raises(CheckpointError, match=r"stem\.defect\.mask is floating \(2, 8, 8\), expected bool \(2, 8, 8\)"):
+        load_checkpoint(saved)
+
+
+@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_one_flipped_neuron_is_found(saved: Path, data: st.DataObject) -> None:
+    tensors = load_file(saved)
+    name = data.draw(st.sampled_from(sorted(name for name in tensors if name.endswith(".mask"))))
+    flat = tensors[name].view(-1)
+    position = data.draw(st.integers(0, flat.numel() - 1))
+    flat[position] = ~flat[position]
+    tampered = saved.with_name("tampered.safetensors")
+    save_file(tensors, tampered, {"defensemble": json.dumps(metadata_of(saved))})
+    with pytest.raises(CheckpointError, match=r"the masks in .* have the digest [0-9a-f]{64}, but its metadata says [0-9a-f]{64}:"):
+        load_checkpoint(tampered)
+
+
+@pytest.mark.parametrize("change", [{"mask_seed": 1}, {"keep": 0.4}, {"sampling": "exact"}])
+def test_a_spec_that_draws_other_masks(saved: Path, change: dict[str, object]) -> None:
+    metadata = metadata_of(saved)
+    metadata["spec"].update(change)
+    rewrite(saved, metadata=metadata)
+    with pytest.raises(CheckpointError, match=r"but its spec draws masks with [0-9a-f]+: the spec was changed"):
+        load_checkpoint(saved)
+
+
+def test_a_module_that_is_not_the_specs_is_not_saved(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    spec = tiny_spec()
+    for other in (tiny_spec(width=4), tiny_spec(blocks=(0,)), tiny_spec(keep=1.0)):
+        with pytest.raises(CheckpointError, match="the module is not the network of the spec"):
+            save_checkpoint(path, build(other), spec, record_of(spec))
+    with pytest.raises(CheckpointError, match=r"its masks have the digest [0-9a-f]+, those that the spec draws"):
+        save_checkpoint(path, build(tiny_spec(mask_seed=1)), spec, record_of(spec))
+    with pytest.raises(CheckpointError, match="the record names 2 classes, the spec has 3"):
+        save_checkpoint(path, build(spec), spec, record_of(spec, class_names=("a", "b")))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("write", ["save", "check"])
+def test_places_that_cannot_be_written(tmp_path: Path, write: str) -> None:
+    spec = tiny_spec()
+
+    def attempt(path: Path) -> None:
+        if write == "save":
+            save_checkpoint(path, build(spec), spec, record_of(spec))
+        else:
+            check_writable(path)
+
+    with pytest.raises(CheckpointError, match=r"the folder .*nowhere does not exist; make it with: mkdir -p"):
+        attempt(tmp_path / "nowhere" / "a.safetensors")
+    with pytest.raises(CheckpointError, match="it is a folder; name a file"):
+        attempt(tmp_path)
+    long = tmp_path / ("x" * 250)
+    with pytest.raises(OSError, match="too long") as caught:
+        attempt(long)
+    assert caught.value.filename == str(long)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_without_permission() -> None:
+    # Not tmp_path, whose parents are its owner's alone; root may write everywhere, hence the child becomes somebody else.
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o555)
+        target = Path(folder) / "a.safetensors"
+        code = (
+            "import os\n"
+            "from defensemble_training.checkpoint import check_writable\n"
+            "os.geteuid() == 0 and os.setuid(65534)\n"
+            f"check_writable({str(target)!r})"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 1
+        assert f"PermissionError: [Errno 13] Permission denied: '{target}'" in done.stderr
+        assert list(Path(folder).iterdir()) == []
+
+
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(saved: Path) -> None:
+    before = saved.read_bytes()
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+
+    code = (
+        "from defensemble_training import load_checkpoint, save_checkpoint\n"
+        f"path = {str(saved)!r}\n"
+        "try:\n    save_checkpoint(path, *load_checkpoint(path))\nexcept OSError as error:\n    print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], preexec_fn=limit, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == f"[Errno 27] File too large: '{saved}'\n", done.stderr
+    assert saved.read_bytes() == before
+    assert list(saved.parent.iterdir()) == [saved]
+
+
+def test_an_error_survives_pickling() -> None:
+    import pickle
+
+    from defensemble_training import DataError, SpecError, TrainingError
+
+    for kind in (TrainingError, SpecError, DataError, CheckpointError):
+        error = pickle.loads(pickle.dumps(kind("what")))
+        assert type(error) is kind
+        assert str(error) == "what"
+
+
+def test_spec_in_the_file_is_the_documented_json(saved: Path) -> None:
+    assert ModelSpec.from_json(json.dumps(metadata_of(saved)["spec"])) == tiny_spec()
+    assert list(metadata_of(saved)) == ["format", "spec", "mask_digest", "record"]

@@ -1,0 +1,140 @@
+"""`defensemble train`: what it writes, and that it refuses before it works."""
+
+import inspect
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from defensemble.cli.train import command
+from defensemble_training import CheckpointError, DataError, SpecError, defect_masks, load_checkpoint, mask_digest, train
+
+QUICK = ["--width", "1", "--size", "8", "--epochs", "1", "--batch-size", "256", "--threads", "1"]
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(command, [str(argument) for argument in arguments])
+
+
+def test_a_checkpoint_is_written_and_described(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    options = ["--keep", "0.6", "--blocks", "3,1", "--pattern", "shared", "--sampling", "exact", "--mask-seed", "4", "--seed", "2"]
+    result = run(*QUICK, *options, path)
+    assert result.exit_code == 0, result.output
+    module, spec, record = load_checkpoint(path)
+    assert (spec.keep, spec.blocks, spec.pattern, spec.sampling, spec.mask_seed) == (0.6, (1, 3), "shared", "exact", 4)
+    assert (spec.width, spec.input_shape, record.seed, record.epochs, record.batch_size) == (1, (1, 8, 8), 2, 1, 256)
+    assert f"test accuracy {record.accuracy:.4f} ({round(record.accuracy * 359)} of 359 images)" in result.stdout
+    assert f"9 masks, digest {mask_digest(defect_masks(module))}" in result.stdout
+    assert f"wrote {path}" in result.stdout
+    assert "epoch 1/1: loss " in result.stderr
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_keep_one_trains_a_standard_network(tmp_path: Path) -> None:
+    result = run(*QUICK, "--keep", "1.0", tmp_path / "a.safetensors")
+    assert result.exit_code == 0, result.output
+    assert "no masks: a standard network" in result.stdout
+
+
+def test_an_existing_file_is_kept_unless_forced(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_text("mine")
+    result = run(*QUICK, path)
+    assert result.exit_code == 1
+    assert f"Error: {path} exists; choose another name, or overwrite it with --force" in result.stderr
+    assert "epoch" not in result.output
+    assert path.read_text() == "mine"
+    assert run(*QUICK, "--force", path).exit_code == 0
+    load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (["--keep", "1.5"], SpecError, r"keep must be in \(0, 1\], got 1.5"),
+        (["--keep", "0"], SpecError, r"keep must be in \(0, 1\], got 0.0"),
+        (["--keep", "nan"], SpecError, r"keep must be in \(0, 1\], got nan"),
+        (["--arch", "vgg19"], SpecError, "arch must be one of resnet18; got 'vgg19'"),
+        (["--data", "mnist"], DataError, "unknown dataset 'mnist'; there is digits"),
+        (["--size", "4"], DataError, "size must be an integer from 8 to 128, got 4"),
+        (["--pattern", "pixel"], SpecError, "pattern must be one of neuron, channel, shared; got 'pixel'"),
+        (["--sampling", "poisson"], SpecError, "sampling must be one of"),
+        (["--blocks", "0,7"], SpecError, "blocks must be different integers from 0"),
+        (["--mask-seed", "-1"], SpecError, "mask_seed must be an integer of at least 0, got -1"),
+        (["--width", "0"], SpecError, "width must be an integer of at least 1, got 0"),
+        (["--epochs", "0"], SpecError, "epochs must be an integer of at least 1, got 0"),
+        (["--batch-size", "1"], SpecError, "batch_size must be an integer of at least 2, got 1"),
+        (["--learning-rate", "-1"], SpecError, "learning_rate must be a finite number above 0"),
+    ],
+)
+def test_bad_values_are_refused(tmp_path: Path, options: list[str], error: type[Exception], message: str) -> None:
+    result = run(*QUICK, *options, tmp_path / "a.safetensors")
+    assert result.exit_code != 0
+    assert type(result.exception) is error
+    assert result.exc_info is not None
+    with pytest.raises(error, match=message):
+        raise result.exception
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a.pt"], "expected a file name that ends in .safetensors, got 'a.pt'"),
+        (["--blocks", "0;1", "a.safetensors"], "expected block numbers with commas between them, such as 0,1,2; got '0;1'"),
+        (["--keep", "much", "a.safetensors"], "'much' is not a valid float"),
+        ([], "Missing argument 'OUTPUT.safetensors'"),
+    ],
+)
+def test_usage_errors(arguments: list[str], message: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_a_missing_folder_is_found_before_training(tmp_path: Path) -> None:
+    result = run(*QUICK, tmp_path / "nowhere" / "a.safetensors")
+    assert type(result.exception) is CheckpointError
+    assert "epoch" not in result.output
+
+
+def test_defaults_are_those_of_the_recipe() -> None:
+    recipe = {name: parameter.default for name, parameter in inspect.signature(train).parameters.items()}
+    options = {option.name: option.default for option in command.params}
+    for name in ("epochs", "batch_size", "learning_rate", "seed"):
+        assert options[name] == recipe[name]
+
+
+def test_the_top_command_prints_one_line_and_no_traceback(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "defensemble", "train", "--keep", "2", str(tmp_path / "a.safetensors")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr == "Error: keep must be in (0, 1], got 2.0; 1.0 is the standard network\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    arguments = [*QUICK, "--epochs", "10000", str(path)]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        [sys.executable, "-m", "defensemble", "train", *arguments], stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("epoch 1/10000: loss ")
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+        assert process.wait(timeout=30) == 1
+    assert "Aborted!" in rest
+    assert "Traceback" not in rest
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,39 @@
+"""What several tests need: a spec of a tiny network, and the record of a run that never was."""
+
+from typing import Any
+
+from defensemble_training import ModelSpec, TrainingRecord
+
+
+def tiny_spec(**changes: Any) -> ModelSpec:
+    values: dict[str, Any] = {
+        "arch": "resnet18",
+        "keep": 0.3,
+        "blocks": (0, 1, 2),
+        "width": 2,
+        "mean": (0.5,),
+        "std": (0.25,),
+        "num_classes": 3,
+        "input_shape": (1, 8, 8),
+    }
+    return ModelSpec(**{**values, **changes})
+
+
+def record_of(spec: ModelSpec, **changes: Any) -> TrainingRecord:
+    values: dict[str, Any] = {
+        "data": "none",
+        "image_size": spec.input_shape[1],
+        "class_names": tuple(f"class {index}" for index in range(spec.num_classes)),
+        "epochs": 0,
+        "batch_size": 2,
+        "learning_rate": 0.1,
+        "seed": 3,
+        "threads": 1,
+        "n_train": 0,
+        "loss": 0.125,
+        "accuracy": 0.75,
+        "n_test": 4,
+        "seconds": 1.5,
+        "versions": {"python": "3.11"},
+    }
+    return TrainingRecord(**{**values, **changes})
