@@ -6,7 +6,6 @@ import ast
 import json
 import logging
 import os
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -69,15 +68,14 @@ def onnx_from_checkpoint(
     }
     onnx.helper.set_model_props(model, metadata)
     onnx.checker.check_model(model, full_check=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(model.SerializeToString(deterministic=True))
+        temporary.write_bytes(model.SerializeToString(deterministic=True))
         if images is not None and verify:
             verify_onnx(temporary, module, images, max_batch_size=max_batch_size)
         os.replace(temporary, target)
     except BaseException:
-        os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise
     return target
 

@@ -103,7 +103,8 @@ def _embedded(say: Callable[[str], None]) -> Runtime:
         found = embedded_triton()
         assert found is not None, "install_embedded_triton raises where it leaves nothing"
     executable, libraries = found
-    environment = {**os.environ, "LD_LIBRARY_PATH": str(libraries)}
+    # ONNX Runtime's wheels (seen: 1.32) send events to Microsoft, and keep an identifier in the user's cache, unless told otherwise.
+    environment = {"ORT_DISABLE_TELEMETRY": "1", **os.environ, "LD_LIBRARY_PATH": str(libraries)}
     library = onnxruntime_library()
     return Runtime("embedded", executable, environment, ensure_backend(say=say), {"library": str(library)})
 

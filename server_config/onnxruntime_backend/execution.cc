@@ -10,6 +10,10 @@ namespace {
 
 constexpr std::align_val_t kScratchAlignment{64};  // what ONNX Runtime's own allocator gives
 
+// Larger joins cost more time an image and much more memory. ResNet-18 of width 16 at 3x32x32, five members, 8 callers with batch 16, two
+// cores: 4.55 ms of processor time an image and 121 MB with this cap, 4.84 ms and 240 MB with joins of up to 64 rows.
+constexpr int64_t kMostJoinedRows = 16;
+
 uint64_t now_ns() {
   const auto now = std::chrono::steady_clock::now().time_since_epoch();
   return static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(now).count());
@@ -53,7 +57,6 @@ struct Instance::Output {
 
 void Instance::execute(TRITONBACKEND_Request** handles, uint32_t count) {
   const uint64_t start_ns = now_ns();
-  runs_.clear();
   runs_.reserve(count);
   std::vector<Request> requests;
   requests.reserve(count);
@@ -63,24 +66,48 @@ void Instance::execute(TRITONBACKEND_Request** handles, uint32_t count) {
     request.attempt([&] { request.begin(); });
     if (request.failed()) continue;
     size_t group = 0;
-    while (group < groups.size() && !groups[group].front()->joins(request)) ++group;
+    while (group < groups.size() && !groups[group].takes(request)) ++group;
     if (group == groups.size()) groups.emplace_back();
-    groups[group].push_back(&request);
+    groups[group].requests.push_back(&request);
+    groups[group].rows += request.rows();
   }
-  for (const auto& group : groups) run_group(group);
+  // Nothing is thrown from here on: some of the requests are answered.
+  for (auto& request : requests) {
+    if (request.failed()) request.finish(handle_, start_ns, now_ns());
+  }
+  uint64_t group_start_ns = start_ns;
+  for (const auto& group : groups) {
+    answer_group(group, group_start_ns);
+    group_start_ns = now_ns();
+  }
+}
 
+bool Instance::Group::takes(const Request& request) const {
+  return rows + request.rows() <= kMostJoinedRows && requests.front()->joins(request);
+}
+
+// Each group is answered as soon as it has run: it need not wait for the next.
+void Instance::answer_group(const Group& group, uint64_t start_ns) noexcept {
+  runs_.clear();
+  TRITONSERVER_Error* error = guarded([&] { run_group(group); });
+  if (error != nullptr) {
+    for (Request* request : group.requests) {
+      request->attempt([&] { fail(TRITONSERVER_ErrorCode(error), TRITONSERVER_ErrorMessage(error)); });
+    }
+    TRITONSERVER_ErrorDelete(error);
+  }
   const uint64_t end_ns = now_ns();
   for (const auto& run : runs_) {
     log_error(TRITONBACKEND_ModelInstanceReportBatchStatistics(handle_, static_cast<uint64_t>(run.rows), start_ns, run.compute_start_ns,
                                                                run.compute_end_ns, end_ns));
   }
-  for (auto& request : requests) request.finish(handle_, start_ns, end_ns);
+  for (Request* request : group.requests) request->finish(handle_, start_ns, end_ns);
 }
 
 // One run for all of them; where that fails, one for each, so that an error in one never fails its neighbours.
 void Instance::run_group(const Group& group) {
-  Group live;
-  for (Request* request : group) {
+  std::vector<Request*> live;
+  for (Request* request : group.requests) {
     request->attempt([&] { request->refuse_if_cancelled(); });
     if (!request->failed()) live.push_back(request);
   }
@@ -100,7 +127,7 @@ void Instance::run_group(const Group& group) {
 }
 
 // Throws before any output was added to a response, or, for a single request, at any time.
-void Instance::run(const Group& group) {
+void Instance::run(const std::vector<Request*>& group) {
   int64_t rows = 0;
   for (const Request* request : group) rows += request->rows();
 
@@ -134,7 +161,7 @@ void Instance::run(const Group& group) {
 }
 
 // In place for one request, if it lies in one aligned piece; else each byte is copied once.
-const void* Instance::input_data(const Group& group, size_t input, uint64_t bytes) {
+const void* Instance::input_data(const std::vector<Request*>& group, size_t input, uint64_t bytes) {
   if (group.size() == 1) {
     if (const void* data = group.front()->input_in_place(input)) return data;
   }
@@ -144,7 +171,7 @@ const void* Instance::input_data(const Group& group, size_t input, uint64_t byte
   return joined;
 }
 
-std::vector<Instance::Output> Instance::plan_outputs(const Group& group, int64_t rows) {
+std::vector<Instance::Output> Instance::plan_outputs(const std::vector<Request*>& group, int64_t rows) {
   uint64_t wanted = 0;
   for (const Request* request : group) wanted |= request->wanted_outputs();
   const bool may_bind = group.size() == 1 && model_.may_bind();

@@ -32,7 +32,12 @@ class Instance {
   void execute(TRITONBACKEND_Request** requests, uint32_t count);
 
  private:
-  using Group = std::vector<Request*>;
+  // Requests that can be one run.
+  struct Group {
+    std::vector<Request*> requests;
+    int64_t rows = 0;
+    bool takes(const Request& request) const;
+  };
   struct Run {
     int64_t rows;
     uint64_t compute_start_ns;
@@ -40,10 +45,11 @@ class Instance {
   };
   struct Output;
 
+  void answer_group(const Group& group, uint64_t start_ns) noexcept;
   void run_group(const Group& group);
-  void run(const Group& group);
-  std::vector<Output> plan_outputs(const Group& group, int64_t rows);
-  const void* input_data(const Group& group, size_t input, uint64_t bytes);
+  void run(const std::vector<Request*>& group);
+  std::vector<Output> plan_outputs(const std::vector<Request*>& group, int64_t rows);
+  const void* input_data(const std::vector<Request*>& group, size_t input, uint64_t bytes);
   void compute(const std::vector<const OrtValue*>& inputs, std::vector<Output>& outputs);
   void read_result(Output& output, int64_t rows) const;
   void learn_shapes(const std::vector<Output>& outputs, int64_t rows);
@@ -52,7 +58,7 @@ class Instance {
   Model& model_;
   TRITONBACKEND_ModelInstance* handle_;
   std::vector<Scratch> scratch_;  // one for each input
-  std::vector<Run> runs_;         // those of the call to execute() that is under way, which succeeded
+  std::vector<Run> runs_;         // those of the group under way, which succeeded
 };
 
 }  // namespace onnx_backend

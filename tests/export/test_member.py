@@ -25,7 +25,6 @@ from defensemble_export import (
 from defensemble_training import (
     CheckpointError,
     ModelSpec,
-    TrainingRecord,
     build,
     defect_masks,
     load_checkpoint,
@@ -34,6 +33,7 @@ from defensemble_training import (
     save_checkpoint,
 )
 from tests import tiny
+from tests.training.untrained import record_of
 
 PATTERNS = ("neuron", "channel", "shared")
 
@@ -59,22 +59,7 @@ def untrained(path: Path, spec: ModelSpec) -> Path:
     module.train()
     with torch.no_grad():
         module(torch.rand(16, *spec.input_shape))
-    record = TrainingRecord(
-        data="digits",
-        image_size=16,
-        class_names=tuple("0123456789"),
-        epochs=0,
-        batch_size=16,
-        learning_rate=0.0,
-        seed=0,
-        threads=1,
-        n_train=0,
-        loss=0.0,
-        accuracy=0.0,
-        n_test=0,
-        seconds=0.0,
-        versions={},
-    )
+    record = record_of(spec, data="digits", image_size=16, class_names=tuple("0123456789"))
     save_checkpoint(path, module.eval(), spec, record)
     return path
 

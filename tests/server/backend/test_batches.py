@@ -74,6 +74,16 @@ def test_eight_requests_are_one_run(recorded: Triton, record_file: Path) -> None
     assert recorded.batches(name) == {8: 1}
 
 
+def test_a_joint_run_has_sixteen_rows_at_most_and_a_larger_request_its_own(recorded: Triton, record_file: Path) -> None:
+    batching = {"dynamic_batching": {"preferred_batch_size": [60], "max_queue_delay_microseconds": 2_000_000}}
+    name = recorded.load({**graphs.AFFINE_CONFIG, **batching, "max_batch_size": 64}, graphs.affine())
+    x = [np.full((rows, 4), i, np.float32) for i, rows in enumerate((6, 6, 20, 4, 6, 6, 6, 6))]
+    for i, answer in enumerate(infer_together(recorded, name, [{"x": each} for each in x])):
+        np.testing.assert_array_equal(good(answer)["y"], 2 * x[i] + 1)
+    assert [run["inputs"][0]["dims"][0] for run in runs(record_file, name)] == [16, 20, 12, 12]
+    assert recorded.statistics(name) == {"inference_count": 60, "execution_count": 4, "success": 8, "fail": 0}
+
+
 def test_each_of_a_joint_run_gets_the_outputs_that_it_asked_for(recorded: Triton, record_file: Path) -> None:
     name = recorded.load({**graphs.AFFINE_CONFIG, **graphs.JOIN_EIGHT}, graphs.affine())
     wanted = [["y"], ["total"], ["y", "total"], ["total", "y"]] * 2

@@ -1,0 +1,1 @@
+"""Scripts that measure, each with its peers in the same run."""

@@ -1,0 +1,174 @@
+"""The forms that are compared: the ensemble behind Triton, and the same members in the caller's own process, in four ways."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+
+from benchmarks.serving.timing import Predict
+from defensemble import Client
+from defensemble_export import Ensemble, Member, Vote, average_onnx
+from defensemble_server import Server
+
+TOLERANCE = 1e-5
+"""Of a probability, between any form's answer and numpy's average."""
+_POOL = 2
+_FUSED_THREADS = (1, 2)
+
+
+@dataclass(frozen=True)
+class Form:
+    """A way to get the ensemble's probabilities; `protocol` is None where it stays in the caller's process."""
+
+    name: str
+    predict: Predict
+    protocol: str | None = None
+    spins: bool = False
+
+
+class WrongAnswerError(Exception):
+    """A form answers otherwise than numpy's average of the members, so its time means nothing."""
+
+
+@contextmanager
+def forms_in_process(members: Sequence[Member]) -> Iterator[list[Form]]:
+    """Every form that needs no server, each with ONNX Runtime's `session.intra_op.allow_spinning` 0 and 1.
+
+    Sessions are of one thread: run in turn by their caller, or by a pool of two. What has one thread has no others that could spin; it is
+    timed under both all the same.
+    """
+    fused = fused_onnx(members)
+    with ExitStack() as stack:
+        forms = []
+        for spins in (False, True):
+            sessions = [_session(member.onnx, 1, spins) for member in members]
+            pool = stack.enter_context(ThreadPoolExecutor(_POOL, thread_name_prefix="pool"))
+            forms.append(Form(_named("sessions, averaged by numpy", spins), _in_turn(sessions), spins=spins))
+            forms.append(Form(_named(f"sessions in a pool of {_POOL}", spins), _in_pool(sessions, pool), spins=spins))
+            for threads in _FUSED_THREADS:
+                name = _named(f"fused graph, {threads} thread{'s' if threads > 1 else ''}", spins)
+                forms.append(Form(name, _fused(_session(fused, threads, spins)), spins=spins))
+        yield forms
+
+
+@contextmanager
+def forms_served(server: Server) -> Iterator[list[Form]]:
+    """Our client over gRPC and over HTTP, one for all callers."""
+    with Client(server.grpc_url) as over_grpc, Client(server.http_url) as over_http:
+        yield [
+            Form("Triton, gRPC", _asked(over_grpc), protocol="grpc"),
+            Form("Triton, HTTP", _asked(over_http), protocol="http"),
+        ]
+
+
+def average_of_logits(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """What every form must answer: the mean over M of the softmax of logits (M, N, K), in float64: (N, K)."""
+    powers = np.exp(logits.astype(np.float64) - logits.max(axis=2, keepdims=True))
+    answer: NDArray[np.float64] = (powers / powers.sum(axis=2, keepdims=True)).mean(axis=0)
+    return answer
+
+
+def check_answers(form: Form, images: NDArray[np.float32], expected: NDArray[np.float64]) -> float:
+    """The largest difference between a form's probabilities for `images` (N, C, H, W) and the expected ones (N, K).
+
+    Raises:
+        WrongAnswerError: It is not within 1e-5.
+    """
+    got = form.predict(images)
+    if got.shape != expected.shape:
+        raise WrongAnswerError(f"{form.name} answers shape {got.shape}, expected {expected.shape}")
+    difference = float(np.abs(got - expected).max())
+    if not difference <= TOLERANCE:
+        raise WrongAnswerError(
+            f"{form.name} differs by {difference:.3g} from numpy's average on {len(images)} images, allowed {TOLERANCE:g}"
+        )
+    return difference
+
+
+def fused_onnx(members: Sequence[Member]) -> bytes:
+    """One graph of all members and the average of their probabilities: `images` (N, C, H, W) to `probabilities` (N, K)."""
+    ensemble = Ensemble("fused", tuple(Vote(member.name) for member in members))
+    average = onnx.load_model_from_string(average_onnx(ensemble, members[0].num_classes))
+    merged: onnx.ModelProto | None = None
+    for index, member in enumerate(members):
+        model = onnx.load_model_from_string(member.onnx)
+        del model.metadata_props[:]  # merge_models refuses models whose metadata differ
+        one = onnx.compose.add_prefix(model, f"m{index}_")
+        merged = one if merged is None else onnx.compose.merge_models(merged, one, io_map=[])
+    assert merged is not None, "an ensemble has members"
+    io_map = [(f"m{index}_logits", f"logits_{index}") for index in range(len(members))]
+    merged = onnx.compose.merge_models(merged, average, io_map=io_map, outputs=["probabilities"])
+    _join_inputs(merged.graph)
+    merged.ir_version = average.ir_version
+    onnx.checker.check_model(merged, full_check=True)
+    content: bytes = merged.SerializeToString()
+    return content
+
+
+def _join_inputs(graph: onnx.GraphProto) -> None:
+    """All inputs become one, `images`."""
+    first = graph.input[0]
+    separate = {tensor.name for tensor in graph.input}
+    for node in graph.node:
+        for position, name in enumerate(node.input):
+            if name in separate:
+                node.input[position] = "images"
+    first.name = "images"
+    del graph.input[1:]
+
+
+def _session(content: bytes, threads: int, spins: bool) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spins else "0")
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def _in_turn(sessions: Sequence[onnxruntime.InferenceSession]) -> Predict:
+    def predict(images: NDArray[np.float32]) -> NDArray[np.floating[Any]]:
+        return _average([session.run(["logits"], {"images": images})[0] for session in sessions])
+
+    return predict
+
+
+def _in_pool(sessions: Sequence[onnxruntime.InferenceSession], pool: ThreadPoolExecutor) -> Predict:
+    def predict(images: NDArray[np.float32]) -> NDArray[np.floating[Any]]:
+        runs = [pool.submit(session.run, ["logits"], {"images": images}) for session in sessions]
+        return _average([run.result()[0] for run in runs])
+
+    return predict
+
+
+def _fused(session: onnxruntime.InferenceSession) -> Predict:
+    def predict(images: NDArray[np.float32]) -> NDArray[np.floating[Any]]:
+        probabilities: NDArray[np.float32] = session.run(["probabilities"], {"images": images})[0]
+        return probabilities
+
+    return predict
+
+
+def _asked(client: Client) -> Predict:
+    return lambda images: client.predict(images).probabilities
+
+
+def _average(logits: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """As one would write it in a service: float32 throughout."""
+    stacked = np.stack(logits)
+    stacked -= stacked.max(axis=2, keepdims=True)
+    np.exp(stacked, out=stacked)
+    stacked /= stacked.sum(axis=2, keepdims=True)
+    probabilities: NDArray[np.float32] = stacked.mean(axis=0)
+    return probabilities
+
+
+def _named(what: str, spins: bool) -> str:
+    return f"{what}, spins" if spins else what

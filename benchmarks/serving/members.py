@@ -1,0 +1,86 @@
+"""Five networks to serve, and what torch says of the images that they are asked about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from defensemble_export import Member, member_from_onnx, onnx_from_checkpoint, verify_onnx
+from defensemble_training import ModelSpec, TrainingRecord, build, save_checkpoint
+
+COUNT = 5
+SHAPE = (3, 32, 32)
+SPEC: dict[str, Any] = {"arch": "resnet18", "keep": 0.3, "blocks": (0, 1, 2), "width": 16}
+_CLASSES = tuple(str(digit) for digit in range(10))
+_CELL = 8  # pixels; evenly noisy images are all the same to a convolutional network
+
+
+def random_images(count: int, seed: int) -> NDArray[np.float32]:
+    """Images (count, 3, 32, 32) of random squares, float32 in [0, 1)."""
+    cells = np.random.default_rng(seed).random((count, SHAPE[0], SHAPE[1] // _CELL, SHAPE[2] // _CELL), np.float32)
+    return cells.repeat(_CELL, axis=2).repeat(_CELL, axis=3)
+
+
+def untrained_members(
+    folder: Path, images: NDArray[np.float32], seed: int, *, on_built: Callable[[str], None] = lambda name: None
+) -> tuple[list[Member], NDArray[np.float32]]:
+    """Five defective ResNet-18s of width 16 with random weights, and torch's logits for `images` (N, C, H, W): (5, N, 10).
+
+    The time that a network takes does not depend on what it has learnt; BatchNorm alone sees `images` once, since without that the answers
+    to all images are the same to three digits, and a comparison of answers would say nothing. Each export is compared with torch.
+
+    Raises:
+        VerificationError: An export answers otherwise than torch.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # no pool of torch's beside those that are timed
+    try:
+        built = []
+        for index in range(COUNT):
+            built.append(_member(folder, f"member{index}", images, seed + index))
+            on_built(f"member{index}")
+    finally:
+        torch.set_num_threads(threads)
+    return [member for member, _ in built], np.stack([logits for _, logits in built])
+
+
+def _member(folder: Path, name: str, images: NDArray[np.float32], seed: int) -> tuple[Member, NDArray[np.float32]]:
+    torch.manual_seed(seed)
+    spec = ModelSpec(**SPEC, mask_seed=seed)
+    module = build(spec)
+    batch = torch.from_numpy(images)
+    with torch.no_grad():
+        for layer in module.modules():
+            if isinstance(layer, torch.nn.BatchNorm2d):
+                layer.momentum = None  # the mean over all that was seen, which is this one batch
+        module.train()(batch)
+        logits: NDArray[np.float32] = module.eval()(batch).numpy()
+    checkpoint = folder / f"{name}.safetensors"
+    save_checkpoint(checkpoint, module, spec, _untrained(seed))
+    path = onnx_from_checkpoint(checkpoint, folder / f"{name}.onnx", verify=False)  # it would want a data set that it was trained on
+    verify_onnx(path, module, images, max_batch_size=16)
+    return member_from_onnx(path, name), logits
+
+
+def _untrained(seed: int) -> TrainingRecord:
+    return TrainingRecord(
+        data="none",
+        image_size=SHAPE[1],
+        class_names=_CLASSES,
+        epochs=0,
+        batch_size=1,
+        learning_rate=0.0,
+        seed=seed,
+        threads=1,
+        n_train=0,
+        loss=0.0,
+        accuracy=0.0,
+        n_test=0,
+        seconds=0.0,
+        versions={},
+    )
