@@ -12,6 +12,9 @@ import pytest
 if TYPE_CHECKING:
     from defensemble_server import Server
 
+# Before anything imports ONNX Runtime: its wheels send events otherwise.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 
 @pytest.fixture(scope="session", autouse=True)
 def own_state_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:

@@ -17,7 +17,7 @@ from defensemble._exceptions import (
 
 _HINTS: dict[type[ServiceError], str] = {
     ConnectionFailedError: "Is the server up, and is this its address? Triton's own ports are 8001 for gRPC and 8000 for HTTP.",
-    DeadlineExceededError: "Raise timeout_s, send fewer images at once, or look at the server's load.",
+    DeadlineExceededError: "Raise timeout_s (--timeout), send fewer images at once, or look at the server's load.",
     NotReadyError: "It may be loading, restricted or overloaded: wait with Client.wait_ready, or try again later.",
     ForbiddenError: "The server restricts this; its operator holds the key.",
     ModelNotFoundError: "Client.models() lists what is served.",

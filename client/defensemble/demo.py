@@ -169,5 +169,5 @@ def _explain(server: Server, run: Path, dataset: Dataset) -> None:
     click.echo("\nor with Python:\n")
     click.echo("  import numpy\n  from defensemble import Client\n")
     click.echo(f'  with Client("{server.grpc_url}") as client:')
-    click.echo(f'      prediction = client.predict(numpy.load({json.dumps(str(run / "images.npy"))}))')
+    click.echo(f"      prediction = client.predict(numpy.load({json.dumps(str(run / 'images.npy'))}))")
     click.echo("      print(prediction.labels, prediction.entropy)")

@@ -1,5 +1,6 @@
 """Checkpoints to ONNX, and to entries of a Triton model repository."""
 
+from . import _telemetry as _telemetry
 from ._errors import ConfigError, EnsembleError, ExistsError, ExportError, VerificationError
 from .averaging import average_onnx, uncertainty_onnx
 from .config import config_from_pbtxt, pbtxt_from_config

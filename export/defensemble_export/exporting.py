@@ -9,7 +9,7 @@ from pathlib import Path
 from ._errors import ExportError
 from .member import member_from_onnx, onnx_from_checkpoint
 from .plan import DEFAULT_MAX_BATCH_SIZE, check_request, repository_plan
-from .writing import write_plan
+from .writing import check_writable, write_plan
 
 
 def export_checkpoints(
@@ -36,6 +36,7 @@ def export_checkpoints(
         raise ExportError(f"{repository} is a file: name a folder for the model repository")
     names = [checkpoint.stem for checkpoint in checkpoints]
     check_request(repository, names, ensemble, average=average, weights=weights or {}, max_batch_size=max_batch_size, replace=replace)
+    check_writable(repository)
     from defensemble_training import load_checkpoint
 
     for checkpoint in checkpoints:

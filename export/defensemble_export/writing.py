@@ -41,6 +41,21 @@ def write_plan(repository: Path, plan: Mapping[str, bytes]) -> None:
             shutil.rmtree(staging)
 
 
+def check_writable(repository: Path) -> None:
+    """Find out before slow work whether ``write_plan`` could write.
+
+    Raises:
+        OSError: the folder that holds the repository, or the repository itself, cannot be written.
+    """
+    place = repository.resolve().parent
+    while not place.exists():
+        place = place.parent
+    for folder in (place, repository) if repository.exists() else (place,):
+        # Made and removed at once: in the repository Triton would take it for a model if it looked just then, so a file it is.
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+
+
 def _units(repository: Path, plan: Mapping[str, bytes]) -> list[str]:
     """What is renamed as a whole: a path's topmost folder that does not exist yet, else the file; in the order of each one's last file."""
     units: dict[str, None] = {}

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 )
 @click.option("--profile", help="Take configs/PROFILE.pbtxt of each model that has it.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; the embedded Triton refuses public ones.")
-@click.option("--http-port", type=int, default=8000, show_default=True, help="0: any free one.")
-@click.option("--grpc-port", type=int, default=None, help="0: any free one.  [default: 8001; with --stop: the only server]")
-@click.option("--metrics-port", type=int, default=8002, show_default=True, help="0: any free one.")
-@click.option("--free-ports", is_flag=True, help="Choose any three free ports.")
+@click.option("--http-port", type=int, help="0: any free one.  [default: 8000]")
+@click.option("--grpc-port", type=int, help="0: any free one.  [default: 8001; with --stop: the only server]")
+@click.option("--metrics-port", type=int, help="0: any free one.  [default: 8002]")
+@click.option("--free-ports", is_flag=True, help="Choose free ports where none is given.")
 @click.option("--admin-key-file", type=click.Path(path_type=Path), help="File with the key that editing needs; a random key without it.")
 @click.option(
     "--drain", "drain_s", type=click.IntRange(min=0), default=5, show_default=True, help="Seconds that requests get to finish at the end."
@@ -48,9 +48,9 @@ def command(
     runtime: str,
     profile: str | None,
     host: str,
-    http_port: int,
+    http_port: int | None,
     grpc_port: int | None,
-    metrics_port: int,
+    metrics_port: int | None,
     free_ports: bool,
     admin_key_file: Path | None,
     drain_s: int,
@@ -81,23 +81,27 @@ def command(
     options = ServeOptions(
         runtime=runtime,
         host=host,
-        http_port=0 if free_ports else http_port,
-        grpc_port=0 if free_ports else 8001 if grpc_port is None else grpc_port,
-        metrics_port=0 if free_ports else metrics_port,
+        http_port=_port(http_port, 8000, free_ports),
+        grpc_port=_port(grpc_port, 8001, free_ports),
+        metrics_port=_port(metrics_port, 8002, free_ports),
         profile=profile,
         admin_key=None if admin_key_file is None else read_admin_key(admin_key_file),
         drain_s=drain_s,
         expose_outdated_server=expose_outdated_server,
     )
     signal.signal(signal.SIGTERM, _interrupt)
+    ready = False
     try:
         with serve(repository, options, say=lambda text: click.echo(text, err=True), start_timeout_s=start_timeout_s) as server:
+            ready = True
             show(server)
             if detach:
                 server.detach()
                 return
             status = server.wait()
     except KeyboardInterrupt:
+        if not ready:
+            raise click.ClickException("interrupted before the server was ready; nothing is left running") from None
         click.echo("stopped", err=True)
         return
     if status != 0:
@@ -115,6 +119,10 @@ def show(server: Server) -> None:
     click.echo(f"  metrics  {server.metrics_url}")
     click.echo(f"  log      {server.state.log}")
     click.echo(f"stop it: defensemble serve --stop --grpc-port {server.state.grpc_port}")
+
+
+def _port(given: int | None, usual: int, free: bool) -> int:
+    return given if given is not None else 0 if free else usual
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:

@@ -1,0 +1,5 @@
+"""Imported before ONNX Runtime, whose wheels (seen: 1.32) send events to Microsoft unless told otherwise; a value that is set wins."""
+
+import os
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

@@ -1,0 +1,183 @@
+"""What goes wrong in serving, at the command line: one clear error, a status that is not zero, and nothing left of a server."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from defensemble_server import read_states, stop_server
+from defensemble_server.backend import FLAGS, find_compiler
+from defensemble_server.data import data_file
+from tests import tiny
+from tests.e2e.broken import content, python_path, without_programs
+from tests.e2e.command_line import TIMEOUT_S, address_from, environment, run, start, succeed, told
+
+BACKEND_TESTS = Path(__file__).parents[1] / "server/backend"
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Iterator[Path]:
+    """A good one; no server of it is left."""
+    folder = tiny.write_repository(tmp_path / "repository")
+    yield folder
+    for state in read_states():
+        if state.repository == str(folder):
+            stop_server(state.grpc_port)
+    deadline = time.monotonic() + 20
+    while (left := tiny.leftovers(folder)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert left == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["nowhere"], "model repository {folder}/nowhere does not exist: name a folder that `defensemble export` has written"),
+        (["empty"], "model repository {folder}/empty is empty: write models into it with `defensemble export CHECKPOINT..."),
+        (["file"], "model repository {folder}/file is a file: name a folder that"),
+        (
+            ["stray"],
+            "no model in {folder}/stray can be served:\n  notes: stray folder: it holds no config.pbtxt, so it is no model; move it",
+        ),
+        (["garbled"], "{folder}/garbled/alpha/config.pbtxt: not a valid model configuration: 2:"),
+        (["damaged"], "alpha: {folder}/damaged/alpha/1/model.onnx has SHA-256 "),
+        (["good", "--admin-key-file", "nowhere"], "admin key file nowhere cannot be read: "),
+        (
+            ["good", "--admin-key-file", "short.key"],
+            "an admin key has 16 to 256 letters, digits, '_' or '-', got 6 characters: make one with",
+        ),
+        (["good", "--http-port", "70000"], "http port must be 0 (any free one) to 65535, got 70000"),
+        (["good", "--host", "0.0.0.0"], "the embedded Triton's core is of October 2024 and has published holes that need no login"),
+        (["good", "--profile", "../x"], "a profile's name has letters, digits, '_', '.' or '-', got '../x'"),
+        (["--stop", "--grpc-port", "1"], "no server of ours runs on gRPC port 1; running: "),
+    ],
+)
+def test_serve_refuses_what_cannot_be_served(tmp_path: Path, arguments: list[str], expected: str) -> None:
+    write_bad_repositories(tmp_path)
+    before = content(tmp_path)
+    error = told(run("serve", *(() if "--http-port" in arguments else ("--free-ports",)), *arguments, cwd=tmp_path))
+    assert expected.format(folder=tmp_path) in error
+    assert "hunter" not in error, "a key must not be shown"
+    assert content(tmp_path) == before
+    assert tiny.leftovers(tmp_path / arguments[0]) == []
+
+
+def write_bad_repositories(folder: Path) -> None:
+    tiny.write_repository(folder / "good")
+    (folder / "empty").mkdir()
+    (folder / "file").write_text("not a folder")
+    (folder / "stray/notes").mkdir(parents=True)
+    for name in ("garbled", "damaged"):
+        tiny.write_repository(folder / name, {"alpha": 1}, ensemble=None)
+    (folder / "garbled/alpha/config.pbtxt").write_text('name: "alpha"\nbackend: [[')
+    model = folder / "damaged/alpha/1/model.onnx"
+    model.write_bytes(model.read_bytes()[:-40])
+    (folder / "short.key").write_text("hunter\n")
+
+
+def test_serve_names_what_it_does_not_serve_and_serves_the_rest(repository: Path) -> None:
+    tiny.write_repository(repository, {"gamma": 3}, ensemble=None)
+    (repository / "gamma/config.pbtxt").write_text('name: "gamma"\nbackend: [[')
+    (repository / "notes").mkdir()
+    done = run("serve", repository, "--detach", "--free-ports", "--drain", "1", cwd=repository.parent)
+    assert done.returncode == 0, done.stderr
+    assert "NOT served: notes: stray folder" in done.stderr
+    assert "NOT served: gamma: " in done.stderr
+    address = address_from(done.stdout)
+    np.save(repository.parent / "x.npy", tiny.images(3))
+    assert "ensemble: 3 images" in succeed("predict", address.http, "x.npy", cwd=repository.parent)
+    assert "serves no model 'gamma', only " in told(run("predict", address.http, "x.npy", "--model", "gamma", cwd=repository.parent))
+
+
+def test_serve_names_a_port_that_is_taken(repository: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        options = ("--http-port", "0", "--grpc-port", str(port), "--metrics-port", "0")
+        error = told(run("serve", repository, *options, cwd=repository.parent))
+    assert error.startswith(f"grpc port {port} on 127.0.0.1 cannot be used: Address already in use. Choose another with --grpc-port")
+
+
+@pytest.mark.parametrize(
+    ("runtime", "expected"),
+    [
+        ("path", "there is no `tritonserver` on PATH: run inside NVIDIA's container, or use --runtime embedded"),
+        ("docker", "there is no `docker` on PATH: install Docker, or use --runtime embedded"),
+        (
+            "embedded",
+            "no C++ compiler to build the onnxruntime backend with: looked for $CXX, c++, g++, clang++ on PATH and the wheel ziglang",
+        ),
+    ],
+)
+def test_serve_names_the_program_that_is_missing(repository: Path, runtime: str, expected: str) -> None:
+    changes = without_programs(repository.parent / "bin")
+    done = run("serve", repository, "--free-ports", "--runtime", runtime, cwd=repository.parent, env=environment(**changes))
+    assert expected in told(done)
+    assert list((repository.parent / "bin").iterdir()) == [], "no part of a build is left"
+
+
+def test_serve_names_a_compiler_that_does_not_run(repository: Path) -> None:
+    changes = {**without_programs(repository.parent / "bin"), "CXX": "/nowhere/c++"}
+    error = told(run("serve", repository, "--free-ports", cwd=repository.parent, env=environment(**changes)))
+    assert error.startswith("the C++ compiler from the environment variable CXX, `/nowhere/c++`, does not run: ")
+
+
+def test_serve_tells_how_to_install_a_triton_that_pip_cannot_get(repository: Path) -> None:
+    (repository.parent / "site/pytriton").mkdir(parents=True)
+    (repository.parent / "site/pytriton/__init__.py").touch()
+    # An own target, or pip would see that the real one is installed; and no place to get it from.
+    pip = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "", "PIP_CONFIG_FILE": "/dev/null", "PIP_TARGET": str(repository.parent / "target")}
+    changes = {"PYTHONPATH": python_path(repository.parent / "site"), **pip}
+    done = run("serve", repository, "--free-ports", cwd=repository.parent, env=environment(**changes))
+    assert "installing NVIDIA's Triton from its wheel" in done.stderr
+    assert re.match(r"Triton could not be installed; try `\S+ -m pip install .*triton-runtime\.txt`\. pip said:\nERROR: ", told(done))
+
+
+def test_serve_names_an_onnxruntime_that_is_too_old(repository: Path) -> None:
+    library = repository.parent / "site/onnxruntime/capi/libonnxruntime.so.1.14.1"
+    library.parent.mkdir(parents=True)
+    (library.parents[1] / "__init__.py").touch()
+    env = environment(PYTHONPATH=python_path(repository.parent / "site"))
+    error = told(run("serve", repository, "--free-ports", cwd=repository.parent, env=env))
+    assert re.search(r"holds no libonnxruntime\.so in \S+; serving needs 1\.20 or later: run `pip install --upgrade", error)
+    compiler = find_compiler()
+    assert compiler is not None, "this test needs a C++ compiler: apt-get install g++"
+    source = ["-I", str(data_file("onnxruntime_backend")), str(BACKEND_TESTS / "too_old.cc")]
+    subprocess.run([*compiler.command, *FLAGS, *source, "-o", str(library)], check=True)
+    error = told(run("serve", repository, "--free-ports", cwd=repository.parent, env=env))
+    assert error.startswith(f"Triton could load none of the models in {repository}:\n")
+    assert f"ONNX Runtime 1.14.1 ('{library}') is too old for this backend: expected 1.20 or later; run: pip install --upgrade" in error
+
+
+@pytest.mark.parametrize(("when", "number"), [("starting", signal.SIGINT), ("ready", signal.SIGINT), ("ready", signal.SIGTERM)])
+def test_an_interrupted_serve_leaves_nothing(repository: Path, when: str, number: signal.Signals) -> None:
+    (repository.parent / "temporary").mkdir()
+    before = content(repository.parent)
+    env = environment(TMPDIR=str(repository.parent / "temporary"))
+    with start("serve", repository, "--free-ports", "--drain", "1", cwd=repository.parent, env=env) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            if when == "ready":
+                assert process.stdout.readline().startswith("ready after ")
+            deadline = time.monotonic() + TIMEOUT_S
+            while not tiny.leftovers(repository):
+                assert time.monotonic() < deadline
+                assert process.poll() is None
+                time.sleep(0.002)
+            process.send_signal(number)
+            status = process.wait(TIMEOUT_S)
+            interrupted = "Error: interrupted before the server was ready; nothing is left running\n"
+            assert (status, process.stderr.read()) == ((1, interrupted) if when == "starting" else (0, "stopped\n"))
+        finally:
+            process.kill()
+    assert tiny.leftovers(repository) == []
+    assert str(repository) not in [state.repository for state in read_states()]
+    assert content(repository.parent) == before

@@ -1,0 +1,224 @@
+"""The rules of the house: who imports whom and when, what `--help` costs, what `make` offers, and how long a file may be."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import pytest
+
+from defensemble.cli import cli
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = {
+    "defensemble_training": ROOT / "training/defensemble_training",
+    "defensemble_export": ROOT / "export/defensemble_export",
+    "defensemble_server": ROOT / "server_config/defensemble_server",
+    "defensemble": ROOT / "client/defensemble",
+}
+HEAVY = {"numpy", "tritonclient", "grpc", "PIL", "rich", "urllib3", "torch", "onnx", "onnxruntime", *PACKAGES} - {"defensemble"}
+LONGEST_FILE = 450
+
+
+@dataclass(frozen=True)
+class Import:
+    """An import of a module; `when` is "module" (when its file is imported), "function" (when that runs) or "types" (never)."""
+
+    file: str
+    name: str
+    when: str
+
+    @property
+    def top(self) -> str:
+        return self.name.partition(".")[0]
+
+
+def imports_of(package: str) -> list[Import]:
+    folder = PACKAGES[package]
+    found: list[Import] = []
+    for path in sorted(folder.rglob("*.py")):
+        found += _imports(ast.parse(path.read_text()), path.relative_to(folder).as_posix(), "module")
+    return found
+
+
+def _imports(node: ast.AST, file: str, when: str) -> Iterator[Import]:
+    if isinstance(node, ast.Import):
+        yield from (Import(file, alias.name, when) for alias in node.names)
+    elif isinstance(node, ast.ImportFrom) and node.level == 0:
+        assert node.module is not None
+        yield from (Import(file, f"{node.module}.{alias.name}", when) for alias in node.names)
+    elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("importlib.import_module", "import_module", "__import__"):
+        if isinstance(node.args[0], ast.Constant):
+            yield Import(file, str(node.args[0].value), when)
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+        when = "function" if when == "module" else when
+    for child in ast.iter_child_nodes(node):
+        for_types = isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING") and child in node.body
+        yield from _imports(child, file, "types" if for_types else when)
+
+
+def test_each_package_knows_only_the_siblings_that_it_may() -> None:
+    def siblings(package: str) -> set[str]:
+        return {one.top for one in imports_of(package)} & (set(PACKAGES) - {package})
+
+    assert siblings("defensemble_training") == set()
+    assert siblings("defensemble_server") == set()
+    assert siblings("defensemble_export") == {"defensemble_training"}
+    assert siblings("defensemble") == {"defensemble_training", "defensemble_export", "defensemble_server"}
+
+
+def test_the_exporter_needs_torch_and_training_only_where_a_checkpoint_is_read() -> None:
+    heavy = [one for one in imports_of("defensemble_export") if one.top in ("torch", "defensemble_training")]
+    assert {one.when for one in heavy} == {"function", "types"}
+    assert {one.file for one in heavy} <= {"exporting.py", "member.py", "verify.py"}
+
+
+def test_the_client_imports_no_machine_learning_and_its_siblings_only_where_a_verb_runs() -> None:
+    found = imports_of("defensemble")
+    assert not {one.top for one in found} & {"torch", "onnx", "onnxruntime", "onnxscript", "safetensors", "sklearn", "scipy"}
+    siblings = [one for one in found if one.top in PACKAGES and one.top != "defensemble"]
+    assert {one.when for one in siblings} == {"function", "types"}
+    places = {one.file for one in siblings}
+    assert places <= {"demo.py", "probes/_data.py"} | {file for file in places if file.startswith("cli/")}
+
+
+def test_the_client_imports_tritonclient_only_in_the_transport_that_uses_it() -> None:
+    # 0.5 s, which a caller over HTTP does not pay; the schema of model configurations lies in it too.
+    at_once = {one.file for one in imports_of("defensemble") if one.top in ("tritonclient", "grpc") and one.when == "module"}
+    assert at_once == {"_grpc.py"}
+
+
+def test_the_server_imports_neither_torch_nor_onnx_nor_the_runtime_whose_library_it_finds() -> None:
+    assert not {one.top for one in imports_of("defensemble_server")} & {"torch", "onnx", "onnxruntime", "pytriton", "ziglang"}
+
+
+def test_the_supervisor_is_run_without_site_packages() -> None:
+    names = {one.top for one in imports_of("defensemble_server") if one.file == "_supervisor.py"}
+    assert names
+    assert names <= sys.stdlib_module_names
+
+
+def test_the_modules_of_the_verbs_import_click_alone_at_their_top() -> None:
+    at_once = [one for one in imports_of("defensemble") if re.fullmatch(r"cli/(__init__|[a-z]+)\.py", one.file) and one.when == "module"]
+    assert len({one.file for one in at_once}) == len(cli.commands) + 1
+    foreign = {one.top for one in at_once} - sys.stdlib_module_names - {"click"}
+    assert foreign == {"defensemble"}
+    assert {one.name for one in at_once if one.top == "defensemble" and one.file != "cli/__init__.py"} == set()
+
+
+def test_no_module_shadows_what_it_imports_and_the_outer_folders_are_no_packages() -> None:
+    files = [path.name for folder in PACKAGES.values() for path in folder.rglob("*.py")]
+    assert not {"onnx.py", "tensorrt.py", "torch.py", "utils.py", "helpers.py"} & set(files)
+    assert not [folder for folder in PACKAGES.values() if (folder.parent / "__init__.py").exists()]
+    assert [folder for folder in (ROOT / "tests").rglob("*") if list(folder.glob("*.py")) and not (folder / "__init__.py").exists()] == []
+
+
+def calls(group: click.Group, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The words of every command and group, the top one first."""
+    yield words
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from calls(command, (*words, name))
+        else:
+            yield (*words, name)
+
+
+def test_version_and_every_help_answer_at_once_with_examples() -> None:
+    def ask(words: tuple[str, ...]) -> tuple[tuple[str, ...], subprocess.CompletedProcess[str]]:
+        command = [sys.executable, "-X", "importtime", "-m", "defensemble", *words]
+        return words, subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    verbs = list(calls(cli))
+    assert {("train",), ("export",), ("serve",), ("predict",), ("probe", "noise"), ("doctor",), ("demo",)} <= set(verbs)
+    with ThreadPoolExecutor(2) as pool:
+        for words, done in pool.map(ask, [("--version",), *((*words, "--help") for words in verbs)]):
+            assert done.returncode == 0, done.stderr
+            loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+            assert "click" in loaded, "the list of imports was not read"
+            assert {name.partition(".")[0] for name in loaded} & HEAVY == set(), words
+            if words == ("--version",):
+                assert re.fullmatch(r"defensemble, version \d+\.\d+\.\d+\n", done.stdout)
+            else:
+                examples = done.stdout.partition("\n  Examples:\n")[2].partition("\n\n")[0].splitlines()
+                assert examples, words
+                assert all(line.startswith("    defensemble ") for line in examples), words
+
+
+def test_every_example_is_a_call_that_its_command_takes() -> None:
+    examples = 0
+    for words in calls(cli):
+        command: click.Command = cli
+        for word in words:
+            assert isinstance(command, click.Group)
+            command = command.commands[word]
+        for line in re.findall(r"^ +defensemble (.*)$", command.help or "", re.MULTILINE):
+            called, rest = find_command(shlex.split(line, comments=True))
+            called.make_context("example", rest)
+            examples += 1
+    assert examples >= 20
+
+
+def find_command(words: list[str]) -> tuple[click.Command, list[str]]:
+    command: click.Command = cli
+    while isinstance(command, click.Group):
+        command, words = command.commands[words[0]], words[1:]
+    return command, words
+
+
+def test_make_help_lists_the_targets() -> None:
+    done = subprocess.run(["make", "--silent", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    lines = [re.fullmatch(r"  make (\w+) +(\S.*)", line) for line in done.stdout.splitlines()]
+    targets = [line[1] for line in lines if line is not None]
+    assert targets == "help install demo test lint types serve bench clean".split()
+    assert len(lines) == len(targets), "every line names a target and says what it does"
+    phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert phony is not None
+    assert phony[1].split() == targets
+
+
+def test_ci_calls_make_and_is_a_valid_script() -> None:
+    script = ROOT / ".ci/run"
+    assert os.access(script, os.X_OK)
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    assert "\nmake lint types test\n" in script.read_text()
+
+
+@pytest.fixture(scope="module")
+def files() -> list[Path]:
+    """All files of the repository, those that git does not yet know among them, but none that it ignores."""
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        pytest.skip("this is no git checkout, or there is no git: what belongs to the repository is not known")
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listing = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if listing.returncode != 0:
+        pytest.skip(f"git does not list the files: {listing.stderr.strip()}")
+    found = [ROOT / name for name in listing.stdout.split("\0") if name]
+    return [path for path in found if path.is_file()]
+
+
+def test_no_file_is_long(files: list[Path]) -> None:
+    # Measured results are data; a licence has the length that it has.
+    read_by_people = [path for path in files if path.suffix in (".py", ".cc", ".h", ".md", ".toml", ".yml", ".txt", "")]
+    assert len(read_by_people) > 100
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in read_by_people}
+    assert {name: length for name, length in lengths.items() if length > LONGEST_FILE} == {}
+
+
+def test_no_file_names_a_folder_of_somebody_s_machine(files: list[Path]) -> None:
+    told = []
+    for path in files:
+        for number, line in enumerate(path.read_bytes().decode(errors="replace").splitlines(), 1):
+            # In two halves, or this line would be found.
+            if re.search("/" + r"(work|root|home/\w+|Users/\w+)/", line):
+                told.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()[:120]}")
+    assert told == []
