@@ -1,0 +1,73 @@
+"""Reading a repository: what can be served, what is wrong with the rest, and how many threads a member may take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from defensemble_server.repository import averaging_of, read_repository
+from tests import tiny
+
+
+@pytest.mark.parametrize(("members", "cores", "threads"), [(5, 2, 1), (5, 16, 3), (2, 16, 8), (1, 4, 4), (5, 64, 12)])
+def test_members_of_the_largest_ensemble_share_the_machine(tmp_path: Path, members: int, cores: int, threads: int) -> None:
+    tiny.write_repository(tmp_path / "r", {f"m{index}": index for index in range(members)})
+    assert read_repository(tmp_path / "r").threads_per_member(cores) == threads
+
+
+def test_without_an_ensemble_a_model_takes_all_cores(tmp_path: Path) -> None:
+    tiny.write_repository(tmp_path / "r", ensemble=None)
+    assert read_repository(tmp_path / "r").threads_per_member(16) == 16
+
+
+def test_votes_and_averaging_are_read_from_the_configurations(tmp_path: Path) -> None:
+    repository = read_repository(tiny.write_repository(tmp_path / "r", weight={"beta": 3.0}, average="logits"))
+    (ensemble,) = repository.ensembles
+    assert ensemble.votes == [("alpha", 1), ("beta", 1)]
+    assert averaging_of(ensemble, repository.models) == ("logits", [1.0, 3.0])
+    assert repository.models["alpha"].is_classifier
+    assert not ensemble.is_classifier
+
+
+def edited(repository: Path, name: str, old: str, new: str) -> None:
+    path = repository / name / "config.pbtxt"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "text"),
+    [
+        ('name: "alpha"', 'name: "other"', "says name: .other., but the folder is called 'alpha'"),
+        ('backend: "onnxruntime"', 'backend: "python"', "backend 'python' is not in this runtime"),
+        ("max_batch_size: 8", "max_batch_size: eight", r"not a valid model configuration: \d+:\d+"),
+    ],
+)
+def test_hand_edits_that_cannot_be_served_are_told(tmp_path: Path, old: str, new: str, text: str) -> None:
+    folder = tiny.write_repository(tmp_path / "r")
+    edited(folder, "alpha", old, new)
+    repository = read_repository(folder, only_backend="onnxruntime")
+    assert list(repository.problems) == ["alpha", "ensemble"]
+    with pytest.raises(ValueError, match=text):
+        raise ValueError(repository.problems["alpha"])
+
+
+def test_hand_edits_that_can_be_served_are_taken(tmp_path: Path) -> None:
+    folder = tiny.write_repository(tmp_path / "r")
+    edited(folder, "alpha", 'name: "alpha"', "# a comment, and no name: Triton takes the folder's")
+    assert read_repository(folder).problems == {}
+
+
+def test_a_pinned_version_that_is_not_there(tmp_path: Path) -> None:
+    folder = tiny.write_repository(tmp_path / "r")
+    (folder / "alpha/1").rename(folder / "alpha/2")
+    problems = read_repository(folder).problems
+    assert problems["ensemble"] == "its step 'alpha' pins version 1, there are [2]"
+
+
+def test_a_missing_model_file_is_told(tmp_path: Path) -> None:
+    folder = tiny.write_repository(tmp_path / "r")
+    (folder / "alpha/1/model.onnx").unlink()
+    assert "model.onnx is missing: export the model again" in read_repository(folder).problems["alpha"]
