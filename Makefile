@@ -21,23 +21,23 @@ $(STAMP): pyproject.toml constraints.txt server_config/triton-runtime.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 ifdef GPU
-	$(BIN)/python -m pip install --constraint constraints.txt $(TORCH)
-	$(BIN)/python -m pip install --constraint constraints.txt --extra-index-url https://pypi.nvidia.com --editable '.[gpu,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(TORCH)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --extra-index-url https://pypi.nvidia.com --editable '.[gpu,dev]'
 else
 	@if timeout 3 $(BIN)/python -c "import urllib.request as r; r.urlopen('$(TORCH_CPU_INDEX)/torch/', timeout=3)" 2>/dev/null; then \
 	  echo "torch: CPU build from $(TORCH_CPU_INDEX)"; \
-	  $(BIN)/python -m pip install --no-deps --index-url $(TORCH_CPU_INDEX) $(TORCH); \
+	  $(BIN)/python -m pip install --quiet --no-deps --index-url $(TORCH_CPU_INDEX) $(TORCH); \
 	else \
 	  echo "torch: $(TORCH_CPU_INDEX) does not answer, so pip's own choice of $(TORCH)"; \
-	  $(BIN)/python -m pip install --constraint constraints.txt $(TORCH); \
+	  $(BIN)/python -m pip install --quiet --constraint constraints.txt $(TORCH); \
 	fi
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[all,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,dev]'
 endif
-	$(BIN)/python -m pip install --no-deps --require-hashes --requirement server_config/triton-runtime.txt
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement server_config/triton-runtime.txt
 	$(BIN)/python -c "from defensemble_server.backend import main; raise SystemExit(main())"
 	@touch $(STAMP)
 
-demo: $(STAMP) ## Train, export, serve, call and probe a small ensemble: about a minute (ARGS=--keep-serving leaves it up)
+demo: $(STAMP) ## Train, export, serve, call and probe a small ensemble: a minute once installed (ARGS=--keep-serving leaves it up)
 	$(BIN)/defensemble demo $(ARGS)
 
 test: $(STAMP) ## Run the tests (SLOW=1: the slow ones too; ARGS=tests/client: some of them)
@@ -51,7 +51,7 @@ lint: $(STAMP) ## Check style: ruff for Python, clang-format for C++
 types: $(STAMP) ## Check types: mypy, strict
 	$(BIN)/mypy
 
-serve: $(STAMP) ## Serve model_repository until Ctrl-C (ARGS="OTHER_FOLDER --free-ports")
+serve: $(STAMP) ## Serve model_repository, once something was exported into it, until Ctrl-C (ARGS="OTHER_FOLDER --free-ports")
 	$(BIN)/defensemble serve $(ARGS)
 
 bench: $(STAMP) ## Measure what serving costs beside in-process forms (ARGS=--quick for a look)

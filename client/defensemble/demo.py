@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from defensemble._client import Client
-from defensemble._exceptions import ServerFailedError
+from defensemble._exceptions import MissingExtraError, ServerFailedError
 from defensemble.cli._probing import probe_noise_and_report
 from defensemble.cli.serve import show
 
@@ -45,6 +47,7 @@ def run_demo(folder: Path, *, epochs: int | None = None, seed: int = 0, keep_ser
     """
     console = console or Console()
     began = time.monotonic()
+    _check_installed()
     run = folder / datetime.now().strftime("%Y%m%d-%H%M%S")
     (run / "checkpoints").mkdir(parents=True)
     console.print(f"[bold]defensemble demo[/bold] in {run}", highlight=False)
@@ -64,6 +67,13 @@ def run_demo(folder: Path, *, epochs: int | None = None, seed: int = 0, keep_ser
             _explain(server, run, dataset)
             server.detach()
     return run
+
+
+def _check_installed() -> None:
+    """Find out before anything is written whether all that the demonstration needs is there."""
+    missing = [name for name in ("torch", "safetensors", "sklearn", "onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
+    if missing:
+        raise MissingExtraError(f"the demo trains, exports and serves, and {', '.join(missing)} is missing: pip install 'defensemble[all]'")
 
 
 def _train_all(folder: Path, epochs: int | None, seed: int, console: Console) -> Dataset:
@@ -155,6 +165,7 @@ def _call(server: Server, dataset: Dataset, console: Console) -> None:
 def _explain(server: Server, run: Path, dataset: Dataset) -> None:
     """Print how the server that is left is called and stopped; every line works as printed."""
     image = np.round(dataset.test_images[0], 3)
+    run = run.resolve()
     request = run / "request.json"
     body = {
         "inputs": [{"name": "images", "shape": [1, *image.shape], "datatype": "FP32", "data": image.ravel().tolist()}],
@@ -164,10 +175,10 @@ def _explain(server: Server, run: Path, dataset: Dataset) -> None:
     np.save(run / "images.npy", dataset.test_images[:8])
     click.echo("\nThe server keeps running.\n")
     show(server)
-    click.echo("\ncall it with curl (an image of a " + dataset.class_names[dataset.test_labels[0]] + "):\n")
-    click.echo(f"  curl --silent --data {shlex.quote(f'@{request}')} {server.http_url}/v2/models/ensemble/infer")
-    click.echo("\nor with Python:\n")
-    click.echo("  import numpy\n  from defensemble import Client\n")
-    click.echo(f'  with Client("{server.grpc_url}") as client:')
-    click.echo(f"      prediction = client.predict(numpy.load({json.dumps(str(run / 'images.npy'))}))")
-    click.echo("      print(prediction.labels, prediction.entropy)")
+    click.echo(f"\ncall it with curl (an image of a {dataset.class_names[dataset.test_labels[0]]}):\n")
+    click.echo(f"curl --silent --data {shlex.quote(f'@{request}')} {server.http_url}/v2/models/ensemble/infer")
+    click.echo(f"\nor with Python ({sys.executable}):\n")
+    click.echo("import numpy\nfrom defensemble import Client\n")
+    click.echo(f'with Client("{server.grpc_url}") as client:')
+    click.echo(f"    prediction = client.predict(numpy.load({json.dumps(str(run / 'images.npy'))}))")
+    click.echo("print(prediction.labels, prediction.entropy)")

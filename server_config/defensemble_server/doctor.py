@@ -154,6 +154,8 @@ def _servers(urls: list[str]) -> Iterator[Check]:
 
 
 def _version(name: str, url: str, *, local: bool) -> Check:
+    if not url.startswith(("http://", "https://")):
+        return Check(name, FAIL, f"{url!r} has no scheme", "expected http://HOST:PORT of the HTTP front end")
     try:
         answer = urllib3.request("GET", f"{url.rstrip('/')}/v2", retries=False, timeout=3.0)
         version = str(json.loads(answer.data)["version"])
@@ -164,6 +166,7 @@ def _version(name: str, url: str, *, local: bool) -> Check:
         )
     if not holes:
         return Check(name, PASS, f"core {version}")
+    if local and version == EMBEDDED_CORE:
+        return Check(name, WARN, f"core {version}, on loopback; what it is too old for stands above", "keep it on this machine")
     listing = "\n".join(f"{'':>8}- {hole}" for hole in holes)
-    where = "listens on loopback, but " if local else ""
-    return Check(name, WARN, f"core {version} {where}is too old for:\n{listing}", "NVIDIA's container, 26.07 or later, behind a proxy")
+    return Check(name, WARN, f"core {version} is too old for:\n{listing}", "NVIDIA's container, 26.07 or later, behind a proxy")

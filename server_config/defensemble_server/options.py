@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ._errors import PortError, ServerError
 from .runtime import CONTAINER, RUNTIMES, Runtime
+from .state import read_states
 
 # Who may edit what is served, place memory in it, or choose where it logs, may do anything to it. Model configurations stay readable.
 RESTRICTED_APIS = ("model-repository", "shared-memory", "logging", "trace")
@@ -110,9 +111,15 @@ def claim_ports(options: ServeOptions) -> dict[str, int]:
                 probe.bind((options.host, port))
                 probe.listen(1)
             except (OSError, socket.gaierror) as error:
+                ours = next((state for state in read_states() if port in (state.http_port, state.grpc_port, state.metrics_port)), None)
+                if ours is not None:
+                    raise PortError(
+                        f"{what} port {port} is held by our server of {ours.repository}: stop it with "
+                        f"`defensemble serve --stop --grpc-port {ours.grpc_port}`, or pass --free-ports"
+                    ) from error
                 raise PortError(
                     f"{what} port {port} on {options.host} cannot be used: {error.strerror or error}. Choose another with --{what}-port "
-                    "(0: any free one), or stop what holds it; `defensemble doctor` lists our own servers"
+                    "(0: any free one) or --free-ports, or stop what holds it"
                 ) from error
             ports[what] = probe.getsockname()[1]
     finally:

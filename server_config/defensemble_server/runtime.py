@@ -97,6 +97,7 @@ def install_embedded_triton(say: Callable[[str], None]) -> None:
 
 def _embedded(say: Callable[[str], None]) -> Runtime:
     check_platform(platform.system(), platform.machine(), platform.libc_ver())
+    library = onnxruntime_library()  # before anything is downloaded
     found = embedded_triton()
     if found is None:
         install_embedded_triton(say)
@@ -105,7 +106,6 @@ def _embedded(say: Callable[[str], None]) -> Runtime:
     executable, libraries = found
     # ONNX Runtime's wheels (seen: 1.32) send events to Microsoft, and keep an identifier in the user's cache, unless told otherwise.
     environment = {"ORT_DISABLE_TELEMETRY": "1", **os.environ, "LD_LIBRARY_PATH": str(libraries)}
-    library = onnxruntime_library()
     return Runtime("embedded", executable, environment, ensure_backend(say=say), {"library": str(library)})
 
 

@@ -10,7 +10,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -265,7 +264,7 @@ def check_demo(printed: str, folder: Path, address: Address, cwd: Path) -> None:
     assert ", largest difference 0\n" in printed
     assert re.search(r"^done in \d+ s; everything is in my runs/", printed, re.MULTILINE)
 
-    (curl,) = re.findall(r"^  (curl .*)$", printed, re.MULTILINE)
+    (curl,) = re.findall(r"^(curl .*)$", printed, re.MULTILINE)
     called = subprocess.run(["sh", "-c", curl], cwd=cwd, env=environment(), capture_output=True, text=True, timeout=60, check=False)
     assert called.returncode == 0, called.stderr
     (output,) = json.loads(called.stdout)["outputs"]
@@ -273,7 +272,7 @@ def check_demo(printed: str, folder: Path, address: Address, cwd: Path) -> None:
     assert output["name"] == "probabilities"
     best_by_curl = output["data"][0].split(":")[2]
 
-    snippet = textwrap.dedent(printed.partition("\nor with Python:\n")[2].strip("\n"))
+    snippet = re.split(r"^or with Python \(.*\):$", printed, flags=re.MULTILINE)[1]
     answered = subprocess.run([sys.executable, "-"], cwd=cwd, input=snippet, env=environment(), capture_output=True, text=True, timeout=60)
     assert answered.returncode == 0, answered.stderr
     labels = re.findall(r"'(\d)'", answered.stdout)

@@ -85,7 +85,7 @@ def test_the_blocks_work_as_they_stand(tmp_path: Path, ports: dict[str, int]) ->
         for standard, free in ports.items():
             text = text.replace(standard, str(free))
         chosen = f"--http-port {ports['8000']} --grpc-port {ports['8001']} --metrics-port {ports['8002']}"
-        text = text.replace("defensemble serve models --detach", f"defensemble serve models --detach {chosen}")
+        text = text.replace("defensemble serve --detach", f"defensemble serve --detach {chosen}")
         command = [sys.executable, "-c", text] if block.language == "python" else ["bash", "-euo", "pipefail", "-c", text]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, f"{block.text}\n{done.stdout}\n{done.stderr}"

@@ -74,7 +74,9 @@ def probe_noise_and_report(
         entry["members"] = [step for step in info.steps if any(step == other.name for other in infos)]
     report.update(provenance(server))
     write_result(out, report)
+    console.print("accuracy under Gaussian noise, %", highlight=False)
     console.print(_table(result))
+    console.print(_caption(result), highlight=False)
     console.print(str(out.resolve()), highlight=False, soft_wrap=True)
     return result.failures
 
@@ -100,8 +102,7 @@ def _targets(client: Client, names: Sequence[str]) -> dict[ModelInfo, str]:
     return dict(sorted(roles.items(), key=lambda item: rank[item[1]]))
 
 
-def _table(result: NoiseResult) -> Table:
-    """Accuracy in percent, one row a model: clean on all images, then by sigma on the images that all models get right when clean."""
+def _caption(result: NoiseResult) -> str:
     if result.n_common is None:
         caption = "a model failed: no rates on the images that all get right"
     else:
@@ -109,8 +110,13 @@ def _table(result: NoiseResult) -> Table:
         halves = [half for target in result.targets for one in target.noise if (half := _half_width(one.accuracy_on_common)) is not None]
         if halves:
             caption += f"; half-widths of their Wilson 95 % intervals: up to {100 * max(halves):.1f} points"
+    return caption
+
+
+def _table(result: NoiseResult) -> Table:
+    """Accuracy in percent, one row a model: clean on all images, then by sigma on the images that all models get right when clean."""
     # Narrow enough for eleven numbers and a name of 20 letters in 80 columns.
-    table = Table(title="accuracy under Gaussian noise, %", caption=caption, box=box.SIMPLE_HEAD, padding=0, collapse_padding=True)
+    table = Table(box=box.SIMPLE_HEAD, padding=0, collapse_padding=True)
     table.add_column("model", overflow="fold", max_width=40)
     for header in ("clean", *(f"{sigma:g}" for sigma in result.sigmas)):
         table.add_column(header, justify="right", no_wrap=True, min_width=4)

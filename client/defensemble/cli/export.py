@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from defensemble.cli._invocation import this_command
+
 
 @click.command("export", short_help="Checkpoints to ONNX members, and an ensemble of them, in a model repository.")
 @click.argument("checkpoints", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="CHECKPOINT...")
@@ -53,7 +55,7 @@ def command(
     from defensemble_export import export_checkpoints
 
     console = Console(stderr=True)
-    with Progress(console=console, transient=True) as progress:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("exporting", total=len(checkpoints))
 
         def on_exported(checkpoint: Path) -> None:
@@ -72,7 +74,7 @@ def command(
         )
     models = sorted({path.split("/")[0] for path in written})
     click.echo(f"{repository}: wrote {', '.join(models)}")
-    click.echo(f"serve it: defensemble serve {repository}")
+    click.echo(f"serve it: {this_command()} serve {repository}")
 
 
 def _weight(text: str) -> tuple[str, float]:

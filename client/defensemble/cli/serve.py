@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
+from defensemble.cli._invocation import this_command
+
 if TYPE_CHECKING:
     from defensemble_server import Server
 
@@ -118,7 +120,7 @@ def show(server: Server) -> None:
     click.echo(f"  HTTP     {server.http_url}")
     click.echo(f"  metrics  {server.metrics_url}")
     click.echo(f"  log      {server.state.log}")
-    click.echo(f"stop it: defensemble serve --stop --grpc-port {server.state.grpc_port}")
+    click.echo(f"stop it: {this_command()} serve --stop --grpc-port {server.state.grpc_port}")
 
 
 def _port(given: int | None, usual: int, free: bool) -> int:
