@@ -35,6 +35,7 @@ from defensemble._transport import OutputRequest, ServerMetadata, Transport, tra
 
 _FIRST_PAUSE_S = 0.02
 _LONGEST_PAUSE_S = 0.5
+_LONGEST_TIMEOUT_S = 1e6  # what sockets and gRPC take without overflow
 
 
 class Client:
@@ -49,8 +50,8 @@ class Client:
     """
 
     def __init__(self, url: str, model: str | None = None, *, timeout_s: float = 60.0, transport: Transport | None = None) -> None:
-        if not timeout_s > 0:
-            raise InputError(f"timeout_s must be a positive number of seconds, got {timeout_s!r}")
+        if not 0 < timeout_s <= _LONGEST_TIMEOUT_S:
+            raise InputError(f"timeout_s must be a positive number of seconds, at most {_LONGEST_TIMEOUT_S:g}, got {timeout_s!r}")
         self._transport = transport_from_url(url) if transport is None else transport
         self._url = self._transport.url
         self._model = model

@@ -25,7 +25,7 @@ _OPTIONS = [
     # A server that starts late is found at once, and not after gRPC's own pauses of up to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    # Not min_reconnect_backoff_ms: it is the time that connecting may take, too.
     # Two clients of one address share nothing, the pause after a failure least of all.
     ("grpc.use_local_subchannel_pool", 1),
     # As over HTTP here: no proxy is taken from the environment.

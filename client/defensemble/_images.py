@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from struct import error as StructError  # noqa: N812 - damaged EXIF data raises it
+from tokenize import TokenError
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,8 +62,10 @@ def labelled_files(folder: Path, class_names: Sequence[str]) -> tuple[list[Path]
 def _from_npy(path: Path, image_shape: tuple[int, int, int]) -> NDArray[np.float32]:
     try:
         images = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, TokenError, MemoryError, BadZipFile) as error:
         raise InputError(f"{path} is not a .npy file of numbers: {error}") from error
+    if not isinstance(images, np.ndarray):
+        raise InputError(f"{path} holds several arrays, expected one: save it by numpy.save")
     if images.ndim == 3:
         images = images[np.newaxis]
     if images.ndim != 4 or len(images) == 0 or images.shape[1:] != image_shape:
@@ -92,7 +97,7 @@ def _from_picture(path: Path, image_shape: tuple[int, int, int], resize: bool) -
             if opened.mode.startswith(("I", "F")):
                 raise InputError(f"{path} has more than 8 bits a channel (mode {opened.mode}): convert it, or pass a .npy file")
             picture = ImageOps.exif_transpose(opened).convert(_MODES[channels])
-    except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError, StructError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} is not a picture that can be read: {error}") from error

@@ -99,6 +99,9 @@ def check_images(images: object, info: ModelInfo) -> NDArray[np.float32]:
     if not isinstance(images, np.ndarray):
         mend = "numpy.asarray(images, dtype=numpy.float32)"
         raise InputError(f"images must be a numpy array, got {type(images).__module__}.{type(images).__qualname__}: pass {mend}")
+    if isinstance(images, np.ma.MaskedArray):
+        raise InputError("images must be a plain numpy array, got a masked one: pass images.filled(VALUE), with a value in [0, 1]")
+    images = np.asarray(images)  # of a subclass, the data alone
     wanted = f"(N, {', '.join(str(size) if size > 0 else 'any' for size in info.image_shape)})"
     if images.dtype != np.float32:
         mend = "images.astype(numpy.float32) / 255" if images.dtype == np.uint8 else "images.astype(numpy.float32), with values in [0, 1]"

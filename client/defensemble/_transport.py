@@ -127,8 +127,12 @@ def address_from_url(url: str) -> Address:
         raise InputError(f"the URL {url!r} has the unknown scheme {parts.scheme!r}: {expected}")
     if not parts.hostname:
         raise InputError(f"the URL {url!r} has no host: {expected}")
-    if parts.path not in ("", "/") or parts.query or parts.fragment or parts.username:
+    if parts.path not in ("", "/") or parts.query or parts.fragment or parts.username or parts.password:
         raise InputError(f"the URL {url!r} holds more than scheme, host and port: {expected}")
+    try:
+        parts.hostname.encode("idna").decode("ascii")
+    except UnicodeError as error:
+        raise InputError(f"the URL {url!r} has no valid host name ({error}): {expected}") from error
     return Address(parts.scheme, parts.hostname, DEFAULT_PORTS[parts.scheme] if port is None else port)
 
 

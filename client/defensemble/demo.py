@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import click
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from defensemble._client import Client
@@ -50,7 +51,7 @@ def run_demo(folder: Path, *, epochs: int | None = None, seed: int = 0, keep_ser
     _check_installed()
     run = folder / datetime.now().strftime("%Y%m%d-%H%M%S")
     (run / "checkpoints").mkdir(parents=True)
-    console.print(f"[bold]defensemble demo[/bold] in {run}", highlight=False)
+    console.print(f"[bold]defensemble demo[/bold] in {escape(str(run))}", highlight=False)
     dataset = _train_all(run / "checkpoints", epochs, seed, console)
     repository = run / "model_repository"
     _export_all(run / "checkpoints", repository, console)
@@ -62,7 +63,7 @@ def run_demo(folder: Path, *, epochs: int | None = None, seed: int = 0, keep_ser
             failures = probe_noise_and_report(client, "digits", run / "noise.json", seed=seed, console=console)
         if failures:
             raise ServerFailedError(f"models failed during the probe: {failures}")
-        console.print(f"\ndone in {time.monotonic() - began:.0f} s; everything is in {run}", highlight=False, soft_wrap=True)
+        console.print(f"\ndone in {time.monotonic() - began:.0f} s; everything is in {run}", highlight=False, soft_wrap=True, markup=False)
         if keep_serving:
             _explain(server, run, dataset)
             server.detach()

@@ -13,6 +13,8 @@ from ._errors import EnsembleError
 AVERAGES = ("probabilities", "logits")
 # The prefixes of the models that are generated from an ensemble, and never exported by name.
 RESERVED = ("average_", "uncertainty_")
+# A share below this is lost in float32.
+_LEAST_WEIGHT = 1e-7
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,99}")
 
 
@@ -52,14 +54,19 @@ class Ensemble:
         twice = sorted({f"{model}@{version}" for model, version in votes if votes.count((model, version)) > 1})
         if twice:
             raise EnsembleError(f"ensemble '{self.name}' names {', '.join(twice)} twice: give it a larger weight instead")
+        faint = [member.model for member, weight in zip(self.members, self.weights, strict=True) if weight < _LEAST_WEIGHT]
+        if faint:
+            raise EnsembleError(f"the weight of {', '.join(faint)} is less than {_LEAST_WEIGHT:g} of all: it would not count; leave it out")
         if self.name in {member.model for member in self.members}:
             raise EnsembleError(f"ensemble '{self.name}' has a member of the same name: name one of them otherwise")
 
     @property
     def weights(self) -> tuple[float, ...]:
         """The weights, normalised to sum 1."""
-        total = math.fsum(member.weight for member in self.members)
-        return tuple(member.weight / total for member in self.members)
+        largest = max(member.weight for member in self.members)  # a sum of weights could overflow
+        shares = [member.weight / largest for member in self.members]
+        total = math.fsum(shares)
+        return tuple(share / total for share in shares)
 
     def digest(self, num_classes: int, max_batch_size: int) -> str:
         """Name what is computed, in 16 hexadecimal digits: the same computation gets the same name, any other another one."""

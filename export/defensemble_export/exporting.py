@@ -9,7 +9,7 @@ from pathlib import Path
 from ._errors import ExportError
 from .member import member_from_onnx, onnx_from_checkpoint
 from .plan import DEFAULT_MAX_BATCH_SIZE, check_request, repository_plan
-from .writing import check_writable, write_plan
+from .writing import check_writable, locked, write_plan
 
 
 def export_checkpoints(
@@ -47,8 +47,9 @@ def export_checkpoints(
             path = onnx_from_checkpoint(checkpoint, Path(folder) / f"{number}.onnx", max_batch_size=max_batch_size)
             members.append(member_from_onnx(path, checkpoint.stem))
             on_exported(checkpoint)
-    plan = repository_plan(
-        repository, members, ensemble=ensemble, average=average, weights=weights, max_batch_size=max_batch_size, replace=replace
-    )
-    write_plan(repository, plan)
+    with locked(repository):
+        plan = repository_plan(
+            repository, members, ensemble=ensemble, average=average, weights=weights, max_batch_size=max_batch_size, replace=replace
+        )
+        write_plan(repository, plan)
     return list(plan)

@@ -28,6 +28,8 @@ CONFIG_FILE = "config.pbtxt"
 # Triton reads every folder as a model; an ensemble's version folder is empty by nature, and archives drop empty folders.
 PLACEHOLDER = "placeholder"
 DEFAULT_MAX_BATCH_SIZE = 64
+# Every export is verified at its largest batch: beyond this, memory ends before a server's queue does.
+LARGEST_BATCH = 4096
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class Member:
         check_name(self.name)
         if len(self.class_names) != self.num_classes:
             raise ExportError(f"'{self.name}' has {self.num_classes} classes, but {len(self.class_names)} class names")
+        if len(set(self.class_names)) < self.num_classes:
+            raise ExportError(f"class names of '{self.name}' must differ, got {self.class_names}")
         if any("\n" in label or not label for label in self.class_names):
             raise ExportError(f"class names of '{self.name}' must be non-empty and on one line each, got {self.class_names}")
 
@@ -104,8 +108,8 @@ def check_request(
     Raises:
         ExistsError, EnsembleError, ExportError: see ``repository_plan``.
     """
-    if max_batch_size < 1:
-        raise ExportError(f"max_batch_size must be 1 or more, got {max_batch_size}")
+    if not 1 <= max_batch_size <= LARGEST_BATCH:
+        raise ExportError(f"max_batch_size must be 1 to {LARGEST_BATCH}, got {max_batch_size}")
     twice = sorted({name for name in members if members.count(name) > 1})
     if twice:
         raise EnsembleError(f"{', '.join(twice)}: given twice; members are named after their files, so rename one")
@@ -162,7 +166,7 @@ def _member_files(repository: Path, member: Member, max_batch_size: int) -> tupl
     version = max((int(entry.name) for entry in folder.iterdir() if re.fullmatch("[1-9][0-9]*", entry.name)), default=0) + 1
     files = {f"{member.name}/{version}/{MODEL_FILE}": member.onnx}
     for path in [*sorted((folder / "configs").glob("*.pbtxt")), folder / CONFIG_FILE]:
-        config = config_from_pbtxt(path.read_text(), str(path))
+        config = config_from_pbtxt(path.read_text(errors="replace"), str(path))
         config.parameters[f"sha256.{version}"].string_value = digest
         config.parameters[f"mask_digest.{version}"].string_value = member.mask_digest
         files[path.relative_to(repository).as_posix()] = pbtxt_from_config(config)
@@ -237,6 +241,6 @@ def _least_batch(files: Mapping[str, bytes], max_batch_size: int) -> int:
 def _read_config(folder: Path) -> schema.ModelConfig:
     path = folder / CONFIG_FILE
     try:
-        return config_from_pbtxt(path.read_text(), str(path))
+        return config_from_pbtxt(path.read_text(errors="replace"), str(path))
     except FileNotFoundError as error:
         raise ConfigError(f"{folder} holds no {CONFIG_FILE}: it is not a model that this project wrote; move it away") from error

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+from ._errors import ExportError
 
 
 def write_plan(repository: Path, plan: Mapping[str, bytes]) -> None:
@@ -41,15 +44,36 @@ def write_plan(repository: Path, plan: Mapping[str, bytes]) -> None:
             shutil.rmtree(staging)
 
 
+@contextmanager
+def locked(repository: Path) -> Iterator[None]:
+    """Let one process at a time plan and write: what was planned on the old state must not be written onto another."""
+    place = repository.resolve().parent
+    while not place.exists():
+        place = place.parent
+    # The folder itself is locked: no file is left, and the lock ends with its process.
+    descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def check_writable(repository: Path) -> None:
     """Find out before slow work whether ``write_plan`` could write.
 
     Raises:
+        ExportError: the repository is a mount point.
         OSError: the folder that holds the repository, or the repository itself, cannot be written.
     """
     place = repository.resolve().parent
     while not place.exists():
         place = place.parent
+    if repository.exists() and repository.stat().st_dev != place.stat().st_dev:
+        raise ExportError(
+            f"{repository} is a file system of its own (a mount): files are written beside a repository and then renamed into it, "
+            f"so name a folder below it, such as {repository / 'models'}"
+        )
     for folder in (place, repository) if repository.exists() else (place,):
         # Made and removed at once: in the repository Triton would take it for a model if it looked just then, so a file it is.
         with tempfile.TemporaryFile(dir=folder):

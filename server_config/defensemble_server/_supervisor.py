@@ -63,9 +63,19 @@ def main() -> None:
         if server.poll() is None:
             server.kill()
             server.wait()
-        if os.path.exists(settings["state"]):
-            os.unlink(settings["state"])
+        _forget(settings["state"])
         _say(f"exited {server.returncode}")
+
+
+def _forget(state: str) -> None:
+    """Remove the file that says that we run; one of another server on the same port stays."""
+    try:
+        with open(state) as file:
+            ours = json.load(file)["pid"] == os.getpid()
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # there is none, or it is not ours to judge
+    if ours:
+        os.unlink(state)
 
 
 def _end(server: "subprocess.Popen[bytes]", grace_s: float) -> None:

@@ -36,6 +36,10 @@ class Probe:
         listing: list[dict[str, str]] = self._call("POST", "/v2/repository/index", {})
         return listing
 
+    def unload(self, model: str) -> None:
+        """Take a model out of service."""
+        self._call("POST", f"/v2/repository/models/{model}/unload", {})
+
     def infer(self, model: str, version: int | None, images: np.ndarray[Any, Any], output: str) -> np.ndarray[Any, Any]:
         """One output of one model for ``images`` (N,C,H,W), as float32."""
         inputs = [{"name": "images", "shape": list(images.shape), "datatype": "FP32", "data": images.ravel().tolist()}]
@@ -54,7 +58,7 @@ class Probe:
             raise StartError(f"{path}: the server did not answer: {error}") from error
         if response.status != 200:
             raise StartError(f"{path}: the server answered {response.status}: {response.data.decode(errors='replace')[:500]}")
-        return json.loads(response.data)
+        return json.loads(response.data) if response.data else None
 
 
 def fixed_images(shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
@@ -64,58 +68,80 @@ def fixed_images(shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
     return ramp.reshape(1, *shape)
 
 
-def failed_models(probe: Probe, wanted: list[str]) -> dict[str, str]:
+def failed_models(probe: Probe, repository: Repository) -> dict[str, str]:
     """The models that Triton could not load, with its reason."""
     states: dict[str, list[dict[str, str]]] = {}
     for entry in probe.index():
         states.setdefault(entry["name"], []).append(entry)
     failed = {}
-    for name in wanted:
-        entries = states.get(name, [])
-        bad = [entry for entry in entries if entry.get("state") != "READY"]
-        if bad or not entries:
-            reasons = sorted({entry.get("reason") or entry.get("state") or "unknown" for entry in bad})
-            failed[name] = "; ".join(reasons) or "Triton does not know it"
+    for name, model in repository.models.items():
+        # A version that the configuration's policy leaves out is unavailable without a reason.
+        bad = [entry for entry in states.get(name, []) if entry.get("state") != "READY" and entry.get("reason") != "unloaded"]
+        ready = any(entry.get("state") == "READY" for entry in states.get(name, []))
+        if not ready or any(entry.get("reason") for entry in bad):
+            reasons = sorted({entry["reason"] for entry in bad if entry.get("reason")})
+            steps = [step.model_name for step in model.config.ensemble_scheduling.step]
+            failed[name] = "; ".join(reasons) or (
+                f"Triton gives no reason; one of its steps {steps} may not fit" if steps else "Triton gives no reason"
+            )
     return failed
 
 
-def check_answers(probe: Probe, repository: Repository, served: list[str]) -> None:
+def check_answers(probe: Probe, repository: Repository, served: list[str]) -> dict[str, str]:
     """Send one fixed image through every classifier and ensemble that is served, and compare each ensemble with numpy's average.
 
-    Raises:
-        StartError: a model does not answer, or answers NaN; an ensemble's answer is not the average of its members'.
+    Returns what is wrong, by model: it does not answer, or answers values that are not finite; an ensemble's answer is not the average of
+    its members', or one of them is wrong.
     """
     logits: dict[tuple[str, int], np.ndarray[Any, Any]] = {}
+    wrong: dict[str, str] = {}
+    loaded = {(entry["name"], int(entry["version"])) for entry in probe.index() if entry.get("state") == "READY"}
     for name in served:
         model = repository.models[name]
-        if not model.is_classifier:
-            continue
-        for version in model.versions:
-            answer = probe.infer(name, version, _images_for(model), "logits")
+        for version in model.versions if model.is_classifier else ():
+            if (name, version) not in loaded:
+                continue
+            try:
+                answer = probe.infer(name, version, _images_for(model), "logits")
+            except StartError as error:
+                wrong[name] = str(error)
+                continue
             if not np.isfinite(answer).all():
-                raise StartError(f"model '{name}' version {version} answers values that are not finite on the fixed image")
+                wrong[name] = f"version {version} answers values that are not finite on the fixed image"
             logits[name, version] = answer
     for name in served:
         model = repository.models[name]
-        if model.is_ensemble and "images" in [tensor.name for tensor in model.config.input]:
-            _check_ensemble(probe, repository, model, logits)
+        outputs = [tensor.name for tensor in model.config.output]
+        if not model.is_ensemble or "probabilities" not in outputs or [tensor.name for tensor in model.config.input] != ["images"]:
+            continue
+        broken = sorted({step.model_name for step in model.config.ensemble_scheduling.step} & set(wrong))
+        problem = f"its step '{broken[0]}' does not answer rightly" if broken else _problem_of_ensemble(probe, repository, model, logits)
+        if problem:
+            wrong[name] = problem
+    return wrong
 
 
-def _check_ensemble(probe: Probe, repository: Repository, model: Model, logits: dict[tuple[str, int], np.ndarray[Any, Any]]) -> None:
-    got = probe.infer(model.name, None, _images_for(model), "probabilities")
+def _problem_of_ensemble(
+    probe: Probe, repository: Repository, model: Model, logits: dict[tuple[str, int], np.ndarray[Any, Any]]
+) -> str | None:
+    try:
+        got = probe.infer(model.name, None, _images_for(model), "probabilities")
+    except StartError as error:
+        return str(error)
     averaging = averaging_of(model, repository.models)
     if averaging is None or any(vote not in logits for vote in model.votes):
-        return  # somebody else's averaging: it answered, and what it should have answered is not known
+        return None  # somebody else's averaging: it answered, and what it should have answered is not known
     average, weights = averaging
     votes = np.stack([logits[vote] for vote in model.votes]).astype(np.float64)  # (M,1,K)
     normalised = np.array(weights).reshape(-1, 1, 1) / np.sum(weights)
     expected = (normalised * _softmax(votes)).sum(0) if average == "probabilities" else _softmax((normalised * votes).sum(0))
     difference = float(np.abs(got - expected).max())
-    if not difference <= TOLERANCE:
-        raise StartError(
-            f"ensemble '{model.name}' differs by {difference:.3g} from the average ({average}) of its members, allowed is {TOLERANCE}: "
-            "its averaging model is not what its configuration says; export the ensemble again"
-        )
+    if difference <= TOLERANCE:
+        return None
+    return (
+        f"it differs by {difference:.3g} from the average ({average}) of its members, allowed is {TOLERANCE}: "
+        "its averaging model is not what its configuration says; export the ensemble again"
+    )
 
 
 def _images_for(model: Model) -> np.ndarray[Any, Any]:

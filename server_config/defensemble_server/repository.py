@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from ._errors import RepositoryError
 CONFIG_FILE = "config.pbtxt"
 # The embedded runtime answers for this backend alone.
 BACKEND = "onnxruntime"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
+_LARGEST_VERSION = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,9 @@ class Model:
     @property
     def is_classifier(self) -> bool:
         """Whether it takes ``images`` and gives ``logits``, as members and standard networks do."""
-        inputs, outputs = [tensor.name for tensor in self.config.input], [tensor.name for tensor in self.config.output]
-        return inputs == ["images"] and outputs == ["logits"]
+        tensors = [(tensor.name, tensor.data_type) for tensor in (*self.config.input, *self.config.output)]
+        batches = bool(self.config.max_batch_size > 0)
+        return batches and tensors == [("images", schema.TYPE_FP32), ("logits", schema.TYPE_FP32)] and len(self.config.input) == 1
 
     @property
     def votes(self) -> list[tuple[str, int]]:
@@ -90,9 +94,15 @@ def read_repository(path: Path, *, profile: str | None = None, only_backend: str
         try:
             models[folder.name] = _read_model(folder, profile, only_backend)
         except RepositoryError as error:
-            problems[folder.name] = str(error)
+            problems[_printable(folder.name)] = str(error)
+        except OSError as error:
+            problems[_printable(folder.name)] = f"{error.filename}: {error.strerror}"
     _drop_broken_ensembles(models, problems)
     return Repository(path, models, problems)
+
+
+def _printable(name: str) -> str:
+    return name.encode(errors="backslashreplace").decode()
 
 
 def _read_model(folder: Path, profile: str | None, only_backend: str | None) -> Model:
@@ -105,11 +115,17 @@ def _read_model(folder: Path, profile: str | None, only_backend: str | None) -> 
         raise RepositoryError(f"stray folder: it holds no {CONFIG_FILE}, so it is no model; move it out of the repository") from error
     except (text_format.ParseError, UnicodeDecodeError) as error:
         raise RepositoryError(f"{path}: not a valid model configuration: {error}") from error
+    if not _NAME.fullmatch(folder.name):
+        raise RepositoryError(
+            "a model's folder is named by letters, digits, '_', '.' and '-', and begins with a letter or digit: rename it"
+        )
     if config.name and config.name != folder.name:
         raise RepositoryError(f"{path} says name: \"{config.name}\", but the folder is called '{folder.name}': make them equal")
     versions = tuple(sorted(int(entry.name) for entry in folder.iterdir() if entry.is_dir() and re.fullmatch("[1-9][0-9]*", entry.name)))
     if not versions:
         raise RepositoryError(f"{folder} has no version folder: it needs one named 1, 2, ...")
+    if versions[-1] > _LARGEST_VERSION:
+        raise RepositoryError(f"version folder {versions[-1]} is larger than Triton counts: rename it to 1, 2, ...")
     model = Model(folder.name, config, versions)
     if not model.is_ensemble:
         _check_files(folder, model, only_backend)
@@ -152,15 +168,34 @@ def _drop_broken_ensembles(models: dict[str, Model], problems: dict[str, str]) -
                 continue
             del models[name]
             break
+        else:
+            try:
+                averaging_of(model, models)
+            except RepositoryError as error:
+                problems[name] = str(error)
+                del models[name]
 
 
 def averaging_of(ensemble: Model, models: Mapping[str, Model]) -> tuple[str, list[float]] | None:
-    """What an ensemble's ``probabilities`` are: (average, weights in the order of its votes); None where no configuration says it."""
+    """What an ensemble's ``probabilities`` are: (average, weights in the order of its votes); None where no configuration says it.
+
+    Raises:
+        RepositoryError: what a configuration says is not one positive number for each vote.
+    """
     for step in ensemble.config.ensemble_scheduling.step:
         if "probabilities" not in step.output_map.values():
             continue
         model = models.get(step.model_name)
-        average, weights = (model.parameter("average"), model.parameter("weights")) if model is not None else (None, None)
-        if average is not None and weights is not None:
-            return average, [float(weight) for weight in json.loads(weights)]
+        average, text = (model.parameter("average"), model.parameter("weights")) if model is not None else (None, None)
+        if average is None or text is None:
+            continue
+        try:
+            weights = [float(weight) for weight in json.loads(text)]
+        except (ValueError, TypeError) as error:
+            raise RepositoryError(f"parameter weights of '{step.model_name}' is no JSON list of numbers, got {text[:80]!r}") from error
+        if len(weights) != len(ensemble.votes) or not all(math.isfinite(weight) and weight > 0 for weight in weights):
+            raise RepositoryError(
+                f"parameter weights of '{step.model_name}' must be {len(ensemble.votes)} numbers above 0, got {text[:80]}"
+            )
+        return average, weights
     return None

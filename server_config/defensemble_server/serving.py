@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shlex
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +16,7 @@ from .options import ServeOptions, claim_ports, cores, new_admin_key, triton_com
 from .readiness import Probe, check_answers, failed_models
 from .repository import BACKEND, Repository, read_repository
 from .runtime import Runtime, find_runtime
-from .state import ServerState, find_state, process_start, read_states, state_file, state_folder, write_state
+from .state import ServerState, find_state, listens, process_start, read_states, state_file, state_folder, write_state
 from .supervising import Supervisor, last_lines
 
 # A free port can be taken between choosing and listening; a second choice is another port.
@@ -143,7 +141,7 @@ def stop_server(grpc_port: int | None = None, *, timeout_s: float = 60.0) -> Ser
         StateError: there is no such server, or it did not end in ``timeout_s``.
     """
     state = find_state(grpc_port)
-    os.kill(state.pid, signal.SIGTERM)
+    state.terminate()
     deadline = time.monotonic() + timeout_s
     while state.alive:
         if time.monotonic() > deadline:
@@ -197,7 +195,7 @@ def _await_ready(
     deadline = time.monotonic() + timeout_s
     with urllib3.HTTPConnectionPool(host, ports["http"], maxsize=1) as pool:
         probe = Probe(pool, admin_key)
-        while not probe.live():
+        while not (probe.live() and (options.runtime == "docker" or _listens(supervisor, ports["http"]))):
             if not supervisor.running:
                 # A PortError, where one was taken meanwhile.
                 claim_ports(replace(options, http_port=ports["http"], grpc_port=ports["grpc"], metrics_port=ports["metrics"]))
@@ -205,12 +203,23 @@ def _await_ready(
             if time.monotonic() > deadline:
                 raise StartError(f"Triton did not answer within {timeout_s:g} s{last_lines(log)}")
             time.sleep(0.01)
-        failed = failed_models(probe, list(content.models))
+        failed = failed_models(probe, content)
         served = [name for name in content.models if name not in failed]
         if not served:
             raise RepositoryError(f"Triton could load none of the models in {content.path}:\n{_listed({**content.problems, **failed})}")
-        check_answers(probe, content, served)
-    return served, failed
+        wrong = check_answers(probe, content, served)
+        if len(wrong) == len(served):
+            raise StartError(f"none of the models in {content.path} answers rightly:\n{_listed(wrong)}")
+        for name in wrong:
+            probe.unload(name)
+    return [name for name in served if name not in wrong], {**failed, **wrong}
+
+
+def _listens(supervisor: Supervisor, port: int) -> bool:
+    try:
+        return listens(supervisor.server_pid, port)
+    except (FileNotFoundError, ProcessLookupError):
+        return False  # it has just ended, which the caller sees next
 
 
 def _new_log(grpc_port: int) -> Path:

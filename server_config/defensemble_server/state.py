@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,10 +28,33 @@ class ServerState:
     admin_key: str
     log: str
 
+    def __post_init__(self) -> None:
+        numbers = (self.pid, self.started, self.http_port, self.grpc_port, self.metrics_port)
+        texts = (self.runtime, self.host, self.repository, self.admin_key, self.log)
+        # A pid of 0 or -1 would be a signal to many processes.
+        if (
+            not all(type(number) is int and number > 0 for number in numbers)
+            or self.pid == 1
+            or not all(isinstance(text, str) for text in texts)
+        ):
+            raise ValueError("it holds other values than a server's")
+
     @property
     def alive(self) -> bool:
         """Whether that very process still runs."""
         return process_start(self.pid) == self.started
+
+    def terminate(self) -> None:
+        """Ask that very process to stop; nothing where it has ended, even if its number belongs to another now."""
+        try:
+            process = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            return
+        try:
+            if self.alive:
+                signal.pidfd_send_signal(process, signal.SIGTERM)
+        finally:
+            os.close(process)
 
 
 def state_folder() -> Path:
@@ -57,20 +82,17 @@ def write_state(state: ServerState) -> Path:
     return path
 
 
-def read_states() -> list[ServerState]:
-    """All servers that are written down and run; files of dead ones are removed.
-
-    Raises:
-        StateError: a file is damaged.
-    """
+def read_states(*, on_damaged: Callable[[str], None] = lambda text: None) -> list[ServerState]:
+    """All servers that are written down and run; files of dead ones are removed, of damaged ones told to ``on_damaged`` and left."""
     states = []
     for path in sorted((state_folder() / "servers").glob("*.json")):
         try:
             state = ServerState(**json.loads(path.read_text()))
         except FileNotFoundError:
             continue  # its server ended just now
-        except (ValueError, TypeError) as error:
-            raise StateError(f"{path} is damaged ({error}): remove it") from error
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            on_damaged(f"{path} is damaged ({error}): remove it")
+            continue
         if state.alive:
             states.append(state)
         else:
@@ -84,15 +106,16 @@ def find_state(grpc_port: int | None = None) -> ServerState:
     Raises:
         StateError: there is none, or several and no port was given.
     """
-    states = read_states()
+    damaged: list[str] = []
+    states = read_states(on_damaged=damaged.append)
     known = ", ".join(f"{state.grpc_port} ({state.repository})" for state in states)
     if grpc_port is not None:
         for state in states:
             if state.grpc_port == grpc_port:
                 return state
-        raise StateError(f"no server of ours runs on gRPC port {grpc_port}; running: {known or 'none'}")
+        raise StateError("; ".join([f"no server of ours runs on gRPC port {grpc_port}; running: {known or 'none'}", *damaged]))
     if not states:
-        raise StateError("no server of ours runs here: start one with `defensemble serve`")
+        raise StateError("; ".join(["no server of ours runs here: start one with `defensemble serve`", *damaged]))
     if len(states) > 1:
         raise StateError(f"several servers run here: name one by --grpc-port: {known}")
     return states[0]
@@ -106,3 +129,20 @@ def process_start(pid: int) -> int | None:
         return None
     fields = stat.rpartition(")")[2].split()
     return None if fields[0] == "Z" else int(fields[19])
+
+
+def listens(pid: int, port: int) -> bool:
+    """Whether it is that very process that listens on a TCP port: another one may have taken it first."""
+    sockets = set()
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            sockets.add(os.readlink(descriptor))
+        except FileNotFoundError:
+            continue  # closed meanwhile
+    for table in ("tcp", "tcp6"):
+        path = Path(f"/proc/{pid}/net/{table}")
+        for line in path.read_text().splitlines()[1:] if path.exists() else ():
+            fields = line.split()
+            if int(fields[1].rpartition(":")[2], 16) == port and fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
+                return True
+    return False

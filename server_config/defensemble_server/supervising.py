@@ -75,13 +75,14 @@ class Supervisor:
 
     def wait(self) -> int:
         """Wait until the server ends, by itself or stopped from elsewhere; its exit status."""
-        status = 0
+        status: int | None = None
         with self._reports as reports:
             for line in reports:
                 if line.startswith("exited "):
                     status = int(line.split()[1])
-        self._process.wait()
-        return status
+        own = self._process.wait()
+        # Killed, it reports nothing; Triton ends with it, and not by anyone's order.
+        return status if status is not None else own or 1
 
     def stop(self) -> None:
         """Drain and stop the server, and wait until all of it is gone; more than once does no harm."""

@@ -71,3 +71,31 @@ def test_a_missing_model_file_is_told(tmp_path: Path) -> None:
     folder = tiny.write_repository(tmp_path / "r")
     (folder / "alpha/1/model.onnx").unlink()
     assert "model.onnx is missing: export the model again" in read_repository(folder).problems["alpha"]
+
+
+@pytest.mark.parametrize("weights", ["junk", "5", "null", "[null, 1]", "[1.0, 1.0, 1.0]", "[]", "{}", "[1, -1]", "[1, NaN]"])
+def test_weights_by_hand_that_are_no_weights(tmp_path: Path, weights: str) -> None:
+    folder = tiny.write_repository(tmp_path / "r")
+    name = next(path.name for path in folder.iterdir() if path.name.startswith("average_"))
+    edited(folder, name, '"[1.0, 1.0]"', f'"{weights}"')
+    repository = read_repository(folder)
+    assert list(repository.problems) == ["ensemble"]
+    assert "parameter weights" in repository.problems["ensemble"]
+
+
+@pytest.mark.parametrize("name", ["my model", "*", "a?b", ".git", "a\nb"])
+def test_folders_that_triton_would_misread_are_told(tmp_path: Path, name: str) -> None:
+    folder = tiny.write_repository(tmp_path / "r")
+    (folder / "alpha").rename(folder / name)
+    assert "rename it" in read_repository(folder).problems[name]
+
+
+def test_odd_entries_leave_the_others(tmp_path: Path) -> None:
+    folder = tiny.write_repository(tmp_path / "r", {"alpha": 1, "beta": 2, "gamma": 3}, ensemble=None)
+    (folder / "alpha/1").rename(folder / "alpha/9223372036854775808")
+    (folder / "beta/config.pbtxt").unlink()
+    (folder / "beta/config.pbtxt").mkdir()
+    (folder / "loop").symlink_to(folder / "loop")
+    repository = read_repository(folder)
+    assert list(repository.models) == ["gamma"]
+    assert set(repository.problems) == {"alpha", "beta"}

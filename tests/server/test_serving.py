@@ -10,6 +10,7 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +25,6 @@ from defensemble_server import (
     ServeOptions,
     Server,
     ServerError,
-    StartError,
     StateError,
     find_state,
     read_states,
@@ -305,9 +305,52 @@ def test_an_average_that_answers_otherwise_than_its_configuration_says_is_not_se
     name = next(path.name for path in repository.iterdir() if path.name.startswith("average_"))
     file = without_digest(repository, name)
     file.write_bytes(average_onnx(Ensemble("e", (Vote("alpha", 1, 9.0), Vote("beta"))), 3))
-    with pytest.raises(StartError, match=r"differs by .* from the average"), serve(repository, FREE):
-        pytest.fail("it must not start")
-    assert tiny.leftovers(repository) == []
+    with serve(repository, FREE) as server:
+        assert "differs by" in server.problems["ensemble"]
+        assert "from the average (probabilities) of its members" in server.problems["ensemble"]
+        assert "ensemble" not in server.models
+        answer = urllib3.request("POST", f"{server.http_url}/v2/models/ensemble/infer", json={"inputs": []})
+        assert answer.status != 200, "it was unloaded"
+        assert np.isfinite(ask(server, "alpha", tiny.images(1), "logits")).all()
+
+
+def test_two_starts_on_the_same_ports_end_with_one_server(repository: Path) -> None:
+    with serve(repository, FREE) as first:
+        ports = first.state.http_port, first.state.grpc_port, first.state.metrics_port
+    options = ServeOptions(http_port=ports[0], grpc_port=ports[1], metrics_port=ports[2], drain_s=1)
+    found: list[Server | Exception] = []
+
+    def begin() -> None:
+        try:
+            found.append(start_server(repository, options))
+        except ServerError as error:
+            found.append(error)
+
+    threads = [threading.Thread(target=begin) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (winner,) = [one for one in found if isinstance(one, Server)]
+    (loser,) = [one for one in found if isinstance(one, Exception)]
+    assert isinstance(loser, PortError), loser
+    assert find_state(ports[1]) == winner.state
+    assert np.isfinite(ask(winner, "ensemble", tiny.images(1), "probabilities")).all()
+    winner.stop()
+
+
+@pytest.mark.parametrize("pid", [-1, 0, 1, True, None, 1.5, "12"])
+def test_a_state_file_by_another_hand_never_leads_to_a_signal(pid: object, own_state_folder: Path) -> None:
+    path = state_file(1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = {"pid": pid, "started": None, "runtime": "embedded", "host": "127.0.0.1", "http_port": 1, "grpc_port": 1, "metrics_port": 1}
+    path.write_text(json.dumps({**values, "repository": "r", "admin_key": "k", "log": "l"}))
+    try:
+        with pytest.raises(StateError, match=r"1\.json is damaged"):
+            stop_server(1)
+        assert 1 not in [state.grpc_port for state in read_states()]
+    finally:
+        path.unlink()
 
 
 def test_no_model_at_all(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ class ModelSpec:
         self._set("keep", checked_keep(self.keep))
         self._set("blocks", _checked_blocks(self.blocks))
         self._set("mask_seed", checked_integer("mask_seed", self.mask_seed, minimum=0))
-        self._set("width", checked_integer("width", self.width, minimum=1))
+        self._set("width", checked_integer("width", self.width, minimum=1, maximum=4096))
         self._set("num_classes", checked_integer("num_classes", self.num_classes, minimum=2))
         if checked_integer("channel_multiplier", self.channel_multiplier, minimum=1) != 1:
             raise SpecError(f"channel_multiplier must be 1 (no other value is built yet), got {self.channel_multiplier!r}")
@@ -121,9 +121,9 @@ def _checked_blocks(blocks: object) -> tuple[int, ...]:
 def _checked_input_shape(shape: object) -> tuple[int, int, int]:
     if isinstance(shape, (str, bytes)) or not isinstance(shape, Sequence) or len(shape) != 3:
         raise SpecError(f"input_shape must be (C, H, W), got {shape!r}")
-    channels = checked_integer("the channels in input_shape", shape[0], minimum=1)
-    height = checked_integer("the height in input_shape", shape[1], minimum=MINIMUM_EXTENT)
-    width = checked_integer("the width in input_shape", shape[2], minimum=MINIMUM_EXTENT)
+    channels = checked_integer("the channels in input_shape", shape[0], minimum=1, maximum=4096)
+    height = checked_integer("the height in input_shape", shape[1], minimum=MINIMUM_EXTENT, maximum=4096)
+    width = checked_integer("the width in input_shape", shape[2], minimum=MINIMUM_EXTENT, maximum=4096)
     return channels, height, width
 
 

@@ -86,17 +86,8 @@ def _keep_lines_of_examples(command: click.Command) -> None:
         _keep_lines_of_examples(child)
 
 
-def _with_examples(command: click.Command) -> click.Command:
-    r"""Let click see the `\b` that keeps the lines of the examples: in a raw docstring it is two characters."""
-    command.help = (command.help or "").replace("\\b\n", "\b\n")
-    for verb in getattr(command, "commands", {}).values():
-        _with_examples(verb)
-    return command
-
-
 for _verb in (train, export, serve, predict, probe, doctor, demo):
     cli.add_command(_verb.command)
-_with_examples(cli)
 _keep_lines_of_examples(cli)
 
 

@@ -12,6 +12,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
@@ -105,7 +106,7 @@ def _rows(names: Sequence[str], predictions: Sequence[Prediction], top: int) -> 
 
 
 def _table(info: ModelInfo, rows: Sequence[dict[str, Any]], with_truth: bool) -> Table:
-    table = Table(title=f"{info.name}: {len(rows)} image{'' if len(rows) == 1 else 's'}")
+    table = Table(title=f"{escape(info.name)}: {len(rows)} image{'' if len(rows) == 1 else 's'}")
     table.add_column("file", overflow="fold")
     if with_truth:
         table.add_column("truth")
@@ -124,5 +125,5 @@ def _table(info: ModelInfo, rows: Sequence[dict[str, Any]], with_truth: bool) ->
         cells.append(f"{row['entropy']:.4f}")
         if with_information:
             cells.append(f"{row['mutual_information']:.4f}")
-        table.add_row(*cells)
+        table.add_row(*(escape(cell) for cell in cells))
     return table

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -77,7 +78,7 @@ def probe_noise_and_report(
     console.print("accuracy under Gaussian noise, %", highlight=False)
     console.print(_table(result))
     console.print(_caption(result), highlight=False)
-    console.print(str(out.resolve()), highlight=False, soft_wrap=True)
+    console.print(str(out.resolve()), highlight=False, soft_wrap=True, markup=False)
     return result.failures
 
 
@@ -121,7 +122,7 @@ def _table(result: NoiseResult) -> Table:
     for header in ("clean", *(f"{sigma:g}" for sigma in result.sigmas)):
         table.add_column(header, justify="right", no_wrap=True, min_width=4)
     for target in result.targets:
-        table.add_row(target.name, _percent(target.clean), *(_percent(one.accuracy_on_common) for one in target.noise))
+        table.add_row(escape(target.name), _percent(target.clean), *(_percent(one.accuracy_on_common) for one in target.noise))
     return table
 
 

@@ -20,7 +20,9 @@ from defensemble.cli._invocation import this_command
     "--average", type=click.Choice(["probabilities", "logits"]), default="probabilities", show_default=True, help="What is averaged."
 )
 @click.option("--weight", "weights", multiple=True, metavar="NAME=W", help="A member's weight, above 0; 1 where none is given. Repeatable.")
-@click.option("--max-batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Largest batch that a request may have.")
+@click.option(
+    "--max-batch-size", type=click.IntRange(1, 4096), default=64, show_default=True, help="Largest batch that a request may have."
+)
 @click.option(
     "--replace", is_flag=True, help="Where a member exists, add its next version and keep the old; point the ensemble to the new one."
 )
@@ -49,6 +51,8 @@ def command(
     from rich.progress import Progress
 
     given = dict(_weight(text) for text in weights)
+    if len(given) < len(weights):
+        raise click.UsageError("--weight names a member twice")
     if no_ensemble and (given or average != "probabilities"):
         raise click.UsageError("--weight and --average are about an ensemble, and --no-ensemble asks for none")
     # After the cheap checks: this imports torch, onnx and ONNX Runtime.
@@ -60,7 +64,7 @@ def command(
 
         def on_exported(checkpoint: Path) -> None:
             progress.advance(task)
-            progress.console.print(f"exported and verified {checkpoint}", highlight=False)
+            progress.console.print(f"exported and verified {checkpoint}", highlight=False, markup=False)
 
         written = export_checkpoints(
             checkpoints,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 from zipfile import BadZipFile
 
@@ -78,8 +80,10 @@ def _from_npz(path: Path) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
             images, labels = held["images"], held["labels"]
     except InputError:
         raise
-    except (ValueError, EOFError, BadZipFile) as error:
+    except (ValueError, EOFError, BadZipFile, RuntimeError, MemoryError, TokenError, zlib.error) as error:
         raise InputError(f"{path} cannot be read ({error}), {expected}") from error
+    if not (isinstance(images, np.ndarray) and isinstance(labels, np.ndarray)):
+        raise InputError(f"{path} holds other things than arrays, {expected}")
     if labels.dtype.kind not in "iu":
         raise InputError(f"the labels of {path} are {labels.dtype}, expected integers")
     return floats_from_array(images, str(path)), labels.astype(np.int64)
