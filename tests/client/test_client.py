@@ -25,6 +25,7 @@ from defensemble import (
     RequestRefusedError,
     ServerFailedError,
 )
+from defensemble._model import ModelInfo, check_images
 from tests.client.fakes import ensemble, ensemble_answer, house, member
 from tests.tiny import CLASSES, SHAPE, images, logits, softmax
 
@@ -299,3 +300,14 @@ def test_waiting_ends_at_the_deadline_and_says_what_was_seen_last() -> None:
 def test_waiting_does_not_mend_these(failure: Exception) -> None:
     with pytest.raises(type(failure), match=str(failure)):
         client_of(Starting(failure)).wait_ready(5)
+
+
+def test_masked_arrays_are_refused_and_of_subclasses_the_data_is_sent() -> None:
+    class Named(np.ndarray):
+        pass
+
+    plain = np.full((1, 1, 4, 4), 0.5, np.float32)
+    info = ModelInfo("m", "ensemble", "images", (1, 4, 4), ("probabilities",), 8, ("a", "b"), ())
+    with pytest.raises(InputError, match="got a masked one"):
+        check_images(np.ma.masked_array(plain, mask=plain > 0.1), info)
+    assert type(check_images(plain.view(Named), info)) is np.ndarray

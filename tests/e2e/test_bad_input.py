@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import signal
 import socket
 import subprocess
@@ -179,8 +178,8 @@ def test_a_server_that_does_not_answer_ends_at_the_deadline(tmp_path: Path, sche
         error = told(invoke("predict", url, tmp_path / "x.npy", "--timeout", "0.3"))
         assert time.monotonic() - began < 10
     assert error.startswith(url)
-    # gRPC may count a silent listener as no server at all.
-    assert re.search("no answer in time" if scheme == "http" else "no answer in time|Is the server up", error)
+    # A silent listener is a slow server, not a missing one.
+    assert ("no answer in time" if scheme == "http" else "DEADLINE_EXCEEDED") in error
 
 
 def test_a_server_that_is_not_ready(tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ def test_the_same_averaging_model_is_not_written_twice(tmp_path: Path) -> None:
     [
         (lambda r: repository_plan(r, [member("a"), member("a")]), EnsembleError, "given twice"),
         (lambda r: repository_plan(r, [member("a")], weights={"z": 1.0}), EnsembleError, "weight is given for z"),
-        (lambda r: repository_plan(r, [member("a")], max_batch_size=0), ExportError, "1 or more, got 0"),
+        (lambda r: repository_plan(r, [member("a")], max_batch_size=0), ExportError, "1 to 4096, got 0"),
         (lambda r: repository_plan(r, [member("a"), member("b", input_shape=(1, 2, 8))]), EnsembleError, "share their input shape"),
         (lambda r: repository_plan(r, [member("a"), member("b", class_names=("x", "y", "z"))]), EnsembleError, "share their class names"),
         (lambda r: member("a", class_names=("x",)), ExportError, "3 classes, but 1 class names"),

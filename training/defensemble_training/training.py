@@ -96,8 +96,8 @@ def train(
     seed = checked_integer("seed", seed, minimum=0, maximum=2**63 - 1)
     if threads is not None:
         threads = checked_integer("threads", threads, minimum=1, maximum=1024)
-    if isinstance(learning_rate, bool) or not isinstance(learning_rate, (int, float)) or not 0 < learning_rate <= 1000:
-        raise SpecError(f"learning_rate must be above 0 and at most 1000, got {learning_rate!r}")
+    if isinstance(learning_rate, bool) or not isinstance(learning_rate, (int, float)) or not 0 < learning_rate <= 1e30:
+        raise SpecError(f"learning_rate must be above 0 and at most 1e+30, got {learning_rate!r}")
     _check_fit(spec, dataset)
     versions = {"python": platform.python_version(), **{name: _version(name) for name in VERSIONS_OF}}
 

@@ -78,7 +78,7 @@ def probe_noise_and_report(
     console.print("accuracy under Gaussian noise, %", highlight=False)
     console.print(_table(result))
     console.print(_caption(result), highlight=False)
-    console.print(str(out.resolve()), highlight=False, soft_wrap=True, markup=False)
+    console.print(str(out), highlight=False, soft_wrap=True, markup=False)
     return result.failures
 
 
