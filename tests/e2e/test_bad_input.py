@@ -149,7 +149,9 @@ def test_an_interrupted_export_leaves_nothing(tmp_path: Path) -> None:
             process.kill()
     assert "Aborted!" in rest
     assert "Traceback" not in rest
-    assert content(tmp_path) == before
+    # torch's compiler makes an empty cache folder of its own on some runs.
+    left = {name: held for name, held in content(tmp_path).items() if not name.startswith("temporary/torchinductor_")}
+    assert left == before
 
 
 # Calling and probing
