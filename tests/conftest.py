@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 # Before anything imports ONNX Runtime: its wheels send events otherwise.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+# A shell starts background jobs with SIGINT ignored, which our children would inherit: some tests interrupt them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
