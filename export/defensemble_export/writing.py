@@ -47,9 +47,7 @@ def write_plan(repository: Path, plan: Mapping[str, bytes]) -> None:
 @contextmanager
 def locked(repository: Path) -> Iterator[None]:
     """Let one process at a time plan and write: what was planned on the old state must not be written onto another."""
-    place = repository.resolve().parent
-    while not place.exists():
-        place = place.parent
+    place = _place_beside(repository)
     # The folder itself is locked: no file is left, and the lock ends with its process.
     descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -66,9 +64,7 @@ def check_writable(repository: Path) -> None:
         ExportError: the repository is a mount point.
         OSError: the folder that holds the repository, or the repository itself, cannot be written.
     """
-    place = repository.resolve().parent
-    while not place.exists():
-        place = place.parent
+    place = _place_beside(repository)
     if repository.exists() and repository.stat().st_dev != place.stat().st_dev:
         raise ExportError(
             f"{repository} is a file system of its own (a mount): files are written beside a repository and then renamed into it, "
@@ -78,6 +74,14 @@ def check_writable(repository: Path) -> None:
         # Made and removed at once: in the repository Triton would take it for a model if it looked just then, so a file it is.
         with tempfile.TemporaryFile(dir=folder):
             pass
+
+
+def _place_beside(repository: Path) -> Path:
+    """The folder that holds a repository, or, before it exists, the nearest one above that does."""
+    place = repository.resolve().parent
+    while not place.exists():
+        place = place.parent
+    return place
 
 
 def _units(repository: Path, plan: Mapping[str, bytes]) -> list[str]:

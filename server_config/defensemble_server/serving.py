@@ -98,7 +98,7 @@ def serve(
         RepositoryError: no model can be served.
         RuntimeMissingError, BackendBuildError: the runtime is not complete.
         PortError: a port is taken.
-        StartError: Triton did not come up in ``start_timeout_s``, or answered wrongly; shows its last lines.
+        StartError: Triton did not come up in ``start_timeout_s``, or no model answers rightly; shows its last lines.
     """
     server = start_server(repository, options, say=say, start_timeout_s=start_timeout_s)
     try:
