@@ -218,8 +218,11 @@ def _await_ready(
 def _listens(supervisor: Supervisor, port: int) -> bool:
     try:
         return listens(supervisor.server_pid, port)
-    except (FileNotFoundError, ProcessLookupError):
-        return False  # it has just ended, which the caller sees next
+    except OSError:
+        # What the kernel says of a process that ends differs by the moment (ENOENT, ESRCH, EINVAL, ENXIO); of one that runs it is an error.
+        if process_start(supervisor.server_pid) is not None:
+            raise
+        return False  # which the caller sees next
 
 
 def _new_log(grpc_port: int) -> Path:
@@ -227,11 +230,17 @@ def _new_log(grpc_port: int) -> Path:
     folder = state_folder() / "logs"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     in_use = {state.log for state in read_states()}
-    logs = sorted(folder.glob("triton-*.log"), key=lambda log: log.stat().st_mtime)
-    for old in logs[:-_LOGS_KEPT]:
+    for old in sorted(folder.glob("triton-*.log"), key=_written)[:-_LOGS_KEPT]:
         if str(old) not in in_use:
             old.unlink(missing_ok=True)
     return folder / f"triton-{grpc_port}.log"
+
+
+def _written(log: Path) -> float:
+    try:
+        return log.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0  # another start has removed it just now
 
 
 def _listed(problems: Mapping[str, str]) -> str:

@@ -10,9 +10,9 @@ import socket
 import stat
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,7 @@ from defensemble_server import (
     stop_server,
 )
 from defensemble_server.readiness import fixed_images
+from defensemble_server.serving import _new_log
 from defensemble_server.state import state_file
 from tests import tiny
 
@@ -318,25 +319,34 @@ def test_two_starts_on_the_same_ports_end_with_one_server(repository: Path) -> N
     with serve(repository, FREE) as first:
         ports = first.state.http_port, first.state.grpc_port, first.state.metrics_port
     options = ServeOptions(http_port=ports[0], grpc_port=ports[1], metrics_port=ports[2], drain_s=1)
-    found: list[Server | Exception] = []
+    with ThreadPoolExecutor(2) as pool:
+        starts = [pool.submit(start_server, repository, options) for _ in range(2)]
+    errors = [start.exception() for start in starts]
+    servers = [start.result() for start in starts if start.exception() is None]
+    try:
+        assert {type(error) for error in errors} == {type(None), PortError}, errors
+        (winner,) = servers
+        assert find_state(ports[1]) == winner.state
+        assert np.isfinite(ask(winner, "ensemble", tiny.images(1), "probabilities")).all()
+    finally:
+        for server in servers:
+            server.stop()
 
-    def begin() -> None:
-        try:
-            found.append(start_server(repository, options))
-        except ServerError as error:
-            found.append(error)
 
-    threads = [threading.Thread(target=begin) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    (winner,) = [one for one in found if isinstance(one, Server)]
-    (loser,) = [one for one in found if isinstance(one, Exception)]
-    assert isinstance(loser, PortError), loser
-    assert find_state(ports[1]) == winner.state
-    assert np.isfinite(ask(winner, "ensemble", tiny.images(1), "probabilities")).all()
-    winner.stop()
+def test_a_log_that_another_start_removes_meanwhile_does_no_harm(own_state_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logs = own_state_folder / "defensemble/logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    for number in range(30):
+        (logs / f"triton-{number}.log").touch()
+    stat = Path.stat
+
+    def vanishing(path: Path, **options: bool) -> os.stat_result:
+        if path.suffix == ".log":
+            path.unlink(missing_ok=True)
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", vanishing)
+    assert _new_log(4711).name == "triton-4711.log"
 
 
 @pytest.mark.parametrize("pid", [-1, 0, 1, True, None, 1.5, "12"])
