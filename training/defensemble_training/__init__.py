@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "_errors": ("CheckpointError", "DataError", "SpecError", "TrainingError"),
+    "_errors": ("CheckpointError", "DataError", "DivergedError", "Interrupted", "SpecError", "TrainingError"),
     "checkpoint": ("CheckpointMetadata", "load_checkpoint", "read_metadata", "save_checkpoint"),
     "data": ("Dataset", "load_dataset"),
     "defect": ("Defect", "defect_masks"),
@@ -48,7 +48,11 @@ _HOMES = {
     "networks": ("build",),
     "record": ("TrainingRecord",),
     "spec": ("ModelSpec",),
-    "training": ("TrainingProgress", "train"),
+    "compute": ("Compute",),
+    "recipe": ("PRESETS", "Recipe", "recipe_from_preset"),
+    "run_state": ("RunFolder",),
+    "loop": ("TrainingProgress",),
+    "training": ("train", "train_module"),
 }
 
 

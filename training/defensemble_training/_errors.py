@@ -1,6 +1,8 @@
 """The errors of the training package.
 
-TrainingError                     everything below, and a training run that failed (a loss that is not finite)
+TrainingError                     everything below, and a run that cannot begin, go on or be resumed
+├── DivergedError                 the loss or a weight is no longer finite
+├── Interrupted                   SIGINT; where the run has a folder, its state was saved
 ├── SpecError(ValueError)         a hyper-parameter that a network, a mask or a run cannot have
 ├── DataError                     a dataset that does not exist or cannot be read
 └── CheckpointError               a checkpoint that is missing, damaged, of another kind, or whose masks are not its own
@@ -11,6 +13,14 @@ What the operating system refuses (a full disk, a folder without permission) sta
 
 class TrainingError(Exception):
     """A training run, or something it was given, is wrong; the message says what, what was expected and how to mend it."""
+
+
+class DivergedError(TrainingError):
+    """The loss or a weight is no longer finite."""
+
+
+class Interrupted(TrainingError):  # noqa: N818 - it is no fault
+    """A run was ended by SIGINT; where it has a folder, its state was saved there."""
 
 
 class SpecError(TrainingError, ValueError):

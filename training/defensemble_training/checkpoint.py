@@ -2,7 +2,7 @@
 
 The file's metadata has one key, `defensemble`, whose text is a JSON object with the keys
 
-- `format`: 1
+- `format`: 2
 - `spec`: the `ModelSpec`, one key a field
 - `mask_digest`: `mask_digest` of the masks, full buffer names
 - `record`: the `TrainingRecord`, one key a field; class names are in it
@@ -11,10 +11,8 @@ The file's metadata has one key, `defensemble`, whose text is a JSON object with
 torch's `state_dict`. Nothing is pickled.
 """
 
-import dataclasses
 import json
 import os
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,8 +28,9 @@ from .masks import mask_digest
 from .networks import build
 from .record import TrainingRecord
 from .spec import ModelSpec
+from .writing import name_aside, named, write_aside
 
-FORMAT = 1
+FORMAT = 2
 METADATA_KEY = "defensemble"
 
 
@@ -50,8 +49,12 @@ class CheckpointMetadata:
     record: TrainingRecord
 
 
-def save_checkpoint(path: str | os.PathLike[str], module: nn.Module, spec: ModelSpec, record: TrainingRecord) -> None:
+def save_checkpoint(
+    path: str | os.PathLike[str], module: nn.Module, spec: ModelSpec, record: TrainingRecord, *, half: bool = False
+) -> None:
     """Write a network to one safetensors file, aside and then renamed: at every moment the old file is there, or the whole new one.
+
+    With `half`, floating-point tensors are rounded to float16; they are read back as float32.
 
     Raises:
         CheckpointError: the module is not the spec's network, the record's classes are not the spec's, or the folder does not exist.
@@ -68,10 +71,12 @@ def save_checkpoint(path: str | os.PathLike[str], module: nn.Module, spec: Model
     _check_classes(f"cannot save {target}", spec, record)
     described = {
         "format": FORMAT,
-        "spec": dataclasses.asdict(spec),
+        "spec": json.loads(spec.to_json()),
         "mask_digest": digest,
         "record": record.to_values(),
     }
+    if half:
+        tensors = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     _write(target, save(tensors, {METADATA_KEY: json.dumps(described)}))
 
 
@@ -123,28 +128,17 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     """
     target = Path(path)
     _check_place(target)
-    aside = _aside(target)
+    aside = name_aside(target)
     try:
         aside.open("xb").close()
         aside.unlink()
     except OSError as error:
-        raise _of(error, target) from error
+        raise named(error, target) from error
 
 
 def _write(target: Path, content: bytes) -> None:
     _check_place(target)
-    aside = _aside(target)
-    try:
-        try:
-            with aside.open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            aside.replace(target)
-        finally:
-            aside.unlink(missing_ok=True)
-    except OSError as error:
-        raise _of(error, target) from error
+    write_aside(target, content)
 
 
 def _check_place(target: Path) -> None:
@@ -156,15 +150,6 @@ def _check_place(target: Path) -> None:
         raise CheckpointError(
             f"cannot write the checkpoint {target}: the folder {target.parent} does not exist; make it with: mkdir -p {target.parent}"
         )
-
-
-def _aside(target: Path) -> Path:
-    return target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
-
-
-def _of(error: OSError, target: Path) -> OSError:
-    """Return the error with the name that the user gave: that of a failed `write` has none, others name the file aside."""
-    return OSError(error.errno, error.strerror, str(target))
 
 
 def _read(path: Path, *, with_tensors: bool) -> tuple[CheckpointMetadata, dict[str, torch.Tensor]]:
@@ -195,9 +180,9 @@ def _parsed(path: Path, metadata: dict[str, str] | None) -> CheckpointMetadata:
         values: Any = json.loads(text)
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             got = values.get("format") if isinstance(values, dict) else values
-            raise CheckpointError(
-                f"{path} has the checkpoint format {got!r}, and this version of defensemble reads {FORMAT}; take the version that wrote it"
-            )
+            newer = isinstance(got, int) and got > FORMAT
+            mend = "install a newer defensemble" if newer else "train the network again, or take the version that wrote it"
+            raise CheckpointError(f"{path} has the checkpoint format {got!r}, and this version of defensemble reads {FORMAT}; {mend}")
         keys = {"format", "spec", "mask_digest", "record"}
         if set(values) != keys:
             raise CheckpointError(f"the metadata of {path} must have the keys {', '.join(sorted(keys))}; got {', '.join(sorted(values))}")

@@ -15,18 +15,24 @@ class TrainingRecord:
 
     Attributes:
         data: the dataset's name.
-        image_size: height and width of its images.
+        data_source: where the images came from, and in which state.
+        data_digest: of the images and labels, 16 hexadecimal digits.
         class_names: the name of every class, in the order of the logits.
-        epochs: passes over the training images; 0, as all counts, where a network was not trained.
-        batch_size: images a step.
-        learning_rate: the highest one of the schedule.
+        recipe: the `Recipe`, one key a field.
+        epochs: that were done; 0, as all counts, where a network was not trained.
         seed: of the weights, the order of the images and their shifts.
-        threads: of the processor; another count may change the last bits of the weights.
+        processes: that took part.
+        threads: of the processor, in each; another count may change the last bits of the weights.
+        precision: `fp32` or `bf16`, of the arithmetic; weights are float32.
+        device: name of the processor or GPU.
         n_train: training images.
-        loss: mean cross-entropy of the last epoch on the (shifted) training images, in nats.
-        accuracy: fraction of the test images that the last epoch's weights get right.
+        loss: mean cross-entropy of the last epoch on the (augmented) training images, in nats.
+        n_held_out: images that were held out of the training.
+        held_out_accuracy: fraction of these that the kept weights get right; None where there are none.
+        accuracy: fraction of the test images that the kept weights get right.
         n_test: test images.
         seconds: the run took, without loading the data.
+        command: how the run was asked for; empty where it was not by a command.
         versions: of Python and of the libraries that took part.
 
     Raises:
@@ -34,37 +40,51 @@ class TrainingRecord:
     """
 
     data: str
-    image_size: int
+    data_source: str
+    data_digest: str
     class_names: tuple[str, ...]
+    recipe: Mapping[str, Any] = field(hash=False)
     epochs: int
-    batch_size: int
-    learning_rate: float
     seed: int
+    processes: int
     threads: int
+    precision: str
+    device: str
     n_train: int
     loss: float
+    n_held_out: int
+    held_out_accuracy: float | None
     accuracy: float
     n_test: int
     seconds: float
+    command: str
     versions: Mapping[str, str] = field(hash=False)
 
     def __post_init__(self) -> None:
         texts = isinstance(self.class_names, tuple) and all(isinstance(name, str) for name in self.class_names)
-        _check("data", self.data, "a text", isinstance(self.data, str))
+        for name in ("data", "data_source", "data_digest", "precision", "device", "command"):
+            value = getattr(self, name)
+            _check(name, value, "a text", isinstance(value, str))
         _check("class_names", self.class_names, "two or more texts", texts and len(self.class_names) >= 2)
-        for name, minimum in {"image_size": 1, "epochs": 0, "batch_size": 1, "seed": 0, "threads": 1, "n_train": 0, "n_test": 0}.items():
+        counts = {"epochs": 0, "seed": 0, "processes": 1, "threads": 1, "n_train": 0, "n_held_out": 0, "n_test": 0}
+        for name, minimum in counts.items():
             value = getattr(self, name)
             _check(name, value, f"an integer of at least {minimum}", type(value) is int and value >= minimum)
-        for name in ("learning_rate", "loss", "accuracy", "seconds"):
+        for name in ("loss", "accuracy", "seconds"):
             value = getattr(self, name)
             _check(name, value, "a number of at least 0", type(value) in (int, float) and 0 <= value < float("inf"))
-        _check("accuracy", self.accuracy, "a fraction in [0, 1]", self.accuracy <= 1)
-        named = isinstance(self.versions, Mapping) and all(isinstance(text, str) for item in self.versions.items() for text in item)
-        _check("versions", self.versions, "texts by name", named)
+        for name in ("accuracy", "held_out_accuracy"):
+            value = getattr(self, name)
+            fraction = type(value) in (int, float) and 0 <= value <= 1
+            _check(name, value, "a fraction in [0, 1]", fraction or (name == "held_out_accuracy" and value is None))
+        for name, kind in (("recipe", object), ("versions", str)):
+            value = getattr(self, name)
+            named = isinstance(value, Mapping) and all(isinstance(key, str) and isinstance(one, kind) for key, one in value.items())
+            _check(name, value, "values by name", named)
 
     def to_values(self) -> dict[str, Any]:
         """Return the record as values for JSON, one key a field."""
-        return {**dataclasses.asdict(self), "versions": dict(self.versions)}
+        return {**dataclasses.asdict(self), "class_names": list(self.class_names)}
 
     @classmethod
     def from_values(cls, values: object) -> "TrainingRecord":

@@ -15,3 +15,11 @@ def this_command() -> str:
     if found is not None and Path(found).resolve() == script.resolve():
         return "defensemble"
     return shlex.quote(str(script)) if script.exists() else f"{shlex.quote(sys.executable)} -m defensemble"
+
+
+def as_typed(*, with_option: str | None = None) -> str:
+    """What follows `defensemble` on the command line, quoted for a shell; with an option more, where it is not there yet."""
+    words = sys.argv[1:]
+    if with_option is not None and with_option not in words:
+        words = [*words[:1], with_option, *words[1:]]
+    return shlex.join(words)

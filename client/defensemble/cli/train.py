@@ -5,78 +5,158 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from defensemble.cli._invocation import as_typed, this_command
 
 if TYPE_CHECKING:
     from defensemble_training import TrainingProgress
 
 
-def _blocks(context: click.Context, option: click.Parameter, text: str) -> tuple[int, ...]:
+def _numbers(context: click.Context, option: click.Parameter, text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
     try:
-        return tuple(int(part) for part in text.split(","))
+        return tuple(int(part) for part in text.split(",")) if text else ()
     except ValueError:
-        raise click.BadParameter(f"expected block numbers with commas between them, such as 0,1,2; got {text!r}") from None
+        raise click.BadParameter(f"expected whole numbers with commas between them, such as 0,1,2; got {text!r}") from None
+
+
+def _recipe_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that change a preset: None is the preset's own value."""
+    for option in reversed(
+        [
+            click.option("--preset", default="fast", show_default=True, help="Recipe: fast (one-cycle, 8 epochs) or paper (the authors')."),
+            click.option("--epochs", type=int, help="Passes over the training images.  [default: the preset's, as below]"),
+            click.option("--batch-size", type=int, help="Images a step, over all processes."),
+            click.option("--learning-rate", type=float, help="The highest of the schedule."),
+            click.option("--schedule", help="one-cycle, or steps: a tenth after each milestone."),
+            click.option("--milestones", callback=_numbers, metavar="N,N,...", help="Epochs after which the learning rate falls."),
+            click.option("--momentum", type=float, help="Of SGD."),
+            click.option("--nesterov/--no-nesterov", default=None, help="Whether the momentum is Nesterov's."),
+            click.option("--weight-decay", type=float, help="Of SGD."),
+            click.option("--label-smoothing", type=float, help="0.1 is the usual baseline."),
+            click.option("--largest-shift", type=float, help="Random moves, as a fraction of height and width; 0.125 is padding 4 of 32."),
+            click.option("--flip/--no-flip", default=None, help="Mirror images at random, where the dataset allows it."),
+            click.option("--adversarial", metavar="ATTACK", help="Train on the examples of an attack, such as pgd-7."),
+            click.option("--choose", help="last: the last epoch's weights; best: the best by held-out images."),
+            click.option("--held-out", type=int, help="Training images to hold out.  [default: a tenth with --choose best, else none]"),
+        ]
+    ):
+        command = option(command)
+    return command
 
 
 @click.command("train", short_help="A defective or standard CNN, trained and saved as a checkpoint.")
 @click.argument("output", type=click.Path(path_type=Path), metavar="OUTPUT.safetensors")
-@click.option("--data", default="digits", show_default=True, help="Dataset: digits (real handwritten digits; no download).")
-@click.option("--size", type=int, default=16, show_default=True, help="Height and width that the images are brought to.")
-@click.option("--arch", default="resnet18", show_default=True, help="Architecture: resnet18.")
+@click.option("--data", default="digits", show_default=True, help="digits, mnist, cifar10, tiny-imagenet, imagenet, stylized-imagenet, folder.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder with the images (parquet files or class folders), not the hub.")
+@click.option("--size", type=int, help="Height and width that the images are brought to.  [default: the dataset's]")
+@click.option("--skip-damaged", is_flag=True, help="Leave out images that cannot be read, instead of stopping at the first.")
+@click.option("--arch", default="resnet18", show_default=True, help="resnet18, resnet50, densenet121, senet18, vgg19, wrn32_4.")
 @click.option("--keep", type=float, default=0.3, show_default=True, help="Keep probability of the masks, in (0, 1]; 1.0 is a standard CNN.")
-@click.option("--blocks", callback=_blocks, default="0,1,2", show_default=True, metavar="N,N,...", help="Defective blocks; 0 is the stem.")
+@click.option("--blocks", callback=_numbers, default="0,1,2", show_default=True, metavar="N,N,...", help="Defective blocks; 0 is the stem.")
 @click.option("--pattern", default="neuron", show_default=True, help="What a mask drops: neuron, channel or shared (over channels).")
 @click.option("--sampling", default="bernoulli", show_default=True, help="How a mask is drawn: bernoulli, or exact (a fixed count).")
 @click.option("--mask-seed", type=int, default=0, show_default=True, help="Seed of the masks.")
-@click.option("--width", type=int, default=8, show_default=True, help="Channels of the first stage; 64 is the paper's.")
-@click.option("--epochs", type=int, default=8, show_default=True, help="Passes over the training images.")
-@click.option("--batch-size", type=int, default=64, show_default=True, help="Images a step.")
-@click.option("--learning-rate", type=float, default=0.1, show_default=True, help="The highest of the one-cycle schedule.")
+@click.option("--width", type=int, help="Channels of the first stage; 64 is the paper's.  [default: 8 for digits and mnist, else 64]")
+@click.option("--channel-multiplier", type=int, default=1, show_default=True, help="Times the channels in the defective blocks (the paper's xn).")
+@click.option("--stem", default="cifar", show_default=True, help="cifar, or imagenet (7x7 and a max-pool, for 224x224).")
+@click.option("--drop", metavar="KIND", help="Baseline: spatial_dropout or drop_block, in --drop-blocks.")
+@click.option("--drop-keep", type=float, default=0.9, show_default=True, help="Keep probability of --drop.")
+@click.option("--drop-blocks", callback=_numbers, default="3,4", show_default=True, metavar="N,N,...", help="Blocks of --drop.")
+@_recipe_options
 @click.option("--seed", type=int, default=0, show_default=True, help="Of initialisation, order and shifts.")
-@click.option("--threads", type=int, help="Processor threads.  [default: torch's choice]")
-@click.option("--force", is_flag=True, help="Overwrite OUTPUT where it exists.")
+@click.option("--device", default="auto", show_default=True, help="cpu, gpu, or auto: a GPU where there is one.")
+@click.option("--processes", type=int, default=1, show_default=True, help="On this machine, one a GPU; `torchrun` brings its own number.")
+@click.option("--precision", help="fp32 or bf16.  [default: bf16 on GPUs, else fp32]")
+@click.option("--channels-last/--no-channels-last", default=None, help="Memory format.  [default: on GPUs]")
+@click.option("--compile", "compiled", is_flag=True, help="Fuse the network by torch.compile: a minute first, faster then.")
+@click.option("--threads", type=int, help="Processor threads, a process.  [default: torch's choice]")
+@click.option("--half", is_flag=True, help="Write the weights in float16: half the file.")
+@click.option("--run", "run_folder", type=click.Path(path_type=Path), help="Folder for state, log and curve.  [default: OUTPUT.run]")
+@click.option("--resume", is_flag=True, help="Go on where an interrupted run of the same options stopped; start where there is none.")
+@click.option("--tensorboard", type=click.Path(path_type=Path), metavar="DIR", help="Write the log for TensorBoard too.")
+@click.option("--force", is_flag=True, help="Overwrite OUTPUT, and start anew where an interrupted run was left.")
 def command(
     output: Path,
     data: str,
-    size: int,
+    data_dir: Path | None,
+    size: int | None,
+    skip_damaged: bool,
     arch: str,
     keep: float,
     blocks: tuple[int, ...],
     pattern: str,
     sampling: str,
     mask_seed: int,
-    width: int,
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
+    width: int | None,
+    channel_multiplier: int,
+    stem: str,
+    drop: str | None,
+    drop_keep: float,
+    drop_blocks: tuple[int, ...],
+    preset: str,
     seed: int,
+    device: str,
+    processes: int,
+    precision: str | None,
+    channels_last: bool | None,
+    compiled: bool,
     threads: int | None,
+    half: bool,
+    run_folder: Path | None,
+    resume: bool,
+    tensorboard: Path | None,
     force: bool,
+    **recipe_options: Any,
 ) -> None:
     r"""Train a CNN and write it with its masks, spec and training record to OUTPUT.safetensors.
 
-    The last epoch's weights are kept, and the file is written when they are there: an interrupted run leaves nothing. The same options
-    give the same weights on the same machine.
+    Test images choose nothing: the last epoch's weights are kept, or with --choose best those that do best on held-out images. A run can be
+    interrupted or killed at any time; --resume goes on, and the result is the same, bit for bit on a processor. Beside OUTPUT lies a
+    folder with the log (log.jsonl) and the learning curve (learning_curve.png).
 
     \b
     Examples:
       defensemble train keep0.3.safetensors
       defensemble train --keep 1.0 standard.safetensors
-      defensemble train --keep 0.1 --mask-seed 7 --seed 7 --epochs 20 keep0.1.safetensors
+      defensemble train --data cifar10 --data-dir data/cifar10 --width 16 --epochs 12 --batch-size 128 keep0.3.safetensors
+      defensemble train --data cifar10 --preset paper --keep 0.1 --device gpu --resume keep0.1.safetensors
+      defensemble train --data cifar10 --preset paper --keep 1.0 --adversarial pgd-7 adversarial.safetensors
       defensemble train --pattern channel --sampling exact --blocks 3,4 --force top.safetensors
     """
     if output.suffix != ".safetensors":
         raise click.BadParameter(f"expected a file name that ends in .safetensors, got {str(output)!r}", param_hint="OUTPUT")
     if output.exists() and not force:
+        if resume:
+            click.echo(f"{output} is there already: nothing to resume (--force trains it anew)", err=True)
+            return
         raise click.ClickException(f"{output} exists; choose another name, or overwrite it with --force")
     # After the cheap checks: this imports torch.
-    from defensemble_training import ModelSpec, defect_masks, load_dataset, mask_digest, save_checkpoint, train
+    from defensemble_training import (
+        Compute,
+        Interrupted,
+        ModelSpec,
+        RunFolder,
+        load_dataset,
+        recipe_from_preset,
+        save_checkpoint,
+        train,
+    )
     from defensemble_training.checkpoint import check_writable
+    from defensemble_training.compute import is_first_process
 
     check_writable(output)
-    dataset = load_dataset(data, size)
+    changes = {name: value for name, value in recipe_options.items() if value is not None}
+    compute = Compute(device, processes, precision=precision, channels_last=channels_last, compile=compiled, threads=threads)
+    with _shown_loading() as on_loading:
+        dataset = load_dataset(data, size, data_dir=data_dir, skip_damaged=skip_damaged, on_progress=on_loading)
+    if changes.get("choose") == "best":
+        changes.setdefault("held_out", len(dataset.train) // 10)
+    recipe = recipe_from_preset(preset, **changes)
     spec = ModelSpec(
         arch=arch,
         keep=keep,
@@ -84,29 +164,63 @@ def command(
         pattern=pattern,
         sampling=sampling,
         mask_seed=mask_seed,
-        width=width,
+        width=width if width is not None else 8 if dataset.name in ("digits", "mnist") else 64,
+        channel_multiplier=channel_multiplier,
+        drop=None if drop is None else _drop(drop, drop_keep, drop_blocks),
+        stem=stem,
         mean=dataset.mean,
         std=dataset.std,
         num_classes=len(dataset.class_names),
         input_shape=dataset.input_shape,
     )
-    with _shown_progress() as on_progress:
-        module, record = train(
-            spec,
-            dataset,
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            seed=seed,
-            on_progress=on_progress,
-            threads=threads,
-        )
-    save_checkpoint(output, module, spec, record)
+    run = RunFolder(run_folder or output.with_suffix(".run"), resume=resume, anew=force, tensorboard=tensorboard)
+    try:
+        with _shown_progress() as on_progress:
+            module, record = train(
+                spec, dataset, recipe=recipe, seed=seed, compute=compute, run=run, on_progress=on_progress, command=as_typed()
+            )
+    except Interrupted as error:
+        raise click.ClickException(f"{error}\ngo on with: {this_command()} {as_typed(with_option='--resume')}") from error
+    if not is_first_process():
+        return
+    save_checkpoint(output, module, spec, record, half=half)
+    run.finish()
+    _tell(output, module, record, run)
+
+
+def _drop(kind: str, keep: float, blocks: tuple[int, ...]) -> Any:
+    from defensemble_training import Drop
+
+    return Drop(kind, keep, blocks)
+
+
+def _tell(output: Path, module: Any, record: Any, run: Any) -> None:
+    from defensemble_training import defect_masks, mask_digest
+
     masks = defect_masks(module)
     right = round(record.accuracy * record.n_test)
     click.echo(f"test accuracy {record.accuracy:.4f} ({right} of {record.n_test} images), trained in {record.seconds:.1f} s")
     click.echo(f"{len(masks)} masks, digest {mask_digest(masks)}" if masks else "no masks: a standard network")
-    click.echo(f"wrote {output}")
+    click.echo(f"wrote {output}; log and learning curve in {run.path}")
+
+
+@contextmanager
+def _shown_loading() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on a terminal while images are decoded for the first time."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        tasks: dict[str, Any] = {}
+
+        def on_progress(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done, total=total)
+
+        yield on_progress
 
 
 @contextmanager
@@ -129,8 +243,14 @@ def _shown_progress() -> Iterator[Callable[[TrainingProgress], None]]:
     )
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("training", total=None, epoch="-", loss="-", accuracy="-")
+        begun = False
 
         def on_progress(progress: TrainingProgress) -> None:
+            nonlocal begun
+            if not begun:
+                # Speed and time left are of the steps of this process.
+                bar.reset(task, total=progress.steps, completed=progress.resumed_at)
+                begun = True
             bar.update(
                 task,
                 total=progress.steps,
@@ -151,7 +271,7 @@ def _line_an_epoch() -> Callable[[TrainingProgress], None]:
     def on_progress(progress: TrainingProgress) -> None:
         if progress.step * progress.epochs != progress.epoch * progress.steps:  # not the last step of its epoch
             return
-        left = (time.monotonic() - started) / progress.step * (progress.steps - progress.step)
+        left = (time.monotonic() - started) / (progress.step - progress.resumed_at) * (progress.steps - progress.step)
         click.echo(
             f"epoch {progress.epoch}/{progress.epochs}: loss {progress.loss:.3f}, "
             f"train accuracy {progress.train_accuracy:.3f}, {left:.0f} s left",

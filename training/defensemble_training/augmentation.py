@@ -1,0 +1,79 @@
+"""What a step sees: which images, moved and mirrored how. All of it follows from the seed and the step alone, so nothing has to be
+remembered where a run is resumed, and every process of a run draws the same.
+"""
+
+import hashlib
+
+import torch
+from torch.nn import functional
+
+
+def stream(seed: int, *of: object, device: torch.device | str = "cpu") -> torch.Generator:
+    """Return a random generator of its own for whatever `of` names, such as ("step", 17)."""
+    return torch.Generator(device).manual_seed(derived_seed(seed, *of))
+
+
+def derived_seed(seed: int, *of: object) -> int:
+    """Return a seed, 0 to 2**63 - 1, that follows from another one and a name."""
+    text = ":".join(["defensemble-train-v1", str(seed), *map(str, of)])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+
+
+def epoch_order(seed: int, epoch: int, count: int, batch_size: int) -> tuple[torch.Tensor, ...]:
+    """Return the images of each step of an epoch: a permutation cut into nearly equal batches.
+
+    Nearly equal, because a last batch of one image would have no variance for BatchNorm.
+    """
+    return torch.randperm(count, generator=stream(seed, "epoch", epoch)).tensor_split(batches_of(count, batch_size))
+
+
+def batches_of(count: int, batch_size: int) -> int:
+    """Return the number of steps of an epoch."""
+    return max(1, round(count / batch_size))
+
+
+def shifted(pixels: torch.Tensor, up: torch.Tensor, left: torch.Tensor, mirrored: torch.Tensor, margin: tuple[int, int]) -> torch.Tensor:
+    """Move each image (N, C, H, W) by whole pixels, zeros coming in, and mirror some.
+
+    Args:
+        pixels: of any type; the result is of the same.
+        up: int64 (N,), rows that each image moves up, from 0 (down by the margin) to twice the margin (up by it).
+        left: the same for columns.
+        mirrored: bool (N,).
+        margin: the largest shifts of rows and columns.
+    """
+    count, channels, height, width = pixels.shape
+    padded = functional.pad(pixels, (margin[1], margin[1], margin[0], margin[0]))
+    along = torch.arange(width, device=pixels.device)
+    columns = torch.where(mirrored[:, None], width - 1 - along, along) + left[:, None]
+    rows = torch.arange(height, device=pixels.device) + up[:, None]
+    # Indexed so that the strides are those of NCHW. With one channel, a permuted result counts as channels-last too, and torch 2.13's
+    # oneDNN then corrupts memory in the backward pass (batch 65, two threads, AVX-512: "double free or corruption", every time).
+    return padded[
+        torch.arange(count, device=pixels.device)[:, None, None, None],
+        torch.arange(channels, device=pixels.device)[None, :, None, None],
+        rows[:, None, :, None],
+        columns[:, None, None, :],
+    ]
+
+
+def augmented(
+    pixels: torch.Tensor, generator: torch.Generator, *, largest_shift: float, flip: bool, whole: int, share: slice
+) -> torch.Tensor:
+    """Move and mirror the images (n, C, H, W) of one process, its `share` of the `whole` batch, on the device where they lie.
+
+    The draws are those of the whole batch, whatever the number of processes.
+    """
+    margin = round(pixels.shape[2] * largest_shift), round(pixels.shape[3] * largest_shift)
+    device = pixels.device
+    up = torch.randint(0, 2 * margin[0] + 1, (whole,), generator=generator, device=device)[share]
+    left = torch.randint(0, 2 * margin[1] + 1, (whole,), generator=generator, device=device)[share]
+    mirrored = (torch.rand((whole,), generator=generator, device=device) < 0.5)[share] if flip else torch.zeros_like(up, dtype=torch.bool)
+    if margin == (0, 0) and not flip:
+        return pixels
+    return shifted(pixels, up, left, mirrored, margin)
+
+
+def floats(pixels: torch.Tensor) -> torch.Tensor:
+    """Return images as float32 in [0, 1]: of uint8 a 255th, of float32 themselves."""
+    return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels

@@ -1,0 +1,40 @@
+"""Where a run's training images lie: on the device as a whole if they fit, else in their file, of which each step reads its part."""
+
+import numpy as np
+import torch
+
+from .data import Part
+
+# Of what is free on a GPU, and of a processor's memory, this much at most: the network wants its own.
+_LARGEST_SHARE = 0.4
+
+
+class Pixels:
+    """The images and labels of a part, by numbers."""
+
+    def __init__(self, part: Part, device: torch.device) -> None:
+        self._device = device
+        self._labels = torch.from_numpy(np.array(part.labels)).to(device)
+        self._in_file = None if part.pixels.nbytes <= _LARGEST_SHARE * _free_bytes(device) else part.pixels
+        # A copy: a memory map may not be written to, and torch says so in a warning.
+        self._pixels = None if self._in_file is not None else torch.from_numpy(np.array(part.pixels)).to(device)
+
+    def __getitem__(self, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the chosen (n,) images (n, C, H, W), as they are stored, and labels, on the device."""
+        labels = self._labels[chosen.to(self._device)]
+        if self._pixels is not None:
+            return self._pixels[chosen.to(self._device)], labels
+        assert self._in_file is not None
+        # In the order of the file, which is then read forwards.
+        order = np.argsort(chosen.numpy())
+        pixels = np.empty((len(chosen), *self._in_file.shape[1:]), self._in_file.dtype)
+        pixels[order] = self._in_file[chosen.numpy()[order]]
+        return torch.from_numpy(pixels).to(self._device, non_blocking=True), labels
+
+
+def _free_bytes(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    with open("/proc/meminfo") as file:
+        told = dict(line.split(":") for line in file)
+    return float(told["MemAvailable"].split()[0]) * 1024
