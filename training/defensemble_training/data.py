@@ -1,7 +1,6 @@
 """Which images a network is trained and judged on: datasets by name, from a folder or the hub, with a split that never changes."""
 
 import hashlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ._errors import DataError
-from .catalogue import KNOWN, Known
+from .catalogue import KNOWN
 from .digits import USUAL_SIZE, digits_of_size
 from .masks import checked_integer
-from .sources import Source
 from .splits import stratified_choice, stratified_test_part
 
 DATASETS = ("digits", *KNOWN)
 SMALLEST_SIZE, LARGEST_SIZE = 8, 1024
+LARGEST_COPY = 2**31  # bytes that a split may take of memory
 
 Images = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
@@ -42,13 +41,48 @@ class Part:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all pixels as they are stored."""
+        return self.pixels.nbytes
+
+    def stored(self, selection: Selection = slice(None)) -> Pixels:
+        """Return some of the images as they are stored, (n', C, H, W), uint8 in 0 to 255 or float32 in [0, 1]; it may be a view."""
+        return self.pixels[selection]
+
     def images(self, selection: Selection = slice(None)) -> Images:
         """Return some of the images, a copy, float32 (n', C, H, W) in [0, 1]; uint8 is divided by 255."""
-        chosen = self.pixels[selection]
+        chosen = self.stored(selection)
         images = chosen.astype(np.float32)
         if chosen.dtype == np.uint8:
             images /= np.float32(255)
         return images
+
+
+class Rows(Part):
+    """Some of the images of a part that is too large to be copied."""
+
+    _base: Part
+    _rows: npt.NDArray[np.intp]
+
+    def __init__(self, base: Part, rows: npt.NDArray[np.intp]) -> None:
+        object.__setattr__(self, "labels", base.labels[rows])
+        object.__setattr__(self, "_base", base)
+        object.__setattr__(self, "_rows", rows)
+
+    @property
+    def pixels(self) -> Pixels:  # type: ignore[override]
+        """All of them, gathered at every access."""
+        return self.stored()
+
+    @property
+    def nbytes(self) -> int:
+        """As in `Part`."""
+        return self._base.nbytes // max(1, len(self._base)) * len(self)
+
+    def stored(self, selection: Selection = slice(None)) -> Pixels:
+        """As in `Part`, and a copy."""
+        return self._base.stored(self._rows[selection])
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,13 +180,28 @@ def load_dataset(
         return _digits(USUAL_SIZE if size is None else size)
     if size is not None and (isinstance(size, bool) or not isinstance(size, int) or not SMALLEST_SIZE <= size <= LARGEST_SIZE):
         raise DataError(f"size must be an integer from {SMALLEST_SIZE} to {LARGEST_SIZE}, got {size!r}")
-    return _decoded(name, KNOWN[name], size, _local_folder(name, data_dir), skip_damaged, on_progress or (lambda what, done, total: None))
+    # Pillow, pyarrow and the hub's client are not needed for digits.
+    from .places import find_entry
+
+    allowed = (SMALLEST_SIZE, LARGEST_SIZE)
+    entry = find_entry(name, KNOWN[name], size, allowed, data_dir, skip_damaged, on_progress or (lambda what, done, total: None))
+    return Dataset(
+        name=name,
+        class_names=entry.meta.class_names,
+        train=Part(entry.train_pixels, entry.train_labels),
+        test=Part(entry.test_pixels, entry.test_labels),
+        mean=entry.meta.mean,
+        std=entry.meta.std,
+        flip=KNOWN[name].flip,
+        source=entry.meta.source,
+        digest=entry.meta.digest,
+    )
 
 
 def held_out(part: Part, count: int, seed_text: str) -> tuple[Part, Part]:
     """Split a part in two: the rest, and exactly `count` images as evenly over the classes as can be, chosen by a text alone.
 
-    Both keep the order of the images; both are copies.
+    Both keep the order of the images. Of more than 2 GiB of pixels no copies are made: these parts read what they are asked for.
 
     Args:
         part: what to split.
@@ -164,6 +213,8 @@ def held_out(part: Part, count: int, seed_text: str) -> tuple[Part, Part]:
     """
     count = checked_integer("the number of images to hold out", count, minimum=0, maximum=len(part) - 1)
     chosen = stratified_choice(part.labels, count, seed_text)
+    if part.nbytes > LARGEST_COPY:
+        return Rows(part, np.flatnonzero(~chosen)), Rows(part, np.flatnonzero(chosen))
     return Part(part.pixels[~chosen], part.labels[~chosen]), Part(part.pixels[chosen], part.labels[chosen])
 
 
@@ -184,50 +235,3 @@ def _digits(size: int) -> Dataset:
         source=f"scikit-learn's digits, enlarged from 8x8 to {size}x{size}, a fifth of every class as the test part",
         digest=digest.hexdigest()[:16],
     )
-
-
-def _local_folder(name: str, data_dir: str | Path | None) -> Path | None:
-    if data_dir is not None:
-        return Path(data_dir)
-    base = os.environ.get("DEFENSEMBLE_DATA_DIR")
-    return Path(base) / name if base and (Path(base) / name).is_dir() else None
-
-
-def _decoded(name: str, known: Known, size: int | None, folder: Path | None, skip_damaged: bool, on_progress: OnProgress) -> Dataset:
-    # Pillow and, for parquet files, pyarrow are not needed for digits.
-    from .decoded_cache import entry_key, entry_of
-    from .sources import source_in
-
-    size = size or known.size
-    assert folder is not None
-    source = source_in(folder, known.test_splits)
-    channels, decoded_size = _form(source, known, size, folder)
-    key = entry_key(name, size, source.files)
-    origin = "images" if name == "folder" else name
-    entry = entry_of(
-        key,
-        source,
-        channels=channels,
-        size=decoded_size,
-        origin=f"{origin} from a local folder",
-        skip_damaged=skip_damaged,
-        on_progress=on_progress,
-    )
-    meta = entry.meta
-    return Dataset(
-        name=name,
-        class_names=meta.class_names,
-        train=Part(entry.train_pixels, entry.train_labels),
-        test=Part(entry.test_pixels, entry.test_labels),
-        mean=meta.mean,
-        std=meta.std,
-        flip=known.flip,
-        source=meta.source,
-        digest=meta.digest,
-    )
-
-
-def _form(source: Source, known: Known, size: int | None, folder: Path) -> tuple[int, int]:
-    if known.channels is not None and size is not None:
-        return known.channels, size
-    raise NotImplementedError

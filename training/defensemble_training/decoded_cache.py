@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -58,6 +58,22 @@ class Meta:
 
 
 @dataclass(frozen=True, eq=False)
+class Undecoded:
+    """What an entry is made from: a source, where it is from (for `Meta.source`), and the shape that its images are brought to."""
+
+    source: Source
+    origin: str
+    channels: int
+    size: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the entry takes."""
+        count = len(self.source.train.labels) + len(self.source.test.labels)
+        return count * (self.channels * self.size**2 + 8) + SPACE_BESIDE
+
+
+@dataclass(frozen=True, eq=False)
 class Entry:
     """A decoded dataset; the pixels are read-only memory maps."""
 
@@ -96,24 +112,12 @@ def read_entry(key: str) -> Entry | None:
     return entry if (entry.train_pixels.shape, entry.test_pixels.shape) == (meta.train_shape, meta.test_shape) else None
 
 
-def entry_of(
-    key: str,
-    source: Source,
-    *,
-    channels: int,
-    size: int,
-    origin: str,
-    skip_damaged: bool,
-    on_progress: OnProgress,
-) -> Entry:
-    """Open the entry of a source; where there is none yet, decode it first, or wait for the process that does.
+def entry_of(key: str, prepare: Callable[[], Undecoded], *, skip_damaged: bool, on_progress: OnProgress) -> Entry:
+    """Open an entry; where there is none yet, decode it first, or wait for the process that does.
 
     Args:
         key: of the entry.
-        source: what to decode.
-        channels: 1 or 3.
-        size: height and width.
-        origin: where the source is from, for `Meta.source`.
+        prepare: finds out what to decode; called only where there is no entry.
         skip_damaged: leave out what cannot be decoded, where an error is raised otherwise.
         on_progress: called with what is done, how many are done, and of how many.
 
@@ -122,17 +126,15 @@ def entry_of(
     """
     entry = read_entry(key)
     if entry is None:
-        try:
-            cache_folder().mkdir(parents=True, exist_ok=True)
-            with _alone(cache_folder() / f".{key}.part", on_progress) as part:
-                if (entry := read_entry(key)) is None:  # nobody else wrote it while we waited
-                    _check_space(source, channels * size * size)
-                    _write(part, source, channels, size, origin, skip_damaged, on_progress)
+        with _alone(cache_folder() / f".{key}.part", on_progress) as part:
+            if (entry := read_entry(key)) is None:  # nobody else wrote it while we waited
+                undecoded = prepare()
+                _check_space(undecoded)
+                with _told(undecoded):
+                    _write(part, undecoded, skip_damaged, on_progress)
                     shutil.rmtree(cache_folder() / key, ignore_errors=True)  # a damaged one
                     part.rename(cache_folder() / key)
-                    entry = read_entry(key)
-        except OSError as error:
-            raise _not_written(error, source, channels * size * size) from error
+                entry = read_entry(key)
     if entry is None:
         raise DataError(f"{cache_folder() / key} cannot be read back; expected what was just written; is another program at work in it?")
     if entry.meta.first_damage is not None and not skip_damaged:
@@ -140,38 +142,40 @@ def entry_of(
     return entry
 
 
-def _bytes_needed(source: Source, bytes_each: int) -> int:
-    return (len(source.train.labels) + len(source.test.labels)) * (bytes_each + 8) + SPACE_BESIDE
-
-
-def _check_space(source: Source, bytes_each: int) -> None:
-    needed, free = _bytes_needed(source, bytes_each), shutil.disk_usage(cache_folder()).free
-    if free < needed:
+def _check_space(undecoded: Undecoded) -> None:
+    free = shutil.disk_usage(cache_folder()).free
+    if free < undecoded.nbytes:
         raise DataError(
-            f"decoding needs {needed:,} bytes in {cache_folder()}, of which {free:,} are free; "
+            f"decoding needs {undecoded.nbytes:,} bytes in {cache_folder()}, of which {free:,} are free; "
             "make room, take a smaller size, or let XDG_CACHE_HOME name a folder on a larger disk"
         )
 
 
-def _not_written(error: OSError, source: Source, bytes_each: int) -> DataError:
-    if error.errno in _FULL:
-        return DataError(
-            f"the disk of {cache_folder()} was full before all images were decoded ({error.strerror}): they need "
-            f"{_bytes_needed(source, bytes_each):,} bytes; what was written is removed; make room, "
-            "or let XDG_CACHE_HOME name a folder on a larger disk"
-        )
-    return DataError(
-        f"the cache of decoded images cannot be written: {error}; expected a folder to write in; "
-        "mend its permissions, or let XDG_CACHE_HOME name another"
-    )
+@contextmanager
+def _told(undecoded: Undecoded | None = None) -> Iterator[None]:
+    """Say what it means for the cache that it cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL and undecoded is not None:
+            raise DataError(
+                f"the disk of {cache_folder()} was full before all images were decoded ({error.strerror}): they need "
+                f"{undecoded.nbytes:,} bytes; what was written is removed; make room, "
+                "or let XDG_CACHE_HOME name a folder on a larger disk"
+            ) from error
+        raise DataError(
+            f"the cache of decoded images, {cache_folder()}, cannot be written: {error}; "
+            "mend its permissions, or let XDG_CACHE_HOME name another folder"
+        ) from error
 
 
 @contextmanager
 def _alone(part: Path, on_progress: OnProgress) -> Iterator[Path]:
     """Hold an empty folder that no other process holds; it is removed in the end unless it was renamed."""
     while True:
-        part.mkdir(exist_ok=True)
         try:
+            with _told():
+                part.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(part, os.O_RDONLY)
         except FileNotFoundError:  # its holder was done with it in between
             continue
@@ -202,10 +206,11 @@ def _is_still(path: Path, descriptor: int) -> bool:
         return False
 
 
-def _write(folder: Path, source: Source, channels: int, size: int, origin: str, skip_damaged: bool, on_progress: OnProgress) -> None:
+def _write(folder: Path, undecoded: Undecoded, skip_damaged: bool, on_progress: OnProgress) -> None:
+    source, origin = undecoded.source, undecoded.origin
     parts: list[WrittenPart] = []
     for split, part in (("train", source.train), ("test", source.test)):
-        parts.append(write_part(folder, split, part, (channels, size, size), skip_damaged, on_progress))
+        parts.append(write_part(folder, split, part, (undecoded.channels, undecoded.size, undecoded.size), skip_damaged, on_progress))
     train, test = parts
     damage = (*train.damage, *test.damage)
     where = f"{origin} (without {len(damage)} damaged images)" if damage else origin

@@ -29,22 +29,11 @@ def parquet_source(folder: Path, test_splits: Sequence[str]) -> Source | None:
     """
     # Sorted, but the folder itself before those below it.
     places = [folder, *sorted(one for one in folder.iterdir() if one.is_dir() and not one.name.startswith("."))]
-    splits = next((found for place in places if (found := _splits(place)).keys() & {"train", *test_splits}), None)
-    if splits is None:
-        return None
-    test_split = next((split for split in test_splits if split in splits), None)
-    if "train" not in splits or test_split is None:
-        missing = "train-*.parquet" if "train" not in splits else " or ".join(f"{split}-*.parquet" for split in test_splits)
-        raise DataError(f"{folder} lacks a split: it holds parquet files of {', '.join(sorted(splits))}, expected {missing} too")
-    train = [_opened(path) for path in splits["train"]]
-    test = [_opened(path) for path in splits[test_split]]
-    first = train[0]
-    for other in (*train[1:], *test):
-        if other.class_names != first.class_names:
-            raise DataError(f"{other.path} names other classes than {first.path}; expected the same in every file")
-    parts = [_part(files) for files in (train, test)]
-    class_names = first.class_names or tuple(str(label) for label in range(1 + max(int(part.labels.max(initial=-1)) for part in parts)))
-    return Source("parquet", class_names, parts[0], parts[1], tuple(file_state(folder, file.path) for file in (*train, *test)))
+    for place in places:
+        splits = split_files([path.name for path in place.iterdir()])
+        if splits.keys() & {"train", *test_splits}:
+            return _of_splits(place, splits, test_splits)
+    return None
 
 
 def split_files(names: Sequence[str]) -> dict[str, list[str]]:
@@ -56,18 +45,34 @@ def split_files(names: Sequence[str]) -> dict[str, list[str]]:
     return splits
 
 
-def _splits(folder: Path) -> dict[str, list[Path]]:
-    found = split_files([path.name for path in folder.iterdir()])
-    for split, names in found.items():
-        matches = [match for name in names if (match := _FILE.fullmatch(name)) and match["shards"]]
-        if matches and len(matches) != (expected := int(matches[0]["shards"])):
-            missing = sorted(set(range(expected)) - {int(match["shard"]) for match in matches})
-            numbers = ", ".join(f"{number:05d}" for number in missing[:10]) or "none, but others than these"
+def _of_splits(folder: Path, splits: dict[str, list[str]], test_splits: Sequence[str]) -> Source:
+    test_split = next((split for split in test_splits if split in splits), None)
+    if "train" not in splits or test_split is None:
+        missing = "train-*.parquet" if "train" not in splits else " or ".join(f"{split}-*.parquet" for split in test_splits)
+        raise DataError(f"{folder} lacks a split: it holds parquet files of {', '.join(sorted(splits))}, expected {missing} too")
+    for split in ("train", test_split):
+        _check_complete(folder, splits[split])
+    train, test = ([_opened(folder / name) for name in splits[split]] for split in ("train", test_split))
+    first = train[0]
+    for other in (*train[1:], *test):
+        if other.class_names != first.class_names:
+            raise DataError(f"{other.path} names other classes than {first.path}; expected the same in every file")
+    parts = [_part(files) for files in (train, test)]
+    class_names = first.class_names or tuple(str(label) for label in range(1 + max(int(part.labels.max(initial=-1)) for part in parts)))
+    return Source("parquet", class_names, parts[0], parts[1], tuple(file_state(folder, file.path) for file in (*train, *test)))
+
+
+def _check_complete(folder: Path, names: Sequence[str]) -> None:
+    """Raise where names say how many files a split has, and they are not all there."""
+    matches = [match for name in names if (match := _FILE.fullmatch(name)) and match["shards"]]
+    for expected in {int(match["shards"]) for match in matches}:
+        missing = set(range(expected)) - {int(match["shard"]) for match in matches if int(match["shards"]) == expected}
+        if missing:
+            numbers = ", ".join(f"{number:05d}" for number in sorted(missing)[:10])
             raise DataError(
-                f"{folder} holds {len(matches)} of {expected} files of the split {split!r} (missing: {numbers}); "
-                "expected all of them; download the rest"
+                f"{folder} lacks {len(missing)} of {expected} files of the split {matches[0]['split']!r}, with the numbers {numbers}"
+                f"{', ...' if len(missing) > 10 else ''}; expected all; download the rest"
             )
-    return {split: [folder / name for name in names] for split, names in found.items()}
 
 
 @dataclass(frozen=True, eq=False)
