@@ -8,7 +8,8 @@ import torch
 from torch.nn import functional
 
 from defensemble_training import DataError, Dataset, load_dataset
-from defensemble_training.data import bilinear_enlarged, stratified_test_part
+from defensemble_training.digits import bilinear_enlarged
+from defensemble_training.splits import stratified_test_part
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +75,8 @@ def test_test_part_follows_from_its_text() -> None:
 
 
 def test_unknown_datasets_are_refused() -> None:
-    with pytest.raises(DataError, match="unknown dataset 'mnist'; there is digits"):
-        load_dataset("mnist")
+    with pytest.raises(DataError, match="unknown dataset 'cifar11'; there is digits, mnist, cifar10, tiny-imagenet, imagenet, stylized-"):
+        load_dataset("cifar11")
 
 
 @pytest.mark.parametrize("size", [7, 0, -16, 129, True, 16.0])

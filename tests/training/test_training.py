@@ -1,5 +1,6 @@
 """Training: the same seed gives the same weights, the state of torch is left alone, and it learns."""
 
+from dataclasses import replace
 from statistics import mean
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from defensemble_training import Dataset, ModelSpec, SpecError, TrainingError, TrainingProgress, load_dataset, train
+from defensemble_training.data import Part
 from defensemble_training.training import _shifted, one_cycle, predicted_classes
 
 from .untrained import tiny_spec
@@ -21,7 +23,8 @@ def bars() -> Dataset:
     images = random.random((97, 1, 8, 8), dtype=np.float32) * np.float32(0.5)
     for image, label in zip(images, labels, strict=True):
         image[0, 3 * label : 3 * label + 2] = 1.0
-    return Dataset("bars", 8, ("top", "middle", "bottom"), images[:67], labels[:67], images[67:], labels[67:], (0.5,), (0.25,))
+    train, test = Part(images[:67], labels[:67]), Part(images[67:], labels[67:])
+    return Dataset("bars", ("top", "middle", "bottom"), train, test, (0.5,), (0.25,), flip=True, source="random", digest="0" * 16)
 
 
 def weights_of(module: nn.Module) -> bytes:
@@ -69,10 +72,7 @@ def test_torchs_state_is_as_before(bars: Dataset) -> None:
 
 
 def test_test_images_change_nothing_but_the_accuracy(bars: Dataset) -> None:
-    blank = Dataset(
-        *(bars.name, bars.size, bars.class_names, bars.train_images, bars.train_labels),
-        *(np.zeros_like(bars.test_images), bars.test_labels, bars.mean, bars.std),
-    )
+    blank = replace(bars, test=Part(np.zeros_like(bars.test.pixels), bars.test.labels))
     one, _ = train(tiny_spec(), bars, epochs=2, batch_size=16, threads=1)
     other, _ = train(tiny_spec(), blank, epochs=2, batch_size=16, threads=1)
     assert weights_of(one) == weights_of(other)

@@ -1,18 +1,88 @@
-"""Which images a network is trained and judged on: datasets that need no download, with a split that never changes."""
+"""Which images a network is trained and judged on: datasets by name, from a folder or the hub, with a split that never changes."""
 
+import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ._errors import DataError
-from .masks import uniform_keys
+from .catalogue import KNOWN
+from .digits import USUAL_SIZE, digits_of_size
+from .masks import checked_integer
+from .splits import stratified_choice, stratified_test_part
 
-DATASETS = ("digits",)
-SMALLEST_SIZE, LARGEST_SIZE = 8, 128
+DATASETS = ("digits", *KNOWN)
+SMALLEST_SIZE, LARGEST_SIZE = 8, 1024
+LARGEST_COPY = 2**31  # bytes that a split may take of memory
 
 Images = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
+Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
+Selection = slice | npt.NDArray[Any]
+OnProgress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Images with labels, as they are stored: one part of a dataset.
+
+    Attributes:
+        pixels: (n, C, H, W), uint8 in 0 to 255 or float32 in [0, 1]; it may be a read-only memory map.
+        labels: int64 (n,).
+    """
+
+    pixels: Pixels
+    labels: Labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all pixels as they are stored."""
+        return self.pixels.nbytes
+
+    def stored(self, selection: Selection = slice(None)) -> Pixels:
+        """Return some of the images as they are stored, (n', C, H, W), uint8 in 0 to 255 or float32 in [0, 1]; it may be a view."""
+        return self.pixels[selection]
+
+    def images(self, selection: Selection = slice(None)) -> Images:
+        """Return some of the images, a copy, float32 (n', C, H, W) in [0, 1]; uint8 is divided by 255."""
+        chosen = self.stored(selection)
+        images = chosen.astype(np.float32)
+        if chosen.dtype == np.uint8:
+            images /= np.float32(255)
+        return images
+
+
+class Rows(Part):
+    """Some of the images of a part that is too large to be copied."""
+
+    _base: Part
+    _rows: npt.NDArray[np.intp]
+
+    def __init__(self, base: Part, rows: npt.NDArray[np.intp]) -> None:
+        object.__setattr__(self, "labels", base.labels[rows])
+        object.__setattr__(self, "_base", base)
+        object.__setattr__(self, "_rows", rows)
+
+    @property
+    def pixels(self) -> Pixels:  # type: ignore[override]
+        """All of them, gathered at every access."""
+        return self.stored()
+
+    @property
+    def nbytes(self) -> int:
+        """As in `Part`."""
+        return self._base.nbytes // max(1, len(self._base)) * len(self)
+
+    def stored(self, selection: Selection = slice(None)) -> Pixels:
+        """As in `Part`, and a copy."""
+        return self._base.stored(self._rows[selection])
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,106 +91,147 @@ class Dataset:
 
     Attributes:
         name: what `load_dataset` calls it.
-        size: height and width of the images.
         class_names: label i is class_names[i].
-        train_images: float32 (n, C, size, size) in [0, 1].
-        train_labels: int64 (n,).
-        test_images: as train_images.
-        test_labels: as train_labels.
+        train: the training part.
+        test: the test part, which never chooses anything.
         mean: of the training images, one value a channel, rounded to 4 decimals.
         std: as mean.
+        flip: whether a mirrored image is still an image of its class.
+        source: one line, where the images came from and in which state.
+        digest: 16 hexadecimal digits over pixels and labels of both parts.
     """
 
     name: str
-    size: int
     class_names: tuple[str, ...]
-    train_images: Images
-    train_labels: Labels
-    test_images: Images
-    test_labels: Labels
+    train: Part
+    test: Part
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    flip: bool
+    source: str
+    digest: str
+
+    @property
+    def size(self) -> int:
+        """Height of the images; those that `load_dataset` gives are square."""
+        return self.input_shape[1]
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one image."""
-        return self.train_images.shape[1], self.train_images.shape[2], self.train_images.shape[3]
+        return self.train.pixels.shape[1], self.train.pixels.shape[2], self.train.pixels.shape[3]
+
+    @property
+    def train_images(self) -> Images:
+        """All training images, float32: a whole copy at every access; for large datasets take `train.images(selection)`."""
+        return self.train.images()
+
+    @property
+    def train_labels(self) -> Labels:
+        """The training part's labels, int64 (n,)."""
+        return self.train.labels
+
+    @property
+    def test_images(self) -> Images:
+        """All test images, float32: a whole copy at every access; for large datasets take `test.images(selection)`."""
+        return self.test.images()
+
+    @property
+    def test_labels(self) -> Labels:
+        """The test part's labels, int64 (n,)."""
+        return self.test.labels
 
     def __repr__(self) -> str:
         shape = "x".join(str(extent) for extent in self.input_shape)
-        counts = f"{len(self.train_labels)} train, {len(self.test_labels)} test, {len(self.class_names)} classes"
+        counts = f"{len(self.train)} train, {len(self.test)} test, {len(self.class_names)} classes"
         return f"Dataset({self.name!r}, {shape}, {counts})"
 
 
-def load_dataset(name: str, size: int = 16) -> Dataset:
-    """Load a dataset that comes with an installed package; no network is used.
+def load_dataset(
+    name: str,
+    size: int | None = None,
+    *,
+    data_dir: str | Path | None = None,
+    skip_damaged: bool = False,
+    on_progress: OnProgress | None = None,
+) -> Dataset:
+    """Load a dataset: the digits that are installed, or images from a folder or the Hugging Face hub, decoded once.
 
-    `digits` is scikit-learn's copy of the handwritten digits of the UCI repository (Alpaydin and Kaynak, 1998): 1,797 real images of 8x8
-    with one channel and 10 classes. They are enlarged to size x size by bilinear interpolation (pixel centres at half positions, edges
-    repeated), and split into 1,438 training and 359 test images, a fifth of every class for the test, the same ones at every size.
+    Images are looked for in `data_dir`; in `$DEFENSEMBLE_DATA_DIR/<name>` where that is a folder; among what was downloaded and decoded
+    before; and on the hub. What is read is decoded into the user's cache, and memory-mapped from there from then on.
+    The layouts, the sources and the cache are described in docs/data.md.
 
     Args:
-        name: `digits`.
-        size: height and width of the images, 8 to 128.
+        name: `digits`, `mnist`, `cifar10`, `tiny-imagenet`, `imagenet`, `stylized-imagenet`, or `folder` for any images in `data_dir`.
+        size: height and width of the images, 8 to 1024 (digits: to 128); None: 16 for digits, for the others what they usually have, and
+            for `folder` that of the images, if all have the same.
+        data_dir: the folder that holds the dataset, as parquet files or class folders.
+        skip_damaged: leave out images that cannot be decoded, and say so in `source`.
+        on_progress: called with what is being done, how many images are done, and of how many.
 
     Raises:
-        DataError: no such dataset, a size that it cannot have, or scikit-learn is not installed.
+        DataError: no such dataset, a size that it cannot have, another layout, damaged or missing files, no room, or no network.
     """
     if name not in DATASETS:
         raise DataError(f"unknown dataset {name!r}; there is {', '.join(DATASETS)}")
-    if isinstance(size, bool) or not isinstance(size, int) or not SMALLEST_SIZE <= size <= LARGEST_SIZE:
+    if name == "digits":
+        if data_dir is not None:
+            raise DataError(f"the dataset 'digits' comes with scikit-learn, got data_dir {str(data_dir)!r}; leave it out, or take 'folder'")
+        return _digits(USUAL_SIZE if size is None else size)
+    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or not SMALLEST_SIZE <= size <= LARGEST_SIZE):
         raise DataError(f"size must be an integer from {SMALLEST_SIZE} to {LARGEST_SIZE}, got {size!r}")
-    small, labels = _digits()
-    images = bilinear_enlarged(small, size)
-    test = stratified_test_part(labels, seed_text="defensemble-split-v1:digits")
-    train_images = images[~test]
+    # Pillow, pyarrow and the hub's client are not needed for digits.
+    from .places import find_entry
+
+    allowed = (SMALLEST_SIZE, LARGEST_SIZE)
+    entry = find_entry(name, KNOWN[name], size, allowed, data_dir, skip_damaged, on_progress or (lambda what, done, total: None))
     return Dataset(
         name=name,
-        size=size,
-        class_names=tuple(str(digit) for digit in range(10)),
-        train_images=train_images,
-        train_labels=labels[~test],
-        test_images=images[test],
-        test_labels=labels[test],
-        # Rounded, since the order of a sum, and with it the last bits, depends on the processor; the spec must not.
-        mean=(round(float(train_images.mean(dtype=np.float64)), 4),),
-        std=(round(float(train_images.std(dtype=np.float64)), 4),),
+        class_names=entry.meta.class_names,
+        train=Part(entry.train_pixels, entry.train_labels),
+        test=Part(entry.test_pixels, entry.test_labels),
+        mean=entry.meta.mean,
+        std=entry.meta.std,
+        flip=KNOWN[name].flip,
+        source=entry.meta.source,
+        digest=entry.meta.digest,
     )
 
 
-def _digits() -> tuple[Images, Labels]:
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise DataError("the dataset 'digits' needs scikit-learn; install it with: pip install 'defensemble[train]'") from error
-    digits = load_digits()
-    return (digits.images / 16.0).astype(np.float32)[:, None], digits.target.astype(np.int64)
+def held_out(part: Part, count: int, seed_text: str) -> tuple[Part, Part]:
+    """Split a part in two: the rest, and exactly `count` images as evenly over the classes as can be, chosen by a text alone.
 
+    Both keep the order of the images. Of more than 2 GiB of pixels no copies are made: these parts read what they are asked for.
 
-def stratified_test_part(labels: Labels, seed_text: str, one_in: int = 5) -> npt.NDArray[np.bool_]:
-    """Choose one in `one_in` images of every class (rounded) for the test, by keys that follow from a text alone.
+    Args:
+        part: what to split.
+        count: 0 to n - 1.
+        seed_text: the same text gives the same split on every platform.
 
-    Returns:
-        bool (n,), True for the test part.
+    Raises:
+        SpecError: `count` is out of its range.
     """
-    keys = uniform_keys(seed_text, labels.size)
-    test = np.zeros(labels.size, dtype=np.bool_)
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        chosen = np.argsort(keys[members], kind="stable")[: round(members.size / one_in)]
-        test[members[chosen]] = True
-    return test
+    count = checked_integer("the number of images to hold out", count, minimum=0, maximum=len(part) - 1)
+    chosen = stratified_choice(part.labels, count, seed_text)
+    if part.nbytes > LARGEST_COPY:
+        return Rows(part, np.flatnonzero(~chosen)), Rows(part, np.flatnonzero(chosen))
+    return Part(part.pixels[~chosen], part.labels[~chosen]), Part(part.pixels[chosen], part.labels[chosen])
 
 
-def bilinear_enlarged(images: Images, size: int) -> Images:
-    """Enlarge square images (n, C, H, H) to (n, C, size, size), first the rows, then the columns.
-
-    Only elementwise float32 arithmetic is used, so the bits are the same on every platform (a matrix product's are not).
-    """
-    before = images.shape[-1]
-    position = np.clip((np.arange(size) + 0.5) * before / size - 0.5, 0, before - 1)
-    low = np.floor(position).astype(np.int64)
-    high = np.minimum(low + 1, before - 1)
-    share = (position - low).astype(np.float32)
-    rows = images[:, :, low] * (1 - share)[:, None] + images[:, :, high] * share[:, None]
-    return np.ascontiguousarray(rows[..., low] * (1 - share) + rows[..., high] * share)
+def _digits(size: int) -> Dataset:
+    images, labels = digits_of_size(size)
+    test = stratified_test_part(labels, seed_text="defensemble-split-v1:digits")
+    parts = Part(images[~test], labels[~test]), Part(images[test], labels[test])
+    digest = hashlib.sha256(b"".join(array.tobytes() for part in parts for array in (part.pixels, part.labels)))
+    return Dataset(
+        name="digits",
+        class_names=tuple(str(digit) for digit in range(10)),
+        train=parts[0],
+        test=parts[1],
+        # Rounded, since the order of a sum, and with it the last bits, depends on the processor; the spec must not.
+        mean=(round(float(parts[0].pixels.mean(dtype=np.float64)), 4),),
+        std=(round(float(parts[0].pixels.std(dtype=np.float64)), 4),),
+        flip=False,
+        source=f"scikit-learn's digits, enlarged from 8x8 to {size}x{size}, a fifth of every class as the test part",
+        digest=digest.hexdigest()[:16],
+    )

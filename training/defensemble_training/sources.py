@@ -1,0 +1,118 @@
+"""What a dataset looks like before it is decoded: labels, encoded images, and the files that hold them, whatever the layout."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ._errors import DataError
+
+EXPECTED = (
+    "expected train-*.parquet and test-*.parquet (or validation-*, valid-*, val-*), in the folder itself or one folder below it; "
+    "or TRAIN/CLASS/IMAGE and TEST/CLASS/IMAGE with the folders train and test (or val, validation, valid); or CLASS/IMAGE alone"
+)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One image as it lies on the disk.
+
+    Attributes:
+        where: how an error names it, such as a path, or a file with a row.
+        data: the encoded bytes, the file that holds nothing else, or None where there are none.
+    """
+
+    where: str
+    data: bytes | Path | None
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedPart:
+    """The labels (n,) of one part, int64, and a function that goes through its n images in the same order."""
+
+    labels: npt.NDArray[np.int64]
+    images: Callable[[], Iterator[Encoded]]
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A dataset on the disk.
+
+    Attributes:
+        layout: what was recognised, in a few words.
+        class_names: label i is class_names[i].
+        train: the training part.
+        test: the test part.
+        files: name within the folder, size in bytes and time of change in ns, of every file that was read or will be.
+    """
+
+    layout: str
+    class_names: tuple[str, ...]
+    train: EncodedPart
+    test: EncodedPart
+    files: tuple[tuple[str, int, int], ...]
+
+
+def source_in(folder: Path, test_splits: Sequence[str]) -> Source:
+    """Recognise what a folder holds: parquet files as the Hugging Face hub has them, or class folders of images.
+
+    Args:
+        folder: where the dataset lies.
+        test_splits: names of the test part, the preferred one first.
+
+    Raises:
+        DataError: there is no such folder, it holds neither, or what it holds is damaged or incomplete.
+    """
+    from .folders import folders_source
+    from .parquet import parquet_source
+
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder; {EXPECTED}")
+    source = parquet_source(folder, test_splits) or folders_source(folder, test_splits)
+    if source is None:
+        raise DataError(f"{folder} holds no dataset of a layout that is known, but {contents(folder)}; {EXPECTED}")
+    check_classes(source.class_names, source.train.labels, source.test.labels, folder)
+    return source
+
+
+def check_classes(
+    class_names: Sequence[str], train_labels: npt.NDArray[np.int64], test_labels: npt.NDArray[np.int64], where: object
+) -> None:
+    """Raise unless both parts hold images, and training shows every class that the test asks for.
+
+    Raises:
+        DataError: they do not.
+    """
+    for split, labels in (("training", train_labels), ("test", test_labels)):
+        if labels.size == 0:
+            raise DataError(f"the {split} part of {where} holds no image; expected at least one")
+    unseen = np.setdiff1d(test_labels, train_labels)
+    if unseen.size:
+        named = ", ".join(class_names[label] for label in unseen[:10])
+        raise DataError(
+            f"the test part of {where} has {unseen.size} of {len(class_names)} classes that the training part has no image of: {named}; "
+            "expected the same classes in both; add training images, or remove these from the test part"
+        )
+
+
+def contents(folder: Path) -> str:
+    """Say what lies in a folder, for an error: the first ten names."""
+    names = sorted(entry.name + "/" * entry.is_dir() for entry in os.scandir(folder))
+    shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+    return shown or "nothing"
+
+
+def file_state(folder: Path, path: Path) -> tuple[str, int, int]:
+    """Return name, size and time of change of a file, by which a changed one is noticed.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}; mend or remove it") from error
+    return path.relative_to(folder).as_posix(), status.st_size, status.st_mtime_ns
