@@ -8,7 +8,7 @@ import defensemble_training
 
 def test_public_names() -> None:
     assert defensemble_training.__all__ == [
-        *("CheckpointError", "CheckpointMetadata", "DataError", "Dataset", "Defect", "ModelSpec", "SpecError", "TrainingError"),
+        *("CheckpointError", "CheckpointMetadata", "DataError", "Dataset", "Defect", "Drop", "ModelSpec", "SpecError", "TrainingError"),
         *("TrainingProgress", "TrainingRecord", "build", "defect_mask", "defect_masks", "load_checkpoint", "load_dataset", "mask_digest"),
         *("read_metadata", "save_checkpoint", "train"),
     ]

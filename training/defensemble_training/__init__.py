@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .masks import defect_mask, mask_digest
     from .networks import build
     from .record import TrainingRecord
-    from .spec import ModelSpec
+    from .spec import Drop, ModelSpec
     from .training import TrainingProgress, train
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "DataError",
     "Dataset",
     "Defect",
+    "Drop",
     "ModelSpec",
     "SpecError",
     "TrainingError",
@@ -47,7 +48,7 @@ _HOMES = {
     "masks": ("defect_mask", "mask_digest"),
     "networks": ("build",),
     "record": ("TrainingRecord",),
-    "spec": ("ModelSpec",),
+    "spec": ("Drop", "ModelSpec"),
     "training": ("TrainingProgress", "train"),
 }
 

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from .resnet import ResNet18
+from .resnet18 import ResNet18
 from .spec import ModelSpec
 
 _NETWORKS = {"resnet18": ResNet18}
