@@ -1,11 +1,25 @@
 """From a spec to a network: the architectures that exist."""
 
+from collections.abc import Callable
+
 from torch import nn
 
+from .densenet121 import DenseNet121
 from .resnet18 import ResNet18
+from .resnet50 import ResNet50
+from .senet18 import SENet18
 from .spec import ModelSpec
+from .vgg19 import VGG19
+from .wrn32_4 import WideResNet32x4
 
-_NETWORKS = {"resnet18": ResNet18}
+_NETWORKS: dict[str, Callable[[ModelSpec], nn.Module]] = {
+    "resnet18": ResNet18,
+    "resnet50": ResNet50,
+    "densenet121": DenseNet121,
+    "senet18": SENet18,
+    "vgg19": VGG19,
+    "wrn32_4": WideResNet32x4,
+}
 
 
 def build(spec: ModelSpec) -> nn.Module:
