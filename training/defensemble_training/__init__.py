@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .record import TrainingRecord
     from .spec import Drop, ModelSpec
     from .training import TrainingProgress, train
+    from .wrapping import defective
 
 __all__ = [
     "CheckpointError",
@@ -32,6 +33,7 @@ __all__ = [
     "build",
     "defect_mask",
     "defect_masks",
+    "defective",
     "load_checkpoint",
     "load_dataset",
     "mask_digest",
@@ -50,6 +52,7 @@ _HOMES = {
     "record": ("TrainingRecord",),
     "spec": ("Drop", "ModelSpec"),
     "training": ("TrainingProgress", "train"),
+    "wrapping": ("defective",),
 }
 
 
