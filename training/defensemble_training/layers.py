@@ -1,10 +1,11 @@
 """The pieces that architectures share: normalisation, convolution with BatchNorm and mask, and where a mask goes."""
 
+import numpy as np
 import torch
 from torch import nn
 
 from .defect import Defect
-from .masks import defect_mask
+from .masks import defect_mask, mask_shape
 from .spec import ModelSpec
 
 
@@ -49,9 +50,18 @@ def defect_at(spec: ModelSpec, block: int, path: str, shape: tuple[int, int, int
     """Return the `Defect` of the tensor (C, H, W) at a module path, or an identity where its block is not defective."""
     if spec.keep == 1.0 or block not in spec.blocks:
         return nn.Identity()
+    if torch.get_default_device().type == "meta":
+        return _undrawn(mask_shape(shape, spec.pattern))
     return Defect(defect_mask(shape, spec.keep, spec.pattern, spec.sampling, seed=spec.mask_seed, name=path))
 
 
 def keeps_nothing(defect: nn.Module) -> bool:
-    """Tell whether a mask zeroes its whole tensor."""
-    return isinstance(defect, Defect) and not bool(defect.mask.any())
+    """Tell whether a mask zeroes its whole tensor; one without values, on the device `meta`, is not known to."""
+    return isinstance(defect, Defect) and not defect.mask.is_meta and not bool(defect.mask.any())
+
+
+def _undrawn(shape: tuple[int, int, int]) -> Defect:
+    """Return a defect whose mask has a shape and, as everything on the device `meta`, no values."""
+    defect = Defect(np.ones((1, 1, 1), dtype=np.bool_))
+    defect.mask = torch.empty(shape, dtype=torch.bool)
+    return defect
