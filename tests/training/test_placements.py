@@ -28,7 +28,7 @@ SHAPES = [(3, 32, 32), (3, 64, 64), (1, 28, 28), (1, 16, 16), (1, 8, 8), (1, 9, 
 
 
 def outline(spec: ModelSpec) -> nn.Module:
-    """The network without numbers in its weights: the masks alone are computed."""
+    """The network without numbers in its weights: every tensor has its shape and no values."""
     with torch.device("meta"):
         return build(spec)
 
@@ -76,7 +76,7 @@ def test_masks_of_any_set_of_blocks(arch: str, data: st.DataObject) -> None:
 @pytest.mark.parametrize("sampling", ["bernoulli", "exact"])
 @pytest.mark.parametrize(("pattern", "axes"), [("neuron", (0, 1, 2)), ("channel", (0,)), ("shared", (1, 2))])
 def test_patterns_and_samplings(arch: str, sampling: str, pattern: str, axes: tuple[int, ...]) -> None:
-    module = outline(narrow(arch, keep=0.7, pattern=pattern, sampling=sampling, width=16, blocks=(0, 1), input_shape=(1, 12, 32)))
+    module = build(narrow(arch, keep=0.7, pattern=pattern, sampling=sampling, width=16, blocks=(0, 1), input_shape=(1, 12, 32)))
     masks = {name.removesuffix(".mask"): mask for name, mask in defect_masks(module).items()}
     sizes = {path: (channels // 4, height * 12 // 32, width) for path, (channels, height, width) in placed(arch, (0, 1)).items()}
     assert set(masks) == set(sizes)

@@ -6,7 +6,7 @@ from torch import nn
 from ._errors import SpecError
 from .defect import Defect
 from .drop import DefectThenDrop, drop_of
-from .masks import defect_mask
+from .masks import defect_mask, mask_shape
 from .spec import ModelSpec
 
 Shape = tuple[int, int, int]
@@ -57,13 +57,18 @@ def site(spec: ModelSpec, block: int, path: str, shape: Shape) -> nn.Module:
     drop = drop_of(spec.drop) if spec.drop is not None and spec.drop.keep < 1 and block in spec.drop.blocks else None
     if spec.keep == 1.0 or block not in spec.blocks:
         return nn.Identity() if drop is None else drop
-    mask = defect_mask(shape, spec.keep, spec.pattern, spec.sampling, seed=spec.mask_seed, name=path)
-    return Defect(mask) if drop is None else DefectThenDrop(mask, drop)
+    undrawn = torch.get_default_device().type == "meta"  # there a mask has its shape and, as everything else, no values
+    drawn = (1, 1, 1) if undrawn else shape
+    mask = defect_mask(drawn, spec.keep, spec.pattern, spec.sampling, seed=spec.mask_seed, name=path)
+    defect = Defect(mask) if drop is None else DefectThenDrop(mask, drop)
+    if undrawn:
+        defect.mask = torch.empty(mask_shape(shape, spec.pattern), dtype=torch.bool)
+    return defect
 
 
 def keeps_nothing(layer: nn.Module) -> bool:
-    """Tell whether a mask zeroes its whole tensor."""
-    return isinstance(layer, Defect) and not bool(layer.mask.any())
+    """Tell whether a mask zeroes its whole tensor; one without values, on the device `meta`, is not known to."""
+    return isinstance(layer, Defect) and not layer.mask.is_meta and not bool(layer.mask.any())
 
 
 def constant_network(spec: ModelSpec, path: str, shape: Shape) -> SpecError:

@@ -49,9 +49,9 @@ class TrainingRecord:
     versions: Mapping[str, str] = field(hash=False)
 
     def __post_init__(self) -> None:
-        texts = isinstance(self.class_names, tuple) and all(isinstance(name, str) for name in self.class_names)
+        texts = isinstance(self.class_names, tuple) and all(_is_text(name) for name in self.class_names)
         _check("data", self.data, "a text", isinstance(self.data, str))
-        _check("class_names", self.class_names, "two or more texts", texts and len(self.class_names) >= 2)
+        _check("class_names", self.class_names, "two or more texts that UTF-8 can hold", texts and len(self.class_names) >= 2)
         for name, minimum in {"image_size": 1, "epochs": 0, "batch_size": 1, "seed": 0, "threads": 1, "n_train": 0, "n_test": 0}.items():
             value = getattr(self, name)
             _check(name, value, f"an integer of at least {minimum}", type(value) is int and value >= minimum)
@@ -79,6 +79,11 @@ class TrainingRecord:
             raise SpecError(f"a training record must have the keys {', '.join(names)}; got {got}")
         names_of_classes = values["class_names"]
         return cls(**{**values, "class_names": tuple(names_of_classes) if isinstance(names_of_classes, list) else names_of_classes})
+
+
+def _is_text(value: object) -> bool:
+    """Whether a value is a text of whole characters: JSON can spell half of a surrogate pair, which no file of labels holds."""
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def _check(name: str, value: object, expected: str, holds: bool) -> None:
