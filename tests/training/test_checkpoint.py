@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import resource
 import subprocess
 import sys
@@ -203,6 +204,7 @@ def test_damaged_metadata(saved: Path, changes: dict[str, object], message: str)
         ("class_names", ["a"]),
         ("class_names", "abc"),
         ("class_names", [1, 2, 3]),
+        ("class_names", ["a", "b", "\ud800"]),
         ("versions", {"torch": 2}),
         ("versions", []),
         ("data", None),
@@ -236,6 +238,21 @@ def test_a_spec_of_another_width(saved: Path) -> None:
     rewrite(saved, metadata=metadata)
     with pytest.raises(CheckpointError, match=r"is floating \(2.*\), expected floating \(4"):
         load_checkpoint(saved)
+
+
+@pytest.mark.parametrize("changes", [{"width": 4096}, {"input_shape": [1, 4096, 4096]}, {"width": 4096, "input_shape": [1, 4096, 4096]}])
+def test_a_spec_of_a_network_that_no_memory_holds(saved: Path, changes: dict[str, object]) -> None:
+    metadata = metadata_of(saved)
+    metadata["spec"].update(changes)
+    rewrite(saved, metadata=metadata)
+    code = f"from defensemble_training import load_checkpoint\nload_checkpoint({str(saved)!r})"
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_DATA, (2**31, 2**31))
+
+    done = subprocess.run([sys.executable, "-c", code], preexec_fn=limit, capture_output=True, text=True, timeout=60, check=False)
+    last = done.stderr.splitlines()[-1]
+    assert re.search(r"CheckpointError: .* does not hold the network of its spec: .* is \w+ \(.*\), expected", last), done.stderr
 
 
 def test_a_mask_of_another_type(saved: Path) -> None:

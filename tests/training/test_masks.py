@@ -142,6 +142,9 @@ def test_digest_refuses_masks_that_are_not_bool() -> None:
         ({"seed": 1.0}, "seed must be an integer of at least 0, got 1.0"),
         ({"name": ""}, "name must be the path of a layer"),
         ({"shape": (8, 8)}, r"shape must be \(C, H, W\), got \(8, 8\)"),
+        ({"shape": 5}, r"shape must be \(C, H, W\), got 5"),
+        ({"shape": None}, r"shape must be \(C, H, W\), got None"),
+        ({"shape": "888"}, r"shape must be \(C, H, W\), got '888'"),
         ({"shape": (8, 0, 8)}, r"each of \(C, H, W\) must be an integer of at least 1, got 0"),
     ],
 )

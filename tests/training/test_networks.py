@@ -1,4 +1,4 @@
-"""The networks: where masks are, what they do, and how large the networks are."""
+"""Networks and their masks: ResNet-18 in detail (test_placements.py has the table of all), and what a mask does."""
 
 from typing import Any
 
@@ -6,46 +6,15 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 
 from defensemble_training import Defect, ModelSpec, SpecError, build, defect_mask, defect_masks
 
 from .untrained import tiny_spec
 
-# The table of the paper for ResNet-18 at width 64 on 3x32x32, by block; blocks 3 and 4 together are its row "top".
-MASKED = {
-    0: {"stem.defect": (64, 32, 32)},
-    1: {f"block1.{unit}.defect{conv}": (64, 32, 32) for unit in (0, 1) for conv in (1, 2)},
-    2: {f"block2.{unit}.defect{conv}": (128, 16, 16) for unit in (0, 1) for conv in (1, 2)} | {"block2.0.shortcut.defect": (128, 16, 16)},
-    3: {f"block3.{unit}.defect{conv}": (256, 8, 8) for unit in (0, 1) for conv in (1, 2)} | {"block3.0.shortcut.defect": (256, 8, 8)},
-    4: {f"block4.{unit}.defect{conv}": (512, 4, 4) for unit in (0, 1) for conv in (1, 2)} | {"block4.0.shortcut.defect": (512, 4, 4)},
-}
-
-
-def masked(blocks: tuple[int, ...]) -> dict[str, tuple[int, int, int]]:
-    return {path: shape for block in blocks for path, shape in MASKED[block].items()}
-
 
 def shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:
     return {path: tuple(layer.mask.shape) for path, layer in module.named_modules() if isinstance(layer, Defect)}
-
-
-@pytest.mark.parametrize(("blocks", "count"), [((0, 1, 2), 10), ((3, 4), 10)])
-def test_masks_of_the_papers_two_settings(blocks: tuple[int, ...], count: int) -> None:
-    found = shapes_of(build(ModelSpec("resnet18", 0.1, blocks)))
-    assert found == masked(blocks)
-    assert len(found) == count
-
-
-@settings(max_examples=15, deadline=None)
-@given(st.sets(st.integers(0, 4)))
-def test_masks_of_any_set_of_blocks(blocks: set[int]) -> None:
-    chosen = tuple(sorted(blocks))
-    narrow = {path: (channels // 32, height // 4, width // 4) for path, (channels, height, width) in masked(chosen).items()}
-    spec = tiny_spec(blocks=chosen, sampling="exact")
-    assert shapes_of(build(spec)) == narrow
 
 
 @pytest.mark.parametrize(("pattern", "shape"), [("neuron", (2, 9, 12)), ("channel", (2, 1, 1)), ("shared", (1, 9, 12))])
@@ -91,11 +60,6 @@ def test_masks_sit_between_batchnorm_and_the_residual_sum() -> None:
     # The first unit of block 2 has a projection: masked branch plus masked projection, the sum not masked.
     _, unit_out = seen["block2.0"]
     assert torch.equal(unit_out, (seen["block2.0.defect2"][1] + seen["block2.0.shortcut.defect"][1]).relu())
-
-
-def test_parameters_of_the_papers_network() -> None:
-    module = build(ModelSpec("resnet18", 0.1, (0, 1, 2)))
-    assert sum(parameter.numel() for parameter in module.parameters()) == 11_173_962
 
 
 def test_normalisation_is_the_first_layer() -> None:

@@ -8,9 +8,9 @@ import defensemble_training
 
 def test_public_names() -> None:
     assert defensemble_training.__all__ == [
-        *("CheckpointError", "CheckpointMetadata", "DataError", "Dataset", "Defect", "ModelSpec", "SpecError", "TrainingError"),
-        *("TrainingProgress", "TrainingRecord", "build", "defect_mask", "defect_masks", "load_checkpoint", "load_dataset", "mask_digest"),
-        *("read_metadata", "save_checkpoint", "train"),
+        *("CheckpointError", "CheckpointMetadata", "DataError", "Dataset", "Defect", "Drop", "ModelSpec", "SpecError", "TrainingError"),
+        *("TrainingProgress", "TrainingRecord", "build", "defect_mask", "defect_masks", "defective", "load_checkpoint", "load_dataset"),
+        *("mask_digest", "read_metadata", "save_checkpoint", "train"),
     ]
     for name in defensemble_training.__all__:
         assert getattr(defensemble_training, name).__name__ == name

@@ -1,4 +1,4 @@
-"""What a defective CNN is, and how one is trained: specs, masks, networks, data, training, checkpoints.
+"""What a defective CNN is, and how one is trained: specs, masks, networks, data, training, checkpoints, attacks.
 
 Names are loaded on first use: masks and specs need numpy alone, the rest needs torch.
 """
@@ -7,23 +7,36 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ._errors import CheckpointError, DataError, SpecError, TrainingError
+    from ._errors import CheckpointError, DataError, DivergedError, Interrupted, SpecError, TrainingError
     from .checkpoint import CheckpointMetadata, load_checkpoint, read_metadata, save_checkpoint
-    from .data import Dataset, load_dataset
+    from .compute import Compute
+    from .data import Dataset, Part, held_out, load_dataset
     from .defect import Defect, defect_masks
+    from .loop import TrainingProgress
     from .masks import defect_mask, mask_digest
     from .networks import build
+    from .recipe import PRESETS, Recipe, recipe_from_preset
     from .record import TrainingRecord
-    from .spec import ModelSpec
-    from .training import TrainingProgress, train
+    from .run_state import RunFolder
+    from .spec import Drop, ModelSpec
+    from .training import train, train_module
+    from .wrapping import defective
 
 __all__ = [
+    "PRESETS",
     "CheckpointError",
     "CheckpointMetadata",
+    "Compute",
     "DataError",
     "Dataset",
     "Defect",
+    "DivergedError",
+    "Drop",
+    "Interrupted",
     "ModelSpec",
+    "Part",
+    "Recipe",
+    "RunFolder",
     "SpecError",
     "TrainingError",
     "TrainingProgress",
@@ -31,28 +44,33 @@ __all__ = [
     "build",
     "defect_mask",
     "defect_masks",
+    "defective",
+    "held_out",
     "load_checkpoint",
     "load_dataset",
     "mask_digest",
     "read_metadata",
+    "recipe_from_preset",
     "save_checkpoint",
     "train",
+    "train_module",
 ]
 
 _HOMES = {
     "_errors": ("CheckpointError", "DataError", "DivergedError", "Interrupted", "SpecError", "TrainingError"),
     "checkpoint": ("CheckpointMetadata", "load_checkpoint", "read_metadata", "save_checkpoint"),
-    "data": ("Dataset", "load_dataset"),
+    "compute": ("Compute",),
+    "data": ("Dataset", "Part", "held_out", "load_dataset"),
     "defect": ("Defect", "defect_masks"),
+    "loop": ("TrainingProgress",),
     "masks": ("defect_mask", "mask_digest"),
     "networks": ("build",),
-    "record": ("TrainingRecord",),
-    "spec": ("ModelSpec",),
-    "compute": ("Compute",),
     "recipe": ("PRESETS", "Recipe", "recipe_from_preset"),
+    "record": ("TrainingRecord",),
     "run_state": ("RunFolder",),
-    "loop": ("TrainingProgress",),
+    "spec": ("Drop", "ModelSpec"),
     "training": ("train", "train_module"),
+    "wrapping": ("defective",),
 }
 
 

@@ -91,9 +91,10 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[nn.Module, ModelSpec,
     metadata, tensors = _read(Path(path), with_tensors=True)
     spec = metadata.spec
     what = f"{path} does not hold the network of its spec"
+    with torch.device("meta"):  # shapes first: a spec can claim a network that no memory holds
+        _check_tensors(what, tensors, _untrained(spec, what).state_dict())
     module = _untrained(spec, what)
     drawn = mask_digest(defect_masks(module))
-    _check_tensors(what, tensors, module.state_dict())
     module.load_state_dict({name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()})
     digest = mask_digest(defect_masks(module))
     if digest != metadata.mask_digest:

@@ -25,7 +25,9 @@ def count_right(module: nn.Module, part: Part, *, share: slice = slice(None), ba
     training = module.training
     module.eval()
     try:
-        return sum(int((predicted_classes(module, part.images(rows), batch_size) == part.labels[rows]).sum()) for rows in _rows(part, share))
+        return sum(
+            int((predicted_classes(module, part.images(rows), batch_size) == part.labels[rows]).sum()) for rows in _rows(part, share)
+        )
     finally:
         module.train(training)
 

@@ -242,7 +242,14 @@ class Loop:
         loss, right, seen = self.state.sums
         held_out = self.state.history[-1]["held_out_accuracy"] if self.state.history else None
         return TrainingProgress(
-            epoch, self.recipe.epochs, self.state.step, self.steps, loss / seen, right / seen, held_out_accuracy=held_out, resumed_at=resumed_at
+            epoch,
+            self.recipe.epochs,
+            self.state.step,
+            self.steps,
+            loss / seen,
+            right / seen,
+            held_out_accuracy=held_out,
+            resumed_at=resumed_at,
         )
 
     def _end_epoch(self, epoch: int, run: RunFolder | None, journal: Journal | None) -> None:

@@ -57,11 +57,10 @@ def defect_mask(
     seed = checked_integer("seed", seed, minimum=0)
     if not name:
         raise SpecError("name must be the path of a layer, got an empty text")
-    if len(shape) != 3:
-        raise SpecError(f"shape must be (C, H, W), got {tuple(shape)}")
+    if isinstance(shape, (str, bytes)) or not isinstance(shape, Sequence) or len(shape) != 3:
+        raise SpecError(f"shape must be (C, H, W), got {shape!r}")
     channels, height, width = (checked_integer("each of (C, H, W)", extent, minimum=1) for extent in shape)
-    drawn = {"neuron": (channels, height, width), "channel": (channels, 1, 1), "shared": (1, height, width)}[pattern]
-
+    drawn = mask_shape((channels, height, width), pattern)
     keys = uniform_keys(f"defensemble-mask-v1:{seed}:{name}", math.prod(drawn))
     if sampling == "bernoulli":
         kept: BoolArray = (keys >> np.uint64(11)) < np.uint64(math.ceil(keep * 2**53))
@@ -69,6 +68,12 @@ def defect_mask(
         kept = np.zeros(keys.size, dtype=np.bool_)
         kept[np.argsort(keys, kind="stable")[: max(1, int(keep * keys.size + 0.5))]] = True
     return kept.reshape(drawn)
+
+
+def mask_shape(shape: tuple[int, int, int], pattern: str) -> tuple[int, int, int]:
+    """Return the shape of the mask of a tensor (C, H, W)."""
+    channels, height, width = shape
+    return {"neuron": (channels, height, width), "channel": (channels, 1, 1), "shared": (1, height, width)}[pattern]
 
 
 def uniform_keys(text: str, count: int) -> npt.NDArray[np.uint64]:

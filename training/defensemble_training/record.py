@@ -61,11 +61,11 @@ class TrainingRecord:
     versions: Mapping[str, str] = field(hash=False)
 
     def __post_init__(self) -> None:
-        texts = isinstance(self.class_names, tuple) and all(isinstance(name, str) for name in self.class_names)
+        texts = isinstance(self.class_names, tuple) and all(_is_text(name) for name in self.class_names)
         for name in ("data", "data_source", "data_digest", "precision", "device", "command"):
             value = getattr(self, name)
             _check(name, value, "a text", isinstance(value, str))
-        _check("class_names", self.class_names, "two or more texts", texts and len(self.class_names) >= 2)
+        _check("class_names", self.class_names, "two or more texts that UTF-8 can hold", texts and len(self.class_names) >= 2)
         counts = {"epochs": 0, "seed": 0, "processes": 1, "threads": 1, "n_train": 0, "n_held_out": 0, "n_test": 0}
         for name, minimum in counts.items():
             value = getattr(self, name)
@@ -99,6 +99,11 @@ class TrainingRecord:
             raise SpecError(f"a training record must have the keys {', '.join(names)}; got {got}")
         names_of_classes = values["class_names"]
         return cls(**{**values, "class_names": tuple(names_of_classes) if isinstance(names_of_classes, list) else names_of_classes})
+
+
+def _is_text(value: object) -> bool:
+    """Whether a value is a text of whole characters: JSON can spell half of a surrogate pair, which no file of labels holds."""
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def _check(name: str, value: object, expected: str, holds: bool) -> None:

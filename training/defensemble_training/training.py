@@ -71,7 +71,15 @@ def train(
     """
     _check_fit(spec, dataset)
     return train_module(
-        lambda: build(spec), dataset, spec=spec, recipe=recipe, seed=seed, compute=compute, run=run, on_progress=on_progress, command=command
+        lambda: build(spec),
+        dataset,
+        spec=spec,
+        recipe=recipe,
+        seed=seed,
+        compute=compute,
+        run=run,
+        on_progress=on_progress,
+        command=command,
     )
 
 
@@ -134,9 +142,7 @@ def _with(spec: ModelSpec, finished: tuple[nn.Module, TrainingRecord]) -> tuple[
     return finished[0], spec, finished[1]
 
 
-def _record(
-    dataset: Dataset, recipe: Recipe, seed: int, compute: Compute, loop: Loop, *, accuracy: float, command: str
-) -> TrainingRecord:
+def _record(dataset: Dataset, recipe: Recipe, seed: int, compute: Compute, loop: Loop, *, accuracy: float, command: str) -> TrainingRecord:
     last = loop.state.history[-1]
     return TrainingRecord(
         data=dataset.name,

@@ -1,0 +1,103 @@
+"""What residual networks share: a stem, stages of residual units, global average pooling, a linear classifier.
+
+Source: arXiv 1512.03385 for the networks, arXiv 1911.08432 for the masks.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from .layers import ConvUnit, Normalize, Shape, channels_in_block, constant_network, conv1x1, conv3x3, keeps_nothing, site, strided
+from .spec import ModelSpec
+
+
+class Unit(nn.Module):
+    """A residual unit that knows the shape (C, H, W) of what it returns."""
+
+    shape: Shape
+
+
+# (spec, block, path, shape of what comes in, channels of the stage, stride)
+MakeUnit = Callable[[ModelSpec, int, str, Shape, int, int], Unit]
+
+
+class BasicUnit(Unit):
+    """Two 3x3 convolutions beside a shortcut: an identity where the shape stays, else a 1x1 projection.
+
+    Masks sit after BatchNorm and before the sum and the ReLU. The sum and an identity shortcut are never masked, a projection is, but for
+    the units that say otherwise.
+    """
+
+    mask_on_projection = True
+
+    def __init__(self, spec: ModelSpec, block: int, path: str, shape_in: Shape, channels: int, stride: int) -> None:
+        super().__init__()
+        self.shape = strided(shape_in, channels, stride)
+        self.conv1 = conv3x3(shape_in[0], channels, stride)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.defect1 = site(spec, block, f"{path}.defect1", self.shape)
+        self.conv2 = conv3x3(channels, channels)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.defect2 = site(spec, block, f"{path}.defect2", self.shape)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or shape_in[0] != channels:
+            defect = site(spec, block, f"{path}.shortcut.defect", self.shape) if self.mask_on_projection else nn.Identity()
+            self.shortcut = ConvUnit(conv1x1(shape_in[0], channels, stride), defect)
+            if keeps_nothing(defect) and (keeps_nothing(self.defect1) or keeps_nothing(self.defect2)):
+                raise constant_network(spec, path, self.shape)
+
+    def forward(self, activations: torch.Tensor) -> torch.Tensor:
+        """Take (N, C, H, W) to the unit's shape."""
+        branch = functional.relu(self.defect1(self.bn1(self.conv1(activations))))
+        branch = self.defect2(self.bn2(self.conv2(branch)))
+        return functional.relu(branch + self.shortcut(activations))
+
+
+class ResidualNetwork(nn.Module):
+    """Images float32 (N, C, H, W) in [0, 1] to logits (N, num_classes); block 0 is the stem, each further block is a stage.
+
+    The stem's mask stands behind its BatchNorm: for ImageNet before the pooling.
+
+    Args:
+        spec: the network.
+        unit: makes a residual unit.
+        depths: how many units each stage has. The first stage has `spec.width` channels, each further one twice as many at half the size.
+        stem_channels: the channels of the stem.
+        mask_on_stem: whether the stem has a mask where block 0 is defective.
+
+    Raises:
+        SpecError: the masks that were drawn leave no path for the image, so that the network would be constant.
+    """
+
+    def __init__(self, spec: ModelSpec, unit: MakeUnit, depths: tuple[int, ...], *, stem_channels: int, mask_on_stem: bool = True) -> None:
+        super().__init__()
+        self.normalize = Normalize(spec)
+        channels = channels_in_block(spec, 0, stem_channels)
+        size, stride = (7, 2) if spec.stem == "imagenet" else (3, 1)
+        shape = strided(spec.input_shape, channels, stride)
+        conv = nn.Conv2d(spec.input_shape[0], channels, size, stride, padding=size // 2, bias=False)
+        self.stem = ConvUnit(conv, site(spec, 0, "stem.defect", shape) if mask_on_stem else nn.Identity())
+        if keeps_nothing(self.stem.defect):
+            raise constant_network(spec, "stem", shape)
+        self.pool: nn.Module = nn.Identity()
+        if spec.stem == "imagenet":
+            self.pool = nn.MaxPool2d(3, 2, padding=1)
+            shape = strided(shape, channels, 2)
+        self._stages = tuple(f"block{block}" for block in range(1, len(depths) + 1))
+        for block, (name, depth) in enumerate(zip(self._stages, depths, strict=True), start=1):
+            channels = channels_in_block(spec, block, spec.width * 2 ** (block - 1))
+            units = []
+            for index in range(depth):
+                units.append(unit(spec, block, f"{name}.{index}", shape, channels, 2 if block > 1 and index == 0 else 1))
+                shape = units[-1].shape
+            self.add_module(name, nn.Sequential(*units))
+        self.classifier = nn.Linear(shape[0], spec.num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return logits."""
+        features = self.pool(functional.relu(self.stem(self.normalize(images))))
+        for stage in self._stages:
+            features = self.get_submodule(stage)(features)
+        return self.classifier(features.mean(dim=(2, 3)))  # type: ignore[no-any-return]

@@ -1,0 +1,21 @@
+"""WRN-32-4: three stages of five units of two 3x3 convolutions, behind a stem with a quarter of the channels (16 at width 64).
+
+32 = 6 * 5 + 2, the depths of arXiv 1512.03385 (section 4.2) with four times their channels (16, 32, 64). Masks: the stem and every
+convolution of a block, never a projection.
+"""
+
+from .residual import BasicUnit, ResidualNetwork
+from .spec import ModelSpec
+
+
+class PlainProjectionUnit(BasicUnit):
+    """A basic unit whose projection has no mask."""
+
+    mask_on_projection = False
+
+
+class WideResNet32x4(ResidualNetwork):
+    """WRN-32-4: 7.40 million parameters at width 64 with 3 channels and 10 classes."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__(spec, PlainProjectionUnit, (5, 5, 5), stem_channels=spec.width // 4)
