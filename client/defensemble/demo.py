@@ -79,10 +79,11 @@ def _check_installed() -> None:
 
 def _train_all(folder: Path, epochs: int | None, seed: int, console: Console) -> Dataset:
     console.print("\n[bold]1. train[/bold] five defective ResNet-18s and a standard one on handwritten digits", highlight=False)
-    from defensemble_training import load_dataset, save_checkpoint, train
+    from defensemble_training import Compute, load_dataset, recipe_from_preset, save_checkpoint, train
 
     dataset = load_dataset("digits", _IMAGE_SIZE)
     names = [*KEEPS, STANDARD]
+    recipe = recipe_from_preset("fast", **({} if epochs is None else {"epochs": epochs}))
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("training", total=len(names), state="")
@@ -93,8 +94,7 @@ def _train_all(folder: Path, epochs: int | None, seed: int, console: Console) ->
                 state = f"loss {progress.loss:.3f}, accuracy {progress.train_accuracy:.3f}"
                 bar.update(task, completed=number + progress.step / progress.steps, description=name, state=state)
 
-            recipe = {} if epochs is None else {"epochs": epochs}
-            module, record = train(spec, dataset, seed=seed + number, on_progress=on_progress, **recipe)
+            module, record = train(spec, dataset, recipe=recipe, seed=seed + number, compute=Compute("cpu"), on_progress=on_progress)
             save_checkpoint(folder / f"{name}.safetensors", module, spec, record)
             right = round(record.accuracy * record.n_test)
             console.print(f"  {name:14} {right} of {record.n_test} test images right, {record.seconds:.1f} s", highlight=False)

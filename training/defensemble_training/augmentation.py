@@ -1,5 +1,6 @@
-"""What a step sees: which images, moved and mirrored how. All of it follows from the seed and the step alone, so nothing has to be
-remembered where a run is resumed, and every process of a run draws the same.
+"""What a step sees: which images, moved and mirrored how.
+
+All of it follows from the seed and the step alone: nothing has to be remembered where a run is resumed, and the processes of a run agree.
 """
 
 import hashlib

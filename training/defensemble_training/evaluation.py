@@ -25,9 +25,8 @@ def count_right(module: nn.Module, part: Part, *, share: slice = slice(None), ba
     training = module.training
     module.eval()
     try:
-        return sum(
-            int((predicted_classes(module, part.images(rows), batch_size) == part.labels[rows]).sum()) for rows in _rows(part, share)
-        )
+        answered = ((predicted_classes(module, part.images(rows), batch_size), part.labels[rows]) for rows in _rows(part, share))
+        return sum(int((got == expected).sum()) for got, expected in answered)
     finally:
         module.train(training)
 

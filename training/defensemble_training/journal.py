@@ -25,7 +25,7 @@ class Journal:
         self._path = folder / LOG_FILE
         self._board = None if tensorboard is None else _board(tensorboard)
 
-    def write(self, event: str, **told: Any) -> None:
+    def write(self, event: str, told: Mapping[str, Any]) -> None:
         """Append an event.
 
         Raises:
@@ -50,7 +50,7 @@ def _board(folder: Path) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise TrainingError("a log for TensorBoard needs the package tensorboard; install it with: pip install tensorboard") from error
-    return SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(folder))
 
 
 def write_curve(path: Path, history: Iterable[Mapping[str, Any]], title: str) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -76,7 +76,7 @@ class Loop:
         self._chosen_by, self._flip, self._count = chosen_by, flip, len(training)
         self._batches = batches_of(self._count, recipe.batch_size)
         if fabric.world_size > 1 and fabric.device.type == "cuda":
-            module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+            module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
         self._memory = torch.channels_last if compute.wants_channels_last() else torch.contiguous_format
         self.module = module.to(memory_format=self._memory)  # type: ignore[call-overload]
         optimizer = torch.optim.SGD(
@@ -86,7 +86,7 @@ class Loop:
             weight_decay=recipe.weight_decay,
             nesterov=recipe.nesterov,
         )
-        self._forward, self._optimizer = fabric.setup(torch.compile(module) if compute.compile else module, optimizer)
+        self._forward, self._optimizer = fabric.setup(cast(nn.Module, torch.compile(module)) if compute.compile else module, optimizer)
         self._pixels = Pixels(training, fabric.device)
         self.state = RunState({})
 
@@ -157,7 +157,7 @@ class Loop:
                 self._end_epoch(epoch, run, journal)
                 saved_at = time.monotonic()
         if journal is not None and first:
-            journal.write("end", step=self.state.step, seconds=round(self.state.seconds, 3))
+            journal.write("end", {"step": self.state.step, "seconds": round(self.state.seconds, 3)})
 
     def _opened(self, run: RunFolder) -> Journal:
         """Take up the state in a run's folder, or make the folder anew."""
@@ -174,12 +174,12 @@ class Loop:
             if self.fabric.is_global_zero:
                 run.finish()
                 journal.clear()
-                journal.write("start", **self.state.identity, steps=self.steps)
+                journal.write("start", {**self.state.identity, "steps": self.steps})
             return journal
         check_same_run(found.identity, self.state.identity, run.path)
         self._restore(found)
         if self.fabric.is_global_zero:
-            journal.write("resume", step=found.step)
+            journal.write("resume", {"step": found.step})
         return journal
 
     def _restore(self, found: RunState) -> None:
@@ -232,25 +232,18 @@ class Loop:
     def _look(self, sums: torch.Tensor, epoch: int, run: RunFolder | None, journal: Journal | None) -> None:
         loss, right, seen = sums.tolist()
         if not np.isfinite(loss):
-            told = f"the loss is {loss} at epoch {epoch}, step {self.state.step} of {self.steps}, with learning_rate={self.recipe.learning_rate}"
+            where = f"epoch {epoch}, step {self.state.step} of {self.steps}"
+            told = f"the loss is {loss} at {where}, with learning_rate={self.recipe.learning_rate}"
             if journal is not None and self.fabric.is_global_zero:
-                journal.write("failed", step=self.state.step, why=told)
+                journal.write("failed", {"step": self.state.step, "why": told})
             raise DivergedError(f"{told}; it must be finite; take a lower learning_rate (--learning-rate)")
         self.state.sums = (loss, int(right), int(seen))
 
     def _progress(self, epoch: int, resumed_at: int) -> TrainingProgress:
         loss, right, seen = self.state.sums
         held_out = self.state.history[-1]["held_out_accuracy"] if self.state.history else None
-        return TrainingProgress(
-            epoch,
-            self.recipe.epochs,
-            self.state.step,
-            self.steps,
-            loss / seen,
-            right / seen,
-            held_out_accuracy=held_out,
-            resumed_at=resumed_at,
-        )
+        steps, epochs = self.steps, self.recipe.epochs
+        return TrainingProgress(epoch, epochs, self.state.step, steps, loss / seen, right / seen, held_out, resumed_at)
 
     def _end_epoch(self, epoch: int, run: RunFolder | None, journal: Journal | None) -> None:
         loss, right, seen = (self.summed(value) for value in self.state.sums)
@@ -273,9 +266,9 @@ class Loop:
         self.state.history.append(row)
         self.state.sums = (0.0, 0, 0)
         if run is not None:
-            self._save(run)
             if journal is not None and self.fabric.is_global_zero:
-                journal.write(**{"event": "epoch", **row})
+                journal.write("epoch", row)
+            self._save(run)
 
     def _save(self, run: RunFolder) -> None:
         self.state.weights = self.module.state_dict()
@@ -307,7 +300,7 @@ class Loop:
         else:
             self._save(run)
         if self.fabric.is_global_zero:
-            journal.write("interrupted", step=self.state.step)
+            journal.write("interrupted", {"step": self.state.step})
         raise Interrupted(f"interrupted after step {self.state.step} of {self.steps}; the state is saved in {run.path / STATE_FILE}")
 
 

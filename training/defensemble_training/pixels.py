@@ -15,7 +15,7 @@ class Pixels:
     def __init__(self, part: Part, device: torch.device) -> None:
         self._device = device
         self._labels = torch.from_numpy(np.array(part.labels)).to(device)
-        self._in_file = None if part.pixels.nbytes <= _LARGEST_SHARE * _free_bytes(device) else part.pixels
+        self._in_file = part if part.nbytes > _LARGEST_SHARE * _free_bytes(device) else None
         # A copy: a memory map may not be written to, and torch says so in a warning.
         self._pixels = None if self._in_file is not None else torch.from_numpy(np.array(part.pixels)).to(device)
 
@@ -27,8 +27,7 @@ class Pixels:
         assert self._in_file is not None
         # In the order of the file, which is then read forwards.
         order = np.argsort(chosen.numpy())
-        pixels = np.empty((len(chosen), *self._in_file.shape[1:]), self._in_file.dtype)
-        pixels[order] = self._in_file[chosen.numpy()[order]]
+        pixels = self._in_file.stored(chosen.numpy()[order])[np.argsort(order)]
         return torch.from_numpy(pixels).to(self._device, non_blocking=True), labels
 
 

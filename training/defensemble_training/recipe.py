@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ._errors import SpecError
+from .attack_presets import ATTACKS
 from .masks import REAL, checked_choice, checked_integer
 
 SCHEDULES = ("one-cycle", "steps")
@@ -85,6 +86,8 @@ class Recipe:
         _check_number("largest_shift", self.largest_shift, "at least 0 and at most 0.5", lambda value: 0 <= value <= 0.5)
         if self.nesterov and not self.momentum:
             raise SpecError("nesterov needs a momentum above 0, got momentum=0")
+        if self.adversarial is not None:
+            checked_choice("adversarial", self.adversarial, tuple(ATTACKS))
         checked_choice("choose", self.choose, CHOICES)
         checked_integer("held_out", self.held_out, minimum=0)
         if self.choose == "best" and not self.held_out:

@@ -70,16 +70,12 @@ def train(
         OSError: the folder cannot be written.
     """
     _check_fit(spec, dataset)
+
+    def make() -> nn.Module:
+        return build(spec)
+
     return train_module(
-        lambda: build(spec),
-        dataset,
-        spec=spec,
-        recipe=recipe,
-        seed=seed,
-        compute=compute,
-        run=run,
-        on_progress=on_progress,
-        command=command,
+        make, dataset, spec=spec, recipe=recipe, seed=seed, compute=compute, run=run, on_progress=on_progress, command=command
     )
 
 
@@ -95,11 +91,10 @@ def train_module(
     on_progress: Callable[[TrainingProgress], None] | None = None,
     command: str = "",
 ) -> tuple[nn.Module, TrainingRecord]:
-    """Train any network, such as one that `defective` made; arguments as those of `train`.
+    """Train any network, such as one that `defective` made.
 
-    Args:
-        make: returns the network with fresh weights, from torch's global random generator: images float32 (N, C, H, W) in [0, 1] to logits.
-        spec: for the run's identity, where the network has one.
+    `make` returns the network with fresh weights, drawn from torch's global random generator: images float32 (N, C, H, W) in [0, 1] to
+    logits. A `spec` becomes part of the run's identity, where the network has one. The other arguments are those of `train`.
 
     Raises:
         SpecError, TrainingError, Interrupted, OSError: see `train`.

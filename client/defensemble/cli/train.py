@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from defensemble_training import TrainingProgress
 
 
+_DATASETS = "digits, mnist, cifar10, tiny-imagenet, imagenet, stylized-imagenet, or folder: any image folder."
+
+
 def _numbers(context: click.Context, option: click.Parameter, text: str | None) -> tuple[int, ...] | None:
     if text is None:
         return None
@@ -40,7 +43,7 @@ def _recipe_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--label-smoothing", type=float, help="0.1 is the usual baseline."),
             click.option("--largest-shift", type=float, help="Random moves, as a fraction of height and width; 0.125 is padding 4 of 32."),
             click.option("--flip/--no-flip", default=None, help="Mirror images at random, where the dataset allows it."),
-            click.option("--adversarial", metavar="ATTACK", help="Train on the examples of an attack, such as pgd-7."),
+            click.option("--adversarial", metavar="ATTACK", help="Train on the examples of an attack, such as adversarial-training."),
             click.option("--choose", help="last: the last epoch's weights; best: the best by held-out images."),
             click.option("--held-out", type=int, help="Training images to hold out.  [default: a tenth with --choose best, else none]"),
         ]
@@ -51,7 +54,9 @@ def _recipe_options(command: Callable[..., None]) -> Callable[..., None]:
 
 @click.command("train", short_help="A defective or standard CNN, trained and saved as a checkpoint.")
 @click.argument("output", type=click.Path(path_type=Path), metavar="OUTPUT.safetensors")
-@click.option("--data", default="digits", show_default=True, help="digits, mnist, cifar10, tiny-imagenet, imagenet, stylized-imagenet, folder.")
+@click.option(
+    "--data", default="digits", show_default=True, help="digits, mnist, cifar10, tiny-imagenet, imagenet, stylized-imagenet, folder."
+)
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder with the images (parquet files or class folders), not the hub.")
 @click.option("--size", type=int, help="Height and width that the images are brought to.  [default: the dataset's]")
 @click.option("--skip-damaged", is_flag=True, help="Leave out images that cannot be read, instead of stopping at the first.")
@@ -62,7 +67,9 @@ def _recipe_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--sampling", default="bernoulli", show_default=True, help="How a mask is drawn: bernoulli, or exact (a fixed count).")
 @click.option("--mask-seed", type=int, default=0, show_default=True, help="Seed of the masks.")
 @click.option("--width", type=int, help="Channels of the first stage; 64 is the paper's.  [default: 8 for digits and mnist, else 64]")
-@click.option("--channel-multiplier", type=int, default=1, show_default=True, help="Times the channels in the defective blocks (the paper's xn).")
+@click.option(
+    "--channel-multiplier", type=int, default=1, show_default=True, help="Times the channels in the defective blocks (the paper's xn)."
+)
 @click.option("--stem", default="cifar", show_default=True, help="cifar, or imagenet (7x7 and a max-pool, for 224x224).")
 @click.option("--drop", metavar="KIND", help="Baseline: spatial_dropout or drop_block, in --drop-blocks.")
 @click.option("--drop-keep", type=float, default=0.9, show_default=True, help="Keep probability of --drop.")
@@ -125,7 +132,7 @@ def command(
       defensemble train --keep 1.0 standard.safetensors
       defensemble train --data cifar10 --data-dir data/cifar10 --width 16 --epochs 12 --batch-size 128 keep0.3.safetensors
       defensemble train --data cifar10 --preset paper --keep 0.1 --device gpu --resume keep0.1.safetensors
-      defensemble train --data cifar10 --preset paper --keep 1.0 --adversarial pgd-7 adversarial.safetensors
+      defensemble train --data cifar10 --preset paper --keep 1.0 --adversarial adversarial-training robust.safetensors
       defensemble train --pattern channel --sampling exact --blocks 3,4 --force top.safetensors
     """
     if output.suffix != ".safetensors":

@@ -1,0 +1,59 @@
+"""Several processes train as one: two on a processor, by gloo, started by Fabric and by torchrun."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+# A network without BatchNorm, whose statistics are each process's own on a processor.
+SCRIPT = """
+import sys
+from pathlib import Path
+import torch
+from torch import nn
+from defensemble_training import Compute, RunFolder, recipe_from_preset, train_module
+from tests.training.bars import bars_dataset
+
+def make():
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+
+recipe = recipe_from_preset("fast", epochs=5, batch_size=16, held_out=9)
+module, record = train_module(
+    make, bars_dataset(), recipe=recipe, compute=Compute("cpu", int(sys.argv[2]), threads=1), run=RunFolder(Path(sys.argv[1]), anew=True)
+)
+torch.distributed.is_initialized() and torch.distributed.destroy_process_group()
+"""
+ROOT = Path(__file__).parents[2]
+
+
+def trained(folder: Path, processes: int, *, torchrun: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    script = folder.parent / f"{folder.name}.py"
+    script.write_text(SCRIPT)
+    python = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)] if torchrun else [sys.executable]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), "OMP_NUM_THREADS": "1"}
+    command = [*python, str(script), str(folder), "1" if torchrun else str(processes)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    epochs = [row for row in rows if row["event"] == "epoch"]
+    assert len(epochs) == 5
+    return np.array([row["loss"] for row in epochs]), np.array([[row["train_accuracy"], row["held_out_accuracy"]] for row in epochs])
+
+
+def test_two_processes_have_the_loss_curve_of_one(tmp_path: Path) -> None:
+    loss, accuracies = trained(tmp_path / "one", 1)
+    losses, accuracies_of_two = trained(tmp_path / "two", 2)
+    assert losses == pytest.approx(loss, rel=1e-4)
+    assert accuracies_of_two == pytest.approx(accuracies, abs=1e-9)
+    assert loss[-1] < 0.7 * loss[0], "nothing was learnt, and equal curves would say little"
+
+
+@pytest.mark.slow
+def test_torchrun_brings_its_own_number_of_processes(tmp_path: Path) -> None:
+    loss, _ = trained(tmp_path / "one", 1)
+    losses, _ = trained(tmp_path / "two", 2, torchrun=True)
+    assert losses == pytest.approx(loss, rel=1e-4)
