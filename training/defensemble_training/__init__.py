@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ._errors import CheckpointError, DataError, SpecError, TrainingError
+    from .attack_presets import ATTACKS, AttackPreset, gradient_queries
     from .checkpoint import CheckpointMetadata, load_checkpoint, read_metadata, save_checkpoint
     from .data import Dataset, load_dataset
     from .defect import Defect, defect_masks
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from .training import TrainingProgress, train
 
 __all__ = [
+    "ATTACKS",
+    "AttackPreset",
     "CheckpointError",
     "CheckpointMetadata",
     "DataError",
@@ -31,6 +34,7 @@ __all__ = [
     "build",
     "defect_mask",
     "defect_masks",
+    "gradient_queries",
     "load_checkpoint",
     "load_dataset",
     "mask_digest",
@@ -41,6 +45,7 @@ __all__ = [
 
 _HOMES = {
     "_errors": ("CheckpointError", "DataError", "SpecError", "TrainingError"),
+    "attack_presets": ("ATTACKS", "AttackPreset", "gradient_queries"),
     "checkpoint": ("CheckpointMetadata", "load_checkpoint", "read_metadata", "save_checkpoint"),
     "data": ("Dataset", "load_dataset"),
     "defect": ("Defect", "defect_masks"),
