@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ._errors import CheckpointError, DataError, SpecError, TrainingError
     from .attack_presets import ATTACKS, AttackPreset, gradient_queries
+    from .attacks import AveragedLogits, attack, carlini_wagner, fgsm, mifgsm, pgd
     from .checkpoint import CheckpointMetadata, load_checkpoint, read_metadata, save_checkpoint
     from .data import Dataset, load_dataset
     from .defect import Defect, defect_masks
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ATTACKS",
     "AttackPreset",
+    "AveragedLogits",
     "CheckpointError",
     "CheckpointMetadata",
     "DataError",
@@ -31,13 +33,18 @@ __all__ = [
     "TrainingError",
     "TrainingProgress",
     "TrainingRecord",
+    "attack",
     "build",
+    "carlini_wagner",
     "defect_mask",
     "defect_masks",
+    "fgsm",
     "gradient_queries",
     "load_checkpoint",
     "load_dataset",
     "mask_digest",
+    "mifgsm",
+    "pgd",
     "read_metadata",
     "save_checkpoint",
     "train",
@@ -46,6 +53,7 @@ __all__ = [
 _HOMES = {
     "_errors": ("CheckpointError", "DataError", "SpecError", "TrainingError"),
     "attack_presets": ("ATTACKS", "AttackPreset", "gradient_queries"),
+    "attacks": ("AveragedLogits", "attack", "carlini_wagner", "fgsm", "mifgsm", "pgd"),
     "checkpoint": ("CheckpointMetadata", "load_checkpoint", "read_metadata", "save_checkpoint"),
     "data": ("Dataset", "load_dataset"),
     "defect": ("Defect", "defect_masks"),
