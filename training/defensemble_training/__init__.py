@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .record import TrainingRecord
     from .spec import ModelSpec
     from .training import TrainingProgress, train
+    from .transfer import adversarial_examples, predicted, rounded_to_8_bits
 
 __all__ = [
     "ATTACKS",
@@ -33,6 +34,7 @@ __all__ = [
     "TrainingError",
     "TrainingProgress",
     "TrainingRecord",
+    "adversarial_examples",
     "attack",
     "build",
     "carlini_wagner",
@@ -45,7 +47,9 @@ __all__ = [
     "mask_digest",
     "mifgsm",
     "pgd",
+    "predicted",
     "read_metadata",
+    "rounded_to_8_bits",
     "save_checkpoint",
     "train",
 ]
@@ -62,6 +66,7 @@ _HOMES = {
     "record": ("TrainingRecord",),
     "spec": ("ModelSpec",),
     "training": ("TrainingProgress", "train"),
+    "transfer": ("adversarial_examples", "predicted", "rounded_to_8_bits"),
 }
 
 
