@@ -181,7 +181,9 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(bars: Dataset,
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "Pixels", Poisoned)
-        with pytest.raises(DivergedError, match=r"the loss is nan at epoch 3, .*; the last good weights, of epoch 2, are kept in .*last_good"):
+        with pytest.raises(
+            DivergedError, match=r"the loss is nan at epoch 3, .*; the last good weights, of epoch 2, are kept in .*last_good"
+        ):
             train(tiny_spec(), bars_poisoned, recipe=recipe, compute=compute, run=RunFolder(tmp_path), on_progress=poison)
     _, spec, record = load_checkpoint(tmp_path / "last_good.safetensors")
     assert spec == tiny_spec()

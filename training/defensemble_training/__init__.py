@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ._errors import CheckpointError, DataError, DivergedError, Interrupted, SpecError, TrainingError
+    from .attack_presets import ATTACKS, AttackPreset, gradient_queries
+    from .attacks import AveragedLogits, attack, carlini_wagner, fgsm, mifgsm, pgd
     from .checkpoint import CheckpointMetadata, load_checkpoint, read_metadata, save_checkpoint
     from .compute import Compute
     from .data import Dataset, Part, held_out, load_dataset
@@ -20,10 +22,14 @@ if TYPE_CHECKING:
     from .run_state import RunFolder
     from .spec import Drop, ModelSpec
     from .training import train, train_module
+    from .transfer import adversarial_examples, predicted, rounded_to_8_bits
     from .wrapping import defective
 
 __all__ = [
+    "ATTACKS",
     "PRESETS",
+    "AttackPreset",
+    "AveragedLogits",
     "CheckpointError",
     "CheckpointMetadata",
     "Compute",
@@ -41,16 +47,25 @@ __all__ = [
     "TrainingError",
     "TrainingProgress",
     "TrainingRecord",
+    "adversarial_examples",
+    "attack",
     "build",
+    "carlini_wagner",
     "defect_mask",
     "defect_masks",
     "defective",
+    "fgsm",
+    "gradient_queries",
     "held_out",
     "load_checkpoint",
     "load_dataset",
     "mask_digest",
+    "mifgsm",
+    "pgd",
+    "predicted",
     "read_metadata",
     "recipe_from_preset",
+    "rounded_to_8_bits",
     "save_checkpoint",
     "train",
     "train_module",
@@ -58,6 +73,8 @@ __all__ = [
 
 _HOMES = {
     "_errors": ("CheckpointError", "DataError", "DivergedError", "Interrupted", "SpecError", "TrainingError"),
+    "attack_presets": ("ATTACKS", "AttackPreset", "gradient_queries"),
+    "attacks": ("AveragedLogits", "attack", "carlini_wagner", "fgsm", "mifgsm", "pgd"),
     "checkpoint": ("CheckpointMetadata", "load_checkpoint", "read_metadata", "save_checkpoint"),
     "compute": ("Compute",),
     "data": ("Dataset", "Part", "held_out", "load_dataset"),
@@ -70,6 +87,7 @@ _HOMES = {
     "run_state": ("RunFolder",),
     "spec": ("Drop", "ModelSpec"),
     "training": ("train", "train_module"),
+    "transfer": ("adversarial_examples", "predicted", "rounded_to_8_bits"),
     "wrapping": ("defective",),
 }
 
