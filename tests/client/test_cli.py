@@ -308,6 +308,20 @@ def test_a_dataset_comes_from_the_training_package() -> None:
     assert chosen.source["kind"] == "dataset, test split"
 
 
+def test_a_dataset_in_a_folder_is_probed_with_its_test_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("defensemble_training")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for split, value in (("train", 0), ("test", 51)):
+        for digit in range(10):
+            (tmp_path / f"set/{split}/{digit}").mkdir(parents=True)
+            Image.new("L", (28, 28), value).save(tmp_path / f"set/{split}/{digit}/a.png")
+    info = fake(FakeTransport({"ensemble": digits_model()})).describe()
+    chosen = choose_data("mnist", info, 4, 0, data_dir=tmp_path / "set")
+    assert chosen.data.images.shape == (4, 1, 16, 16)
+    np.testing.assert_array_equal(chosen.data.images, np.float32(0.2))
+    assert chosen.source["n_available"] == 10
+
+
 def digits_model() -> Any:
     from defensemble import FakeModel
 

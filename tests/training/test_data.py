@@ -1,13 +1,17 @@
-"""The digits: real images in the range of the contract, split in the same way for ever."""
+"""The digits, real images split in the same way for ever; parts of a dataset, and what is held out of them."""
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.nn import functional
 
-from defensemble_training import DataError, Dataset, load_dataset
+from defensemble_training import DataError, Dataset, SpecError, load_dataset
+from defensemble_training.data import Part, Rows, held_out
 from defensemble_training.digits import bilinear_enlarged
 from defensemble_training.splits import stratified_test_part
 
@@ -83,3 +87,83 @@ def test_unknown_datasets_are_refused() -> None:
 def test_bad_sizes_are_refused(size: int) -> None:
     with pytest.raises(DataError, match="size must be an integer from 8 to 128, got"):
         load_dataset("digits", size=size)
+
+
+def test_sizes_of_decoded_datasets_are_checked_before_anything_is_read(tmp_path: Path) -> None:
+    for size in (7, 1025, True):
+        with pytest.raises(DataError, match="size must be an integer from 8 to 1024, got"):
+            load_dataset("cifar10", size, data_dir=tmp_path / "nothing")
+
+
+def test_digits_come_from_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="the dataset 'digits' comes with scikit-learn, got data_dir"):
+        load_dataset("digits", data_dir=tmp_path)
+
+
+def test_digits_say_what_they_are(digits: Dataset) -> None:
+    assert digits.source == "scikit-learn's digits, enlarged from 8x8 to 16x16, a fifth of every class as the test part"
+    assert not digits.flip
+    assert digits.digest == load_dataset("digits").digest != load_dataset("digits", 8).digest
+
+
+def part_of(labels: list[int]) -> Part:
+    pixels = np.random.default_rng(0).integers(0, 256, (len(labels), 3, 2, 2), dtype=np.uint8)
+    return Part(pixels, np.array(labels, np.int64))
+
+
+def test_images_of_a_part_are_copies_in_0_to_1() -> None:
+    part = part_of([0, 1, 2, 0])
+    assert len(part) == 4
+    for selection in (slice(None), slice(1, 3), np.array([3, 0, 3]), np.array([True, False, False, True])):
+        images = part.images(selection)
+        assert images.dtype == np.float32
+        np.testing.assert_array_equal(images, part.pixels[selection].astype(np.float32) / np.float32(255))
+    floats = Part(part.images(), part.labels)
+    floats.images()[:] = 7
+    assert floats.pixels.max() <= 1
+    assert part.nbytes == 4 * 12
+
+
+@given(st.lists(st.integers(0, 5), min_size=2, max_size=60), st.data())
+def test_what_is_held_out_is_exact_and_as_even_as_can_be(labels: list[int], data: st.DataObject) -> None:
+    part = part_of(labels)
+    count = data.draw(st.integers(0, len(labels) - 1))
+    rest, held = held_out(part, count, "a text")
+    assert (len(held), len(rest)) == (count, len(labels) - count)
+    taken, there = np.bincount(held.labels, minlength=6), np.bincount(part.labels, minlength=6)
+    # No class gives two more than another that has images left.
+    assert all(taken[giving] <= taken[other] + 1 for giving in range(6) for other in range(6) if taken[other] < there[other])
+    both = sorted(zip(np.concatenate([rest.labels, held.labels]), map(bytes, np.concatenate([rest.pixels, held.pixels])), strict=True))
+    assert both == sorted(zip(part.labels, map(bytes, part.pixels), strict=True))
+    again = held_out(part, count, "a text")
+    np.testing.assert_array_equal(again[1].pixels, held.pixels)
+
+
+def test_5000_of_cifar10_s_labels_are_500_of_each_class_and_always_the_same() -> None:
+    labels = np.arange(50_000, dtype=np.int64) % 10
+    part = Part(np.arange(50_000, dtype=np.float32).reshape(-1, 1, 1, 1), labels)
+    rest, held = held_out(part, 5000, "defensemble-validation-v1:cifar10")
+    assert np.bincount(held.labels).tolist() == [500] * 10
+    assert (np.diff(held.pixels.ravel()) > 0).all()
+    assert (np.diff(rest.pixels.ravel()) > 0).all()
+    assert (held_out(part, 5000, "another text")[1].pixels != held.pixels).any()
+    digest = hashlib.sha256(held.pixels.astype("<i4").tobytes()).hexdigest()
+    assert digest.startswith("3e9a34e7e1cd4f71")
+
+
+def test_parts_too_large_to_copy_read_what_they_are_asked_for() -> None:
+    part = part_of([0, 1, 2, 0, 1])
+    rows = Rows(part, np.array([4, 0, 2]))
+    copied = Part(part.pixels[[4, 0, 2]], part.labels[[4, 0, 2]])
+    assert (len(rows), rows.nbytes) == (3, copied.nbytes)
+    np.testing.assert_array_equal(rows.labels, copied.labels)
+    np.testing.assert_array_equal(rows.pixels, copied.pixels)
+    for selection in (slice(None), slice(1, 3), np.array([2, 0])):
+        np.testing.assert_array_equal(rows.images(selection), copied.images(selection))
+        np.testing.assert_array_equal(rows.stored(selection), copied.stored(selection))
+
+
+@pytest.mark.parametrize("count", [-1, 4, 2.0])
+def test_holding_out_too_many_is_refused(count: int) -> None:
+    with pytest.raises(SpecError, match="the number of images to hold out must be an integer of at"):
+        held_out(part_of([0, 1, 2, 0]), count, "a text")

@@ -71,7 +71,7 @@ class Rows(Part):
         object.__setattr__(self, "_rows", rows)
 
     @property
-    def pixels(self) -> Pixels:  # type: ignore[override]
+    def pixels(self) -> Pixels:
         """All of them, gathered at every access."""
         return self.stored()
 

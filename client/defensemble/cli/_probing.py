@@ -34,11 +34,12 @@ def probe_noise_and_report(
     seed: int = 0,
     sigmas: Sequence[float] | None = None,
     batch_size: int | None = None,
+    data_dir: Path | None = None,
     console: Console | None = None,
 ) -> dict[str, str]:
     """Probes served models with noise, writes the JSON, prints the table; answers why models failed, by name.
 
-    Without names: the ensembles, their members, and every other model that classifies images. `source` is as in `choose_data`.
+    Without names: the ensembles, their members, and every other model that classifies images. `source` and `data_dir`: as in `choose_data`.
 
     Raises:
         DefensembleError: Targets or data are not what they must be, or the server cannot be reached.
@@ -49,7 +50,7 @@ def probe_noise_and_report(
     server = client.server_metadata()
     targets = _targets(client, names)
     infos = list(targets)
-    chosen = choose_data(source, infos[0], limit, seed)
+    chosen = choose_data(source, infos[0], limit, seed, data_dir)
     size = batch_size or min(_BATCH_SIZE, *(info.max_batch_size or _BATCH_SIZE for info in infos))
     n, rounds = len(chosen.data), 1 + len(sigmas)
     total = n * rounds * len(infos)

@@ -32,8 +32,9 @@ def command() -> None:
     "--data",
     required=True,
     metavar="NAME|FOLDER|FILE.npz",
-    help="Labelled images: a dataset's test split (digits), a folder of class folders, or arrays `images` and `labels`.",
+    help="Labelled images: a dataset's test split (digits, cifar10, ...), a folder of class folders, or arrays `images` and `labels`.",
 )
+@click.option("--data-dir", type=click.Path(path_type=Path), metavar="FOLDER", help="Where the dataset that --data names lies.")
 @click.option(
     "--target",
     "targets",
@@ -52,6 +53,7 @@ def command() -> None:
 def noise(
     url: str,
     data: str,
+    data_dir: Path | None,
     targets: tuple[str, ...],
     limit: int | None,
     seed: int,
@@ -69,12 +71,15 @@ def noise(
       defensemble probe noise grpc://localhost:8001 --data digits
       defensemble probe noise http://localhost:8000 --data digits --target ensemble --target standard --limit 100
       defensemble probe noise grpc://localhost:8001 --data test.npz --sigmas 8,16,32 --seed 1 --out noise.json
+      defensemble probe noise grpc://localhost:8001 --data cifar10 --data-dir cifar10/ --limit 1000
     """
     from defensemble import Client
     from defensemble.cli._probing import probe_noise_and_report
 
     with Client(url, timeout_s=timeout_s) as client:
-        failures = probe_noise_and_report(client, data, out, targets, limit=limit, seed=seed, sigmas=sigmas, batch_size=batch_size)
+        failures = probe_noise_and_report(
+            client, data, out, targets, limit=limit, seed=seed, sigmas=sigmas, batch_size=batch_size, data_dir=data_dir
+        )
     if failures:
         told = "; ".join(f"{name}: {why}" for name, why in failures.items())
         raise click.ClickException(f"{len(failures)} of the models failed, their rates are null from there on: {told}")

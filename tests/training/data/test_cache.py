@@ -1,0 +1,144 @@
+"""The cache of decoded images: written once, as a whole or not at all."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from defensemble_training import DataError, load_dataset
+
+from .written import write_split, write_tables
+
+LOAD = "import sys; from defensemble_training import load_dataset as l; print(l('folder', int(sys.argv[2]), data_dir=sys.argv[1]).digest)"
+
+
+def entries(cache: Path) -> list[str]:
+    return sorted(path.name for path in cache.iterdir()) if cache.exists() else []
+
+
+def test_images_are_decoded_once_and_mapped_from_then_on(tmp_path: Path, cache: Path) -> None:
+    write_tables(tmp_path / "set")
+    told: list[tuple[str, int, int]] = []
+    first = load_dataset("folder", data_dir=tmp_path / "set", on_progress=lambda *what: told.append(what))
+    assert told == [("decoding train images", 12, 12), ("decoding test images", 6, 6)]
+    second = load_dataset("folder", data_dir=tmp_path / "set", on_progress=lambda *what: told.append(what))
+    assert len(told) == 2
+    (entry,) = entries(cache)
+    assert sorted(path.name for path in (cache / entry).iterdir()) == [
+        *("meta.json", "test.npy", "test_labels.npy", "train.npy", "train_labels.npy"),
+    ]
+    for data in (first, second):
+        assert isinstance(data.train.pixels.base, np.memmap)
+        assert not data.train.pixels.flags.writeable
+        assert (data.digest, data.mean, data.source) == (first.digest, first.mean, first.source)
+    assert len(first.digest) == 16
+
+
+def test_what_changed_is_decoded_anew(tmp_path: Path, cache: Path) -> None:
+    write_split(tmp_path / "set")
+    before = load_dataset("folder", data_dir=tmp_path / "set")
+    (tmp_path / "set/train/ant/000.png").write_bytes((tmp_path / "set/train/bee/001.png").read_bytes())
+    after = load_dataset("folder", data_dir=tmp_path / "set")
+    assert before.digest != after.digest
+    assert load_dataset("folder", 16, data_dir=tmp_path / "set").digest not in (before.digest, after.digest)
+    assert len(entries(cache)) == 3
+
+
+@pytest.mark.parametrize("damage", ["short", "gone", "meta", "pickle"])
+def test_a_damaged_entry_is_written_anew(tmp_path: Path, cache: Path, damage: str) -> None:
+    write_tables(tmp_path / "set")
+    digest = load_dataset("folder", data_dir=tmp_path / "set").digest
+    (entry,) = entries(cache)
+    if damage == "short":
+        os.truncate(cache / entry / "train.npy", 500)
+    elif damage == "gone":
+        (cache / entry / "test_labels.npy").unlink()
+    elif damage == "meta":
+        (cache / entry / "meta.json").write_text(json.dumps({"digest": "0" * 16}))
+    else:
+        np.save(cache / entry / "train_labels.npy", np.array([print], dtype=object), allow_pickle=True)
+    assert load_dataset("folder", data_dir=tmp_path / "set").digest == digest
+    assert entries(cache) == [entry]
+
+
+def test_a_failure_leaves_nothing_behind(tmp_path: Path, cache: Path) -> None:
+    write_tables(tmp_path / "set")
+
+    def interrupt(what: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        load_dataset("folder", data_dir=tmp_path / "set", on_progress=interrupt)
+    assert entries(cache) == []
+
+
+def test_a_process_that_is_killed_while_it_decodes_is_taken_over(tmp_path: Path, cache: Path) -> None:
+    write_tables(tmp_path / "set", n_train=300, size=64)
+    script = f"import time; from defensemble_training import load_dataset as l; l('folder', 8, data_dir={str(tmp_path / 'set')!r}, "
+    script += "on_progress=lambda *what: (print(*what, flush=True), time.sleep(60)))"
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline().startswith("decoding")
+        (part,) = entries(cache)
+        assert part.startswith(".")
+        waiting = subprocess.Popen([sys.executable, "-c", LOAD, str(tmp_path / "set"), "8"], stdout=subprocess.PIPE, text=True)
+        time.sleep(1.0)  # whether it waits or comes later, the result is the same
+        holder.send_signal(signal.SIGKILL)
+    out, _ = waiting.communicate(timeout=60)
+    assert waiting.returncode == 0
+    assert out.strip() == load_dataset("folder", 8, data_dir=tmp_path / "set").digest
+    assert entries(cache) == [part.removeprefix(".").removesuffix(".part")]
+
+
+def test_processes_at_the_same_time_decode_once(tmp_path: Path, cache: Path) -> None:
+    write_tables(tmp_path / "set", n_train=300, size=64)
+    started = [
+        subprocess.Popen([sys.executable, "-c", LOAD, str(tmp_path / "set"), "16"], stdout=subprocess.PIPE, text=True) for _ in range(3)
+    ]
+    outs = [process.communicate(timeout=60)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0]
+    assert len(set(outs)) == 1
+    assert len(entries(cache)) == 1
+
+
+def test_a_disk_that_becomes_full_leaves_nothing_behind(tmp_path: Path, cache: Path) -> None:
+    write_tables(tmp_path / "set", n_train=60, size=32)
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); " + LOAD  # a real write fails
+    done = subprocess.run([sys.executable, "-c", limited, str(tmp_path / "set"), "32"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "was full before all images were decoded (File too large): they need 1,251,856 bytes; what was written is removed" in done.stderr
+    assert entries(cache) == []
+    assert len(load_dataset("folder", 32, data_dir=tmp_path / "set").train) == 60
+
+
+def test_a_disk_that_is_too_small_is_told_before_anything_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(small)], capture_output=True, text=True, check=False)
+    if mounted.returncode != 0:
+        pytest.skip(f"no small file system can be mounted here: {mounted.stderr.strip()}")
+    try:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(small))
+        write_tables(tmp_path / "set")
+        with pytest.raises(
+            DataError, match=r"decoding needs 1,052,176 bytes in .*small.*, of which 524,288 are free; make room, take a small"
+        ):
+            load_dataset("folder", data_dir=tmp_path / "set", on_progress=lambda *what: pytest.fail("it decoded"))
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("words")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    write_tables(tmp_path / "set")
+    with pytest.raises(
+        DataError, match=r"the cache of decoded images, .*file/defensemble/datasets, cannot be written: .*; mend its permissions"
+    ):
+        load_dataset("folder", data_dir=tmp_path / "set")

@@ -1,0 +1,155 @@
+"""Class folders of images, and what can be wrong with them."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from defensemble_training import DataError, load_dataset
+
+from .written import CLASSES, by_class, pictures, write_class_folders, write_split
+
+
+def test_the_images_are_those_of_the_files(tmp_path: Path) -> None:
+    train, test = write_split(tmp_path)
+    (tmp_path / "train/ant/._000.png").write_bytes(b"of macOS")
+    (tmp_path / "train/.hidden").mkdir()
+    (tmp_path / "train/ant/notes.txt").write_text("words")
+    data = load_dataset("folder", data_dir=str(tmp_path))
+    np.testing.assert_array_equal(data.train.pixels, by_class(train))
+    np.testing.assert_array_equal(data.test.pixels, by_class(test))
+    assert data.train.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert data.class_names == CLASSES
+    assert data.source == "images from a local folder as class folders, PNG-coded"
+
+
+@pytest.mark.parametrize("test_split", ["val", "validation", "valid"])
+def test_the_test_part_may_have_other_names(tmp_path: Path, test_split: str) -> None:
+    write_split(tmp_path)
+    (tmp_path / "test").rename(tmp_path / test_split)
+    assert len(load_dataset("stylized-imagenet", 8, data_dir=tmp_path).test) == 6
+
+
+def test_without_a_split_a_fifth_of_every_class_is_for_the_test_always_the_same(tmp_path: Path) -> None:
+    images = pictures(45)
+    for place in ("one", "other"):
+        write_class_folders(tmp_path / place, images, [number % 3 for number in range(45)])
+    one, other = (load_dataset("folder", data_dir=tmp_path / place) for place in ("one", "other"))
+    assert np.bincount(one.train.labels).tolist() == [12] * 3
+    assert np.bincount(one.test.labels).tolist() == [3] * 3
+    assert one.digest == other.digest
+    together = np.concatenate([one.train.pixels, one.test.pixels])
+    assert sorted(image.tobytes() for image in together) == sorted(image.tobytes() for image in by_class(images))
+    assert "without a split (of every class a fifth, chosen by a fixed seed, is the test part)" in one.source
+
+
+def test_tiny_imagenet_as_its_authors_have_packed_it(tmp_path: Path) -> None:
+    images = pictures(9, 64)
+    for number, image in enumerate(images[:6]):
+        place = tmp_path / "train" / CLASSES[number % 3] / "images"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(place / f"{number}.png")
+        (place.parent / "boxes.txt").write_text("0.png\t0\t0\t1\t1\n")
+    (tmp_path / "val/images").mkdir(parents=True)
+    for number, image in enumerate(images[6:]):
+        Image.fromarray(image).save(tmp_path / f"val/images/val_{number}.png")
+    annotations = tmp_path / "val/val_annotations.txt"
+    annotations.write_text("val_2.png\tant\t0\t0\t1\t1\nval_0.png\tcow\t0\t0\t1\t1\nval_1.png\tbee\t0\t0\t1\t1\n")
+    (tmp_path / "test/images").mkdir(parents=True)
+    data = load_dataset("tiny-imagenet", data_dir=tmp_path)
+    np.testing.assert_array_equal(data.train.pixels, by_class(images[:6]))
+    np.testing.assert_array_equal(data.test.pixels, images[[8, 6, 7]].transpose(0, 3, 1, 2))
+    assert data.test.labels.tolist() == [0, 2, 1]
+    annotations.write_text("val_2.png\tant\nval_9.png\tcow\n")
+    with pytest.raises(DataError, match=r"names in line 2 the image val/images/val_9.png, which is not there; expected image, tab"):
+        load_dataset("tiny-imagenet", data_dir=tmp_path)
+    annotations.write_text("val_2.png\tdog\n")
+    with pytest.raises(DataError, match="names in line 1 the class 'dog', which train lacks"):
+        load_dataset("tiny-imagenet", data_dir=tmp_path)
+
+
+def test_a_damaged_image_is_named_and_left_out_only_if_asked(tmp_path: Path) -> None:
+    write_split(tmp_path)
+    damaged = tmp_path / "train/bee/004.png"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    with pytest.raises(DataError, match=f"{damaged} is no image that can be decoded: .*truncated.*; mend or remove it, or leave out what"):
+        load_dataset("folder", data_dir=tmp_path)
+    data = load_dataset("folder", data_dir=tmp_path, skip_damaged=True)
+    assert data.train.labels.tolist() == [0] * 4 + [1] * 3 + [2] * 4
+    assert data.source == "images from a local folder as class folders, PNG-coded, 1 damaged image left out"
+    damaged.write_text("no image at all")
+    with pytest.raises(DataError, match=r"train/bee/004.png is no image that can be decoded: it is of no such format; expected JPEG, PNG"):
+        load_dataset("folder", data_dir=tmp_path)
+
+
+def test_a_class_that_is_left_with_damaged_images_alone_is_named(tmp_path: Path) -> None:
+    write_split(tmp_path)
+    for path in (tmp_path / "train/cow").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match=r"\(without 4 damaged images\) has 1 of 3 classes that the training part has no image of: cow"):
+        load_dataset("folder", data_dir=tmp_path, skip_damaged=True)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_an_empty_class_folder_is_named(tmp_path: Path, split: str) -> None:
+    write_split(tmp_path)
+    for path in (tmp_path / split / "bee").iterdir():
+        path.unlink()
+    (tmp_path / split / "bee/notes.txt").write_text("words")
+    with pytest.raises(
+        DataError, match=rf"the class folder \S*{split}/bee holds no image, but notes.txt; expected .png, .*; fill or remove it"
+    ):
+        load_dataset("folder", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize(("split", "missing"), [("train", "test or validation or valid or val"), ("test", "train")])
+def test_a_missing_split_is_named(tmp_path: Path, split: str, missing: str) -> None:
+    images, _ = write_split(tmp_path / "whole")
+    write_class_folders(tmp_path / "half" / split, images, [0, 1, 2] * 4)
+    with pytest.raises(DataError, match=rf"lacks a split: it holds {split}/, expected a folder {missing} too"):
+        load_dataset("folder", data_dir=tmp_path / "half")
+
+
+def test_a_class_of_the_test_that_training_lacks_is_named(tmp_path: Path) -> None:
+    write_split(tmp_path)
+    (tmp_path / "test/cow").rename(tmp_path / "test/dog")
+    with pytest.raises(DataError, match=r"1 classes that the training part does not have: dog; expected some of ant, bee, cow"):
+        load_dataset("folder", data_dir=tmp_path)
+
+
+def test_another_layout_is_shown_beside_those_that_are_known(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels.csv").write_text("a,b")
+    with pytest.raises(
+        DataError, match=r"of a layout that is known, but images/, labels.csv; expected train-\*.parquet and .*TRAIN/CLASS/IMAGE"
+    ):
+        load_dataset("cifar10", data_dir=tmp_path)
+    (tmp_path / "train").mkdir()
+    (tmp_path / "test").mkdir()
+    Image.fromarray(pictures(1)[0]).save(tmp_path / "train/a.png")
+    with pytest.raises(DataError, match=r"train holds no class folders, but a.png; expected"):
+        load_dataset("cifar10", data_dir=tmp_path)
+
+
+def test_a_folder_that_is_missing_or_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("words")
+    for name in ("nothing", "file"):
+        with pytest.raises(DataError, match=f"{tmp_path / name} is not a folder; expected train"):
+            load_dataset("cifar10", data_dir=tmp_path / name)
+
+
+def test_a_file_that_is_not_there_any_more_is_named(tmp_path: Path) -> None:
+    write_split(tmp_path)
+    (tmp_path / "train/ant/link.png").symlink_to("nowhere")
+    with pytest.raises(DataError, match=r"train/ant/link.png cannot be read: No such file or directory; mend or remove it"):
+        load_dataset("folder", data_dir=tmp_path, skip_damaged=True)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+def test_a_file_that_may_not_be_read_is_named(tmp_path: Path) -> None:
+    write_split(tmp_path)
+    (tmp_path / "train/ant/000.png").chmod(0)
+    with pytest.raises(DataError, match=r"train/ant/000.png cannot be read: Permission denied; mend its permissions, or remove it"):
+        load_dataset("folder", data_dir=tmp_path, skip_damaged=True)

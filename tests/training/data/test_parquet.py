@@ -1,0 +1,186 @@
+"""Parquet files as the Hugging Face hub has them."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pyarrow import parquet  # type: ignore[import-untyped,unused-ignore]
+
+from defensemble_training import DataError, load_dataset
+
+from .written import CIFAR10, CLASSES, WITHOUT_CIFAR10, pictures, png, write_split, write_table, write_tables
+
+
+@pytest.mark.parametrize("below", ["", "data", "plain_text", "anything"])
+@pytest.mark.parametrize("test_split", ["test", "validation", "valid"])
+def test_the_images_are_those_of_the_rows(tmp_path: Path, below: str, test_split: str) -> None:
+    train, test = write_tables(tmp_path / "set" / below, test_split=test_split)
+    (tmp_path / "set" / "README.md").write_text("words")
+    data = load_dataset("folder", data_dir=tmp_path / "set")
+    np.testing.assert_array_equal(data.train.pixels, train)
+    np.testing.assert_array_equal(data.test.pixels, test)
+    assert data.train.labels.tolist() == [number % 3 for number in range(12)]
+    assert data.test.labels.tolist() == [number % 3 for number in range(6)]
+    assert (data.name, data.class_names, data.input_shape, data.size, data.flip) == ("folder", CLASSES, (3, 8, 8), 8, True)
+    assert data.source == "images from a local folder as parquet, PNG-coded"
+
+
+@pytest.mark.skipif(not CIFAR10.is_dir(), reason=WITHOUT_CIFAR10)
+def test_cifar10_is_what_an_independent_decoder_gives() -> None:
+    data = load_dataset("cifar10", data_dir=CIFAR10)
+    assert repr(data) == "Dataset('cifar10', 3x32x32, 50000 train, 10000 test, 10 classes)"
+    assert data.class_names == ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+    assert data.source == "cifar10 from a local folder as parquet, JPEG-coded"
+    assert data.flip
+    for split, part in (("train", data.train), ("test", data.test)):
+        table = parquet.read_table(CIFAR10 / f"{split}-00000-of-00001.parquet")
+        np.testing.assert_array_equal(part.labels, table["label"].to_numpy())
+        assert np.bincount(part.labels).tolist() == [len(part) // 10] * 10
+        rows = np.random.default_rng(0).choice(len(part), 300, replace=False)
+        for row in rows:
+            with Image.open(io.BytesIO(table["img"][int(row)]["bytes"].as_py())) as image:
+                np.testing.assert_array_equal(part.pixels[row], np.asarray(image).transpose(2, 0, 1))
+
+
+def test_mean_and_std_are_those_of_the_training_images(tmp_path: Path) -> None:
+    train, _ = write_tables(tmp_path, n_train=200)
+    data = load_dataset("folder", data_dir=tmp_path)
+    np.testing.assert_allclose(data.mean, (train / 255).mean(axis=(0, 2, 3)), atol=5.1e-5)
+    np.testing.assert_allclose(data.std, (train / 255).std(axis=(0, 2, 3)), atol=5.1e-5)
+    assert all(value == round(value, 4) for value in (*data.mean, *data.std))
+
+
+def test_a_split_of_several_files_is_read_in_their_order(tmp_path: Path) -> None:
+    images = pictures(9)
+    for shard in (2, 0, 1):
+        rows = range(3 * shard, 3 * shard + 3)
+        write_table(tmp_path / f"data/train-0000{shard}-of-00003-0f0f.parquet", [png(images[row]) for row in rows], [0, 1, 2])
+    write_table(tmp_path / "data/test-00000-of-00001.parquet", [png(images[0])], [0])
+    data = load_dataset("folder", data_dir=tmp_path)
+    np.testing.assert_array_equal(data.train.pixels, images.transpose(0, 3, 1, 2))
+    (tmp_path / "data/train-00001-of-00003-0f0f.parquet").unlink()
+    with pytest.raises(DataError, match="lacks 1 of 3 files of the split 'train', with the numbers 00001; expected all; download the rest"):
+        load_dataset("folder", data_dir=tmp_path)
+
+
+def test_imagenet_is_tested_on_the_validation_part_whose_classes_are_published(tmp_path: Path) -> None:
+    write_tables(tmp_path, test_split="validation")
+    write_table(tmp_path / "test-00000-of-00002.parquet", [png(pictures(1)[0])], [-1])
+    assert len(load_dataset("imagenet", 8, data_dir=tmp_path).test) == 6
+    write_table(tmp_path / "validation-00000-of-00001.parquet", [png(pictures(1)[0])], [-1])
+    with pytest.raises(DataError, match=r"has the label -1 in row 0 \(-1: none\); expected 0 to 2 in every row"):
+        load_dataset("imagenet", 8, data_dir=tmp_path)
+
+
+def test_grey_images_stay_grey_in_mnist_and_where_all_are(tmp_path: Path) -> None:
+    for split, count in (("train", 6), ("test", 3)):
+        rows = [png(one) for one in pictures(count, 28, channels=1)]
+        write_table(tmp_path / f"mnist/{split}-00000-of-00001.parquet", rows, [n % 3 for n in range(count)], image="image")
+    mnist = load_dataset("mnist", data_dir=tmp_path)
+    assert (mnist.input_shape, mnist.flip, len(mnist.mean)) == ((1, 28, 28), False, 1)
+    np.testing.assert_array_equal(mnist.train.pixels[:, 0], pictures(6, 28, channels=1))
+    assert load_dataset("folder", data_dir=tmp_path).input_shape == (1, 28, 28)
+    assert load_dataset("cifar10", data_dir=tmp_path).input_shape == (3, 32, 32)
+    write_table(tmp_path / "mnist/test-00000-of-00001.parquet", [png(pictures(1, 28)[0])], [0], image="image")
+    assert load_dataset("folder", data_dir=tmp_path).input_shape == (3, 28, 28)
+
+
+def test_classes_without_names_are_named_by_their_numbers(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write_table(tmp_path / f"{split}.parquet", [png(one) for one in pictures(3)], [0, 1, 2], names=None, label="fine_label")
+    assert load_dataset("folder", data_dir=tmp_path).class_names == ("0", "1", "2")
+
+
+def test_a_row_that_holds_no_image_is_named(tmp_path: Path) -> None:
+    write_tables(tmp_path)
+    good = [png(one) for one in pictures(5)]
+    write_table(tmp_path / "train-00000-of-00001.parquet", [good[0], good[1], good[2], good[3][:-60], None], [0, 1, 2, 0, 1])
+    with pytest.raises(
+        DataError, match=r"train-00000-of-00001.parquet, row 3 is no image that can be decoded: .*; expected JPEG, PNG, .*--skip-"
+    ):
+        load_dataset("folder", data_dir=tmp_path)
+    data = load_dataset("folder", data_dir=tmp_path, skip_damaged=True)
+    assert data.train.labels.tolist() == [0, 1, 2]
+    np.testing.assert_array_equal(data.train.pixels, pictures(5)[:3].transpose(0, 3, 1, 2))
+    assert data.source.endswith(", PNG-coded, 2 damaged images left out")
+    with pytest.raises(DataError, match="row 3 is no image"):
+        load_dataset("folder", data_dir=tmp_path)
+
+
+def test_a_missing_split_is_named(tmp_path: Path) -> None:
+    write_tables(tmp_path)
+    (tmp_path / "test-00000-of-00001.parquet").unlink()
+    expected = r"lacks a split: it holds parquet files of train, expected test-\*.parquet or validation-\*.parquet or .* too"
+    with pytest.raises(DataError, match=expected):
+        load_dataset("folder", data_dir=tmp_path)
+    write_tables(tmp_path)
+    (tmp_path / "train-00000-of-00001.parquet").unlink()
+    with pytest.raises(DataError, match=r"lacks a split: it holds parquet files of test, expected train-\*.parquet too"):
+        load_dataset("folder", data_dir=tmp_path)
+
+
+def test_a_class_of_the_test_that_training_lacks_is_named(tmp_path: Path) -> None:
+    write_tables(tmp_path)
+    write_table(tmp_path / "train-00000-of-00001.parquet", [png(one) for one in pictures(4)], [0, 1, 0, 1])
+    with pytest.raises(
+        DataError, match="has 1 of 3 classes that the training part has no image of: cow; expected the same classes in both"
+    ):
+        load_dataset("folder", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("part", ["head", "tail", "middle", "nothing"])
+def test_a_file_that_is_cut_short_or_damaged_is_named(tmp_path: Path, part: str) -> None:
+    write_tables(tmp_path, n_train=60, size=32)
+    path = tmp_path / "train-00000-of-00001.parquet"
+    whole = path.read_bytes()
+    damaged = {
+        "head": whole[: len(whole) // 2],
+        "tail": whole[-len(whole) // 2 :] + b"x",
+        "middle": whole[:4] + bytes(len(whole) // 2) + whole[4 + len(whole) // 2 :],
+        "nothing": b"",
+    }
+    path.write_bytes(damaged[part])
+    with pytest.raises(DataError, match=r"train-00000-of-00001.parquet is damaged.*; download or copy it again"):
+        load_dataset("folder", data_dir=tmp_path)
+
+
+def test_a_pointer_of_git_lfs_is_recognised(tmp_path: Path) -> None:
+    write_tables(tmp_path)
+    (tmp_path / "train-00000-of-00001.parquet").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(DataError, match="is a pointer of Git LFS, not the file itself; fetch it with: git lfs pull"):
+        load_dataset("folder", data_dir=tmp_path)
+
+
+def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    write_tables(tmp_path)
+    path = tmp_path / "train-00000-of-00001.parquet"
+    path.unlink()
+    path.symlink_to("nowhere")
+    with pytest.raises(DataError, match=r"train-00000-of-00001.parquet cannot be read: No such file"):
+        load_dataset("folder", data_dir=tmp_path)
+
+
+def test_other_columns_are_shown(tmp_path: Path) -> None:
+    write_tables(tmp_path)
+    write_table(tmp_path / "train-00000-of-00001.parquet", [png(pictures(1)[0])], [0], image="picture")
+    with pytest.raises(
+        DataError, match=r"holds the columns picture \(struct<bytes: binary, path: string>\), label \(int64\); expected img or"
+    ):
+        load_dataset("folder", data_dir=tmp_path)
+
+
+def test_files_that_name_other_classes_are_refused(tmp_path: Path) -> None:
+    write_tables(tmp_path)
+    write_table(tmp_path / "test-00000-of-00001.parquet", [png(pictures(1)[0])], [0], names=("cow", "bee", "ant"))
+    with pytest.raises(DataError, match=r"test-.* names other classes than .*train-.*; expected the same in every file"):
+        load_dataset("folder", data_dir=tmp_path)
+
+
+def test_parquet_and_class_folders_of_the_same_images_are_the_same(tmp_path: Path) -> None:
+    write_tables(tmp_path / "table")
+    write_split(tmp_path / "folders")
+    one, other = (load_dataset("folder", data_dir=tmp_path / name) for name in ("table", "folders"))
+    assert one.mean == other.mean
+    assert sorted(image.tobytes() for image in one.train.pixels) == sorted(image.tobytes() for image in other.train.pixels)
