@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 import ssl
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
@@ -16,13 +15,13 @@ from numpy.typing import NDArray
 
 from defensemble._exceptions import InputError, ServerFailedError
 from defensemble._http_connection import Answer, HttpPool, ProtocolError
-from defensemble._translate import error_from_http, error_from_os, service_error
+from defensemble._translate import error_from_http, error_from_os, reading, service_error
 from defensemble._transport import ModelMetadata, OutputRequest, ServerMetadata, TensorMetadata, address_from_url
 from defensemble._wire import array_from_wire
 
 
 class HttpTransport:
-    """Talks HTTP to a Triton server (`http://`, or `https://` to a TLS proxy before it); threads may share it, processes may not.
+    """Talks HTTP to a Triton server (`http://`, or `https://` to a TLS proxy before it); threads may share it, and forked children.
 
     `context` is for `https://`; the system's roots by default.
 
@@ -60,12 +59,12 @@ class HttpTransport:
         """What the server tells everyone about a model."""
         asked = f"for the metadata of model {model!r}"
         told = self._json(_path(model), asked, timeout_s)
-        with _reading(f"{self._url}, asked {asked}"):
+        with reading(f"{self._url}, asked {asked}"):
             inputs, outputs = (
-                tuple(TensorMetadata(t["name"], t["datatype"], tuple(int(size) for size in t["shape"])) for t in told.get(key, []))
+                tuple(TensorMetadata(_text(t["name"]), _text(t["datatype"]), _shape(t["shape"])) for t in told.get(key, []))
                 for key in ("inputs", "outputs")
             )
-            return ModelMetadata(told["name"], told.get("platform", ""), inputs, outputs)
+            return ModelMetadata(_text(told["name"]), _text(told.get("platform", "")), inputs, outputs)
 
     def model_config(self, model: str, timeout_s: float) -> dict[str, Any]:
         """The model's configuration as JSON."""
@@ -74,14 +73,14 @@ class HttpTransport:
     def models(self, timeout_s: float) -> list[str]:
         """Names of the models that are loaded, sorted."""
         told = self._json("/v2/models/stats", "which models it serves", timeout_s)
-        with _reading(f"{self._url}, asked which models it serves"):
-            return sorted({one["name"] for one in told["model_stats"]})
+        with reading(f"{self._url}, asked which models it serves"):
+            return sorted({_text(one["name"]) for one in told["model_stats"]})
 
     def server_metadata(self, timeout_s: float) -> ServerMetadata:
         """The server's name and version."""
         told = self._json("/v2", "for its version", timeout_s)
-        with _reading(f"{self._url}, asked for its version"):
-            return ServerMetadata(told["name"], told["version"])
+        with reading(f"{self._url}, asked for its version"):
+            return ServerMetadata(_text(told["name"]), _text(told["version"]))
 
     def live(self, timeout_s: float) -> bool:
         """Whether the server says that it lives."""
@@ -123,7 +122,7 @@ class HttpTransport:
         except OSError as error:
             raise error_from_os(error, what) from error
         except ProtocolError as error:
-            raise service_error(ServerFailedError, what, f"no HTTP/1.1: {error} (is this its gRPC port?)") from error
+            raise service_error(ServerFailedError, what, f"no HTTP/1.1 that can be read: {error}") from error
 
 
 def _path(model: str) -> str:
@@ -149,9 +148,9 @@ def _request_head(inputs: tuple[tuple[str, tuple[int, ...]], ...], outputs: tupl
 def _layout(head: bytes, what: str) -> tuple[tuple[str, str, tuple[int, ...], int], ...]:
     """Name, datatype, shape and size in bytes of each output, in the order of their data."""
     told = _object_from_json(head, what)
-    with _reading(what):
+    with reading(what):
         return tuple(
-            (o["name"], o["datatype"], tuple(int(size) for size in o["shape"]), int(o["parameters"]["binary_data_size"]))
+            (_text(o["name"]), _text(o["datatype"]), _shape(o["shape"]), _size(o["parameters"]["binary_data_size"]))
             for o in told["outputs"]
         )
 
@@ -160,7 +159,8 @@ def _arrays_from_answer(answer: Answer, what: str) -> dict[str, NDArray[Any]]:
     length = answer.headers.get(b"inference-header-content-length", b"")
     if not length.isdigit():
         raise service_error(ServerFailedError, what, f"its answer has no binary data: {_told(answer)!r}")
-    at = int(length)
+    with reading(what):
+        at = int(length)  # which refuses more digits than it will read
     arrays = {}
     for name, datatype, shape, size in _layout(bytes(answer.body[:at]), what):
         arrays[name] = array_from_wire(datatype, shape, answer.body[at : at + size], what)
@@ -168,20 +168,29 @@ def _arrays_from_answer(answer: Answer, what: str) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-@contextmanager
-def _reading(what: str) -> Iterator[None]:
-    """Turns a JSON answer of another form than the protocol's into an error of ours."""
-    try:
-        yield
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        told = f"its answer is not what the KServe protocol says ({type(error).__name__}: {error})"
-        raise service_error(ServerFailedError, what, told) from error
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"expected a text, got {value!r:.100}")
+    return value
+
+
+def _size(value: object) -> int:
+    if not isinstance(value, int) or value < 0:
+        raise TypeError(f"expected a number of bytes, got {value!r:.100}")
+    return value
+
+
+def _shape(value: object) -> tuple[int, ...]:
+    # As numbers or, as the JSON form of protobuf's int64, texts.
+    if not isinstance(value, list) or not all(isinstance(size, (int, str)) for size in value):
+        raise TypeError(f"expected a list of whole numbers, got {value!r:.100}")
+    return tuple(int(size) for size in value)
 
 
 def _object_from_json(content: bytes, what: str) -> dict[str, Any]:
     try:
         told = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise service_error(ServerFailedError, what, f"its answer is not JSON: {content[:200]!r}") from error
     if not isinstance(told, dict):
         raise service_error(ServerFailedError, what, f"its answer is not a JSON object: {content[:200]!r}")
@@ -193,6 +202,6 @@ def _told(answer: Answer) -> str:
     text = bytes(answer.body[:2000]).decode("utf-8", "replace")
     try:
         told = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text[:300]  # a proxy's page
     return str(told["error"]) if isinstance(told, dict) and "error" in told else text[:300]

@@ -7,6 +7,7 @@ shared by threads. Their timeouts are for each read, so that an answer that tric
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import ssl
@@ -19,6 +20,7 @@ from defensemble._transport import Address
 
 _RECV_BYTES = 1 << 16
 _MAX_HEAD_BYTES = 1 << 16
+_MAX_BODY_BYTES = 1 << 31  # what gRPC's messages end at too; a length above it is an error of the server, not a reason to ask for memory
 _JOIN_BYTES = 1 << 16  # up to here one send of a joined copy is cheaper than several sends
 
 
@@ -36,12 +38,13 @@ class Answer:
 
 
 class HttpPool:
-    """Connections to one server, each used by one thread at a time and kept for the next request."""
+    """Connections to one server, each used by one thread at a time and kept for the next request; a forked child makes its own."""
 
     def __init__(self, address: Address, context: ssl.SSLContext | None) -> None:
         self._address = address
         self._context = context
         self._idle: deque[_Connection] = deque()  # its append and pop are atomic
+        self._process = os.getpid()
         self._closed = False
 
     def exchange(self, method: str, target: str, headers: str, body: Sequence[bytes | memoryview], timeout_s: float) -> Answer:
@@ -54,7 +57,7 @@ class HttpPool:
         deadline = time.monotonic() + timeout_s
         length = sum(len(part) for part in body)
         head = f"{method} {target} HTTP/1.1\r\nHost: {self._address.netloc}\r\nContent-Length: {length}\r\n{headers}\r\n".encode("latin-1")
-        connection = self._connection(timeout_s)
+        connection = self._connection(deadline)
         reusable = False
         try:
             connection.send([head, *body], deadline)
@@ -72,23 +75,28 @@ class HttpPool:
         while self._idle:
             self._idle.pop().close()
 
-    def _connection(self, timeout_s: float) -> _Connection:
+    def _connection(self, deadline: float) -> _Connection:
+        if self._process != os.getpid():
+            # Two processes on one socket would read each other's answers. Letting go of them closes our copies, and ends nothing.
+            self._idle = deque()
+            self._process = os.getpid()
         while True:
             try:
                 connection = self._idle.pop()
             except IndexError:
-                return _Connection(self._address, self._context, timeout_s)
+                return _Connection(self._address, self._context, deadline)
             if connection.usable():
                 return connection
             connection.close()
 
 
 class _Connection:
-    def __init__(self, address: Address, context: ssl.SSLContext | None, timeout_s: float) -> None:
-        self._socket = socket.create_connection((address.host, address.port), timeout=timeout_s)
+    def __init__(self, address: Address, context: ssl.SSLContext | None, deadline: float) -> None:
+        self._socket = _connected(address, deadline)
         try:
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if context is not None:
+                self._limit(deadline)
                 self._socket = context.wrap_socket(self._socket, server_hostname=address.host)
         except BaseException:
             self._socket.close()
@@ -119,7 +127,7 @@ class _Connection:
             status, version, headers = self._head(deadline)
             if status >= 200 or status == 101:
                 break  # the others are interim answers
-        reusable = version == b"HTTP/1.1" and headers.get(b"connection", b"").lower() != b"close"
+        closes = version != b"HTTP/1.1" or b"close" in [one.strip() for one in headers.get(b"connection", b"").lower().split(b",")]
         if status in (204, 304):
             body = memoryview(b"")
         elif b"transfer-encoding" in headers:
@@ -128,20 +136,22 @@ class _Connection:
             body = self._chunks(deadline)
         elif b"content-length" in headers:
             body = self._exactly(_length(headers[b"content-length"]), deadline)
+        elif closes:
+            body = self._to_the_end(deadline)  # as proxies answer for a server that they cannot reach
         else:
             raise ProtocolError("an answer with neither Content-Length nor chunks")
-        return Answer(status, headers, body), reusable and not self._buffer
+        return Answer(status, headers, body), not closes and not self._buffer
 
     def _head(self, deadline: float) -> tuple[int, bytes, dict[bytes, bytes]]:
         while (end := self._buffer.find(b"\r\n\r\n")) < 0:
             if len(self._buffer) > _MAX_HEAD_BYTES or (len(self._buffer) >= 5 and not self._buffer.startswith(b"HTTP/")):
-                raise ProtocolError(f"its answer begins with {self._buffer[:40]!r}")
+                raise ProtocolError(f"its answer begins with {self._buffer[:40]!r} (is this its gRPC port?)")
             self._fill(deadline)
         first, *lines = self._buffer[:end].split(b"\r\n")
         self._buffer = self._buffer[end + 4 :]
         version, _, rest = first.partition(b" ")
         if not version.startswith(b"HTTP/1.") or not rest[:3].isdigit():
-            raise ProtocolError(f"its answer begins with {first[:40]!r}")
+            raise ProtocolError(f"its answer begins with {first[:40]!r} (is this its gRPC port?)")
         headers = {}
         for line in lines:
             name, _, value = line.partition(b":")
@@ -161,7 +171,10 @@ class _Connection:
             body = memoryview(self._buffer)[:length]
             self._buffer = self._buffer[length:]
             return body
-        whole = memoryview(bytearray(length))
+        try:
+            whole = memoryview(bytearray(length))
+        except MemoryError as error:
+            raise ProtocolError(f"an answer of {length} bytes, for which there is no memory here") from error
         whole[:at] = self._buffer
         self._buffer = b""
         while at < length:
@@ -174,8 +187,11 @@ class _Connection:
 
     def _chunks(self, deadline: float) -> memoryview:
         parts: list[memoryview] = []
+        total = 0
         while True:
             size = _length(self._line(deadline).split(b";")[0], 16)
+            total += size
+            _check_length(total)
             if size == 0:
                 while self._line(deadline):
                     pass  # trailers, of which none is needed
@@ -183,6 +199,18 @@ class _Connection:
             parts.append(self._exactly(size, deadline))
             if self._line(deadline):
                 raise ProtocolError("a chunk that is longer than it says")
+
+    def _to_the_end(self, deadline: float) -> memoryview:
+        parts, total = [self._buffer], len(self._buffer)
+        self._buffer = b""
+        while True:
+            self._limit(deadline)
+            received = self._socket.recv(_RECV_BYTES)
+            if not received:
+                return memoryview(b"".join(parts))
+            parts.append(received)
+            total += len(received)
+            _check_length(total)
 
     def _line(self, deadline: float) -> bytes:
         while (end := self._buffer.find(b"\r\n")) < 0:
@@ -200,11 +228,39 @@ class _Connection:
         self._socket.settimeout(left)
 
 
+def _connected(address: Address, deadline: float) -> socket.socket:
+    """A connection to the first of the host's addresses that takes one; each gets an even share of the time that is left."""
+    found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    last: OSError | None = None
+    for tried, (family, kind, protocol, _, place) in enumerate(found):
+        left = deadline - time.monotonic()
+        if left <= 0:
+            break
+        opened = socket.socket(family, kind, protocol)
+        try:
+            opened.settimeout(left / (len(found) - tried))
+            opened.connect(place)
+            return opened
+        except OSError as error:
+            opened.close()
+            last = error
+        except BaseException:
+            opened.close()
+            raise
+    raise last or TimeoutError("the time was up")
+
+
 def _length(text: bytes, base: int = 10) -> int:
     try:
         length = int(text.strip(), base)
     except ValueError as error:
-        raise ProtocolError(f"the length {text!r} is not a number") from error
+        raise ProtocolError(f"the length {text[:40]!r} is not a number") from error
     if length < 0:
-        raise ProtocolError(f"the length {text!r} is negative")
+        raise ProtocolError(f"the length {text[:40]!r} is negative")
+    _check_length(length)
     return length
+
+
+def _check_length(length: int) -> None:
+    if length > _MAX_BODY_BYTES:
+        raise ProtocolError(f"an answer of {length} bytes, expected at most {_MAX_BODY_BYTES}")

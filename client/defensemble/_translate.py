@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from defensemble._exceptions import (
     ConnectionFailedError,
@@ -79,3 +80,13 @@ def error_from_os(error: OSError, what: str) -> ServiceError:
     if isinstance(error, TimeoutError):
         return service_error(DeadlineExceededError, what, "no answer in time")
     return service_error(ConnectionFailedError, what, f"{type(error).__name__}, {error}")
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Turns what goes wrong where an answer of another form than the protocol's is taken apart into an error of ours."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+        told = f"its answer is not what the KServe protocol says ({type(error).__name__}: {error})"
+        raise service_error(ServerFailedError, what, told) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import struct
 from typing import Any
@@ -34,13 +35,15 @@ def array_from_wire(datatype: str, shape: tuple[int, ...], content: bytes | memo
     Raises:
         ServerFailedError: Content and shape do not fit, or the datatype is unknown; `what` says who was asked for what.
     """
-    if datatype == "BYTES":
-        items = _items(bytes(content))
-        if items is not None and len(items) == math.prod(shape):
-            texts: NDArray[Any] = np.array(items, dtype=object).reshape(shape)
-            return texts
-    elif datatype in _DTYPES and len(content) == math.prod(shape) * _DTYPES[datatype].itemsize:
-        return np.frombuffer(content, dtype=_DTYPES[datatype]).reshape(shape)
+    if min(shape, default=0) >= 0:
+        with contextlib.suppress(ValueError, OverflowError):  # what numpy says of more dimensions, or larger ones, than it has
+            if datatype == "BYTES":
+                items = _items(bytes(content))
+                if items is not None and len(items) == math.prod(shape):
+                    texts: NDArray[Any] = np.array(items, dtype=object).reshape(shape)
+                    return texts
+            elif datatype in _DTYPES and len(content) == math.prod(shape) * _DTYPES[datatype].itemsize:
+                return np.frombuffer(content, dtype=_DTYPES[datatype]).reshape(shape)
     raise service_error(
         ServerFailedError, what, f"its answer holds {len(content)} bytes for an output of type {datatype} and shape {list(shape)}"
     )

@@ -4,7 +4,7 @@ import struct
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
@@ -32,6 +32,9 @@ def test_texts_come_back_as_they_were(texts: list[bytes]) -> None:
         ("FP32", (2,), bytes(7)),
         ("FP32", (3,), bytes(8)),
         ("FP32", (-1, 2), bytes(8)),
+        ("FP32", (-1, -2), bytes(8)),
+        ("FP32", (1,) * 70, bytes(4)),
+        ("BYTES", (-1, -1), b"\x01\0\0\0a"),
         ("FP128", (1,), bytes(16)),
         ("BYTES", (2,), b"\x01\0\0\0a"),
         ("BYTES", (1,), b"\x09\0\0\0a"),
@@ -43,9 +46,15 @@ def test_content_that_does_not_fit(datatype: str, shape: tuple[int, ...], conten
         array_from_wire(datatype, shape, content, "what")
 
 
-@given(st.binary(max_size=40), st.lists(st.integers(0, 3), max_size=3))
-def test_any_bytes_are_read_or_refused(content: bytes, shape: list[int]) -> None:
-    for datatype in ("FP32", "BYTES", "BOOL"):
+SIZES = st.integers(0, 3) | st.integers(-3, 3) | st.sampled_from([2**31, 2**62, 2**63, 10**30, -(2**63)])
+
+
+@given(st.binary(max_size=40), st.lists(SIZES, max_size=4) | st.lists(st.integers(0, 1), max_size=80), st.text(max_size=5))
+@example(bytes(8), [-1, -2], "")
+@example(bytes(4), [1] * 70, "")
+@example(b"", [0, 10**30], "")
+def test_any_bytes_are_read_or_refused(content: bytes, shape: list[int], another: str) -> None:
+    for datatype in ("FP32", "BYTES", "BOOL", another):
         try:
             array = array_from_wire(datatype, tuple(shape), content, "what")
         except ServerFailedError:
