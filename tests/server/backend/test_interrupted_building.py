@@ -20,7 +20,7 @@ from tests.server.backend.test_building import COMPILES, script
 SLOW = """
 [ "$1" = --version ] && { echo "slow 1.0"; exit 0; }
 echo half > "${TMPDIR:-/tmp}/cc-$$.s"
-sh -c 'echo $$ > "$0.child"; while :; do sleep 0.05; done' "$0"
+sh -c 'echo $$ > "$0.child"; exec sleep 60' "$0"
 exit 4
 """
 BUILD = """
