@@ -16,7 +16,7 @@ import urllib3
 
 from ._errors import RuntimeMissingError, ServerError
 from .backend import built_backend, find_compiler, onnxruntime_library
-from .options import ServeOptions
+from .options import ServeOptions, reached_at
 from .runtime import EMBEDDED_CORE, check_platform, embedded_triton
 from .state import read_states
 
@@ -153,10 +153,9 @@ def _ports() -> Iterator[Check]:
 def _servers(urls: list[str]) -> Iterator[Check]:
     damaged: list[Check] = []
     for state in read_states(on_damaged=lambda path, why: damaged.append(Check("server file", WARN, why, f"rm {shlex.quote(str(path))}"))):
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(state.host, state.host)
         name = f"server {state.grpc_port}"
         yield Check(name, PASS, f"gRPC {state.grpc_port}, HTTP {state.http_port}, serves {state.repository} (process {state.pid})")
-        yield _version(name, f"http://{host}:{state.http_port}", local=state.host in ("127.0.0.1", "::1", "localhost"))
+        yield _version(name, f"http://{reached_at(state.host)}:{state.http_port}", local=state.host in ("127.0.0.1", "::1", "localhost"))
     yield from damaged
     for url in urls:
         yield _version(url, url, local=False)
