@@ -57,15 +57,15 @@ def listening_ports(pid: int) -> set[int]:
     return ports
 
 
-def without_digest(repository: Path, name: str) -> Path:
-    """Take the digest out of a member's configuration, as for a model of somebody else's; returns its model file."""
+def without_digest(repository: Path, name: str, version: int = 1) -> Path:
+    """Take a version's digest out of a member's configuration, as for a model of somebody else's; returns its model file."""
     from defensemble_export import config_from_pbtxt, pbtxt_from_config
 
     path = repository / name / "config.pbtxt"
     config = config_from_pbtxt(path.read_text(), name)
-    del config.parameters["sha256.1"]
+    del config.parameters[f"sha256.{version}"]
     path.write_bytes(pbtxt_from_config(config))
-    return repository / name / "1/model.onnx"
+    return repository / name / str(version) / "model.onnx"
 
 
 def write_slow_model(repository: Path) -> Path:

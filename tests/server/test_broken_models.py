@@ -36,7 +36,7 @@ def test_an_ensemble_over_a_broken_member_is_not_served(repository: Path) -> Non
     tiny.write_repository(repository, {"gamma": 3}, ensemble="other")
     (repository / "alpha/config.pbtxt").unlink()
     with serve(repository, FREE) as server:
-        assert server.problems["ensemble"] == "its step 'alpha' cannot be served"
+        assert server.problems["ensemble"] == f"its step 'alpha' cannot be served: {server.problems['alpha']}"
         assert "other" in server.models
 
 
@@ -44,7 +44,35 @@ def test_a_changed_weight_loads_as_well_as_a_right_one_and_is_caught_by_its_dige
     (repository / "beta/1/model.onnx").write_bytes(tiny.linear_onnx(99))
     with serve(repository, FREE) as server:
         assert "SHA-256" in server.problems["beta"]
-        assert server.problems["ensemble"] == "its step 'beta' cannot be served"
+        assert server.problems["ensemble"] == f"its step 'beta' cannot be served: {server.problems['beta']}"
+
+
+def test_a_member_that_triton_refuses_is_the_reason_of_its_ensemble(repository: Path) -> None:
+    without_digest(repository, "beta").write_bytes(b"this is no ONNX file")
+    with serve(repository, FREE) as server:
+        assert "cannot load" in server.problems["beta"]
+        assert server.problems["ensemble"] == f"its step 'beta' cannot be served: {server.problems['beta']}"
+
+
+def test_a_newer_version_that_triton_refuses_is_named_with_its_remedy(repository: Path) -> None:
+    tiny.write_second_version(repository, "beta", 7)
+    without_digest(repository, "beta", 2).write_bytes(b"this is no ONNX file")
+    with serve(repository, FREE) as server:
+        assert server.problems["beta"].startswith("version 2: ")
+        assert server.problems["beta"].endswith(
+            f"it takes version 1 along, for Triton loads them together: move {repository}/beta/2 out of the repository"
+        )
+        assert server.problems["ensemble"] == f"its step 'beta' cannot be served: {server.problems['beta']}"
+    (repository / "beta/2").rename(repository.parent / "out")
+    with serve(repository, FREE) as server:
+        assert server.problems == {}
+
+
+def test_a_member_that_answers_no_numbers_is_the_reason_of_its_ensemble(repository: Path) -> None:
+    without_digest(repository, "beta").write_bytes(tiny.linear_onnx(2, scale=np.nan))
+    with serve(repository, FREE) as server:
+        assert server.problems["beta"] == "version 1 answers values that are not finite on the fixed image"
+        assert server.problems["ensemble"] == f"its step 'beta' does not answer rightly: {server.problems['beta']}"
 
 
 def test_an_average_that_answers_otherwise_than_its_configuration_says_is_not_served(repository: Path) -> None:

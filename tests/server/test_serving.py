@@ -146,10 +146,7 @@ def test_a_profile_takes_its_own_configuration_where_a_model_has_one(repository:
 
 
 def test_two_versions_stay_loaded_and_the_pinned_one_votes(repository: Path) -> None:
-    from defensemble_export import Member, repository_plan, write_plan
-
-    new = Member("alpha", tiny.linear_onnx(7), tiny.SHAPE, 3, tiny.CLASSES, "digest")
-    write_plan(repository, repository_plan(repository, [new], ensemble=None, replace=True))
+    tiny.write_second_version(repository, "alpha", 7)
     images = tiny.images(3)
     expected = (tiny.softmax(tiny.logits(1, images)) + tiny.softmax(tiny.logits(2, images))) / 2
     with serve(repository, FREE) as server:
