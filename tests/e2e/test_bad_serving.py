@@ -146,6 +146,20 @@ def test_serve_tells_how_to_install_a_triton_that_pip_cannot_get(repository: Pat
     assert re.match(r"Triton could not be installed; try `\S+ -m pip install .*triton-runtime\.txt`\. pip said:\nERROR: ", told(done))
 
 
+def test_serve_and_doctor_refuse_a_glibc_that_is_too_old(repository: Path) -> None:
+    (repository.parent / "site").mkdir()
+    (repository.parent / "site/sitecustomize.py").write_text("import platform\nplatform.libc_ver = lambda *_: ('glibc', '2.31')\n")
+    env = environment(PYTHONPATH=python_path(repository.parent / "site"))
+    expected = (
+        "the embedded Triton needs glibc 2.35 or newer, this system has 2.31: use Debian 12, Ubuntu 22.04 or later, or --runtime docker"
+    )
+    done = run("serve", repository, "--free-ports", cwd=repository.parent, env=env)
+    assert (done.returncode, told(done)) == (1, expected)
+    doctor = run("doctor", cwd=repository.parent, env=env)
+    assert doctor.returncode == 1
+    assert re.search(f"^FAIL  platform +{re.escape(expected)}$", doctor.stdout, re.MULTILINE)
+
+
 def test_serve_names_an_onnxruntime_that_is_too_old(repository: Path) -> None:
     library = repository.parent / "site/onnxruntime/capi/libonnxruntime.so.1.14.1"
     library.parent.mkdir(parents=True)
