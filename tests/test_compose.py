@@ -11,12 +11,17 @@ import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
+import urllib3
 import yaml
 
+from defensemble_server import serve
 from defensemble_server.options import ADMIN_HEADER, RESTRICTED_APIS, ServeOptions, triton_command
 from defensemble_server.runtime import CONTAINER, Runtime, find_runtime
+from tests import tiny
+from tests.server.calls import FREE, without_digest
 
 COMPOSE = Path(__file__).parents[1] / "docker-compose.yml"
 KEY = "0123456789abcdef"
@@ -102,6 +107,17 @@ def test_docker_gives_triton_the_time_that_it_drains(triton: dict[str, Any]) -> 
     (drain,) = [int(flag.partition("=")[2]) for flag in triton["command"] if flag.startswith("--exit-timeout-secs=")]
     assert drain == ServeOptions().drain_s
     assert int(triton["stop_grace_period"].removesuffix("s")) > drain + 5
+
+
+def test_the_health_check_passes_where_one_model_of_several_is_bad(triton: dict[str, Any], tmp_path: Path) -> None:
+    folder = tiny.write_repository(tmp_path / "repository")
+    without_digest(folder, "beta").write_bytes(b"this is no ONNX file")
+    url = urlsplit(triton["healthcheck"]["test"][-1])
+    assert (url.hostname, url.port) == ("localhost", 8000)
+    with serve(folder, FREE) as server:
+        assert "alpha" in server.models
+        assert urllib3.request("GET", f"{server.http_url}/v2/health/ready").status == 400
+        assert urllib3.request("GET", server.http_url + url.path).status == 200
 
 
 def test_triton_knows_every_flag(triton: dict[str, Any]) -> None:

@@ -20,14 +20,14 @@ def weights(seed: int, shape: Sequence[int] = SHAPE, classes: int = 3) -> Array:
     return np.random.default_rng(seed).normal(size=(int(np.prod(shape)), classes)).astype(np.float32)
 
 
-def linear_onnx(seed: int, shape: Sequence[int] = SHAPE, classes: int = 3) -> bytes:
+def linear_onnx(seed: int, shape: Sequence[int] = SHAPE, classes: int = 3, scale: float = 1.0) -> bytes:
     """A linear classifier: `images` (N,C,H,W) to `logits` (N,K)."""
     graph = helper.make_graph(
         [helper.make_node("Flatten", ["images"], ["flat"]), helper.make_node("MatMul", ["flat", "weights"], ["logits"])],
         "linear",
         [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", *shape])],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", classes])],
-        [numpy_helper.from_array(weights(seed, shape, classes), "weights")],
+        [numpy_helper.from_array(weights(seed, shape, classes) * np.float32(scale), "weights")],
     )
     model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 20)])
     content: bytes = model.SerializeToString()
@@ -69,6 +69,14 @@ def write_repository(
     members = [Member(name, linear_onnx(seed), SHAPE, len(CLASSES), CLASSES, f"digest-of-{name}") for name, seed in seeds.items()]
     write_plan(folder, repository_plan(folder, members, ensemble=ensemble, average=average, weights=weight, max_batch_size=max_batch_size))
     return folder
+
+
+def write_second_version(folder: Path, name: str, seed: int) -> None:
+    """Export the next version of a member of `write_repository`; the ensemble keeps the one that it pins."""
+    from defensemble_export import Member, repository_plan, write_plan
+
+    new = Member(name, linear_onnx(seed), SHAPE, len(CLASSES), CLASSES, f"new-digest-of-{name}")
+    write_plan(folder, repository_plan(folder, [new], ensemble=None, replace=True))
 
 
 def leftovers(repository: Path) -> list[str]:

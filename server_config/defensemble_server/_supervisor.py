@@ -3,7 +3,8 @@
 Standard input is a pipe that only the parent holds. Its first line is JSON: ``command`` and ``environment`` of the server, ``log``
 (a file), ``state`` (a file to remove at the end), ``grace_s`` (how long the server may drain). Then a line ``detach`` lets the server
 outlive the parent; end of file without it means that the parent ended or died. A signal is not used for that: PR_SET_PDEATHSIG fires
-when the *thread* that forked ends. Standard output says ``started PID`` and, at the end, ``exited STATUS``.
+when the *thread* that forked ends. SIGTERM is an order to stop too; SIGINT one to do so at once, without draining. Standard output says
+``started PID`` and, at the end, ``exited STATUS``.
 """
 
 import ctypes
@@ -23,11 +24,12 @@ def main() -> None:
     os.set_blocking(wake, False)
     os.set_blocking(wake_writer, False)
     signal.set_wakeup_fd(wake_writer)
-    stopping = False
+    stopping = at_once = False
 
-    def stop(*_: object) -> None:
-        nonlocal stopping
+    def stop(number: int, _: object) -> None:
+        nonlocal stopping, at_once
         stopping = True
+        at_once = at_once or number == signal.SIGINT
 
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.signal(signal.SIGTERM, stop)
@@ -58,7 +60,10 @@ def main() -> None:
                     watched.remove(0)
                 else:
                     stopping = True
-        _end(server, settings["grace_s"])
+        server.terminate()
+        deadline = time.monotonic() + settings["grace_s"]
+        while server.poll() is None and time.monotonic() < deadline and not at_once:
+            time.sleep(0.005)
     finally:
         if server.poll() is None:
             server.kill()
@@ -76,15 +81,6 @@ def _forget(state: str) -> None:
         return  # there is none, or it is not ours to judge
     if ours:
         os.unlink(state)
-
-
-def _end(server: "subprocess.Popen[bytes]", grace_s: float) -> None:
-    if server.poll() is not None:
-        return
-    server.terminate()
-    deadline = time.monotonic() + grace_s
-    while server.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
 
 
 def _line(descriptor: int) -> str:

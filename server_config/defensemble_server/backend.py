@@ -16,12 +16,12 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ._errors import BackendBuildError, RuntimeMissingError, ServerError
+from .building import building_folder, run_compiler
 from .data import data_file
 
 LIBRARY_NAME = "libtriton_onnxruntime.so"
@@ -75,7 +75,7 @@ def ensure_backend(
     """Build the backend if it is not in the cache yet; return the directory for Triton's `--backend-directory`.
 
     The cache keeps one build for each source, flags and compiler version; it is built aside and renamed, so that two processes may do
-    so at once, and a failed build leaves nothing.
+    so at once, and a failed or interrupted build leaves nothing; what a killed one left is removed by the next.
 
     Args:
         cache_dir: Where builds are kept; `$XDG_CACHE_HOME/defensemble/backend` (`~/.cache/...`) by default.
@@ -100,18 +100,15 @@ def ensure_backend(
     if (built / "onnxruntime" / LIBRARY_NAME).is_file():
         return built
     (say or _say_on_stderr)(f"building the onnxruntime backend, once, with {chosen} ...")
-    cache.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=".building-", dir=cache))
-    try:
+    with building_folder(cache) as folder:
+        aside = folder / "built"
         try:
-            _compile(source, chosen, aside / "onnxruntime" / LIBRARY_NAME)
+            _compile(source, chosen, aside / "onnxruntime" / LIBRARY_NAME, temporary=folder / "temporary")
         except BackendBuildError:
             _check_space(cache)
             raise
         aside.chmod(0o755)
         _rename_unless_there(aside, built)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return built
 
 
@@ -187,14 +184,13 @@ def _compiler_from_command(command: tuple[str, ...], origin: str) -> Compiler:
     return Compiler(command, answer.stdout.strip().splitlines()[0])
 
 
-def _compile(source: Path, compiler: Compiler, library: Path) -> None:
-    library.parent.mkdir()
+def _compile(source: Path, compiler: Compiler, library: Path, *, temporary: Path) -> None:
+    library.parent.mkdir(parents=True)
+    temporary.mkdir()
     units = [str(path) for path in _source_files(source) if path.suffix == ".cc"]
     command = [*compiler.command, *FLAGS, f"-I{source}", *units, "-o", str(library), "-ldl"]
     try:
-        result = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", timeout=_BUILD_TIMEOUT_S, check=False
-        )
+        result = run_compiler(command, temporary=temporary, timeout_s=_BUILD_TIMEOUT_S)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BackendBuildError(f"building the onnxruntime backend with {compiler} failed: {error}") from error
     if result.returncode != 0 or not library.is_file():

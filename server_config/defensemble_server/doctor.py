@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import platform
+import shlex
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -14,12 +16,14 @@ import urllib3
 
 from ._errors import RuntimeMissingError, ServerError
 from .backend import built_backend, find_compiler, onnxruntime_library
-from .options import ServeOptions
+from .options import ServeOptions, reached_at
 from .runtime import EMBEDDED_CORE, check_platform, embedded_triton
 from .state import read_states
 
 PASS, WARN, FAIL = "PASS", "WARN", "FAIL"
 _PYTHONS = ((3, 10), (3, 13))
+# The GPU build is installed in the place of the other, never beside it.
+_STANDS_FOR = {"onnxruntime": "onnxruntime-gpu"}
 _EXTRAS = {"train": ("torch", "safetensors", "scikit-learn"), "export": ("onnx", "onnxruntime", "onnxscript")}
 # (first core without it, what it is), from NVIDIA's security bulletins. The core's minor version counts NVIDIA's monthly releases: 2.51 is
 # 24.10, 2.59.0 is 25.06, 2.59.1 is 25.07, 2.60 is 25.08, and one more each month.
@@ -81,14 +85,22 @@ def _packages() -> Iterator[Check]:
     for extra, packages in _EXTRAS.items():
         found, missing = [], []
         for package in packages:
-            try:
-                found.append(f"{package} {importlib.metadata.version(package)}")
-            except importlib.metadata.PackageNotFoundError:
+            installed = _installed(package) or _installed(_STANDS_FOR.get(package, package))
+            if installed is None:
                 missing.append(package)
+            else:
+                found.append(installed)
         if missing:
             yield Check(extra, WARN, f"`defensemble {extra}` lacks {', '.join(missing)}", f"pip install 'defensemble[{extra}]'")
         else:
             yield Check(extra, PASS, ", ".join(found))
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return f"{package} {importlib.metadata.version(package)}"
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _runtime() -> Iterator[Check]:
@@ -107,24 +119,19 @@ def _runtime() -> Iterator[Check]:
         + "\n".join(f"{'':>8}- {hole}" for hole in holes_of(EMBEDDED_CORE)),
         "for anything that strangers reach: NVIDIA's container, 26.07 or later, behind a proxy",
     )
-    yield _tried("ONNX Runtime", lambda: str(onnxruntime_library()), "pip install 'defensemble[server]'")
-    compiler = find_compiler()
-    if compiler is None:
-        yield Check("compiler", WARN, "no C++ compiler for the native backend", "apt-get install g++, or pip install ziglang")
-    else:
-        yield Check("compiler", PASS, str(compiler))
-    backend = built_backend()
-    if backend is None:
-        yield Check("backend", WARN, "not built yet; `defensemble serve` builds it, once", "defensemble serve, or make install")
-    else:
-        yield Check("backend", PASS, str(backend))
+    yield _tried("ONNX Runtime", onnxruntime_library, "pip install 'defensemble[server]'")
+    mend = "apt-get install g++, or pip install ziglang" + ("; unset CXX, or set it to a compiler that runs" if "CXX" in os.environ else "")
+    yield _tried("compiler", find_compiler, mend, none="no C++ compiler for the native backend")
+    yield _tried("backend", built_backend, "defensemble serve, or make install", none="not built yet; `defensemble serve` builds it, once")
 
 
-def _tried(name: str, find: Callable[[], str], mend: str) -> Check:
+def _tried(name: str, find: Callable[[], object], mend: str, *, none: str = "") -> Check:
+    """FAIL where ``find`` raises, WARN with the text ``none`` where it finds nothing."""
     try:
-        return Check(name, PASS, find())
+        found = find()
     except ServerError as error:
         return Check(name, FAIL, str(error), mend)
+    return Check(name, WARN, none, mend) if found is None else Check(name, PASS, str(found))
 
 
 def _ports() -> Iterator[Check]:
@@ -144,18 +151,21 @@ def _ports() -> Iterator[Check]:
 
 
 def _servers(urls: list[str]) -> Iterator[Check]:
-    for state in read_states():
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(state.host, state.host)
+    damaged: list[Check] = []
+    for state in read_states(on_damaged=lambda path, why: damaged.append(Check("server file", WARN, why, f"rm {shlex.quote(str(path))}"))):
         name = f"server {state.grpc_port}"
         yield Check(name, PASS, f"gRPC {state.grpc_port}, HTTP {state.http_port}, serves {state.repository} (process {state.pid})")
-        yield _version(name, f"http://{host}:{state.http_port}", local=state.host in ("127.0.0.1", "::1", "localhost"))
+        yield _version(name, f"http://{reached_at(state.host)}:{state.http_port}", local=state.host in ("127.0.0.1", "::1", "localhost"))
+    yield from damaged
     for url in urls:
         yield _version(url, url, local=False)
 
 
 def _version(name: str, url: str, *, local: bool) -> Check:
     if not url.startswith(("http://", "https://")):
-        return Check(name, FAIL, f"{url!r} has no scheme", "expected http://HOST:PORT of the HTTP front end")
+        scheme = url.partition("://")[0] if "://" in url else None
+        what = f"{url!r} has no scheme" if scheme is None else f"{scheme}:// cannot be asked for the version here, got {url!r}"
+        return Check(name, FAIL, what, "expected http://HOST:PORT of the HTTP front end")
     try:
         answer = urllib3.request("GET", f"{url.rstrip('/')}/v2", retries=False, timeout=3.0)
         version = str(json.loads(answer.data)["version"])

@@ -95,6 +95,29 @@ def new_admin_key() -> str:
     return secrets.token_hex(24)
 
 
+def address_from_host(host: str) -> str:
+    """The address that a host name stands for, IPv4 where it has one: Triton takes addresses alone (a name becomes 255.255.255.255).
+
+    Raises:
+        PortError: no such host is known.
+    """
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise PortError(f"host {host!r} cannot be resolved: {error}. Name an address of this machine, such as 127.0.0.1 or ::1") from error
+    return str(min(found, key=lambda entry: entry[0] != socket.AF_INET)[4][0])
+
+
+def in_url(host: str) -> str:
+    """An address as it is written before a port."""
+    return f"[{host}]" if ":" in host else host
+
+
+def reached_at(host: str) -> str:
+    """Where a server that listens on an address is reached from this machine, as it is written before a port."""
+    return in_url({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host))
+
+
 def claim_ports(options: ServeOptions) -> dict[str, int]:
     """The ports to listen on: those asked for, checked to be free, and free ones in the place of 0.
 
@@ -135,6 +158,8 @@ def triton_command(
     docker = runtime.name == "docker"
     inner = {"http": 8000, "grpc": 8001, "metrics": 8002} if docker else ports
     host = "0.0.0.0" if docker else options.host
+    # Tried with core 2.51: its HTTP server (libevhtp) wants a prefix before an IPv6 address, gRPC brackets around it.
+    addresses = {"http": f"ipv6:{host}", "grpc": f"[{host}]", "metrics": f"ipv6:{host}"} if ":" in host else dict.fromkeys(inner, host)
     command = _docker_prefix(runtime, repository, options, ports) if docker else [str(runtime.executable)]
     command += [
         f"--model-repository={'/models' if docker else repository}",
@@ -146,7 +171,7 @@ def triton_command(
         "--allow-vertex-ai=false",
     ]
     for what, port in inner.items():
-        command += [f"--{what}-address={host}", f"--{what}-port={port}"]
+        command += [f"--{what}-address={addresses[what]}", f"--{what}-port={port}"]
     restricted = f"{','.join(RESTRICTED_APIS)}:{ADMIN_HEADER}={admin_key}"
     command += [f"--http-restricted-api={restricted}", f"--grpc-restricted-protocol={restricted}"]
     settings = {**runtime.backend_settings, "intra_op_thread_count": str(threads)}
@@ -166,7 +191,8 @@ def cores() -> int:
 
 
 def _docker_prefix(runtime: Runtime, repository: Path, options: ServeOptions, ports: dict[str, int]) -> list[str]:
-    published = [f"--publish={options.host}:{ports[what]}:{inner}" for what, inner in (("http", 8000), ("grpc", 8001), ("metrics", 8002))]
+    host = in_url(options.host)
+    published = [f"--publish={host}:{ports[what]}:{inner}" for what, inner in (("http", 8000), ("grpc", 8001), ("metrics", 8002))]
     return [
         str(runtime.executable),
         "run",

@@ -11,7 +11,7 @@ import urllib3
 
 from ._errors import StartError
 from .options import ADMIN_HEADER
-from .repository import Model, Repository, averaging_of
+from .repository import Model, Repository, averaging_of, without_version
 
 # Between an ensemble's answer and numpy's average of its members' answers, both float32.
 TOLERANCE = 1e-5
@@ -75,16 +75,27 @@ def failed_models(probe: Probe, repository: Repository) -> dict[str, str]:
         states.setdefault(entry["name"], []).append(entry)
     failed = {}
     for name, model in repository.models.items():
-        # A version that the configuration's policy leaves out is unavailable without a reason.
-        bad = [entry for entry in states.get(name, []) if entry.get("state") != "READY" and entry.get("reason") != "unloaded"]
-        ready = any(entry.get("state") == "READY" for entry in states.get(name, []))
-        if not ready or any(entry.get("reason") for entry in bad):
-            reasons = sorted({entry["reason"] for entry in bad if entry.get("reason")})
-            steps = [step.model_name for step in model.config.ensemble_scheduling.step]
-            failed[name] = "; ".join(reasons) or (
-                f"Triton gives no reason; one of its steps {steps} may not fit" if steps else "Triton gives no reason"
-            )
+        # A version that the configuration's policy leaves out, or that is good beside a bad one, is unavailable without a reason.
+        bad = [
+            entry for entry in states.get(name, []) if entry.get("state") != "READY" and entry.get("reason") not in (None, "", "unloaded")
+        ]
+        if bad or not any(entry.get("state") == "READY" for entry in states.get(name, [])):
+            failed[name] = "; ".join(sorted({_refusal(entry, repository, model) for entry in bad}))
+    for name in [name for name, reason in failed.items() if not reason]:
+        steps = [step.model_name for step in repository.models[name].config.ensemble_scheduling.step]
+        step = next((step for step in steps if step in failed), None)
+        if step is not None:
+            failed[name] = f"its step '{step}' cannot be served: {failed[step] or 'Triton gives no reason'}"
+        else:
+            failed[name] = f"Triton gives no reason; one of its steps {steps} may not fit" if steps else "Triton gives no reason"
     return failed
+
+
+def _refusal(entry: dict[str, str], repository: Repository, model: Model) -> str:
+    if len(model.served_versions) == 1 or "version" not in entry:
+        return entry["reason"]
+    mend = without_version(repository.path / model.name, model, int(entry["version"]))
+    return f"version {entry['version']}: {entry['reason']}; {mend}"
 
 
 def check_answers(probe: Probe, repository: Repository, served: list[str]) -> dict[str, str]:
@@ -104,7 +115,7 @@ def check_answers(probe: Probe, repository: Repository, served: list[str]) -> di
             try:
                 answer = probe.infer(name, version, _images_for(model), "logits")
             except StartError as error:
-                wrong[name] = str(error)
+                wrong[name] = f"version {version} does not answer: {error}"
                 continue
             if not np.isfinite(answer).all():
                 wrong[name] = f"version {version} answers values that are not finite on the fixed image"
@@ -115,7 +126,10 @@ def check_answers(probe: Probe, repository: Repository, served: list[str]) -> di
         if not model.is_ensemble or "probabilities" not in outputs or [tensor.name for tensor in model.config.input] != ["images"]:
             continue
         broken = sorted({step.model_name for step in model.config.ensemble_scheduling.step} & set(wrong))
-        problem = f"its step '{broken[0]}' does not answer rightly" if broken else _problem_of_ensemble(probe, repository, model, logits)
+        if broken:
+            problem: str | None = f"its step '{broken[0]}' does not answer rightly: {wrong[broken[0]]}"
+        else:
+            problem = _problem_of_ensemble(probe, repository, model, logits)
         if problem:
             wrong[name] = problem
     return wrong

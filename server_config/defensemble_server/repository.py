@@ -18,6 +18,8 @@ from ._errors import RepositoryError
 CONFIG_FILE = "config.pbtxt"
 # The embedded runtime answers for this backend alone.
 BACKEND = "onnxruntime"
+# What the members' votes are averaged as.
+AVERAGES = ("probabilities", "logits")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 _LARGEST_VERSION = 2**63 - 1
 
@@ -48,6 +50,16 @@ class Model:
         inputs = {tensor.name for tensor in self.config.input}
         steps = self.config.ensemble_scheduling.step
         return [(step.model_name, step.model_version) for step in steps if inputs & set(step.input_map.values())]
+
+    @property
+    def served_versions(self) -> tuple[int, ...]:
+        """The versions that Triton loads: what ``version_policy`` says, the newest alone where it says nothing."""
+        policy = self.config.version_policy
+        if policy.HasField("all"):
+            return self.versions
+        if policy.HasField("specific"):
+            return tuple(version for version in self.versions if version in policy.specific.versions)
+        return self.versions[-max(1, policy.latest.num_versions) :]
 
     def parameter(self, key: str) -> str | None:
         """A value of the configuration's ``parameters``, None where there is none."""
@@ -138,19 +150,29 @@ def _check_files(folder: Path, model: Model, only_backend: str | None) -> None:
         raise RepositoryError(
             f"backend '{got}' is not in this runtime, which has '{only_backend}' alone: serve it with --runtime docker or path"
         )
-    for version in model.versions:
+    for version in model.served_versions:
         file = folder / str(version) / (model.config.default_model_filename or "model.onnx")
         expected = model.parameter(f"sha256.{version}")
         if expected is None:
             continue
         if not file.exists():
-            raise RepositoryError(f"{file} is missing: export the model again")
+            raise RepositoryError(f"version {version}: {file} is missing: {without_version(folder, model, version)}")
         got = hashlib.sha256(file.read_bytes()).hexdigest()
         if got != expected:
             raise RepositoryError(
-                f"{file} has SHA-256 {got[:16]}..., {CONFIG_FILE} says {expected[:16]}...: the file was changed or damaged after it was "
-                "exported; export it again, or, if you changed it on purpose, write the new digest into the configuration"
+                f"version {version}: {file} has SHA-256 {got[:16]}..., {CONFIG_FILE} says {expected[:16]}...: the file was changed or "
+                f"damaged after it was exported; {without_version(folder, model, version)}; or, if you changed it on purpose, write the "
+                "new digest into the configuration"
             )
+
+
+def without_version(folder: Path, model: Model, version: int) -> str:
+    """How to be rid of one bad version: Triton loads all of a model, unchecked, and nothing of it where one version fails."""
+    others = [str(other) for other in model.served_versions if other != version]
+    move = f"move {folder / str(version)} out of the repository"
+    if not others:
+        return f"{move} and export the model again (--replace)"
+    return f"it takes version {', '.join(others)} along, for Triton loads them together: {move}"
 
 
 def _drop_broken_ensembles(models: dict[str, Model], problems: dict[str, str]) -> None:
@@ -159,11 +181,13 @@ def _drop_broken_ensembles(models: dict[str, Model], problems: dict[str, str]) -
             continue
         for step in model.config.ensemble_scheduling.step:
             member = models.get(step.model_name)
+            served = [] if member is None else list(member.served_versions)
             if member is None:
-                why = "is not in the repository" if step.model_name not in problems else "cannot be served"
+                why = problems.get(step.model_name)
+                why = "is not in the repository" if why is None else f"cannot be served: {why}"
                 problems[name] = f"its step '{step.model_name}' {why}"
-            elif step.model_version > 0 and step.model_version not in member.versions:
-                problems[name] = f"its step '{step.model_name}' pins version {step.model_version}, there are {list(member.versions)}"
+            elif step.model_version > 0 and step.model_version not in served:
+                problems[name] = f"its step '{step.model_name}' pins version {step.model_version}, served are {served}"
             else:
                 continue
             del models[name]
@@ -180,7 +204,7 @@ def averaging_of(ensemble: Model, models: Mapping[str, Model]) -> tuple[str, lis
     """What an ensemble's ``probabilities`` are: (average, weights in the order of its votes); None where no configuration says it.
 
     Raises:
-        RepositoryError: what a configuration says is not one positive number for each vote.
+        RepositoryError: what a configuration says is no average, or not one positive number for each vote.
     """
     for step in ensemble.config.ensemble_scheduling.step:
         if "probabilities" not in step.output_map.values():
@@ -189,6 +213,8 @@ def averaging_of(ensemble: Model, models: Mapping[str, Model]) -> tuple[str, lis
         average, text = (model.parameter("average"), model.parameter("weights")) if model is not None else (None, None)
         if average is None or text is None:
             continue
+        if average not in AVERAGES:
+            raise RepositoryError(f"parameter average of '{step.model_name}' must be one of {', '.join(AVERAGES)}, got {average[:80]!r}")
         try:
             weights = [float(weight) for weight in json.loads(text)]
         except (ValueError, TypeError) as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 import urllib3
 
 from ._errors import PortError, RepositoryError, StartError, StateError
-from .options import ServeOptions, claim_ports, cores, new_admin_key, triton_command
+from .options import ServeOptions, address_from_host, claim_ports, cores, new_admin_key, reached_at, triton_command
 from .readiness import Probe, check_answers, failed_models
 from .repository import BACKEND, Repository, read_repository
 from .runtime import Runtime, find_runtime
@@ -73,8 +73,7 @@ class Server:
 
     @property
     def _host(self) -> str:
-        wildcard = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
-        return wildcard.get(self.state.host, f"[{self.state.host}]" if ":" in self.state.host else self.state.host)
+        return reached_at(self.state.host)
 
     def __repr__(self) -> str:
         return f"Server({self.grpc_url!r}, {self.http_url!r}, models={self.models})"
@@ -117,6 +116,7 @@ def start_server(
 ) -> Server:
     """Do what ``serve`` does on entering; the caller has to call ``stop`` or ``detach``."""
     options = options or ServeOptions()
+    options = replace(options, host=address_from_host(options.host))
     folder = Path(repository).resolve()
     content = read_repository(folder, profile=options.profile, only_backend=BACKEND if options.runtime == "embedded" else None)
     if not content.models:
@@ -191,9 +191,8 @@ def _await_ready(
     supervisor: Supervisor, content: Repository, options: ServeOptions, ports: dict[str, int], admin_key: str, log: Path, timeout_s: float
 ) -> tuple[list[str], dict[str, str]]:
     """Wait until Triton answers, and check what it answers; the models that it serves, and why it does not serve the others."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(options.host, options.host)
     deadline = time.monotonic() + timeout_s
-    with urllib3.HTTPConnectionPool(host, ports["http"], maxsize=1) as pool:
+    with urllib3.HTTPConnectionPool(reached_at(options.host), ports["http"], maxsize=1) as pool:
         probe = Probe(pool, admin_key)
         while not (probe.live() and (options.runtime == "docker" or _listens(supervisor, ports["http"]))):
             if not supervisor.running:

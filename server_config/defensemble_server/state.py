@@ -90,7 +90,7 @@ def write_state(state: ServerState) -> Path:
     return path
 
 
-def read_states(*, on_damaged: Callable[[str], None] = lambda text: None) -> list[ServerState]:
+def read_states(*, on_damaged: Callable[[Path, str], None] = lambda path, why: None) -> list[ServerState]:
     """All servers that are written down and run; files of dead ones are removed, of damaged ones told to ``on_damaged`` and left."""
     states = []
     for path in sorted((state_folder() / "servers").glob("*.json")):
@@ -99,7 +99,7 @@ def read_states(*, on_damaged: Callable[[str], None] = lambda text: None) -> lis
         except FileNotFoundError:
             continue  # its server ended just now
         except (OSError, ValueError, TypeError, RecursionError) as error:
-            on_damaged(f"{path} is damaged ({error}): remove it")
+            on_damaged(path, f"{path} is damaged ({error})")
             continue
         if state.alive:
             states.append(state)
@@ -115,7 +115,7 @@ def find_state(grpc_port: int | None = None) -> ServerState:
         StateError: there is none, or several and no port was given.
     """
     damaged: list[str] = []
-    states = read_states(on_damaged=damaged.append)
+    states = read_states(on_damaged=lambda path, why: damaged.append(f"{why}: remove it"))
     known = ", ".join(f"{state.grpc_port} ({state.repository})" for state in states)
     if grpc_port is not None:
         for state in states:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -85,15 +86,27 @@ class Supervisor:
         return status if status is not None else own or 1
 
     def stop(self) -> None:
-        """Drain and stop the server, and wait until all of it is gone; more than once does no harm."""
+        """Drain and stop the server, and wait until all of it is gone; more than once does no harm.
+
+        Raises:
+            KeyboardInterrupt: it was interrupted; the server was then killed, and all of it is gone.
+        """
         if self._orders.closed:
             if self.running:
                 self._process.terminate()
         else:
             with contextlib.suppress(BrokenPipeError):  # it has ended already, and what is left of our order has no reader
                 self._orders.close()  # end of file: the order to stop
-        self._process.wait(self._grace_s + 10)
+        interrupt = None
+        while self.running:
+            try:
+                self._process.wait(self._grace_s + 10)
+            except KeyboardInterrupt as again:  # requests are not waited for any longer, the end of all of it is
+                interrupt = again
+                self._process.send_signal(signal.SIGINT)
         self._reports.close()
+        if interrupt is not None:
+            raise interrupt
 
 
 def last_lines(log: Path, count: int = 15) -> str:

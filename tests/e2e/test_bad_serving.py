@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
+import urllib3
 
 from defensemble_server import read_states, stop_server
 from defensemble_server.backend import FLAGS, find_compiler
 from defensemble_server.data import data_file
+from defensemble_server.state import state_file
 from tests import tiny
 from tests.e2e.broken import content, fill, python_path, small_disk, without_programs
 from tests.e2e.command_line import TIMEOUT_S, address_from, environment, run, start, succeed, told
+from tests.server.calls import processor_ticks, write_slow_model
 
 BACKEND_TESTS = Path(__file__).parents[1] / "server/backend"
 
@@ -48,7 +54,7 @@ def repository(tmp_path: Path) -> Iterator[Path]:
             "no model in {folder}/stray can be served:\n  notes: stray folder: it holds no config.pbtxt, so it is no model; move it",
         ),
         (["garbled"], "{folder}/garbled/alpha/config.pbtxt: not a valid model configuration: 2:"),
-        (["damaged"], "alpha: {folder}/damaged/alpha/1/model.onnx has SHA-256 "),
+        (["damaged"], "alpha: version 1: {folder}/damaged/alpha/1/model.onnx has SHA-256 "),
         (["good", "--admin-key-file", "nowhere"], "admin key file nowhere cannot be read: "),
         (
             ["good", "--admin-key-file", "short.key"],
@@ -170,6 +176,20 @@ def test_serve_tells_how_to_install_a_triton_that_pip_cannot_get(repository: Pat
     assert re.match(r"Triton could not be installed; try `\S+ -m pip install .*triton-runtime\.txt`\. pip said:\nERROR: ", told(done))
 
 
+def test_serve_and_doctor_refuse_a_glibc_that_is_too_old(repository: Path) -> None:
+    (repository.parent / "site").mkdir()
+    (repository.parent / "site/sitecustomize.py").write_text("import platform\nplatform.libc_ver = lambda *_: ('glibc', '2.31')\n")
+    env = environment(PYTHONPATH=python_path(repository.parent / "site"))
+    expected = (
+        "the embedded Triton needs glibc 2.35 or newer, this system has 2.31: use Debian 12, Ubuntu 22.04 or later, or --runtime docker"
+    )
+    done = run("serve", repository, "--free-ports", cwd=repository.parent, env=env)
+    assert (done.returncode, told(done)) == (1, expected)
+    doctor = run("doctor", cwd=repository.parent, env=env)
+    assert doctor.returncode == 1
+    assert re.search(f"^FAIL  platform +{re.escape(expected)}$", doctor.stdout, re.MULTILINE)
+
+
 def test_serve_names_an_onnxruntime_that_is_too_old(repository: Path) -> None:
     library = repository.parent / "site/onnxruntime/capi/libonnxruntime.so.1.14.1"
     library.parent.mkdir(parents=True)
@@ -186,10 +206,53 @@ def test_serve_names_an_onnxruntime_that_is_too_old(repository: Path) -> None:
     assert f"ONNX Runtime 1.14.1 ('{library}') is too old for this backend: expected 1.20 or later; run: pip install --upgrade" in error
 
 
+def test_a_serve_that_is_interrupted_again_while_it_drains_ends_at_once_and_leaves_nothing(repository: Path) -> None:
+    write_slow_model(repository)
+    shared_memory = set(os.listdir("/dev/shm"))
+    with start("serve", repository, "--free-ports", "--drain", "100", cwd=repository.parent) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            address = address_from("".join(process.stdout.readline() for _ in range(6)))
+            (state,) = [state for state in read_states() if state.grpc_port == address.grpc_port]
+            body = {"inputs": [{"name": "rounds", "shape": [1, 1], "datatype": "INT64", "data": [100_000_000]}]}
+            with ThreadPoolExecutor(1) as pool:
+                asked = pool.submit(urllib3.request, "POST", f"{address.http}/v2/models/slow/infer", json=body, retries=False, timeout=100)
+                wait_for(lambda: processor_ticks(triton_of(repository)) > 50)
+                process.send_signal(signal.SIGINT)
+                wait_for(lambda: "Timeout 100" in Path(state.log).read_text())  # Triton drains
+                for _ in range(3):
+                    process.send_signal(signal.SIGINT)
+                    time.sleep(0.01)
+                assert process.wait(20) == 0
+                assert tiny.leftovers(repository) == []
+                assert not state_file(state.grpc_port).exists()
+                assert process.stderr.read() == "stopped\n"
+                assert asked.exception(20) is not None
+        finally:
+            process.kill()
+    assert set(os.listdir("/dev/shm")) <= shared_memory
+
+
+def wait_for(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def triton_of(repository: Path) -> int:
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if f"--model-repository={repository}".encode() in entry.read_bytes():
+                return int(entry.parent.name)
+    raise AssertionError(f"no Triton serves {repository}")
+
+
 @pytest.mark.parametrize(("when", "number"), [("starting", signal.SIGINT), ("ready", signal.SIGINT), ("ready", signal.SIGTERM)])
 def test_an_interrupted_serve_leaves_nothing(repository: Path, when: str, number: signal.Signals) -> None:
     (repository.parent / "temporary").mkdir()
-    before = content(repository.parent)
+    before, shared_memory = content(repository.parent), set(os.listdir("/dev/shm"))
     env = environment(TMPDIR=str(repository.parent / "temporary"))
     with start("serve", repository, "--free-ports", "--drain", "1", cwd=repository.parent, env=env) as process:
         try:
@@ -210,4 +273,5 @@ def test_an_interrupted_serve_leaves_nothing(repository: Path, when: str, number
             process.kill()
     assert tiny.leftovers(repository) == []
     assert str(repository) not in [state.repository for state in read_states()]
+    assert set(os.listdir("/dev/shm")) <= shared_memory
     assert content(repository.parent) == before

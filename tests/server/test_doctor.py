@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -14,6 +16,7 @@ from click.testing import CliRunner
 from defensemble.cli import cli
 from defensemble_server import Server
 from defensemble_server.doctor import FAIL, PASS, WARN, Check, diagnose
+from defensemble_server.state import state_file
 
 
 def found(checks: list[Check], name: str) -> list[Check]:
@@ -63,6 +66,14 @@ def other_server() -> Iterator[str]:
         thread.join()
 
 
+@pytest.mark.parametrize(("url", "text"), [("localhost:8000", "has no scheme"), ("grpc://localhost:8001", "grpc:// cannot be asked")])
+def test_a_url_of_another_kind_is_told(url: str, text: str) -> None:
+    (check,) = found(diagnose([url]), url)
+    assert check.status == FAIL
+    assert text in check.text
+    assert check.mend == "expected http://HOST:PORT of the HTTP front end"
+
+
 @pytest.mark.parametrize("kind", ["nobody there", "no URL", "another server"])
 def test_a_server_that_cannot_be_asked_fails(kind: str, triton: Server) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -89,6 +100,44 @@ def test_without_a_compiler_and_a_build(monkeypatch: pytest.MonkeyPatch, tmp_pat
     checks = diagnose([])
     assert found(checks, "compiler")[0].mend.startswith("apt-get install g++")
     assert found(checks, "backend")[0].status == WARN
+
+
+def test_a_compiler_that_does_not_run_fails_and_the_other_checks_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "/nowhere/c++ -m64")
+    checks = diagnose([])
+    (check,) = found(checks, "compiler")
+    assert check.status == FAIL
+    assert check.text.startswith("the C++ compiler from the environment variable CXX, `/nowhere/c++ -m64`, does not run: ")
+    assert "unset CXX" in check.mend
+    assert {"platform", "ONNX Runtime", "backend", "grpc port"} <= {other.name for other in checks}
+    result = CliRunner().invoke(cli, ["doctor"])
+    assert result.exit_code == 1
+    assert "FAIL  compiler" in result.output
+    assert "PASS  grpc port" in result.output or "WARN  grpc port" in result.output
+
+
+def test_the_gpu_build_of_onnxruntime_stands_for_the_other(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("onnx", "onnxscript", "onnxruntime-gpu"):
+        folder = tmp_path / f"{name.replace('-', '_')}-1.30.0.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.30.0\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *[entry for entry in sys.path if not list(Path(entry).glob("onnxruntime-*"))]])
+    (check,) = found(diagnose([]), "export")
+    assert (check.status, check.text) == (PASS, "onnx 1.30.0, onnxruntime-gpu 1.30.0, onnxscript 1.30.0")
+
+
+def test_a_damaged_server_file_is_told_with_the_command_that_removes_it(own_state_folder: Path) -> None:
+    path = state_file(1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("{")
+    try:
+        (check,) = found(diagnose([]), "server file")
+        assert check.status == WARN
+        assert str(path) in check.text
+        subprocess.run(check.mend, shell=True, check=True)
+        assert found(diagnose([]), "server file") == []
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def test_the_command_line_fails_where_something_must_be_mended() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from defensemble_server import PortError, RuntimeMissingError, ServeOptions, ServerError, read_admin_key
 from defensemble_server.doctor import holes_of
-from defensemble_server.options import triton_command
+from defensemble_server.options import address_from_host, triton_command
 from defensemble_server.runtime import Runtime, check_platform, find_runtime
 
 PORTS = {"http": 18000, "grpc": 18001, "metrics": 18002}
@@ -56,6 +56,20 @@ def test_the_docker_command_line_publishes_on_loopback_and_mounts_read_only() ->
     assert "--model-repository=/models" in inside
     assert "--grpc-port=8001" in inside
     assert not [flag for flag in inside if flag.startswith("--backend-directory")], "NVIDIA's own backends"
+
+
+def test_a_host_name_becomes_an_address_and_an_unknown_one_is_told() -> None:
+    assert address_from_host("localhost") in ("127.0.0.1", "::1")
+    assert [address_from_host(host) for host in ("127.0.0.2", "::1", "::", "0.0.0.0")] == ["127.0.0.2", "::1", "::", "0.0.0.0"]
+    for host in ("no-such-host.invalid", "", "a" * 300):
+        with pytest.raises(PortError, match=r"cannot be resolved: .* such as 127\.0\.0\.1 or ::1"):
+            address_from_host(host)
+
+
+def test_ipv6_addresses_are_written_as_each_of_tritons_servers_wants_them() -> None:
+    line = command(Runtime("path", Path("/t/tritonserver")), host="::1")
+    assert {"--http-address=ipv6:::1", "--grpc-address=[::1]", "--metrics-address=ipv6:::1"} <= set(line)
+    assert "--publish=[::1]:18001:8001" in command(Runtime("docker", Path("/usr/bin/docker")), host="::1")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
 
 from defensemble_server.repository import averaging_of, read_repository
 from tests import tiny
@@ -64,13 +66,57 @@ def test_a_pinned_version_that_is_not_there(tmp_path: Path) -> None:
     folder = tiny.write_repository(tmp_path / "r")
     (folder / "alpha/1").rename(folder / "alpha/2")
     problems = read_repository(folder).problems
-    assert problems["ensemble"] == "its step 'alpha' pins version 1, there are [2]"
+    assert problems["ensemble"] == "its step 'alpha' pins version 1, served are [2]"
 
 
 def test_a_missing_model_file_is_told(tmp_path: Path) -> None:
     folder = tiny.write_repository(tmp_path / "r")
     (folder / "alpha/1/model.onnx").unlink()
-    assert "model.onnx is missing: export the model again" in read_repository(folder).problems["alpha"]
+    expected = f"version 1: {folder}/alpha/1/model.onnx is missing: move {folder}/alpha/1 out of the repository and export the model again"
+    assert read_repository(folder).problems["alpha"].startswith(expected)
+
+
+def test_a_damaged_newer_version_is_named_with_its_remedy_and_the_ensemble_of_the_older_tells_it(tmp_path: Path) -> None:
+    folder = tiny.write_repository(tmp_path / "r")
+    tiny.write_second_version(folder, "alpha", 7)
+    (folder / "alpha/2/model.onnx").write_bytes(b"damaged")
+    problems = read_repository(folder).problems
+    assert list(problems) == ["alpha", "ensemble"]
+    assert problems["alpha"].startswith(f"version 2: {folder}/alpha/2/model.onnx has SHA-256 ")
+    assert f"it takes version 1 along, for Triton loads them together: move {folder}/alpha/2 out of the repository" in problems["alpha"]
+    assert problems["ensemble"] == f"its step 'alpha' cannot be served: {problems['alpha']}"
+    (folder / "alpha/2").rename(tmp_path / "out")
+    assert read_repository(folder).problems == {}
+
+
+@pytest.mark.parametrize(
+    ("policy", "problem"),
+    [
+        ("specific { versions: 1 }", ""),
+        ("all { }", "version 2: "),
+        ("latest { num_versions: 2 }", "version 2: "),
+        ("latest { num_versions: 1 }", "version 2: "),
+    ],
+)
+def test_versions_that_the_policy_leaves_out_are_not_asked_for(tmp_path: Path, policy: str, problem: str) -> None:
+    folder = tiny.write_repository(tmp_path / "r")
+    tiny.write_second_version(folder, "alpha", 7)
+    (folder / "alpha/2/model.onnx").write_bytes(b"damaged")
+    config = text_format.Parse((folder / "alpha/config.pbtxt").read_text(), model_config_pb2.ModelConfig())
+    config.ClearField("version_policy")
+    (folder / "alpha/config.pbtxt").write_text(f"{text_format.MessageToString(config)}version_policy {{ {policy} }}\n")
+    problems = read_repository(folder).problems
+    assert problems.get("alpha", "").startswith(problem)
+    assert bool(problems) == bool(problem)
+
+
+def test_an_ensemble_that_pins_a_version_which_the_policy_leaves_out(tmp_path: Path) -> None:
+    folder = tiny.write_repository(tmp_path / "r")
+    tiny.write_second_version(folder, "alpha", 7)
+    config = text_format.Parse((folder / "alpha/config.pbtxt").read_text(), model_config_pb2.ModelConfig())
+    config.ClearField("version_policy")
+    (folder / "alpha/config.pbtxt").write_text(text_format.MessageToString(config))
+    assert read_repository(folder).problems == {"ensemble": "its step 'alpha' pins version 1, served are [2]"}
 
 
 @pytest.mark.parametrize("weights", ["junk", "5", "null", "[null, 1]", "[1.0, 1.0, 1.0]", "[]", "{}", "[1, -1]", "[1, NaN]"])
@@ -81,6 +127,14 @@ def test_weights_by_hand_that_are_no_weights(tmp_path: Path, weights: str) -> No
     repository = read_repository(folder)
     assert list(repository.problems) == ["ensemble"]
     assert "parameter weights" in repository.problems["ensemble"]
+
+
+def test_an_average_by_hand_that_is_none(tmp_path: Path) -> None:
+    folder = tiny.write_repository(tmp_path / "r")
+    name = next(path.name for path in folder.iterdir() if path.name.startswith("average_"))
+    edited(folder, name, '"probabilities"\n  }', '"median"\n  }')
+    expected = f"parameter average of '{name}' must be one of probabilities, logits, got 'median'"
+    assert read_repository(folder).problems == {"ensemble": expected}
 
 
 @pytest.mark.parametrize("name", ["my model", "*", "a?b", ".git", "a\nb"])

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     help="Triton from its wheel, from PATH (inside NVIDIA's container), or by `docker run` (not tested).",
 )
 @click.option("--profile", help="Take configs/PROFILE.pbtxt of each model that has it.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; the embedded Triton refuses public ones.")
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Address or name to listen on; the embedded Triton refuses public ones."
+)
 @click.option("--http-port", type=int, help="0: any free one.  [default: 8000]")
 @click.option("--grpc-port", type=int, help="0: any free one.  [default: 8001; with --stop: the only server]")
 @click.option("--metrics-port", type=int, help="0: any free one.  [default: 8002]")
@@ -61,10 +63,14 @@ def command(
     detach: bool,
     stop: bool,
 ) -> None:
-    r"""Serve REPOSITORY (default: model_repository) with Triton until Ctrl-C; ready when every model has answered rightly.
+    r"""Serve REPOSITORY (default: model_repository) with Triton until Ctrl-C, which lets requests finish; a second one does not.
 
-    Loading and unloading models, shared memory, logging and tracing are open to the holder of the admin key alone. Triton takes that key on
-    its command line, where other users of this machine can see it.
+    Ready when every classifier, and every ensemble that takes `images`, has answered a fixed image rightly; other models are loaded, but
+    not asked.
+
+    Loading and unloading models, shared memory, logging and tracing are open to the holder of the admin key alone: the header x-admin-key
+    over HTTP, triton-grpc-protocol-x-admin-key over gRPC. Triton takes that key on its command line, where other users of this machine can
+    see it.
 
     \b
     Examples:
@@ -102,6 +108,8 @@ def command(
                 return
             status = server.wait()
     except KeyboardInterrupt:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # all is gone: one more finds nothing to end, and would only spoil the exit status
         if not ready:
             raise click.ClickException("interrupted before the server was ready; nothing is left running") from None
         click.echo("stopped", err=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import pickle
 import stat
 import subprocess
@@ -10,6 +10,7 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from defensemble_server import BackendBuildError, RuntimeMissingError
@@ -22,6 +23,9 @@ from defensemble_server.backend import (
     find_compiler,
     onnxruntime_library,
 )
+
+from . import graphs
+from .triton import Triton
 
 
 def script(folder: Path, name: str, body: str) -> str:
@@ -249,6 +253,20 @@ def test_as_a_program(tmp_path: Path, stand_in: str, monkeypatch: pytest.MonkeyP
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("Error: the C++ compiler from the environment variable CXX")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_the_real_ziglang_builds_a_backend_that_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if importlib.util.find_spec("ziglang") is None:
+        pytest.skip("the wheel ziglang is not installed: pip install ziglang (100 MB, a minute for the first build)")
+    empty_path(tmp_path, monkeypatch)
+    said: list[str] = []
+    built = ensure_backend(cache_dir=tmp_path / "cache", say=said.append)
+    assert "-m ziglang c++ -target" in said[0]
+    x = np.ones((2, 4), np.float32)
+    with Triton(tmp_path / "server", built, {"library": str(onnxruntime_library())}) as server:
+        answer = server.infer(server.load(graphs.AFFINE_CONFIG, graphs.affine()), {"x": x})
+    np.testing.assert_array_equal(answer["y"], 2 * x + 1)
 
 
 def test_without_a_compiler_an_earlier_build_of_the_same_source_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

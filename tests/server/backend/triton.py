@@ -122,17 +122,19 @@ class Triton:
 
     def __exit__(self, *_: object) -> None:
         crashed = self._supervisor.poll()
-        self.stop()
+        status = self.stop()
         assert crashed is None, f"Triton ended by itself, exit status {crashed}:\n{self.log()[-4000:]}"
+        # What is finalized at the end can go wrong too.
+        assert status == 0, f"Triton ended with exit status {status}:\n{self.log()[-4000:]}"
         assert not Path(f"/proc/{self.pid}").exists()
         assert not listens(self.grpc_port)
         assert not listens(self.http_port)
 
-    def stop(self) -> None:
+    def stop(self) -> int:
         self.client.close()
         assert self._supervisor.stdin is not None
         self._supervisor.stdin.close()
-        self._supervisor.wait(STOP_DEADLINE_S)
+        return self._supervisor.wait(STOP_DEADLINE_S)
 
     def log(self) -> str:
         return self.log_path.read_text(errors="replace")

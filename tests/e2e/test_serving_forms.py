@@ -1,0 +1,151 @@
+"""The forms of `defensemble serve` at the command line: a key of one's own, a named host, Triton from PATH and by `docker run`."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import urllib3
+
+from defensemble_server import find_state, read_states, stop_server
+from defensemble_server.runtime import Runtime, find_runtime
+from tests import tiny
+from tests.e2e.command_line import Address, address_from, environment, run, succeed, told
+from tests.server.calls import port_is_free
+
+KEY = "0123456789abcdef-of-a-test"
+# Stands for Docker: it reads the words of `docker run` as Docker does, and runs in the place of the container the Triton that is here.
+DOCKER = """#!{python}
+import os, sys
+words = sys.argv[1:]
+start = words.index("tritonserver")
+ours, theirs = words[:start], words[start + 1:]
+assert ours[:3] == ["run", "--rm", "--init"], ours
+published = dict(reversed(word.removeprefix("--publish=127.0.0.1:").split(":")) for word in ours if word.startswith("--publish="))
+(volume,) = [word.removeprefix("--volume=").removesuffix(":/models:ro") for word in ours if word.startswith("--volume=")]
+assert "--http-address=0.0.0.0" in theirs, theirs
+for index, word in enumerate(theirs):
+    name, _, value = word.partition("=")
+    if name == "--model-repository":
+        assert value == "/models"
+        theirs[index] = f"{{name}}={{volume}}"
+    elif name.endswith("-port"):
+        theirs[index] = f"{{name}}={{published.pop(value)}}"
+    elif name.endswith("-address"):
+        theirs[index] = f"{{name}}=127.0.0.1"
+assert published == {{}}, published
+os.execv({triton!r}, [{triton!r}, *theirs])
+"""
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Iterator[Path]:
+    """A good one; nothing of its server is left, even where a test fails."""
+    folder = tiny.write_repository(tmp_path / "repository")
+    yield folder
+    for state in read_states():
+        if state.repository == str(folder):
+            stop_server(state.grpc_port)
+    assert tiny.leftovers(folder) == []
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> dict[str, str]:
+    """An environment with a `tritonserver` on PATH, the wheel's with our backend, and with a stand-in for `docker`."""
+    runtime = find_runtime("embedded", say=lambda text: None)
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    triton = folder / "tritonserver"
+    triton.write_text(f'#!/bin/sh\nexport LD_LIBRARY_PATH={runtime.environment["LD_LIBRARY_PATH"]}\nexec {wheels_own(runtime)} "$@"\n')
+    (folder / "docker").write_text(DOCKER.format(python=sys.executable, triton=str(triton)))
+    for program in folder.iterdir():
+        program.chmod(0o755)
+    return environment(PATH=f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+
+def wheels_own(runtime: Runtime) -> str:
+    settings = [f"--backend-config=onnxruntime,{key}={value}" for key, value in runtime.backend_settings.items()]
+    return shlex.join([str(runtime.executable), f"--backend-directory={runtime.backend_directory}", *settings])
+
+
+def key_file(folder: Path) -> Path:
+    path = folder / "admin.key"
+    path.write_text(f"{KEY}\n")
+    return path
+
+
+def assert_it_answers_and_nothing_is_left_of_it(repository: Path, address: Address) -> None:
+    np.save(repository.parent / "x.npy", tiny.images(3))
+    for url in (address.http, address.grpc):
+        assert "ensemble: 3 images" in succeed("predict", url, "x.npy", cwd=repository.parent)
+    state = find_state(address.grpc_port)
+    succeed("serve", "--stop", "--grpc-port", str(address.grpc_port), cwd=repository.parent)
+    assert tiny.leftovers(repository) == []
+    assert all(port_is_free(port) for port in (state.http_port, state.grpc_port, state.metrics_port))
+    assert address.grpc_port not in [other.grpc_port for other in read_states()]
+
+
+def test_the_key_of_a_file_is_the_one_that_opens_the_server(repository: Path) -> None:
+    output = succeed(
+        "serve", repository, "--free-ports", "--detach", "--admin-key-file", key_file(repository.parent), cwd=repository.parent
+    )
+    assert KEY not in output
+    address = address_from(output)
+    assert find_state(address.grpc_port).admin_key == KEY
+    for key, status in ((KEY, 200), (KEY + "x", 403)):
+        answer = urllib3.request("POST", f"{address.http}/v2/repository/index", json={}, headers={"x-admin-key": key})
+        assert answer.status == status
+    assert_it_answers_and_nothing_is_left_of_it(repository, address)
+
+
+@pytest.mark.parametrize(("host", "printed"), [("localhost", "127.0.0.1"), ("::1", "[::1]")])
+def test_a_host_that_triton_would_misread_serves(repository: Path, host: str, printed: str) -> None:
+    if host == "::1" and not Path("/proc/net/if_inet6").exists():
+        pytest.skip("this machine has no IPv6")
+    arguments = ("serve", repository, "--free-ports", "--detach", "--host", host, "--start-timeout", "60")
+    address = address_from(succeed(*arguments, cwd=repository.parent))
+    assert address.http.startswith(f"http://{printed}:")
+    assert_it_answers_and_nothing_is_left_of_it(repository, address)
+
+
+def test_a_host_that_nobody_knows_is_named(repository: Path) -> None:
+    arguments = ("serve", repository, "--free-ports", "--expose-outdated-server", "--host", "no-such-host.invalid")
+    error = told(run(*arguments, cwd=repository.parent))
+    assert error.startswith("host 'no-such-host.invalid' cannot be resolved: ")
+
+
+def test_a_triton_on_path_serves(repository: Path, programs: dict[str, str]) -> None:
+    arguments = ("serve", repository, "--free-ports", "--detach", "--runtime", "path")
+    address = address_from(succeed(*arguments, cwd=repository.parent, env=programs))
+    assert find_state(address.grpc_port).runtime == "path"
+    assert_it_answers_and_nothing_is_left_of_it(repository, address)
+
+
+def test_docker_run_is_printed_without_the_key_and_run(repository: Path, programs: dict[str, str]) -> None:
+    key = key_file(repository.parent)
+    arguments = ("serve", repository, "--free-ports", "--detach", "--runtime", "docker", "--admin-key-file", key)
+    done = run(*arguments, cwd=repository.parent, env=programs)
+    assert done.returncode == 0, done.stderr
+    assert KEY not in done.stdout + done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if "docker run" in line]
+    words = shlex.split(line.removeprefix("running (not tested by us): "))
+    assert words[:3] == [str(repository.parent / "bin/docker"), "run", "--rm"]
+    assert f"--volume={repository}:/models:ro" in words
+    assert "--http-restricted-api=model-repository,shared-memory,logging,trace:x-admin-key=ADMIN-KEY" in words
+    address = address_from(done.stdout)
+    answer = urllib3.request("POST", f"{address.http}/v2/repository/index", json={}, headers={"x-admin-key": KEY})
+    assert answer.status == 200, "what was run has the key"
+    assert_it_answers_and_nothing_is_left_of_it(repository, address)
+
+
+def test_a_docker_that_fails_is_told_by_its_own_words(repository: Path, programs: dict[str, str]) -> None:
+    docker = repository.parent / "bin/docker"
+    docker.write_text("#!/bin/sh\necho 'permission denied while trying to connect to the Docker daemon socket' >&2\nexit 126\n")
+    error = told(run("serve", repository, "--free-ports", "--runtime", "docker", cwd=repository.parent, env=programs))
+    assert "Triton ended while it started. The last lines of " in error
+    assert error.endswith("permission denied while trying to connect to the Docker daemon socket")
