@@ -110,18 +110,17 @@ def test_the_gpu_kind_asks_no_cpu_index(project: Project) -> None:
     assert CPU_INDEX not in project.recipe("--always-make", "install", "GPU=1")
 
 
-@pytest.mark.parametrize("target", ["install", "demo", "test", "lint", "types", "serve", "bench"])
-def test_the_kind_that_is_installed_is_what_later_targets_use(project: Project, target: str) -> None:
-    for option in ("GPU=1", "GPU=0"):
-        project.make("install", option, CXX="c++")
-        assert "pip" not in project.recipe(target)
-        assert "pip" not in project.recipe(target, option)
-        (project.folder / "constraints.txt").touch()
-        os.utime(project.folder / "constraints.txt", (2**32, 2**32))  # other pins: the same kind, brought up to date
+@pytest.mark.parametrize(("option", "extra"), [("GPU=1", ".[gpu,dev]"), ("GPU=0", ".[all,dev]")])
+def test_the_kind_that_is_installed_is_what_later_targets_use(project: Project, option: str, extra: str) -> None:
+    project.make("install", option, CXX="c++")
+    targets = "install demo test lint types serve bench".split()
+    assert "pip" not in project.recipe(*targets)
+    assert "pip" not in project.recipe(*targets, option)
+    os.utime(project.folder / "constraints.txt", (2**32, 2**32))  # other pins: the same kind, brought up to date
+    for target in targets:
         recipe = project.recipe(target)
-        assert f"'.[{'gpu' if option == 'GPU=1' else 'all'},dev]'" in recipe
+        assert f"'{extra}'" in recipe
         assert "--clear" not in recipe
-        os.utime(project.folder / "constraints.txt", (0, 0))
 
 
 def test_another_kind_starts_afresh(project: Project) -> None:
