@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed$(if $(GPU),-gpu)
+# GPU=1 asks for the GPU kind, GPU=0 for the CPU kind; without it the kind that is installed stays.
+KIND := $(if $(GPU),$(if $(filter 0,$(GPU)),cpu,gpu),$(if $(wildcard $(VENV)/.installed-gpu),gpu,cpu))
+STAMP := $(VENV)/.installed$(if $(filter gpu,$(KIND)),-gpu)
 TORCH := torch==2.13.0
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 CPP := server_config/onnxruntime_backend
@@ -14,13 +16,14 @@ PYTEST := $(BIN)/python -m pytest
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
 
-install: $(STAMP) ## Set up .venv, Triton and its backend (GPU=1: GPU builds of torch and ONNX Runtime, and TensorRT)
+install: $(STAMP) ## Set up .venv, Triton and its backend (GPU=1: GPU builds of torch and ONNX Runtime, and TensorRT; GPU=0: back)
 
 # PyTorch's CPU index is asked for 3 s and used for torch alone: the wheel on PyPI brings CUDA, 3 GB of it.
 $(STAMP): pyproject.toml constraints.txt server_config/triton-runtime.txt
-	$(PYTHON) -m venv $(VENV)
+# Without the stamp of its kind a .venv is of the other one, whose packages do not go with these, or half installed: begun afresh.
+	$(PYTHON) -m venv $(if $(wildcard $(STAMP)),,--clear) $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-ifdef GPU
+ifeq ($(KIND),gpu)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(TORCH)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --extra-index-url https://pypi.nvidia.com --editable '.[gpu,dev]'
 else
@@ -34,6 +37,10 @@ else
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,dev]'
 endif
 	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement server_config/triton-runtime.txt
+	@if [ -z "$$CXX" ] && ! command -v c++ >/dev/null && ! command -v g++ >/dev/null && ! command -v clang++ >/dev/null; then \
+	  echo "no C++ compiler on PATH: the wheel ziglang brings one"; \
+	  $(BIN)/python -m pip install --quiet --constraint constraints.txt ziglang; \
+	fi
 	$(BIN)/python -c "from defensemble_server.backend import main; raise SystemExit(main())"
 	@touch $(STAMP)
 

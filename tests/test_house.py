@@ -187,6 +187,23 @@ def test_make_help_lists_the_targets() -> None:
     assert phony[1].split() == targets
 
 
+def test_git_ignores_the_key_that_the_readme_makes(tmp_path: Path) -> None:
+    assert "> admin.key" in (ROOT / "README.md").read_text()
+    if shutil.which("git") is None:
+        pytest.skip("there is no git to ask")
+    shutil.copy(ROOT / ".gitignore", tmp_path)
+    subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
+    asked = subprocess.run(["git", "check-ignore", "admin.key"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert asked.stdout == "admin.key\n"
+
+
+def test_contributing_tells_what_the_readme_promises_on_one_page() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    assert "how to add a network, a probe or a backend" in " ".join((ROOT / "README.md").read_text().split())
+    assert [word for word in ("network", "probe", "backend") if f"\n**a {word}**: " not in text] == []
+    assert len(text.splitlines()) <= 60
+
+
 def test_ci_calls_make_and_is_a_valid_script() -> None:
     script = ROOT / ".ci/run"
     assert os.access(script, os.X_OK)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
+
+if TYPE_CHECKING:
+    from defensemble_export import Member
 
 Array = np.ndarray[Any, Any]
 CLASSES = ("circle", "square", "triangle")
@@ -53,6 +56,21 @@ def images(count: int, seed: int = 0, shape: Sequence[int] = SHAPE) -> Array:
     return np.random.default_rng(seed).random((count, *shape), np.float32)
 
 
+def member(name: str, seed: int = 0, **other: object) -> Member:
+    """The network `linear_onnx(seed)` as a member of a repository."""
+    from defensemble_export import Member
+
+    values = {
+        "name": name,
+        "onnx": linear_onnx(seed),
+        "input_shape": SHAPE,
+        "num_classes": len(CLASSES),
+        "class_names": CLASSES,
+        "mask_digest": f"masks-{seed}",
+    } | other
+    return Member(**values)  # type: ignore[arg-type]
+
+
 def write_repository(
     folder: Path,
     seeds: Mapping[str, int] | None = None,
@@ -63,10 +81,10 @@ def write_repository(
     max_batch_size: int = 8,
 ) -> Path:
     """A repository of linear members (name to seed; by default `alpha` 1 and `beta` 2) and an ensemble of them."""
-    from defensemble_export import Member, repository_plan, write_plan
+    from defensemble_export import repository_plan, write_plan
 
     seeds = seeds or {"alpha": 1, "beta": 2}
-    members = [Member(name, linear_onnx(seed), SHAPE, len(CLASSES), CLASSES, f"digest-of-{name}") for name, seed in seeds.items()]
+    members = [member(name, seed) for name, seed in seeds.items()]
     write_plan(folder, repository_plan(folder, members, ensemble=ensemble, average=average, weights=weight, max_batch_size=max_batch_size))
     return folder
 

@@ -8,6 +8,7 @@ from .ensemble import Ensemble, Vote
 from .exporting import export_checkpoints
 from .member import member_from_onnx, onnx_from_checkpoint
 from .plan import Member, repository_plan
+from .reading import ensemble_from_configs, read_config, read_ensemble
 from .verify import verify_onnx
 from .writing import write_plan
 
@@ -22,10 +23,13 @@ __all__ = [
     "Vote",
     "average_onnx",
     "config_from_pbtxt",
+    "ensemble_from_configs",
     "export_checkpoints",
     "member_from_onnx",
     "onnx_from_checkpoint",
     "pbtxt_from_config",
+    "read_config",
+    "read_ensemble",
     "repository_plan",
     "uncertainty_onnx",
     "verify_onnx",

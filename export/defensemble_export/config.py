@@ -12,6 +12,7 @@ from ._errors import ConfigError
 from .ensemble import Ensemble
 
 BACKEND = "onnxruntime"
+CONFIG_FILE = "config.pbtxt"
 MODEL_FILE = "model.onnx"
 LABELS_FILE = "labels.txt"
 
@@ -101,31 +102,58 @@ def ensemble_config(
     input_shape: tuple[int, int, int],
     num_classes: int,
     max_batch_size: int,
+    existing: schema.ModelConfig | None = None,
 ) -> schema.ModelConfig:
     """Describe the ensemble: ``images`` FP32 [C,H,W] to ``probabilities`` [K] and, where asked for, the measures of uncertainty.
 
-    Every step pins an explicit version: what ``-1`` means changes when a version is added.
+    Every step pins an explicit version: what ``-1`` means changes when a version is added. Of an ``existing`` configuration all that does
+    not follow from who votes stays as it is: fields that were added to it, outputs that were taken out.
     """
+    measures = dict(uncertainty_outputs(len(ensemble.members), num_classes))
+    config = schema.ModelConfig(name=ensemble.name, platform="ensemble")
+    if existing is not None:
+        config.CopyFrom(existing)
+    else:
+        config.input.add(name="images", data_type=schema.TYPE_FP32, dims=input_shape)
+        config.output.add(name="probabilities", data_type=schema.TYPE_FP32, dims=[num_classes], label_filename=LABELS_FILE)
+        for output in measures:
+            config.output.add(name=output, data_type=schema.TYPE_FP32)
+    config.max_batch_size = max_batch_size
+    for tensor in config.output:
+        if tensor.name in measures:
+            tensor.dims[:] = measures[tensor.name]
+    outputs = [tensor.name for tensor in config.output]
+    del config.ensemble_scheduling.step[:]
+    config.ensemble_scheduling.step.extend(
+        ensemble_steps(ensemble, outputs, average_model=average_model, uncertainty_model=uncertainty_model)
+    )
+    return config
+
+
+def ensemble_steps(
+    ensemble: Ensemble, outputs: Sequence[str], *, average_model: str, uncertainty_model: str
+) -> list[schema.ModelEnsembling.Step]:
+    """Wire an ensemble: a step for each vote, then the averaging models that give any of ``outputs``."""
     members = len(ensemble.members)
-    config = schema.ModelConfig(name=ensemble.name, platform="ensemble", max_batch_size=max_batch_size)
-    config.input.add(name="images", data_type=schema.TYPE_FP32, dims=input_shape)
-    config.output.add(name="probabilities", data_type=schema.TYPE_FP32, dims=[num_classes], label_filename=LABELS_FILE)
-    for output, dims in uncertainty_outputs(members, num_classes):
-        config.output.add(name=output, data_type=schema.TYPE_FP32, dims=dims)
+    steps = []
     for index, member in enumerate(ensemble.members):
-        step = config.ensemble_scheduling.step.add(model_name=member.model, model_version=member.version)
+        step = schema.ModelEnsembling.Step(model_name=member.model, model_version=member.version)
         step.input_map["images"] = "images"
         step.output_map["logits"] = f"logits_{index}"
-    for model, outputs in (
+        steps.append(step)
+    for model, given in (
         (average_model, ["probabilities"]),
-        (uncertainty_model, [name for name, _ in uncertainty_outputs(members, num_classes)]),
+        (uncertainty_model, [name for name, _ in uncertainty_outputs(members, 1)]),
     ):
-        step = config.ensemble_scheduling.step.add(model_name=model, model_version=1)
+        step = schema.ModelEnsembling.Step(model_name=model, model_version=1)
         for index in range(members):
             step.input_map[f"logits_{index}"] = f"logits_{index}"
-        for output in outputs:
-            step.output_map[output] = output
-    return config
+        for output in given:
+            if output in outputs:
+                step.output_map[output] = output
+        if step.output_map:
+            steps.append(step)
+    return steps
 
 
 def uncertainty_outputs(members: int, num_classes: int) -> list[tuple[str, list[int]]]:

@@ -6,6 +6,8 @@ import hashlib
 import json
 import math
 import re
+import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ._errors import EnsembleError
@@ -68,11 +70,36 @@ class Ensemble:
         total = math.fsum(shares)
         return tuple(share / total for share in shares)
 
+    def extended(self, versions: Mapping[str, int], weights: Mapping[str, float], average: str | None = None) -> Ensemble:
+        """Let the models in ``versions`` vote at these: those that vote already stay where they are, others are appended with weight 1.
+
+        ``weights`` and ``average`` replace what they name; everything else stays.
+
+        Raises:
+            EnsembleError: a model that is named votes at several versions.
+        """
+        names = [member.model for member in self.members]
+        twice = sorted({name for name in (*versions, *weights) if names.count(name) > 1})
+        if twice:
+            raise EnsembleError(
+                f"ensemble '{self.name}' lets {', '.join(twice)} vote at several versions: which one is meant is not clear; "
+                "take the others out of its config.pbtxt, or export under another name"
+            )
+        kept = [Vote(vote.model, versions.get(vote.model, vote.version), weights.get(vote.model, vote.weight)) for vote in self.members]
+        added = [Vote(name, version, weights.get(name, 1.0)) for name, version in versions.items() if name not in names]
+        return Ensemble(self.name, (*kept, *added), average or self.average)
+
     def digest(self, num_classes: int, max_batch_size: int) -> str:
-        """Name what is computed, in 16 hexadecimal digits: the same computation gets the same name, any other another one."""
+        """Name what is computed, in 16 hexadecimal digits: the same computation gets the same name, any other another one.
+
+        Weights count as the graph holds them, normalised and in float32: 1 and 1 compute what 2 and 2 do.
+        """
         computed = {
             "average": self.average,
-            "members": [[member.model, member.version, repr(member.weight)] for member in self.members],
+            "members": [
+                [member.model, member.version, struct.pack("<f", share).hex()]
+                for member, share in zip(self.members, self.weights, strict=True)
+            ],
             "num_classes": num_classes,
             "max_batch_size": max_batch_size,
         }

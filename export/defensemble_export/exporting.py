@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ._errors import ExportError
 from .member import member_from_onnx, onnx_from_checkpoint
-from .plan import DEFAULT_MAX_BATCH_SIZE, check_request, repository_plan
-from .writing import check_writable, locked, write_plan
+from .plan import check_request, repository_plan
+from .writing import check_writable, locked, remove_stale_staging, write_plan
 
 
 def export_checkpoints(
@@ -17,15 +17,18 @@ def export_checkpoints(
     repository: Path,
     *,
     ensemble: str | None = "ensemble",
-    average: str = "probabilities",
+    average: str | None = None,
     weights: Mapping[str, float] | None = None,
-    max_batch_size: int = DEFAULT_MAX_BATCH_SIZE,
+    max_batch_size: int | None = None,
     replace: bool = False,
     on_exported: Callable[[Path], None] = lambda checkpoint: None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> list[str]:
-    """Export ``checkpoints`` as members named after their files and, unless ``ensemble`` is None, an ensemble of them.
+    """Export ``checkpoints`` as members named after their files and, unless ``ensemble`` is None, into an ensemble (``repository_plan``).
 
-    Returns the paths written, relative to ``repository``. Nothing is written unless every checkpoint was exported and verified.
+    Returns the paths written, relative to ``repository``. Nothing is written unless every checkpoint was exported and verified, each at the
+    largest batch that its configuration will allow. What an export that was killed had left beside the repository is removed; ``say`` is
+    told.
 
     Raises:
         ExportError, defensemble_training.CheckpointError, OSError: the repository is as it was.
@@ -35,7 +38,9 @@ def export_checkpoints(
     if repository.exists() and not repository.is_dir():
         raise ExportError(f"{repository} is a file: name a folder for the model repository")
     names = [checkpoint.stem for checkpoint in checkpoints]
-    check_request(repository, names, ensemble, average=average, weights=weights or {}, max_batch_size=max_batch_size, replace=replace)
+    batches = check_request(
+        repository, names, ensemble, average=average, weights=weights or {}, max_batch_size=max_batch_size, replace=replace
+    )
     check_writable(repository)
     from defensemble_training import load_checkpoint
 
@@ -44,10 +49,12 @@ def export_checkpoints(
     members = []
     with tempfile.TemporaryDirectory(prefix="defensemble-export-") as folder:
         for number, checkpoint in enumerate(checkpoints):
-            path = onnx_from_checkpoint(checkpoint, Path(folder) / f"{number}.onnx", max_batch_size=max_batch_size)
+            path = onnx_from_checkpoint(checkpoint, Path(folder) / f"{number}.onnx", max_batch_size=batches[checkpoint.stem])
             members.append(member_from_onnx(path, checkpoint.stem))
             on_exported(checkpoint)
     with locked(repository):
+        for stale in remove_stale_staging(repository):
+            say(f"removed {stale}, which an export that was killed had left")
         plan = repository_plan(
             repository, members, ensemble=ensemble, average=average, weights=weights, max_batch_size=max_batch_size, replace=replace
         )

@@ -19,6 +19,7 @@ from onnx import numpy_helper
 from ._errors import ExportError, VerificationError
 from .averaging import IR_VERSION, OPSET
 from .plan import DEFAULT_MAX_BATCH_SIZE, Member
+from .reading import checked_batch
 from .verify import verify_onnx
 
 if TYPE_CHECKING:
@@ -44,20 +45,21 @@ def onnx_from_checkpoint(
     the checkpoint was trained on, and on random ones.
 
     Raises:
+        ExportError: ``images`` are not float32 of the checkpoint's shape, ``max_batch_size`` is not 1 to 4096, ``path`` is no place.
         VerificationError: the graph answers otherwise than the checkpoint; no file is left.
+        OSError: the file cannot be written; names ``path``.
         defensemble_training.CheckpointError: the checkpoint cannot be read.
     """
     from defensemble_training import defect_masks, load_checkpoint, mask_digest
 
     target = Path(path)
+    checked_batch(max_batch_size, "max_batch_size")
+    _check_place(target)
     module, spec, record = load_checkpoint(Path(checkpoint))
     masks = defect_masks(module)
     if verify:
         images = _real_images(record) if images is None else images
-        if images.shape[1:] != spec.input_shape:
-            raise ExportError(
-                f"the checkpoint takes images of {spec.input_shape}, those for its verification are {images.shape[1:]}: pass others"
-            )
+        _check_images(images, spec.input_shape)
     model = _exported(module, spec.input_shape, masks)
     _check_masks(model, masks)
     metadata = {
@@ -68,12 +70,14 @@ def onnx_from_checkpoint(
     }
     onnx.helper.set_model_props(model, metadata)
     onnx.checker.check_model(model, full_check=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    temporary = _aside(target)
     try:
-        temporary.write_bytes(model.SerializeToString(deterministic=True))
+        with _named(target):
+            temporary.write_bytes(model.SerializeToString(deterministic=True))
         if images is not None and verify:
             verify_onnx(temporary, module, images, max_batch_size=max_batch_size)
-        os.replace(temporary, target)
+        with _named(target):
+            os.replace(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -158,6 +162,40 @@ def _check_masks(model: onnx.ModelProto, masks: dict[str, np.ndarray[Any, Any]])
             raise VerificationError(f"mask '{name}' is not a BOOL initialiser of the exported graph, which has {sorted(found) or 'none'}")
         if not np.array_equal(found[name], mask):
             raise VerificationError(f"mask '{name}' in the exported graph differs from the checkpoint's")
+
+
+def _check_place(target: Path) -> None:
+    """An export takes seconds: find out first whether its file can be written."""
+    if target.is_dir():
+        raise ExportError(f"cannot write {target}: it is a folder; name a file, such as {target / 'network.onnx'}")
+    if not target.parent.is_dir():
+        raise ExportError(f"cannot write {target}: there is no folder {target.parent}; make it with: mkdir -p {target.parent}")
+    with _named(target):
+        _aside(target).touch()
+        _aside(target).unlink()
+
+
+def _aside(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{os.getpid()}")
+
+
+@contextmanager
+def _named(target: Path) -> Iterator[None]:
+    """Let what the operating system refuses bear the name that the user gave, not that of the file aside."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(target)) from error
+
+
+def _check_images(images: np.ndarray[Any, Any], input_shape: tuple[int, int, int]) -> None:
+    if images.shape[1:] != input_shape or not len(images):
+        raise ExportError(
+            f"the checkpoint takes images of {input_shape}, those for its verification have the shape {images.shape}: "
+            "pass at least one image of that shape, (N, C, H, W)"
+        )
+    if images.dtype != np.float32:
+        raise ExportError(f"the images for the verification are {images.dtype}, expected float32 in [0, 1]: convert them with .astype")
 
 
 def _real_images(record: Any) -> np.ndarray[Any, Any]:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tritonclient.grpc import model_config_pb2 as schema
-
-from ._errors import ConfigError, EnsembleError, ExistsError, ExportError
+from ._errors import EnsembleError, ExistsError, ExportError
 from .averaging import average_onnx, uncertainty_onnx
 from .config import (
+    CONFIG_FILE,
     LABELS_FILE,
     MODEL_FILE,
     averaging_config,
@@ -23,13 +21,12 @@ from .config import (
     uncertainty_outputs,
 )
 from .ensemble import Ensemble, Vote, check_name
+from .reading import checked_batch, existing_batch, interface_of, next_version, read_config, read_ensemble
 
-CONFIG_FILE = "config.pbtxt"
 # Triton reads every folder as a model; an ensemble's version folder is empty by nature, and archives drop empty folders.
 PLACEHOLDER = "placeholder"
 DEFAULT_MAX_BATCH_SIZE = 64
-# Every export is verified at its largest batch: beyond this, memory ends before a server's queue does.
-LARGEST_BATCH = 4096
+DEFAULT_AVERAGE = "probabilities"
 
 
 @dataclass(frozen=True)
@@ -58,22 +55,26 @@ def repository_plan(
     members: Sequence[Member],
     *,
     ensemble: str | None = "ensemble",
-    average: str = "probabilities",
+    average: str | None = None,
     weights: Mapping[str, float] | None = None,
-    max_batch_size: int = DEFAULT_MAX_BATCH_SIZE,
+    max_batch_size: int | None = None,
     replace: bool = False,
 ) -> dict[str, bytes]:
     """Compute the files that add ``members`` and, unless ``ensemble`` is None, an ensemble of them to ``repository``.
 
-    Paths are relative to the repository, in the order in which they are to appear: an ensemble's ``config.pbtxt`` is last. A member that
-    exists already gets its next version (``replace``), never new bytes for an old one, and keeps the hand edits of its configuration.
+    Paths are relative to the repository, in the order in which they are to appear, so that each state on the way can be served: a member's
+    configuration before the version that it describes, an ensemble's last. A member that exists already gets its next version
+    (``replace``), never new bytes for an old one, and keeps the hand edits of its configuration. An ensemble that exists keeps its other
+    members, weights, average and hand edits: ``members`` are pinned at their new versions, and added with weight 1 where they did not vote;
+    ``weights`` and ``average`` change what they name. None stands for what is there, else for ``"probabilities"`` and 64.
 
     Raises:
         ExistsError: a member or the ensemble exists already, and ``replace`` is False.
-        EnsembleError: the members cannot be averaged, or a name or weight is not allowed.
+        EnsembleError: the members cannot be averaged, a name or weight is not allowed, or the ensemble is not one that was exported.
         ConfigError: a configuration in the repository cannot be read.
+        ExportError: ``max_batch_size`` is out of its range, or not what an existing configuration says.
     """
-    check_request(
+    batches = check_request(
         repository,
         [member.name for member in members],
         ensemble,
@@ -83,13 +84,11 @@ def repository_plan(
         replace=replace,
     )
     files: dict[str, bytes] = {}
-    votes = []
     for member in members:
-        version, member_files = _member_files(repository, member, max_batch_size)
-        files |= member_files
-        votes.append(Vote(member.name, version, (weights or {}).get(member.name, 1.0)))
+        files |= _member_files(repository, member, batches[member.name])
     if ensemble is not None:
-        files |= _ensemble_files(repository, Ensemble(ensemble, tuple(votes), average), members, _least_batch(files, max_batch_size))
+        planned = _planned_ensemble(repository, list(batches), ensemble, average, weights or {})
+        files |= _ensemble_files(repository, planned, members, batches)
     return {path: content for path, content in files.items() if not _is_there(repository / path, content)}
 
 
@@ -98,27 +97,43 @@ def check_request(
     members: Sequence[str],
     ensemble: str | None,
     *,
-    average: str,
+    average: str | None,
     weights: Mapping[str, float],
-    max_batch_size: int,
+    max_batch_size: int | None,
     replace: bool,
-) -> None:
-    """Refuse what can be refused by names and numbers alone, before any slow work.
+) -> dict[str, int]:
+    """Refuse what can be refused by names and numbers alone, before any slow work; return the largest batch that each member will take.
 
     Raises:
-        ExistsError, EnsembleError, ExportError: see ``repository_plan``.
+        ExistsError, EnsembleError, ConfigError, ExportError: see ``repository_plan``.
     """
-    if not 1 <= max_batch_size <= LARGEST_BATCH:
-        raise ExportError(f"max_batch_size must be 1 to {LARGEST_BATCH}, got {max_batch_size}")
+    if max_batch_size is not None:
+        checked_batch(max_batch_size, "max_batch_size")
     twice = sorted({name for name in members if members.count(name) > 1})
     if twice:
         raise EnsembleError(f"{', '.join(twice)}: given twice; members are named after their files, so rename one")
-    unknown = sorted(set(weights) - set(members))
-    if unknown:
-        raise EnsembleError(f"a weight is given for {', '.join(unknown)}, which is not exported here: {', '.join(members)} are")
-    if ensemble is not None:
-        Ensemble(ensemble, tuple(Vote(name, 1, weights.get(name, 1.0)) for name in members), average)
     _check_free(repository, members, ensemble, replace=replace)
+    usual = DEFAULT_MAX_BATCH_SIZE if max_batch_size is None else max_batch_size
+    if ensemble is not None:
+        _planned_ensemble(repository, members, ensemble, average, weights)
+        if (repository / ensemble).exists():
+            # A new member is not to be what makes an ensemble take less than it did.
+            usual = max(usual, existing_batch(repository / ensemble, max_batch_size))
+    return {name: existing_batch(repository / name, max_batch_size) if (repository / name).exists() else usual for name in members}
+
+
+def _planned_ensemble(repository: Path, members: Sequence[str], name: str, average: str | None, weights: Mapping[str, float]) -> Ensemble:
+    """The ensemble as it will be: the existing one with ``members`` at their next versions, else one of these alone."""
+    versions = {member: next_version(repository / member) for member in members}
+    if (repository / name).exists():
+        known = read_ensemble(repository, name)
+    else:
+        known = Ensemble(name, tuple(Vote(member, version) for member, version in versions.items()), average or DEFAULT_AVERAGE)
+    voting = {vote.model: None for vote in known.members} | dict.fromkeys(members)
+    unknown = sorted(set(weights) - set(voting))
+    if unknown:
+        raise EnsembleError(f"a weight is given for {', '.join(unknown)}, which does not vote in '{name}': {', '.join(voting)} do")
+    return known.extended(versions, weights, average)
 
 
 def _check_free(repository: Path, members: Sequence[str], ensemble: str | None, *, replace: bool) -> None:
@@ -130,24 +145,24 @@ def _check_free(repository: Path, members: Sequence[str], ensemble: str | None, 
                     f"{repository / name} exists already: rename the checkpoint, or pass --replace, "
                     "which adds the next version and keeps the old"
                 )
-            if _read_config(repository / name).platform == "ensemble":
+            if read_config(repository / name).platform == "ensemble":
                 raise ExistsError(f"{repository / name} is an ensemble, and cannot become a member: rename the checkpoint")
     if ensemble is None:
         return
+    check_name(ensemble)
     if (repository / ensemble).exists():
         if not replace:
             raise ExistsError(
                 f"ensemble {repository / ensemble} exists already: choose another --ensemble name, or pass --replace, "
-                "which points it to the members exported here"
+                "which adds the members exported here and keeps the others"
             )
-        if _read_config(repository / ensemble).platform != "ensemble":
+        if read_config(repository / ensemble).platform != "ensemble":
             raise ExistsError(f"{repository / ensemble} is not an ensemble: choose another --ensemble name")
 
 
-def _member_files(repository: Path, member: Member, max_batch_size: int) -> tuple[int, dict[str, bytes]]:
+def _member_files(repository: Path, member: Member, max_batch_size: int) -> dict[str, bytes]:
     folder = repository / member.name
     digest = hashlib.sha256(member.onnx).hexdigest()
-    labels = "".join(f"{label}\n" for label in member.class_names).encode()
     if not folder.exists():
         config = member_config(
             member.name,
@@ -157,34 +172,37 @@ def _member_files(repository: Path, member: Member, max_batch_size: int) -> tupl
             digests={1: digest},
             mask_digests={1: member.mask_digest},
         )
-        return 1, {
+        return {
             f"{member.name}/1/{MODEL_FILE}": member.onnx,
-            f"{member.name}/{LABELS_FILE}": labels,
+            f"{member.name}/{LABELS_FILE}": _labels(member),
             f"{member.name}/{CONFIG_FILE}": pbtxt_from_config(config),
         }
-    _check_same_interface(folder, member, labels)
-    version = max((int(entry.name) for entry in folder.iterdir() if re.fullmatch("[1-9][0-9]*", entry.name)), default=0) + 1
-    files = {f"{member.name}/{version}/{MODEL_FILE}": member.onnx}
+    _check_same_interface(folder, member)
+    version = next_version(folder)
+    files = {}
     for path in [*sorted((folder / "configs").glob("*.pbtxt")), folder / CONFIG_FILE]:
         config = config_from_pbtxt(path.read_text(errors="replace"), str(path))
         config.parameters[f"sha256.{version}"].string_value = digest
         config.parameters[f"mask_digest.{version}"].string_value = member.mask_digest
         files[path.relative_to(repository).as_posix()] = pbtxt_from_config(config)
-    return version, files
+    return files | {f"{member.name}/{version}/{MODEL_FILE}": member.onnx}
 
 
-def _check_same_interface(folder: Path, member: Member, labels: bytes) -> None:
-    config = _read_config(folder)
-    shapes = [list(tensor.dims) for tensor in (*config.input, *config.output)]
+def _labels(member: Member) -> bytes:
+    return "".join(f"{label}\n" for label in member.class_names).encode()
+
+
+def _check_same_interface(folder: Path, member: Member) -> None:
+    shapes, labels = interface_of(folder)
     expected = [list(member.input_shape), [member.num_classes]]
     if shapes != expected:
         raise ExistsError(f"{folder} takes and gives {shapes}, the new version {expected}: export it under another name")
-    old = folder / LABELS_FILE
-    if old.exists() and old.read_bytes() != labels:
-        raise ExistsError(f"the class names in {old} differ from the new version's: export it under another name")
+    if labels not in (None, _labels(member)):
+        raise ExistsError(f"the class names in {folder / LABELS_FILE} differ from the new version's: export it under another name")
 
 
-def _ensemble_files(repository: Path, ensemble: Ensemble, members: Sequence[Member], max_batch_size: int) -> dict[str, bytes]:
+def _check_same_as_first(repository: Path, ensemble: Ensemble, members: Sequence[Member]) -> None:
+    """All that vote must take the same images and know the same classes, those that are in the repository already too."""
     first = members[0]
     for member in members[1:]:
         for what, got, expected in (
@@ -193,36 +211,60 @@ def _ensemble_files(repository: Path, ensemble: Ensemble, members: Sequence[Memb
         ):
             if got != expected:
                 raise EnsembleError(f"members must share their {what}: '{first.name}' has {expected}, '{member.name}' has {got}")
-    digest = ensemble.digest(first.num_classes, max_batch_size)
-    graphs = {
-        f"average_{digest}": (average_onnx(ensemble, first.num_classes), [("probabilities", [first.num_classes])]),
-        f"uncertainty_{digest}": (uncertainty_onnx(ensemble, first.num_classes), uncertainty_outputs(len(members), first.num_classes)),
-    }
-    files = {}
-    for name, (onnx, outputs) in graphs.items():
-        if (repository / name / CONFIG_FILE).exists():
-            continue  # named by its content: what is there already is this, and may be serving
-        config = averaging_config(
-            name,
-            ensemble,
-            outputs,
-            num_classes=first.num_classes,
-            max_batch_size=max_batch_size,
-            digest=hashlib.sha256(onnx).hexdigest(),
-        )
-        files[f"{name}/1/{MODEL_FILE}"] = onnx
-        files[f"{name}/{CONFIG_FILE}"] = pbtxt_from_config(config)
+    shape, classes = list(first.input_shape), [first.num_classes]
+    there = {vote.model for vote in ensemble.members} - {member.name for member in members}
+    for name in sorted({*there, ensemble.name} if (repository / ensemble.name).exists() else there):
+        shapes, labels = interface_of(repository / name)
+        if shapes[:2] != [shape, classes]:
+            raise EnsembleError(f"'{name}' takes and gives {shapes[:2]}, '{first.name}' {[shape, classes]}: choose another --ensemble name")
+        if labels not in (None, _labels(first)):
+            raise EnsembleError(
+                f"the class names in {repository / name / LABELS_FILE} differ from those of '{first.name}': choose another --ensemble name"
+            )
+
+
+def _ensemble_files(repository: Path, ensemble: Ensemble, members: Sequence[Member], batches: Mapping[str, int]) -> dict[str, bytes]:
+    _check_same_as_first(repository, ensemble, members)
+    input_shape, num_classes = members[0].input_shape, members[0].num_classes
+    folder = repository / ensemble.name
+    others = [vote.model for vote in ensemble.members if vote.model not in batches]
+    # At most what each member takes: the configuration of one that was there already may allow less.
+    max_batch_size = min(
+        [
+            *batches.values(),
+            *(existing_batch(repository / name, None) for name in others),
+            *([existing_batch(folder, None)] if folder.exists() else []),
+        ]
+    )
+    digest = ensemble.digest(num_classes, max_batch_size)
+    average_model, uncertainty_model = f"average_{digest}", f"uncertainty_{digest}"
     config = ensemble_config(
         ensemble,
-        average_model=f"average_{digest}",
-        uncertainty_model=f"uncertainty_{digest}",
-        input_shape=first.input_shape,
-        num_classes=first.num_classes,
+        average_model=average_model,
+        uncertainty_model=uncertainty_model,
+        input_shape=input_shape,
+        num_classes=num_classes,
         max_batch_size=max_batch_size,
+        existing=read_config(folder) if folder.exists() else None,
     )
+    graphs = {
+        average_model: (average_onnx, [("probabilities", [num_classes])]),
+        uncertainty_model: (uncertainty_onnx, uncertainty_outputs(len(ensemble.members), num_classes)),
+    }
+    files = {}
+    for name in (step.model_name for step in config.ensemble_scheduling.step if step.model_name in graphs):
+        if (repository / name / CONFIG_FILE).exists():
+            continue  # named by its content: what is there already is this, and may be serving
+        graph, outputs = graphs[name]
+        onnx = graph(ensemble, num_classes)
+        described = averaging_config(
+            name, ensemble, outputs, num_classes=num_classes, max_batch_size=max_batch_size, digest=hashlib.sha256(onnx).hexdigest()
+        )
+        files[f"{name}/1/{MODEL_FILE}"] = onnx
+        files[f"{name}/{CONFIG_FILE}"] = pbtxt_from_config(described)
     return files | {
         f"{ensemble.name}/1/{PLACEHOLDER}": b"Triton wants a version folder; an ensemble has nothing to put there.\n",
-        f"{ensemble.name}/{LABELS_FILE}": "".join(f"{label}\n" for label in first.class_names).encode(),
+        f"{ensemble.name}/{LABELS_FILE}": _labels(members[0]),
         f"{ensemble.name}/{CONFIG_FILE}": pbtxt_from_config(config),
     }
 
@@ -230,17 +272,3 @@ def _ensemble_files(repository: Path, ensemble: Ensemble, members: Sequence[Memb
 def _is_there(path: Path, content: bytes) -> bool:
     """Whether a file holds this already: a model whose files are touched is loaded again for nothing."""
     return path.exists() and path.read_bytes() == content
-
-
-def _least_batch(files: Mapping[str, bytes], max_batch_size: int) -> int:
-    """The largest batch that every member takes: an old member's configuration may allow less than what is asked for now."""
-    configs = [config_from_pbtxt(files[path].decode(), path) for path in files if path.endswith(f"/{CONFIG_FILE}")]
-    return min([max_batch_size, *(int(config.max_batch_size) for config in configs)])
-
-
-def _read_config(folder: Path) -> schema.ModelConfig:
-    path = folder / CONFIG_FILE
-    try:
-        return config_from_pbtxt(path.read_text(errors="replace"), str(path))
-    except FileNotFoundError as error:
-        raise ConfigError(f"{folder} holds no {CONFIG_FILE}: it is not a model that this project wrote; move it away") from error

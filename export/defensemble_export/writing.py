@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from ._errors import ExportError
@@ -17,47 +18,54 @@ def write_plan(repository: Path, plan: Mapping[str, bytes]) -> None:
     """Write ``plan`` (path relative to ``repository``, to bytes) so that a failure on the way leaves the repository as it was.
 
     Everything is first written to a folder beside the repository (Triton takes every folder inside it for a model), then renamed into
-    place: a new model as one folder, a new version of a model as one folder, changed files one by one, in the plan's order.
+    place: a new model as one folder, a new version of a model as one folder, changed files one by one, in the plan's order. Hold
+    ``locked`` meanwhile.
 
     Raises:
-        OSError: a disk that is full or read-only, a missing permission (names the file); what had been moved is put back.
+        OSError: a disk that is full or read-only, a missing permission (names the file); what had been moved is put back, and no
+            folder is left.
     """
-    created = not repository.exists()
-    repository.mkdir(parents=True, exist_ok=True)
-    staging = None
-    try:
-        staging = Path(tempfile.mkdtemp(prefix=f".{repository.name}.staging-", dir=repository.resolve().parent))
-        for path, content in plan.items():
-            target = staging / path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                target.write_bytes(content)
-            except OSError as error:  # that of a failed `write` has no name
-                raise OSError(error.errno, error.strerror, str(repository / path)) from error
-        with ExitStack() as undo:
-            for unit in _units(repository, plan):
-                _move(staging / unit, repository / unit, staging, undo)
-            undo.pop_all()
-    except BaseException:
-        if created:
-            repository.rmdir()
-        raise
-    finally:
-        if staging is not None:
+    with ExitStack() as unmake:
+        for folder in _missing_folders(repository):
+            folder.mkdir()
+            unmake.callback(_remove_if_empty, folder)
+        place = repository.resolve()
+        staging = Path(tempfile.mkdtemp(prefix=_staging_prefix(place), dir=place.parent))
+        try:
+            with _held(staging, fcntl.LOCK_EX), ExitStack() as undo:
+                for path, content in plan.items():
+                    target = staging / path
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    try:
+                        target.write_bytes(content)
+                    except OSError as error:  # that of a failed `write` has no name
+                        raise OSError(error.errno, error.strerror, str(repository / path)) from error
+                for unit in _units(repository, plan):
+                    _move(staging / unit, repository / unit, staging, undo)
+                undo.pop_all()
+        finally:
             shutil.rmtree(staging)
+        unmake.pop_all()
+
+
+def remove_stale_staging(repository: Path) -> list[Path]:
+    """Remove what killed calls of ``write_plan`` have left beside ``repository``, and return it; one that is at work holds its own."""
+    place = repository.resolve()
+    name = re.compile(re.escape(_staging_prefix(place)) + "[a-z0-9_]{8}")  # the end is `mkdtemp`'s
+    removed = []
+    for folder in sorted(place.parent.iterdir()) if place.parent.exists() else []:
+        if name.fullmatch(folder.name):
+            with suppress(OSError), _held(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):  # else at work, or somebody else's
+                shutil.rmtree(folder, ignore_errors=True)
+                removed += [] if folder.exists() else [folder]
+    return removed
 
 
 @contextmanager
 def locked(repository: Path) -> Iterator[None]:
     """Let one process at a time plan and write: what was planned on the old state must not be written onto another."""
-    place = _place_beside(repository)
-    # The folder itself is locked: no file is left, and the lock ends with its process.
-    descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with _held(_place_beside(repository), fcntl.LOCK_EX):
         yield
-    finally:
-        os.close(descriptor)
 
 
 def check_writable(repository: Path) -> None:
@@ -77,6 +85,31 @@ def check_writable(repository: Path) -> None:
         # Made and removed at once: in the repository Triton would take it for a model if it looked just then, so a file it is.
         with tempfile.TemporaryFile(dir=folder):
             pass
+
+
+@contextmanager
+def _held(folder: Path, operation: int) -> Iterator[None]:
+    # The folder itself is locked: no file is left, and the lock ends with its process.
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, operation)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _staging_prefix(place: Path) -> str:
+    return f".{place.name}.staging-"
+
+
+def _missing_folders(repository: Path) -> list[Path]:
+    """The repository's folder and those above it that do not exist yet, from the top."""
+    return [folder for folder in (*reversed(repository.parents), repository) if not folder.exists()]
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):  # somebody else put something there
+        folder.rmdir()
 
 
 def _place_beside(repository: Path) -> Path:

@@ -203,13 +203,12 @@ def _compile(source: Path, compiler: Compiler, library: Path, *, temporary: Path
 
 def _check_space(cache: Path) -> None:
     """Raise what the system says where a full disk is why a build failed: a compiler tells it in words alone, and in many languages."""
-    for folder in (cache, Path(os.environ.get("TMPDIR") or "/tmp")):
-        try:
-            with tempfile.TemporaryFile(dir=folder) as file:
-                os.posix_fallocate(file.fileno(), 0, _BUILD_BYTES)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise OSError(error.errno, error.strerror, str(folder)) from error
+    try:
+        with tempfile.TemporaryFile(dir=cache) as file:
+            os.posix_fallocate(file.fileno(), 0, _BUILD_BYTES)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(error.errno, error.strerror, str(cache)) from error
 
 
 def _rename_unless_there(aside: Path, built: Path) -> None:

@@ -107,7 +107,7 @@ def test_export_refuses_a_file_that_is_no_whole_checkpoint(tmp_path: Path, kind:
         (["ensemble.safetensors", "--replace", "--ensemble", "other"], "/ensemble is an ensemble, and cannot become a member"),
         (["new.safetensors", "--ensemble", "new"], "ensemble 'new' has a member of the same name: name one of them otherwise"),
         (["new.safetensors", "--ensemble", "o", "--weight", "new=0"], "weight of 'new' must be finite and above 0, got 0.0"),
-        (["new.safetensors", "--ensemble", "o", "--weight", "old=2"], "a weight is given for old, which is not exported here: new are"),
+        (["new.safetensors", "--ensemble", "o", "--weight", "old=2"], "a weight is given for old, which does not vote in 'o': new do"),
         (["new.safetensors", "new.safetensors"], "new: given twice; members are named after their files, so rename one"),
         (["average_1.safetensors"], "names that begin with average_ or uncertainty_ are kept for averaging models"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import pickle
 
@@ -9,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from defensemble_export import Ensemble, EnsembleError, Vote
+from defensemble_export import Ensemble, EnsembleError, Vote, average_onnx
+from defensemble_export.config import averaging_config
 from defensemble_export.ensemble import check_name
 
 VOTES = (Vote("a"), Vote("b", 2, 3.0))
@@ -70,6 +72,16 @@ def test_digests_differ_where_the_computation_does() -> None:
         Ensemble("one", VOTES).digest(10, 65),
     ]
     assert len({same, *others}) == len(others) + 1
+
+
+@pytest.mark.parametrize("weights", [(2, 6.0), (1, 3), (0.1, 0.3), (1e-3, 3e-3)])
+def test_digests_are_equal_where_the_computation_is_and_weights_stay_as_given(weights: tuple[float, float]) -> None:
+    ensemble = Ensemble("e", (Vote("a", 1, weights[0]), Vote("b", 2, weights[1])))
+    assert ensemble.digest(10, 64) == Ensemble("e", VOTES).digest(10, 64)
+    assert tuple(vote.weight for vote in ensemble.members) == weights
+    config = averaging_config("average_x", ensemble, [], num_classes=10, max_batch_size=64, digest="0")
+    assert json.loads(config.parameters["weights"].string_value) == list(weights)
+    assert average_onnx(ensemble, 10) == average_onnx(Ensemble("e", VOTES), 10)
 
 
 def test_errors_pickle() -> None:

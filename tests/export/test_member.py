@@ -140,6 +140,15 @@ def test_masks_that_are_equal_by_chance_keep_their_names(tmp_path: Path) -> None
     assert sorted(node.input[0] for node in model.graph.node if node.op_type == "Where") == sorted(masks)
 
 
+def test_a_mask_that_is_not_in_the_graph_under_its_name_fails_the_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = untrained(tmp_path / "net.safetensors", digits_spec(width=2, pattern="channel", mask_seed=1))
+    # As torch's optimiser leaves it: equal masks merged. The graph computes the same, so that no image tells.
+    monkeypatch.setattr("defensemble_export.member._name_masks", lambda model, masks: None)
+    with pytest.raises(VerificationError, match=r"mask '.*' is not a BOOL initialiser of the exported graph, which has \["):
+        onnx_from_checkpoint(checkpoint, tmp_path / "net.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["net.safetensors"]
+
+
 def test_keep_one_exports_the_standard_network(tmp_path: Path) -> None:
     path = onnx_from_checkpoint(untrained(tmp_path / "s.safetensors", digits_spec(keep=1.0)), tmp_path / "s.onnx")
     assert not [tensor for tensor in onnx.load(path).graph.initializer if tensor.data_type == onnx.TensorProto.BOOL]
@@ -228,6 +237,38 @@ def test_refusals_come_before_the_slow_work_and_leave_the_repository(tmp_path: P
 
 def test_a_spec_of_the_wrong_shape_is_no_surprise(tmp_path: Path) -> None:
     spec = dataclasses.replace(digits_spec(), input_shape=(1, 24, 24))
-    with pytest.raises(ExportError, match=r"takes images of \(1, 24, 24\), those for its verification are \(1, 16, 16\)"):
+    with pytest.raises(ExportError, match=r"takes images of \(1, 24, 24\), those for its verification have the shape \(359, 1, 16, 16\)"):
         onnx_from_checkpoint(untrained(tmp_path / "net.safetensors", spec), tmp_path / "net.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["net.safetensors"]
+
+
+GOOD = tiny.images(4, shape=(1, 16, 16))
+
+
+@pytest.mark.parametrize(
+    ("place", "options", "text"),
+    [
+        ("net.onnx", {"images": GOOD.astype(np.float64)}, "images for the verification are float64, expected float32"),
+        ("net.onnx", {"images": GOOD[:0]}, r"verification have the shape \(0, 1, 16, 16\): pass at least one"),
+        ("net.onnx", {"images": GOOD[0]}, r"verification have the shape \(1, 16, 16\)"),
+        ("net.onnx", {"images": np.array(1, np.float32)}, r"verification have the shape \(\)"),
+        ("net.onnx", {"max_batch_size": 0}, "max_batch_size must be 1 to 4096, got 0"),
+        ("net.onnx", {"max_batch_size": 5000}, "max_batch_size must be 1 to 4096, got 5000"),
+        ("none/net.onnx", {}, r"cannot write .*/none/net\.onnx: there is no folder .*/none; make it with: mkdir -p "),
+        (".", {}, "it is a folder; name a file"),
+    ],
+)
+def test_what_an_export_cannot_take_is_refused_before_the_slow_work(
+    tmp_path: Path, exported: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, place: str, options: dict[str, object], text: str
+) -> None:
+    monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: pytest.fail("it was exported first"))
+    with pytest.raises(ExportError, match=text):
+        onnx_from_checkpoint(exported[0], tmp_path / place, **options)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_takes_no_file_is_named_as_the_user_named_it(tmp_path: Path, exported: tuple[Path, Path]) -> None:
+    place = tmp_path / ("x" * 250)
+    with pytest.raises(OSError, match="too long") as caught:
+        onnx_from_checkpoint(exported[0], place)
+    assert caught.value.filename == str(place)

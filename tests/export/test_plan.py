@@ -7,31 +7,20 @@ import json
 from pathlib import Path
 
 import pytest
+from tritonclient.grpc import model_config_pb2 as schema
 
 from defensemble_export import (
     ConfigError,
     EnsembleError,
     ExistsError,
     ExportError,
-    Member,
     config_from_pbtxt,
     pbtxt_from_config,
     repository_plan,
     write_plan,
 )
 from tests import tiny
-
-
-def member(name: str, seed: int = 0, **other: object) -> Member:
-    values = {
-        "name": name,
-        "onnx": tiny.linear_onnx(seed),
-        "input_shape": tiny.SHAPE,
-        "num_classes": 3,
-        "class_names": tiny.CLASSES,
-        "mask_digest": f"masks-{seed}",
-    } | other
-    return Member(**values)  # type: ignore[arg-type]
+from tests.tiny import member
 
 
 def test_the_plan_of_a_new_repository(tmp_path: Path) -> None:
@@ -59,6 +48,7 @@ def test_the_plan_of_a_new_repository(tmp_path: Path) -> None:
     assert a.version_policy.HasField("all")
     assert a.HasField("dynamic_batching")
     assert [(x.name, list(x.dims)) for x in (*a.input, *a.output)] == [("images", [1, 4, 4]), ("logits", [3])]
+    assert a.output[0].label_filename == "labels.txt"
     assert a.parameters["sha256.1"].string_value == hashlib.sha256(plan["a/1/model.onnx"]).hexdigest()
     assert a.parameters["mask_digest.1"].string_value == "masks-1"
     average = config_from_pbtxt(plan[f"average_{digest}/config.pbtxt"].decode(), "average")
@@ -66,6 +56,10 @@ def test_the_plan_of_a_new_repository(tmp_path: Path) -> None:
     assert json.loads(average.parameters["members"].string_value) == ["a@1", "b@1"]
     assert average.parameters["average"].string_value == "probabilities"
     assert average.parameters["intra_op_thread_count"].string_value == "1"
+    for name in (f"average_{digest}", f"uncertainty_{digest}"):
+        config = config_from_pbtxt(plan[f"{name}/config.pbtxt"].decode(), name)
+        assert config.version_policy.HasField("all")
+        assert [(group.kind, group.count) for group in config.instance_group] == [(schema.ModelInstanceGroup.KIND_CPU, 1)]
     ensemble = config_from_pbtxt(plan["ensemble/config.pbtxt"].decode(), "ensemble")
     assert [(x.name, list(x.dims)) for x in ensemble.output] == [
         ("probabilities", [3]),
@@ -110,6 +104,7 @@ def test_replace_adds_the_next_version_and_keeps_hand_edits(tmp_path: Path) -> N
     ensemble = config_from_pbtxt(plan["ensemble/config.pbtxt"].decode(), "ensemble")
     first = ensemble.ensemble_scheduling.step[0]
     assert (first.model_name, first.model_version) == ("a", 2)
+    assert list(plan)[:3] == ["a/configs/gpu.pbtxt", "a/config.pbtxt", "a/2/model.onnx"], "what describes a version is there before it"
     assert ensemble.max_batch_size == 16, "at most what each member takes"
     assert "ensemble/1/placeholder" not in plan, "files that do not change are not touched"
     assert "ensemble/labels.txt" not in plan
@@ -139,7 +134,11 @@ def test_the_same_averaging_model_is_not_written_twice(tmp_path: Path) -> None:
     ("call", "error", "text"),
     [
         (lambda r: repository_plan(r, [member("a"), member("a")]), EnsembleError, "given twice"),
-        (lambda r: repository_plan(r, [member("a")], weights={"z": 1.0}), EnsembleError, "weight is given for z"),
+        (
+            lambda r: repository_plan(r, [member("a")], weights={"z": 1.0}),
+            EnsembleError,
+            "weight is given for z, which does not vote in 'ensemble': a do",
+        ),
         (lambda r: repository_plan(r, [member("a")], max_batch_size=0), ExportError, "1 to 4096, got 0"),
         (lambda r: repository_plan(r, [member("a"), member("b", input_shape=(1, 2, 8))]), EnsembleError, "share their input shape"),
         (lambda r: repository_plan(r, [member("a"), member("b", class_names=("x", "y", "z"))]), EnsembleError, "share their class names"),
@@ -160,3 +159,10 @@ def test_a_folder_of_somebody_else_is_named(tmp_path: Path) -> None:
     (tmp_path / "a/config.pbtxt").write_text("max_batch_size: many")
     with pytest.raises(ConfigError, match=r"a/config.pbtxt: not a valid model configuration: 1:17"):
         repository_plan(tmp_path, [member("a")], ensemble=None, replace=True)
+
+
+def test_a_configuration_that_is_not_read_back_as_it_was_written_is_refused() -> None:
+    config = schema.ModelConfig(name="a")
+    config.MergeFromString(b"\x98\x7d\x01")  # a field of a newer schema, which the text cannot say
+    with pytest.raises(ConfigError, match="the configuration of 'a' is not read back as it was written"):
+        pbtxt_from_config(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from defensemble_export import write_plan
+from defensemble_export.writing import locked
 
 FIRST = {"a/1/model.onnx": b"one", "a/config.pbtxt": b"old", "e/config.pbtxt": b"ensemble"}
 SECOND = {"a/2/model.onnx": b"two", "a/config.pbtxt": b"new", "b/1/model.onnx": b"b", "b/config.pbtxt": b"b", "e/config.pbtxt": b"changed"}
@@ -69,12 +71,43 @@ def test_a_full_disk_at_any_call_leaves_the_old_state(tmp_path: Path, monkeypatc
         assert [path.name for path in repository.parent.iterdir()] == ["repository"]
 
 
-def test_a_new_repository_is_not_left_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        DiskFaults(patch, 6)
-        with pytest.raises(OSError, match="No space left"):
-            write_plan(tmp_path / "new", FIRST)
-    assert not list(tmp_path.iterdir())
+def test_of_a_new_repository_nothing_is_left_nor_of_the_folders_above_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "kept").mkdir()
+    for fail_at in range(1, 14):
+        with monkeypatch.context() as patch:
+            faults = DiskFaults(patch, fail_at)
+            with pytest.raises(OSError, match="No space left"):
+                write_plan(tmp_path / "kept" / "deep" / "er" / "new", FIRST)
+        assert [path.name for path in tmp_path.rglob("*")] == ["kept"], f"call {fail_at}"
+    assert faults.calls > 13, "calls that put things back were counted too"
+
+
+def test_a_folder_above_that_somebody_else_uses_by_now_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        (tmp_path / "deep" / "theirs").mkdir()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "rename", fail)
+    with pytest.raises(OSError, match="No space left"):
+        write_plan(tmp_path / "deep" / "er" / "new", FIRST)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["deep", "theirs"]
+
+
+def test_one_at_a_time_holds_the_lock(tmp_path: Path) -> None:
+    def is_held() -> bool:
+        descriptor = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
+    for repository in (tmp_path / "repository", tmp_path / "deep" / "er"):
+        with locked(repository):
+            assert is_held()
+        assert not is_held()
 
 
 @pytest.mark.skipif(not Path("/proc/self/ns").exists() or os.geteuid() != 0, reason="needs root to mount a small file system")

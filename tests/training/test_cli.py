@@ -1,10 +1,16 @@
 """`defensemble train`: what it writes, and that it refuses before it works."""
 
+import fcntl
 import inspect
 import os
+import pty
+import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -121,6 +127,31 @@ def test_the_top_command_prints_one_line_and_no_traceback(tmp_path: Path) -> Non
     assert done.returncode == 1
     assert done.stderr == "Error: keep must be in (0, 1], got 2.0; 1.0 is the standard network\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_terminal_shows_loss_accuracy_and_time_left(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
+    arguments = [*QUICK, "--epochs", "2", str(tmp_path / "a.safetensors")]
+    environment = {**os.environ, "TERM": "xterm", "NO_COLOR": "1"}
+    with subprocess.Popen(
+        [sys.executable, "-m", "defensemble", "train", *arguments], stdout=subprocess.PIPE, stderr=theirs, text=True, env=environment
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        # A terminal whose other end is gone answers with an error where a pipe would end.
+        with suppress(OSError):
+            while part := os.read(ours, 4096):
+                shown += part
+        os.close(ours)
+        assert process.stdout is not None
+        assert "test accuracy " in process.stdout.read()
+        assert process.wait(timeout=60) == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+    assert re.search(r"epoch 1/2 .*loss \d+\.\d{3}  train accuracy [01]\.\d{3} .*left (\d+:\d\d:\d\d|-:--:--)", text), text
+    last = text.rstrip().splitlines()[-1]
+    assert re.search(r"epoch 2/2 .*loss \d+\.\d{3}  train accuracy [01]\.\d{3} .*left 0:00:00", last), text
+    assert "epoch 2/2: loss" not in text, "a bar, not a line an epoch"
 
 
 def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:

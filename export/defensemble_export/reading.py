@@ -1,0 +1,127 @@
+"""What a repository already holds, read from its configurations: ensembles with their votes, and how much a model takes at once."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from tritonclient.grpc import model_config_pb2 as schema
+
+from ._errors import ConfigError, EnsembleError, ExportError
+from .config import CONFIG_FILE, LABELS_FILE, config_from_pbtxt, ensemble_steps
+from .ensemble import Ensemble, Vote
+
+# Every export is verified at its largest batch: beyond this, memory ends before a server's queue does.
+LARGEST_BATCH = 4096
+
+
+def read_config(folder: Path) -> schema.ModelConfig:
+    """Read a model's ``config.pbtxt``.
+
+    Raises:
+        ConfigError: there is none, or it is not valid.
+    """
+    path = folder / CONFIG_FILE
+    try:
+        return config_from_pbtxt(path.read_text(errors="replace"), str(path))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ConfigError(f"{folder} holds no {CONFIG_FILE}: it is not a model that this project wrote; move it away") from error
+
+
+def read_ensemble(repository: Path, name: str) -> Ensemble:
+    """Read the ensemble ``name`` of ``repository``: see ``ensemble_from_configs``.
+
+    Raises:
+        ConfigError, EnsembleError: it cannot be read, or is not one that this package wrote.
+    """
+    config = read_config(repository / name)
+    models = {step.model_name for step in config.ensemble_scheduling.step}
+    known = {model: read_config(repository / model) for model in models if (repository / model / CONFIG_FILE).exists()}
+    return ensemble_from_configs(name, {**known, name: config})
+
+
+def ensemble_from_configs(name: str, configs: Mapping[str, schema.ModelConfig]) -> Ensemble:
+    """Read back what ``ensemble_config`` and ``averaging_config`` wrote: who votes, at which version and weight, and what is averaged.
+
+    ``configs`` maps names of models to their configurations. The votes are the steps that read the ensemble's input, in their order;
+    average and weights are the parameters of the model that gives ``probabilities``. Every other field may have been edited by hand.
+
+    Raises:
+        EnsembleError: the steps are not wired as those that this package writes, or the parameters are not those of its averaging models.
+    """
+    config = configs[name]
+    refused = f"ensemble '{name}' is not one that `defensemble export` can extend"
+    mend = f"mend its {CONFIG_FILE} by hand, or choose another --ensemble name"
+    steps = list(config.ensemble_scheduling.step)
+    inputs = {tensor.name for tensor in config.input}
+    outputs = [tensor.name for tensor in config.output]
+    votes = [step for step in steps if inputs & set(step.input_map.values())]
+    others = [step for step in steps if step not in votes]
+    average_model = next((step.model_name for step in others if "probabilities" in step.output_map.values()), "")
+    uncertainty_model = next((step.model_name for step in others if "probabilities" not in step.output_map.values()), "")
+    average, weights = (_parameter(configs.get(average_model), key) for key in ("average", "weights"))
+    if average is None or weights is None:
+        raise EnsembleError(
+            f"{refused}: the step that gives its probabilities, '{average_model or 'none'}', must be a model of this repository "
+            f"whose parameters say average and weights; {mend}"
+        )
+    try:
+        given = [(step, _number(weight)) for step, weight in zip(votes, json.loads(weights), strict=True)]
+        ensemble = Ensemble(name, tuple(Vote(step.model_name, step.model_version, weight) for step, weight in given), average)
+    except (ValueError, TypeError) as error:  # EnsembleError is a ValueError
+        raise EnsembleError(f"{refused}: {len(votes)} votes with the weights {weights[:80]}: {error}; {mend}") from error
+    if steps != ensemble_steps(ensemble, outputs, average_model=average_model, uncertainty_model=uncertainty_model):
+        raise EnsembleError(f"{refused}: its steps are wired otherwise than an export wires them; {mend}")
+    return ensemble
+
+
+def next_version(folder: Path) -> int:
+    """The version that an export adds to a model; 1 where there is none yet."""
+    versions = [int(entry.name) for entry in folder.iterdir() if re.fullmatch("[1-9][0-9]*", entry.name)] if folder.exists() else []
+    return max(versions, default=0) + 1
+
+
+def interface_of(folder: Path) -> tuple[list[list[int]], bytes | None]:
+    """What a model takes and gives: the dims of its inputs and outputs, and its class names as the file holds them, where there is one."""
+    config = read_config(folder)
+    labels = folder / LABELS_FILE
+    return [list(tensor.dims) for tensor in (*config.input, *config.output)], labels.read_bytes() if labels.exists() else None
+
+
+def checked_batch(max_batch_size: int, where: str) -> int:
+    """Return a largest batch that an export can be verified at.
+
+    Raises:
+        ExportError: it is not 1 to 4096.
+    """
+    if not 1 <= max_batch_size <= LARGEST_BATCH:
+        raise ExportError(f"{where} must be 1 to {LARGEST_BATCH}, got {max_batch_size}")
+    return max_batch_size
+
+
+def existing_batch(folder: Path, asked: int | None) -> int:
+    """How many images a model in the repository takes at once: its configuration says so, and ``asked`` must not say otherwise.
+
+    Raises:
+        ExportError: ``asked`` is another number, or the configuration's is not 1 to 4096.
+    """
+    path = folder / CONFIG_FILE
+    batch = checked_batch(int(read_config(folder).max_batch_size), f"max_batch_size in {path}")
+    if asked is not None and asked != batch:
+        raise ExportError(
+            f"{path} says max_batch_size {batch}, and --max-batch-size says {asked}: an export keeps what is there; "
+            "leave the option out, or edit that file first"
+        )
+    return batch
+
+
+def _parameter(config: schema.ModelConfig | None, key: str) -> str | None:
+    return config.parameters[key].string_value if config is not None and key in config.parameters else None
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{value!r} is no number")
+    return value

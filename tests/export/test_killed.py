@@ -1,0 +1,103 @@
+"""An export that is killed: the repository that it leaves is the old one or the new one, and the next export goes on from there."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from defensemble_export import repository_plan, write_plan
+from defensemble_export.writing import remove_stale_staging
+from defensemble_server import read_repository
+from tests import tiny
+from tests.tiny import member
+
+# Forks before it is killed, so that one start of Python serves all cases: `PLACE/<n>/repository` was left at the n-th rename.
+KILLED_AT_EACH_RENAME = """
+import os, pickle, shutil, signal, sys
+from pathlib import Path
+from defensemble_export import write_plan
+
+old, place, plan = Path(sys.argv[1]), Path(sys.argv[2]), pickle.loads(Path(sys.argv[3]).read_bytes())
+for at in range(1, 100):
+    repository = place / str(at) / "repository"
+    shutil.copytree(old, repository)
+    child = os.fork()
+    if child == 0:
+        calls = 0
+        def killing(function):
+            def called(*arguments):
+                global calls
+                calls += 1
+                if calls == at:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return function(*arguments)
+            return called
+        os.rename, os.replace = killing(os.rename), killing(os.replace)
+        write_plan(repository, plan)
+        os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print(status)
+    if status >= 0:
+        break
+"""
+
+
+def test_a_kill_at_any_rename_leaves_what_can_be_served(tmp_path: Path) -> None:
+    old = tiny.write_repository(tmp_path / "old" / "repository", weight={"beta": 3.0})
+    (old / "alpha/configs").mkdir()
+    (old / "alpha/configs/gpu.pbtxt").write_bytes((old / "alpha/config.pbtxt").read_bytes())
+    members = [member("alpha", 7), member("gamma", 8), member("beta", 9)]
+    (tmp_path / "plan").write_bytes(pickle.dumps(repository_plan(old, members, replace=True)))
+    command = [sys.executable, "-c", KILLED_AT_EACH_RENAME, str(old), str(tmp_path), str(tmp_path / "plan")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    statuses = [int(line) for line in done.stdout.split()]
+    # alpha: two configurations and version 2; gamma; beta: configuration and version 2; two averaging models; the ensemble.
+    assert statuses == [-signal.SIGKILL] * 9 + [0]
+
+    before = [("alpha", 1), ("beta", 1)]
+    after = [("alpha", 2), ("beta", 2), ("gamma", 1)]
+    for number, status in enumerate(statuses, 1):
+        repository = tmp_path / str(number) / "repository"
+        for profile in (None, "gpu"):
+            found = read_repository(repository, profile=profile)
+            assert found.problems == {}, f"killed at rename {number}"
+            assert found.models["ensemble"].votes == (before if status else after)
+            for model in found.models.values():
+                undigested = [version for version in model.versions if model.parameter(f"sha256.{version}") is None]
+                assert model.is_ensemble or undigested == [], f"killed at rename {number}: {model.name} serves files that nothing checks"
+        stale = remove_stale_staging(repository)
+        assert len(stale) == (1 if status else 0)
+        assert os.listdir(repository.parent) == ["repository"]
+        write_plan(repository, repository_plan(repository, members, replace=True))
+        assert read_repository(repository).problems == {}
+        assert [name for name, _ in read_repository(repository).models["ensemble"].votes] == ["alpha", "beta", "gamma"]
+
+
+def test_only_what_a_killed_export_has_left_is_removed(tmp_path: Path) -> None:
+    repository = tiny.write_repository(tmp_path / "repository")
+    stale = tmp_path / ".repository.staging-a1b2_c3d"
+    at_work = tmp_path / ".repository.staging-a1b2_c3e"
+    others = [tmp_path / name for name in (".repository.staging-mine", ".other.staging-a1b2_c3d", "repository.staging-a1b2_c3d")]
+    for folder in (stale, at_work, *others):
+        (folder / "alpha").mkdir(parents=True)
+    descriptor = os.open(at_work, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        assert remove_stale_staging(repository) == [stale]
+    finally:
+        os.close(descriptor)
+    assert sorted(tmp_path.iterdir()) == sorted([repository, at_work, *others])
+    assert remove_stale_staging(tmp_path / "not" / "there") == []
+
+
+def test_a_repository_that_is_a_link_is_written_where_it_points(tmp_path: Path) -> None:
+    real = tiny.write_repository(tmp_path / "disk" / "models")
+    link = tmp_path / "link"
+    link.symlink_to(real)
+    (stale := tmp_path / "disk" / ".models.staging-a1b2_c3d").mkdir()
+    assert remove_stale_staging(link) == [stale]
