@@ -169,7 +169,7 @@ def show(result: dict[str, Any], console: Console) -> None:
     for name, form in result["forms"].items():
         step, cpu, around = form["step_ms"], form["step_cpu_ms"], form["around_the_steps_s"]
         console.print(
-            f"{name:8} {step['median']:.1f} ms a step ({step['min']:.1f}-{step['max']:.1f}), {cpu['median']:.1f} ms of them on the processor; "
+            f"{name:8} {step['median']:.1f} ms a step ({step['min']:.1f}-{step['max']:.1f}), {cpu['median']:.1f} ms of processor time; "
             f"{around['median']:.2f} s around the steps",
             highlight=False,
             soft_wrap=True,
