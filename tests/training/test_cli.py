@@ -65,7 +65,7 @@ def test_an_existing_file_is_kept_unless_forced(tmp_path: Path) -> None:
         (["--keep", "1.5"], SpecError, r"keep must be in \(0, 1\], got 1.5"),
         (["--keep", "0"], SpecError, r"keep must be in \(0, 1\], got 0.0"),
         (["--keep", "nan"], SpecError, r"keep must be in \(0, 1\], got nan"),
-        (["--arch", "vgg19"], SpecError, "arch must be one of resnet18; got 'vgg19'"),
+        (["--arch", "lenet"], SpecError, "arch must be one of resnet18, resnet50, densenet121, senet18, vgg19, wrn32_4; got 'lenet'"),
         (["--data", "cifar11"], DataError, "unknown dataset 'cifar11'; there is digits"),
         (["--size", "4"], DataError, "size must be an integer from 8 to 128, got 4"),
         (["--pattern", "pixel"], SpecError, "pattern must be one of neuron, channel, shared; got 'pixel'"),
