@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -35,7 +36,7 @@ _ALIVE_TIMEOUT_S = 1.0
 
 
 class GrpcTransport:
-    """Talks gRPC to a Triton server (`grpc://`, or `grpcs://` with TLS); threads may share it, processes may not.
+    """Talks gRPC to a Triton server (`grpc://`, or `grpcs://` with TLS); threads may share it, a forked child may not: its calls raise.
 
     `credentials` are gRPC's channel credentials for `grpcs://`; the system's roots by default.
 
@@ -54,6 +55,7 @@ class GrpcTransport:
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._url = address.url
         self._closed = False
+        self._process = os.getpid()
 
     def __repr__(self) -> str:
         return f"GrpcTransport({self._url!r})"
@@ -132,18 +134,23 @@ class GrpcTransport:
     def close(self) -> None:
         """Closes the channel."""
         self._closed = True
-        self._channel.close()
+        if self._process == os.getpid():
+            self._channel.close()
 
     def _call(self, method: Callable[..., Any], request: Any, timeout_s: float, asked: str, model: str = "") -> Any:
+        what = f"{self._url}, asked {asked} {model!r}" if model else f"{self._url}, asked {asked}"
+        if self._process != os.getpid():
+            # The channel's threads are in the parent alone, and its socket is the parent's too.
+            mend = "make a new client in this process, or use http://"
+            raise ConnectionFailedError(f"{what}: gRPC does not survive a fork, and this was opened by process {self._process}: {mend}")
         try:
             return method(request, timeout=timeout_s)
         except grpc.RpcError as error:
-            what = f"{self._url}, asked {asked} {model!r}" if model else f"{self._url}, asked {asked}"
             raise error_from_grpc(error.code().name, error.details(), what, self._alive) from error
         except ValueError as error:  # what grpc says of a closed channel
             if not self._closed:
                 raise
-            raise service_error(ConnectionFailedError, f"{self._url}, asked {asked}", "this transport is closed") from error
+            raise service_error(ConnectionFailedError, what, "this transport is closed") from error
 
     def _alive(self) -> bool:
         try:
