@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Sequence
 from types import TracebackType
@@ -25,12 +24,15 @@ from defensemble._model import (
     ModelInfo,
     check_images,
     class_names_from_answer,
+    fits,
+    names_from_outputs,
     requests_from_outputs,
     signature_from_metadata,
     steps_from_config,
 )
-from defensemble._prediction import Prediction, received_from_answer
-from defensemble._translate import service_error
+from defensemble._prediction import Prediction, misfit, not_finite, received_from_answer
+from defensemble._sharing import Asking
+from defensemble._translate import reading, service_error
 from defensemble._transport import OutputRequest, ServerMetadata, Transport, transport_from_url
 
 _FIRST_PAUSE_S = 0.02
@@ -41,25 +43,26 @@ _LONGEST_TIMEOUT_S = 1e6  # what sockets and gRPC take without overflow
 class Client:
     """Calls the models of one Triton server, at `grpc://HOST:PORT`, `grpcs://`, `http://` or `https://`; threads may share it.
 
-    Without a `model`, the only ensemble that is served is called, looked up when it is first needed. No call takes longer than `timeout_s`,
-    except the first to a model, which also asks what it takes and what its classes are called (three small requests, each within
-    `timeout_s`). Another `transport`, such as a `FakeTransport`, takes the place of the network.
+    Without a `model`, the only ensemble that is served is called. What a model takes and what its classes are called is asked once, by the
+    first call to it, and again only where images or an answer do not fit that any more: where the same model may get other names for its
+    classes, make a new client. No call takes longer than `timeout_s`; such a look-up, before a call or after it, has as long again.
+
+    A forked child may go on with a client of HTTP, which then makes connections of its own; gRPC does not survive a fork, so that a
+    child's calls raise an error: there, make a new client. Another `transport`, such as a `FakeTransport`, takes the place of the network.
 
     Raises:
-        InputError: The URL is not a server's, or the timeout is not positive.
+        InputError: The URL is not a server's, the model's name is no text, or the timeout is not positive.
     """
 
     def __init__(self, url: str, model: str | None = None, *, timeout_s: float = 60.0, transport: Transport | None = None) -> None:
-        if not 0 < timeout_s <= _LONGEST_TIMEOUT_S:
-            raise InputError(f"timeout_s must be a positive number of seconds, at most {_LONGEST_TIMEOUT_S:g}, got {timeout_s!r}")
         self._transport = transport_from_url(url) if transport is None else transport
         self._url = self._transport.url
-        self._model = model
-        self._timeout_s = float(timeout_s)
+        self._model = _checked_name(model)
+        self._timeout_s = _checked_timeout(timeout_s)
         self._closed = False
-        self._lock = threading.Lock()
         self._only_ensemble: str | None = None
         self._known: dict[str, ModelInfo] = {}
+        self._asking: Asking[ModelInfo] = Asking()
 
     def __repr__(self) -> str:
         return f"Client({self._url!r}, model={self._model!r}, timeout_s={self._timeout_s:g})"
@@ -88,27 +91,27 @@ class Client:
 
         Raises:
             InputError: Images or outputs are not what the model takes, or no model was named and several ensembles are served.
-            ServiceError: The server could not be reached, or did not answer; its subclasses tell why.
+            ServiceError: The server could not be reached, did not answer, or answered what is no answer, such as NaN; subclasses tell why.
         """
+        names = names_from_outputs(outputs)
         info = self.describe(model)
+        if not fits(images, info):
+            info = self._look_again(info)
         checked = check_images(images, info)
-        asked = requests_from_outputs(outputs if isinstance(outputs, (tuple, str)) else tuple(outputs), info)
+        asked = requests_from_outputs(names, info)
         try:
             answer = self._transport.infer(info.name, {info.input_name: checked}, asked, self._timeout_s)
         except (ModelNotFoundError, RequestRefusedError):
-            self._forget(info.name)  # it may have been replaced by another: the next call looks again
+            self._forget(info)  # the next call looks again
             raise
-        for output in asked:
-            value = answer.get(output.name)
-            if value is None or len(value) != len(checked):
-                got = "nothing" if value is None else f"{len(value)} rows"
-                told = f"it answered {got} for output {output.name!r} and {len(checked)} images"
-                raise service_error(ServerFailedError, f"{self._url}, asked to run model {info.name!r}", told)
-        scores = answer.get(info.score_output)
-        if scores is not None and scores.shape[1] != len(info.class_names):
-            self._forget(info.name)  # its classes have changed since it was looked up
-            info = self.describe(info.name)
-        return Prediction(info.name, info.class_names, received_from_answer({output.name: answer[output.name] for output in asked}))
+        got = {output.name: answer[output.name] for output in asked if output.name in answer}
+        told = misfit(got, asked, len(checked), info)
+        if told is not None:
+            info = self._look_again(info)
+            told = misfit(got, asked, len(checked), info)
+        if told is not None or (told := not_finite(got)) is not None:
+            raise service_error(ServerFailedError, f"{self._url}, asked to run model {info.name!r}", told)
+        return Prediction(info.name, info.class_names, received_from_answer(got))
 
     def describe(self, model: str | None = None) -> ModelInfo:
         """What a model takes and gives; asked of the server once.
@@ -118,15 +121,17 @@ class Client:
             ServiceError: The server could not be reached, or did not answer; its subclasses tell why.
         """
         self._check_open()
-        name = model or self._model or self._only_ensemble or self._find_ensemble()
+        name = _checked_name(model) or self._model or self._only_ensemble or ""
         known = self._known.get(name)
         if known is None:
-            # The lock keeps threads that start together from asking the same things; a known model never waits for it.
-            with self._lock:
-                known = self._known.get(name)
-                if known is None:
-                    known = self._ask_about(name, self._timeout_s)
-                    self._known[name] = known
+            # Threads that start together ask once.
+            try:
+                known = self._asking.ask(name, lambda: self._looked_up(name), self._timeout_s)
+            except ServiceError:
+                raise
+            except TimeoutError as error:
+                what = f"{self._url}, asked about {f'model {name!r}' if name else 'its ensembles'}"
+                raise service_error(DeadlineExceededError, what, str(error)) from error
         return known
 
     def models(self) -> list[str]:
@@ -170,13 +175,15 @@ class Client:
             InputError: The model does not classify images, or none was named and several ensembles are served.
         """
         self._check_open()
+        _checked_name(model)
         deadline = time.monotonic() + deadline_s
         pause_s = _FIRST_PAUSE_S
         last: ServiceError | None = None
         while (left := deadline - time.monotonic()) > 0:
             try:
-                name = model or self._model or self._find_ensemble(min(left, self._timeout_s))
-                self._known[name] = self._ask_about(name, min(max(deadline - time.monotonic(), 0.001), self._timeout_s))
+                ends = time.monotonic() + min(left, self._timeout_s)
+                name = model or self._model or self._find_ensemble(ends)
+                self._known[name] = self._ask_about(name, ends)
                 return
             except (ForbiddenError, RequestRefusedError):
                 raise
@@ -186,13 +193,21 @@ class Client:
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
         raise DeadlineExceededError(f"{self._url} was not ready within {deadline_s:g} s; last seen: {last}") from last
 
-    def _find_ensemble(self, timeout_s: float | None = None) -> str:
-        timeout_s = self._timeout_s if timeout_s is None else timeout_s
-        models = self._transport.models(timeout_s)
+    def _looked_up(self, name: str) -> ModelInfo:
+        """What is known of a model, or of the only ensemble, by now: asked within `timeout_s` where nothing is."""
+        ends = time.monotonic() + self._timeout_s
+        name = name or self._only_ensemble or self._find_ensemble(ends)
+        known = self._known.get(name)
+        if known is None:
+            known = self._known[name] = self._ask_about(name, ends)
+        return known
+
+    def _find_ensemble(self, ends: float) -> str:
+        models = self._transport.models(_left(ends))
         ensembles = []
         for name in models:
             try:
-                if self._transport.model_metadata(name, timeout_s).platform == "ensemble":
+                if self._transport.model_metadata(name, _left(ends)).platform == "ensemble":
                     ensembles.append(name)
             except (ModelNotFoundError, NotReadyError):  # unloaded since it was listed
                 continue
@@ -204,41 +219,67 @@ class Client:
         self._only_ensemble = ensembles[0]
         return ensembles[0]
 
-    def _ask_about(self, name: str, timeout_s: float) -> ModelInfo:
+    def _ask_about(self, name: str, ends: float) -> ModelInfo:
         try:
-            metadata = self._transport.model_metadata(name, timeout_s)
+            metadata = self._transport.model_metadata(name, _left(ends))
         except ModelNotFoundError as error:
             raise ModelNotFoundError(
-                f"{self._url} serves no model {name!r}, only {', '.join(self._transport.models(timeout_s))}"
+                f"{self._url} serves no model {name!r}, only {', '.join(self._transport.models(_left(ends)))}"
             ) from error
         signature = signature_from_metadata(metadata)
         try:
-            config = self._transport.model_config(name, timeout_s)
+            config = self._transport.model_config(name, _left(ends))
         except ForbiddenError:
             config = {}  # the operator's right; the server itself refuses a batch that is too large
         black = np.zeros((1, *(size if size > 0 else 32 for size in signature.image_shape)), np.float32)
         wanted = OutputRequest(signature.score_output, signature.num_classes)
         what = f"{self._url}, asked for the class names of model {name!r}"
-        answer = self._transport.infer(name, {signature.input_name: black}, [wanted], timeout_s).get(signature.score_output)
+        answer = self._transport.infer(name, {signature.input_name: black}, [wanted], _left(ends)).get(signature.score_output)
         if answer is None or answer.dtype != object:
             raise service_error(ServerFailedError, what, "its answer ignores Triton's classification extension")
+        with reading(what):
+            class_names = class_names_from_answer(answer, signature.num_classes)
+        with reading(f"{self._url}, asked for the configuration of model {name!r}"):
+            max_batch_size, steps = int(config.get("max_batch_size", 0)), steps_from_config(config)
         return ModelInfo(
             name=name,
             platform=metadata.platform,
             input_name=signature.input_name,
             image_shape=signature.image_shape,
             outputs=tuple(output.name for output in metadata.outputs),
-            max_batch_size=int(config.get("max_batch_size", 0)) or None,
-            class_names=class_names_from_answer(answer, signature.num_classes),
-            steps=steps_from_config(config),
+            max_batch_size=max_batch_size or None,
+            class_names=class_names,
+            steps=steps,
         )
 
-    def _forget(self, name: str) -> None:
-        with self._lock:
-            self._known.pop(name, None)
-            if self._only_ensemble == name:
-                self._only_ensemble = None
+    def _look_again(self, info: ModelInfo) -> ModelInfo:
+        self._forget(info)
+        return self.describe(info.name)
+
+    def _forget(self, info: ModelInfo) -> None:
+        """Forget what was known of a model, which may have been replaced by another, unless a thread has looked again meanwhile."""
+        if self._known.get(info.name) is info:
+            self._known.pop(info.name, None)
+        if self._only_ensemble == info.name:
+            self._only_ensemble = None
 
     def _check_open(self) -> None:
         if self._closed:
             raise ClientClosedError(f"this client of {self._url} is closed: make another, or call it within its `with` block")
+
+
+def _checked_timeout(timeout_s: object) -> float:
+    if not isinstance(timeout_s, (int, float, np.integer, np.floating)) or not 0 < timeout_s <= _LONGEST_TIMEOUT_S:
+        raise InputError(f"timeout_s must be a positive number of seconds, at most {_LONGEST_TIMEOUT_S:g}, got {timeout_s!r:.100}")
+    return float(timeout_s)
+
+
+def _checked_name(model: object) -> str | None:
+    if model is not None and not isinstance(model, str):
+        raise InputError(f"model must be the name of a model, or None for the only ensemble, got the {type(model).__name__} {model!r:.100}")
+    return model
+
+
+def _left(ends: float) -> float:
+    """The time until then; where it is over, so little that a request ends as one whose time was up."""
+    return max(ends - time.monotonic(), 0.001)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -12,7 +14,12 @@ from numpy.typing import NDArray
 from defensemble._exceptions import InputError
 from defensemble._transport import ModelMetadata, OutputRequest
 
+# A model that says more of itself is none that anybody serves; it would take this process's memory.
+_MOST_CLASSES = 1 << 20
+_MOST_VALUES_AN_IMAGE = 1 << 28
+
 ENSEMBLE_OUTPUTS = ("probabilities", "member_probabilities", "entropy", "mutual_information")
+_NAMES = f"a sequence of names, some of {', '.join(ENSEMBLE_OUTPUTS)}"
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,12 @@ def signature_from_metadata(metadata: ModelMetadata) -> Signature:
     for name in ("probabilities", "logits"):
         if name in outputs and outputs[name].datatype == "FP32" and len(outputs[name].shape) == 2 and outputs[name].shape[1] > 0:
             _, channels, height, width = metadata.inputs[0].shape
+            values = math.prod(max(size, 1) for size in (channels, height, width))
+            if values > _MOST_VALUES_AN_IMAGE or outputs[name].shape[1] > _MOST_CLASSES:
+                raise InputError(
+                    f"model {metadata.name!r} says that an image has {values} values and {outputs[name].shape[1]} classes, "
+                    f"expected at most {_MOST_VALUES_AN_IMAGE} and {_MOST_CLASSES}: look at its configuration"
+                )
             return Signature(metadata.inputs[0].name, (channels, height, width), name, outputs[name].shape[1])
     got = ", ".join(f"{t.name} {t.datatype} {list(t.shape)}" for t in metadata.outputs)
     raise InputError(f"model {metadata.name!r} does not classify: its outputs are {got or 'none'}, {expected}")
@@ -74,20 +87,35 @@ def signature_from_metadata(metadata: ModelMetadata) -> Signature:
 
 def steps_from_config(config: dict[str, Any]) -> tuple[str, ...]:
     """The models that an ensemble runs, in order; empty for any other model."""
-    return tuple(step["model_name"] for step in config.get("ensemble_scheduling", {}).get("step", []))
+    return tuple(str(step["model_name"]) for step in config.get("ensemble_scheduling", {}).get("step", []))
 
 
 def class_names_from_answer(answer: NDArray[Any], num_classes: int) -> tuple[str, ...]:
     """Class names in the order of their indices, from `value:index:name` or `value:index` texts.
 
     These are what the classification extension answers for one image.
+
+    Raises:
+        ValueError: They are something else.
     """
     names = [str(index) for index in range(num_classes)]
     for text in answer.ravel().tolist():
         _, index, *name = text.decode("utf-8", "replace").split(":", 2)
+        if not 0 <= int(index) < num_classes:
+            raise ValueError(f"class {index} of {num_classes}")
         if name and name[0]:
             names[int(index)] = name[0]
     return tuple(names)
+
+
+def fits(images: object, info: ModelInfo) -> bool:
+    """Whether images have a size and a number that this model takes; True for anything that no model takes, which `check_images` tells."""
+    if not isinstance(images, np.ndarray) or images.ndim != 4:
+        return True
+    if info.max_batch_size is not None and len(images) > info.max_batch_size:
+        return False
+    sizes = images.shape[1:]
+    return sizes == info.image_shape or all(got == size or size <= 0 for got, size in zip(sizes, info.image_shape, strict=True))
 
 
 def check_images(images: object, info: ModelInfo) -> NDArray[np.float32]:
@@ -130,8 +158,25 @@ def check_images(images: object, info: ModelInfo) -> NDArray[np.float32]:
     return images
 
 
+def names_from_outputs(outputs: object) -> tuple[str, ...]:
+    """The names of outputs that a caller gave, as a tuple.
+
+    Raises:
+        InputError: They are something else than names.
+    """
+    if isinstance(outputs, str):
+        raise InputError(f"outputs must be {_NAMES}, got the text {outputs!r}: pass outputs=({outputs!r},)")
+    if not isinstance(outputs, Iterable):
+        raise InputError(f"outputs must be {_NAMES}, got {outputs!r:.100}: pass outputs=('probabilities',), or leave it out")
+    names = tuple(outputs)
+    for name in names:
+        if not isinstance(name, str):
+            raise InputError(f"outputs must be {_NAMES}, got the {type(name).__name__} {name!r:.100} in it")
+    return names
+
+
 @lru_cache(maxsize=256)
-def requests_from_outputs(outputs: tuple[str, ...] | str, info: ModelInfo) -> tuple[OutputRequest, ...]:
+def requests_from_outputs(outputs: tuple[str, ...], info: ModelInfo) -> tuple[OutputRequest, ...]:
     """The outputs to ask the model for, each once; for a model with logits, what the client computes from them costs no output.
 
     Raises:
@@ -140,13 +185,11 @@ def requests_from_outputs(outputs: tuple[str, ...] | str, info: ModelInfo) -> tu
     return tuple(OutputRequest(name) for name in _names(outputs, info))
 
 
-def _names(outputs: tuple[str, ...] | str, info: ModelInfo) -> tuple[str, ...]:
-    if isinstance(outputs, str):
-        raise InputError(f"outputs must be a sequence of names, got the text {outputs!r}: pass outputs=({outputs!r},)")
+def _names(outputs: tuple[str, ...], info: ModelInfo) -> tuple[str, ...]:
     asked = tuple(dict.fromkeys(outputs))
     if not asked:
         raise InputError(f"outputs is empty: pass some of {', '.join(ENSEMBLE_OUTPUTS)}")
-    unknown = [str(name) for name in asked if name not in ENSEMBLE_OUTPUTS]
+    unknown = [name for name in asked if name not in ENSEMBLE_OUTPUTS]
     if unknown:
         raise InputError(f"unknown outputs {', '.join(unknown)}: pass some of {', '.join(ENSEMBLE_OUTPUTS)}")
     if info.score_output == "logits":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defensemble._exceptions import OutputNotRequestedError
+from defensemble._model import ModelInfo
+from defensemble._transport import OutputRequest
 
 
 def softmax(logits: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
@@ -103,6 +105,35 @@ class Prediction:
             mend = f"call predict(images, outputs=({', '.join(repr(one) for one in (*self.received, name))}))"
             raise OutputNotRequestedError(f"this prediction holds {have} and not {name}: {mend}")
         return self.received[name]
+
+
+def misfit(answer: Mapping[str, NDArray[Any]], asked: Sequence[OutputRequest], count: int, info: ModelInfo) -> str | None:
+    """Why this is no answer to `asked` about `count` images by a model; None where it is one."""
+    num_classes = len(info.class_names)
+    for name in (output.name for output in asked):
+        value = answer.get(name)
+        if value is None or value.shape[:1] != (count,):
+            got = "nothing" if value is None else f"{len(value)} rows" if value.ndim else "a single value"
+            return f"it answered {got} for output {name!r} and {count} images"
+        if name in ("entropy", "mutual_information"):
+            fits, wanted = value.shape[1:] in ((1,), ()), f"({count}, 1)"
+        elif name == "member_probabilities":
+            fits, wanted = value.ndim == 3 and value.shape[2] == num_classes, f"({count}, members, {num_classes})"
+        else:
+            fits, wanted = value.shape[1:] == (num_classes,), f"({count}, {num_classes})"
+        if not fits or value.dtype.kind != "f":
+            return f"it answered {value.dtype} of shape {value.shape} for output {name!r}, expected floats of shape {wanted}"
+    return None
+
+
+def not_finite(answer: Mapping[str, NDArray[Any]]) -> str | None:
+    """For how many images an output holds NaN or infinity, which would count as some class; None where all is finite."""
+    for name, value in answer.items():
+        finite = np.isfinite(value)
+        if not np.logical_and.reduce(finite, axis=None):
+            rows = finite.reshape(len(value), -1).all(axis=1)
+            return f"it answered values that are not finite for {np.count_nonzero(~rows)} of {len(rows)} images in output {name!r}"
+    return None
 
 
 def received_from_answer(answer: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:

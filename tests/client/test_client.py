@@ -44,7 +44,7 @@ def test_the_only_ensemble_is_asked_for_what_is_named_alone() -> None:
     np.testing.assert_array_equal(prediction.probabilities, ensemble_answer(batch)["probabilities"])
     assert prediction.labels == [CLASSES[index] for index in ensemble_answer(batch)["probabilities"].argmax(axis=1)]
     assert transport.requests == [
-        ("ensemble", (OutputRequest("probabilities", 3),), 7.0),
+        ("ensemble", (OutputRequest("probabilities", 3),), pytest.approx(7, abs=1)),  # what finding the ensemble has left
         ("ensemble", (OutputRequest("probabilities"),), 7.0),
     ]
     client.predict(batch)
@@ -89,6 +89,10 @@ def test_a_single_network_has_no_members() -> None:
         ((), "outputs is empty"),
         (("probabilities", "logits"), "unknown outputs logits: pass some of probabilities, member_probabilities"),
         (["probability"], "unknown outputs probability"),
+        ([["a"]], r"outputs must be a sequence of names, some of probabilities, .*, got the list \['a'\] in it"),
+        ((3,), "got the int 3 in it"),
+        (None, r"got None: pass outputs=\('probabilities',\), or leave it out"),
+        (5, "got 5: pass"),
     ],
 )
 def test_outputs_that_are_none(outputs: Any, told: str) -> None:
@@ -130,10 +134,11 @@ def test_bad_images_are_not_sent(case: str) -> None:
     transport = house()
     client = client_of(transport)
     client.describe()
-    calls = transport.calls.copy()
     with pytest.raises(InputError, match=told):
         client.predict(batch)
-    assert transport.calls == calls
+    black = [outputs for _, outputs, _ in transport.requests if outputs[0].class_count]
+    assert len(transport.requests) == len(black) == transport.images["ensemble"], "only look-ups were sent"
+    assert len(black) == (2 if case in ("too many", "another size", "channels last") else 1)
 
 
 @given(st.integers(0, 15), st.sampled_from([np.nan, np.inf, -np.inf, 1.0001, -0.0001]))
@@ -214,20 +219,29 @@ def test_a_replaced_model_is_looked_up_again() -> None:
     assert client.predict(images(1)).model == "renamed"
 
 
-@pytest.mark.parametrize("rows", [0, 3])
-def test_an_answer_of_other_rows_is_not_believed(rows: int) -> None:
-    strange = FakeModel(lambda batch: {"probabilities": np.full((1 if len(batch) == 1 else rows, 3), 1 / 3, np.float32)}, SHAPE)
-    with pytest.raises(ServerFailedError, match=f"{rows} rows for output 'probabilities' and 2 images"):
-        client_of(FakeTransport({"strange": strange}), "strange").predict(images(2))
+def test_a_model_is_looked_at_once_more_before_images_are_refused() -> None:
+    transport = FakeTransport({"ensemble": ensemble(), "alpha": member(1)})
+    client = client_of(transport)
+    client.describe()
+    transport._models["ensemble"] = ensemble(max_batch_size=16)
+    assert len(client.predict(images(16))) == 16
+    client.describe("alpha")
+    transport._models["alpha"] = FakeModel(lambda batch: {"logits": batch.reshape(len(batch), -1)[:, :3]}, (1, 5, 5))
+    assert client.predict(np.zeros((2, 1, 5, 5), np.float32), model="alpha").labels == ["0", "0"]
+    with pytest.raises(InputError, match="takes at most 16 images a call, got 17"):
+        client.predict(images(17))
 
 
-def test_a_server_that_ignores_the_classification_extension_is_told() -> None:
-    class Ignoring(FakeTransport):
-        def infer(self, model: str, inputs: Any, outputs: Any, timeout_s: float) -> Any:
-            return super().infer(model, inputs, [OutputRequest(output.name) for output in outputs], timeout_s)
-
-    with pytest.raises(ServerFailedError, match="ignores Triton's classification extension"):
-        client_of(Ignoring({"ensemble": ensemble()})).predict(images(1))
+@pytest.mark.parametrize("model", [5, ["ensemble"], b"ensemble"])
+def test_a_model_s_name_is_a_text(model: Any) -> None:
+    calls = (
+        lambda: client_of(house(), model),
+        lambda: client_of(house()).predict(images(1), model=model),
+        lambda: client_of(house()).wait_ready(1, model),
+    )
+    for call in calls:
+        with pytest.raises(InputError, match=f"model must be the name of a model, .* got the {type(model).__name__}"):
+            call()
 
 
 def test_threads_that_start_together_ask_about_a_model_once() -> None:
@@ -247,8 +261,8 @@ def test_threads_that_start_together_ask_about_a_model_once() -> None:
     assert transport.calls == Counter(ensemble=9)
 
 
-@pytest.mark.parametrize("timeout_s", [0, -1, float("nan")])
-def test_a_timeout_must_be_positive(timeout_s: float) -> None:
+@pytest.mark.parametrize("timeout_s", [0, -1, float("nan"), "a", None, [1]])
+def test_a_timeout_must_be_positive(timeout_s: Any) -> None:
     with pytest.raises(InputError, match="timeout_s must be a positive number of seconds"):
         Client("http://localhost", timeout_s=timeout_s)
 

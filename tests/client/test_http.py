@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import socket
@@ -20,6 +21,7 @@ from defensemble import (
     Client,
     ConnectionFailedError,
     DeadlineExceededError,
+    DefensembleError,
     ForbiddenError,
     HttpTransport,
     ModelNotFoundError,
@@ -181,6 +183,37 @@ BROKEN_ANSWERS: dict[str, tuple[Script, type[ServiceError], str]] = {
     "is encoded strangely": (sends(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n"), ServerFailedError, "gzip"),
     "never ends its head": (sends(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 20_000), ServerFailedError, "begins with"),
     "has no binary data": (sends(http(b'{"outputs":[]}')), ServerFailedError, "no binary data"),
+    "states a length that nobody has": (
+        sends(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000000000\r\n\r\n"),
+        ServerFailedError,
+        "an answer of 1000000000000000 bytes, expected at most 2147483648",
+    ),
+    "states a length beyond any machine": (
+        sends(b"HTTP/1.1 200 OK\r\nContent-Length: 1" + b"0" * 30 + b"\r\n\r\n"),
+        ServerFailedError,
+        "expected at most",
+    ),
+    "states a length of too many digits": (
+        sends(b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n"),
+        ServerFailedError,
+        "not a number",
+    ),
+    "states a chunk that nobody has": (
+        sends(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffff\r\n"),
+        ServerFailedError,
+        "expected at most",
+    ),
+    "has JSON of too many digits": (
+        sends(http(b"{}", headers="Inference-Header-Content-Length: " + "9" * 5000 + "\r\n")),
+        ServerFailedError,
+        "not what the KServe protocol says",
+    ),
+    "has JSON that is too deep": (
+        sends(http(b"[" * 200_000, headers="Inference-Header-Content-Length: 200000\r\n")),
+        ServerFailedError,
+        "not JSON",
+    ),
+    "fails with JSON that is too deep": (sends(http(b"[" * 200_000, "500 Internal Server Error")), ServerFailedError, "HTTP 500"),
     "is no JSON": (sends(http(b"hello", headers="Inference-Header-Content-Length: 5\r\n")), ServerFailedError, "not JSON"),
     "is another JSON": (sends(http(b"[1,2]", headers="Inference-Header-Content-Length: 5\r\n")), ServerFailedError, "not a JSON object"),
     "lacks outputs": (sends(http(b"{}", headers="Inference-Header-Content-Length: 2\r\n")), ServerFailedError, "KeyError"),
@@ -263,6 +296,68 @@ def test_any_answer_is_read_or_refused(garbage: bytes, with_head: bool) -> None:
         with pytest.raises(ServiceError):
             infer(transport, 1.0)
         transport.close()
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 3) | st.integers() | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def mostly(right: object) -> st.SearchStrategy[Any]:
+    return st.just(right) | st.just(right) | st.just(right) | JSON
+
+
+def tensors(name: str, datatype: str, shape: list[int], size: int = 0) -> st.SearchStrategy[Any]:
+    shapes = mostly(shape) | st.lists(st.integers(-2, 9) | st.sampled_from([10**6, 2**31, 2**63, 10**30]), max_size=5)
+    described: dict[str, st.SearchStrategy[Any]] = {"name": mostly(name), "datatype": mostly(datatype), "shape": shapes}
+    if size:
+        described["parameters"] = st.fixed_dictionaries({"binary_data_size": mostly(size)}) | JSON
+    tensor = st.fixed_dictionaries(described) | JSON
+    return st.tuples(tensor).map(list) | st.lists(tensor, max_size=2) | JSON
+
+
+METADATA = (
+    st.fixed_dictionaries(
+        {
+            "name": mostly("m"),
+            "platform": mostly("ensemble"),
+            "inputs": tensors("images", "FP32", [-1, 1, 4, 4]),
+            "outputs": tensors("probabilities", "FP32", [-1, 2]),
+        }
+    )
+    | JSON
+)
+CONFIG = st.fixed_dictionaries({"max_batch_size": mostly(8), "ensemble_scheduling": mostly({"step": [{"model_name": "a"}]})}) | JSON
+CLASSES = st.fixed_dictionaries({"outputs": tensors("probabilities", "BYTES", [1, 2], 22)}) | JSON
+SCORES = st.fixed_dictionaries({"outputs": tensors("probabilities", "FP32", [2, 2], 16)}) | JSON
+TEXTS = b"".join(len(text).to_bytes(4, "little") + text for text in (b"0.5:0:a", b"0.5:1:b"))
+
+
+@settings(max_examples=300, deadline=None)
+@given(METADATA, CONFIG, CLASSES, SCORES, st.just(TEXTS) | st.binary(max_size=40), st.just(VALUES.tobytes()) | st.binary(max_size=40))
+def test_any_json_in_a_well_formed_answer_is_read_or_refused(
+    metadata: Any, config: Any, classes: Any, scores: Any, texts: bytes, numbers: bytes
+) -> None:
+    def with_data(told: Any, content: bytes) -> bytes:
+        head = json.dumps(told).encode()
+        return http(head + content, headers=f"Inference-Header-Content-Length: {len(head)}\r\n")
+
+    def script(connection: socket.socket, received: bytes) -> None:
+        if b"/infer HTTP/1.1\r\n" in received:
+            connection.sendall(with_data(classes, texts) if b'"classification"' in received else with_data(scores, numbers))
+        else:
+            connection.sendall(http(json.dumps(config if b"/config " in received else metadata).encode()))
+
+    with scripted(script) as server, Client(server.url, "m", timeout_s=5) as client:
+        try:
+            assert client.predict(IMAGES).probabilities.shape == (2, len(client.describe().class_names))
+        except DefensembleError:
+            pass
+        for call in (client.models, client.server_metadata, client.classifiers):
+            with contextlib.suppress(DefensembleError):
+                call()
 
 
 def test_https_with_a_certificate_of_our_own(tmp_path: Path) -> None:
