@@ -209,6 +209,60 @@ def test_a_server_that_dies_leaves_null_and_a_list_of_failures(tmp_path: Path) -
     assert "it is gone" in told["targets"][0]["failure"]
 
 
+class Sick(FakeTransport):
+    """Its model `beta` answers NaN for the last image of every batch."""
+
+    def __init__(self) -> None:
+        super().__init__(house()._models)
+
+    def infer(self, model: str, inputs: Any, outputs: Any, timeout_s: float) -> Any:
+        answer = super().infer(model, inputs, outputs, timeout_s)
+        if model == "beta" and not outputs[0].class_count:
+            answer["logits"][-1] = np.nan
+        return answer
+
+
+def test_a_model_that_answers_nan_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("defensemble._client.transport_from_url", lambda url: Sick())
+    data, out = write_npz(tmp_path), tmp_path / "noise.json"
+    done = run("probe", "noise", "fake", "--data", str(data), "--target", "alpha", "--target", "beta", "--sigmas", "8", "--out", str(out))
+    assert done.exit_code == 1
+    assert "1 of the models failed, their rates are null from there on: beta: ServerFailedError: fake://server, asked to run" in done.output
+    good, sick = json.loads(out.read_text())["targets"]
+    assert good["noise"][0]["accuracy"]["n"] == 30
+    assert (sick["clean"], sick["noise"][0]["accuracy"], sick["queries"]) == (None, None, 0)
+    assert "it answered values that are not finite for 1 of 8 images in output 'logits'" in sick["failure"]
+    np.save(tmp_path / "x.npy", images(3))
+    asked = run("predict", "fake", str(tmp_path / "x.npy"), "--model", "beta", "--json")
+    assert asked.exit_code == 1
+    assert asked.stdout == ""
+    assert "model 'beta': it answered values that are not finite for 1 of 3 images" in asked.stderr
+
+
+def test_a_place_that_cannot_be_written_is_found_before_the_first_query(tmp_path: Path) -> None:
+    transport = house()
+    with quiet_console() as console, pytest.raises(IsADirectoryError):
+        probe_noise_and_report(fake(transport), str(write_npz(tmp_path)), tmp_path, console=console)
+    assert transport.requests == []
+
+
+def test_what_was_measured_is_shown_even_where_it_cannot_be_written_any_more(tmp_path: Path) -> None:
+    class Blocking(FakeTransport):
+        def infer(self, model: str, inputs: Any, outputs: Any, timeout_s: float) -> Any:
+            (tmp_path / "noise.json").mkdir(exist_ok=True)
+            return super().infer(model, inputs, outputs, timeout_s)
+
+    client = fake(Blocking({"ensemble": ensemble()}))
+    with quiet_console() as console:
+        with pytest.raises(IsADirectoryError) as caught:
+            probe_noise_and_report(client, str(write_npz(tmp_path)), tmp_path / "noise.json", sigmas=[8], limit=1, console=console)
+        shown = console.export_text()
+    assert caught.value.filename == str(tmp_path / "noise.json")
+    assert "1 model x 1 image x 2 settings (clean and 1 sigma) = 2 queries" in shown
+    assert "clean: all 1 images" in shown
+    assert str(tmp_path) not in shown
+
+
 def test_probe_noise_at_the_command_line(triton: Any, tmp_path: Path) -> None:
     told = []
     for url in (triton.grpc_url, triton.http_url):
@@ -242,12 +296,14 @@ def test_failures_end_with_a_status_that_is_not_zero(tmp_path: Path, monkeypatch
         ({"names": ["alpha", "alpha"]}, "named twice"),
         ({"names": ["gamma"]}, "serves no model 'gamma'"),
         ({"sigmas": [0]}, "sigmas must be positive"),
+        ({"sigmas": [1e308]}, "sigmas must be positive and at most 2550"),
     ],
 )
 def test_probe_noise_says_what_is_wrong(tmp_path: Path, options: dict[str, Any], told: str) -> None:
     arguments = {"source": str(write_npz(tmp_path)), **options}
     with quiet_console() as console, pytest.raises((InputError, ModelNotFoundError, FileNotFoundError), match=told):
         probe_noise_and_report(fake(), out=tmp_path / "noise.json", console=console, **arguments)
+    assert "queries" not in console.export_text()
     assert not (tmp_path / "noise.json").exists()
 
 

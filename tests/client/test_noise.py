@@ -173,6 +173,8 @@ def test_served_models_are_targets() -> None:
         ({"images": images(0), "labels": LABELS[:0]}, "no images"),
         ({"sigmas": [8, 0]}, "sigmas must be positive"),
         ({"sigmas": [float("nan")]}, "sigmas must be positive"),
+        ({"sigmas": [float("inf")]}, "sigmas must be positive and at most 2550, in 1/255, such as 8, got inf"),
+        ({"sigmas": [8, 1e308]}, "sigmas must be positive and at most 2550, in 1/255, such as 8, got 1e\\+308"),
         ({"sigmas": []}, "one or more different"),
         ({"sigmas": [8, 8]}, "one or more different"),
         ({"seed": -1}, "seed must be 0 or more"),

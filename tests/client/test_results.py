@@ -11,7 +11,7 @@ import pytest
 
 from defensemble import ServerMetadata, __version__
 from defensemble._provenance import git_commit, provenance
-from defensemble._results import write_result
+from defensemble._results import check_writable, write_result
 
 
 def test_a_result_is_written_whole(tmp_path: Path) -> None:
@@ -35,9 +35,21 @@ def test_what_is_no_json_changes_nothing(tmp_path: Path, bad: dict[str, object])
 
 def test_a_place_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "result.json").mkdir()
-    with pytest.raises(OSError, match=r"result\.json"):
-        write_result(tmp_path / "result.json", {"a": 1})
-    assert os.listdir(tmp_path) == ["result.json"]
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "result.json", tmp_path / "file/new/result.json"):
+        for write in (check_writable, lambda path: write_result(path, {"a": 1})):
+            with pytest.raises((IsADirectoryError, NotADirectoryError)) as caught:
+                write(place)
+            assert caught.value.filename == str(place), "the user's name for it, and not that of a file aside"
+    assert sorted(os.listdir(tmp_path)) == ["file", "result.json"]
+
+
+def test_a_look_whether_a_place_can_be_written_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "old.json").write_text("{}")
+    for name in ("old.json", "new.json", "new/folder/new.json"):
+        check_writable(tmp_path / name)
+    assert os.listdir(tmp_path) == ["old.json"]
+    assert (tmp_path / "old.json").read_text() == "{}"
 
 
 def test_provenance_names_machine_versions_and_server() -> None:

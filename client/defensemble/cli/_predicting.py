@@ -63,7 +63,7 @@ def predict_files(
         for row, label in zip(rows[-len(truth) :], truth, strict=True):
             row["truth"] = info.class_names[label]
     if as_json:
-        click.echo(json.dumps({"schema": SCHEMA, "model": info.name, "predictions": rows, "accuracy": accuracy}, indent=2))
+        click.echo(json.dumps({"schema": SCHEMA, "model": info.name, "predictions": rows, "accuracy": accuracy}, indent=2, allow_nan=False))
         return
     console = Console(width=None if sys.stdout.isatty() else _WIDTH_OF_A_FILE)
     console.print(_table(info, rows, with_truth=labelled is not None))

@@ -16,10 +16,10 @@ from defensemble._exceptions import InputError, ModelNotFoundError
 from defensemble._intervals import Rate
 from defensemble._model import ModelInfo
 from defensemble._provenance import provenance
-from defensemble._results import write_result
+from defensemble._results import check_writable, write_result
 from defensemble.probes._base import served
 from defensemble.probes._data import choose_data
-from defensemble.probes.noise import PAPER_SIGMAS, NoiseResult, probe_noise
+from defensemble.probes.noise import PAPER_SIGMAS, NoiseResult, check_sigmas, probe_noise
 
 _BATCH_SIZE = 64
 
@@ -36,16 +36,18 @@ def probe_noise_and_report(
     batch_size: int | None = None,
     console: Console | None = None,
 ) -> dict[str, str]:
-    """Probes served models with noise, writes the JSON, prints the table; answers why models failed, by name.
+    """Probes served models with noise, prints the table, writes the JSON; answers why models failed, by name.
 
     Without names: the ensembles, their members, and every other model that classifies images. `source` is as in `choose_data`.
 
     Raises:
         DefensembleError: Targets or data are not what they must be, or the server cannot be reached.
-        OSError: The JSON cannot be written.
+        OSError: The JSON cannot be written, which is found out before the first query where it can be.
     """
     console = console or Console()
     sigmas = PAPER_SIGMAS if sigmas is None else sigmas
+    check_sigmas(sigmas)
+    check_writable(out)
     server = client.server_metadata()
     targets = _targets(client, names)
     infos = list(targets)
@@ -53,8 +55,8 @@ def probe_noise_and_report(
     size = batch_size or min(_BATCH_SIZE, *(info.max_batch_size or _BATCH_SIZE for info in infos))
     n, rounds = len(chosen.data), 1 + len(sigmas)
     total = n * rounds * len(infos)
-    cost = f"{len(infos)} models x {n} images x {rounds} settings (clean and {len(sigmas)} sigmas) = {total} queries"
-    console.print(cost, highlight=False)
+    settings = f"{rounds} settings (clean and {_counted(len(sigmas), 'sigma')})"
+    console.print(f"{_counted(len(infos), 'model')} x {_counted(n, 'image')} x {settings} = {total} queries", highlight=False)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("noise", total=total)
@@ -74,10 +76,10 @@ def probe_noise_and_report(
         entry["role"] = role
         entry["members"] = [step for step in info.steps if any(step == other.name for other in infos)]
     report.update(provenance(server))
-    write_result(out, report)
     console.print("accuracy under Gaussian noise, %", highlight=False)
     console.print(_table(result))
     console.print(_caption(result), highlight=False)
+    write_result(out, report)  # after the table: what was measured is seen even where the disk has filled up meanwhile
     console.print(str(out), highlight=False, soft_wrap=True, markup=False)
     return result.failures
 
@@ -101,6 +103,10 @@ def _targets(client: Client, names: Sequence[str]) -> dict[ModelInfo, str]:
         return roles
     rank = {"ensemble": 0, "member": 1, "other": 2}
     return dict(sorted(roles.items(), key=lambda item: rank[item[1]]))
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _caption(result: NoiseResult) -> str:

@@ -5,7 +5,6 @@ Source: "Defective Convolutional Networks", arXiv 1911.08432, figure 4. No attac
 
 from __future__ import annotations
 
-import math
 import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +21,8 @@ from defensemble.probes._base import Data, Questioner, Target
 SCHEMA = "defensemble.probe.noise/1"
 PAPER_SIGMAS = (1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 20.0, 24.0, 28.0, 32.0)
 """In 1/255, as in figure 4 of the paper."""
+LARGEST_SIGMA = 2550.0
+"""In 1/255: ten times the range of a pixel, where next to nothing is left of an image."""
 THREAT_MODEL = (
     "no attacker: Gaussian noise of standard deviation sigma, clipped to +-2 sigma, added to the float32 image, then clipped to [0, 1]; "
     "one draw for each image and sigma, the same for every target"
@@ -119,6 +120,19 @@ class NoiseResult:
         }
 
 
+def check_sigmas(sigmas: Sequence[float]) -> None:
+    """Raises unless these are standard deviations, in 1/255, that can be probed.
+
+    Raises:
+        InputError: One is not positive, too large or given twice, or there is none.
+    """
+    for sigma in sigmas:
+        if not 0 < sigma <= LARGEST_SIGMA:
+            raise InputError(f"sigmas must be positive and at most {LARGEST_SIGMA:g}, in 1/255, such as 8, got {sigma:g}")
+    if not sigmas or len(set(sigmas)) != len(sigmas):
+        raise InputError(f"sigmas must be one or more different numbers, in 1/255, got {list(sigmas)}")
+
+
 def probe_noise(
     targets: Mapping[str, Target],
     images: NDArray[np.float32],
@@ -138,11 +152,7 @@ def probe_noise(
         InputError: Images, labels, sigmas, the seed or a target's answer are not what they must be.
     """
     data = Data(images, labels)
-    for sigma in sigmas:
-        if not (math.isfinite(sigma) and sigma > 0):
-            raise InputError(f"sigmas must be positive, in 1/255, such as 8, got {sigma}")
-    if not sigmas or len(set(sigmas)) != len(sigmas):
-        raise InputError(f"sigmas must be one or more different numbers, in 1/255, got {list(sigmas)}")
+    check_sigmas(sigmas)
     if seed < 0:
         raise InputError(f"seed must be 0 or more, got {seed}")
     started = time.monotonic()
