@@ -20,7 +20,7 @@ def write_plan(repository: Path, plan: Mapping[str, bytes]) -> None:
     place: a new model as one folder, a new version of a model as one folder, changed files one by one, in the plan's order.
 
     Raises:
-        OSError: a disk that is full or read-only, a missing permission; what had been moved is put back.
+        OSError: a disk that is full or read-only, a missing permission (names the file); what had been moved is put back.
     """
     created = not repository.exists()
     repository.mkdir(parents=True, exist_ok=True)
@@ -30,7 +30,10 @@ def write_plan(repository: Path, plan: Mapping[str, bytes]) -> None:
         for path, content in plan.items():
             target = staging / path
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(content)
+            try:
+                target.write_bytes(content)
+            except OSError as error:  # that of a failed `write` has no name
+                raise OSError(error.errno, error.strerror, str(repository / path)) from error
         with ExitStack() as undo:
             for unit in _units(repository, plan):
                 _move(staging / unit, repository / unit, staging, undo)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -31,6 +32,7 @@ OLDEST_ONNXRUNTIME = "1.20"
 # The oldest glibc that a library built by zig asks for.
 _ZIG_GLIBC = "2.31"
 _BUILD_TIMEOUT_S = 600
+_BUILD_BYTES = 1 << 20  # more than a build writes (seen: 171,224 with g++), less than a disk has that is not full
 _VERSION_TIMEOUT_S = 60
 _LINES_SHOWN = 20
 
@@ -82,7 +84,7 @@ def ensure_backend(
 
     Raises:
         BackendBuildError: There is no compiler, or the build failed; the text then ends in the compiler's last lines.
-        OSError: The source is missing, or the cache cannot be written.
+        OSError: The source is missing, or the cache, or the compiler's folder for temporary files, is full or cannot be written.
     """
     chosen = find_compiler() if compiler is None else _compiler_from_command(tuple(compiler), "the argument `compiler`")
     if chosen is None:
@@ -101,7 +103,11 @@ def ensure_backend(
     cache.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=".building-", dir=cache))
     try:
-        _compile(source, chosen, aside / "onnxruntime" / LIBRARY_NAME)
+        try:
+            _compile(source, chosen, aside / "onnxruntime" / LIBRARY_NAME)
+        except BackendBuildError:
+            _check_space(cache)
+            raise
         aside.chmod(0o755)
         _rename_unless_there(aside, built)
     finally:
@@ -197,6 +203,17 @@ def _compile(source: Path, compiler: Compiler, library: Path) -> None:
             f"standard library (`apt-get install g++`, or set CXX to another compiler). The compiler's last lines:\n"
             f"{_last_lines(result.stdout)}"
         )
+
+
+def _check_space(cache: Path) -> None:
+    """Raise what the system says where a full disk is why a build failed: a compiler tells it in words alone, and in many languages."""
+    for folder in (cache, Path(os.environ.get("TMPDIR") or "/tmp")):
+        try:
+            with tempfile.TemporaryFile(dir=folder) as file:
+                os.posix_fallocate(file.fileno(), 0, _BUILD_BYTES)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise OSError(error.errno, error.strerror, str(folder)) from error
 
 
 def _rename_unless_there(aside: Path, built: Path) -> None:

@@ -68,17 +68,25 @@ def state_file(grpc_port: int) -> Path:
 
 
 def write_state(state: ServerState) -> Path:
-    """Write a server down, readable by its owner alone, aside and then renamed."""
+    """Write a server down, readable by its owner alone, aside and then renamed.
+
+    Raises:
+        OSError: it cannot be written (names the file); nothing is left of it.
+    """
     path = state_file(state.grpc_port)
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".")  # mode 600
     try:
-        with os.fdopen(descriptor, "w") as file:
-            json.dump(asdict(state), file)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".")  # mode 600
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                json.dump(asdict(state), file)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        # That of a failed `write` has no name, others name the file aside.
+        raise OSError(error.errno, error.strerror, str(path)) from error
     return path
 
 

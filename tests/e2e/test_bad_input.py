@@ -63,7 +63,8 @@ def test_train_on_a_full_disk_leaves_no_part_of_a_checkpoint(tmp_path: Path) -> 
     with small_disk(tmp_path / "disk") as disk:
         fill(disk, leave=8192)
         path = disk / "a.safetensors"
-        assert told(invoke("train", *QUICK, path)) == f"No space left on device: {path}"
+        mend = "free some space there, or name another place (OUTPUT)"
+        assert told(invoke("train", *QUICK, path)) == f"No space left on device: {path}: {mend}"
         assert list(content(disk)) == ["filler"]
 
 
@@ -71,7 +72,8 @@ def test_train_on_a_read_only_disk_ends_before_it_trains(tmp_path: Path) -> None
     with small_disk(tmp_path / "disk") as disk:
         make_read_only(disk)
         done = invoke("train", *QUICK, disk / "a.safetensors")
-        assert told(done) == f"Read-only file system: {disk / 'a.safetensors'}"
+        mend = "nothing can be written there: name another place (OUTPUT)"
+        assert told(done) == f"Read-only file system: {disk / 'a.safetensors'}: {mend}"
         assert "epoch" not in done.stderr
 
 
@@ -123,7 +125,9 @@ def test_export_onto_a_full_or_read_only_disk_leaves_the_repository_as_it_was(tm
         repository = tiny.write_repository(disk / "repository")
         fill(disk, leave=8192)
         before = content(disk)
-        assert told(invoke("export", checkpoint, "--repository", repository, "--ensemble", "other")).startswith("No space left on device")
+        error = told(invoke("export", checkpoint, "--repository", repository, "--ensemble", "other"))
+        assert error.startswith(f"No space left on device: {repository}/")
+        assert error.endswith(": free some space there, or name another place (--repository)")
         assert content(disk) == before
         make_read_only(disk)
         assert told(invoke("export", checkpoint, "--repository", repository, "--ensemble", "other")).startswith("Read-only file system: ")
@@ -252,8 +256,10 @@ def test_the_probe_s_result_is_written_whole_or_not_at_all(triton: Server, npz: 
         fill(disk, leave=0)
         before = content(disk)
         call = ("probe", "noise", triton.http_url, "--data", npz, "--sigmas", "8", "--out", old)
-        assert told(invoke(*call)).startswith("No space left on device")
+        assert told(invoke(*call)) == f"No space left on device: {old}: free some space there, or name another place (--out)"
         assert content(disk) == before
         make_read_only(disk)
-        assert told(invoke(*call)).startswith("Read-only file system")
+        done = invoke(*call)
+        assert told(done) == f"Read-only file system: {old}: nothing can be written there: name another place (--out)"
+        assert done.stdout == "", "it was found out before the first query"
         assert content(disk) == before

@@ -17,7 +17,7 @@ from defensemble_server import read_states, stop_server
 from defensemble_server.backend import FLAGS, find_compiler
 from defensemble_server.data import data_file
 from tests import tiny
-from tests.e2e.broken import content, python_path, without_programs
+from tests.e2e.broken import content, fill, python_path, small_disk, without_programs
 from tests.e2e.command_line import TIMEOUT_S, address_from, environment, run, start, succeed, told
 
 BACKEND_TESTS = Path(__file__).parents[1] / "server/backend"
@@ -127,6 +127,36 @@ def test_serve_names_a_compiler_that_does_not_run(repository: Path) -> None:
     changes = {**without_programs(repository.parent / "bin"), "CXX": "/nowhere/c++"}
     error = told(run("serve", repository, "--free-ports", cwd=repository.parent, env=environment(**changes)))
     assert error.startswith("the C++ compiler from the environment variable CXX, `/nowhere/c++`, does not run: ")
+
+
+def test_serve_names_the_state_folder_where_its_disk_is_full(repository: Path) -> None:
+    with small_disk(repository.parent / "disk") as disk:
+        fill(disk, leave=0)
+        done = run("serve", repository, "--free-ports", "--drain", "1", cwd=repository.parent, env=environment(XDG_STATE_HOME=str(disk)))
+        error = told(done)
+        assert re.match(rf"No space left on device: {disk}/defensemble/servers/\d+\.json: free some space there, or name another", error)
+        assert "XDG_STATE_HOME" in error
+        assert list((disk / "defensemble/servers").iterdir()) == []
+
+
+@pytest.mark.parametrize("variable", ["XDG_CACHE_HOME", "TMPDIR"])
+def test_serve_says_that_the_disk_is_full_and_not_that_the_compiler_is_bad(repository: Path, variable: str) -> None:
+    with small_disk(repository.parent / "disk") as disk:
+        fill(disk, leave=8192)
+        env = environment(**{"XDG_CACHE_HOME": str(repository.parent / "cache"), variable: str(disk)})
+        error = told(run("serve", repository, "--free-ports", cwd=repository.parent, env=env))
+        place = disk / "defensemble/backend" if variable == "XDG_CACHE_HOME" else disk
+        assert error.startswith(f"No space left on device: {place}: free some space there, or name another place (")
+        assert "XDG_CACHE_HOME" in error
+        assert "g++" not in error
+        assert [name for name in content(disk) if "building" in name] == []
+
+
+def test_the_demo_finds_out_before_it_trains_that_nothing_can_be_served(tmp_path: Path) -> None:
+    done = run("demo", "--folder", "runs", cwd=tmp_path, env=environment(**without_programs(tmp_path / "bin")))
+    assert told(done).startswith("no C++ compiler to build the onnxruntime backend with: looked for $CXX, c++, g++, clang++ on PATH")
+    assert done.stdout == ""
+    assert list(content(tmp_path)) == ["bin"]
 
 
 def test_serve_tells_how_to_install_a_triton_that_pip_cannot_get(repository: Path) -> None:

@@ -13,6 +13,7 @@ import click
 
 from defensemble._version import __version__
 from defensemble.cli import demo, doctor, export, predict, probe, serve, train
+from defensemble.cli._os_errors import text_from_os_error
 
 # Which pip extra brings a sibling, and the base class of its errors.
 _SIBLINGS = {
@@ -42,10 +43,7 @@ class _Commands(click.Group):
                 raise
             raise click.ClickException(f"this needs the package '{error.name}': pip install 'defensemble[{extra}]'") from error
         except OSError as error:
-            if error.strerror is None:
-                raise click.ClickException(str(error)) from error
-            names = [str(name) for name in (error.filename, error.filename2) if name is not None]
-            raise click.ClickException(": ".join([error.strerror, *names])) from error
+            raise click.ClickException(text_from_os_error(error, ctx.invoked_subcommand)) from error
         except Exception as error:
             if isinstance(error, _users_errors()):
                 raise click.ClickException(str(error)) from error

@@ -1,0 +1,74 @@
+"""What the command line says where the operating system refuses something."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from defensemble.cli import cli
+from defensemble.cli._os_errors import text_from_os_error
+from tests.client.fakes import house
+from tests.tiny import images
+
+
+@pytest.mark.parametrize(
+    ("number", "verb", "mend"),
+    [
+        (errno.ENOSPC, "probe", "free some space there, or name another place (--out)"),
+        (errno.EDQUOT, "train", "free some space there, or name another place (OUTPUT)"),
+        (
+            errno.ENOSPC,
+            "serve",
+            "free some space there, or name another place (XDG_STATE_HOME, for logs and the list of servers, or XDG_CACHE_HOME",
+        ),
+        (errno.ENOSPC, "doctor", "free some space there, or name another place"),
+        (errno.EROFS, "export", "nothing can be written there: name another place (--repository)"),
+        (errno.EACCES, "demo", "let this user do that there (chmod, chown), or name another place (--folder)"),
+        (errno.ENOENT, "predict", "look at how it is spelt and where it begins"),
+        (errno.EISDIR, "probe", "it is a folder: name a file"),
+        (errno.ENOTDIR, None, "a part of that path is a file: name a folder"),
+    ],
+)
+def test_an_error_of_the_system_says_how_to_mend_it(number: int, verb: str | None, mend: str) -> None:
+    for names in ((), ("some/file",)):
+        text = text_from_os_error(OSError(number, os.strerror(number), *names), verb)
+        assert text.startswith(": ".join([os.strerror(number), *names, mend]))
+
+
+def test_other_errors_of_the_system_keep_their_words() -> None:
+    assert text_from_os_error(OSError("no number"), "probe") == "no number"
+    assert text_from_os_error(OSError(errno.EIO, "Input/output error", "a"), "probe") == "Input/output error: a"
+    assert text_from_os_error(OSError(errno.EXDEV, "Cross-device link", "a", None, "b"), "probe") == "Cross-device link: a: b"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["predict", "fake", "missing.npy"], "No such file or directory: missing.npy: look at how it is spelt"),
+        (["predict", "fake", "folder.npy"], "Is a directory: folder.npy: it is a folder: name a file"),
+        (
+            ["probe", "noise", "fake", "--data", "data.npz", "--out", "folder.npy"],
+            "Is a directory: folder.npy: it is a folder: name a file",
+        ),
+        (
+            ["probe", "noise", "fake", "--data", "data.npz", "--out", "data.npz/x"],
+            "Not a directory: data.npz/x: a part of that path is a file",
+        ),
+    ],
+)
+def test_the_command_line_says_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], told: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("defensemble._client.transport_from_url", lambda url: house())
+    (tmp_path / "folder.npy").mkdir()
+    np.savez(tmp_path / "data.npz", images=images(2), labels=np.zeros(2, int))
+    done: Any = CliRunner().invoke(cli, arguments)
+    assert done.exit_code == 1
+    assert done.stderr.startswith(f"Error: {told}")
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stdout == ""
