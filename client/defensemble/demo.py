@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,9 +49,9 @@ def run_demo(folder: Path, *, epochs: int | None = None, seed: int = 0, keep_ser
     """
     console = console or Console()
     began = time.monotonic()
-    _check_installed()
-    run = folder / datetime.now().strftime("%Y%m%d-%H%M%S")
-    (run / "checkpoints").mkdir(parents=True)
+    _check_installed(console)
+    run = _new_folder(folder)
+    (run / "checkpoints").mkdir()
     console.print(f"[bold]defensemble demo[/bold] in {escape(str(run))}", highlight=False)
     dataset = _train_all(run / "checkpoints", epochs, seed, console)
     repository = run / "model_repository"
@@ -70,11 +71,28 @@ def run_demo(folder: Path, *, epochs: int | None = None, seed: int = 0, keep_ser
     return run
 
 
-def _check_installed() -> None:
-    """Find out before anything is written whether all that the demonstration needs is there."""
+def _check_installed(console: Console) -> None:
+    """Find out before anything is written or trained whether all that the demonstration needs is there; what serving lacks is built."""
     missing = [name for name in ("torch", "safetensors", "sklearn", "onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
     if missing:
         raise MissingExtraError(f"the demo trains, exports and serves, and {', '.join(missing)} is missing: pip install 'defensemble[all]'")
+    from defensemble_server.runtime import find_runtime
+
+    find_runtime("embedded", say=lambda text: console.print(text, highlight=False, markup=False))
+
+
+def _new_folder(folder: Path) -> Path:
+    """A new folder for one run, named after the time; demonstrations that start in the same second get one each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name = datetime.now().strftime("%Y%m%d-%H%M%S")
+    for number in count(1):
+        run = folder / (name if number == 1 else f"{name}-{number}")
+        try:
+            run.mkdir()
+        except FileExistsError:
+            continue
+        return run
+    raise AssertionError("count does not end")
 
 
 def _train_all(folder: Path, epochs: int | None, seed: int, console: Console) -> Dataset:
