@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import signal
 import socket
@@ -22,6 +23,7 @@ import urllib3
 from defensemble_server import (
     PortError,
     RepositoryError,
+    RuntimeMissingError,
     ServeOptions,
     Server,
     ServerError,
@@ -361,6 +363,18 @@ def test_a_state_file_by_another_hand_never_leads_to_a_signal(pid: object, own_s
         assert 1 not in [state.grpc_port for state in read_states()]
     finally:
         path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("libc", "told"),
+    [(("glibc", "2.31"), "needs glibc 2.35 or newer, this system has 2.31"), (("", ""), "needs glibc, this system has another C library")],
+)
+def test_a_platform_that_triton_does_not_run_on_ends_the_start(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, libc: tuple[str, str], told: str
+) -> None:
+    monkeypatch.setattr(platform, "libc_ver", lambda: libc)
+    with pytest.raises(RuntimeMissingError, match=told), serve(repository, FREE):
+        pytest.fail("it must not start")
 
 
 def test_no_model_at_all(tmp_path: Path) -> None:
