@@ -65,4 +65,3 @@ def _member(folder: Path, name: str, images: NDArray[np.float32], seed: int) -> 
     path = onnx_from_checkpoint(checkpoint, folder / f"{name}.onnx", verify=False)  # it would want a data set that it was trained on
     verify_onnx(path, module, images, max_batch_size=16)
     return member_from_onnx(path, name), logits
-

@@ -32,8 +32,8 @@ def export_checkpoints(
     """Export ``checkpoints`` as members named after their files and, unless ``ensemble`` is None, into an ensemble (``repository_plan``).
 
     Returns the paths written, relative to ``repository``. Nothing is written unless every checkpoint was exported and verified, each at the
-    largest batch that its configuration will allow, on ``images`` or the test images of its data (``onnx_from_checkpoint``). What an export that was killed had left beside the repository is removed; ``say`` is
-    told.
+    largest batch that its configuration will allow, on ``images`` or the test images of its data (``onnx_from_checkpoint``). What an export
+    that was killed had left beside the repository is removed; ``say`` is told.
 
     Raises:
         ExportError, defensemble_training.CheckpointError, OSError: the repository is as it was.

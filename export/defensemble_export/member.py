@@ -45,12 +45,12 @@ def onnx_from_checkpoint(
     """Export a checkpoint to ``path``: ``images`` FP32 [N,C,H,W] in [0, 1] to ``logits`` FP32 [N,K], any N.
 
     The file is what ``onnx_from_module`` writes, and its metadata hold the spec and the training record too. It is verified, unless
-    ``verify`` is False, on ``images`` (N,C,H,W), by default the test images of the data that the checkpoint was trained on (from ``data_dir``
+    ``verify`` is False, on ``images`` (N,C,H,W), by default test images of the data that the checkpoint was trained on (from ``data_dir``
     where it is given), and on random ones.
 
     Raises:
-        ExportError: ``images`` are not float32 of the checkpoint's shape, or cannot be had; ``max_batch_size`` is not 1 to 4096; ``path`` is
-            no place.
+        ExportError: ``images`` are not float32 of the checkpoint's shape, or there are none; ``max_batch_size`` is not 1 to 4096; ``path``
+            is no place.
         VerificationError: the graph answers otherwise than the checkpoint; no file is left.
         OSError: the file cannot be written; names ``path``.
         defensemble_training.CheckpointError: the checkpoint cannot be read.
@@ -236,7 +236,9 @@ def _check_images(images: np.ndarray[Any, Any], input_shape: tuple[int, int, int
         raise ExportError(f"the images for the verification are {images.dtype}, expected float32 in [0, 1]: convert them with .astype")
 
 
-def _real_images(record: TrainingRecord, input_shape: tuple[int, int, int], data_dir: str | os.PathLike[str] | None) -> np.ndarray[Any, Any]:
+def _real_images(
+    record: TrainingRecord, input_shape: tuple[int, int, int], data_dir: str | os.PathLike[str] | None
+) -> np.ndarray[Any, Any]:
     from defensemble_training import DataError, load_dataset
 
     try:

@@ -33,7 +33,7 @@ def test_a_checkpoint_is_written_and_described(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     module, spec, record = load_checkpoint(path)
     assert (spec.keep, spec.blocks, spec.pattern, spec.sampling, spec.mask_seed) == (0.6, (1, 3), "shared", "exact", 4)
-    assert (spec.width, spec.input_shape, record.seed, record.epochs, record.batch_size) == (1, (1, 8, 8), 2, 1, 256)
+    assert (spec.width, spec.input_shape, record.seed, record.epochs, record.recipe["batch_size"]) == (1, (1, 8, 8), 2, 1, 256)
     assert f"test accuracy {record.accuracy:.4f} ({round(record.accuracy * 359)} of 359 images)" in result.stdout
     assert f"9 masks, digest {mask_digest(defect_masks(module))}" in result.stdout
     assert f"wrote {path}" in result.stdout

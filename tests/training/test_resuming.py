@@ -172,15 +172,15 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(bars: Dataset,
     bars_poisoned = bars_dataset()
     recipe = recipe_from_preset("fast", epochs=8, batch_size=16)
     compute = Compute("cpu", threads=1)
-    from defensemble_training import loop
+    from defensemble_training.pixels import Pixels
 
-    class Poisoned(loop.Pixels):
+    class Poisoned(Pixels):
         def __getitem__(self, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            pixels, labels = super().__getitem__(chosen)
+            _, labels = super().__getitem__(chosen)
             return torch.from_numpy(bars_poisoned.train.pixels)[chosen], labels
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "Pixels", Poisoned)
+        patch.setattr("defensemble_training.loop.Pixels", Poisoned)
         with pytest.raises(
             DivergedError, match=r"the loss is nan at epoch 3, .*; the last good weights, of epoch 2, are kept in .*last_good"
         ):

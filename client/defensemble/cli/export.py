@@ -38,8 +38,10 @@ from defensemble.cli._invocation import this_command
     is_flag=True,
     help="Add the next version of a member that exists, beside the old ones; let it vote in an ensemble that exists, whose others stay.",
 )
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the data that the networks were trained on, to verify on.")
-@click.option("--images", "images_file", type=click.Path(path_type=Path), metavar="FILE.npy", help="Real images to verify on, in their place.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the data that the networks were trained on.")
+@click.option(
+    "--images", "images_file", type=click.Path(path_type=Path), metavar="FILE.npy", help="Real images to verify on, in their place."
+)
 def command(
     checkpoints: tuple[Path, ...],
     repository: Path,
