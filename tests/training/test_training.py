@@ -176,7 +176,14 @@ def test_the_best_epoch_is_chosen_by_held_out_images(bars: Dataset) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"label_smoothing": 0.1}, {"nesterov": False, "momentum": 0.0}, {"weight_decay": 0.1}, {"largest_shift": 0.125}]
+    "changes",
+    [
+        {"adversarial": "adversarial-training"},
+        {"label_smoothing": 0.1},
+        {"nesterov": False, "momentum": 0.0},
+        {"weight_decay": 0.1},
+        {"largest_shift": 0.125},
+    ],
 )
 def test_each_value_of_the_recipe_changes_the_weights(bars: Dataset, changes: dict[str, Any]) -> None:
     assert weights_of(run(tiny_spec(), bars, **changes)[0]) != weights_of(run(tiny_spec(), bars)[0])
