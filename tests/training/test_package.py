@@ -8,22 +8,12 @@ import defensemble_training
 
 def test_public_names() -> None:
     assert defensemble_training.__all__ == [
-        *(
-            "ATTACKS",
-            "AttackPreset",
-            "AveragedLogits",
-            "CheckpointError",
-            "CheckpointMetadata",
-            "Compute",
-            "DataError",
-            "Dataset",
-            "Defect",
-        ),
-        *("DivergedError", "Drop", "Interrupted", "ModelSpec", "PRESETS", "Part", "Recipe", "RunFolder", "SpecError", "TrainingError"),
-        *("TrainingProgress", "TrainingRecord", "adversarial_examples", "attack", "build", "carlini_wagner", "defect_mask"),
-        *("defect_masks", "defective", "fgsm", "gradient_queries", "held_out", "load_checkpoint", "load_dataset", "mask_digest"),
-        *("mifgsm", "pgd", "predicted", "read_metadata", "recipe_from_preset", "rounded_to_8_bits", "save_checkpoint", "train"),
-        "train_module",
+        *("ATTACKS", "PRESETS", "AttackPreset", "AveragedLogits", "CheckpointError", "CheckpointMetadata", "Compute", "DataError"),
+        *("Dataset", "Defect", "DivergedError", "Drop", "Interrupted", "ModelSpec", "Part", "Recipe", "RunFolder", "SpecError"),
+        *("TrainingError", "TrainingProgress", "TrainingRecord", "adversarial_examples", "attack", "build", "carlini_wagner"),
+        *("defect_mask", "defect_masks", "defective", "fgsm", "gradient_queries", "held_out", "load_checkpoint", "load_dataset"),
+        *("mask_digest", "mifgsm", "pgd", "predicted", "read_metadata", "recipe_from_preset", "rounded_to_8_bits", "save_checkpoint"),
+        *("train", "train_module"),
     ]
     for name in defensemble_training.__all__:
         value = getattr(defensemble_training, name)
