@@ -61,26 +61,7 @@ def _member(folder: Path, name: str, images: NDArray[np.float32], seed: int) -> 
         module.train()(batch)
         logits: NDArray[np.float32] = module.eval()(batch).numpy()
     checkpoint = folder / f"{name}.safetensors"
-    save_checkpoint(checkpoint, module, spec, _untrained(seed))
+    save_checkpoint(checkpoint, module, spec, TrainingRecord.untrained(_CLASSES, seed=seed))
     path = onnx_from_checkpoint(checkpoint, folder / f"{name}.onnx", verify=False)  # it would want a data set that it was trained on
     verify_onnx(path, module, images, max_batch_size=16)
     return member_from_onnx(path, name), logits
-
-
-def _untrained(seed: int) -> TrainingRecord:
-    return TrainingRecord(
-        data="none",
-        image_size=SHAPE[1],
-        class_names=_CLASSES,
-        epochs=0,
-        batch_size=1,
-        learning_rate=0.0,
-        seed=seed,
-        threads=1,
-        n_train=0,
-        loss=0.0,
-        accuracy=0.0,
-        n_test=0,
-        seconds=0.0,
-        versions={},
-    )

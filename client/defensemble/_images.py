@@ -59,19 +59,34 @@ def labelled_files(folder: Path, class_names: Sequence[str]) -> tuple[list[Path]
     return files, np.array(labels, np.int64)
 
 
+def npy_images(path: Path) -> NDArray[np.float32]:
+    """Read images (N, C, H, W) of any shape from a .npy file, as float32.
+
+    Raises:
+        InputError: It is no file of numbers.
+        OSError: The file cannot be read.
+    """
+    return floats_from_array(_array_from_npy(path), str(path))
+
+
 def _from_npy(path: Path, image_shape: tuple[int, int, int]) -> NDArray[np.float32]:
-    try:
-        images = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, TokenError, MemoryError, BadZipFile) as error:
-        raise InputError(f"{path} is not a .npy file of numbers: {error}") from error
-    if not isinstance(images, np.ndarray):
-        raise InputError(f"{path} holds several arrays, expected one: save it by numpy.save")
+    images = _array_from_npy(path)
     if images.ndim == 3:
         images = images[np.newaxis]
     if images.ndim != 4 or len(images) == 0 or images.shape[1:] != image_shape:
         wanted = ", ".join(map(str, image_shape))
         raise InputError(f"{path} holds an array of shape {images.shape}, expected (N, {wanted}) or ({wanted})")
     return floats_from_array(images, str(path))
+
+
+def _array_from_npy(path: Path) -> NDArray[Any]:
+    try:
+        images = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, TokenError, MemoryError, BadZipFile) as error:
+        raise InputError(f"{path} is not a .npy file of numbers: {error}") from error
+    if not isinstance(images, np.ndarray):
+        raise InputError(f"{path} holds several arrays, expected one: save it by numpy.save")
+    return images
 
 
 def floats_from_array(images: NDArray[Any], where: str) -> NDArray[np.float32]:

@@ -6,7 +6,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from importlib.util import find_spec
@@ -18,30 +18,40 @@ import click
 import numpy as np
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from defensemble._client import Client
+from defensemble._demo_networks import ZOO, Networks, networks_from_zoo, networks_trained_on_digits
 from defensemble._exceptions import MissingExtraError, ServerFailedError
 from defensemble.cli._probing import probe_noise_and_report
 from defensemble.cli.serve import show
 
 if TYPE_CHECKING:
     from defensemble_server import Server
-    from defensemble_training import Dataset, ModelSpec, TrainingProgress
+    from defensemble_training import Dataset
 
-# Several keeps, so that the table shows what the keep probability does; keep0.3 twice, with other masks and another initialisation.
-KEEPS: Mapping[str, float] = {"keep0.1": 0.1, "keep0.3": 0.3, "keep0.3-other": 0.3, "keep0.5": 0.5, "keep0.7": 0.7}
-STANDARD = "standard"
-_IMAGE_SIZE = 16
-_WIDTH = 8
+# Of 10,000 test images: 200 with eleven settings and seven models take a minute on two cores.
+_CIFAR10_LIMIT = 200
 # Between an answer over gRPC and the same over HTTP: the same float32 bytes.
 _SAME = 0.0
 
 
-def run_demo(folder: Path, *, epochs: int | None = None, seed: int = 0, keep_serving: bool = False, console: Console | None = None) -> Path:
+def run_demo(
+    folder: Path,
+    *,
+    dataset: str = "digits",
+    data_dir: Path | None = None,
+    zoo: Path | None = None,
+    limit: int | None = None,
+    epochs: int | None = None,
+    seed: int = 0,
+    keep_serving: bool = False,
+    console: Console | None = None,
+) -> Path:
     """Run the demonstration in a new folder under ``folder``, and return that folder: checkpoints, repository and ``noise.json``.
 
-    ``epochs`` None takes the recipe's. With ``keep_serving`` the server outlives this call, and what calls and stops it is printed.
+    On ``digits`` the networks are trained, for ``epochs`` (None takes the recipe's); on ``cifar10`` they are the zoo's. The probe takes
+    ``limit`` images, by default all of digits and 200 of CIFAR-10. With ``keep_serving`` the server outlives this call, and what calls and
+    stops it is printed.
 
     Raises:
         DefensembleError, and the errors of the other packages: the text says what went wrong.
@@ -53,20 +63,26 @@ def run_demo(folder: Path, *, epochs: int | None = None, seed: int = 0, keep_ser
     run = _new_folder(folder)
     (run / "checkpoints").mkdir()
     console.print(f"[bold]defensemble demo[/bold] in {escape(str(run))}", highlight=False)
-    dataset = _train_all(run / "checkpoints", epochs, seed, console)
+    if dataset == "digits":
+        networks = networks_trained_on_digits(run / "checkpoints", epochs, seed, console)
+    else:
+        networks = networks_from_zoo(run / "checkpoints", zoo or ZOO, data_dir, console)
+        limit = limit or _CIFAR10_LIMIT
     repository = run / "model_repository"
-    _export_all(run / "checkpoints", repository, console)
+    _export_all(networks, repository, data_dir, console)
     with ExitStack() as stack:
         server = stack.enter_context(_served(repository, console))
-        _call(server, dataset, console)
+        _call(server, networks.dataset, console)
         console.print("\n[bold]4. probe[/bold] it with noise, as any caller can", highlight=False)
         with Client(server.grpc_url) as client:
-            failures = probe_noise_and_report(client, "digits", run / "noise.json", seed=seed, console=console)
+            failures = probe_noise_and_report(
+                client, dataset, run / "noise.json", limit=limit, seed=seed, data_dir=data_dir, console=console
+            )
         if failures:
             raise ServerFailedError(f"models failed during the probe: {failures}")
         console.print(f"\ndone in {time.monotonic() - began:.0f} s; everything is in {run}", highlight=False, soft_wrap=True, markup=False)
         if keep_serving:
-            _explain(server, run, dataset)
+            _explain(server, run, networks.dataset)
             server.detach()
     return run
 
@@ -95,47 +111,7 @@ def _new_folder(folder: Path) -> Path:
     raise AssertionError("count does not end")
 
 
-def _train_all(folder: Path, epochs: int | None, seed: int, console: Console) -> Dataset:
-    console.print("\n[bold]1. train[/bold] five defective ResNet-18s and a standard one on handwritten digits", highlight=False)
-    from defensemble_training import Compute, load_dataset, recipe_from_preset, save_checkpoint, train
-
-    dataset = load_dataset("digits", _IMAGE_SIZE)
-    names = [*KEEPS, STANDARD]
-    recipe = recipe_from_preset("fast", **({} if epochs is None else {"epochs": epochs}))
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("training", total=len(names), state="")
-        for number, name in enumerate(names):
-            spec = _spec(name, number, seed, dataset)
-
-            def on_progress(progress: TrainingProgress, name: str = name, number: int = number) -> None:
-                state = f"loss {progress.loss:.3f}, accuracy {progress.train_accuracy:.3f}"
-                bar.update(task, completed=number + progress.step / progress.steps, description=name, state=state)
-
-            module, record = train(spec, dataset, recipe=recipe, seed=seed + number, compute=Compute("cpu"), on_progress=on_progress)
-            save_checkpoint(folder / f"{name}.safetensors", module, spec, record)
-            right = round(record.accuracy * record.n_test)
-            console.print(f"  {name:14} {right} of {record.n_test} test images right, {record.seconds:.1f} s", highlight=False)
-    return dataset
-
-
-def _spec(name: str, number: int, seed: int, dataset: Dataset) -> ModelSpec:
-    from defensemble_training import ModelSpec
-
-    return ModelSpec(
-        arch="resnet18",
-        keep=KEEPS.get(name, 1.0),
-        blocks=(0, 1, 2),
-        mask_seed=seed + number,
-        width=_WIDTH,
-        mean=dataset.mean,
-        std=dataset.std,
-        num_classes=len(dataset.class_names),
-        input_shape=dataset.input_shape,
-    )
-
-
-def _export_all(checkpoints: Path, repository: Path, console: Console) -> None:
+def _export_all(networks: Networks, repository: Path, data_dir: Path | None, console: Console) -> None:
     console.print("\n[bold]2. export[/bold] them to ONNX, masks as constants, each verified against torch", highlight=False)
     from defensemble_export import export_checkpoints
 
@@ -143,13 +119,13 @@ def _export_all(checkpoints: Path, repository: Path, console: Console) -> None:
         console.print(f"  {checkpoint.stem}", highlight=False)
 
     with console.status("exporting"):
-        export_checkpoints([checkpoints / f"{name}.safetensors" for name in KEEPS], repository, on_exported=on_exported)
-        export_checkpoints([checkpoints / f"{STANDARD}.safetensors"], repository, ensemble=None, on_exported=on_exported)
+        export_checkpoints(networks.checkpoints(), repository, data_dir=data_dir, on_exported=on_exported)
+        export_checkpoints([networks.standard], repository, ensemble=None, data_dir=data_dir, on_exported=on_exported)
 
 
 @contextmanager
 def _served(repository: Path, console: Console) -> Iterator[Server]:
-    console.print("\n[bold]3. serve[/bold] the five as one ensemble, the standard one beside it, and call it", highlight=False)
+    console.print("\n[bold]3. serve[/bold] the defective ones as one ensemble, the standard one beside it, and call it", highlight=False)
     from defensemble_server import ServeOptions, serve
 
     def say(text: str) -> None:
@@ -168,13 +144,13 @@ def _served(repository: Path, console: Console) -> Iterator[Server]:
 
 
 def _call(server: Server, dataset: Dataset, console: Console) -> None:
-    images, labels = dataset.test_images[:8], dataset.test_labels[:8]
+    images, labels = dataset.test.images(slice(0, 8)), dataset.test.labels[:8]
     with Client(server.grpc_url) as over_grpc, Client(server.http_url) as over_http:
         first = over_grpc.predict(images)
         second = over_http.predict(images)
         difference = float(np.abs(first.probabilities - second.probabilities).max())
     truth = " ".join(dataset.class_names[label] for label in labels)
-    console.print(f"  eight digits       {truth}", highlight=False)
+    console.print(f"  eight images       {truth}", highlight=False)
     console.print(f"  answers over gRPC  {' '.join(first.labels)}", highlight=False)
     console.print(f"  answers over HTTP  {' '.join(second.labels)}, largest difference {difference:g}", highlight=False)
     if difference > _SAME:
@@ -183,7 +159,7 @@ def _call(server: Server, dataset: Dataset, console: Console) -> None:
 
 def _explain(server: Server, run: Path, dataset: Dataset) -> None:
     """Print how the server that is left is called and stopped; every line works as printed."""
-    image = np.round(dataset.test_images[0], 3)
+    image = np.round(dataset.test.images(slice(0, 1))[0], 3)
     run = run.resolve()
     request = run / "request.json"
     body = {
@@ -191,10 +167,10 @@ def _explain(server: Server, run: Path, dataset: Dataset) -> None:
         "outputs": [{"name": "probabilities", "parameters": {"classification": 3}}],
     }
     request.write_text(json.dumps(body))
-    np.save(run / "images.npy", dataset.test_images[:8])
+    np.save(run / "images.npy", dataset.test.images(slice(0, 8)))
     click.echo("\nThe server keeps running.\n")
     show(server)
-    click.echo(f"\ncall it with curl (an image of a {dataset.class_names[dataset.test_labels[0]]}):\n")
+    click.echo(f"\ncall it with curl (an image of: {dataset.class_names[dataset.test.labels[0]]}):\n")
     click.echo(f"curl --silent --data {shlex.quote(f'@{request}')} {server.http_url}/v2/models/ensemble/infer")
     click.echo(f"\nor with Python ({sys.executable}):\n")
     click.echo("import numpy\nfrom defensemble import Client\n")

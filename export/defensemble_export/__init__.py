@@ -6,7 +6,7 @@ from .averaging import average_onnx, uncertainty_onnx
 from .config import config_from_pbtxt, pbtxt_from_config
 from .ensemble import Ensemble, Vote
 from .exporting import export_checkpoints
-from .member import member_from_onnx, onnx_from_checkpoint
+from .member import member_from_onnx, onnx_from_checkpoint, onnx_from_module
 from .plan import Member, repository_plan
 from .reading import ensemble_from_configs, read_config, read_ensemble
 from .verify import verify_onnx
@@ -27,6 +27,7 @@ __all__ = [
     "export_checkpoints",
     "member_from_onnx",
     "onnx_from_checkpoint",
+    "onnx_from_module",
     "pbtxt_from_config",
     "read_config",
     "read_ensemble",

@@ -5,6 +5,9 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from ._errors import ExportError
 from .member import member_from_onnx, onnx_from_checkpoint
@@ -21,14 +24,16 @@ def export_checkpoints(
     weights: Mapping[str, float] | None = None,
     max_batch_size: int | None = None,
     replace: bool = False,
+    images: np.ndarray[Any, Any] | None = None,
+    data_dir: Path | None = None,
     on_exported: Callable[[Path], None] = lambda checkpoint: None,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[str]:
     """Export ``checkpoints`` as members named after their files and, unless ``ensemble`` is None, into an ensemble (``repository_plan``).
 
     Returns the paths written, relative to ``repository``. Nothing is written unless every checkpoint was exported and verified, each at the
-    largest batch that its configuration will allow. What an export that was killed had left beside the repository is removed; ``say`` is
-    told.
+    largest batch that its configuration will allow, on ``images`` or the test images of its data (``onnx_from_checkpoint``). What an export
+    that was killed had left beside the repository is removed; ``say`` is told.
 
     Raises:
         ExportError, defensemble_training.CheckpointError, OSError: the repository is as it was.
@@ -49,7 +54,8 @@ def export_checkpoints(
     members = []
     with tempfile.TemporaryDirectory(prefix="defensemble-export-") as folder:
         for number, checkpoint in enumerate(checkpoints):
-            path = onnx_from_checkpoint(checkpoint, Path(folder) / f"{number}.onnx", max_batch_size=batches[checkpoint.stem])
+            path = Path(folder) / f"{number}.onnx"
+            onnx_from_checkpoint(checkpoint, path, max_batch_size=batches[checkpoint.stem], images=images, data_dir=data_dir)
             members.append(member_from_onnx(path, checkpoint.stem))
             on_exported(checkpoint)
     with locked(repository):

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,10 @@ from .verify import verify_onnx
 if TYPE_CHECKING:
     import torch
 
+    from defensemble_training import TrainingRecord
+
+# Of the test images, so many are drawn from.
+_REAL_IMAGES = 1000
 # Keys of the ONNX file's metadata.
 SPEC, MASK_DIGEST, CLASS_NAMES, RECORD = "defensemble.spec", "defensemble.mask_digest", "defensemble.class_names", "defensemble.record"
 
@@ -36,45 +40,79 @@ def onnx_from_checkpoint(
     max_batch_size: int = DEFAULT_MAX_BATCH_SIZE,
     verify: bool = True,
     images: np.ndarray[Any, Any] | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
 ) -> Path:
     """Export a checkpoint to ``path``: ``images`` FP32 [N,C,H,W] in [0, 1] to ``logits`` FP32 [N,K], any N.
 
-    IR 10, opset 20, BatchNorm folded into the convolutions; each mask is a BOOL initialiser under its name in the checkpoint. The file's
-    metadata holds the spec, the mask digest, the class names and the training record. ONNX Runtime's answers are compared with torch's
-    before the file appears under its name, unless ``verify`` is False: on ``images`` (N,C,H,W), by default the test images of the data that
-    the checkpoint was trained on, and on random ones.
+    The file is what ``onnx_from_module`` writes, and its metadata hold the spec and the training record too. It is verified, unless
+    ``verify`` is False, on ``images`` (N,C,H,W), by default test images of the data that the checkpoint was trained on (from ``data_dir``
+    where it is given), and on random ones.
 
     Raises:
-        ExportError: ``images`` are not float32 of the checkpoint's shape, ``max_batch_size`` is not 1 to 4096, ``path`` is no place.
+        ExportError: ``images`` are not float32 of the checkpoint's shape, or there are none; ``max_batch_size`` is not 1 to 4096; ``path``
+            is no place.
         VerificationError: the graph answers otherwise than the checkpoint; no file is left.
         OSError: the file cannot be written; names ``path``.
         defensemble_training.CheckpointError: the checkpoint cannot be read.
     """
-    from defensemble_training import defect_masks, load_checkpoint, mask_digest
+    from defensemble_training import load_checkpoint
 
-    target = Path(path)
     checked_batch(max_batch_size, "max_batch_size")
-    _check_place(target)
+    _check_place(Path(path))
     module, spec, record = load_checkpoint(Path(checkpoint))
+    if verify and images is None:
+        images = _real_images(record, spec.input_shape, data_dir)
+    more = {SPEC: spec.to_json(), RECORD: json.dumps(record.to_values())}
+    return _write(module, Path(path), spec.input_shape, record.class_names, images if verify else None, max_batch_size, more)
+
+
+def onnx_from_module(
+    module: torch.nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    input_shape: tuple[int, int, int],
+    class_names: Sequence[str],
+    images: np.ndarray[Any, Any],
+    max_batch_size: int = DEFAULT_MAX_BATCH_SIZE,
+) -> Path:
+    """Export any network that takes images in [0, 1] to logits, such as one that ``defective`` made, to ``path``.
+
+    ``images`` FP32 [N,C,H,W] to ``logits`` FP32 [N,K], any N; IR 10, opset 20, BatchNorm folded into the convolutions; each mask is a BOOL
+    initialiser under its name in the module. The file's metadata hold the mask digest and the class names. ONNX Runtime's answers on the
+    real ``images`` (N,C,H,W) and on random ones are compared with torch's before the file appears under its name.
+
+    Raises:
+        ExportError, VerificationError, OSError: see ``onnx_from_checkpoint``.
+    """
+    checked_batch(max_batch_size, "max_batch_size")
+    _check_place(Path(path))
+    return _write(module.eval(), Path(path), input_shape, class_names, images, max_batch_size, {})
+
+
+def _write(
+    module: torch.nn.Module,
+    target: Path,
+    input_shape: tuple[int, int, int],
+    class_names: Sequence[str],
+    images: np.ndarray[Any, Any] | None,
+    max_batch_size: int,
+    more: dict[str, str],
+) -> Path:
+    from defensemble_training import defect_masks, mask_digest
+
     masks = defect_masks(module)
-    if verify:
-        images = _real_images(record) if images is None else images
-        _check_images(images, spec.input_shape)
-    model = _exported(module, spec.input_shape, masks)
+    if images is not None:
+        _check_images(images, input_shape)
+    model = _exported(module, input_shape, masks)
     _check_masks(model, masks)
-    metadata = {
-        SPEC: spec.to_json(),
-        MASK_DIGEST: mask_digest(masks),
-        CLASS_NAMES: json.dumps(list(record.class_names)),
-        RECORD: json.dumps(record.to_values()),
-    }
+    metadata = {MASK_DIGEST: mask_digest(masks), CLASS_NAMES: json.dumps(list(class_names)), **more}
     onnx.helper.set_model_props(model, metadata)
     onnx.checker.check_model(model, full_check=True)
     temporary = _aside(target)
     try:
         with _named(target):
             temporary.write_bytes(model.SerializeToString(deterministic=True))
-        if images is not None and verify:
+        if images is not None:
             verify_onnx(temporary, module, images, max_batch_size=max_batch_size)
         with _named(target):
             os.replace(temporary, target)
@@ -85,7 +123,7 @@ def onnx_from_checkpoint(
 
 
 def member_from_onnx(path: str | os.PathLike[str], name: str) -> Member:
-    """Read back what ``onnx_from_checkpoint`` wrote, as the member ``name`` of a repository.
+    """Read back what ``onnx_from_checkpoint`` or ``onnx_from_module`` wrote, as the member ``name`` of a repository.
 
     Raises:
         ExportError: the file is not such a file.
@@ -93,11 +131,11 @@ def member_from_onnx(path: str | os.PathLike[str], name: str) -> Member:
     content = Path(path).read_bytes()
     model = onnx.load_model_from_string(content)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
-    missing = [key for key in (SPEC, MASK_DIGEST, CLASS_NAMES) if key not in metadata]
+    missing = [key for key in (MASK_DIGEST, CLASS_NAMES) if key not in metadata]
     if missing:
         raise ExportError(f"{path} does not carry {', '.join(missing)} in its metadata: export it from a checkpoint")
     class_names = json.loads(metadata[CLASS_NAMES])
-    channels, height, width = json.loads(metadata[SPEC])["input_shape"]
+    _, channels, height, width = (size.dim_value for size in model.graph.input[0].type.tensor_type.shape.dim)
     return Member(name, content, (channels, height, width), len(class_names), tuple(class_names), metadata[MASK_DIGEST])
 
 
@@ -198,10 +236,19 @@ def _check_images(images: np.ndarray[Any, Any], input_shape: tuple[int, int, int
         raise ExportError(f"the images for the verification are {images.dtype}, expected float32 in [0, 1]: convert them with .astype")
 
 
-def _real_images(record: Any) -> np.ndarray[Any, Any]:
-    from defensemble_training import load_dataset
+def _real_images(
+    record: TrainingRecord, input_shape: tuple[int, int, int], data_dir: str | os.PathLike[str] | None
+) -> np.ndarray[Any, Any]:
+    from defensemble_training import DataError, load_dataset
 
-    images: np.ndarray[Any, Any] = load_dataset(record.data, record.image_size).test_images
+    try:
+        part = load_dataset(record.data, input_shape[1], data_dir=None if data_dir is None else Path(data_dir)).test
+    except DataError as error:
+        raise ExportError(
+            f"the export is verified on test images of {record.data!r}, which the checkpoint was trained on: {error}. "
+            "Say where they are (--data-dir), or pass others (--images FILE.npy)"
+        ) from error
+    images: np.ndarray[Any, Any] = part.images(slice(0, _REAL_IMAGES))
     return images
 
 

@@ -47,7 +47,7 @@ def test_a_time_out_covers_all_addresses_of_a_host(silent: int, monkeypatch: pyt
     began = time.monotonic()
     with pytest.raises(DeadlineExceededError):
         HttpTransport("http://many.example").live(0.5)
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 1.5
 
 
 def test_each_address_of_a_host_gets_its_turn(silent: int, monkeypatch: pytest.MonkeyPatch) -> None:

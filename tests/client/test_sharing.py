@@ -54,8 +54,7 @@ def test_threads_that_ask_a_silent_server_all_end_at_their_own_time_out(model: s
 
     with ThreadPoolExecutor(8) as pool:
         took = list(pool.map(call, range(8)))
-    # One time-out, and the moments in which a thread that was late asks again.
-    assert max(took) < 2 * 0.3
+    assert max(took) < 4 * 0.3, "one time-out, not eight of them"
     assert 1 <= transport.asked.count(asked) < 8
     transport.gate.set()
     assert len(client.predict(images(1))) == 1, "a failure is not kept"
@@ -98,8 +97,8 @@ def test_all_that_wait_get_the_answer_or_the_error_of_one_question() -> None:
             first = pool.submit(ask)
             wait_for(lambda asked=asked: asked)  # type: ignore[misc]
             others = [pool.submit(ask) for _ in range(3)]
-            wait_for(lambda others=others: all(other.running() for other in others))  # type: ignore[misc]
-            time.sleep(0.05)  # until they wait; one that does not yet would ask for itself, and fail this test
+            (running,) = asking._running.values()
+            wait_for(lambda running=running: len(vars(running)["_waiters"]) == 3)  # type: ignore[misc]
             gate.set()
             assert [one.result(5) for one in (first, *others)] == [outcome] * 4
         assert len(asked) == 1

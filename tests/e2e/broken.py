@@ -33,22 +33,7 @@ def untrained_checkpoint(path: Path, mask_seed: int = 0) -> Path:
         num_classes=10,
         input_shape=digits.input_shape,
     )
-    record = TrainingRecord(
-        data="digits",
-        image_size=8,
-        class_names=digits.class_names,
-        epochs=0,
-        batch_size=2,
-        learning_rate=0.1,
-        seed=0,
-        threads=1,
-        n_train=0,
-        loss=2.3,
-        accuracy=0.1,
-        n_test=359,
-        seconds=0.0,
-        versions={},
-    )
+    record = TrainingRecord.untrained(digits.class_names, data="digits")
     save_checkpoint(path, build(spec), spec, record)
     return path
 

@@ -49,7 +49,7 @@ def invoke(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
         (["--keep", "0"], "keep must be in (0, 1], got 0.0"),
         (["--keep", "-0.3"], "keep must be in (0, 1], got -0.3"),
         (["--keep", "nan"], "keep must be in (0, 1], got nan"),
-        (["--arch", "lenet"], "arch must be one of resnet18; got 'lenet'"),
+        (["--arch", "lenet"], "arch must be one of resnet18, resnet50, densenet121, senet18, vgg19, wrn32_4; got 'lenet'"),
         (["--data", "mnist"], "unknown dataset 'mnist'; there is digits"),
         (["--pattern", "stripes"], "pattern must be one of neuron, channel, shared; got 'stripes'"),
     ],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import os
 import re
 import shutil
@@ -10,42 +9,21 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from tests.e2e.pages import blocks_of, check_blocks
+
 README = Path(__file__).parents[2] / "README.md"
-_BLOCK = re.compile(r"(?:^<!-- not run: (?P<reason>.+?) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
-
-
-@dataclass(frozen=True)
-class Block:
-    language: str
-    text: str
-    reason: str | None
-
-    @property
-    def is_make(self) -> bool:
-        return all(line.startswith(("make ", "#")) for line in self.text.splitlines() if line.strip())
-
-
-def blocks() -> list[Block]:
-    found = [Block(match["language"], match["text"], match["reason"]) for match in _BLOCK.finditer(README.read_text())]
-    return [block for block in found if block.language in ("sh", "bash", "python")]
 
 
 def test_every_block_is_valid_and_few_are_not_run() -> None:
-    assert {match["language"] for match in _BLOCK.finditer(README.read_text())} <= {"sh", "python", "text"}
-    for block in blocks():
-        if block.language == "python":
-            ast.parse(block.text)
-        else:
-            subprocess.run(["bash", "-n", "-c", block.text], check=True)
-    reasons = [block.reason for block in blocks() if block.reason]
+    check_blocks(README)
+    reasons = [block.reason for block in blocks_of(README) if block.reason]
     assert len(reasons) == 2, reasons
-    assert len([block for block in blocks() if block.is_make]) == 1
-    assert len(blocks()) == 8
+    assert len([block for block in blocks_of(README) if block.is_make]) == 1
+    assert len(blocks_of(README)) == 8
 
 
 @pytest.fixture
@@ -78,16 +56,15 @@ def test_the_blocks_work_as_they_stand(tmp_path: Path, ports: dict[str, int]) ->
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed, and a block calls it")
     output = ""
-    for block in blocks():
-        if block.is_make or block.reason:
+    for block in blocks_of(README):
+        if not block.runs:
             continue
         text = block.text
         for standard, free in ports.items():
             text = text.replace(standard, str(free))
         chosen = f"--http-port {ports['8000']} --grpc-port {ports['8001']} --metrics-port {ports['8002']}"
         text = text.replace("defensemble serve --detach", f"defensemble serve --detach {chosen}")
-        command = [sys.executable, "-c", text] if block.language == "python" else ["bash", "-euo", "pipefail", "-c", text]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(block.command(text), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, f"{block.text}\n{done.stdout}\n{done.stderr}"
         output += done.stdout
     assert "['1', '3', '3', '8'" in output

@@ -169,9 +169,12 @@ def test_safetensors_of_another_kind(tmp_path: Path, metadata: dict[str, str] | 
         load_checkpoint(path)
 
 
-def test_a_newer_format(saved: Path) -> None:
-    rewrite(saved, metadata={**metadata_of(saved), "format": 2})
-    with pytest.raises(CheckpointError, match="has the checkpoint format 2, and this version of defensemble reads 1"):
+@pytest.mark.parametrize(
+    ("other", "mend"), [(3, "install a newer defensemble"), (1, "train the network again"), (None, "train the network")]
+)
+def test_a_format_of_another_version(saved: Path, other: int | None, mend: str) -> None:
+    rewrite(saved, metadata={**metadata_of(saved), "format": other})
+    with pytest.raises(CheckpointError, match=f"has the checkpoint format {other}, and this version of defensemble reads 2; {mend}"):
         load_checkpoint(saved)
 
 
@@ -182,7 +185,7 @@ def test_a_newer_format(saved: Path) -> None:
         ({"mask_digest": None}, "mask digest .* must be a text, got None"),
         ({"spec": {"arch": "resnet18"}}, "a spec must have keep, blocks"),
         ({"spec": 5}, "a spec must be a JSON object"),
-        ({"record": {}}, "a training record must have the keys data, image_size"),
+        ({"record": {}}, "a training record must have the keys data, data_source"),
         ({"record": None}, "a training record must have the keys .* got null"),
     ],
 )

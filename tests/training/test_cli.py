@@ -1,7 +1,7 @@
 """`defensemble train`: what it writes, and that it refuses before it works."""
 
 import fcntl
-import inspect
+import json
 import os
 import pty
 import re
@@ -17,7 +17,16 @@ import pytest
 from click.testing import CliRunner, Result
 
 from defensemble.cli.train import command
-from defensemble_training import CheckpointError, DataError, SpecError, defect_masks, load_checkpoint, mask_digest, train
+from defensemble_training import (
+    CheckpointError,
+    DataError,
+    Drop,
+    SpecError,
+    TrainingError,
+    defect_masks,
+    load_checkpoint,
+    mask_digest,
+)
 
 QUICK = ["--width", "1", "--size", "8", "--epochs", "1", "--batch-size", "256", "--threads", "1"]
 
@@ -33,12 +42,13 @@ def test_a_checkpoint_is_written_and_described(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     module, spec, record = load_checkpoint(path)
     assert (spec.keep, spec.blocks, spec.pattern, spec.sampling, spec.mask_seed) == (0.6, (1, 3), "shared", "exact", 4)
-    assert (spec.width, spec.input_shape, record.seed, record.epochs, record.batch_size) == (1, (1, 8, 8), 2, 1, 256)
+    assert (spec.width, spec.input_shape, record.seed, record.epochs, record.recipe["batch_size"]) == (1, (1, 8, 8), 2, 1, 256)
     assert f"test accuracy {record.accuracy:.4f} ({round(record.accuracy * 359)} of 359 images)" in result.stdout
     assert f"9 masks, digest {mask_digest(defect_masks(module))}" in result.stdout
     assert f"wrote {path}" in result.stdout
     assert "epoch 1/1: loss " in result.stderr
-    assert list(tmp_path.iterdir()) == [path]
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "a.run", path]
+    assert sorted(file.name for file in (tmp_path / "a.run").iterdir()) == ["learning_curve.png", "log.jsonl"]
 
 
 def test_keep_one_trains_a_standard_network(tmp_path: Path) -> None:
@@ -65,7 +75,7 @@ def test_an_existing_file_is_kept_unless_forced(tmp_path: Path) -> None:
         (["--keep", "1.5"], SpecError, r"keep must be in \(0, 1\], got 1.5"),
         (["--keep", "0"], SpecError, r"keep must be in \(0, 1\], got 0.0"),
         (["--keep", "nan"], SpecError, r"keep must be in \(0, 1\], got nan"),
-        (["--arch", "vgg19"], SpecError, "arch must be one of resnet18; got 'vgg19'"),
+        (["--arch", "lenet"], SpecError, "arch must be one of resnet18, resnet50, densenet121, senet18, vgg19, wrn32_4; got 'lenet'"),
         (["--data", "cifar11"], DataError, "unknown dataset 'cifar11'; there is digits"),
         (["--size", "4"], DataError, "size must be an integer from 8 to 128, got 4"),
         (["--pattern", "pixel"], SpecError, "pattern must be one of neuron, channel, shared; got 'pixel'"),
@@ -92,7 +102,7 @@ def test_bad_values_are_refused(tmp_path: Path, options: list[str], error: type[
     ("arguments", "message"),
     [
         (["a.pt"], "expected a file name that ends in .safetensors, got 'a.pt'"),
-        (["--blocks", "0;1", "a.safetensors"], "expected block numbers with commas between them, such as 0,1,2; got '0;1'"),
+        (["--blocks", "0;1", "a.safetensors"], "expected whole numbers with commas between them, such as 0,1,2; got '0;1'"),
         (["--keep", "much", "a.safetensors"], "'much' is not a valid float"),
         ([], "Missing argument 'OUTPUT.safetensors'"),
     ],
@@ -107,13 +117,6 @@ def test_a_missing_folder_is_found_before_training(tmp_path: Path) -> None:
     result = run(*QUICK, tmp_path / "nowhere" / "a.safetensors")
     assert type(result.exception) is CheckpointError
     assert "epoch" not in result.output
-
-
-def test_defaults_are_those_of_the_recipe() -> None:
-    recipe = {name: parameter.default for name, parameter in inspect.signature(train).parameters.items()}
-    options = {option.name: option.default for option in command.params}
-    for name in ("epochs", "batch_size", "learning_rate", "seed"):
-        assert options[name] == recipe[name]
 
 
 def test_the_top_command_prints_one_line_and_no_traceback(tmp_path: Path) -> None:
@@ -154,7 +157,7 @@ def test_a_terminal_shows_loss_accuracy_and_time_left(tmp_path: Path) -> None:
     assert "epoch 2/2: loss" not in text, "a bar, not a line an epoch"
 
 
-def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
+def test_a_run_that_is_interrupted_before_its_first_epoch_leaves_no_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     arguments = [*QUICK, "--epochs", "10000", str(path)]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
@@ -166,6 +169,44 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         rest = process.stderr.read()
         assert process.wait(timeout=30) == 1
-    assert "Aborted!" in rest
+    assert "Error: interrupted after step" in rest
     assert "Traceback" not in rest
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [tmp_path / "a.run"]
+
+
+def test_a_log_for_tensorboard_on_request(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    result = run(*QUICK, "--epochs", "2", "--tensorboard", tmp_path / "board", tmp_path / "a.safetensors")
+    assert result.exit_code == 0, result.output
+    events = EventAccumulator(str(tmp_path / "board"))
+    events.Reload()
+    told = [json.loads(line) for line in (tmp_path / "a.run/log.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in told if row["event"] == "epoch"]
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, pytest.approx(losses[0])), (2, pytest.approx(losses[1]))]
+
+
+def test_recipes_devices_and_baselines_are_options(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    options = ["--preset", "paper", "--momentum", "0.5", "--label-smoothing", "0.1", "--choose", "best", "--drop", "drop_block", "--half"]
+    result = run(*QUICK, *options, "--size", "16", "--device", "cpu", path)
+    assert result.exit_code == 0, result.output
+    _, spec, record = load_checkpoint(path)
+    assert spec.drop == Drop("drop_block", 0.9, (3, 4))
+    recipe = record.recipe
+    assert (recipe["schedule"], recipe["momentum"], recipe["label_smoothing"], recipe["choose"]) == ("steps", 0.5, 0.1, "best")
+    assert (record.n_held_out, record.n_train) == (143, 1295)
+    assert record.held_out_accuracy is not None
+    assert path.stat().st_size < 60_000
+
+
+def test_a_run_that_was_left_is_not_overwritten_in_silence(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    shown = run(*QUICK, path)
+    assert shown.exit_code == 0
+    path.unlink()
+    (tmp_path / "a.run/state.safetensors").write_bytes(b"cut off")
+    refused = run(*QUICK, path)
+    assert isinstance(refused.exception, TrainingError)
+    assert "is damaged; remove it to start the run anew" in str(refused.exception)
+    assert run(*QUICK, "--force", path).exit_code == 0

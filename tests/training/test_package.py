@@ -8,12 +8,16 @@ import defensemble_training
 
 def test_public_names() -> None:
     assert defensemble_training.__all__ == [
-        *("CheckpointError", "CheckpointMetadata", "DataError", "Dataset", "Defect", "Drop", "ModelSpec", "SpecError", "TrainingError"),
-        *("TrainingProgress", "TrainingRecord", "build", "defect_mask", "defect_masks", "defective", "load_checkpoint", "load_dataset"),
-        *("mask_digest", "read_metadata", "save_checkpoint", "train"),
+        *("ATTACKS", "PRESETS", "AttackPreset", "AveragedLogits", "CheckpointError", "CheckpointMetadata", "Compute", "DataError"),
+        *("Dataset", "Defect", "DivergedError", "Drop", "Interrupted", "ModelSpec", "Part", "Recipe", "RunFolder", "SpecError"),
+        *("TrainingError", "TrainingProgress", "TrainingRecord", "adversarial_examples", "attack", "build", "carlini_wagner"),
+        *("defect_mask", "defect_masks", "defective", "fgsm", "gradient_queries", "held_out", "load_checkpoint", "load_dataset"),
+        *("mask_digest", "mifgsm", "pgd", "predicted", "read_metadata", "recipe_from_preset", "rounded_to_8_bits", "save_checkpoint"),
+        *("train", "train_module"),
     ]
     for name in defensemble_training.__all__:
-        assert getattr(defensemble_training, name).__name__ == name
+        value = getattr(defensemble_training, name)
+        assert getattr(value, "__name__", name) == name
 
 
 def test_specs_and_masks_need_no_torch() -> None:

@@ -17,6 +17,7 @@ from defensemble_training import (
     Compute,
     Dataset,
     DivergedError,
+    Drop,
     RunFolder,
     TrainingError,
     TrainingProgress,
@@ -59,18 +60,25 @@ def history(folder: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key != "seconds"} for row in found.history]
 
 
-@pytest.mark.parametrize("drop", [False, True], ids=["masks", "masks and dropout"])
-def test_a_run_that_ends_anywhere_goes_on_bit_for_bit(bars: Dataset, tmp_path: Path, drop: bool) -> None:
-    from defensemble_training import Drop
-
-    spec = {"drop": Drop("spatial_dropout", 0.5, (3, 4))} if drop else {}
-    whole = run(bars, tmp_path / "whole", spec=spec)
+@pytest.mark.parametrize(
+    ("spec", "changes"),
+    [
+        ({}, {}),
+        ({"drop": Drop("spatial_dropout", 0.5, (3, 4))}, {}),
+        ({"keep": 1.0, "drop": Drop("drop_block", 0.5, (1, 2))}, {"label_smoothing": 0.1}),
+        ({}, {"adversarial": "adversarial-training"}),
+        ({"keep": 1.0}, {"adversarial": "adversarial-training"}),
+    ],
+    ids=["masks", "masks and SpatialDropout", "DropBlock and label smoothing", "masks, adversarial", "standard, adversarial"],
+)
+def test_a_run_that_ends_anywhere_goes_on_bit_for_bit(bars: Dataset, tmp_path: Path, spec: dict[str, Any], changes: dict[str, Any]) -> None:
+    whole = run(bars, tmp_path / "whole", spec=spec, **changes)
     steps = len(history(tmp_path / "whole")) * 4
     assert steps == EPOCHS * 4
     for kill_at in (1, 4, 6, 13, steps):
         with pytest.raises(Killed):
-            run(bars, tmp_path / "ended", kill_at=kill_at, spec=spec)
-    assert run(bars, tmp_path / "ended", spec=spec) == whole
+            run(bars, tmp_path / "ended", kill_at=kill_at, spec=spec, **changes)
+    assert run(bars, tmp_path / "ended", spec=spec, **changes) == whole
     assert history(tmp_path / "ended") == history(tmp_path / "whole")
     events = [json.loads(line)["event"] for line in (tmp_path / "ended/log.jsonl").read_text().splitlines()]
     assert (events.count("start"), events.count("resume")) == (1, 4), "killed at step 1, before any state was saved"
@@ -172,15 +180,15 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(bars: Dataset,
     bars_poisoned = bars_dataset()
     recipe = recipe_from_preset("fast", epochs=8, batch_size=16)
     compute = Compute("cpu", threads=1)
-    from defensemble_training import loop
+    from defensemble_training.pixels import Pixels
 
-    class Poisoned(loop.Pixels):
+    class Poisoned(Pixels):
         def __getitem__(self, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            pixels, labels = super().__getitem__(chosen)
+            _, labels = super().__getitem__(chosen)
             return torch.from_numpy(bars_poisoned.train.pixels)[chosen], labels
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "Pixels", Poisoned)
+        patch.setattr("defensemble_training.loop.Pixels", Poisoned)
         with pytest.raises(
             DivergedError, match=r"the loss is nan at epoch 3, .*; the last good weights, of epoch 2, are kept in .*last_good"
         ):

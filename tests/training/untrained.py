@@ -22,24 +22,13 @@ def tiny_spec(**changes: Any) -> ModelSpec:
 def record_of(spec: ModelSpec, **changes: Any) -> TrainingRecord:
     values: dict[str, Any] = {
         "data": "none",
-        "data_source": "nowhere",
-        "data_digest": "0123456789abcdef",
-        "class_names": tuple(f"class {index}" for index in range(spec.num_classes)),
         "recipe": recipe_from_preset("fast").to_values(),
-        "epochs": 0,
         "seed": 3,
-        "processes": 1,
-        "threads": 1,
-        "precision": "fp32",
-        "device": "none",
-        "n_train": 0,
         "loss": 0.125,
-        "n_held_out": 0,
-        "held_out_accuracy": None,
         "accuracy": 0.75,
         "n_test": 4,
         "seconds": 1.5,
-        "command": "",
         "versions": {"python": "3.11"},
     }
-    return TrainingRecord(**{**values, **changes})
+    class_names = tuple(f"class {index}" for index in range(spec.num_classes))
+    return TrainingRecord.untrained(**{"class_names": class_names, **values, **changes})

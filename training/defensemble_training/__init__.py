@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .compute import Compute
     from .data import Dataset, Part, held_out, load_dataset
     from .defect import Defect, defect_masks
+    from .evaluation import predicted
     from .loop import TrainingProgress
     from .masks import defect_mask, mask_digest
     from .networks import build
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from .run_state import RunFolder
     from .spec import Drop, ModelSpec
     from .training import train, train_module
-    from .transfer import adversarial_examples, predicted, rounded_to_8_bits
+    from .transfer import adversarial_examples, rounded_to_8_bits
     from .wrapping import defective
 
 __all__ = [
@@ -79,6 +80,7 @@ _HOMES = {
     "compute": ("Compute",),
     "data": ("Dataset", "Part", "held_out", "load_dataset"),
     "defect": ("Defect", "defect_masks"),
+    "evaluation": ("predicted",),
     "loop": ("TrainingProgress",),
     "masks": ("defect_mask", "mask_digest"),
     "networks": ("build",),
@@ -87,7 +89,7 @@ _HOMES = {
     "run_state": ("RunFolder",),
     "spec": ("Drop", "ModelSpec"),
     "training": ("train", "train_module"),
-    "transfer": ("adversarial_examples", "predicted", "rounded_to_8_bits"),
+    "transfer": ("adversarial_examples", "rounded_to_8_bits"),
     "wrapping": ("defective",),
 }
 

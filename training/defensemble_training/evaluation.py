@@ -6,32 +6,48 @@ import numpy as np
 import torch
 from torch import nn
 
+from ._errors import SpecError
+from .attacks import in_eval_mode
 from .data import Images, Labels, Part
+from .masks import checked_integer
 
 
-def predicted_classes(module: nn.Module, images: Images, batch_size: int = 256) -> Labels:
-    """Return the classes (n,) that a module in eval mode gives to images float32 (n, C, H, W) in [0, 1], in float32 arithmetic."""
-    device = next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
-    parts = []
-    with torch.inference_mode():
-        for start in range(0, len(images), batch_size):
-            batch = torch.from_numpy(np.ascontiguousarray(images[start : start + batch_size])).to(device)
-            parts.append(module(batch).argmax(dim=1).cpu())
-    return torch.cat(parts).numpy() if parts else np.zeros(0, np.int64)
+def predicted(module: nn.Module, images: Images, batch_size: int = 256) -> Labels:
+    """Return the classes int64 (n,) that a module gives to images float32 (n, C, H, W), in eval mode, on the device that it is on.
+
+    Raises:
+        SpecError: images or batch_size outside of their range.
+    """
+    batch_size = checked_integer("batch_size", batch_size, minimum=1)
+    check_images(images)
+    device = device_of(module)
+    with in_eval_mode(module), torch.inference_mode():
+        batches = (images[start : start + batch_size] for start in range(0, len(images), batch_size))
+        parts = [module(torch.from_numpy(np.array(batch)).to(device)).argmax(dim=1).cpu() for batch in batches]
+    return torch.cat(parts).numpy()
 
 
 def count_right(module: nn.Module, part: Part, *, share: slice = slice(None), batch_size: int = 256) -> int:
-    """Return how many images of a part, or of a share of it, a module gets right; it is left in the mode that it was in."""
-    training = module.training
-    module.eval()
-    try:
-        answered = ((predicted_classes(module, part.images(rows), batch_size), part.labels[rows]) for rows in _rows(part, share))
-        return sum(int((got == expected).sum()) for got, expected in answered)
-    finally:
-        module.train(training)
+    """Return how many images of a part, or of a share of it, a module gets right, in eval mode and float32 arithmetic."""
+    answered = ((predicted(module, part.images(rows), batch_size), part.labels[rows]) for rows in _rows(part, share))
+    return sum(int((got == expected).sum()) for got, expected in answered)
 
 
 def _rows(part: Part, share: slice, at_once: int = 2048) -> Iterator[slice]:
     start, stop, _ = share.indices(len(part))
     for first in range(start, stop, at_once):
         yield slice(first, min(first + at_once, stop))
+
+
+def check_images(images: Images) -> None:
+    """Raise `SpecError` unless these are images float32 (n, C, H, W), at least one."""
+    if images.ndim != 4 or images.dtype != np.float32 or images.size == 0:
+        raise SpecError(f"images must be float32 (n, C, H, W), at least one, got {images.dtype} {images.shape}")
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Return where a module's parameters, or else its buffers, lie."""
+    for tensors in (module.parameters(), module.buffers()):
+        for tensor in tensors:
+            return tensor.device
+    return torch.device("cpu")

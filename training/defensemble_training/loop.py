@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from ._errors import DivergedError, Interrupted, TrainingError
+from .attacks import attack
 from .augmentation import augmented, batches_of, derived_seed, epoch_order, floats, stream
 from .compute import Compute
 from .data import Part
@@ -219,15 +220,14 @@ class Loop:
         return torch.stack((loss.detach().double() * len(labels), right.double(), seen.double()))
 
     def _adversarial(self, images: torch.Tensor, labels: torch.Tensor, step: int) -> torch.Tensor:
-        from .attacks import attack
-
         assert self.recipe.adversarial is not None
-        self.module.eval()
+        generator = stream(self.seed, "attack", step, self.fabric.global_rank, device=self.fabric.device)
         try:
-            generator = stream(self.seed, "attack", step, self.fabric.global_rank, device=self.fabric.device)
-            return attack(self.recipe.adversarial, self.module, images, labels, generator=generator)
-        finally:
-            self.module.train()
+            # The module itself, not Fabric's wrapper: this backward is none that processes would wait for.
+            with self.fabric.autocast():
+                return attack(self.recipe.adversarial, self.module, images, labels, generator=generator)
+        except TrainingError as error:
+            raise DivergedError(f"the attack on step {step + 1} of {self.steps} failed: {error}; take a lower learning_rate") from error
 
     def _look(self, sums: torch.Tensor, epoch: int, run: RunFolder | None, journal: Journal | None) -> None:
         loss, right, seen = sums.tolist()

@@ -82,6 +82,15 @@ class TrainingRecord:
             named = isinstance(value, Mapping) and all(isinstance(key, str) and isinstance(one, kind) for key, one in value.items())
             _check(name, value, "values by name", named)
 
+    @classmethod
+    def untrained(cls, class_names: tuple[str, ...], **changes: Any) -> "TrainingRecord":
+        """Return the record of a network that was not trained, some of its values changed."""
+        texts = dict.fromkeys(("data", "data_source", "data_digest", "precision", "device", "command"), "")
+        counts = {**dict.fromkeys(("epochs", "seed", "n_train", "n_held_out", "n_test"), 0), "processes": 1, "threads": 1}
+        numbers = dict.fromkeys(("loss", "accuracy", "seconds"), 0.0)
+        values: dict[str, Any] = {"recipe": {}, "versions": {}, "held_out_accuracy": None, **texts, **counts, **numbers, **changes}
+        return cls(class_names=class_names, **values)
+
     def to_values(self) -> dict[str, Any]:
         """Return the record as values for JSON, one key a field."""
         return {**dataclasses.asdict(self), "class_names": list(self.class_names)}

@@ -1,4 +1,4 @@
-"""How an attack on one network is carried to others: adversarial examples as an array, and the classes that a network gives to them."""
+"""How an attack on one network is carried to others: adversarial examples as an array."""
 
 from collections.abc import Callable
 
@@ -8,8 +8,9 @@ from torch import nn
 
 from ._errors import SpecError
 from .attack_presets import AttackPreset, attack_preset
-from .attacks import attack, check_range, in_eval_mode
+from .attacks import attack, check_range
 from .data import Images, Labels
+from .evaluation import check_images, device_of
 from .masks import checked_integer
 
 
@@ -48,12 +49,12 @@ def adversarial_examples(
     preset = attack_preset(preset)
     batch_size = checked_integer("batch_size", batch_size, minimum=1)
     generator = torch.Generator().manual_seed(checked_integer("seed", seed, minimum=0, maximum=2**63 - 1))
-    _check_images(images)
+    check_images(images)
     if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
         raise SpecError(f"labels must be integers ({len(images)},), one an image, got {labels.dtype} {labels.shape}")
     check_range(float(images.min()), float(images.max()))
 
-    device = _device_of(source)
+    device = device_of(source)
     examples = np.empty(images.shape, dtype=np.float32)
     for start in range(0, len(images), batch_size):
         part = slice(start, start + batch_size)
@@ -70,30 +71,3 @@ def rounded_to_8_bits(images: Images) -> Images:
     """Round images in [0, 1] to the nearest of 256 grey levels, k / 255 in float32: what a PNG of them gives back."""
     rounded: Images = np.rint(images * np.float32(255)) / np.float32(255)
     return rounded
-
-
-def predicted(module: nn.Module, images: Images, batch_size: int = 256) -> Labels:
-    """Return the classes int64 (n,) that a module gives to images float32 (n, C, H, W), in eval mode, on the device that it is on.
-
-    Raises:
-        SpecError: images or batch_size outside of their range.
-    """
-    batch_size = checked_integer("batch_size", batch_size, minimum=1)
-    _check_images(images)
-    device = _device_of(module)
-    with in_eval_mode(module), torch.inference_mode():
-        batches = (images[start : start + batch_size] for start in range(0, len(images), batch_size))
-        parts = [module(torch.from_numpy(np.array(batch)).to(device)).argmax(dim=1).cpu() for batch in batches]
-    return torch.cat(parts).numpy()
-
-
-def _check_images(images: Images) -> None:
-    if images.ndim != 4 or images.dtype != np.float32 or images.size == 0:
-        raise SpecError(f"images must be float32 (n, C, H, W), at least one, got {images.dtype} {images.shape}")
-
-
-def _device_of(module: nn.Module) -> torch.device:
-    for tensors in (module.parameters(), module.buffers()):
-        for tensor in tensors:
-            return tensor.device
-    return torch.device("cpu")

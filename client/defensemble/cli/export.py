@@ -38,6 +38,10 @@ from defensemble.cli._invocation import this_command
     is_flag=True,
     help="Add the next version of a member that exists, beside the old ones; let it vote in an ensemble that exists, whose others stay.",
 )
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the data that the networks were trained on.")
+@click.option(
+    "--images", "images_file", type=click.Path(path_type=Path), metavar="FILE.npy", help="Real images to verify on, in their place."
+)
 def command(
     checkpoints: tuple[Path, ...],
     repository: Path,
@@ -47,6 +51,8 @@ def command(
     weights: tuple[str, ...],
     max_batch_size: int | None,
     replace: bool,
+    data_dir: Path | None,
+    images_file: Path | None,
 ) -> None:
     r"""Export CHECKPOINT... to ONNX, each verified against torch, and write them and an ensemble of them into a model repository.
 
@@ -60,6 +66,7 @@ def command(
     Examples:
       defensemble export checkpoints/keep*.safetensors --repository model_repository
       defensemble export standard.safetensors --no-ensemble
+      defensemble export zoo/cifar10/keep*.safetensors --data-dir data/cifar10
       defensemble export keep0.3.safetensors keep0.5.safetensors --ensemble pair --average logits --weight keep0.3=2
       defensemble export checkpoints/keep0.3.safetensors --replace                   # its next version votes, the others stay
       defensemble export new.safetensors --replace --ensemble pair --weight new=2    # joins the pair
@@ -67,12 +74,15 @@ def command(
     from rich.console import Console
     from rich.progress import Progress
 
+    from defensemble._images import npy_images
+
     given = dict(_weight(text) for text in weights)
     if len(given) < len(weights):
         raise click.UsageError("--weight names a member twice")
     if no_ensemble and (given or average is not None or ensemble is not None):
         raise click.UsageError("--ensemble, --weight and --average are about an ensemble, and --no-ensemble asks for none")
     name = None if no_ensemble else "ensemble" if ensemble is None else ensemble
+    images = None if images_file is None else npy_images(images_file)
     # After the cheap checks: this imports torch, onnx and ONNX Runtime.
     from defensemble_export import export_checkpoints
 
@@ -95,6 +105,8 @@ def command(
             weights=given,
             max_batch_size=max_batch_size,
             replace=replace,
+            images=images,
+            data_dir=data_dir,
             on_exported=on_exported,
             say=say,
         )

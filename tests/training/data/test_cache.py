@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,11 @@ from defensemble_training import DataError, load_dataset
 
 from .written import write_split, write_tables
 
+LOAD_ALOUD = """
+import sys
+from defensemble_training import load_dataset
+print(load_dataset("folder", int(sys.argv[2]), data_dir=sys.argv[1], on_progress=lambda *what: print(*what, flush=True)).digest)
+"""
 LOAD = "import sys; from defensemble_training import load_dataset as l; print(l('folder', int(sys.argv[2]), data_dir=sys.argv[1]).digest)"
 
 
@@ -87,12 +91,13 @@ def test_a_process_that_is_killed_while_it_decodes_is_taken_over(tmp_path: Path,
         assert holder.stdout.readline().startswith("decoding")
         (part,) = entries(cache)
         assert part.startswith(".")
-        waiting = subprocess.Popen([sys.executable, "-c", LOAD, str(tmp_path / "set"), "8"], stdout=subprocess.PIPE, text=True)
-        time.sleep(1.0)  # whether it waits or comes later, the result is the same
+        waiting = subprocess.Popen([sys.executable, "-c", LOAD_ALOUD, str(tmp_path / "set"), "8"], stdout=subprocess.PIPE, text=True)
+        assert waiting.stdout is not None
+        assert waiting.stdout.readline() == "waiting for another process that decodes the same images 0 1\n"
         holder.send_signal(signal.SIGKILL)
     out, _ = waiting.communicate(timeout=60)
     assert waiting.returncode == 0
-    assert out.strip() == load_dataset("folder", 8, data_dir=tmp_path / "set").digest
+    assert out.splitlines()[-1] == load_dataset("folder", 8, data_dir=tmp_path / "set").digest
     assert entries(cache) == [part.removeprefix(".").removesuffix(".part")]
 
 
