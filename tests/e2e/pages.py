@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -57,3 +58,36 @@ def check_blocks(page: Path) -> None:
 
 def _all_blocks(page: Path) -> Iterable[Block]:
     return [Block(match["language"], match["text"], match["reason"]) for match in _BLOCK.finditer(page.read_text())]
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Free ports in the place of 8000, 8001 and 8002, which may be somebody's."""
+
+    http: int
+    grpc: int
+    metrics: int
+
+    def put_into(self, text: str) -> str:
+        """A block's text with these ports."""
+        for standard, free in (("8000", self.http), ("8001", self.grpc), ("8002", self.metrics)):
+            text = text.replace(standard, str(free))
+        chosen = f"--http-port {self.http} --grpc-port {self.grpc} --metrics-port {self.metrics}"
+        return re.sub(r"(defensemble serve .*?--detach)", rf"\1 {chosen}", text)
+
+
+def free_ports() -> Ports:
+    """Three ports that nobody listens on."""
+    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
+    chosen = Ports(*(one.getsockname()[1] for one in held))
+    for one in held:
+        one.close()
+    return chosen
+
+
+def stop_what_is_left(ports: Ports) -> None:
+    """Stop the server of these ports, where a block failed before the one that stops it."""
+    from defensemble_server import read_states, stop_server
+
+    if ports.grpc in [state.grpc_port for state in read_states()]:
+        stop_server(ports.grpc)
