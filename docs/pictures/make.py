@@ -11,6 +11,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
@@ -19,7 +20,7 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional
 
-from defensemble_training import Compute, Dataset, ModelSpec, RunFolder, defect_mask, load_dataset, recipe_from_preset, train
+from defensemble_training import Compute, Dataset, ModelSpec, RunFolder, defect_mask, defect_masks, load_dataset, recipe_from_preset, train
 from defensemble_training.masks import PATTERNS
 
 Grid = NDArray[Any]
@@ -28,6 +29,7 @@ HERE = Path(__file__).parent
 KEEPS = (0.1, 0.3, 0.5)
 LAYERS = (("stem.defect", (64, 32, 32), "stem"), ("block2.0.defect1", (128, 16, 16), "block 2"))  # of ResNet-18 at 3x32x32
 INK = ListedColormap(["#e4e4e4", "#17365c"])
+ACTIVATIONS = colormaps["cividis"].with_extremes(bad="#e4e4e4")
 DIGIT = 3  # of the test images, whose first answers are 1 3 3 8
 LARGEST_FILE = 150_000
 DPI = 100
@@ -73,39 +75,45 @@ def masks_picture() -> Figure:
 
 def activations_picture(image: Grid, networks: Sequence[tuple[str, nn.Module]]) -> Figure:
     """What the first layer answers to one image: a row for a network, and for one with a mask a row without it and a row with it."""
-    rows: list[tuple[str, Grid]] = []
+    rows: list[tuple[str, Grid, float]] = []
     for name, network in networks:
-        without, answered = first_layer(network, image)
-        if network.get_submodule("stem.defect").__class__ is nn.Identity:
-            rows.append((name, answered))
+        activations, mask = first_layer(network, image)
+        brightest = float(activations.max())  # the same before the mask and behind it
+        if mask is None:
+            rows.append((name, activations, brightest))
         else:
-            rows += [(f"{name},\nbefore its mask", without), (f"{name},\nbehind its mask", answered)]
-    figure = _figure(9.6, 6.2)
+            rows += [
+                (f"{name},\nbefore its mask", activations, brightest),
+                (f"{name},\nbehind its mask", np.where(mask, activations, np.nan), brightest),
+            ]
+    figure = Figure(figsize=(9.6, 6.1), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
     figure.suptitle(
-        "First layer of three networks that were trained on digits: all 8 channels behind BatchNorm (and mask) and ReLU, for one image",
-        fontsize=12,
+        "The first layer's 8 channels, behind ReLU, in three networks trained on digits, for one test image.\n"
+        "Dark blue: 0, bright: the highest of the network.  Light grey: defective, always 0.",
+        fontsize=10,
     )
     pictures = figure.subplots(len(rows), 9)
-    for (name, channels), axes in zip(rows, pictures, strict=True):
+    for (name, channels, brightest), axes in zip(rows, pictures, strict=True):
         axes[0].imshow(image[0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axes[0].set_ylabel(name, fontsize=10, rotation=0, ha="right", va="center")
         for one, channel in zip(axes[1:], channels, strict=True):
-            one.imshow(channel, cmap="viridis", vmin=0, vmax=channels.max(), interpolation="nearest")
+            one.imshow(channel, cmap=ACTIVATIONS, vmin=0, vmax=brightest, interpolation="nearest")
         for one in axes:
-            _bare(one)
+            one.set(xticks=[], yticks=[])
+            one.spines[:].set_visible(False)
     for column, one in enumerate(pictures[0]):
         one.set_title("image" if column == 0 else f"channel {column - 1}", fontsize=10)
     return figure
 
 
-def first_layer(network: nn.Module, image: Grid) -> tuple[Grid, Grid]:
-    """What the stem answers to an image (C, H, W) without its mask and with it, both after ReLU, as (channels, H, W)."""
-    seen: list[torch.Tensor] = []
-    handle = network.get_submodule("stem.bn").register_forward_hook(lambda layer, inputs, output: seen.append(output))
+def first_layer(network: nn.Module, image: Grid) -> tuple[Grid, Grid | None]:
+    """What the stem answers to an image (C, H, W) without its mask, behind ReLU, as (channels, H, W); and its mask, where it has one."""
     with torch.inference_mode():
-        answered = network.get_submodule("stem")(network.get_submodule("normalize")(torch.from_numpy(image)[None]))
-    handle.remove()
-    return functional.relu(seen[0])[0].numpy(), functional.relu(answered)[0].numpy()
+        answered = torch.from_numpy(image)[None]
+        for name in ("normalize", "stem.conv", "stem.bn"):
+            answered = network.get_submodule(name)(answered)
+    return functional.relu(answered)[0].numpy(), defect_masks(network).get("stem.defect.mask")
 
 
 def trained(dataset: Dataset, keep: float, run: RunFolder | None = None) -> nn.Module:
@@ -115,17 +123,6 @@ def trained(dataset: Dataset, keep: float, run: RunFolder | None = None) -> nn.M
     module, record = train(spec, dataset, recipe=recipe, seed=0, compute=Compute("cpu", threads=1), run=run)
     click.echo(f"keep {keep}: {record.accuracy:.4f} of {record.n_test} test images, {record.seconds:.0f} s")
     return module
-
-
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _bare(axes: Any) -> None:
-    axes.set(xticks=[], yticks=[])
-    axes.spines[:].set_visible(False)
 
 
 def png_of(figure: Figure) -> bytes:
