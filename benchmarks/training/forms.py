@@ -148,7 +148,7 @@ def bare(task: Task) -> Run:
         images = padded[of_images, of_channels, rows[:, None, :, None], columns[:, None, None, :]].float() / 255
         loss = functional.cross_entropy(module(images), labels[chosen])
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate_at(step, task.steps)
         optimizer.step()

@@ -46,7 +46,7 @@ def test_what_a_page_links_to_is_there(page: Path) -> None:
 
 def test_the_blocks_work_as_they_stand(tmp_path: Path, ports: Ports) -> None:
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
-    output = {}
+    output: dict[str, str] = {}
     for page in PAGES:
         folder = tmp_path / page.stem
         folder.mkdir()
