@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.nn import functional
 
+from defensemble.cli.train import shown_as_bar
 from defensemble_training import Compute, Dataset, ModelSpec, Recipe, RunFolder, TrainingProgress, build, train_module
 from defensemble_training.augmentation import derived_seed
 
@@ -74,19 +73,19 @@ class _Watch:
 
 
 def harness(task: Task) -> Run:
-    """`train_module` as the command line calls it: a folder that makes the run resumable, log, learning curve, a progress bar."""
-    with tempfile.TemporaryDirectory(prefix="defensemble-benchmark-") as folder, _bar() as bar:
+    """`train_module` as the command line calls it: a folder that makes the run resumable, log, learning curve, a progress bar.
+
+    The bar is drawn as on a terminal, and thrown away.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="defensemble-benchmark-") as folder,
+        open(os.devnull, "w") as nowhere,
+        shown_as_bar(Console(file=nowhere, force_terminal=True)) as show,
+    ):
         watch = _Watch(task.steps)
 
         def on_progress(progress: TrainingProgress) -> None:
-            bar.update(
-                bar.task_ids[0],
-                total=progress.steps,
-                completed=progress.step,
-                epoch=f"{progress.epoch}/{progress.epochs}",
-                loss=f"{progress.loss:.3f}",
-                accuracy=f"{progress.train_accuracy:.3f}",
-            )
+            show(progress)
             watch.step_done(progress.step)
 
         module, _ = train_module(
@@ -100,22 +99,6 @@ def harness(task: Task) -> Run:
             on_progress=on_progress,
         )
         return watch.run(module.state_dict())
-
-
-@contextmanager
-def _bar() -> Iterator[Progress]:
-    """The command line's bar, drawn as on a terminal, and thrown away."""
-    columns = (
-        TextColumn("epoch {task.fields[epoch]}"),
-        BarColumn(),
-        TextColumn("loss {task.fields[loss]}  train accuracy {task.fields[accuracy]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with open(os.devnull, "w") as nowhere, Progress(*columns, console=Console(file=nowhere, force_terminal=True)) as bar:
-        bar.add_task("training", total=None, epoch="-", loss="-", accuracy="-")
-        yield bar
 
 
 def bare(task: Task) -> Run:

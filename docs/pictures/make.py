@@ -29,7 +29,7 @@ HERE = Path(__file__).parent
 KEEPS = (0.1, 0.3, 0.5)
 LAYERS = (("stem.defect", (64, 32, 32), "stem"), ("block2.0.defect1", (128, 16, 16), "block 2"))  # of ResNet-18 at 3x32x32
 INK = ListedColormap(["#e4e4e4", "#17365c"])
-ACTIVATIONS = colormaps["cividis"].with_extremes(bad="#e4e4e4")
+ACTIVATIONS = colormaps["viridis"].with_extremes(bad="#e4e4e4")
 DIGIT = 3  # of the test images, whose first answers are 1 3 3 8
 LARGEST_FILE = 150_000
 DPI = 100
@@ -86,11 +86,11 @@ def activations_picture(image: Grid, networks: Sequence[tuple[str, nn.Module]]) 
                 (f"{name},\nbefore its mask", activations, brightest),
                 (f"{name},\nbehind its mask", np.where(mask, activations, np.nan), brightest),
             ]
-    figure = Figure(figsize=(9.6, 6.1), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(9.6, 5.6), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     figure.suptitle(
         "The first layer's 8 channels, behind ReLU, in three networks trained on digits, for one test image.\n"
-        "Dark blue: 0, bright: the highest of the network.  Light grey: defective, always 0.",
+        "Violet: 0, yellow: the highest of the network.  Light grey: defective, always 0.",
         fontsize=10,
     )
     pictures = figure.subplots(len(rows), 9)
