@@ -258,7 +258,7 @@ def shown_as_bar(console: Console) -> Iterator[Callable[[TrainingProgress], None
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    # Drawing takes 3 ms, from the steps: ten times a second, as is usual, would cost more than all else that is told of a run.
+    # A drawing takes 0.7 ms of the processor, 1.2 ms beside training: ten a second, rich's own number, take a hundredth of the steps' time.
     with Progress(*columns, console=console, refresh_per_second=4) as bar:
         task = bar.add_task("training", total=None, epoch="-", loss="-", accuracy="-")
         begun = False
