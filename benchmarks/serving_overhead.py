@@ -25,7 +25,8 @@ from rich.console import Console
 # Run as a file, Python looks for modules beside it alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.serving.figures import SETTINGS, Setting, exit_status, figures_of, result_of, spread
+from benchmarks.figures import exit_status, spread
+from benchmarks.serving.figures import SETTINGS, Setting, figures_of, result_of
 from benchmarks.serving.forms import TOLERANCE, Form, average_of_logits, check_answers, forms_in_process, forms_served
 from benchmarks.serving.processes import memory, started
 from benchmarks.serving.tables import show

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.figures import round_ratios, spread
 from benchmarks.serving.forms import Form
 from benchmarks.serving.timing import Timing
 
@@ -43,21 +44,6 @@ Timings = Mapping[str, Sequence[Timing] | None]
 def best_of(rates: Mapping[str, Sequence[float]]) -> str:
     """The name with the highest median."""
     return max(rates, key=lambda name: statistics.median(rates[name]))
-
-
-def round_ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    """Round by round, so that a machine that is slower for a while is slower for both."""
-    return [our / their for our, their in zip(ours, theirs, strict=True)]
-
-
-def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Median, smallest and largest of the rounds, and the rounds themselves."""
-    return {
-        "median": round(statistics.median(values), 4),
-        "min": round(min(values), 4),
-        "max": round(max(values), 4),
-        "rounds": [round(value, 4) for value in values],
-    }
 
 
 def result_of(setting: Setting, forms: Sequence[Form], timings: Timings) -> dict[str, Any]:
@@ -118,8 +104,3 @@ def figures_of(results: Mapping[str, Mapping[str, Any]], settings: Sequence[Sett
                 "holds": value is not None and value >= setting.goal,
             }
     return figures
-
-
-def exit_status(figures: Mapping[str, Mapping[str, Any]]) -> int:
-    """0 where every figure holds, else 1; 1 too where there are none."""
-    return 0 if figures and all(figure["holds"] for figure in figures.values()) else 1

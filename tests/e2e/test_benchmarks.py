@@ -16,7 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.serving.figures import SETTINGS, Setting, exit_status, figures_of, result_of, round_ratios
+from benchmarks.figures import exit_status, round_ratios
+from benchmarks.serving.figures import SETTINGS, Setting, figures_of, result_of
 from benchmarks.serving.forms import Form, WrongAnswerError, average_of_logits, check_answers, forms_in_process
 from benchmarks.serving.processes import pss_bytes
 from benchmarks.serving.timing import Timing, calls_in_window, time_form

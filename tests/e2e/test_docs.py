@@ -1,0 +1,65 @@
+"""The pages in docs/: their blocks are valid, run in order in an empty folder as a newcomer would, and what they link to is there."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.pages import Ports, blocks_of, check_blocks, free_ports, stop_what_is_left
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+COUNTS = {"data.md": (0, 0), "networks.md": (3, 0), "training.md": (9, 4)}  # blocks, and those of them that are not run
+ELSEWHERE = {"networks.md"}  # run by tests/training/test_networks_page.py, which compares what they print
+_LINK = re.compile(r"!?\[[^\]]*\]\((?!https?:)([^)#]+)")
+
+
+@pytest.fixture
+def ports() -> Iterator[Ports]:
+    chosen = free_ports()
+    yield chosen
+    stop_what_is_left(chosen)
+
+
+def test_every_page_is_known() -> None:
+    assert [page.name for page in PAGES] == sorted(COUNTS)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_every_block_is_valid_and_few_are_not_run(page: Path) -> None:
+    check_blocks(page)
+    found = blocks_of(page)
+    reasons = [block.reason for block in found if block.reason]
+    assert (len(found), len(reasons)) == COUNTS[page.name], reasons
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_what_a_page_links_to_is_there(page: Path) -> None:
+    assert [link for link in _LINK.findall(page.read_text()) if not (page.parent / link).exists()] == []
+
+
+def test_the_blocks_work_as_they_stand(tmp_path: Path, ports: Ports) -> None:
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
+    output: dict[str, str] = {}
+    for page in PAGES:
+        folder = tmp_path / page.stem
+        folder.mkdir()
+        for block in blocks_of(page):
+            if page.name in ELSEWHERE or not block.runs:
+                continue
+            command = block.command(ports.put_into(block.text))
+            done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False)
+            assert done.returncode == 0, f"{block.text}\n{done.stdout}\n{done.stderr}"
+            output[page.name] = output.get(page.name, "") + done.stdout + done.stderr
+    told = output["training.md"]
+    assert "wrote checkpoints/first.safetensors" in told
+    assert "nothing to resume" in told
+    assert "accuracy" in told
+    assert "stopped the server" in told
+    assert (tmp_path / "training" / "repository-of-mine" / "mine" / "config.pbtxt").exists()
