@@ -133,7 +133,13 @@ def _planned_ensemble(repository: Path, members: Sequence[str], name: str, avera
     unknown = sorted(set(weights) - set(voting))
     if unknown:
         raise EnsembleError(f"a weight is given for {', '.join(unknown)}, which does not vote in '{name}': {', '.join(voting)} do")
-    return known.extended(versions, weights, average)
+    planned = known.extended(versions, weights, average)
+    gone = [vote.model for vote in planned.members if vote.model not in versions and not (repository / vote.model).exists()]
+    if gone:
+        raise EnsembleError(
+            f"'{name}' lets {', '.join(gone)} vote, which {repository} lacks: put it back, or choose another --ensemble name"
+        )
+    return planned
 
 
 def _check_free(repository: Path, members: Sequence[str], ensemble: str | None, *, replace: bool) -> None:

@@ -190,6 +190,12 @@ def test_members_that_are_there_must_fit_the_new_ones(repository: Path) -> None:
         repository_plan(repository, [member("d", class_names=("x", "y", "z"))], replace=True)
 
 
+def test_a_member_that_is_gone_is_named_before_the_slow_work(repository: Path) -> None:
+    (repository / "b").rename(repository.parent / "b")
+    with pytest.raises(EnsembleError, match=r"^'ensemble' lets b vote, which .*/repository lacks: put it back, or choose another"):
+        check_request(repository, ["d"], "ensemble", average=None, weights={}, max_batch_size=None, replace=True)
+
+
 def test_a_batch_size_that_a_configuration_does_not_take_up_is_refused(repository: Path) -> None:
     edit(repository / "a/config.pbtxt", lambda config: setattr(config, "max_batch_size", 16))
     with pytest.raises(

@@ -159,9 +159,10 @@ def command(
     from defensemble_training.compute import is_first_process
 
     check_writable(output)
+    first = is_first_process()  # the others of a run start by the same command, and show nothing
     changes = {name: value for name, value in recipe_options.items() if value is not None}
     compute = Compute(device, processes, precision=precision, channels_last=channels_last, compile=compiled, threads=threads)
-    with _shown_loading() as on_loading:
+    with _shown_loading(shown=first) as on_loading:
         dataset = load_dataset(data, size, data_dir=data_dir, skip_damaged=skip_damaged, on_progress=on_loading)
     if changes.get("choose") == "best":
         changes.setdefault("held_out", len(dataset.train) // 10)
@@ -184,13 +185,13 @@ def command(
     )
     run = RunFolder(run_folder or output.with_suffix(".run"), resume=resume, anew=force, tensorboard=tensorboard)
     try:
-        with _shown_progress() as on_progress:
+        with _shown_progress(shown=first) as on_progress:
             module, record = train(
                 spec, dataset, recipe=recipe, seed=seed, compute=compute, run=run, on_progress=on_progress, command=as_typed()
             )
     except Interrupted as error:
         raise click.ClickException(f"{error}\ngo on with: {this_command()} {as_typed(with_option='--resume')}") from error
-    if not is_first_process():
+    if not first:
         return
     save_checkpoint(output, module, spec, record, half=half)
     run.finish()
@@ -214,14 +215,14 @@ def _tell(output: Path, module: Any, record: Any, run: Any) -> None:
 
 
 @contextmanager
-def _shown_loading() -> Iterator[Callable[[str, int, int], None]]:
+def _shown_loading(*, shown: bool) -> Iterator[Callable[[str, int, int], None]]:
     """A bar on a terminal while images are decoded for the first time."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal)) as bar:
         tasks: dict[str, Any] = {}
 
         def on_progress(what: str, done: int, total: int) -> None:
@@ -233,13 +234,13 @@ def _shown_loading() -> Iterator[Callable[[str, int, int], None]]:
 
 
 @contextmanager
-def _shown_progress() -> Iterator[Callable[[TrainingProgress], None]]:
+def _shown_progress(*, shown: bool) -> Iterator[Callable[[TrainingProgress], None]]:
     """A bar on a terminal, else a line an epoch, both on standard error."""
     from rich.console import Console
 
     console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _line_an_epoch()
+    if not (shown and console.is_terminal):
+        yield _line_an_epoch()  # told by the first process alone
         return
     with shown_as_bar(console) as on_progress:
         yield on_progress
