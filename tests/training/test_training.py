@@ -1,5 +1,6 @@
 """Training: the same seed gives the same weights, the state of torch is left alone, and it learns."""
 
+import shutil
 from dataclasses import replace
 from statistics import mean
 from typing import Any
@@ -140,6 +141,32 @@ def test_more_gpus_than_there_are_are_refused(bars: Dataset) -> None:
         pytest.skip("this machine has a GPU")
     with pytest.raises(SpecError, match="processes must be at most the GPUs of this machine, 0, got 1; take fewer, or device='cpu'"):
         train(tiny_spec(), bars, compute=Compute("gpu"))
+
+
+def test_channels_last_is_refused_on_a_processor() -> None:
+    with pytest.raises(SpecError, match="channels_last=True is for GPUs: on a processor it has crashed torch 2.13; leave it out"):
+        Compute("cpu", channels_last=True)
+
+
+def test_bf16_is_autocast_and_weights_stay_float32(bars: Dataset) -> None:
+    spec = tiny_spec(keep=0.7, width=4)
+    recipe = recipe_from_preset("fast", epochs=15, batch_size=16)
+    module, record = train(spec, bars, recipe=recipe, seed=1, compute=Compute("cpu", threads=1, precision="bf16"))
+    _, plain = train(spec, bars, recipe=recipe, seed=1, compute=Compute("cpu", threads=1))
+    assert record.precision == "bf16"
+    assert {tensor.dtype for tensor in module.parameters()} == {torch.float32}
+    assert record.loss != plain.loss
+    assert record.accuracy >= 0.9
+
+
+@pytest.mark.slow
+def test_a_compiled_network_trains_as_another_does(bars: Dataset) -> None:
+    if shutil.which("c++") is None and shutil.which("g++") is None:
+        pytest.skip("there is no C++ compiler, which torch.compile needs on a processor")
+    recipe = recipe_from_preset("fast", epochs=15, batch_size=16)
+    module, record = train(tiny_spec(keep=0.7, width=4), bars, recipe=recipe, seed=1, compute=Compute("cpu", threads=1, compile=True))
+    assert record.accuracy >= 0.9
+    assert list(module.state_dict()) == list(build(tiny_spec(keep=0.7, width=4)).state_dict())
 
 
 def test_the_end_of_memory_says_what_lowers_the_need(bars: Dataset) -> None:

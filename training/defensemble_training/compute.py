@@ -31,7 +31,7 @@ class Compute:
         processes: on this machine, one a GPU; on a processor they talk by gloo. Under `torchrun` its own number is taken.
         nodes: machines; more than one needs `torchrun`, or the environment variables that it sets.
         precision: `fp32`, `bf16` (autocast; weights stay float32), or None: `bf16` on GPUs, else `fp32`.
-        channels_last: memory format of the activations; None: on GPUs.
+        channels_last: memory format of the activations; None: on GPUs; True is refused elsewhere.
         compile: whether `torch.compile` fuses the network; needs a C++ compiler on a processor, and a minute.
         threads: of the processor, a process; None leaves torch's own choice.
 
@@ -53,6 +53,9 @@ class Compute:
         checked_integer("nodes", self.nodes, minimum=1, maximum=1024)
         if self.precision is not None:
             checked_choice("precision", self.precision, tuple(PRECISIONS))
+        if self.channels_last and not self.on_gpu:
+            # torch 2.13's oneDNN: "double free or corruption" or a segmentation fault within an epoch, with two threads and 8 channels.
+            raise SpecError("channels_last=True is for GPUs: on a processor it has crashed torch 2.13; leave it out (--no-channels-last)")
         if self.threads is not None:
             checked_integer("threads", self.threads, minimum=1, maximum=1024)
 

@@ -81,7 +81,7 @@ def _recipe_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--device", default="auto", show_default=True, help="cpu, gpu, or auto: a GPU where there is one.")
 @click.option("--processes", type=int, default=1, show_default=True, help="On this machine, one a GPU; `torchrun` brings its own number.")
 @click.option("--precision", help="fp32 or bf16.  [default: bf16 on GPUs, else fp32]")
-@click.option("--channels-last/--no-channels-last", default=None, help="Memory format.  [default: on GPUs]")
+@click.option("--channels-last/--no-channels-last", default=None, help="Memory format; refused on CPUs.  [default: on GPUs]")
 @click.option("--compile", "compiled", is_flag=True, help="Fuse the network by torch.compile: a minute first, faster then.")
 @click.option("--threads", type=int, help="Processor threads, a process.  [default: torch's choice]")
 @click.option("--half", is_flag=True, help="Write the weights in float16: half the file.")
