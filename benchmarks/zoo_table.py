@@ -129,7 +129,7 @@ def _setting(name: str) -> dict[str, Any]:
 @click.option("--batch-size", type=click.IntRange(1), default=500, show_default=True, help="Images at once.")
 @click.option("--threads", type=click.IntRange(1), help="Of the processor.  [default: torch's choice]")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the noise.")
-@click.option("--anew", is_flag=True, help=f"Craft all examples again, in the place of those kept in {KEPT_IN} by an earlier run.")
+@click.option("--anew", is_flag=True, help=f"Craft all examples again, even those that an earlier run has left in {KEPT_IN}.")
 def main(
     out: Path | None, quick: bool, zoo: Path, data_dir: Path | None, batch_size: int, threads: int | None, seed: int, anew: bool
 ) -> None:

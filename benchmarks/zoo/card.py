@@ -19,7 +19,7 @@ def model_card(path: Path) -> str:
     module, spec, record = load_checkpoint(path)
     content = path.read_bytes()
     parameters = sum(parameter.numel() for parameter in module.parameters())
-    precision = ", ".join(sorted({str(tensor).lower() for tensor in _float_types(path)}))
+    precision = ", ".join(sorted(_float_types(path)))
     rows = {
         "file": f"`{path.name}`, {len(content):,} bytes, weights as {precision}",
         "SHA-256": f"`{hashlib.sha256(content).hexdigest()}`",
@@ -32,8 +32,8 @@ def model_card(path: Path) -> str:
         "seed": str(record.seed),
         "test accuracy": _accuracy(record),
         "loss": f"{record.loss:.4f} nats, of the last epoch, on the augmented training images",
-        "device": f"{record.device}, {record.processes} process(es) of {record.threads} thread(s), {record.precision}",
-        "seconds": f"{record.seconds:,.0f}, whatever else the machine did",
+        "device": f"{record.device}, {record.precision}, processes: {record.processes}, threads: {record.threads}",
+        "seconds": f"{record.seconds:,.0f}, on a machine that may have done other things too",
         "versions": ", ".join(f"{name} {version}" for name, version in sorted(record.versions.items())),
         "classes": ", ".join(record.class_names),
     }
@@ -52,11 +52,12 @@ $ defensemble {record.command}
 
 The accuracy is that of the weights before they were rounded for the file; the test images were looked at once, after the last epoch.
 
-**Licence**: the weights are under the project's, Apache-2.0; no image is part of them or ships with them. For the use of defective networks see
-the patent that the project's README names.
+**Licence**: the weights are under the project's, Apache-2.0; no image is part of them or ships with them. For the use of defective
+networks see the patent that the project's README names.
 
 **For**: trying out export, serving, ensembles and probes, and comparing networks of this zoo with each other under transferred attacks.
-**Not for**: decisions about anything, or as a measure of the paper's method: the network is narrow and was trained for {record.epochs} epochs, not 350.
+**Not for**: decisions about anything, or a measure of the paper's method: it is narrow, and trained for
+{record.epochs} epochs where the paper has 350.
 """
 
 
@@ -98,4 +99,4 @@ def _float_types(path: Path) -> set[str]:
 
     with safe_open(path, framework="numpy") as file:
         kinds = {str(file.get_slice(name).get_dtype()) for name in file.keys()}
-    return {kind for kind in kinds if "F" in kind}
+    return {kind.replace("F", "float") for kind in kinds if kind.startswith("F")}

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from benchmarks.zoo.paper import CLEAN_GOAL, PGD_GOAL
+from benchmarks.zoo.paper import CLEAN_GOAL, PGD_GOAL, STANDARD_GOAL
 from defensemble import rate
 from defensemble_training import ATTACKS, adversarial_examples, rounded_to_8_bits
 
@@ -59,7 +59,8 @@ def image_sets(
 def _kept(path: Path, craft: Callable[[], Images]) -> Images:
     """Examples from a file of grey levels, written first where it is not there: 8 bits hold all of what was rounded to 8 bits."""
     if path.exists():
-        return np.load(path, allow_pickle=False).astype(np.float32) / np.float32(255)
+        kept: Images = np.load(path, allow_pickle=False).astype(np.float32) / np.float32(255)
+        return kept
     examples = craft()
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
@@ -165,12 +166,13 @@ def figures_of(rates: Mapping[str, Any], averaged: list[str], compared: Mapping[
 
     nearest = max(averaged, key=margin) if averaged else None
     standard = accuracy("standard", "clean") if "standard" in rates else None
-    values = {
-        "standard_clean": (standard, 0.85),
-        "defective_pgd": (nearest and accuracy(nearest, "pgd"), PGD_GOAL),
-        "defective_clean": (nearest and accuracy(nearest, "clean"), CLEAN_GOAL),
-        **{f"average_minus_best_member_{what}": (found and found["difference"], 0.0) for what, found in compared.items()},
+    values: dict[str, tuple[float | None, float]] = {
+        "standard_clean": (standard, STANDARD_GOAL),
+        "defective_pgd": (None if nearest is None else accuracy(nearest, "pgd"), PGD_GOAL),
+        "defective_clean": (None if nearest is None else accuracy(nearest, "clean"), CLEAN_GOAL),
     }
+    for what, found in compared.items():
+        values[f"average_minus_best_member_{what}"] = (None if found is None else found["difference"], 0.0)
     figures = {
         name: {"value": value, "goal": f"> {goal:g}", "holds": value is not None and value > goal} for name, (value, goal) in values.items()
     }
