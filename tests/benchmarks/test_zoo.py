@@ -16,9 +16,10 @@ from benchmarks.zoo.card import model_card
 from benchmarks.zoo.page import page
 from benchmarks.zoo.plan import FOLDER, LARGEST_FILE, PLAN, ROOT, Network, check_is
 from benchmarks.zoo_table import SCHEMA
-from benchmarks.zoo_training import STATE_FILE, main, state_of, train_all
+from benchmarks.zoo_training import main, state_of, train_all
 from defensemble_training import CheckpointError, build, load_checkpoint, mask_digest, read_metadata, save_checkpoint
 from defensemble_training.defect import defect_masks
+from defensemble_training.run_state import STATE_FILE
 from tests.training.untrained import record_of, tiny_spec
 
 RESULT = ROOT / "docs/results/zoo_cifar10.json"
