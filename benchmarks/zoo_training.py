@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import subprocess
@@ -131,7 +132,9 @@ def main(
 def _options(
     data_dir: Path | None, device: str | None, precision: str | None, compiled: bool, channels_last: bool | None, threads: int | None
 ) -> list[str]:
-    options = [] if data_dir is None else ["--data-dir", str(data_dir)]
+    options = []
+    if data_dir is not None:  # training runs in the checkout; what is told relatively stays so, since it goes into the record
+        options += ["--data-dir", str(data_dir) if data_dir.is_absolute() else os.path.relpath(data_dir, ROOT)]
     for name, value in (("--device", device), ("--precision", precision)):
         options += [] if value is None else [name, value]
     options += ["--compile"] if compiled else []
