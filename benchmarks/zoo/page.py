@@ -42,7 +42,7 @@ Percent of n. `defense_rate` counts the images that the network gets right when 
 example (after rounding) the source gets wrong; "all right" is the accuracy on the images that all networks of this table, and the average,
 get right when clean.
 
-{_rates(rows)}
+{_rates(rows, networks)}
 
 ## At the paper's width
 
@@ -67,6 +67,7 @@ def _how(result: Mapping[str, Any], json_name: str) -> str:
             f"- Source: `{source['name']}`, a standard network of another initialisation, which is in no row that is compared.",
             f"- FGSM with epsilon {_grey(fgsm['epsilon'])}; PGD with epsilon {_grey(pgd['epsilon'])}, {pgd['steps']} steps of "
             f"{_grey(pgd['step_size'])}, no random start; both crafted once, on all images.",
+            "  (The time does not hold the crafting where an earlier run had left the examples.)",
             f"- Noise: uniform in +-{_grey(pgd['epsilon'])}, the attacks' l_inf radius, the same for all networks.",
             "- Examples and noisy images are rounded to 8 bits, as the authors' are, who keep them as PNG.",
             "- The files hold float16 weights; the arithmetic here is float32.",
@@ -85,17 +86,18 @@ def _accuracies(rows: Mapping[str, Any], networks: Mapping[str, Any], source: Ma
     return "\n".join(lines)
 
 
-def _rates(rows: Mapping[str, Any]) -> str:
+def _rates(rows: Mapping[str, Any], networks: Mapping[str, Any]) -> str:
     headers = ["network", "images", "defense_rate", "defense_rate_source_fooled", "all right"]
     lines = [_row(*headers), "|---" * len(headers) + "|"]
     for name, rates in rows.items():
+        shown = f"`{name}`" if name in networks else name
         for what in SETS[1:]:
             if rates is not None:
                 told = rates[what]
                 names = ("defense_rate", "defense_rate_source_fooled", "accuracy_where_all_right")
-                lines.append(_row(name, what, *(_cell(told[one], with_n=True) for one in names)))
+                lines.append(_row(shown, what, *(_cell(told[one], with_n=True) for one in names)))
         if rates is None:
-            lines.append(_row(name, "-", *["not trained"] * 3))
+            lines.append(_row(shown, "-", *["not trained"] * 3))
     return "\n".join(lines)
 
 
