@@ -11,7 +11,7 @@ CPP := server_config/onnxruntime_backend
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types serve bench clean
+.PHONY: help install demo test lint types serve bench zoo clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -63,6 +63,9 @@ serve: $(STAMP) ## Serve model_repository, once something was exported into it, 
 
 bench: $(STAMP) ## Measure what serving costs beside in-process forms (ARGS=--quick for a look)
 	$(BIN)/python benchmarks/serving_overhead.py $(ARGS)
+
+zoo: $(STAMP) ## Train what is not finished of the zoo on CIFAR-10: hours on a CPU, to be interrupted at will (ARGS=--list: what is to do)
+	$(BIN)/python benchmarks/zoo_training.py $(ARGS)
 
 clean: ## Remove what the other targets made: .venv, caches, runs
 	rm -rf $(VENV) .ci-venvs .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist runs

@@ -180,7 +180,7 @@ def test_make_help_lists_the_targets() -> None:
     done = subprocess.run(["make", "--silent", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
     lines = [re.fullmatch(r"  make (\w+) +(\S.*)", line) for line in done.stdout.splitlines()]
     targets = [line[1] for line in lines if line is not None]
-    assert targets == "help install demo test lint types serve bench clean".split()
+    assert targets == "help install demo test lint types serve bench zoo clean".split()
     assert len(lines) == len(targets), "every line names a target and says what it does"
     phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert phony is not None

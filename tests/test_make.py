@@ -113,7 +113,7 @@ def test_the_gpu_kind_asks_no_cpu_index(project: Project) -> None:
 @pytest.mark.parametrize(("option", "extra"), [("GPU=1", ".[gpu,dev]"), ("GPU=0", ".[all,dev]")])
 def test_the_kind_that_is_installed_is_what_later_targets_use(project: Project, option: str, extra: str) -> None:
     project.make("install", option, CXX="c++")
-    targets = "install demo test lint types serve bench".split()
+    targets = "install demo test lint types serve bench zoo".split()
     assert "pip" not in project.recipe(*targets)
     assert "pip" not in project.recipe(*targets, option)
     os.utime(project.folder / "constraints.txt", (2**32, 2**32))  # other pins: the same kind, brought up to date
