@@ -63,7 +63,7 @@ def measure(
         TrainingError: the source is not there, or a checkpoint is damaged.
     """
     there = {name: path for name, path in checkpoints.items() if name == source or path.exists()}
-    networks = {name: load_checkpoint(path)[0].to(memory_format=torch.channels_last) for name, path in there.items()}  # type: ignore[call-overload]
+    networks = {name: load_checkpoint(path)[0] for name, path in there.items()}
     about = {name: _about(path) for name, path in there.items()}
     attacker = networks.pop(source)
     averaged = [name for name in networks if about[name]["keep"] < 1]
