@@ -1,0 +1,52 @@
+"""The demonstration on CIFAR-10: the zoo's networks, nothing trained; and what it says where the zoo or the data are missing."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.command_line import run, succeed
+
+ROOT = Path(__file__).parents[2]
+DATA = ROOT.parent / "shared/cifar10"
+
+
+def test_a_zoo_that_is_not_there_is_told_before_anything_is_served(tmp_path: Path) -> None:
+    (tmp_path / "zoo/cifar10").mkdir(parents=True)
+    done = run("demo", "--dataset", "cifar10", "--zoo", "zoo", "--folder", "runs", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Error: the zoo in zoo/cifar10 must hold standard.safetensors and at least one keep*.safetensors, got nothing" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--data-dir", "x"), "--data-dir and --zoo belong to --dataset cifar10; digits need no data"),
+        (("--dataset", "cifar10", "--epochs", "3"), "--epochs is for digits: the zoo's networks are trained already"),
+        (("--dataset", "imagenet"), "is not one of 'digits', 'cifar10'"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(tmp_path: Path, options: tuple[str, ...], message: str) -> None:
+    done = run("demo", *options, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_the_zoo_is_served_and_probed(tmp_path: Path) -> None:
+    if not DATA.is_dir():
+        pytest.skip(f"CIFAR-10 is not beside the repository, in {DATA}")
+    printed = succeed("demo", "--dataset", "cifar10", "--data-dir", DATA, "--limit", "20", "--folder", "runs", cwd=tmp_path)
+    members = [path.stem for path in sorted((ROOT / "zoo/cifar10").glob("keep*.safetensors"))]
+    assert len(members) >= 3
+    assert re.findall(r"^  (\S+) +\d+ of 10000 test images right, \d+ epochs$", printed, re.MULTILINE) == [*members, "standard"]
+    assert ", largest difference 0\n" in printed.replace("\n", " ").replace("difference 0 ", "difference 0\n")
+    (folder,) = (tmp_path / "runs").iterdir()
+    found = json.loads((folder / "noise.json").read_text())
+    assert [target["name"] for target in found["targets"]] == ["ensemble", *members, "standard"]
+    assert found["data"]["n"] == 20
