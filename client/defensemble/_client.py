@@ -196,7 +196,10 @@ class Client:
     def _looked_up(self, name: str) -> ModelInfo:
         """What is known of a model, or of the only ensemble, by now: asked within `timeout_s` where nothing is."""
         ends = time.monotonic() + self._timeout_s
-        name = name or self._only_ensemble or self._find_ensemble(ends)
+        if not name:
+            found = self._only_ensemble or self._find_ensemble(ends)
+            # Asked for by its name: a thread that came a little later knows it by now, and may be asking.
+            return self._asking.ask(found, lambda: self._looked_up(found), _left(ends))
         known = self._known.get(name)
         if known is None:
             known = self._known[name] = self._ask_about(name, ends)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from defensemble_server.backend import built_backend
 from tests.e2e.pages import Ports, blocks_of, check_blocks, free_ports, stop_what_is_left
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -45,7 +46,14 @@ def test_what_a_page_links_to_is_there(page: Path) -> None:
 
 
 def test_the_blocks_work_as_they_stand(tmp_path: Path, ports: Ports) -> None:
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
+    backend = built_backend()
+    assert backend is not None
+    # Images that are decoded here are nobody's: not into the user's cache.
+    (tmp_path / "cache/defensemble").mkdir(parents=True)
+    (tmp_path / "cache/defensemble/backend").symlink_to(backend.parent)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    changes = {"PATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    environment = {**os.environ, **changes}
     output: dict[str, str] = {}
     for page in PAGES:
         folder = tmp_path / page.stem

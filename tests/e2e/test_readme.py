@@ -37,6 +37,7 @@ def test_the_blocks_work_as_they_stand(tmp_path: Path, ports: Ports) -> None:
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "PYTHONWARNINGS": "error::DeprecationWarning:__main__",
+        "OMP_NUM_THREADS": "1",  # two that wait for each other are slow beside other tests
     }
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed, and a block calls it")

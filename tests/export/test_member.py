@@ -59,7 +59,7 @@ def untrained(path: Path, spec: ModelSpec) -> Path:
     module.train()
     with torch.no_grad():
         module(torch.rand(16, *spec.input_shape))
-    record = record_of(spec, data="digits", image_size=16, class_names=tuple("0123456789"))
+    record = record_of(spec, data="digits", class_names=tuple("0123456789"))
     save_checkpoint(path, module.eval(), spec, record)
     return path
 
