@@ -12,7 +12,8 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from onnx import numpy_helper
+from onnx import TensorProto, numpy_helper
+from torch import nn
 
 from defensemble_export import (
     ExportError,
@@ -20,6 +21,7 @@ from defensemble_export import (
     export_checkpoints,
     member_from_onnx,
     onnx_from_checkpoint,
+    onnx_from_module,
     verify_onnx,
 )
 from defensemble_training import (
@@ -27,6 +29,7 @@ from defensemble_training import (
     ModelSpec,
     build,
     defect_masks,
+    defective,
     load_checkpoint,
     load_dataset,
     mask_digest,
@@ -159,8 +162,36 @@ def test_a_member_is_read_back(exported: tuple[Path, Path]) -> None:
     assert (member.input_shape, member.num_classes, member.class_names) == ((1, 16, 16), 10, tuple("0123456789"))
     foreign = exported[1].with_name("foreign.onnx")
     foreign.write_bytes(tiny.linear_onnx(0))
-    with pytest.raises(ExportError, match=r"does not carry defensemble\.spec"):
+    with pytest.raises(ExportError, match=r"does not carry defensemble\.mask_digest"):
         member_from_onnx(foreign, "foreign")
+
+
+def test_a_network_of_one_s_own_becomes_a_member_with_its_masks(tmp_path: Path) -> None:
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 64, 4))
+
+    module = defective(make(), (1, 8, 8), layers=["1"], keep=0.5)
+    images = tiny.images(5, shape=(1, 8, 8))
+    names = ("a", "b", "c", "d")
+    path = onnx_from_module(module, tmp_path / "mine.onnx", input_shape=(1, 8, 8), class_names=names, images=images, max_batch_size=4)
+    member = member_from_onnx(path, "mine")
+    masks = defect_masks(module)
+    assert (member.input_shape, member.class_names, member.mask_digest) == ((1, 8, 8), names, mask_digest(masks))
+    held = {one.name: numpy_helper.to_array(one) for one in onnx.load(path).graph.initializer if one.data_type == TensorProto.BOOL}
+    assert list(held) == list(masks)
+    assert all(np.array_equal(held[name], mask) for name, mask in masks.items())
+    (logits,) = onnxruntime.InferenceSession(path).run(["logits"], {"images": images})
+    with torch.inference_mode():
+        assert np.allclose(logits, module(torch.from_numpy(images)).numpy(), atol=1e-5)
+
+
+def test_data_that_are_not_there_are_named_with_both_ways(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "net.safetensors"
+    save_checkpoint(checkpoint, build(digits_spec()), digits_spec(), record_of(digits_spec(), data="folder"))
+    with pytest.raises(
+        ExportError, match=r"verified on test images of 'folder', .*Say where they are \(--data-dir\), or pass others \(--images"
+    ):
+        onnx_from_checkpoint(checkpoint, tmp_path / "net.onnx")
 
 
 def changed(path: Path, change: Callable[[onnx.ModelProto], None]) -> Path:
@@ -237,8 +268,8 @@ def test_refusals_come_before_the_slow_work_and_leave_the_repository(tmp_path: P
 
 def test_a_spec_of_the_wrong_shape_is_no_surprise(tmp_path: Path) -> None:
     spec = dataclasses.replace(digits_spec(), input_shape=(1, 24, 24))
-    with pytest.raises(ExportError, match=r"takes images of \(1, 24, 24\), those for its verification have the shape \(359, 1, 16, 16\)"):
-        onnx_from_checkpoint(untrained(tmp_path / "net.safetensors", spec), tmp_path / "net.onnx")
+    with pytest.raises(ExportError, match=r"takes images of \(1, 24, 24\), those for its verification have the shape \(4, 1, 16, 16\)"):
+        onnx_from_checkpoint(untrained(tmp_path / "net.safetensors", spec), tmp_path / "net.onnx", images=tiny.images(4, shape=(1, 16, 16)))
     assert [path.name for path in tmp_path.iterdir()] == ["net.safetensors"]
 
 
