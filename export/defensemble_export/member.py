@@ -234,6 +234,15 @@ def _check_images(images: np.ndarray[Any, Any], input_shape: tuple[int, int, int
         )
     if images.dtype != np.float32:
         raise ExportError(f"the images for the verification are {images.dtype}, expected float32 in [0, 1]: convert them with .astype")
+    if not (images.min() >= 0 and images.max() <= 1):  # also where one is NaN
+        raise ExportError(
+            f"the images for the verification must lie in [0, 1], got values from {images.min():g} to {images.max():g}: "
+            "divide those of 0 to 255 by 255, and leave out what is not a number"
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:4])}{', ...' if len(names) > 4 else ''} ({len(names)})"
 
 
 def _real_images(
@@ -242,13 +251,19 @@ def _real_images(
     from defensemble_training import DataError, load_dataset
 
     try:
-        part = load_dataset(record.data, input_shape[1], data_dir=None if data_dir is None else Path(data_dir)).test
+        dataset = load_dataset(record.data, input_shape[1], data_dir=None if data_dir is None else Path(data_dir))
     except DataError as error:
         raise ExportError(
             f"the export is verified on test images of {record.data!r}, which the checkpoint was trained on: {error}. "
             "Say where they are (--data-dir), or pass others (--images FILE.npy)"
         ) from error
-    images: np.ndarray[Any, Any] = part.images(slice(0, _REAL_IMAGES))
+    if dataset.class_names != record.class_names:
+        raise ExportError(
+            f"the data for the verification ({dataset.source}) have the classes {_some(dataset.class_names)}, the checkpoint was "
+            f"trained on {_some(record.class_names)}: name the folder of the data that it was trained on (--data-dir), or pass "
+            "others (--images FILE.npy)"
+        )
+    images: np.ndarray[Any, Any] = dataset.test.images(slice(0, _REAL_IMAGES))
     return images
 
 

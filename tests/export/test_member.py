@@ -194,6 +194,13 @@ def test_data_that_are_not_there_are_named_with_both_ways(tmp_path: Path) -> Non
         onnx_from_checkpoint(checkpoint, tmp_path / "net.onnx")
 
 
+def test_data_of_other_classes_are_refused(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "net.safetensors"
+    save_checkpoint(checkpoint, build(digits_spec()), digits_spec(), record_of(digits_spec(), data="digits"))
+    with pytest.raises(ExportError, match=r"have the classes 0, 1, 2, 3, ... \(10\), the checkpoint was trained on class 0, class 1"):
+        onnx_from_checkpoint(checkpoint, tmp_path / "net.onnx")
+
+
 def changed(path: Path, change: Callable[[onnx.ModelProto], None]) -> Path:
     model = onnx.load(path)
     change(model)
@@ -280,6 +287,8 @@ GOOD = tiny.images(4, shape=(1, 16, 16))
     ("place", "options", "text"),
     [
         ("net.onnx", {"images": GOOD.astype(np.float64)}, "images for the verification are float64, expected float32"),
+        ("net.onnx", {"images": GOOD * 255}, r"must lie in \[0, 1\], got values from .* to 2\d\d"),
+        ("net.onnx", {"images": GOOD * np.float32("nan")}, r"must lie in \[0, 1\], got values from nan to nan"),
         ("net.onnx", {"images": GOOD[:0]}, r"verification have the shape \(0, 1, 16, 16\): pass at least one"),
         ("net.onnx", {"images": GOOD[0]}, r"verification have the shape \(1, 16, 16\)"),
         ("net.onnx", {"images": np.array(1, np.float32)}, r"verification have the shape \(\)"),

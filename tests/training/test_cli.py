@@ -210,3 +210,28 @@ def test_a_run_that_was_left_is_not_overwritten_in_silence(tmp_path: Path) -> No
     assert isinstance(refused.exception, TrainingError)
     assert "is damaged; remove it to start the run anew" in str(refused.exception)
     assert run(*QUICK, "--force", path).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--drop-keep", "0.5"], "--drop-keep and --drop-blocks are about --drop, which is not given"),
+        (["--skip-damaged"], "--skip-damaged is about files of images, and digits come from none"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(tmp_path: Path, options: list[str], message: str) -> None:
+    result = run(*QUICK, *options, tmp_path / "a.safetensors")
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_output_is_no_file_of_the_run(tmp_path: Path) -> None:
+    result = run(*QUICK, "--run", tmp_path, tmp_path / "state.safetensors")
+    assert result.exit_code == 1
+    assert "is a file of the run in" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_may_hold_what_pictures_take_for_mathematics(tmp_path: Path) -> None:
+    assert run(*QUICK, tmp_path / "a$^$b.safetensors").exit_code == 0
+    assert (tmp_path / "a$^$b.run/learning_curve.png").exists()

@@ -52,6 +52,15 @@ def test_two_processes_have_the_loss_curve_of_one(tmp_path: Path) -> None:
     assert loss[-1] < 0.7 * loss[0], "nothing was learnt, and equal curves would say little"
 
 
+def test_more_processes_than_a_batch_has_pairs_of_images_are_refused(tmp_path: Path) -> None:
+    options = ["--processes", "2", "--batch-size", "2", "--width", "1", "--threads", "1"]
+    command = [sys.executable, "-m", "defensemble", "train", *options, "a.safetensors"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "Error: each of 2 processes must see at least 2 images a step (BatchNorm needs two), got batches of 2 of the 1438" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.slow
 def test_torchrun_brings_its_own_number_of_processes(tmp_path: Path) -> None:
     loss, _ = trained(tmp_path / "one", 1)

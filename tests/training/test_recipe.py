@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 
 from defensemble_training import PRESETS, Recipe, SpecError, recipe_from_preset
@@ -25,6 +26,13 @@ def test_milestones_move_with_the_epochs_and_leave_with_the_schedule() -> None:
     assert recipe_from_preset("paper", epochs=35).milestones == (15, 25)
     assert recipe_from_preset("paper", epochs=35, milestones=(1, 2)).milestones == (1, 2)
     assert recipe_from_preset("paper", schedule="one-cycle").milestones == ()
+    assert recipe_from_preset("paper", epochs=1).milestones == ()
+
+
+def test_numbers_of_numpy_become_python_s() -> None:
+    recipe = recipe_from_preset("fast", epochs=np.int64(3), learning_rate=np.float32(0.5))
+    assert json.loads(json.dumps(recipe.to_values()))["epochs"] == 3
+    assert type(recipe.learning_rate) is float
 
 
 @pytest.mark.parametrize("preset", list(PRESETS))
@@ -56,6 +64,8 @@ def test_one_cycle_rises_then_falls(steps: int) -> None:
         ({"schedule": "cosine"}, "schedule must be one of one-cycle, steps; got 'cosine'"),
         ({"milestones": (1,)}, "milestones belong to the schedule 'steps'"),
         ({"schedule": "steps", "milestones": (2, 1)}, "milestones must rise, got"),
+        ({"schedule": "steps", "milestones": (8,)}, r"milestones must lie below the 8 epochs, got \(8,\)"),
+        ({"flip": "no"}, "flip must be True or False, got 'no'"),
         ({"momentum": 1.0}, "momentum must be at least 0 and below 1, got 1.0"),
         ({"momentum": 0.0}, "nesterov needs a momentum above 0"),
         ({"weight_decay": -1.0}, "weight_decay must be at least 0"),

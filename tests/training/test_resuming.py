@@ -81,7 +81,7 @@ def test_a_run_that_ends_anywhere_goes_on_bit_for_bit(bars: Dataset, tmp_path: P
     assert run(bars, tmp_path / "ended", spec=spec, **changes) == whole
     assert history(tmp_path / "ended") == history(tmp_path / "whole")
     events = [json.loads(line)["event"] for line in (tmp_path / "ended/log.jsonl").read_text().splitlines()]
-    assert (events.count("start"), events.count("resume")) == (1, 4), "killed at step 1, before any state was saved"
+    assert (events.count("start"), events.count("resume")) == (2, 4), "killed at step 1, before any state was saved"
     assert events[-1] == "end"
     assert (tmp_path / "ended/learning_curve.png").read_bytes().startswith(b"\x89PNG")
 
@@ -146,6 +146,10 @@ def test_a_killed_run_is_resumed_bit_for_bit_and_sigint_says_how(tmp_path: Path)
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 0
     assert "a.safetensors is there already: nothing to resume" in errors
+    with call(ended, "--seed", "5") as process:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 1
+    assert "Error: a.safetensors is finished, and was trained otherwise: its seed is 0, asked for was 5" in errors
 
 
 def test_another_run_s_folder_is_refused_and_kept(bars: Dataset, tmp_path: Path) -> None:
@@ -159,6 +163,30 @@ def test_another_run_s_folder_is_refused_and_kept(bars: Dataset, tmp_path: Path)
     with pytest.raises(TrainingError, match=r"holds a run that was interrupted at step \d+; go on with resume \(--resume\)"):
         train(tiny_spec(), bars, run=RunFolder(tmp_path), compute=Compute("cpu"))
     assert (tmp_path / STATE_FILE).read_bytes() == before
+
+
+def test_two_runs_in_one_folder_are_refused_and_the_first_goes_on(tmp_path: Path) -> None:
+    with call(tmp_path, "--epochs", "200") as process:
+        until_state(tmp_path / "a.run", 1)
+        with call(tmp_path, "--force") as other:
+            _, errors = other.communicate(timeout=60)
+        assert other.returncode == 1
+        assert "Error: another run is at work in a.run: wait for its end, stop it, or name another folder (--run)" in errors
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Error: interrupted after step" in errors
+    assert load_state(tmp_path / "a.run") is not None
+
+
+def test_a_finished_run_s_log_stays_unless_it_is_forced(bars: Dataset, tmp_path: Path) -> None:
+    for seed in (1, 2):
+        recipe = recipe_from_preset("fast", epochs=1, batch_size=16)
+        run_folder = RunFolder(tmp_path)
+        train(tiny_spec(), bars, recipe=recipe, seed=seed, compute=Compute("cpu", threads=1), run=run_folder)
+        run_folder.finish()
+    told = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [row["seed"] for row in told if row["event"] == "start"] == [1, 2]
 
 
 @pytest.mark.parametrize("damage", ["cut", "emptied", "another file"])

@@ -77,11 +77,11 @@ class Compute:
         """
         from lightning_fabric import Fabric
 
-        if self.on_gpu and torch.cuda.device_count() < self._local_processes():
-            raise SpecError(
-                f"processes must be at most the GPUs of this machine, {torch.cuda.device_count()}, got {self._local_processes()}; "
-                "take fewer, or device='cpu'"
-            )
+        gpus = torch.cuda.device_count()
+        if self.on_gpu and gpus < self._local_processes():
+            if not gpus:
+                raise SpecError("device='gpu' was asked for, and torch finds no GPU on this machine; take device='cpu' (--device cpu)")
+            raise SpecError(f"processes must be at most the GPUs of this machine, {gpus}, got {self._local_processes()}; take fewer")
         several = self._local_processes() * self._nodes() > 1
         fabric = Fabric(
             accelerator="cuda" if self.on_gpu else "cpu",

@@ -2,6 +2,7 @@
 
 import io
 import json
+import warnings
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
@@ -67,7 +68,7 @@ def write_curve(path: Path, history: Iterable[Mapping[str, Any]], title: str) ->
     epochs = [row["epoch"] for row in rows]
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, fontsize=10, parse_math=False)  # a name may hold a $
     loss, accuracy = figure.subplots(1, 2)
     loss.plot(epochs, [row["loss"] for row in rows], marker=".", color="tab:blue")
     loss.set_ylabel("training loss, nats")
@@ -83,5 +84,7 @@ def write_curve(path: Path, history: Iterable[Mapping[str, Any]], title: str) ->
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=120)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the font lacks a letter of the run's name
+        figure.savefig(content, format="png", dpi=120)
     write_aside(path, content.getvalue())

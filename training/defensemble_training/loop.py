@@ -1,6 +1,8 @@
 """The steps of a training run: forward, backward, SGD, and what is kept on the way."""
 
 import copy
+import fcntl
+import os
 import signal
 import threading
 import time
@@ -127,6 +129,10 @@ class Loop:
             TrainingError, Interrupted, OSError: see `train`.
         """
         self.state.identity = identity
+        with self._held(run):
+            self._go(run, on_progress)
+
+    def _go(self, run: RunFolder | None, on_progress: Callable[[TrainingProgress], None] | None) -> None:
         first = self.fabric.is_global_zero
         journal = self._opened(run) if run is not None else None
         resumed_at = self.state.step
@@ -160,9 +166,32 @@ class Loop:
         if journal is not None and first:
             journal.write("end", {"step": self.state.step, "seconds": round(self.state.seconds, 3)})
 
+    @contextmanager
+    def _held(self, run: RunFolder | None) -> Iterator[None]:
+        """Hold a run's folder, which is made where it does not exist: of two runs in it each would destroy what the other keeps."""
+        if run is None:
+            yield
+            return
+        held = None
+        if self.fabric.is_global_zero:
+            run.path.mkdir(parents=True, exist_ok=True)
+            held = os.open(run.path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            taken = False
+            if held is not None:
+                try:
+                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with this process, whatever ends it
+                except BlockingIOError:
+                    taken = True
+            if self.summed(float(taken)) > 0:
+                raise TrainingError(f"another run is at work in {run.path}: wait for its end, stop it, or name another folder (--run)")
+            yield
+        finally:
+            if held is not None:
+                os.close(held)
+
     def _opened(self, run: RunFolder) -> Journal:
-        """Take up the state in a run's folder, or make the folder anew."""
-        run.path.mkdir(parents=True, exist_ok=True)
+        """Take up the state in a run's folder, or begin anew."""
         journal = Journal(run.path, run.tensorboard if self.fabric.is_global_zero else None)
         found = None if run.anew and not run.resume else load_state(run.path)
         if found is not None and not run.resume:
@@ -174,7 +203,8 @@ class Loop:
         if found is None:
             if self.fabric.is_global_zero:
                 run.finish()
-                journal.clear()
+                if run.anew:
+                    journal.clear()
                 journal.write("start", {**self.state.identity, "steps": self.steps})
             return journal
         check_same_run(found.identity, self.state.identity, run.path)
@@ -315,7 +345,7 @@ class _Clock:
 
 @contextmanager
 def _noted_interrupts(*, enabled: bool) -> Iterator[list[int]]:
-    """Note SIGINT in a list, so that a step is finished before the run ends; a second one ends it at once."""
+    """Note SIGINT and SIGTERM in a list, so that a step is finished before the run ends; a second one ends it at once."""
     noted: list[int] = []
     if not enabled or threading.current_thread() is not threading.main_thread():
         yield noted
@@ -326,8 +356,9 @@ def _noted_interrupts(*, enabled: bool) -> Iterator[list[int]]:
             raise KeyboardInterrupt
         noted.append(signum)
 
-    before = signal.signal(signal.SIGINT, note)
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield noted
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

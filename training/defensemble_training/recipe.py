@@ -75,8 +75,11 @@ class Recipe:
     held_out: int = 0
 
     def __post_init__(self) -> None:
-        checked_integer("epochs", self.epochs, minimum=1)
-        checked_integer("batch_size", self.batch_size, minimum=2)
+        for name, minimum in (("epochs", 1), ("batch_size", 2), ("held_out", 0)):
+            object.__setattr__(self, name, checked_integer(name, getattr(self, name), minimum=minimum))
+        for name in ("nesterov", "flip"):
+            if not isinstance(getattr(self, name), bool):
+                raise SpecError(f"{name} must be True or False, got {getattr(self, name)!r}")
         _check_number("learning_rate", self.learning_rate, "above 0 and at most 1e+30", lambda value: 0 < value <= 1e30)
         checked_choice("schedule", self.schedule, SCHEDULES)
         object.__setattr__(self, "milestones", _checked_milestones(self.milestones, self.schedule))
@@ -89,7 +92,10 @@ class Recipe:
         if self.adversarial is not None:
             checked_choice("adversarial", self.adversarial, tuple(ATTACKS))
         checked_choice("choose", self.choose, CHOICES)
-        checked_integer("held_out", self.held_out, minimum=0)
+        for name in ("learning_rate", "momentum", "weight_decay", "label_smoothing", "largest_shift"):
+            object.__setattr__(self, name, float(getattr(self, name)))
+        if self.milestones and self.milestones[-1] >= self.epochs:
+            raise SpecError(f"milestones must lie below the {self.epochs} epochs, got {self.milestones}")
         if self.choose == "best" and not self.held_out:
             raise SpecError("choose='best' needs held_out of at least 1: the epoch is chosen by images that are not trained on")
 
@@ -141,7 +147,8 @@ def recipe_from_preset(preset: str = "fast", **changes: Any) -> Recipe:
             changes["milestones"] = ()
         elif "epochs" in changes:
             epochs = checked_integer("epochs", changes["epochs"], minimum=1)
-            changes["milestones"] = tuple(round(milestone * epochs / base.epochs) for milestone in base.milestones)
+            moved = (round(milestone * epochs / base.epochs) for milestone in base.milestones)
+            changes["milestones"] = tuple(milestone for milestone in moved if 0 < milestone < epochs)
     return dataclasses.replace(base, **changes)
 
 

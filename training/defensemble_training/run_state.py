@@ -19,6 +19,7 @@ from .writing import write_aside
 FORMAT = 1
 METADATA_KEY = "defensemble.run"
 STATE_FILE = "state.safetensors"
+LAST_GOOD_FILE = "last_good.safetensors"
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,10 @@ class RunFolder:
     anew: bool = False
     save_every_s: float = 300.0
     tensorboard: Path | None = None
+
+    def own_files(self) -> set[Path]:
+        """Names that a run writes under in its folder, resolved."""
+        return {(self.path / name).resolve() for name in (STATE_FILE, LAST_GOOD_FILE)}
 
     def finish(self) -> None:
         """Remove the state: what it was kept for is done. The log and the learning curve stay."""

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from ._errors import DivergedError, SpecError
+from .augmentation import batches_of
 from .checkpoint import save_checkpoint
 from .compute import Compute, memory_told
 from .data import Dataset, Part, held_out
@@ -27,10 +28,9 @@ from .masks import checked_integer
 from .networks import build
 from .recipe import LARGEST_SEED, Recipe, recipe_from_preset
 from .record import TrainingRecord
-from .run_state import RunFolder
+from .run_state import LAST_GOOD_FILE, RunFolder
 from .spec import ModelSpec
 
-LAST_GOOD_FILE = "last_good.safetensors"
 VERSIONS_OF = ("defensemble", "lightning-fabric", "numpy", "torch")
 
 
@@ -105,12 +105,14 @@ def train_module(
     training, chosen_by = _parts(dataset, recipe)
     with _own_torch_state(compute.threads), memory_told(recipe.batch_size):
         fabric = compute.fabric()
+        _check_batches(len(training), recipe.batch_size, fabric.world_size)
         torch.manual_seed(seed)
         module = make()
         identity = {
             "spec": None if spec is None else json.loads(spec.to_json()),
             "recipe": recipe.to_values(),
             "seed": seed,
+            "precision": compute.chosen_precision,
             "data": {"name": dataset.name, "digest": dataset.digest},
         }
         loop = Loop(fabric, module, training, chosen_by, recipe, seed, compute, flip=recipe.flip and dataset.flip)
@@ -161,6 +163,15 @@ def _record(dataset: Dataset, recipe: Recipe, seed: int, compute: Compute, loop:
         command=command,
         versions={"python": platform.python_version(), **{name: _version(name) for name in VERSIONS_OF}},
     )
+
+
+def _check_batches(count: int, batch_size: int, processes: int) -> None:
+    smallest = count // batches_of(count, batch_size)
+    if smallest < 2 * processes:
+        raise SpecError(
+            f"each of {processes} processes must see at least 2 images a step (BatchNorm needs two), got batches of {smallest} of the "
+            f"{count} training images; take a larger batch_size (--batch-size), or fewer processes"
+        )
 
 
 def _parts(dataset: Dataset, recipe: Recipe) -> tuple[Part, Part | None]:

@@ -6,7 +6,7 @@ import errno
 
 # Where a verb writes, in the words of its command line.
 _PLACES = {
-    "train": "OUTPUT",
+    "train": "OUTPUT, --run or --tensorboard, whichever lies there",
     "export": "--repository",
     "serve": "XDG_STATE_HOME, for logs and the list of servers, or XDG_CACHE_HOME, for the backend",
     "probe": "--out",

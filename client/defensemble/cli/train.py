@@ -74,8 +74,8 @@ def _recipe_options(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option("--stem", default="cifar", show_default=True, help="cifar, or imagenet (7x7 and a max-pool, for 224x224).")
 @click.option("--drop", metavar="KIND", help="Baseline: spatial_dropout or drop_block, in --drop-blocks.")
-@click.option("--drop-keep", type=float, default=0.9, show_default=True, help="Keep probability of --drop.")
-@click.option("--drop-blocks", callback=_numbers, default="3,4", show_default=True, metavar="N,N,...", help="Blocks of --drop.")
+@click.option("--drop-keep", type=float, help="Keep probability of --drop.  [default: 0.9]")
+@click.option("--drop-blocks", callback=_numbers, metavar="N,N,...", help="Blocks of --drop.  [default: 3,4]")
 @_recipe_options
 @click.option("--seed", type=int, default=0, show_default=True, help="Of initialisation, order and shifts.")
 @click.option("--device", default="auto", show_default=True, help="cpu, gpu, or auto: a GPU where there is one.")
@@ -105,8 +105,8 @@ def command(
     channel_multiplier: int,
     stem: str,
     drop: str | None,
-    drop_keep: float,
-    drop_blocks: tuple[int, ...],
+    drop_keep: float | None,
+    drop_blocks: tuple[int, ...] | None,
     preset: str,
     seed: int,
     device: str,
@@ -139,11 +139,12 @@ def command(
     """
     if output.suffix != ".safetensors":
         raise click.BadParameter(f"expected a file name that ends in .safetensors, got {str(output)!r}", param_hint="OUTPUT")
-    if output.exists() and not force:
-        if resume:
-            click.echo(f"{output} is there already: nothing to resume (--force trains it anew)", err=True)
-            return
+    if output.exists() and not (force or resume):
         raise click.ClickException(f"{output} exists; choose another name, or overwrite it with --force")
+    if drop is None and (drop_keep is not None or drop_blocks is not None):
+        raise click.UsageError("--drop-keep and --drop-blocks are about --drop, which is not given")
+    if skip_damaged and data == "digits":
+        raise click.UsageError("--skip-damaged is about files of images, and digits come from none")
     # After the cheap checks: this imports torch.
     from defensemble_training import (
         Compute,
@@ -162,21 +163,28 @@ def command(
     first = is_first_process()  # the others of a run start by the same command, and show nothing
     changes = {name: value for name, value in recipe_options.items() if value is not None}
     compute = Compute(device, processes, precision=precision, channels_last=channels_last, compile=compiled, threads=threads)
+    described: dict[str, Any] = {
+        "arch": arch,
+        "keep": keep,
+        "blocks": blocks,
+        "pattern": pattern,
+        "sampling": sampling,
+        "mask_seed": mask_seed,
+        "width": width if width is not None else 8 if data in ("digits", "mnist") else 64,
+        "channel_multiplier": channel_multiplier,
+        "drop": None if drop is None else _drop(drop, drop_keep, drop_blocks),
+    }
+    # Refused before images are decoded or downloaded.
+    best = changes.get("choose") == "best"
+    recipe_from_preset(preset, **{**({"held_out": 1} if best else {}), **changes})
+    ModelSpec(**described, stem=stem, input_shape=(3, 224, 224) if stem == "imagenet" else (3, 32, 32))
     with _shown_loading(shown=first) as on_loading:
         dataset = load_dataset(data, size, data_dir=data_dir, skip_damaged=skip_damaged, on_progress=on_loading)
-    if changes.get("choose") == "best":
+    if best:
         changes.setdefault("held_out", len(dataset.train) // 10)
     recipe = recipe_from_preset(preset, **changes)
     spec = ModelSpec(
-        arch=arch,
-        keep=keep,
-        blocks=blocks,
-        pattern=pattern,
-        sampling=sampling,
-        mask_seed=mask_seed,
-        width=width if width is not None else 8 if dataset.name in ("digits", "mnist") else 64,
-        channel_multiplier=channel_multiplier,
-        drop=None if drop is None else _drop(drop, drop_keep, drop_blocks),
+        **described,
         stem=stem,
         mean=dataset.mean,
         std=dataset.std,
@@ -184,6 +192,12 @@ def command(
         input_shape=dataset.input_shape,
     )
     run = RunFolder(run_folder or output.with_suffix(".run"), resume=resume, anew=force, tensorboard=tensorboard)
+    if output.resolve() in run.own_files():
+        raise click.ClickException(f"{output} is a file of the run in {run.path}: name another OUTPUT, or another --run")
+    if output.exists() and not force:
+        _check_same(output, spec, recipe.to_values(), seed)
+        click.echo(f"{output} is there already: nothing to resume (--force trains it anew)", err=True)
+        return
     try:
         with _shown_progress(shown=first) as on_progress:
             module, record = train(
@@ -198,10 +212,24 @@ def command(
     _tell(output, module, record, run)
 
 
-def _drop(kind: str, keep: float, blocks: tuple[int, ...]) -> Any:
+def _drop(kind: str, keep: float | None, blocks: tuple[int, ...] | None) -> Any:
     from defensemble_training import Drop
 
-    return Drop(kind, keep, blocks)
+    given: dict[str, Any] = {name: value for name, value in (("keep", keep), ("blocks", blocks)) if value is not None}
+    return Drop(kind, **given)
+
+
+def _check_same(output: Path, spec: Any, recipe: dict[str, Any], seed: int) -> None:
+    """Raise unless a finished checkpoint is the one that was asked for."""
+    from defensemble_training import read_metadata
+
+    found = read_metadata(output)
+    for what, got, wanted in (("spec", found.spec, spec), ("recipe", found.record.recipe, recipe), ("seed", found.record.seed, seed)):
+        if got != wanted:
+            raise click.ClickException(
+                f"{output} is finished, and was trained otherwise: its {what} is {got}, asked for was {wanted}; "
+                "choose another name, or train it anew with --force"
+            )
 
 
 def _tell(output: Path, module: Any, record: Any, run: Any) -> None:
