@@ -1,6 +1,7 @@
 """Every architecture to ONNX, for each pattern, and a network of a user's own; all six served by one Triton.
 
-Seconds for the exports, each on one core: see the test's marks. Each architecture runs once by default, the rest of the grid is slow.
+Seconds of a core for an export with its verification: ResNet-18 2.5, ResNet-50 4.5, DenseNet-121 13, SENet-18 3, VGG-19 2.7, WRN-32-4 3.5.
+Each architecture runs in one pattern by default, the rest of the grid is slow.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ PATTERNS = ("neuron", "channel", "shared")
 # Narrow, and each with something that another lacks: a stem for ImageNet, sizes that pooling rounds up, drops, wider blocks.
 SPECS: dict[str, dict[str, Any]] = {
     "resnet18": {"width": 4, "stem": "imagenet", "drop": Drop("drop_block", keep=0.5)},
-    "resnet50": {"width": 2, "stem": "imagenet"},
+    "resnet50": {"width": 4, "stem": "imagenet"},
     "densenet121": {"width": 4},
     "senet18": {"width": 16, "drop": Drop("spatial_dropout", keep=0.5)},
     "vgg19": {"width": 4, "input_shape": (1, 9, 12)},
@@ -44,11 +45,19 @@ def spec_of(arch: str, pattern: str, **changes: Any) -> ModelSpec:
 
 
 def untrained(path: Path, spec: ModelSpec) -> Path:
-    """A checkpoint of a network whose BatchNorm has seen some images, so that folding it is not the identity."""
+    """A checkpoint of a network whose BatchNorm has the statistics of some images: it is then not the identity, and answers differ."""
     torch.manual_seed(0)
     module = build(spec).train()
+    norms = [layer for layer in module.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = None  # those of this batch, not a tenth of them
     with torch.no_grad():
-        module(torch.rand(16, *spec.input_shape))
+        module(torch.rand(16, *spec.input_shape) * torch.linspace(0, 1, 16).reshape(-1, 1, 1, 1))  # noise alone looks all the same
+    for norm in norms:
+        # A channel with hardly any variance, as masks and few images make it, would make rounding errors hundreds of times larger; without
+        # this, float32 and float64 differ by 1e-5 of the logits in ResNet-50.
+        variance = norm.get_buffer("running_var")
+        variance.clamp_(min=1.5 * variance.mean().item())
     save_checkpoint(path, module.eval(), spec, record_of(spec))
     return path
 
@@ -125,6 +134,6 @@ def test_all_six_are_served(tmp_path: Path) -> None:
                 with torch.inference_mode():
                     expected = module(torch.from_numpy(images)).softmax(dim=1).numpy()
                 np.testing.assert_allclose(client.predict(images, model=arch).probabilities, expected, atol=1e-4)
-                assert np.ptp(expected, axis=0).max() > 1e-3  # the network tells images apart
+                assert np.ptp(expected, axis=0).max() > 5e-3  # the network tells images apart
     assert tiny.leftovers(repository) == []
     assert set(os.listdir("/dev/shm")) <= shared_memory
