@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -127,7 +128,7 @@ def test_images_of_a_part_are_copies_in_0_to_1() -> None:
 @given(st.lists(st.integers(0, 5), min_size=2, max_size=60), st.data())
 def test_what_is_held_out_is_exact_and_as_even_as_can_be(labels: list[int], data: st.DataObject) -> None:
     part = part_of(labels)
-    count = data.draw(st.integers(0, len(labels) - 1))
+    count = data.draw(st.integers(1, len(labels) - 1))
     rest, held = held_out(part, count, "a text")
     assert (len(held), len(rest)) == (count, len(labels) - count)
     taken, there = np.bincount(held.labels, minlength=6), np.bincount(part.labels, minlength=6)
@@ -163,7 +164,78 @@ def test_parts_too_large_to_copy_read_what_they_are_asked_for() -> None:
         np.testing.assert_array_equal(rows.stored(selection), copied.stored(selection))
 
 
-@pytest.mark.parametrize("count", [-1, 4, 2.0])
-def test_holding_out_too_many_is_refused(count: int) -> None:
-    with pytest.raises(SpecError, match="the number of images to hold out must be an integer of at"):
+@pytest.mark.parametrize("count", [-1, 0, 4, 5, 2.0, True])
+def test_holding_out_none_or_all_is_refused_with_both_ends(count: int) -> None:
+    with pytest.raises(SpecError, match=f"the number of images to hold out must be an integer from 1 to 3, got {count}; both parts need"):
         held_out(part_of([0, 1, 2, 0]), count, "a text")
+
+
+def test_nothing_is_held_out_of_one_image() -> None:
+    with pytest.raises(SpecError, match="must leave at least one image, got a part of 1; expected 2 or more"):
+        held_out(part_of([0]), 1, "a text")
+
+
+PIXELS, LABELS = np.zeros((4, 3, 2, 2), np.uint8), np.array([0, 1, 2, 0], np.int64)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "labels", "text"),
+    [
+        (PIXELS.tolist(), LABELS, r"pixels must be an array \(n, C, H, W\) of uint8 or float32, got the list"),
+        (torch.zeros(4, 3, 2, 2), LABELS, "got the Tensor"),
+        (PIXELS[0], LABELS, r"of uint8 or float32, got uint8 \(3, 2, 2\)"),
+        (PIXELS[:, :0], LABELS, r"got uint8 \(4, 0, 2, 2\)"),
+        (PIXELS.astype(np.float64), LABELS, r"got float64 \(4, 3, 2, 2\)"),
+        (PIXELS, [0, 1, 2, 0], r"labels must be an array \(n,\) of int64, got the list \[0, 1, 2, 0\]"),
+        (PIXELS, LABELS.astype(np.int32), r"of int64, got int32 \(4,\)"),
+        (PIXELS, LABELS[:, None], r"of int64, got int64 \(4, 1\)"),
+        (PIXELS, LABELS[:3], "must be equally many, got 4 images and 3 labels"),
+        (PIXELS[:0], LABELS[:0], "a part must hold at least one image, got none"),
+    ],
+)
+def test_what_is_no_part_is_refused(pixels: Any, labels: Any, text: str) -> None:
+    with pytest.raises(DataError, match=text):
+        Part(pixels, labels)
+
+
+def small_dataset(**changes: Any) -> Dataset:
+    values: dict[str, Any] = {"name": "mine", "class_names": ("a", "b", "c"), "train": Part(PIXELS, LABELS), "test": Part(PIXELS, LABELS)}
+    values |= {"mean": (0.5,) * 3, "std": (0.25,) * 3, "flip": True, "source": "made", "digest": "0" * 16}
+    return Dataset(**(values | changes))
+
+
+def float_part(value: float, count: int = 3000) -> Part:
+    pixels = np.full((count, 3, 2, 2), 0.5, np.float32)
+    pixels[-1, 2, 1, 1] = value
+    return Part(pixels, np.arange(count, dtype=np.int64) % 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"test": Part(PIXELS[:, :1], LABELS)}, r"images of one shape \(C, H, W\), got \(3, 2, 2\) and \(1, 2, 2\)"),
+        ({"test": Part(PIXELS[:, :, :1], LABELS)}, r"got \(3, 2, 2\) and \(3, 1, 2\)"),
+        ({"mean": (0.5,)}, r"mean of 'mine' must be one value for each of 3 channels, got \(0.5,\)"),
+        ({"mean": 0.5}, "mean of 'mine' must be one value for each of 3 channels, got 0.5"),
+        ({"std": (0.5,) * 4}, "std of 'mine' must be one value for each of 3 channels, got"),
+        ({"class_names": ("a",)}, r"class_names of 'mine' must be at least 2, got \('a',\)"),
+        ({"class_names": ("a", "b")}, "training labels of 'mine' must be from 0 to 1, .* its 2 class names, got 2"),
+        ({"test": Part(PIXELS, LABELS - 1)}, "test labels of 'mine' must be from 0 to 2, .*, got -1"),
+        ({"train": float_part(1.5)}, "training pixels of 'mine' must be from 0 to 1 as float32, got 0.5 to 1.5 in images 2048 to 2999"),
+        ({"test": float_part(-0.1)}, "test pixels of 'mine' must be from 0 to 1 as float32, got -0.1 to 0.5"),
+        ({"test": float_part(float("nan"))}, "got nan to nan in images 2048 to 2999"),
+        ({"test": float_part(float("inf"))}, "got 0.5 to inf"),
+    ],
+)
+def test_what_is_no_dataset_is_refused(changes: dict[str, Any], text: str) -> None:
+    with pytest.raises(DataError, match=text):
+        small_dataset(**changes)
+
+
+def test_a_dataset_may_be_of_rows_and_of_floats() -> None:
+    rows = Rows(Part(PIXELS, LABELS), np.array([3, 1, 2]))
+    data = small_dataset(train=rows, test=float_part(1.0))
+    assert data.input_shape == (3, 2, 2)
+    assert len(data.train) == 3
+    with pytest.raises(DataError, match="a part must hold at least one image, got no rows"):
+        Rows(rows, np.array([], np.intp))

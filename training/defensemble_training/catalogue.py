@@ -1,4 +1,4 @@
-"""The datasets that go by a name: their size, their channels, and where the Hugging Face hub has them."""
+"""The datasets that go by a name: their size, their channels, their classes, and where the Hugging Face hub has them."""
 
 from dataclasses import dataclass
 
@@ -13,6 +13,7 @@ class Known:
     Attributes:
         size: height and width where none are asked for; None: all images must have the same.
         channels: 1 or 3; None: 1 where all images are grey, else 3.
+        classes: how many there are; None: any number from 2.
         repository: on the hub; None: it is not there.
         flip: whether a mirrored image is still an image of its class.
         test_splits: names of the part that is used for the test, the preferred one first.
@@ -20,16 +21,17 @@ class Known:
 
     size: int | None
     channels: int | None = 3
+    classes: int | None = None
     repository: str | None = None
     flip: bool = True
     test_splits: tuple[str, ...] = _TEST_FIRST
 
 
 KNOWN = {
-    "mnist": Known(28, channels=1, repository="ylecun/mnist", flip=False),
-    "cifar10": Known(32, repository="uoft-cs/cifar10"),
-    "tiny-imagenet": Known(64, repository="zh-plus/tiny-imagenet", test_splits=_VALIDATION_FIRST),
-    "imagenet": Known(224, repository="ILSVRC/imagenet-1k", test_splits=_VALIDATION_FIRST),
-    "stylized-imagenet": Known(224, test_splits=_VALIDATION_FIRST),
+    "mnist": Known(28, channels=1, classes=10, repository="ylecun/mnist", flip=False),
+    "cifar10": Known(32, classes=10, repository="uoft-cs/cifar10"),
+    "tiny-imagenet": Known(64, classes=200, repository="zh-plus/tiny-imagenet", test_splits=_VALIDATION_FIRST),
+    "imagenet": Known(224, classes=1000, repository="ILSVRC/imagenet-1k", test_splits=_VALIDATION_FIRST),
+    "stylized-imagenet": Known(224, classes=1000, test_splits=_VALIDATION_FIRST),
     "folder": Known(None, channels=None),
 }

@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ._errors import DataError
+from ._errors import DataError, SpecError
 from .catalogue import KNOWN
 from .digits import USUAL_SIZE, digits_of_size
-from .masks import checked_integer
+from .masks import INTEGRAL
 from .splits import stratified_choice, stratified_test_part
 
 DATASETS = ("digits", *KNOWN)
 SMALLEST_SIZE, LARGEST_SIZE = 8, 1024
 LARGEST_COPY = 2**31  # bytes that a split may take of memory
+CHECKED_AT_ONCE = 1024  # images
 
 Images = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
@@ -33,10 +34,25 @@ class Part:
     Attributes:
         pixels: (n, C, H, W), uint8 in 0 to 255 or float32 in [0, 1]; it may be a read-only memory map.
         labels: int64 (n,).
+
+    Raises:
+        DataError: they are of another type or shape, not equally many, or none. The values of pixels are not looked at.
     """
 
     pixels: Pixels
     labels: Labels
+
+    def __post_init__(self) -> None:
+        pixels: object = self.pixels
+        if not isinstance(pixels, np.ndarray) or pixels.ndim != 4 or pixels.dtype not in (np.uint8, np.float32) or 0 in pixels.shape[1:]:
+            raise DataError(f"pixels must be an array (n, C, H, W) of uint8 or float32, got {_described(pixels)}")
+        labels: object = self.labels
+        if not isinstance(labels, np.ndarray) or labels.ndim != 1 or labels.dtype != np.int64:
+            raise DataError(f"labels must be an array (n,) of int64, got {_described(labels)}")
+        if len(pixels) != len(labels):
+            raise DataError(f"pixels and labels must be equally many, got {len(pixels)} images and {len(labels)} labels")
+        if not len(labels):
+            raise DataError("a part must hold at least one image, got none")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -60,12 +76,14 @@ class Part:
 
 
 class Rows(Part):
-    """Some of the images of a part that is too large to be copied."""
+    """Some of the images of a part that is too large to be copied; that part was checked, so this one is not."""
 
     _base: Part
     _rows: npt.NDArray[np.intp]
 
     def __init__(self, base: Part, rows: npt.NDArray[np.intp]) -> None:
+        if not len(rows):
+            raise DataError("a part must hold at least one image, got no rows")
         object.__setattr__(self, "labels", base.labels[rows])
         object.__setattr__(self, "_base", base)
         object.__setattr__(self, "_rows", rows)
@@ -99,6 +117,10 @@ class Dataset:
         flip: whether a mirrored image is still an image of its class.
         source: one line, where the images came from and in which state.
         digest: 16 hexadecimal digits over pixels and labels of both parts.
+
+    Raises:
+        DataError: the parts differ in the shape of their images, fewer than 2 classes, a label of no class, another number of means
+            or deviations than of channels, or float32 pixels outside of [0, 1].
     """
 
     name: str
@@ -111,6 +133,24 @@ class Dataset:
     source: str
     digest: str
 
+    def __post_init__(self) -> None:
+        shapes = [part.stored(slice(0, 1)).shape[1:] for part in (self.train, self.test)]
+        if shapes[0] != shapes[1]:
+            raise DataError(f"both parts of {self.name!r} must have images of one shape (C, H, W), got {shapes[0]} and {shapes[1]}")
+        for what, values in (("mean", self.mean), ("std", self.std)):
+            if np.shape(values) != shapes[0][:1]:
+                raise DataError(f"{what} of {self.name!r} must be one value for each of {shapes[0][0]} channels, got {values}")
+        if len(self.class_names) < 2:
+            raise DataError(f"class_names of {self.name!r} must be at least 2, got {self.class_names}")
+        for split, part in (("training", self.train), ("test", self.test)):
+            low, high = int(part.labels.min()), int(part.labels.max())
+            if low < 0 or high >= len(self.class_names):
+                raise DataError(
+                    f"{split} labels of {self.name!r} must be from 0 to {len(self.class_names) - 1}, one for each of its "
+                    f"{len(self.class_names)} class names, got {low if low < 0 else high}"
+                )
+            _check_range(f"{split} pixels of {self.name!r}", part)
+
     @property
     def size(self) -> int:
         """Height of the images; those that `load_dataset` gives are square."""
@@ -119,7 +159,8 @@ class Dataset:
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one image."""
-        return self.train.pixels.shape[1], self.train.pixels.shape[2], self.train.pixels.shape[3]
+        _, channels, height, width = self.train.stored(slice(0, 1)).shape
+        return channels, height, width
 
     @property
     def train_images(self) -> Images:
@@ -205,17 +246,36 @@ def held_out(part: Part, count: int, seed_text: str) -> tuple[Part, Part]:
 
     Args:
         part: what to split.
-        count: 0 to n - 1.
+        count: 1 to n - 1.
         seed_text: the same text gives the same split on every platform.
 
     Raises:
         SpecError: `count` is out of its range.
     """
-    count = checked_integer("the number of images to hold out", count, minimum=0, maximum=len(part) - 1)
+    what = "the number of images to hold out"
+    if len(part) < 2:
+        raise SpecError(f"{what} must leave at least one image, got a part of {len(part)}; expected 2 or more")
+    if isinstance(count, bool) or not isinstance(count, INTEGRAL) or not 1 <= int(count) < len(part):
+        raise SpecError(f"{what} must be an integer from 1 to {len(part) - 1}, got {count!r}; both parts need at least one image")
+    count = int(count)
     chosen = stratified_choice(part.labels, count, seed_text)
     if part.nbytes > LARGEST_COPY:
         return Rows(part, np.flatnonzero(~chosen)), Rows(part, np.flatnonzero(chosen))
     return Part(part.pixels[~chosen], part.labels[~chosen]), Part(part.pixels[chosen], part.labels[chosen])
+
+
+def _described(value: object) -> str:
+    return f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else f"the {type(value).__name__} {value!r:.60}"
+
+
+def _check_range(what: str, part: Part) -> None:
+    if part.stored(slice(0, 1)).dtype == np.uint8:
+        return
+    for start in range(0, len(part), CHECKED_AT_ONCE):
+        some = part.stored(slice(start, start + CHECKED_AT_ONCE))
+        low, high = float(some.min()), float(some.max())
+        if not (low >= 0 and high <= 1):  # what is no number is neither
+            raise DataError(f"{what} must be from 0 to 1 as float32, got {low:g} to {high:g} in images {start} to {start + len(some) - 1}")
 
 
 def _digits(size: int) -> Dataset:

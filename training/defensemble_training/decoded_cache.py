@@ -109,7 +109,9 @@ def read_entry(key: str) -> Entry | None:
     except (OSError, ValueError, TypeError, EOFError, AttributeError):
         return None
     entry = Entry(meta, pixels[0], labels[0], pixels[1], labels[1])
-    return entry if (entry.train_pixels.shape, entry.test_pixels.shape) == (meta.train_shape, meta.test_shape) else None
+    shapes = (meta.train_shape, meta.test_shape)
+    fitting = all(one.dtype == np.int64 and one.shape == shape[:1] for one, shape in zip(labels, shapes, strict=True))
+    return entry if fitting and (entry.train_pixels.shape, entry.test_pixels.shape) == shapes else None
 
 
 def entry_of(key: str, prepare: Callable[[], Undecoded], *, skip_damaged: bool, on_progress: OnProgress) -> Entry:

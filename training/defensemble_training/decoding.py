@@ -22,7 +22,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from ._errors import DataError
-from .sources import Encoded
+from .sources import Encoded, irregular
 
 VERSION = "1"  # of what is done to pixels: a change makes caches be decoded anew
 # Not all that Pillow knows: some of its formats start other programs.
@@ -155,6 +155,9 @@ def _stream(encoded: Encoded) -> io.BytesIO:
     if isinstance(encoded.data, bytes):
         return io.BytesIO(encoded.data)
     try:
+        kind = irregular(encoded.data.stat().st_mode)
+        if kind is not None:
+            raise ValueError(f"it is no regular file but {kind}")
         return io.BytesIO(encoded.data.read_bytes())
     except OSError as error:
         raise DataError(f"{encoded.where} cannot be read: {error.strerror}; mend its permissions, or remove it") from error

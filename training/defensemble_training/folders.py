@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ._errors import DataError
-from .sources import EXPECTED, Encoded, EncodedPart, Source, contents
+from .sources import EXPECTED, Encoded, EncodedPart, FileState, Source, contents
 from .splits import stratified_test_part
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
@@ -20,7 +20,8 @@ ANNOTATIONS = "val_annotations.txt"  # Tiny-ImageNet's own layout: the classes o
 class _File:
     name: str  # within the dataset's folder, with slashes
     size: int
-    changed_ns: int
+    modified_ns: int
+    changed_ns: int  # of the inode
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ def folders_source(folder: Path, test_splits: Sequence[str]) -> Source | None:
     """Recognise class folders of images; None where there are none.
 
     Raises:
-        DataError: a split is missing, a class folder holds no image, or the classes of the test are others than those of the training.
+        DataError: a split is missing, a class folder holds no image, or has a name that cannot be kept, an image is of no class, or the
+            classes of the test are others than those of the training.
     """
     below = _subfolders(folder)
     test_split = next((split for split in test_splits if split in below), None)
@@ -45,10 +47,12 @@ def folders_source(folder: Path, test_splits: Sequence[str]) -> Source | None:
     class_names = tuple(_subfolders(folder / "train"))
     if not class_names:
         raise DataError(f"{folder / 'train'} holds no class folders, but {contents(folder / 'train')}; {EXPECTED}")
+    _check_no_stray(folder / "train")
     train = _of_classes(folder, "train/", class_names, class_names)
     if (folder / test_split / ANNOTATIONS).is_file():
         test = _annotated(folder, test_split, class_names)
     else:
+        _check_no_stray(folder / test_split)
         test = _of_classes(folder, f"{test_split}/", _subfolders(folder / test_split), class_names)
     parts = [EncodedPart(np.array(one.labels, np.int64), _Reader(folder, one.files)) for one in (train, test)]
     return Source("class folders", class_names, parts[0], parts[1], _states([*train.files, *test.files]))
@@ -73,7 +77,37 @@ def _subfolders(folder: Path) -> list[str]:
         return sorted(one.name for one in entries if one.is_dir() and not one.name.startswith((".", "__")))
 
 
+def _check_no_stray(place: Path) -> None:
+    with os.scandir(place) as entries:
+        stray = sorted(one.name for one in entries if not one.name.startswith(".") and _is_image(one) and not one.is_dir())
+    if stray:
+        more = f" (and {len(stray) - 1} more images)" if len(stray) > 1 else ""
+        raise DataError(
+            f"the image {place / stray[0]}{more} lies beside the class folders and is of no class; "
+            "expected CLASS/IMAGE; move it into the folder of its class, or remove it"
+        )
+
+
+def _is_image(entry: "os.DirEntry[str]") -> bool:
+    return entry.name.lower().endswith(SUFFIXES)
+
+
+def _check_names(place: Path, names: Sequence[str]) -> None:
+    """Raise where a folder's name cannot be a class name, which is kept as UTF-8 text and printed in one line."""
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            wrong = "is not valid UTF-8"
+        else:
+            if name.splitlines() == [name]:
+                continue
+            wrong = "holds a line break"
+        raise DataError(f"the name of the class folder {name!r} in {str(place)!r} {wrong}; expected one line of UTF-8; rename the folder")
+
+
 def _of_classes(folder: Path, prefix: str, found: Sequence[str], class_names: Sequence[str]) -> _Listing:
+    _check_names(folder / prefix, found)
     listing = _Listing()
     number = {name: label for label, name in enumerate(class_names)}
     unknown = [name for name in found if name not in number]
@@ -104,9 +138,9 @@ def _images_in(folder: Path, name: str) -> list[_File]:
                     continue
                 if entry.is_dir(follow_symlinks=False):
                     files += _images_in(folder, f"{name}/{entry.name}")
-                elif entry.name.lower().endswith(SUFFIXES):
+                elif _is_image(entry):
                     status = entry.stat()
-                    files.append(_File(f"{name}/{entry.name}", status.st_size, status.st_mtime_ns))
+                    files.append(_File(f"{name}/{entry.name}", status.st_size, status.st_mtime_ns, status.st_ctime_ns))
     except OSError as error:
         raise DataError(f"{error.filename or folder / name} cannot be read: {error.strerror}; mend or remove it") from error
     return files
@@ -142,5 +176,5 @@ class _Reader:
             yield Encoded(str(path), path)
 
 
-def _states(files: Sequence[_File]) -> tuple[tuple[str, int, int], ...]:
-    return tuple((file.name, file.size, file.changed_ns) for file in files)
+def _states(files: Sequence[_File]) -> tuple[FileState, ...]:
+    return tuple((file.name, file.size, file.modified_ns, file.changed_ns) for file in files)

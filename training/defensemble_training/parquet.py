@@ -11,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ._errors import DataError
-from .sources import Encoded, EncodedPart, Source, file_state
+from .sources import Encoded, EncodedPart, Source, file_state, irregular
 
 IMAGE_COLUMNS = ("img", "image")
 LABEL_COLUMNS = ("label", "fine_label")
 ROWS_AT_ONCE = 64
+MOST_CLASSES = 100_000  # where a file does not name them
 
 _FILE = re.compile(r"(?P<split>[a-z]+)(-(?P<shard>\d+)-of-(?P<shards>\d+))?(-[^/]*)?\.parquet")
 _POINTER = b"version https://git-lfs"
@@ -102,9 +103,9 @@ def _opened(path: Path) -> _File:
     finally:
         file.close()
     names = _class_names(schema.metadata, label_column)
-    wrong = np.flatnonzero((labels < 0) | (labels >= (len(names) or 2**31)))
+    wrong = np.flatnonzero((labels < 0) | (labels >= (len(names) or MOST_CLASSES)))
     if wrong.size:
-        expected = f"0 to {len(names) - 1}" if names else "0 or more"
+        expected = f"0 to {len(names) - 1}" if names else f"0 to {MOST_CLASSES - 1}, as no class names are stated,"
         raise DataError(
             f"{path} has the {label_column} {labels[wrong[0]]} in row {wrong[0]} (-1: none); expected {expected} in every row; "
             "take a split whose classes are published"
@@ -118,6 +119,8 @@ def _parquet_file(path: Path) -> Any:
     except ImportError as error:
         raise DataError(f"reading {path} needs pyarrow; install it with: pip install 'defensemble[train]'") from error
     try:
+        if (kind := irregular(path.stat().st_mode)) is not None:
+            raise DataError(f"{path} is no regular file but {kind}; expected a parquet file; mend or remove it")
         with path.open("rb") as opened:
             if opened.read(len(_POINTER)) == _POINTER:
                 raise DataError(f"{path} is a pointer of Git LFS, not the file itself; fetch it with: git lfs pull")

@@ -40,9 +40,12 @@ def find_entry(
     folder = _local_folder(name, data_dir)
     if folder is not None:
         source = source_in(folder, known.test_splits)
+        _check_number_of_classes(name, known, source, folder)
         origin = f"{'images' if name == 'folder' else name} from a local folder"
         undecoded = _undecoded(source, origin, known, size, allowed, folder)
-        return entry_of(entry_key(name, size, source.files), undecoded, skip_damaged=skip_damaged, on_progress=on_progress)
+        # With the path: copies may agree in all else, such as bitmaps of one size whose times were set by an archive.
+        key = entry_key(name, size, [str(folder.resolve()), source.files])
+        return entry_of(key, undecoded, skip_damaged=skip_damaged, on_progress=on_progress)
     if known.repository is None:
         why = "is what you make of it" if name == "folder" else "has no copy on the Hugging Face hub"
         raise DataError(f"the dataset {name!r} {why}: pass the folder that holds it, data_dir (--data-dir); {EXPECTED}")
@@ -62,6 +65,15 @@ def _local_folder(name: str, data_dir: str | Path | None) -> Path | None:
         return Path(data_dir)
     base = os.environ.get("DEFENSEMBLE_DATA_DIR")
     return Path(base) / name if base and (Path(base) / name).is_dir() else None
+
+
+def _check_number_of_classes(name: str, known: Known, source: Source, folder: Path) -> None:
+    if known.classes is not None and len(source.class_names) != known.classes:
+        shown = ", ".join(source.class_names[:10]) + (", ..." if len(source.class_names) > 10 else "")
+        raise DataError(
+            f"{folder} holds {len(source.class_names)} classes ({shown}), expected the {known.classes} of {name}; pass the folder of "
+            f"{name}, or take the dataset 'folder' (--data folder) for a set of your own"
+        )
 
 
 def _undecoded(

@@ -1,6 +1,7 @@
 """What a dataset looks like before it is decoded: labels, encoded images, and the files that hold them, whatever the layout."""
 
 import os
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ._errors import DataError
+
+# Name within the folder, size in bytes, time of modification, and of any change at all (which no program can set), both in ns.
+FileState = tuple[str, int, int, int]
 
 EXPECTED = (
     "expected train-*.parquet and test-*.parquet (or validation-*, valid-*, val-*), in the folder itself or one folder below it; "
@@ -46,14 +50,14 @@ class Source:
         class_names: label i is class_names[i].
         train: the training part.
         test: the test part.
-        files: name within the folder, size in bytes and time of change in ns, of every file that was read or will be.
+        files: the state of every file that was read or will be.
     """
 
     layout: str
     class_names: tuple[str, ...]
     train: EncodedPart
     test: EncodedPart
-    files: tuple[tuple[str, int, int], ...]
+    files: tuple[FileState, ...]
 
 
 def source_in(folder: Path, test_splits: Sequence[str]) -> Source:
@@ -81,11 +85,16 @@ def source_in(folder: Path, test_splits: Sequence[str]) -> Source:
 def check_classes(
     class_names: Sequence[str], train_labels: npt.NDArray[np.int64], test_labels: npt.NDArray[np.int64], where: object
 ) -> None:
-    """Raise unless both parts hold images, and training shows every class that the test asks for.
+    """Raise unless there are two classes or more, and both parts hold images of every one.
 
     Raises:
         DataError: they do not.
     """
+    if len(class_names) == 1:
+        raise DataError(
+            f"{where}: found one class, {class_names[0]}; expected at least 2 class folders (or labels, in parquet files), "
+            "as there is nothing to tell apart otherwise"
+        )
     for split, labels in (("training", train_labels), ("test", test_labels)):
         if labels.size == 0:
             raise DataError(f"the {split} part of {where} holds no image; expected at least one")
@@ -96,6 +105,14 @@ def check_classes(
             f"the test part of {where} has {unseen.size} of {len(class_names)} classes that the training part has no image of: {named}; "
             "expected the same classes in both; add training images, or remove these from the test part"
         )
+    unjudged = np.setdiff1d(np.arange(len(class_names)), test_labels)
+    if unjudged.size:
+        named = ", ".join(class_names[label] for label in unjudged[:10]) + (", ..." if unjudged.size > 10 else "")
+        what, them = ("class", "it") if unjudged.size == 1 else (f"{unjudged.size} classes,", "them")
+        raise DataError(
+            f"no test images of {what} {named} in {where}: accuracy would not speak of {them}; "
+            f"expected at least one of each of the {len(class_names)} classes in the test part; add test images, or remove {them}"
+        )
 
 
 def contents(folder: Path) -> str:
@@ -105,8 +122,16 @@ def contents(folder: Path) -> str:
     return shown or "nothing"
 
 
-def file_state(folder: Path, path: Path) -> tuple[str, int, int]:
-    """Return name, size and time of change of a file, by which a changed one is noticed.
+def irregular(mode: int) -> str | None:
+    """Say what a path is that is no regular file, from its `st_mode`; None for a regular one. Opening another may wait for ever."""
+    if stat.S_ISREG(mode):
+        return None
+    kinds = {stat.S_IFIFO: "a FIFO", stat.S_IFDIR: "a folder", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
+
+
+def file_state(folder: Path, path: Path) -> FileState:
+    """Return name, size and times of change of a file, by which a changed one is noticed.
 
     Raises:
         DataError: it cannot be read.
@@ -115,4 +140,4 @@ def file_state(folder: Path, path: Path) -> tuple[str, int, int]:
         status = path.stat()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}; mend or remove it") from error
-    return path.relative_to(folder).as_posix(), status.st_size, status.st_mtime_ns
+    return path.relative_to(folder).as_posix(), status.st_size, status.st_mtime_ns, status.st_ctime_ns

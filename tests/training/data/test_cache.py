@@ -12,7 +12,7 @@ import pytest
 
 from defensemble_training import DataError, load_dataset
 
-from .written import write_split, write_tables
+from .written import pictures, write_class_folders, write_split, write_tables
 
 LOAD_ALOUD = """
 import sys
@@ -54,7 +54,26 @@ def test_what_changed_is_decoded_anew(tmp_path: Path, cache: Path) -> None:
     assert len(entries(cache)) == 3
 
 
-@pytest.mark.parametrize("damage", ["short", "gone", "meta", "pickle"])
+def test_folders_that_agree_in_names_sizes_and_times_are_told_apart(tmp_path: Path, cache: Path) -> None:
+    def write(place: Path, seed: int) -> None:
+        for split, base in (("train", seed), ("test", seed + 1)):
+            write_class_folders(place / split, pictures(3, seed=base), [0, 1, 2], ".bmp")
+        for path in place.rglob("*.bmp"):
+            os.utime(path, ns=(10**18, 10**18))
+
+    write(tmp_path / "one", 1)
+    write(tmp_path / "other", 5)
+    one, other = (load_dataset("folder", data_dir=tmp_path / place) for place in ("one", "other"))
+    assert one.digest != other.digest
+    (tmp_path / "link").symlink_to("one")
+    assert load_dataset("folder", data_dir=tmp_path / "link").digest == one.digest
+    assert len(entries(cache)) == 2
+    write(tmp_path / "one", 5)  # in place: only the time of change of the inodes tells
+    assert load_dataset("folder", data_dir=tmp_path / "one").digest == other.digest
+    assert len(entries(cache)) == 3
+
+
+@pytest.mark.parametrize("damage", ["short", "gone", "meta", "pickle", "labels"])
 def test_a_damaged_entry_is_written_anew(tmp_path: Path, cache: Path, damage: str) -> None:
     write_tables(tmp_path / "set")
     digest = load_dataset("folder", data_dir=tmp_path / "set").digest
@@ -65,6 +84,8 @@ def test_a_damaged_entry_is_written_anew(tmp_path: Path, cache: Path, damage: st
         (cache / entry / "test_labels.npy").unlink()
     elif damage == "meta":
         (cache / entry / "meta.json").write_text(json.dumps({"digest": "0" * 16}))
+    elif damage == "labels":
+        np.save(cache / entry / "train_labels.npy", np.zeros(5, np.int64))
     else:
         np.save(cache / entry / "train_labels.npy", np.array([print], dtype=object), allow_pickle=True)
     assert load_dataset("folder", data_dir=tmp_path / "set").digest == digest

@@ -69,8 +69,9 @@ def test_images_of_several_sizes_need_a_size(tmp_path: Path) -> None:
 
 def test_images_that_are_not_square_need_a_size(tmp_path: Path) -> None:
     for split in ("train", "test"):
-        (tmp_path / split / "ant").mkdir(parents=True)
-        Image.new("L", (16, 8)).save(tmp_path / split / "ant/a.png")
+        for name in ("ant", "bee"):
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new("L", (16, 8)).save(tmp_path / split / name / "a.png")
     with pytest.raises(DataError, match=r"have 1 size \(width x height\), 16x8; expected one for all, square"):
         load_dataset("folder", data_dir=tmp_path)
     assert load_dataset("folder", 8, data_dir=tmp_path).input_shape == (1, 8, 8)

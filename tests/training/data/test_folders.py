@@ -1,6 +1,9 @@
 """Class folders of images, and what can be wrong with them."""
 
 import os
+import re
+import shutil
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +32,7 @@ def test_the_images_are_those_of_the_files(tmp_path: Path) -> None:
 def test_the_test_part_may_have_other_names(tmp_path: Path, test_split: str) -> None:
     write_split(tmp_path)
     (tmp_path / "test").rename(tmp_path / test_split)
-    assert len(load_dataset("stylized-imagenet", 8, data_dir=tmp_path).test) == 6
+    assert len(load_dataset("folder", 8, data_dir=tmp_path).test) == 6
 
 
 def test_without_a_split_a_fifth_of_every_class_is_for_the_test_always_the_same(tmp_path: Path) -> None:
@@ -45,6 +48,7 @@ def test_without_a_split_a_fifth_of_every_class_is_for_the_test_always_the_same(
     assert "without a split (of every class a fifth, chosen by a fixed seed, is the test part)" in one.source
 
 
+@pytest.mark.usefixtures("three_classes")
 def test_tiny_imagenet_as_its_authors_have_packed_it(tmp_path: Path) -> None:
     images = pictures(9, 64)
     for number, image in enumerate(images[:6]):
@@ -145,6 +149,80 @@ def test_a_file_that_is_not_there_any_more_is_named(tmp_path: Path) -> None:
     (tmp_path / "train/ant/link.png").symlink_to("nowhere")
     with pytest.raises(DataError, match=r"train/ant/link.png cannot be read: No such file or directory; mend or remove it"):
         load_dataset("folder", data_dir=tmp_path, skip_damaged=True)
+
+
+@pytest.mark.parametrize("kind", ["a FIFO", "a socket", "a device", "a folder"])
+def test_what_is_no_regular_file_is_not_opened(tmp_path: Path, kind: str) -> None:
+    write_split(tmp_path)
+    path = tmp_path / "train/ant/004.png"
+    if kind == "a FIFO":
+        os.mkfifo(tmp_path / "pipe")
+        path.symlink_to(tmp_path / "pipe")
+    elif kind == "a socket":
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind(os.path.relpath(path))
+    else:
+        path.symlink_to("/dev/zero" if kind == "a device" else tmp_path)
+    with pytest.raises(
+        DataError, match=f"{path} is no image that can be decoded: it is no regular file but {kind}; expected JPEG, .*--skip"
+    ):
+        load_dataset("folder", data_dir=tmp_path)
+    data = load_dataset("folder", data_dir=tmp_path, skip_damaged=True)
+    assert len(data.train) == 12
+    assert data.source.endswith(", 1 damaged image left out")
+
+
+@pytest.mark.parametrize("layout", ["train", "test", "without a split"])
+@pytest.mark.parametrize(("name", "wrong"), [(b"d\xffg", "is not valid UTF-8"), (b"d\ng", "holds a line break")])
+def test_a_class_name_that_is_no_line_of_utf_8_is_shown(tmp_path: Path, layout: str, name: bytes, wrong: str) -> None:
+    write_split(tmp_path)
+    place = tmp_path / ("train" if layout == "without a split" else layout)
+    (place / "cow").rename(place / os.fsdecode(name))
+    told: list[object] = []
+    with pytest.raises(
+        DataError, match=re.escape(f"the name of the class folder {os.fsdecode(name)!r} in ") + f".* {wrong}; expected one"
+    ) as raised:
+        load_dataset("folder", data_dir=place if layout == "without a split" else tmp_path, on_progress=lambda *what: told.append(what))
+    str(raised.value).encode()
+    assert told == []
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_an_image_beside_the_class_folders_is_named(tmp_path: Path, split: str) -> None:
+    write_split(tmp_path)
+    (tmp_path / split / "notes.txt").write_text("words")
+    (tmp_path / split / "._a.png").write_bytes(b"of macOS")
+    assert len(load_dataset("folder", data_dir=tmp_path).train) == 12
+    for name in ("a.png", "b.JPG"):
+        Image.fromarray(pictures(1)[0]).save(tmp_path / split / name)
+    with pytest.raises(
+        DataError, match=rf"the image {tmp_path}/{split}/a.png \(and 1 more images\) lies beside the class folders and is of"
+    ):
+        load_dataset("folder", data_dir=tmp_path)
+
+
+def test_a_class_without_test_images_is_named(tmp_path: Path) -> None:
+    write_split(tmp_path)
+    shutil.rmtree(tmp_path / "test/bee")
+    with pytest.raises(
+        DataError, match=rf"no test images of class bee in {tmp_path}: accuracy would not speak of it; expected at least one"
+    ):
+        load_dataset("folder", data_dir=tmp_path)
+
+
+def test_a_class_too_small_for_a_fifth_is_named(tmp_path: Path) -> None:
+    write_class_folders(tmp_path, pictures(12), [0] * 5 + [1] * 5 + [2] * 2)
+    with pytest.raises(DataError, match="no test images of class cow in"):
+        load_dataset("folder", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("place", ["", "train"])
+def test_one_class_is_named(tmp_path: Path, place: str) -> None:
+    write_class_folders(tmp_path / place, pictures(1), [0])
+    if place:
+        write_class_folders(tmp_path / "test", pictures(1), [0])
+    with pytest.raises(DataError, match=f"{tmp_path}: found one class, ant; expected at least 2 class folders"):
+        load_dataset("folder", data_dir=tmp_path)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")

@@ -175,7 +175,7 @@ def test_a_repository_that_is_not_shown_and_one_without_parquet(hub: Hub, tmp_pa
 
 
 def test_a_folder_of_the_environment_comes_before_the_hub(hub: Hub, tmp_path: Path) -> None:
-    write_tables(tmp_path / "all/cifar10")
+    write_tables(tmp_path / "all/cifar10", n_test=10, names=tuple("abcdefghij"))
     done = load(tmp_path, hub.url, DEFENSEMBLE_DATA_DIR=str(tmp_path / "all"))
     assert json.loads(done.stdout)[2] == "cifar10 from a local folder as parquet, PNG-coded"
     assert hub.asked == []

@@ -1,6 +1,7 @@
 """Parquet files as the Hugging Face hub has them."""
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,7 @@ def test_a_split_of_several_files_is_read_in_their_order(tmp_path: Path) -> None
     for shard in (2, 0, 1):
         rows = range(3 * shard, 3 * shard + 3)
         write_table(tmp_path / f"data/train-0000{shard}-of-00003-0f0f.parquet", [png(images[row]) for row in rows], [0, 1, 2])
-    write_table(tmp_path / "data/test-00000-of-00001.parquet", [png(images[0])], [0])
+    write_table(tmp_path / "data/test-00000-of-00001.parquet", [png(one) for one in images[:3]], [0, 1, 2])
     data = load_dataset("folder", data_dir=tmp_path)
     np.testing.assert_array_equal(data.train.pixels, images.transpose(0, 3, 1, 2))
     (tmp_path / "data/train-00001-of-00003-0f0f.parquet").unlink()
@@ -65,6 +66,7 @@ def test_a_split_of_several_files_is_read_in_their_order(tmp_path: Path) -> None
         load_dataset("folder", data_dir=tmp_path)
 
 
+@pytest.mark.usefixtures("three_classes")
 def test_imagenet_is_tested_on_the_validation_part_whose_classes_are_published(tmp_path: Path) -> None:
     write_tables(tmp_path, test_split="validation")
     write_table(tmp_path / "test-00000-of-00002.parquet", [png(pictures(1)[0])], [-1])
@@ -74,6 +76,7 @@ def test_imagenet_is_tested_on_the_validation_part_whose_classes_are_published(t
         load_dataset("imagenet", 8, data_dir=tmp_path)
 
 
+@pytest.mark.usefixtures("three_classes")
 def test_grey_images_stay_grey_in_mnist_and_where_all_are(tmp_path: Path) -> None:
     for split, count in (("train", 6), ("test", 3)):
         rows = [png(one) for one in pictures(count, 28, channels=1)]
@@ -83,7 +86,8 @@ def test_grey_images_stay_grey_in_mnist_and_where_all_are(tmp_path: Path) -> Non
     np.testing.assert_array_equal(mnist.train.pixels[:, 0], pictures(6, 28, channels=1))
     assert load_dataset("folder", data_dir=tmp_path).input_shape == (1, 28, 28)
     assert load_dataset("cifar10", data_dir=tmp_path).input_shape == (3, 32, 32)
-    write_table(tmp_path / "mnist/test-00000-of-00001.parquet", [png(pictures(1, 28)[0])], [0], image="image")
+    coloured = [png(one) for one in pictures(3, 28)]
+    write_table(tmp_path / "mnist/test-00000-of-00001.parquet", coloured, [0, 1, 2], image="image")
     assert load_dataset("folder", data_dir=tmp_path).input_shape == (3, 28, 28)
 
 
@@ -91,6 +95,50 @@ def test_classes_without_names_are_named_by_their_numbers(tmp_path: Path) -> Non
     for split in ("train", "test"):
         write_table(tmp_path / f"{split}.parquet", [png(one) for one in pictures(3)], [0, 1, 2], names=None, label="fine_label")
     assert load_dataset("folder", data_dir=tmp_path).class_names == ("0", "1", "2")
+
+
+@pytest.mark.parametrize("label", [100_000, 300_000_000])
+def test_a_label_that_would_make_very_many_classes_is_refused(tmp_path: Path, label: int) -> None:
+    for split in ("train", "test"):
+        write_table(tmp_path / f"{split}.parquet", [png(one) for one in pictures(3)], [0, 1, label], names=None)
+    with pytest.raises(
+        DataError, match=rf"train.parquet has the label {label} in row 2 .*; expected 0 to 99999, as no class names are stated, in every"
+    ):
+        load_dataset("folder", data_dir=tmp_path)
+
+
+def test_a_name_stands_for_its_number_of_classes(tmp_path: Path) -> None:
+    write_tables(tmp_path)
+    for name, count in (("cifar10", 10), ("mnist", 10), ("tiny-imagenet", 200), ("imagenet", 1000), ("stylized-imagenet", 1000)):
+        with pytest.raises(
+            DataError, match=rf"holds 3 classes \(ant, bee, cow\), expected the {count} of {name}; .* \(--data folder\) for a set of your"
+        ):
+            load_dataset(name, 8, data_dir=tmp_path)
+    write_tables(tmp_path, n_test=10, names=tuple("abcdefghij"))
+    assert len(load_dataset("cifar10", 8, data_dir=tmp_path).class_names) == 10
+
+
+def test_a_class_without_test_images_is_named(tmp_path: Path) -> None:
+    write_tables(tmp_path)
+    write_table(tmp_path / "test-00000-of-00001.parquet", [png(pictures(1)[0])], [1])
+    with pytest.raises(
+        DataError, match=r"no test images of 2 classes, ant, cow in .*: accuracy would not speak of them; expected at least"
+    ):
+        load_dataset("folder", data_dir=tmp_path)
+
+
+def test_one_class_is_refused(tmp_path: Path) -> None:
+    write_tables(tmp_path, names=["ant"])
+    with pytest.raises(DataError, match=f"{tmp_path}: found one class, ant; expected at least 2 class folders"):
+        load_dataset("folder", data_dir=tmp_path)
+
+
+def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
+    write_tables(tmp_path)
+    (tmp_path / "train-00000-of-00001.parquet").unlink()
+    os.mkfifo(tmp_path / "train-00000-of-00001.parquet")
+    with pytest.raises(DataError, match=r"train-00000-of-00001.parquet is no regular file but a FIFO; expected a parquet file; mend or"):
+        load_dataset("folder", data_dir=tmp_path)
 
 
 def test_a_row_that_holds_no_image_is_named(tmp_path: Path) -> None:

@@ -72,9 +72,12 @@ def write_table(
     return path
 
 
-def write_tables(folder: Path, n_train: int = 12, n_test: int = 6, size: int = 8, test_split: str = "test") -> tuple[Pixels, Pixels]:
+def write_tables(
+    folder: Path, n_train: int = 12, n_test: int = 6, size: int = 8, test_split: str = "test", names: Sequence[str] = CLASSES
+) -> tuple[Pixels, Pixels]:
     """Write train and test as parquet, labels 0, 1, 2, 0, ...; returns the images as (n, C, H, W)."""
     train, test = pictures(n_train, size, seed=1), pictures(n_test, size, seed=2)
-    write_table(folder / "train-00000-of-00001.parquet", [png(one) for one in train], [number % 3 for number in range(n_train)])
-    write_table(folder / f"{test_split}-00000-of-00001.parquet", [png(one) for one in test], [number % 3 for number in range(n_test)])
+    for split, images in (("train", train), (test_split, test)):
+        labels = [number % len(names) for number in range(len(images))]
+        write_table(folder / f"{split}-00000-of-00001.parquet", [png(one) for one in images], labels, names=names)
     return train.transpose(0, 3, 1, 2), test.transpose(0, 3, 1, 2)
