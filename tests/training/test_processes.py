@@ -22,9 +22,9 @@ def make():
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
 
 recipe = recipe_from_preset("fast", epochs=5, batch_size=16, held_out=9)
-module, record = train_module(
-    make, bars_dataset(), recipe=recipe, compute=Compute("cpu", int(sys.argv[2]), threads=1), run=RunFolder(Path(sys.argv[1]), anew=True)
-)
+compute = Compute("cpu", int(sys.argv[2]), threads=1)
+run = RunFolder(Path(sys.argv[1]), anew=True, save_every_s=0.0)
+module, record = train_module(make, bars_dataset(), recipe=recipe, compute=compute, run=run)
 torch.distributed.is_initialized() and torch.distributed.destroy_process_group()
 """
 ROOT = Path(__file__).parents[2]

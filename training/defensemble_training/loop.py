@@ -152,10 +152,12 @@ class Loop:
                         self._look(sums, epoch, run, journal)
                         if on_progress is not None and first:
                             on_progress(self._progress(epoch, resumed_at))
-                    if self._interrupted(interrupts, last=index == self._batches - 1):
+                    last = index == self._batches - 1
+                    if self._agreed(bool(interrupts), last=last):
                         self.state.seconds = clock.seconds
                         self._interrupt(sums, run, journal)
-                    if run is not None and index < self._batches - 1 and time.monotonic() - saved_at > run.save_every_s:
+                    due = run is not None and not last and time.monotonic() - saved_at > run.save_every_s
+                    if run is not None and self._agreed(due, last=last):
                         self.state.seconds = clock.seconds
                         self._look(sums, epoch, run, journal)
                         self._save(run)
@@ -315,11 +317,11 @@ class Loop:
                 write_curve(run.path / CURVE_FILE, self.state.history, f"{run.path.name}: {self.state.step} of {self.steps} steps")
         self.fabric.barrier()
 
-    def _interrupted(self, interrupts: list[int], *, last: bool) -> bool:
+    def _agreed(self, wanted: bool, *, last: bool) -> bool:
+        """Whether any process wants something now: all do it after the same step, or some would wait for the others for ever."""
         if self.fabric.world_size == 1:
-            return bool(interrupts)
-        # All stop after the same step, or the others would wait for this one for ever.
-        return (last or self.state.step % _LOOK_EVERY == 0) and self.summed(len(interrupts)) > 0
+            return wanted
+        return (last or self.state.step % _LOOK_EVERY == 0) and self.summed(float(wanted)) > 0
 
     def _interrupt(self, sums: torch.Tensor, run: RunFolder | None, journal: Journal | None) -> None:
         assert run is not None
