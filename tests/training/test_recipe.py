@@ -75,6 +75,7 @@ def test_one_cycle_rises_then_falls(steps: int) -> None:
         ({"choose": "best"}, "choose='best' needs held_out of at least 1"),
         ({"held_out": -1}, "held_out must be an integer of at least 0, got -1"),
         ({"adversarial": "none-such"}, "adversarial must be one of "),
+        ({"adversarial": "cw"}, "adversarial must be one of .*; got 'cw'"),
         ({"colour": 1}, "a recipe has no colour; it has epochs, "),
     ],
 )
