@@ -21,7 +21,7 @@ from tests.tiny import images
     ("number", "verb", "mend"),
     [
         (errno.ENOSPC, "probe", "free some space there, or name another place (--out)"),
-        (errno.EDQUOT, "train", "free some space there, or name another place (OUTPUT)"),
+        (errno.EDQUOT, "train", "free some space there, or name another place (OUTPUT, --run or --tensorboard, whichever lies there)"),
         (
             errno.ENOSPC,
             "serve",

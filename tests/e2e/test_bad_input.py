@@ -63,7 +63,7 @@ def test_train_on_a_full_disk_leaves_no_part_of_a_checkpoint(tmp_path: Path) -> 
     with small_disk(tmp_path / "disk") as disk:
         fill(disk, leave=8192)
         path = disk / "a.safetensors"
-        mend = "free some space there, or name another place (OUTPUT)"
+        mend = "free some space there, or name another place (OUTPUT, --run or --tensorboard, whichever lies there)"
         state = disk / "a.run/state.safetensors"
         assert told(invoke("train", *QUICK, path)) == f"No space left on device: {state}: {mend}"
         assert [name for name in content(disk) if "safetensors" in name] == []
@@ -73,7 +73,7 @@ def test_train_on_a_read_only_disk_ends_before_it_trains(tmp_path: Path) -> None
     with small_disk(tmp_path / "disk") as disk:
         make_read_only(disk)
         done = invoke("train", *QUICK, disk / "a.safetensors")
-        mend = "nothing can be written there: name another place (OUTPUT)"
+        mend = "nothing can be written there: name another place (OUTPUT, --run or --tensorboard, whichever lies there)"
         assert told(done) == f"Read-only file system: {disk / 'a.safetensors'}: {mend}"
         assert "epoch" not in done.stderr
 
