@@ -287,8 +287,8 @@ def shown_as_bar(console: Console) -> Iterator[Callable[[TrainingProgress], None
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    # A drawing takes 0.7 ms of the processor, 1.2 ms beside training: ten a second, rich's own number, take a hundredth of the steps' time.
-    with Progress(*columns, console=console, refresh_per_second=4) as bar:
+    # A drawing takes 1.2 ms beside training, from one of its threads, for which the others wait: benchmarks/training_overhead.py.
+    with Progress(*columns, console=console, refresh_per_second=1) as bar:
         task = bar.add_task("training", total=None, epoch="-", loss="-", accuracy="-")
         begun = False
 
