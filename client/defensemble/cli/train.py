@@ -297,7 +297,6 @@ def shown_as_bar(console: Console) -> Iterator[Callable[[TrainingProgress], None
             if not begun:
                 # Speed and time left are of the steps of this process.
                 bar.reset(task, total=progress.steps, completed=progress.resumed_at)
-                begun = True
             bar.update(
                 task,
                 total=progress.steps,
@@ -306,6 +305,9 @@ def shown_as_bar(console: Console) -> Iterator[Callable[[TrainingProgress], None
                 loss=f"{progress.loss:.3f}",
                 accuracy=f"{progress.train_accuracy:.3f}",
             )
+            if not begun:
+                bar.refresh()  # the first step at once: a run may be over within a second
+                begun = True
 
         yield on_progress
 
