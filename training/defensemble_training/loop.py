@@ -147,12 +147,11 @@ class Loop:
                 for index in range(self.state.step % self._batches, self._batches):
                     sums += self._step(order[index])
                     self.state.step += 1
-                    look = self.fabric.device.type != "cuda" or self.state.step % _LOOK_EVERY == 0 or index == self._batches - 1
-                    if look:
+                    last = index == self._batches - 1
+                    if last or self.fabric.device.type != "cuda" or self.state.step % _LOOK_EVERY == 0:
                         self._look(sums, epoch, run, journal)
                         if on_progress is not None and first:
                             on_progress(self._progress(epoch, resumed_at))
-                    last = index == self._batches - 1
                     if self._agreed(bool(interrupts), last=last):
                         self.state.seconds = clock.seconds
                         self._interrupt(sums, run, journal)

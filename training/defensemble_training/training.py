@@ -130,13 +130,10 @@ def train_module(
             if run is None or spec is None or not loop.restore_last_good(run):
                 raise
             kept = run.path / LAST_GOOD_FILE
-            save_checkpoint(kept, *_with(spec, finished()))
+            last_good, record = finished()
+            save_checkpoint(kept, last_good, spec, record)
             raise DivergedError(f"{error}; the last good weights, of epoch {len(loop.state.history)}, are kept in {kept}") from error
         return finished()
-
-
-def _with(spec: ModelSpec, finished: tuple[nn.Module, TrainingRecord]) -> tuple[nn.Module, ModelSpec, TrainingRecord]:
-    return finished[0], spec, finished[1]
 
 
 def _record(dataset: Dataset, recipe: Recipe, seed: int, compute: Compute, loop: Loop, *, accuracy: float, command: str) -> TrainingRecord:
