@@ -232,6 +232,15 @@ def test_no_file_is_long(files: list[Path]) -> None:
     assert {name: length for name, length in lengths.items() if length > LONGEST_FILE} == {}
 
 
+def test_no_file_holds_what_a_merge_could_not_decide(files: list[Path]) -> None:
+    marks = ("<" * 7 + " ", ">" * 7 + " ")
+    assert [str(path.relative_to(ROOT)) for path in files if any(line.startswith(marks) for line in _lines(path))] == []
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_bytes().decode(errors="replace").splitlines()
+
+
 def test_no_file_names_a_folder_of_somebody_s_machine(files: list[Path]) -> None:
     told = []
     for path in files:

@@ -13,8 +13,12 @@ from .ensemble import Ensemble
 
 BACKEND = "onnxruntime"
 CONFIG_FILE = "config.pbtxt"
-MODEL_FILE = "model.onnx"
 LABELS_FILE = "labels.txt"
+# In a version's folder: the ONNX file, how its export was verified, a TensorRT plan of it, and what that was built with and for.
+MODEL_FILE, REPORT_FILE = "model.onnx", "model.onnx.json"
+PLAN_FILE, MANIFEST_FILE = "model.plan", "model.plan.json"
+# In a model's folder: a configuration for each profile that differs from ``config.pbtxt``, which `serve --profile` chooses.
+PROFILES_FOLDER = "configs"
 
 
 def pbtxt_from_config(config: schema.ModelConfig) -> bytes:
@@ -49,11 +53,13 @@ def member_config(
     max_batch_size: int,
     digests: Mapping[int, str],
     mask_digests: Mapping[int, str],
+    precisions: Mapping[int, str],
 ) -> schema.ModelConfig:
     """Describe a member: ``images`` FP32 [C,H,W] to ``logits`` FP32 [K].
 
-    ``digests`` maps each version to the SHA-256 of its model file, ``mask_digests`` to that of its masks. All versions stay loaded
-    (``version_policy { all {} }``): under the default policy, loading version 2 unloads version 1 under an ensemble that is pinned to it.
+    ``digests`` maps each version to the SHA-256 of its model file, ``mask_digests`` to that of its masks, where it has any, ``precisions``
+    to what it computes in (``fp32``, ``fp16``, ``int8``). All versions stay loaded (``version_policy { all {} }``): under the default
+    policy, loading version 2 unloads version 1 under an ensemble that is pinned to it.
     """
     config = schema.ModelConfig(name=name, backend=BACKEND, max_batch_size=max_batch_size)
     config.input.add(name="images", data_type=schema.TYPE_FP32, dims=input_shape)
@@ -64,6 +70,7 @@ def member_config(
     config.dynamic_batching.SetInParent()
     _set_parameters(config, {f"sha256.{version}": digest for version, digest in digests.items()})
     _set_parameters(config, {f"mask_digest.{version}": digest for version, digest in mask_digests.items()})
+    _set_parameters(config, {f"precision.{version}": precision for version, precision in precisions.items()})
     return config
 
 

@@ -13,6 +13,8 @@ from .config import (
     CONFIG_FILE,
     LABELS_FILE,
     MODEL_FILE,
+    PROFILES_FOLDER,
+    REPORT_FILE,
     averaging_config,
     config_from_pbtxt,
     ensemble_config,
@@ -31,14 +33,19 @@ DEFAULT_AVERAGE = "probabilities"
 
 @dataclass(frozen=True)
 class Member:
-    """One exported network: the bytes of its ONNX file, and what its configuration has to say."""
+    """One exported network: the bytes of its ONNX file, what its configuration has to say, and the report of its verification.
+
+    ``mask_digest`` is None where there are no masks that we know of: a network of somebody else's.
+    """
 
     name: str
     onnx: bytes
     input_shape: tuple[int, int, int]
     num_classes: int
     class_names: tuple[str, ...]
-    mask_digest: str
+    mask_digest: str | None
+    precision: str = "fp32"
+    report: bytes | None = None
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -176,22 +183,31 @@ def _member_files(repository: Path, member: Member, max_batch_size: int) -> dict
             num_classes=member.num_classes,
             max_batch_size=max_batch_size,
             digests={1: digest},
-            mask_digests={1: member.mask_digest},
+            mask_digests={} if member.mask_digest is None else {1: member.mask_digest},
+            precisions={1: member.precision},
         )
         return {
-            f"{member.name}/1/{MODEL_FILE}": member.onnx,
+            **_version_files(member, 1),
             f"{member.name}/{LABELS_FILE}": _labels(member),
             f"{member.name}/{CONFIG_FILE}": pbtxt_from_config(config),
         }
     _check_same_interface(folder, member)
     version = next_version(folder)
     files = {}
-    for path in [*sorted((folder / "configs").glob("*.pbtxt")), folder / CONFIG_FILE]:
+    for path in [*sorted((folder / PROFILES_FOLDER).glob("*.pbtxt")), folder / CONFIG_FILE]:
         config = config_from_pbtxt(path.read_text(errors="replace"), str(path))
-        config.parameters[f"sha256.{version}"].string_value = digest
-        config.parameters[f"mask_digest.{version}"].string_value = member.mask_digest
+        if config.default_model_filename in ("", MODEL_FILE):  # a profile that serves another file, a plan, has a digest of its own
+            config.parameters[f"sha256.{version}"].string_value = digest
+        if member.mask_digest is not None:
+            config.parameters[f"mask_digest.{version}"].string_value = member.mask_digest
+        config.parameters[f"precision.{version}"].string_value = member.precision
         files[path.relative_to(repository).as_posix()] = pbtxt_from_config(config)
-    return files | {f"{member.name}/{version}/{MODEL_FILE}": member.onnx}
+    return files | _version_files(member, version)
+
+
+def _version_files(member: Member, version: int) -> dict[str, bytes]:
+    report = {} if member.report is None else {f"{member.name}/{version}/{REPORT_FILE}": member.report}
+    return {f"{member.name}/{version}/{MODEL_FILE}": member.onnx, **report}
 
 
 def _labels(member: Member) -> bytes:

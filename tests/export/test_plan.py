@@ -100,7 +100,9 @@ def test_replace_adds_the_next_version_and_keeps_hand_edits(tmp_path: Path) -> N
     for name in ("a/config.pbtxt", "a/configs/gpu.pbtxt"):
         config = config_from_pbtxt(plan[name].decode(), name)
         assert config.max_batch_size == 16
-        assert {key for key in config.parameters} == {"sha256.1", "sha256.2", "mask_digest.1", "mask_digest.2"}
+        assert {key for key in config.parameters} == {
+            f"{what}.{version}" for what in ("sha256", "mask_digest", "precision") for version in (1, 2)
+        }
     ensemble = config_from_pbtxt(plan["ensemble/config.pbtxt"].decode(), "ensemble")
     first = ensemble.ensemble_scheduling.step[0]
     assert (first.model_name, first.model_version) == ("a", 2)
