@@ -6,6 +6,9 @@ from .averaging import average_onnx, uncertainty_onnx
 from .config import config_from_pbtxt, pbtxt_from_config
 from .ensemble import Ensemble, Vote
 from .exporting import export_checkpoints
+from .fused_plan import check_fuse_request, fuse_planned, fuse_repository, fused_member, fused_plan
+from .fused_verify import verify_fused
+from .fusing import fused_onnx
 from .member import member_from_onnx, onnx_from_checkpoint, onnx_from_module
 from .plan import Member, repository_plan
 from .reading import ensemble_from_configs, read_config, read_ensemble
@@ -22,9 +25,15 @@ __all__ = [
     "VerificationError",
     "Vote",
     "average_onnx",
+    "check_fuse_request",
     "config_from_pbtxt",
     "ensemble_from_configs",
     "export_checkpoints",
+    "fuse_planned",
+    "fuse_repository",
+    "fused_member",
+    "fused_onnx",
+    "fused_plan",
     "member_from_onnx",
     "onnx_from_checkpoint",
     "onnx_from_module",
@@ -33,6 +42,7 @@ __all__ = [
     "read_ensemble",
     "repository_plan",
     "uncertainty_onnx",
+    "verify_fused",
     "verify_onnx",
     "write_plan",
 ]
