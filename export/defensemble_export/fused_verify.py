@@ -36,8 +36,8 @@ def verify_fused(
     one = _session(fused, optimised)
     expected = {"probabilities", "member_probabilities", "entropy", "mutual_information"}
     if [tensor.name for tensor in one.get_inputs()] != ["images"] or {tensor.name for tensor in one.get_outputs()} != expected:
-        got = [tensor.name for tensor in (*one.get_inputs(), *one.get_outputs())]
-        raise VerificationError(f"the fused graph takes and gives {got}, expected images to {sorted(expected)}")
+        tensors = [tensor.name for tensor in (*one.get_inputs(), *one.get_outputs())]
+        raise VerificationError(f"the fused graph takes and gives {tensors}, expected images to {sorted(expected)}")
     shape = tuple(one.get_inputs()[0].shape[1:])
     if images is not None:
         _check_images(images, shape)

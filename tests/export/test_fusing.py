@@ -44,7 +44,11 @@ def ensemble_of(count: int, average: str = "probabilities") -> Ensemble:
 
 
 def network(
-    nodes: Sequence[onnx.NodeProto], constants: dict[str, tiny.Array], *, opset: int = 20, shape: Sequence[object] = ("batch", *tiny.SHAPE)
+    nodes: Sequence[onnx.NodeProto],
+    constants: dict[str, tiny.Array],
+    *,
+    opset: int = 20,
+    shape: Sequence[str | int | None] = ("batch", *tiny.SHAPE),
 ) -> bytes:
     """A network from `images` to `logits` of three classes."""
     graph = helper.make_graph(
