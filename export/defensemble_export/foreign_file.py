@@ -126,7 +126,9 @@ def _parsed(file: Path) -> onnx.ModelProto:
     if content.startswith(b"version https://git-lfs"):
         raise ExportError(f"{file} is a pointer of Git LFS and not the file itself: fetch it with `git lfs pull`")
     if _is_text(content[:1024]):
-        raise ExportError(f"{file} is a text file, expected ONNX, which is binary; it begins with {content[:40].decode(errors='replace')!r}")
+        raise ExportError(
+            f"{file} is a text file, expected ONNX, which is binary; it begins with {content[:40].decode(errors='replace')!r}"
+        )
     try:
         model = onnx.ModelProto.FromString(content)
     except DecodeError as error:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
+from google.protobuf.message import Message
 from onnx import TensorProto, helper, numpy_helper
 
 from ._errors import ExportError
@@ -33,10 +33,11 @@ def keep_only(graph: onnx.GraphProto, output: str) -> None:
     nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in reversed(kept)]
     constants = [tensor for tensor in graph.initializer if tensor.name in needed]
     outputs = [one for one in graph.output if one.name == output]
-    for held, new in ((graph.node, nodes), (graph.initializer, constants), (graph.input, inputs), (graph.output, outputs)):
-        copies = [type(one).FromString(one.SerializeToString()) for one in new]
-        del held[:]  # type: ignore[attr-defined]
-        held.extend(copies)  # type: ignore[attr-defined]
+    copied: Sequence[Message]
+    for field, copied in (("node", nodes), ("initializer", constants), ("input", inputs), ("output", outputs)):
+        copies = [type(one).FromString(one.SerializeToString()) for one in copied]
+        graph.ClearField(field)
+        getattr(graph, field).extend(copies)
 
 
 def _read_by(node: onnx.NodeProto) -> set[str]:
@@ -55,7 +56,8 @@ def rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
         for node in inner.node:
             node.input[:] = [names.get(name, name) for name in node.input]
             node.output[:] = [names.get(name, name) for name in node.output]
-        for entry in (*inner.initializer, *inner.input, *inner.output, *inner.value_info):
+        named: list[Any] = [*inner.initializer, *inner.input, *inner.output, *inner.value_info]
+        for entry in named:
             entry.name = names.get(entry.name, entry.name)
 
 
@@ -64,7 +66,8 @@ def names_of(graph: onnx.GraphProto) -> set[str]:
     found: set[str] = set()
     for inner in graphs_of(graph):
         found.update(name for node in inner.node for name in (*node.input, *node.output))
-        found.update(entry.name for entry in (*inner.initializer, *inner.input, *inner.output))
+        named: list[Any] = [*inner.initializer, *inner.input, *inner.output]
+        found.update(entry.name for entry in named)
     return found - {""}
 
 
@@ -89,9 +92,11 @@ def statistics(
     for what, values in (("mean", [0.0] if mean is None else list(mean)), ("std", [1.0] if std is None else list(std))):
         if len(values) not in (1, channels):
             raise ExportError(f"{what} must be 1 or {channels} numbers, one for each channel, got {len(values)}: {values}")
-        if not all(math.isfinite(np.float32(value)) for value in values) or (what == "std" and not all(np.float32(v) > 0 for v in values)):
+        with np.errstate(over="ignore"):
+            array = np.array(values, np.float32).reshape(-1, 1, 1)
+        if not np.isfinite(array).all() or (what == "std" and not (array > 0).all()):
             raise ExportError(f"{what} must be finite{' and above 0' if what == 'std' else ''} in float32, got {values}")
-        arrays.append(np.array(values, np.float32).reshape(-1, 1, 1))
+        arrays.append(array)
     return arrays[0], arrays[1]
 
 
@@ -112,6 +117,32 @@ def normalise(graph: onnx.GraphProto, mean: np.ndarray[Any, Any], std: np.ndarra
     del graph.node[:]
     graph.node.extend(nodes)
     graph.input[0].name = "images"
+
+
+def free_reshapes(graph: onnx.GraphProto, batch: int) -> bool:
+    """Let each Reshape to a constant shape that begins with ``batch`` take any batch; whether there was one.
+
+    What a Reshape meant cannot be known from its numbers: the result has to be tried.
+    """
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute[0].HasField("t"):
+            constants[node.output[0]] = node.attribute[0].t
+    taken, found = names_of(graph), False
+    for node in graph.node:
+        if node.op_type != "Reshape" or node.input[1] not in constants:
+            continue
+        target = numpy_helper.to_array(constants[node.input[1]]).copy()
+        if target.shape[0] < 2 or target[0] != batch or 0 in target:
+            continue
+        target[0] = 0 if -1 in target else -1  # 0: as it comes
+        for attribute in [one for one in node.attribute if one.name == "allowzero"]:
+            node.attribute.remove(attribute)
+        node.input[1] = fresh(f"{node.input[1]}_free", taken)
+        taken.add(node.input[1])
+        graph.initializer.append(numpy_helper.from_array(target, node.input[1]))
+        found = True
+    return found
 
 
 def probabilities_from(graph: onnx.GraphProto, output: str) -> str | None:

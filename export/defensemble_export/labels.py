@@ -27,7 +27,9 @@ def labels_from_file(path: str | os.PathLike[str]) -> tuple[str, ...]:
     seen: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
         if not line:
-            raise ExportError(f"{file}, line {number} is blank: each line names a class, in the order of the logits; take it out or fill it")
+            raise ExportError(
+                f"{file}, line {number} is blank: each line names a class, in the order of the logits; take it out or fill it"
+            )
         if line in seen:
             raise ExportError(f"{file}, line {number}: {line!r} is named in line {seen[line]} already; class names must differ")
         seen[line] = number
