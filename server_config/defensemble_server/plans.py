@@ -85,10 +85,21 @@ def read_manifest(path: Path) -> PlanManifest | None:
     if schema != MANIFEST_SCHEMA:
         raise PlanError(f"{path} has the schema {schema!r}, expected {MANIFEST_SCHEMA!r}: build the plan again with this version")
     try:
-        texts = {key: _text(values[key]) for key in ("tensorrt", "gpu", "compute_capability", "driver", "onnx_sha256", "plan_sha256")}
-        shapes = {f"{bound}_shape": _shape(values["profile"][bound]) for bound in ("min", "opt", "max")}
-        flags = {key: _flag(values[key]) for key in ("version_compatible", "hardware_compatible")}
-        manifest = PlanManifest(**texts, **shapes, **flags, precision=_text(values["precision"]))
+        profile = values["profile"]
+        manifest = PlanManifest(
+            tensorrt=_text(values["tensorrt"]),
+            gpu=_text(values["gpu"]),
+            compute_capability=_text(values["compute_capability"]),
+            driver=_text(values["driver"]),
+            onnx_sha256=_text(values["onnx_sha256"]),
+            plan_sha256=_text(values["plan_sha256"]),
+            min_shape=_shape(profile["min"]),
+            opt_shape=_shape(profile["opt"]),
+            max_shape=_shape(profile["max"]),
+            precision=_text(values["precision"]),
+            version_compatible=_flag(values["version_compatible"]),
+            hardware_compatible=_flag(values["hardware_compatible"]),
+        )
         _numbers(manifest.tensorrt), _numbers(manifest.compute_capability)
     except (KeyError, TypeError, ValueError) as error:
         what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
