@@ -8,6 +8,9 @@ from .engine import engine_from_onnx
 from .engines import BuiltEngine, EngineOptions, PlannedEngine, build_engines, planned_engines
 from .ensemble import Ensemble, Vote
 from .exporting import export_checkpoints
+from .fused_plan import check_fuse_request, fuse_planned, fuse_repository, fused_member, fused_plan
+from .fused_verify import verify_fused
+from .fusing import fused_onnx
 from .manifest import Manifest
 from .member import member_from_onnx, onnx_from_checkpoint, onnx_from_module
 from .plan import Member, repository_plan
@@ -31,10 +34,16 @@ __all__ = [
     "Vote",
     "average_onnx",
     "build_engines",
+    "check_fuse_request",
     "config_from_pbtxt",
     "engine_from_onnx",
     "ensemble_from_configs",
     "export_checkpoints",
+    "fuse_planned",
+    "fuse_repository",
+    "fused_member",
+    "fused_onnx",
+    "fused_plan",
     "member_from_onnx",
     "onnx_from_checkpoint",
     "onnx_from_module",
@@ -44,6 +53,7 @@ __all__ = [
     "read_ensemble",
     "repository_plan",
     "uncertainty_onnx",
+    "verify_fused",
     "verify_onnx",
     "write_plan",
 ]
