@@ -1,9 +1,11 @@
 """Checkpoints to ONNX, and to entries of a Triton model repository."""
 
 from . import _telemetry as _telemetry
-from ._errors import ConfigError, EnsembleError, ExistsError, ExportError, VerificationError
+from ._errors import ConfigError, EngineError, EnsembleError, ExistsError, ExportError, VerificationError
 from .averaging import average_onnx, uncertainty_onnx
 from .config import config_from_pbtxt, pbtxt_from_config
+from .engine import engine_from_onnx
+from .engines import BuiltEngine, EngineOptions, PlannedEngine, build_engines, planned_engines
 from .ensemble import Ensemble, Vote
 from .exporting import FromCheckpoint, export_checkpoints, export_networks
 from .foreign import foreign_interface, foreign_reference, onnx_from_foreign
@@ -13,6 +15,7 @@ from .fused_plan import check_fuse_request, fuse_planned, fuse_repository, fused
 from .fused_verify import verify_fused
 from .fusing import fused_onnx
 from .labels import labels_from_file
+from .manifest import Manifest
 from .member import member_from_onnx, onnx_from_checkpoint, onnx_from_module
 from .plan import Member, repository_plan
 from .precision import PRECISIONS, TOLERANCES, Tolerance
@@ -24,7 +27,10 @@ from .writing import write_plan
 __all__ = [
     "PRECISIONS",
     "TOLERANCES",
+    "BuiltEngine",
     "ConfigError",
+    "EngineError",
+    "EngineOptions",
     "Ensemble",
     "EnsembleError",
     "ExistsError",
@@ -32,7 +38,9 @@ __all__ = [
     "Form",
     "FromCheckpoint",
     "FromOnnx",
+    "Manifest",
     "Member",
+    "PlannedEngine",
     "Reported",
     "Tolerance",
     "Verification",
@@ -40,8 +48,10 @@ __all__ = [
     "Vote",
     "answers_from_module",
     "average_onnx",
+    "build_engines",
     "check_fuse_request",
     "config_from_pbtxt",
+    "engine_from_onnx",
     "ensemble_from_configs",
     "export_checkpoints",
     "export_networks",
@@ -58,6 +68,7 @@ __all__ = [
     "onnx_from_foreign",
     "onnx_from_module",
     "pbtxt_from_config",
+    "planned_engines",
     "read_config",
     "read_ensemble",
     "read_reports",
