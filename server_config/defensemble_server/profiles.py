@@ -37,6 +37,8 @@ def check_profile(repository: Path, profile: str, *, only_cpus: bool, say: Calla
         RepositoryError: no model has it, it is not there for one network, it asks for a GPU, or a file that it serves is missing.
     """
     having = profiles_of(repository)
+    if only_cpus and profile in PROFILES and profile != "cpu":
+        raise RepositoryError(_only_cpus(profile))
     if profile not in having:
         there = ", ".join(having) or "none"
         if profile in PROFILES:
@@ -50,10 +52,7 @@ def check_profile(repository: Path, profile: str, *, only_cpus: bool, say: Calla
     models = {name: (plain, chosen) for name, plain, chosen in _read_both(repository, profile)}
     asking = [name for name, (_, chosen) in models.items() if chosen.wants_gpu]
     if only_cpus and asking:
-        raise RepositoryError(
-            f"the profile '{profile}' asks for a GPU ({', '.join(asking)}), and the embedded runtime has CPUs alone: "
-            "pass --runtime docker, --runtime path inside NVIDIA's container, or --profile cpu"
-        )
+        raise RepositoryError(_only_cpus(profile, f" ({', '.join(asking)})"))
     lacking = [name for name, (plain, _) in models.items() if name not in having[profile] and _is_network(plain)]
     if lacking and profile in PROFILES:
         raise RepositoryError(
@@ -118,6 +117,13 @@ def _read_both(repository: Path, profile: str) -> list[tuple[str, Model, Model]]
 
 def _is_network(model: Model) -> bool:
     return bool(model.config.backend == BACKEND) and [tensor.name for tensor in model.config.input] == ["images"]
+
+
+def _only_cpus(profile: str, models: str = "") -> str:
+    return (
+        f"the profile '{profile}' asks for a GPU{models}, and the embedded runtime has CPUs alone: "
+        "pass --runtime docker, --runtime path inside NVIDIA's container, or --profile cpu"
+    )
 
 
 def _write(repository: Path, profile: str) -> str:
