@@ -24,7 +24,7 @@ def profiles_of(repository: Path) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for path in sorted(repository.glob(f"*/{PROFILES_FOLDER}/*.pbtxt")):
         found.setdefault(path.stem, []).append(path.parent.parent.name)
-    return found
+    return dict(sorted(found.items()))
 
 
 def check_profile(repository: Path, profile: str, *, only_cpus: bool, say: Callable[[str], None] = lambda text: None) -> None:
