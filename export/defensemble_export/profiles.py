@@ -132,17 +132,12 @@ def profile_config(profile: str, config: schema.ModelConfig, digests: Mapping[in
 
 def _engine_parameters(config: schema.ModelConfig, digests: Mapping[int, str], settings: EngineSettings) -> dict[str, str]:
     # The names are those of the table in the README of NVIDIA's onnxruntime_backend.
-    def shape(batch: int) -> str:
-        return "images:" + "x".join(str(size) for size in (batch, *config.input[0].dims))
-
-    batch = max(1, config.max_batch_size)
-    parameters = {
-        "max_workspace_size_bytes": str(settings.workspace_mib << 20),
+    parameters = {"max_workspace_size_bytes": str(settings.workspace_mib << 20)}
+    batch, sizes = config.max_batch_size, "x".join(map(str, config.input[0].dims))
+    if batch > 0 and min(config.input[0].dims) > 0:
         # Without them an engine is built anew, while callers wait, for each batch that is larger than all before.
-        "trt_profile_min_shapes": shape(1),
-        "trt_profile_opt_shapes": shape(batch),
-        "trt_profile_max_shapes": shape(batch),
-    }
+        for bound, count in (("min", 1), ("opt", batch), ("max", batch)):
+            parameters[f"trt_profile_{bound}_shapes"] = f"images:{count}x{sizes}"
     if len(digests) == 1:
         # ONNX Runtime names an engine by the names in its graph, not by its weights: two members of one architecture, or two versions of
         # a member, would get each other's engine out of a shared folder. It makes one level of folders itself.

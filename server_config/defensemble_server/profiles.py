@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 
-from ._errors import RepositoryError
+from ._errors import PlanError, RepositoryError
 from .plans import Machine, problem_of_version, read_machine
 from .repository import BACKEND, CONFIG_FILE, PLAN_BACKEND, PROFILES_FOLDER, Model, Repository, read_model
 from .runtime import CONTAINER, Runtime
@@ -81,6 +81,7 @@ def check_gpu(content: Repository, runtime: Runtime, *, strict: bool, say: Calla
 
     Raises:
         RepositoryError: with ``strict``, a model does not fit.
+        PlanError: a container cannot be asked for its TensorRT.
     """
     asking = {name: model for name, model in content.models.items() if model.wants_gpu}
     if not asking or runtime.name == "embedded":
@@ -183,7 +184,10 @@ def _machine(runtime: Runtime, plans: bool, say: Callable[[str], None]) -> Machi
         return read_machine(runtime.environment)
     python = [str(runtime.executable), "run", "--rm", "--gpus=all", "--entrypoint=python3", CONTAINER]
     say(f"asking the image for its TensorRT (not tested by us): {shlex.join(python)}")
-    return read_machine(runtime.environment, python=python)
+    try:
+        return read_machine(runtime.environment, python=python)
+    except PlanError as error:
+        raise PlanError(f"{error}. If the image is not on this machine yet, fetch it: docker pull {CONTAINER}") from error
 
 
 def _unfit(repository: Path, model: Model, machine: Machine, runtime: Runtime) -> str:

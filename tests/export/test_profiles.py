@@ -161,6 +161,18 @@ def test_fused_graphs_and_networks_of_others_get_one_and_averaging_models_do_not
     assert path.parameters["trt_engine_cache_path"].endswith(f"/fused-{hashlib.sha256(b'x').hexdigest()[:16]}")
 
 
+@pytest.mark.parametrize(("batch", "dims"), [(0, [1, 1, 4, 4]), (8, [1, -1, 4])])
+def test_engines_of_sizes_that_config_pbtxt_leaves_open_are_not_bounded(repository: Path, batch: int, dims: list[int]) -> None:
+    path = repository / "alpha/config.pbtxt"
+    changed = config(path)
+    changed.max_batch_size = batch
+    changed.input[0].dims[:] = dims
+    path.write_bytes(pbtxt_from_config(changed))
+    write_profile(repository, "gpu-ort-tensorrt")
+    (engines,) = config(repository / "alpha/configs/gpu-ort-tensorrt.pbtxt").optimization.execution_accelerators.gpu_execution_accelerator
+    assert [key for key in engines.parameters if "shapes" in key] == []
+
+
 def test_engines_are_kept_apart_by_member_and_not_kept_where_versions_would_be_mixed_up(repository: Path) -> None:
     told: list[str] = []
     write_profile(repository, "gpu-ort-tensorrt", say=told.append)

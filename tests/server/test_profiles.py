@@ -18,7 +18,7 @@ import defensemble_export
 from defensemble.cli.profile import _PROFILES
 from defensemble_export import config_from_pbtxt, pbtxt_from_config, write_profile
 from defensemble_export.profiles import DIGEST_PARAMETER as WRITTEN_DIGEST
-from defensemble_server import RepositoryError, ServeOptions, read_repository, serve
+from defensemble_server import PlanError, RepositoryError, ServeOptions, read_repository, serve
 from defensemble_server.profiles import DIGEST_PARAMETER, PROFILES, check_gpu, check_profile, engine_caches, profiles_of
 from defensemble_server.runtime import CONTAINER, Runtime
 from tests import tiny
@@ -255,6 +255,15 @@ def test_plans_that_do_not_fit(repository: Path, tmp_path: Path, case: str, told
         fit(repository, docker(folder))
     assert "this profile cannot be served:\n  alpha: version 1: " in str(refused.value)
     assert told in str(refused.value)
+
+
+def test_an_image_that_cannot_be_asked_is_told_with_the_command_that_fetches_it(repository: Path, tmp_path: Path) -> None:
+    write_plans(repository)
+    write_profile(repository, "gpu-tensorrt")
+    folder = programs(tmp_path / "bin")
+    (folder / "docker").write_text("#!/bin/sh\necho 'could not select device driver with capabilities: [[gpu]]' >&2; exit 125\n")
+    with pytest.raises(PlanError, match=r"status 125: could not select device driver.* docker pull nvcr\.io/nvidia/tritonserver:"):
+        fit(repository, docker(folder))
 
 
 def test_a_plan_without_a_profile_is_a_problem_of_its_model_and_its_ensemble(repository: Path, tmp_path: Path) -> None:
