@@ -5,6 +5,7 @@ It is compared and validated here, never run: that needs a Docker engine and NVI
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shlex
@@ -18,8 +19,8 @@ import pytest
 import urllib3
 import yaml
 
-from defensemble_export import PROFILES, EngineSettings
-from defensemble_export.config import PROFILES_FOLDER
+from defensemble_export import PROFILES, EngineError, EngineSettings
+from defensemble_export.target import load_tensorrt
 from defensemble_server import serve
 from defensemble_server.options import ADMIN_HEADER, RESTRICTED_APIS, ServeOptions, triton_command
 from defensemble_server.runtime import CONTAINER, NGC_TAG, TENSORRT_CONTAINER, Runtime, find_runtime
@@ -167,7 +168,33 @@ def test_the_builder_s_calls_are_ones_that_the_command_line_takes(services: dict
     build, write = contexts
     assert build.params["repository"] == write.params["repository"] == Path("/models")
     assert write.params["profile"] == SERVERS["triton-gpu"]
-    assert str(build.params["timing_cache"]).startswith("/var/cache/defensemble/")
+    assert build.params["timing_cache"].parent == Path(EngineSettings().cache_dir)
+    assert build.params["no_compare"] is True, "the container has no images of its own"
+
+
+def test_what_the_builder_may_compare_with_is_an_option_that_it_takes() -> None:
+    (line,) = [line.strip() for line in COMPOSE.read_text().splitlines() if line.strip().startswith("defensemble build-engine")]
+    told = re.search(r"ENGINES_COMPARE +.*: (--\S+), or (--images \S+),", COMPOSE.read_text())
+    assert told is not None
+    for given in told.groups():
+        words = shlex.split(_VARIABLE.sub(given, line))[1:]
+        command, rest = find_command(words)
+        command.make_context("engines", rest)
+
+
+def test_what_a_missing_tensorrt_is_mended_with_is_there(services: dict[str, dict[str, Any]]) -> None:
+    with pytest.raises(EngineError) as told:
+        _without_tensorrt()
+    words = re.search(r"docker compose --profile (\S+) run --rm (\S+) \((\S+)\)", str(told.value))
+    assert words is not None
+    assert services[words[2]]["profiles"] == [words[1]]
+    assert words[3] == TENSORRT_CONTAINER
+
+
+def _without_tensorrt() -> None:
+    if importlib.util.find_spec("tensorrt") is not None:
+        pytest.skip("TensorRT's package is installed: that it is missing cannot be seen here")
+    load_tensorrt()
 
 
 def test_the_builder_goes_before_triton_writes_the_models_and_shares_the_cache(services: dict[str, dict[str, Any]]) -> None:
@@ -211,7 +238,6 @@ def test_the_image_of_the_builder_is_given_what_it_installs(tmp_path: Path) -> N
         "constraints.txt",
     }
     assert allowed == needed
-    assert PROFILES_FOLDER == "configs"
 
 
 @pytest.mark.parametrize("name", SERVERS)
@@ -273,6 +299,7 @@ def test_compose_takes_every_variable(compose: list[str]) -> None:
         "NGC_TAG": "27.01",
         "MODEL_REPOSITORY": "/somewhere",
         "ENGINES_USER": "7:8",
+        "ENGINES_COMPARE": "--images /models/x.npy",
         "TRITON_PROFILE": "gpu",
         "TRITON_THREADS": "3",
         "TRITON_CPUS": "1.5",
@@ -286,6 +313,7 @@ def test_compose_takes_every_variable(compose: list[str]) -> None:
     assert triton["image"].endswith(":27.01-py3")
     assert engines["build"]["args"]["NGC_TAG"] == "27.01"
     assert engines["user"] == "7:8"
+    assert "timing.cache --images /models/x.npy\n" in engines["command"][2]
     assert {"--model-config-name=gpu", "--backend-config=onnxruntime,intra_op_thread_count=3"} <= set(triton["command"])
     assert "/somewhere" in str(triton["volumes"])
     assert (float(triton["cpus"]), str(triton["mem_limit"])[0], str(engines["mem_limit"])[0]) == (1.5, "3", "5")
