@@ -5,6 +5,7 @@ ExportError
 ├── ConfigError          a config.pbtxt that cannot be read, or would not be read back as it was meant
 ├── EnsembleError        members that cannot be averaged, weights or names that are not allowed
 ├── ProfileError         a profile that cannot be written or removed as it was asked for
+├── EngineError          a TensorRT plan cannot be built here, or does not answer as its graph does
 └── ExistsError          the repository holds it already
 """
 
@@ -29,6 +30,10 @@ class EnsembleError(ExportError, ValueError):
 
 class ProfileError(ExportError):
     """A profile cannot be written or removed: an unknown name, a missing file, an edit by hand."""
+
+
+class EngineError(ExportError):
+    """A TensorRT plan cannot be built here, or does not answer as the graph that it was built from."""
 
 
 class ExistsError(ExportError):

@@ -39,7 +39,7 @@ _CPU, _GPU = schema.ModelInstanceGroup.KIND_CPU, schema.ModelInstanceGroup.KIND_
 
 
 @dataclass(frozen=True)
-class EngineSettings:
+class KeptEngines:
     """Of the profile ``gpu-ort-tensorrt``: where its engines are kept, on the serving machine, and what building one may take, in MiB."""
 
     cache_dir: str = "/var/cache/defensemble"
@@ -97,7 +97,7 @@ def served_versions(folder: Path, config: schema.ModelConfig) -> list[int]:
     return versions[-max(1, policy.latest.num_versions) :]
 
 
-def profile_config(profile: str, config: schema.ModelConfig, digests: Mapping[int, str], settings: EngineSettings) -> schema.ModelConfig:
+def profile_config(profile: str, config: schema.ModelConfig, digests: Mapping[int, str], settings: KeptEngines) -> schema.ModelConfig:
     """Derive a profile from a network's ``config.pbtxt``; inputs, outputs, batch, version policy and parameters stay.
 
     ``digests`` maps each served version to the SHA-256 of the file that the profile serves.
@@ -130,7 +130,7 @@ def profile_config(profile: str, config: schema.ModelConfig, digests: Mapping[in
     return derived
 
 
-def _engine_parameters(config: schema.ModelConfig, digests: Mapping[int, str], settings: EngineSettings) -> dict[str, str]:
+def _engine_parameters(config: schema.ModelConfig, digests: Mapping[int, str], settings: KeptEngines) -> dict[str, str]:
     # The names are those of the table in the README of NVIDIA's onnxruntime_backend.
     parameters = {"max_workspace_size_bytes": str(settings.workspace_mib << 20)}
     batch, sizes = config.max_batch_size, "x".join(map(str, config.input[0].dims))
@@ -146,7 +146,7 @@ def _engine_parameters(config: schema.ModelConfig, digests: Mapping[int, str], s
     return parameters
 
 
-def profile_plan(repository: Path, profile: str, settings: EngineSettings | None = None, *, force: bool = False) -> dict[str, bytes]:
+def profile_plan(repository: Path, profile: str, settings: KeptEngines | None = None, *, force: bool = False) -> dict[str, bytes]:
     """Compute the files that write ``profile`` for every network of ``repository``; what is there already is left out.
 
     Raises:
@@ -163,7 +163,7 @@ def profile_plan(repository: Path, profile: str, settings: EngineSettings | None
     files = {}
     for name, config in found.items():
         path = _path(name, profile)
-        content = pbtxt_from_config(_derived(repository / name, config, profile, settings or EngineSettings()))
+        content = pbtxt_from_config(_derived(repository / name, config, profile, settings or KeptEngines()))
         if not (repository / path).exists() or (repository / path).read_bytes() != content:
             files[path] = content
     return files
@@ -185,7 +185,7 @@ def profile_files(repository: Path, profile: str, *, force: bool = False) -> lis
     return paths
 
 
-def profile_states(repository: Path, settings: EngineSettings | None = None) -> list[ProfileState]:
+def profile_states(repository: Path, settings: KeptEngines | None = None) -> list[ProfileState]:
     """How each network stands with each profile, those that somebody has written by hand among them (state "by hand").
 
     Raises:
@@ -202,7 +202,7 @@ def profile_states(repository: Path, settings: EngineSettings | None = None) -> 
 def write_profile(
     repository: Path,
     profile: str,
-    settings: EngineSettings | None = None,
+    settings: KeptEngines | None = None,
     *,
     force: bool = False,
     say: Callable[[str], None] = lambda text: None,
@@ -279,7 +279,7 @@ def _missing_text(repository: Path, profile: str, missing: Mapping[str, str]) ->
     return f"the profile '{profile}' cannot be written, and nothing was:\n{listing}\n{mend}"
 
 
-def _derived(folder: Path, config: schema.ModelConfig, profile: str, settings: EngineSettings) -> schema.ModelConfig:
+def _derived(folder: Path, config: schema.ModelConfig, profile: str, settings: KeptEngines) -> schema.ModelConfig:
     named = schema.ModelConfig()
     named.CopyFrom(config)
     named.name = folder.name
@@ -330,7 +330,7 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names) or "none"
 
 
-def _state(folder: Path, config: schema.ModelConfig, profile: str, settings: EngineSettings | None) -> str:
+def _state(folder: Path, config: schema.ModelConfig, profile: str, settings: KeptEngines | None) -> str:
     path = folder / PROFILES_FOLDER / f"{profile}.pbtxt"
     if profile not in PROFILES:
         return "by hand" if path.exists() else "not written"
@@ -344,19 +344,19 @@ def _state(folder: Path, config: schema.ModelConfig, profile: str, settings: Eng
     return "written" if _is_current(folder, config, profile, path, settings) else "out of date"
 
 
-def _is_current(folder: Path, config: schema.ModelConfig, profile: str, path: Path, settings: EngineSettings | None) -> bool:
+def _is_current(folder: Path, config: schema.ModelConfig, profile: str, path: Path, settings: KeptEngines | None) -> bool:
     """Whether writing the profile again, with the settings that it was written with, would change nothing."""
     there = config_from_pbtxt(path.read_text(errors="replace"), str(path))
     return bool(there == _derived(folder, config, profile, settings or _settings_of(there)))
 
 
-def _settings_of(config: schema.ModelConfig) -> EngineSettings:
+def _settings_of(config: schema.ModelConfig) -> KeptEngines:
     """The settings that a profile was written with."""
     for engines in config.optimization.execution_accelerators.gpu_execution_accelerator:
         parameters = engines.parameters
-        usual = EngineSettings()
-        return EngineSettings(
+        usual = KeptEngines()
+        return KeptEngines(
             str(PurePosixPath(parameters["trt_engine_cache_path"]).parent) if "trt_engine_cache_path" in parameters else usual.cache_dir,
             int(parameters["max_workspace_size_bytes"]) >> 20 if "max_workspace_size_bytes" in parameters else usual.workspace_mib,
         )
-    return EngineSettings()
+    return KeptEngines()

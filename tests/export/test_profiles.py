@@ -16,8 +16,8 @@ from tritonclient.grpc import model_config_pb2 as schema
 from defensemble_export import (
     PROFILES,
     ConfigError,
-    EngineSettings,
     ExportError,
+    KeptEngines,
     ProfileError,
     config_from_pbtxt,
     pbtxt_from_config,
@@ -107,7 +107,7 @@ FIELDS_THAT_STAY = ("name", "input", "output", "max_batch_size", "version_policy
 def test_what_each_profile_is_about(repository: Path) -> None:
     write_plans(repository)
     for profile in PROFILES:
-        write_profile(repository, profile, EngineSettings("/engines", 512))
+        write_profile(repository, profile, KeptEngines("/engines", 512))
     derived = {profile: config(repository / f"alpha/configs/{profile}.pbtxt") for profile in PROFILES}
     kinds = {profile: [group.kind for group in one.instance_group] for profile, one in derived.items()}
     assert kinds == {"cpu": [schema.ModelInstanceGroup.KIND_CPU], "gpu": [GPU], "gpu-ort-tensorrt": [GPU], "gpu-tensorrt": [GPU]}
@@ -284,9 +284,9 @@ def test_names_folders_and_settings_that_cannot_be(repository: Path, tmp_path: P
     with pytest.raises(ProfileError, match="holds no network of backend onnxruntime"):
         write_profile(tmp_path / "empty", "cpu")
     with pytest.raises(ProfileError, match="must be absolute"):
-        EngineSettings("engines")
+        KeptEngines("engines")
     with pytest.raises(ProfileError, match="must be 1 to 1048576 MiB, got 0"):
-        EngineSettings(workspace_mib=0)
+        KeptEngines(workspace_mib=0)
     (repository / "alpha/config.pbtxt").write_text("max_batch_size: [")
     before = content(tmp_path)
     with pytest.raises(ConfigError, match=r"alpha/config\.pbtxt: not a valid model configuration"):

@@ -84,10 +84,10 @@ def write(profile: str, repository: Path, cache_dir: str | None, workspace_mib: 
     """
     if profile != "gpu-ort-tensorrt" and (cache_dir is not None or workspace_mib is not None):
         raise click.UsageError("--cache-dir and --workspace are of the profile gpu-ort-tensorrt")
-    from defensemble_export import EngineSettings, write_profile
+    from defensemble_export import KeptEngines, write_profile
 
-    usual = EngineSettings()
-    settings = EngineSettings(
+    usual = KeptEngines()
+    settings = KeptEngines(
         usual.cache_dir if cache_dir is None else cache_dir, usual.workspace_mib if workspace_mib is None else workspace_mib
     )
     written = write_profile(repository, profile, settings, force=force, say=lambda text: click.echo(text, err=True))
