@@ -20,7 +20,6 @@ __all__ = [
     "PROFILES",
     "BuiltEngine",
     "ConfigError",
-    "ConfigError",
     "EngineError",
     "EngineOptions",
     "Ensemble",

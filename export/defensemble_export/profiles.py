@@ -32,9 +32,9 @@ PROFILES: Mapping[str, str] = {
     "gpu-ort-tensorrt": "ONNX Runtime, which builds TensorRT engines when a model is loaded, and keeps them",
     "gpu-tensorrt": "TensorRT plans that `defensemble build-engine` has built",
 }
-# What a profile's file was when it was written: a digest over all but the parameters that an export adds to every configuration.
+# What a profile's file was when it was written: a digest over all but the parameters that an export adds with each version.
 DIGEST_PARAMETER = "profile.sha256"
-_ADDED_BY_EXPORTS = re.compile(r"(sha256|mask_digest|precision)\.[0-9]+")
+_OF_A_VERSION = re.compile(r".+\.[0-9]+")
 _CPU, _GPU = schema.ModelInstanceGroup.KIND_CPU, schema.ModelInstanceGroup.KIND_GPU
 
 
@@ -299,7 +299,7 @@ def _derived(folder: Path, config: schema.ModelConfig, profile: str, settings: K
 def _digest(config: schema.ModelConfig) -> str:
     stripped = schema.ModelConfig()
     stripped.CopyFrom(config)
-    for key in [key for key in stripped.parameters if key == DIGEST_PARAMETER or _ADDED_BY_EXPORTS.fullmatch(key)]:
+    for key in [key for key in stripped.parameters if key == DIGEST_PARAMETER or _OF_A_VERSION.fullmatch(key)]:
         del stripped.parameters[key]
     return hashlib.sha256(pbtxt_from_config(stripped)).hexdigest()
 
