@@ -42,6 +42,14 @@ class Model:
         return bool(self.config.platform == "ensemble")
 
     @property
+    def is_fused(self) -> bool:
+        """Whether it gives an ensemble's ``probabilities`` out of one graph, and its parameters say whose votes they average."""
+        inputs = [(tensor.name, tensor.data_type) for tensor in self.config.input]
+        gives = any(tensor.name == "probabilities" for tensor in self.config.output)
+        told = all(self.parameter(key) is not None for key in ("average", "weights", "members"))
+        return not self.is_ensemble and inputs == [("images", schema.TYPE_FP32)] and gives and told
+
+    @property
     def is_classifier(self) -> bool:
         """Whether it takes ``images`` and gives ``logits``, as members and standard networks do."""
         tensors = [(tensor.name, tensor.data_type) for tensor in (*self.config.input, *self.config.output)]
@@ -131,6 +139,8 @@ def read_repository(path: Path, *, profile: str | None = None, only_backend: str
             model = read_model(folder, profile)
             if not model.is_ensemble:
                 _check_files(folder, model, only_backend)
+            if model.is_fused:
+                fused_averaging(model)  # raises where its parameters are no average
             models[folder.name] = model
         except RepositoryError as error:
             problems[_printable(folder.name)] = str(error)
@@ -237,21 +247,36 @@ def averaging_of(ensemble: Model, models: Mapping[str, Model]) -> tuple[str, lis
         RepositoryError: what a configuration says is no average, or not one positive number for each vote.
     """
     for step in ensemble.config.ensemble_scheduling.step:
-        if "probabilities" not in step.output_map.values():
-            continue
         model = models.get(step.model_name)
-        average, text = (model.parameter("average"), model.parameter("weights")) if model is not None else (None, None)
-        if average is None or text is None:
+        if "probabilities" not in step.output_map.values() or model is None:
             continue
-        if average not in AVERAGES:
-            raise RepositoryError(f"parameter average of '{step.model_name}' must be one of {', '.join(AVERAGES)}, got {average[:80]!r}")
-        try:
-            weights = [float(weight) for weight in json.loads(text)]
-        except (ValueError, TypeError) as error:
-            raise RepositoryError(f"parameter weights of '{step.model_name}' is no JSON list of numbers, got {text[:80]!r}") from error
-        if len(weights) != len(ensemble.votes) or not all(math.isfinite(weight) and weight > 0 for weight in weights):
-            raise RepositoryError(
-                f"parameter weights of '{step.model_name}' must be {len(ensemble.votes)} numbers above 0, got {text[:80]}"
-            )
-        return average, weights
+        if model.parameter("average") is not None and model.parameter("weights") is not None:
+            return _average_and_weights(model, len(ensemble.votes))
     return None
+
+
+def fused_averaging(model: Model) -> tuple[str, list[float], list[tuple[str, int]]]:
+    """What a fused graph's ``probabilities`` are: (average, weights, and in their order the votes as model and version).
+
+    Raises:
+        RepositoryError: what its parameters say is no average, no list of ``NAME@VERSION``, or not one positive number for each vote.
+    """
+    text = model.parameter("members") or ""
+    try:
+        votes = [(name, int(version)) for name, _, version in (vote.rpartition("@") for vote in json.loads(text))]
+    except (ValueError, TypeError, AttributeError) as error:
+        raise RepositoryError(f"parameter members of '{model.name}' is no JSON list of \"NAME@VERSION\", got {text[:80]!r}") from error
+    return *_average_and_weights(model, len(votes)), votes
+
+
+def _average_and_weights(model: Model, votes: int) -> tuple[str, list[float]]:
+    average, text = model.parameter("average") or "", model.parameter("weights") or ""
+    if average not in AVERAGES:
+        raise RepositoryError(f"parameter average of '{model.name}' must be one of {', '.join(AVERAGES)}, got {average[:80]!r}")
+    try:
+        weights = [float(weight) for weight in json.loads(text)]
+    except (ValueError, TypeError) as error:
+        raise RepositoryError(f"parameter weights of '{model.name}' is no JSON list of numbers, got {text[:80]!r}") from error
+    if len(weights) != votes or not all(math.isfinite(weight) and weight > 0 for weight in weights):
+        raise RepositoryError(f"parameter weights of '{model.name}' must be {votes} numbers above 0, got {text[:80]}")
+    return average, weights
