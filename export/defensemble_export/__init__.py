@@ -1,7 +1,7 @@
 """Checkpoints to ONNX, and to entries of a Triton model repository."""
 
 from . import _telemetry as _telemetry
-from ._errors import ConfigError, EngineError, EnsembleError, ExistsError, ExportError, VerificationError
+from ._errors import ConfigError, EngineError, EnsembleError, ExistsError, ExportError, ProfileError, VerificationError
 from .averaging import average_onnx, uncertainty_onnx
 from .config import config_from_pbtxt, pbtxt_from_config
 from .engine import engine_from_onnx
@@ -19,13 +19,16 @@ from .manifest import Manifest
 from .member import member_from_onnx, onnx_from_checkpoint, onnx_from_module
 from .plan import Member, repository_plan
 from .precision import PRECISIONS, TOLERANCES, Tolerance
+from .profiles import PROFILES, KeptEngines, ProfileState, profile_states, remove_profile, write_profile
 from .reading import ensemble_from_configs, read_config, read_ensemble
 from .report import Reported, read_reports
+from .target import check_target, find_target
 from .verify import Verification, answers_from_module, verify_onnx
 from .writing import write_plan
 
 __all__ = [
     "PRECISIONS",
+    "PROFILES",
     "TOLERANCES",
     "BuiltEngine",
     "ConfigError",
@@ -38,9 +41,12 @@ __all__ = [
     "Form",
     "FromCheckpoint",
     "FromOnnx",
+    "KeptEngines",
     "Manifest",
     "Member",
     "PlannedEngine",
+    "ProfileError",
+    "ProfileState",
     "Reported",
     "Tolerance",
     "Verification",
@@ -50,11 +56,13 @@ __all__ = [
     "average_onnx",
     "build_engines",
     "check_fuse_request",
+    "check_target",
     "config_from_pbtxt",
     "engine_from_onnx",
     "ensemble_from_configs",
     "export_checkpoints",
     "export_networks",
+    "find_target",
     "foreign_interface",
     "foreign_reference",
     "fuse_planned",
@@ -69,13 +77,16 @@ __all__ = [
     "onnx_from_module",
     "pbtxt_from_config",
     "planned_engines",
+    "profile_states",
     "read_config",
     "read_ensemble",
     "read_reports",
+    "remove_profile",
     "report_beside",
     "repository_plan",
     "uncertainty_onnx",
     "verify_fused",
     "verify_onnx",
     "write_plan",
+    "write_profile",
 ]
