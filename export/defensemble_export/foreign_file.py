@@ -217,6 +217,6 @@ def _check_domains(model: onnx.ModelProto, file: Path, custom_domains: Collectio
     if used:
         listed = "; ".join(f"{domain}: {', '.join(sorted(operators))}" for domain, operators in sorted(used.items()))
         raise ExportError(
-            f"{file} uses operators that are not of the ONNX standard ({listed}): export it without them, or name their domains if every "
-            f"server that is to run it has them: {', '.join(sorted(used))}"
+            f"{file} uses operators that are not of the ONNX standard ({listed}): export it without them or, if every server that is to run "
+            f"it has them, allow their domains ({' '.join(f'--custom-operators {domain}' for domain in sorted(used))})"
         )
