@@ -49,7 +49,7 @@ def costs_in_process(
     """
     single = session_of(members[0].onnx, 1, spins=False)
     fused = {size: session_of(fused_of(members[:size]), 1, spins=False) for size in sizes}
-    told = []
+    told: list[dict[str, Any]] = []
     for batch in batches:
         some = images[:batch]
         took: dict[int, list[float]] = {size: [] for size in (0, *sizes)}

@@ -30,6 +30,13 @@ Images a second, the same way; "in process" runs on one thread for each caller.
 
 {_table(result["served"], 8, _throughput)}
 
+## Served: processor time
+
+Of the Triton process, ms an image, all cores together; unlike the tables above, it does not hold what other processes took of the machine.
+The ratio is fused by pipeline: below 1 the fused graph takes less.
+
+{_processor(result["served"])}
+
 ## Memory
 
 Proportional set size of Triton with one form and nothing else, MB, idle and after the load above (batches of up to 64 images).
@@ -51,15 +58,15 @@ def _how(result: Mapping[str, Any], json_name: str) -> str:
     spec = result["member_spec"]
     lines = [
         "Repeat it with `python benchmarks/pipeline_vs_fused.py --json docs/results/pipeline_vs_fused.json`, which writes this page too.",
-        f"The numbers are those of [{json_name}]({json_name}), measured on {result['measured_at'][:10]} in {result['duration_s']:,.0f} s on "
-        f"{len(hardware['cores_used'])} cores of {hardware['cpu']}",
+        f"The numbers are those of [{json_name}]({json_name}), measured on {result['measured_at'][:10]} in {result['duration_s']:,.0f} s "
+        f"on {len(hardware['cores_used'])} cores of {hardware['cpu']}",
         f"(no GPU), Python {versions['python']}, ONNX Runtime {versions['onnxruntime']}, the embedded Triton, commit {commit}, "
         f"seed {result['seed']}.",
         "",
         f"Defective networks ({spec['arch']}, keep {spec['keep']}, blocks {', '.join(map(str, spec['blocks']))}) at "
         f"{'x'.join(map(str, result['image_shape']))}, untrained, which changes no time. Every form's",
         "answers were first compared with numpy's average of torch's logits, within 1e-5. "
-        f"{result['rounds']} rounds, in which the forms take turns, {result['seconds']:g} s each.",
+        f"{result['rounds']} round{'s' * (result['rounds'] > 1)}, in which the forms take turns, {result['seconds']:g} s each.",
     ]
     if result["note"]:
         lines += ["", result["note"]]
@@ -83,6 +90,16 @@ def _latency(form: Mapping[str, Any]) -> str:
 
 def _throughput(form: Mapping[str, Any]) -> str:
     return f"{form['images_per_s']['median']:,.0f}"
+
+
+def _processor(served: Sequence[Mapping[str, Any]]) -> str:
+    lines = [f"| members | callers | batch | {PIPELINE} | {FUSED} | fused by pipeline |", "|---|---|---|---|---|---|"]
+    for one in served:
+        for setting in one["settings"]:
+            took = " | ".join(f"{setting['server_processor_ms_per_image'][name]['median']:.2f}" for name in (PIPELINE, FUSED))
+            ratio = _spread(setting["fused_by_pipeline_processor"])
+            lines.append(f"| {one['members']} | {setting['callers']} | {setting['batch']} | {took} | {ratio} |")
+    return "\n".join(lines)
 
 
 def _memory(served: Sequence[Mapping[str, Any]]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from benchmarks.figures import round_ratios, spread
 from benchmarks.fused.in_process import BATCHES, ensemble_of, fused_of
 from benchmarks.serving.forms import Form, asked_in_process, asked_of, check_answers, session_of
-from benchmarks.serving.processes import pss_bytes, started
-from benchmarks.serving.timing import Timing, time_form
+from benchmarks.serving.processes import processor_seconds, pss_bytes, started
+from benchmarks.serving.timing import Predict, Timing, time_form
 from defensemble import Client
 from defensemble_export import Member, fused_member, fused_plan, repository_plan, write_plan
 from defensemble_server import Server
@@ -57,6 +57,7 @@ def compare_served(
         servers: dict[str, Server] = {name: stack.enter_context(started(folder / name))[0] for name in (PIPELINE, FUSED)}
         for name, server in servers.items():
             told["memory"][name] = {"idle_pss_bytes": pss_bytes(server.triton_pid)}
+        pids = {name: server.triton_pid for name, server in servers.items()}
         clients = {name: stack.enter_context(Client(server.grpc_url)) for name, server in servers.items()}
         content = fused_of(members)
         near = {
@@ -68,7 +69,7 @@ def compare_served(
                 check_answers(form, images[:batch], expected[:batch])
         for callers in CALLERS:
             for batch in batches:
-                told["settings"].append(_setting(forms[callers], images, callers, batch, rounds, seconds, warm_s))
+                told["settings"].append(_setting(forms[callers], pids, images, callers, batch, rounds, seconds, warm_s))
                 say(f"{len(members)} members, {callers} x {batch}: {_glance(told['settings'][-1])}")
         for name, server in servers.items():
             told["memory"][name]["after_load_pss_bytes"] = pss_bytes(server.triton_pid)
@@ -76,13 +77,26 @@ def compare_served(
 
 
 def _setting(
-    forms: Sequence[Form], images: NDArray[np.float32], callers: int, batch: int, rounds: int, seconds: float, warm_s: float
+    forms: Sequence[Form],
+    pids: Mapping[str, int],
+    images: NDArray[np.float32],
+    callers: int,
+    batch: int,
+    rounds: int,
+    seconds: float,
+    warm_s: float,
 ) -> dict[str, Any]:
     own = images[: callers * batch].reshape(callers, batch, *images.shape[1:])
     timings: dict[str, list[Timing]] = {form.name: [] for form in forms}
+    processor: dict[str, list[float]] = {name: [] for name in pids}
     for number in range(rounds):
         for form in forms if number % 2 == 0 else reversed(forms):
-            timings[form.name].append(time_form(form.predict, own, warm_s=warm_s, seconds=seconds))
+            asked: list[int] = []  # an append is one step for all threads
+            pid = pids.get(form.name)
+            before = 0.0 if pid is None else processor_seconds(pid)
+            timings[form.name].append(time_form(_counted(form, asked), own, warm_s=warm_s, seconds=seconds))
+            if pid is not None:
+                processor[form.name].append(1000 * (processor_seconds(pid) - before) / sum(asked))
     rates = {name: [one.images_per_s for one in rounds_of] for name, rounds_of in timings.items()}
     return {
         "callers": callers,
@@ -91,7 +105,18 @@ def _setting(
         "fused_by_pipeline": spread(round_ratios(rates[FUSED], rates[PIPELINE])),
         "pipeline_by_in_process": spread(round_ratios(rates[PIPELINE], rates[IN_PROCESS])),
         "fused_by_in_process": spread(round_ratios(rates[FUSED], rates[IN_PROCESS])),
+        "server_processor_ms_per_image": {name: spread(of) for name, of in processor.items()},
+        "fused_by_pipeline_processor": spread(round_ratios(processor[FUSED], processor[PIPELINE])),
     }
+
+
+def _counted(form: Form, asked: list[int]) -> Predict:
+    def predict(images: NDArray[np.float32]) -> NDArray[np.floating[Any]]:
+        answer = form.predict(images)
+        asked.append(len(images))
+        return answer
+
+    return predict
 
 
 def _calls(rounds: Sequence[Timing]) -> dict[str, Any]:

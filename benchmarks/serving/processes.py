@@ -58,6 +58,16 @@ def pss_bytes(pid: int) -> int:
     raise OSError(f"/proc/{pid}/smaps_rollup has no line `Pss:`")
 
 
+def processor_seconds(pid: int) -> float:
+    """The processor time that a process has taken, all threads together, to 10 ms. Source: proc(5), stat.
+
+    Raises:
+        OSError: There is no such process.
+    """
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def memory(server: Server) -> dict[str, int]:
     """PSS in bytes of Triton and of the supervisor that cleans up after it."""
     return {"triton_pss_bytes": pss_bytes(server.triton_pid), "supervisor_pss_bytes": pss_bytes(server.state.pid)}
