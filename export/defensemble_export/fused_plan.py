@@ -25,11 +25,13 @@ from .config import (
     pbtxt_from_config,
 )
 from .ensemble import Ensemble, check_name
-from .fused_verify import verify_fused
+from .fused_verify import FUSED_TOLERANCE, verify_fused
 from .fusing import fused_onnx
-from .member import CLASS_NAMES
-from .plan import Member, is_there, labels_text
+from .metadata import CLASS_NAMES
+from .plan import DEFAULT_MAX_BATCH_SIZE, Member, is_there, labels_text
 from .reading import checked_batch, ensemble_from_configs, existing_batch, next_version, read_config
+from .real_images import images_of_record
+from .report import report_from_export
 from .writing import check_writable, locked, remove_stale_staging, write_plan
 
 
@@ -39,14 +41,16 @@ def fuse_repository(
     name: str,
     *,
     images: np.ndarray[Any, Any] | None = None,
+    data_dir: Path | None = None,
     max_batch_size: int | None = None,
     replace: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[str]:
     """Fuse the members that ``ensemble`` pins in ``repository`` into the model ``name``; returns the paths written, relative to it.
 
-    Each member's file is compared with the digest that its configuration carries, and the fused graph with the members, on ``images``
-    (N,C,H,W) where there are any and on random ones, before anything is written. ``max_batch_size`` None stands for that of an existing
+    Each member's file is compared with the digest that its configuration carries, and the fused graph with the members, before anything is
+    written: on random images and on ``images`` (N,C,H,W), by default test images of the data that the first member that says so was trained
+    on (from ``data_dir`` where it is given). ``max_batch_size`` None stands for that of an existing
     ``name``, else of the ensemble.
 
     Raises:
@@ -60,7 +64,10 @@ def fuse_repository(
     check_writable(repository)
     votes, members, usual = voting_members(repository, ensemble)
     check_fuse_request(repository, name, [vote.model for vote in votes.members], max_batch_size=max_batch_size, replace=replace)
-    batch = _batch(repository / name, max_batch_size, usual)
+    batch = fused_batch(repository / name, max_batch_size, usual)
+    if images is None:
+        recorded = (images_of_record(onnx.load_model_from_string(one.onnx), one.name, data_dir) for one in members)
+        images = next((found.images for found in recorded if found is not None), None)
     fused = fused_member(name, votes, members, images, max_batch_size=batch)
     with locked(repository):
         for stale in remove_stale_staging(repository):
@@ -90,7 +97,7 @@ def fuse_planned(
     votes, members, usual = voting_members(repository, ensemble, planned)
     taken = [ensemble, *(vote.model for vote in votes.members), *(path.split("/")[0] for path in planned)]
     check_fuse_request(repository, name, taken, max_batch_size=max_batch_size, replace=replace)
-    batch = _batch(repository / name, max_batch_size, usual)
+    batch = fused_batch(repository / name, max_batch_size, usual)
     fused = fused_member(name, votes, members, images, max_batch_size=batch)
     return fused_plan(repository, fused, votes, max_batch_size=batch, replace=replace)
 
@@ -164,9 +171,18 @@ def fused_member(
     contents = [member.onnx for member in members]
     content = fused_onnx(contents, ensemble)
     measured = verify_fused(content, contents, ensemble, images, max_batch_size=max_batch_size)
-    measured["precisions"] = [member.precision for member in members]
-    precision = "+".join(sorted(set(measured["precisions"])))
-    report = f"{json.dumps(measured, indent=2)}\n".encode()
+    precision = "+".join(sorted({member.precision for member in members}))
+    origin = {
+        "kind": "fused",
+        "average": ensemble.average,
+        "members": [
+            {"member": f"{vote.model}@{vote.version}", "weight": vote.weight, "precision": member.precision}
+            for vote, member in zip(ensemble.members, members, strict=True)
+        ],
+    }
+    report = report_from_export(
+        content, precision=precision, origin=origin, verification=measured, tolerance={"largest_difference": FUSED_TOLERANCE}
+    )
     return Member(name, content, first.input_shape, first.num_classes, first.class_names, None, precision, report)
 
 
@@ -181,8 +197,7 @@ def fused_plan(repository: Path, fused: Member, ensemble: Ensemble, *, max_batch
         EnsembleError: the name is not allowed, or that of a member.
         ExportError: ``max_batch_size`` is not 1 to 4096, or not what the existing configuration says.
     """
-    taken = [ensemble.name, *(vote.model for vote in ensemble.members)]
-    check_fuse_request(repository, fused.name, taken, max_batch_size=max_batch_size, replace=replace)
+    check_fuse_request(repository, fused.name, [vote.model for vote in ensemble.members], max_batch_size=max_batch_size, replace=replace)
     folder = repository / fused.name
     version = next_version(folder)
     files = {f"{fused.name}/{version}/{MODEL_FILE}": fused.onnx}
@@ -236,7 +251,12 @@ class _Files:
         return config_from_pbtxt(content.decode(errors="replace"), str(self.repository / path))
 
 
-def _batch(folder: Path, asked: int | None, usual: int) -> int:
+def fused_batch(folder: Path, asked: int | None, usual: int = DEFAULT_MAX_BATCH_SIZE) -> int:
+    """How many images a fused graph takes at once: what an existing one does, else what is asked for, else ``usual``.
+
+    Raises:
+        ExportError: the existing one takes another number than ``asked``.
+    """
     if folder.exists():
         return existing_batch(folder, asked)
     return usual if asked is None else asked

@@ -20,7 +20,7 @@ from ._errors import EnsembleError, ExportError
 from .averaging import IR_VERSION, OPSET, average_onnx, uncertainty_onnx
 from .config import uncertainty_outputs
 from .ensemble import Ensemble
-from .member import CLASS_NAMES, MASK_DIGEST, SPEC
+from .metadata import CLASS_NAMES, MASK_DIGEST, SPEC
 
 # Keys of the fused file's metadata, beside that of the class names: who votes (JSON, in step order), and what is averaged.
 FUSED_MEMBERS, FUSED_AVERAGE = "defensemble.members", "defensemble.average"

@@ -16,8 +16,12 @@ from tritonclient.grpc import model_config_pb2 as schema
 from ._errors import RepositoryError
 
 CONFIG_FILE = "config.pbtxt"
+# In a model's folder: a configuration for each profile that differs from ``config.pbtxt``.
+PROFILES_FOLDER = "configs"
 # The embedded runtime answers for this backend alone.
 BACKEND = "onnxruntime"
+# Serves TensorRT plans.
+PLAN_BACKEND = "tensorrt"
 # What the members' votes are averaged as.
 AVERAGES = ("probabilities", "logits")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
@@ -69,6 +73,19 @@ class Model:
             return tuple(version for version in self.versions if version in policy.specific.versions)
         return self.versions[-max(1, policy.latest.num_versions) :]
 
+    @property
+    def file(self) -> str:
+        """The name of the file in each version's folder that is served."""
+        usual = "model.plan" if self.config.backend == PLAN_BACKEND else "model.onnx"
+        return str(self.config.default_model_filename) or usual
+
+    @property
+    def wants_gpu(self) -> bool:
+        """Whether it asks for a GPU: by its instances, by TensorRT in ONNX Runtime, or by being a TensorRT plan."""
+        kinds = [group.kind for group in self.config.instance_group]
+        accelerators = self.config.optimization.execution_accelerators.gpu_execution_accelerator
+        return bool(self.config.backend == PLAN_BACKEND or schema.ModelInstanceGroup.KIND_GPU in kinds or len(accelerators))
+
     def parameter(self, key: str) -> str | None:
         """A value of the configuration's ``parameters``, None where there is none."""
         return self.config.parameters[key].string_value if key in self.config.parameters else None
@@ -86,6 +103,13 @@ class Repository:
     def ensembles(self) -> list[Model]:
         """The ensembles that can be served."""
         return [model for model in self.models.values() if model.is_ensemble]
+
+    def without(self, problems: Mapping[str, str]) -> Repository:
+        """The same without the models that ``problems`` names, and without the ensembles that need them."""
+        models = {name: model for name, model in self.models.items() if name not in problems}
+        all_problems = {**self.problems, **problems}
+        _drop_broken_ensembles(models, all_problems)
+        return Repository(self.path, models, all_problems)
 
     def threads_per_member(self, cores: int) -> int:
         """How many threads each member may take so that the members of the largest ensemble share the machine; all where there is none."""
@@ -112,7 +136,12 @@ def read_repository(path: Path, *, profile: str | None = None, only_backend: str
     models, problems = {}, {}
     for folder in folders:
         try:
-            models[folder.name] = _read_model(folder, profile, only_backend)
+            model = read_model(folder, profile)
+            if not model.is_ensemble:
+                _check_files(folder, model, only_backend)
+            if model.is_fused:
+                fused_averaging(model)  # raises where its parameters are no average
+            models[folder.name] = model
         except RepositoryError as error:
             problems[_printable(folder.name)] = str(error)
         except OSError as error:
@@ -125,10 +154,16 @@ def _printable(name: str) -> str:
     return name.encode(errors="backslashreplace").decode()
 
 
-def _read_model(folder: Path, profile: str | None, only_backend: str | None) -> Model:
+def read_model(folder: Path, profile: str | None) -> Model:
+    """Read a model's configuration, of ``profile`` where the model has it; its files are not looked at.
+
+    Raises:
+        RepositoryError: it is no model, or its configuration is not valid.
+        OSError: it cannot be read.
+    """
     path = folder / CONFIG_FILE
-    if profile is not None and (folder / "configs" / f"{profile}.pbtxt").exists():
-        path = folder / "configs" / f"{profile}.pbtxt"
+    if profile is not None and (folder / PROFILES_FOLDER / f"{profile}.pbtxt").exists():
+        path = folder / PROFILES_FOLDER / f"{profile}.pbtxt"
     try:
         config = text_format.Parse(path.read_text(), schema.ModelConfig())
     except FileNotFoundError as error:
@@ -146,12 +181,7 @@ def _read_model(folder: Path, profile: str | None, only_backend: str | None) -> 
         raise RepositoryError(f"{folder} has no version folder: it needs one named 1, 2, ...")
     if versions[-1] > _LARGEST_VERSION:
         raise RepositoryError(f"version folder {versions[-1]} is larger than Triton counts: rename it to 1, 2, ...")
-    model = Model(folder.name, config, versions)
-    if not model.is_ensemble:
-        _check_files(folder, model, only_backend)
-    if model.is_fused:
-        fused_averaging(model)
-    return model
+    return Model(folder.name, config, versions)
 
 
 def _check_files(folder: Path, model: Model, only_backend: str | None) -> None:
@@ -161,7 +191,7 @@ def _check_files(folder: Path, model: Model, only_backend: str | None) -> None:
             f"backend '{got}' is not in this runtime, which has '{only_backend}' alone: serve it with --runtime docker or path"
         )
     for version in model.served_versions:
-        file = folder / str(version) / (model.config.default_model_filename or "model.onnx")
+        file = folder / str(version) / model.file
         expected = model.parameter(f"sha256.{version}")
         if expected is None:
             continue

@@ -72,10 +72,12 @@ def test_a_repository_is_fused_from_what_it_holds(repository: Path) -> None:
         "sha256.1": hashlib.sha256(after["fused/1/model.onnx"]).hexdigest(),
     }
     report = json.loads(after["fused/1/model.onnx.json"])
-    assert report["batches"] == [1, 2, 8]
-    assert report["images"] == ["random", "real"]
-    assert max(report["largest_difference"].values()) <= 1e-6
-    assert (report["members"], report["precisions"]) == (["alpha@1", "beta@1"], ["fp32", "fp32"])
+    assert report["schema"] == "defensemble.export/1"
+    assert report["onnx"]["sha256"] == hashlib.sha256(after["fused/1/model.onnx"]).hexdigest()
+    assert (report["verification"]["batches"], report["verification"]["n"]) == ([1, 2, 8], 11)
+    assert max(report["verification"]["largest_difference"].values()) <= report["tolerance"]["largest_difference"] == 1e-6
+    voted = [(member["member"], member["precision"], member["weight"]) for member in report["origin"]["members"]]
+    assert voted == [("alpha@1", "fp32", 1.0), ("beta@1", "fp32", 3.0)]
 
 
 def test_it_fuses_the_versions_that_the_ensemble_pins(repository: Path) -> None:
@@ -122,7 +124,7 @@ def test_replace_adds_the_next_version_and_keeps_hand_edits(repository: Path) ->
         assert json.loads(config.parameters["members"].string_value) == ["alpha@1", "beta@1", "gamma@1"]
         assert json.loads(config.parameters["weights"].string_value) == [1, 3, 1]
         assert {key for key in config.parameters if key.startswith("sha256.")} == keys
-    assert json.loads((repository / "fused/2/model.onnx.json").read_text())["batches"] == [1, 2, 4]
+    assert json.loads((repository / "fused/2/model.onnx.json").read_text())["verification"]["batches"] == [1, 2, 4]
 
 
 def test_what_was_just_planned_is_fused_before_it_is_written(tmp_path: Path) -> None:
