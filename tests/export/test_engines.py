@@ -26,7 +26,7 @@ from defensemble_export import (
     planned_engines,
 )
 from defensemble_export.manifest import read_manifest
-from defensemble_export.member import RECORD
+from defensemble_export.metadata import CLASS_NAMES, RECORD
 from defensemble_server import read_repository
 from defensemble_server.plans import Gpu, Machine, problem_of_version
 from tests import tiny
@@ -249,7 +249,9 @@ def test_images_are_those_of_the_data_that_the_network_was_trained_on(repository
     assert fake.calls == [], "found before the build"
 
     model = onnx.load_model_from_string(tiny.linear_onnx(1, (1, 16, 16), 10))
-    onnx.helper.set_model_props(model, {RECORD: json.dumps({"data": "digits"})})
+    onnx.helper.set_model_props(
+        model, {RECORD: json.dumps({"data": "digits"}), CLASS_NAMES: json.dumps([str(digit) for digit in range(10)])}
+    )
     other = tiny.write_repository(repository.parent / "other", {"digits": 1})
     path = other / "digits/config.pbtxt"
     config = config_from_pbtxt(path.read_text(), "digits")
