@@ -19,6 +19,7 @@ from .engine import OnProgress, engine_from_onnx, request_from_onnx
 from .engine_plan import DEFAULT_BUILDER_LEVEL, INPUT, BuildRequest
 from .manifest import Manifest, read_manifest
 from .plan_answers import Agreement, verify_plan
+from .profiles import served_versions
 from .reading import read_config
 from .real_images import images_of_record
 from .target import Target, check_target, find_target
@@ -97,8 +98,7 @@ def planned_engines(
     planned = []
     for name in chosen:
         there = _versions(folders[name])
-        policy = configs[name].version_policy
-        served = [one for one in there if one in policy.specific.versions] if policy.HasField("specific") else there
+        served = served_versions(folders[name], configs[name])
         if versions is not None and models is not None and (missing := sorted(set(versions) - set(there))):
             raise EngineError(f"'{name}' has no version {', '.join(map(str, missing))}; there are {', '.join(map(str, there)) or 'none'}")
         planned += [

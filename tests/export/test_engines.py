@@ -293,7 +293,8 @@ def test_the_command_builds_and_tells(repository: Path, fake: FakeTensorRT, tmp_
     result = run(repository, "--model", "beta", "--hardware-compatible", "--timing-cache", cache, *options)
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[0] == f"{repository}: 1 plan built, 0 up to date"
-    assert result.stdout.splitlines()[1].endswith(f"serve {repository} --profile gpu-tensorrt")
+    assert result.stdout.splitlines()[1].endswith(f" profile write gpu-tensorrt {repository}, then")
+    assert result.stdout.splitlines()[2].endswith(f" serve {repository} --profile gpu-tensorrt")
     assert "TensorRT: Building Engine, 2 steps\nTensorRT: Building Engine done\nbeta@1: built in " in result.stderr
     manifest = read_manifest(repository / "beta/1/model.plan.json")
     assert manifest is not None
