@@ -19,6 +19,7 @@ from .engine import OnProgress, engine_from_onnx, request_from_onnx
 from .engine_plan import DEFAULT_BUILDER_LEVEL, INPUT, BuildRequest
 from .manifest import Manifest, read_manifest
 from .plan_answers import Agreement, verify_plan
+from .profiles import served_versions
 from .reading import read_config
 from .real_images import images_of_record
 from .target import Target, check_target, find_target
@@ -97,8 +98,7 @@ def planned_engines(
     planned = []
     for name in chosen:
         there = _versions(folders[name])
-        policy = configs[name].version_policy
-        served = [one for one in there if one in policy.specific.versions] if policy.HasField("specific") else there
+        served = served_versions(folders[name], configs[name])
         if versions is not None and models is not None and (missing := sorted(set(versions) - set(there))):
             raise EngineError(f"'{name}' has no version {', '.join(map(str, missing))}; there are {', '.join(map(str, there)) or 'none'}")
         planned += [
@@ -144,7 +144,6 @@ def build_engines(
         check_target(target, one.request.precision, hardware_compatible=options.hardware_compatible)
     check_writable(repository)
     timing_cache = default_timing_cache(target) if timing_cache is None else timing_cache
-    sources = _Images(images, data_dir)
     outcomes = []
     for one in planned:
         current = None if force else _current(one, target)
@@ -152,7 +151,7 @@ def build_engines(
             say(f"{one.name}: up to date, built {current.date} with TensorRT {current.tensorrt}")
             outcomes.append(BuiltEngine(one.model, one.version, current, built=False, agreement=None))
             continue
-        real = sources.of(one) if compare else None  # before the build: there may be none
+        real = None if not compare else _real_images(one, data_dir) if images is None else images  # before the build: there may be none
         outcomes.append(_build(repository, one, target, timing_cache, real, say, on_progress))
     return outcomes
 
@@ -271,24 +270,15 @@ def _current(one: PlannedEngine, target: Target) -> Manifest | None:
     return manifest if found == wanted and _digest(plan) == manifest.plan_sha256 else None
 
 
-class _Images:
-    """Real images to compare plans on: those given, else each model's test images, loaded once for models of the same data."""
-
-    def __init__(self, given: Array | None, data_dir: Path | None) -> None:
-        self.given = given
-        self.data_dir = data_dir
-        self.loaded: dict[tuple[str, int], Array] = {}
-
-    def of(self, one: PlannedEngine) -> Array:
-        if self.given is not None:
-            return self.given
-        found = images_of_record(onnx.load(one.graph), one.name, self.data_dir)
-        if found is None:
-            raise EngineError(
-                f"{one.graph} does not say which data its network was trained on, to compare its plan on: "
-                "pass images (--images FILE.npy), or leave the comparison out (--no-compare)"
-            )
-        return found.images
+def _real_images(one: PlannedEngine, data_dir: Path | None) -> Array:
+    """Test images of the data that the graph names."""
+    found = images_of_record(onnx.load(one.graph), one.name, data_dir)
+    if found is None:
+        raise EngineError(
+            f"{one.graph} does not say which data its network was trained on, to compare its plan on: "
+            "pass images (--images FILE.npy), or leave the comparison out (--no-compare)"
+        )
+    return found.images
 
 
 def _digest(path: Path) -> str:

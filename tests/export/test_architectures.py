@@ -18,6 +18,7 @@ from onnx import numpy_helper
 
 from defensemble_export import Member, member_from_onnx, onnx_from_checkpoint, repository_plan, verify_onnx, write_plan
 from defensemble_export.member import _check_masks, _exported
+from defensemble_export.tensorrt_operators import problems_of_graph
 from defensemble_training import Drop, ModelSpec, build, defect_masks, defective, load_checkpoint, mask_digest, save_checkpoint
 from tests import tiny
 from tests.training.placements import PLACEMENTS
@@ -90,6 +91,7 @@ def test_masks_are_bool_initialisers_bit_for_bit(tmp_path: Path, arch: str, patt
     assert sorted(node.input[0] for node in model.graph.node if node.op_type == "Where") == sorted(masks)
     assert not {node.op_type for node in model.graph.node} & {"Dropout", "RandomUniform", "RandomUniformLike", "Bernoulli"}
     assert mask_digest(found) == {entry.key: entry.value for entry in model.metadata_props}["defensemble.mask_digest"]
+    assert problems_of_graph(model) == [], "TensorRT's parser is documented to read it"
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)

@@ -107,7 +107,8 @@ def command(
         )
     new = sum(one.built for one in built)
     click.echo(f"{repository}: {new} plan{'' if new == 1 else 's'} built, {len(built) - new} up to date")
-    click.echo(f"serve them: {this_command()} serve {repository} --profile gpu-tensorrt")
+    click.echo(f"serve them: {this_command()} profile write gpu-tensorrt {repository}, then")
+    click.echo(f"  {this_command()} serve {repository} --profile gpu-tensorrt")
 
 
 def _show_plan(repository: Path, models: tuple[str, ...], versions: tuple[int, ...], options: object) -> None:
