@@ -20,9 +20,12 @@ from defensemble_export import (
     KeptEngines,
     ProfileError,
     config_from_pbtxt,
+    fuse_repository,
     pbtxt_from_config,
     profile_states,
     remove_profile,
+    repository_plan,
+    write_plan,
     write_profile,
 )
 from defensemble_export.profiles import networks, served_versions
@@ -159,6 +162,23 @@ def test_fused_graphs_and_networks_of_others_get_one_and_averaging_models_do_not
     # Without a digest in config.pbtxt the file's own is taken.
     path = config(repository / "fused/configs/gpu-ort-tensorrt.pbtxt").optimization.execution_accelerators.gpu_execution_accelerator[0]
     assert path.parameters["trt_engine_cache_path"].endswith(f"/fused-{hashlib.sha256(b'x').hexdigest()[:16]}")
+
+
+@pytest.mark.parametrize("edited", [False, True])
+def test_a_fused_graph_s_next_version_is_no_edit_by_hand_and_does_not_hide_one(repository: Path, edited: bool) -> None:
+    fuse_repository(repository, "ensemble", "fused")
+    for profile in ("gpu", "gpu-ort-tensorrt"):
+        write_profile(repository, profile)
+    if edited:
+        edit(repository / "fused/configs/gpu.pbtxt", max_batch_size=3)
+    write_plan(repository, repository_plan(repository, [tiny.member("gamma", 5), tiny.member("alpha", 7)], replace=True))
+    fuse_repository(repository, "ensemble", "fused", replace=True)
+    assert states(repository, "gpu")["fused"] == ("edited by hand" if edited else "written")
+    assert states(repository, "gpu-ort-tensorrt")["fused"] == "out of date", "its engines are the first version's"
+    assert "gamma/configs/gpu-ort-tensorrt.pbtxt" in write_profile(repository, "gpu-ort-tensorrt")
+    derived = config(repository / "fused/configs/gpu-ort-tensorrt.pbtxt")
+    assert derived.parameters["members"].string_value == '["alpha@2", "beta@1", "gamma@1"]'
+    assert states(repository, "gpu-ort-tensorrt")["fused"] == "written"
 
 
 @pytest.mark.parametrize(("batch", "dims"), [(0, [1, 1, 4, 4]), (8, [1, -1, 4])])
