@@ -50,7 +50,7 @@ def check_profile(repository: Path, profile: str, *, only_cpus: bool, say: Calla
             f"{shlex.quote(str(repository))}` writes {', '.join(PROFILES)}"
         )
     models = {name: (plain, chosen) for name, plain, chosen in _read_both(repository, profile)}
-    asking = [name for name, (_, chosen) in models.items() if chosen.wants_gpu]
+    asking = [name for name, (_, chosen) in models.items() if name in having[profile] and chosen.wants_gpu]
     if only_cpus and asking:
         raise RepositoryError(_only_cpus(profile, f" ({', '.join(asking)})"))
     lacking = [name for name, (plain, _) in models.items() if name not in having[profile] and _is_network(plain)]
