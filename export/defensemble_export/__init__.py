@@ -22,6 +22,7 @@ from .precision import PRECISIONS, TOLERANCES, Tolerance
 from .profiles import PROFILES, KeptEngines, ProfileState, profile_states, remove_profile, write_profile
 from .reading import ensemble_from_configs, read_config, read_ensemble
 from .report import Reported, read_reports
+from .target import check_target, find_target
 from .verify import Verification, answers_from_module, verify_onnx
 from .writing import write_plan
 
@@ -55,11 +56,13 @@ __all__ = [
     "average_onnx",
     "build_engines",
     "check_fuse_request",
+    "check_target",
     "config_from_pbtxt",
     "engine_from_onnx",
     "ensemble_from_configs",
     "export_checkpoints",
     "export_networks",
+    "find_target",
     "foreign_interface",
     "foreign_reference",
     "fuse_planned",

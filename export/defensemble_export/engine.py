@@ -28,6 +28,7 @@ from .engine_plan import (
     config_steps,
     network_steps,
 )
+from .foreign_graph import real_inputs
 from .manifest import Manifest
 from .target import Target, check_target, find_target, load_tensorrt
 from .tensorrt_operators import parser_list, problems_of_graph
@@ -121,8 +122,7 @@ def request_from_onnx(content: bytes, where: str, **options: Any) -> BuildReques
         model = onnx.load_model_from_string(content)
     except Exception as error:  # protobuf's error is of one of several packages
         raise EngineError(f"{where} is no ONNX file, or is damaged: {error}; export the model again") from error
-    stored = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in stored]
+    inputs = real_inputs(model.graph)
     sizes = [size.dim_value for size in inputs[0].type.tensor_type.shape.dim] if len(inputs) == 1 else []
     element = inputs[0].type.tensor_type.elem_type if inputs else 0
     if [value.name for value in inputs] != [INPUT] or element != onnx.TensorProto.FLOAT or len(sizes) != 4 or 0 in sizes[1:]:

@@ -19,7 +19,7 @@ from .config import BACKEND, CONFIG_FILE, MANIFEST_FILE, MODEL_FILE, PLAN_FILE
 from .engine import OnProgress, engine_from_onnx, request_from_onnx
 from .engine_plan import DEFAULT_BUILDER_LEVEL, INPUT, BuildRequest
 from .manifest import Manifest, read_manifest
-from .member import RECORD
+from .metadata import RECORD
 from .plan_answers import Agreement, verify_plan
 from .reading import read_config
 from .target import Target, check_target, find_target
@@ -73,7 +73,7 @@ class BuiltEngine:
 def planned_engines(
     repository: Path, *, models: Sequence[str] | None = None, versions: Sequence[int] | None = None, options: EngineOptions | None = None
 ) -> list[PlannedEngine]:
-    """What plans can be built for: the versions named, or all, of the models named, or of all that take ``images`` through ONNX Runtime.
+    """What plans can be built for: the versions named, or those served, of the models named, or of all that take ``images``.
 
     Members and fused graphs do; averaging models and ensembles do not: they stay as they are beside TensorRT. Nothing is built, and neither
     TensorRT nor a GPU is needed: what a plan would fail by is found here, as far as it can be known.
@@ -100,10 +100,14 @@ def planned_engines(
     planned = []
     for name in chosen:
         there = _versions(folders[name])
+        policy = configs[name].version_policy
+        served = [one for one in there if one in policy.specific.versions] if policy.HasField("specific") else there
         if versions is not None and models is not None and (missing := sorted(set(versions) - set(there))):
             raise EngineError(f"'{name}' has no version {', '.join(map(str, missing))}; there are {', '.join(map(str, there)) or 'none'}")
         planned += [
-            _planned(folders[name], configs[name], version, options) for version in there if versions is None or version in versions
+            _planned(folders[name], configs[name], version, options)
+            for version in (served if versions is None else there)
+            if versions is None or version in versions
         ]
     if not planned:
         raise EngineError(f"none of {', '.join(chosen)} has a version {', '.join(map(str, versions or ()))}")

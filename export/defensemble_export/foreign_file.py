@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,8 @@ OLDEST_OPSET = 7
 # What protobuf can hold in one message, and a model repository's file is one message.
 LARGEST_FILE = 2**31 - 1
 _STANDARD = ("", "ai.onnx")
+# What onnx puts before the reason: /project/onnx/version_converter/helper.cc:76: adapt: Assertion `false` failed:
+_PLACE_IN_SOURCE = re.compile(r"^\S+:\d+: \w+: Assertion `.*?` failed: ")
 _OTHER_FORMATS = {
     b"PK\x03\x04": "a zip archive, as torch.save and Keras write: load the network and export it with torch.onnx.export (or tf2onnx)",
     b"\x89HDF": "an HDF5 file, as Keras writes: convert it with tf2onnx",
@@ -36,10 +39,8 @@ def translated(message: str, *, file: os.PathLike[str] | str) -> Iterator[None]:
     """
     try:
         yield
-    except ExportError:
-        raise
     except Exception as error:
-        reason = " ".join(str(error).split())
+        reason = _PLACE_IN_SOURCE.sub("", " ".join(str(error).split()))
         raise ExportError(f"{file} {message}: {reason[:400] or type(error).__name__}") from error
 
 
@@ -217,6 +218,6 @@ def _check_domains(model: onnx.ModelProto, file: Path, custom_domains: Collectio
     if used:
         listed = "; ".join(f"{domain}: {', '.join(sorted(operators))}" for domain, operators in sorted(used.items()))
         raise ExportError(
-            f"{file} uses operators that are not of the ONNX standard ({listed}): export it without them, or name their domains if every "
-            f"server that is to run it has them: {', '.join(sorted(used))}"
+            f"{file} uses operators that are not of the ONNX standard ({listed}): export it without them or, if every server that is to "
+            f"run it has them, allow their domains ({' '.join(f'--custom-operators {domain}' for domain in sorted(used))})"
         )

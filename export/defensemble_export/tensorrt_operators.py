@@ -12,6 +12,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
+from .foreign_file import graphs_of
+
 # The list's words for ONNX's types. DOUBLE is cast down to FP32, as the list says.
 _TYPES: dict[int, str] = {
     TensorProto.FLOAT: "FP32",
@@ -66,7 +68,7 @@ def problems_of_graph(model: onnx.ModelProto) -> list[str]:
         inferred = onnx.shape_inference.infer_shapes(model)
     except onnx.shape_inference.InferenceError as error:
         return [*problems, f"the graph's types cannot be inferred: {error}"]
-    for graph in _graphs(inferred.graph):
+    for graph in graphs_of(inferred.graph):
         types = _types_of(graph)
         constants = _constants_of(graph)
         for index, node in enumerate(graph.node):
@@ -77,7 +79,7 @@ def problems_of_graph(model: onnx.ModelProto) -> list[str]:
 
 def operators_of_graph(model: onnx.ModelProto) -> set[str]:
     """The operators that a graph uses, those in the branches of others too."""
-    return {node.op_type for graph in _graphs(model.graph) for node in graph.node}
+    return {node.op_type for graph in graphs_of(model.graph) for node in graph.node}
 
 
 def _problems_of_node(
@@ -104,16 +106,6 @@ def _problems_of_node(
         yield f"its axes '{node.input[1]}' must be an initialiser"
     if node.op_type == "MaxPool" and len(node.output) > 1 and node.output[1]:
         yield "its output of indices is not supported"
-
-
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _graphs(attribute.g)
-            for branch in attribute.graphs:
-                yield from _graphs(branch)
 
 
 def _types_of(graph: onnx.GraphProto) -> dict[str, int]:

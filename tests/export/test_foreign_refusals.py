@@ -153,7 +153,9 @@ def test_external_data_hidden_in_a_function_or_an_attribute(tmp_path: Path) -> N
     branch: Any = helper.make_graph([hidden], "branch", [], [helper.make_tensor_value_info("hidden", TensorProto.FLOAT, [1])])
     choice = helper.make_node("If", ["yes"], ["chosen"], then_branch=branch, else_branch=branch)
     in_branch = theirs.classifier(tail=[choice], more=[numpy_helper.from_array(np.array(True), "yes")])
-    for model in (theirs.classifier(tail=[hidden]), in_function, in_branch):
+    few = onnx.SparseTensorProto(values=secret, indices=numpy_helper.from_array(np.zeros(1, np.int64)), dims=[1])
+    in_sparse = theirs.classifier(tail=[helper.make_node("Constant", [], ["hidden"], sparse_value=few)])
+    for model in (theirs.classifier(tail=[hidden]), in_function, in_branch, in_sparse):
         refused(theirs.write(tmp_path, model), "keeps the tensor 'secret' in '/etc/hostname'")
 
 
@@ -170,11 +172,24 @@ def test_external_data_that_make_the_file_too_large(tmp_path: Path, monkeypatch:
     refused(path, "and its external data have .* bytes; a member is one protobuf file of at most")
 
 
+def test_weights_of_four_bits_which_opset_20_does_not_know(tmp_path: Path) -> None:
+    (tmp_path / "bits.bin").write_bytes(bytes(10))
+    packed = onnx.TensorProto(name="packed", data_type=TensorProto.INT4, dims=[4, 5], data_location=TensorProto.EXTERNAL)
+    packed.external_data.add(key="location", value="bits.bin")
+    scale = numpy_helper.from_array(np.array(1, np.float32), "scale")
+    tail = [helper.make_node("DequantizeLinear", ["packed", "scale"], ["w"]), helper.make_node("MatMul", ["kept", "w"], ["logits"])]
+    outputs = [("logits", TensorProto.FLOAT, ("N", 5))]
+    path = theirs.write(tmp_path, theirs.classifier(opset=21, tail=tail, more=[packed, scale], outputs=outputs))
+    refused(
+        path, r"has opset 21 and cannot be converted to 20; export it again with opset_version=20: DataType \(22\) .*'DequantizeLinear'"
+    )
+
+
 def test_a_custom_domain_that_the_runtime_does_not_know(tmp_path: Path) -> None:
     tail = [helper.make_node("Wobble", ["scores"], ["logits"], domain="theirs.own")]
     outputs = [("logits", TensorProto.FLOAT, ("N", 5))]
     path = theirs.write(tmp_path, theirs.classifier(tail=tail, outputs=outputs, domains=["theirs.own", "ai.onnx.ml"]))
-    refused(path, r"not of the ONNX standard \(theirs\.own: Wobble\): export it without them, or name their domains .*: theirs\.own")
+    refused(path, r"not of the ONNX standard \(theirs\.own: Wobble\): export it without them or, .* \(--custom-operators theirs\.own\)")
     refused(path, r"is not loaded by ONNX Runtime: .*theirs\.own", custom_domains=["theirs.own"])
 
 
@@ -213,6 +228,7 @@ def of_constants() -> onnx.ModelProto:
         (lambda: theirs.classifier(elem_type=TensorProto.FLOAT16), "the input 'x' is float16, expected float32"),
         (lambda: theirs.classifier(elem_type=TensorProto.DOUBLE), r"the input 'x' is float64 \(double\), expected float32"),
         (lambda: theirs.classifier(elem_type=TensorProto.STRING), "the input 'x' is string, expected float32"),
+        (lambda: theirs.classifier(elem_type=99), r"the input 'x' is of an unknown type \(99\), expected float32"),
         (lambda: theirs.classifier(shape=("N", 12)), r"has the shape \(N, 12\), expected 4 dimensions"),
         (lambda: theirs.classifier(shape=("N", 6, 8, 3)), r"\(N, 6, 8, 3\), which looks like channels last .* --inputs-as-nchw x"),
         (lambda: theirs.classifier(shape=("N", "h", "w", 3)), r"\(N, h, w, 3\), which looks like channels last"),

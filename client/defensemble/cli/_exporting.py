@@ -82,6 +82,8 @@ class Request:
             raise click.UsageError("--ensemble names an ensemble, and --no-ensemble asks for none")
         if self.no_ensemble and self.fused_name is None and averaged:
             raise click.UsageError("--weight and --average are about an ensemble or a fused graph, and --no-ensemble asks for none")
+        if self.engine and not networks and self.fused_name is None:
+            raise click.UsageError("--engine builds engines of what is exported; of what is there: defensemble build-engine")
         if not networks and (told := self._about_networks()):
             raise click.UsageError(f"{', '.join(told)}: of use with networks to export, and none is given")
         if not networks and self.fused_name is not None and self.no_ensemble:
@@ -116,19 +118,22 @@ class Request:
 
 def run(request: Request) -> None:
     """Export, fuse, build engines and show reports, as asked for."""
-    if request.networks:
-        _export(request)
-    elif request.fused_name is not None:
-        _fuse(request)
     if request.engine:
-        pass
+        _check_engines(request)
+    written: list[str] = []
+    if request.networks:
+        written = _export(request)
+    elif request.fused_name is not None:
+        written = _fuse(request)
+    if request.engine:
+        _build_engines(request, written)
     if request.report:
         from defensemble.cli._reports import show_reports
 
         show_reports(request.repository, None)
 
 
-def _export(request: Request) -> None:
+def _export(request: Request) -> list[str]:
     images = None if request.images_file is None else npy_images(request.images_file)
     calibration = None if request.calibration_file is None else npy_images(request.calibration_file)
     # After the cheap checks: this imports torch, onnx and ONNX Runtime.
@@ -162,9 +167,10 @@ def _export(request: Request) -> None:
             say=say,
         )
     _tell(request, written)
+    return written
 
 
-def _fuse(request: Request) -> None:
+def _fuse(request: Request) -> list[str]:
     images = None if request.images_file is None else npy_images(request.images_file)
     from defensemble_export import fuse_repository
 
@@ -182,6 +188,7 @@ def _fuse(request: Request) -> None:
             say=lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True),
         )
     _tell(request, written)
+    return written
 
 
 def _tell(request: Request, written: Sequence[str]) -> None:
@@ -198,6 +205,36 @@ def _tell(request: Request, written: Sequence[str]) -> None:
             for text in (one.values["verification"] or {}).get("goals_missed", []):
                 click.echo(f"{one.model}@{one.version}: a goal is missed: {text}", err=True)
     click.echo(f"serve it: {this_command()} serve {request.repository}")
+
+
+def _check_engines(request: Request) -> None:
+    """Whether engines can be built here at all, before anything is written.
+
+    Raises:
+        defensemble_export.EngineError: they cannot.
+    """
+    from defensemble_export import check_target, find_target
+
+    check_target(find_target(), request.precision, hardware_compatible=False)
+
+
+def _build_engines(request: Request, written: Sequence[str]) -> None:
+    from defensemble.cli.build_engine import shown_building
+    from defensemble_export import build_engines
+
+    new = dict.fromkeys(path.split("/")[0] for path in written if path.endswith(".onnx"))
+    images = None if request.images_file is None else npy_images(request.images_file)
+    with shown_building() as (say, on_progress):
+        build_engines(
+            request.repository,
+            models=[name for name in new if not name.startswith(("average_", "uncertainty_"))],
+            images=images,
+            data_dir=request.data_dir,
+            say=say,
+            on_progress=on_progress,
+        )
+    click.echo(f"serve the engines: {this_command()} profile write gpu-tensorrt {request.repository}, then")
+    click.echo(f"  {this_command()} serve {request.repository} --profile gpu-tensorrt")
 
 
 def _form(request: Request, calibration: Any) -> Form:

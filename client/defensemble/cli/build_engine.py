@@ -21,7 +21,9 @@ _GIB = 2**30
 @click.command("build-engine", short_help="TensorRT plans for the models of a repository, on the GPU that will serve them.")
 @click.argument("repository", type=click.Path(path_type=Path), default=Path("model_repository"))
 @click.option("--model", "models", multiple=True, metavar="NAME", help="This model. Repeatable.  [default: all that take images]")
-@click.option("--version", "versions", multiple=True, type=click.IntRange(min=1), help="This version. Repeatable.  [default: all]")
+@click.option(
+    "--version", "versions", multiple=True, type=click.IntRange(min=1), help="This version. Repeatable.  [default: all that are served]"
+)
 @click.option("--min-batch", type=click.IntRange(min=1), default=1, show_default=True, help="Smallest batch that the plan takes.")
 @click.option("--opt-batch", type=click.IntRange(min=1), help="Batch that it is fastest at.  [default: the model's max_batch_size]")
 @click.option("--level", type=click.IntRange(0, 5), default=3, show_default=True, help="0: built fast; 5: built for long, runs fastest.")
