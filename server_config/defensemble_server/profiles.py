@@ -180,12 +180,16 @@ def _engine_cache(model: Model) -> str:
 
 
 def _machine(runtime: Runtime, plans: bool, say: Callable[[str], None]) -> Machine:
-    if runtime.name != "docker" or not plans:
+    if runtime.name != "docker":
         return read_machine(runtime.environment)
+    # The container is given all GPUs, whatever this variable leaves of them here.
+    environment = {key: value for key, value in runtime.environment.items() if key != "CUDA_VISIBLE_DEVICES"}
+    if not plans:
+        return read_machine(environment)
     python = [str(runtime.executable), "run", "--rm", "--gpus=all", "--entrypoint=python3", CONTAINER]
     say(f"asking the image for its TensorRT (not tested by us): {shlex.join(python)}")
     try:
-        return read_machine(runtime.environment, python=python)
+        return read_machine(environment, python=python)
     except PlanError as error:
         raise PlanError(f"{error}. If the image is not on this machine yet, fetch it: docker pull {CONTAINER}") from error
 

@@ -219,7 +219,8 @@ def test_plans_that_fit_the_image_and_the_gpu_are_served(repository: Path, tmp_p
     write_profile(repository, "gpu-tensorrt")
     told: list[str] = []
     folder = programs(tmp_path / "bin")
-    assert {"alpha", "beta", "ensemble"} <= set(fit(repository, docker(folder), told=told))
+    hidden = docker(folder, CUDA_VISIBLE_DEVICES="")  # from a program here, not from a container
+    assert {"alpha", "beta", "ensemble"} <= set(fit(repository, hidden, told=told))
     words = f"docker run --rm --gpus=all --entrypoint=python3 {CONTAINER}"
     assert told == [f"asking the image for its TensorRT (not tested by us): {folder}/{words}"]
     assert f"{words} -c " in (folder / "calls").read_text()
