@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,15 +18,13 @@ from .config import BACKEND, CONFIG_FILE, MANIFEST_FILE, MODEL_FILE, PLAN_FILE
 from .engine import OnProgress, engine_from_onnx, request_from_onnx
 from .engine_plan import DEFAULT_BUILDER_LEVEL, INPUT, BuildRequest
 from .manifest import Manifest, read_manifest
-from .metadata import RECORD
 from .plan_answers import Agreement, verify_plan
 from .reading import read_config
+from .real_images import images_of_record
 from .target import Target, check_target, find_target
 from .timing_cache import default_timing_cache
 from .writing import check_writable, locked, remove_stale_staging, write_plan
 
-# Of the test images, so many are compared where no images are given.
-_REAL_IMAGES = 1000
 Array = np.ndarray[Any, Any]
 
 
@@ -285,25 +282,13 @@ class _Images:
     def of(self, one: PlannedEngine) -> Array:
         if self.given is not None:
             return self.given
-        otherwise = "pass images (--images FILE.npy), or leave the comparison out (--no-compare)"
-        notes = {entry.key: entry.value for entry in onnx.load(one.graph).metadata_props}
-        if RECORD not in notes:
-            raise EngineError(f"{one.graph} does not say which data its network was trained on, to compare its plan on: {otherwise}")
-        try:
-            from defensemble_training import DataError, load_dataset
-        except ModuleNotFoundError as error:
+        found = images_of_record(onnx.load(one.graph), one.name, self.data_dir)
+        if found is None:
             raise EngineError(
-                f"the data that {one.name} was trained on cannot be loaded here, {error.name} is missing: {otherwise}"
-            ) from error
-        key = (str(json.loads(notes[RECORD])["data"]), one.request.image_shape[1])
-        if key not in self.loaded:
-            try:
-                self.loaded[key] = load_dataset(*key, data_dir=self.data_dir).test.images(slice(0, _REAL_IMAGES))
-            except DataError as error:
-                raise EngineError(
-                    f"{one.name} is compared on test images of {key[0]!r}: {error}. Say where they are, or {otherwise}"
-                ) from error
-        return self.loaded[key]
+                f"{one.graph} does not say which data its network was trained on, to compare its plan on: "
+                "pass images (--images FILE.npy), or leave the comparison out (--no-compare)"
+            )
+        return found.images
 
 
 def _digest(path: Path) -> str:

@@ -37,12 +37,14 @@ class FromOnnx:
     output: str | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    input_shape: tuple[int, int, int] | None = None
     class_names: tuple[str, ...] | None = None
     custom_domains: tuple[str, ...] = ()
     options: dict[str, Any] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "options", {"output": self.output, "mean": self.mean, "std": self.std})
+        given = {"output": self.output, "mean": self.mean, "std": self.std, "input_shape": self.input_shape}
+        object.__setattr__(self, "options", given)
 
     @property
     def member_name(self) -> str:

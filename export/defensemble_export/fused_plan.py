@@ -30,6 +30,7 @@ from .fusing import fused_onnx
 from .metadata import CLASS_NAMES
 from .plan import DEFAULT_MAX_BATCH_SIZE, Member, is_there, labels_text
 from .reading import checked_batch, ensemble_from_configs, existing_batch, next_version, read_config
+from .real_images import images_of_record
 from .report import report_from_export
 from .stamp import keep_stamp
 from .writing import check_writable, locked, remove_stale_staging, write_plan
@@ -41,14 +42,16 @@ def fuse_repository(
     name: str,
     *,
     images: np.ndarray[Any, Any] | None = None,
+    data_dir: Path | None = None,
     max_batch_size: int | None = None,
     replace: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[str]:
     """Fuse the members that ``ensemble`` pins in ``repository`` into the model ``name``; returns the paths written, relative to it.
 
-    Each member's file is compared with the digest that its configuration carries, and the fused graph with the members, on ``images``
-    (N,C,H,W) where there are any and on random ones, before anything is written. ``max_batch_size`` None stands for that of an existing
+    Each member's file is compared with the digest that its configuration carries, and the fused graph with the members, before anything is
+    written: on random images and on ``images`` (N,C,H,W), by default test images of the data that the first member that says so was trained
+    on (from ``data_dir`` where it is given). ``max_batch_size`` None stands for that of an existing
     ``name``, else of the ensemble.
 
     Raises:
@@ -63,6 +66,9 @@ def fuse_repository(
     votes, members, usual = voting_members(repository, ensemble)
     check_fuse_request(repository, name, [vote.model for vote in votes.members], max_batch_size=max_batch_size, replace=replace)
     batch = fused_batch(repository / name, max_batch_size, usual)
+    if images is None:
+        recorded = (images_of_record(onnx.load_model_from_string(one.onnx), one.name, data_dir) for one in members)
+        images = next((found.images for found in recorded if found is not None), None)
     fused = fused_member(name, votes, members, images, max_batch_size=batch)
     with locked(repository):
         for stale in remove_stale_staging(repository):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 
 from ._errors import ExportError
+from .metadata import CLASS_NAMES, RECORD
 
 if TYPE_CHECKING:
     from defensemble_training import Dataset, TrainingRecord
@@ -61,21 +64,41 @@ def dataset_of(record: TrainingRecord, input_shape: tuple[int, int, int], data_d
     Raises:
         ExportError: they are not there, or have other classes.
     """
+    return _dataset(record.data, record.class_names, input_shape[1], data_dir, "the export is verified")
+
+
+def _dataset(data: str, class_names: tuple[str, ...], size: int, data_dir: str | os.PathLike[str] | None, what: str) -> Dataset:
     from defensemble_training import DataError, load_dataset
 
     try:
-        dataset = load_dataset(record.data, input_shape[1], data_dir=None if data_dir is None else Path(data_dir))
+        dataset = load_dataset(data, size, data_dir=None if data_dir is None else Path(data_dir))
     except DataError as error:
-        raise ExportError(
-            f"the export is verified on test images of {record.data!r}, which the checkpoint was trained on: {error}. {_MEND}"
-        ) from error
-    if dataset.class_names != record.class_names:
+        raise ExportError(f"{what} on test images of {data!r}, which the checkpoint was trained on: {error}. {_MEND}") from error
+    if dataset.class_names != class_names:
         raise ExportError(
             f"the data for the verification ({dataset.source}) have the classes {_some(dataset.class_names)}, the checkpoint was "
-            f"trained on {_some(record.class_names)}: name the folder of the data that it was trained on (--data-dir), or pass "
+            f"trained on {_some(class_names)}: name the folder of the data that it was trained on (--data-dir), or pass "
             "others (--images FILE.npy)"
         )
     return dataset
+
+
+def images_of_record(graph: onnx.ModelProto, name: str, data_dir: str | os.PathLike[str] | None) -> RealImages | None:
+    """Test images of the data that an exported graph says that its network was trained on; None where it says nothing, as foreign ones.
+
+    Raises:
+        ExportError: they are not there, or cannot be loaded here; ``name`` says whose.
+    """
+    notes = {entry.key: entry.value for entry in graph.metadata_props}
+    if RECORD not in notes:
+        return None
+    record, names = json.loads(notes[RECORD]), tuple(json.loads(notes[CLASS_NAMES]))
+    shape = tuple(side.dim_value for side in graph.graph.input[0].type.tensor_type.shape.dim[1:])
+    try:
+        dataset = _dataset(str(record["data"]), names, shape[1], data_dir, f"'{name}' is compared")
+    except ModuleNotFoundError as error:
+        raise ExportError(f"the data that '{name}' was trained on cannot be loaded here, {error.name} is missing. {_MEND}") from error
+    return images_for_verification(dataset)
 
 
 def images_for_verification(dataset: Dataset) -> RealImages:

@@ -48,6 +48,7 @@ class Request:
     labels_file: Path | None
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
+    input_shape: tuple[int, int, int] | None
     custom_operators: tuple[str, ...]
     report: bool
 
@@ -64,6 +65,7 @@ class Request:
             "--labels": self.labels_file,
             "--mean": self.mean,
             "--std": self.std,
+            "--input-shape": self.input_shape,
             "--custom-operators": self.custom_operators or None,
         }
         if self.onnx_file is None and (told := [option for option, value in foreign.items() if value is not None]):
@@ -97,6 +99,7 @@ class Request:
             "--weight": bool(self.weights),
             "--precision": self.precision != "fp32",
             "--data-dir": self.data_dir is not None and self.fused_name is None,
+            "--images": self.images_file is not None and self.fused_name is None,
         }
         return [option for option, is_given in options.items() if is_given]
 
@@ -183,6 +186,7 @@ def _fuse(request: Request) -> list[str]:
             request.ensemble_name,
             request.fused_name,
             images=images,
+            data_dir=request.data_dir,
             max_batch_size=request.max_batch_size,
             replace=request.replace,
             say=lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True),
@@ -257,6 +261,7 @@ def _networks(request: Request) -> list[FromCheckpoint | FromOnnx]:
                 output=request.output,
                 mean=request.mean,
                 std=request.std,
+                input_shape=request.input_shape,
                 class_names=None if request.labels_file is None else labels_from_file(request.labels_file),
                 custom_domains=request.custom_operators,
             )

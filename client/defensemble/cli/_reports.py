@@ -37,7 +37,7 @@ def show_reports(repository: Path, models: list[str] | None) -> None:
 def _table(reports: list[Reported]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False)
     table.add_column("model", overflow="fold")
-    for heading in ("precision", "MB", "masks MB", "images", "same class %", "accuracy % (before)", "largest difference"):
+    for heading in ("precision", "MB", "masks MB", "images", "same class %", "accuracy % (before)", "largest error"):
         table.add_column(heading, justify="right")
     for one in reports:
         table.add_row(f"{one.model}@{one.version}", *_cells(one.values or {}))
@@ -52,11 +52,11 @@ def _cells(values: Mapping[str, Any]) -> list[str]:
     if verified is None:
         return [*sizes, "not verified", "-", "-", "-"]
     if "largest_difference" in verified:  # a fused graph, beside its members
-        return [*sizes, str(verified["n"]), "-", "-", f"{max(verified['largest_difference'].values()):.1e}"]
+        return [*sizes, str(verified["n"]), "-", "-", f"{max(verified['largest_difference'].values()):.0e}"]
     accuracy = "-" if verified["accuracy"] is None else f"{100 * verified['accuracy']:.1f} ({100 * verified['reference_accuracy']:.1f})"
     logits = values["tolerance"]["logits"] is not None
-    what, largest = ("logit", "largest_logit_difference") if logits else ("probability", "largest_probability_difference")
-    return [*sizes, str(verified["n"]), f"{100 * verified['agreement']:.2f}", accuracy, f"{verified[largest]:.1e} {what}"]
+    what, largest = ("of a logit", "largest_logit_difference") if logits else ("of prob.", "largest_probability_difference")
+    return [*sizes, str(verified["n"]), f"{100 * verified['agreement']:.2f}", accuracy, f"{verified[largest]:.0e} {what}"]
 
 
 def _remarks(one: Reported) -> list[str]:

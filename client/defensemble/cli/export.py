@@ -20,6 +20,18 @@ class _Numbers(click.ParamType):
             self.fail(f"expected numbers with commas between them, such as 0.485,0.456,0.406, got {value!r}", param, ctx)
 
 
+class _Shape(click.ParamType):
+    """Channels, height and width, with commas between them."""
+
+    name = "shape"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        sides = str(value).split(",")
+        if len(sides) != 3 or not all(side.strip().isdecimal() and int(side) > 0 for side in sides):
+            self.fail(f"expected three positive integers, channels,height,width, such as 3,224,224, got {value!r}", param, ctx)
+        return tuple(int(side) for side in sides)
+
+
 @click.command("export", short_help="Networks to ONNX members, an ensemble, one fused graph, engines, in a model repository.")
 @click.argument("checkpoints", nargs=-1, type=click.Path(path_type=Path), metavar="[CHECKPOINT]...")
 @click.option(
@@ -77,6 +89,7 @@ class _Numbers(click.ParamType):
 @click.option("--labels", "labels_file", type=click.Path(path_type=Path), metavar="FILE", help="With --from-onnx: class names, one a line.")
 @click.option("--mean", type=_Numbers(), help="With --from-onnx: what is subtracted from images in [0, 1], by channel, as the first layer.")
 @click.option("--std", type=_Numbers(), help="With --from-onnx: then divide by this.")
+@click.option("--input-shape", type=_Shape(), metavar="C,H,W", help="With --from-onnx: of an image, where the file leaves it open.")
 @click.option("--custom-operators", multiple=True, metavar="DOMAIN", help="With --from-onnx: operators to allow, by domain. Repeatable.")
 @click.option("--report", is_flag=True, help="Show what the verification came to; without a network: of all that is in the repository.")
 def command(**given: Any) -> None:
