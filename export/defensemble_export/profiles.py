@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from tritonclient.grpc import model_config_pb2 as schema
 
-from ._errors import ProfileError
+from ._errors import ConfigError, ProfileError
 from .config import (
     BACKEND,
     MODEL_FILE,
@@ -69,7 +69,8 @@ def networks(repository: Path) -> dict[str, schema.ModelConfig]:
         ConfigError: a model's ``config.pbtxt`` cannot be read.
     """
     if not repository.is_dir():
-        raise ProfileError(f"model repository {repository} does not exist: name a folder that `defensemble export` has written")
+        what = "is a file" if repository.exists() else "does not exist"
+        raise ProfileError(f"model repository {repository} {what}: name a folder that `defensemble export` has written")
     configs = {folder.name: read_config(folder) for folder in sorted(repository.iterdir()) if folder.is_dir()}
     found = {
         name: config
@@ -297,7 +298,10 @@ def _derived(folder: Path, config: schema.ModelConfig, profile: str, settings: K
 def _is_edited(path: Path) -> bool:
     """Whether a profile's file is not as ``write_profile`` or a later export has left it: a comment is an edit too."""
     content = path.read_bytes()
-    config = config_from_pbtxt(content.decode(errors="replace"), str(path))
+    try:
+        config = config_from_pbtxt(content.decode(errors="replace"), str(path))
+    except ConfigError:
+        return True
     return not has_stamp(config) or content != pbtxt_from_config(config)
 
 

@@ -253,7 +253,7 @@ def test_versions_that_the_policy_leaves_out_need_no_plan(repository: Path) -> N
         assert states(repository, "gpu-tensorrt")["alpha"] == missing
 
 
-@pytest.mark.parametrize("edited", ["a field", "a comment", "not ours"])
+@pytest.mark.parametrize("edited", ["a field", "a comment", "not ours", "nothing that is a configuration"])
 def test_what_was_edited_by_hand_is_kept_until_force_says_otherwise(repository: Path, edited: str) -> None:
     write_profile(repository, "gpu")
     clean = content(repository)
@@ -262,8 +262,10 @@ def test_what_was_edited_by_hand_is_kept_until_force_says_otherwise(repository: 
         edit(path, max_batch_size=3)
     elif edited == "a comment":
         path.write_text(f"# mine\n{path.read_text()}")
-    else:
+    elif edited == "not ours":
         path.write_bytes((repository / "beta/config.pbtxt").read_bytes())
+    else:
+        path.write_bytes(b"\xff[[")
     before = content(repository.parent)
     assert states(repository, "gpu") == {"alpha": "written", "beta": "edited by hand"}
     for act, verb in ((write_profile, "written anew"), (remove_profile, "removed")):
@@ -300,6 +302,9 @@ def test_names_folders_and_settings_that_cannot_be(repository: Path, tmp_path: P
     for act in (write_profile, remove_profile):
         with pytest.raises(ProfileError, match="does not exist"):
             act(tmp_path / "nowhere", "cpu")
+        (tmp_path / "file").touch()
+        with pytest.raises(ProfileError, match="is a file: name a folder"):
+            act(tmp_path / "file", "cpu")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ProfileError, match="holds no network of backend onnxruntime"):
         write_profile(tmp_path / "empty", "cpu")
@@ -312,6 +317,14 @@ def test_names_folders_and_settings_that_cannot_be(repository: Path, tmp_path: P
     with pytest.raises(ConfigError, match=r"alpha/config\.pbtxt: not a valid model configuration"):
         write_profile(repository, "cpu")
     assert content(tmp_path) == before
+
+
+def test_a_file_in_the_way_is_told_and_nothing_is_written(repository: Path) -> None:
+    (repository / "beta/configs").write_text("a file, where a folder is to be")
+    before = content(repository.parent)
+    with pytest.raises(OSError, match=r"Not a directory|File exists"):
+        write_profile(repository, "gpu")
+    assert content(repository.parent) == before
 
 
 def test_no_space_left_changes_nothing(tmp_path: Path) -> None:
