@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from defensemble_export import (
     uncertainty_onnx,
     verify_fused,
 )
+from defensemble_export.fusing import digests_of_members
 from defensemble_training import ModelSpec, build, save_checkpoint
 from tests import tiny
 from tests.export.test_averaging import entropy
@@ -256,7 +258,11 @@ def test_members_of_any_precision_are_fused_and_share_their_casts() -> None:
 def test_the_file_keeps_the_contract_and_the_same_members_give_the_same_bytes() -> None:
     members, ensemble = [tiny.linear_onnx(1), tiny.linear_onnx(2)], ensemble_of(2)
     content = fused_onnx(members, ensemble)
-    assert content == fused_onnx([onnx.load_model_from_string(member) for member in members], ensemble)
+    assert content == fused_onnx(list(members), ensemble)
+    assert digests_of_members(content) == [hashlib.sha256(member).hexdigest() for member in members]
+    loaded = fused_onnx([onnx.load_model_from_string(member) for member in members], ensemble)
+    assert digests_of_members(loaded) == [None, None]
+    assert onnx.load_model_from_string(loaded).graph == onnx.load_model_from_string(content).graph
     model = onnx.load_model_from_string(content)
     onnx.checker.check_model(model, full_check=True)
     assert model.ir_version == 10
