@@ -212,6 +212,12 @@ def test_the_builder_goes_before_triton_writes_the_models_and_shares_the_cache(s
         assert services[name]["deploy"] == {"resources": {"reservations": {"devices": devices}}}
 
 
+def test_the_commands_that_the_file_explains_name_its_profiles_and_services(services: dict[str, dict[str, Any]]) -> None:
+    named = re.findall(r"docker compose --profile (\w+) up(?: --build| --no-deps ([\w-]+))?", COMPOSE.read_text())
+    assert named == [("cpu", ""), ("gpu", ""), ("gpu", "triton-gpu")]
+    assert all(profile in services[service]["profiles"] for profile, service in named if service)
+
+
 def test_the_variables_that_the_file_explains_are_those_that_it_reads() -> None:
     text = COMPOSE.read_text()
     head = text[: text.index("\nx-triton:")]
@@ -244,6 +250,7 @@ def test_the_image_of_the_builder_is_given_what_it_installs(tmp_path: Path) -> N
 def test_the_health_check_asks_where_triton_listens(services: dict[str, dict[str, Any]], name: str) -> None:
     url = urlsplit(services[name]["healthcheck"]["test"][-1])
     assert (url.hostname, url.port, url.path) == ("localhost", 8000, "/v2/health/live")
+    assert {**services[name]["healthcheck"], "start_period": "20s"} == services["triton"]["healthcheck"]
 
 
 def test_the_health_check_passes_where_one_model_of_several_is_bad(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from .half import fp16_from_onnx
 from .metadata import PRECISION
 from .precision import TOLERANCES, checked_precision
 from .quantisation import int8_from_onnx
-from .real_images import RealImages
+from .real_images import ImagePool, RealImages
 from .report import report_from_export
 from .tracing import check_masks
 from .verify import Answers, verify_onnx
@@ -43,6 +43,7 @@ class Form:
 
     def __post_init__(self) -> None:
         checked_precision(self.precision)
+        Calibration(self.calibration_count, self.calibration_seed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +66,7 @@ def report_beside(path: Path) -> Path:
     return path.with_name(path.name + REPORT_FILE.removeprefix(MODEL_FILE))
 
 
-def write_form(network: Network, target: Path, form: Form, real: RealImages | None, calibrated_on: RealImages | None, batch: int) -> Path:
+def write_form(network: Network, target: Path, form: Form, real: RealImages | None, pool: ImagePool | None, batch: int) -> Path:
     """Write ``network`` in ``form`` to ``target`` and its report beside it, once its answers to ``real`` images were compared (None: not).
 
     Raises:
@@ -75,7 +76,7 @@ def write_form(network: Network, target: Path, form: Form, real: RealImages | No
     """
     if real is not None:
         real.check_fit(network.input_shape)
-    model, calibration = _converted(network, form, calibrated_on)
+    model, calibration = _converted(network, form, pool)
     if form.precision != "fp32":
         model.metadata_props.add(key=PRECISION, value=form.precision)
     check_masks(model, network.masks)
@@ -116,16 +117,15 @@ def write_form(network: Network, target: Path, form: Form, real: RealImages | No
     return target
 
 
-def _converted(network: Network, form: Form, calibrated_on: RealImages | None) -> tuple[onnx.ModelProto, Calibration | None]:
+def _converted(network: Network, form: Form, pool: ImagePool | None) -> tuple[onnx.ModelProto, Calibration | None]:
     if form.precision == "fp32":
         return network.graph, None
     if form.precision == "fp16":
         return fp16_from_onnx(network.graph), None
-    if calibrated_on is None:
+    if pool is None:
         raise ExportError("int8 is calibrated on real images: pass some training images (--calibration-images FILE.npy)")
-    calibrated_on.check_fit(network.input_shape, "calibration")
     images, calibration = calibration_images(
-        calibrated_on.images, source=calibrated_on.source, count=form.calibration_count, seed=form.calibration_seed
+        pool.images_at, pool.total, source=pool.source, count=form.calibration_count, seed=form.calibration_seed
     )
     return int8_from_onnx(network.graph, images), calibration
 

@@ -20,7 +20,7 @@ from .form import Form, Network, check_place, write_form
 from .labels import default_labels
 from .metadata import CLASS_NAMES
 from .reading import checked_batch
-from .real_images import RealImages
+from .real_images import ImagePool, RealImages
 
 _RANDOM = 16
 
@@ -106,5 +106,5 @@ class FromOnnx:
             real = RealImages(sample, "random images alone: no real ones were given (--images)")
         else:
             real = RealImages(images, "images of the user's")
-        calibrated_on = None if form.calibration_images is None else RealImages(form.calibration_images, "images of the user's")
-        return write_form(self.network, Path(path), form, real, calibrated_on, max_batch_size)
+        pool = None if form.calibration_images is None else ImagePool.of(form.calibration_images, self.network.input_shape)
+        return write_form(self.network, Path(path), form, real, pool, max_batch_size)

@@ -32,6 +32,7 @@ from .plan import DEFAULT_MAX_BATCH_SIZE, Member, is_there, labels_text
 from .reading import checked_batch, ensemble_from_configs, existing_batch, next_version, read_config
 from .real_images import images_of_record
 from .report import report_from_export
+from .stamp import keep_stamp
 from .writing import check_writable, locked, remove_stale_staging, write_plan
 
 
@@ -225,6 +226,8 @@ def fused_plan(repository: Path, fused: Member, ensemble: Ensemble, *, max_batch
             precision=fused.precision,
             existing=existing,
         )
+        if existing is not None:
+            keep_stamp(existing, config)
         files[path] = pbtxt_from_config(config)
     return {path: content for path, content in files.items() if not is_there(repository / path, content)}
 

@@ -17,7 +17,7 @@ from .form import Form, Network, check_place, report_beside, write_form
 from .metadata import CLASS_NAMES, MASK_DIGEST, PRECISION, RECORD, SPEC
 from .plan import DEFAULT_MAX_BATCH_SIZE, Member
 from .reading import checked_batch
-from .real_images import RealImages, dataset_of, images_for_verification
+from .real_images import ImagePool, RealImages, dataset_of, images_for_verification
 from .tracing import graph_from_module
 from .verify import answers_from_module
 
@@ -55,11 +55,12 @@ def onnx_from_checkpoint(
     check_place(Path(path))
     module, spec, record = load_checkpoint(Path(checkpoint))
     real = None if images is None else RealImages(images, "images of the user's")
-    calibrated_on = None if form.calibration_images is None else RealImages(form.calibration_images, "images of the user's")
-    if (verify and real is None) or (form.precision == "int8" and calibrated_on is None):
+    pool = None if form.calibration_images is None else ImagePool.of(form.calibration_images, spec.input_shape)
+    if (verify and real is None) or (form.precision == "int8" and pool is None):
         dataset = dataset_of(record, spec.input_shape, data_dir)
         real = images_for_verification(dataset) if real is None else real
-        calibrated_on = RealImages(dataset.train.images(), f"training images of {dataset.name}") if calibrated_on is None else calibrated_on
+        if pool is None:
+            pool = ImagePool(dataset.train.images, len(dataset.train), f"training images of {dataset.name}")
     network = _network(
         module,
         spec.input_shape,
@@ -68,7 +69,7 @@ def onnx_from_checkpoint(
         {"kind": "checkpoint", "name": Path(checkpoint).name, "sha256": hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest()},
         None if not verify else real,
     )
-    return write_form(network, Path(path), form, real if verify else None, calibrated_on, max_batch_size)
+    return write_form(network, Path(path), form, real if verify else None, pool, max_batch_size)
 
 
 def onnx_from_module(
@@ -95,9 +96,9 @@ def onnx_from_module(
     checked_batch(max_batch_size, "max_batch_size")
     check_place(Path(path))
     real = RealImages(images, "images of the user's")
-    calibrated_on = None if form.calibration_images is None else RealImages(form.calibration_images, "images of the user's")
+    pool = None if form.calibration_images is None else ImagePool.of(form.calibration_images, input_shape)
     network = _network(module.eval(), input_shape, class_names, {}, {"kind": "module"}, real)
-    return write_form(network, Path(path), form, real, calibrated_on, max_batch_size)
+    return write_form(network, Path(path), form, real, pool, max_batch_size)
 
 
 def member_from_onnx(path: str | os.PathLike[str], name: str) -> Member:

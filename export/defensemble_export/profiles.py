@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from tritonclient.grpc import model_config_pb2 as schema
 
-from ._errors import ProfileError
+from ._errors import ConfigError, ProfileError
 from .config import (
     BACKEND,
     MODEL_FILE,
@@ -24,6 +24,7 @@ from .config import (
     pbtxt_from_config,
 )
 from .reading import read_config
+from .stamp import has_stamp, stamp
 from .writing import check_writable, locked, remove_files, remove_stale_staging, write_plan
 
 PROFILES: Mapping[str, str] = {
@@ -32,9 +33,6 @@ PROFILES: Mapping[str, str] = {
     "gpu-ort-tensorrt": "ONNX Runtime, which builds TensorRT engines when a model is loaded, and keeps them",
     "gpu-tensorrt": "TensorRT plans that `defensemble build-engine` has built",
 }
-# What a profile's file was when it was written: a digest over all but the parameters that an export adds with each version.
-DIGEST_PARAMETER = "profile.sha256"
-_OF_A_VERSION = re.compile(r".+\.[0-9]+")
 _CPU, _GPU = schema.ModelInstanceGroup.KIND_CPU, schema.ModelInstanceGroup.KIND_GPU
 
 
@@ -71,7 +69,8 @@ def networks(repository: Path) -> dict[str, schema.ModelConfig]:
         ConfigError: a model's ``config.pbtxt`` cannot be read.
     """
     if not repository.is_dir():
-        raise ProfileError(f"model repository {repository} does not exist: name a folder that `defensemble export` has written")
+        what = "is a file" if repository.exists() else "does not exist"
+        raise ProfileError(f"model repository {repository} {what}: name a folder that `defensemble export` has written")
     configs = {folder.name: read_config(folder) for folder in sorted(repository.iterdir()) if folder.is_dir()}
     found = {
         name: config
@@ -126,7 +125,7 @@ def profile_config(profile: str, config: schema.ModelConfig, digests: Mapping[in
         derived.optimization.ClearField("execution_accelerators")
     if not derived.optimization.ListFields():
         derived.ClearField("optimization")
-    derived.parameters[DIGEST_PARAMETER].string_value = _digest(derived)
+    stamp(derived)
     return derived
 
 
@@ -296,21 +295,14 @@ def _derived(folder: Path, config: schema.ModelConfig, profile: str, settings: K
     return profile_config(profile, named, digests, settings)
 
 
-def _digest(config: schema.ModelConfig) -> str:
-    stripped = schema.ModelConfig()
-    stripped.CopyFrom(config)
-    for key in [key for key in stripped.parameters if key == DIGEST_PARAMETER or _OF_A_VERSION.fullmatch(key)]:
-        del stripped.parameters[key]
-    return hashlib.sha256(pbtxt_from_config(stripped)).hexdigest()
-
-
 def _is_edited(path: Path) -> bool:
     """Whether a profile's file is not as ``write_profile`` or a later export has left it: a comment is an edit too."""
     content = path.read_bytes()
-    config = config_from_pbtxt(content.decode(errors="replace"), str(path))
-    if DIGEST_PARAMETER not in config.parameters or config.parameters[DIGEST_PARAMETER].string_value != _digest(config):
+    try:
+        config = config_from_pbtxt(content.decode(errors="replace"), str(path))
+    except ConfigError:
         return True
-    return content != pbtxt_from_config(config)
+    return not has_stamp(config) or content != pbtxt_from_config(config)
 
 
 def _check_unedited(repository: Path, profile: str, models: Sequence[str] | Mapping[str, object], verb: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,6 +56,25 @@ class RealImages:
             )
         if self.labels is not None and self.labels.shape != images.shape[:1]:
             raise ExportError(f"the {what} has {len(images)} images and classes of the shape {self.labels.shape}: one for each image")
+
+
+@dataclass(frozen=True, eq=False)
+class ImagePool:
+    """``total`` images to draw from, of which ``images_at`` gives those with some numbers, float32 (n,C,H,W), and in words where from."""
+
+    images_at: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]
+    total: int
+    source: str
+
+    @classmethod
+    def of(cls, images: np.ndarray[Any, Any], input_shape: tuple[int, int, int]) -> ImagePool:
+        """The user's own images, to calibrate on.
+
+        Raises:
+            ExportError: they are not float32 (N,C,H,W) in [0, 1] of ``input_shape``.
+        """
+        RealImages(images, "").check_fit(input_shape, "calibration")
+        return cls(images.__getitem__, len(images), "images of the user's")
 
 
 def dataset_of(record: TrainingRecord, input_shape: tuple[int, int, int], data_dir: str | os.PathLike[str] | None) -> Dataset:

@@ -177,7 +177,8 @@ def _repository(repository: Path, machine: Machine) -> Iterator[Check]:
             mend = f"defensemble profile list {shlex.quote(str(repository))}"
             yield Check(f"profile {profile}", WARN, str(error), mend)
     for plan in sorted(repository.glob(f"*/[1-9]*/{PLAN_FILE}")):
-        yield _plan(plan.parent.parent, int(plan.parent.name), machine)
+        if plan.parent.name.isdecimal():  # Triton looks at no other folder
+            yield _plan(plan.parent.parent, int(plan.parent.name), machine)
 
 
 def _plan(folder: Path, version: int, machine: Machine) -> Check:

@@ -50,7 +50,7 @@ def check_profile(repository: Path, profile: str, *, only_cpus: bool, say: Calla
             f"{shlex.quote(str(repository))}` writes {', '.join(PROFILES)}"
         )
     models = {name: (plain, chosen) for name, plain, chosen in _read_both(repository, profile)}
-    asking = [name for name, (_, chosen) in models.items() if chosen.wants_gpu]
+    asking = [name for name, (_, chosen) in models.items() if name in having[profile] and chosen.wants_gpu]
     if only_cpus and asking:
         raise RepositoryError(_only_cpus(profile, f" ({', '.join(asking)})"))
     lacking = [name for name, (plain, _) in models.items() if name not in having[profile] and _is_network(plain)]
@@ -180,12 +180,16 @@ def _engine_cache(model: Model) -> str:
 
 
 def _machine(runtime: Runtime, plans: bool, say: Callable[[str], None]) -> Machine:
-    if runtime.name != "docker" or not plans:
+    if runtime.name != "docker":
         return read_machine(runtime.environment)
+    # The container is given all GPUs, whatever this variable leaves of them here.
+    environment = {key: value for key, value in runtime.environment.items() if key != "CUDA_VISIBLE_DEVICES"}
+    if not plans:
+        return read_machine(environment)
     python = [str(runtime.executable), "run", "--rm", "--gpus=all", "--entrypoint=python3", CONTAINER]
     say(f"asking the image for its TensorRT (not tested by us): {shlex.join(python)}")
     try:
-        return read_machine(runtime.environment, python=python)
+        return read_machine(environment, python=python)
     except PlanError as error:
         raise PlanError(f"{error}. If the image is not on this machine yet, fetch it: docker pull {CONTAINER}") from error
 

@@ -20,9 +20,12 @@ from defensemble_export import (
     KeptEngines,
     ProfileError,
     config_from_pbtxt,
+    fuse_repository,
     pbtxt_from_config,
     profile_states,
     remove_profile,
+    repository_plan,
+    write_plan,
     write_profile,
 )
 from defensemble_export.profiles import networks, served_versions
@@ -161,6 +164,23 @@ def test_fused_graphs_and_networks_of_others_get_one_and_averaging_models_do_not
     assert path.parameters["trt_engine_cache_path"].endswith(f"/fused-{hashlib.sha256(b'x').hexdigest()[:16]}")
 
 
+@pytest.mark.parametrize("edited", [False, True])
+def test_a_fused_graph_s_next_version_is_no_edit_by_hand_and_does_not_hide_one(repository: Path, edited: bool) -> None:
+    fuse_repository(repository, "ensemble", "fused")
+    for profile in ("gpu", "gpu-ort-tensorrt"):
+        write_profile(repository, profile)
+    if edited:
+        edit(repository / "fused/configs/gpu.pbtxt", max_batch_size=3)
+    write_plan(repository, repository_plan(repository, [tiny.member("gamma", 5), tiny.member("alpha", 7)], replace=True))
+    fuse_repository(repository, "ensemble", "fused", replace=True)
+    assert states(repository, "gpu")["fused"] == ("edited by hand" if edited else "written")
+    assert states(repository, "gpu-ort-tensorrt")["fused"] == "out of date", "its engines are the first version's"
+    assert "gamma/configs/gpu-ort-tensorrt.pbtxt" in write_profile(repository, "gpu-ort-tensorrt")
+    derived = config(repository / "fused/configs/gpu-ort-tensorrt.pbtxt")
+    assert derived.parameters["members"].string_value == '["alpha@2", "beta@1", "gamma@1"]'
+    assert states(repository, "gpu-ort-tensorrt")["fused"] == "written"
+
+
 @pytest.mark.parametrize(("batch", "dims"), [(0, [1, 1, 4, 4]), (8, [1, -1, 4])])
 def test_engines_of_sizes_that_config_pbtxt_leaves_open_are_not_bounded(repository: Path, batch: int, dims: list[int]) -> None:
     path = repository / "alpha/config.pbtxt"
@@ -233,7 +253,7 @@ def test_versions_that_the_policy_leaves_out_need_no_plan(repository: Path) -> N
         assert states(repository, "gpu-tensorrt")["alpha"] == missing
 
 
-@pytest.mark.parametrize("edited", ["a field", "a comment", "not ours"])
+@pytest.mark.parametrize("edited", ["a field", "a comment", "not ours", "nothing that is a configuration"])
 def test_what_was_edited_by_hand_is_kept_until_force_says_otherwise(repository: Path, edited: str) -> None:
     write_profile(repository, "gpu")
     clean = content(repository)
@@ -242,8 +262,10 @@ def test_what_was_edited_by_hand_is_kept_until_force_says_otherwise(repository: 
         edit(path, max_batch_size=3)
     elif edited == "a comment":
         path.write_text(f"# mine\n{path.read_text()}")
-    else:
+    elif edited == "not ours":
         path.write_bytes((repository / "beta/config.pbtxt").read_bytes())
+    else:
+        path.write_bytes(b"\xff[[")
     before = content(repository.parent)
     assert states(repository, "gpu") == {"alpha": "written", "beta": "edited by hand"}
     for act, verb in ((write_profile, "written anew"), (remove_profile, "removed")):
@@ -280,6 +302,9 @@ def test_names_folders_and_settings_that_cannot_be(repository: Path, tmp_path: P
     for act in (write_profile, remove_profile):
         with pytest.raises(ProfileError, match="does not exist"):
             act(tmp_path / "nowhere", "cpu")
+        (tmp_path / "file").touch()
+        with pytest.raises(ProfileError, match="is a file: name a folder"):
+            act(tmp_path / "file", "cpu")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ProfileError, match="holds no network of backend onnxruntime"):
         write_profile(tmp_path / "empty", "cpu")
@@ -292,6 +317,14 @@ def test_names_folders_and_settings_that_cannot_be(repository: Path, tmp_path: P
     with pytest.raises(ConfigError, match=r"alpha/config\.pbtxt: not a valid model configuration"):
         write_profile(repository, "cpu")
     assert content(tmp_path) == before
+
+
+def test_a_file_in_the_way_is_told_and_nothing_is_written(repository: Path) -> None:
+    (repository / "beta/configs").write_text("a file, where a folder is to be")
+    before = content(repository.parent)
+    with pytest.raises(OSError, match=r"Not a directory|File exists"):
+        write_profile(repository, "gpu")
+    assert content(repository.parent) == before
 
 
 def test_no_space_left_changes_nothing(tmp_path: Path) -> None:

@@ -77,6 +77,8 @@ def test_every_plan_is_compared_with_this_machine(
 ) -> None:
     repository = tiny.write_repository(tmp_path / "my models")
     write_plans(repository)
+    (repository / "alpha/1 of old").mkdir()
+    (repository / "alpha/1 of old/model.plan").touch()
     plans = [check for check in checks_on(machine, monkeypatch, repository) if check.name.startswith("plan ")]
     assert [check.name for check in plans] == ["plan alpha/1", "plan beta/1"]
     assert {check.status for check in plans} == {status}

@@ -17,7 +17,7 @@ import urllib3
 import defensemble_export
 from defensemble.cli.profile import _PROFILES
 from defensemble_export import config_from_pbtxt, pbtxt_from_config, write_profile
-from defensemble_export.profiles import DIGEST_PARAMETER as WRITTEN_DIGEST
+from defensemble_export.stamp import DIGEST_PARAMETER as WRITTEN_DIGEST
 from defensemble_server import PlanError, RepositoryError, ServeOptions, read_repository, serve
 from defensemble_server.profiles import DIGEST_PARAMETER, PROFILES, check_gpu, check_profile, engine_caches, profiles_of
 from defensemble_server.runtime import CONTAINER, Runtime
@@ -74,13 +74,15 @@ def test_names_are_those_that_are_written() -> None:
     assert DIGEST_PARAMETER == WRITTEN_DIGEST
 
 
-def test_the_profile_cpu_is_served(repository: Path) -> None:
-    write_profile(repository, "cpu")
+def test_the_profile_cpu_is_served_a_fused_graph_too(repository: Path) -> None:
+    defensemble_export.fuse_repository(repository, "ensemble", "fused")
+    assert write_profile(repository, "cpu") == [f"{name}/configs/cpu.pbtxt" for name in ("alpha", "beta", "fused")]
     images = tiny.images(5)
     expected = np.mean([tiny.softmax(tiny.logits(seed, images)) for seed in (1, 2)], axis=0)
     with serve(repository, replace(FREE, profile="cpu")) as server:
         assert server.problems == {}
-        assert np.abs(ask(server, "ensemble", images, "probabilities") - expected).max() < 1e-6
+        for model in ("ensemble", "fused"):
+            assert np.abs(ask(server, model, images, "probabilities") - expected).max() < 1e-6
         config = urllib3.request("GET", f"{server.http_url}/v2/models/alpha/config").json()
     assert DIGEST_PARAMETER in config["parameters"], "that of the profile, not config.pbtxt"
     assert [group["kind"] for group in config["instance_group"]] == ["KIND_CPU"]
@@ -217,7 +219,8 @@ def test_plans_that_fit_the_image_and_the_gpu_are_served(repository: Path, tmp_p
     write_profile(repository, "gpu-tensorrt")
     told: list[str] = []
     folder = programs(tmp_path / "bin")
-    assert {"alpha", "beta", "ensemble"} <= set(fit(repository, docker(folder), told=told))
+    hidden = docker(folder, CUDA_VISIBLE_DEVICES="")  # from a program here, not from a container
+    assert {"alpha", "beta", "ensemble"} <= set(fit(repository, hidden, told=told))
     words = f"docker run --rm --gpus=all --entrypoint=python3 {CONTAINER}"
     assert told == [f"asking the image for its TensorRT (not tested by us): {folder}/{words}"]
     assert f"{words} -c " in (folder / "calls").read_text()

@@ -37,10 +37,11 @@ def show_reports(repository: Path, models: list[str] | None) -> None:
 def _table(reports: list[Reported]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False)
     table.add_column("model", overflow="fold")
-    for heading in ("precision", "MB", "masks MB", "images", "same class %", "accuracy % (before)", "largest error"):
-        table.add_column(heading, justify="right")
+    for heading in ("in", "MB", "masks MB", "images", "same class %", "accuracy % (before)", "largest error"):
+        table.add_column(heading, justify="right", min_width=11 if "(" in heading else 4)
     for one in reports:
-        table.add_row(f"{one.model}@{one.version}", *_cells(one.values or {}))
+        # A space that does not break: cells stay on one line, headings wrap.
+        table.add_row(f"{one.model}@{one.version}", *(cell.replace(" ", "\u00a0") for cell in _cells(one.values or {})))
     return table
 
 
@@ -55,7 +56,7 @@ def _cells(values: Mapping[str, Any]) -> list[str]:
         return [*sizes, str(verified["n"]), "-", "-", f"{max(verified['largest_difference'].values()):.0e}"]
     accuracy = "-" if verified["accuracy"] is None else f"{100 * verified['accuracy']:.1f} ({100 * verified['reference_accuracy']:.1f})"
     logits = values["tolerance"]["logits"] is not None
-    what, largest = ("of a logit", "largest_logit_difference") if logits else ("of prob.", "largest_probability_difference")
+    what, largest = ("logit", "largest_logit_difference") if logits else ("prob.", "largest_probability_difference")
     return [*sizes, str(verified["n"]), f"{100 * verified['agreement']:.2f}", accuracy, f"{verified[largest]:.0e} {what}"]
 
 
