@@ -3,6 +3,7 @@
 from . import _telemetry as _telemetry
 from ._errors import ConfigError, EngineError, EnsembleError, ExistsError, ExportError, ProfileError, VerificationError
 from .averaging import average_onnx, uncertainty_onnx
+from .calibration import Calibration, calibration_images
 from .config import config_from_pbtxt, pbtxt_from_config
 from .engine import engine_from_onnx
 from .engines import BuiltEngine, EngineOptions, PlannedEngine, build_engines, planned_engines
@@ -14,12 +15,14 @@ from .from_onnx import FromOnnx
 from .fused_plan import check_fuse_request, fuse_planned, fuse_repository, fused_member, fused_plan
 from .fused_verify import verify_fused
 from .fusing import fused_onnx
+from .half import fp16_from_onnx
 from .labels import labels_from_file
 from .manifest import Manifest
 from .member import member_from_onnx, onnx_from_checkpoint, onnx_from_module
 from .plan import Member, repository_plan
 from .precision import PRECISIONS, TOLERANCES, Tolerance
 from .profiles import PROFILES, KeptEngines, ProfileState, profile_states, remove_profile, write_profile
+from .quantisation import int8_from_onnx, masked_convolutions
 from .reading import ensemble_from_configs, read_config, read_ensemble
 from .report import Reported, read_reports
 from .target import check_target, find_target
@@ -31,6 +34,7 @@ __all__ = [
     "PROFILES",
     "TOLERANCES",
     "BuiltEngine",
+    "Calibration",
     "ConfigError",
     "EngineError",
     "EngineOptions",
@@ -55,6 +59,7 @@ __all__ = [
     "answers_from_module",
     "average_onnx",
     "build_engines",
+    "calibration_images",
     "check_fuse_request",
     "check_target",
     "config_from_pbtxt",
@@ -65,12 +70,15 @@ __all__ = [
     "find_target",
     "foreign_interface",
     "foreign_reference",
+    "fp16_from_onnx",
     "fuse_planned",
     "fuse_repository",
     "fused_member",
     "fused_onnx",
     "fused_plan",
+    "int8_from_onnx",
     "labels_from_file",
+    "masked_convolutions",
     "member_from_onnx",
     "onnx_from_checkpoint",
     "onnx_from_foreign",

@@ -104,6 +104,7 @@ def test_options_that_do_not_go_together(options: list[str], text: str) -> None:
         ([], "no network is given: name a CHECKPOINT, or an ONNX file by --from-onnx"),
         (["--as", "a"], "--as names one network, and 0 are given"),
         (["--from-onnx", "n.onnx", "--as", "a", "--mean", "0.5"], "--mean and --std go together"),
+        (["--from-onnx", "n.onnx", "--as", "a", "--input-shape", "3,224"], "expected three positive integers, channels,height,width"),
         (["--fuse", "f", "--no-ensemble"], "--fuse without networks fuses an ensemble that is in the repository"),
         (["--fuse", "f", "--weight", "a=2", "--precision", "fp16"], "--weight, --precision: of use with networks to export"),
     ],

@@ -20,7 +20,7 @@ from tests.export.foreign_models import CLASSES, SHAPE, answer, classifier
 from tests.tiny import softmax
 
 
-def export(*arguments: str | Path) -> Result:
+def export(*arguments: object) -> Result:
     return CliRunner().invoke(cli, ["export", *(str(argument) for argument in arguments)])
 
 

@@ -8,28 +8,20 @@ from typing import Any
 import click
 
 
-class _Numbers(click.ParamType):
+def _numbers(context: click.Context, option: click.Parameter, value: str | None) -> tuple[float, ...] | None:
     """Numbers with commas between them, such as those of the channels."""
-
-    name = "numbers"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
-        try:
-            return tuple(float(number) for number in str(value).split(","))
-        except ValueError:
-            self.fail(f"expected numbers with commas between them, such as 0.485,0.456,0.406, got {value!r}", param, ctx)
+    try:
+        return None if value is None else tuple(float(number) for number in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"expected numbers with commas between them, such as 0.485,0.456,0.406, got {value!r}") from None
 
 
-class _Shape(click.ParamType):
+def _shape(context: click.Context, option: click.Parameter, value: str | None) -> tuple[int, ...] | None:
     """Channels, height and width, with commas between them."""
-
-    name = "shape"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        sides = str(value).split(",")
-        if len(sides) != 3 or not all(side.strip().isdecimal() and int(side) > 0 for side in sides):
-            self.fail(f"expected three positive integers, channels,height,width, such as 3,224,224, got {value!r}", param, ctx)
-        return tuple(int(side) for side in sides)
+    sides = [] if value is None else value.split(",")
+    if value is not None and (len(sides) != 3 or not all(side.strip().isdecimal() and int(side) > 0 for side in sides)):
+        raise click.BadParameter(f"expected three positive integers, channels,height,width, such as 3,224,224, got {value!r}")
+    return None if value is None else tuple(int(side) for side in sides)
 
 
 @click.command("export", short_help="Networks to ONNX members, an ensemble, one fused graph, engines, in a model repository.")
@@ -87,9 +79,14 @@ class _Shape(click.ParamType):
 @click.option("--from-onnx", "onnx_file", type=click.Path(path_type=Path), metavar="FILE", help="Somebody's ONNX classifier; needs --as.")
 @click.option("--output", metavar="NAME", help="With --from-onnx: the output that holds the logits.  [default: the only one]")
 @click.option("--labels", "labels_file", type=click.Path(path_type=Path), metavar="FILE", help="With --from-onnx: class names, one a line.")
-@click.option("--mean", type=_Numbers(), help="With --from-onnx: what is subtracted from images in [0, 1], by channel, as the first layer.")
-@click.option("--std", type=_Numbers(), help="With --from-onnx: then divide by this.")
-@click.option("--input-shape", type=_Shape(), metavar="C,H,W", help="With --from-onnx: of an image, where the file leaves it open.")
+@click.option(
+    "--mean",
+    metavar="NUMBERS",
+    callback=_numbers,
+    help="With --from-onnx: what is subtracted from images in [0, 1], by channel, as the first layer.",
+)
+@click.option("--std", metavar="NUMBERS", callback=_numbers, help="With --from-onnx: then divide by this.")
+@click.option("--input-shape", metavar="C,H,W", callback=_shape, help="With --from-onnx: of an image, where the file leaves it open.")
 @click.option("--custom-operators", multiple=True, metavar="DOMAIN", help="With --from-onnx: operators to allow, by domain. Repeatable.")
 @click.option("--report", is_flag=True, help="Show what the verification came to; without a network: of all that is in the repository.")
 def command(**given: Any) -> None:
