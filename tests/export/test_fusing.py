@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx
@@ -340,7 +340,11 @@ def test_real_networks_keep_their_masks_and_share_their_normalisation(resnets: l
 @pytest.mark.parametrize("precisions", [("fp16", "fp16"), ("int8", "int8"), ("int8", "fp16"), ("fp32", "int8")])
 def test_real_networks_of_every_precision_keep_their_masks(resnets: list[bytes], precisions: tuple[str, str]) -> None:
     images = np.random.default_rng(1).random((16, 3, 16, 16), np.float32)
-    convert = {"fp32": lambda model: model, "fp16": fp16_from_onnx, "int8": lambda model: int8_from_onnx(model, images)}
+    convert: dict[str, Callable[[onnx.ModelProto], onnx.ModelProto]] = {
+        "fp32": lambda model: model,
+        "fp16": fp16_from_onnx,
+        "int8": lambda model: int8_from_onnx(model, images),
+    }
     graphs = [onnx.load_model_from_string(content) for content in resnets]
     members = [convert[precision](graph).SerializeToString() for precision, graph in zip(precisions, graphs, strict=True)]
     fused = fused_onnx(members, ensemble_of(2))
