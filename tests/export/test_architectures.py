@@ -17,8 +17,8 @@ import torch
 from onnx import numpy_helper
 
 from defensemble_export import Member, answers_from_module, member_from_onnx, onnx_from_checkpoint, repository_plan, verify_onnx, write_plan
-from defensemble_export.tracing import check_masks, graph_from_module
 from defensemble_export.tensorrt_operators import problems_of_graph
+from defensemble_export.tracing import check_masks, graph_from_module
 from defensemble_training import Drop, ModelSpec, build, defect_masks, defective, load_checkpoint, mask_digest, save_checkpoint
 from tests import tiny
 from tests.training.placements import PLACEMENTS
