@@ -104,12 +104,14 @@ def fused_config(
     max_batch_size: int,
     version: int,
     digest: str | None,
+    member_digests: Sequence[str],
     precision: str,
     existing: schema.ModelConfig | None = None,
 ) -> schema.ModelConfig:
     """Describe a fused graph: the inputs, outputs and labels of the ensemble whose votes it holds, and the parameters of its average.
 
-    ``digest`` is the SHA-256 of the version's model file, None where an ``existing`` configuration, a profile, serves another file. Of an
+    ``digest`` is the SHA-256 of the version's model file, None where an ``existing`` configuration, a profile, serves another file;
+    ``member_digests`` are those of the members' files, by which a server knows whether it serves the same networks beside this. Of an
     ``existing`` one all that does not follow from who votes stays as it is.
     """
     measures = dict(uncertainty_outputs(len(ensemble.members), num_classes))
@@ -130,7 +132,7 @@ def fused_config(
     # The parameters say who votes in one version. That it is named, where `latest` would take a new folder as soon as it is there, lets the
     # one rename of this file change what is served and what is said of it together.
     config.version_policy.specific.versions[:] = [version]
-    _set_parameters(config, {**_votes(ensemble), f"precision.{version}": precision})
+    _set_parameters(config, {**_votes(ensemble), "member_digests": json.dumps(list(member_digests)), f"precision.{version}": precision})
     if digest is not None:
         _set_parameters(config, {f"sha256.{version}": digest})
     return config

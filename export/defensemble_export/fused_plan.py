@@ -26,7 +26,7 @@ from .config import (
 )
 from .ensemble import Ensemble, check_name
 from .fused_verify import FUSED_TOLERANCE, verify_fused
-from .fusing import fused_onnx
+from .fusing import digests_of_members, fused_onnx
 from .metadata import CLASS_NAMES
 from .plan import DEFAULT_MAX_BATCH_SIZE, Member, is_there, labels_text
 from .reading import checked_batch, ensemble_from_configs, existing_batch, next_version, read_config
@@ -223,6 +223,7 @@ def fused_plan(repository: Path, fused: Member, ensemble: Ensemble, *, max_batch
             max_batch_size=max_batch_size,
             version=version,
             digest=digest if serves_graph else None,
+            member_digests=[known or "" for known in digests_of_members(fused.onnx)],
             precision=fused.precision,
             existing=existing,
         )

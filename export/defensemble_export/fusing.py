@@ -49,7 +49,7 @@ def fused_onnx(members: Sequence[bytes | onnx.ModelProto], ensemble: Ensemble) -
     names = _prefixes(ensemble)
     models = [_network(member, name) for member, name in zip(members, names, strict=True)]
     shape, num_classes = _shared_interface(models, names)
-    metadata = _metadata(models, names, ensemble)
+    metadata = _metadata(models, [member if isinstance(member, bytes) else None for member in members], names, ensemble)
     opsets = _opsets(models, names)
     logits: dict[str, str] = {}
     for position, (model, name) in enumerate(zip(models, names, strict=True)):
@@ -138,7 +138,13 @@ def _shared_interface(models: Sequence[onnx.ModelProto], names: Sequence[str]) -
     return shape, num_classes
 
 
-def _metadata(models: Sequence[onnx.ModelProto], names: Sequence[str], ensemble: Ensemble) -> dict[str, str]:
+def digests_of_members(fused: bytes) -> list[str | None]:
+    """The SHA-256 of each file that went into a graph of ``fused_onnx``, in the order of the votes; None where it came without a file."""
+    metadata = {entry.key: entry.value for entry in onnx.load_model_from_string(fused).metadata_props}
+    return [vote["sha256"] for vote in json.loads(metadata[FUSED_MEMBERS])]
+
+
+def _metadata(models: Sequence[onnx.ModelProto], files: Sequence[bytes | None], names: Sequence[str], ensemble: Ensemble) -> dict[str, str]:
     """The fused file's metadata; the members' own are taken off."""
     told = [{entry.key: entry.value for entry in model.metadata_props} for model in models]
     known = {name: one[CLASS_NAMES] for name, one in zip(names, told, strict=True) if CLASS_NAMES in one}
@@ -151,10 +157,11 @@ def _metadata(models: Sequence[onnx.ModelProto], names: Sequence[str], ensemble:
             "member": vote.model,
             "version": vote.version,
             "weight": vote.weight,
+            "sha256": None if file is None else hashlib.sha256(file).hexdigest(),
             "mask_digest": one.get(MASK_DIGEST),
             "spec": json.loads(one[SPEC]) if SPEC in one else None,
         }
-        for vote, one in zip(ensemble.members, told, strict=True)
+        for vote, file, one in zip(ensemble.members, files, told, strict=True)
     ]
     labels = {CLASS_NAMES: next(iter(known.values()))} if known else {}
     return {**labels, FUSED_MEMBERS: json.dumps(votes), FUSED_AVERAGE: ensemble.average}

@@ -11,7 +11,7 @@ import urllib3
 
 from ._errors import StartError
 from .options import ADMIN_HEADER
-from .repository import Model, Repository, averaging_of, fused_averaging, without_version
+from .repository import Model, Repository, averaging_of, fused_averaging, serves_what_was_fused, without_version
 
 # Between an ensemble's answer and numpy's average of its members' answers, both float32.
 TOLERANCE = 1e-5
@@ -127,7 +127,7 @@ def check_answers(probe: Probe, repository: Repository, served: list[str]) -> di
             logits[name, version] = answer
     for name in served:
         model = repository.models[name]
-        if model.is_fused and (told := _problem_of_fused(probe, model, logits)):
+        if model.is_fused and (told := _problem_of_fused(probe, repository, model, logits)):
             wrong[name] = told
         outputs = [tensor.name for tensor in model.config.output]
         if not model.is_ensemble or "probabilities" not in outputs or [tensor.name for tensor in model.config.input] != ["images"]:
@@ -162,7 +162,9 @@ def _problem_of_ensemble(
     )
 
 
-def _problem_of_fused(probe: Probe, model: Model, logits: dict[tuple[str, int], np.ndarray[Any, Any]]) -> str | None:
+def _problem_of_fused(
+    probe: Probe, repository: Repository, model: Model, logits: dict[tuple[str, int], np.ndarray[Any, Any]]
+) -> str | None:
     try:
         got = probe.infer(model.name, None, _images_for(model), "probabilities")
     except StartError as error:
@@ -171,8 +173,8 @@ def _problem_of_fused(probe: Probe, model: Model, logits: dict[tuple[str, int], 
     if not (got.min() >= 0 and abs(total - 1) <= SUM_TOLERANCE):  # also where one is NaN
         return f"it answers values from {got.min():.3g} to {got.max():.3g} with the sum {total:.3g}, which are no probabilities"
     average, weights, votes = fused_averaging(model)
-    if any(vote not in logits for vote in votes):
-        return None  # its members are not served here
+    if any(vote not in logits for vote in votes) or not serves_what_was_fused(model, repository.models):
+        return None  # its members are not served here, or others of the same names are
     precisions = {model.parameter(f"precision.{version}") for version in model.served_versions}
     tolerance = TOLERANCE if precisions <= {None, "fp32"} else ROUNDED_TOLERANCE
     difference = _difference(got, average, weights, [logits[vote] for vote in votes])

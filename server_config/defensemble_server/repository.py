@@ -140,7 +140,7 @@ def read_repository(path: Path, *, profile: str | None = None, only_backend: str
             if not model.is_ensemble:
                 _check_files(folder, model, only_backend)
             if model.is_fused:
-                fused_averaging(model)  # raises where its parameters are no average
+                serves_what_was_fused(model, {})  # raises where its parameters describe no average of members
             models[folder.name] = model
         except RepositoryError as error:
             problems[_printable(folder.name)] = str(error)
@@ -267,6 +267,27 @@ def fused_averaging(model: Model) -> tuple[str, list[float], list[tuple[str, int
     except (ValueError, TypeError, AttributeError) as error:
         raise RepositoryError(f"parameter members of '{model.name}' is no JSON list of \"NAME@VERSION\", got {text[:80]!r}") from error
     return *_average_and_weights(model, len(votes)), votes
+
+
+def serves_what_was_fused(model: Model, models: Mapping[str, Model]) -> bool:
+    """Whether the files of a fused graph's members, as its parameter ``member_digests`` has them, are those served under their names.
+
+    Without that parameter their names are believed.
+
+    Raises:
+        RepositoryError: the parameter is no JSON list with one text for each vote.
+    """
+    votes, text = fused_averaging(model)[2], model.parameter("member_digests")
+    if text is None:
+        return True
+    try:
+        digests = json.loads(text)
+    except ValueError:
+        digests = None
+    if not isinstance(digests, list) or len(digests) != len(votes):
+        raise RepositoryError(f"parameter member_digests of '{model.name}' must be a JSON list of {len(votes)} texts, got {text[:80]!r}")
+    served = [models[name].parameter(f"sha256.{version}") if name in models else None for name, version in votes]
+    return served == digests
 
 
 def _average_and_weights(model: Model, votes: int) -> tuple[str, list[float]]:

@@ -221,7 +221,8 @@ def changed(folder: Path, key: str, value: str) -> None:
             "[1, 1]",
             r"it differs by 0\.\d+ from the average \(probabilities\) of alpha@1, beta@1, which are served here too, allowed",
         ),
-        ("members", '["beta@1", "alpha@1"]', r"it differs by 0\.\d+ from the average"),
+        ("member_digests", "[]", "parameter member_digests of 'fused' must be a JSON list of 2 texts, got"),
+        ("member_digests", "all", "parameter member_digests of 'fused' must be a JSON list of 2 texts, got 'all'"),
         ("weights", "[1]", "parameter weights of 'fused' must be 2 numbers above 0, got"),
         ("weights", "all", "parameter weights of 'fused' is no JSON list of numbers, got 'all'"),
         ("average", "votes", "parameter average of 'fused' must be one of probabilities, logits, got 'votes'"),
@@ -238,6 +239,19 @@ def test_parameters_that_do_not_describe_the_graph_are_told(tmp_path: Path, key:
         assert np.isfinite(ask(server, "ensemble", tiny.images(1), "probabilities")).all(), "the others serve"
         with pytest.raises(ValueError, match=text):
             raise ValueError(server.problems["fused"])
+
+
+def test_other_networks_under_the_members_names_are_not_what_it_is_compared_with(tmp_path: Path) -> None:
+    folder = tiny.write_repository(tmp_path / "repository", {"alpha": 7, "beta": 8}, ensemble=None)
+    members = [tiny.member("alpha", 1), tiny.member("beta", 2)]
+    write_plan(folder, fused_plan(folder, fused_member("fused", PAIR, members, None, max_batch_size=8), PAIR, max_batch_size=8))
+    with serve(folder, FREE) as server:
+        assert server.problems == {}
+    config = read_config(folder / "fused")
+    del config.parameters["member_digests"]  # now their names are all that is known
+    (folder / "fused/config.pbtxt").write_bytes(pbtxt_from_config(config))
+    with serve(folder, FREE) as server:
+        assert server.problems["fused"].startswith("it differs by ")
 
 
 def test_an_answer_that_is_no_probabilities_is_told(tmp_path: Path) -> None:

@@ -67,6 +67,7 @@ def test_a_repository_is_fused_from_what_it_holds(repository: Path) -> None:
         "average": "probabilities",
         "weights": "[1.0, 3.0]",
         "members": '["alpha@1", "beta@1"]',
+        "member_digests": json.dumps([hashlib.sha256(tiny.linear_onnx(seed)).hexdigest() for seed in (1, 2)]),
         "intra_op_thread_count": "0",
         "precision.1": "fp32",
         "sha256.1": hashlib.sha256(after["fused/1/model.onnx"]).hexdigest(),

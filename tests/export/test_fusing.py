@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx
@@ -25,6 +26,9 @@ from defensemble_export import (
     uncertainty_onnx,
     verify_fused,
 )
+from defensemble_export.fusing import digests_of_members
+from defensemble_export.half import fp16_from_onnx
+from defensemble_export.quantisation import int8_from_onnx
 from defensemble_training import ModelSpec, build, save_checkpoint
 from tests import tiny
 from tests.export.test_averaging import entropy
@@ -256,7 +260,11 @@ def test_members_of_any_precision_are_fused_and_share_their_casts() -> None:
 def test_the_file_keeps_the_contract_and_the_same_members_give_the_same_bytes() -> None:
     members, ensemble = [tiny.linear_onnx(1), tiny.linear_onnx(2)], ensemble_of(2)
     content = fused_onnx(members, ensemble)
-    assert content == fused_onnx([onnx.load_model_from_string(member) for member in members], ensemble)
+    assert content == fused_onnx(list(members), ensemble)
+    assert digests_of_members(content) == [hashlib.sha256(member).hexdigest() for member in members]
+    loaded = fused_onnx([onnx.load_model_from_string(member) for member in members], ensemble)
+    assert digests_of_members(loaded) == [None, None]
+    assert onnx.load_model_from_string(loaded).graph == onnx.load_model_from_string(content).graph
     model = onnx.load_model_from_string(content)
     onnx.checker.check_model(model, full_check=True)
     assert model.ir_version == 10
@@ -327,6 +335,34 @@ def test_real_networks_keep_their_masks_and_share_their_normalisation(resnets: l
         {e.key: e.value for e in onnx.load_model_from_string(content).metadata_props}["defensemble.mask_digest"] for content in resnets
     ]
     assert [vote["mask_digest"] for vote in votes] == own_digests
+
+
+@pytest.mark.parametrize("precisions", [("fp16", "fp16"), ("int8", "int8"), ("int8", "fp16"), ("fp32", "int8")])
+def test_real_networks_of_every_precision_keep_their_masks(resnets: list[bytes], precisions: tuple[str, str]) -> None:
+    images = np.random.default_rng(1).random((16, 3, 16, 16), np.float32)
+    convert: dict[str, Callable[[onnx.ModelProto], onnx.ModelProto]] = {
+        "fp32": lambda model: model,
+        "fp16": fp16_from_onnx,
+        "int8": lambda model: int8_from_onnx(model, images),
+    }
+    graphs = [onnx.load_model_from_string(content) for content in resnets]
+    members = [convert[precision](graph).SerializeToString() for precision, graph in zip(precisions, graphs, strict=True)]
+    fused = fused_onnx(members, ensemble_of(2))
+    measured = verify_fused(fused, members, ensemble_of(2), images, max_batch_size=3)
+    assert max(measured["largest_difference"].values()) <= 1e-6
+    model = onnx.load_model_from_string(fused)
+    assert len([node for node in model.graph.node if "images" in node.input]) == 1
+    kept = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer if tensor.data_type == TensorProto.BOOL}
+    expected = {
+        f"m{index}/{tensor.name}": numpy_helper.to_array(tensor)
+        for index, graph in enumerate(graphs)
+        for tensor in graph.graph.initializer
+        if tensor.data_type == TensorProto.BOOL
+    }
+    assert len(expected) == 20
+    assert set(kept) == set(expected)
+    for name, mask in expected.items():
+        np.testing.assert_array_equal(kept[name], mask)
 
 
 def named(content: bytes, **metadata: str) -> bytes:

@@ -11,7 +11,9 @@ PAGE = Path(__file__).parents[2] / "docs" / "export.md"
 
 def test_the_table_on_the_page_is_that_of_the_code() -> None:
     lines = PAGE.read_text().splitlines()
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith(tuple(f"| {p} |" for p in TOLERANCES))]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith(tuple(f"| {p} |" for p in TOLERANCES))
+    ]
     assert {name: (must, goal) for name, must, goal in rows} == {name: told(tolerance) for name, tolerance in TOLERANCES.items()}
 
 
