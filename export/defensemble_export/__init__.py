@@ -22,7 +22,7 @@ from .member import member_from_onnx, onnx_from_checkpoint, onnx_from_module
 from .plan import Member, repository_plan
 from .precision import PRECISIONS, TOLERANCES, Tolerance
 from .profiles import PROFILES, KeptEngines, ProfileState, profile_states, remove_profile, write_profile
-from .quantisation import int8_from_onnx, masked_convolutions
+from .quantisation import int8_from_onnx, masked_region
 from .reading import ensemble_from_configs, read_config, read_ensemble
 from .report import Reported, read_reports
 from .target import check_target, find_target
@@ -78,7 +78,7 @@ __all__ = [
     "fused_plan",
     "int8_from_onnx",
     "labels_from_file",
-    "masked_convolutions",
+    "masked_region",
     "member_from_onnx",
     "onnx_from_checkpoint",
     "onnx_from_foreign",

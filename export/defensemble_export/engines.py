@@ -18,7 +18,7 @@ from .config import BACKEND, CONFIG_FILE, MANIFEST_FILE, MODEL_FILE, PLAN_FILE
 from .engine import OnProgress, engine_from_onnx, request_from_onnx
 from .engine_plan import DEFAULT_BUILDER_LEVEL, INPUT, BuildRequest
 from .manifest import Manifest, read_manifest
-from .plan_answers import Agreement, verify_plan
+from .plan_answers import Agreement, check_images, verify_plan
 from .profiles import served_versions
 from .reading import read_config
 from .real_images import images_of_record
@@ -130,8 +130,7 @@ def build_engines(
     A plan that is there already, built from the same graph by the same TensorRT for the same GPU and options, stays, unless ``force``. A
     new one is compared, unless ``compare`` is False, with ONNX Runtime on real ``images`` (N,C,H,W), by default test images of the data
     that the model was trained on (from ``data_dir`` where it is given), and is not kept where it differs by more than the precision's
-    tolerances.
-    ``timing_cache`` None is ``default_timing_cache``. ``say`` is told a line about each plan.
+    tolerances. ``timing_cache`` None is ``default_timing_cache``. ``say`` is told a line about each plan.
 
     Raises:
         EngineError: see ``planned_engines``, ``engine_from_onnx`` and ``verify_plan``; plans that were written before it stay.
@@ -142,6 +141,8 @@ def build_engines(
     target = find_target()
     for one in planned:
         check_target(target, one.request.precision, hardware_compatible=options.hardware_compatible)
+        if compare and images is not None:
+            check_images(images, one.request.profile)
     check_writable(repository)
     timing_cache = default_timing_cache(target) if timing_cache is None else timing_cache
     outcomes = []

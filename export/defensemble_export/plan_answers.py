@@ -56,11 +56,7 @@ def compared(answer: Answers, reference: Answers, images: Array, *, profile: Pro
     Raises:
         EngineError: they differ by more than the precision's tolerances.
     """
-    if images.ndim != 4 or images.shape[1:] != profile.max[1:] or not len(images) or images.dtype != np.float32:
-        raise EngineError(
-            f"plans are compared on float32 images (N, {', '.join(map(str, profile.max[1:]))}), got {images.dtype} {images.shape}: "
-            "pass others (--images FILE.npy), or none (--no-compare)"
-        )
+    check_images(images, profile)
     generator = np.random.default_rng(_SEED)
     pairs = []
     for batch in sorted({profile.min[0], profile.opt[0], profile.max[0]}):
@@ -73,6 +69,19 @@ def compared(answer: Answers, reference: Answers, images: Array, *, profile: Pro
         pairs.append(_pair(answer(sample), reference(sample), best))
     got, expected = (np.concatenate(parts) for parts in zip(*((one, other) for one, other, _ in pairs), strict=True))
     return _agreement(got, expected, precision, are_logits=pairs[0][2])
+
+
+def check_images(images: Array, profile: Profile) -> None:
+    """Whether plans of this profile can be compared on ``images``.
+
+    Raises:
+        EngineError: they are not float32 (N,C,H,W) of its size, or there are none.
+    """
+    if images.ndim != 4 or images.shape[1:] != profile.max[1:] or not len(images) or images.dtype != np.float32:
+        raise EngineError(
+            f"plans are compared on float32 images (N, {', '.join(map(str, profile.max[1:]))}), got {images.dtype} {images.shape}: "
+            "pass others (--images FILE.npy), or none (--no-compare)"
+        )
 
 
 def _pair(got: dict[str, Array], expected: dict[str, Array], batch: int) -> tuple[Array, Array, bool]:

@@ -20,6 +20,7 @@ from .graph import named_copy, shape_of
 Images = NDArray[np.float32]
 
 _QUANTISED = ("Conv", "Gemm")
+_PRODUCTS = frozenset((*_QUANTISED, "ConvTranspose", "MatMul"))
 # What may lie between a convolution and its mask.
 _TRANSPARENT = frozenset(("BatchNormalization", "Identity"))
 _LEVELS = 127  # int8, symmetric: -127 to 127
@@ -39,7 +40,7 @@ def int8_from_onnx(model: onnx.ModelProto, images: Images, *, float_nodes: Colle
     Args:
         model: a float32 graph with one input (N, C, H, W).
         images: real ones to calibrate on, float32 (N, C, H, W) in [0, 1], as many as ``Calibration`` says.
-        float_nodes: names of Conv and Gemm nodes that stay in float32; None: those of the masked region (``masked_convolutions``).
+        float_nodes: names of Conv and Gemm nodes that stay in float32; None: those of the masked region (``masked_region``).
 
     Raises:
         ExportError: ``images`` are not such images, or all equal; ``float_nodes`` names no such node; nothing is left to quantise; or the
@@ -47,7 +48,7 @@ def int8_from_onnx(model: onnx.ModelProto, images: Images, *, float_nodes: Colle
     """
     _check_images(images, model.graph.input)
     copy = named_copy(model)
-    kept = set(masked_convolutions(copy) if float_nodes is None else float_nodes)
+    kept = set(masked_region(copy) if float_nodes is None else float_nodes)
     candidates = [node for node in copy.graph.node if node.op_type in _QUANTISED]
     if unknown := kept - {node.name for node in candidates}:
         raise ExportError(f"float_nodes names {', '.join(sorted(unknown)[:3])}: the graph has no Conv or Gemm of that name")
@@ -81,22 +82,31 @@ def int8_from_onnx(model: onnx.ModelProto, images: Images, *, float_nodes: Colle
     return _finished(quantiser.model.model, model)
 
 
-def masked_convolutions(model: onnx.ModelProto) -> list[str]:
-    """Names of the convolutions and matrix products whose output goes into a ``Where`` with a constant mask.
+def masked_region(model: onnx.ModelProto) -> list[str]:
+    """Names of the Conv and Gemm nodes whose output a constant mask is put on, and of the convolutions that read such outputs.
 
-    They stay in float32 unless told otherwise: on the zoo's networks that raises the agreement of the worst network with float32 from
-    below 0.98 to above it, and the masked tensors are where a quantised graph loses most on a network of few kept neurons.
+    On the zoo's networks (6,000 training images held apart, 512 to calibrate on, two seeds) the worst one's agreement with float32 is 0.968
+    with everything quantised, 0.980 to 0.985 where what is masked stays in float32, and 0.987 where what reads it does too: the tensor that
+    leaves the masked region takes more harm than any behind it.
     """
     constants = {tensor.name for tensor in model.graph.initializer}
-    masked = {node.input[1] for node in model.graph.node if node.op_type == "Where" and node.input[0] in constants}
-    found = []
+    masks = [node for node in model.graph.node if node.op_type == "Where" and node.input[0] in constants]
+    found = set()
+    masked = {node.input[1] for node in masks}
     for node in reversed(model.graph.node):
         if masked.intersection(node.output):
             if node.op_type in _TRANSPARENT:
                 masked.add(node.input[0])
             elif node.op_type in _QUANTISED:
-                found.append(node.name)
-    return found[::-1]
+                found.add(node.name)
+    leaving = {node.output[0] for node in masks}
+    for node in model.graph.node:
+        if leaving.intersection(node.input):
+            if node.op_type == "Conv":
+                found.add(node.name)
+            elif node.op_type not in _PRODUCTS:
+                leaving.update(node.output)
+    return [node.name for node in model.graph.node if node.name in found]
 
 
 def _finished(quantised: onnx.ModelProto, model: onnx.ModelProto) -> onnx.ModelProto:

@@ -162,10 +162,12 @@ def triton_command(
     threads: int,
     gpus: bool = False,
     caches: Sequence[str] = (),
+    plans_hold_code: bool = False,
 ) -> list[str]:
     """The command line that starts Triton on ``models`` of ``repository``, all loaded explicitly.
 
     A container is given the GPUs where ``gpus`` is set, and volumes that outlive it at ``caches``, absolute paths inside it.
+    ``plans_hold_code`` lets TensorRT's backend load plans that are version compatible.
     """
     docker = runtime.name == "docker"
     inner = {"http": 8000, "grpc": 8001, "metrics": 8002} if docker else ports
@@ -192,6 +194,8 @@ def triton_command(
     else:
         settings["enable-global-threadpool"] = "1"  # NVIDIA's backend reads the thread count from its command line for its global pool only
     command += [f"--backend-config=onnxruntime,{key}={value}" for key, value in settings.items()]
+    if plans_hold_code:
+        command.append("--backend-config=tensorrt,version-compatible=true")  # NVIDIA's tensorrt_backend, README: false by default
     if options.profile is not None:
         command.append(f"--model-config-name={options.profile}")
     return command

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ._errors import PlanError
+from .repository import PLAN_BACKEND, Repository
 
 MODEL_FILE, PLAN_FILE, MANIFEST_FILE = "model.onnx", "model.plan", "model.plan.json"
 MANIFEST_SCHEMA = "defensemble.plan/1"
@@ -216,6 +217,22 @@ def problem_of_version(folder: Path, version: int, machine: Machine, *, max_batc
         rebuild=rebuild,
     )
     return None if problem is None else f"version {version}: {problem}"
+
+
+def hold_code(content: Repository) -> bool:
+    """Whether a served plan is version compatible: it carries a runtime of its own, which Triton's backend runs only where it is told to.
+
+    Raises:
+        PlanError, OSError: a manifest cannot be read.
+    """
+    places = [
+        content.path / model.name / str(version)
+        for model in content.models.values()
+        if model.config.backend == PLAN_BACKEND
+        for version in model.served_versions
+    ]
+    manifests = [read_manifest(place / MANIFEST_FILE) for place in places]
+    return any(manifest is not None and manifest.version_compatible for manifest in manifests)
 
 
 def _version_fits(manifest: PlanManifest, here: str) -> bool:

@@ -13,6 +13,7 @@ import urllib3
 
 from ._errors import PortError, RepositoryError, StartError, StateError
 from .options import ServeOptions, address_from_host, claim_ports, cores, new_admin_key, reached_at, triton_command
+from .plans import hold_code
 from .profiles import check_gpu, check_profile, engine_caches
 from .readiness import Probe, check_answers, failed_models
 from .repository import BACKEND, Repository, read_repository
@@ -177,6 +178,7 @@ def _start(
         threads=threads,
         gpus=any(model.wants_gpu for model in content.models.values()),
         caches=engine_caches(content),
+        plans_hold_code=hold_code(content),
     )
     if runtime.name == "docker":
         say(f"running (not tested by us): {shlex.join(command).replace(admin_key, 'ADMIN-KEY')}")

@@ -286,6 +286,10 @@ def test_the_target_is_what_nvidia_smi_lists(fake: FakeTensorRT, monkeypatch: py
     assert find_target() == TARGET
     install_gpu(monkeypatch, tmp_path, GPU, GPU)
     assert find_target() == TARGET
+    chosen = f"[ \"$3\" = --id=1 ] && echo '{', '.join(GPU)}' || exit 4"
+    (tmp_path / "driver/nvidia-smi").write_text(f"#!/bin/sh\n{chosen}\n")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert find_target() == TARGET, "of the GPU that is chosen alone"
     install_gpu(monkeypatch, tmp_path, GPU, ("Tesla T4", "7.5", "570.124.06"))
     with pytest.raises(
         EngineError, match=r"GPUs of several kinds \(NVIDIA H100.*Tesla T4 \(compute capability 7.5\)\).*CUDA_VISIBLE_DEVICES=N"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from defensemble_export import ExportError
-from defensemble_export.quantisation import _range_of_least_error, int8_from_onnx, masked_convolutions
+from defensemble_export.quantisation import _range_of_least_error, int8_from_onnx, masked_region
 from tests import tiny
 from tests.export.converted import Array, check_contract, digits, logits, network
 
@@ -82,13 +82,15 @@ def test_every_pair_is_symmetric_and_weights_are_per_channel(quantised: onnx.Mod
             assert (np.abs(weight).reshape(len(weight), -1).max(axis=1) == 127).all(), "each channel uses its whole range"
         else:
             assert scale.shape == ()
-    assert len(weights) == 11, "ten convolutions behind the masked region, and the classifier"
+    assert len(weights) == 9, "eight of the convolutions behind the masked region, and the classifier"
 
 
 def test_what_is_quantised_and_what_stays_in_float(model: onnx.ModelProto, quantised: onnx.ModelProto, images: Array) -> None:
     maker = {name: node for node in quantised.graph.node for name in node.output}
-    kept = masked_convolutions(model)
-    assert len(kept) == 10
+    kept = masked_region(model)
+    weight = {node.name: node.input[1] for node in model.graph.node if node.op_type == "Conv"}
+    borders = [weight[name] for name in kept[10:]]
+    assert borders == ["block3.0.conv1.weight", "block3.0.shortcut.conv.weight"], "they read what the masked region gives"
     for node in quantised.graph.node:
         if node.op_type in ("Conv", "Gemm"):
             makers = [maker[name].op_type if name in maker else "constant" for name in node.input]
@@ -104,7 +106,7 @@ def test_weights_are_within_half_a_step_of_those_in_float32(model: onnx.ModelPro
     before = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     after = {tensor.name: numpy_helper.to_array(tensor) for tensor in quantised.graph.initializer}
     names = [name.removesuffix("_quantized") for name in after if name.endswith("_quantized")]
-    assert len(names) == 11
+    assert len(names) == 9
     for name in names:
         assert name not in after
         step = after[f"{name}_scale"].reshape(-1, *[1] * (before[name].ndim - 1))
@@ -200,7 +202,7 @@ def test_a_mask_behind_batch_normalisation_is_found() -> None:
     model = convolution("batch")
     for node in model.graph.node:
         node.name = node.op_type
-    assert masked_convolutions(model) == ["Conv"]
+    assert masked_region(model) == ["Conv"]
 
 
 @pytest.mark.parametrize("batch", ["batch", 3])

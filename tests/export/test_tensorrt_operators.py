@@ -1,20 +1,25 @@
 """What TensorRT's parser is documented to read: the list, every graph that is written, and what is found in graphs that it does not read.
 
-The graphs of every architecture and pattern are compared with the list where they are exported anyway: `test_architectures.py`.
+The graphs of every architecture and pattern in fp32 are compared with the list where they are exported anyway: `test_architectures.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from defensemble_export import Ensemble, Vote, average_onnx, fused_onnx, uncertainty_onnx
+from defensemble_export import Ensemble, Vote, average_onnx, fused_onnx, onnx_from_checkpoint, uncertainty_onnx
+from defensemble_export.half import fp16_from_onnx
+from defensemble_export.precision import PRECISIONS
+from defensemble_export.quantisation import int8_from_onnx
 from defensemble_export.tensorrt_operators import operators_of_graph, parser_list, problems_of_graph
 from tests import tiny
+from tests.export.test_architectures import SPECS, spec_of, untrained
 
 
 def graph_of(
@@ -45,6 +50,19 @@ def test_the_list_says_where_it_is_from_and_holds_what_classifiers_are_made_of()
     assert not {"BitwiseAnd", "QLinearConv", "ConvInteger", "DynamicQuantizeLinear", "Unique"} & set(known.operators)
     assert known.operators["Where"] >= {"BOOL", "FP32", "FP16"}
     assert known.operators["DequantizeLinear"] == {"INT8", "FP8", "FP4", "INT4"}
+
+
+@pytest.mark.parametrize("arch", [arch if arch == "vgg19" else pytest.param(arch, marks=pytest.mark.slow) for arch in SPECS])
+def test_every_architecture_is_read_in_every_precision(tmp_path: Path, arch: str) -> None:
+    spec = spec_of(arch, "neuron")
+    images = np.random.default_rng(0).random((8, *spec.input_shape), np.float32)
+    model = onnx.load(onnx_from_checkpoint(untrained(tmp_path / "net.safetensors", spec), tmp_path / "net.onnx", verify=False))
+    graphs = {"fp32": model, "fp16": fp16_from_onnx(model), "int8": int8_from_onnx(model, images)}
+    assert set(graphs) == set(PRECISIONS)
+    assert {precision: problems_of_graph(graph) for precision, graph in graphs.items()} == {precision: [] for precision in PRECISIONS}
+    assert operators_of_graph(graphs["int8"]) >= {"QuantizeLinear", "DequantizeLinear", "Where"}
+    fused = fused_onnx([graph.SerializeToString() for graph in graphs.values()], Ensemble("e", tuple(Vote(name) for name in graphs)))
+    assert problems_of_graph(onnx.load_model_from_string(fused)) == []
 
 
 @pytest.mark.parametrize("average", ["probabilities", "logits"])

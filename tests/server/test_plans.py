@@ -14,18 +14,23 @@ from typing import Any
 
 import pytest
 
-from defensemble_server import PlanError
+from defensemble_export import config_from_pbtxt, pbtxt_from_config
+from defensemble_server import PlanError, ServeOptions, read_repository
 from defensemble_server.backend import find_compiler
+from defensemble_server.options import triton_command
 from defensemble_server.plans import (
     Gpu,
     Machine,
     PlanManifest,
+    hold_code,
     problem_of_plan,
     problem_of_version,
     read_machine,
     read_manifest,
     tensorrt_version,
 )
+from defensemble_server.runtime import Runtime
+from tests import tiny
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", "9.0", "570.124.06")
 T4 = Gpu("Tesla T4", "7.5", "570.124.06")
@@ -287,3 +292,29 @@ def test_a_version_of_a_model_on_disk(tmp_path: Path) -> None:
     (place / "model.plan.json").write_text("{")
     assert str(problem()).startswith(f"version 2: {place / 'model.plan.json'} is damaged")
     assert rebuild in str(problem())
+
+
+@pytest.mark.parametrize("version_compatible", [False, True])
+def test_triton_is_told_to_load_plans_that_are_version_compatible(tmp_path: Path, version_compatible: bool) -> None:
+    folder = tiny.write_repository(tmp_path / "repository", ensemble=None)
+    path = folder / "alpha/config.pbtxt"
+    config = config_from_pbtxt(path.read_text(), "alpha")
+    config.backend = "tensorrt"
+    del config.parameters["sha256.1"]
+    path.write_bytes(pbtxt_from_config(config))
+    (folder / "alpha/1/model.plan").write_bytes(b"plan")
+    (folder / "alpha/1/model.plan.json").write_text(json.dumps(VALUES | {"version_compatible": version_compatible}))
+    content = read_repository(folder)
+    assert sorted(content.models) == ["alpha", "beta"]
+    assert hold_code(content) == version_compatible
+    command = triton_command(
+        Runtime("path", Path("tritonserver")),
+        folder,
+        ["alpha"],
+        options=ServeOptions(runtime="path"),
+        ports={"http": 1, "grpc": 2, "metrics": 3},
+        admin_key="k" * 32,
+        threads=1,
+        plans_hold_code=hold_code(content),
+    )
+    assert ("--backend-config=tensorrt,version-compatible=true" in command) == version_compatible

@@ -1,0 +1,1 @@
+"""What `precisions.py` measures, and how it tells it."""
