@@ -29,6 +29,7 @@ from .fused_verify import FUSED_TOLERANCE, verify_fused
 from .fusing import digests_of_members, fused_onnx
 from .metadata import CLASS_NAMES
 from .plan import DEFAULT_MAX_BATCH_SIZE, Member, is_there, labels_text
+from .precision import PRECISIONS, checked_precision
 from .reading import checked_batch, ensemble_from_configs, existing_batch, next_version, read_config
 from .real_images import images_of_record
 from .report import report_from_export
@@ -172,7 +173,8 @@ def fused_member(
     contents = [member.onnx for member in members]
     content = fused_onnx(contents, ensemble)
     measured = verify_fused(content, contents, ensemble, images, max_batch_size=max_batch_size)
-    precision = "+".join(sorted({member.precision for member in members}))
+    # Of mixed ones the lowest: what is compared with the graph later, such as an engine, is to keep the tolerance of that.
+    precision = max((checked_precision(member.precision) for member in members), key=PRECISIONS.index)
     origin = {
         "kind": "fused",
         "average": ensemble.average,

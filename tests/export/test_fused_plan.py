@@ -135,7 +135,7 @@ def test_what_was_just_planned_is_fused_before_it_is_written(tmp_path: Path) -> 
     assert not list(tmp_path.iterdir()), "a plan writes nothing"
     config = config_from_pbtxt(plan["fused/config.pbtxt"].decode(), "fused")
     assert config.max_batch_size == 4
-    assert config.parameters["precision.1"].string_value == "fp16+fp32"
+    assert config.parameters["precision.1"].string_value == "fp16"
     write_plan(tmp_path, {**planned, **plan})
     other = tmp_path / "other"
     tiny.write_repository(other, weight={"beta": 3.0}, max_batch_size=4)
@@ -151,6 +151,20 @@ def test_what_was_just_planned_is_fused_before_it_is_written(tmp_path: Path) -> 
     ]
     with pytest.raises(EnsembleError, match="'gamma' is the name of the ensemble or of a member"):
         fuse_planned(tmp_path, "ensemble", "gamma", later)
+
+
+@pytest.mark.parametrize(
+    ("precisions", "told"), [(("fp32", "fp32"), "fp32"), (("fp16", "fp32"), "fp16"), (("int8", "fp16"), "int8"), (("fp32", "int8"), "int8")]
+)
+def test_a_graph_of_mixed_precisions_says_the_lowest(precisions: tuple[str, str], told: str) -> None:
+    members = [tiny.member(name, 1, precision=precision) for name, precision in zip(("alpha", "beta"), precisions, strict=True)]
+    assert fused_member("fused", PAIR, members, None, max_batch_size=2).precision == told
+
+
+def test_a_precision_that_there_is_not_is_refused() -> None:
+    members = [tiny.member("alpha", 1), tiny.member("beta", 2, precision="fp8")]
+    with pytest.raises(ExportError, match="precision must be one of fp32, fp16, int8, got 'fp8'"):
+        fused_member("fused", PAIR, members, None, max_batch_size=2)
 
 
 def test_a_fused_graph_needs_no_ensemble_in_the_repository(tmp_path: Path) -> None:
