@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.figures import exit_status, spread
 from benchmarks.serving.figures import SETTINGS, Setting, figures_of, result_of
 from benchmarks.serving.forms import TOLERANCE, Form, average_of_logits, check_answers, forms_in_process, forms_served
-from benchmarks.serving.processes import memory, started
+from benchmarks.serving.processes import memory, pin, started
 from benchmarks.serving.tables import show
 from benchmarks.serving.timing import Timing, time_form
 from defensemble import Client, DefensembleError
@@ -38,7 +38,6 @@ from defensemble_export import ExportError, Member, repository_plan, write_plan
 from defensemble_server import ServerError
 
 SCHEMA = "defensemble.benchmark.serving_overhead/1"
-CORES = 2
 
 
 @dataclass(frozen=True)
@@ -157,14 +156,6 @@ def _glance(forms: Sequence[Form], timings: dict[str, list[Timing]]) -> str:
     return f"{', '.join(served)}, in process {max(rate for form, rate in last.items() if form.protocol is None):.0f} images/s"
 
 
-def _pin() -> None:
-    """Keeps this process, and what it starts, on two cores: the goals, a pool of 2 and a graph with 2 threads are made for two."""
-    usable = sorted(os.sched_getaffinity(0))
-    if len(usable) < CORES:
-        raise click.ClickException(f"this compares forms on {CORES} cores, and may use {len(usable)} here: allow it more")
-    os.sched_setaffinity(0, usable[:CORES])
-
-
 @click.command(
     epilog="""\b
     Examples:
@@ -192,7 +183,7 @@ def main(out: Path | None, quick: bool, rounds: int | None, seconds: float | Non
     def say(text: str) -> None:
         console.print(f"[dim]{time.monotonic() - began:5.0f} s[/dim]  {text}", highlight=False, soft_wrap=True)
 
-    _pin()
+    pin()
     try:
         result = {**_measured(effort, seed, say), "quick": quick, "duration_s": round(time.monotonic() - began, 1)}
         if out is not None:

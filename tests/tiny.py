@@ -97,6 +97,11 @@ def write_second_version(folder: Path, name: str, seed: int) -> None:
     write_plan(folder, repository_plan(folder, [new], ensemble=None, replace=True))
 
 
+def content(folder: Path) -> dict[str, bytes | None]:
+    """Every file and folder below one, files with their bytes."""
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
+
+
 def leftovers(repository: Path) -> list[str]:
     """Command lines of all processes that still name a repository."""
     found = []

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
 from benchmarks.serving.timing import Predict
 from defensemble import Client
-from defensemble_export import Ensemble, Member, Vote, average_onnx
+from defensemble_export import Ensemble, Member, Vote, fused_onnx
 from defensemble_server import Server
 
 TOLERANCE = 1e-5
@@ -45,17 +44,17 @@ def forms_in_process(members: Sequence[Member]) -> Iterator[list[Form]]:
     Sessions are of one thread: run in turn by their caller, or by a pool of two. What has one thread has no others that could spin; it is
     timed under both all the same.
     """
-    fused = fused_onnx(members)
+    fused = fused_onnx([member.onnx for member in members], Ensemble("fused", tuple(Vote(member.name) for member in members)))
     with ExitStack() as stack:
         forms = []
         for spins in (False, True):
-            sessions = [_session(member.onnx, 1, spins) for member in members]
+            sessions = [session_of(member.onnx, 1, spins) for member in members]
             pool = stack.enter_context(ThreadPoolExecutor(_POOL, thread_name_prefix="pool"))
             forms.append(Form(_named("sessions, averaged by numpy", spins), _in_turn(sessions), spins=spins))
             forms.append(Form(_named(f"sessions in a pool of {_POOL}", spins), _in_pool(sessions, pool), spins=spins))
             for threads in _FUSED_THREADS:
                 name = _named(f"fused graph, {threads} thread{'s' if threads > 1 else ''}", spins)
-                forms.append(Form(name, _fused(_session(fused, threads, spins)), spins=spins))
+                forms.append(Form(name, asked_in_process(session_of(fused, threads, spins)), spins=spins))
         yield forms
 
 
@@ -64,8 +63,8 @@ def forms_served(server: Server) -> Iterator[list[Form]]:
     """Our client over gRPC and over HTTP, one for all callers."""
     with Client(server.grpc_url) as over_grpc, Client(server.http_url) as over_http:
         yield [
-            Form("Triton, gRPC", _asked(over_grpc), protocol="grpc"),
-            Form("Triton, HTTP", _asked(over_http), protocol="http"),
+            Form("Triton, gRPC", asked_of(over_grpc), protocol="grpc"),
+            Form("Triton, HTTP", asked_of(over_http), protocol="http"),
         ]
 
 
@@ -93,39 +92,8 @@ def check_answers(form: Form, images: NDArray[np.float32], expected: NDArray[np.
     return difference
 
 
-def fused_onnx(members: Sequence[Member]) -> bytes:
-    """One graph of all members and the average of their probabilities: `images` (N, C, H, W) to `probabilities` (N, K)."""
-    ensemble = Ensemble("fused", tuple(Vote(member.name) for member in members))
-    average = onnx.load_model_from_string(average_onnx(ensemble, members[0].num_classes))
-    merged: onnx.ModelProto | None = None
-    for index, member in enumerate(members):
-        model = onnx.load_model_from_string(member.onnx)
-        del model.metadata_props[:]  # merge_models refuses models whose metadata differ
-        one = onnx.compose.add_prefix(model, f"m{index}_")
-        merged = one if merged is None else onnx.compose.merge_models(merged, one, io_map=[])
-    assert merged is not None, "an ensemble has members"
-    io_map = [(f"m{index}_logits", f"logits_{index}") for index in range(len(members))]
-    merged = onnx.compose.merge_models(merged, average, io_map=io_map, outputs=["probabilities"])
-    _join_inputs(merged.graph)
-    merged.ir_version = average.ir_version
-    onnx.checker.check_model(merged, full_check=True)
-    content: bytes = merged.SerializeToString()
-    return content
-
-
-def _join_inputs(graph: onnx.GraphProto) -> None:
-    """All inputs become one, `images`."""
-    first = graph.input[0]
-    separate = {tensor.name for tensor in graph.input}
-    for node in graph.node:
-        for position, name in enumerate(node.input):
-            if name in separate:
-                node.input[position] = "images"
-    first.name = "images"
-    del graph.input[1:]
-
-
-def _session(content: bytes, threads: int, spins: bool) -> onnxruntime.InferenceSession:
+def session_of(content: bytes, threads: int, spins: bool) -> onnxruntime.InferenceSession:
+    """ONNX Runtime on a graph, in this process."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -148,7 +116,9 @@ def _in_pool(sessions: Sequence[onnxruntime.InferenceSession], pool: ThreadPoolE
     return predict
 
 
-def _fused(session: onnxruntime.InferenceSession) -> Predict:
+def asked_in_process(session: onnxruntime.InferenceSession) -> Predict:
+    """The probabilities that a fused graph answers."""
+
     def predict(images: NDArray[np.float32]) -> NDArray[np.floating[Any]]:
         probabilities: NDArray[np.float32] = session.run(["probabilities"], {"images": images})[0]
         return probabilities
@@ -156,7 +126,8 @@ def _fused(session: onnxruntime.InferenceSession) -> Predict:
     return predict
 
 
-def _asked(client: Client) -> Predict:
+def asked_of(client: Client) -> Predict:
+    """The probabilities that a client's own model answers."""
     return lambda images: client.predict(images).probabilities
 
 

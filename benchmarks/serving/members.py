@@ -1,4 +1,4 @@
-"""Five networks to serve, and what torch says of the images that they are asked about."""
+"""Networks to serve, and what torch says of the images that they are asked about."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from defensemble_export import Member, member_from_onnx, onnx_from_checkpoint, verify_onnx
+from defensemble_export import Member, answers_from_module, member_from_onnx, onnx_from_checkpoint, verify_onnx
 from defensemble_training import ModelSpec, TrainingRecord, build, save_checkpoint
 
 COUNT = 5
@@ -27,9 +27,15 @@ def random_images(count: int, seed: int) -> NDArray[np.float32]:
 
 
 def untrained_members(
-    folder: Path, images: NDArray[np.float32], seed: int, *, on_built: Callable[[str], None] = lambda name: None
+    folder: Path,
+    images: NDArray[np.float32],
+    seed: int,
+    *,
+    count: int = COUNT,
+    width: int = SPEC["width"],
+    on_built: Callable[[str], None] = lambda name: None,
 ) -> tuple[list[Member], NDArray[np.float32]]:
-    """Five defective ResNet-18s of width 16 with random weights, and torch's logits for `images` (N, C, H, W): (5, N, 10).
+    """Defective ResNet-18s with random weights, and torch's logits for `images` (N, C, H, W): (count, N, 10).
 
     The time that a network takes does not depend on what it has learnt; BatchNorm alone sees `images` once, since without that the answers
     to all images are the same to three digits, and a comparison of answers would say nothing. Each export is compared with torch.
@@ -41,17 +47,17 @@ def untrained_members(
     torch.set_num_threads(1)  # no pool of torch's beside those that are timed
     try:
         built = []
-        for index in range(COUNT):
-            built.append(_member(folder, f"member{index}", images, seed + index))
+        for index in range(count):
+            built.append(_member(folder, f"member{index}", images, seed + index, width))
             on_built(f"member{index}")
     finally:
         torch.set_num_threads(threads)
     return [member for member, _ in built], np.stack([logits for _, logits in built])
 
 
-def _member(folder: Path, name: str, images: NDArray[np.float32], seed: int) -> tuple[Member, NDArray[np.float32]]:
+def _member(folder: Path, name: str, images: NDArray[np.float32], seed: int, width: int) -> tuple[Member, NDArray[np.float32]]:
     torch.manual_seed(seed)
-    spec = ModelSpec(**SPEC, mask_seed=seed)
+    spec = ModelSpec(**{**SPEC, "width": width}, mask_seed=seed)
     module = build(spec)
     batch = torch.from_numpy(images)
     with torch.no_grad():
@@ -63,5 +69,5 @@ def _member(folder: Path, name: str, images: NDArray[np.float32], seed: int) -> 
     checkpoint = folder / f"{name}.safetensors"
     save_checkpoint(checkpoint, module, spec, TrainingRecord.untrained(_CLASSES, seed=seed))
     path = onnx_from_checkpoint(checkpoint, folder / f"{name}.onnx", verify=False)  # it would want a data set that it was trained on
-    verify_onnx(path, module, images, max_batch_size=16)
+    verify_onnx(path, answers_from_module(module), images, max_batch_size=16)
     return member_from_onnx(path, name), logits

@@ -11,12 +11,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 import urllib3
 
 from defensemble_server import ServeOptions, Server, serve
 from defensemble_server.state import process_start
 
+CORES = 2
 _POLL_S = 0.003
+
+
+def pin() -> None:
+    """Keeps this process, and what it starts, on two cores: goals, pools and graphs of two threads are made for two.
+
+    Raises:
+        click.ClickException: it may use fewer.
+    """
+    usable = sorted(os.sched_getaffinity(0))
+    if len(usable) < CORES:
+        raise click.ClickException(f"this compares forms on {CORES} cores, and may use {len(usable)} here: allow it more")
+    os.sched_setaffinity(0, usable[:CORES])
 
 
 @dataclass(frozen=True)
@@ -42,6 +56,16 @@ def pss_bytes(pid: int) -> int:
         if line.startswith("Pss:"):
             return int(line.split()[1]) * 1024
     raise OSError(f"/proc/{pid}/smaps_rollup has no line `Pss:`")
+
+
+def processor_seconds(pid: int) -> float:
+    """The processor time that a process has taken, all threads together, to 10 ms. Source: proc(5), stat.
+
+    Raises:
+        OSError: There is no such process.
+    """
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def memory(server: Server) -> dict[str, int]:

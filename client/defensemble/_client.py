@@ -22,6 +22,7 @@ from defensemble._exceptions import (
 )
 from defensemble._model import (
     ModelInfo,
+    averages_members,
     check_images,
     class_names_from_answer,
     fits,
@@ -43,9 +44,10 @@ _LONGEST_TIMEOUT_S = 1e6  # what sockets and gRPC take without overflow
 class Client:
     """Calls the models of one Triton server, at `grpc://HOST:PORT`, `grpcs://`, `http://` or `https://`; threads may share it.
 
-    Without a `model`, the only ensemble that is served is called. What a model takes and what its classes are called is asked once, by the
-    first call to it, and again only where images or an answer do not fit that any more: where the same model may get other names for its
-    classes, make a new client. No call takes longer than `timeout_s`; such a look-up, before a call or after it, has as long again.
+    Without a `model`, the only ensemble that is served is called, be it one that Triton runs or one fused graph. What a model takes and
+    what its classes are called is asked once, by the first call to it, and again only where images or an answer do not fit that any more:
+    where the same model may get other names for its classes, make a new client. No call takes longer than `timeout_s`; such a look-up,
+    before a call or after it, has as long again.
 
     A forked child may go on with a client of HTTP, which then makes connections of its own; gRPC does not survive a fork, so that a
     child's calls raise an error: there, make a new client. Another `transport`, such as a `FakeTransport`, takes the place of the network.
@@ -210,7 +212,8 @@ class Client:
         ensembles = []
         for name in models:
             try:
-                if self._transport.model_metadata(name, _left(ends)).platform == "ensemble":
+                metadata = self._transport.model_metadata(name, _left(ends))
+                if averages_members(metadata.platform, (output.name for output in metadata.outputs)):
                     ensembles.append(name)
             except (ModelNotFoundError, NotReadyError):  # unloaded since it was listed
                 continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ class ModelInfo:
     """A model that classifies images.
 
     `image_shape` is (C, H, W), -1 where any size will do; `max_batch_size` is None where the server does not tell; `class_names` are
-    indices as text where the model has no names; `steps` are the models that an ensemble runs, in order.
+    indices as text where the model has no names; `steps` are the models that an ensemble runs, in order, or that a fused graph is made of.
     """
 
     name: str
@@ -41,8 +42,8 @@ class ModelInfo:
 
     @property
     def is_ensemble(self) -> bool:
-        """Whether Triton runs it as an ensemble of other models."""
-        return self.platform == "ensemble"
+        """Whether it averages members: as an ensemble that Triton runs, or as one graph of all of them."""
+        return averages_members(self.platform, self.outputs)
 
     @property
     def score_output(self) -> str:
@@ -85,9 +86,25 @@ def signature_from_metadata(metadata: ModelMetadata) -> Signature:
     raise InputError(f"model {metadata.name!r} does not classify: its outputs are {got or 'none'}, {expected}")
 
 
+def averages_members(platform: str, outputs: Iterable[str]) -> bool:
+    """Whether a model is an ensemble, in either form.
+
+    A fused graph is told by what it gives: its configuration, which says more, is not for everyone to read.
+    """
+    return platform == "ensemble" or {"probabilities", "member_probabilities"} <= set(outputs)
+
+
 def steps_from_config(config: dict[str, Any]) -> tuple[str, ...]:
-    """The models that an ensemble runs, in order; empty for any other model."""
-    return tuple(str(step["model_name"]) for step in config.get("ensemble_scheduling", {}).get("step", []))
+    """The models that an ensemble runs, or that a fused graph is made of, in order; empty for any other model."""
+    steps = config.get("ensemble_scheduling", {}).get("step", [])
+    if steps:
+        return tuple(str(step["model_name"]) for step in steps)
+    try:
+        votes = json.loads(config.get("parameters", {}).get("members", {}).get("string_value", "[]"))
+    except ValueError:  # somebody else's parameter
+        return ()
+    named = isinstance(votes, list) and all(isinstance(vote, str) for vote in votes)
+    return tuple(vote.rpartition("@")[0] for vote in votes) if named else ()
 
 
 def class_names_from_answer(answer: NDArray[Any], num_classes: int) -> tuple[str, ...]:

@@ -1,38 +1,100 @@
 """Checkpoints to ONNX, and to entries of a Triton model repository."""
 
 from . import _telemetry as _telemetry
-from ._errors import ConfigError, EnsembleError, ExistsError, ExportError, VerificationError
+from ._errors import ConfigError, EngineError, EnsembleError, ExistsError, ExportError, ProfileError, VerificationError
 from .averaging import average_onnx, uncertainty_onnx
+from .calibration import Calibration, calibration_images
 from .config import config_from_pbtxt, pbtxt_from_config
+from .engine import engine_from_onnx
+from .engines import BuiltEngine, EngineOptions, PlannedEngine, build_engines, planned_engines
 from .ensemble import Ensemble, Vote
-from .exporting import export_checkpoints
+from .exporting import FromCheckpoint, export_checkpoints, export_networks
+from .foreign import foreign_interface, foreign_reference, onnx_from_foreign
+from .form import Form, report_beside
+from .from_onnx import FromOnnx
+from .fused_plan import check_fuse_request, fuse_planned, fuse_repository, fused_member, fused_plan
+from .fused_verify import verify_fused
+from .fusing import fused_onnx
+from .half import fp16_from_onnx
+from .labels import labels_from_file
+from .manifest import Manifest
 from .member import member_from_onnx, onnx_from_checkpoint, onnx_from_module
 from .plan import Member, repository_plan
+from .precision import PRECISIONS, TOLERANCES, Tolerance
+from .profiles import PROFILES, KeptEngines, ProfileState, profile_states, remove_profile, write_profile
+from .quantisation import int8_from_onnx, masked_region
 from .reading import ensemble_from_configs, read_config, read_ensemble
-from .verify import verify_onnx
+from .report import Reported, read_reports
+from .target import check_target, find_target
+from .verify import Verification, answers_from_module, verify_onnx
 from .writing import write_plan
 
 __all__ = [
+    "PRECISIONS",
+    "PROFILES",
+    "TOLERANCES",
+    "BuiltEngine",
+    "Calibration",
     "ConfigError",
+    "EngineError",
+    "EngineOptions",
     "Ensemble",
     "EnsembleError",
     "ExistsError",
     "ExportError",
+    "Form",
+    "FromCheckpoint",
+    "FromOnnx",
+    "KeptEngines",
+    "Manifest",
     "Member",
+    "PlannedEngine",
+    "ProfileError",
+    "ProfileState",
+    "Reported",
+    "Tolerance",
+    "Verification",
     "VerificationError",
     "Vote",
+    "answers_from_module",
     "average_onnx",
+    "build_engines",
+    "calibration_images",
+    "check_fuse_request",
+    "check_target",
     "config_from_pbtxt",
+    "engine_from_onnx",
     "ensemble_from_configs",
     "export_checkpoints",
+    "export_networks",
+    "find_target",
+    "foreign_interface",
+    "foreign_reference",
+    "fp16_from_onnx",
+    "fuse_planned",
+    "fuse_repository",
+    "fused_member",
+    "fused_onnx",
+    "fused_plan",
+    "int8_from_onnx",
+    "labels_from_file",
+    "masked_region",
     "member_from_onnx",
     "onnx_from_checkpoint",
+    "onnx_from_foreign",
     "onnx_from_module",
     "pbtxt_from_config",
+    "planned_engines",
+    "profile_states",
     "read_config",
     "read_ensemble",
+    "read_reports",
+    "remove_profile",
+    "report_beside",
     "repository_plan",
     "uncertainty_onnx",
+    "verify_fused",
     "verify_onnx",
     "write_plan",
+    "write_profile",
 ]

@@ -4,6 +4,8 @@ ExportError
 ├── VerificationError    an exported graph does not compute what the checkpoint does
 ├── ConfigError          a config.pbtxt that cannot be read, or would not be read back as it was meant
 ├── EnsembleError        members that cannot be averaged, weights or names that are not allowed
+├── ProfileError         a profile that cannot be written or removed as it was asked for
+├── EngineError          a TensorRT plan cannot be built here, or does not answer as its graph does
 └── ExistsError          the repository holds it already
 """
 
@@ -24,6 +26,14 @@ class ConfigError(ExportError):
 
 class EnsembleError(ExportError, ValueError):
     """Members that cannot be averaged, or a name, weight or average that is not allowed."""
+
+
+class ProfileError(ExportError):
+    """A profile cannot be written or removed: an unknown name, a missing file, an edit by hand."""
+
+
+class EngineError(ExportError):
+    """A TensorRT plan cannot be built here, or does not answer as the graph that it was built from."""
 
 
 class ExistsError(ExportError):

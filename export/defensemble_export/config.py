@@ -90,14 +90,51 @@ def averaging_config(
     config.version_policy.all.SetInParent()
     _set_parameters(
         config,
-        {
-            "average": ensemble.average,
-            "weights": json.dumps([member.weight for member in ensemble.members]),
-            "members": json.dumps([f"{member.model}@{member.version}" for member in ensemble.members]),
-            "intra_op_thread_count": "1",
-            "sha256.1": digest,
-        },
+        {**_votes(ensemble), "intra_op_thread_count": "1", "sha256.1": digest},
     )
+    return config
+
+
+def fused_config(
+    name: str,
+    ensemble: Ensemble,
+    *,
+    input_shape: tuple[int, int, int],
+    num_classes: int,
+    max_batch_size: int,
+    version: int,
+    digest: str | None,
+    member_digests: Sequence[str],
+    precision: str,
+    existing: schema.ModelConfig | None = None,
+) -> schema.ModelConfig:
+    """Describe a fused graph: the inputs, outputs and labels of the ensemble whose votes it holds, and the parameters of its average.
+
+    ``digest`` is the SHA-256 of the version's model file, None where an ``existing`` configuration, a profile, serves another file;
+    ``member_digests`` are those of the members' files, by which a server knows whether it serves the same networks beside this. Of an
+    ``existing`` one all that does not follow from who votes stays as it is.
+    """
+    measures = dict(uncertainty_outputs(len(ensemble.members), num_classes))
+    config = schema.ModelConfig(name=name, backend=BACKEND, max_batch_size=max_batch_size)
+    if existing is not None:
+        config.CopyFrom(existing)
+    else:
+        config.input.add(name="images", data_type=schema.TYPE_FP32, dims=input_shape)
+        config.output.add(name="probabilities", data_type=schema.TYPE_FP32, dims=[num_classes], label_filename=LABELS_FILE)
+        for output, dims in measures.items():
+            config.output.add(name=output, data_type=schema.TYPE_FP32, dims=dims)
+        config.dynamic_batching.SetInParent()
+        # It stands alone: all cores, where `serve` shares them out among an ensemble's members.
+        _set_parameters(config, {"intra_op_thread_count": "0"})
+    for tensor in config.output:
+        if tensor.name in measures:
+            tensor.dims[:] = measures[tensor.name]
+    # The parameters say who votes in one version. That it is named, where `latest` would take a new folder as soon as it is there, lets the
+    # one rename of this file change what is served and what is said of it together.
+    config.version_policy.specific.versions[:] = [version]
+    _set_parameters(config, {**_votes(ensemble), "member_digests": json.dumps(list(member_digests)), f"precision.{version}": precision})
+    if digest is not None:
+        _set_parameters(config, {f"sha256.{version}": digest})
     return config
 
 
@@ -166,6 +203,15 @@ def ensemble_steps(
 def uncertainty_outputs(members: int, num_classes: int) -> list[tuple[str, list[int]]]:
     """Names and dims (without the batch) of what ``uncertainty_<digest>`` computes."""
     return [("member_probabilities", [members, num_classes]), ("entropy", [1]), ("mutual_information", [1])]
+
+
+def _votes(ensemble: Ensemble) -> dict[str, str]:
+    """The parameters from which an average can be generated again."""
+    return {
+        "average": ensemble.average,
+        "weights": json.dumps([member.weight for member in ensemble.members]),
+        "members": json.dumps([f"{member.model}@{member.version}" for member in ensemble.members]),
+    }
 
 
 def _set_parameters(config: schema.ModelConfig, parameters: Mapping[str, str]) -> None:

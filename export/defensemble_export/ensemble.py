@@ -7,7 +7,7 @@ import json
 import math
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ._errors import EnsembleError
@@ -61,6 +61,18 @@ class Ensemble:
             raise EnsembleError(f"the weight of {', '.join(faint)} is less than {_LEAST_WEIGHT:g} of all: it would not count; leave it out")
         if self.name in {member.model for member in self.members}:
             raise EnsembleError(f"ensemble '{self.name}' has a member of the same name: name one of them otherwise")
+
+    @classmethod
+    def of(cls, name: str, models: Sequence[str], weights: Mapping[str, float], average: str | None) -> Ensemble:
+        """The ensemble of ``models`` at version 1, each with weight 1 or what ``weights`` says, averaging probabilities or ``average``.
+
+        Raises:
+            EnsembleError: a weight is given for a model that does not vote, or one of them is not allowed.
+        """
+        unknown = sorted(set(weights) - set(models))
+        if unknown:
+            raise EnsembleError(f"a weight is given for {', '.join(unknown)}, which does not vote in '{name}': {', '.join(models)} do")
+        return cls(name, tuple(Vote(model, 1, weights.get(model, 1.0)) for model in models), average or AVERAGES[0])
 
     @property
     def weights(self) -> tuple[float, ...]:

@@ -1,22 +1,73 @@
-"""From checkpoints to entries in a model repository: each exported and verified first, all written at once."""
+"""From checkpoints, and from other people's ONNX files, to entries in a model repository: each verified first, all written at once."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ._errors import ExportError
+from .ensemble import Ensemble
+from .form import Form
+from .from_onnx import FromOnnx
+from .fused_plan import check_fuse_request, fuse_planned, fused_batch, fused_member, fused_plan
 from .member import member_from_onnx, onnx_from_checkpoint
-from .plan import check_request, repository_plan
+from .plan import Member, check_request, repository_plan
+from .real_images import dataset_of, images_for_verification
 from .writing import check_writable, locked, remove_stale_staging, write_plan
 
 
-def export_checkpoints(
-    checkpoints: Sequence[Path],
+@dataclass(frozen=True)
+class FromCheckpoint:
+    """A checkpoint to be exported as the member ``name``; None: named after the file."""
+
+    path: Path
+    name: str | None = None
+
+    @property
+    def member_name(self) -> str:
+        """What the member will be called."""
+        return self.path.stem if self.name is None else self.name
+
+    def check(self, form: Form, images: np.ndarray[Any, Any] | None) -> None:
+        """Find out before any slow work whether it can be read.
+
+        Raises:
+            defensemble_training.CheckpointError: it cannot.
+        """
+        from defensemble_training import load_checkpoint
+
+        load_checkpoint(self.path)
+
+    def real_images(self, data_dir: Path | None) -> np.ndarray[Any, Any]:
+        """Test images (N,C,H,W) of the data that it was trained on.
+
+        Raises:
+            ExportError: they are not there.
+        """
+        from defensemble_training import read_metadata
+
+        known = read_metadata(self.path)
+        return images_for_verification(dataset_of(known.record, known.spec.input_shape, data_dir)).images
+
+    def write_onnx(self, path: Path, *, data_dir: Path | None, **settings: Any) -> None:
+        """Export and verify it: ``onnx_from_checkpoint``."""
+        onnx_from_checkpoint(self.path, path, data_dir=data_dir, **settings)
+
+
+def export_checkpoints(checkpoints: Sequence[Path], repository: Path, **settings: Any) -> list[str]:
+    """Export ``checkpoints`` as members named after their files: ``export_networks``."""
+    if not checkpoints:
+        raise ExportError("no checkpoint is given: name at least one .safetensors file")
+    return export_networks([FromCheckpoint(checkpoint) for checkpoint in checkpoints], repository, **settings)
+
+
+def export_networks(
+    networks: Sequence[FromCheckpoint | FromOnnx],
     repository: Path,
     *,
     ensemble: str | None = "ensemble",
@@ -24,45 +75,65 @@ def export_checkpoints(
     weights: Mapping[str, float] | None = None,
     max_batch_size: int | None = None,
     replace: bool = False,
+    form: Form | None = None,
     images: np.ndarray[Any, Any] | None = None,
     data_dir: Path | None = None,
-    on_exported: Callable[[Path], None] = lambda checkpoint: None,
+    fuse: str | None = None,
+    on_exported: Callable[[Path], None] = lambda path: None,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[str]:
-    """Export ``checkpoints`` as members named after their files and, unless ``ensemble`` is None, into an ensemble (``repository_plan``).
+    """Export ``networks`` as members in ``form`` and, unless ``ensemble`` is None, into an ensemble (``repository_plan``).
 
-    Returns the paths written, relative to ``repository``. Nothing is written unless every checkpoint was exported and verified, each at the
+    ``fuse`` names a graph of the whole ensemble, written beside it; where ``ensemble`` is None the networks go into that graph alone, with
+    ``weights`` and ``average``, and are no members of the repository.
+
+    Returns the paths written, relative to ``repository``. Nothing is written unless every network was exported and verified, each at the
     largest batch that its configuration will allow, on ``images`` or the test images of its data (``onnx_from_checkpoint``). What an export
     that was killed had left beside the repository is removed; ``say`` is told.
 
     Raises:
         ExportError, defensemble_training.CheckpointError, OSError: the repository is as it was.
     """
-    if not checkpoints:
-        raise ExportError("no checkpoint is given: name at least one .safetensors file")
     if repository.exists() and not repository.is_dir():
         raise ExportError(f"{repository} is a file: name a folder for the model repository")
-    names = [checkpoint.stem for checkpoint in checkpoints]
-    batches = check_request(
-        repository, names, ensemble, average=average, weights=weights or {}, max_batch_size=max_batch_size, replace=replace
-    )
+    form = Form() if form is None else form
+    names = [network.member_name for network in networks]
+    if fuse is not None:
+        taken = [*names, *([] if ensemble is None else [ensemble])]
+        check_fuse_request(repository, fuse, taken, max_batch_size=max_batch_size, replace=replace)
+    alone = None
+    if fuse is not None and ensemble is None:
+        alone = Ensemble.of(fuse, names, weights or {}, average)
+        batches = dict.fromkeys(names, fused_batch(repository / fuse, max_batch_size))
+    else:
+        batches = check_request(
+            repository, names, ensemble, average=average, weights=weights or {}, max_batch_size=max_batch_size, replace=replace
+        )
     check_writable(repository)
-    from defensemble_training import load_checkpoint
-
-    for checkpoint in checkpoints:
-        load_checkpoint(checkpoint)  # an export takes seconds: a checkpoint that cannot be read is found before the first
-    members = []
+    for network in networks:
+        network.check(form, images)
+    members: list[Member] = []
     with tempfile.TemporaryDirectory(prefix="defensemble-export-") as folder:
-        for number, checkpoint in enumerate(checkpoints):
+        for number, network in enumerate(networks):
             path = Path(folder) / f"{number}.onnx"
-            onnx_from_checkpoint(checkpoint, path, max_batch_size=batches[checkpoint.stem], images=images, data_dir=data_dir)
-            members.append(member_from_onnx(path, checkpoint.stem))
-            on_exported(checkpoint)
+            network.write_onnx(path, max_batch_size=batches[network.member_name], form=form, images=images, data_dir=data_dir)
+            members.append(member_from_onnx(path, network.member_name))
+            on_exported(network.path)
+    real = images
+    if fuse is not None and real is None:
+        real = next((network.real_images(data_dir) for network in networks if isinstance(network, FromCheckpoint)), None)
     with locked(repository):
         for stale in remove_stale_staging(repository):
             say(f"removed {stale}, which an export that was killed had left")
-        plan = repository_plan(
-            repository, members, ensemble=ensemble, average=average, weights=weights, max_batch_size=max_batch_size, replace=replace
-        )
+        if fuse is not None and alone is not None:
+            batch = batches[names[0]]
+            fused = fused_member(fuse, alone, members, real, max_batch_size=batch)
+            plan = fused_plan(repository, fused, alone, max_batch_size=batch, replace=replace)
+        else:
+            plan = repository_plan(
+                repository, members, ensemble=ensemble, average=average, weights=weights, max_batch_size=max_batch_size, replace=replace
+            )
+            if fuse is not None and ensemble is not None:
+                plan |= fuse_planned(repository, ensemble, fuse, plan, images=real, max_batch_size=max_batch_size, replace=replace)
         write_plan(repository, plan)
     return list(plan)

@@ -96,7 +96,7 @@ def repository_plan(
     if ensemble is not None:
         planned = _planned_ensemble(repository, list(batches), ensemble, average, weights or {})
         files |= _ensemble_files(repository, planned, members, batches)
-    return {path: content for path, content in files.items() if not _is_there(repository / path, content)}
+    return {path: content for path, content in files.items() if not is_there(repository / path, content)}
 
 
 def check_request(
@@ -188,7 +188,7 @@ def _member_files(repository: Path, member: Member, max_batch_size: int) -> dict
         )
         return {
             **_version_files(member, 1),
-            f"{member.name}/{LABELS_FILE}": _labels(member),
+            f"{member.name}/{LABELS_FILE}": labels_text(member),
             f"{member.name}/{CONFIG_FILE}": pbtxt_from_config(config),
         }
     _check_same_interface(folder, member)
@@ -210,7 +210,8 @@ def _version_files(member: Member, version: int) -> dict[str, bytes]:
     return {f"{member.name}/{version}/{MODEL_FILE}": member.onnx, **report}
 
 
-def _labels(member: Member) -> bytes:
+def labels_text(member: Member) -> bytes:
+    """The class names as Triton reads them, one a line."""
     return "".join(f"{label}\n" for label in member.class_names).encode()
 
 
@@ -219,7 +220,7 @@ def _check_same_interface(folder: Path, member: Member) -> None:
     expected = [list(member.input_shape), [member.num_classes]]
     if shapes != expected:
         raise ExistsError(f"{folder} takes and gives {shapes}, the new version {expected}: export it under another name")
-    if labels not in (None, _labels(member)):
+    if labels not in (None, labels_text(member)):
         raise ExistsError(f"the class names in {folder / LABELS_FILE} differ from the new version's: export it under another name")
 
 
@@ -239,7 +240,7 @@ def _check_same_as_first(repository: Path, ensemble: Ensemble, members: Sequence
         shapes, labels = interface_of(repository / name)
         if shapes[:2] != [shape, classes]:
             raise EnsembleError(f"'{name}' takes and gives {shapes[:2]}, '{first.name}' {[shape, classes]}: choose another --ensemble name")
-        if labels not in (None, _labels(first)):
+        if labels not in (None, labels_text(first)):
             raise EnsembleError(
                 f"the class names in {repository / name / LABELS_FILE} differ from those of '{first.name}': choose another --ensemble name"
             )
@@ -286,11 +287,11 @@ def _ensemble_files(repository: Path, ensemble: Ensemble, members: Sequence[Memb
         files[f"{name}/{CONFIG_FILE}"] = pbtxt_from_config(described)
     return files | {
         f"{ensemble.name}/1/{PLACEHOLDER}": b"Triton wants a version folder; an ensemble has nothing to put there.\n",
-        f"{ensemble.name}/{LABELS_FILE}": _labels(members[0]),
+        f"{ensemble.name}/{LABELS_FILE}": labels_text(members[0]),
         f"{ensemble.name}/{CONFIG_FILE}": pbtxt_from_config(config),
     }
 
 
-def _is_there(path: Path, content: bytes) -> bool:
+def is_there(path: Path, content: bytes) -> bool:
     """Whether a file holds this already: a model whose files are touched is loaded again for nothing."""
     return path.exists() and path.read_bytes() == content

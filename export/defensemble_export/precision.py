@@ -11,9 +11,9 @@ from ._errors import ExportError
 class Tolerance:
     """What every export of a precision must keep, and what it should reach, on real images.
 
-    ``logits``: the largest difference of a logit, in units of max(1, largest |logit|). ``probabilities``: of a probability. ``agreement``: the
-    least share of images that get the same class. ``goal_agreement`` and ``goal_accuracy_points`` (the largest loss of accuracy, in points)
-    are reported where they are missed, and stop nothing. None: not asked for.
+    ``logits``: the largest difference of a logit, in units of max(1, largest |logit|). ``probabilities``: of a probability.
+    ``agreement``: the least share of images that get the same class. ``goal_agreement`` and ``goal_accuracy_points`` (the largest loss of
+    accuracy, in points) are reported where they are missed, and stop nothing. None: not asked for.
     """
 
     agreement: float

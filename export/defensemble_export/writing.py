@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -17,9 +17,9 @@ from ._errors import ExportError
 def write_plan(repository: Path, plan: Mapping[str, bytes]) -> None:
     """Write ``plan`` (path relative to ``repository``, to bytes) so that a failure on the way leaves the repository as it was.
 
-    Everything is first written to a folder beside the repository (Triton takes every folder inside it for a model), then renamed into
-    place: a new model as one folder, a new version of a model as one folder, changed files one by one, in the plan's order. Hold
-    ``locked`` meanwhile.
+    Everything is first written to a folder beside the repository (Triton takes every folder inside it for a model; inside a model of a
+    repository that is a mount), then renamed into place: a new model as one folder, a new version of a model as one folder, changed files
+    one by one, in the plan's order. Hold ``locked`` meanwhile.
 
     Raises:
         OSError: a disk that is full or read-only, a missing permission (names the file); what had been moved is put back, and no
@@ -30,7 +30,7 @@ def write_plan(repository: Path, plan: Mapping[str, bytes]) -> None:
             folder.mkdir()
             unmake.callback(_remove_if_empty, folder)
         place = repository.resolve()
-        staging = Path(tempfile.mkdtemp(prefix=_staging_prefix(place), dir=place.parent))
+        staging = Path(tempfile.mkdtemp(prefix=_staging_prefix(place), dir=_staging_place(place)))
         try:
             with _held(staging, fcntl.LOCK_EX), ExitStack() as undo:
                 for path, content in plan.items():
@@ -48,12 +48,37 @@ def write_plan(repository: Path, plan: Mapping[str, bytes]) -> None:
         unmake.pop_all()
 
 
+def remove_files(repository: Path, paths: Sequence[str]) -> None:
+    """Remove files of ``repository`` (relative paths), and the folders that this leaves empty, all or none.
+
+    Each file is renamed to where ``write_plan`` stages, and deleted when the last one was. Hold ``locked`` meanwhile.
+
+    Raises:
+        OSError: a file that is not there, a missing permission; what had been moved is put back.
+    """
+    place = repository.resolve()
+    staging = Path(tempfile.mkdtemp(prefix=_staging_prefix(place), dir=_staging_place(place)))
+    try:
+        with _held(staging, fcntl.LOCK_EX), ExitStack() as undo:
+            for path in paths:
+                aside = staging / path
+                aside.parent.mkdir(parents=True, exist_ok=True)
+                os.rename(repository / path, aside)
+                undo.callback(os.rename, aside, repository / path)
+            undo.pop_all()
+    finally:
+        shutil.rmtree(staging)
+    for folder in dict.fromkeys((repository / path).parent for path in paths):
+        _remove_if_empty(folder)
+
+
 def remove_stale_staging(repository: Path) -> list[Path]:
-    """Remove what killed calls of ``write_plan`` have left beside ``repository``, and return it; one that is at work holds its own."""
+    """Remove what killed calls of ``write_plan`` and ``remove_files`` have left, and return it; one that is at work holds its own."""
     place = repository.resolve()
     name = re.compile(re.escape(_staging_prefix(place)) + "[a-z0-9_]{8}")  # the end is `mkdtemp`'s
     removed = []
-    for folder in sorted(place.parent.iterdir()) if place.parent.exists() else []:
+    beside = sorted(place.parent.iterdir()) if place.parent.exists() else []
+    for folder in (*beside, *sorted(place.glob(f"*/{_staging_prefix(place)}*"))):
         if name.fullmatch(folder.name):
             with suppress(OSError), _held(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):  # else at work, or somebody else's
                 shutil.rmtree(folder, ignore_errors=True)
@@ -72,14 +97,14 @@ def check_writable(repository: Path) -> None:
     """Find out before slow work whether ``write_plan`` could write.
 
     Raises:
-        ExportError: the repository is a mount point.
+        ExportError: the repository is a mount point, and holds no model yet.
         OSError: the folder that holds the repository, or the repository itself, cannot be written.
     """
-    place = _place_beside(repository)
+    place = _staging_place(repository.resolve())
     if repository.exists() and repository.stat().st_dev != place.stat().st_dev:
         raise ExportError(
-            f"{repository} is a file system of its own (a mount): files are written beside a repository and then renamed into it, "
-            f"so name a folder below it, such as {repository / 'models'}"
+            f"{repository} is a file system of its own (a mount) without a model: files are written beside a repository, or inside a model "
+            f"that is there, and then renamed into place, so name a folder below it, such as {repository / 'models'}"
         )
     for folder in (place, repository) if repository.exists() else (place,):
         # Made and removed at once: in the repository Triton would take it for a model if it looked just then, so a file it is.
@@ -100,6 +125,14 @@ def _held(folder: Path, operation: int) -> Iterator[None]:
 
 def _staging_prefix(place: Path) -> str:
     return f".{place.name}.staging-"
+
+
+def _staging_place(place: Path) -> Path:
+    """Where files wait, on the repository's file system: beside it, or in a model where it is a mount (Triton looks at versions alone)."""
+    beside = _place_beside(place)
+    if place.exists() and place.stat().st_dev != beside.stat().st_dev:
+        return next((path.parent for path in sorted(place.glob("*/config.pbtxt"))), beside)
+    return beside
 
 
 def _missing_folders(repository: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from ._errors import (
     BackendBuildError,
+    PlanError,
     PortError,
     RepositoryError,
     RuntimeMissingError,
@@ -16,6 +17,7 @@ from .state import ServerState, find_state, read_states
 
 __all__ = [
     "BackendBuildError",
+    "PlanError",
     "PortError",
     "Repository",
     "RepositoryError",

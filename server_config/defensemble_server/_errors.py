@@ -4,6 +4,7 @@ ServerError
 ├── RuntimeMissingError     no Triton, no ONNX Runtime library, an unfit platform
 ├── BackendBuildError       the native backend could not be built
 ├── RepositoryError         the model repository cannot be served as it lies on disk
+├── PlanError               a TensorRT plan cannot be checked
 ├── PortError               a port is taken or not allowed
 ├── StartError              Triton did not come up, or did not answer rightly
 └── StateError              no such running server
@@ -26,6 +27,10 @@ class BackendBuildError(ServerError):
 
 class RepositoryError(ServerError):
     """The model repository cannot be served as it lies on disk."""
+
+
+class PlanError(ServerError):
+    """A TensorRT plan cannot be checked: its manifest is damaged, or the server's Python does not answer."""
 
 
 class PortError(ServerError):

@@ -11,13 +11,17 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import urllib3
 
-from ._errors import RuntimeMissingError, ServerError
+from ._errors import PlanError, RepositoryError, RuntimeMissingError, ServerError
 from .backend import built_backend, find_compiler, onnxruntime_library
 from .options import ServeOptions, reached_at
-from .runtime import EMBEDDED_CORE, check_platform, embedded_triton
+from .plans import MANIFEST_FILE, PLAN_FILE, Gpu, Machine, problem_of_version, read_machine, read_manifest
+from .profiles import check_profile, profiles_of
+from .repository import read_model
+from .runtime import CONTAINER, EMBEDDED_CORE, check_platform, embedded_triton
 from .state import read_states
 
 PASS, WARN, FAIL = "PASS", "WARN", "FAIL"
@@ -49,9 +53,21 @@ class Check:
     mend: str = ""
 
 
-def diagnose(urls: list[str]) -> list[Check]:
-    """Look at this machine, at our servers that run on it, and at the servers behind ``urls`` (``http://HOST:PORT``)."""
-    return [*_platform(), *_packages(), *_runtime(), *_ports(), *_servers(urls)]
+def diagnose(urls: list[str], repository: Path | None = None) -> list[Check]:
+    """Look at this machine, at our servers that run on it, and at the servers behind ``urls`` (``http://HOST:PORT``).
+
+    Of a model ``repository`` its profiles are looked at, and whether its TensorRT plans fit this machine.
+    """
+    machine = read_machine()
+    return [
+        *_platform(),
+        *_packages(),
+        *_runtime(),
+        *_accelerators(machine),
+        *(_repository(repository, machine) if repository is not None else ()),
+        *_ports(),
+        *_servers(urls),
+    ]
 
 
 def holes_of(version: str) -> list[str]:
@@ -132,6 +148,58 @@ def _tried(name: str, find: Callable[[], object], mend: str, *, none: str = "") 
     except ServerError as error:
         return Check(name, FAIL, str(error), mend)
     return Check(name, WARN, none, mend) if found is None else Check(name, PASS, str(found))
+
+
+def _accelerators(machine: Machine) -> Iterator[Check]:
+    """No GPU is nothing to be mended; a GPU without TensorRT serves all but plans."""
+    if not machine.gpus:
+        yield Check("GPU", PASS, f"none ({machine.why_no_gpu}): of the profiles only `cpu` is for this machine")
+    for gpu in machine.gpus:
+        yield Check("GPU", PASS, f"{gpu.name}, compute capability {gpu.compute_capability}, driver {gpu.driver}")
+    if machine.tensorrt is not None:
+        yield Check("TensorRT", PASS, machine.tensorrt)
+    elif machine.gpus:
+        mend = f"serve with --runtime docker, whose image {CONTAINER} has it, or make install GPU=1"
+        yield Check("TensorRT", WARN, f"none ({machine.why_no_tensorrt}): plans cannot be built or served outside of a container", mend)
+    else:
+        yield Check("TensorRT", PASS, f"none ({machine.why_no_tensorrt}), nor a GPU for it")
+
+
+def _repository(repository: Path, machine: Machine) -> Iterator[Check]:
+    if not repository.is_dir():
+        yield Check("repository", FAIL, f"{repository} is no folder", "name the folder that `defensemble export` has written")
+        return
+    for profile in profiles_of(repository):
+        try:
+            check_profile(repository, profile, only_cpus=False)
+            yield Check(f"profile {profile}", PASS, f"complete in {repository}")
+        except RepositoryError as error:
+            mend = f"defensemble profile list {shlex.quote(str(repository))}"
+            yield Check(f"profile {profile}", WARN, str(error), mend)
+    for plan in sorted(repository.glob(f"*/[1-9]*/{PLAN_FILE}")):
+        if plan.parent.name.isdecimal():  # Triton looks at no other folder
+            yield _plan(plan.parent.parent, int(plan.parent.name), machine)
+
+
+def _plan(folder: Path, version: int, machine: Machine) -> Check:
+    name = f"plan {folder.name}/{version}"
+    build = f"defensemble build-engine {shlex.quote(str(folder.parent))} --model {shlex.quote(folder.name)} --version {version}"
+    try:
+        batch = read_model(folder, None).config.max_batch_size
+        problem = problem_of_version(folder, version, machine, max_batch_size=batch)
+        # On the very machine that it was built on: what is wrong there too is wrong with the plan.
+        manifest = read_manifest(folder / str(version) / MANIFEST_FILE)
+        origin = machine
+        if manifest is not None:
+            origin = Machine(manifest.tensorrt, (Gpu(manifest.gpu, manifest.compute_capability, manifest.driver),))
+        broken = manifest is None or problem_of_version(folder, version, origin, max_batch_size=batch) is not None
+    except (RepositoryError, PlanError) as error:
+        return Check(name, FAIL, str(error), build)
+    if problem is None:
+        assert manifest is not None, "a plan without one is a problem"
+        return Check(name, PASS, f"built with TensorRT {manifest.tensorrt} on {manifest.gpu}, fits this machine")
+    elsewhere = machine.tensorrt is None or not machine.gpus
+    return Check(name, WARN if elsewhere and not broken else FAIL, problem, build)
 
 
 def _ports() -> Iterator[Check]:

@@ -152,15 +152,29 @@ def claim_ports(options: ServeOptions) -> dict[str, int]:
 
 
 def triton_command(
-    runtime: Runtime, repository: Path, models: Sequence[str], *, options: ServeOptions, ports: dict[str, int], admin_key: str, threads: int
+    runtime: Runtime,
+    repository: Path,
+    models: Sequence[str],
+    *,
+    options: ServeOptions,
+    ports: dict[str, int],
+    admin_key: str,
+    threads: int,
+    gpus: bool = False,
+    caches: Sequence[str] = (),
+    plans_hold_code: bool = False,
 ) -> list[str]:
-    """The command line that starts Triton on ``models`` of ``repository``, all loaded explicitly."""
+    """The command line that starts Triton on ``models`` of ``repository``, all loaded explicitly.
+
+    A container is given the GPUs where ``gpus`` is set, and volumes that outlive it at ``caches``, absolute paths inside it.
+    ``plans_hold_code`` lets TensorRT's backend load plans that are version compatible.
+    """
     docker = runtime.name == "docker"
     inner = {"http": 8000, "grpc": 8001, "metrics": 8002} if docker else ports
     host = "0.0.0.0" if docker else options.host
     # Tried with core 2.51: its HTTP server (libevhtp) wants a prefix before an IPv6 address, gRPC brackets around it.
     addresses = {"http": f"ipv6:{host}", "grpc": f"[{host}]", "metrics": f"ipv6:{host}"} if ":" in host else dict.fromkeys(inner, host)
-    command = _docker_prefix(runtime, repository, options, ports) if docker else [str(runtime.executable)]
+    command = _docker_prefix(runtime, repository, options, ports, gpus, caches) if docker else [str(runtime.executable)]
     command += [
         f"--model-repository={'/models' if docker else repository}",
         "--model-control-mode=explicit",
@@ -180,6 +194,8 @@ def triton_command(
     else:
         settings["enable-global-threadpool"] = "1"  # NVIDIA's backend reads the thread count from its command line for its global pool only
     command += [f"--backend-config=onnxruntime,{key}={value}" for key, value in settings.items()]
+    if plans_hold_code:
+        command.append("--backend-config=tensorrt,version-compatible=true")  # NVIDIA's tensorrt_backend, README: false by default
     if options.profile is not None:
         command.append(f"--model-config-name={options.profile}")
     return command
@@ -190,7 +206,9 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _docker_prefix(runtime: Runtime, repository: Path, options: ServeOptions, ports: dict[str, int]) -> list[str]:
+def _docker_prefix(
+    runtime: Runtime, repository: Path, options: ServeOptions, ports: dict[str, int], gpus: bool, caches: Sequence[str]
+) -> list[str]:
     host = in_url(options.host)
     published = [f"--publish={host}:{ports[what]}:{inner}" for what, inner in (("http", 8000), ("grpc", 8001), ("metrics", 8002))]
     return [
@@ -199,8 +217,10 @@ def _docker_prefix(runtime: Runtime, repository: Path, options: ServeOptions, po
         "--rm",
         "--init",
         f"--name=defensemble-{ports['grpc']}",
+        *(["--gpus=all"] if gpus else []),
         *published,
         f"--volume={repository.resolve()}:/models:ro",
+        *(f"--volume=defensemble{cache.replace('/', '-')}:{cache}" for cache in caches),
         CONTAINER,
         "tritonserver",
     ]

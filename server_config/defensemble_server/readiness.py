@@ -11,10 +11,14 @@ import urllib3
 
 from ._errors import StartError
 from .options import ADMIN_HEADER
-from .repository import Model, Repository, averaging_of, without_version
+from .repository import Model, Repository, averaging_of, fused_averaging, serves_what_was_fused, without_version
 
 # Between an ensemble's answer and numpy's average of its members' answers, both float32.
 TOLERANCE = 1e-5
+# The same of a fused graph that holds members of a lower precision: its rounding depends on which nodes a runtime runs as one.
+ROUNDED_TOLERANCE = 1e-2
+# Between 1 and the sum of probabilities.
+SUM_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -99,10 +103,11 @@ def _refusal(entry: dict[str, str], repository: Repository, model: Model) -> str
 
 
 def check_answers(probe: Probe, repository: Repository, served: list[str]) -> dict[str, str]:
-    """Send one fixed image through every classifier and ensemble that is served, and compare each ensemble with numpy's average.
+    """Send one fixed image through every classifier, ensemble and fused graph that is served, and compare averages with numpy's.
 
     Returns what is wrong, by model: it does not answer, or answers values that are not finite; an ensemble's answer is not the average of
-    its members', or one of them is wrong.
+    its members', or one of them is wrong; a fused graph's answer is no probabilities, or not the average of its members' where those are
+    served too.
     """
     logits: dict[tuple[str, int], np.ndarray[Any, Any]] = {}
     wrong: dict[str, str] = {}
@@ -122,6 +127,8 @@ def check_answers(probe: Probe, repository: Repository, served: list[str]) -> di
             logits[name, version] = answer
     for name in served:
         model = repository.models[name]
+        if model.is_fused and (told := _problem_of_fused(probe, repository, model, logits)):
+            wrong[name] = told
         outputs = [tensor.name for tensor in model.config.output]
         if not model.is_ensemble or "probabilities" not in outputs or [tensor.name for tensor in model.config.input] != ["images"]:
             continue
@@ -146,16 +153,45 @@ def _problem_of_ensemble(
     if averaging is None or any(vote not in logits for vote in model.votes):
         return None  # somebody else's averaging: it answered, and what it should have answered is not known
     average, weights = averaging
-    votes = np.stack([logits[vote] for vote in model.votes]).astype(np.float64)  # (M,1,K)
-    normalised = np.array(weights).reshape(-1, 1, 1) / np.sum(weights)
-    expected = (normalised * _softmax(votes)).sum(0) if average == "probabilities" else _softmax((normalised * votes).sum(0))
-    difference = float(np.abs(got - expected).max())
+    difference = _difference(got, average, weights, [logits[vote] for vote in model.votes])
     if difference <= TOLERANCE:
         return None
     return (
         f"it differs by {difference:.3g} from the average ({average}) of its members, allowed is {TOLERANCE}: "
         "its averaging model is not what its configuration says; export the ensemble again"
     )
+
+
+def _problem_of_fused(
+    probe: Probe, repository: Repository, model: Model, logits: dict[tuple[str, int], np.ndarray[Any, Any]]
+) -> str | None:
+    try:
+        got = probe.infer(model.name, None, _images_for(model), "probabilities")
+    except StartError as error:
+        return str(error)
+    total = float(got.sum())
+    if not (got.min() >= 0 and abs(total - 1) <= SUM_TOLERANCE):  # also where one is NaN
+        return f"it answers values from {got.min():.3g} to {got.max():.3g} with the sum {total:.3g}, which are no probabilities"
+    average, weights, votes = fused_averaging(model)
+    if any(vote not in logits for vote in votes) or not serves_what_was_fused(model, repository.models):
+        return None  # its members are not served here, or others of the same names are
+    precisions = {model.parameter(f"precision.{version}") for version in model.served_versions}
+    tolerance = TOLERANCE if precisions <= {None, "fp32"} else ROUNDED_TOLERANCE
+    difference = _difference(got, average, weights, [logits[vote] for vote in votes])
+    if difference <= tolerance:
+        return None
+    return (
+        f"it differs by {difference:.3g} from the average ({average}) of {', '.join(f'{name}@{version}' for name, version in votes)}, "
+        f"which are served here too, allowed is {tolerance}: its graph is not what its configuration says; fuse them again"
+    )
+
+
+def _difference(got: np.ndarray[Any, Any], average: str, weights: list[float], logits: list[np.ndarray[Any, Any]]) -> float:
+    """How far probabilities (1,K) are from numpy's average of the votes' logits."""
+    votes = np.stack(logits).astype(np.float64)  # (M,1,K)
+    normalised = np.array(weights).reshape(-1, 1, 1) / np.sum(weights)
+    expected = (normalised * _softmax(votes)).sum(0) if average == "probabilities" else _softmax((normalised * votes).sum(0))
+    return float(np.abs(got - expected).max())
 
 
 def _images_for(model: Model) -> np.ndarray[Any, Any]:

@@ -16,8 +16,12 @@ from tritonclient.grpc import model_config_pb2 as schema
 from ._errors import RepositoryError
 
 CONFIG_FILE = "config.pbtxt"
+# In a model's folder: a configuration for each profile that differs from ``config.pbtxt``.
+PROFILES_FOLDER = "configs"
 # The embedded runtime answers for this backend alone.
 BACKEND = "onnxruntime"
+# Serves TensorRT plans.
+PLAN_BACKEND = "tensorrt"
 # What the members' votes are averaged as.
 AVERAGES = ("probabilities", "logits")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
@@ -36,6 +40,14 @@ class Model:
     def is_ensemble(self) -> bool:
         """Whether this is one of Triton's ensembles."""
         return bool(self.config.platform == "ensemble")
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether it gives an ensemble's ``probabilities`` out of one graph, and its parameters say whose votes they average."""
+        inputs = [(tensor.name, tensor.data_type) for tensor in self.config.input]
+        gives = any(tensor.name == "probabilities" for tensor in self.config.output)
+        told = all(self.parameter(key) is not None for key in ("average", "weights", "members"))
+        return not self.is_ensemble and inputs == [("images", schema.TYPE_FP32)] and gives and told
 
     @property
     def is_classifier(self) -> bool:
@@ -61,6 +73,19 @@ class Model:
             return tuple(version for version in self.versions if version in policy.specific.versions)
         return self.versions[-max(1, policy.latest.num_versions) :]
 
+    @property
+    def file(self) -> str:
+        """The name of the file in each version's folder that is served."""
+        usual = "model.plan" if self.config.backend == PLAN_BACKEND else "model.onnx"
+        return str(self.config.default_model_filename) or usual
+
+    @property
+    def wants_gpu(self) -> bool:
+        """Whether it asks for a GPU: by its instances, by TensorRT in ONNX Runtime, or by being a TensorRT plan."""
+        kinds = [group.kind for group in self.config.instance_group]
+        accelerators = self.config.optimization.execution_accelerators.gpu_execution_accelerator
+        return bool(self.config.backend == PLAN_BACKEND or schema.ModelInstanceGroup.KIND_GPU in kinds or len(accelerators))
+
     def parameter(self, key: str) -> str | None:
         """A value of the configuration's ``parameters``, None where there is none."""
         return self.config.parameters[key].string_value if key in self.config.parameters else None
@@ -78,6 +103,13 @@ class Repository:
     def ensembles(self) -> list[Model]:
         """The ensembles that can be served."""
         return [model for model in self.models.values() if model.is_ensemble]
+
+    def without(self, problems: Mapping[str, str]) -> Repository:
+        """The same without the models that ``problems`` names, and without the ensembles that need them."""
+        models = {name: model for name, model in self.models.items() if name not in problems}
+        all_problems = {**self.problems, **problems}
+        _drop_broken_ensembles(models, all_problems)
+        return Repository(self.path, models, all_problems)
 
     def threads_per_member(self, cores: int) -> int:
         """How many threads each member may take so that the members of the largest ensemble share the machine; all where there is none."""
@@ -104,7 +136,12 @@ def read_repository(path: Path, *, profile: str | None = None, only_backend: str
     models, problems = {}, {}
     for folder in folders:
         try:
-            models[folder.name] = _read_model(folder, profile, only_backend)
+            model = read_model(folder, profile)
+            if not model.is_ensemble:
+                _check_files(folder, model, only_backend)
+            if model.is_fused:
+                serves_what_was_fused(model, {})  # raises where its parameters describe no average of members
+            models[folder.name] = model
         except RepositoryError as error:
             problems[_printable(folder.name)] = str(error)
         except OSError as error:
@@ -117,10 +154,16 @@ def _printable(name: str) -> str:
     return name.encode(errors="backslashreplace").decode()
 
 
-def _read_model(folder: Path, profile: str | None, only_backend: str | None) -> Model:
+def read_model(folder: Path, profile: str | None) -> Model:
+    """Read a model's configuration, of ``profile`` where the model has it; its files are not looked at.
+
+    Raises:
+        RepositoryError: it is no model, or its configuration is not valid.
+        OSError: it cannot be read.
+    """
     path = folder / CONFIG_FILE
-    if profile is not None and (folder / "configs" / f"{profile}.pbtxt").exists():
-        path = folder / "configs" / f"{profile}.pbtxt"
+    if profile is not None and (folder / PROFILES_FOLDER / f"{profile}.pbtxt").exists():
+        path = folder / PROFILES_FOLDER / f"{profile}.pbtxt"
     try:
         config = text_format.Parse(path.read_text(), schema.ModelConfig())
     except FileNotFoundError as error:
@@ -138,10 +181,7 @@ def _read_model(folder: Path, profile: str | None, only_backend: str | None) -> 
         raise RepositoryError(f"{folder} has no version folder: it needs one named 1, 2, ...")
     if versions[-1] > _LARGEST_VERSION:
         raise RepositoryError(f"version folder {versions[-1]} is larger than Triton counts: rename it to 1, 2, ...")
-    model = Model(folder.name, config, versions)
-    if not model.is_ensemble:
-        _check_files(folder, model, only_backend)
-    return model
+    return Model(folder.name, config, versions)
 
 
 def _check_files(folder: Path, model: Model, only_backend: str | None) -> None:
@@ -151,7 +191,7 @@ def _check_files(folder: Path, model: Model, only_backend: str | None) -> None:
             f"backend '{got}' is not in this runtime, which has '{only_backend}' alone: serve it with --runtime docker or path"
         )
     for version in model.served_versions:
-        file = folder / str(version) / (model.config.default_model_filename or "model.onnx")
+        file = folder / str(version) / model.file
         expected = model.parameter(f"sha256.{version}")
         if expected is None:
             continue
@@ -207,21 +247,57 @@ def averaging_of(ensemble: Model, models: Mapping[str, Model]) -> tuple[str, lis
         RepositoryError: what a configuration says is no average, or not one positive number for each vote.
     """
     for step in ensemble.config.ensemble_scheduling.step:
-        if "probabilities" not in step.output_map.values():
-            continue
         model = models.get(step.model_name)
-        average, text = (model.parameter("average"), model.parameter("weights")) if model is not None else (None, None)
-        if average is None or text is None:
+        if "probabilities" not in step.output_map.values() or model is None:
             continue
-        if average not in AVERAGES:
-            raise RepositoryError(f"parameter average of '{step.model_name}' must be one of {', '.join(AVERAGES)}, got {average[:80]!r}")
-        try:
-            weights = [float(weight) for weight in json.loads(text)]
-        except (ValueError, TypeError) as error:
-            raise RepositoryError(f"parameter weights of '{step.model_name}' is no JSON list of numbers, got {text[:80]!r}") from error
-        if len(weights) != len(ensemble.votes) or not all(math.isfinite(weight) and weight > 0 for weight in weights):
-            raise RepositoryError(
-                f"parameter weights of '{step.model_name}' must be {len(ensemble.votes)} numbers above 0, got {text[:80]}"
-            )
-        return average, weights
+        if model.parameter("average") is not None and model.parameter("weights") is not None:
+            return _average_and_weights(model, len(ensemble.votes))
     return None
+
+
+def fused_averaging(model: Model) -> tuple[str, list[float], list[tuple[str, int]]]:
+    """What a fused graph's ``probabilities`` are: (average, weights, and in their order the votes as model and version).
+
+    Raises:
+        RepositoryError: what its parameters say is no average, no list of ``NAME@VERSION``, or not one positive number for each vote.
+    """
+    text = model.parameter("members") or ""
+    try:
+        votes = [(name, int(version)) for name, _, version in (vote.rpartition("@") for vote in json.loads(text))]
+    except (ValueError, TypeError, AttributeError) as error:
+        raise RepositoryError(f"parameter members of '{model.name}' is no JSON list of \"NAME@VERSION\", got {text[:80]!r}") from error
+    return *_average_and_weights(model, len(votes)), votes
+
+
+def serves_what_was_fused(model: Model, models: Mapping[str, Model]) -> bool:
+    """Whether the files of a fused graph's members, as its parameter ``member_digests`` has them, are those served under their names.
+
+    Without that parameter their names are believed.
+
+    Raises:
+        RepositoryError: the parameter is no JSON list with one text for each vote.
+    """
+    votes, text = fused_averaging(model)[2], model.parameter("member_digests")
+    if text is None:
+        return True
+    try:
+        digests = json.loads(text)
+    except ValueError:
+        digests = None
+    if not isinstance(digests, list) or len(digests) != len(votes):
+        raise RepositoryError(f"parameter member_digests of '{model.name}' must be a JSON list of {len(votes)} texts, got {text[:80]!r}")
+    served = [models[name].parameter(f"sha256.{version}") if name in models else None for name, version in votes]
+    return served == digests
+
+
+def _average_and_weights(model: Model, votes: int) -> tuple[str, list[float]]:
+    average, text = model.parameter("average") or "", model.parameter("weights") or ""
+    if average not in AVERAGES:
+        raise RepositoryError(f"parameter average of '{model.name}' must be one of {', '.join(AVERAGES)}, got {average[:80]!r}")
+    try:
+        weights = [float(weight) for weight in json.loads(text)]
+    except (ValueError, TypeError) as error:
+        raise RepositoryError(f"parameter weights of '{model.name}' is no JSON list of numbers, got {text[:80]!r}") from error
+    if len(weights) != votes or not all(math.isfinite(weight) and weight > 0 for weight in weights):
+        raise RepositoryError(f"parameter weights of '{model.name}' must be {votes} numbers above 0, got {text[:80]}")
+    return average, weights

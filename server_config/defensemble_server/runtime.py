@@ -19,7 +19,10 @@ from .data import data_file
 RUNTIMES = ("embedded", "path", "docker")
 # Core of nvidia-pytriton 0.7.0; NVIDIA advises 26.07 or later for anything that strangers can reach.
 EMBEDDED_CORE = "2.51.0"
-CONTAINER = "nvcr.io/nvidia/tritonserver:26.07-py3"
+NGC_TAG = "26.07"
+CONTAINER = f"nvcr.io/nvidia/tritonserver:{NGC_TAG}-py3"
+# Of the same month, so with the same TensorRT: what plans are built in.
+TENSORRT_CONTAINER = f"nvcr.io/nvidia/tensorrt:{NGC_TAG}-py3"
 _OLDEST_GLIBC = (2, 35)
 
 

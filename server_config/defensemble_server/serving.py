@@ -13,6 +13,8 @@ import urllib3
 
 from ._errors import PortError, RepositoryError, StartError, StateError
 from .options import ServeOptions, address_from_host, claim_ports, cores, new_admin_key, reached_at, triton_command
+from .plans import hold_code
+from .profiles import check_gpu, check_profile, engine_caches
 from .readiness import Probe, check_answers, failed_models
 from .repository import BACKEND, Repository, read_repository
 from .runtime import Runtime, find_runtime
@@ -94,7 +96,7 @@ def serve(
     dies, the server is drained and stopped, and no process, port, shared memory or temporary folder is left.
 
     Raises:
-        RepositoryError: no model can be served.
+        RepositoryError: no model can be served, or the profile is not there, not complete, or not for this runtime and machine.
         RuntimeMissingError, BackendBuildError: the runtime is not complete.
         PortError: a port is taken.
         StartError: Triton did not come up in ``start_timeout_s``, or no model answers rightly; shows its last lines.
@@ -118,12 +120,14 @@ def start_server(
     options = options or ServeOptions()
     options = replace(options, host=address_from_host(options.host))
     folder = Path(repository).resolve()
-    content = read_repository(folder, profile=options.profile, only_backend=BACKEND if options.runtime == "embedded" else None)
-    if not content.models:
-        raise RepositoryError(
-            f"no model in {folder} can be served:\n" + "\n".join(f"  {name}: {text}" for name, text in content.problems.items())
-        )
+    embedded = options.runtime == "embedded"
+    content = read_repository(folder, profile=options.profile, only_backend=BACKEND if embedded else None)
+    if options.profile is not None:
+        check_profile(folder, options.profile, only_cpus=embedded, say=say)
+    _check_not_empty(content)
     runtime = find_runtime(options.runtime, say=say)
+    content = check_gpu(content, runtime, strict=options.profile is not None, say=say)
+    _check_not_empty(content)
     for last_try in (*[False] * (_PORT_TRIES - 1), True):
         ports = claim_ports(options)
         try:
@@ -152,6 +156,11 @@ def stop_server(grpc_port: int | None = None, *, timeout_s: float = 60.0) -> Ser
     return state
 
 
+def _check_not_empty(content: Repository) -> None:
+    if not content.models:
+        raise RepositoryError(f"no model in {content.path} can be served:\n{_listed(content.problems)}")
+
+
 def _start(
     runtime: Runtime, content: Repository, options: ServeOptions, ports: dict[str, int], timeout_s: float, say: Callable[[str], None]
 ) -> Server:
@@ -160,7 +169,16 @@ def _start(
     log = _new_log(ports["grpc"])
     threads = content.threads_per_member(cores())
     command = triton_command(
-        runtime, content.path, list(content.models), options=options, ports=ports, admin_key=admin_key, threads=threads
+        runtime,
+        content.path,
+        list(content.models),
+        options=options,
+        ports=ports,
+        admin_key=admin_key,
+        threads=threads,
+        gpus=any(model.wants_gpu for model in content.models.values()),
+        caches=engine_caches(content),
+        plans_hold_code=hold_code(content),
     )
     if runtime.name == "docker":
         say(f"running (not tested by us): {shlex.join(command).replace(admin_key, 'ADMIN-KEY')}")

@@ -38,6 +38,11 @@ def ensemble(**options: Any) -> FakeModel:
     return FakeModel(ensemble_answer, SHAPE, platform="ensemble", **options)
 
 
+def fused(**options: Any) -> FakeModel:
+    """The same ensemble as one graph."""
+    return FakeModel(ensemble_answer, SHAPE, **{"class_names": CLASSES, "max_batch_size": 8, **options})
+
+
 def house() -> FakeTransport:
     """An ensemble, its two members, and another network beside them."""
     return FakeTransport({"ensemble": ensemble(), "alpha": member(1), "beta": member(2), "standard": member(3)})

@@ -25,8 +25,8 @@ from defensemble import (
     RequestRefusedError,
     ServerFailedError,
 )
-from defensemble._model import ModelInfo, check_images
-from tests.client.fakes import ensemble, ensemble_answer, house, member
+from defensemble._model import ModelInfo, check_images, steps_from_config
+from tests.client.fakes import ensemble, ensemble_answer, fused, house, member
 from tests.tiny import CLASSES, SHAPE, images, logits, softmax
 
 ALL = ("probabilities", "member_probabilities", "entropy", "mutual_information")
@@ -160,6 +160,32 @@ def test_several_ensembles_are_listed_and_none_is_guessed() -> None:
     with pytest.raises(InputError, match="serves 2 ensembles, one, two: name one"):
         client.predict(images(1))
     assert client.predict(images(1), model="two").model == "two"
+
+
+def test_a_fused_graph_is_an_ensemble_even_where_its_configuration_is_kept_from_callers() -> None:
+    client = client_of(FakeTransport({"graph": fused(config_is_open=False), "alpha": member(1)}))
+    assert client.predict(images(2)).model == "graph"
+    assert client.describe().is_ensemble
+    assert client.describe().steps == ()
+    assert not client.describe("alpha").is_ensemble
+    client = client_of(FakeTransport({"graph": fused(), "ensemble": ensemble()}))
+    with pytest.raises(InputError, match="serves 2 ensembles, ensemble, graph: name one"):
+        client.predict(images(1))
+
+
+@pytest.mark.parametrize(
+    ("config", "steps"),
+    [
+        ({"ensemble_scheduling": {"step": [{"model_name": "a"}, {"model_name": "average_0"}]}}, ("a", "average_0")),
+        ({"parameters": {"members": {"string_value": '["a@1", "b@2"]'}}}, ("a", "b")),
+        ({"parameters": {"members": {"string_value": "somebody else's"}}}, ()),
+        ({"parameters": {"members": {"string_value": "[1]"}}}, ()),
+        ({"parameters": {"members": {"string_value": "7"}}}, ()),
+        ({}, ()),
+    ],
+)
+def test_what_an_ensemble_is_made_of_is_read_from_its_configuration(config: dict[str, object], steps: tuple[str, ...]) -> None:
+    assert steps_from_config(config) == steps
 
 
 @pytest.mark.parametrize(("models", "told"), [({"alpha": member(1)}, "only alpha"), ({}, "no model at all")])

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from defensemble_training import ModelSpec, TrainingRecord, build, load_dataset, save_checkpoint
+from tests.tiny import content as content
 
 KEY = "defensemble"
 
@@ -89,11 +90,6 @@ def fill(disk: Path, leave: int) -> None:
 
 def make_read_only(disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-
-
-def content(folder: Path) -> dict[str, bytes | None]:
-    """Every file and folder below one, files with their bytes."""
-    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
 
 
 def without_programs(folder: Path) -> dict[str, str]:

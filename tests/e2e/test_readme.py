@@ -22,7 +22,7 @@ def test_every_block_is_valid_and_few_are_not_run() -> None:
     reasons = [block.reason for block in blocks_of(README) if block.reason]
     assert len(reasons) == 3, reasons
     assert len([block for block in blocks_of(README) if block.is_make]) == 1
-    assert len(blocks_of(README)) == 9
+    assert len(blocks_of(README)) == 10
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from defensemble.cli.export import command
-from defensemble_export import Ensemble, ExportError, Vote, config_from_pbtxt, pbtxt_from_config, read_ensemble
+from defensemble_export import Ensemble, ExportError, Verification, Vote, config_from_pbtxt, pbtxt_from_config, read_ensemble
 from defensemble_export import repository_plan as real_plan
 from defensemble_export import verify_onnx as real_verify
 from tests.e2e.broken import content, untrained_checkpoint
@@ -42,9 +42,9 @@ def test_replace_extends_the_ensemble_and_tells_what_it_is(tmp_path: Path, monke
     verified: list[int] = []
     held: list[bool] = []
 
-    def verify(*arguments: Any, max_batch_size: int) -> float:
+    def verify(*arguments: Any, max_batch_size: int, **named: Any) -> Verification:
         verified.append(max_batch_size)
-        return real_verify(*arguments, max_batch_size=max_batch_size)
+        return real_verify(*arguments, max_batch_size=max_batch_size, **named)
 
     def plan(*arguments: Any, **named: Any) -> dict[str, bytes]:
         descriptor = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
@@ -57,7 +57,7 @@ def test_replace_extends_the_ensemble_and_tells_what_it_is(tmp_path: Path, monke
             os.close(descriptor)
         return real_plan(*arguments, **named)
 
-    monkeypatch.setattr("defensemble_export.member.verify_onnx", verify)
+    monkeypatch.setattr("defensemble_export.form.verify_onnx", verify)
     monkeypatch.setattr("defensemble_export.exporting.repository_plan", plan)
     again = run(a, b, "--repository", repository, "--replace")
     assert told_of_the_ensemble(again) == "a@2 (weight 3), b@1 (weight 1); average of logits, batches of up to 5"
@@ -74,8 +74,42 @@ def test_replace_extends_the_ensemble_and_tells_what_it_is(tmp_path: Path, monke
     assert content(tmp_path) == before
 
 
-@pytest.mark.parametrize("option", [["--ensemble", "mine"], ["--weight", "a=2"], ["--average", "logits"], ["--average", "probabilities"]])
-def test_options_of_an_ensemble_where_none_is_asked_for(option: list[str]) -> None:
-    result = run("a.safetensors", "--no-ensemble", *option)
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--no-ensemble", "--ensemble", "mine"], "--ensemble names an ensemble, and --no-ensemble asks for none"),
+        (["--no-ensemble", "--weight", "a=2"], "--weight and --average are about an ensemble or a fused graph, and --no-ensemble asks for"),
+        (["--no-ensemble", "--average", "logits"], "--weight and --average are about an ensemble or a fused graph"),
+        (["--weight", "a=2", "--weight", "a=3"], "--weight names a member twice"),
+        (["--weight", "a"], "expected NAME=NUMBER, got 'a'"),
+        (["b.safetensors", "--as", "c"], "--as names one network, and 2 are given"),
+        (["--from-onnx", "n.onnx"], "--from-onnx needs --as NAME"),
+        (["--output", "scores", "--labels", "l.txt"], "--output, --labels: of use with --from-onnx alone"),
+        (["--mean", "0.5"], "--mean: of use with --from-onnx alone"),
+        (["--mean", "a,b"], "expected numbers with commas between them, such as 0.485,0.456,0.406, got 'a,b'"),
+        (["--calibration-count", "9"], "--calibration-count: of use with --precision int8 alone"),
+        (["--precision", "fp16", "--calibration-images", "a.npy"], "--calibration-images: of use with --precision int8 alone"),
+        (["--precision", "fp8"], "'fp8' is not one of 'fp32', 'fp16', 'int8'"),
+    ],
+)
+def test_options_that_do_not_go_together(options: list[str], text: str) -> None:
+    result = run("a.safetensors", *options)
     assert result.exit_code == 2
-    assert "--ensemble, --weight and --average are about an ensemble, and --no-ensemble asks for none" in result.stderr.replace("\n", " ")
+    assert text in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ([], "no network is given: name a CHECKPOINT, or an ONNX file by --from-onnx"),
+        (["--as", "a"], "--as names one network, and 0 are given"),
+        (["--from-onnx", "n.onnx", "--as", "a", "--mean", "0.5"], "--mean and --std go together"),
+        (["--from-onnx", "n.onnx", "--as", "a", "--input-shape", "3,224"], "expected three positive integers, channels,height,width"),
+        (["--fuse", "f", "--no-ensemble"], "--fuse without networks fuses an ensemble that is in the repository"),
+        (["--fuse", "f", "--weight", "a=2", "--precision", "fp16"], "--weight, --precision: of use with networks to export"),
+    ],
+)
+def test_options_without_a_network(options: list[str], text: str) -> None:
+    result = run(*options)
+    assert result.exit_code == 2
+    assert text in " ".join(result.stderr.split())

@@ -16,8 +16,11 @@ from onnx import TensorProto, numpy_helper
 from torch import nn
 
 from defensemble_export import (
+    TOLERANCES,
     ExportError,
+    Tolerance,
     VerificationError,
+    answers_from_module,
     export_checkpoints,
     member_from_onnx,
     onnx_from_checkpoint,
@@ -146,7 +149,7 @@ def test_masks_that_are_equal_by_chance_keep_their_names(tmp_path: Path) -> None
 def test_a_mask_that_is_not_in_the_graph_under_its_name_fails_the_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = untrained(tmp_path / "net.safetensors", digits_spec(width=2, pattern="channel", mask_seed=1))
     # As torch's optimiser leaves it: equal masks merged. The graph computes the same, so that no image tells.
-    monkeypatch.setattr("defensemble_export.member._name_masks", lambda model, masks: None)
+    monkeypatch.setattr("defensemble_export.tracing._name_masks", lambda model, masks: None)
     with pytest.raises(VerificationError, match=r"mask '.*' is not a BOOL initialiser of the exported graph, which has \["):
         onnx_from_checkpoint(checkpoint, tmp_path / "net.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["net.safetensors"]
@@ -162,7 +165,7 @@ def test_a_member_is_read_back(exported: tuple[Path, Path]) -> None:
     assert (member.input_shape, member.num_classes, member.class_names) == ((1, 16, 16), 10, tuple("0123456789"))
     foreign = exported[1].with_name("foreign.onnx")
     foreign.write_bytes(tiny.linear_onnx(0))
-    with pytest.raises(ExportError, match=r"does not carry defensemble\.mask_digest"):
+    with pytest.raises(ExportError, match=r"does not carry defensemble\.class_names"):
         member_from_onnx(foreign, "foreign")
 
 
@@ -244,14 +247,15 @@ def test_the_verification_catches(exported: tuple[Path, Path], change: Callable[
     checkpoint, path = exported
     module, _, _ = load_checkpoint(checkpoint)
     images = load_dataset("digits", 16).test_images
-    assert verify_onnx(path, module, images, max_batch_size=8) <= 1e-5
+    answers = answers_from_module(module)
+    assert verify_onnx(path, answers, images, max_batch_size=8).largest_logit_difference <= 1e-5
     with pytest.raises(VerificationError, match=text):
-        verify_onnx(changed(path, change), module, images, max_batch_size=8)
+        verify_onnx(changed(path, change), answers, images, max_batch_size=8)
 
 
 def test_a_failed_verification_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = untrained(tmp_path / "net.safetensors", digits_spec())
-    monkeypatch.setattr("defensemble_export.verify.TOLERANCE", -1.0)
+    monkeypatch.setitem(TOLERANCES, "fp32", Tolerance(agreement=1.0, logits=-1.0))
     with pytest.raises(VerificationError):
         export_checkpoints([checkpoint], tmp_path / "repository")
     assert [path.name for path in tmp_path.iterdir()] == ["net.safetensors"]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from defensemble_export import write_plan
-from defensemble_export.writing import locked
+from defensemble_export.writing import locked, remove_files
 
 FIRST = {"a/1/model.onnx": b"one", "a/config.pbtxt": b"old", "e/config.pbtxt": b"ensemble"}
 SECOND = {"a/2/model.onnx": b"two", "a/config.pbtxt": b"new", "b/1/model.onnx": b"b", "b/config.pbtxt": b"b", "e/config.pbtxt": b"changed"}
@@ -69,6 +69,34 @@ def test_a_full_disk_at_any_call_leaves_the_old_state(tmp_path: Path, monkeypatc
                 write_plan(repository, SECOND)
         assert content(repository) == FIRST, f"call {fail_at}"
         assert [path.name for path in repository.parent.iterdir()] == ["repository"]
+
+
+def test_files_are_removed_or_all_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = tmp_path / "old"
+    write_plan(old, FIRST | {"a/configs/x.pbtxt": b"x", "b/configs/x.pbtxt": b"x", "b/configs/y.pbtxt": b"y"})
+    paths = ["a/configs/x.pbtxt", "b/configs/x.pbtxt"]
+    for fail_at in range(1, 20):
+        repository = tmp_path / f"at{fail_at}" / "repository"
+        shutil.copytree(old, repository)
+        with monkeypatch.context() as patch:
+            faults = DiskFaults(patch, fail_at)
+            try:
+                remove_files(repository, paths)
+            except OSError:
+                failed = True
+            else:
+                failed = False
+        assert [path.name for path in repository.parent.iterdir()] == ["repository"]
+        if not failed:
+            break
+        assert content(repository) == content(old), f"call {fail_at}"
+    assert fail_at > 4, "two renames, and two folders for them"
+    assert faults.calls == fail_at - 1
+    assert content(repository) == {**FIRST, "b/configs/y.pbtxt": b"y"}
+    assert not (repository / "a/configs").exists(), "an empty folder goes too"
+    with pytest.raises(FileNotFoundError):
+        remove_files(repository, ["b/configs/y.pbtxt", "b/configs/x.pbtxt"])
+    assert content(repository) == {**FIRST, "b/configs/y.pbtxt": b"y"}
 
 
 def test_of_a_new_repository_nothing_is_left_nor_of_the_folders_above_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

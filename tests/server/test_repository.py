@@ -8,7 +8,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from defensemble_server.repository import averaging_of, read_repository
+from defensemble_server.repository import averaging_of, fused_averaging, read_repository
 from tests import tiny
 
 
@@ -153,3 +153,21 @@ def test_odd_entries_leave_the_others(tmp_path: Path) -> None:
     repository = read_repository(folder)
     assert list(repository.models) == ["gamma"]
     assert set(repository.problems) == {"alpha", "beta"}
+
+
+@pytest.mark.parametrize("key", ["average", "weights", "members"])
+def test_a_fused_graph_is_known_by_what_it_takes_and_gives_and_by_its_parameters(tmp_path: Path, key: str) -> None:
+    from defensemble_export import fuse_repository
+
+    folder = tiny.write_repository(tmp_path / "r", weight={"beta": 3.0})
+    fuse_repository(folder, "ensemble", "fused")
+    repository = read_repository(folder)
+    model = repository.models["fused"]
+    assert model.is_fused
+    assert not model.is_ensemble
+    assert not model.is_classifier
+    assert [name for name, other in repository.models.items() if other.is_fused] == ["fused"], "and no averaging model, nor a member"
+    assert fused_averaging(model) == ("probabilities", [1.0, 3.0], [("alpha", 1), ("beta", 1)])
+    assert repository.threads_per_member(4) == 2, "it stands alone, and takes nothing of the members' share"
+    del model.config.parameters[key]
+    assert not model.is_fused

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from defensemble._version import __version__
-from defensemble.cli import demo, doctor, export, predict, probe, serve, train
+from defensemble.cli import build_engine, demo, doctor, export, predict, probe, profile, serve, train
 from defensemble.cli._os_errors import text_from_os_error
 
 # Which pip extra brings a sibling, and the base class of its errors.
@@ -84,7 +84,7 @@ def _keep_lines_of_examples(command: click.Command) -> None:
         _keep_lines_of_examples(child)
 
 
-for _verb in (train, export, serve, predict, probe, doctor, demo):
+for _verb in (train, export, build_engine, profile, serve, predict, probe, doctor, demo):
     cli.add_command(_verb.command)
 _keep_lines_of_examples(cli)
 

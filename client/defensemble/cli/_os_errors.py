@@ -8,6 +8,8 @@ import errno
 _PLACES = {
     "train": "OUTPUT, --run or --tensorboard, whichever lies there",
     "export": "--repository",
+    "build-engine": "REPOSITORY, --timing-cache or --log, whichever lies there",
+    "profile": "REPOSITORY",
     "serve": "XDG_STATE_HOME, for logs and the list of servers, or XDG_CACHE_HOME, for the backend",
     "probe": "--out",
     "demo": "--folder",

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 
 @click.command("doctor", short_help="What this machine can run, what is missing, and the command that mends it.")
 @click.option("--url", "urls", multiple=True, metavar="URL", help="Also look at this server (http://HOST:PORT). Repeatable.")
-def command(urls: tuple[str, ...]) -> None:
-    r"""Check platform, packages, runtime, compiler, backend, ports and running servers; exit status 1 where something must be mended.
+@click.option(
+    "--repository",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Also look at this model repository's profiles and TensorRT plans.  [default: model_repository, where there is one]",
+)
+def command(urls: tuple[str, ...], repository: Path | None) -> None:
+    r"""Check platform, packages, runtime, compiler, GPU, profiles, plans, ports and servers; exit status 1 where something must be mended.
 
     \b
     Examples:
       defensemble doctor
       defensemble doctor --url http://localhost:8000
+      defensemble doctor --repository model_repository    # does each TensorRT plan fit this machine?
     """
     from defensemble_server.doctor import FAIL, diagnose
 
-    checks = diagnose(list(urls))
+    usual = Path("model_repository")
+    checks = diagnose(list(urls), usual if repository is None and usual.is_dir() else repository)
     colours = {"PASS": "green", "WARN": "yellow", "FAIL": "red"}
     width = max(len(check.name) for check in checks)
     for check in checks:

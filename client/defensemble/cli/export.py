@@ -1,20 +1,36 @@
-"""`defensemble export`: checkpoints to entries of a model repository."""
+"""`defensemble export`: checkpoints, and other people's ONNX files, to entries of a model repository."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from defensemble.cli._invocation import this_command
+
+def _numbers(context: click.Context, option: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    """Numbers with commas between them, such as those of the channels."""
+    try:
+        return None if value is None else tuple(float(number) for number in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"expected numbers with commas between them, such as 0.485,0.456,0.406, got {value!r}") from None
 
 
-@click.command("export", short_help="Checkpoints to ONNX members, and an ensemble of them, in a model repository.")
-@click.argument("checkpoints", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="CHECKPOINT...")
+def _shape(context: click.Context, option: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    """Channels, height and width, with commas between them."""
+    sides = [] if value is None else value.split(",")
+    if value is not None and (len(sides) != 3 or not all(side.strip().isdecimal() and int(side) > 0 for side in sides)):
+        raise click.BadParameter(f"expected three positive integers, channels,height,width, such as 3,224,224, got {value!r}")
+    return None if value is None else tuple(int(side) for side in sides)
+
+
+@click.command("export", short_help="Networks to ONNX members, an ensemble, one fused graph, engines, in a model repository.")
+@click.argument("checkpoints", nargs=-1, type=click.Path(path_type=Path), metavar="[CHECKPOINT]...")
 @click.option(
     "--repository", type=click.Path(path_type=Path), default=Path("model_repository"), show_default=True, help="Folder that Triton loads."
 )
-@click.option("--ensemble", help="Name of the ensemble that these checkpoints form or, with --replace, join.  [default: ensemble]")
+@click.option("--as", "name", metavar="NAME", help="Name of the member, where one network is given.  [default: its file's name]")
+@click.option("--ensemble", help="Name of the ensemble that these networks form or, with --replace, join.  [default: ensemble]")
 @click.option("--no-ensemble", is_flag=True, help="Export the networks alone, each served under its own name.")
 @click.option(
     "--average",
@@ -36,31 +52,55 @@ from defensemble.cli._invocation import this_command
 @click.option(
     "--replace",
     is_flag=True,
-    help="Add the next version of a member that exists, beside the old ones; let it vote in an ensemble that exists, whose others stay.",
+    help="Add the next version of a model that exists, beside the old ones; let it vote in an ensemble that exists, whose others stay.",
 )
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the data that the networks were trained on.")
 @click.option(
     "--images", "images_file", type=click.Path(path_type=Path), metavar="FILE.npy", help="Real images to verify on, in their place."
 )
-def command(
-    checkpoints: tuple[Path, ...],
-    repository: Path,
-    ensemble: str | None,
-    no_ensemble: bool,
-    average: str | None,
-    weights: tuple[str, ...],
-    max_batch_size: int | None,
-    replace: bool,
-    data_dir: Path | None,
-    images_file: Path | None,
-) -> None:
-    r"""Export CHECKPOINT... to ONNX, each verified against torch, and write them and an ensemble of them into a model repository.
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "int8"]),
+    default="fp32",
+    show_default=True,
+    help="What the graph computes in; its input and output stay float32.",
+)
+@click.option(
+    "--calibration-images",
+    "calibration_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE.npy",
+    help="Images that int8 is calibrated on.  [default: training images of the data]",
+)
+@click.option("--calibration-count", type=click.IntRange(1), metavar="N", help="How many of them are drawn.  [default: 512]")
+@click.option("--calibration-seed", type=click.IntRange(0), metavar="N", help="What they are drawn by.  [default: 0]")
+@click.option("--fuse", "fused_name", metavar="NAME", help="One graph of all members and their average, as the model NAME.")
+@click.option("--engine", is_flag=True, help="Build TensorRT engines of what was exported; see `defensemble build-engine`.")
+@click.option("--from-onnx", "onnx_file", type=click.Path(path_type=Path), metavar="FILE", help="Somebody's ONNX classifier; needs --as.")
+@click.option("--output", metavar="NAME", help="With --from-onnx: the output that holds the logits.  [default: the only one]")
+@click.option("--labels", "labels_file", type=click.Path(path_type=Path), metavar="FILE", help="With --from-onnx: class names, one a line.")
+@click.option(
+    "--mean",
+    metavar="NUMBERS",
+    callback=_numbers,
+    help="With --from-onnx: what is subtracted from images in [0, 1], by channel, as the first layer.",
+)
+@click.option("--std", metavar="NUMBERS", callback=_numbers, help="With --from-onnx: then divide by this.")
+@click.option("--input-shape", metavar="C,H,W", callback=_shape, help="With --from-onnx: of an image, where the file leaves it open.")
+@click.option("--custom-operators", multiple=True, metavar="DOMAIN", help="With --from-onnx: operators to allow, by domain. Repeatable.")
+@click.option("--report", is_flag=True, help="Show what the verification came to; without a network: of all that is in the repository.")
+def command(**given: Any) -> None:
+    r"""Export networks to ONNX, each verified, and write them and an ensemble of them into a model repository.
 
-    Members are named after their files. Nothing is written unless every checkpoint was exported and verified.
+    CHECKPOINT... are compared with torch, ONNX files of --from-onnx with themselves as they were given. Members are named after their
+    files. Nothing is written unless every network was exported and verified; a report lies beside each file.
 
     With --replace, an existing ensemble votes with the versions exported now, and with those members that did not vote yet; it keeps its
     other members, its weights, its average and what was edited in its config.pbtxt, but for comments, which are lost there and in the
     members' config.pbtxt.
+
+    --fuse makes one graph of the ensemble, which a client cannot tell from it: beside it, or alone with --no-ensemble; without networks, of
+    an ensemble that is in the repository.
 
     \b
     Examples:
@@ -70,66 +110,12 @@ def command(
       defensemble export keep0.3.safetensors keep0.5.safetensors --ensemble pair --average logits --weight keep0.3=2
       defensemble export checkpoints/keep0.3.safetensors --replace                   # its next version votes, the others stay
       defensemble export new.safetensors --replace --ensemble pair --weight new=2    # joins the pair
+      defensemble export checkpoints/keep*.safetensors --precision int8 --report
+      defensemble export keep0.3.safetensors keep0.5.safetensors --fuse fused --no-ensemble
+      defensemble export --fuse fused --ensemble pair                                # of what is there
+      defensemble export --from-onnx resnet.onnx --as resnet --labels labels.txt --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
+      defensemble export --report                                                    # of what is there
     """
-    from rich.console import Console
-    from rich.progress import Progress
+    from defensemble.cli._exporting import Request, run
 
-    from defensemble._images import npy_images
-
-    given = dict(_weight(text) for text in weights)
-    if len(given) < len(weights):
-        raise click.UsageError("--weight names a member twice")
-    if no_ensemble and (given or average is not None or ensemble is not None):
-        raise click.UsageError("--ensemble, --weight and --average are about an ensemble, and --no-ensemble asks for none")
-    name = None if no_ensemble else "ensemble" if ensemble is None else ensemble
-    images = None if images_file is None else npy_images(images_file)
-    # After the cheap checks: this imports torch, onnx and ONNX Runtime.
-    from defensemble_export import export_checkpoints
-
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("exporting", total=len(checkpoints))
-
-        def say(text: str) -> None:
-            progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-        def on_exported(checkpoint: Path) -> None:
-            progress.advance(task)
-            say(f"exported and verified {checkpoint}")
-
-        written = export_checkpoints(
-            checkpoints,
-            repository,
-            ensemble=name,
-            average=average,
-            weights=given,
-            max_batch_size=max_batch_size,
-            replace=replace,
-            images=images,
-            data_dir=data_dir,
-            on_exported=on_exported,
-            say=say,
-        )
-    models = sorted({path.split("/")[0] for path in written})
-    click.echo(f"{repository}: wrote {', '.join(models)}")
-    if name is not None:
-        click.echo(_described(repository, name))
-    click.echo(f"serve it: {this_command()} serve {repository}")
-
-
-def _described(repository: Path, name: str) -> str:
-    """What an ensemble consists of now, as its configurations say."""
-    from defensemble_export import read_config, read_ensemble
-
-    ensemble = read_ensemble(repository, name)
-    votes = ", ".join(f"{vote.model}@{vote.version} (weight {vote.weight:g})" for vote in ensemble.members)
-    batch = read_config(repository / name).max_batch_size
-    return f"{name}: {votes}; average of {ensemble.average}, batches of up to {batch}"
-
-
-def _weight(text: str) -> tuple[str, float]:
-    name, _, value = text.rpartition("=")
-    try:
-        return name, float(value)
-    except ValueError:
-        raise click.BadParameter(f"expected NAME=NUMBER, got {text!r}", param_hint="--weight") from None
+    run(Request(**given))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Triton from its wheel, from PATH (inside NVIDIA's container), or by `docker run` (not tested).",
 )
-@click.option("--profile", help="Take configs/PROFILE.pbtxt of each model that has it.")
+@click.option("--profile", help="Take configs/PROFILE.pbtxt of each model: see `defensemble profile`.")
 @click.option(
     "--host", default="127.0.0.1", show_default=True, help="Address or name to listen on; the embedded Triton refuses public ones."
 )
@@ -77,6 +77,7 @@ def command(
       defensemble serve model_repository
       defensemble serve model_repository --free-ports
       defensemble serve model_repository --detach
+      defensemble serve model_repository --runtime docker --profile gpu-tensorrt
       defensemble serve --stop
       defensemble serve --stop --grpc-port 8001
     """

@@ -1,0 +1,72 @@
+"""The table of `defensemble export --report`: what each exported file's verification came to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from defensemble_export import Reported
+
+
+def show_reports(repository: Path, models: list[str] | None) -> None:
+    """Print the reports of ``models`` (None: of all) in ``repository``.
+
+    Raises:
+        defensemble_export.ExportError: there is no such repository or model.
+        click.ClickException: it holds no exported model.
+    """
+    from defensemble_export import read_reports
+
+    reports = read_reports(repository, models)
+    if not reports:
+        raise click.ClickException(f"{repository} holds no exported model: write one with `defensemble export CHECKPOINT...`")
+    console = Console()
+    console.print(_table(reports))
+    for one in reports:
+        for text in _remarks(one):
+            console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _table(reports: list[Reported]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False)
+    table.add_column("model", overflow="fold")
+    for heading in ("in", "MB", "masks MB", "images", "same class %", "accuracy % (before)", "largest error"):
+        table.add_column(heading, justify="right", min_width=11 if "(" in heading else 4)
+    for one in reports:
+        # A space that does not break: cells stay on one line, headings wrap.
+        table.add_row(f"{one.model}@{one.version}", *(cell.replace(" ", "\u00a0") for cell in _cells(one.values or {})))
+    return table
+
+
+def _cells(values: Mapping[str, Any]) -> list[str]:
+    if not values:
+        return ["-"] * 7
+    verified = values["verification"]
+    sizes = [values["precision"], f"{values['onnx']['bytes'] / 1e6:.2f}", f"{values['onnx']['mask_bytes'] / 1e6:.2f}"]
+    if verified is None:
+        return [*sizes, "not verified", "-", "-", "-"]
+    if "largest_difference" in verified:  # a fused graph, beside its members
+        return [*sizes, str(verified["n"]), "-", "-", f"{max(verified['largest_difference'].values()):.0e}"]
+    accuracy = "-" if verified["accuracy"] is None else f"{100 * verified['accuracy']:.1f} ({100 * verified['reference_accuracy']:.1f})"
+    logits = values["tolerance"]["logits"] is not None
+    what, largest = ("logit", "largest_logit_difference") if logits else ("prob.", "largest_probability_difference")
+    return [*sizes, str(verified["n"]), f"{100 * verified['agreement']:.2f}", accuracy, f"{verified[largest]:.0e} {what}"]
+
+
+def _remarks(one: Reported) -> list[str]:
+    where = f"{one.model}@{one.version}"
+    if one.values is None:
+        return [f"{where}: no report: {one.problem}"]
+    verified = one.values["verification"]
+    remarks = [f"{where}: {text}" for text in (verified or {}).get("goals_missed", [])]
+    calibration = one.values["calibration"]
+    if calibration is not None:
+        remarks.append(f"{where}: calibrated on {calibration['count']} {calibration['source']}, seed {calibration['seed']}")
+    return remarks

@@ -1,0 +1,197 @@
+"""Anyone's ONNX classifier as a member: read, checked and rewritten to ``images`` FP32 [N,C,H,W] -> ``logits`` FP32 [N,K]."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.version_converter
+import onnxruntime
+from onnx import helper
+
+from ._errors import ExportError, VerificationError
+from .averaging import IR_VERSION, OPSET
+from .foreign_file import opset_of, read_foreign, translated
+from .foreign_graph import free_reshapes, keep_only, normalise, rename, set_type, statistics, strip
+from .foreign_interface import add_output, chosen_output, image_input, wrong_output
+
+Array = np.ndarray[Any, Any]
+# Largest difference of a logit in units of max(1, largest |logit|), of a batch against images one by one: other kernels, other rounding.
+_TOLERANCE = 1e-4
+# What changes a free batch axis into a number, so that other batches fail or are mixed up.
+_TRIED_BATCHES = (1, 2, 3)
+_FREE_BATCH_MEND = 'export it with a dynamic batch axis (torch.onnx.export(..., dynamic_shapes=({0: torch.export.Dim("batch")},)))'
+
+
+def onnx_from_foreign(
+    path: str | os.PathLike[str],
+    *,
+    output: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    custom_domains: Collection[str] = (),
+    input_shape: tuple[int, int, int] | None = None,
+) -> onnx.ModelProto:
+    """Read the ONNX classifier ``path`` and rewrite it: ``images`` FP32 [N,C,H,W] to ``logits`` FP32 [N,K], any N, IR 10, opset 20.
+
+    ``output`` names the tensor that becomes ``logits``; with None the only output, unless it looks like probabilities. ``mean`` and ``std``
+    (1 or C numbers each) put (images - mean) / std before it. ``custom_domains`` names domains of operators beyond the standard's that are
+    accepted, ``input_shape`` (C, H, W) what the file leaves open. Weights in other files of the same folder are read in. The answers at
+    batch 1, 2 and 3 on random images are compared with those of the file itself.
+
+    Raises:
+        ExportError: the file is not what is taken; says what it has, what is expected, and how to mend it.
+        VerificationError: the rewritten graph answers otherwise than the file.
+    """
+    file = Path(path)
+    model = read_foreign(file, custom_domains)
+    graph = model.graph
+    images, batch, shape = image_input(graph, file, input_shape)
+    normalisation = statistics(mean, std, shape[0])
+    logits = chosen_output(model, file, output)
+    _prune(model, file, logits, images)
+    model = _converted(model, file)
+    graph = model.graph
+    strip(model)
+    rename(graph, {images: "images", logits: "logits"})
+    set_type(graph.input[0], ["batch", *shape])
+    set_type(graph.output[0], None)
+    if normalisation is not None:
+        normalise(graph, *normalisation)
+    ask = foreign_reference(file, output=output, mean=mean, std=std, input_shape=input_shape)
+    num_classes = _freed(model, file, ask, batch, shape)
+    set_type(graph.output[0], ["batch", num_classes])
+    with translated("is not valid after its conversion", file=file):
+        onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def foreign_reference(
+    path: str | os.PathLike[str],
+    *,
+    output: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    input_shape: tuple[int, int, int] | None = None,
+) -> Callable[[Array], Array]:
+    """Ask the file itself, as it is, in ONNX Runtime: float32 images (N,C,H,W) in [0, 1] to logits (N,K).
+
+    The normalisation is numpy's. A file of a fixed batch is asked batch by batch, the last one filled up with its last image. The file has
+    passed ``onnx_from_foreign`` with the same arguments.
+
+    Raises:
+        ExportError: ONNX Runtime does not load the file, or the arguments do not fit it; when it is asked, also that it does not run.
+    """
+    file = Path(path)
+    model = onnx.load(file, load_external_data=False)
+    outputs = [one.name for one in model.graph.output]
+    source: str | bytes = os.fspath(file)
+    if output is not None and output not in outputs:  # a tensor inside: the file has to be told to give it
+        inner = read_foreign(file, {entry.domain for entry in model.opset_import})
+        add_output(inner, file, output)
+        source = inner.SerializeToString()
+    images, batch, shape = image_input(model.graph, file, input_shape)
+    asked = output or outputs[0]
+    normalisation = statistics(mean, std, shape[0])
+    session = _session(source, file)
+
+    def answer(sample: Array) -> Array:
+        if normalisation is not None:
+            sample = (sample - normalisation[0]) / normalisation[1]
+        size = batch or len(sample)
+        answers = []
+        for start in range(0, len(sample), size):
+            part = sample[start : start + size]
+            filled = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
+            with translated(f"does not run in ONNX Runtime on {size} image{'s' if size > 1 else ''} of {shape}", file=file):
+                (given,) = session.run([asked], {images: filled})
+            if given.ndim != 2 or len(given) != size:
+                raise ExportError(wrong_output(file, asked, given.shape, size))
+            answers.append(given[: len(part)])
+        return np.concatenate(answers)
+
+    return answer
+
+
+def foreign_interface(model: onnx.ModelProto) -> tuple[tuple[int, int, int], int]:
+    """What ``onnx_from_foreign`` returned takes and gives: (C, H, W) and the number of classes."""
+    _, channels, height, width = (side.dim_value for side in model.graph.input[0].type.tensor_type.shape.dim)
+    return (channels, height, width), model.graph.output[0].type.tensor_type.shape.dim[1].dim_value
+
+
+def _prune(model: onnx.ModelProto, file: Path, logits: str, images: str) -> None:
+    keep_only(model.graph, logits)
+    if images not in {name for node in model.graph.node for name in node.input}:
+        raise ExportError(f"{file}: the output '{logits}' does not depend on the input '{images}': name another one (--output)")
+
+
+def _converted(model: onnx.ModelProto, file: Path) -> onnx.ModelProto:
+    """The model at our opset and IR version, with no domain that no node uses."""
+    opset = opset_of(model, file)
+    model.ir_version = IR_VERSION
+    del model.graph.value_info[:]
+    if opset != OPSET:
+        message = f"has opset {opset} and cannot be converted to {OPSET}; export it again with opset_version={OPSET}"
+        with translated(message, file=file):
+            model = onnx.version_converter.convert_version(model, OPSET)
+        model.ir_version = IR_VERSION
+    used = {node.domain for node in model.graph.node} | {""}
+    kept = [entry for entry in model.opset_import if entry.domain in used and entry.domain not in ("", "ai.onnx")]
+    del model.opset_import[:]
+    model.opset_import.extend([helper.make_opsetid("", OPSET), *sorted(kept, key=lambda entry: entry.domain)])
+    return model
+
+
+def _freed(model: onnx.ModelProto, file: Path, ask: Callable[[Array], Array], batch: int | None, shape: tuple[int, int, int]) -> int:
+    """Make the batch of ``model`` free, see that it answers as the file does, and return the number of classes."""
+    try:
+        return _try(model, file, ask, batch, shape)
+    except ExportError:
+        # torch.onnx.export without dynamic shapes writes x.flatten(1) as a Reshape to [1, F].
+        if batch is None or not free_reshapes(model.graph, batch):
+            raise
+    keep_only(model.graph, "logits")
+    return _try(model, file, ask, batch, shape)
+
+
+def _try(model: onnx.ModelProto, file: Path, ask: Callable[[Array], Array], batch: int | None, shape: tuple[int, int, int]) -> int:
+    """Run the rewritten graph at several batches, compare it with the file, and return the number of classes."""
+    sample = np.random.default_rng(0).random((max(_TRIED_BATCHES), *shape), np.float32)
+    expected = np.concatenate([ask(image[None]) for image in sample])
+    num_classes = int(expected.shape[1])
+    if num_classes < 2:
+        raise ExportError(f"{file}: the output has the shape (N, {num_classes}), expected (N, K) with K of at least 2 classes")
+    fixed = f"has a fixed batch of {batch}" if batch else "has a fixed batch inside, though its input does not say so"
+    session = _session(model.SerializeToString(), file, f"{fixed}, and is not loaded with a free one: {_FREE_BATCH_MEND}")
+    tried = False
+    for size in dict.fromkeys([batch if batch in _TRIED_BATCHES else 1, *_TRIED_BATCHES]):
+        with translated(f"{fixed}, and does not run on {size}: {_FREE_BATCH_MEND}", file=file):
+            (got,) = session.run(["logits"], {"images": sample[:size]})
+        if got.shape != (size, num_classes):
+            raise ExportError(f"{file} {fixed}: it answers the shape {got.shape} to {size} images; {_FREE_BATCH_MEND}")
+        scale = max(1.0, float(np.nan_to_num(np.abs(expected)).max()))
+        if not np.allclose(got, expected[:size], rtol=0, atol=_TOLERANCE * scale, equal_nan=True):
+            difference = float(np.nan_to_num(np.abs(got - expected[:size])).max())
+            cause = (
+                f"it mixes the images of a batch, or is random: export it in eval mode and {_FREE_BATCH_MEND}"
+                if tried
+                else f"it was not converted to opset {OPSET} faithfully, or is random: export it in eval mode with opset_version={OPSET}"
+            )
+            raise VerificationError(
+                f"{file}: the logits of {size} image{'s' if size > 1 else ''} at once differ from those of the file itself, one by one, by "
+                f"{difference:.3g}, allowed is {_TOLERANCE * scale:.3g}; {cause}"
+            )
+        tried = True
+    return num_classes
+
+
+def _session(source: str | bytes, file: Path, message: str = "is not loaded by ONNX Runtime") -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4  # what matters comes as an exception
+    with translated(message, file=file):
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])

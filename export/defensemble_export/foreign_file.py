@@ -1,0 +1,223 @@
+"""Somebody else's ONNX file, read without trust: what it is, its weights outside of it, its operators and its opset."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx
+import onnx.inliner
+from google.protobuf.message import DecodeError
+from onnx import TensorProto
+
+from ._errors import ExportError
+from .averaging import IR_VERSION, OPSET
+
+# ONNX Runtime guarantees nothing older, and its kernels for what opset 7 changed are gone (tried on 1.32: BatchNormalization of opset 6).
+OLDEST_OPSET = 7
+# What protobuf can hold in one message, and a model repository's file is one message.
+LARGEST_FILE = 2**31 - 1
+_STANDARD = ("", "ai.onnx")
+# What onnx puts before the reason: /project/onnx/version_converter/helper.cc:76: adapt: Assertion `false` failed:
+_PLACE_IN_SOURCE = re.compile(r"^\S+:\d+: \w+: Assertion `.*?` failed: ")
+_OTHER_FORMATS = {
+    b"PK\x03\x04": "a zip archive, as torch.save and Keras write: load the network and export it with torch.onnx.export (or tf2onnx)",
+    b"\x89HDF": "an HDF5 file, as Keras writes: convert it with tf2onnx",
+    b"\x80\x02": "a pickle, as torch.save used to write: load the network and export it with torch.onnx.export",
+}
+
+
+@contextmanager
+def translated(message: str, *, file: os.PathLike[str] | str) -> Iterator[None]:
+    """Let what a library refuses be an ExportError that begins with the file and ``message``.
+
+    onnx, ONNX Runtime and protobuf share no class of errors below Exception, hence around one call each.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = _PLACE_IN_SOURCE.sub("", " ".join(str(error).split()))
+        raise ExportError(f"{file} {message}: {reason[:400] or type(error).__name__}") from error
+
+
+def read_foreign(path: str | os.PathLike[str], custom_domains: Collection[str] = ()) -> onnx.ModelProto:
+    """Read an ONNX file: weights that lie beside it inside, local functions inlined, of the standard's operators and ``custom_domains``'.
+
+    Raises:
+        ExportError: it is no such file; says why, and how to mend it.
+    """
+    file = Path(path)
+    model = _parsed(file)
+    _inline_external_data(model, file)
+    opset_of(model, file)
+    with translated("is not valid ONNX", file=file):
+        onnx.checker.check_model(model)
+    if model.functions:
+        with translated("has functions that cannot be inlined", file=file):
+            model = onnx.inliner.inline_local_functions(model, convert_version=True)
+    _check_domains(model, file, custom_domains)
+    return model
+
+
+def opset_of(model: onnx.ModelProto, file: os.PathLike[str] | str) -> int:
+    """The opset of the standard's operators.
+
+    Raises:
+        ExportError: there is none, or it is out of the range that is taken.
+    """
+    newest = onnx.defs.onnx_opset_version()
+    found = [entry.version for entry in model.opset_import if entry.domain in _STANDARD]
+    if len(found) != 1:
+        raise ExportError(f"{file} must name one opset of the standard's operators, got {found or 'none'}: export it again")
+    if not OLDEST_OPSET <= found[0] <= newest:
+        raise ExportError(
+            f"{file} has opset {found[0]}; {OLDEST_OPSET} to {newest} are taken (the newest that the installed onnx {onnx.__version__} "
+            f"knows) and become {OPSET}: export it again with opset_version={OPSET}"
+        )
+    return int(found[0])
+
+
+def graphs_of(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """``graph`` and those inside its nodes: bodies of If, Loop and Scan."""
+    yield graph
+    for node in graph.node:
+        for inner in subgraphs(node):
+            yield from graphs_of(inner)
+
+
+def subgraphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """The graphs among a node's attributes."""
+    return [inner for entry in node.attribute for inner in ([entry.g] if entry.HasField("g") else list(entry.graphs))]
+
+
+def tensors_of(model: onnx.ModelProto) -> Iterator[TensorProto]:
+    """Every tensor of a model: initialisers and attributes, in subgraphs and local functions too."""
+    graphs = list(graphs_of(model.graph))
+    nodes = [node for graph in graphs for node in graph.node]
+    for function in model.functions:
+        inner = [graph for node in function.node for body in subgraphs(node) for graph in graphs_of(body)]
+        graphs += inner
+        nodes += [*function.node, *(node for graph in inner for node in graph.node)]
+    for graph in graphs:
+        yield from graph.initializer
+    for node in nodes:
+        for entry in node.attribute:
+            yield from [entry.t] if entry.HasField("t") else entry.tensors
+            for sparse in [entry.sparse_tensor] if entry.HasField("sparse_tensor") else entry.sparse_tensors:
+                yield from (sparse.values, sparse.indices)
+
+
+def _parsed(file: Path) -> onnx.ModelProto:
+    if not file.is_file():
+        what = "is a folder" if file.is_dir() else "is no file" if file.exists() else "does not exist"
+        raise ExportError(f"{file} {what}: name an .onnx file")
+    size = file.stat().st_size
+    if size > LARGEST_FILE:
+        raise ExportError(f"{file} has {size} bytes, and an ONNX file at most {LARGEST_FILE}: this is something else")
+    content = file.read_bytes()
+    if not content:
+        raise ExportError(f"{file} is empty: export or download it again")
+    for start, what in _OTHER_FORMATS.items():
+        if content.startswith(start):
+            raise ExportError(f"{file} is not ONNX but {what}")
+    if content.startswith(b"version https://git-lfs"):
+        raise ExportError(f"{file} is a pointer of Git LFS and not the file itself: fetch it with `git lfs pull`")
+    if _is_text(content[:1024]):
+        raise ExportError(
+            f"{file} is a text file, expected ONNX, which is binary; it begins with {content[:40].decode(errors='replace')!r}"
+        )
+    try:
+        model = onnx.ModelProto.FromString(content)
+    except DecodeError as error:
+        raise ExportError(f"{file} is not ONNX, or is truncated or corrupt ({error}): export or download it again") from error
+    if not model.ir_version or not model.graph.node:
+        raise ExportError(f"{file} is not an ONNX model: it has {'no nodes' if model.ir_version else 'no IR version'}; export it again")
+    if model.ir_version > onnx.IR_VERSION:
+        raise ExportError(
+            f"{file} has IR version {model.ir_version}, the installed onnx {onnx.__version__} reads up to {onnx.IR_VERSION}: "
+            f"update onnx, or export it again with opset_version={OPSET} (its IR version is {IR_VERSION})"
+        )
+    if any(graph.sparse_initializer for graph in graphs_of(model.graph)):
+        raise ExportError(f"{file} has sparse initialisers, which are not taken: export it with dense weights")
+    names = [name for graph in graphs_of(model.graph) for node in graph.node for name in (node.op_type, *node.input, *node.output)]
+    if any(isinstance(name, bytes) for name in (*names, *(tensor.name for tensor in tensors_of(model)))):
+        raise ExportError(f"{file} is corrupt: a name in it is not UTF-8; export or download it again")
+    return model
+
+
+def _is_text(start: bytes) -> bool:
+    return all(32 <= byte < 127 or byte in b"\t\n\r" for byte in start)
+
+
+def _inline_external_data(model: onnx.ModelProto, file: Path) -> None:
+    """Read what tensors keep outside of the file, from its own folder alone: a file of a stranger must not read others."""
+    outside = [tensor for tensor in tensors_of(model) if tensor.data_location == TensorProto.EXTERNAL]
+    total = model.ByteSize()
+    plans = []
+    for tensor in outside:
+        place, offset, length = _place(tensor, file)
+        total += length
+        plans.append((tensor, place, offset, length))
+    if total > LARGEST_FILE:
+        raise ExportError(
+            f"{file} and its external data have {total} bytes; a member is one protobuf file of at most {LARGEST_FILE}: "
+            "export a smaller network, or one of float16 weights"
+        )
+    for tensor, place, offset, length in plans:
+        with place.open("rb") as stream:
+            stream.seek(offset)
+            tensor.raw_data = stream.read(length)
+        del tensor.external_data[:]
+        tensor.data_location = TensorProto.DEFAULT
+
+
+def _place(tensor: TensorProto, file: Path) -> tuple[Path, int, int]:
+    """Where a tensor's bytes lie: file, offset and length."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location = entries.get("location", "")
+    what = f"{file} keeps the tensor '{tensor.name}' in {location!r}"
+    mend = "put all its files into one folder (links replaced by copies: cp -L), or save it as one file: onnx.save(onnx.load(FILE), NEW)"
+    parts = Path(location).parts
+    if not parts or Path(location).is_absolute() or ".." in parts or "\0" in location:
+        raise ExportError(f"{what}: external data is read from the file's own folder alone; {mend}")
+    folder = file.parent.resolve()
+    place = folder / location
+    if not place.resolve().is_relative_to(folder):
+        raise ExportError(f"{what}, which is a link that leads out of the file's folder; {mend}")
+    if not place.is_file():
+        raise ExportError(f"{what}, which is {'not a file' if place.exists() else 'missing'} in {folder}; {mend}")
+    try:
+        bits = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize * 8
+        offset, length = int(entries.get("offset", 0)), int(entries["length"]) if "length" in entries else None
+    except (KeyError, ValueError) as error:
+        raise ExportError(f"{what} with an offset, length or type that is none ({error}); export it again") from error
+    if tensor.data_type in (TensorProto.INT4, TensorProto.UINT4):
+        bits = 4
+    expected = (math.prod(tensor.dims) * bits + 7) // 8
+    size = place.stat().st_size
+    if length is not None and length != expected:
+        raise ExportError(f"{what} with {length} bytes, but {list(tensor.dims)} of its type take {expected}: export it again")
+    if offset < 0 or any(side < 0 for side in tensor.dims) or offset + expected > size:
+        raise ExportError(
+            f"{what}, bytes {offset} to {offset + expected}, but that file has {size}: it is truncated, or not the one that belongs to it; "
+            "copy or export both again"
+        )
+    return place, offset, expected
+
+
+def _check_domains(model: onnx.ModelProto, file: Path, custom_domains: Collection[str]) -> None:
+    used: dict[str, set[str]] = {}
+    for graph in graphs_of(model.graph):
+        for node in graph.node:
+            if node.domain not in (*_STANDARD, *custom_domains):
+                used.setdefault(node.domain, set()).add(node.op_type)
+    if used:
+        listed = "; ".join(f"{domain}: {', '.join(sorted(operators))}" for domain, operators in sorted(used.items()))
+        raise ExportError(
+            f"{file} uses operators that are not of the ONNX standard ({listed}): export it without them or, if every server that is to "
+            f"run it has them, allow their domains ({' '.join(f'--custom-operators {domain}' for domain in sorted(used))})"
+        )

@@ -1,0 +1,159 @@
+"""From a network in float32 to the file that is served: converted to its precision, compared with the network, and reported on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from ._errors import ExportError
+from .calibration import DEFAULT_COUNT, DEFAULT_SEED, Calibration, calibration_images
+from .config import MODEL_FILE, REPORT_FILE
+from .half import fp16_from_onnx
+from .metadata import PRECISION
+from .precision import TOLERANCES, checked_precision
+from .quantisation import int8_from_onnx
+from .real_images import ImagePool, RealImages
+from .report import report_from_export
+from .tracing import check_masks
+from .verify import Answers, verify_onnx
+
+
+@dataclass(frozen=True, eq=False)
+class Form:
+    """In which precision a network is exported, and for int8 on which images it is calibrated.
+
+    ``calibration_images`` (N,C,H,W), float32 in [0, 1]; None: training images of the data that a checkpoint was trained on. Of them
+    ``calibration_count`` are drawn by ``calibration_seed``.
+
+    Raises:
+        ExportError: no such precision, or a count or seed out of range.
+    """
+
+    precision: str = "fp32"
+    calibration_images: np.ndarray[Any, Any] | None = None
+    calibration_count: int = DEFAULT_COUNT
+    calibration_seed: int = DEFAULT_SEED
+
+    def __post_init__(self) -> None:
+        checked_precision(self.precision)
+        Calibration(self.calibration_count, self.calibration_seed)
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """What is to be exported: its graph in float32, with its metadata, and what answers rightly for it.
+
+    ``against`` says who answers; ``origin`` (JSON values) what it was made from; ``masks`` by name are to be found in every form of it.
+    """
+
+    graph: onnx.ModelProto
+    answers: Answers
+    against: str
+    input_shape: tuple[int, int, int]
+    origin: Mapping[str, Any]
+    masks: Mapping[str, np.ndarray[Any, Any]] = field(default_factory=dict)
+
+
+def report_beside(path: Path) -> Path:
+    """Where the report of an ONNX file lies: ``model.onnx.json`` beside ``model.onnx``."""
+    return path.with_name(path.name + REPORT_FILE.removeprefix(MODEL_FILE))
+
+
+def write_form(network: Network, target: Path, form: Form, real: RealImages | None, pool: ImagePool | None, batch: int) -> Path:
+    """Write ``network`` in ``form`` to ``target`` and its report beside it, once its answers to ``real`` images were compared (None: not).
+
+    Raises:
+        ExportError: the images do not fit, or the network cannot be converted.
+        VerificationError: the file would answer otherwise than the network; nothing is left.
+        OSError: it cannot be written; names ``target``.
+    """
+    if real is not None:
+        real.check_fit(network.input_shape)
+    model, calibration = _converted(network, form, pool)
+    if form.precision != "fp32":
+        model.metadata_props.add(key=PRECISION, value=form.precision)
+    check_masks(model, network.masks)
+    onnx.checker.check_model(model, full_check=True)
+    content: bytes = model.SerializeToString(deterministic=True)
+    temporary, temporary_report = aside(target), aside(report_beside(target))
+    try:
+        with named(target):
+            temporary.write_bytes(content)
+        verification = None
+        if real is not None:
+            found = verify_onnx(
+                temporary,
+                network.answers,
+                real.images,
+                max_batch_size=batch,
+                precision=form.precision,
+                labels=real.labels,
+                against=network.against,
+            )
+            verification = {"against": network.against, "images": real.source, **found.to_values()}
+        report = report_from_export(
+            content,
+            precision=form.precision,
+            origin=network.origin,
+            verification=verification,
+            tolerance=asdict(TOLERANCES[form.precision]),
+            calibration=None if calibration is None else calibration.to_values(),
+        )
+        with named(target):
+            temporary_report.write_bytes(report)
+            os.replace(temporary_report, report_beside(target))
+            os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        temporary_report.unlink(missing_ok=True)
+        raise
+    return target
+
+
+def _converted(network: Network, form: Form, pool: ImagePool | None) -> tuple[onnx.ModelProto, Calibration | None]:
+    if form.precision == "fp32":
+        return network.graph, None
+    if form.precision == "fp16":
+        return fp16_from_onnx(network.graph), None
+    if pool is None:
+        raise ExportError("int8 is calibrated on real images: pass some training images (--calibration-images FILE.npy)")
+    images, calibration = calibration_images(
+        pool.images_at, pool.total, source=pool.source, count=form.calibration_count, seed=form.calibration_seed
+    )
+    return int8_from_onnx(network.graph, images), calibration
+
+
+def check_place(target: Path) -> None:
+    """An export takes seconds: find out first whether its file can be written.
+
+    Raises:
+        ExportError, OSError: it cannot.
+    """
+    if target.is_dir():
+        raise ExportError(f"cannot write {target}: it is a folder; name a file, such as {target / 'network.onnx'}")
+    if not target.parent.is_dir():
+        raise ExportError(f"cannot write {target}: there is no folder {target.parent}; make it with: mkdir -p {target.parent}")
+    with named(target):
+        aside(target).touch()
+        aside(target).unlink()
+
+
+def aside(target: Path) -> Path:
+    """Where a file is written before it gets its name."""
+    return target.with_name(f".{target.name}.{os.getpid()}")
+
+
+@contextmanager
+def named(target: Path) -> Iterator[None]:
+    """Let what the operating system refuses bear the name that the user gave, not that of the file aside."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(target)) from error

@@ -1,0 +1,110 @@
+"""Somebody else's ONNX classifier on its way into a repository, as a checkpoint goes: rewritten, converted, verified, reported on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from ._errors import ExportError
+from .foreign import foreign_interface, foreign_reference, onnx_from_foreign
+from .form import Form, Network, check_place, write_form
+from .labels import default_labels
+from .metadata import CLASS_NAMES
+from .reading import checked_batch
+from .real_images import ImagePool, RealImages
+
+_RANDOM = 16
+
+
+@dataclass(frozen=True)
+class FromOnnx:
+    """An ONNX file to be exported as the member ``name``: see ``onnx_from_foreign``.
+
+    ``class_names``: one for each class; None: the indices as text.
+    """
+
+    path: Path
+    name: str
+    output: str | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    input_shape: tuple[int, int, int] | None = None
+    class_names: tuple[str, ...] | None = None
+    custom_domains: tuple[str, ...] = ()
+    options: dict[str, Any] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        given = {"output": self.output, "mean": self.mean, "std": self.std, "input_shape": self.input_shape}
+        object.__setattr__(self, "options", given)
+
+    @property
+    def member_name(self) -> str:
+        """What the member will be called."""
+        return self.name
+
+    def check(self, form: Form, images: np.ndarray[Any, Any] | None) -> None:
+        """Find out before any slow work whether it can be exported.
+
+        Raises:
+            ExportError: it cannot.
+        """
+        if images is None and form.precision != "fp32":
+            raise ExportError(
+                f"{self.path} answers a little otherwise in {form.precision}, and how much only real images tell: "
+                "pass some (--images FILE.npy)"
+            )
+        if form.precision == "int8" and form.calibration_images is None:
+            raise ExportError(f"{self.path} in int8 is calibrated on training images: pass some (--calibration-images FILE.npy)")
+        if images is not None:
+            RealImages(images, "").check_fit(self.network.input_shape)
+
+    @cached_property
+    def network(self) -> Network:
+        """The file in our contract, and what the file itself answers."""
+        graph = onnx_from_foreign(self.path, **self.options, custom_domains=self.custom_domains)
+        shape, num_classes = foreign_interface(graph)
+        names = default_labels(num_classes) if self.class_names is None else self.class_names
+        if len(names) != num_classes:
+            raise ExportError(f"{self.path} tells {num_classes} classes apart, and {len(names)} class names are given: one for each")
+        onnx.helper.set_model_props(graph, {CLASS_NAMES: json.dumps(names)})
+        origin = {"kind": "onnx", "name": self.path.name, "sha256": hashlib.sha256(self.path.read_bytes()).hexdigest(), **self.options}
+        against = f"the file itself, in ONNX Runtime {onnxruntime.__version__}"
+        return Network(graph, foreign_reference(self.path, **self.options), against, shape, origin)
+
+    def write_onnx(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        max_batch_size: int,
+        form: Form | None = None,
+        images: np.ndarray[Any, Any] | None = None,
+        data_dir: Path | None = None,
+    ) -> Path:
+        """Write the member's file to ``path``, and its report beside it, once its answers were compared with those of the file as given.
+
+        Without real ``images`` (N,C,H,W) random ones alone are compared, and the report says so: no data are known that such a network was
+        trained on, and ``data_dir`` means nothing to it.
+
+        Raises:
+            ExportError, VerificationError, OSError: see ``onnx_from_checkpoint``.
+        """
+        form = Form() if form is None else form
+        checked_batch(max_batch_size, "max_batch_size")
+        check_place(Path(path))
+        self.check(form, images)
+        if images is None:
+            sample = np.random.default_rng(0).random((_RANDOM, *self.network.input_shape), np.float32)
+            real = RealImages(sample, "random images alone: no real ones were given (--images)")
+        else:
+            real = RealImages(images, "images of the user's")
+        pool = None if form.calibration_images is None else ImagePool.of(form.calibration_images, self.network.input_shape)
+        return write_form(self.network, Path(path), form, real, pool, max_batch_size)

@@ -1,0 +1,325 @@
+"""A fused graph as a model of a repository, beside the ensemble whose answers it gives or in its place."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from tritonclient.grpc import model_config_pb2 as schema
+
+from ._errors import ConfigError, EnsembleError, ExistsError, ExportError
+from .config import (
+    CONFIG_FILE,
+    LABELS_FILE,
+    MODEL_FILE,
+    PROFILES_FOLDER,
+    REPORT_FILE,
+    config_from_pbtxt,
+    fused_config,
+    pbtxt_from_config,
+)
+from .ensemble import Ensemble, check_name
+from .fused_verify import FUSED_TOLERANCE, verify_fused
+from .fusing import digests_of_members, fused_onnx
+from .metadata import CLASS_NAMES
+from .plan import DEFAULT_MAX_BATCH_SIZE, Member, is_there, labels_text
+from .reading import checked_batch, ensemble_from_configs, existing_batch, next_version, read_config
+from .real_images import images_of_record
+from .report import report_from_export
+from .stamp import keep_stamp
+from .writing import check_writable, locked, remove_stale_staging, write_plan
+
+
+def fuse_repository(
+    repository: Path,
+    ensemble: str,
+    name: str,
+    *,
+    images: np.ndarray[Any, Any] | None = None,
+    data_dir: Path | None = None,
+    max_batch_size: int | None = None,
+    replace: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> list[str]:
+    """Fuse the members that ``ensemble`` pins in ``repository`` into the model ``name``; returns the paths written, relative to it.
+
+    Each member's file is compared with the digest that its configuration carries, and the fused graph with the members, before anything is
+    written: on random images and on ``images`` (N,C,H,W), by default test images of the data that the first member that says so was trained
+    on (from ``data_dir`` where it is given). ``max_batch_size`` None stands for that of an existing
+    ``name``, else of the ensemble.
+
+    Raises:
+        ExistsError: ``name`` exists and ``replace`` is False, or is something else than a fused graph.
+        EnsembleError: the ensemble is not one that was exported, its members cannot be fused, or the name is not allowed.
+        ExportError: a file is missing or damaged, ``images`` are not what the members take, the ensemble was edited meanwhile.
+        VerificationError: the fused graph answers otherwise than the ensemble.
+        ConfigError, OSError: a configuration cannot be read, or a file cannot be written; the repository is as it was.
+    """
+    check_fuse_request(repository, name, [ensemble], max_batch_size=max_batch_size, replace=replace)
+    check_writable(repository)
+    votes, members, usual = voting_members(repository, ensemble)
+    check_fuse_request(repository, name, [vote.model for vote in votes.members], max_batch_size=max_batch_size, replace=replace)
+    batch = fused_batch(repository / name, max_batch_size, usual)
+    if images is None:
+        recorded = (images_of_record(onnx.load_model_from_string(one.onnx), one.name, data_dir) for one in members)
+        images = next((found.images for found in recorded if found is not None), None)
+    fused = fused_member(name, votes, members, images, max_batch_size=batch)
+    with locked(repository):
+        for stale in remove_stale_staging(repository):
+            say(f"removed {stale}, which an export that was killed had left")
+        if voting_members(repository, ensemble)[0] != votes:
+            raise ExportError(f"'{ensemble}' was edited while its members were fused: run the same command again")
+        plan = fused_plan(repository, fused, votes, max_batch_size=batch, replace=replace)
+        write_plan(repository, plan)
+    return list(plan)
+
+
+def fuse_planned(
+    repository: Path,
+    ensemble: str,
+    name: str,
+    planned: Mapping[str, bytes],
+    *,
+    images: np.ndarray[Any, Any] | None = None,
+    max_batch_size: int | None = None,
+    replace: bool = False,
+) -> dict[str, bytes]:
+    """Plan the files that fuse ``ensemble`` as it will be once ``planned``, such as a ``repository_plan``, is written: write both at once.
+
+    Raises:
+        ExistsError, EnsembleError, ExportError, VerificationError, ConfigError: see ``fuse_repository``.
+    """
+    votes, members, usual = voting_members(repository, ensemble, planned)
+    taken = [ensemble, *(vote.model for vote in votes.members), *(path.split("/")[0] for path in planned)]
+    check_fuse_request(repository, name, taken, max_batch_size=max_batch_size, replace=replace)
+    batch = fused_batch(repository / name, max_batch_size, usual)
+    fused = fused_member(name, votes, members, images, max_batch_size=batch)
+    return fused_plan(repository, fused, votes, max_batch_size=batch, replace=replace)
+
+
+def check_fuse_request(repository: Path, name: str, taken: Sequence[str], *, max_batch_size: int | None = None, replace: bool) -> None:
+    """Refuse by names and numbers alone, before any slow work; ``taken`` are names of the members and the ensemble.
+
+    Raises:
+        ExistsError, EnsembleError, ExportError, ConfigError: see ``fuse_repository``.
+    """
+    check_name(name)
+    if name in taken:
+        raise EnsembleError(f"'{name}' is the name of the ensemble or of a member: give the fused graph a name of its own (--fuse NAME)")
+    if max_batch_size is not None:
+        checked_batch(max_batch_size, "max_batch_size")
+    folder = repository / name
+    if not folder.exists():
+        return
+    config = read_config(folder)
+    if config.platform == "ensemble" or not {"average", "weights", "members"} <= set(config.parameters):
+        what = "an ensemble" if config.platform == "ensemble" else "a single network"
+        raise ExistsError(f"{folder} exists and is {what}, no fused graph: choose another name (--fuse NAME)")
+    if not replace:
+        raise ExistsError(
+            f"{folder} exists already: choose another name (--fuse NAME), or pass --replace, which adds the next version and keeps the old"
+        )
+    existing_batch(folder, max_batch_size)
+
+
+def voting_members(repository: Path, ensemble: str, planned: Mapping[str, bytes] | None = None) -> tuple[Ensemble, list[Member], int]:
+    """Read an ensemble, its members at the versions that it pins, and how many images it takes at once.
+
+    ``planned`` (path relative to ``repository``, to bytes) counts as if it were written.
+
+    Raises:
+        EnsembleError, ConfigError: the ensemble cannot be read, or is not one that was exported.
+        ExportError: a member's file is missing, or is not the one that its configuration describes.
+    """
+    files = _Files(repository, planned or {})
+    config = files.config(ensemble)
+    if config.platform != "ensemble":
+        raise EnsembleError(f"{repository / ensemble} is not an ensemble: name one, or export its members into one first")
+    models = [step.model_name for step in config.ensemble_scheduling.step]
+    known = {model: files.config(model) for model in models if files.content(f"{model}/{CONFIG_FILE}") is not None}
+    votes = ensemble_from_configs(ensemble, {**known, ensemble: config})
+    gone = sorted({vote.model for vote in votes.members} - set(known))
+    if gone:
+        raise EnsembleError(f"'{ensemble}' lets {', '.join(gone)} vote, which {repository} lacks: put it back")
+    members = [_member(files, vote.model, vote.version, known[vote.model]) for vote in votes.members]
+    return votes, members, checked_batch(int(config.max_batch_size), f"max_batch_size in {repository / ensemble / CONFIG_FILE}")
+
+
+def fused_member(
+    name: str, ensemble: Ensemble, members: Sequence[Member], images: np.ndarray[Any, Any] | None, *, max_batch_size: int
+) -> Member:
+    """Fuse ``members``, those of the ensemble's votes in their order, and verify the graph; its report says what was measured.
+
+    Raises:
+        EnsembleError: the members differ in classes or image size, or are not one for each vote.
+        ExportError: a member cannot be merged, or ``images`` are not what the members take.
+        VerificationError: the fused graph answers otherwise than the ensemble.
+    """
+    first = members[0]
+    for member in members[1:]:
+        for what, got, expected in (
+            ("image size", member.input_shape, first.input_shape),
+            ("class names", member.class_names, first.class_names),
+        ):
+            if got != expected:
+                raise EnsembleError(f"members must share their {what}: '{first.name}' has {expected}, '{member.name}' has {got}")
+    contents = [member.onnx for member in members]
+    content = fused_onnx(contents, ensemble)
+    measured = verify_fused(content, contents, ensemble, images, max_batch_size=max_batch_size)
+    precision = "+".join(sorted({member.precision for member in members}))
+    origin = {
+        "kind": "fused",
+        "average": ensemble.average,
+        "members": [
+            {"member": f"{vote.model}@{vote.version}", "weight": vote.weight, "precision": member.precision}
+            for vote, member in zip(ensemble.members, members, strict=True)
+        ],
+    }
+    report = report_from_export(
+        content, precision=precision, origin=origin, verification=measured, tolerance={"largest_difference": FUSED_TOLERANCE}
+    )
+    return Member(name, content, first.input_shape, first.num_classes, first.class_names, None, precision, report)
+
+
+def fused_plan(repository: Path, fused: Member, ensemble: Ensemble, *, max_batch_size: int, replace: bool = False) -> dict[str, bytes]:
+    """Compute the files that add what ``fused_member`` made of ``ensemble`` to ``repository``, in the order in which they are to appear.
+
+    A model that exists gets its next version (``replace``), which is served once its configuration, the last file, says so; what was
+    edited there stays, and so do the older versions on the disk.
+
+    Raises:
+        ExistsError: the name exists and ``replace`` is False, or is something else than a fused graph, or one of other images or classes.
+        EnsembleError: the name is not allowed, or that of a member.
+        ExportError: ``max_batch_size`` is not 1 to 4096, or not what the existing configuration says.
+    """
+    check_fuse_request(repository, fused.name, [vote.model for vote in ensemble.members], max_batch_size=max_batch_size, replace=replace)
+    folder = repository / fused.name
+    version = next_version(folder)
+    files = {f"{fused.name}/{version}/{MODEL_FILE}": fused.onnx}
+    if fused.report is not None:
+        files[f"{fused.name}/{version}/{REPORT_FILE}"] = fused.report
+    configs: dict[str, schema.ModelConfig | None]
+    if not folder.exists():
+        files[f"{fused.name}/{LABELS_FILE}"] = labels_text(fused)
+        configs = {f"{fused.name}/{CONFIG_FILE}": None}
+    else:
+        _check_same_interface(folder, fused)
+        paths = [*sorted((folder / PROFILES_FOLDER).glob("*.pbtxt")), folder / CONFIG_FILE]
+        configs = {p.relative_to(repository).as_posix(): config_from_pbtxt(p.read_text(errors="replace"), str(p)) for p in paths}
+    digest = hashlib.sha256(fused.onnx).hexdigest()
+    for path, existing in configs.items():
+        serves_graph = existing is None or existing.default_model_filename in ("", MODEL_FILE)  # a plan has a digest of its own
+        config = fused_config(
+            fused.name,
+            ensemble,
+            input_shape=fused.input_shape,
+            num_classes=fused.num_classes,
+            max_batch_size=max_batch_size,
+            version=version,
+            digest=digest if serves_graph else None,
+            member_digests=[known or "" for known in digests_of_members(fused.onnx)],
+            precision=fused.precision,
+            existing=existing,
+        )
+        if existing is not None:
+            keep_stamp(existing, config)
+        files[path] = pbtxt_from_config(config)
+    return {path: content for path, content in files.items() if not is_there(repository / path, content)}
+
+
+class _Files:
+    """A repository as it will be once a plan is written."""
+
+    def __init__(self, repository: Path, planned: Mapping[str, bytes]) -> None:
+        self.repository = repository
+        self.planned = planned
+
+    def content(self, path: str) -> bytes | None:
+        """A file's bytes, None where there is none."""
+        if path in self.planned:
+            return self.planned[path]
+        file = self.repository / path
+        return file.read_bytes() if file.is_file() else None
+
+    def config(self, model: str) -> schema.ModelConfig:
+        path = f"{model}/{CONFIG_FILE}"
+        content = self.content(path)
+        if content is None:
+            raise ConfigError(f"{self.repository / path} is not there: name an ensemble of this repository")
+        return config_from_pbtxt(content.decode(errors="replace"), str(self.repository / path))
+
+
+def fused_batch(folder: Path, asked: int | None, usual: int = DEFAULT_MAX_BATCH_SIZE) -> int:
+    """How many images a fused graph takes at once: what an existing one does, else what is asked for, else ``usual``.
+
+    Raises:
+        ExportError: the existing one takes another number than ``asked``.
+    """
+    if folder.exists():
+        return existing_batch(folder, asked)
+    return usual if asked is None else asked
+
+
+def _member(files: _Files, model: str, version: int, config: schema.ModelConfig) -> Member:
+    """A member of the repository as it was when it was exported."""
+
+    def said(key: str) -> str | None:
+        return config.parameters[key].string_value if key in config.parameters else None
+
+    path = f"{model}/{version}/{MODEL_FILE}"
+    content = files.content(path)
+    if content is None:
+        raise ExportError(f"{files.repository / path} is missing: export '{model}' again, or fuse an ensemble without it")
+    expected = said(f"sha256.{version}") if config.default_model_filename in ("", MODEL_FILE) else None
+    got = hashlib.sha256(content).hexdigest()
+    if expected not in (None, got):
+        raise ExportError(
+            f"{files.repository / path} has SHA-256 {got[:16]}..., its {CONFIG_FILE} says {expected[:16]}...: the file was changed or "
+            f"damaged after it was exported; export '{model}' again (--replace)"
+        )
+    tensors = {tensor.name: list(tensor.dims) for tensor in (*config.input, *config.output)}
+    if set(tensors) != {"images", "logits"} or len(tensors["images"]) != 3 or len(tensors["logits"]) != 1:
+        raise EnsembleError(
+            f"'{model}' takes and gives {tensors}, expected images (C, H, W) and logits (K): it is no member that can be fused"
+        )
+    channels, height, width = tensors["images"]
+    names = _class_names(files, model, content, tensors["logits"][0])
+    return Member(
+        model,
+        content,
+        (channels, height, width),
+        tensors["logits"][0],
+        names,
+        said(f"mask_digest.{version}"),
+        said(f"precision.{version}") or "fp32",
+    )
+
+
+def _class_names(files: _Files, model: str, content: bytes, num_classes: int) -> tuple[str, ...]:
+    """Names of a member's classes: its labels, else what its ONNX file says, else their numbers, as the client has it."""
+    labels = files.content(f"{model}/{LABELS_FILE}")
+    if labels is not None:
+        return tuple(labels.decode(errors="replace").removesuffix("\n").split("\n"))
+    try:
+        metadata = {entry.key: entry.value for entry in onnx.load_model_from_string(content).metadata_props}
+    except DecodeError as error:
+        raise ExportError(f"the file of '{model}' is no ONNX file: {error}. It was damaged: export it again") from error
+    return tuple(json.loads(metadata[CLASS_NAMES])) if CLASS_NAMES in metadata else tuple(str(index) for index in range(num_classes))
+
+
+def _check_same_interface(folder: Path, fused: Member) -> None:
+    config = read_config(folder)
+    dims = {tensor.name: list(tensor.dims) for tensor in (*config.input, *config.output)}
+    expected = {"images": list(fused.input_shape), "probabilities": [fused.num_classes]}
+    got = {name: dims.get(name) for name in expected}
+    if got != expected:
+        raise ExistsError(f"{folder} takes and gives {got}, the new version {expected}: choose another name (--fuse NAME)")
+    labels = folder / LABELS_FILE
+    if labels.exists() and labels.read_bytes() != labels_text(fused):
+        raise ExistsError(f"the class names in {labels} differ from the new version's: choose another name (--fuse NAME)")

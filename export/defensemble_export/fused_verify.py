@@ -1,0 +1,122 @@
+"""Does a fused graph answer what the ensemble of its members does?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from ._errors import ExportError, VerificationError
+from .averaging import average_onnx, uncertainty_onnx
+from .ensemble import Ensemble
+
+Array = np.ndarray[Any, Any]
+# Largest difference of a value, in units of max(1, largest |value|): both compute the same, and differ where ONNX Runtime rounds otherwise.
+FUSED_TOLERANCE = 1e-6
+
+
+def verify_fused(
+    fused: bytes, members: Sequence[bytes], ensemble: Ensemble, images: Array | None, *, max_batch_size: int, seed: int = 0
+) -> dict[str, Any]:
+    """Compare a fused graph with ONNX Runtime's answers of ``members``, averaged by the ensemble's own two graphs, output by output.
+
+    On ``images`` (N,C,H,W), where there are any, and on random ones, at batch 1, 2 and ``max_batch_size``. Where members are quantised,
+    ONNX Runtime's graph optimisation is off in both: it decides by what stands around a node whether that is run in integers, so that with
+    it equal graphs answer otherwise. Returns what was measured, for a JSON file.
+
+    Raises:
+        ExportError: ``images`` are not float32 of the members' shape in [0, 1].
+        VerificationError: names, shapes or values differ; says where and by how much.
+    """
+    optimised = not any(_is_quantised(member) for member in members)
+    one = _session(fused, optimised)
+    expected = {"probabilities", "member_probabilities", "entropy", "mutual_information"}
+    if [tensor.name for tensor in one.get_inputs()] != ["images"] or {tensor.name for tensor in one.get_outputs()} != expected:
+        tensors = [tensor.name for tensor in (*one.get_inputs(), *one.get_outputs())]
+        raise VerificationError(f"the fused graph takes and gives {tensors}, expected images to {sorted(expected)}")
+    shape = tuple(one.get_inputs()[0].shape[1:])
+    if images is not None:
+        _check_images(images, shape)
+    pipeline = _Pipeline(members, ensemble, optimised)
+    generator = np.random.default_rng(seed)
+    batches = sorted({1, 2, max_batch_size})
+    worst: dict[str, float] = dict.fromkeys(sorted(expected), 0.0)
+    for batch in batches:
+        samples = {"random": generator.random((batch, *shape), np.float32)}
+        if images is not None:
+            samples["real"] = images[generator.integers(len(images), size=batch)]
+        for kind, sample in samples.items():
+            where = f"{batch} {kind} image{'s' if batch > 1 else ''}"
+            right = pipeline.answers(sample)
+            got = dict(zip([tensor.name for tensor in one.get_outputs()], one.run(None, {"images": sample}), strict=True))
+            for output in worst:
+                if got[output].shape != right[output].shape:
+                    raise VerificationError(
+                        f"{where}: {output}: the fused graph answers shape {got[output].shape}, the ensemble {right[output].shape}"
+                    )
+            for output in worst:
+                worst[output] = max(worst[output], _difference(got[output], right[output], f"{where}: {output}"))
+    return {
+        "against": f"the members one by one and their averaging graphs, in ONNX Runtime {onnxruntime.__version__}",
+        "images": "random images alone" if images is None else "random images, and the user's or those of the members' data",
+        "n": 0 if images is None else sum(batches),
+        "batches": batches,
+        "graph_optimisation": "all" if optimised else "none",
+        "largest_difference": worst,
+    }
+
+
+class _Pipeline:
+    """What Triton does with an ensemble, in this process."""
+
+    def __init__(self, members: Sequence[bytes], ensemble: Ensemble, optimised: bool) -> None:
+        self.members = [_session(member, optimised) for member in members]
+        num_classes = self.members[0].get_outputs()[0].shape[1]
+        self.averages = [_session(graph_of(ensemble, num_classes), optimised) for graph_of in (average_onnx, uncertainty_onnx)]
+
+    def answers(self, images: Array) -> dict[str, Array]:
+        """Every output of the ensemble, by name."""
+        logits = {f"logits_{index}": member.run(["logits"], {"images": images})[0] for index, member in enumerate(self.members)}
+        answers: dict[str, Array] = {}
+        for average in self.averages:
+            answers |= zip([tensor.name for tensor in average.get_outputs()], average.run(None, logits), strict=True)
+        return answers
+
+
+def _is_quantised(member: bytes) -> bool:
+    return any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in onnx.load_model_from_string(member).graph.node)
+
+
+def _session(content: bytes, optimised: bool) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # sessions that wait for each other's cores
+    if not optimised:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def _check_images(images: Array, shape: tuple[Any, ...]) -> None:
+    if images.shape[1:] != shape or not len(images):
+        raise ExportError(
+            f"the members take images of {shape}, those for the verification have the shape {images.shape}: "
+            "pass at least one image of that shape, (N, C, H, W)"
+        )
+    if images.dtype != np.float32 or not (images.min() >= 0 and images.max() <= 1):  # also where one is NaN
+        raise ExportError(
+            f"the images for the verification must be float32 in [0, 1], got {images.dtype} from {images.min():g} to {images.max():g}: "
+            "divide those of 0 to 255 by 255, and convert them with .astype"
+        )
+
+
+def _difference(got: Array, right: Array, where: str) -> float:
+    scale = max(1.0, float(np.abs(right).max()))
+    difference = float(np.abs(got - right).max()) / scale
+    if not difference <= FUSED_TOLERANCE:  # also where it is NaN
+        raise VerificationError(
+            f"{where}: the fused graph differs from the ensemble by {difference * scale:.3g}, allowed is {FUSED_TOLERANCE * scale:.3g}; "
+            "it is not used"
+        )
+    return difference

@@ -1,0 +1,261 @@
+"""Members and their average as one ONNX graph, which answers what the ensemble of them does.
+
+Every name of a member gets ``<member>/`` before it, so that its masks are the BOOL initialisers ``<member>/<mask>``; where a model votes
+at several versions it is ``<member>@<version>/``. Names of the averaging begin with ``average_/`` and ``uncertainty_/``, which no member's
+can.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import TensorProto, helper
+
+from ._errors import EnsembleError, ExportError
+from .averaging import IR_VERSION, OPSET, average_onnx, uncertainty_onnx
+from .config import uncertainty_outputs
+from .ensemble import Ensemble
+from .metadata import CLASS_NAMES, MASK_DIGEST, SPEC
+
+# Keys of the fused file's metadata, beside that of the class names: who votes (JSON, in step order), and what is averaged.
+FUSED_MEMBERS, FUSED_AVERAGE = "defensemble.members", "defensemble.average"
+# Protobuf's limit of a message; a file beyond it would need its weights beside it, which no part of a repository here has.
+_LARGEST_FILE = 2**31 - 1
+# Equal nodes over equal inputs give equal values, but for these.
+_RANDOM = frozenset(
+    ("Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
+)  # fmt: skip
+
+
+def fused_onnx(members: Sequence[bytes | onnx.ModelProto], ensemble: Ensemble) -> bytes:
+    """Merge ``members``, the networks of the ensemble's votes in their order, and its average into one graph.
+
+    ``images`` FP32 [N,C,H,W], any N, to ``probabilities`` [N,K], ``member_probabilities`` [N,M,K], ``entropy`` [N,1] and
+    ``mutual_information`` [N,1], each as the ensemble computes it. In whatever precision a member computes, its input and output are FP32.
+    What members do alike, such as the normalisation of the images, is done once, and equal constants are held once; masks each stay.
+    The same members give the same bytes.
+
+    Raises:
+        EnsembleError: the members differ in classes or image size, are not one for each vote, or are larger than a file can be together.
+        ExportError: a member is no network from ``images`` to ``logits`` that can be merged.
+    """
+    if len(members) != len(ensemble.members):
+        raise EnsembleError(f"ensemble '{ensemble.name}' has {len(ensemble.members)} votes, and {len(members)} networks are to be fused")
+    names = _prefixes(ensemble)
+    models = [_network(member, name) for member, name in zip(members, names, strict=True)]
+    shape, num_classes = _shared_interface(models, names)
+    metadata = _metadata(models, [member if isinstance(member, bytes) else None for member in members], names, ensemble)
+    opsets = _opsets(models, names)
+    logits: dict[str, str] = {}
+    for position, (model, name) in enumerate(zip(models, names, strict=True)):
+        # `images` keeps its name, and so is one input of all.
+        onnx.compose.add_prefix(model, f"{name}/", rename_inputs=False, inplace=True)
+        logits[f"logits_{position}"] = f"{name}/logits"
+    averages = [(average_onnx, "average_"), (uncertainty_onnx, "uncertainty_")]
+    for graph_of, prefix in averages:
+        average = onnx.load_model_from_string(graph_of(ensemble, num_classes))
+        onnx.compose.add_prefix(average, f"{prefix}/", rename_inputs=False, rename_outputs=False, inplace=True)
+        _rename(average.graph.node, logits)
+        models.append(average)
+
+    fused = helper.make_model(
+        helper.make_graph(
+            [],
+            "fused",
+            [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", *shape])],
+            [
+                helper.make_tensor_value_info(output, TensorProto.FLOAT, ["batch", *dims])
+                for output, dims in (("probabilities", [num_classes]), *uncertainty_outputs(len(ensemble.members), num_classes))
+            ],
+        ),
+        ir_version=IR_VERSION,
+        opset_imports=[helper.make_opsetid(domain, version) for domain, version in sorted(opsets.items())],
+        producer_name="defensemble",
+    )
+    _merge(fused, models)
+    helper.set_model_props(fused, metadata)
+    _check(fused, names)
+    content: bytes = fused.SerializeToString(deterministic=True)
+    return content
+
+
+def _prefixes(ensemble: Ensemble) -> list[str]:
+    """What each vote's names begin with: its model, and its version too where the model votes at several."""
+    voting = [vote.model for vote in ensemble.members]
+    return [vote.model if voting.count(vote.model) == 1 else f"{vote.model}@{vote.version}" for vote in ensemble.members]
+
+
+def _network(member: bytes | onnx.ModelProto, name: str) -> onnx.ModelProto:
+    """A copy of a member, without what says nothing of the values, that takes ``images`` and gives ``logits`` and nothing else."""
+    model = onnx.ModelProto()
+    if isinstance(member, onnx.ModelProto):
+        model.CopyFrom(member)
+    else:
+        try:
+            model.ParseFromString(member)
+        except DecodeError as error:
+            raise ExportError(f"'{name}' is no ONNX file: {error}. It was damaged: export it again") from error
+    constants = {tensor.name for tensor in model.graph.initializer}
+    inputs = [tensor for tensor in model.graph.input if tensor.name not in constants]  # IR 3 lists constants as inputs too
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
+    del model.graph.value_info[:]
+    for what, tensors, expected, rank in (("input", model.graph.input, "images", 4), ("output", model.graph.output, "logits", 2)):
+        got = [(tensor.name, tensor.type.tensor_type.elem_type, len(_dims(tensor))) for tensor in tensors]
+        if got != [(expected, TensorProto.FLOAT, rank)]:
+            told = ", ".join(f"'{one}' ({TensorProto.DataType.Name(kind)}, {count} axes)" for one, kind, count in got)
+            raise ExportError(
+                f"'{name}' cannot be fused: its {what}s are {told or 'none'}, expected one, '{expected}' (FLOAT, {rank} axes)"
+            )
+    batch = _dims(model.graph.input[0])[0]
+    if isinstance(batch, int):
+        raise ExportError(f"'{name}' cannot be fused: it takes exactly {batch} images at a time; export it with a free batch axis")
+    outside = [tensor.name for tensor in model.graph.initializer if tensor.data_location == TensorProto.EXTERNAL]
+    if outside:
+        raise ExportError(f"'{name}' cannot be fused: the values of '{outside[0]}' lie outside of its file; save it as one file")
+    return model
+
+
+def _dims(tensor: onnx.ValueInfoProto) -> list[int | str]:
+    return [size.dim_value if size.HasField("dim_value") else size.dim_param for size in tensor.type.tensor_type.shape.dim]
+
+
+def _shared_interface(models: Sequence[onnx.ModelProto], names: Sequence[str]) -> tuple[list[int | str], int]:
+    """Channels, height and width of the images, and the number of classes, which all must have in common."""
+    interfaces = [(_dims(model.graph.input[0])[1:], _dims(model.graph.output[0])[1]) for model in models]
+    shape, num_classes = interfaces[0]
+    if not isinstance(num_classes, int):
+        raise ExportError(f"'{names[0]}' cannot be fused: its file does not say how many classes it knows")
+    for name, (other_shape, other_classes) in zip(names, interfaces, strict=True):
+        for what, got, expected in (("image size", other_shape, shape), ("number of classes", other_classes, num_classes)):
+            if got != expected:
+                raise EnsembleError(f"members must share their {what}: '{names[0]}' has {expected}, '{name}' has {got}")
+    return shape, num_classes
+
+
+def digests_of_members(fused: bytes) -> list[str | None]:
+    """The SHA-256 of each file that went into a graph of ``fused_onnx``, in the order of the votes; None where it came without a file."""
+    metadata = {entry.key: entry.value for entry in onnx.load_model_from_string(fused).metadata_props}
+    return [vote["sha256"] for vote in json.loads(metadata[FUSED_MEMBERS])]
+
+
+def _metadata(models: Sequence[onnx.ModelProto], files: Sequence[bytes | None], names: Sequence[str], ensemble: Ensemble) -> dict[str, str]:
+    """The fused file's metadata; the members' own are taken off."""
+    told = [{entry.key: entry.value for entry in model.metadata_props} for model in models]
+    known = {name: one[CLASS_NAMES] for name, one in zip(names, told, strict=True) if CLASS_NAMES in one}
+    for name, classes in known.items():
+        first = next(iter(known))
+        if classes != known[first]:
+            raise EnsembleError(f"members must share their class names: '{first}' has {known[first]}, '{name}' has {classes}")
+    votes = [
+        {
+            "member": vote.model,
+            "version": vote.version,
+            "weight": vote.weight,
+            "sha256": None if file is None else hashlib.sha256(file).hexdigest(),
+            "mask_digest": one.get(MASK_DIGEST),
+            "spec": json.loads(one[SPEC]) if SPEC in one else None,
+        }
+        for vote, file, one in zip(ensemble.members, files, told, strict=True)
+    ]
+    labels = {CLASS_NAMES: next(iter(known.values()))} if known else {}
+    return {**labels, FUSED_MEMBERS: json.dumps(votes), FUSED_AVERAGE: ensemble.average}
+
+
+def _opsets(models: Sequence[onnx.ModelProto], names: Sequence[str]) -> dict[str, int]:
+    """Domain to version, of all members together."""
+    opsets = {"": OPSET}
+    for model, name in zip(models, names, strict=True):
+        for entry in model.opset_import:
+            domain = "" if entry.domain == "ai.onnx" else entry.domain
+            if opsets.setdefault(domain, entry.version) != entry.version:
+                raise ExportError(
+                    f"'{name}' cannot be fused: it is written for version {entry.version} of the operators of '{domain or 'ai.onnx'}', "
+                    f"expected {opsets[domain]}: export it again"
+                )
+    return opsets
+
+
+def _merge(fused: onnx.ModelProto, models: Sequence[onnx.ModelProto]) -> None:
+    """Put the nodes and constants of all into one graph, in turn, leaving out what is there already under another name."""
+    graph = fused.graph
+    outputs = {tensor.name for tensor in graph.output}
+    same: dict[str, str] = {}  # a name that is left out, to the one that is kept
+    constants: dict[tuple[Any, ...], str] = {}
+    results: dict[tuple[Any, ...], onnx.NodeProto] = {}
+    for model in models:
+        fused.functions.extend(model.functions)
+        functions = {(function.domain, function.name) for function in model.functions}
+        graph.sparse_initializer.extend(model.graph.sparse_initializer)
+        for tensor in model.graph.initializer:
+            # A mask is what tells one member from another: each stays, under its own name.
+            kept = tensor.name if tensor.data_type == TensorProto.BOOL else constants.setdefault(_value_of(tensor), tensor.name)
+            if kept == tensor.name:
+                graph.initializer.append(tensor)
+            else:
+                same[tensor.name] = kept
+        for node in model.graph.node:
+            _rename([node], same)
+            alone = node.op_type in _RANDOM or (node.domain, node.op_type) in functions or any(_subgraphs(node))
+            if not alone and outputs.isdisjoint(node.output):
+                earlier = results.setdefault(_computation_of(node), node)
+                if earlier is not node:
+                    same.update(zip(node.output, earlier.output, strict=True))
+                    continue
+            graph.node.append(node)
+
+
+def _value_of(tensor: onnx.TensorProto) -> tuple[Any, ...]:
+    """Equal for constants of equal type, shape and values, stored in the same way."""
+    if tensor.HasField("raw_data"):
+        content = tensor.raw_data
+    else:
+        nameless = onnx.TensorProto()
+        nameless.CopyFrom(tensor)
+        nameless.ClearField("name")
+        nameless.ClearField("doc_string")
+        content = nameless.SerializeToString(deterministic=True)
+    return tensor.data_type, tuple(tensor.dims), tensor.HasField("raw_data"), hashlib.sha256(content).digest()
+
+
+def _computation_of(node: onnx.NodeProto) -> tuple[Any, ...]:
+    """Equal for nodes that compute the same: operator, attributes, inputs, and which of the outputs are wanted."""
+    attributes = sorted(attribute.SerializeToString(deterministic=True) for attribute in node.attribute)
+    return node.op_type, node.domain, node.overload, tuple(node.input), tuple(bool(name) for name in node.output), tuple(attributes)
+
+
+def _rename(nodes: Sequence[onnx.NodeProto], names: dict[str, str]) -> None:
+    """Let nodes, and what is nested in them, read from other names."""
+    for node in nodes:
+        for position, name in enumerate(node.input):
+            if name in names:
+                node.input[position] = names[name]
+        for graph in _subgraphs(node):
+            _rename(graph.node, names)
+            for tensor in graph.output:
+                tensor.name = names.get(tensor.name, tensor.name)
+
+
+def _subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def _check(fused: onnx.ModelProto, names: Sequence[str]) -> None:
+    size = fused.ByteSize()
+    if size > _LARGEST_FILE:
+        raise EnsembleError(
+            f"{', '.join(names)} take {size / 1e9:.1f} GB together, one ONNX file at most {_LARGEST_FILE / 1e9:.1f}: "
+            "fuse fewer, export them in fp16, or serve them as an ensemble"
+        )
+    try:
+        onnx.checker.check_model(fused, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"{', '.join(names)} cannot be fused: one is no valid ONNX graph: {error}. Export it again") from error

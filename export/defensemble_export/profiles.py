@@ -1,0 +1,354 @@
+"""Profiles: what a network's configuration says on another kind of machine, derived from its ``config.pbtxt``.
+
+A profile is a file ``configs/<profile>.pbtxt`` in a model's folder, which ``defensemble serve --profile`` chooses. It differs from
+``config.pbtxt`` in where and by what the network is run, and in nothing that a caller sees. Averaging models and ensembles have none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from tritonclient.grpc import model_config_pb2 as schema
+
+from ._errors import ConfigError, ProfileError
+from .config import (
+    BACKEND,
+    MODEL_FILE,
+    PLAN_FILE,
+    PROFILES_FOLDER,
+    config_from_pbtxt,
+    pbtxt_from_config,
+)
+from .reading import read_config
+from .stamp import has_stamp, stamp
+from .writing import check_writable, locked, remove_files, remove_stale_staging, write_plan
+
+PROFILES: Mapping[str, str] = {
+    "cpu": "ONNX Runtime on the CPU",
+    "gpu": "ONNX Runtime's CUDA provider",
+    "gpu-ort-tensorrt": "ONNX Runtime, which builds TensorRT engines when a model is loaded, and keeps them",
+    "gpu-tensorrt": "TensorRT plans that `defensemble build-engine` has built",
+}
+_CPU, _GPU = schema.ModelInstanceGroup.KIND_CPU, schema.ModelInstanceGroup.KIND_GPU
+
+
+@dataclass(frozen=True)
+class KeptEngines:
+    """Of the profile ``gpu-ort-tensorrt``: where its engines are kept, on the serving machine, and what building one may take, in MiB."""
+
+    cache_dir: str = "/var/cache/defensemble"
+    workspace_mib: int = 1024
+
+    def __post_init__(self) -> None:
+        if not PurePosixPath(self.cache_dir).is_absolute():
+            raise ProfileError(
+                f"the folder of the engines must be absolute, as the serving machine or container has it, got {self.cache_dir!r}"
+            )
+        if not 1 <= self.workspace_mib <= 1 << 20:
+            raise ProfileError(f"the workspace must be 1 to {1 << 20} MiB, got {self.workspace_mib}")
+
+
+@dataclass(frozen=True)
+class ProfileState:
+    """One model and one profile: "written", "not written", "edited by hand", "out of date", or what is missing for it."""
+
+    model: str
+    profile: str
+    state: str
+
+
+def networks(repository: Path) -> dict[str, schema.ModelConfig]:
+    """The models that profiles are for, by name: of ONNX Runtime's backend, taking ``images``: members, standard networks, fused graphs.
+
+    Raises:
+        ProfileError: there is none, or no such folder.
+        ConfigError: a model's ``config.pbtxt`` cannot be read.
+    """
+    if not repository.is_dir():
+        what = "is a file" if repository.exists() else "does not exist"
+        raise ProfileError(f"model repository {repository} {what}: name a folder that `defensemble export` has written")
+    configs = {folder.name: read_config(folder) for folder in sorted(repository.iterdir()) if folder.is_dir()}
+    found = {
+        name: config
+        for name, config in configs.items()
+        if config.backend == BACKEND and [tensor.name for tensor in config.input] == ["images"]
+    }
+    if not found:
+        raise ProfileError(
+            f"{repository} holds no network of backend {BACKEND} that takes `images`: "
+            f"write some with `defensemble export CHECKPOINT... --repository {repository}`"
+        )
+    return found
+
+
+def served_versions(folder: Path, config: schema.ModelConfig) -> list[int]:
+    """The versions in a model's folder that Triton loads: what ``version_policy`` says, the newest alone where it says nothing."""
+    versions = sorted(int(entry.name) for entry in folder.iterdir() if entry.is_dir() and re.fullmatch("[1-9][0-9]*", entry.name))
+    policy = config.version_policy
+    if policy.HasField("all"):
+        return versions
+    if policy.HasField("specific"):
+        return [version for version in versions if version in policy.specific.versions]
+    return versions[-max(1, policy.latest.num_versions) :]
+
+
+def profile_config(profile: str, config: schema.ModelConfig, digests: Mapping[int, str], settings: KeptEngines) -> schema.ModelConfig:
+    """Derive a profile from a network's ``config.pbtxt``; inputs, outputs, batch, version policy and parameters stay.
+
+    ``digests`` maps each served version to the SHA-256 of the file that the profile serves.
+    """
+    derived = schema.ModelConfig()
+    derived.CopyFrom(config)
+    kind = _CPU if profile == "cpu" else _GPU
+    for group in derived.instance_group or [derived.instance_group.add()]:
+        group.kind = kind
+        group.ClearField("gpus")
+    accelerators = derived.optimization.execution_accelerators
+    accelerators.ClearField("gpu_execution_accelerator")
+    if profile == "gpu-ort-tensorrt":
+        engines = accelerators.gpu_execution_accelerator.add(name="tensorrt")
+        engines.parameters.update(_engine_parameters(config, digests, settings))
+    elif profile == "gpu-tensorrt":
+        derived.backend = "tensorrt"
+        derived.ClearField("platform")
+        derived.default_model_filename = PLAN_FILE
+        derived.optimization.ClearField("execution_accelerators")
+        for key in [key for key in derived.parameters if key.startswith("sha256.")]:
+            del derived.parameters[key]
+        for version, digest in digests.items():
+            derived.parameters[f"sha256.{version}"].string_value = digest
+    if not accelerators.ListFields():
+        derived.optimization.ClearField("execution_accelerators")
+    if not derived.optimization.ListFields():
+        derived.ClearField("optimization")
+    stamp(derived)
+    return derived
+
+
+def _engine_parameters(config: schema.ModelConfig, digests: Mapping[int, str], settings: KeptEngines) -> dict[str, str]:
+    # The names are those of the table in the README of NVIDIA's onnxruntime_backend.
+    parameters = {"max_workspace_size_bytes": str(settings.workspace_mib << 20)}
+    batch, sizes = config.max_batch_size, "x".join(map(str, config.input[0].dims))
+    if batch > 0 and min(config.input[0].dims) > 0:
+        # Without them an engine is built anew, while callers wait, for each batch that is larger than all before.
+        for bound, count in (("min", 1), ("opt", batch), ("max", batch)):
+            parameters[f"trt_profile_{bound}_shapes"] = f"images:{count}x{sizes}"
+    if len(digests) == 1:
+        # ONNX Runtime names an engine by the names in its graph, not by its weights: two members of one architecture, or two versions of
+        # a member, would get each other's engine out of a shared folder. It makes one level of folders itself.
+        folder = PurePosixPath(settings.cache_dir) / f"{config.name}-{next(iter(digests.values()))[:16]}"
+        parameters |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(folder)}
+    return parameters
+
+
+def profile_plan(repository: Path, profile: str, settings: KeptEngines | None = None, *, force: bool = False) -> dict[str, bytes]:
+    """Compute the files that write ``profile`` for every network of ``repository``; what is there already is left out.
+
+    Raises:
+        ProfileError: the profile is unknown, a file that it serves is missing, or, without ``force``, its file was edited by hand.
+        ConfigError: a configuration cannot be read.
+    """
+    _check_known(profile)
+    found = networks(repository)
+    missing = {name: problem for name, config in found.items() if (problem := _missing(repository / name, config, profile))}
+    if missing:
+        raise ProfileError(_missing_text(repository, profile, missing))
+    if not force:
+        _check_unedited(repository, profile, found, "write")
+    files = {}
+    for name, config in found.items():
+        path = _path(name, profile)
+        content = pbtxt_from_config(_derived(repository / name, config, profile, settings or KeptEngines()))
+        if not (repository / path).exists() or (repository / path).read_bytes() != content:
+            files[path] = content
+    return files
+
+
+def profile_files(repository: Path, profile: str, *, force: bool = False) -> list[str]:
+    """The files of ``profile``, relative to ``repository``: what is to be removed to be rid of it.
+
+    Raises:
+        ProfileError: there is none, or, without ``force``, one was edited by hand.
+        ConfigError: a configuration cannot be read.
+    """
+    found = networks(repository)
+    paths = [path for name in found if (repository / (path := _path(name, profile))).exists()]
+    if not paths:
+        raise ProfileError(f"no model in {repository} has the profile '{profile}': there are {_listed(_written(repository, found))}")
+    if not force:
+        _check_unedited(repository, profile, found, "remove")
+    return paths
+
+
+def profile_states(repository: Path, settings: KeptEngines | None = None) -> list[ProfileState]:
+    """How each network stands with each profile, those that somebody has written by hand among them (state "by hand").
+
+    Raises:
+        ProfileError, ConfigError: see ``networks``.
+    """
+    found = networks(repository)
+    states = []
+    for profile in [*PROFILES, *sorted(set(_written(repository, found)) - set(PROFILES))]:
+        for name, config in found.items():
+            states.append(ProfileState(name, profile, _state(repository / name, config, profile, settings)))
+    return states
+
+
+def write_profile(
+    repository: Path,
+    profile: str,
+    settings: KeptEngines | None = None,
+    *,
+    force: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> list[str]:
+    """Write ``profile`` for every network of ``repository``, all or none; returns the paths that were written.
+
+    ``say`` is told which networks' engines will not be kept: ``gpu-ort-tensorrt`` keeps those of a network with one served version.
+
+    Raises:
+        ProfileError, ConfigError, ExportError, OSError: nothing was written.
+    """
+    _check_known(profile)
+    networks(repository)
+    check_writable(repository)
+    with locked(repository):
+        remove_stale_staging(repository)
+        plan = profile_plan(repository, profile, settings, force=force)
+        write_plan(repository, plan)
+        for name, config in networks(repository).items() if profile == "gpu-ort-tensorrt" else ():
+            versions = served_versions(repository / name, config)
+            if len(versions) > 1:
+                say(
+                    f"{name} serves {len(versions)} versions, whose engines ONNX Runtime would mix up, so they are not kept but built at "
+                    "each start; with one version in its version_policy they would be kept"
+                )
+    return list(plan)
+
+
+def remove_profile(repository: Path, profile: str, *, force: bool = False) -> list[str]:
+    """Remove what ``write_profile`` has written, all or nothing; returns the paths that were removed.
+
+    Raises:
+        ProfileError, ConfigError, ExportError, OSError: nothing was removed.
+    """
+    networks(repository)
+    check_writable(repository)
+    with locked(repository):
+        remove_stale_staging(repository)
+        paths = profile_files(repository, profile, force=force)
+        remove_files(repository, paths)
+    return paths
+
+
+def _check_known(profile: str) -> None:
+    if profile not in PROFILES:
+        raise ProfileError(f"a profile must be one of {', '.join(PROFILES)}, got {profile!r}")
+
+
+def _path(model: str, profile: str) -> str:
+    return f"{model}/{PROFILES_FOLDER}/{profile}.pbtxt"
+
+
+def _artefact(config: schema.ModelConfig, profile: str) -> str:
+    """The name of the file that a profile serves."""
+    return PLAN_FILE if profile == "gpu-tensorrt" else config.default_model_filename or MODEL_FILE
+
+
+def _missing(folder: Path, config: schema.ModelConfig, profile: str) -> str:
+    """What a profile lacks in one model; empty where it lacks nothing."""
+    name = _artefact(config, profile)
+    versions = [str(version) for version in served_versions(folder, config) if not (folder / str(version) / name).is_file()]
+    if not versions:
+        return ""
+    return f"version{'s' if len(versions) > 1 else ''} {', '.join(versions)} {'have' if len(versions) > 1 else 'has'} no {name}"
+
+
+def _missing_text(repository: Path, profile: str, missing: Mapping[str, str]) -> str:
+    mend = (
+        f"build what is missing with `defensemble build-engine {repository}` on a machine with that GPU and TensorRT"
+        if profile == "gpu-tensorrt"
+        else f"export it again, or move that version out of {repository}"
+    )
+    listing = "\n".join(f"  {name}: {problem}" for name, problem in missing.items())
+    return f"the profile '{profile}' cannot be written, and nothing was:\n{listing}\n{mend}"
+
+
+def _derived(folder: Path, config: schema.ModelConfig, profile: str, settings: KeptEngines) -> schema.ModelConfig:
+    named = schema.ModelConfig()
+    named.CopyFrom(config)
+    named.name = folder.name
+    digests = {}
+    for version in served_versions(folder, config):
+        known = (
+            ""
+            if profile == "gpu-tensorrt"
+            else config.parameters[f"sha256.{version}"].string_value
+            if f"sha256.{version}" in config.parameters
+            else ""
+        )
+        digests[version] = known or hashlib.sha256((folder / str(version) / _artefact(config, profile)).read_bytes()).hexdigest()
+    return profile_config(profile, named, digests, settings)
+
+
+def _is_edited(path: Path) -> bool:
+    """Whether a profile's file is not as ``write_profile`` or a later export has left it: a comment is an edit too."""
+    content = path.read_bytes()
+    try:
+        config = config_from_pbtxt(content.decode(errors="replace"), str(path))
+    except ConfigError:
+        return True
+    return not has_stamp(config) or content != pbtxt_from_config(config)
+
+
+def _check_unedited(repository: Path, profile: str, models: Sequence[str] | Mapping[str, object], verb: str) -> None:
+    edited = [path for name in models if (path := repository / _path(name, profile)).exists() and _is_edited(path)]
+    if edited:
+        raise ProfileError(
+            f"edited by hand, or not written by `defensemble profile write`: {', '.join(str(path) for path in edited)}; nothing was "
+            f"changed. Keep a copy, or pass --force to {'have it written anew' if verb == 'write' else 'have it removed'}"
+        )
+
+
+def _written(repository: Path, models: Mapping[str, object]) -> list[str]:
+    return sorted({path.stem for name in models for path in (repository / name / PROFILES_FOLDER).glob("*.pbtxt")})
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) or "none"
+
+
+def _state(folder: Path, config: schema.ModelConfig, profile: str, settings: KeptEngines | None) -> str:
+    path = folder / PROFILES_FOLDER / f"{profile}.pbtxt"
+    if profile not in PROFILES:
+        return "by hand" if path.exists() else "not written"
+    missing = _missing(folder, config, profile)
+    if missing:
+        return missing
+    if not path.exists():
+        return "not written"
+    if _is_edited(path):
+        return "edited by hand"
+    return "written" if _is_current(folder, config, profile, path, settings) else "out of date"
+
+
+def _is_current(folder: Path, config: schema.ModelConfig, profile: str, path: Path, settings: KeptEngines | None) -> bool:
+    """Whether writing the profile again, with the settings that it was written with, would change nothing."""
+    there = config_from_pbtxt(path.read_text(errors="replace"), str(path))
+    return bool(there == _derived(folder, config, profile, settings or _settings_of(there)))
+
+
+def _settings_of(config: schema.ModelConfig) -> KeptEngines:
+    """The settings that a profile was written with."""
+    for engines in config.optimization.execution_accelerators.gpu_execution_accelerator:
+        parameters = engines.parameters
+        usual = KeptEngines()
+        return KeptEngines(
+            str(PurePosixPath(parameters["trt_engine_cache_path"]).parent) if "trt_engine_cache_path" in parameters else usual.cache_dir,
+            int(parameters["max_workspace_size_bytes"]) >> 20 if "max_workspace_size_bytes" in parameters else usual.workspace_mib,
+        )
+    return KeptEngines()

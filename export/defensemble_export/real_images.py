@@ -1,0 +1,131 @@
+"""On which real images an export is verified and calibrated: those of the data that a checkpoint was trained on, or what the user gives."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+
+from ._errors import ExportError
+from .metadata import CLASS_NAMES, RECORD
+
+if TYPE_CHECKING:
+    from defensemble_training import Dataset, TrainingRecord
+
+# Of the test images, so many are compared.
+_COMPARED = 1000
+_MEND = "Say where they are (--data-dir), or pass others (--images FILE.npy)"
+
+
+@dataclass(frozen=True, eq=False)
+class RealImages:
+    """Images (N,C,H,W), float32 in [0, 1], their classes int64 (N,) where they are known, and in words where they are from.
+
+    Raises:
+        ExportError: there are none, or they are something else.
+    """
+
+    images: np.ndarray[Any, Any]
+    source: str
+    labels: np.ndarray[Any, Any] | None = None
+
+    def check_fit(self, input_shape: tuple[int, int, int], what: str = "verification") -> None:
+        """Whether a network that takes ``input_shape`` takes them.
+
+        Raises:
+            ExportError: it does not.
+        """
+        images = self.images
+        if images.shape[1:] != input_shape or not len(images):
+            raise ExportError(
+                f"the checkpoint takes images of {input_shape}, those for its {what} have the shape {images.shape}: "
+                "pass at least one image of that shape, (N, C, H, W)"
+            )
+        if images.dtype != np.float32:
+            raise ExportError(f"the images for the {what} are {images.dtype}, expected float32 in [0, 1]: convert them with .astype")
+        if not (images.min() >= 0 and images.max() <= 1):  # also where one is NaN
+            raise ExportError(
+                f"the images for the {what} must lie in [0, 1], got values from {images.min():g} to {images.max():g}: "
+                "divide those of 0 to 255 by 255, and leave out what is not a number"
+            )
+        if self.labels is not None and self.labels.shape != images.shape[:1]:
+            raise ExportError(f"the {what} has {len(images)} images and classes of the shape {self.labels.shape}: one for each image")
+
+
+@dataclass(frozen=True, eq=False)
+class ImagePool:
+    """``total`` images to draw from, of which ``images_at`` gives those with some numbers, float32 (n,C,H,W), and in words where from."""
+
+    images_at: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]
+    total: int
+    source: str
+
+    @classmethod
+    def of(cls, images: np.ndarray[Any, Any], input_shape: tuple[int, int, int]) -> ImagePool:
+        """The user's own images, to calibrate on.
+
+        Raises:
+            ExportError: they are not float32 (N,C,H,W) in [0, 1] of ``input_shape``.
+        """
+        RealImages(images, "").check_fit(input_shape, "calibration")
+        return cls(images.__getitem__, len(images), "images of the user's")
+
+
+def dataset_of(record: TrainingRecord, input_shape: tuple[int, int, int], data_dir: str | os.PathLike[str] | None) -> Dataset:
+    """The data that a checkpoint was trained on.
+
+    Raises:
+        ExportError: they are not there, or have other classes.
+    """
+    return _dataset(record.data, record.class_names, input_shape[1], data_dir, "the export is verified")
+
+
+def _dataset(data: str, class_names: tuple[str, ...], size: int, data_dir: str | os.PathLike[str] | None, what: str) -> Dataset:
+    from defensemble_training import DataError, load_dataset
+
+    try:
+        dataset = load_dataset(data, size, data_dir=None if data_dir is None else Path(data_dir))
+    except DataError as error:
+        raise ExportError(f"{what} on test images of {data!r}, which the checkpoint was trained on: {error}. {_MEND}") from error
+    if dataset.class_names != class_names:
+        raise ExportError(
+            f"the data for the verification ({dataset.source}) have the classes {_some(dataset.class_names)}, the checkpoint was "
+            f"trained on {_some(class_names)}: name the folder of the data that it was trained on (--data-dir), or pass "
+            "others (--images FILE.npy)"
+        )
+    return dataset
+
+
+def images_of_record(graph: onnx.ModelProto, name: str, data_dir: str | os.PathLike[str] | None) -> RealImages | None:
+    """Test images of the data that an exported graph says that its network was trained on; None where it says nothing, as foreign ones.
+
+    Raises:
+        ExportError: they are not there, or cannot be loaded here; ``name`` says whose.
+    """
+    notes = {entry.key: entry.value for entry in graph.metadata_props}
+    if RECORD not in notes:
+        return None
+    record, names = json.loads(notes[RECORD]), tuple(json.loads(notes[CLASS_NAMES]))
+    shape = tuple(side.dim_value for side in graph.graph.input[0].type.tensor_type.shape.dim[1:])
+    try:
+        dataset = _dataset(str(record["data"]), names, shape[1], data_dir, f"'{name}' is compared")
+    except ModuleNotFoundError as error:
+        raise ExportError(f"the data that '{name}' was trained on cannot be loaded here, {error.name} is missing. {_MEND}") from error
+    return images_for_verification(dataset)
+
+
+def images_for_verification(dataset: Dataset) -> RealImages:
+    """The first thousand test images, or all where they are fewer."""
+    chosen = slice(0, _COMPARED)
+    labels = dataset.test.labels[chosen]
+    return RealImages(dataset.test.images(chosen), f"the first {len(labels)} test images of {dataset.name}", labels)
+
+
+def _some(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:4])}{', ...' if len(names) > 4 else ''} ({len(names)})"

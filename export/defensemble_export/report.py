@@ -1,0 +1,119 @@
+"""What is written beside an ONNX file: what it was made from, in which precision, and what its verification came to."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from ._errors import ExportError
+from .config import MODEL_FILE, REPORT_FILE
+
+SCHEMA = "defensemble.export/1"
+_PACKAGES = ("defensemble", "onnx", "onnxruntime", "onnxruntime-gpu", "torch", "numpy", "onnxconverter-common")
+
+
+def report_from_export(
+    content: bytes,
+    *,
+    precision: str,
+    origin: Mapping[str, Any],
+    verification: Mapping[str, Any] | None,
+    tolerance: Mapping[str, Any],
+    calibration: Mapping[str, Any] | None = None,
+) -> bytes:
+    """The report of ``content``, the bytes of an ONNX file, as JSON.
+
+    ``origin`` says what it was made from, ``verification`` what it was compared with, on which images, and what came out; ``tolerance``
+    what was allowed; ``calibration`` on what an int8 graph was calibrated.
+    """
+    graph = onnx.load_model_from_string(content).graph
+    masks = [numpy_helper.to_array(tensor) for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.BOOL]
+    values = {
+        "schema": SCHEMA,
+        "precision": precision,
+        "onnx": {
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "bytes": len(content),
+            "masks": len(masks),
+            "mask_bytes": int(sum(mask.nbytes for mask in masks)),
+        },
+        "origin": dict(origin),
+        "verification": None if verification is None else dict(verification),
+        "tolerance": dict(tolerance),
+        "calibration": None if calibration is None else dict(calibration),
+        "versions": _versions(),
+    }
+    return json.dumps(values, indent=2, default=_plain).encode() + b"\n"
+
+
+@dataclass(frozen=True)
+class Reported:
+    """A model's version in a repository, with its report: None, and why, where there is none that can be read."""
+
+    model: str
+    version: int
+    values: Mapping[str, Any] | None
+    problem: str | None = None
+
+
+def read_reports(repository: Path, models: list[str] | None = None) -> list[Reported]:
+    """The reports of all exported versions of all models, or of ``models``, in ``repository``.
+
+    Raises:
+        ExportError: ``repository`` is no folder, or one of ``models`` is not in it.
+    """
+    if not repository.is_dir():
+        raise ExportError(f"{repository} is no folder: name a model repository, with --repository")
+    unknown = [name for name in models or [] if not (repository / name).is_dir()]
+    if unknown:
+        raise ExportError(f"{repository} holds no {', '.join(unknown)}: it holds {', '.join(_names(repository)) or 'no model'}")
+    found = []
+    for name in _names(repository) if not models else models:
+        versions = sorted(int(path.parent.name) for path in (repository / name).glob(f"*/{MODEL_FILE}") if path.parent.name.isdigit())
+        found += [_read(repository, name, version) for version in versions if not name.startswith(("average_", "uncertainty_"))]
+    return found
+
+
+def _read(repository: Path, name: str, version: int) -> Reported:
+    folder = repository / name / str(version)
+    try:
+        values = json.loads((folder / REPORT_FILE).read_bytes())
+        if values["schema"] != SCHEMA:
+            return Reported(name, version, None, f"{folder / REPORT_FILE} has the schema {values['schema']!r}, expected {SCHEMA!r}")
+        digest = values["onnx"]["sha256"]
+    except FileNotFoundError:
+        return Reported(name, version, None, f"{folder} holds no {REPORT_FILE}: it was exported by other means")
+    except (ValueError, KeyError, TypeError) as error:
+        return Reported(name, version, None, f"{folder / REPORT_FILE} is damaged ({error}): export the model again")
+    if hashlib.sha256((folder / MODEL_FILE).read_bytes()).hexdigest() != digest:
+        return Reported(name, version, None, f"{folder / MODEL_FILE} was changed after its export: {REPORT_FILE} is of another file")
+    return Reported(name, version, values)
+
+
+def _names(repository: Path) -> list[str]:
+    return sorted(entry.name for entry in repository.iterdir() if entry.is_dir())
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{value!r} is no JSON value")

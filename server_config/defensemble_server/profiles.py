@@ -1,0 +1,225 @@
+"""Whether a profile, and what else asks for a GPU, can be served by the runtime that was chosen, before Triton is started."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePosixPath
+
+from ._errors import PlanError, RepositoryError
+from .plans import Machine, problem_of_version, read_machine
+from .repository import BACKEND, CONFIG_FILE, PLAN_BACKEND, PROFILES_FOLDER, Model, Repository, read_model
+from .runtime import CONTAINER, Runtime
+
+# Those that `defensemble profile write` writes, for every network; any other is somebody's own, for the models that have it.
+PROFILES = ("cpu", "gpu", "gpu-ort-tensorrt", "gpu-tensorrt")
+# What `profile write` leaves in a file of its own.
+DIGEST_PARAMETER = "profile.sha256"
+
+
+def profiles_of(repository: Path) -> dict[str, list[str]]:
+    """The profiles that models of ``repository`` have, by name, and which models."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(repository.glob(f"*/{PROFILES_FOLDER}/*.pbtxt")):
+        found.setdefault(path.stem, []).append(path.parent.parent.name)
+    return dict(sorted(found.items()))
+
+
+def check_profile(repository: Path, profile: str, *, only_cpus: bool, say: Callable[[str], None] = lambda text: None) -> None:
+    """Refuse a profile that the files alone show not to be servable; ``only_cpus`` where the runtime has nothing else.
+
+    ``say`` is told which models take their ``config.pbtxt`` under a profile of somebody's own, and where a profile of ours is not what
+    would be written from it now.
+
+    Raises:
+        RepositoryError: no model has it, it is not there for one network, it asks for a GPU, or a file that it serves is missing.
+    """
+    having = profiles_of(repository)
+    if only_cpus and profile in PROFILES and profile != "cpu":
+        raise RepositoryError(_only_cpus(profile))
+    if profile not in having:
+        there = ", ".join(having) or "none"
+        if profile in PROFILES:
+            raise RepositoryError(
+                f"no model in {repository} has the profile '{profile}' (there are: {there}): {_write(repository, profile)}"
+            )
+        raise RepositoryError(
+            f"no model in {repository} has the profile '{profile}': there are: {there}; `defensemble profile write NAME "
+            f"{shlex.quote(str(repository))}` writes {', '.join(PROFILES)}"
+        )
+    models = {name: (plain, chosen) for name, plain, chosen in _read_both(repository, profile)}
+    asking = [name for name, (_, chosen) in models.items() if name in having[profile] and chosen.wants_gpu]
+    if only_cpus and asking:
+        raise RepositoryError(_only_cpus(profile, f" ({', '.join(asking)})"))
+    lacking = [name for name, (plain, _) in models.items() if name not in having[profile] and _is_network(plain)]
+    if lacking and profile in PROFILES:
+        raise RepositoryError(
+            f"the profile '{profile}' is not there for {', '.join(lacking)}, which would be served by {CONFIG_FILE}: "
+            f"{_write(repository, profile)}"
+        )
+    if lacking:
+        say(f"{', '.join(lacking)}: without {PROFILES_FOLDER}/{profile}.pbtxt, served by {CONFIG_FILE}")
+    problems = {
+        name: problem
+        for name, (_, chosen) in models.items()
+        if name in having[profile] and (problem := _missing(repository, profile, chosen))
+    }
+    if problems:
+        raise RepositoryError(f"the profile '{profile}' cannot be served:\n{_listed(problems)}")
+    for name, (plain, chosen) in models.items():
+        other = [what for what in _CONTRACT if getattr(plain.config, what) != getattr(chosen.config, what)]
+        if profile in PROFILES and other:
+            say(f"{name}: {PROFILES_FOLDER}/{profile}.pbtxt and {CONFIG_FILE} differ in {', '.join(other)}: {_write(repository, profile)}")
+
+
+def check_gpu(content: Repository, runtime: Runtime, *, strict: bool, say: Callable[[str], None] = lambda text: None) -> Repository:
+    """Compare what models ask for, a GPU or a TensorRT plan, with what the server will have: ``content`` without those that do not fit.
+
+    The embedded runtime is not asked: its backend refuses a GPU in its own words. Of a container on another machine nothing is known here.
+
+    Raises:
+        RepositoryError: with ``strict``, a model does not fit.
+        PlanError: a container cannot be asked for its TensorRT.
+    """
+    asking = {name: model for name, model in content.models.items() if model.wants_gpu}
+    if not asking or runtime.name == "embedded":
+        return content
+    engine = runtime.environment.get("DOCKER_HOST", "")
+    if runtime.name == "docker" and engine and not engine.startswith("unix:"):
+        say(f"whether the GPU and TensorRT of {engine} fit is not known here: Triton's log tells")
+        return content
+    machine = _machine(runtime, any(model.config.backend == PLAN_BACKEND for model in asking.values()), say)
+    problems = {name: problem for name, model in asking.items() if (problem := _unfit(content.path, model, machine, runtime))}
+    if strict and problems:
+        raise RepositoryError(f"this profile cannot be served:\n{_listed(problems)}")
+    return content.without(problems)
+
+
+def engine_caches(content: Repository) -> list[str]:
+    """The folders, as the server sees them, in which the served models' engine caches lie."""
+    return sorted({str(PurePosixPath(path).parent) for model in content.models.values() if (path := _engine_cache(model))})
+
+
+_CONTRACT = ("input", "output", "max_batch_size", "version_policy")
+
+
+def _read_both(repository: Path, profile: str) -> list[tuple[str, Model, Model]]:
+    """Each model by its ``config.pbtxt`` and by the profile; those that cannot be read are told later, by ``read_repository``."""
+    found = []
+    for folder in sorted(entry for entry in repository.iterdir() if entry.is_dir()):
+        try:
+            found.append((folder.name, read_model(folder, None), read_model(folder, profile)))
+        except (RepositoryError, OSError):
+            continue
+    return found
+
+
+def _is_network(model: Model) -> bool:
+    return bool(model.config.backend == BACKEND) and [tensor.name for tensor in model.config.input] == ["images"]
+
+
+def _only_cpus(profile: str, models: str = "") -> str:
+    return (
+        f"the profile '{profile}' asks for a GPU{models}, and the embedded runtime has CPUs alone: "
+        "pass --runtime docker, --runtime path inside NVIDIA's container, or --profile cpu"
+    )
+
+
+def _write(repository: Path, profile: str) -> str:
+    return f"write it with `defensemble profile write {profile} {shlex.quote(str(repository))}`"
+
+
+def _missing(repository: Path, profile: str, model: Model) -> str:
+    """What a model lacks of what its profile serves; empty where it lacks nothing."""
+    folder = repository / model.name
+    again = f"then write the profile again: `defensemble profile write {profile} {shlex.quote(str(repository))}`"
+    for version in model.served_versions:
+        file = folder / str(version) / model.file
+        if model.config.backend != PLAN_BACKEND:
+            continue
+        if not file.is_file():
+            build = f"defensemble build-engine {shlex.quote(str(repository))} --model {model.name} --version {version}"
+            return f"version {version} has no plan, {file} is missing: build it with `{build}`, {again}"
+        expected = model.parameter(f"sha256.{version}")
+        if model.parameter(DIGEST_PARAMETER) is None:
+            continue
+        if expected is None:
+            return f"version {version} came after the profile was written: {_write(repository, profile)}"
+        if expected != _sha256(file):
+            return f"version {version}: {file} is not the plan that the profile was written for: {_write(repository, profile)}"
+    cache = _engine_cache(model)
+    if cache and cache != _own_cache(folder, model, cache):
+        # Engines are named by the names in a graph, not by its weights.
+        return (
+            f"the engines in {cache} are of another version than the served ones ({', '.join(map(str, model.served_versions))}), and ONNX "
+            f"Runtime would take them all the same: {_write(repository, profile)}"
+        )
+    return ""
+
+
+def _own_cache(folder: Path, model: Model, cache: str) -> str | None:
+    """The cache's folder if it is that of the one served version; None where more are served, whose engines would be mixed up."""
+    if model.parameter(DIGEST_PARAMETER) is None:
+        return cache
+    if len(model.served_versions) != 1:
+        return None
+    (version,) = model.served_versions
+    file = folder / str(version) / model.file
+    digest = model.parameter(f"sha256.{version}") or (_sha256(file) if file.is_file() else "")
+    return str(PurePosixPath(cache).parent / f"{model.name}-{digest[:16]}")
+
+
+def _engine_cache(model: Model) -> str:
+    """Where ONNX Runtime keeps a model's TensorRT engines; empty where it keeps none."""
+    for accelerator in model.config.optimization.execution_accelerators.gpu_execution_accelerator:
+        if accelerator.parameters.get("trt_engine_cache_enable", "0").lower() in ("1", "true"):
+            return str(accelerator.parameters.get("trt_engine_cache_path", ""))
+    return ""
+
+
+def _machine(runtime: Runtime, plans: bool, say: Callable[[str], None]) -> Machine:
+    if runtime.name != "docker":
+        return read_machine(runtime.environment)
+    # The container is given all GPUs, whatever this variable leaves of them here.
+    environment = {key: value for key, value in runtime.environment.items() if key != "CUDA_VISIBLE_DEVICES"}
+    if not plans:
+        return read_machine(environment)
+    python = [str(runtime.executable), "run", "--rm", "--gpus=all", "--entrypoint=python3", CONTAINER]
+    say(f"asking the image for its TensorRT (not tested by us): {shlex.join(python)}")
+    try:
+        return read_machine(environment, python=python)
+    except PlanError as error:
+        raise PlanError(f"{error}. If the image is not on this machine yet, fetch it: docker pull {CONTAINER}") from error
+
+
+def _unfit(repository: Path, model: Model, machine: Machine, runtime: Runtime) -> str:
+    """Why a model cannot be served on ``machine``; empty where it can."""
+    if model.config.backend == PLAN_BACKEND:
+        for version in model.served_versions:
+            problem = problem_of_version(repository / model.name, version, machine, max_batch_size=model.config.max_batch_size)
+            if problem is not None:
+                return problem
+    if not machine.gpus:
+        return f"it asks for a GPU, and this machine has none ({machine.why_no_gpu}): serve with --profile cpu, or where there is one"
+    cache = _engine_cache(model)
+    place = Path(cache).parent
+    if cache and runtime.name == "path" and not os.access(place, os.W_OK | os.X_OK):
+        return (
+            f"{place}, where its engines are to be kept, is no folder that can be written: make it, or name another with "
+            "`defensemble profile write gpu-ort-tensorrt REPOSITORY --cache-dir FOLDER`"
+        )
+    return ""
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _listed(problems: Mapping[str, str]) -> str:
+    return "\n".join(f"  {name}: {text}" for name, text in problems.items())

@@ -1,0 +1,278 @@
+"""A fused graph behind a real Triton: a client cannot tell it from the ensemble, over both protocols, alone and beside it."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import urllib3
+
+from defensemble import Client, GrpcTransport, HttpTransport, InputError, OutputRequest, Prediction, Transport
+from defensemble_export import (
+    Ensemble,
+    Vote,
+    fuse_repository,
+    fused_member,
+    fused_onnx,
+    fused_plan,
+    pbtxt_from_config,
+    read_config,
+    repository_plan,
+    write_plan,
+)
+from defensemble_server import Server, serve
+from tests import tiny
+from tests.e2e.command_line import run, succeed, told
+from tests.server.calls import FREE, ask
+
+ALL = ("probabilities", "member_probabilities", "entropy", "mutual_information")
+PAIR = Ensemble("ensemble", (Vote("alpha"), Vote("beta", 1, 3.0)))
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of `alpha` and `beta`, weights 1 and 3, of their ensemble, and of both fused."""
+    folder = tiny.write_repository(tmp_path_factory.mktemp("both") / "repository", weight={"beta": 3.0})
+    fuse_repository(folder, "ensemble", "fused")
+    with serve(folder, FREE) as server:
+        assert server.problems == {}
+        yield server
+    assert tiny.leftovers(folder) == []
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of the same fused graph and of nothing else."""
+    folder = tmp_path_factory.mktemp("alone") / "repository"
+    members = [tiny.member("alpha", 1), tiny.member("beta", 2)]
+    write_plan(folder, fused_plan(folder, fused_member("fused", PAIR, members, None, max_batch_size=8), PAIR, max_batch_size=8))
+    with serve(folder, FREE) as server:
+        assert (server.models, server.problems) == (["fused"], {})
+        yield server
+    assert tiny.leftovers(folder) == []
+
+
+def url_of(server: Server, protocol: str) -> str:
+    return server.grpc_url if protocol == "grpc" else server.http_url
+
+
+def assert_same(one: Prediction, other: Prediction) -> None:
+    assert one.class_names == other.class_names
+    assert set(one.received) == set(other.received)
+    for output, expected in one.received.items():
+        got = other.received[output]
+        assert (got.shape, got.dtype) == (expected.shape, expected.dtype), output
+        assert np.abs(got - expected).max() <= 1e-6, output
+    if "probabilities" in one.received:
+        assert one.labels == other.labels
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+@pytest.mark.parametrize("outputs", [ALL, ("probabilities",), ("entropy",), ("mutual_information", "member_probabilities")])
+@pytest.mark.parametrize("count", [1, 2, 8])
+def test_both_forms_give_the_same_answers(both: Server, protocol: str, outputs: tuple[str, ...], count: int) -> None:
+    batch = tiny.images(count, seed=count)
+    with Client(url_of(both, protocol)) as client:
+        pipeline, fused = (client.predict(batch, outputs=outputs, model=model) for model in ("ensemble", "fused"))
+    assert_same(pipeline, fused)
+    if "probabilities" in outputs:
+        members = [tiny.softmax(tiny.logits(seed, batch)) for seed in (1, 2)]
+        np.testing.assert_allclose(fused.probabilities, 0.25 * members[0] + 0.75 * members[1], atol=1e-6)
+        assert fused.labels == [tiny.CLASSES[index] for index in fused.probabilities.argmax(1)]
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_what_a_client_knows_of_both_forms_is_the_same(both: Server, protocol: str) -> None:
+    with Client(url_of(both, protocol)) as client:
+        pipeline, fused = client.describe("ensemble"), client.describe("fused")
+        assert [info.name for info in client.classifiers()][:2] == ["ensemble", "fused"], "ensembles first"
+    for field in ("input_name", "image_shape", "outputs", "max_batch_size", "class_names", "score_output", "is_ensemble"):
+        assert getattr(pipeline, field) == getattr(fused, field), field
+    assert fused.is_ensemble
+    assert fused.steps == ("alpha", "beta") == pipeline.steps[:2]
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_the_classification_extension_names_the_classes(both: Server, protocol: str) -> None:
+    transport: Transport = GrpcTransport(both.grpc_url) if protocol == "grpc" else HttpTransport(both.http_url)
+    asked = [OutputRequest("probabilities", 3)]
+    pipeline, fused = (transport.infer(model, {"images": tiny.images(2)}, asked, 10)["probabilities"] for model in ("ensemble", "fused"))
+    transport.close()
+    assert fused.shape == (2, 3)
+    for one, other in zip(pipeline.ravel().tolist(), fused.ravel().tolist(), strict=True):
+        assert one.split(b":")[1:] == other.split(b":")[1:]
+        assert float(one.split(b":")[0]) == pytest.approx(float(other.split(b":")[0]), abs=1e-6)
+    assert {text.split(b":")[2].decode() for text in fused.ravel().tolist()} == set(tiny.CLASSES)
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_where_both_are_served_the_client_asks_which(both: Server, protocol: str) -> None:
+    with Client(url_of(both, protocol)) as client, pytest.raises(InputError, match="serves 2 ensembles, ensemble, fused: name one"):
+        client.predict(tiny.images(1))
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_fused_graph_alone_is_the_only_ensemble(alone: Server, both: Server, protocol: str) -> None:
+    batch = tiny.images(5)
+    with Client(url_of(alone, protocol)) as client, Client(url_of(both, protocol), "ensemble") as other:
+        client.wait_ready(10)
+        assert client.describe().name == "fused"
+        assert_same(other.predict(batch, outputs=ALL), client.predict(batch, outputs=ALL))
+
+
+def test_the_command_line_takes_it_for_an_ensemble(alone: Server, both: Server, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", tiny.images(3))
+    answers = []
+    for url, more in ((alone.grpc_url, ()), (both.http_url, ("--model", "ensemble"))):
+        answers.append(succeed("predict", url, "x.npy", "--outputs", "probabilities,entropy,mutual_information", *more, cwd=tmp_path))
+    title, *rows = answers[0].splitlines()
+    assert title.strip() == "fused: 3 images"
+    assert rows == answers[1].splitlines()[1:]
+    assert "serves 2 ensembles, ensemble, fused: name one" in told(run("predict", both.grpc_url, "x.npy", cwd=tmp_path))
+
+
+def test_the_noise_probe_takes_it_for_an_ensemble(alone: Server, both: Server, tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", images=tiny.images(6), labels=np.array([0, 1, 2, 0, 1, 2]))
+    found = []
+    for server in (alone, both):
+        succeed("probe", "noise", server.grpc_url, "--data", "data.npz", "--sigmas", "8", "--out", "noise.json", cwd=tmp_path)
+        found.append({target["name"]: target for target in json.loads((tmp_path / "noise.json").read_text())["targets"]})
+    assert {name: target["role"] for name, target in found[0].items()} == {"fused": "ensemble"}
+    roles = {"ensemble": "ensemble", "fused": "ensemble", "alpha": "member", "beta": "member"}
+    assert {name: target["role"] for name, target in found[1].items()} == roles
+    assert found[1]["fused"]["members"] == found[1]["ensemble"]["members"] == ["alpha", "beta"]
+    assert found[0]["fused"]["clean"] == found[1]["fused"]["clean"] == found[1]["ensemble"]["clean"]
+
+
+def test_the_largest_batch_is_the_ensemble_s(both: Server) -> None:
+    with Client(both.grpc_url) as client:
+        for model in ("ensemble", "fused"):
+            with pytest.raises(InputError, match=f"model '{model}' takes at most 8 images a call, got 9"):
+                client.predict(tiny.images(9), model=model)
+
+
+def load(server: Server, model: str) -> None:
+    answer = urllib3.request(
+        "POST", f"{server.http_url}/v2/repository/models/{model}/load", json={}, headers={"x-admin-key": server.state.admin_key}
+    )
+    assert answer.status == 200, answer.data
+
+
+def test_its_next_version_takes_over_while_it_serves(tmp_path: Path) -> None:
+    folder = tiny.write_repository(tmp_path / "repository")
+    fuse_repository(folder, "ensemble", "fused")
+    batch = tiny.images(4)
+    old, new = ([0.5, 0.5], (1, 2)), ([1 / 3, 1 / 3, 1 / 3], (1, 2, 3))
+    expected = [
+        sum(weight * tiny.softmax(tiny.logits(seed, batch)) for weight, seed in zip(weights, seeds, strict=True))
+        for weights, seeds in (old, new)
+    ]
+    assert np.abs(expected[0] - expected[1]).max() > 0.01
+    answers: list[tiny.Array] = []
+    failures: list[Exception] = []
+    done = threading.Event()
+    with serve(folder, FREE) as server, Client(server.grpc_url, "fused") as client:
+
+        def call() -> None:
+            try:
+                while not done.is_set():
+                    answers.append(client.predict(batch).probabilities)
+            except Exception as error:
+                failures.append(error)
+
+        callers = [threading.Thread(target=call) for _ in range(4)]
+        for caller in callers:
+            caller.start()
+        try:
+            write_plan(folder, repository_plan(folder, [tiny.member("gamma", 3)], replace=True))
+            fuse_repository(folder, "ensemble", "fused", replace=True)
+            load(server, "fused")
+            np.testing.assert_allclose(client.predict(batch).probabilities, expected[1], atol=1e-6)
+        finally:
+            done.set()
+            for caller in callers:
+                caller.join()
+        assert failures == []
+        kinds = [min((np.abs(answer - right).max(), kind) for kind, right in enumerate(expected)) for answer in answers]
+        assert max(difference for difference, _ in kinds) <= 1e-6, "each answer is the old graph's or the new one's"
+        assert kinds[0][1] == 0
+    with serve(folder, FREE) as server:
+        assert server.problems == {}
+
+
+# What starting finds
+
+
+def changed(folder: Path, key: str, value: str) -> None:
+    config = read_config(folder / "fused")
+    config.parameters[key].string_value = value
+    (folder / "fused/config.pbtxt").write_bytes(pbtxt_from_config(config))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "text"),
+    [
+        (
+            "weights",
+            "[1, 1]",
+            r"it differs by 0\.\d+ from the average \(probabilities\) of alpha@1, beta@1, which are served here too, allowed",
+        ),
+        ("member_digests", "[]", "parameter member_digests of 'fused' must be a JSON list of 2 texts, got"),
+        ("member_digests", "all", "parameter member_digests of 'fused' must be a JSON list of 2 texts, got 'all'"),
+        ("weights", "[1]", "parameter weights of 'fused' must be 2 numbers above 0, got"),
+        ("weights", "all", "parameter weights of 'fused' is no JSON list of numbers, got 'all'"),
+        ("average", "votes", "parameter average of 'fused' must be one of probabilities, logits, got 'votes'"),
+        ("members", "alpha", "parameter members of 'fused' is no JSON list of \"NAME@VERSION\", got 'alpha'"),
+        ("members", "[1, 2]", "is no JSON list of"),
+    ],
+)
+def test_parameters_that_do_not_describe_the_graph_are_told(tmp_path: Path, key: str, value: str, text: str) -> None:
+    folder = tiny.write_repository(tmp_path / "repository", weight={"beta": 3.0})
+    fuse_repository(folder, "ensemble", "fused")
+    changed(folder, key, value)
+    with serve(folder, FREE) as server:
+        assert list(server.problems) == ["fused"]
+        assert np.isfinite(ask(server, "ensemble", tiny.images(1), "probabilities")).all(), "the others serve"
+        with pytest.raises(ValueError, match=text):
+            raise ValueError(server.problems["fused"])
+
+
+def test_other_networks_under_the_members_names_are_not_what_it_is_compared_with(tmp_path: Path) -> None:
+    folder = tiny.write_repository(tmp_path / "repository", {"alpha": 7, "beta": 8}, ensemble=None)
+    members = [tiny.member("alpha", 1), tiny.member("beta", 2)]
+    write_plan(folder, fused_plan(folder, fused_member("fused", PAIR, members, None, max_batch_size=8), PAIR, max_batch_size=8))
+    with serve(folder, FREE) as server:
+        assert server.problems == {}
+    config = read_config(folder / "fused")
+    del config.parameters["member_digests"]  # now their names are all that is known
+    (folder / "fused/config.pbtxt").write_bytes(pbtxt_from_config(config))
+    with serve(folder, FREE) as server:
+        assert server.problems["fused"].startswith("it differs by ")
+
+
+def test_an_answer_that_is_no_probabilities_is_told(tmp_path: Path) -> None:
+    folder = tmp_path / "repository"
+    members = [tiny.member("alpha", 1), tiny.member("beta", 2, onnx=tiny.linear_onnx(2, scale=np.nan))]
+    good = fused_member("fused", PAIR, [tiny.member("alpha", 1), tiny.member("beta", 2)], None, max_batch_size=8)
+    plan = fused_plan(folder, good, PAIR, max_batch_size=8)
+    plan["fused/1/model.onnx"] = fused_onnx([member.onnx for member in members], PAIR)
+    write_plan(folder, plan)
+    config = read_config(folder / "fused")
+    del config.parameters["sha256.1"]
+    (folder / "fused/config.pbtxt").write_bytes(pbtxt_from_config(config))
+    write_plan(folder, repository_plan(folder, [tiny.member("gamma", 3)], ensemble=None))
+    with serve(folder, FREE) as server:
+        assert server.problems == {"fused": "it answers values from nan to nan with the sum nan, which are no probabilities"}
+
+
+def test_a_changed_file_is_caught_by_its_digest(tmp_path: Path) -> None:
+    folder = tiny.write_repository(tmp_path / "repository")
+    fuse_repository(folder, "ensemble", "fused")
+    (folder / "fused/1/model.onnx").write_bytes(tiny.linear_onnx(1))
+    with serve(folder, FREE) as server:
+        assert "was changed or damaged" in server.problems["fused"]
+        assert "ensemble" in server.models

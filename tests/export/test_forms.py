@@ -1,0 +1,198 @@
+"""`defensemble export` in each form, from the command line: precisions, one fused graph, somebody's ONNX, engines, reports."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from click.testing import CliRunner, Result
+
+from defensemble.cli import cli
+from defensemble_export import ExportError, read_config, read_ensemble, read_reports
+from tests.e2e.broken import content, untrained_checkpoint
+from tests.export.foreign_models import CLASSES, SHAPE, answer, classifier
+from tests.tiny import softmax
+
+
+def export(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, ["export", *(str(argument) for argument in arguments)])
+
+
+def refused(result: Result) -> str:
+    """What a command that failed says: an error, no traceback."""
+    assert (result.exit_code, type(result.exception)) == (1, SystemExit), (result.output, result.exception)
+    _, error, text = result.stderr.partition("Error: ")
+    assert error, result.stderr
+    return " ".join(text.split())
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    path = tmp_path / "images.npy"
+    np.save(path, np.random.default_rng(0).random((200, *SHAPE), np.float32))
+    return path
+
+
+@pytest.fixture
+def theirs(tmp_path: Path) -> Path:
+    """Somebody's classifier, `a.onnx`, of opset 18 and names of their own; and another one, `b.onnx`."""
+    for seed, name in enumerate("ab"):
+        onnx.save(classifier(seed=seed), tmp_path / f"{name}.onnx")
+    return tmp_path / "a.onnx"
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    return tmp_path / "repository"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_a_report_lies_beside_each_file_and_is_shown(repository: Path, theirs: Path, images: Path, precision: str) -> None:
+    options = ["--calibration-images", images, "--calibration-count", "50", "--calibration-seed", "3"] if precision == "int8" else []
+    done = export("--from-onnx", theirs, "--as", "net", "--precision", precision, "--images", images, "--repository", repository, *options)
+    assert done.exit_code == 0, done.output
+    model = repository / "net/1/model.onnx"
+    digest = hashlib.sha256(model.read_bytes()).hexdigest()
+    config = read_config(repository / "net")
+    assert {key: config.parameters[key].string_value for key in config.parameters} == {"sha256.1": digest, "precision.1": precision}
+    report = json.loads((repository / "net/1/model.onnx.json").read_text())
+    assert (report["schema"], report["precision"], report["onnx"]["sha256"]) == ("defensemble.export/1", precision, digest)
+    assert report["origin"]["sha256"] == hashlib.sha256(theirs.read_bytes()).hexdigest()
+    verified = report["verification"]
+    assert verified["n"] == (1 + 2 + 64 if precision == "fp32" else 200)
+    assert verified["agreement"] >= {"fp32": 1, "fp16": 0.995, "int8": 0.9}[precision]
+    if precision == "int8":
+        drawn = {key: report["calibration"][key] for key in ("count", "seed", "source")}
+        assert drawn == {"count": 50, "seed": 3, "source": "images of the user's"}
+    else:
+        assert report["calibration"] is None
+    shown = export("--report", "--repository", repository)
+    assert shown.exit_code == 0, shown.output
+    (row,) = [line for line in shown.stdout.splitlines() if line.strip().startswith("net@1 ")]
+    assert row.split()[1] == precision
+    assert f"{100 * verified['agreement']:.2f}" in row
+    assert ("calibrated on 50 images of the user's, seed 3" in shown.stdout) == (precision == "int8")
+
+
+def test_a_report_that_is_missing_damaged_or_of_another_file_is_told(repository: Path, theirs: Path, images: Path) -> None:
+    for name in ("missing", "damaged", "other", "good"):
+        done = export("--from-onnx", theirs, "--as", name, "--images", images, "--repository", repository, "--no-ensemble")
+        assert done.exit_code == 0, done.output
+    (repository / "missing/1/model.onnx.json").unlink()
+    (repository / "damaged/1/model.onnx.json").write_text('{"schema": "defensemble.export/1"')
+    (repository / "other/1/model.onnx").write_bytes(b"changed")
+    told = {one.model: one.problem for one in read_reports(repository)}
+    assert told["good"] is None
+    assert "holds no model.onnx.json" in str(told["missing"])
+    assert "is damaged" in str(told["damaged"])
+    assert "was changed after its export" in str(told["other"])
+    shown = export("--report", "--repository", repository)
+    assert shown.exit_code == 0
+    assert sum(": no report: " in line for line in shown.stdout.splitlines()) == 3
+    with pytest.raises(ExportError, match="holds no nothing: it holds damaged, good, missing, other"):
+        read_reports(repository, ["nothing"])
+    assert "is no folder: name a model repository" in refused(export("--report", "--repository", repository / "none"))
+    (repository.parent / "empty").mkdir()
+    assert "holds no exported model" in refused(export("--report", "--repository", repository.parent / "empty"))
+
+
+def test_networks_of_both_kinds_of_file_form_one_ensemble_and_one_graph(repository: Path, theirs: Path, tmp_path: Path) -> None:
+    labels = tmp_path / "labels.txt"
+    labels.write_text("".join(f"{name}\n" for name in "vwxyz"))
+    images = np.random.default_rng(1).random((4, *SHAPE), np.float32)
+    np.save(tmp_path / "some.npy", images)
+    shared = ["--labels", labels, "--images", tmp_path / "some.npy", "--repository", repository]
+    assert export("--from-onnx", theirs, "--as", "a", *shared).exit_code == 0
+    done = export("--from-onnx", tmp_path / "b.onnx", "--as", "b", *shared, "--replace", "--weight", "b=3", "--fuse", "both")
+    assert done.exit_code == 0, done.output
+    assert [(vote.model, vote.weight) for vote in read_ensemble(repository, "ensemble").members] == [("a", 1), ("b", 3)]
+    assert (repository / "both/labels.txt").read_text() == labels.read_text()
+    session = onnxruntime.InferenceSession(repository / "both/1/model.onnx", providers=["CPUExecutionProvider"])
+    (got,) = session.run(["probabilities"], {"images": images})
+    expected = sum(weight * softmax(answer(images, seed)) for seed, weight in ((0, 0.25), (1, 0.75)))
+    assert np.abs(got - expected).max() < 1e-5
+    report = json.loads((repository / "both/1/model.onnx.json").read_text())
+    assert max(report["verification"]["largest_difference"].values()) <= 1e-6
+    again = export("--fuse", "later", "--repository", repository)
+    assert again.exit_code == 0, again.output
+    assert (repository / "later/1/model.onnx").read_bytes() == (repository / "both/1/model.onnx").read_bytes()
+
+
+def test_checkpoints_can_be_fused_without_becoming_members(repository: Path, tmp_path: Path) -> None:
+    paths = [untrained_checkpoint(tmp_path / f"{name}.safetensors", seed) for seed, name in enumerate("ab")]
+    done = export(*paths, "--no-ensemble", "--fuse", "one", "--weight", "a=3", "--average", "logits", "--repository", repository)
+    assert done.exit_code == 0, done.output
+    assert [path.name for path in repository.iterdir()] == ["one"]
+    parameters = read_config(repository / "one").parameters
+    assert json.loads(parameters["weights"].string_value) == [3, 1]
+    assert (parameters["average"].string_value, parameters["members"].string_value) == ("logits", '["a@1", "b@1"]')
+    before = content(tmp_path)
+    text = refused(export(*paths, "--no-ensemble", "--fuse", "two", "--weight", "c=3", "--repository", repository))
+    assert "a weight is given for c, which does not vote in 'two': a, b do" in text
+    assert "exists already" in refused(export(*paths, "--no-ensemble", "--fuse", "one", "--repository", repository))
+    assert "the name of the ensemble or of a member" in refused(export(*paths, "--fuse", "a", "--repository", repository))
+    assert content(tmp_path) == before
+
+
+def test_what_goes_wrong_with_somebody_s_file_leaves_nothing(repository: Path, theirs: Path, images: Path, tmp_path: Path) -> None:
+    (tmp_path / "four.txt").write_text("a\nb\nc\nd\n")
+    (tmp_path / "text.onnx").write_text("these are no weights")
+    np.save(tmp_path / "small.npy", np.zeros((2, 3, 4, 4), np.float32))
+    np.save(tmp_path / "none.npy", np.zeros((0, *SHAPE), np.float32))
+    np.save(tmp_path / "same.npy", np.full((20, *SHAPE), 0.5, np.float32))
+    onnx.save(classifier(opset=5), tmp_path / "old.onnx")
+    before = content(tmp_path)
+
+    def calibrated(file: str) -> list[str | Path]:
+        return ["--precision", "int8", "--images", images, "--calibration-images", tmp_path / file]
+
+    for file, options, text in (
+        ("text.onnx", [], "is a text file, expected ONNX"),
+        ("old.onnx", [], "has opset 5"),
+        ("missing.onnx", [], "does not exist"),
+        ("a.onnx", ["--output", "nothing"], "nothing"),
+        ("a.onnx", ["--labels", tmp_path / "four.txt"], f"tells {CLASSES} classes apart, and 4 class names are given: one for each"),
+        ("a.onnx", ["--images", tmp_path / "small.npy"], "those for its verification have the shape (2, 3, 4, 4)"),
+        ("a.onnx", ["--precision", "fp16"], "how much only real images tell: pass some (--images FILE.npy)"),
+        ("a.onnx", ["--precision", "int8", "--images", images], "is calibrated on training images: pass some (--calibration-images"),
+        ("a.onnx", calibrated("none.npy"), "those for its calibration have the shape (0, 3, 6, 8)"),
+        ("a.onnx", calibrated("same.npy"), "are all the same (20)"),
+        ("a.onnx", [*calibrated("images.npy"), "--calibration-count", "1"], "a calibration takes at least 2 images, got 1"),
+        ("a.onnx", ["--mean", "0.5,0.5", "--std", "1"], "mean"),
+    ):
+        result = export("--from-onnx", tmp_path / file, "--as", "net", "--repository", repository, *options)
+        assert text in refused(result), file
+        assert content(tmp_path) == before
+
+
+def test_members_of_other_images_or_classes_do_not_go_into_one_ensemble(
+    repository: Path, theirs: Path, images: Path, tmp_path: Path
+) -> None:
+    assert export("--from-onnx", theirs, "--as", "a", "--images", images, "--repository", repository).exit_code == 0
+    before = content(repository)
+    (tmp_path / "other.txt").write_text("".join(f"{name}\n" for name in "vwxyz"))
+    onnx.save(classifier(shape=("N", 3, 6, 6)), tmp_path / "small.onnx")
+    for file, options, text in (
+        ("b.onnx", ["--labels", tmp_path / "other.txt"], "the class names in"),
+        ("small.onnx", [], "'a' takes and gives [[3, 6, 8], [5]], 'net' [[3, 6, 6], [5]]"),
+    ):
+        for more in ([], ["--fuse", "one"]):
+            done = export("--from-onnx", tmp_path / file, "--as", "net", "--replace", "--repository", repository, *options, *more)
+            assert text in refused(done)
+            assert content(repository) == before
+
+
+def test_engines_are_refused_before_anything_is_exported_where_there_is_no_tensorrt(repository: Path, theirs: Path, tmp_path: Path) -> None:
+    if importlib.util.find_spec("tensorrt") is not None:
+        pytest.skip("TensorRT is installed here")
+    text = refused(export("--from-onnx", theirs, "--as", "a", "--engine", "--repository", repository))
+    assert "TensorRT's Python package is not installed" in text
+    assert "docker compose --profile gpu run --rm engines" in text
+    assert "nvcr.io/nvidia/tensorrt:" in text
+    assert not repository.exists()

@@ -1,0 +1,112 @@
+"""The manifest beside a plan: written, read back here and by the server, and refused where it is damaged."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from defensemble_export import ExportError, Manifest
+from defensemble_export.config import MANIFEST_FILE, MODEL_FILE, PLAN_FILE
+from defensemble_export.manifest import SCHEMA, Profile, manifest_from_bytes, read_manifest
+from defensemble_server import plans
+
+MANIFEST = Manifest(
+    tensorrt="10.13.3.9",
+    gpu="NVIDIA H100 80GB HBM3",
+    compute_capability="9.0",
+    driver="570.124.06",
+    onnx_sha256="a" * 64,
+    plan_sha256="b" * 64,
+    profile=Profile((1, 3, 32, 32), (16, 3, 32, 32), (64, 3, 32, 32)),
+    precision="fp16",
+    version_compatible=False,
+    hardware_compatible=True,
+    builder_level=3,
+    workspace_bytes=None,
+    build_s=12.5,
+    date="2026-11-25T12:00:00+00:00",
+)
+
+
+def test_it_is_read_back_and_by_the_server_too(tmp_path: Path) -> None:
+    path = tmp_path / MANIFEST_FILE
+    assert read_manifest(path) is None
+    path.write_bytes(MANIFEST.to_bytes())
+    assert read_manifest(path) == MANIFEST
+    theirs = plans.read_manifest(path)
+    assert theirs is not None
+    for field in ("tensorrt", "gpu", "compute_capability", "driver", "onnx_sha256", "plan_sha256", "precision"):
+        assert getattr(theirs, field) == getattr(MANIFEST, field)
+    assert (theirs.min_shape, theirs.opt_shape, theirs.max_shape) == tuple(asdict(MANIFEST.profile).values())
+    assert (theirs.version_compatible, theirs.hardware_compatible) == (False, True)
+    assert (SCHEMA, MODEL_FILE, PLAN_FILE, MANIFEST_FILE) == (
+        plans.MANIFEST_SCHEMA, plans.MODEL_FILE, plans.PLAN_FILE, plans.MANIFEST_FILE
+    )  # fmt: skip
+
+
+versions = st.lists(st.integers(0, 99), min_size=2, max_size=4).map(lambda parts: ".".join(map(str, parts)))
+digests = st.text("0123456789abcdef", min_size=64, max_size=64)
+batches = st.lists(st.integers(1, 4096), min_size=3, max_size=3).map(sorted)
+
+
+@given(versions, st.text(min_size=1), digests, batches, st.integers(1) | st.none(), st.booleans())
+def test_every_manifest_is_read_back(
+    version: str, gpu: str, digest: str, batch: list[int], workspace: int | None, version_compatible: bool
+) -> None:
+    manifest = replace(
+        MANIFEST,
+        tensorrt=version,
+        gpu=gpu,
+        onnx_sha256=digest,
+        profile=Profile(*((size, 1, 2, 3) for size in batch)),
+        workspace_bytes=workspace,
+        version_compatible=version_compatible,
+    )
+    assert manifest_from_bytes(manifest.to_bytes(), "here") == manifest
+
+
+def changed(**changes: Any) -> bytes:
+    return json.dumps(json.loads(MANIFEST.to_bytes()) | changes).encode()
+
+
+def without(name: str) -> bytes:
+    values = json.loads(MANIFEST.to_bytes())
+    del values[name]
+    return json.dumps(values).encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "it is no JSON"),
+        (MANIFEST.to_bytes()[:-20], "it is no JSON"),
+        (b"[]", "has the schema None"),
+        (changed(schema="defensemble.plan/2"), "has the schema 'defensemble.plan/2', expected 'defensemble.plan/1'"),
+        (without("driver"), r"it lacks \['driver'\], and has \[\]"),
+        (changed(more=1), r"it lacks \[\], and has \['more'\]"),
+        (changed(tensorrt="ten"), "tensorrt of a plan's manifest must be a version, such as 10.13.3.9, got 'ten'"),
+        (changed(plan_sha256="b" * 63), "plan_sha256 of a plan's manifest must be 64 hexadecimal digits"),
+        (changed(gpu=7), "gpu is 7, expected str"),
+        (changed(version_compatible=1), "version_compatible is 1, expected bool"),
+        (changed(builder_level=True), "builder_level is True, expected int"),
+        (changed(profile={"min": [1, 3, 32, 32]}), "is damaged"),
+        (changed(profile=[1, 2, 3]), "is damaged"),
+        (changed(profile={"min": [2, 3, 32, 32], "opt": [1, 3, 32, 32], "max": [4, 3, 32, 32]}), "min <= opt <= max, got 2, 1 and 4"),
+        (changed(profile={"min": [1, 3, 32, 32], "opt": [1, 3, 32, 16], "max": [4, 3, 32, 32]}), "differ in their first size alone"),
+        (
+            changed(profile={"min": [1, 3, 32], "opt": [1, 3, 32], "max": [4, 3, 32]}),
+            r"four sizes \(N, C, H, W\) above 0, got \[1, 3, 32\]",
+        ),
+    ],
+)
+def test_a_damaged_one_says_what_is_wrong(content: bytes, told: str) -> None:
+    with pytest.raises(ExportError, match=told) as raised:
+        manifest_from_bytes(content, "there/model.plan.json")
+    assert str(raised.value).startswith("there/model.plan.json ")
+    assert "build the plan again with --force" in str(raised.value)
