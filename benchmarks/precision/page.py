@@ -48,10 +48,11 @@ def _how(result: Mapping[str, Any], json_name: str) -> str:
     return "\n".join(
         [
             "Repeat it with `python benchmarks/precisions.py --json docs/results/precisions.json`, which writes this page too. The",
-            f"numbers are those of [{json_name}]({json_name}), measured on {result['measured_at'][:10]} in {result['duration_s']:,.0f} s on",
+            f"numbers are those of [{json_name}]({json_name}), measured on {result['measured_at'][:10]} in "
+            f"{result['duration_s']:,.0f} s on",
             f"{hardware['cpu']} ({hardware['cores']} cores, no GPU; int8 instructions: {instructions}), Python {versions['python']}, ONNX",
             f"Runtime {versions['onnxruntime']}, onnx {versions['onnx']}, commit {commit[:12]}{'-dirty' * commit.endswith('-dirty')}.",
-            f"Load of the machine before and after: {hardware['load_before']} and {hardware['load_after']}; above 1, other programs ran beside",
+            f"Load of the machine before and after: {hardware['load_before']} and {hardware['load_after']}; above 1, others ran beside",
             "it. Times are of the processor, not of the clock, and ratios are within rounds, but caches and memory are shared.",
             "",
             f"- Images: {result['n']:,} test images of {result['data']['source']} (digest `{result['data']['digest']}`).",
