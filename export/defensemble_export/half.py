@@ -28,8 +28,8 @@ def fp16_from_onnx(model: onnx.ModelProto) -> onnx.ModelProto:
     """Convert a float32 graph to float16: weights, and everything between the first convolution and the logits.
 
     Inputs and outputs stay float32 under their names, masks stay BOOL initialisers under theirs, and the metadata are kept; ``model`` is
-    not changed. In float32 stay the operators before the first convolution, which normalise images (the zoo's networks agree with float32 on
-    99.99 % of the images so, and on 99.93 % otherwise), sums over many values, such as the mean before the classifier, and softmax.
+    not changed. In float32 stay the operators before the first convolution, which normalise images (so the zoo's networks agree with
+    float32 on 99.99 % of the images, otherwise on 99.93 %), sums over many values, such as the mean before the classifier, and softmax.
 
     Raises:
         ExportError: the graph is in float16 already, holds functions, or a weight that float16 does not (above 65504, or NaN); names it.

@@ -28,8 +28,8 @@ def int8_check(cpuinfo: str | None = None) -> tuple[str, str, str, str]:
 
 
 _WITH = (
-    "the processor has {}: int8 members compute without saturation; measured with AVX-512 VNNI, they run faster than fp32 where networks are "
-    "wide (ResNet-18 of width 64), and no faster, or slower, where they are narrow (width 16)"
+    "the processor has {}: int8 members compute without saturation; measured with AVX-512 VNNI, they run faster than fp32 where networks "
+    "are wide (ResNet-18 of width 64), and no faster, or slower, where they are narrow (width 16)"
 )
 _WITHOUT = (
     "the processor has none of avx512_vnni, avx_vnni and amx_int8: int8 members run at 0.60 to 0.74 of fp32's speed here, and their sums "

@@ -12,8 +12,8 @@ from defensemble_server.int8 import INSTRUCTIONS, int8_check
 
 def cpuinfo(*flags: str) -> str:
     """Two cores, as Linux tells of them."""
-    core = f"processor\t: 0\nmodel name\t: Some CPU with avx512_vnni in its name\nflags\t\t: fpu sse2 {' '.join(flags)}\nbugs\t\t: amx_int8\n\n"
-    return core * 2
+    name = "Some CPU with avx512_vnni in its name"
+    return f"processor\t: 0\nmodel name\t: {name}\nflags\t\t: fpu sse2 {' '.join(flags)}\nbugs\t\t: amx_int8\n\n" * 2
 
 
 @pytest.mark.parametrize("instruction", INSTRUCTIONS)
