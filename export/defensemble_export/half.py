@@ -10,7 +10,7 @@ from onnx import TensorProto, numpy_helper
 
 from ._errors import ExportError
 from .averaging import IR_VERSION
-from .graph import named_copy
+from .graph import checked, named_copy
 
 LARGEST = float(np.finfo(np.float16).max)
 # A product is what makes images into features, or features into logits.
@@ -55,11 +55,7 @@ def fp16_from_onnx(model: onnx.ModelProto) -> onnx.ModelProto:
     converted.ir_version = IR_VERSION
     del converted.graph.value_info[:]
     onnx.helper.set_model_props(converted, metadata)
-    try:
-        onnx.checker.check_model(converted, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"the graph cannot be converted to float16: {error}; export it as fp32") from error
-    return converted
+    return checked(converted, "fp16")
 
 
 def _check_weights(tensors: Iterable[onnx.TensorProto]) -> None:

@@ -15,7 +15,7 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from ._errors import ExportError
 from .averaging import IR_VERSION
-from .graph import named_copy, shape_of
+from .graph import checked, named_copy, shape_of
 
 Images = NDArray[np.float32]
 
@@ -44,14 +44,21 @@ def int8_from_onnx(model: onnx.ModelProto, images: Images, *, float_nodes: Colle
 
     Raises:
         ExportError: ``images`` are not such images, or all equal; ``float_nodes`` names no such node; nothing is left to quantise; or the
-            graph answers what is not a number.
+            graph answers what is not a number, or has other inputs.
     """
+    if len(model.graph.input) != 1:
+        names = ", ".join(tensor.name for tensor in model.graph.input) or "none"
+        raise ExportError(f"int8 is calibrated on graphs of one input, the images; this one has {len(model.graph.input)} ({names})")
     _check_images(images, model.graph.input)
     copy = named_copy(model)
     kept = set(masked_region(copy) if float_nodes is None else float_nodes)
-    candidates = [node for node in copy.graph.node if node.op_type in _QUANTISED]
+    constants = {tensor.name for tensor in copy.graph.initializer}
+    # A weight that another node computes stays what it is.
+    candidates = [node for node in copy.graph.node if node.op_type in _QUANTISED and node.input[1] in constants]
     if unknown := kept - {node.name for node in candidates}:
-        raise ExportError(f"float_nodes names {', '.join(sorted(unknown)[:3])}: the graph has no Conv or Gemm of that name")
+        raise ExportError(
+            f"float_nodes names {', '.join(sorted(unknown)[:3])}: the graph has no Conv or Gemm of that name with constant weights"
+        )
     chosen = [node for node in candidates if node.name not in kept]
     if not chosen:
         raise ExportError(
@@ -116,8 +123,7 @@ def _finished(quantised: onnx.ModelProto, model: onnx.ModelProto) -> onnx.ModelP
     quantised.opset_import.extend(model.opset_import)
     del quantised.graph.value_info[:]
     onnx.helper.set_model_props(quantised, {entry.key: entry.value for entry in model.metadata_props})
-    onnx.checker.check_model(quantised, full_check=True)
-    return quantised
+    return checked(quantised, "int8")
 
 
 def _check_images(images: Images, inputs: Sequence[onnx.ValueInfoProto]) -> None:

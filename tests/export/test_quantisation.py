@@ -150,7 +150,7 @@ def test_images_that_nothing_can_be_learnt_from_are_refused(model: onnx.ModelPro
 
 
 def test_a_node_that_is_not_there_is_named(model: onnx.ModelProto) -> None:
-    with pytest.raises(ExportError, match="float_nodes names nowhere: the graph has no Conv or Gemm of that name"):
+    with pytest.raises(ExportError, match="float_nodes names nowhere: the graph has no Conv or Gemm of that name with constant weights"):
         int8_from_onnx(model, GOOD, float_nodes=["nowhere"])
 
 
@@ -211,6 +211,25 @@ def test_a_graph_that_quantises_its_input_at_any_or_a_fixed_batch(batch: int | s
     quantised = int8_from_onnx(model, images, float_nodes=[])
     given = images[:3]
     assert np.abs(logits(quantised, given) - logits(model, given)).max() < 0.05 * np.abs(logits(model, given)).max()
+
+
+def test_a_weight_that_is_computed_stays_in_float() -> None:
+    model, images = convolution("batch"), tiny.images(8)
+    (matrix,) = [tensor for tensor in model.graph.initializer if tensor.name == "matrix"]
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["matrix"], value=matrix))
+    model.graph.initializer.remove(matrix)
+    quantised = int8_from_onnx(model, images, float_nodes=[])
+    (gemm,) = [node for node in quantised.graph.node if node.op_type == "Gemm"]
+    assert gemm.input[1] == "matrix"
+    assert np.abs(logits(quantised, images) - logits(model, images)).max() < 0.05 * np.abs(logits(model, images)).max()
+
+
+def test_a_graph_of_two_inputs_is_refused(model: onnx.ModelProto) -> None:
+    two = onnx.ModelProto()
+    two.CopyFrom(model)
+    two.graph.input.append(helper.make_tensor_value_info("more", TensorProto.FLOAT, [1]))
+    with pytest.raises(ExportError, match=r"graphs of one input, the images; this one has 2 \(images, more\)"):
+        int8_from_onnx(two, GOOD)
 
 
 def test_tensors_that_are_always_zero_are_quantised_too() -> None:
