@@ -30,7 +30,7 @@ Speed is float32's time by this form's, with all optimisations, on one thread, i
 
 {_times(result["networks"], result["wide"])}
 
-{_faster(result)}
+{_verdicts(result)}
 
 ## The masks' room
 
@@ -108,11 +108,13 @@ def _times(networks: Mapping[str, Any], wide: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _faster(result: Mapping[str, Any]) -> str:
-    told = result["int8_faster"]
-    of = [(name, batch) for name, batches in told.items() for batch in batches]
-    fast = [f"{name} at batch {batch}" for name, batch in of if told[name][batch]]
-    return f"int8 was faster than float32 in {len(fast)} of {len(of)} settings: {'; '.join(fast) or 'none'}."
+def _verdicts(result: Mapping[str, Any]) -> str:
+    told = [(verdict, f"{name} at {batch}") for name, batches in result["int8_beside_fp32"].items() for batch, verdict in batches.items()]
+    lines = [f"int8 beside float32, in {len(told)} settings of a network at a batch:", ""]
+    for verdict, text in (("faster", "faster in every round"), ("slower", "slower in every round"), ("alike", "neither")):
+        settings = [setting for found, setting in told if found == verdict]
+        lines.append(f"- {text}: {len(settings)}{': ' * bool(settings)}{', '.join(settings)}")
+    return "\n".join(lines)
 
 
 def _masks(networks: Mapping[str, Any]) -> str:

@@ -28,8 +28,8 @@ def int8_check(cpuinfo: str | None = None) -> tuple[str, str, str, str]:
 
 
 _WITH = (
-    "the processor has {}: int8 members compute without saturation; measured with AVX-512 VNNI, they run faster than fp32 where networks "
-    "are wide (ResNet-18 of width 64), and no faster, or slower, where they are narrow (width 16)"
+    "the processor has {}: int8 members compute without saturation; measured on one thread with AVX-512 VNNI: ResNet-18 of width 64 at "
+    "1.16 to 1.34 of fp32's speed, of width 16 at 0.93 to 1.03, and without masks at 0.66 to 0.81"
 )
 _WITHOUT = (
     "the processor has none of avx512_vnni, avx_vnni and amx_int8: int8 members run at 0.60 to 0.74 of fp32's speed here, and their sums "

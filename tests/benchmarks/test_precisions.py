@@ -13,7 +13,7 @@ import torch
 from benchmarks.figures import exit_status
 from benchmarks.precision.measuring import beside_float32, speeds
 from benchmarks.precision.page import page
-from benchmarks.precisions import SCHEMA, faster_of, figures_of, measure
+from benchmarks.precisions import SCHEMA, figures_of, measure, verdicts_of
 from defensemble import wilson
 from defensemble_training import build, save_checkpoint
 from tests.export.converted import network
@@ -72,7 +72,7 @@ def test_every_form_is_measured(measured: dict[str, Any]) -> None:
     assert saved["packed_masks"]["file_bytes"] != saved["file_bytes"]
     assert set(measured["wide"]["wide"]) == FORMS
     assert set(measured["figures"]) == {"fp16_agreement", "fp16_probability_difference", "int8_agreement", "int8_accuracy_points"}
-    assert set(measured["int8_faster"]) == {"keep1", "keep0.3", "wide"}
+    assert set(measured["int8_beside_fp32"]) == {"keep1", "keep0.3", "wide"}
 
 
 def test_rates_are_numpy_s() -> None:
@@ -121,8 +121,12 @@ def test_speed_is_the_first_form_s_time_by_each_one_s(tmp_path: Path) -> None:
         ours, theirs = (told[form][batch]["ms_per_image"]["rounds"] for form in ("fp32", "again"))
         ratios = told["again"][batch]["speed_by_fp32"]["rounds"]
         assert ratios == pytest.approx([one / other for one, other in zip(ours, theirs, strict=True)], rel=0.1)
-    times = {"8": {"speed_by_fp32": {"median": 1.2}}, "1": {"speed_by_fp32": {"median": 0.9}}}
-    assert faster_of({"net": {"int8": {"time": times}}}) == {"net": {"8": True, "1": False}}
+
+
+def test_int8_is_faster_or_slower_only_where_every_round_says_so() -> None:
+    speeds = {"1": (1.01, 1.3), "16": (0.99, 1.2), "64": (0.7, 0.98)}
+    times = {batch: {"speed_by_fp32": {"min": low, "max": high}} for batch, (low, high) in speeds.items()}
+    assert verdicts_of({"net": {"int8": {"time": times}}}) == {"net": {"1": "faster", "16": "alike", "64": "slower"}}
 
 
 def test_the_page_that_is_kept_is_made_of_the_json_that_is_kept() -> None:
@@ -132,4 +136,5 @@ def test_the_page_that_is_kept_is_made_of_the_json_that_is_kept() -> None:
     assert (result["n"], result["quick"], len(result["networks"])) == (10_000, False, 7)
     assert page(result, path.name) == path.with_suffix(".md").read_text()
     assert result["figures"] == figures_of(result["networks"])
+    assert result["int8_beside_fp32"] == verdicts_of({**result["networks"], **result["wide"]})
     assert page(result, path.name).count("**reached**") + page(result, path.name).count("**not reached**") == 4
