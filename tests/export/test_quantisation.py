@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from defensemble_export import ExportError
+from defensemble_export.half import fp16_from_onnx
 from defensemble_export.quantisation import _range_of_least_error, int8_from_onnx, masked_region
 from tests import tiny
 from tests.export.converted import Array, check_contract, digits, logits, network
@@ -150,7 +151,7 @@ def test_images_that_nothing_can_be_learnt_from_are_refused(model: onnx.ModelPro
 
 
 def test_a_node_that_is_not_there_is_named(model: onnx.ModelProto) -> None:
-    with pytest.raises(ExportError, match="float_nodes names nowhere: the graph has no Conv or Gemm of that name with constant weights"):
+    with pytest.raises(ExportError, match="float_nodes names nowhere: the graph has no Conv or Gemm of that name"):
         int8_from_onnx(model, GOOD, float_nodes=["nowhere"])
 
 
@@ -222,6 +223,21 @@ def test_a_weight_that_is_computed_stays_in_float() -> None:
     (gemm,) = [node for node in quantised.graph.node if node.op_type == "Gemm"]
     assert gemm.input[1] == "matrix"
     assert np.abs(logits(quantised, images) - logits(model, images)).max() < 0.05 * np.abs(logits(model, images)).max()
+
+
+def test_a_graph_in_float16_is_refused(model: onnx.ModelProto) -> None:
+    with pytest.raises(ExportError, match="nothing of the graph is left to quantise: it has no Conv or Gemm with float32 weights"):
+        int8_from_onnx(fp16_from_onnx(model), GOOD)
+
+
+def test_images_are_shown_some_at_a_time_where_their_values_take_much_room(
+    model: onnx.ModelProto, images: Array, quantised: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("defensemble_export.quantisation._MEMORY", 1)  # one at a time
+    before = {one.name: numpy_helper.to_array(one) for one in quantised.graph.initializer}
+    after = {one.name: numpy_helper.to_array(one) for one in int8_from_onnx(model, images).graph.initializer}
+    assert before.keys() == after.keys()
+    assert all(np.allclose(before[name], after[name], rtol=0.02) for name in before if name.endswith("_scale"))
 
 
 def test_a_graph_of_two_inputs_is_refused(model: onnx.ModelProto) -> None:
