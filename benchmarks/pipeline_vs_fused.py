@@ -53,7 +53,7 @@ class Effort:
     sizes: tuple[int, ...] = SIZES
 
 
-FULL = Effort(rounds=5, seconds=1.0, warm_s=0.25, seconds_in_process=0.15)
+FULL = Effort(rounds=5, seconds=0.8, warm_s=0.25, seconds_in_process=0.15)
 QUICK = Effort(rounds=1, seconds=0.3, warm_s=0.1, seconds_in_process=0.05, widths=(GOAL_WIDTH,), sizes=(1, 4))
 
 
