@@ -82,7 +82,7 @@ def measure(
             forms = forms_of(model, calibration[:32])
             timed = speeds(forms, images, BATCHES, rounds=rounds, seconds=seconds)
             widths[name] = {form: {"file_bytes": _size(graph), "time": timed[form]} for form, graph in forms.items()}
-    return {"networks": networks, "wide": widths, "figures": figures_of(networks), "int8_faster": faster_of({**networks, **widths})}
+    return {"networks": networks, "wide": widths, "figures": figures_of(networks), "int8_beside_fp32": verdicts_of({**networks, **widths})}
 
 
 def _network(
@@ -155,11 +155,14 @@ def figures_of(networks: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[
     }
 
 
-def faster_of(networks: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, bool]]:
-    """For each network and batch whether int8 ran faster than float32, by the median of the rounds."""
+def verdicts_of(networks: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, str]]:
+    """For each network and batch whether int8 ran "faster" than float32 in every round, "slower" in every round, or neither ("alike")."""
+
+    def verdict(speed: Mapping[str, Any]) -> str:
+        return "faster" if speed["min"] > 1 else "slower" if speed["max"] < 1 else "alike"
+
     return {
-        name: {batch: bool(told["speed_by_fp32"]["median"] > 1) for batch, told in forms["int8"]["time"].items()}
-        for name, forms in networks.items()
+        name: {batch: verdict(told["speed_by_fp32"]) for batch, told in forms["int8"]["time"].items()} for name, forms in networks.items()
     }
 
 

@@ -30,7 +30,7 @@ Speed is float32's time by this form's, with all optimisations, on one thread, i
 
 {_times(result["networks"], result["wide"])}
 
-{_faster(result)}
+{_verdicts(result)}
 
 ## The masks' room
 
@@ -47,12 +47,13 @@ def _how(result: Mapping[str, Any], json_name: str) -> str:
     commit = result["git_commit"] or "unknown"
     return "\n".join(
         [
-            "Repeat it with `python benchmarks/precisions.py --json docs/results/precisions.json`, which writes this page too. The numbers",
-            f"are those of [{json_name}]({json_name}), measured on {result['measured_at'][:10]} in {result['duration_s']:,.0f} s on",
+            "Repeat it with `python benchmarks/precisions.py --json docs/results/precisions.json`, which writes this page too. The",
+            f"numbers are those of [{json_name}]({json_name}), measured on {result['measured_at'][:10]} in "
+            f"{result['duration_s']:,.0f} s on",
             f"{hardware['cpu']} ({hardware['cores']} cores, no GPU; int8 instructions: {instructions}), Python {versions['python']}, ONNX",
             f"Runtime {versions['onnxruntime']}, onnx {versions['onnx']}, commit {commit[:12]}{'-dirty' * commit.endswith('-dirty')}.",
-            f"Load of the machine before and after: {hardware['load_before']} and {hardware['load_after']}; above 1, other programs ran",
-            "beside it. Times are of the processor, not of the clock, and ratios are within rounds, but caches and memory are shared.",
+            f"Load of the machine before and after: {hardware['load_before']} and {hardware['load_after']}; above 1, others ran beside",
+            "it. Times are of the processor, not of the clock, and ratios are within rounds, but caches and memory are shared.",
             "",
             f"- Images: {result['n']:,} test images of {result['data']['source']} (digest `{result['data']['digest']}`).",
             f"- int8 is calibrated on {calibration['count']} {calibration['source']}, seed {calibration['seed']} (SHA-256 "
@@ -107,11 +108,13 @@ def _times(networks: Mapping[str, Any], wide: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _faster(result: Mapping[str, Any]) -> str:
-    told = result["int8_faster"]
-    of = [(name, batch) for name, batches in told.items() for batch in batches]
-    fast = [f"{name} at batch {batch}" for name, batch in of if told[name][batch]]
-    return f"int8 was faster than float32 in {len(fast)} of {len(of)} settings: {'; '.join(fast) or 'none'}."
+def _verdicts(result: Mapping[str, Any]) -> str:
+    told = [(verdict, f"{name} at {batch}") for name, batches in result["int8_beside_fp32"].items() for batch, verdict in batches.items()]
+    lines = [f"int8 beside float32, in {len(told)} settings of a network at a batch:", ""]
+    for verdict, text in (("faster", "faster in every round"), ("slower", "slower in every round"), ("alike", "neither")):
+        settings = [setting for found, setting in told if found == verdict]
+        lines.append(f"- {text}: {len(settings)}{': ' * bool(settings)}{', '.join(settings)}")
+    return "\n".join(lines)
 
 
 def _masks(networks: Mapping[str, Any]) -> str:

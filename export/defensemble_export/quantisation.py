@@ -15,7 +15,7 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from ._errors import ExportError
 from .averaging import IR_VERSION
-from .graph import named_copy, shape_of
+from .graph import checked, named_copy, shape_of
 
 Images = NDArray[np.float32]
 
@@ -26,7 +26,8 @@ _TRANSPARENT = frozenset(("BatchNormalization", "Identity"))
 _LEVELS = 127  # int8, symmetric: -127 to 127
 _BINS = 4096
 _CANDIDATES = 120
-_BATCH = 32
+_LARGEST_BATCH = 32
+_MEMORY = 2**28  # bytes, about, that the values of one batch may take
 
 
 def int8_from_onnx(model: onnx.ModelProto, images: Images, *, float_nodes: Collection[str] | None = None) -> onnx.ModelProto:
@@ -44,18 +45,24 @@ def int8_from_onnx(model: onnx.ModelProto, images: Images, *, float_nodes: Colle
 
     Raises:
         ExportError: ``images`` are not such images, or all equal; ``float_nodes`` names no such node; nothing is left to quantise; or the
-            graph answers what is not a number.
+            graph answers what is not a number, or has other inputs.
     """
+    if len(model.graph.input) != 1:
+        names = ", ".join(tensor.name for tensor in model.graph.input) or "none"
+        raise ExportError(f"int8 is calibrated on graphs of one input, the images; this one has {len(model.graph.input)} ({names})")
     _check_images(images, model.graph.input)
     copy = named_copy(model)
     kept = set(masked_region(copy) if float_nodes is None else float_nodes)
-    candidates = [node for node in copy.graph.node if node.op_type in _QUANTISED]
-    if unknown := kept - {node.name for node in candidates}:
+    multiplying = [node for node in copy.graph.node if node.op_type in _QUANTISED]
+    if unknown := kept - {node.name for node in multiplying}:
         raise ExportError(f"float_nodes names {', '.join(sorted(unknown)[:3])}: the graph has no Conv or Gemm of that name")
-    chosen = [node for node in candidates if node.name not in kept]
+    # A weight that another node computes stays what it is.
+    constants = {tensor.name for tensor in copy.graph.initializer if tensor.data_type == TensorProto.FLOAT}
+    chosen = [node for node in multiplying if node.name not in kept and node.input[1] in constants]
     if not chosen:
         raise ExportError(
-            "nothing of the graph is left to quantise: it has no Conv or Gemm that may leave float32; export it as fp16 or fp32"
+            "nothing of the graph is left to quantise: it has no Conv or Gemm with float32 weights that may leave it; "
+            "export it as fp16 or fp32"
         )
     tensors = sorted({node.input[0] for node in chosen} | {node.output[0] for node in chosen if node.op_type == "Conv"})
     ranges = _ranges(copy, tensors, images)
@@ -116,8 +123,7 @@ def _finished(quantised: onnx.ModelProto, model: onnx.ModelProto) -> onnx.ModelP
     quantised.opset_import.extend(model.opset_import)
     del quantised.graph.value_info[:]
     onnx.helper.set_model_props(quantised, {entry.key: entry.value for entry in model.metadata_props})
-    onnx.checker.check_model(quantised, full_check=True)
-    return quantised
+    return checked(quantised, "int8")
 
 
 def _check_images(images: Images, inputs: Sequence[onnx.ValueInfoProto]) -> None:
@@ -191,7 +197,13 @@ def _values(
     (taken,) = model.graph.input
     fixed = shape_of(taken)[0]
     outputs = [output.name for output in session.get_outputs()]
-    for start in range(0, len(images), fixed or _BATCH):
-        batch = np.resize(images[start:], (fixed, *images.shape[1:])) if fixed else images[start : start + _BATCH]
+    if fixed is None:
+        # ResNet-50 at 224 x 224 gives some 90 MB an image.
+        each = sum(value.nbytes for value in session.run(outputs, {taken.name: images[:1]}))
+        size = min(_LARGEST_BATCH, max(1, _MEMORY // max(1, each)))
+    else:
+        size = fixed
+    for start in range(0, len(images), size):
+        batch = images[start : start + size] if fixed is None else np.resize(images[start:], (fixed, *images.shape[1:]))
         found = dict(zip(outputs, session.run(outputs, {taken.name: batch}), strict=True))
         yield {name: batch if name == taken.name else found[name] for name in tensors}

@@ -17,6 +17,7 @@ import urllib3
 
 from ._errors import PlanError, RepositoryError, RuntimeMissingError, ServerError
 from .backend import built_backend, find_compiler, onnxruntime_library
+from .int8 import int8_check
 from .options import ServeOptions, reached_at
 from .plans import MANIFEST_FILE, PLAN_FILE, Gpu, Machine, problem_of_version, read_machine, read_manifest
 from .profiles import check_profile, profiles_of
@@ -28,7 +29,7 @@ PASS, WARN, FAIL = "PASS", "WARN", "FAIL"
 _PYTHONS = ((3, 10), (3, 13))
 # The GPU build is installed in the place of the other, never beside it.
 _STANDS_FOR = {"onnxruntime": "onnxruntime-gpu"}
-_EXTRAS = {"train": ("torch", "safetensors", "scikit-learn"), "export": ("onnx", "onnxruntime", "onnxscript")}
+_EXTRAS = {"train": ("torch", "safetensors", "scikit-learn"), "export": ("onnx", "onnxconverter-common", "onnxruntime", "onnxscript")}
 # (first core without it, what it is), from NVIDIA's security bulletins. The core's minor version counts NVIDIA's monthly releases: 2.51 is
 # 24.10, 2.59.0 is 25.06, 2.59.1 is 25.07, 2.60 is 25.08, and one more each month.
 HOLES = (
@@ -136,6 +137,7 @@ def _runtime() -> Iterator[Check]:
         "for anything that strangers reach: NVIDIA's container, 26.07 or later, behind a proxy",
     )
     yield _tried("ONNX Runtime", onnxruntime_library, "pip install 'defensemble[server]'")
+    yield Check(*int8_check())
     mend = "apt-get install g++, or pip install ziglang" + ("; unset CXX, or set it to a compiler that runs" if "CXX" in os.environ else "")
     yield _tried("compiler", find_compiler, mend, none="no C++ compiler for the native backend")
     yield _tried("backend", built_backend, "defensemble serve, or make install", none="not built yet; `defensemble serve` builds it, once")

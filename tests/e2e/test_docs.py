@@ -17,7 +17,7 @@ from tests.e2e.pages import Ports, blocks_of, check_blocks, free_ports, stop_wha
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 # Blocks, and those of them that are not run.
-COUNTS = {"data.md": (0, 0), "export.md": (9, 2), "networks.md": (3, 0), "training.md": (9, 3)}
+COUNTS = {"data.md": (0, 0), "export.md": (9, 2), "networks.md": (3, 0), "precisions.md": (0, 0), "training.md": (9, 3)}
 ELSEWHERE = {"networks.md"}  # run by tests/training/test_networks_page.py, which compares what they print
 _LINK = re.compile(r"!?\[[^\]]*\]\((?!https?:)([^)#]+)")
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from defensemble_export import ExportError
+from defensemble_export.half import fp16_from_onnx
 from defensemble_export.quantisation import _range_of_least_error, int8_from_onnx, masked_region
 from tests import tiny
 from tests.export.converted import Array, check_contract, digits, logits, network
@@ -211,6 +212,40 @@ def test_a_graph_that_quantises_its_input_at_any_or_a_fixed_batch(batch: int | s
     quantised = int8_from_onnx(model, images, float_nodes=[])
     given = images[:3]
     assert np.abs(logits(quantised, given) - logits(model, given)).max() < 0.05 * np.abs(logits(model, given)).max()
+
+
+def test_a_weight_that_is_computed_stays_in_float() -> None:
+    model, images = convolution("batch"), tiny.images(8)
+    (matrix,) = [tensor for tensor in model.graph.initializer if tensor.name == "matrix"]
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["matrix"], value=matrix))
+    model.graph.initializer.remove(matrix)
+    quantised = int8_from_onnx(model, images, float_nodes=[])
+    (gemm,) = [node for node in quantised.graph.node if node.op_type == "Gemm"]
+    assert gemm.input[1] == "matrix"
+    assert np.abs(logits(quantised, images) - logits(model, images)).max() < 0.05 * np.abs(logits(model, images)).max()
+
+
+def test_a_graph_in_float16_is_refused(model: onnx.ModelProto) -> None:
+    with pytest.raises(ExportError, match="nothing of the graph is left to quantise: it has no Conv or Gemm with float32 weights"):
+        int8_from_onnx(fp16_from_onnx(model), GOOD)
+
+
+def test_images_are_shown_some_at_a_time_where_their_values_take_much_room(
+    model: onnx.ModelProto, images: Array, quantised: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("defensemble_export.quantisation._MEMORY", 1)  # one at a time
+    before = {one.name: numpy_helper.to_array(one) for one in quantised.graph.initializer}
+    after = {one.name: numpy_helper.to_array(one) for one in int8_from_onnx(model, images).graph.initializer}
+    assert before.keys() == after.keys()
+    assert all(np.allclose(before[name], after[name], rtol=0.02) for name in before if name.endswith("_scale"))
+
+
+def test_a_graph_of_two_inputs_is_refused(model: onnx.ModelProto) -> None:
+    two = onnx.ModelProto()
+    two.CopyFrom(model)
+    two.graph.input.append(helper.make_tensor_value_info("more", TensorProto.FLOAT, [1]))
+    with pytest.raises(ExportError, match=r"graphs of one input, the images; this one has 2 \(images, more\)"):
+        int8_from_onnx(two, GOOD)
 
 
 def test_tensors_that_are_always_zero_are_quantised_too() -> None:

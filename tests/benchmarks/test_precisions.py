@@ -1,0 +1,140 @@
+"""The comparison of precisions on tiny networks: rates against numpy, goals, masks, and the page that is made of the JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.figures import exit_status
+from benchmarks.precision.measuring import beside_float32, speeds
+from benchmarks.precision.page import page
+from benchmarks.precisions import SCHEMA, figures_of, measure, verdicts_of
+from defensemble import wilson
+from defensemble_training import build, save_checkpoint
+from tests.export.converted import network
+from tests.training.untrained import record_of, tiny_spec
+
+ROOT = Path(__file__).parents[2]
+FORMS = {"fp32", "fp16", "int8"}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def images() -> Any:
+    return np.random.default_rng(0).random((64, *tiny_spec().input_shape), np.float32)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory, images: Any) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("precisions")
+    for seed, keep in enumerate((1.0, 0.3)):
+        spec = tiny_spec(keep=keep, width=4)
+        torch.manual_seed(seed)
+        module = build(spec).train()
+        with torch.no_grad():
+            for _ in range(20):
+                module(torch.from_numpy(images))
+        save_checkpoint(folder / f"keep{keep:g}.safetensors", module.eval(), spec, record_of(spec))
+    checkpoints = {name: folder / f"{name}.safetensors" for name in ("keep1", "keep0.3")}
+    labels = np.random.default_rng(1).integers(0, 3, len(images))
+    told = measure(checkpoints, images, labels, images[:16], wide={"wide": {"keep": 0.5, "width": 4}}, rounds=3, seconds=0.001)
+    whole: dict[str, Any] = json.loads(json.dumps(told, allow_nan=False))
+    return whole
+
+
+def test_every_form_is_measured(measured: dict[str, Any]) -> None:
+    assert list(measured["networks"]) == ["keep1", "keep0.3"]
+    for name, forms in measured["networks"].items():
+        assert set(forms) == FORMS
+        assert forms["fp16"]["file_bytes"] < forms["fp32"]["file_bytes"]
+        masks = {told["mask_bytes"] for told in forms.values()}
+        assert len(masks) == 1
+        assert (masks == {0}) == (name == "keep1")
+        for told in forms.values():
+            assert told["accuracy"]["n"] == told["agreement"]["n"] == 64
+            assert set(told["time"]) == {"1", "16", "64"}
+            assert len(told["load_ms"]["rounds"]) == 3
+        assert forms["fp32"]["agreement"]["value"] == 1
+        assert forms["fp32"]["largest_probability_difference"] == 0
+    saved = measured["networks"]["keep0.3"]["fp32"]
+    assert saved["packed_masks"]["file_bytes"] != saved["file_bytes"]
+    assert set(measured["wide"]["wide"]) == FORMS
+    assert set(measured["figures"]) == {"fp16_agreement", "fp16_probability_difference", "int8_agreement", "int8_accuracy_points"}
+    assert set(measured["int8_beside_fp32"]) == {"keep1", "keep0.3", "wide"}
+
+
+def test_rates_are_numpy_s() -> None:
+    generator = np.random.default_rng(0)
+    ours, theirs, labels = generator.normal(size=(50, 4)), generator.normal(size=(50, 4)), generator.integers(0, 4, 50)
+    told = beside_float32(ours, theirs, labels)
+    right, before = int((ours.argmax(1) == labels).sum()), int((theirs.argmax(1) == labels).sum())
+    same = int((ours.argmax(1) == theirs.argmax(1)).sum())
+    assert (told["accuracy"]["successes"], told["agreement"]["successes"]) == (right, same)
+    assert (told["agreement"]["low"], told["agreement"]["high"]) == wilson(same, 50)
+    assert told["accuracy_points"] == pytest.approx(2 * (right - before))
+    assert told["only_this_right"] - told["only_fp32_right"] == right - before
+    powers = [np.exp(one) / np.exp(one).sum(axis=1, keepdims=True) for one in (ours, theirs)]
+    assert told["largest_probability_difference"] == pytest.approx(np.abs(powers[0] - powers[1]).max())
+
+
+def told_of(agreement: float, points: float, difference: float) -> dict[str, Any]:
+    return {"agreement": {"value": agreement}, "accuracy_points": points, "largest_probability_difference": difference}
+
+
+def test_goals_are_judged_on_the_worst_network() -> None:
+    networks = {
+        "good": {"fp16": told_of(1.0, 0.0, 0.001), "int8": told_of(0.99, 0.1, 0.1)},
+        "worst": {"fp16": told_of(0.9985, 0.0, 0.011), "int8": told_of(0.979, -0.6, 0.2)},
+        "middle": {"fp16": told_of(0.9995, 0.0, 0.002), "int8": told_of(0.985, 0.4, 0.1)},
+    }
+    figures = figures_of(networks)
+    assert {name: (one["value"], one["network"], one["holds"]) for name, one in figures.items()} == {
+        "fp16_agreement": (0.9985, "worst", False),
+        "fp16_probability_difference": (0.011, "worst", False),
+        "int8_agreement": (0.979, "worst", False),
+        "int8_accuracy_points": (0.6, "worst", False),
+    }
+    assert exit_status(figures) == 1
+    del networks["worst"]
+    figures = figures_of(networks)
+    assert [one["value"] for one in figures.values()] == [0.9995, 0.002, 0.985, 0.4]
+    assert exit_status(figures) == 0
+
+
+def test_speed_is_the_first_form_s_time_by_each_one_s(tmp_path: Path) -> None:
+    model = network(tmp_path)
+    told = speeds({"fp32": model, "again": model}, np.zeros((4, 1, 16, 16), np.float32), (1, 4), rounds=3, seconds=0.001)
+    for batch in ("1", "4"):
+        assert told["fp32"][batch]["speed_by_fp32"]["rounds"] == [1, 1, 1]
+        ours, theirs = (told[form][batch]["ms_per_image"]["rounds"] for form in ("fp32", "again"))
+        ratios = told["again"][batch]["speed_by_fp32"]["rounds"]
+        assert ratios == pytest.approx([one / other for one, other in zip(ours, theirs, strict=True)], rel=0.1)
+
+
+def test_int8_is_faster_or_slower_only_where_every_round_says_so() -> None:
+    speeds = {"1": (1.01, 1.3), "16": (0.99, 1.2), "64": (0.7, 0.98)}
+    times = {batch: {"speed_by_fp32": {"min": low, "max": high}} for batch, (low, high) in speeds.items()}
+    assert verdicts_of({"net": {"int8": {"time": times}}}) == {"net": {"1": "faster", "16": "alike", "64": "slower"}}
+
+
+def test_the_page_that_is_kept_is_made_of_the_json_that_is_kept() -> None:
+    path = ROOT / "docs/results/precisions.json"
+    result = json.loads(path.read_text())
+    assert result["schema"] == SCHEMA
+    assert (result["n"], result["quick"], len(result["networks"])) == (10_000, False, 7)
+    assert page(result, path.name) == path.with_suffix(".md").read_text()
+    assert result["figures"] == figures_of(result["networks"])
+    assert result["int8_beside_fp32"] == verdicts_of({**result["networks"], **result["wide"]})
+    assert page(result, path.name).count("**reached**") + page(result, path.name).count("**not reached**") == 4
