@@ -24,6 +24,7 @@ from .precision import PRECISIONS, TOLERANCES, Tolerance
 from .profiles import PROFILES, KeptEngines, ProfileState, profile_states, remove_profile, write_profile
 from .quantisation import int8_from_onnx, masked_region
 from .reading import ensemble_from_configs, read_config, read_ensemble
+from .real_images import RANDOM_ALONE
 from .report import Reported, read_reports
 from .target import check_target, find_target
 from .verify import Verification, answers_from_module, verify_onnx
@@ -32,6 +33,7 @@ from .writing import write_plan
 __all__ = [
     "PRECISIONS",
     "PROFILES",
+    "RANDOM_ALONE",
     "TOLERANCES",
     "BuiltEngine",
     "Calibration",

@@ -20,7 +20,7 @@ from .form import Form, Network, check_place, write_form
 from .labels import default_labels
 from .metadata import CLASS_NAMES
 from .reading import checked_batch
-from .real_images import ImagePool, RealImages
+from .real_images import RANDOM_ALONE, ImagePool, RealImages
 
 _RANDOM = 16
 
@@ -103,7 +103,7 @@ class FromOnnx:
         self.check(form, images)
         if images is None:
             sample = np.random.default_rng(0).random((_RANDOM, *self.network.input_shape), np.float32)
-            real = RealImages(sample, "random images alone: no real ones were given (--images)")
+            real = RealImages(sample, RANDOM_ALONE)
         else:
             real = RealImages(images, "images of the user's")
         pool = None if form.calibration_images is None else ImagePool.of(form.calibration_images, self.network.input_shape)

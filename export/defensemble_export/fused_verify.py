@@ -12,6 +12,7 @@ import onnxruntime
 from ._errors import ExportError, VerificationError
 from .averaging import average_onnx, uncertainty_onnx
 from .ensemble import Ensemble
+from .real_images import RANDOM_ALONE
 
 Array = np.ndarray[Any, Any]
 # Largest difference of a value, in units of max(1, largest |value|): both compute the same, and differ where ONNX Runtime rounds otherwise.
@@ -61,7 +62,7 @@ def verify_fused(
                 worst[output] = max(worst[output], _difference(got[output], right[output], f"{where}: {output}"))
     return {
         "against": f"the members one by one and their averaging graphs, in ONNX Runtime {onnxruntime.__version__}",
-        "images": "random images alone" if images is None else "random images, and the user's or those of the members' data",
+        "images": RANDOM_ALONE if images is None else "random images, and the user's or those of the members' data",
         "n": 0 if images is None else sum(batches),
         "batches": batches,
         "graph_optimisation": "all" if optimised else "none",

@@ -18,6 +18,8 @@ from .metadata import CLASS_NAMES, RECORD
 if TYPE_CHECKING:
     from defensemble_training import Dataset, TrainingRecord
 
+# What a report says of the images where there are no real ones.
+RANDOM_ALONE = "random images alone"
 # Of the test images, so many are compared.
 _COMPARED = 1000
 _MEND = "Say where they are (--data-dir), or pass others (--images FILE.npy)"
@@ -103,15 +105,18 @@ def _dataset(data: str, class_names: tuple[str, ...], size: int, data_dir: str |
 
 
 def images_of_record(graph: onnx.ModelProto, name: str, data_dir: str | os.PathLike[str] | None) -> RealImages | None:
-    """Test images of the data that an exported graph says that its network was trained on; None where it says nothing, as foreign ones.
+    """Test images of the data that an exported graph says that its network was trained on; None where it says nothing.
+
+    Foreign graphs say nothing, nor do those of networks that nobody trained.
 
     Raises:
         ExportError: they are not there, or cannot be loaded here; ``name`` says whose.
     """
     notes = {entry.key: entry.value for entry in graph.metadata_props}
-    if RECORD not in notes:
+    record = json.loads(notes[RECORD]) if RECORD in notes else {"data": ""}
+    if not record["data"]:
         return None
-    record, names = json.loads(notes[RECORD]), tuple(json.loads(notes[CLASS_NAMES]))
+    names = tuple(json.loads(notes[CLASS_NAMES]))
     shape = tuple(side.dim_value for side in graph.graph.input[0].type.tensor_type.shape.dim[1:])
     try:
         dataset = _dataset(str(record["data"]), names, shape[1], data_dir, f"'{name}' is compared")

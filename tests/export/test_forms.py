@@ -196,3 +196,14 @@ def test_engines_are_refused_before_anything_is_exported_where_there_is_no_tenso
     assert "docker compose --profile gpu run --rm engines" in text
     assert "nvcr.io/nvidia/tensorrt:" in text
     assert not repository.exists()
+
+
+def test_images_that_are_random_alone_are_told(repository: Path, theirs: Path) -> None:
+    done = export("--from-onnx", theirs, "--as", "a", "--repository", repository, "--fuse", "one")
+    assert done.exit_code == 0, done.output
+    told = [
+        line
+        for line in done.stderr.splitlines()
+        if line.endswith("compared on random images alone; real ones tell more: --images FILE.npy")
+    ]
+    assert [line.split(":")[0] for line in told] == ["a@1", "one@1"]

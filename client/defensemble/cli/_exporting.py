@@ -197,7 +197,7 @@ def _fuse(request: Request) -> list[str]:
 
 def _tell(request: Request, written: Sequence[str]) -> None:
     """What was written, what of the goals was missed, and how it is served."""
-    from defensemble_export import read_reports
+    from defensemble_export import RANDOM_ALONE, read_reports
 
     models = sorted({path.split("/")[0] for path in written})
     click.echo(f"{request.repository}: wrote {', '.join(models)}")
@@ -206,8 +206,11 @@ def _tell(request: Request, written: Sequence[str]) -> None:
     new = {(path.split("/")[0], path.split("/")[1]) for path in written if path.endswith(".onnx")}
     for one in read_reports(request.repository, models):
         if (one.model, str(one.version)) in new and one.values is not None:
-            for text in (one.values["verification"] or {}).get("goals_missed", []):
+            verified = one.values["verification"] or {}
+            for text in verified.get("goals_missed", []):
                 click.echo(f"{one.model}@{one.version}: a goal is missed: {text}", err=True)
+            if str(verified.get("images", "")).startswith(RANDOM_ALONE):
+                click.echo(f"{one.model}@{one.version}: compared on {RANDOM_ALONE}; real ones tell more: --images FILE.npy", err=True)
     click.echo(f"serve it: {this_command()} serve {request.repository}")
 
 
