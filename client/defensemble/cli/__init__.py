@@ -26,6 +26,7 @@ _EXTRAS = {
     "safetensors": "train",
     "sklearn": "train",
     "onnx": "export",
+    "onnxconverter_common": "export",
     "onnxruntime": "export",
     "onnxscript": "export",
 }
