@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from pathlib import Path
 
 from ._errors import ExportError
@@ -30,10 +31,17 @@ def labels_from_file(path: str | os.PathLike[str]) -> tuple[str, ...]:
             raise ExportError(
                 f"{file}, line {number} is blank: each line names a class, in the order of the logits; take it out or fill it"
             )
+        if not is_plain(line):
+            raise ExportError(f"{file}, line {number}: {line!r} holds a control character, which servers cut names at; take it out")
         if line in seen:
             raise ExportError(f"{file}, line {number}: {line!r} is named in line {seen[line]} already; class names must differ")
         seen[line] = number
     return tuple(lines)
+
+
+def is_plain(name: str) -> bool:
+    """Whether a class name is text on one line, without control characters: Triton cuts names at NUL, and others break lines."""
+    return not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name)
 
 
 def default_labels(num_classes: int) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from .config import (
     uncertainty_outputs,
 )
 from .ensemble import Ensemble, Vote, check_name
+from .labels import is_plain
 from .reading import checked_batch, existing_batch, interface_of, next_version, read_config, read_ensemble
 
 # Triton reads every folder as a model; an ensemble's version folder is empty by nature, and archives drop empty folders.
@@ -53,8 +54,10 @@ class Member:
             raise ExportError(f"'{self.name}' has {self.num_classes} classes, but {len(self.class_names)} class names")
         if len(set(self.class_names)) < self.num_classes:
             raise ExportError(f"class names of '{self.name}' must differ, got {self.class_names}")
-        if any("\n" in label or not label for label in self.class_names):
-            raise ExportError(f"class names of '{self.name}' must be non-empty and on one line each, got {self.class_names}")
+        if not all(label and is_plain(label) for label in self.class_names):
+            raise ExportError(
+                f"class names of '{self.name}' must be non-empty, on one line, without control characters: {self.class_names}"
+            )
 
 
 def repository_plan(

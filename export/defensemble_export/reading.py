@@ -15,6 +15,7 @@ from .ensemble import Ensemble, Vote
 
 # Every export is verified at its largest batch: beyond this, memory ends before a server's queue does.
 LARGEST_BATCH = 4096
+LARGEST_VERSION = 2**63 - 1
 
 
 def read_config(folder: Path) -> schema.ModelConfig:
@@ -78,9 +79,16 @@ def ensemble_from_configs(name: str, configs: Mapping[str, schema.ModelConfig]) 
 
 
 def next_version(folder: Path) -> int:
-    """The version that an export adds to a model; 1 where there is none yet."""
+    """The version that an export adds to a model; 1 where there is none yet.
+
+    Raises:
+        ExportError: a version folder has a number that Triton does not count to.
+    """
     versions = [int(entry.name) for entry in folder.iterdir() if re.fullmatch("[1-9][0-9]*", entry.name)] if folder.exists() else []
-    return max(versions, default=0) + 1
+    version = max(versions, default=0) + 1
+    if version > LARGEST_VERSION:
+        raise ExportError(f"{folder / str(version - 1)}: Triton counts versions up to {LARGEST_VERSION}; rename that folder to a lower one")
+    return version
 
 
 def interface_of(folder: Path) -> tuple[list[list[int]], bytes | None]:

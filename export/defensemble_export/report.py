@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +79,8 @@ def read_reports(repository: Path, models: list[str] | None = None) -> list[Repo
         raise ExportError(f"{repository} holds no {', '.join(unknown)}: it holds {', '.join(_names(repository)) or 'no model'}")
     found = []
     for name in _names(repository) if not models else models:
-        versions = sorted(int(path.parent.name) for path in (repository / name).glob(f"*/{MODEL_FILE}") if path.parent.name.isdigit())
+        folders = [path.parent.name for path in (repository / name).glob(f"*/{MODEL_FILE}")]
+        versions = sorted(int(folder) for folder in folders if re.fullmatch("[1-9][0-9]*", folder))
         found += [_read(repository, name, version) for version in versions if not name.startswith(("average_", "uncertainty_"))]
     return found
 
@@ -87,16 +89,42 @@ def _read(repository: Path, name: str, version: int) -> Reported:
     folder = repository / name / str(version)
     try:
         values = json.loads((folder / REPORT_FILE).read_bytes())
-        if values["schema"] != SCHEMA:
-            return Reported(name, version, None, f"{folder / REPORT_FILE} has the schema {values['schema']!r}, expected {SCHEMA!r}")
-        digest = values["onnx"]["sha256"]
+        _check(values)
     except FileNotFoundError:
         return Reported(name, version, None, f"{folder} holds no {REPORT_FILE}: it was exported by other means")
-    except (ValueError, KeyError, TypeError) as error:
-        return Reported(name, version, None, f"{folder / REPORT_FILE} is damaged ({error}): export the model again")
-    if hashlib.sha256((folder / MODEL_FILE).read_bytes()).hexdigest() != digest:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        return Reported(name, version, None, f"{folder / REPORT_FILE} is damaged ({type(error).__name__}: {error}): export the model again")
+    if hashlib.sha256((folder / MODEL_FILE).read_bytes()).hexdigest() != values["onnx"]["sha256"]:
         return Reported(name, version, None, f"{folder / MODEL_FILE} was changed after its export: {REPORT_FILE} is of another file")
     return Reported(name, version, values)
+
+
+def _check(values: Any) -> None:
+    """Raise ValueError, KeyError or TypeError unless ``values`` are those of a report, as far as they are shown."""
+    if values["schema"] != SCHEMA:
+        raise ValueError(f"its schema is {values['schema']!r}, expected {SCHEMA!r}")
+    file, verified, calibration = values["onnx"], values["verification"], values["calibration"]
+    numbers = [file["bytes"], file["mask_bytes"]]
+    texts = [values["precision"], file["sha256"]]
+    if verified is not None:
+        texts += [verified["against"], verified["images"], *verified.get("goals_missed", [])]
+        numbers.append(verified["n"])
+        if "largest_difference" in verified:
+            numbers += verified["largest_difference"].values()
+        else:
+            numbers += [verified[key] for key in ("agreement", "largest_logit_difference", "largest_probability_difference")]
+            known = [verified[key] for key in ("accuracy", "reference_accuracy")]
+            numbers += [] if known == [None, None] else known
+            numbers += [] if values["tolerance"]["logits"] is None else [values["tolerance"]["logits"]]
+    if calibration is not None:
+        numbers += [calibration["count"], calibration["seed"]]
+        texts.append(calibration["source"])
+    for value in numbers:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"{value!r} is no number")
+    for value in texts:
+        if not isinstance(value, str):
+            raise TypeError(f"{value!r} is no text")
 
 
 def _names(repository: Path) -> list[str]:

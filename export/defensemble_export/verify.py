@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +29,9 @@ _BETWEEN_BATCHES = 1e-3
 class Verification:
     """What a comparison came to; ``TOLERANCES`` holds.
 
-    ``n``: real images compared. ``batches``: sizes at which the graph was run. ``graph_optimisation``: ONNX Runtime's, ``all`` or ``none``.
-    ``largest_logit_difference``: in units of max(1, largest |logit|). ``agreement``: share of the real images that get the same class.
-    ``accuracy``, ``reference_accuracy``: of the graph and of what it was made from, where the images' classes are known. All but
+    ``n``: different real images compared. ``batches``: sizes at which the graph was run. ``graph_optimisation``: ONNX Runtime's, ``all`` or
+    ``none``. ``largest_logit_difference``: in units of max(1, largest |logit|). ``agreement``: share of the real images that get the same
+    class. ``accuracy``, ``reference_accuracy``: of the graph and of what it was made from, where the images' classes are known. All but
     ``largest_logit_difference`` of fp32, which random images count for too, are of real images.
     """
 
@@ -106,14 +106,14 @@ def verify_onnx(
     comparison = _Comparison(against, tolerance)
     generator = np.random.default_rng(seed)
     batches = tuple(sorted({1, 2, max_batch_size}))
-    chosen = []
-    for batch in batches:
-        numbers = generator.integers(len(images), size=batch)
-        chosen.append(numbers)
+    # No image twice before all were taken once.
+    drawn = np.resize(generator.permutation(len(images)), sum(batches))
+    chosen = np.split(drawn, np.cumsum(batches)[:-1])
+    for batch, numbers in zip(batches, chosen, strict=True):
         for kind, sample in (("real", images[numbers]), ("random", generator.random(images[numbers].shape, np.float32))):
             comparison.add(graph(sample), answers(sample), f"{batch} {kind} image{'s' if batch > 1 else ''}", real=kind == "real")
     if precision == "fp32":
-        numbers = np.concatenate(chosen)
+        numbers = drawn[: len(images)]
     else:
         numbers = np.arange(len(images))
         own = np.concatenate([graph(images[part]) for part in _parts(len(images))])
@@ -130,7 +130,7 @@ def verify_onnx(
         graph_optimisation=graph.optimisation,
         largest_logit_difference=comparison.logits,
         largest_probability_difference=comparison.probabilities,
-        agreement=comparison.agreement,
+        agreement=comparison.agreement(len(numbers)),
         accuracy=right,
         reference_accuracy=rightly,
     )
@@ -188,20 +188,21 @@ class _Comparison:
             self.classes.append(got.argmax(1))
             self.expected.append(expected.argmax(1))
 
-    @property
-    def agreement(self) -> float:
-        return float(np.mean(np.concatenate(self.classes) == np.concatenate(self.expected)))
+    def agreement(self, count: int | None = None) -> float:
+        """Share of the first ``count`` real images (None: all) that get the same class."""
+        return float(np.mean(np.concatenate(self.classes)[:count] == np.concatenate(self.expected)[:count]))
 
     def right(self, labels: Array | None) -> tuple[float | None, float | None]:
-        """Accuracy of the graph, and of what it is compared with."""
+        """Accuracy of the graph, and of what it is compared with, on as many of the first real images as there are labels."""
         if labels is None:
             return None, None
-        return float(np.mean(np.concatenate(self.classes) == labels)), float(np.mean(np.concatenate(self.expected) == labels))
+        got, expected = (np.concatenate(classes)[: len(labels)] for classes in (self.classes, self.expected))
+        return float(np.mean(got == labels)), float(np.mean(expected == labels))
 
     def check_agreement(self) -> None:
         """One image may always get another class: a share of few images cannot be told."""
         count = sum(len(classes) for classes in self.classes)
-        others = round(count * (1 - self.agreement))
+        others = round(count * (1 - self.agreement()))
         if others > max(1, int(count * (1 - self.tolerance.agreement) + 1e-9)):
             raise VerificationError(
                 f"{others} of {count} real images get another class than by {self.against}, at least "
@@ -227,7 +228,7 @@ class _Comparison:
             raise VerificationError(f"{where}: probabilities differ by {difference:.3g}, allowed is {allowed:g}; the export is not used")
 
 
-def _check_between_batches(graph: _Graph, own: Array, images: Array, chosen: list[Array]) -> None:
+def _check_between_batches(graph: _Graph, own: Array, images: Array, chosen: Sequence[Array]) -> None:
     """The answer to an image must not depend on those beside it; where a tolerance is wide, only the graph's own answers can tell."""
     scale = max(1.0, float(np.abs(own).max()))
     for numbers in chosen:

@@ -222,3 +222,10 @@ def test_members_are_verified_at_what_their_configurations_will_say(repository: 
     assert batches("a", "new") == {"a": 5, "new": 128}, "a new member does not make the ensemble take less"
     plan = repository_plan(repository, [member("a", 9), member("new")], replace=True)
     assert config_from_pbtxt(plan["ensemble/config.pbtxt"].decode(), "").max_batch_size == 5, "at most what each member takes"
+
+
+def test_a_version_that_triton_does_not_count_to_is_named(tmp_path: Path) -> None:
+    repository = tiny.write_repository(tmp_path / "repository")
+    (repository / "alpha" / str(2**63 - 1)).mkdir()
+    with pytest.raises(ExportError, match=r"/alpha/9223372036854775807: Triton counts versions up to 9223372036854775807; rename"):
+        repository_plan(repository, [tiny.member("alpha", 3)], replace=True)

@@ -207,3 +207,49 @@ def test_images_that_are_random_alone_are_told(repository: Path, theirs: Path) -
         if line.endswith("compared on random images alone; real ones tell more: --images FILE.npy")
     ]
     assert [line.split(":")[0] for line in told] == ["a@1", "one@1"]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"precision": 5},
+        {"onnx": {"bytes": "x"}},
+        {"onnx": 5},
+        {"verification": 5},
+        {"verification": {"agreement": None}},
+        {"verification": {"n": "x"}},
+        {"calibration": {"count": 5}},
+        {"schema": "defensemble.export/2"},
+        {"tolerance": []},
+    ],
+)
+def test_a_damaged_report_is_told_whatever_it_holds(repository: Path, theirs: Path, values: dict[str, object]) -> None:
+    assert export("--from-onnx", theirs, "--as", "net", "--repository", repository).exit_code == 0
+    path = repository / "net/1/model.onnx.json"
+    whole = json.loads(path.read_text())
+    damaged = {key: {**whole[key], **value} if isinstance(value, dict) else value for key, value in values.items() if key != "calibration"}
+    path.write_text(json.dumps({**whole, **damaged, **{key: values[key] for key in values if key == "calibration"}} if values else {}))
+    assert "is damaged" in str(read_reports(repository)[0].problem)
+    path.write_text("[" * 200_000)
+    (repository / "net/²").mkdir()
+    (repository / "net/²/model.onnx").write_bytes(b"")
+    shown = export("--report", "--repository", repository)
+    assert shown.exit_code == 0, shown.output
+    assert "net@1: no report: " in shown.stdout
+
+
+@pytest.mark.parametrize("name", ["a\0x", "cat\rdog", "\x1b[1m", "a\u2028b"])
+def test_a_class_name_that_servers_or_terminals_misread_is_refused(repository: Path, theirs: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "labels.txt").write_text("\n".join([name, *"bcde"]))
+    result = export("--from-onnx", theirs, "--as", "net", "--labels", tmp_path / "labels.txt", "--repository", repository)
+    assert "labels.txt, line 1: " in refused(result)
+    assert "holds a control character" in refused(result)
+    assert not repository.exists()
+
+
+def test_as_many_images_are_told_as_were_compared(repository: Path, theirs: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "one.npy", np.random.default_rng(0).random((1, *SHAPE), np.float32))
+    done = export("--from-onnx", theirs, "--as", "net", "--images", tmp_path / "one.npy", "--repository", repository, "--fuse", "both")
+    assert done.exit_code == 0, done.output
+    assert [(one.values or {})["verification"]["n"] for one in read_reports(repository)] == [1, 1]

@@ -27,7 +27,12 @@ _GIB = 2**30
 @click.option("--min-batch", type=click.IntRange(min=1), default=1, show_default=True, help="Smallest batch that the plan takes.")
 @click.option("--opt-batch", type=click.IntRange(min=1), help="Batch that it is fastest at.  [default: the model's max_batch_size]")
 @click.option("--level", type=click.IntRange(0, 5), default=3, show_default=True, help="0: built fast; 5: built for long, runs fastest.")
-@click.option("--workspace", type=float, metavar="GIB", help="GPU memory that a kernel may take for itself.  [default: all there is]")
+@click.option(
+    "--workspace",
+    type=click.FloatRange(0, 4096, min_open=True),
+    metavar="GIB",
+    help="GPU memory that a kernel may take for itself.  [default: all there is]",
+)
 @click.option("--version-compatible", is_flag=True, help="Let the plan run on newer TensorRT too; it can be slower, and is larger.")
 @click.option("--hardware-compatible", is_flag=True, help="Let it run on other GPUs, of compute capability 8.0 or newer; it can be slower.")
 @click.option("--timing-cache", type=click.Path(path_type=Path), help="File of kernel timings.  [default: one for this TensorRT and GPU]")
@@ -74,8 +79,6 @@ def command(
 
     if no_compare and (images_file is not None or data_dir is not None):
         raise click.UsageError("--images and --data-dir are about the comparison, and --no-compare asks for none")
-    if workspace is not None and not workspace > 0:
-        raise click.BadParameter(f"must be above 0, got {workspace}", param_hint="--workspace")
     images = None if images_file is None else npy_images(images_file)
     # After the cheap checks: this imports onnx and ONNX Runtime.
     from defensemble_export import EngineOptions, build_engines
