@@ -75,7 +75,7 @@ def test_a_repository_is_fused_from_what_it_holds(repository: Path) -> None:
     report = json.loads(after["fused/1/model.onnx.json"])
     assert report["schema"] == "defensemble.export/1"
     assert report["onnx"]["sha256"] == hashlib.sha256(after["fused/1/model.onnx"]).hexdigest()
-    assert (report["verification"]["batches"], report["verification"]["n"]) == ([1, 2, 8], 11)
+    assert (report["verification"]["batches"], report["verification"]["n"]) == ([1, 2, 8], 9)
     assert max(report["verification"]["largest_difference"].values()) <= report["tolerance"]["largest_difference"] == 1e-6
     voted = [(member["member"], member["precision"], member["weight"]) for member in report["origin"]["members"]]
     assert voted == [("alpha@1", "fp32", 1.0), ("beta@1", "fp32", 3.0)]
