@@ -8,7 +8,9 @@ STAMP := $(VENV)/.installed$(if $(filter gpu,$(KIND)),-gpu)
 TORCH := torch==2.13.0
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 CPP := server_config/onnxruntime_backend
-PYTEST := $(BIN)/python -m pytest
+# Much of a test is waiting for a process: two workers, each with a Triton of its own, take half the time of one on two cores.
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint types serve bench zoo clean
@@ -47,7 +49,7 @@ endif
 demo: $(STAMP) ## Train, export, serve, call and probe a small ensemble: a minute once installed (ARGS=--keep-serving leaves it up)
 	$(BIN)/defensemble demo $(ARGS)
 
-test: $(STAMP) ## Run the tests (SLOW=1: the slow ones too; ARGS=tests/client: some of them)
+test: $(STAMP) ## Run the tests (SLOW=1: the slow ones too; ARGS=tests/client: some of them; WORKERS=0: in one process)
 	$(PYTEST) $(if $(SLOW),-m 'slow or not slow') $(ARGS)
 
 lint: $(STAMP) ## Check style: ruff for Python, clang-format for C++

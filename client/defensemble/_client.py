@@ -218,7 +218,9 @@ class Client:
             except (ModelNotFoundError, NotReadyError):  # unloaded since it was listed
                 continue
         if len(ensembles) > 1:
-            raise InputError(f"{self._url} serves {len(ensembles)} ensembles, {', '.join(ensembles)}: name one, Client(url, model=...)")
+            raise InputError(
+                f"{self._url} serves {len(ensembles)} ensembles, {', '.join(ensembles)}: name one: Client(url, model=...), or --model NAME"
+            )
         if not ensembles:
             served = f"only {', '.join(models)}" if models else "no model at all"
             raise ModelNotFoundError(f"{self._url} serves no ensemble, {served}: name a model, Client(url, model=...), or load an ensemble")

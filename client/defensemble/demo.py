@@ -26,6 +26,7 @@ from defensemble.cli._probing import probe_noise_and_report
 from defensemble.cli.serve import show
 
 if TYPE_CHECKING:
+    from defensemble_export import Member
     from defensemble_server import Server
     from defensemble_training import Dataset
 
@@ -115,7 +116,7 @@ def _export_all(networks: Networks, repository: Path, data_dir: Path | None, con
     console.print("\n[bold]2. export[/bold] them to ONNX, masks as constants, each verified against torch", highlight=False)
     from defensemble_export import export_checkpoints
 
-    def on_exported(checkpoint: Path) -> None:
+    def on_exported(checkpoint: Path, member: Member) -> None:
         console.print(f"  {checkpoint.stem}", highlight=False)
 
     with console.status("exporting"):

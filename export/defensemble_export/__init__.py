@@ -12,7 +12,7 @@ from .exporting import FromCheckpoint, export_checkpoints, export_networks
 from .foreign import foreign_interface, foreign_reference, onnx_from_foreign
 from .form import Form, report_beside
 from .from_onnx import FromOnnx
-from .fused_plan import check_fuse_request, fuse_planned, fuse_repository, fused_member, fused_plan
+from .fused_plan import check_fuse_request, fuse_planned, fuse_repository, fused_member, fused_plan, outdated_graphs
 from .fused_verify import verify_fused
 from .fusing import fused_onnx
 from .half import fp16_from_onnx
@@ -85,6 +85,7 @@ __all__ = [
     "onnx_from_checkpoint",
     "onnx_from_foreign",
     "onnx_from_module",
+    "outdated_graphs",
     "pbtxt_from_config",
     "planned_engines",
     "profile_states",

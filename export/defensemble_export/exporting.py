@@ -16,7 +16,7 @@ from .form import Form
 from .from_onnx import FromOnnx
 from .fused_plan import check_fuse_request, fuse_planned, fused_batch, fused_member, fused_plan
 from .member import member_from_onnx, onnx_from_checkpoint
-from .plan import Member, check_request, repository_plan
+from .plan import Member, check_members_fit, check_request, repository_plan
 from .real_images import dataset_of, images_for_verification
 from .writing import check_writable, locked, remove_stale_staging, write_plan
 
@@ -54,6 +54,14 @@ class FromCheckpoint:
         known = read_metadata(self.path)
         return images_for_verification(dataset_of(known.record, known.spec.input_shape, data_dir)).images
 
+    def outline(self) -> Member:
+        """The member that it will be, without its graph: what it takes, and which classes it knows."""
+        from defensemble_training import read_metadata
+
+        known = read_metadata(self.path)
+        names = known.record.class_names
+        return Member(self.member_name, b"", known.spec.input_shape, len(names), names, None)
+
     def write_onnx(self, path: Path, *, data_dir: Path | None, **settings: Any) -> None:
         """Export and verify it: ``onnx_from_checkpoint``."""
         onnx_from_checkpoint(self.path, path, data_dir=data_dir, **settings)
@@ -79,7 +87,7 @@ def export_networks(
     images: np.ndarray[Any, Any] | None = None,
     data_dir: Path | None = None,
     fuse: str | None = None,
-    on_exported: Callable[[Path], None] = lambda path: None,
+    on_exported: Callable[[Path, Member], None] = lambda path, member: None,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[str]:
     """Export ``networks`` as members in ``form`` and, unless ``ensemble`` is None, into an ensemble (``repository_plan``).
@@ -112,13 +120,15 @@ def export_networks(
     check_writable(repository)
     for network in networks:
         network.check(form, images)
+    if ensemble is not None or fuse is not None:
+        check_members_fit(repository, ensemble, [network.outline() for network in networks])
     members: list[Member] = []
     with tempfile.TemporaryDirectory(prefix="defensemble-export-") as folder:
         for number, network in enumerate(networks):
             path = Path(folder) / f"{number}.onnx"
             network.write_onnx(path, max_batch_size=batches[network.member_name], form=form, images=images, data_dir=data_dir)
             members.append(member_from_onnx(path, network.member_name))
-            on_exported(network.path)
+            on_exported(network.path, members[-1])
     real = images
     if fuse is not None and real is None:
         real = next((network.real_images(data_dir) for network in networks if isinstance(network, FromCheckpoint)), None)

@@ -19,6 +19,7 @@ from .foreign import foreign_interface, foreign_reference, onnx_from_foreign
 from .form import Form, Network, check_place, write_form
 from .labels import default_labels
 from .metadata import CLASS_NAMES
+from .plan import Member
 from .reading import checked_batch
 from .real_images import RANDOM_ALONE, ImagePool, RealImages
 
@@ -79,6 +80,11 @@ class FromOnnx:
         origin = {"kind": "onnx", "name": self.path.name, "sha256": hashlib.sha256(self.path.read_bytes()).hexdigest(), **self.options}
         against = f"the file itself, in ONNX Runtime {onnxruntime.__version__}"
         return Network(graph, foreign_reference(self.path, **self.options), against, shape, origin)
+
+    def outline(self) -> Member:
+        """The member that it will be, without its graph: what it takes, and which classes it knows."""
+        names = tuple(json.loads(next(entry.value for entry in self.network.graph.metadata_props if entry.key == CLASS_NAMES)))
+        return Member(self.name, b"", self.network.input_shape, len(names), names, None)
 
     def write_onnx(
         self,

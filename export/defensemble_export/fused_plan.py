@@ -30,7 +30,7 @@ from .fusing import digests_of_members, fused_onnx
 from .metadata import CLASS_NAMES
 from .plan import DEFAULT_MAX_BATCH_SIZE, Member, is_there, labels_text
 from .precision import PRECISIONS, checked_precision
-from .reading import checked_batch, ensemble_from_configs, existing_batch, next_version, read_config
+from .reading import checked_batch, ensemble_from_configs, existing_batch, next_version, read_config, read_ensemble
 from .real_images import images_of_record
 from .report import report_from_export
 from .stamp import keep_stamp
@@ -150,6 +150,33 @@ def voting_members(repository: Path, ensemble: str, planned: Mapping[str, bytes]
         raise EnsembleError(f"'{ensemble}' lets {', '.join(gone)} vote, which {repository} lacks: put it back")
     members = [_member(files, vote.model, vote.version, known[vote.model]) for vote in votes.members]
     return votes, members, checked_batch(int(config.max_batch_size), f"max_batch_size in {repository / ensemble / CONFIG_FILE}")
+
+
+def outdated_graphs(repository: Path, ensemble: str) -> list[str]:
+    """Fused graphs in ``repository`` of members of ``ensemble``, but of other versions, weights or average than it votes with now.
+
+    Raises:
+        EnsembleError, ConfigError: the ensemble cannot be read.
+    """
+    if not (repository / ensemble).exists():
+        return []
+    now = read_ensemble(repository, ensemble)
+    names = {vote.model for vote in now.members}
+    said = {"average": now.average, "weights": [vote.weight for vote in now.members]}
+    said["members"] = [f"{vote.model}@{vote.version}" for vote in now.members]
+    found = []
+    for folder in sorted(entry.parent for entry in repository.glob(f"*/{CONFIG_FILE}")):
+        config = read_config(folder)
+        if config.platform == "ensemble" or [tensor.name for tensor in config.input] != ["images"] or "members" not in config.parameters:
+            continue
+        stated = {key: config.parameters[key].string_value for key in ("average", "weights", "members")}
+        try:
+            graph = {"average": stated["average"], **{key: json.loads(stated[key]) for key in ("weights", "members")}}
+        except ValueError:
+            continue  # edited by hand; the server tells it
+        if {str(member).partition("@")[0] for member in graph["members"]} & names and graph != said:
+            found.append(folder.name)
+    return found
 
 
 def fused_member(

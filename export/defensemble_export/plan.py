@@ -227,8 +227,13 @@ def _check_same_interface(folder: Path, member: Member) -> None:
         raise ExistsError(f"the class names in {folder / LABELS_FILE} differ from the new version's: export it under another name")
 
 
-def _check_same_as_first(repository: Path, ensemble: Ensemble, members: Sequence[Member]) -> None:
-    """All that vote must take the same images and know the same classes, those that are in the repository already too."""
+def check_members_fit(repository: Path, ensemble: str | None, members: Sequence[Member]) -> None:
+    """Whether ``members`` can be averaged with each other, and with those that vote in ``ensemble`` where it is in ``repository``.
+
+    Raises:
+        EnsembleError: they take other images, or know other classes.
+        ConfigError: a configuration cannot be read.
+    """
     first = members[0]
     for member in members[1:]:
         for what, got, expected in (
@@ -237,20 +242,24 @@ def _check_same_as_first(repository: Path, ensemble: Ensemble, members: Sequence
         ):
             if got != expected:
                 raise EnsembleError(f"members must share their {what}: '{first.name}' has {expected}, '{member.name}' has {got}")
+    if ensemble is None or not (repository / ensemble).exists():
+        return
+    new = {member.name for member in members}
+    there = {vote.model for vote in read_ensemble(repository, ensemble).members if (repository / vote.model).exists()} - new
     shape, classes = list(first.input_shape), [first.num_classes]
-    there = {vote.model for vote in ensemble.members} - {member.name for member in members}
-    for name in sorted({*there, ensemble.name} if (repository / ensemble.name).exists() else there):
+    for name in sorted({*there, ensemble}):
         shapes, labels = interface_of(repository / name)
         if shapes[:2] != [shape, classes]:
             raise EnsembleError(f"'{name}' takes and gives {shapes[:2]}, '{first.name}' {[shape, classes]}: choose another --ensemble name")
         if labels not in (None, labels_text(first)):
             raise EnsembleError(
-                f"the class names in {repository / name / LABELS_FILE} differ from those of '{first.name}': choose another --ensemble name"
+                f"the class names in {repository / name / LABELS_FILE} differ from those of '{first.name}': choose another --ensemble "
+                "name, or, for an ONNX file, name its classes as there (--labels FILE)"
             )
 
 
 def _ensemble_files(repository: Path, ensemble: Ensemble, members: Sequence[Member], batches: Mapping[str, int]) -> dict[str, bytes]:
-    _check_same_as_first(repository, ensemble, members)
+    check_members_fit(repository, ensemble.name, members)
     input_shape, num_classes = members[0].input_shape, members[0].num_classes
     folder = repository / ensemble.name
     others = [vote.model for vote in ensemble.members if vote.model not in batches]

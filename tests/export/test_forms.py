@@ -17,6 +17,7 @@ from defensemble.cli import cli
 from defensemble_export import ExportError, read_config, read_ensemble, read_reports
 from tests.e2e.broken import content, untrained_checkpoint
 from tests.export.foreign_models import CLASSES, SHAPE, answer, classifier
+from tests.export.test_member import digits_spec, untrained
 from tests.tiny import softmax
 
 
@@ -253,3 +254,21 @@ def test_as_many_images_are_told_as_were_compared(repository: Path, theirs: Path
     done = export("--from-onnx", theirs, "--as", "net", "--images", tmp_path / "one.npy", "--repository", repository, "--fuse", "both")
     assert done.exit_code == 0, done.output
     assert [(one.values or {})["verification"]["n"] for one in read_reports(repository)] == [1, 1]
+
+
+def test_a_graph_of_what_the_ensemble_no_longer_votes_with_is_told(repository: Path, theirs: Path, tmp_path: Path) -> None:
+    assert export("--from-onnx", theirs, "--as", "a", "--repository", repository, "--fuse", "one").exit_code == 0
+    done = export("--from-onnx", tmp_path / "b.onnx", "--as", "b", "--repository", repository, "--replace")
+    assert done.exit_code == 0, done.output
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("one is a graph of other versions or weights")]
+    assert line.endswith(f"--repository {repository} --ensemble ensemble --fuse one --replace")
+    again = export("--fuse", "one", "--replace", "--repository", repository)
+    assert again.exit_code == 0, again.output
+    assert "is a graph of other" not in again.stderr
+
+
+def test_checkpoints_of_other_images_are_refused_before_the_slow_work(repository: Path, tmp_path: Path) -> None:
+    paths = [untrained_checkpoint(tmp_path / "small.safetensors"), untrained(tmp_path / "large.safetensors", digits_spec(width=2))]
+    result = export(*paths, "--repository", repository)
+    assert "members must share their input shape: 'small' has (1, 8, 8), 'large' has (1, 16, 16)" in refused(result)
+    assert "exported and verified" not in result.stderr

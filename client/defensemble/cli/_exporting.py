@@ -13,9 +13,10 @@ from rich.progress import Progress
 
 from defensemble._images import npy_images
 from defensemble.cli._invocation import this_command
+from defensemble.cli._reports import summary
 
 if TYPE_CHECKING:
-    from defensemble_export import Form, FromCheckpoint, FromOnnx
+    from defensemble_export import Form, FromCheckpoint, FromOnnx, Member
 
 
 @dataclass(frozen=True)
@@ -150,9 +151,9 @@ def _export(request: Request) -> list[str]:
         def say(text: str) -> None:
             progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-        def on_exported(path: Path) -> None:
+        def on_exported(path: Path, member: Member) -> None:
             progress.advance(task)
-            say(f"exported and verified {path}")
+            say(f"exported and verified {path}{summary(member)}")
 
         written = export_networks(
             networks,
@@ -197,7 +198,7 @@ def _fuse(request: Request) -> list[str]:
 
 def _tell(request: Request, written: Sequence[str]) -> None:
     """What was written, what of the goals was missed, and how it is served."""
-    from defensemble_export import RANDOM_ALONE, read_reports
+    from defensemble_export import RANDOM_ALONE, outdated_graphs, read_reports
 
     models = sorted({path.split("/")[0] for path in written})
     click.echo(f"{request.repository}: wrote {', '.join(models)}")
@@ -211,6 +212,13 @@ def _tell(request: Request, written: Sequence[str]) -> None:
                 click.echo(f"{one.model}@{one.version}: a goal is missed: {text}", err=True)
             if str(verified.get("images", "")).startswith(RANDOM_ALONE):
                 click.echo(f"{one.model}@{one.version}: compared on {RANDOM_ALONE}; real ones tell more: --images FILE.npy", err=True)
+    if request.ensemble_name is not None:
+        for name in outdated_graphs(request.repository, request.ensemble_name):
+            click.echo(
+                f"{name} is a graph of other versions or weights than '{request.ensemble_name}' votes with now: {this_command()} export "
+                f"--repository {request.repository} --ensemble {request.ensemble_name} --fuse {name} --replace",
+                err=True,
+            )
     click.echo(f"serve it: {this_command()} serve {request.repository}")
 
 

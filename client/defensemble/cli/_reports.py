@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from defensemble_export import Reported
+    from defensemble_export import Member, Reported
 
 
 def show_reports(repository: Path, models: list[str] | None) -> None:
@@ -28,16 +29,27 @@ def show_reports(repository: Path, models: list[str] | None) -> None:
     if not reports:
         raise click.ClickException(f"{repository} holds no exported model: write one with `defensemble export CHECKPOINT...`")
     console = Console()
+    # A narrow terminal breaks the lines; rich would leave digits out.
+    console.width = max(console.width, 72 + max(len(f"{one.model}@{one.version}") for one in reports))
     console.print(_table(reports))
     for one in reports:
         for text in _remarks(one):
             console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
+def summary(member: Member) -> str:
+    """What the verification of an exported network came to, in a few words."""
+    verified = None if member.report is None else json.loads(member.report)["verification"]
+    if verified is None:
+        return ""
+    kept = f"{100 * verified['agreement']:.2f} % of {verified['n']} images keep their class"
+    return f": {member.precision}, {kept}, probabilities within {verified['largest_probability_difference']:.1g}"
+
+
 def _table(reports: list[Reported]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False)
-    table.add_column("model", overflow="fold")
-    for heading in ("in", "MB", "masks MB", "images", "same class %", "accuracy % (before)", "largest error"):
+    table.add_column("model", no_wrap=True)
+    for heading in ("in", "MB", "masks MB", "images", "same class %", "accuracy % (of the original)", "largest error"):
         table.add_column(heading, justify="right", min_width=11 if "(" in heading else 4)
     for one in reports:
         # A space that does not break: cells stay on one line, headings wrap.
