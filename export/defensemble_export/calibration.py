@@ -30,6 +30,9 @@ class Calibration:
     sha256: str = ""
 
     def __post_init__(self) -> None:
+        for what, number in (("count", self.count), ("seed", self.seed)):
+            if isinstance(number, bool) or not isinstance(number, int):
+                raise ExportError(f"the {what} of a calibration must be an integer, got {number!r}")
         if self.count < 2:
             raise ExportError(f"a calibration takes at least 2 images, got {self.count}; {DEFAULT_COUNT} is the default")
         if self.seed < 0:

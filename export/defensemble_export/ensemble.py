@@ -127,7 +127,7 @@ def check_name(name: str, *, generated: bool = False) -> str:
     """
     if not _NAME.fullmatch(name):
         raise EnsembleError(
-            f"a model's name has 1 to 100 letters, digits, '_', '.' or '-' and begins with a letter or digit, got {name!r}: rename the file"
+            f"a model's name has 1 to 100 letters, digits, '_', '.' or '-' and begins with a letter or digit, got {name!r}: choose another"
         )
     if name.startswith(RESERVED) and not generated:
         raise EnsembleError(f"names that begin with {' or '.join(RESERVED)} are kept for averaging models, got {name!r}")

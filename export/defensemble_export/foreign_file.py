@@ -54,6 +54,10 @@ def read_foreign(path: str | os.PathLike[str], custom_domains: Collection[str] =
     model = _parsed(file)
     _inline_external_data(model, file)
     opset_of(model, file)
+    for what, entries in (("input", model.graph.input), ("output", model.graph.output)):
+        for entry in entries:
+            if entry.type.HasField("tensor_type") and not entry.type.tensor_type.HasField("shape"):
+                raise ExportError(f"{file}: the {what} '{entry.name}' says no shape: export it with shapes, (N, C, H, W) and (N, K)")
     with translated("is not valid ONNX", file=file):
         onnx.checker.check_model(model)
     if model.functions:

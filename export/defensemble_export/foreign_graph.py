@@ -89,15 +89,23 @@ def statistics(
     if mean is None and std is None:
         return None
     arrays = []
+    for what, given in (("mean", mean), ("std", std)):
+        if given is not None and not all(isinstance(value, (int, float)) for value in _listed(given)):
+            raise ExportError(f"{what} must be a sequence of 1 or {channels} numbers, got {given!r}")
     for what, values in (("mean", [0.0] if mean is None else list(mean)), ("std", [1.0] if std is None else list(std))):
         if len(values) not in (1, channels):
             raise ExportError(f"{what} must be 1 or {channels} numbers, one for each channel, got {len(values)}: {values}")
         with np.errstate(over="ignore"):
             array = np.array(values, np.float32).reshape(-1, 1, 1)
-        if not np.isfinite(array).all() or (what == "std" and not (array > 0).all()):
+        least = np.finfo(np.float32).tiny  # below it, a division overflows
+        if not np.isfinite(array).all() or (what == "std" and not (array >= least).all()):
             raise ExportError(f"{what} must be finite{' and above 0' if what == 'std' else ''} in float32, got {values}")
         arrays.append(array)
     return arrays[0], arrays[1]
+
+
+def _listed(values: object) -> list[object]:
+    return list(values) if isinstance(values, Sequence) and not isinstance(values, str) else [None]
 
 
 def normalise(graph: onnx.GraphProto, mean: np.ndarray[Any, Any], std: np.ndarray[Any, Any]) -> None:

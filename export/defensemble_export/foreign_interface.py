@@ -57,7 +57,7 @@ def image_input(
     batch, channels, height, width = sides
     if channels is None or height is None or width is None:
         raise ExportError(
-            f"{file}: the input '{entry.name}' has the shape {told}, which leaves C, H or W open: say which (C, H, W) it takes"
+            f"{file}: the input '{entry.name}' has the shape {told}, which leaves C, H or W open: say which it takes (--input-shape C,H,W)"
         )
     values = channels * height * width
     if min(channels, height, width, 1 if batch is None else batch) < 1 or values > _LARGEST_IMAGE or values * (batch or 1) > _LARGEST_BATCH:

@@ -44,6 +44,10 @@ class FromOnnx:
     options: dict[str, Any] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))
+        names: object = self.class_names
+        if names is not None and not (isinstance(names, (tuple, list)) and all(isinstance(name, str) for name in names)):
+            raise ExportError(f"class_names must be a sequence of texts, one for each class, got {names!r}")
         given = {"output": self.output, "mean": self.mean, "std": self.std, "input_shape": self.input_shape}
         object.__setattr__(self, "options", given)
 

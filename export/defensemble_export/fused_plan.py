@@ -24,10 +24,10 @@ from .config import (
     fused_config,
     pbtxt_from_config,
 )
-from .ensemble import Ensemble, check_name
+from .ensemble import RESERVED, Ensemble, check_name
 from .fused_verify import FUSED_TOLERANCE, verify_fused
 from .fusing import digests_of_members, fused_onnx
-from .metadata import CLASS_NAMES
+from .metadata import CLASS_NAMES, PRECISION
 from .plan import DEFAULT_MAX_BATCH_SIZE, Member, is_there, labels_text
 from .precision import PRECISIONS, checked_precision
 from .reading import checked_batch, ensemble_from_configs, existing_batch, next_version, read_config, read_ensemble
@@ -149,6 +149,17 @@ def voting_members(repository: Path, ensemble: str, planned: Mapping[str, bytes]
     if gone:
         raise EnsembleError(f"'{ensemble}' lets {', '.join(gone)} vote, which {repository} lacks: put it back")
     members = [_member(files, vote.model, vote.version, known[vote.model]) for vote in votes.members]
+    _check_averaging(repository, ensemble, config, votes, members[0].num_classes)
+    labels = files.content(f"{ensemble}/{LABELS_FILE}")
+    if labels is not None:
+        told = tuple(labels.decode(errors="replace").removesuffix("\n").split("\n"))
+        for member in members:
+            if member.class_names != told:
+                other = _first_other(told, member.class_names)
+                raise EnsembleError(
+                    f"{repository / ensemble / LABELS_FILE} has other class names than '{member.name}', {other}: a graph has one set of "
+                    "names; make the files equal"
+                )
     return votes, members, checked_batch(int(config.max_batch_size), f"max_batch_size in {repository / ensemble / CONFIG_FILE}")
 
 
@@ -262,6 +273,34 @@ def fused_plan(repository: Path, fused: Member, ensemble: Ensemble, *, max_batch
     return {path: content for path, content in files.items() if not is_there(repository / path, content)}
 
 
+def _check_averaging(repository: Path, ensemble: str, config: schema.ModelConfig, votes: Ensemble, num_classes: int) -> None:
+    """Whether the averaging models compute what their parameters say: they are named by a digest of it, and checked by their own.
+
+    Raises:
+        EnsembleError: they do not.
+    """
+    for step in config.ensemble_scheduling.step:
+        folder = repository / step.model_name
+        if not step.model_name.startswith(RESERVED) or not (folder / CONFIG_FILE).exists():
+            continue
+        described = read_config(folder)
+        named, digest = step.model_name.partition("_")[2], votes.digest(num_classes, int(described.max_batch_size))
+        file = folder / "1" / MODEL_FILE
+        whole = file.exists() and hashlib.sha256(file.read_bytes()).hexdigest() == described.parameters["sha256.1"].string_value
+        if named != digest or not whole:
+            raise EnsembleError(
+                f"'{ensemble}' averages by {step.model_name}, whose {'parameters' if whole else MODEL_FILE} were changed: it computes "
+                "something else than they say; export the ensemble's members again (--replace), which writes new averaging models"
+            )
+
+
+def _first_other(some: Sequence[str], others: Sequence[str]) -> str:
+    """The first place where two lists of class names differ, in words."""
+    if len(some) != len(others):
+        return f"{len(some)} and {len(others)} of them"
+    return next(f"{one!r} and {other!r}" for one, other in zip(some, others, strict=True) if one != other)
+
+
 class _Files:
     """A repository as it will be once a plan is written."""
 
@@ -319,6 +358,13 @@ def _member(files: _Files, model: str, version: int, config: schema.ModelConfig)
         )
     channels, height, width = tensors["images"]
     names = _class_names(files, model, content, tensors["logits"][0])
+    precision = checked_precision(said(f"precision.{version}") or "fp32")
+    in_file = _metadata(content, model).get(PRECISION, precision)
+    if in_file != precision:
+        raise ExportError(
+            f"'{model}' at version {version} computes in {in_file}, as its file says, and its {CONFIG_FILE} says {precision}: "
+            f"write precision.{version} as {in_file} there"
+        )
     return Member(
         model,
         content,
@@ -326,7 +372,7 @@ def _member(files: _Files, model: str, version: int, config: schema.ModelConfig)
         tensors["logits"][0],
         names,
         said(f"mask_digest.{version}"),
-        said(f"precision.{version}") or "fp32",
+        precision,
     )
 
 
@@ -335,11 +381,16 @@ def _class_names(files: _Files, model: str, content: bytes, num_classes: int) ->
     labels = files.content(f"{model}/{LABELS_FILE}")
     if labels is not None:
         return tuple(labels.decode(errors="replace").removesuffix("\n").split("\n"))
+    metadata = _metadata(content, model)
+    return tuple(json.loads(metadata[CLASS_NAMES])) if CLASS_NAMES in metadata else tuple(str(index) for index in range(num_classes))
+
+
+def _metadata(content: bytes, model: str) -> dict[str, str]:
+    """What an ONNX file says of itself."""
     try:
-        metadata = {entry.key: entry.value for entry in onnx.load_model_from_string(content).metadata_props}
+        return {entry.key: entry.value for entry in onnx.load_model_from_string(content).metadata_props}
     except DecodeError as error:
         raise ExportError(f"the file of '{model}' is no ONNX file: {error}. It was damaged: export it again") from error
-    return tuple(json.loads(metadata[CLASS_NAMES])) if CLASS_NAMES in metadata else tuple(str(index) for index in range(num_classes))
 
 
 def _check_same_interface(folder: Path, fused: Member) -> None:

@@ -96,6 +96,8 @@ def _prefixes(ensemble: Ensemble) -> list[str]:
 def _network(member: bytes | onnx.ModelProto, name: str) -> onnx.ModelProto:
     """A copy of a member, without what says nothing of the values, that takes ``images`` and gives ``logits`` and nothing else."""
     model = onnx.ModelProto()
+    if not isinstance(member, (bytes, onnx.ModelProto)):
+        raise ExportError(f"'{name}' must be the bytes of an ONNX file or a ModelProto, got {type(member).__name__}: read the file first")
     if isinstance(member, onnx.ModelProto):
         model.CopyFrom(member)
     else:

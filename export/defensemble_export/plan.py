@@ -158,11 +158,11 @@ def _check_free(repository: Path, members: Sequence[str], ensemble: str | None, 
         if (repository / name).exists():
             if not replace:
                 raise ExistsError(
-                    f"{repository / name} exists already: rename the checkpoint, or pass --replace, "
+                    f"{repository / name} exists already: choose another name (--as NAME, or another file name), or pass --replace, "
                     "which adds the next version and keeps the old"
                 )
             if read_config(repository / name).platform == "ensemble":
-                raise ExistsError(f"{repository / name} is an ensemble, and cannot become a member: rename the checkpoint")
+                raise ExistsError(f"{repository / name} is an ensemble, and cannot become a member: choose another name (--as NAME)")
     if ensemble is None:
         return
     check_name(ensemble)

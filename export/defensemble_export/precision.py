@@ -39,6 +39,6 @@ def checked_precision(precision: str) -> str:
     Raises:
         ExportError: it is another.
     """
-    if precision not in TOLERANCES:
+    if not isinstance(precision, str) or precision not in TOLERANCES:
         raise ExportError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     return precision

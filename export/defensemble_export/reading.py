@@ -69,7 +69,10 @@ def ensemble_from_configs(name: str, configs: Mapping[str, schema.ModelConfig]) 
             f"whose parameters say average and weights; {mend}"
         )
     try:
-        given = [(step, _number(weight)) for step, weight in zip(votes, json.loads(weights), strict=True)]
+        told = json.loads(weights)
+        if not isinstance(told, list) or len(told) != len(votes):
+            raise ValueError(f"expected a list of {len(votes)} numbers, one for each vote")
+        given = [(step, _number(weight)) for step, weight in zip(votes, told, strict=True)]
         ensemble = Ensemble(name, tuple(Vote(step.model_name, step.model_version, weight) for step, weight in given), average)
     except (ValueError, TypeError) as error:  # EnsembleError is a ValueError
         raise EnsembleError(f"{refused}: {len(votes)} votes with the weights {weights[:80]}: {error}; {mend}") from error

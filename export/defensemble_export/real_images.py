@@ -43,10 +43,12 @@ class RealImages:
         Raises:
             ExportError: it does not.
         """
-        images = self.images
+        images: object = self.images
+        if not isinstance(images, np.ndarray):
+            raise ExportError(f"the images for the {what} must be a numpy array (N, C, H, W), got {type(images).__name__}")
         if images.shape[1:] != input_shape or not len(images):
             raise ExportError(
-                f"the checkpoint takes images of {input_shape}, those for its {what} have the shape {images.shape}: "
+                f"the network takes images of {input_shape}, those for its {what} have the shape {images.shape}: "
                 "pass at least one image of that shape, (N, C, H, W)"
             )
         if images.dtype != np.float32:

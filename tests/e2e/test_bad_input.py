@@ -102,7 +102,10 @@ def test_export_refuses_a_file_that_is_no_whole_checkpoint(tmp_path: Path, kind:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["alpha.safetensors"], "/alpha exists already: rename the checkpoint, or pass --replace, which adds the next version"),
+        (
+            ["alpha.safetensors"],
+            "/alpha exists already: choose another name (--as NAME, or another file name), or pass --replace, which adds the",
+        ),
         (["new.safetensors"], "/ensemble exists already: choose another --ensemble name, or pass --replace"),
         (["alpha.safetensors", "--replace", "--ensemble", "beta"], "/beta is not an ensemble: choose another --ensemble name"),
         (["ensemble.safetensors", "--replace", "--ensemble", "other"], "/ensemble is an ensemble, and cannot become a member"),

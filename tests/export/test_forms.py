@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,18 @@ import pytest
 from click.testing import CliRunner, Result
 
 from defensemble.cli import cli
-from defensemble_export import ExportError, read_config, read_ensemble, read_reports
+from defensemble_export import (
+    Ensemble,
+    ExportError,
+    Form,
+    FromOnnx,
+    Vote,
+    fused_onnx,
+    onnx_from_foreign,
+    read_config,
+    read_ensemble,
+    read_reports,
+)
 from tests.e2e.broken import content, small_disk, untrained_checkpoint
 from tests.export.foreign_models import CLASSES, SHAPE, answer, classifier
 from tests.export.test_member import digits_spec, untrained
@@ -286,3 +298,57 @@ def test_a_full_disk_leaves_the_repository_as_it_was(theirs: Path, tmp_path: Pat
             assert text.startswith(f"No space left on device: {disk}/")
             assert content(disk / "repository") == before
             assert sorted(path.name for path in disk.iterdir()) == ["filler", "repository"]
+
+
+def test_a_graph_is_not_made_of_what_was_edited_apart(repository: Path, theirs: Path) -> None:
+    assert export("--from-onnx", theirs, "--as", "a", "--repository", repository).exit_code == 0
+    (average,) = repository.glob("average_*")
+
+    def fused(path: Path, old: str, new: str) -> str:
+        whole = path.read_text()
+        assert old in whole
+        path.write_text(whole.replace(old, new))
+        text = refused(export("--fuse", "one", "--repository", repository))
+        path.write_text(whole)
+        return text
+
+    text = fused(average / "config.pbtxt", '"probabilities"\n  }\n}', '"logits"\n  }\n}')
+    assert f"'ensemble' averages by {average.name}, whose parameters were changed" in text
+    assert "has other class names than 'a', '9' and '0'" in fused(repository / "ensemble/labels.txt", "0", "9")
+    config = repository / "a/config.pbtxt"
+    assert "precision must be one of fp32, fp16, int8, got 'fp7'" in fused(config, "fp32", "fp7")
+    assert "computes in fp16" not in fused(config, "fp32", "fp7")
+    (average / "1/model.onnx").write_bytes(b"another")
+    assert "whose model.onnx were changed" in refused(export("--fuse", "one", "--repository", repository))
+
+
+def test_a_precision_that_the_file_denies_is_no_member_s(repository: Path, theirs: Path, images: Path) -> None:
+    options = ["--precision", "fp16", "--images", images, "--repository", repository]
+    assert export("--from-onnx", theirs, "--as", "a", *options).exit_code == 0
+    config = repository / "a/config.pbtxt"
+    config.write_text(config.read_text().replace("fp16", "fp32"))
+    text = refused(export("--fuse", "one", "--repository", repository))
+    assert "'a' at version 1 computes in fp16, as its file says, and its config.pbtxt says fp32: write precision.1 as fp16 there" in text
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: Form(calibration_count=2.5), "the count of a calibration must be an integer, got 2.5"),  # type: ignore[arg-type]
+        (lambda: Form(calibration_seed="x"), "the seed of a calibration must be an integer, got 'x'"),  # type: ignore[arg-type]
+        (lambda: Form(["fp32"]), r"precision must be one of fp32, fp16, int8, got \['fp32'\]"),  # type: ignore[arg-type]
+        (lambda: FromOnnx(Path("x"), "x", class_names="abc"), "class_names must be a sequence of texts"),  # type: ignore[arg-type]
+        (lambda: fused_onnx(["x"], Ensemble("e", (Vote("a"),))), "'a' must be the bytes of an ONNX file"),  # type: ignore[list-item]
+        (lambda: onnx_from_foreign("x.onnx"), "x.onnx does not exist"),
+        (lambda: read_reports(Path("nowhere")), "nowhere is no folder"),
+    ],
+)
+def test_what_is_no_value_of_its_kind_is_told(make: Callable[[], object], text: str) -> None:
+    with pytest.raises(ExportError, match=text):
+        make()
+
+
+@pytest.mark.parametrize("values", [0.5, "abc", ["a"], [None]])
+def test_a_normalisation_of_another_kind_is_told(theirs: Path, values: object) -> None:
+    with pytest.raises(ExportError, match="mean must be a sequence of 1 or 3 numbers"):
+        onnx_from_foreign(theirs, mean=values)  # type: ignore[arg-type]

@@ -74,7 +74,7 @@ def test_the_plan_of_a_new_repository(tmp_path: Path) -> None:
 
 def test_existing_entries_are_refused_unless_replaced(tmp_path: Path) -> None:
     write_plan(tmp_path, repository_plan(tmp_path, [member("a"), member("b")]))
-    with pytest.raises(ExistsError, match=r"a exists already: rename the checkpoint, or pass --replace"):
+    with pytest.raises(ExistsError, match=r"a exists already: choose another name \(--as NAME, or another file name\), or pass --replace"):
         repository_plan(tmp_path, [member("a")], ensemble=None)
     with pytest.raises(ExistsError, match=r"ensemble .* exists already"):
         repository_plan(tmp_path, [member("c")])
