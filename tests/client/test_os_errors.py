@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -72,3 +74,15 @@ def test_the_command_line_says_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert done.stderr.startswith(f"Error: {told}")
     assert len(done.stderr.splitlines()) == 1
     assert done.stdout == ""
+
+
+def test_a_reader_that_has_had_enough_is_no_error_to_tell() -> None:
+    # More than a pipe holds, so that the end of its reader is noticed.
+    long = "lambda **_: [print('x' * 99) for _ in range(9999)]"
+    script = f"from defensemble.cli import cli; cli.commands['doctor'].callback = {long}; cli()"
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed:
+        done = subprocess.run([sys.executable, "-c", script, "doctor"], stdout=closed, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.stderr == ""
+    assert done.returncode == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from click.testing import CliRunner, Result
 
 from defensemble.cli import cli
 from defensemble_export import ExportError, read_config, read_ensemble, read_reports
-from tests.e2e.broken import content, untrained_checkpoint
+from tests.e2e.broken import content, small_disk, untrained_checkpoint
 from tests.export.foreign_models import CLASSES, SHAPE, answer, classifier
 from tests.export.test_member import digits_spec, untrained
 from tests.tiny import softmax
@@ -272,3 +273,16 @@ def test_checkpoints_of_other_images_are_refused_before_the_slow_work(repository
     result = export(*paths, "--repository", repository)
     assert "members must share their input shape: 'small' has (1, 8, 8), 'large' has (1, 16, 16)" in refused(result)
     assert "exported and verified" not in result.stderr
+
+
+def test_a_full_disk_leaves_the_repository_as_it_was(theirs: Path, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        assert export("--from-onnx", theirs, "--as", "a", "--repository", disk / "repository").exit_code == 0
+        before = content(disk / "repository")
+        free = os.statvfs(disk)
+        (disk / "filler").write_bytes(bytes(free.f_bavail * free.f_frsize))
+        for more in (["--from-onnx", tmp_path / "b.onnx", "--as", "b", "--replace"], []):
+            text = refused(export(*more, "--fuse", "one", "--repository", disk / "repository"))
+            assert text.startswith(f"No space left on device: {disk}/")
+            assert content(disk / "repository") == before
+            assert sorted(path.name for path in disk.iterdir()) == ["filler", "repository"]

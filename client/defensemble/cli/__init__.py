@@ -43,6 +43,8 @@ class _Commands(click.Group):
             if extra is None:
                 raise
             raise click.ClickException(f"this needs the package '{error.name}': pip install 'defensemble[{extra}]'") from error
+        except BrokenPipeError:
+            raise  # who reads our output has had enough, as `head` has: click ends without a word
         except OSError as error:
             raise click.ClickException(text_from_os_error(error, ctx.invoked_subcommand)) from error
         except Exception as error:
