@@ -242,7 +242,7 @@ def _version(name: str, url: str, *, local: bool) -> Check:
         answer = urllib3.request("GET", f"{url.rstrip('/')}/v2", retries=False, timeout=3.0)
         version = str(json.loads(answer.data)["version"])
         holes = holes_of(version)
-    except (urllib3.exceptions.HTTPError, ValueError, KeyError, TypeError, ServerError) as error:
+    except (urllib3.exceptions.HTTPError, ValueError, KeyError, TypeError, RecursionError, ServerError) as error:
         return Check(
             name, FAIL, f"{url} does not answer as a Triton does: {error}", "is the URL right (http://HOST:PORT of the HTTP front end)?"
         )
