@@ -154,8 +154,21 @@ def commands(service: dict[str, Any]) -> list[list[str]]:
     """The calls of `defensemble` in a shell command that ends at the first that fails."""
     assert service["command"][:2] == ["sh", "-ec"]
     lines = [shlex.split(line) for line in service["command"][2].splitlines()]
-    assert all(words[0] == "defensemble" for words in lines)
-    return [words[1:] for words in lines]
+    return [[word for word in words[1:] if not word.startswith("$")] for words in lines if words[0] == "defensemble"]
+
+
+def built_with(service: dict[str, Any], models: Path, compare: str) -> tuple[list[str], str]:
+    """The words of `build-engine` when the builder's script runs on `models`, and what it says; `defensemble` itself is stood in for."""
+    programs = models.parent / "bin"
+    programs.mkdir(exist_ok=True)
+    (programs / "defensemble").write_text('#!/bin/sh\necho "$@"\n')
+    (programs / "defensemble").chmod(0o755)
+    script = service["command"][2].replace("$$", "$").replace("/models", str(models))
+    environment = {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "ENGINES_COMPARE": compare}
+    done = subprocess.run(["sh", "-ec", script], env=environment, capture_output=True, text=True, check=True)
+    build, write = (line.split() for line in done.stdout.splitlines())
+    assert write[:2] == ["profile", "write"]
+    return build, done.stderr
 
 
 def test_the_builder_s_calls_are_ones_that_the_command_line_takes(services: dict[str, dict[str, Any]]) -> None:
@@ -169,17 +182,30 @@ def test_the_builder_s_calls_are_ones_that_the_command_line_takes(services: dict
     assert build.params["repository"] == write.params["repository"] == Path("/models")
     assert write.params["profile"] == SERVERS["triton-gpu"]
     assert build.params["timing_cache"].parent == Path(KeptEngines().cache_dir)
-    assert build.params["no_compare"] is True, "the container has no images of its own"
+    assert services["engines"]["environment"] == {"ENGINES_COMPARE": ""}
 
 
-def test_what_the_builder_may_compare_with_is_an_option_that_it_takes() -> None:
-    (line,) = [line.strip() for line in COMPOSE.read_text().splitlines() if line.strip().startswith("defensemble build-engine")]
-    told = re.search(r"ENGINES_COMPARE +.*: (--\S+), or (--images \S+),", COMPOSE.read_text())
+def test_the_builder_compares_plans_wherever_there_are_images_and_says_so_where_it_does_not(
+    services: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    models = tmp_path / "models"
+    models.mkdir()
+    images = models / "images.npy"
+    told = re.search(r"ENGINES_COMPARE +.*Empty: --images (\S+) .*\n?.*else (--\S+),", COMPOSE.read_text())
     assert told is not None
-    for given in told.groups():
-        words = shlex.split(_VARIABLE.sub(given, line))[1:]
-        command, rest = find_command(words)
-        command.make_context("engines", rest)
+    assert told.groups() == ("/models/images.npy", "--no-compare")
+    words, said = built_with(services["engines"], models, "")
+    assert words[-1] == "--no-compare"
+    assert f"NOT compared with ONNX Runtime: there is no {images}" in said
+    images.touch()
+    words, said = built_with(services["engines"], models, "")
+    assert (words[-2:], said) == (["--images", str(images)], "")
+    command, rest = find_command(words)
+    assert command.make_context("engines", rest).params["images_file"] == images
+    for given in ("--no-compare", "--images /somewhere/x.npy"):
+        words, said = built_with(services["engines"], models, given)
+        assert (words[-len(given.split()) :], said) == (given.split(), "")
+        assert words.count("--images") == given.count("--images")
 
 
 def test_what_a_missing_tensorrt_is_mended_with_is_there(services: dict[str, dict[str, Any]]) -> None:
@@ -320,7 +346,7 @@ def test_compose_takes_every_variable(compose: list[str]) -> None:
     assert triton["image"].endswith(":27.01-py3")
     assert engines["build"]["args"]["NGC_TAG"] == "27.01"
     assert engines["user"] == "7:8"
-    assert "timing.cache --images /models/x.npy\n" in engines["command"][2]
+    assert engines["environment"] == {"ENGINES_COMPARE": "--images /models/x.npy"}
     assert {"--model-config-name=gpu", "--backend-config=onnxruntime,intra_op_thread_count=3"} <= set(triton["command"])
     assert "/somewhere" in str(triton["volumes"])
     assert (float(triton["cpus"]), str(triton["mem_limit"])[0], str(engines["mem_limit"])[0]) == (1.5, "3", "5")

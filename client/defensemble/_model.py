@@ -101,7 +101,7 @@ def steps_from_config(config: dict[str, Any]) -> tuple[str, ...]:
         return tuple(str(step["model_name"]) for step in steps)
     try:
         votes = json.loads(config.get("parameters", {}).get("members", {}).get("string_value", "[]"))
-    except ValueError:  # somebody else's parameter
+    except (ValueError, RecursionError):  # somebody else's parameter
         return ()
     named = isinstance(votes, list) and all(isinstance(vote, str) for vote in votes)
     return tuple(vote.rpartition("@")[0] for vote in votes) if named else ()

@@ -17,10 +17,13 @@ from ._errors import EngineError, ExportError
 from .config import BACKEND, CONFIG_FILE, MANIFEST_FILE, MODEL_FILE, PLAN_FILE
 from .engine import OnProgress, engine_from_onnx, request_from_onnx
 from .engine_plan import DEFAULT_BUILDER_LEVEL, INPUT, BuildRequest
+from .fusing import FUSED_MEMBERS
+from .interrupts import interrupts_held
 from .manifest import Manifest, read_manifest
+from .metadata import CLASS_NAMES, PRECISION
 from .plan_answers import Agreement, check_images, verify_plan
 from .profiles import served_versions
-from .reading import read_config
+from .reading import read_models
 from .real_images import images_of_record
 from .target import Target, check_target, find_target
 from .timing_cache import default_timing_cache
@@ -31,9 +34,8 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How plans are to be built; see ``engine_from_onnx``."""
+    """How plans are to be built; see ``engine_from_onnx``. All take batches from 1 on: Triton hands on requests of one image too."""
 
-    min_batch: int = 1
     opt_batch: int | None = None
     builder_level: int = DEFAULT_BUILDER_LEVEL
     workspace_bytes: int | None = None
@@ -69,12 +71,18 @@ class BuiltEngine:
 
 
 def planned_engines(
-    repository: Path, *, models: Sequence[str] | None = None, versions: Sequence[int] | None = None, options: EngineOptions | None = None
+    repository: Path,
+    *,
+    models: Sequence[str] | None = None,
+    versions: Sequence[int] | None = None,
+    options: EngineOptions | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> list[PlannedEngine]:
     """What plans can be built for: the versions named, or those served, of the models named, or of all that take ``images``.
 
     Members and fused graphs do; averaging models and ensembles do not: they stay as they are beside TensorRT. Nothing is built, and neither
-    TensorRT nor a GPU is needed: what a plan would fail by is found here, as far as it can be known.
+    TensorRT nor a GPU is needed: what a plan would fail by is found here, as far as it can be known. ``say`` is told of folders that are no
+    models.
 
     Raises:
         EngineError: there is no such model or version, a graph is missing, was changed, or is not one that TensorRT reads.
@@ -83,8 +91,7 @@ def planned_engines(
     options = options or EngineOptions()
     if not repository.is_dir():
         raise EngineError(f"there is no model repository {repository}: name a folder that `defensemble export` has written")
-    folders = {path.name: path for path in sorted(repository.iterdir()) if (path / CONFIG_FILE).exists()}
-    configs = {name: read_config(folder) for name, folder in folders.items()}
+    configs = read_models(repository, say)
     able = [name for name, config in configs.items() if _why_not(config) is None]
     for name in models or ():
         if name not in configs:
@@ -97,12 +104,18 @@ def planned_engines(
         raise EngineError(f"{repository} has no model that a plan can be built for: write one into it with `defensemble export`")
     planned = []
     for name in chosen:
-        there = _versions(folders[name])
-        served = served_versions(folders[name], configs[name])
+        folder = repository / name
+        there = _versions(folder)
+        served = served_versions(folder, configs[name])
+        if versions is None and not served:
+            raise EngineError(
+                f"{folder} has no version that is served (there are {', '.join(map(str, there)) or 'none'}): put the folder back, "
+                f"export '{name}' again, or move {folder} out of the repository"
+            )
         if versions is not None and models is not None and (missing := sorted(set(versions) - set(there))):
             raise EngineError(f"'{name}' has no version {', '.join(map(str, missing))}; there are {', '.join(map(str, there)) or 'none'}")
         planned += [
-            _planned(folders[name], configs[name], version, options)
+            _planned(folder, configs[name], version, options)
             for version in (served if versions is None else there)
             if versions is None or version in versions
         ]
@@ -137,7 +150,7 @@ def build_engines(
         ExportError, OSError, defensemble_training.DataError: likewise.
     """
     options = options or EngineOptions()
-    planned = planned_engines(repository, models=models, versions=versions, options=options)
+    planned = planned_engines(repository, models=models, versions=versions, options=options, say=say)
     target = find_target()
     for one in planned:
         check_target(target, one.request.precision, hardware_compatible=options.hardware_compatible)
@@ -187,15 +200,18 @@ def _build(
         agreement = None
         if images is not None:
             agreement = verify_plan(plan, one.graph, images, profile=request.profile, precision=request.precision)
-        with locked(repository):
+        with locked(repository), interrupts_held() as interrupts:
             for stale in remove_stale_staging(repository):
                 say(f"removed {stale}, which a command that was killed had left")
             if _digest(one.graph) != manifest.onnx_sha256:
                 raise EngineError(f"{one.graph} was changed while its plan was built, so the plan is not kept: build it again")
             place = f"{one.model}/{one.version}"
-            write_plan(repository, {f"{place}/{PLAN_FILE}": plan.read_bytes(), f"{place}/{MANIFEST_FILE}": manifest.to_bytes()})
-    compared = "not compared" if agreement is None else str(agreement)
-    say(f"{one.name}: built in {manifest.build_s:.1f} s for batches of {_batches(request)}, {request.precision}; {compared}")
+            content = {f"{place}/{PLAN_FILE}": plan.read_bytes(), f"{place}/{MANIFEST_FILE}": manifest.to_bytes()}
+            interrupts.deliver()
+            write_plan(repository, content)
+            compared = "not compared" if agreement is None else str(agreement)
+            # Before an interrupt that came too late for this plan ends the command.
+            say(f"{one.name}: built in {manifest.build_s:.1f} s for batches of {_batches(request)}, {request.precision}; {compared}")
     return BuiltEngine(one.model, one.version, manifest, built=True, agreement=agreement)
 
 
@@ -233,9 +249,8 @@ def _planned(folder: Path, config: schema.ModelConfig, version: int, options: En
             content,
             str(graph),
             max_batch_size=int(config.max_batch_size),
-            min_batch=options.min_batch,
             opt_batch=options.opt_batch,
-            precision=_parameter(config, f"precision.{version}") or "fp32",
+            precision=_precision(content, graph, _parameter(config, f"precision.{version}")),
             builder_level=options.builder_level,
             workspace_bytes=options.workspace_bytes,
             version_compatible=options.version_compatible,
@@ -246,6 +261,24 @@ def _planned(folder: Path, config: schema.ModelConfig, version: int, options: En
     except ExportError as error:  # of a number, which does not say where it comes from
         raise EngineError(f"{folder.name}@{version}: {error}") from error
     return PlannedEngine(folder.name, version, graph, digest, request)
+
+
+def _precision(content: bytes, graph: Path, stated: str | None) -> str:
+    """What a graph computes in, as it says itself, or, where an export of ours did not write it, as its configuration does."""
+    try:
+        model = onnx.load_model_from_string(content)
+    except Exception as error:  # protobuf's error is of one of several packages
+        raise EngineError(f"{graph} is no ONNX file, or is damaged: {error}; export the model again") from error
+    notes = {note.key: note.value for note in model.metadata_props}
+    own = notes.get(PRECISION)
+    if own is None:
+        own = "fp32" if CLASS_NAMES in notes and FUSED_MEMBERS not in notes else stated or "fp32"
+    if stated not in (None, own):
+        raise EngineError(
+            f"{graph} computes in {own}, and {graph.parent.parent / CONFIG_FILE} says precision.{graph.parent.name} {stated!r}, by which "
+            f"its plan would be judged: write {own!r} there, or export the model again"
+        )
+    return own
 
 
 def _current(one: PlannedEngine, target: Target) -> Manifest | None:

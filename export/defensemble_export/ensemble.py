@@ -17,7 +17,7 @@ AVERAGES = ("probabilities", "logits")
 RESERVED = ("average_", "uncertainty_")
 # A share below this is lost in float32.
 _LEAST_WEIGHT = 1e-7
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,99}")
+MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def check_name(name: str, *, generated: bool = False) -> str:
         EnsembleError: it is empty, too long, holds other characters than letters, digits, ``_``, ``.`` and ``-``, does not begin
             with a letter or digit, or begins as the averaging models' names do.
     """
-    if not _NAME.fullmatch(name):
+    if not MODEL_NAME.fullmatch(name):
         raise EnsembleError(
             f"a model's name has 1 to 100 letters, digits, '_', '.' or '-' and begins with a letter or digit, got {name!r}: choose another"
         )

@@ -78,7 +78,7 @@ def manifest_from_bytes(content: bytes, where: str) -> Manifest:
     mend = "build the plan again with --force"
     try:
         values = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ExportError(f"{where} is damaged, it is no JSON: {error}; {mend}") from error
     schema = values.pop("schema", None) if isinstance(values, dict) else None
     if schema != SCHEMA:

@@ -23,7 +23,7 @@ from .config import (
     config_from_pbtxt,
     pbtxt_from_config,
 )
-from .reading import read_config
+from .reading import read_models
 from .stamp import has_stamp, stamp
 from .writing import check_writable, locked, remove_files, remove_stale_staging, write_plan
 
@@ -61,17 +61,19 @@ class ProfileState:
     state: str
 
 
-def networks(repository: Path) -> dict[str, schema.ModelConfig]:
+def networks(repository: Path, say: Callable[[str], None] = lambda text: None) -> dict[str, schema.ModelConfig]:
     """The models that profiles are for, by name: of ONNX Runtime's backend, taking ``images``: members, standard networks, fused graphs.
+
+    ``say`` is told of folders that are no models.
 
     Raises:
         ProfileError: there is none, or no such folder.
-        ConfigError: a model's ``config.pbtxt`` cannot be read.
+        ConfigError: a model's ``config.pbtxt`` cannot be read, or says nothing.
     """
     if not repository.is_dir():
         what = "is a file" if repository.exists() else "does not exist"
         raise ProfileError(f"model repository {repository} {what}: name a folder that `defensemble export` has written")
-    configs = {folder.name: read_config(folder) for folder in sorted(repository.iterdir()) if folder.is_dir()}
+    configs = read_models(repository, say)
     found = {
         name: config
         for name, config in configs.items()
@@ -184,13 +186,17 @@ def profile_files(repository: Path, profile: str, *, force: bool = False) -> lis
     return paths
 
 
-def profile_states(repository: Path, settings: KeptEngines | None = None) -> list[ProfileState]:
+def profile_states(
+    repository: Path, settings: KeptEngines | None = None, *, say: Callable[[str], None] = lambda text: None
+) -> list[ProfileState]:
     """How each network stands with each profile, those that somebody has written by hand among them (state "by hand").
+
+    ``say`` is told of folders that are no models.
 
     Raises:
         ProfileError, ConfigError: see ``networks``.
     """
-    found = networks(repository)
+    found = networks(repository, say)
     states = []
     for profile in [*PROFILES, *sorted(set(_written(repository, found)) - set(PROFILES))]:
         for name, config in found.items():
@@ -208,13 +214,14 @@ def write_profile(
 ) -> list[str]:
     """Write ``profile`` for every network of ``repository``, all or none; returns the paths that were written.
 
-    ``say`` is told which networks' engines will not be kept: ``gpu-ort-tensorrt`` keeps those of a network with one served version.
+    ``say`` is told which networks' engines will not be kept: ``gpu-ort-tensorrt`` keeps those of a network with one served version; and of
+    folders that are no models.
 
     Raises:
         ProfileError, ConfigError, ExportError, OSError: nothing was written.
     """
     _check_known(profile)
-    networks(repository)
+    networks(repository, say)
     check_writable(repository)
     with locked(repository):
         remove_stale_staging(repository)
@@ -262,9 +269,10 @@ def _artefact(config: schema.ModelConfig, profile: str) -> str:
 def _missing(folder: Path, config: schema.ModelConfig, profile: str) -> str:
     """What a profile lacks in one model; empty where it lacks nothing."""
     name = _artefact(config, profile)
-    versions = [str(version) for version in served_versions(folder, config) if not (folder / str(version) / name).is_file()]
+    served = served_versions(folder, config)
+    versions = [str(version) for version in served if not (folder / str(version) / name).is_file()]
     if not versions:
-        return ""
+        return "" if served else "no version that is served"
     return f"version{'s' if len(versions) > 1 else ''} {', '.join(versions)} {'have' if len(versions) > 1 else 'has'} no {name}"
 
 
@@ -272,7 +280,7 @@ def _missing_text(repository: Path, profile: str, missing: Mapping[str, str]) ->
     mend = (
         f"build what is missing with `defensemble build-engine {repository}` on a machine with that GPU and TensorRT"
         if profile == "gpu-tensorrt"
-        else f"export it again, or move that version out of {repository}"
+        else f"export it again, or move that version, or the whole model, out of {repository}"
     )
     listing = "\n".join(f"  {name}: {problem}" for name, problem in missing.items())
     return f"the profile '{profile}' cannot be written, and nothing was:\n{listing}\n{mend}"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePosixPath
 
 from tritonclient.grpc import model_config_pb2 as schema
 
 from ._errors import ConfigError, EnsembleError, ExportError
-from .config import CONFIG_FILE, LABELS_FILE, config_from_pbtxt, ensemble_steps
-from .ensemble import Ensemble, Vote
+from .config import CONFIG_FILE, LABELS_FILE, MODEL_FILE, config_from_pbtxt, ensemble_steps
+from .ensemble import MODEL_NAME, Ensemble, Vote
 
 # Every export is verified at its largest batch: beyond this, memory ends before a server's queue does.
 LARGEST_BATCH = 4096
@@ -22,13 +22,45 @@ def read_config(folder: Path) -> schema.ModelConfig:
     """Read a model's ``config.pbtxt``.
 
     Raises:
-        ConfigError: there is none, or it is not valid.
+        ConfigError: there is none, it is not valid, it names another model, or a file that is not in a version's folder.
     """
     path = folder / CONFIG_FILE
     try:
-        return config_from_pbtxt(path.read_text(errors="replace"), str(path))
+        config = config_from_pbtxt(path.read_text(errors="replace"), str(path))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ConfigError(f"{folder} holds no {CONFIG_FILE}: it is not a model that this project wrote; move it away") from error
+    if config.name and config.name != folder.name:
+        raise ConfigError(f"{path} says name: \"{config.name}\", but the folder is called '{folder.name}': make them equal")
+    file = config.default_model_filename
+    if file and (file != PurePosixPath(file).name or file == ".."):
+        raise ConfigError(
+            f"{path} says default_model_filename: {file!r}, expected the plain name of a file in the version's folder: "
+            f"mend that line, or take it out, which stands for {MODEL_FILE}"
+        )
+    return config
+
+
+def read_models(repository: Path, say: Callable[[str], None] = lambda text: None) -> dict[str, schema.ModelConfig]:
+    """Read the configuration of every model in a repository, by name; ``say`` is told of folders that are no models, which Triton refuses.
+
+    Raises:
+        ConfigError: one cannot be read (``read_config``), says nothing, or is missing where there are versions.
+        OSError: likewise.
+    """
+    configs = {}
+    for folder in sorted(path for path in repository.iterdir() if path.is_dir()):
+        # By its name first: `lost+found` is its owner's alone to look into.
+        if not MODEL_NAME.fullmatch(folder.name) or not ((folder / CONFIG_FILE).exists() or _versions(folder)):
+            say(f"{folder} is no model (it has no {CONFIG_FILE}, or no name of a model), and is left alone: move it out of the repository")
+            continue
+        config = read_config(folder)
+        if not config.backend and not config.platform:
+            raise ConfigError(
+                f"{folder / CONFIG_FILE} names neither a backend nor a platform, so what '{folder.name}' is cannot be told: "
+                "put back what was exported, or move the folder out of the repository"
+            )
+        configs[folder.name] = config
+    return configs
 
 
 def read_ensemble(repository: Path, name: str) -> Ensemble:
@@ -69,12 +101,12 @@ def ensemble_from_configs(name: str, configs: Mapping[str, schema.ModelConfig]) 
             f"whose parameters say average and weights; {mend}"
         )
     try:
-        told = json.loads(weights)
-        if not isinstance(told, list) or len(told) != len(votes):
-            raise ValueError(f"expected a list of {len(votes)} numbers, one for each vote")
-        given = [(step, _number(weight)) for step, weight in zip(votes, told, strict=True)]
+        numbers = [_number(weight) for weight in json.loads(weights)]
+        if len(numbers) != len(votes):
+            raise ValueError("one weight is needed for each vote")
+        given = list(zip(votes, numbers, strict=True))
         ensemble = Ensemble(name, tuple(Vote(step.model_name, step.model_version, weight) for step, weight in given), average)
-    except (ValueError, TypeError) as error:  # EnsembleError is a ValueError
+    except (ValueError, TypeError, RecursionError) as error:  # EnsembleError is a ValueError
         raise EnsembleError(f"{refused}: {len(votes)} votes with the weights {weights[:80]}: {error}; {mend}") from error
     if steps != ensemble_steps(ensemble, outputs, average_model=average_model, uncertainty_model=uncertainty_model):
         raise EnsembleError(f"{refused}: its steps are wired otherwise than an export wires them; {mend}")
@@ -87,8 +119,7 @@ def next_version(folder: Path) -> int:
     Raises:
         ExportError: a version folder has a number that Triton does not count to.
     """
-    versions = [int(entry.name) for entry in folder.iterdir() if re.fullmatch("[1-9][0-9]*", entry.name)] if folder.exists() else []
-    version = max(versions, default=0) + 1
+    version = max(_versions(folder) if folder.exists() else [], default=0) + 1
     if version > LARGEST_VERSION:
         raise ExportError(f"{folder / str(version - 1)}: Triton counts versions up to {LARGEST_VERSION}; rename that folder to a lower one")
     return version
@@ -130,6 +161,10 @@ def existing_batch(folder: Path, asked: int | None) -> int:
 
 def _parameter(config: schema.ModelConfig | None, key: str) -> str | None:
     return config.parameters[key].string_value if config is not None and key in config.parameters else None
+
+
+def _versions(folder: Path) -> list[int]:
+    return [int(entry.name) for entry in folder.iterdir() if re.fullmatch("[1-9][0-9]*", entry.name)]
 
 
 def _number(value: object) -> float:

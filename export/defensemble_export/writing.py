@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from ._errors import ExportError
+from .interrupts import interrupts_held
 
 
 def write_plan(repository: Path, plan: Mapping[str, bytes]) -> None:
@@ -19,13 +20,15 @@ def write_plan(repository: Path, plan: Mapping[str, bytes]) -> None:
 
     Everything is first written to a folder beside the repository (Triton takes every folder inside it for a model; inside a model of a
     repository that is a mount), then renamed into place: a new model as one folder, a new version of a model as one folder, changed files
-    one by one, in the plan's order. Hold ``locked`` meanwhile.
+    one by one, in the plan's order. Hold ``locked`` meanwhile. An interrupt (SIGINT) is heeded between two files, and undoes all; one that
+    comes after the last changes nothing any more.
 
     Raises:
         OSError: a disk that is full or read-only, a missing permission (names the file); what had been moved is put back, and no
             folder is left.
+        KeyboardInterrupt: likewise.
     """
-    with ExitStack() as unmake:
+    with interrupts_held() as interrupts, ExitStack() as unmake:
         for folder in _missing_folders(repository):
             folder.mkdir()
             unmake.callback(_remove_if_empty, folder)
@@ -34,6 +37,7 @@ def write_plan(repository: Path, plan: Mapping[str, bytes]) -> None:
         try:
             with _held(staging, fcntl.LOCK_EX), ExitStack() as undo:
                 for path, content in plan.items():
+                    interrupts.deliver()
                     target = staging / path
                     target.parent.mkdir(parents=True, exist_ok=True)
                     try:
@@ -41,8 +45,11 @@ def write_plan(repository: Path, plan: Mapping[str, bytes]) -> None:
                     except OSError as error:  # that of a failed `write` has no name
                         raise OSError(error.errno, error.strerror, str(repository / path)) from error
                 for unit in _units(repository, plan):
+                    interrupts.deliver()
                     _move(staging / unit, repository / unit, staging, undo)
+                interrupts.deliver()
                 undo.pop_all()
+                interrupts.too_late()
         finally:
             shutil.rmtree(staging)
         unmake.pop_all()
@@ -51,25 +58,31 @@ def write_plan(repository: Path, plan: Mapping[str, bytes]) -> None:
 def remove_files(repository: Path, paths: Sequence[str]) -> None:
     """Remove files of ``repository`` (relative paths), and the folders that this leaves empty, all or none.
 
-    Each file is renamed to where ``write_plan`` stages, and deleted when the last one was. Hold ``locked`` meanwhile.
+    Each file is renamed to where ``write_plan`` stages, and deleted when the last one was. Hold ``locked`` meanwhile. An interrupt is
+    heeded as by ``write_plan``.
 
     Raises:
         OSError: a file that is not there, a missing permission; what had been moved is put back.
+        KeyboardInterrupt: likewise.
     """
-    place = repository.resolve()
-    staging = Path(tempfile.mkdtemp(prefix=_staging_prefix(place), dir=_staging_place(place)))
-    try:
-        with _held(staging, fcntl.LOCK_EX), ExitStack() as undo:
-            for path in paths:
-                aside = staging / path
-                aside.parent.mkdir(parents=True, exist_ok=True)
-                os.rename(repository / path, aside)
-                undo.callback(os.rename, aside, repository / path)
-            undo.pop_all()
-    finally:
-        shutil.rmtree(staging)
-    for folder in dict.fromkeys((repository / path).parent for path in paths):
-        _remove_if_empty(folder)
+    with interrupts_held() as interrupts:
+        place = repository.resolve()
+        staging = Path(tempfile.mkdtemp(prefix=_staging_prefix(place), dir=_staging_place(place)))
+        try:
+            with _held(staging, fcntl.LOCK_EX), ExitStack() as undo:
+                for path in paths:
+                    interrupts.deliver()
+                    aside = staging / path
+                    aside.parent.mkdir(parents=True, exist_ok=True)
+                    os.rename(repository / path, aside)
+                    undo.callback(os.rename, aside, repository / path)
+                interrupts.deliver()
+                undo.pop_all()
+                interrupts.too_late()
+        finally:
+            shutil.rmtree(staging)
+        for folder in dict.fromkeys((repository / path).parent for path in paths):
+            _remove_if_empty(folder)
 
 
 def remove_stale_staging(repository: Path) -> list[Path]:
@@ -97,11 +110,16 @@ def check_writable(repository: Path) -> None:
     """Find out before slow work whether ``write_plan`` could write.
 
     Raises:
-        ExportError: the repository is a mount point, and holds no model yet.
+        ExportError: the repository is a mount point, and holds no model yet, or it lies behind a link that leads nowhere.
         OSError: the folder that holds the repository, or the repository itself, cannot be written.
     """
+    for link in (repository, *repository.parents):
+        if link.is_symlink() and not link.exists():
+            raise ExportError(
+                f"{link} is a link to {os.readlink(link)}, which is not there, or leads back to it: mend the link, or name another folder"
+            )
     place = _staging_place(repository.resolve())
-    if repository.exists() and repository.stat().st_dev != place.stat().st_dev:
+    if repository.exists() and _mount(repository) != _mount(place):
         raise ExportError(
             f"{repository} is a file system of its own (a mount) without a model: files are written beside a repository, or inside a model "
             f"that is there, and then renamed into place, so name a folder below it, such as {repository / 'models'}"
@@ -130,9 +148,20 @@ def _staging_prefix(place: Path) -> str:
 def _staging_place(place: Path) -> Path:
     """Where files wait, on the repository's file system: beside it, or in a model where it is a mount (Triton looks at versions alone)."""
     beside = _place_beside(place)
-    if place.exists() and place.stat().st_dev != beside.stat().st_dev:
+    if place.exists() and _mount(place) != _mount(beside):
         return next((path.parent for path in sorted(place.glob("*/config.pbtxt"))), beside)
     return beside
+
+
+def _mount(folder: Path) -> tuple[int, str]:
+    """The mount that a folder lies on: between two no file is renamed, be they of one file system, as a bound folder and its origin are."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        known = Path(f"/proc/self/fdinfo/{descriptor}")  # Linux tells the number of the mount
+        numbers = re.findall(r"^mnt_id:\s*(\d+)$", known.read_text(), re.MULTILINE) if known.exists() else []
+        return os.fstat(descriptor).st_dev, "".join(numbers)
+    finally:
+        os.close(descriptor)
 
 
 def _missing_folders(repository: Path) -> list[Path]:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import urllib3
 
@@ -187,14 +188,15 @@ def _plan(folder: Path, version: int, machine: Machine) -> Check:
     name = f"plan {folder.name}/{version}"
     build = f"defensemble build-engine {shlex.quote(str(folder.parent))} --model {shlex.quote(folder.name)} --version {version}"
     try:
-        batch = read_model(folder, None).config.max_batch_size
-        problem = problem_of_version(folder, version, machine, max_batch_size=batch)
+        model = read_model(folder, None)
+        takes: dict[str, Any] = {"max_batch_size": model.config.max_batch_size, "image_shape": model.image_shape}
+        problem = problem_of_version(folder, version, machine, **takes)
         # On the very machine that it was built on: what is wrong there too is wrong with the plan.
         manifest = read_manifest(folder / str(version) / MANIFEST_FILE)
         origin = machine
         if manifest is not None:
             origin = Machine(manifest.tensorrt, (Gpu(manifest.gpu, manifest.compute_capability, manifest.driver),))
-        broken = manifest is None or problem_of_version(folder, version, origin, max_batch_size=batch) is not None
+        broken = manifest is None or problem_of_version(folder, version, origin, **takes) is not None
     except (RepositoryError, PlanError) as error:
         return Check(name, FAIL, str(error), build)
     if problem is None:
@@ -240,7 +242,7 @@ def _version(name: str, url: str, *, local: bool) -> Check:
         answer = urllib3.request("GET", f"{url.rstrip('/')}/v2", retries=False, timeout=3.0)
         version = str(json.loads(answer.data)["version"])
         holes = holes_of(version)
-    except (urllib3.exceptions.HTTPError, ValueError, KeyError, TypeError, ServerError) as error:
+    except (urllib3.exceptions.HTTPError, ValueError, KeyError, TypeError, RecursionError, ServerError) as error:
         return Check(
             name, FAIL, f"{url} does not answer as a Triton does: {error}", "is the URL right (http://HOST:PORT of the HTTP front end)?"
         )

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ._errors import PlanError
-from .repository import PLAN_BACKEND, Repository
+from .repository import CONFIG_FILE, PLAN_BACKEND, Repository
 
 MODEL_FILE, PLAN_FILE, MANIFEST_FILE = "model.onnx", "model.plan", "model.plan.json"
 MANIFEST_SCHEMA = "defensemble.plan/1"
@@ -80,7 +80,7 @@ def read_manifest(path: Path) -> PlanManifest | None:
         values = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PlanError(f"{path} is damaged, it is no JSON: {error}; build the plan again") from error
     schema = values.get("schema") if isinstance(values, dict) else None
     if schema != MANIFEST_SCHEMA:
@@ -153,11 +153,13 @@ def problem_of_plan(
     onnx_sha256: str | None,
     plan_sha256: str,
     max_batch_size: int,
+    image_shape: Sequence[int] = (),
     rebuild: str = "defensemble build-engine",
 ) -> str | None:
     """Why a plan must not be served on ``machine``, with the command ``rebuild`` that mends it; None where it can be.
 
-    ``onnx_sha256`` is that of the ONNX file beside the plan, None where there is none; ``max_batch_size`` is what the configuration says.
+    ``onnx_sha256`` is that of the ONNX file beside the plan, None where there is none; ``max_batch_size`` is what the configuration
+    says, and so is ``image_shape``: (C, H, W), where one below 0 is any size; empty: not compared.
     """
     mend = f"rebuild with `{rebuild}`"
     if manifest is None:
@@ -172,6 +174,12 @@ def problem_of_plan(
             f"the plan was built from another {MODEL_FILE} (SHA-256 {manifest.onnx_sha256[:16]}...) than the one beside it "
             f"({onnx_sha256[:16]}...): {mend}"
         )
+    shapes = (manifest.min_shape, manifest.opt_shape, manifest.max_shape)
+    if image_shape and not all(len(image_shape) == 3 and all(map(_same_size, image_shape, shape[1:])) for shape in shapes):
+        sizes = " to ".join(dict.fromkeys(str(shape[1:]) for shape in shapes))
+        return f"{CONFIG_FILE} says images of {tuple(image_shape)}, the plan takes {sizes}: {mend}, or export the model again"
+    if max_batch_size > 0 and manifest.min_shape[0] > 1:
+        return f"the plan takes no fewer than {manifest.min_shape[0]} images, and a request may have 1: {mend}"
     if max_batch_size > manifest.max_shape[0]:
         return (
             f"max_batch_size is {max_batch_size}, the plan takes at most {manifest.max_shape[0]} images: {mend}, or lower "
@@ -193,8 +201,10 @@ def problem_of_plan(
     return None
 
 
-def problem_of_version(folder: Path, version: int, machine: Machine, *, max_batch_size: int) -> str | None:
+def problem_of_version(folder: Path, version: int, machine: Machine, *, max_batch_size: int, image_shape: Sequence[int] = ()) -> str | None:
     """Why ``<folder>/<version>/model.plan`` of a model must not be served on ``machine``; None where it can be.
+
+    ``max_batch_size`` and ``image_shape`` are as in ``problem_of_plan``.
 
     Raises:
         OSError: a file cannot be read.
@@ -214,6 +224,7 @@ def problem_of_version(folder: Path, version: int, machine: Machine, *, max_batc
         onnx_sha256=_digest(onnx) if onnx.exists() else None,
         plan_sha256=_digest(plan),
         max_batch_size=max_batch_size,
+        image_shape=image_shape,
         rebuild=rebuild,
     )
     return None if problem is None else f"version {version}: {problem}"
@@ -233,6 +244,10 @@ def hold_code(content: Repository) -> bool:
     ]
     manifests = [read_manifest(place / MANIFEST_FILE) for place in places]
     return any(manifest is not None and manifest.version_compatible for manifest in manifests)
+
+
+def _same_size(stated: int, size: int) -> bool:
+    return stated in (-1, size)
 
 
 def _version_fits(manifest: PlanManifest, here: str) -> bool:

@@ -198,7 +198,9 @@ def _unfit(repository: Path, model: Model, machine: Machine, runtime: Runtime) -
     """Why a model cannot be served on ``machine``; empty where it can."""
     if model.config.backend == PLAN_BACKEND:
         for version in model.served_versions:
-            problem = problem_of_version(repository / model.name, version, machine, max_batch_size=model.config.max_batch_size)
+            problem = problem_of_version(
+                repository / model.name, version, machine, max_batch_size=model.config.max_batch_size, image_shape=model.image_shape
+            )
             if problem is not None:
                 return problem
     if not machine.gpus:

@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as schema
@@ -72,6 +72,15 @@ class Model:
         if policy.HasField("specific"):
             return tuple(version for version in self.versions if version in policy.specific.versions)
         return self.versions[-max(1, policy.latest.num_versions) :]
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """The size of an image that it takes, (C, H, W), one below 0 where any will do; empty where it takes something else."""
+        inputs = self.config.input
+        if len(inputs) != 1 or inputs[0].name != "images":
+            return ()
+        dims = tuple(inputs[0].dims)
+        return dims if self.config.max_batch_size > 0 else dims[1:]
 
     @property
     def file(self) -> str:
@@ -138,7 +147,7 @@ def read_repository(path: Path, *, profile: str | None = None, only_backend: str
         try:
             model = read_model(folder, profile)
             if not model.is_ensemble:
-                _check_files(folder, model, only_backend)
+                _check_files(folder, model, only_backend, _config_path(folder, profile))
             if model.is_fused:
                 serves_what_was_fused(model, {})  # raises where its parameters describe no average of members
             models[folder.name] = model
@@ -161,9 +170,7 @@ def read_model(folder: Path, profile: str | None) -> Model:
         RepositoryError: it is no model, or its configuration is not valid.
         OSError: it cannot be read.
     """
-    path = folder / CONFIG_FILE
-    if profile is not None and (folder / PROFILES_FOLDER / f"{profile}.pbtxt").exists():
-        path = folder / PROFILES_FOLDER / f"{profile}.pbtxt"
+    path = _config_path(folder, profile)
     try:
         config = text_format.Parse(path.read_text(), schema.ModelConfig())
     except FileNotFoundError as error:
@@ -176,6 +183,12 @@ def read_model(folder: Path, profile: str | None) -> Model:
         )
     if config.name and config.name != folder.name:
         raise RepositoryError(f"{path} says name: \"{config.name}\", but the folder is called '{folder.name}': make them equal")
+    file = config.default_model_filename
+    if file and (file != PurePosixPath(file).name or file == ".."):
+        raise RepositoryError(
+            f"{path} says default_model_filename: {file!r}, expected the plain name of a file in the version's "
+            "folder, such as model.onnx: mend that line, or take it out"
+        )
     versions = tuple(sorted(int(entry.name) for entry in folder.iterdir() if entry.is_dir() and re.fullmatch("[1-9][0-9]*", entry.name)))
     if not versions:
         raise RepositoryError(f"{folder} has no version folder: it needs one named 1, 2, ...")
@@ -184,7 +197,13 @@ def read_model(folder: Path, profile: str | None) -> Model:
     return Model(folder.name, config, versions)
 
 
-def _check_files(folder: Path, model: Model, only_backend: str | None) -> None:
+def _config_path(folder: Path, profile: str | None) -> Path:
+    """The file that configures a model under ``profile``."""
+    path = folder / PROFILES_FOLDER / f"{profile}.pbtxt"
+    return path if profile is not None and path.exists() else folder / CONFIG_FILE
+
+
+def _check_files(folder: Path, model: Model, only_backend: str | None, config: Path) -> None:
     if only_backend is not None and model.config.backend != only_backend:
         got = model.config.backend or model.config.platform or "none"
         raise RepositoryError(
@@ -200,7 +219,7 @@ def _check_files(folder: Path, model: Model, only_backend: str | None) -> None:
         got = hashlib.sha256(file.read_bytes()).hexdigest()
         if got != expected:
             raise RepositoryError(
-                f"version {version}: {file} has SHA-256 {got[:16]}..., {CONFIG_FILE} says {expected[:16]}...: the file was changed or "
+                f"version {version}: {file} has SHA-256 {got[:16]}..., {config} says {expected[:16]}...: the file was changed or "
                 f"damaged after it was exported; {without_version(folder, model, version)}; or, if you changed it on purpose, write the "
                 "new digest into the configuration"
             )
@@ -264,7 +283,7 @@ def fused_averaging(model: Model) -> tuple[str, list[float], list[tuple[str, int
     text = model.parameter("members") or ""
     try:
         votes = [(name, int(version)) for name, _, version in (vote.rpartition("@") for vote in json.loads(text))]
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise RepositoryError(f"parameter members of '{model.name}' is no JSON list of \"NAME@VERSION\", got {text[:80]!r}") from error
     return *_average_and_weights(model, len(votes)), votes
 
@@ -282,7 +301,7 @@ def serves_what_was_fused(model: Model, models: Mapping[str, Model]) -> bool:
         return True
     try:
         digests = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         digests = None
     if not isinstance(digests, list) or len(digests) != len(votes):
         raise RepositoryError(f"parameter member_digests of '{model.name}' must be a JSON list of {len(votes)} texts, got {text[:80]!r}")
@@ -296,7 +315,7 @@ def _average_and_weights(model: Model, votes: int) -> tuple[str, list[float]]:
         raise RepositoryError(f"parameter average of '{model.name}' must be one of {', '.join(AVERAGES)}, got {average[:80]!r}")
     try:
         weights = [float(weight) for weight in json.loads(text)]
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise RepositoryError(f"parameter weights of '{model.name}' is no JSON list of numbers, got {text[:80]!r}") from error
     if len(weights) != votes or not all(math.isfinite(weight) and weight > 0 for weight in weights):
         raise RepositoryError(f"parameter weights of '{model.name}' must be {votes} numbers above 0, got {text[:80]}")

@@ -179,6 +179,7 @@ def test_a_fused_graph_is_an_ensemble_even_where_its_configuration_is_kept_from_
         ({"ensemble_scheduling": {"step": [{"model_name": "a"}, {"model_name": "average_0"}]}}, ("a", "average_0")),
         ({"parameters": {"members": {"string_value": '["a@1", "b@2"]'}}}, ("a", "b")),
         ({"parameters": {"members": {"string_value": "somebody else's"}}}, ()),
+        ({"parameters": {"members": {"string_value": "[" * 200_000}}}, ()),
         ({"parameters": {"members": {"string_value": "[1]"}}}, ()),
         ({"parameters": {"members": {"string_value": "7"}}}, ()),
         ({}, ()),

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -48,17 +49,29 @@ def test_a_server_that_is_new_enough_has_no_holes(other_server: str) -> None:
 @pytest.fixture
 def other_server() -> Iterator[str]:
     """Answers as a newer Triton does where it is asked for its version."""
+    with answering(b'{"name": "triton", "version": "2.71.0"}') as url:
+        yield url
 
-    class Newer(BaseHTTPRequestHandler):
+
+def test_an_answer_nested_without_end_is_none_of_triton_s() -> None:
+    with answering(b"[" * 200_000) as url:
+        (check,) = found(diagnose([url]), url)
+    assert check.status == FAIL
+    assert "does not answer as a Triton does" in check.text
+
+
+@contextmanager
+def answering(content: bytes) -> Iterator[str]:
+    class Answers(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)
             self.end_headers()
-            self.wfile.write(b'{"name": "triton", "version": "2.71.0"}')
+            self.wfile.write(content)
 
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    with HTTPServer(("127.0.0.1", 0), Newer) as server:
+    with HTTPServer(("127.0.0.1", 0), Answers) as server:
         thread = Thread(target=server.serve_forever)
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"

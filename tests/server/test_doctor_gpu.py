@@ -135,3 +135,22 @@ def test_the_command_looks_at_the_usual_folder_where_it_is_there(tmp_path: Path,
     missing = CliRunner().invoke(cli, ["doctor", "--repository", "nowhere"])
     assert missing.exit_code == 1
     assert re.search("FAIL  repository +nowhere is no folder", missing.output)
+
+
+def test_a_plan_for_images_of_another_size_or_for_larger_batches_alone_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    repository = tiny.write_repository(tmp_path / "repository")
+    write_plans(repository, names=("alpha",), profile={bound: [8, 3, 28, 28] for bound in ("min", "opt", "max")})
+    write_plans(repository, names=("beta",), profile={"min": [4, *tiny.SHAPE], "opt": [8, *tiny.SHAPE], "max": [8, *tiny.SHAPE]})
+    found = {check.name: check for check in checks_on(Machine("10.13.3.9", (H100,)), monkeypatch, repository)}
+    assert (found["plan alpha/1"].status, found["plan beta/1"].status) == (FAIL, FAIL)
+    assert "config.pbtxt says images of (1, 4, 4), the plan takes (3, 28, 28)" in found["plan alpha/1"].text
+    assert "no fewer than 4 images" in found["plan beta/1"].text
+
+
+def test_a_manifest_nested_without_end_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    repository = tiny.write_repository(tmp_path / "repository")
+    write_plans(repository)
+    (repository / "beta/1/model.plan.json").write_text("[" * 200_000)
+    found = {check.name: check for check in checks_on(Machine("10.13.3.9", (H100,)), monkeypatch, repository)}
+    assert found["plan beta/1"].status == FAIL
+    assert "is damaged, it is no JSON" in found["plan beta/1"].text

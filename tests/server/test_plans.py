@@ -94,7 +94,7 @@ def test_a_damaged_manifest_says_what_is_wrong(tmp_path: Path, change: dict[str,
     assert "build the plan again" in str(raised.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[]"])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[]", b"[" * 200_000], ids=["empty", "open", "bytes", "list", "nested"])
 def test_a_manifest_that_is_no_json_object(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.plan.json"
     path.write_bytes(content)
@@ -105,6 +105,8 @@ def test_a_manifest_that_is_no_json_object(tmp_path: Path, content: bytes) -> No
 def test_a_plan_that_fits() -> None:
     assert problem() is None
     assert problem(max_batch_size=1) is None
+    assert problem(image_shape=(3, 32, 32)) is None
+    assert problem(image_shape=(3, -1, -1)) is None
     assert problem(onnx_sha256=None) is None, "the ONNX file need not be there"
     assert problem(machine=Machine("10.13.3", (H100, H100))) is None, "a library that does not say its build number"
 
@@ -115,6 +117,16 @@ def test_a_plan_that_fits() -> None:
         ({"manifest": None}, "the plan has no manifest (model.plan.json)"),
         ({"plan_sha256": "c" * 64}, "the plan has SHA-256 cccccccccccccccc..., but bbbbbbbbbbbbbbbb... in its manifest: it was changed"),
         ({"onnx_sha256": "c" * 64}, "another model.onnx (SHA-256 aaaaaaaaaaaaaaaa...) than the one beside it (cccccccccccccccc"),
+        ({"image_shape": (3, 28, 28)}, "config.pbtxt says images of (3, 28, 28), the plan takes (3, 32, 32): rebuild with"),
+        ({"image_shape": (-1, 32, 28)}, "config.pbtxt says images of (-1, 32, 28), the plan takes (3, 32, 32)"),
+        (
+            {"manifest": replace(MANIFEST, max_shape=(64, 3, 28, 28)), "image_shape": (3, 32, 32)},
+            "the plan takes (3, 32, 32) to (3, 28, 28): rebuild with",
+        ),
+        (
+            {"manifest": replace(MANIFEST, min_shape=(32, 3, 32, 32))},
+            "the plan takes no fewer than 32 images, and a request may have 1: rebuild with `defensemble build-engine`",
+        ),
         ({"max_batch_size": 65}, "max_batch_size is 65, the plan takes at most 64 images"),
         (
             {"machine": Machine("11.4.0.106", (H100,))},

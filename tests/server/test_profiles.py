@@ -33,6 +33,7 @@ def write_plans(repository: Path, version: int = 1, names: tuple[str, ...] = ("a
         plan = f"plan of {name} {version}".encode()
         (place / "model.plan").write_bytes(plan)
         values = VALUES | {
+            "profile": {bound: [batch, *tiny.SHAPE] for bound, batch in (("min", 1), ("opt", 32), ("max", 64))},
             "onnx_sha256": hashlib.sha256((place / "model.onnx").read_bytes()).hexdigest(),
             "plan_sha256": hashlib.sha256(plan).hexdigest(),
         }

@@ -8,6 +8,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from defensemble_export import config_from_pbtxt, fuse_repository, pbtxt_from_config, write_profile
 from defensemble_server.repository import averaging_of, fused_averaging, read_repository
 from tests import tiny
 
@@ -171,3 +172,37 @@ def test_a_fused_graph_is_known_by_what_it_takes_and_gives_and_by_its_parameters
     assert repository.threads_per_member(4) == 2, "it stands alone, and takes nothing of the members' share"
     del model.config.parameters[key]
     assert not model.is_fused
+
+
+@pytest.mark.parametrize("key", ["weights", "members", "member_digests"])
+def test_parameters_nested_without_end_are_told(tmp_path: Path, key: str) -> None:
+    folder = tiny.write_repository(tmp_path / "repository")
+    fuse_repository(folder, "ensemble", "fused")
+    path = folder / "fused/config.pbtxt"
+    config = config_from_pbtxt(path.read_text(), "fused")
+    config.parameters[key].string_value = "[" * 200_000
+    path.write_bytes(pbtxt_from_config(config))
+    found = read_repository(folder)
+    assert f"parameter {key} of 'fused'" in found.problems["fused"]
+    assert "ensemble" in found.models
+
+
+def test_a_wrong_digest_in_a_profile_is_told_of_the_profile(tmp_path: Path) -> None:
+    folder = tiny.write_repository(tmp_path / "repository")
+    write_profile(folder, "cpu")
+    path = folder / "alpha/configs/cpu.pbtxt"
+    config = config_from_pbtxt(path.read_text(), "alpha")
+    config.parameters["sha256.1"].string_value = "0" * 64
+    path.write_bytes(pbtxt_from_config(config))
+    assert f"{path} says 0000000000000000...: the file was changed" in read_repository(folder, profile="cpu").problems["alpha"]
+    assert read_repository(folder).problems == {}
+
+
+@pytest.mark.parametrize("file", ["/etc/passwd", "../1/model.onnx", ".."])
+def test_a_file_outside_of_the_version_s_folder_is_not_looked_at(tmp_path: Path, file: str) -> None:
+    folder = tiny.write_repository(tmp_path / "repository")
+    path = folder / "alpha/config.pbtxt"
+    config = config_from_pbtxt(path.read_text(), "alpha")
+    config.default_model_filename = file
+    path.write_bytes(pbtxt_from_config(config))
+    assert "expected the plain name of a file in the version's folder" in read_repository(folder).problems["alpha"]

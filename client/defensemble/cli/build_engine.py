@@ -24,7 +24,6 @@ _GIB = 2**30
 @click.option(
     "--version", "versions", multiple=True, type=click.IntRange(min=1), help="This version. Repeatable.  [default: all that are served]"
 )
-@click.option("--min-batch", type=click.IntRange(min=1), default=1, show_default=True, help="Smallest batch that the plan takes.")
 @click.option("--opt-batch", type=click.IntRange(min=1), help="Batch that it is fastest at.  [default: the model's max_batch_size]")
 @click.option("--level", type=click.IntRange(0, 5), default=3, show_default=True, help="0: built fast; 5: built for long, runs fastest.")
 @click.option(
@@ -46,7 +45,6 @@ def command(
     repository: Path,
     models: tuple[str, ...],
     versions: tuple[int, ...],
-    min_batch: int,
     opt_batch: int | None,
     level: int,
     workspace: float | None,
@@ -84,7 +82,6 @@ def command(
     from defensemble_export import EngineOptions, build_engines
 
     options = EngineOptions(
-        min_batch=min_batch,
         opt_batch=opt_batch,
         builder_level=level,
         workspace_bytes=None if workspace is None else int(workspace * _GIB),
@@ -119,7 +116,11 @@ def _show_plan(repository: Path, models: tuple[str, ...], versions: tuple[int, .
     from defensemble_export.engine_plan import build_plan
 
     assert isinstance(options, EngineOptions)
-    for one in planned_engines(repository, models=models or None, versions=versions or None, options=options):
+
+    def told(text: str) -> None:
+        click.echo(text, err=True)
+
+    for one in planned_engines(repository, models=models or None, versions=versions or None, options=options, say=told):
         click.echo(f"{one.name}: {one.graph} ({one.request.precision}) to model.plan and model.plan.json, by")
         for step in build_plan(one.request):
             click.echo(f"  {step}")

@@ -49,7 +49,7 @@ def show(repository: Path) -> None:
     """
     from defensemble_export import profile_states
 
-    states = profile_states(repository)
+    states = profile_states(repository, say=lambda text: click.echo(text, err=True))
     profiles = list(dict.fromkeys(one.profile for one in states))
     cells = {(one.model, one.profile): one.state for one in states}
     rows = [["network", *profiles]]

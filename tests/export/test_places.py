@@ -1,0 +1,64 @@
+"""Repositories behind links and mounts: where files are staged, and what is refused before any slow work."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from defensemble.cli import cli
+from defensemble_export import ExportError, remove_profile, write_profile
+from defensemble_export.writing import check_writable
+from tests import tiny
+from tests.e2e.broken import content, untrained_checkpoint
+
+
+@contextmanager
+def bound(origin: Path, place: Path) -> Iterator[Path]:
+    """`origin` seen at `place` too, as a container sees a folder of its host's: one file system, two mounts."""
+    place.mkdir()
+    done = subprocess.run(["mount", "--bind", str(origin), str(place)], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"this user may not mount: {done.stderr.strip()}")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_bound_folder_of_the_same_file_system_is_staged_inside_a_model(tmp_path: Path) -> None:
+    origin = tiny.write_repository(tmp_path / "origin")
+    with bound(origin, tmp_path / "bound") as place:
+        assert place.stat().st_dev == tmp_path.stat().st_dev
+        before = content(place)
+        write_profile(place, "gpu")
+        assert (origin / "alpha/configs/gpu.pbtxt").exists()
+        remove_profile(place, "gpu")
+        assert content(place) == before
+
+
+def test_a_bound_folder_without_a_model_is_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "origin").mkdir()
+    with bound(tmp_path / "origin", tmp_path / "bound") as place, pytest.raises(ExportError, match=r"a mount.* without a model"):
+        check_writable(place)
+
+
+@pytest.mark.parametrize("below", ["", "deep/er"])
+@pytest.mark.parametrize("target", ["other", "link"], ids=["dangling", "loop"])
+def test_a_link_that_leads_nowhere_is_refused_early(tmp_path: Path, target: str, below: str) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / target)
+    with pytest.raises(ExportError, match=rf"link is a link to .*{target}, which is not there, or leads back to it: mend the link"):
+        check_writable(tmp_path / "link" / below)
+
+
+def test_the_command_says_so_before_it_reads_a_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "loop1").symlink_to(tmp_path / "loop2")
+    (tmp_path / "loop2").symlink_to(tmp_path / "loop1")
+    checkpoint = untrained_checkpoint(tmp_path / "a.safetensors")
+    done = CliRunner().invoke(cli, ["export", str(checkpoint), "--repository", str(tmp_path / "loop1")])
+    assert done.exit_code == 1
+    assert "loop1 is a link to" in done.stderr
