@@ -47,6 +47,12 @@ def onnx_from_foreign(
         ExportError: the file is not what is taken; says what it has, what is expected, and how to mend it.
         VerificationError: the rewritten graph answers otherwise than the file.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise ExportError(f"path must name an ONNX file, got {path!r}")
+    if isinstance(custom_domains, str):
+        raise ExportError(f"custom_domains must be a collection of domains, got the text {custom_domains!r}: put it into a tuple")
+    if input_shape is not None and not (isinstance(input_shape, (tuple, list)) and all(type(side) is int for side in input_shape)):
+        raise ExportError(f"input_shape must be three integers, (C, H, W), got {input_shape!r}")
     file = Path(path)
     model = read_foreign(file, custom_domains)
     graph = model.graph

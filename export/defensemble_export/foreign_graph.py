@@ -90,7 +90,7 @@ def statistics(
         return None
     arrays = []
     for what, given in (("mean", mean), ("std", std)):
-        if given is not None and not all(isinstance(value, (int, float)) for value in _listed(given)):
+        if given is not None and not all(isinstance(value, (int, float, np.number)) for value in _listed(given)):
             raise ExportError(f"{what} must be a sequence of 1 or {channels} numbers, got {given!r}")
     for what, values in (("mean", [0.0] if mean is None else list(mean)), ("std", [1.0] if std is None else list(std))):
         if len(values) not in (1, channels):
@@ -105,7 +105,7 @@ def statistics(
 
 
 def _listed(values: object) -> list[object]:
-    return list(values) if isinstance(values, Sequence) and not isinstance(values, str) else [None]
+    return list(values) if isinstance(values, (Sequence, np.ndarray)) and not isinstance(values, str) and np.ndim(values) == 1 else [None]
 
 
 def normalise(graph: onnx.GraphProto, mean: np.ndarray[Any, Any], std: np.ndarray[Any, Any]) -> None:

@@ -44,6 +44,8 @@ class FromOnnx:
     options: dict[str, Any] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.path, (str, Path)):
+            raise ExportError(f"path must name an ONNX file, got {self.path!r}")
         object.__setattr__(self, "path", Path(self.path))
         names: object = self.class_names
         if names is not None and not (isinstance(names, (tuple, list)) and all(isinstance(name, str) for name in names)):

@@ -24,7 +24,7 @@ from .config import (
     fused_config,
     pbtxt_from_config,
 )
-from .ensemble import RESERVED, Ensemble, check_name
+from .ensemble import RESERVED, Ensemble, Vote, check_name
 from .fused_verify import FUSED_TOLERANCE, verify_fused
 from .fusing import digests_of_members, fused_onnx
 from .metadata import CLASS_NAMES, PRECISION
@@ -284,7 +284,7 @@ def _check_averaging(repository: Path, ensemble: str, config: schema.ModelConfig
         if not step.model_name.startswith(RESERVED) or not (folder / CONFIG_FILE).exists():
             continue
         described = read_config(folder)
-        named, digest = step.model_name.partition("_")[2], votes.digest(num_classes, int(described.max_batch_size))
+        named, digest = step.model_name.partition("_")[2], _digest_of_parameters(described, votes, num_classes)
         file = folder / "1" / MODEL_FILE
         whole = file.exists() and hashlib.sha256(file.read_bytes()).hexdigest() == described.parameters["sha256.1"].string_value
         if named != digest or not whole:
@@ -292,6 +292,23 @@ def _check_averaging(repository: Path, ensemble: str, config: schema.ModelConfig
                 f"'{ensemble}' averages by {step.model_name}, whose {'parameters' if whole else MODEL_FILE} were changed: it computes "
                 "something else than they say; export the ensemble's members again (--replace), which writes new averaging models"
             )
+
+
+def _digest_of_parameters(averaging: schema.ModelConfig, votes: Ensemble, num_classes: int) -> str | None:
+    """The digest of what an averaging model's parameters say; None where they say nothing that can be averaged, or not what is read.
+
+    Who votes is what they say: an ensemble's pins may have been moved by hand, which changes nothing in its average.
+    """
+    said = {key: averaging.parameters[key].string_value for key in ("average", "weights", "members") if key in averaging.parameters}
+    try:
+        named = [str(member).rpartition("@") for member in json.loads(said["members"])]
+        weights = json.loads(said["weights"])
+        members = tuple(Vote(model, int(version), weight) for (model, _, version), weight in zip(named, weights, strict=True))
+        stated = Ensemble(votes.name, members, said["average"])
+    except (KeyError, ValueError, TypeError):  # EnsembleError is a ValueError
+        return None
+    same = (stated.average, stated.weights) == (votes.average, votes.weights)
+    return stated.digest(num_classes, int(averaging.max_batch_size)) if same else None
 
 
 def _first_other(some: Sequence[str], others: Sequence[str]) -> str:
@@ -359,7 +376,8 @@ def _member(files: _Files, model: str, version: int, config: schema.ModelConfig)
     channels, height, width = tensors["images"]
     names = _class_names(files, model, content, tensors["logits"][0])
     precision = checked_precision(said(f"precision.{version}") or "fp32")
-    in_file = _metadata(content, model).get(PRECISION, precision)
+    metadata = _metadata(content, model)
+    in_file = metadata.get(PRECISION, "fp32" if CLASS_NAMES in metadata else precision)  # a file of ours says it, but for fp32
     if in_file != precision:
         raise ExportError(
             f"'{model}' at version {version} computes in {in_file}, as its file says, and its {CONFIG_FILE} says {precision}: "

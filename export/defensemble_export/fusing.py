@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import onnx
@@ -164,12 +164,20 @@ def _metadata(models: Sequence[onnx.ModelProto], files: Sequence[bytes | None], 
             "weight": vote.weight,
             "sha256": None if file is None else hashlib.sha256(file).hexdigest(),
             "mask_digest": one.get(MASK_DIGEST),
-            "spec": json.loads(one[SPEC]) if SPEC in one else None,
+            "spec": _spec(one, vote.model),
         }
         for vote, file, one in zip(ensemble.members, files, told, strict=True)
     ]
     labels = {CLASS_NAMES: next(iter(known.values()))} if known else {}
     return {**labels, FUSED_MEMBERS: json.dumps(votes), FUSED_AVERAGE: ensemble.average}
+
+
+def _spec(metadata: Mapping[str, str], name: str) -> Any:
+    """What a member's file says that it is."""
+    try:
+        return json.loads(metadata[SPEC]) if SPEC in metadata else None
+    except ValueError as error:
+        raise ExportError(f"the file of '{name}' holds a {SPEC} that is no JSON: {error}. It was damaged: export it again") from error
 
 
 def _opsets(models: Sequence[onnx.ModelProto], names: Sequence[str]) -> dict[str, int]:

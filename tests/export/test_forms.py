@@ -348,6 +348,39 @@ def test_what_is_no_value_of_its_kind_is_told(make: Callable[[], object], text: 
         make()
 
 
+@pytest.mark.parametrize("path", [None, 5, b"x.onnx"])
+def test_a_path_that_is_none_is_told(path: object) -> None:
+    with pytest.raises(ExportError, match="path must name an ONNX file, got "):
+        onnx_from_foreign(path)  # type: ignore[arg-type]
+    with pytest.raises(ExportError, match="path must name an ONNX file, got "):
+        FromOnnx(path, "a")  # type: ignore[arg-type]
+
+
+def test_shapes_and_domains_of_another_kind_are_told(theirs: Path) -> None:
+    for shape in ((3.0, 6, 8), 3):
+        with pytest.raises(ExportError, match="input_shape must be three integers"):
+            onnx_from_foreign(theirs, input_shape=shape)  # type: ignore[arg-type]
+    with pytest.raises(ExportError, match="custom_domains must be a collection of domains"):
+        onnx_from_foreign(theirs, custom_domains="com.microsoft")
+
+
+def test_a_normalisation_may_come_as_numpy_has_it(theirs: Path) -> None:
+    listed = onnx_from_foreign(theirs, mean=[0.5, 0.25, 0.125], std=[2.0])
+    arrays = onnx_from_foreign(theirs, mean=np.array([0.5, 0.25, 0.125]), std=[np.float32(2)])  # type: ignore[arg-type]
+    assert listed == arrays
+
+
+def test_a_version_that_was_pinned_by_hand_is_fused(repository: Path, theirs: Path) -> None:
+    for more in ([], ["--replace", "--no-ensemble"]):
+        assert export("--from-onnx", theirs, "--as", "a", "--repository", repository, *more).exit_code == 0
+    path = repository / "ensemble/config.pbtxt"
+    path.write_text(path.read_text().replace('model_name: "a"\n    model_version: 1', 'model_name: "a"\n    model_version: 2'))
+    assert [vote.version for vote in read_ensemble(repository, "ensemble").members] == [2]
+    done = export("--fuse", "one", "--repository", repository)
+    assert done.exit_code == 0, done.output
+    assert read_config(repository / "one").parameters["members"].string_value == '["a@2"]'
+
+
 @pytest.mark.parametrize("values", [0.5, "abc", ["a"], [None]])
 def test_a_normalisation_of_another_kind_is_told(theirs: Path, values: object) -> None:
     with pytest.raises(ExportError, match="mean must be a sequence of 1 or 3 numbers"):
