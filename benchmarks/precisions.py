@@ -32,6 +32,7 @@ from defensemble._provenance import provenance
 from defensemble._results import check_writable, write_result
 from defensemble_export import ExportError, onnx_from_checkpoint
 from defensemble_export.calibration import calibration_images
+from defensemble_server.int8 import INSTRUCTIONS
 from defensemble_training import ModelSpec, TrainingError, TrainingRecord, build, load_dataset, save_checkpoint
 
 SCHEMA = "defensemble.benchmark.precisions/1"
@@ -232,7 +233,7 @@ def _told(load: float, began: float) -> dict[str, Any]:
     info = Path("/proc/cpuinfo")
     flags = set(info.read_text(errors="replace").split()) if info.exists() else set()
     told["hardware"] |= {
-        "int8_instructions": sorted(flags & {"avx512_vnni", "avx_vnni", "amx_int8"}),
+        "int8_instructions": sorted(flags.intersection(INSTRUCTIONS)),
         "load_before": round(load, 2),
         "load_after": round(os.getloadavg()[0], 2),
     }

@@ -7,7 +7,7 @@ from .calibration import Calibration, calibration_images
 from .config import config_from_pbtxt, pbtxt_from_config
 from .engine import engine_from_onnx
 from .engines import BuiltEngine, EngineOptions, PlannedEngine, build_engines, planned_engines
-from .ensemble import Ensemble, Vote
+from .ensemble import RESERVED, Ensemble, Vote
 from .exporting import FromCheckpoint, export_checkpoints, export_networks
 from .foreign import foreign_interface, foreign_reference, onnx_from_foreign
 from .form import Form, report_beside
@@ -34,6 +34,7 @@ __all__ = [
     "PRECISIONS",
     "PROFILES",
     "RANDOM_ALONE",
+    "RESERVED",
     "TOLERANCES",
     "BuiltEngine",
     "Calibration",

@@ -14,6 +14,7 @@ from typing import Any
 import onnx
 
 from ._errors import EngineError
+from .aside import write_aside
 from .config import MANIFEST_FILE, PLAN_FILE
 from .engine_plan import (
     BUILD,
@@ -104,8 +105,8 @@ def engine_from_onnx(
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
     # The manifest last: a plan whose manifest is another's is refused, a manifest without a plan is not asked for.
-    _write_aside(place, plan)
-    _write_aside(place.with_name(place.name + MANIFEST_FILE.removeprefix(PLAN_FILE)), manifest.to_bytes())
+    write_aside(place, plan)
+    write_aside(place.with_name(place.name + MANIFEST_FILE.removeprefix(PLAN_FILE)), manifest.to_bytes())
     return manifest
 
 
@@ -274,14 +275,3 @@ def _type_name(value: onnx.ValueInfoProto) -> str:
     tensor = value.type.tensor_type
     shape = [size.dim_value or size.dim_param or "?" for size in tensor.shape.dim]
     return f"{onnx.TensorProto.DataType.Name(tensor.elem_type)} {shape}"
-
-
-def _write_aside(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        temporary.unlink(missing_ok=True)

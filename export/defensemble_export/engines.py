@@ -17,13 +17,11 @@ from ._errors import EngineError, ExportError
 from .config import BACKEND, CONFIG_FILE, MANIFEST_FILE, MODEL_FILE, PLAN_FILE
 from .engine import OnProgress, engine_from_onnx, request_from_onnx
 from .engine_plan import DEFAULT_BUILDER_LEVEL, INPUT, BuildRequest
-from .fusing import FUSED_MEMBERS
 from .interrupts import interrupts_held
 from .manifest import Manifest, read_manifest
-from .metadata import CLASS_NAMES, PRECISION
+from .metadata import precision_in
 from .plan_answers import Agreement, check_images, verify_plan
-from .profiles import served_versions
-from .reading import read_models
+from .reading import parameter, read_models, served_versions, versions_in
 from .real_images import images_of_record
 from .target import Target, check_target, find_target
 from .timing_cache import default_timing_cache
@@ -105,7 +103,7 @@ def planned_engines(
     planned = []
     for name in chosen:
         folder = repository / name
-        there = _versions(folder)
+        there = versions_in(folder)
         served = served_versions(folder, configs[name])
         if versions is None and not served:
             raise EngineError(
@@ -227,10 +225,6 @@ def _why_not(config: schema.ModelConfig) -> str | None:
     return None
 
 
-def _versions(folder: Path) -> list[int]:
-    return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdecimal() and not entry.name.startswith("0"))
-
-
 def _planned(folder: Path, config: schema.ModelConfig, version: int, options: EngineOptions) -> PlannedEngine:
     graph = folder / str(version) / (config.default_model_filename or MODEL_FILE)
     try:
@@ -238,7 +232,7 @@ def _planned(folder: Path, config: schema.ModelConfig, version: int, options: En
     except FileNotFoundError as error:
         raise EngineError(f"{graph} is missing: export the model again, or move {graph.parent} away") from error
     digest = hashlib.sha256(content).hexdigest()
-    stated = _parameter(config, f"sha256.{version}")
+    stated = parameter(config, f"sha256.{version}")
     if stated is not None and stated != digest:
         raise EngineError(
             f"{graph} has SHA-256 {digest[:16]}..., {folder / CONFIG_FILE} says {stated[:16]}...: the file was changed or damaged after it "
@@ -250,7 +244,7 @@ def _planned(folder: Path, config: schema.ModelConfig, version: int, options: En
             str(graph),
             max_batch_size=int(config.max_batch_size),
             opt_batch=options.opt_batch,
-            precision=_precision(content, graph, _parameter(config, f"precision.{version}")),
+            precision=_precision(content, graph, parameter(config, f"precision.{version}")),
             builder_level=options.builder_level,
             workspace_bytes=options.workspace_bytes,
             version_compatible=options.version_compatible,
@@ -270,9 +264,7 @@ def _precision(content: bytes, graph: Path, stated: str | None) -> str:
     except Exception as error:  # protobuf's error is of one of several packages
         raise EngineError(f"{graph} is no ONNX file, or is damaged: {error}; export the model again") from error
     notes = {note.key: note.value for note in model.metadata_props}
-    own = notes.get(PRECISION)
-    if own is None:
-        own = "fp32" if CLASS_NAMES in notes and FUSED_MEMBERS not in notes else stated or "fp32"
+    own = precision_in(notes, stated)
     if stated not in (None, own):
         raise EngineError(
             f"{graph} computes in {own}, and {graph.parent.parent / CONFIG_FILE} says precision.{graph.parent.name} {stated!r}, by which "
@@ -317,10 +309,6 @@ def _real_images(one: PlannedEngine, data_dir: Path | None) -> Array:
 
 def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _parameter(config: schema.ModelConfig, key: str) -> str | None:
-    return config.parameters[key].string_value if key in config.parameters else None
 
 
 def _batches(request: BuildRequest) -> str:

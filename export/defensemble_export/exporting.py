@@ -132,13 +132,14 @@ def export_networks(
     real = images
     if fuse is not None and real is None:
         real = next((network.real_images(data_dir) for network in networks if isinstance(network, FromCheckpoint)), None)
+    fused = None
+    if fuse is not None and alone is not None:
+        fused = fused_member(fuse, alone, members, real, max_batch_size=batches[names[0]])
     with locked(repository):
         for stale in remove_stale_staging(repository):
             say(f"removed {stale}, which an export that was killed had left")
-        if fuse is not None and alone is not None:
-            batch = batches[names[0]]
-            fused = fused_member(fuse, alone, members, real, max_batch_size=batch)
-            plan = fused_plan(repository, fused, alone, max_batch_size=batch, replace=replace)
+        if fused is not None and alone is not None:
+            plan = fused_plan(repository, fused, alone, max_batch_size=batches[names[0]], replace=replace)
         else:
             plan = repository_plan(
                 repository, members, ensemble=ensemble, average=average, weights=weights, max_batch_size=max_batch_size, replace=replace

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 import onnx
 
 from ._errors import ExportError
+from .aside import aside, named
 from .calibration import DEFAULT_COUNT, DEFAULT_SEED, Calibration, calibration_images
 from .config import MODEL_FILE, REPORT_FILE
 from .half import fp16_from_onnx
@@ -143,17 +143,3 @@ def check_place(target: Path) -> None:
     with named(target):
         aside(target).touch()
         aside(target).unlink()
-
-
-def aside(target: Path) -> Path:
-    """Where a file is written before it gets its name."""
-    return target.with_name(f".{target.name}.{os.getpid()}")
-
-
-@contextmanager
-def named(target: Path) -> Iterator[None]:
-    """Let what the operating system refuses bear the name that the user gave, not that of the file aside."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(target)) from error

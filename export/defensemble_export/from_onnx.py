@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,6 @@ class FromOnnx:
     input_shape: tuple[int, int, int] | None = None
     class_names: tuple[str, ...] | None = None
     custom_domains: tuple[str, ...] = ()
-    options: dict[str, Any] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.path, (str, Path)):
@@ -50,8 +49,11 @@ class FromOnnx:
         names: object = self.class_names
         if names is not None and not (isinstance(names, (tuple, list)) and all(isinstance(name, str) for name in names)):
             raise ExportError(f"class_names must be a sequence of texts, one for each class, got {names!r}")
-        given = {"output": self.output, "mean": self.mean, "std": self.std, "input_shape": self.input_shape}
-        object.__setattr__(self, "options", given)
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        """What is asked for of the file."""
+        return {"output": self.output, "mean": self.mean, "std": self.std, "input_shape": self.input_shape}
 
     @property
     def member_name(self) -> str:
@@ -77,15 +79,15 @@ class FromOnnx:
     @cached_property
     def network(self) -> Network:
         """The file in our contract, and what the file itself answers."""
-        graph = onnx_from_foreign(self.path, **self.options, custom_domains=self.custom_domains)
+        graph = onnx_from_foreign(self.path, **self._options, custom_domains=self.custom_domains)
         shape, num_classes = foreign_interface(graph)
         names = default_labels(num_classes) if self.class_names is None else self.class_names
         if len(names) != num_classes:
             raise ExportError(f"{self.path} tells {num_classes} classes apart, and {len(names)} class names are given: one for each")
         onnx.helper.set_model_props(graph, {CLASS_NAMES: json.dumps(names)})
-        origin = {"kind": "onnx", "name": self.path.name, "sha256": hashlib.sha256(self.path.read_bytes()).hexdigest(), **self.options}
+        origin = {"kind": "onnx", "name": self.path.name, "sha256": hashlib.sha256(self.path.read_bytes()).hexdigest(), **self._options}
         against = f"the file itself, in ONNX Runtime {onnxruntime.__version__}"
-        return Network(graph, foreign_reference(self.path, **self.options), against, shape, origin)
+        return Network(graph, foreign_reference(self.path, **self._options), against, shape, origin)
 
     def outline(self) -> Member:
         """The member that it will be, without its graph: what it takes, and which classes it knows."""

@@ -27,10 +27,10 @@ from .config import (
 from .ensemble import RESERVED, Ensemble, Vote, check_name
 from .fused_verify import FUSED_TOLERANCE, verify_fused
 from .fusing import digests_of_members, fused_onnx
-from .metadata import CLASS_NAMES, PRECISION
-from .plan import DEFAULT_MAX_BATCH_SIZE, Member, is_there, labels_text
+from .metadata import CLASS_NAMES, precision_in
+from .plan import DEFAULT_MAX_BATCH_SIZE, Member, check_same, is_there, labels_text
 from .precision import PRECISIONS, checked_precision
-from .reading import checked_batch, ensemble_from_configs, existing_batch, next_version, read_config, read_ensemble
+from .reading import checked_batch, ensemble_from_configs, existing_batch, next_version, parameter, read_config, read_ensemble
 from .real_images import images_of_record
 from .report import report_from_export
 from .stamp import keep_stamp
@@ -173,19 +173,13 @@ def outdated_graphs(repository: Path, ensemble: str) -> list[str]:
         return []
     now = read_ensemble(repository, ensemble)
     names = {vote.model for vote in now.members}
-    said = {"average": now.average, "weights": [vote.weight for vote in now.members]}
-    said["members"] = [f"{vote.model}@{vote.version}" for vote in now.members]
     found = []
     for folder in sorted(entry.parent for entry in repository.glob(f"*/{CONFIG_FILE}")):
         config = read_config(folder)
-        if config.platform == "ensemble" or [tensor.name for tensor in config.input] != ["images"] or "members" not in config.parameters:
+        if config.platform == "ensemble" or [tensor.name for tensor in config.input] != ["images"]:
             continue
-        stated = {key: config.parameters[key].string_value for key in ("average", "weights", "members")}
-        try:
-            graph = {"average": stated["average"], **{key: json.loads(stated[key]) for key in ("weights", "members")}}
-        except ValueError:
-            continue  # edited by hand; the server tells it
-        if {str(member).partition("@")[0] for member in graph["members"]} & names and graph != said:
+        graph = _stated_votes(config, ensemble)  # None of a network, and where it was edited by hand, which the server tells
+        if graph is not None and {vote.model for vote in graph.members} & names and graph != now:
             found.append(folder.name)
     return found
 
@@ -201,13 +195,7 @@ def fused_member(
         VerificationError: the fused graph answers otherwise than the ensemble.
     """
     first = members[0]
-    for member in members[1:]:
-        for what, got, expected in (
-            ("image size", member.input_shape, first.input_shape),
-            ("class names", member.class_names, first.class_names),
-        ):
-            if got != expected:
-                raise EnsembleError(f"members must share their {what}: '{first.name}' has {expected}, '{member.name}' has {got}")
+    check_same(members, shape="image size")
     contents = [member.onnx for member in members]
     content = fused_onnx(contents, ensemble)
     measured = verify_fused(content, contents, ensemble, images, max_batch_size=max_batch_size)
@@ -299,16 +287,22 @@ def _digest_of_parameters(averaging: schema.ModelConfig, votes: Ensemble, num_cl
 
     Who votes is what they say: an ensemble's pins may have been moved by hand, which changes nothing in its average.
     """
-    said = {key: averaging.parameters[key].string_value for key in ("average", "weights", "members") if key in averaging.parameters}
+    stated = _stated_votes(averaging, votes.name)
+    if stated is None or (stated.average, stated.weights) != (votes.average, votes.weights):
+        return None
+    return stated.digest(num_classes, int(averaging.max_batch_size))
+
+
+def _stated_votes(config: schema.ModelConfig, name: str) -> Ensemble | None:
+    """Who votes, and what is averaged, as the parameters of an averaging model or a fused graph say; None where they say nothing valid."""
+    said = {key: parameter(config, key) or "" for key in ("average", "weights", "members")}
     try:
         named = [str(member).rpartition("@") for member in json.loads(said["members"])]
         weights = json.loads(said["weights"])
         members = tuple(Vote(model, int(version), weight) for (model, _, version), weight in zip(named, weights, strict=True))
-        stated = Ensemble(votes.name, members, said["average"])
-    except (KeyError, ValueError, TypeError):  # EnsembleError is a ValueError
+        return Ensemble(name, members, said["average"])
+    except (ValueError, TypeError):  # EnsembleError is a ValueError
         return None
-    same = (stated.average, stated.weights) == (votes.average, votes.weights)
-    return stated.digest(num_classes, int(averaging.max_batch_size)) if same else None
 
 
 def _first_other(some: Sequence[str], others: Sequence[str]) -> str:
@@ -353,15 +347,11 @@ def fused_batch(folder: Path, asked: int | None, usual: int = DEFAULT_MAX_BATCH_
 
 def _member(files: _Files, model: str, version: int, config: schema.ModelConfig) -> Member:
     """A member of the repository as it was when it was exported."""
-
-    def said(key: str) -> str | None:
-        return config.parameters[key].string_value if key in config.parameters else None
-
     path = f"{model}/{version}/{MODEL_FILE}"
     content = files.content(path)
     if content is None:
         raise ExportError(f"{files.repository / path} is missing: export '{model}' again, or fuse an ensemble without it")
-    expected = said(f"sha256.{version}") if config.default_model_filename in ("", MODEL_FILE) else None
+    expected = parameter(config, f"sha256.{version}") if config.default_model_filename in ("", MODEL_FILE) else None
     got = hashlib.sha256(content).hexdigest()
     if expected not in (None, got):
         raise ExportError(
@@ -375,9 +365,9 @@ def _member(files: _Files, model: str, version: int, config: schema.ModelConfig)
         )
     channels, height, width = tensors["images"]
     names = _class_names(files, model, content, tensors["logits"][0])
-    precision = checked_precision(said(f"precision.{version}") or "fp32")
+    precision = checked_precision(parameter(config, f"precision.{version}") or "fp32")
     metadata = _metadata(content, model)
-    in_file = metadata.get(PRECISION, "fp32" if CLASS_NAMES in metadata else precision)  # a file of ours says it, but for fp32
+    in_file = precision_in(metadata, precision)
     if in_file != precision:
         raise ExportError(
             f"'{model}' at version {version} computes in {in_file}, as its file says, and its {CONFIG_FILE} says {precision}: "
@@ -389,7 +379,7 @@ def _member(files: _Files, model: str, version: int, config: schema.ModelConfig)
         (channels, height, width),
         tensors["logits"][0],
         names,
-        said(f"mask_digest.{version}"),
+        parameter(config, f"mask_digest.{version}"),
         precision,
     )
 

@@ -20,18 +20,14 @@ from ._errors import EnsembleError, ExportError
 from .averaging import IR_VERSION, OPSET, average_onnx, uncertainty_onnx
 from .config import uncertainty_outputs
 from .ensemble import Ensemble
-from .metadata import CLASS_NAMES, MASK_DIGEST, SPEC
+from .metadata import CLASS_NAMES, FUSED_AVERAGE, FUSED_MEMBERS, MASK_DIGEST, SPEC
 
-# Keys of the fused file's metadata, beside that of the class names: who votes (JSON, in step order), and what is averaged.
-FUSED_MEMBERS, FUSED_AVERAGE = "defensemble.members", "defensemble.average"
 # Protobuf's limit of a message; a file beyond it would need its weights beside it, which no part of a repository here has.
 _LARGEST_FILE = 2**31 - 1
 # Equal nodes over equal inputs give equal values, but for these.
 _RANDOM = frozenset(
     ("Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
 )  # fmt: skip
-
-
 _QUANTISERS = frozenset(("QuantizeLinear", "DequantizeLinear"))
 
 

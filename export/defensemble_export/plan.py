@@ -227,6 +227,19 @@ def _check_same_interface(folder: Path, member: Member) -> None:
         raise ExistsError(f"the class names in {folder / LABELS_FILE} differ from the new version's: export it under another name")
 
 
+def check_same(members: Sequence[Member], *, shape: str = "input shape") -> None:
+    """Whether members take the same images and know the same classes; ``shape`` is what errors call the size of an image.
+
+    Raises:
+        EnsembleError: they do not.
+    """
+    first = members[0]
+    for member in members[1:]:
+        for what, got, expected in ((shape, member.input_shape, first.input_shape), ("class names", member.class_names, first.class_names)):
+            if got != expected:
+                raise EnsembleError(f"members must share their {what}: '{first.name}' has {expected}, '{member.name}' has {got}")
+
+
 def check_members_fit(repository: Path, ensemble: str | None, members: Sequence[Member]) -> None:
     """Whether ``members`` can be averaged with each other, and with those that vote in ``ensemble`` where it is in ``repository``.
 
@@ -235,13 +248,7 @@ def check_members_fit(repository: Path, ensemble: str | None, members: Sequence[
         ConfigError: a configuration cannot be read.
     """
     first = members[0]
-    for member in members[1:]:
-        for what, got, expected in (
-            ("input shape", member.input_shape, first.input_shape),
-            ("class names", member.class_names, first.class_names),
-        ):
-            if got != expected:
-                raise EnsembleError(f"members must share their {what}: '{first.name}' has {expected}, '{member.name}' has {got}")
+    check_same(members)
     if ensemble is None or not (repository / ensemble).exists():
         return
     new = {member.name for member in members}

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from . import _telemetry as _telemetry
 from ._errors import EngineError
 from .engine_plan import INPUT
 from .manifest import Profile
 from .precision import TOLERANCES
+from .verify import session_as_verified, softmax
 
 Array = np.ndarray[Any, Any]
 Answers = Callable[[Array], dict[str, Array]]
@@ -105,7 +105,7 @@ def _agreement(got: Array, expected: Array, precision: str, *, are_logits: bool)
     allowed = TOLERANCES[precision]
     scale = max(1.0, float(np.abs(expected).max()))
     raw = float(np.abs(got - expected).max()) / scale
-    probabilities = float(np.abs(_softmax(got) - _softmax(expected)).max()) if are_logits else float(np.abs(got - expected).max())
+    probabilities = float(np.abs(softmax(got) - softmax(expected)).max()) if are_logits else float(np.abs(got - expected).max())
     same = got.argmax(1) == expected.argmax(1)
     if allowed.logits is not None:  # where two classes are closer than the tolerance, either is right
         best = np.sort(expected, axis=1)
@@ -129,13 +129,8 @@ def _agreement(got: Array, expected: Array, precision: str, *, are_logits: bool)
 
 
 def onnx_runner(graph: Path, precision: str) -> Answers:
-    """ONNX Runtime on the processor; int8 without graph optimisation, since fused integer kernels saturate on processors without VNNI."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    if precision == "int8":
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    """Ask a graph as its export was verified: ``session_as_verified``."""
+    session = session_as_verified(graph, precision)
     names = [output.name for output in session.get_outputs()]
     return lambda images: dict(zip(names, session.run(names, {INPUT: images}), strict=True))
 
@@ -177,9 +172,3 @@ def plan_runner(plan: Path) -> Iterator[Answers]:
         except refusals as error:
             raise EngineError(f"the plan cannot be loaded on this GPU: {error}; it is not kept") from error
         yield answer
-
-
-def _softmax(values: Array) -> Array:
-    powers = np.exp(values - values.max(axis=1, keepdims=True))
-    answer: Array = powers / powers.sum(axis=1, keepdims=True)
-    return answer

@@ -7,7 +7,6 @@ A profile is a file ``configs/<profile>.pbtxt`` in a model's folder, which ``def
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -23,7 +22,7 @@ from .config import (
     config_from_pbtxt,
     pbtxt_from_config,
 )
-from .reading import read_models
+from .reading import parameter, read_models, served_versions
 from .stamp import has_stamp, stamp
 from .writing import check_writable, locked, remove_files, remove_stale_staging, write_plan
 
@@ -85,17 +84,6 @@ def networks(repository: Path, say: Callable[[str], None] = lambda text: None) -
             f"write some with `defensemble export CHECKPOINT... --repository {repository}`"
         )
     return found
-
-
-def served_versions(folder: Path, config: schema.ModelConfig) -> list[int]:
-    """The versions in a model's folder that Triton loads: what ``version_policy`` says, the newest alone where it says nothing."""
-    versions = sorted(int(entry.name) for entry in folder.iterdir() if entry.is_dir() and re.fullmatch("[1-9][0-9]*", entry.name))
-    policy = config.version_policy
-    if policy.HasField("all"):
-        return versions
-    if policy.HasField("specific"):
-        return [version for version in versions if version in policy.specific.versions]
-    return versions[-max(1, policy.latest.num_versions) :]
 
 
 def profile_config(profile: str, config: schema.ModelConfig, digests: Mapping[int, str], settings: KeptEngines) -> schema.ModelConfig:
@@ -292,13 +280,7 @@ def _derived(folder: Path, config: schema.ModelConfig, profile: str, settings: K
     named.name = folder.name
     digests = {}
     for version in served_versions(folder, config):
-        known = (
-            ""
-            if profile == "gpu-tensorrt"
-            else config.parameters[f"sha256.{version}"].string_value
-            if f"sha256.{version}" in config.parameters
-            else ""
-        )
+        known = None if profile == "gpu-tensorrt" else parameter(config, f"sha256.{version}")
         digests[version] = known or hashlib.sha256((folder / str(version) / _artefact(config, profile)).read_bytes()).hexdigest()
     return profile_config(profile, named, digests, settings)
 

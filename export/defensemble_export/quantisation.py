@@ -16,6 +16,7 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from ._errors import ExportError
 from .averaging import IR_VERSION
 from .graph import checked, named_copy, shape_of
+from .real_images import check_values
 
 Images = NDArray[np.float32]
 
@@ -135,13 +136,7 @@ def _check_images(images: Images, inputs: Sequence[onnx.ValueInfoProto]) -> None
             f"the images for the calibration have the shape {images.shape}, expected {shown} with N of at least 2: "
             "pass training images of the network's size"
         )
-    if images.dtype != np.float32:
-        raise ExportError(f"the images for the calibration are {images.dtype}, expected float32 in [0, 1]: convert them with .astype")
-    if not (images.min() >= 0 and images.max() <= 1):  # also where one is NaN
-        raise ExportError(
-            f"the images for the calibration must lie in [0, 1], got values from {images.min():g} to {images.max():g}: "
-            "divide those of 0 to 255 by 255, and leave out what is not a number"
-        )
+    check_values(images, "calibration")
     if (images == images[0]).all():
         raise ExportError(
             f"the images for the calibration are all the same ({len(images)}): the ranges of the network's values cannot be learnt from "

@@ -50,7 +50,7 @@ def read_models(repository: Path, say: Callable[[str], None] = lambda text: None
     configs = {}
     for folder in sorted(path for path in repository.iterdir() if path.is_dir()):
         # By its name first: `lost+found` is its owner's alone to look into.
-        if not MODEL_NAME.fullmatch(folder.name) or not ((folder / CONFIG_FILE).exists() or _versions(folder)):
+        if not MODEL_NAME.fullmatch(folder.name) or not ((folder / CONFIG_FILE).exists() or versions_in(folder)):
             say(f"{folder} is no model (it has no {CONFIG_FILE}, or no name of a model), and is left alone: move it out of the repository")
             continue
         config = read_config(folder)
@@ -94,7 +94,7 @@ def ensemble_from_configs(name: str, configs: Mapping[str, schema.ModelConfig]) 
     others = [step for step in steps if step not in votes]
     average_model = next((step.model_name for step in others if "probabilities" in step.output_map.values()), "")
     uncertainty_model = next((step.model_name for step in others if "probabilities" not in step.output_map.values()), "")
-    average, weights = (_parameter(configs.get(average_model), key) for key in ("average", "weights"))
+    average, weights = (parameter(configs.get(average_model), key) for key in ("average", "weights"))
     if average is None or weights is None:
         raise EnsembleError(
             f"{refused}: the step that gives its probabilities, '{average_model or 'none'}', must be a model of this repository "
@@ -119,7 +119,7 @@ def next_version(folder: Path) -> int:
     Raises:
         ExportError: a version folder has a number that Triton does not count to.
     """
-    version = max(_versions(folder) if folder.exists() else [], default=0) + 1
+    version = max(versions_in(folder) if folder.exists() else [], default=0) + 1
     if version > LARGEST_VERSION:
         raise ExportError(f"{folder / str(version - 1)}: Triton counts versions up to {LARGEST_VERSION}; rename that folder to a lower one")
     return version
@@ -159,12 +159,25 @@ def existing_batch(folder: Path, asked: int | None) -> int:
     return batch
 
 
-def _parameter(config: schema.ModelConfig | None, key: str) -> str | None:
+def parameter(config: schema.ModelConfig | None, key: str) -> str | None:
+    """A value of a configuration's ``parameters``, None where there is none."""
     return config.parameters[key].string_value if config is not None and key in config.parameters else None
 
 
-def _versions(folder: Path) -> list[int]:
-    return [int(entry.name) for entry in folder.iterdir() if re.fullmatch("[1-9][0-9]*", entry.name)]
+def versions_in(folder: Path) -> list[int]:
+    """The numbers of a model's versions, lowest first: what is named 1, 2, ... in its folder."""
+    return sorted(int(entry.name) for entry in folder.iterdir() if re.fullmatch("[1-9][0-9]*", entry.name))
+
+
+def served_versions(folder: Path, config: schema.ModelConfig) -> list[int]:
+    """The versions in a model's folder that Triton loads: what ``version_policy`` says, the newest alone where it says nothing."""
+    versions = [version for version in versions_in(folder) if (folder / str(version)).is_dir()]
+    policy = config.version_policy
+    if policy.HasField("all"):
+        return versions
+    if policy.HasField("specific"):
+        return [version for version in versions if version in policy.specific.versions]
+    return versions[-max(1, policy.latest.num_versions) :]
 
 
 def _number(value: object) -> float:

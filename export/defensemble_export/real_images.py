@@ -51,15 +51,24 @@ class RealImages:
                 f"the network takes images of {input_shape}, those for its {what} have the shape {images.shape}: "
                 "pass at least one image of that shape, (N, C, H, W)"
             )
-        if images.dtype != np.float32:
-            raise ExportError(f"the images for the {what} are {images.dtype}, expected float32 in [0, 1]: convert them with .astype")
-        if not (images.min() >= 0 and images.max() <= 1):  # also where one is NaN
-            raise ExportError(
-                f"the images for the {what} must lie in [0, 1], got values from {images.min():g} to {images.max():g}: "
-                "divide those of 0 to 255 by 255, and leave out what is not a number"
-            )
+        check_values(images, what)
         if self.labels is not None and self.labels.shape != images.shape[:1]:
             raise ExportError(f"the {what} has {len(images)} images and classes of the shape {self.labels.shape}: one for each image")
+
+
+def check_values(images: np.ndarray[Any, Any], what: str) -> None:
+    """Whether images, of which there is one at least, are float32 in [0, 1]; ``what`` says in errors what they are for.
+
+    Raises:
+        ExportError: they are not.
+    """
+    if images.dtype != np.float32:
+        raise ExportError(f"the images for the {what} are {images.dtype}, expected float32 in [0, 1]: convert them with .astype")
+    if not (images.min() >= 0 and images.max() <= 1):  # also where one is NaN
+        raise ExportError(
+            f"the images for the {what} must lie in [0, 1], got values from {images.min():g} to {images.max():g}: "
+            "divide those of 0 to 255 by 255, and leave out what is not a number"
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,8 @@ from onnx import numpy_helper
 
 from ._errors import ExportError
 from .config import MODEL_FILE, REPORT_FILE
+from .ensemble import RESERVED
+from .reading import versions_in
 
 SCHEMA = "defensemble.export/1"
 _PACKAGES = ("defensemble", "onnx", "onnxruntime", "onnxruntime-gpu", "torch", "numpy", "onnxconverter-common")
@@ -79,9 +80,8 @@ def read_reports(repository: Path, models: list[str] | None = None) -> list[Repo
         raise ExportError(f"{repository} holds no {', '.join(unknown)}: it holds {', '.join(_names(repository)) or 'no model'}")
     found = []
     for name in _names(repository) if not models else models:
-        folders = [path.parent.name for path in (repository / name).glob(f"*/{MODEL_FILE}")]
-        versions = sorted(int(folder) for folder in folders if re.fullmatch("[1-9][0-9]*", folder))
-        found += [_read(repository, name, version) for version in versions if not name.startswith(("average_", "uncertainty_"))]
+        versions = [version for version in versions_in(repository / name) if (repository / name / str(version) / MODEL_FILE).exists()]
+        found += [_read(repository, name, version) for version in versions if not name.startswith(RESERVED)]
     return found
 
 

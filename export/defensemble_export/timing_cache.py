@@ -9,13 +9,14 @@ import fcntl
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from .aside import write_aside
 from .engine_plan import TIMING_STEPS, Step
 from .target import Target
+from .writing import held
 
 
 def default_timing_cache(target: Target) -> Path:
@@ -61,29 +62,11 @@ def save_timings(config: Any, cache: Any, path: Path) -> None:
         OSError: the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _held(path.parent):
+    with held(path.parent, fcntl.LOCK_EX):
         try:
             others = config.create_timing_cache(serialized_timing_cache=path.read_bytes())
         except FileNotFoundError:
             others = None
         if others is not None:
             cache.combine(input_cache=others, ignore_mismatch=False)  # False, and nothing done, where they are of another TensorRT
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            temporary.write_bytes(bytes(cache.serialize()))
-            os.replace(temporary, path)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    # The folder itself is locked: no file is left, and the lock ends with its process.
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+        write_aside(path, bytes(cache.serialize()))

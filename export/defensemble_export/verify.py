@@ -136,15 +136,20 @@ def verify_onnx(
     )
 
 
+def session_as_verified(path: str | os.PathLike[str], precision: str) -> onnxruntime.InferenceSession:
+    """A graph in ONNX Runtime on the CPU; int8 as it is written, without optimisation: fused integer kernels saturate without VNNI."""
+    options = onnxruntime.SessionOptions()
+    if precision == "int8":
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+
+
 class _Graph:
     """An ONNX file in ONNX Runtime, as its precision wants to be verified."""
 
     def __init__(self, path: str | os.PathLike[str], precision: str) -> None:
-        options = onnxruntime.SessionOptions()
         self.optimisation = "none" if precision == "int8" else "all"
-        if precision == "int8":
-            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        self.session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+        self.session = session_as_verified(path, precision)
 
     def __call__(self, images: Array) -> Array:
         logits: Array
@@ -178,7 +183,7 @@ class _Comparison:
             raise VerificationError(f"{where}: the graph answers values that are not finite; the export is not used")
         scale = max(1.0, float(np.abs(expected).max()))
         logits = float(np.abs(got - expected).max()) / scale
-        probabilities = float(np.abs(_softmax(got) - _softmax(expected)).max())
+        probabilities = float(np.abs(softmax(got) - softmax(expected)).max())
         self._check_logits(got, expected, logits, scale, where)
         self._check_probabilities(probabilities, where)
         if real or self.tolerance.logits is not None:
@@ -244,7 +249,8 @@ def _parts(count: int) -> Iterator[slice]:
     return (slice(start, start + _AT_ONCE) for start in range(0, count, _AT_ONCE))
 
 
-def _softmax(logits: Array) -> Array:
+def softmax(logits: Array) -> Array:
+    """Over the classes of (N,K), in float64."""
     powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     probabilities: Array = powers / powers.sum(axis=1, keepdims=True)
     return probabilities

@@ -35,7 +35,7 @@ def write_plan(repository: Path, plan: Mapping[str, bytes]) -> None:
         place = repository.resolve()
         staging = Path(tempfile.mkdtemp(prefix=_staging_prefix(place), dir=_staging_place(place)))
         try:
-            with _held(staging, fcntl.LOCK_EX), ExitStack() as undo:
+            with held(staging, fcntl.LOCK_EX), ExitStack() as undo:
                 for path, content in plan.items():
                     interrupts.deliver()
                     target = staging / path
@@ -69,7 +69,7 @@ def remove_files(repository: Path, paths: Sequence[str]) -> None:
         place = repository.resolve()
         staging = Path(tempfile.mkdtemp(prefix=_staging_prefix(place), dir=_staging_place(place)))
         try:
-            with _held(staging, fcntl.LOCK_EX), ExitStack() as undo:
+            with held(staging, fcntl.LOCK_EX), ExitStack() as undo:
                 for path in paths:
                     interrupts.deliver()
                     aside = staging / path
@@ -93,7 +93,7 @@ def remove_stale_staging(repository: Path) -> list[Path]:
     beside = sorted(place.parent.iterdir()) if place.parent.exists() else []
     for folder in (*beside, *sorted(place.glob(f"*/{_staging_prefix(place)}*"))):
         if name.fullmatch(folder.name):
-            with suppress(OSError), _held(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):  # else at work, or somebody else's
+            with suppress(OSError), held(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):  # else at work, or somebody else's
                 shutil.rmtree(folder, ignore_errors=True)
                 removed += [] if folder.exists() else [folder]
     return removed
@@ -102,7 +102,7 @@ def remove_stale_staging(repository: Path) -> list[Path]:
 @contextmanager
 def locked(repository: Path) -> Iterator[None]:
     """Let one process at a time plan and write: what was planned on the old state must not be written onto another."""
-    with _held(_place_beside(repository), fcntl.LOCK_EX):
+    with held(_place_beside(repository), fcntl.LOCK_EX):
         yield
 
 
@@ -131,8 +131,8 @@ def check_writable(repository: Path) -> None:
 
 
 @contextmanager
-def _held(folder: Path, operation: int) -> Iterator[None]:
-    # The folder itself is locked: no file is left, and the lock ends with its process.
+def held(folder: Path, operation: int) -> Iterator[None]:
+    """Hold a lock (``fcntl.LOCK_EX``, also with ``LOCK_NB``) on a folder itself: no file is left, and it ends with its process."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, operation)

@@ -6,7 +6,6 @@ manifest that `defensemble build-engine` writes beside each plan says both.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ._errors import PlanError
-from .repository import CONFIG_FILE, PLAN_BACKEND, Repository
+from .repository import CONFIG_FILE, PLAN_BACKEND, Repository, file_digest
 
 MODEL_FILE, PLAN_FILE, MANIFEST_FILE = "model.onnx", "model.plan", "model.plan.json"
 MANIFEST_SCHEMA = "defensemble.plan/1"
@@ -221,8 +220,8 @@ def problem_of_version(folder: Path, version: int, machine: Machine, *, max_batc
     problem = problem_of_plan(
         manifest,
         machine,
-        onnx_sha256=_digest(onnx) if onnx.exists() else None,
-        plan_sha256=_digest(plan),
+        onnx_sha256=file_digest(onnx) if onnx.exists() else None,
+        plan_sha256=file_digest(plan),
         max_batch_size=max_batch_size,
         image_shape=image_shape,
         rebuild=rebuild,
@@ -289,14 +288,6 @@ def _gpus(environment: Mapping[str, str]) -> tuple[tuple[Gpu, ...], str]:
             return (), f"nvidia-smi said {line[:100]!r}, expected a name, a compute capability and a driver version"
         gpus.append(Gpu(*columns))
     return tuple(gpus), "" if gpus else "nvidia-smi lists none"
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:  # a plan can be hundreds of megabytes
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shlex
 from collections.abc import Callable, Mapping
@@ -10,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from ._errors import PlanError, RepositoryError
 from .plans import Machine, problem_of_version, read_machine
-from .repository import BACKEND, CONFIG_FILE, PLAN_BACKEND, PROFILES_FOLDER, Model, Repository, read_model
+from .repository import BACKEND, CONFIG_FILE, PLAN_BACKEND, PROFILES_FOLDER, Model, Repository, file_digest, read_model
 from .runtime import CONTAINER, Runtime
 
 # Those that `defensemble profile write` writes, for every network; any other is somebody's own, for the models that have it.
@@ -147,7 +146,7 @@ def _missing(repository: Path, profile: str, model: Model) -> str:
             continue
         if expected is None:
             return f"version {version} came after the profile was written: {_write(repository, profile)}"
-        if expected != _sha256(file):
+        if expected != file_digest(file):
             return f"version {version}: {file} is not the plan that the profile was written for: {_write(repository, profile)}"
     cache = _engine_cache(model)
     if cache and cache != _own_cache(folder, model, cache):
@@ -167,7 +166,7 @@ def _own_cache(folder: Path, model: Model, cache: str) -> str | None:
         return None
     (version,) = model.served_versions
     file = folder / str(version) / model.file
-    digest = model.parameter(f"sha256.{version}") or (_sha256(file) if file.is_file() else "")
+    digest = model.parameter(f"sha256.{version}") or (file_digest(file) if file.is_file() else "")
     return str(PurePosixPath(cache).parent / f"{model.name}-{digest[:16]}")
 
 
@@ -213,14 +212,6 @@ def _unfit(repository: Path, model: Model, machine: Machine, runtime: Runtime) -
             "`defensemble profile write gpu-ort-tensorrt REPOSITORY --cache-dir FOLDER`"
         )
     return ""
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _listed(problems: Mapping[str, str]) -> str:

@@ -216,13 +216,22 @@ def _check_files(folder: Path, model: Model, only_backend: str | None, config: P
             continue
         if not file.exists():
             raise RepositoryError(f"version {version}: {file} is missing: {without_version(folder, model, version)}")
-        got = hashlib.sha256(file.read_bytes()).hexdigest()
+        got = file_digest(file)
         if got != expected:
             raise RepositoryError(
                 f"version {version}: {file} has SHA-256 {got[:16]}..., {config} says {expected[:16]}...: the file was changed or "
                 f"damaged after it was exported; {without_version(folder, model, version)}; or, if you changed it on purpose, write the "
                 "new digest into the configuration"
             )
+
+
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:  # a plan can be hundreds of megabytes
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def without_version(folder: Path, model: Model, version: int) -> str:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 
@@ -104,6 +107,11 @@ class Request:
         }
         return [option for option, is_given in options.items() if is_given]
 
+    @cached_property
+    def images(self) -> NDArray[np.float32] | None:
+        """The real images that were given."""
+        return None if self.images_file is None else npy_images(self.images_file)
+
     @property
     def networks(self) -> int:
         """How many are to be exported."""
@@ -138,7 +146,7 @@ def run(request: Request) -> None:
 
 
 def _export(request: Request) -> list[str]:
-    images = None if request.images_file is None else npy_images(request.images_file)
+    images = request.images
     calibration = None if request.calibration_file is None else npy_images(request.calibration_file)
     # After the cheap checks: this imports torch, onnx and ONNX Runtime.
     from defensemble_export import export_networks
@@ -175,7 +183,7 @@ def _export(request: Request) -> list[str]:
 
 
 def _fuse(request: Request) -> list[str]:
-    images = None if request.images_file is None else npy_images(request.images_file)
+    images = request.images
     from defensemble_export import fuse_repository
 
     assert request.fused_name is not None
@@ -235,15 +243,14 @@ def _check_engines(request: Request) -> None:
 
 def _build_engines(request: Request, written: Sequence[str]) -> None:
     from defensemble.cli.build_engine import shown_building
-    from defensemble_export import build_engines
+    from defensemble_export import RESERVED, build_engines
 
     new = dict.fromkeys(path.split("/")[0] for path in written if path.endswith(".onnx"))
-    images = None if request.images_file is None else npy_images(request.images_file)
     with shown_building() as (say, on_progress):
         build_engines(
             request.repository,
-            models=[name for name in new if not name.startswith(("average_", "uncertainty_"))],
-            images=images,
+            models=[name for name in new if not name.startswith(RESERVED)],
+            images=request.images,
             data_dir=request.data_dir,
             say=say,
             on_progress=on_progress,
