@@ -102,6 +102,17 @@ def content(folder: Path) -> dict[str, bytes | None]:
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
 
 
+def edit_config(folder: Path, model: str, **values: object) -> None:
+    """Change fields of a model's configuration in the repository `folder`, as by hand."""
+    from defensemble_export import config_from_pbtxt, pbtxt_from_config
+
+    path = folder / model / "config.pbtxt"
+    config = config_from_pbtxt(path.read_text(), model)
+    for name, value in values.items():
+        setattr(config, name, value)
+    path.write_bytes(pbtxt_from_config(config))
+
+
 def leftovers(repository: Path) -> list[str]:
     """Command lines of all processes that still name a repository."""
     found = []

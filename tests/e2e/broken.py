@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -67,18 +67,28 @@ def broken_checkpoint(kind: str, path: Path) -> Path:
 
 
 @contextmanager
-def small_disk(place: Path) -> Iterator[Path]:
-    """A file system of 512 KiB at `place`; the test is skipped where this user may not mount one."""
+def mounted(place: Path, *arguments: str | Path) -> Iterator[Path]:
+    """What `mount ARGUMENTS... PLACE` mounts; the test is skipped where this user may not mount."""
     if shutil.which("mount") is None:
-        pytest.skip("a small disk cannot be mounted here: there is no `mount`")
+        pytest.skip("nothing can be mounted here: there is no `mount`")
     place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(place)], capture_output=True, text=True, check=False)
-    if mounted.returncode != 0:
-        pytest.skip(f"a small disk cannot be mounted here (root may): {mounted.stderr.strip()}")
+    done = subprocess.run(["mount", *arguments, place], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"this user may not mount (root may): {done.stderr.strip()}")
     try:
         yield place
     finally:
-        subprocess.run(["umount", str(place)], check=True)
+        subprocess.run(["umount", place], check=True)
+
+
+def small_disk(place: Path) -> AbstractContextManager[Path]:
+    """A file system of 512 KiB at `place`."""
+    return mounted(place, "-t", "tmpfs", "-o", "size=512k", "tmpfs")
+
+
+def bound(origin: Path, place: Path) -> AbstractContextManager[Path]:
+    """`origin` seen at `place` too, as a container sees a folder of its host's: one file system, two mounts."""
+    return mounted(place, "--bind", origin)
 
 
 def fill(disk: Path, leave: int) -> None:

@@ -54,14 +54,6 @@ def names(repository: Path, **options: Any) -> list[str]:
     return [one.name for one in planned_engines(repository, **options)]
 
 
-def change_config(repository: Path, model: str, **values: Any) -> None:
-    path = repository / model / "config.pbtxt"
-    config = config_from_pbtxt(path.read_text(), model)
-    for name, value in values.items():
-        setattr(config, name, value)
-    path.write_bytes(pbtxt_from_config(config))
-
-
 def test_members_and_fused_graphs_get_plans_and_averages_do_not(repository: Path) -> None:
     assert names(repository) == ["alpha@1", "alpha@2", "beta@1"]
     fuse_repository(repository, "ensemble", "fused")

@@ -37,14 +37,6 @@ def repository(tmp_path: Path) -> Path:
     return tiny.write_repository(tmp_path / "place" / "repository")
 
 
-def edit(repository: Path, model: str, **values: object) -> None:
-    path = repository / model / "config.pbtxt"
-    config = config_from_pbtxt(path.read_text(), model)
-    for name, value in values.items():
-        setattr(config, name, value)
-    path.write_bytes(pbtxt_from_config(config))
-
-
 def set_parameter(repository: Path, model: str, key: str, value: str) -> None:
     path = repository / model / "config.pbtxt"
     config = config_from_pbtxt(path.read_text(), model)
@@ -100,12 +92,12 @@ def test_a_network_whose_configuration_is_gone_is_no_stray_folder(repository: Pa
 
 @pytest.mark.parametrize("file", ["/etc/passwd", "../1/model.onnx", "..", "."])
 def test_a_model_s_file_is_a_plain_name(repository: Path, file: str) -> None:
-    edit(repository, "alpha", default_model_filename=file)
+    tiny.edit_config(repository, "alpha", default_model_filename=file)
     refused_by_all(repository, "expected the plain name of a file in the version's folder")
 
 
 def test_a_configuration_that_names_another_model_is_refused(repository: Path) -> None:
-    edit(repository, "alpha", name="beta")
+    tiny.edit_config(repository, "alpha", name="beta")
     told = r"""says name: "beta", but the folder is called 'alpha'"""
     refused_by_all(repository, told)
     with pytest.raises(ConfigError, match=told):
@@ -151,6 +143,6 @@ def test_a_manifest_nested_without_end_is_damaged() -> None:
 
 
 def test_a_name_left_out_is_the_folder_s(repository: Path) -> None:
-    edit(repository, "alpha", name="")
+    tiny.edit_config(repository, "alpha", name="")
     assert read_config(repository / "alpha").name == ""
     assert len(write_profile(repository, "cpu")) == 2

@@ -6,45 +6,14 @@ import fcntl
 import os
 import pickle
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 from defensemble_export import repository_plan, write_plan
 from defensemble_export.writing import remove_stale_staging
 from defensemble_server import read_repository
 from tests import tiny
+from tests.export.killing import killed_at_each_rename
 from tests.tiny import member
-
-# Forks before it is killed, so that one start of Python serves all cases: `PLACE/<n>/repository` was left at the n-th rename.
-KILLED_AT_EACH_RENAME = """
-import os, pickle, shutil, signal, sys
-from pathlib import Path
-from defensemble_export import write_plan
-
-old, place, plan = Path(sys.argv[1]), Path(sys.argv[2]), pickle.loads(Path(sys.argv[3]).read_bytes())
-for at in range(1, 100):
-    repository = place / str(at) / "repository"
-    shutil.copytree(old, repository)
-    child = os.fork()
-    if child == 0:
-        calls = 0
-        def killing(function):
-            def called(*arguments):
-                global calls
-                calls += 1
-                if calls == at:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return function(*arguments)
-            return called
-        os.rename, os.replace = killing(os.rename), killing(os.replace)
-        write_plan(repository, plan)
-        os._exit(0)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    print(status)
-    if status >= 0:
-        break
-"""
 
 
 def test_a_kill_at_any_rename_leaves_what_can_be_served(tmp_path: Path) -> None:
@@ -53,9 +22,8 @@ def test_a_kill_at_any_rename_leaves_what_can_be_served(tmp_path: Path) -> None:
     (old / "alpha/configs/gpu.pbtxt").write_bytes((old / "alpha/config.pbtxt").read_bytes())
     members = [member("alpha", 7), member("gamma", 8), member("beta", 9)]
     (tmp_path / "plan").write_bytes(pickle.dumps(repository_plan(old, members, replace=True)))
-    command = [sys.executable, "-c", KILLED_AT_EACH_RENAME, str(old), str(tmp_path), str(tmp_path / "plan")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    statuses = [int(line) for line in done.stdout.split()]
+    plan = f"import pickle; from defensemble_export import write_plan; plan = pickle.loads(Path({str(tmp_path / 'plan')!r}).read_bytes())"
+    statuses = killed_at_each_rename(old, tmp_path, prepare=plan, act="write_plan(repository, plan)")
     # alpha: two configurations and version 2; gamma; beta: configuration and version 2; two averaging models; the ensemble.
     assert statuses == [-signal.SIGKILL] * 9 + [0]
 

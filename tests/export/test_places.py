@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,20 +11,7 @@ from defensemble.cli import cli
 from defensemble_export import ExportError, remove_profile, write_profile
 from defensemble_export.writing import check_writable
 from tests import tiny
-from tests.e2e.broken import content, untrained_checkpoint
-
-
-@contextmanager
-def bound(origin: Path, place: Path) -> Iterator[Path]:
-    """`origin` seen at `place` too, as a container sees a folder of its host's: one file system, two mounts."""
-    place.mkdir()
-    done = subprocess.run(["mount", "--bind", str(origin), str(place)], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        pytest.skip(f"this user may not mount: {done.stderr.strip()}")
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", str(place)], check=True)
+from tests.e2e.broken import bound, content, untrained_checkpoint
 
 
 def test_a_bound_folder_of_the_same_file_system_is_staged_inside_a_model(tmp_path: Path) -> None:

@@ -6,8 +6,6 @@ import hashlib
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -28,11 +26,13 @@ from defensemble_export import (
     write_plan,
     write_profile,
 )
-from defensemble_export.profiles import networks, served_versions
+from defensemble_export.profiles import networks
+from defensemble_export.reading import served_versions
 from defensemble_export.writing import check_writable
 from defensemble_server import read_repository
 from tests import tiny
 from tests.e2e.broken import content, fill, small_disk
+from tests.export.killing import killed_at_each_rename
 
 GPU = schema.ModelInstanceGroup.KIND_GPU
 
@@ -361,36 +361,6 @@ def test_a_repository_that_is_a_mount_is_staged_inside_a_model(tmp_path: Path) -
         assert content(disk) == before
 
 
-KILLED_AT_EACH_RENAME = """
-import os, shutil, signal, sys
-from pathlib import Path
-from defensemble_export import remove_profile, write_profile
-
-old, place, act = Path(sys.argv[1]), Path(sys.argv[2]), {"write": write_profile, "remove": remove_profile}[sys.argv[3]]
-for at in range(1, 100):
-    repository = place / str(at) / "repository"
-    shutil.copytree(old, repository)
-    child = os.fork()
-    if child == 0:
-        calls = 0
-        def killing(function):
-            def called(*arguments):
-                global calls
-                calls += 1
-                if calls == at:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return function(*arguments)
-            return called
-        os.rename, os.replace = killing(os.rename), killing(os.replace)
-        act(repository, "gpu")
-        os._exit(0)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    print(status)
-    if status >= 0:
-        break
-"""
-
-
 @pytest.mark.parametrize("act", ["write", "remove"])
 def test_a_kill_at_any_rename_leaves_what_can_be_served_and_finished(repository: Path, tmp_path: Path, act: str) -> None:
     before = content(repository)
@@ -400,9 +370,9 @@ def test_a_kill_at_any_rename_leaves_what_can_be_served_and_finished(repository:
         remove_profile(repository, "gpu")
     else:
         before, after = after, before
-    command = [sys.executable, "-c", KILLED_AT_EACH_RENAME, str(repository), str(tmp_path / "killed"), act]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    assert [int(line) for line in done.stdout.split()] == [-signal.SIGKILL, -signal.SIGKILL, 0]
+    imported = f"from defensemble_export import {act}_profile"
+    statuses = killed_at_each_rename(repository, tmp_path / "killed", prepare=imported, act=f'{act}_profile(repository, "gpu")')
+    assert statuses == [-signal.SIGKILL, -signal.SIGKILL, 0]
     for number in (1, 2):
         left = tmp_path / "killed" / str(number) / "repository"
         assert content(left) != after
