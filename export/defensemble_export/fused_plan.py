@@ -13,7 +13,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import model_config_pb2 as schema
 
-from ._errors import ConfigError, EnsembleError, ExistsError, ExportError
+from ._errors import EnsembleError, ExistsError, ExportError
 from .config import (
     CONFIG_FILE,
     LABELS_FILE,
@@ -25,6 +25,7 @@ from .config import (
     pbtxt_from_config,
 )
 from .ensemble import RESERVED, Ensemble, Vote, check_name
+from .files import Files
 from .fused_verify import FUSED_TOLERANCE, verify_fused
 from .fusing import digests_of_members, fused_onnx
 from .metadata import CLASS_NAMES, precision_in
@@ -138,7 +139,7 @@ def voting_members(repository: Path, ensemble: str, planned: Mapping[str, bytes]
         EnsembleError, ConfigError: the ensemble cannot be read, or is not one that was exported.
         ExportError: a member's file is missing, or is not the one that its configuration describes.
     """
-    files = _Files(repository, planned or {})
+    files = Files(repository, planned or {})
     config = files.config(ensemble)
     if config.platform != "ensemble":
         raise EnsembleError(f"{repository / ensemble} is not an ensemble: name one, or export its members into one first")
@@ -312,28 +313,6 @@ def _first_other(some: Sequence[str], others: Sequence[str]) -> str:
     return next(f"{one!r} and {other!r}" for one, other in zip(some, others, strict=True) if one != other)
 
 
-class _Files:
-    """A repository as it will be once a plan is written."""
-
-    def __init__(self, repository: Path, planned: Mapping[str, bytes]) -> None:
-        self.repository = repository
-        self.planned = planned
-
-    def content(self, path: str) -> bytes | None:
-        """A file's bytes, None where there is none."""
-        if path in self.planned:
-            return self.planned[path]
-        file = self.repository / path
-        return file.read_bytes() if file.is_file() else None
-
-    def config(self, model: str) -> schema.ModelConfig:
-        path = f"{model}/{CONFIG_FILE}"
-        content = self.content(path)
-        if content is None:
-            raise ConfigError(f"{self.repository / path} is not there: name an ensemble of this repository")
-        return config_from_pbtxt(content.decode(errors="replace"), str(self.repository / path))
-
-
 def fused_batch(folder: Path, asked: int | None, usual: int = DEFAULT_MAX_BATCH_SIZE) -> int:
     """How many images a fused graph takes at once: what an existing one does, else what is asked for, else ``usual``.
 
@@ -345,7 +324,7 @@ def fused_batch(folder: Path, asked: int | None, usual: int = DEFAULT_MAX_BATCH_
     return usual if asked is None else asked
 
 
-def _member(files: _Files, model: str, version: int, config: schema.ModelConfig) -> Member:
+def _member(files: Files, model: str, version: int, config: schema.ModelConfig) -> Member:
     """A member of the repository as it was when it was exported."""
     path = f"{model}/{version}/{MODEL_FILE}"
     content = files.content(path)
@@ -384,7 +363,7 @@ def _member(files: _Files, model: str, version: int, config: schema.ModelConfig)
     )
 
 
-def _class_names(files: _Files, model: str, content: bytes, num_classes: int) -> tuple[str, ...]:
+def _class_names(files: Files, model: str, content: bytes, num_classes: int) -> tuple[str, ...]:
     """Names of a member's classes: its labels, else what its ONNX file says, else their numbers, as the client has it."""
     labels = files.content(f"{model}/{LABELS_FILE}")
     if labels is not None:

@@ -8,26 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ._errors import EnsembleError, ExistsError, ExportError
-from .averaging import average_onnx, uncertainty_onnx
 from .config import (
     CONFIG_FILE,
     LABELS_FILE,
     MODEL_FILE,
     PROFILES_FOLDER,
     REPORT_FILE,
-    averaging_config,
     config_from_pbtxt,
-    ensemble_config,
     member_config,
     pbtxt_from_config,
-    uncertainty_outputs,
 )
 from .ensemble import Ensemble, Vote, check_name
+from .ensemble_files import ensemble_files
+from .files import Files
 from .labels import is_plain
 from .reading import checked_batch, existing_batch, interface_of, next_version, read_config, read_ensemble
 
-# Triton reads every folder as a model; an ensemble's version folder is empty by nature, and archives drop empty folders.
-PLACEHOLDER = "placeholder"
 DEFAULT_MAX_BATCH_SIZE = 64
 DEFAULT_AVERAGE = "probabilities"
 
@@ -278,37 +274,14 @@ def _ensemble_files(repository: Path, ensemble: Ensemble, members: Sequence[Memb
             *([existing_batch(folder, None)] if folder.exists() else []),
         ]
     )
-    digest = ensemble.digest(num_classes, max_batch_size)
-    average_model, uncertainty_model = f"average_{digest}", f"uncertainty_{digest}"
-    config = ensemble_config(
+    return ensemble_files(
+        Files(repository),
         ensemble,
-        average_model=average_model,
-        uncertainty_model=uncertainty_model,
         input_shape=input_shape,
         num_classes=num_classes,
         max_batch_size=max_batch_size,
-        existing=read_config(folder) if folder.exists() else None,
+        labels=labels_text(members[0]),
     )
-    graphs = {
-        average_model: (average_onnx, [("probabilities", [num_classes])]),
-        uncertainty_model: (uncertainty_onnx, uncertainty_outputs(len(ensemble.members), num_classes)),
-    }
-    files = {}
-    for name in (step.model_name for step in config.ensemble_scheduling.step if step.model_name in graphs):
-        if (repository / name / CONFIG_FILE).exists():
-            continue  # named by its content: what is there already is this, and may be serving
-        graph, outputs = graphs[name]
-        onnx = graph(ensemble, num_classes)
-        described = averaging_config(
-            name, ensemble, outputs, num_classes=num_classes, max_batch_size=max_batch_size, digest=hashlib.sha256(onnx).hexdigest()
-        )
-        files[f"{name}/1/{MODEL_FILE}"] = onnx
-        files[f"{name}/{CONFIG_FILE}"] = pbtxt_from_config(described)
-    return files | {
-        f"{ensemble.name}/1/{PLACEHOLDER}": b"Triton wants a version folder; an ensemble has nothing to put there.\n",
-        f"{ensemble.name}/{LABELS_FILE}": labels_text(members[0]),
-        f"{ensemble.name}/{CONFIG_FILE}": pbtxt_from_config(config),
-    }
 
 
 def is_there(path: Path, content: bytes) -> bool:

@@ -29,6 +29,16 @@ def read_config(folder: Path) -> schema.ModelConfig:
         config = config_from_pbtxt(path.read_text(errors="replace"), str(path))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ConfigError(f"{folder} holds no {CONFIG_FILE}: it is not a model that this project wrote; move it away") from error
+    return checked_config(config, folder)
+
+
+def checked_config(config: schema.ModelConfig, folder: Path) -> schema.ModelConfig:
+    """Return the configuration in ``folder``.
+
+    Raises:
+        ConfigError: it names another model, or a file that is not in a version's folder.
+    """
+    path = folder / CONFIG_FILE
     if config.name and config.name != folder.name:
         raise ConfigError(f"{path} says name: \"{config.name}\", but the folder is called '{folder.name}': make them equal")
     file = config.default_model_filename

@@ -1,0 +1,94 @@
+"""A repository as it will be once a plan is written: the files on disk, with planned ones laid over them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from tritonclient.grpc import model_config_pb2 as schema
+
+from ._errors import ConfigError
+from .config import CONFIG_FILE, config_from_pbtxt
+from .ensemble import MODEL_NAME
+from .reading import checked_config, versions_in
+
+
+class Files:
+    """The files of ``repository`` after ``planned``: path relative to it, to the bytes of the file, or None where it will be gone."""
+
+    def __init__(self, repository: Path, planned: Mapping[str, bytes | None] | None = None) -> None:
+        self.repository = repository
+        self.planned = dict(planned or {})
+
+    def content(self, path: str) -> bytes | None:
+        """A file's bytes, None where there is none.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        if path in self.planned:
+            return self.planned[path]
+        file = self.repository / path
+        return file.read_bytes() if file.is_file() else None
+
+    def exists(self, path: str) -> bool:
+        """Whether there is such a file."""
+        return self.planned[path] is not None if path in self.planned else (self.repository / path).is_file()
+
+    def digest(self, path: str) -> str | None:
+        """The SHA-256 of a file, in hexadecimal, None where there is none; a file on disk is not held in memory as a whole.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        if path in self.planned:
+            content = self.planned[path]
+            return None if content is None else hashlib.sha256(content).hexdigest()
+        file = self.repository / path
+        if not file.is_file():
+            return None
+        digest = hashlib.sha256()
+        with file.open("rb") as opened:
+            while chunk := opened.read(1 << 20):
+                digest.update(chunk)
+        return digest.hexdigest()
+
+    def has(self, model: str) -> bool:
+        """Whether there is a configuration of ``model``."""
+        return self.exists(f"{model}/{CONFIG_FILE}")
+
+    def config(self, model: str) -> schema.ModelConfig:
+        """The configuration of a model.
+
+        Raises:
+            ConfigError: there is none, or it cannot be read (``read_config``).
+        """
+        path = f"{model}/{CONFIG_FILE}"
+        content = self.content(path)
+        if content is None:
+            raise ConfigError(f"{self.repository / path} is not there: name a model of this repository")
+        return checked_config(config_from_pbtxt(content.decode(errors="replace"), str(self.repository / path)), self.repository / model)
+
+    def models(self) -> list[str]:
+        """The names of all models that have a configuration, sorted; other folders are not told of (``read_models`` does)."""
+        there = {entry.name for entry in self.repository.iterdir() if entry.is_dir()} if self.repository.exists() else set()
+        there |= {path.partition("/")[0] for path in self.planned}
+        return sorted(name for name in there if MODEL_NAME.fullmatch(name) and self.has(name))
+
+    def versions(self, model: str) -> list[int]:
+        """The numbers of a model's version folders, lowest first."""
+        folder = self.repository / model
+        numbers = {number for number in versions_in(folder) if (folder / str(number)).is_dir()} if folder.is_dir() else set()
+        for path, content in self.planned.items():
+            name, _, rest = path.partition("/")
+            number = rest.partition("/")[0]
+            if name == model and "/" in rest and number.isdecimal() and content is not None:
+                numbers.add(int(number))
+        return sorted(number for number in numbers if not self._emptied(model, number))
+
+    def _emptied(self, model: str, number: int) -> bool:
+        folder = self.repository / model / str(number)
+        gone = {path for path, content in self.planned.items() if content is None}
+        there = {file.relative_to(self.repository).as_posix() for file in folder.rglob("*") if file.is_file()} if folder.is_dir() else set()
+        return bool(gone & there) and there <= gone
