@@ -67,7 +67,7 @@ class Files:
         path = f"{model}/{CONFIG_FILE}"
         content = self.content(path)
         if content is None:
-            raise ConfigError(f"{self.repository / path} is not there: name a model of this repository")
+            raise ConfigError(f"{self.repository / path} is not there: name a model or an ensemble of this repository")
         return checked_config(config_from_pbtxt(content.decode(errors="replace"), str(self.repository / path)), self.repository / model)
 
     def models(self) -> list[str]:

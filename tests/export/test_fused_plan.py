@@ -210,7 +210,7 @@ def test_names_that_are_taken(repository: Path, name: str, error: type[Exception
 def test_what_is_no_ensemble_is_not_fused(repository: Path) -> None:
     with pytest.raises(EnsembleError, match="alpha is not an ensemble: name one"):
         fuse_repository(repository, "alpha", "fused")
-    with pytest.raises(ConfigError, match=r"nobody/config\.pbtxt is not there: name an ensemble of this repository"):
+    with pytest.raises(ConfigError, match=r"nobody/config\.pbtxt is not there: name a model or an ensemble of this repository"):
         fuse_repository(repository, "nobody", "fused")
     fuse_repository(repository, "ensemble", "fused")
     with pytest.raises(EnsembleError, match="fused is not an ensemble"):
