@@ -1,10 +1,21 @@
 """Checkpoints to ONNX, and to entries of a Triton model repository."""
 
 from . import _telemetry as _telemetry
-from ._errors import ConfigError, EngineError, EnsembleError, ExistsError, ExportError, ProfileError, VerificationError
+from ._errors import (
+    ConfigError,
+    DeclarationError,
+    EngineError,
+    EnsembleError,
+    ExistsError,
+    ExportError,
+    HistoryError,
+    ProfileError,
+    VerificationError,
+)
 from .averaging import average_onnx, uncertainty_onnx
 from .calibration import Calibration, calibration_images
 from .config import config_from_pbtxt, pbtxt_from_config
+from .declaring import ensemble_from_yaml, read_declaration, yaml_from_ensemble
 from .engine import engine_from_onnx
 from .engines import BuiltEngine, EngineOptions, PlannedEngine, build_engines, planned_engines
 from .ensemble import RESERVED, Ensemble, Vote
@@ -39,6 +50,7 @@ __all__ = [
     "BuiltEngine",
     "Calibration",
     "ConfigError",
+    "DeclarationError",
     "EngineError",
     "EngineOptions",
     "Ensemble",
@@ -48,6 +60,7 @@ __all__ = [
     "Form",
     "FromCheckpoint",
     "FromOnnx",
+    "HistoryError",
     "KeptEngines",
     "Manifest",
     "Member",
@@ -68,6 +81,7 @@ __all__ = [
     "config_from_pbtxt",
     "engine_from_onnx",
     "ensemble_from_configs",
+    "ensemble_from_yaml",
     "export_checkpoints",
     "export_networks",
     "find_target",
@@ -91,6 +105,7 @@ __all__ = [
     "planned_engines",
     "profile_states",
     "read_config",
+    "read_declaration",
     "read_ensemble",
     "read_reports",
     "remove_profile",
@@ -101,4 +116,5 @@ __all__ = [
     "verify_onnx",
     "write_plan",
     "write_profile",
+    "yaml_from_ensemble",
 ]
