@@ -14,6 +14,7 @@ from ._errors import (
 )
 from .averaging import average_onnx, uncertainty_onnx
 from .calibration import Calibration, calibration_images
+from .changes import changes_between
 from .config import config_from_pbtxt, pbtxt_from_config
 from .declaring import ensemble_from_yaml, read_declaration, yaml_from_ensemble
 from .engine import engine_from_onnx
@@ -27,6 +28,7 @@ from .fused_plan import check_fuse_request, fuse_planned, fuse_repository, fused
 from .fused_verify import verify_fused
 from .fusing import fused_onnx
 from .half import fp16_from_onnx
+from .history import HISTORY_FILE, Edit, Snapshot, append_edit, new_id, now_text, read_history, snapshot_of, this_user, undoable
 from .labels import labels_from_file
 from .manifest import Manifest
 from .member import member_from_onnx, onnx_from_checkpoint, onnx_from_module
@@ -42,6 +44,7 @@ from .verify import Verification, answers_from_module, verify_onnx
 from .writing import write_plan
 
 __all__ = [
+    "HISTORY_FILE",
     "PRECISIONS",
     "PROFILES",
     "RANDOM_ALONE",
@@ -51,6 +54,7 @@ __all__ = [
     "Calibration",
     "ConfigError",
     "DeclarationError",
+    "Edit",
     "EngineError",
     "EngineOptions",
     "Ensemble",
@@ -68,14 +72,17 @@ __all__ = [
     "ProfileError",
     "ProfileState",
     "Reported",
+    "Snapshot",
     "Tolerance",
     "Verification",
     "VerificationError",
     "Vote",
     "answers_from_module",
+    "append_edit",
     "average_onnx",
     "build_engines",
     "calibration_images",
+    "changes_between",
     "check_fuse_request",
     "check_target",
     "config_from_pbtxt",
@@ -97,6 +104,8 @@ __all__ = [
     "labels_from_file",
     "masked_region",
     "member_from_onnx",
+    "new_id",
+    "now_text",
     "onnx_from_checkpoint",
     "onnx_from_foreign",
     "onnx_from_module",
@@ -107,11 +116,15 @@ __all__ = [
     "read_config",
     "read_declaration",
     "read_ensemble",
+    "read_history",
     "read_reports",
     "remove_profile",
     "report_beside",
     "repository_plan",
+    "snapshot_of",
+    "this_user",
     "uncertainty_onnx",
+    "undoable",
     "verify_fused",
     "verify_onnx",
     "write_plan",
