@@ -6,6 +6,7 @@ ExportError
 ├── EnsembleError        members that cannot be averaged, weights or names that are not allowed
 ├── ProfileError         a profile that cannot be written or removed as it was asked for
 ├── EngineError          a TensorRT plan cannot be built here, or does not answer as its graph does
+├── LockedError          another program is changing the repository
 └── ExistsError          the repository holds it already
 """
 
@@ -34,6 +35,10 @@ class ProfileError(ExportError):
 
 class EngineError(ExportError):
     """A TensorRT plan cannot be built here, or does not answer as the graph that it was built from."""
+
+
+class LockedError(ExportError):
+    """Another program is changing the repository, and did not end in time."""
 
 
 class ExistsError(ExportError):
