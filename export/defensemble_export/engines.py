@@ -18,6 +18,7 @@ from .config import BACKEND, CONFIG_FILE, MANIFEST_FILE, MODEL_FILE, PLAN_FILE
 from .engine import OnProgress, engine_from_onnx, request_from_onnx
 from .engine_plan import DEFAULT_BUILDER_LEVEL, INPUT, BuildRequest
 from .interrupts import interrupts_held
+from .locking import locked
 from .manifest import Manifest, read_manifest
 from .metadata import precision_in
 from .plan_answers import Agreement, check_images, verify_plan
@@ -25,7 +26,7 @@ from .reading import parameter, read_models, served_versions, versions_in
 from .real_images import images_of_record
 from .target import Target, check_target, find_target
 from .timing_cache import default_timing_cache
-from .writing import check_writable, locked, remove_stale_staging, write_plan
+from .writing import check_writable, remove_stale_staging, write_plan
 
 Array = np.ndarray[Any, Any]
 

@@ -15,10 +15,11 @@ from .ensemble import Ensemble
 from .form import Form
 from .from_onnx import FromOnnx
 from .fused_plan import check_fuse_request, fuse_planned, fused_batch, fused_member, fused_plan
+from .locking import locked
 from .member import member_from_onnx, onnx_from_checkpoint
 from .plan import Member, check_members_fit, check_request, repository_plan
 from .real_images import dataset_of, images_for_verification
-from .writing import check_writable, locked, remove_stale_staging, write_plan
+from .writing import check_writable, remove_stale_staging, write_plan
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from .ensemble import RESERVED, Ensemble, Vote, check_name
 from .files import Files
 from .fused_verify import FUSED_TOLERANCE, verify_fused
 from .fusing import digests_of_members, fused_onnx
+from .locking import locked
 from .metadata import CLASS_NAMES, precision_in
 from .plan import DEFAULT_MAX_BATCH_SIZE, Member, check_same, is_there, labels_text
 from .precision import PRECISIONS, checked_precision
@@ -35,7 +36,7 @@ from .reading import checked_batch, ensemble_from_configs, existing_batch, next_
 from .real_images import images_of_record
 from .report import report_from_export
 from .stamp import keep_stamp
-from .writing import check_writable, locked, remove_stale_staging, write_plan
+from .writing import check_writable, remove_stale_staging, write_plan
 
 
 def fuse_repository(

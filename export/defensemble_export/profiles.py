@@ -22,9 +22,10 @@ from .config import (
     config_from_pbtxt,
     pbtxt_from_config,
 )
+from .locking import locked
 from .reading import parameter, read_models, served_versions
 from .stamp import has_stamp, stamp
-from .writing import check_writable, locked, remove_files, remove_stale_staging, write_plan
+from .writing import check_writable, remove_files, remove_stale_staging, write_plan
 
 PROFILES: Mapping[str, str] = {
     "cpu": "ONNX Runtime on the CPU",

@@ -15,8 +15,8 @@ from typing import Any
 
 from .aside import write_aside
 from .engine_plan import TIMING_STEPS, Step
+from .locking import held
 from .target import Target
-from .writing import held
 
 
 def default_timing_cache(target: Target) -> Path:

@@ -7,12 +7,13 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from ._errors import ExportError
 from .interrupts import interrupts_held
+from .locking import held, place_beside
 
 
 def write_plan(repository: Path, plan: Mapping[str, bytes]) -> None:
@@ -20,7 +21,7 @@ def write_plan(repository: Path, plan: Mapping[str, bytes]) -> None:
 
     Everything is first written to a folder beside the repository (Triton takes every folder inside it for a model; inside a model of a
     repository that is a mount), then renamed into place: a new model as one folder, a new version of a model as one folder, changed files
-    one by one, in the plan's order. Hold ``locked`` meanwhile. An interrupt (SIGINT) is heeded between two files, and undoes all; one that
+    one by one, in the plan's order. Hold ``locking.locked`` meanwhile. An interrupt (SIGINT) is heeded between two files, and undoes all; one that
     comes after the last changes nothing any more.
 
     Raises:
@@ -58,7 +59,7 @@ def write_plan(repository: Path, plan: Mapping[str, bytes]) -> None:
 def remove_files(repository: Path, paths: Sequence[str]) -> None:
     """Remove files of ``repository`` (relative paths), and the folders that this leaves empty, all or none.
 
-    Each file is renamed to where ``write_plan`` stages, and deleted when the last one was. Hold ``locked`` meanwhile. An interrupt is
+    Each file is renamed to where ``write_plan`` stages, and deleted when the last one was. Hold ``locking.locked`` meanwhile. An interrupt is
     heeded as by ``write_plan``.
 
     Raises:
@@ -99,13 +100,6 @@ def remove_stale_staging(repository: Path) -> list[Path]:
     return removed
 
 
-@contextmanager
-def locked(repository: Path) -> Iterator[None]:
-    """Let one process at a time plan and write: what was planned on the old state must not be written onto another."""
-    with held(_place_beside(repository), fcntl.LOCK_EX):
-        yield
-
-
 def check_writable(repository: Path) -> None:
     """Find out before slow work whether ``write_plan`` could write.
 
@@ -130,24 +124,13 @@ def check_writable(repository: Path) -> None:
             pass
 
 
-@contextmanager
-def held(folder: Path, operation: int) -> Iterator[None]:
-    """Hold a lock (``fcntl.LOCK_EX``, also with ``LOCK_NB``) on a folder itself: no file is left, and it ends with its process."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, operation)
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def _staging_prefix(place: Path) -> str:
     return f".{place.name}.staging-"
 
 
 def _staging_place(place: Path) -> Path:
     """Where files wait, on the repository's file system: beside it, or in a model where it is a mount (Triton looks at versions alone)."""
-    beside = _place_beside(place)
+    beside = place_beside(place)
     if place.exists() and _mount(place) != _mount(beside):
         return next((path.parent for path in sorted(place.glob("*/config.pbtxt"))), beside)
     return beside
@@ -172,14 +155,6 @@ def _missing_folders(repository: Path) -> list[Path]:
 def _remove_if_empty(folder: Path) -> None:
     with suppress(OSError):  # somebody else put something there
         folder.rmdir()
-
-
-def _place_beside(repository: Path) -> Path:
-    """The folder that holds a repository, or, before it exists, the nearest one above that does."""
-    place = repository.resolve().parent
-    while not place.exists():
-        place = place.parent
-    return place
 
 
 def _units(repository: Path, plan: Mapping[str, bytes]) -> list[str]:

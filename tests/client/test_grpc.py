@@ -113,7 +113,9 @@ def test_what_a_server_says_becomes_our_error(code: Any, kind: type[ServiceError
 
 def test_a_restricted_configuration_is_forbidden_and_a_model_that_loads_is_not_ready() -> None:
     with serving(refusing(grpc.StatusCode.UNAVAILABLE)) as (triton, transport):
-        with pytest.raises(ForbiddenError, match="keeps the configuration of model 'm' to itself"):
+        with pytest.raises(
+            ForbiddenError, match=r"asked for the configuration of model 'm': UNAVAILABLE, 'its words'. No admin key was sent: pass the"
+        ):
             transport.model_config("m", 5)
         triton.model_ready = False
         with pytest.raises(NotReadyError):

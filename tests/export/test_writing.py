@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from defensemble_export import write_plan
-from defensemble_export.writing import locked, remove_files
+from defensemble_export.locking import locked
+from defensemble_export.writing import remove_files
 
 FIRST = {"a/1/model.onnx": b"one", "a/config.pbtxt": b"old", "e/config.pbtxt": b"ensemble"}
 SECOND = {"a/2/model.onnx": b"two", "a/config.pbtxt": b"new", "b/1/model.onnx": b"b", "b/config.pbtxt": b"b", "e/config.pbtxt": b"changed"}
