@@ -85,12 +85,13 @@ class FakeTransport:
             self.calls[model] += 1
             self.images[model] += len(images)
             self.requests.append((model, tuple(outputs), timeout_s))
-            before = self._done_by(model)
-            self._statistics[model] = ModelStatistics(model, 1, before.requests + 1, before.executions + 1, time.time_ns() // 1_000_000)
         if len(images) > served.max_batch_size > 0:
             raise RequestRefusedError(f"{self._url}: batch-size must be <= {served.max_batch_size} for {model!r}, got {len(images)}")
         if images.shape[1:] != served.image_shape:
             raise RequestRefusedError(f"{self._url}: unexpected shape {images.shape} for {model!r}")
+        with self._lock:
+            before = self._done_by(model)
+            self._statistics[model] = ModelStatistics(model, 1, before.requests + 1, before.executions + 1, time.time_ns() // 1_000_000)
         answers = served.answer(images)
         chosen: dict[str, NDArray[Any]] = {}
         for output in outputs:
@@ -147,7 +148,7 @@ class FakeTransport:
             self._statistics = {name: done for name, done in self._statistics.items() if self._serves(name)}
 
     def statistics(self, timeout_s: float) -> list[ModelStatistics]:
-        """What each loaded model has done, by name; every call is a request that ran alone."""
+        """What each loaded model has done, by name; each call that it could run is a request, and ran alone."""
         self._check_open()
         with self._lock:
             return [self._done_by(name) for name in sorted(self._models) if self._serves(name)]

@@ -181,7 +181,7 @@ class HttpTransport:
             "POST", f"/v2/repository/models/{quote(model, safe='')}/{verb}", what, timeout_s, self._admin_headers, [b"{}"]
         )
         if answer.status == 503 and self._tells_its_index(timeout_s):
-            raise loads_nothing(what, f"HTTP 503, {self._told(answer)!r}")
+            raise loads_nothing(what, f"HTTP 503, {_told(answer, self._admin_key)!r}")
         self._check_admin(answer, what)
 
     def _tells_its_index(self, timeout_s: float) -> bool:
@@ -199,10 +199,7 @@ class HttpTransport:
 
     def _check_admin(self, answer: Answer, what: str) -> None:
         if answer.status != 200:
-            raise error_from_http(answer.status, self._told(answer), what, hints_for_admins(self._admin_key))
-
-    def _told(self, answer: Answer) -> str:
-        return without_key(_told(answer), self._admin_key)
+            raise error_from_http(answer.status, _told(answer, self._admin_key), what, hints_for_admins(self._admin_key))
 
     def _call(
         self, method: str, target: str, what: str, timeout_s: float, headers: str = "", body: Sequence[bytes | memoryview] = ()
@@ -306,9 +303,9 @@ def _object_from_json(content: bytes, what: str) -> dict[str, Any]:
     return told
 
 
-def _told(answer: Answer) -> str:
+def _told(answer: Answer, admin_key: str | None = None) -> str:
     """The server's own words in an answer that is not a success."""
-    text = bytes(answer.body[:_LONGEST_ERROR_BYTES]).decode("utf-8", "replace")
+    text = without_key(bytes(answer.body[:_LONGEST_ERROR_BYTES]).decode("utf-8", "replace"), admin_key)
     try:
         told = json.loads(text)
     except (ValueError, RecursionError):
