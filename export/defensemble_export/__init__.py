@@ -9,6 +9,7 @@ from ._errors import (
     ExistsError,
     ExportError,
     HistoryError,
+    LockedError,
     ProfileError,
     VerificationError,
 )
@@ -66,6 +67,7 @@ __all__ = [
     "FromOnnx",
     "HistoryError",
     "KeptEngines",
+    "LockedError",
     "Manifest",
     "Member",
     "PlannedEngine",

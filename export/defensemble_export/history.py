@@ -163,7 +163,7 @@ def read_history(repository: Path) -> list[Edit]:
     """
     path = repository / HISTORY_FILE
     lines = _content(path).split(b"\n")
-    return [_edit_from_line(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
+    return [edit_from_line(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def append_edit(repository: Path, edit: Edit) -> None:
@@ -179,16 +179,55 @@ def append_edit(repository: Path, edit: Edit) -> None:
     path = repository / HISTORY_FILE
     known = _content(path)
     lines = enumerate(known.split(b"\n"), 1) if edit.id.encode() in known else ()
-    if any(_edit_from_line(line, f"{path}:{number}").id == edit.id for number, line in lines if edit.id.encode() in line):
+    if any(edit_from_line(line, f"{path}:{number}").id == edit.id for number, line in lines if edit.id.encode() in line):
         return
     end = b"" if not known or known.endswith(b"\n") else b"\n"
     # One that is a link stays one.
     target = path.resolve() if path.is_symlink() else path
-    write_aside(target, known + end + json.dumps(_values_from_edit(edit)).encode() + b"\n")
+    write_aside(target, known + end + line_from_edit(edit) + b"\n")
     name = aside(target).name.rpartition(".")[0]
     for left in target.parent.glob(f"{name}.*"):  # by an edit that was killed
         if left.name.rpartition(".")[2].isdecimal():
             left.unlink(missing_ok=True)
+
+
+def line_from_edit(edit: Edit) -> bytes:
+    """An edit as the history holds it: JSON on one line, without the line's end."""
+    return json.dumps(_values_from_edit(edit)).encode()
+
+
+def edit_from_line(line: bytes, where: str) -> Edit:
+    """Read back what ``line_from_edit`` wrote; ``where`` names it in errors.
+
+    Raises:
+        HistoryError: it is damaged, or of another schema.
+    """
+    try:
+        values = json.loads(line.decode("utf-8-sig"))
+        if not isinstance(values, dict):
+            raise TypeError("it is no JSON object")
+        if values.get("schema") != SCHEMA:
+            raise ValueError(f"its schema is {values.get('schema')!r}, expected {SCHEMA!r}: if a newer defensemble wrote it, use that one")
+        ensemble = _kept(values, "ensemble", str)
+        message = values.get("message")
+        return Edit(
+            id=_kept(values, "id", str),
+            time=_kept(values, "time", str),
+            who=_kept(values, "who", str),
+            ensemble=ensemble,
+            action=_kept(values, "action", str),
+            message=None if message is None else _kept(values, "message", str),
+            changes=_texts(values, "changes"),
+            undoes=_texts(values, "undoes"),
+            before=_snapshot_from_values(values, "before", ensemble),
+            after=_snapshot_from_values(values, "after", ensemble),
+        )
+    except (ExportError, ValueError, TypeError, KeyError, RecursionError) as error:
+        told = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise HistoryError(
+            f"{where}: the history is damaged: {told}. Take that line out, or move the file away, which begins a new history: nothing that "
+            "serves depends on it, but edits before can then not be rolled back"
+        ) from error
 
 
 def undoable(history: Sequence[Edit], ensemble: str) -> list[Edit]:
@@ -249,35 +288,6 @@ def _values_from_snapshot(snapshot: Snapshot | None) -> dict[str, Any] | None:
         "averaging": dict(snapshot.averaging),
         "digests": dict(snapshot.digests),
     }
-
-
-def _edit_from_line(line: bytes, where: str) -> Edit:
-    try:
-        values = json.loads(line.decode("utf-8-sig"))
-        if not isinstance(values, dict):
-            raise TypeError("it is no JSON object")
-        if values.get("schema") != SCHEMA:
-            raise ValueError(f"its schema is {values.get('schema')!r}, expected {SCHEMA!r}: if a newer defensemble wrote it, use that one")
-        ensemble = _kept(values, "ensemble", str)
-        message = values.get("message")
-        return Edit(
-            id=_kept(values, "id", str),
-            time=_kept(values, "time", str),
-            who=_kept(values, "who", str),
-            ensemble=ensemble,
-            action=_kept(values, "action", str),
-            message=None if message is None else _kept(values, "message", str),
-            changes=_texts(values, "changes"),
-            undoes=_texts(values, "undoes"),
-            before=_snapshot_from_values(values, "before", ensemble),
-            after=_snapshot_from_values(values, "after", ensemble),
-        )
-    except (ExportError, ValueError, TypeError, KeyError, RecursionError) as error:
-        told = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-        raise HistoryError(
-            f"{where}: the history is damaged: {told}. Take that line out, or move the file away, which begins a new history: nothing that "
-            "serves depends on it, but edits before can then not be rolled back"
-        ) from error
 
 
 def _snapshot_from_values(values: Mapping[str, Any], key: str, ensemble: str) -> Snapshot | None:

@@ -21,7 +21,7 @@ def write_plan(repository: Path, plan: Mapping[str, bytes]) -> None:
 
     Everything is first written to a folder beside the repository (Triton takes every folder inside it for a model; inside a model of a
     repository that is a mount), then renamed into place: a new model as one folder, a new version of a model as one folder, changed files
-    one by one, in the plan's order. Hold ``locking.locked`` meanwhile. An interrupt (SIGINT) is heeded between two files, and undoes all; one that
+    one by one, in the plan's order. Hold ``locked`` meanwhile. An interrupt (SIGINT) is heeded between two files, and undoes all; one that
     comes after the last changes nothing any more.
 
     Raises:
@@ -59,7 +59,7 @@ def write_plan(repository: Path, plan: Mapping[str, bytes]) -> None:
 def remove_files(repository: Path, paths: Sequence[str]) -> None:
     """Remove files of ``repository`` (relative paths), and the folders that this leaves empty, all or none.
 
-    Each file is renamed to where ``write_plan`` stages, and deleted when the last one was. Hold ``locking.locked`` meanwhile. An interrupt is
+    Each file is renamed to where ``write_plan`` stages, and deleted when the last one was. Hold ``locked`` meanwhile. An interrupt is
     heeded as by ``write_plan``.
 
     Raises:
@@ -84,6 +84,33 @@ def remove_files(repository: Path, paths: Sequence[str]) -> None:
             shutil.rmtree(staging)
         for folder in dict.fromkeys((repository / path).parent for path in paths):
             _remove_if_empty(folder)
+
+
+def remove_models(repository: Path, models: Sequence[str]) -> None:
+    """Remove whole models of ``repository``, each by one rename, all or none: no reader sees a part of one.
+
+    Hold ``locked`` meanwhile. An interrupt is heeded as by ``write_plan``.
+
+    Raises:
+        OSError: a model that is not there, a missing permission; what had been moved is put back.
+        KeyboardInterrupt: likewise.
+    """
+    if not models:
+        return
+    with interrupts_held() as interrupts:
+        place = repository.resolve()
+        staging = Path(tempfile.mkdtemp(prefix=_staging_prefix(place), dir=_staging_place(place, without=models)))
+        try:
+            with held(staging, fcntl.LOCK_EX), ExitStack() as undo:
+                for model in models:
+                    interrupts.deliver()
+                    os.rename(repository / model, staging / model)
+                    undo.callback(os.rename, staging / model, repository / model)
+                interrupts.deliver()
+                undo.pop_all()
+                interrupts.too_late()
+        finally:
+            shutil.rmtree(staging)
 
 
 def remove_stale_staging(repository: Path) -> list[Path]:
@@ -128,11 +155,11 @@ def _staging_prefix(place: Path) -> str:
     return f".{place.name}.staging-"
 
 
-def _staging_place(place: Path) -> Path:
+def _staging_place(place: Path, *, without: Sequence[str] = ()) -> Path:
     """Where files wait, on the repository's file system: beside it, or in a model where it is a mount (Triton looks at versions alone)."""
     beside = place_beside(place)
     if place.exists() and _mount(place) != _mount(beside):
-        return next((path.parent for path in sorted(place.glob("*/config.pbtxt"))), beside)
+        return next((path.parent for path in sorted(place.glob("*/config.pbtxt")) if path.parent.name not in without), beside)
     return beside
 
 
