@@ -4,11 +4,13 @@ from . import _telemetry as _telemetry
 from ._errors import ConfigError, EngineError, EnsembleError, ExistsError, ExportError, ProfileError, VerificationError
 from .averaging import average_onnx, uncertainty_onnx
 from .calibration import Calibration, calibration_images
+from .checking import check_ensemble
 from .config import config_from_pbtxt, pbtxt_from_config
 from .engine import engine_from_onnx
 from .engines import BuiltEngine, EngineOptions, PlannedEngine, build_engines, planned_engines
 from .ensemble import RESERVED, Ensemble, Vote
 from .exporting import FromCheckpoint, export_checkpoints, export_networks
+from .finding import Finding
 from .foreign import foreign_interface, foreign_reference, onnx_from_foreign
 from .form import Form, report_beside
 from .from_onnx import FromOnnx
@@ -45,6 +47,7 @@ __all__ = [
     "EnsembleError",
     "ExistsError",
     "ExportError",
+    "Finding",
     "Form",
     "FromCheckpoint",
     "FromOnnx",
@@ -63,6 +66,7 @@ __all__ = [
     "average_onnx",
     "build_engines",
     "calibration_images",
+    "check_ensemble",
     "check_fuse_request",
     "check_target",
     "config_from_pbtxt",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from tritonclient.grpc import model_config_pb2 as schema
@@ -181,16 +182,22 @@ def versions_in(folder: Path) -> list[int]:
 
 def served_versions(folder: Path, config: schema.ModelConfig) -> list[int]:
     """The versions in a model's folder that Triton loads: what ``version_policy`` says, the newest alone where it says nothing."""
-    versions = [version for version in versions_in(folder) if (folder / str(version)).is_dir()]
+    return versions_by_policy([version for version in versions_in(folder) if (folder / str(version)).is_dir()], config)
+
+
+def versions_by_policy(versions: Sequence[int], config: schema.ModelConfig) -> list[int]:
+    """Those of ``versions``, lowest first, that Triton loads: see ``served_versions``."""
     policy = config.version_policy
     if policy.HasField("all"):
-        return versions
+        return list(versions)
     if policy.HasField("specific"):
         return [version for version in versions if version in policy.specific.versions]
-    return versions[-max(1, policy.latest.num_versions) :]
+    return list(versions[-max(1, policy.latest.num_versions) :])
 
 
 def _number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{value!r} is no number")
+    if abs(value) > sys.float_info.max:  # an int can be, and then has no share
+        raise ValueError("a weight is too large")
     return value
