@@ -16,12 +16,14 @@ from ._errors import (
 from .averaging import average_onnx, uncertainty_onnx
 from .calibration import Calibration, calibration_images
 from .changes import changes_between
+from .checking import check_ensemble
 from .config import config_from_pbtxt, pbtxt_from_config
 from .declaring import ensemble_from_yaml, read_declaration, yaml_from_ensemble
 from .engine import engine_from_onnx
 from .engines import BuiltEngine, EngineOptions, PlannedEngine, build_engines, planned_engines
 from .ensemble import RESERVED, Ensemble, Vote
 from .exporting import FromCheckpoint, export_checkpoints, export_networks
+from .finding import Finding
 from .foreign import foreign_interface, foreign_reference, onnx_from_foreign
 from .form import Form, report_beside
 from .from_onnx import FromOnnx
@@ -62,6 +64,7 @@ __all__ = [
     "EnsembleError",
     "ExistsError",
     "ExportError",
+    "Finding",
     "Form",
     "FromCheckpoint",
     "FromOnnx",
@@ -85,6 +88,7 @@ __all__ = [
     "build_engines",
     "calibration_images",
     "changes_between",
+    "check_ensemble",
     "check_fuse_request",
     "check_target",
     "config_from_pbtxt",

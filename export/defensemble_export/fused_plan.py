@@ -173,16 +173,20 @@ def outdated_graphs(repository: Path, ensemble: str) -> list[str]:
     """
     if not (repository / ensemble).exists():
         return []
-    now = read_ensemble(repository, ensemble)
+    folders = sorted(entry.parent for entry in repository.glob(f"*/{CONFIG_FILE}"))
+    return outdated_among({folder.name: read_config(folder) for folder in folders}, read_ensemble(repository, ensemble))
+
+
+def outdated_among(configs: Mapping[str, schema.ModelConfig], now: Ensemble) -> list[str]:
+    """Those of ``configs``, by name, that are fused graphs of members of ``now``, but of other votes."""
     names = {vote.model for vote in now.members}
     found = []
-    for folder in sorted(entry.parent for entry in repository.glob(f"*/{CONFIG_FILE}")):
-        config = read_config(folder)
+    for name, config in configs.items():
         if config.platform == "ensemble" or [tensor.name for tensor in config.input] != ["images"]:
             continue
-        graph = stated_votes(config, ensemble)  # None of a network, and where it was edited by hand, which the server tells
+        graph = stated_votes(config, now.name)  # None of a network, and where it was edited by hand, which the server tells
         if graph is not None and {vote.model for vote in graph.members} & names and graph != now:
-            found.append(folder.name)
+            found.append(name)
     return found
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from tritonclient.grpc import model_config_pb2 as schema
@@ -131,7 +132,7 @@ def stated_votes(config: schema.ModelConfig, name: str) -> Ensemble | None:
         weights = json.loads(said["weights"])
         members = tuple(Vote(model, int(version), weight) for (model, _, version), weight in zip(named, weights, strict=True))
         return Ensemble(name, members, said["average"])
-    except (ValueError, TypeError, RecursionError):  # EnsembleError is a ValueError
+    except (ValueError, TypeError, OverflowError, RecursionError):  # EnsembleError is a ValueError
         return None
 
 
@@ -193,16 +194,22 @@ def versions_in(folder: Path) -> list[int]:
 
 def served_versions(folder: Path, config: schema.ModelConfig) -> list[int]:
     """The versions in a model's folder that Triton loads: what ``version_policy`` says, the newest alone where it says nothing."""
-    versions = [version for version in versions_in(folder) if (folder / str(version)).is_dir()]
+    return versions_by_policy([version for version in versions_in(folder) if (folder / str(version)).is_dir()], config)
+
+
+def versions_by_policy(versions: Sequence[int], config: schema.ModelConfig) -> list[int]:
+    """Those of ``versions``, lowest first, that Triton loads: see ``served_versions``."""
     policy = config.version_policy
     if policy.HasField("all"):
-        return versions
+        return list(versions)
     if policy.HasField("specific"):
         return [version for version in versions if version in policy.specific.versions]
-    return versions[-max(1, policy.latest.num_versions) :]
+    return list(versions[-max(1, policy.latest.num_versions) :])
 
 
 def _number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{value!r} is no number")
+    if abs(value) > sys.float_info.max:  # an int can be, and then has no share
+        raise ValueError("a weight is too large")
     return value

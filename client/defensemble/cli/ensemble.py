@@ -119,9 +119,9 @@ def _edits(command: _Command) -> _Command:
 def command() -> None:
     r"""Look at the ensembles of a model repository, and edit them while they serve.
 
-    An edit is checked before anything changes, takes effect under full load without a failed request, and is undone by `rollback`. Where a
-    step of it fails, the old state is put back. Without --url, servers that `defensemble serve` runs here on the folder are told; where none
-    runs, the files alone are edited.
+    An edit is checked before anything changes, takes effect under full load without a failed request, and is undone by `rollback`. Where
+    a step of it fails, the old state is put back. Without --url, servers that `defensemble serve` runs here on the folder are told; where
+    none runs, the files alone are edited.
 
     \b
     Examples:
@@ -134,7 +134,9 @@ def command() -> None:
 @command.command("show", short_help="Who votes, what is known of each network, and whether that is served.")
 @click.argument("name", required=False)
 @_places
-@click.option("--format", "form", type=click.Choice(["table", "yaml", "json"]), default="table", show_default=True, help="yaml: for `apply`.")
+@click.option(
+    "--format", "form", type=click.Choice(["table", "yaml", "json"]), default="table", show_default=True, help="yaml: for `apply`."
+)
 def show(name: str | None, form: str, **where: Any) -> None:
     r"""Show the ensemble NAME, or all of them: votes, weights, precision, digest of the masks, accuracy as the checkpoint has it.
 
@@ -172,7 +174,7 @@ def names(**where: Any) -> None:
 @click.argument("name", required=False)
 @_places
 def check(name: str | None, **where: Any) -> None:
-    r"""Check the ensemble NAME, or all of them, as they lie on disk; exit status 1 where Triton would refuse one, or it is not what it says.
+    r"""Check the ensemble NAME, or all, as they lie on disk; exit status 1 where Triton would refuse one, or it is not what it says.
 
     \b
     Examples:
@@ -187,7 +189,9 @@ def check(name: str | None, **where: Any) -> None:
 @command.command("create", short_help="A new ensemble of models that are there.")
 @click.argument("name")
 @click.argument("members", nargs=-1, required=True, metavar="MODEL[@VERSION]...")
-@click.option("--weight", "weights", multiple=True, callback=_weights, metavar="MODEL[@VERSION]=W", help="Above 0. Repeatable.  [default: 1]")
+@click.option(
+    "--weight", "weights", multiple=True, callback=_weights, metavar="MODEL[@VERSION]=W", help="Above 0. Repeatable.  [default: 1]"
+)
 @click.option("--average", type=click.Choice(["probabilities", "logits"]), default="probabilities", show_default=True)
 @_edits
 def create(name: str, members: tuple[str, ...], weights: dict[str, float], average: str, **rest: Any) -> None:

@@ -1,0 +1,183 @@
+"""Whether the averaging models of an ensemble compute what their parameters say, under the name of what they compute."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+
+from tritonclient.grpc import model_config_pb2 as schema
+
+from ._errors import EnsembleError
+from .averaging import average_onnx, uncertainty_onnx
+from .config import CONFIG_FILE, MODEL_FILE, uncertainty_outputs
+from .ensemble import AVERAGES, RESERVED, Ensemble, Vote
+from .ensemble_files import averaging_models
+from .finding import Step
+from .inspecting import Inspection
+from .model_checks import said_tensors
+from .reading import parameter
+
+
+def check_averages(found: Inspection, ensemble: str, models: Sequence[str]) -> None:
+    """Find what is wrong with ``models``, the averaging models of ``ensemble``: each in itself, then with each other."""
+    stated = {}
+    for model in models:
+        config = found.config(model)
+        if config is None:
+            continue
+        for path in found.profiles(model):
+            found.say(model, "an averaging model runs on a CPU everywhere, and must have no profile file: remove this one", path)
+        votes = _stated(found, ensemble, model, config)
+        if votes is not None and _check_form(found, ensemble, model, config, votes):
+            stated[model] = votes
+    if len(stated) > 1:
+        (first, votes), *others = stated.items()
+        for model, other in others:
+            if (other.average, other.weights) != (votes.average, votes.weights):
+                found.say(
+                    model,
+                    f"it measures for {_said(other)}, but '{first}' averages {_said(votes)}: the steps of '{ensemble}' mix two ensembles; "
+                    f"`defensemble ensemble reload {ensemble}` writes both anew",
+                    f"{model}/{CONFIG_FILE}",
+                    *_value("weights"),
+                )
+
+
+def _stated(found: Inspection, ensemble: str, model: str, config: schema.ModelConfig) -> Ensemble | None:
+    """The votes that an averaging model's parameters say; None where they say none, which is told."""
+    before = len(found.findings)
+    said = {key: parameter(config, key) for key in ("average", "weights", "members")}
+    path = f"{model}/{CONFIG_FILE}"
+    for key, text in said.items():
+        if text is None:
+            found.say(
+                model,
+                f"lacks the parameter {key}, from which it is generated: put it back, or go back to a state that was whole with "
+                "`defensemble ensemble rollback`",
+                path,
+            )
+    if said["average"] is not None and said["average"] not in AVERAGES:
+        found.say(
+            model, f"the parameter average is {said['average']!r}, expected {' or '.join(AVERAGES)}: mend it", path, *_value("average")
+        )
+    members = _listed(said["members"] or "[]")
+    votes = [_vote(member) for member in members or ()]
+    if members is None or None in votes:
+        found.say(
+            model,
+            f'the parameter members is {_short(said["members"])}, expected a JSON list of "NAME@VERSION": mend it',
+            path,
+            *_value("members"),
+        )
+    weights = _listed(said["weights"] or "[]")
+    if weights is None:
+        found.say(
+            model,
+            f"the parameter weights is {_short(said['weights'])}, expected a JSON list with a number for each member: mend it",
+            path,
+            *_value("weights"),
+        )
+    for index, weight in enumerate(weights or ()):
+        if not _is_weight(weight):
+            vote = votes[index] if index < len(votes) else None
+            name = f"{index + 1}" if vote is None else f"of '{vote[0]}'"
+            remove = f"`defensemble ensemble remove {ensemble} {'MEMBER' if vote is None else vote[0]}`"
+            found.say(
+                model,
+                f"the weight {name} is {json.dumps(weight)[:40]}, expected a finite number above 0: mend it, or stop that vote "
+                f"with {remove}",
+                path,
+                *_value("weights"),
+            )
+    if len(found.findings) > before:
+        return None
+    if len(votes) != len(weights or ()):
+        text = f"the parameters say {len(weights or ())} weights for {len(votes)} members, expected one for each: mend them"
+        found.say(model, text, path, *_value("weights"))
+        return None
+    try:
+        pairs = [(*vote, weight) for vote, weight in zip(votes, weights or (), strict=True) if vote and isinstance(weight, (int, float))]
+        return Ensemble(ensemble, tuple(Vote(*pair) for pair in pairs), said["average"] or "")
+    except EnsembleError as error:
+        found.say(model, f"its parameters say no ensemble: {error}", path, *_value("members"))
+        return None
+
+
+def _check_form(found: Inspection, ensemble: str, model: str, config: schema.ModelConfig, votes: Ensemble) -> bool:
+    """Whether a model has the inputs, outputs, name and graph of these votes."""
+    path = f"{model}/{CONFIG_FILE}"
+    reload = f"`defensemble ensemble reload {ensemble}`"
+    edited = f"the parameters were edited by hand: {reload} generates the model again under its new name"
+    dims = list(config.input[0].dims) if len(config.input) else []
+    if len(dims) != 1 or dims[0] < 1:
+        found.say(
+            model, f"its inputs are {said_tensors(config.input)}, expected logits_0 FP32 [classes] and so on: put it back", path, "input"
+        )
+        return False
+    classes = int(dims[0])
+    is_average = model.startswith(RESERVED[0])
+    given = [("probabilities", [classes])] if is_average else uncertainty_outputs(len(votes.members), classes)
+    wanted = [[(f"logits_{index}", [classes]) for index in range(len(votes.members))], given]
+    got = [[(tensor.name, list(tensor.dims)) for tensor in tensors] for tensors in (config.input, config.output)]
+    named = averaging_models(votes, classes, int(config.max_batch_size))[0 if is_average else 1]
+    if model != named:
+        found.say(
+            model,
+            f"it says {_said(votes)}, max_batch_size {config.max_batch_size}, which would be {named}: {edited}",
+            path,
+            *_value("weights"),
+        )
+        return False
+    for kind, mine, expected in zip(("input", "output"), got, wanted, strict=True):
+        if mine != expected:
+            found.say(model, f"its {kind}s are {mine}, expected {expected} of {len(expected)} {kind}s: put them back", path, kind)
+            return False
+    file = f"{model}/1/{MODEL_FILE}"
+    content = found.content(file)
+    if content is not None and not found.refused(model, file):
+        graph = average_onnx(votes, classes) if is_average else uncertainty_onnx(votes, classes)
+        if content != graph:
+            found.say(
+                model,
+                f"this file is not the graph that the parameters ({_said(votes)}) generate: it was changed, or another version wrote it; "
+                f"move {found.files.repository / model} away, then {reload} generates it again",
+                file,
+            )
+    return not found.refused(model)
+
+
+def _said(votes: Ensemble) -> str:
+    members = ", ".join(f"{vote.model}@{vote.version} with {vote.weight:g}" for vote in votes.members)
+    return f"{votes.average} of {members}"
+
+
+def _value(key: str) -> tuple[Step, ...]:
+    return (("parameters", "key", key), "value", "string_value")
+
+
+def _listed(text: str) -> list[object] | None:
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return values if isinstance(values, list) else None
+
+
+def _vote(member: object) -> tuple[str, int] | None:
+    name, at, version = str(member).rpartition("@")
+    known = isinstance(member, str) and at and version.isascii() and version.isdecimal() and len(version) < 20
+    return (name, int(version)) if known else None
+
+
+def _is_weight(weight: object) -> bool:
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+        return False
+    try:
+        return math.isfinite(weight) and weight > 0
+    except OverflowError:  # an int that no float can hold
+        return False
+
+
+def _short(text: str | None) -> str:
+    return repr((text or "")[:80])

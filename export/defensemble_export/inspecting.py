@@ -1,0 +1,128 @@
+"""A repository that is being looked through: its files read once, and all that is found wrong, each with its file and line."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as schema
+
+from ._errors import ConfigError
+from .config import CONFIG_FILE, PROFILES_FOLDER, config_from_pbtxt
+from .ensemble import MODEL_NAME
+from .files import Files
+from .finding import Finding, Lines, Step
+from .reading import LARGEST_VERSION, checked_config
+
+
+class Inspection:
+    """What is found wrong in ``files``; nothing that is wrong there is raised."""
+
+    def __init__(self, files: Files) -> None:
+        self.files = files
+        self.findings: list[Finding] = []
+        self._configs: dict[str, schema.ModelConfig | None] = {}
+
+    def say(self, model: str, text: str, path: str | None = None, *way: Step, line: int | None = None, refuses: bool = True) -> None:
+        """Add a finding about ``model``: in the file ``path`` (relative to the repository), where ``way`` leads to."""
+        if way and path is not None:
+            content = self.content(path)
+            line = None if content is None else Lines(content.decode(errors="replace")).of(*way)
+        found = Finding(model, text, None if path is None else self.files.repository / path, line, refuses)
+        if found not in self.findings:
+            self.findings.append(found)
+
+    def refused(self, model: str, path: str | None = None) -> bool:
+        """Whether something that refuses was found about ``model``, in the file ``path`` where one is given."""
+        file = None if path is None else self.files.repository / path
+        return any(one.refuses and one.model == model and (path is None or one.file == file) for one in self.findings)
+
+    def content(self, path: str) -> bytes | None:
+        """A file's bytes; None where there is none, and where it cannot be read, which is told."""
+        try:
+            return self.files.content(path)
+        except OSError as error:
+            self.say(path.partition("/")[0], f"cannot be read: {error.strerror}: mend its permissions, or put it back", path)
+            return None
+
+    def digest(self, path: str) -> str | None:
+        """A file's SHA-256; None as in ``content``."""
+        try:
+            return self.files.digest(path)
+        except OSError as error:
+            self.say(path.partition("/")[0], f"cannot be read: {error.strerror}: mend its permissions, or put it back", path)
+            return None
+
+    def has(self, model: str) -> bool:
+        """Whether ``model`` has a name that can be one, and a configuration."""
+        return MODEL_NAME.fullmatch(model) is not None and self.files.has(model)
+
+    def config(self, model: str) -> schema.ModelConfig | None:
+        """The configuration of a model that ``has`` one; None where it cannot be read, which is told."""
+        if model not in self._configs:
+            path = f"{model}/{CONFIG_FILE}"
+            config = self.parsed(model, path)
+            try:
+                self._configs[model] = None if config is None else checked_config(config, self.files.repository / model)
+            except ConfigError:
+                assert config is not None
+                self._configs[model] = None
+                if config.name not in ("", model):
+                    self.say(model, f"says name: \"{config.name}\", but the folder is called '{model}': make them equal", path, "name")
+                else:
+                    file, expected = config.default_model_filename, "expected the plain name of a file in the version's folder"
+                    self.say(
+                        model,
+                        f"says default_model_filename: {file!r}, {expected}: mend that line, or take it out",
+                        path,
+                        "default_model_filename",
+                    )
+        return self._configs[model]
+
+    def quiet_config(self, model: str) -> schema.ModelConfig | None:
+        """The configuration of a model that is not of the ensemble; None where it cannot be read, which is not the ensemble's affair."""
+        if model in self._configs:
+            return self._configs[model]
+        try:
+            return self.files.config(model)
+        except (ConfigError, OSError):
+            return None
+
+    def parsed(self, model: str, path: str) -> schema.ModelConfig | None:
+        """A configuration of ``model`` at ``path``; None where there is none or it is not valid, which is told with its line."""
+        content = self.content(path)
+        if content is None:
+            return None
+        try:
+            return config_from_pbtxt(content.decode(errors="replace"), str(self.files.repository / path))
+        except ConfigError as error:
+            cause = error.__cause__
+            line = cause.GetLine() if isinstance(cause, text_format.ParseError) else None
+            self.say(model, f"not a valid model configuration: {cause}: mend that line", path, line=line)
+            return None
+
+    def versions(self, model: str) -> list[int]:
+        """The version folders of a model, lowest first; empty where they cannot be listed, which is told."""
+        try:
+            found = self.files.versions(model)
+        except OSError as error:
+            self.say(model, f"its folder cannot be listed: {error.strerror}: mend its permissions", model)
+            return []
+        for version in found:
+            if version > LARGEST_VERSION:
+                self.say(model, f"Triton counts versions up to {LARGEST_VERSION}: rename this folder to a lower one", f"{model}/{version}")
+        return found
+
+    def profiles(self, model: str) -> list[str]:
+        """The paths of a model's profile files."""
+        folder = f"{model}/{PROFILES_FOLDER}"
+        on_disk = {path.relative_to(self.files.repository).as_posix() for path in (self.files.repository / folder).glob("*.pbtxt")}
+        planned = {path for path in self.files.planned if path.startswith(f"{folder}/") and path.endswith(".pbtxt")}
+        return sorted(path for path in on_disk | planned if self.files.exists(path))
+
+    def leads_out(self, path: str) -> Path | None:
+        """Where a link leads on the way to ``path``, where that is outside of the repository."""
+        # Not `Path.resolve`, which raises on a link that leads back to itself.
+        place, root = (Path(os.path.realpath(folder)) for folder in (self.files.repository / path, self.files.repository))
+        return None if place.is_relative_to(root) else place

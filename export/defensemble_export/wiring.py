@@ -1,0 +1,257 @@
+"""What Triton's core refuses of an ensemble's wiring, whoever wrote it: steps, the tensors between them, types, shapes and batches.
+
+The rules are those of `ValidateEnsembleSchedulingConfig` (model_config_utils.cc) and `ValidateEnsembleConfig` (ensemble_utils.cc) of
+https://github.com/triton-inference-server/core, which stops at the first fault, where all are told here. Stricter on purpose: a step
+must not write an input of the ensemble, and no tensor is declared twice, which Triton loads and nobody means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from tritonclient.grpc import model_config_pb2 as schema
+
+from .ensemble import RESERVED
+from .finding import Step
+
+_STEPS = "ensemble_scheduling"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong in an ensemble's configuration, and the way to the field there."""
+
+    text: str
+    way: tuple[Step, ...] = ()
+
+
+def wiring_faults(config: schema.ModelConfig, known: Mapping[str, schema.ModelConfig]) -> list[Fault]:
+    """All that Triton's core would refuse of the ensemble ``config``.
+
+    ``known`` maps names of its steps' models to their configurations. What a step maps and in which shapes is judged where its model is
+    among them: one that is missing, or wrong in itself, is told elsewhere.
+    """
+    faults = [*_kind(config), *_declared(config)]
+    steps = list(config.ensemble_scheduling.step)
+    if not steps:
+        return [*faults, Fault("has no steps: an ensemble needs at least one member", (_STEPS,))]
+    faults += _unsaid(steps)
+    faults += _flow(config, steps)
+    faults += _batches(config, steps, known)
+    for index, step in enumerate(steps):
+        if step.model_name in known and _is_declared(known[step.model_name]):
+            faults += _mapping(index, step, known[step.model_name])
+    return faults + list(_shapes(config, steps, known))
+
+
+def way_to_step(index: int, *way: Step) -> tuple[Step, ...]:
+    """The way to the step number ``index`` (from 0), or on from it, for ``Lines.of``."""
+    return (_STEPS, ("step", index), *way)
+
+
+def said_step(index: int, step: schema.ModelEnsembling.Step) -> str:
+    """How a step (from 0) is called in a text: it is counted from 1."""
+    return f"step {index + 1} ({step.model_name})" if step.model_name else f"step {index + 1}"
+
+
+def _kind(config: schema.ModelConfig) -> Iterator[Fault]:
+    if config.platform != "ensemble":
+        yield Fault(f'says platform: "{config.platform}", and an ensemble says platform: "ensemble": write that', ("platform",))
+    if config.backend:
+        yield Fault(f'says backend: "{config.backend}", and an ensemble has none: take that line out', ("backend",))
+    if config.max_batch_size < 0:
+        yield Fault(f"says max_batch_size: {config.max_batch_size}, expected 0 or more", ("max_batch_size",))
+    for name, there in (
+        ("instance_group", len(config.instance_group) > 0),
+        ("optimization", config.HasField("optimization")),
+        ("model_warmup", len(config.model_warmup) > 0),
+    ):
+        if there:
+            yield Fault(f"has {name}, which an ensemble must not have: move it into the configurations of its members", (name,))
+
+
+def _declared(config: schema.ModelConfig) -> Iterator[Fault]:
+    for kind, tensors in (("input", config.input), ("output", config.output)):
+        if not tensors:
+            yield Fault(f"declares no {kind}: it needs at least one")
+        names = [tensor.name for tensor in tensors]
+        for index, tensor in enumerate(tensors):
+            way: tuple[Step, ...] = ((kind, index),)
+            if not tensor.name:
+                yield Fault(f"{kind} {index + 1} has no name: give it one", way)
+                continue
+            if names.index(tensor.name) < index:
+                yield Fault(f"declares the {kind} '{tensor.name}' twice: take one out", way)
+            if tensor.data_type == schema.TYPE_INVALID:
+                yield Fault(f"{kind} '{tensor.name}' has no data_type: write one, such as TYPE_FP32", way)
+            if not tensor.dims:
+                yield Fault(f"{kind} '{tensor.name}' has no dims: write its shape without the batch", way)
+            if any(size < 1 and size != -1 for size in tensor.dims):
+                yield Fault(f"{kind} '{tensor.name}' has dims {list(tensor.dims)}: each must be 1 or more, or -1 for any", (*way, "dims"))
+
+
+def _unsaid(steps: Sequence[schema.ModelEnsembling.Step]) -> Iterator[Fault]:
+    for index, step in enumerate(steps):
+        if not step.model_name:
+            yield Fault(f"step {index + 1} has no model_name: name the model that it runs, or take the step out", way_to_step(index))
+        for name, entries in (("input_map", step.input_map), ("output_map", step.output_map)):
+            if not entries:
+                yield Fault(f"{said_step(index, step)} has no {name}: map at least one tensor, or take the step out", way_to_step(index))
+
+
+def _flow(config: schema.ModelConfig, steps: Sequence[schema.ModelEnsembling.Step]) -> Iterator[Fault]:
+    """Whether each tensor is written once and read, and none is needed before it can be there."""
+    inputs, outputs = ({tensor.name: None for tensor in tensors if tensor.name} for tensors in (config.input, config.output))
+    written: dict[str, int] = {}
+    for index, step in enumerate(steps):
+        for key, tensor in sorted(step.output_map.items()):
+            way = way_to_step(index, ("output_map", "key", key), "value")
+            if tensor in written:
+                first = said_step(written[tensor], steps[written[tensor]])
+                yield Fault(f"{said_step(index, step)} writes '{tensor}', which {first} writes: each tensor is written once", way)
+            elif tensor in inputs:
+                yield Fault(f"{said_step(index, step)} writes '{tensor}', which is an input of the ensemble: name it otherwise", way)
+            written.setdefault(tensor, index)
+    read = {tensor for step in steps for tensor in step.input_map.values()}
+    loose = sorted(set(written) - read - set(outputs))
+    # What is written under a mistyped name is missed under the right one: one fault, not two.
+    hint = f"; written, and read by nobody, is {_listed(loose)}" if loose else ""
+    missed: set[str] = set()
+    for index, step in enumerate(steps):
+        for key, tensor in sorted(step.input_map.items()):
+            if tensor not in written and tensor not in inputs and tensor not in missed and tensor not in outputs:
+                missed.add(tensor)
+                yield Fault(
+                    f"{said_step(index, step)} reads '{tensor}', which no step writes{hint}: mend the name, or add the step that writes it",
+                    way_to_step(index, ("input_map", "key", key), "value"),
+                )
+    for name in outputs:
+        if name not in written and name not in inputs:
+            missed.add(name)
+            yield Fault(
+                f"its output '{name}' is written by no step{hint}: mend the name, or take the output out", (("output", "name", name),)
+            )
+    for name in inputs:
+        if name not in read:
+            yield Fault(f"its input '{name}' is read by no step: mend the name, or take the input out", (("input", "name", name),))
+    for tensor in loose if not missed else ():
+        index = written[tensor]
+        key = next(key for key, value in steps[index].output_map.items() if value == tensor)
+        yield Fault(
+            f"{said_step(index, steps[index])} writes '{tensor}', which no step reads and is no output: take that output_map out, or "
+            "declare the output",
+            way_to_step(index, ("output_map", "key", key)),
+        )
+    for cycle in _cycles(steps, set(inputs) | missed):
+        names = [said_step(index, steps[index]) for index in (*cycle, cycle[0])]
+        waits = "it reads what it writes" if len(cycle) == 1 else f"{' waits for '.join(names)}"
+        yield Fault(f"steps wait for each other in a circle: {waits}; mend an input_map", way_to_step(cycle[0]))
+
+
+def _cycles(steps: Sequence[schema.ModelEnsembling.Step], there: set[str]) -> list[list[int]]:
+    """The circles of steps (by number) that wait for each other; ``there`` are the tensors that need no step."""
+    waiting = set(range(len(steps)))
+    while ready := {index for index in waiting if set(steps[index].input_map.values()) <= there}:
+        waiting -= ready
+        there = there | {tensor for index in ready for tensor in steps[index].output_map.values()}
+    found: dict[frozenset[int], list[int]] = {}
+    for start in sorted(waiting):
+        path = [start]
+        while path.count(path[-1]) == 1:
+            needed = set(steps[path[-1]].input_map.values()) - there
+            path.append(min(index for index in waiting if needed & set(steps[index].output_map.values())))
+        circle = path[path.index(path[-1]) : -1]
+        found.setdefault(frozenset(circle), circle)
+    return list(found.values())
+
+
+def _batches(
+    config: schema.ModelConfig, steps: Sequence[schema.ModelEnsembling.Step], known: Mapping[str, schema.ModelConfig]
+) -> Iterator[Fault]:
+    takes = {step.model_name: known[step.model_name].max_batch_size for step in steps if step.model_name in known}
+    fewer = {model: batch for model, batch in takes.items() if 0 < batch < config.max_batch_size}
+    if not fewer:
+        return
+    listed = ", ".join(f"{model} ({batch})" for model, batch in fewer.items())
+    mend = f"lower it here, to {min(fewer.values())}, or raise it there"
+    if all(model.startswith(RESERVED) for model in fewer):
+        mend = "`defensemble ensemble reload` with this ensemble's name generates averaging models that take as many"
+    yield Fault(f"max_batch_size is {config.max_batch_size}, more than what its steps take at once, {listed}: {mend}", ("max_batch_size",))
+
+
+def _mapping(index: int, step: schema.ModelEnsembling.Step, model: schema.ModelConfig) -> Iterator[Fault]:
+    for kind, entries, tensors in (("input", step.input_map, model.input), ("output", step.output_map, model.output)):
+        names = [tensor.name for tensor in tensors]
+        for key in sorted(set(entries) - set(names)):
+            yield Fault(
+                f"{said_step(index, step)} maps the {kind} '{key}', which the model does not have: it has {_listed(names)}",
+                way_to_step(index, (f"{kind}_map", "key", key)),
+            )
+    for tensor in model.input:
+        if tensor.name not in step.input_map and not tensor.optional:
+            yield Fault(
+                f"{said_step(index, step)} maps nothing to the model's input '{tensor.name}': add an input_map with that key",
+                way_to_step(index),
+            )
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    who: str
+    kind: int
+    dims: tuple[int, ...]
+    batched: bool
+
+    @classmethod
+    def of(cls, who: str, tensor: schema.ModelInput | schema.ModelOutput, dims: Sequence[int], batch: int) -> _Tensor:
+        return cls(who, tensor.data_type, tuple(dims), batch > 0)
+
+    def fits(self, other: _Tensor) -> bool:
+        """Triton compares with and without the batch, so that a model without batches can stand among others."""
+        full, others = (((-1,) if one.batched else ()) + one.dims for one in (self, other))
+        return self.kind == other.kind and (_same_shape(self.dims, other.dims) or _same_shape(full, others))
+
+    def __str__(self) -> str:
+        return f"{schema.DataType.Name(self.kind).removeprefix('TYPE_')} {list(self.dims)}"
+
+
+def _shapes(
+    config: schema.ModelConfig, steps: Sequence[schema.ModelEnsembling.Step], known: Mapping[str, schema.ModelConfig]
+) -> Iterator[Fault]:
+    """Whether all who write or read a tensor mean the same by it: compared with the ensemble's own, else with the first step."""
+    first: dict[str, _Tensor] = {}
+    for kind, tensors in (("input", config.input), ("output", config.output)):
+        for tensor in tensors:
+            dims = tensor.reshape.shape if tensor.HasField("reshape") else tensor.dims
+            first.setdefault(tensor.name, _Tensor.of(f"the ensemble declares its {kind}", tensor, dims, config.max_batch_size))
+    for index, step in enumerate(steps):
+        model = known.get(step.model_name)
+        if model is None or not _is_declared(model):
+            continue
+        for kind, entries, tensors in (("input", step.input_map, model.input), ("output", step.output_map, model.output)):
+            by_name = {tensor.name: tensor for tensor in tensors}
+            for key, name in sorted(entries.items()):
+                if key not in by_name:
+                    continue
+                verb = "takes" if kind == "input" else "gives"
+                mine = _Tensor.of(f"{said_step(index, step)} {verb}", by_name[key], by_name[key].dims, model.max_batch_size)
+                before = first.setdefault(name, mine)
+                if not mine.fits(before):
+                    yield Fault(
+                        f"{mine.who} '{name}' as {mine}, but {before.who} '{name}' as {before}: they must be the same",
+                        way_to_step(index, (f"{kind}_map", "key", key)),
+                    )
+
+
+def _same_shape(some: tuple[int, ...], others: tuple[int, ...]) -> bool:
+    return len(some) == len(others) and all(one == other or -1 in (one, other) for one, other in zip(some, others, strict=True))
+
+
+def _is_declared(config: schema.ModelConfig) -> bool:
+    """Whether a model's configuration says what it takes and gives; where not, a backend may find out from the file."""
+    return len(config.input) > 0 and len(config.output) > 0
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names) or "none"
