@@ -25,9 +25,9 @@ _SCHEMA = "defensemble.pending-edit/1"
 class Pending:
     """An edit under way in one repository.
 
-    ``group`` are all repositories that it changes, or none of them; ``urls`` the servers that are told. ``before`` are the ensemble's own
-    files as they were (path relative to the repository, to bytes; None: not there), ``after`` the digest of its configuration to come
-    (None: it goes); ``new_models`` are the averaging models that were not there, ``loads`` the models that servers lacked, ``released``
+    ``group`` are all repositories that it changes, or none of them; ``urls`` the servers that are told. ``before`` are the files that
+    change, as they were (path relative to the repository, to bytes; None: not there), ``after`` the digests that they will have (None: it
+    goes); ``new_models`` are the averaging models that were not there, ``loads`` the models that servers lacked, ``released``
     those that nobody will need. ``rejected`` is a hand edit, and ``before`` then what was served until it: where a server refuses it, it is
     kept beside, as ``config.pbtxt.rejected``.
     """
@@ -37,7 +37,7 @@ class Pending:
     group: tuple[str, ...]
     urls: tuple[str, ...]
     before: Mapping[str, bytes | None]
-    after: str | None
+    after: Mapping[str, str | None]
     new_models: tuple[str, ...]
     loads: tuple[str, ...]
     released: tuple[str, ...]
@@ -56,12 +56,12 @@ class Pending:
         served_before: bytes | None = None,
     ) -> Pending:
         """What is to be written down before ``plan`` is carried out; ``served_before`` is the configuration that a hand edit replaced."""
-        disk = plan.disk()
+        disk, outcome = plan.disk(), plan.outcome()
+        config = f"{plan.name}/{CONFIG_FILE}"
         folder = plan.repository / plan.name
         there = [path.relative_to(plan.repository).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
-        touched = there if plan.deletes else [path for path in plan.files if path.startswith(f"{plan.name}/")]
-        before = {path: disk.content(path) for path in touched}
-        config = f"{plan.name}/{CONFIG_FILE}"
+        rewritten = [path for path in plan.averaging if disk.exists(path)]
+        before = {path: disk.content(path) for path in (*rewritten, *(there if plan.deletes else plan.files))}
         rejected = None
         if served_before is not None:
             rejected, before[config] = disk.content(config), served_before
@@ -71,7 +71,7 @@ class Pending:
             group=tuple(group),
             urls=tuple(urls),
             before=before,
-            after=plan.outcome().digest(config),
+            after={path: outcome.digest(path) for path in (*plan.averaging, config)},
             new_models=tuple(model for model in plan.new_models if not disk.has(model)),
             loads=tuple(loads),
             released=tuple(released),
@@ -80,8 +80,9 @@ class Pending:
 
     @property
     def took_place(self) -> bool:
-        """Whether the ensemble's configuration, which changes last, is the new one."""
-        return Files(self.repository).digest(f"{self.edit.ensemble}/{CONFIG_FILE}") == self.after
+        """Whether all of it is there on disk; the ensemble's configuration changes last."""
+        files = Files(self.repository)
+        return all(files.digest(path) == digest for path, digest in self.after.items())
 
     def write(self) -> None:
         """Write it down.
@@ -95,7 +96,7 @@ class Pending:
             "group": list(self.group),
             "urls": list(self.urls),
             "before": {path: None if content is None else base64.b64encode(content).decode() for path, content in self.before.items()},
-            "after": self.after,
+            "after": dict(self.after),
             "new_models": list(self.new_models),
             "loads": list(self.loads),
             "released": list(self.released),
@@ -163,7 +164,7 @@ def read_pending(repository: Path) -> Pending | None:
             tuple(_texts(values["group"])),
             tuple(_texts(values["urls"])),
             {_inside(path): None if text is None else base64.b64decode(text) for path, text in values["before"].items()},
-            None if values["after"] is None else str(values["after"]),
+            {_inside(path): None if digest is None else str(digest) for path, digest in values["after"].items()},
             tuple(_inside(model) for model in values["new_models"]),
             tuple(_inside(model) for model in values["loads"]),
             tuple(_inside(model) for model in values["released"]),

@@ -136,7 +136,7 @@ def _accuracy(member: MemberState) -> str:
     if one.record_accuracy is None:
         return one.problem or "not known"
     n = "" if one.record_n is None else f", n = {one.record_n:,}"
-    return f"{100 * one.record_accuracy:.2f} %{n}{'' if one.data is None else f', {one.data}'}"
+    return f"{100 * one.record_accuracy:.2f} %{n}{'' if one.record_data is None else f', {one.record_data}'}"
 
 
 def _digest(snapshot: Snapshot | None) -> str:

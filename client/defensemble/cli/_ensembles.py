@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -49,6 +50,7 @@ def edit(rest: Mapping[str, Any], act: Callable[[Ensembles, dict[str, Any]], App
     """Carries out an edit, and says what was done; `rest` are the options of `_edits`."""
     given = {key: rest[key] for key in ("message", "dry_run")}
     with opened(rest, {key: rest[key] for key in ("load_timeout_s", "drain_s")}) as ensembles:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # what ends it, too, has to be undone
         try:
             done = act(ensembles, given)
         except KeyboardInterrupt:

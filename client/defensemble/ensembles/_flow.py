@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,8 +45,14 @@ class Flow:
         folders = [place.repository for place in self.places]
         for folder in folders:
             check_writable(folder)
-        group = group_of(folders)
-        with locked_within(group, self._wait_s if wait_s is None else wait_s, self._warn):
+        with ExitStack() as stack:
+            while True:
+                group = group_of(folders)
+                locks = stack.enter_context(ExitStack())
+                locks.enter_context(locked_within(group, self._wait_s if wait_s is None else wait_s, self._warn))
+                if {folder.resolve() for folder in group_of(folders)} <= {folder.resolve() for folder in group}:
+                    break
+                locks.close()  # an edit of more folders was cut short just now
             for folder in folders:
                 for stale in remove_stale_staging(folder):
                     self._warn(f"removed {stale}, which a command that was killed had left")

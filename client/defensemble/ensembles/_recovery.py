@@ -48,7 +48,8 @@ def recover(places: Sequence[Place], group: Sequence[Path], say: Callable[[str],
         same = [pending for pending in found if pending.edit.id == first.edit.id]
         edit = first.edit
         what = f"an edit that was cut short ({edit.action} '{edit.ensemble}', {edit.time}, by {edit.who}: {'; '.join(edit.changes)})"
-        recorded = any(one.id == edit.id for pending in same for one in read_history(pending.repository))
+        folders = [Path(other) for other in edit_group(same) if Path(other).is_dir()]
+        recorded = any(one.id == edit.id for folder in folders for one in read_history(folder))
         everywhere = {Path(other).resolve() for other in edit_group(same)} <= {pending.repository.resolve() for pending in same}
         finishes = recorded or (everywhere and all(pending.took_place for pending in same))
         say(f"found {what}: {'finishing' if finishes else 'undoing'} it")
@@ -108,7 +109,7 @@ def bring_in_line(served: Served, repository: Path, name: str, candidates: set[s
     if files.has(name):
         told = served.config(name) if name in ready else None
         if told is None or not is_served_as_on_disk(files, name, told):
-            served.load(name)
+            served.load_surely(name)
     elif name in ready:
         served.unload(name)
     now = served.ready()

@@ -89,6 +89,19 @@ class Served:
         """
         self._transport.load_model(model, self._load_timeout_s)
 
+    def load_surely(self, model: str) -> None:
+        """Loads a model, and looks whether it is loaded: of files that it has refused once, Triton says OK the next time.
+
+        Raises:
+            ServiceError: The server refuses it, or does not answer.
+        """
+        self.load(model)
+        if model not in self.ready():
+            told = next((state.reason for state in self._transport.repository_index(self._timeout_s) if state.name == model), "")
+            raise service_error(
+                ServerFailedError, f"{self.url}, asked to load {model!r}", f"it is not ready after that ({told or 'no reason given'})"
+            )
+
     def unload(self, model: str) -> None:
         """Takes a model out of service.
 

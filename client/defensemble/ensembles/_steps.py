@@ -122,10 +122,11 @@ class Carrying:
                     proofs[served.url] = self._prove_averaging(share, served)
         with self._timings.of("writes"):
             for share in self._shares:
-                self._at(f"write '{share.name}' into {share.place.repository}")
                 if share.plan.deletes:
+                    self._at(f"remove '{share.name}' from {share.place.repository}")
                     remove_models(share.place.repository, [share.name])
-                else:
+                elif share.plan.files:
+                    self._at(f"write '{share.name}' into {share.place.repository}")
                     write_plan(share.place.repository, share.plan.files)
         for share, served in self._servers():
             self._touched[served.url] = True
@@ -207,7 +208,7 @@ class Carrying:
                 if share.pending is None:
                     continue
                 try:
-                    share.pending.restore_ensemble()
+                    share.pending.restore_ensemble(refused=any(self._touched.values()))
                 except (OSError, ExportError) as error:
                     whole = False
                     told.append(f"{share.place.repository} could NOT be put back ({error}): the next command tries again")
@@ -237,7 +238,7 @@ class Carrying:
         before = share.ready[served.url]
         if self._touched[served.url]:
             if share.name in before and share.plan.disk().has(share.name):
-                served.load(share.name)
+                served.load_surely(share.name)
             elif share.name in served.ready():
                 served.unload(share.name)
         now = served.ready()
