@@ -115,7 +115,14 @@ def _edits(command: _Command) -> _Command:
     return _places(command)
 
 
-@click.group("ensemble", short_help="Edit an ensemble while it serves: who votes, with which weight, averaged how.")
+class _InOrder(click.Group):
+    """Lists its verbs in the order in which they are written here: to look, to edit, to go back."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group("ensemble", cls=_InOrder, short_help="Edit an ensemble while it serves: who votes, with which weight, averaged how.")
 def command() -> None:
     r"""Look at the ensembles of a model repository, and edit them while they serve.
 
