@@ -35,6 +35,7 @@ from .member import member_from_onnx, onnx_from_checkpoint, onnx_from_module
 from .plan import Member, repository_plan
 from .precision import PRECISIONS, TOLERANCES, Tolerance
 from .profiles import PROFILES, KeptEngines, ProfileState, profile_states, remove_profile, write_profile
+from .pruning import Prunable, prune_files, prune_plan
 from .quantisation import int8_from_onnx, masked_region
 from .reading import ensemble_from_configs, read_config, read_ensemble
 from .real_images import RANDOM_ALONE
@@ -71,6 +72,7 @@ __all__ = [
     "PlannedEngine",
     "ProfileError",
     "ProfileState",
+    "Prunable",
     "Reported",
     "Snapshot",
     "Tolerance",
@@ -113,6 +115,8 @@ __all__ = [
     "pbtxt_from_config",
     "planned_engines",
     "profile_states",
+    "prune_files",
+    "prune_plan",
     "read_config",
     "read_declaration",
     "read_ensemble",
