@@ -40,6 +40,7 @@ from .quantisation import int8_from_onnx, masked_region
 from .reading import ensemble_from_configs, read_config, read_ensemble
 from .real_images import RANDOM_ALONE
 from .report import Reported, read_reports
+from .standing import Standing, member_standing
 from .target import check_target, find_target
 from .verify import Verification, answers_from_module, verify_onnx
 from .writing import write_plan
@@ -75,6 +76,7 @@ __all__ = [
     "Prunable",
     "Reported",
     "Snapshot",
+    "Standing",
     "Tolerance",
     "Verification",
     "VerificationError",
@@ -106,6 +108,7 @@ __all__ = [
     "labels_from_file",
     "masked_region",
     "member_from_onnx",
+    "member_standing",
     "new_id",
     "now_text",
     "onnx_from_checkpoint",

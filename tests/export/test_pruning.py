@@ -120,7 +120,7 @@ def test_what_voted_once_goes_when_no_rollback_needs_it(repository: Path) -> Non
 
 
 def averaging_digest(repository: Path) -> str:
-    return read_config(repository / "ensemble").ensemble_scheduling.step[-1].model_name.rpartition("_")[2]
+    return str(read_config(repository / "ensemble").ensemble_scheduling.step[-1].model_name).rpartition("_")[2]
 
 
 def test_what_a_rollback_has_undone_is_no_state_to_go_back_to(repository: Path) -> None:
