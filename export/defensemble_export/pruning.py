@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,7 +71,7 @@ def prune_plan(
         raise ExportError(f"the number of edits that can still be rolled back must be 0 or more, got {keep}")
     configs = read_models(repository)
     history = read_history(repository)
-    used = _used(configs, history, keep, also_used)
+    used = _used([*configs.values(), *_profiles_of_ensembles(repository, configs)], history, keep, also_used)
     voted = _voted(history)
     found = []
     for name, config in configs.items():
@@ -89,8 +89,8 @@ def prune_files(repository: Path, chosen: Sequence[Prunable]) -> tuple[dict[str,
     """The files to write (``write_plan``) and those to remove before (``remove_files``) so that ``chosen`` of a ``prune_plan`` are gone.
 
     A model or a version goes as one folder, in one rename, so that a server never sees half of it. Of a model that stays, what its
-    configuration and its profiles say of a version that goes is taken out; a profile that was as it was written stays so. List, plan and
-    remove under one lock; after a kill between, the next ``prune_plan`` lists what was not done.
+    configuration and its profiles say of a version that goes is taken out, and with it the comments in these files; a profile that was as
+    it was written stays so. List, plan and remove under one lock; after a kill between, the next ``prune_plan`` lists what was not done.
 
     Raises:
         ExportError: the files on disk are no longer those that were listed.
@@ -135,11 +135,18 @@ class _Used:
         return model in self.models or any(name == model for name, _ in self.versions)
 
 
-def _used(configs: dict[str, schema.ModelConfig], history: Sequence[Edit], keep: int, also_used: Collection[str]) -> _Used:
+def _profiles_of_ensembles(repository: Path, configs: Mapping[str, schema.ModelConfig]) -> list[schema.ModelConfig]:
+    """We write none, but a server would take one that is there."""
+    ensembles = [name for name, config in configs.items() if config.platform == "ensemble"]
+    paths = [path for name in ensembles for path in sorted((repository / name / PROFILES_FOLDER).glob("*.pbtxt"))]
+    return [config_from_pbtxt(path.read_text(errors="replace"), str(path)) for path in paths]
+
+
+def _used(configs: Sequence[schema.ModelConfig], history: Sequence[Edit], keep: int, also_used: Collection[str]) -> _Used:
     versions: set[_Vote] = set()
     models: set[str] = set()
     # The steps as they are written: also of an ensemble that is wired otherwise than ours.
-    for config in configs.values():
+    for config in configs:
         for step in config.ensemble_scheduling.step:
             if step.model_version > 0:
                 versions.add((step.model_name, step.model_version))

@@ -161,6 +161,17 @@ def test_an_ensemble_that_is_wired_otherwise_is_no_reason_to_guess(repository: P
     assert {one.model.partition("_")[0] for one in prune_plan(repository, keep=0)} == {"average", "uncertainty"}
 
 
+def test_a_profile_of_an_ensemble_that_a_hand_has_written_counts_too(repository: Path) -> None:
+    edit(repository, A, B, C)
+    (repository / "ensemble/configs").mkdir()
+    shutil.copy(repository / "ensemble/config.pbtxt", repository / "ensemble/configs/mine.pbtxt")
+    edit(repository, A)
+    assert {"beta", "gamma"} & {one.model for one in prune_plan(repository, keep=0)} == set()
+    (repository / "ensemble/configs/mine.pbtxt").write_text("nonsense {")
+    with pytest.raises(ConfigError, match=r"ensemble/configs/mine\.pbtxt"):
+        prune_plan(repository, keep=0)
+
+
 @pytest.mark.parametrize("damage", ["nonsense {", 'name: "other"', ""])
 def test_a_damaged_configuration_anywhere_is_no_reason_to_guess(repository: Path, damage: str) -> None:
     edit(repository, A, B, C)

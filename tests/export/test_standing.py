@@ -193,7 +193,7 @@ def test_a_version_that_is_not_there_is_told(repository: Path) -> None:
     found = standing(repository, version=7)
     assert found.problem is not None
     assert found.problem.count("alpha/7") == 2
-    assert found.bytes is found.sha256 is None
+    assert (found.bytes, found.sha256) == (None, None)
     assert "nowhere" in (standing(repository, "nowhere").problem or "")
 
 
