@@ -38,10 +38,12 @@ from .member import member_from_onnx, onnx_from_checkpoint, onnx_from_module
 from .plan import Member, repository_plan
 from .precision import PRECISIONS, TOLERANCES, Tolerance
 from .profiles import PROFILES, KeptEngines, ProfileState, profile_states, remove_profile, write_profile
+from .pruning import Prunable, prune_files, prune_plan
 from .quantisation import int8_from_onnx, masked_region
 from .reading import ensemble_from_configs, read_config, read_ensemble
 from .real_images import RANDOM_ALONE
 from .report import Reported, read_reports
+from .standing import Standing, member_standing
 from .target import check_target, find_target
 from .verify import Verification, answers_from_module, verify_onnx
 from .writing import write_plan
@@ -76,8 +78,10 @@ __all__ = [
     "PlannedEngine",
     "ProfileError",
     "ProfileState",
+    "Prunable",
     "Reported",
     "Snapshot",
+    "Standing",
     "Tolerance",
     "Verification",
     "VerificationError",
@@ -110,6 +114,7 @@ __all__ = [
     "labels_from_file",
     "masked_region",
     "member_from_onnx",
+    "member_standing",
     "new_id",
     "now_text",
     "onnx_from_checkpoint",
@@ -119,6 +124,8 @@ __all__ = [
     "pbtxt_from_config",
     "planned_engines",
     "profile_states",
+    "prune_files",
+    "prune_plan",
     "read_config",
     "read_declaration",
     "read_ensemble",

@@ -15,7 +15,7 @@ from .config import CONFIG_FILE
 from .edit_plan import EditPlan
 from .files import Files
 from .history import Edit, edit_from_line, line_from_edit
-from .writing import remove_models, write_plan
+from .writing import remove_files, write_plan
 
 PENDING_FILE = "pending-edit.json"
 _SCHEMA = "defensemble.pending-edit/1"
@@ -124,7 +124,7 @@ class Pending:
             write_aside(self.repository / config, self.before[config] or b"" if refused else self.rejected)
             return
         if self.edit.before is None and (self.repository / name).exists():
-            remove_models(self.repository, [name])
+            remove_files(self.repository, [name])
             return
         gone = [path for path, content in self.before.items() if content is None and (self.repository / path).exists()]
         write_plan(
@@ -139,7 +139,7 @@ class Pending:
         Raises:
             OSError: one cannot be removed.
         """
-        remove_models(self.repository, [model for model in self.new_models if (self.repository / model).exists()])
+        remove_files(self.repository, [model for model in self.new_models if (self.repository / model).exists()])
 
     def _is(self, path: str, content: bytes) -> bool:
         file = self.repository / path

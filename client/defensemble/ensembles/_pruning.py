@@ -21,10 +21,9 @@ def prune(flow: Flow, *, keep: int, dry_run: bool) -> list[Prunable]:
         InputError: `keep` is below 0.
         ServiceError, defensemble_export.ExportError, OSError: Nothing was deleted there.
     """
-    from defensemble_export.pruning import prune_files, prune_plan
-
     from defensemble_export import write_plan
-    from defensemble_export.writing import remove_files, remove_models
+    from defensemble_export.pruning import prune_files, prune_plan
+    from defensemble_export.writing import remove_files
 
     if keep < 0:
         raise InputError(f"keep must be 0 or more edits, got {keep}")
@@ -47,11 +46,10 @@ def prune(flow: Flow, *, keep: int, dry_run: bool) -> list[Prunable]:
                 for model in whole:
                     if model in ready:
                         served.unload(model)
-            remove_models(place.repository, whole)
-            writes, removals = prune_files(place.repository, versions)
-            write_plan(place.repository, writes)
-            if removals:
-                remove_files(place.repository, removals)
+            writes, removals = prune_files(place.repository, gone)
+            remove_files(place.repository, removals)
+            if writes:
+                write_plan(place.repository, writes)
             for served in place.served:
                 ready = served.ready()
                 for model in dict.fromkeys(one.model for one in versions):

@@ -99,7 +99,7 @@ class Carrying:
     def _carry_out(self) -> None:
         from defensemble_export import write_plan
         from defensemble_export.history import append_edit
-        from defensemble_export.writing import remove_models
+        from defensemble_export.writing import remove_files
 
         with self._timings.of("writes"):
             for share in self._shares:
@@ -124,7 +124,7 @@ class Carrying:
             for share in self._shares:
                 if share.plan.deletes:
                     self._at(f"remove '{share.name}' from {share.place.repository}")
-                    remove_models(share.place.repository, [share.name])
+                    remove_files(share.place.repository, [share.name])
                 elif share.plan.files:
                     self._at(f"write '{share.name}' into {share.place.repository}")
                     write_plan(share.place.repository, share.plan.files)
