@@ -152,7 +152,7 @@ def show(name: str | None, form: str, **where: Any) -> None:
     \b
     Examples:
       defensemble ensemble show
-      defensemble ensemble show ensemble --format yaml > ensemble.yaml
+      defensemble ensemble show ensemble --format yaml        # a file that `apply` reads
       defensemble ensemble show --url grpc://10.0.0.7:8001 --admin-key-file admin.key
     """
     from defensemble.cli._ensembles import show_ensembles
