@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from defensemble.ensembles._before import Before, before_reload, snapshot_or_none
 from defensemble.ensembles._errors import EditRefusedError
+from defensemble.ensembles._plans import plan_findings
 from defensemble.ensembles._recovery import group_of, recover
 from defensemble.ensembles._results import Applied
 from defensemble.ensembles._steps import AVERAGING, Carrying, Place, Share, Timings, loads_for
@@ -142,7 +143,10 @@ class Flow:
         refused: list[str] = []
         remarks: list[str] = []
         for share in shares:
-            for finding in findings_of(share):
+            found = findings_of(share)
+            for served in share.place.served if share.plan.after is not None else ():
+                found += plan_findings(share, served)
+            for finding in found:
                 (refused if finding.refuses else remarks).append(str(finding))
         first = shares[0].plan
         for share in shares[1:]:

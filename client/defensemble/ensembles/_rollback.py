@@ -12,7 +12,7 @@ from defensemble.ensembles._flow import Flow
 from defensemble.ensembles._results import Applied
 
 if TYPE_CHECKING:
-    from defensemble_export import Edit
+    from defensemble_export import Edit, Snapshot
     from defensemble_export.edit_plan import EditPlan
 
 
