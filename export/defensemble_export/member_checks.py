@@ -12,6 +12,7 @@ from .config import CONFIG_FILE, LABELS_FILE
 from .inspecting import Inspection
 from .model_checks import said_tensors
 from .reading import LARGEST_BATCH, parameter
+from .wiring import same_shape
 
 _MEMBER = "a member takes images FP32 [C, H, W] and gives logits FP32 [K]"
 
@@ -85,7 +86,8 @@ def _same(found: Inspection, ensemble: str, dims: Mapping[str, list[int]], expec
         return set()
     if expected is None:
         expected, whose = list(Counter(map(tuple, dims.values())).most_common(1)[0][0]), "most of them"
-    other = {model: size for model, size in dims.items() if size != expected}
+    wanted = expected
+    other = {model: size for model, size in dims.items() if not same_shape(size, wanted)}
     what = "image size" if tensor == "images" else "number of classes"
     if len(other) == len(dims) and len({*map(tuple, dims.values())}) == 1:
         size = next(iter(dims.values()))

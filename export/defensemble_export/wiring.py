@@ -210,7 +210,7 @@ class _Tensor:
     def fits(self, other: _Tensor) -> bool:
         """Triton compares with and without the batch, so that a model without batches can stand among others."""
         full, others = (((-1,) if one.batched else ()) + one.dims for one in (self, other))
-        return self.kind == other.kind and (_same_shape(self.dims, other.dims) or _same_shape(full, others))
+        return self.kind == other.kind and (same_shape(self.dims, other.dims) or same_shape(full, others))
 
     def __str__(self) -> str:
         return f"{schema.DataType.Name(self.kind).removeprefix('TYPE_')} {list(self.dims)}"
@@ -244,7 +244,8 @@ def _shapes(
                     )
 
 
-def _same_shape(some: tuple[int, ...], others: tuple[int, ...]) -> bool:
+def same_shape(some: Sequence[int], others: Sequence[int]) -> bool:
+    """Whether two shapes agree, where -1 is any size."""
     return len(some) == len(others) and all(one == other or -1 in (one, other) for one, other in zip(some, others, strict=True))
 
 
