@@ -145,7 +145,7 @@ def _flow(config: schema.ModelConfig, steps: Sequence[schema.ModelEnsembling.Ste
         )
     for cycle in _cycles(steps, set(inputs) | missed):
         names = [said_step(index, steps[index]) for index in (*cycle, cycle[0])]
-        waits = "it reads what it writes" if len(cycle) == 1 else f"{' waits for '.join(names)}"
+        waits = f"{names[0]} reads what it writes" if len(cycle) == 1 else " waits for ".join(names)
         yield Fault(f"steps wait for each other in a circle: {waits}; mend an input_map", way_to_step(cycle[0]))
 
 
@@ -213,7 +213,7 @@ class _Tensor:
         return self.kind == other.kind and (same_shape(self.dims, other.dims) or same_shape(full, others))
 
     def __str__(self) -> str:
-        return f"{schema.DataType.Name(self.kind).removeprefix('TYPE_')} {list(self.dims)}"
+        return f"{self.who} as {schema.DataType.Name(self.kind).removeprefix('TYPE_')} {list(self.dims)}"
 
 
 def _shapes(
@@ -225,6 +225,7 @@ def _shapes(
         for tensor in tensors:
             dims = tensor.reshape.shape if tensor.HasField("reshape") else tensor.dims
             first.setdefault(tensor.name, _Tensor.of(f"the ensemble declares its {kind}", tensor, dims, config.max_batch_size))
+    others: dict[str, tuple[list[_Tensor], tuple[Step, ...]]] = {}
     for index, step in enumerate(steps):
         model = known.get(step.model_name)
         if model is None or not _is_declared(model):
@@ -234,14 +235,13 @@ def _shapes(
             for key, name in sorted(entries.items()):
                 if key not in by_name:
                     continue
-                verb = "takes" if kind == "input" else "gives"
-                mine = _Tensor.of(f"{said_step(index, step)} {verb}", by_name[key], by_name[key].dims, model.max_batch_size)
-                before = first.setdefault(name, mine)
-                if not mine.fits(before):
-                    yield Fault(
-                        f"{mine.who} '{name}' as {mine}, but {before.who} '{name}' as {before}: they must be the same",
-                        way_to_step(index, (f"{kind}_map", "key", key)),
-                    )
+                who = f"{said_step(index, step)} {'takes' if kind == 'input' else 'gives'} it"
+                mine = _Tensor.of(who, by_name[key], by_name[key].dims, model.max_batch_size)
+                if not mine.fits(first.setdefault(name, mine)):
+                    others.setdefault(name, ([], way_to_step(index, (f"{kind}_map", "key", key))))[0].append(mine)
+    for name, (unfit, way) in others.items():
+        told = " and ".join(str(tensor) for tensor in unfit)
+        yield Fault(f"'{name}' is not the same for all: {first[name]}, but {told}; make type and shape the same", way)
 
 
 def same_shape(some: Sequence[int], others: Sequence[int]) -> bool:
