@@ -45,9 +45,10 @@ def _check(found: Inspection, name: str, loads: Collection[str] | None, outer: t
     inputs = {tensor.name for tensor in config.input}
     votes = [step for step in steps if inputs & set(step.input_map.values())]
     averages = list(dict.fromkeys(step.model_name for step in steps if step not in votes and step.model_name.startswith(RESERVED)))
+    is_ours = bool(averages)
     pinned: dict[str, set[int]] = {}
     for index, step in enumerate(steps):
-        if step.model_name and _check_step(found, name, index, step, is_vote=step in votes, is_ours=bool(averages)):
+        if step.model_name and _check_step(found, name, index, step, is_vote=step in votes, is_ours=is_ours):
             pinned.setdefault(step.model_name, set()).add(step.model_version)
     known = {model: one for model in pinned if (one := found.config(model)) is not None}
     for model, one in known.items():
@@ -60,11 +61,12 @@ def _check(found: Inspection, name: str, loads: Collection[str] | None, outer: t
             found.say(name, f"it contains itself: {circle}; take one of these steps out", path, *way_to_step(first, "model_name"))
         else:
             _check(found, model, loads, (*outer, name))
-    check_averages(found, name, [model for model in averages if model in known])
+    averages = [model for model in averages if model in known]
+    check_averages(found, name, averages)
     for model in averages:
         _refuse_link(found, model)
     bad = {model for model in averages if found.refused(model, f"{model}/{CONFIG_FILE}")}
-    if averages:
+    if is_ours:
         members = [step for step in votes if step.model_name in pinned and (set(step.input_map), set(step.output_map)) == _OF_A_MEMBER]
         bad |= check_members(found, name, [(step.model_name, step.model_version) for step in members], averages)
     for fault in wiring_faults(config, {model: one for model, one in known.items() if model not in bad}):

@@ -34,7 +34,7 @@ def check_members(found: Inspection, ensemble: str, votes: Sequence[tuple[str, i
     averages = [found.config(model) for model in averaged if found.has(model)]
     taken = next((list(one.input[0].dims) for one in averages if one is not None and len(one.input) > 0), None)
     bad |= _same(found, ensemble, classes, taken, "logits", "what averages them")
-    _check_labels(found, ensemble, config, good)
+    _check_labels(found, ensemble, config, {model: member for model, member in good.items() if model not in bad})
     _say_precisions(found, ensemble, votes, members)
     return bad
 
@@ -115,6 +115,7 @@ def _check_labels(found: Inspection, ensemble: str, config: schema.ModelConfig, 
         classes = next(tensor.dims[0] for tensor in members[model].output if tensor.name == "logits")
         if len(labels) != classes:
             found.say(model, f"names {len(labels)} classes, and its logits are {classes}: write one name a line, in their order", path)
+    told = {model: one for model, one in told.items() if not found.refused(model, one[0])}
     own = _labels(found, ensemble, config, "probabilities")
     if not told:
         return

@@ -50,6 +50,12 @@ def way_to_step(index: int, *way: Step) -> tuple[Step, ...]:
     return (_STEPS, ("step", index), *way)
 
 
+def said_type(kind: int) -> str:
+    """How a data type is called in a text: "FP32"."""
+    known = schema.DataType.DESCRIPTOR.values_by_number.get(kind)
+    return str(kind) if known is None else str(known.name).removeprefix("TYPE_")
+
+
 def said_step(index: int, step: schema.ModelEnsembling.Step) -> str:
     """How a step (from 0) is called in a text: it is counted from 1."""
     return f"step {index + 1} ({step.model_name})" if step.model_name else f"step {index + 1}"
@@ -213,7 +219,7 @@ class _Tensor:
         return self.kind == other.kind and (same_shape(self.dims, other.dims) or same_shape(full, others))
 
     def __str__(self) -> str:
-        return f"{self.who} as {schema.DataType.Name(self.kind).removeprefix('TYPE_')} {list(self.dims)}"
+        return f"{self.who} as {said_type(self.kind)} {list(self.dims)}"
 
 
 def _shapes(

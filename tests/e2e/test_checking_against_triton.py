@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,23 +17,27 @@ from defensemble_server import Server, serve
 from tests import tiny
 from tests.server.calls import FREE
 
-Config = schema.ModelConfig
 RANDOM = 60
 
 
-def step(config: Config, index: int) -> schema.ModelEnsembling.Step:
+def step(config: schema.ModelConfig, index: int) -> schema.ModelEnsembling.Step:
     found: schema.ModelEnsembling.Step = config.ensemble_scheduling.step[index]
     return found
 
 
-def add_step(config: Config, model: str, inputs: dict[str, str], outputs: dict[str, str]) -> None:
+def add_step(config: schema.ModelConfig, model: str, inputs: dict[str, str], outputs: dict[str, str]) -> None:
     added = config.ensemble_scheduling.step.add(model_name=model, model_version=1)
     added.input_map.update(inputs)
     added.output_map.update(outputs)
 
 
-def all_of(*edits: Callable[[Config], object]) -> Callable[[Config], object]:
-    def edit(config: Config) -> None:
+def add_ensemble(config: schema.ModelConfig, name: str) -> None:
+    add_step(config, name, {"images": "images"}, {"probabilities": "more"})
+    config.output.add(name="more", data_type=schema.TYPE_FP32, dims=[3])
+
+
+def all_of(*edits: Callable[[schema.ModelConfig], object]) -> Callable[[schema.ModelConfig], object]:
+    def edit(config: schema.ModelConfig) -> None:
         for one in edits:
             one(config)
 
@@ -40,7 +45,7 @@ def all_of(*edits: Callable[[Config], object]) -> Callable[[Config], object]:
 
 
 # Each is one thing that a hand can do to an ensemble; whether Triton takes it is not written here, but asked.
-EDITS: dict[str, Callable[[Config], object]] = {
+EDITS: dict[str, Callable[[schema.ModelConfig], object]] = {
     "as-exported": lambda config: None,
     "no-steps": lambda config: config.ensemble_scheduling.ClearField("step"),
     "no-scheduling": lambda config: config.ClearField("ensemble_scheduling"),
@@ -100,25 +105,13 @@ EDITS: dict[str, Callable[[Config], object]] = {
     "platform": lambda config: config.ClearField("platform"),
     "steps-in-another-order": lambda config: config.ensemble_scheduling.step.sort(key=lambda one: one.model_name, reverse=True),
     "itself": lambda config: add_step(config, "itself", {"images": "images"}, {"probabilities": "logits_9"}),
-    "contains-ensemble": lambda config: (
-        add_step(config, "as-exported", {"images": "images"}, {"probabilities": "more"})
-        or config.output.add(name="more", data_type=schema.TYPE_FP32, dims=[3])
-    ),
-    "contains-broken-ensemble": lambda config: (
-        add_step(config, "written-twice", {"images": "images"}, {"probabilities": "more"})
-        or config.output.add(name="more", data_type=schema.TYPE_FP32, dims=[3])
-    ),
-    "circle-of-two": lambda config: (
-        add_step(config, "circle-of-two-too", {"images": "images"}, {"probabilities": "more"})
-        or config.output.add(name="more", data_type=schema.TYPE_FP32, dims=[3])
-    ),
-    "circle-of-two-too": lambda config: (
-        add_step(config, "circle-of-two", {"images": "images"}, {"probabilities": "more"})
-        or config.output.add(name="more", data_type=schema.TYPE_FP32, dims=[3])
-    ),
+    "contains-ensemble": lambda config: add_ensemble(config, "as-exported"),
+    "contains-broken-ensemble": lambda config: add_ensemble(config, "written-twice"),
+    "circle-of-two": lambda config: add_ensemble(config, "circle-of-two-too"),
+    "circle-of-two-too": lambda config: add_ensemble(config, "circle-of-two"),
 }
 # What Triton takes and we do not, with the reason.
-STRICTER: dict[str, Callable[[Config], object]] = {
+STRICTER: dict[str, Callable[[schema.ModelConfig], object]] = {
     # What it means changes when a version is added.
     "version-newest": lambda config: setattr(step(config, 0), "model_version", -1),
 }
@@ -145,12 +138,12 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, edit in (EDITS | STRICTER).items():
         write_ensemble(folder, base, name, edit)
     for number in range(RANDOM):
-        write_ensemble(folder, base, f"random-{number}", lambda config, number=number: mutate(config, random.Random(number), averages))
+        write_ensemble(folder, base, f"random-{number}", partial(mutate, chance=random.Random(number), averages=averages))
     return folder
 
 
-def write_ensemble(folder: Path, base: Config, name: str, edit: Callable[[Config], object]) -> None:
-    config = Config()
+def write_ensemble(folder: Path, base: schema.ModelConfig, name: str, edit: Callable[[schema.ModelConfig], object]) -> None:
+    config = schema.ModelConfig()
     config.CopyFrom(base)
     config.name = name
     edit(config)
@@ -163,7 +156,7 @@ def write_ensemble(folder: Path, base: Config, name: str, edit: Callable[[Config
     (folder / name / "config.pbtxt").write_bytes(pbtxt_from_config(config))
 
 
-def mutate(config: Config, chance: random.Random, averages: list[str]) -> None:
+def mutate(config: schema.ModelConfig, chance: random.Random, averages: list[str]) -> None:
     """One or two edits at random: of names, tensors, shapes and batches."""
     for _ in range(chance.randint(1, 2)):
         steps = config.ensemble_scheduling.step

@@ -15,10 +15,8 @@ from defensemble_export.config import averaging_config, ensemble_config, member_
 from defensemble_export.finding import Lines
 from defensemble_export.wiring import wiring_faults
 
-Config = schema.ModelConfig
 
-
-def wired(members: int, classes: int = 3, batch: int = 8) -> tuple[Config, dict[str, Config]]:
+def wired(members: int, classes: int = 3, batch: int = 8) -> tuple[schema.ModelConfig, dict[str, schema.ModelConfig]]:
     """An ensemble of `m0`, `m1`, ... as an export writes it, and the configurations of its steps' models."""
     ensemble = Ensemble("e", tuple(Vote(f"m{index}") for index in range(members)))
     size = {"num_classes": classes, "max_batch_size": batch}
@@ -32,7 +30,7 @@ def wired(members: int, classes: int = 3, batch: int = 8) -> tuple[Config, dict[
     return config, known
 
 
-def faults(config: Config, known: dict[str, Config]) -> list[str]:
+def faults(config: schema.ModelConfig, known: dict[str, schema.ModelConfig]) -> list[str]:
     return [fault.text for fault in wiring_faults(config, known)]
 
 
@@ -123,8 +121,8 @@ def test_a_model_without_batches_fits_where_its_first_dim_is_the_batch() -> None
     known["m0"].input[0].dims[:] = [1, 1, 4, 5]
     (told,) = faults(config, known)
     assert told == (
-        "'images' is not the same for all: the ensemble declares its input as FP32 [1, 4, 4], but step 1 (m0) takes it as FP32 [1, 1, 4, 5]; "
-        "make type and shape the same"
+        "'images' is not the same for all: the ensemble declares its input as FP32 [1, 4, 4], but step 1 (m0) takes it as FP32 "
+        "[1, 1, 4, 5]; make type and shape the same"
     )
 
 
@@ -152,7 +150,8 @@ def test_circles_are_told_once_each_without_the_steps_behind_them() -> None:
     told = faults(config, known)
     assert [text for text in told if "circle" in text] == told
     assert told == [
-        "steps wait for each other in a circle: step 5 (a) waits for step 7 (c) waits for step 6 (b) waits for step 5 (a); mend an input_map",
+        "steps wait for each other in a circle: "
+        "step 5 (a) waits for step 7 (c) waits for step 6 (b) waits for step 5 (a); mend an input_map",
         "steps wait for each other in a circle: step 8 (d) reads what it writes; mend an input_map",
     ]
 
@@ -210,7 +209,7 @@ parameters: { key: "weights" value: { string_value: "[1.0, 2.0]" } }
     ],
 )
 def test_the_line_of_a_field_is_found_however_the_file_is_laid_out(way: tuple[str | tuple[str, int]], line: int | None) -> None:
-    text_format.Parse(HAND_WRITTEN, Config())
+    text_format.Parse(HAND_WRITTEN, schema.ModelConfig())
     assert Lines(HAND_WRITTEN).of(*way) == line
 
 
