@@ -34,7 +34,15 @@ if TYPE_CHECKING:
     from defensemble._intervals import Rate, rate, wilson
     from defensemble._model import ModelInfo
     from defensemble._prediction import Prediction
-    from defensemble._transport import ModelMetadata, OutputRequest, ServerMetadata, TensorMetadata, Transport
+    from defensemble._transport import (
+        ModelMetadata,
+        ModelState,
+        ModelStatistics,
+        OutputRequest,
+        ServerMetadata,
+        TensorMetadata,
+        Transport,
+    )
 
 __all__ = [
     "Client",
@@ -52,6 +60,8 @@ __all__ = [
     "ModelInfo",
     "ModelMetadata",
     "ModelNotFoundError",
+    "ModelState",
+    "ModelStatistics",
     "NotReadyError",
     "OutputNotRequestedError",
     "OutputRequest",
@@ -91,7 +101,15 @@ _HOMES = {
     "_intervals": ("Rate", "rate", "wilson"),
     "_model": ("ModelInfo",),
     "_prediction": ("Prediction",),
-    "_transport": ("ModelMetadata", "OutputRequest", "ServerMetadata", "TensorMetadata", "Transport"),
+    "_transport": (
+        "ModelMetadata",
+        "ModelState",
+        "ModelStatistics",
+        "OutputRequest",
+        "ServerMetadata",
+        "TensorMetadata",
+        "Transport",
+    ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -52,12 +52,26 @@ class Client:
     A forked child may go on with a client of HTTP, which then makes connections of its own; gRPC does not survive a fork, so that a
     child's calls raise an error: there, make a new client. Another `transport`, such as a `FakeTransport`, takes the place of the network.
 
+    Callers need no `admin_key`. Whoever edits what is served does, and through `transport`: it goes with calls of the repository and for
+    configurations, and with no others.
+
     Raises:
-        InputError: The URL is not a server's, the model's name is no text, or the timeout is not positive.
+        InputError: The URL is not a server's, the model's name is no text, the timeout is not positive, or the admin key is none or came
+            with a transport.
     """
 
-    def __init__(self, url: str, model: str | None = None, *, timeout_s: float = 60.0, transport: Transport | None = None) -> None:
-        self._transport = transport_from_url(url) if transport is None else transport
+    def __init__(
+        self,
+        url: str,
+        model: str | None = None,
+        *,
+        timeout_s: float = 60.0,
+        transport: Transport | None = None,
+        admin_key: str | None = None,
+    ) -> None:
+        if transport is not None and admin_key is not None:
+            raise InputError("got both transport and admin_key: give the key to the transport, GrpcTransport(url, admin_key=...)")
+        self._transport = transport_from_url(url, admin_key) if transport is None else transport
         self._url = self._transport.url
         self._model = _checked_name(model)
         self._timeout_s = _checked_timeout(timeout_s)
@@ -84,6 +98,16 @@ class Client:
     def url(self) -> str:
         """Where the server is."""
         return self._url
+
+    @property
+    def transport(self) -> Transport:
+        """What this client asks the server through; it is closed with it."""
+        return self._transport
+
+    @property
+    def timeout_s(self) -> float:
+        """How long a call may take, in seconds."""
+        return self._timeout_s
 
     def predict(self, images: NDArray[np.float32], outputs: Sequence[str] = ("probabilities",), model: str | None = None) -> Prediction:
         """Asks a model about images: float32, (N, C, H, W), in [0, 1], N up to the model's largest batch.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defensemble._exceptions import ConnectionFailedError, ForbiddenError, ModelNotFoundError, RequestRefusedError
-from defensemble._transport import ModelMetadata, OutputRequest, ServerMetadata, TensorMetadata
+from defensemble._transport import (
+    ModelMetadata,
+    ModelState,
+    ModelStatistics,
+    OutputRequest,
+    ServerMetadata,
+    TensorMetadata,
+    version_text,
+)
 
 
 @dataclass(frozen=True)
@@ -41,13 +50,16 @@ class FakeTransport:
     """Serves functions as a Triton server would serve models; `Client("fake", transport=FakeTransport({...}))`.
 
     `calls` counts inferences by model, `images` the images in them, and `requests` holds model, outputs and timeout of each;
-    the one inference for a model's class names is among them. A closed one refuses calls.
+    the one inference for a model's class names is among them. All models are loaded at first, as version 1; an ensemble needs those of its
+    steps that are there, as on a server: it goes with them, comes back with them, and is loaded with them. A closed one refuses calls.
     """
 
     def __init__(self, models: Mapping[str, FakeModel], url: str = "fake://server") -> None:
         self._models = dict(models)
         self._url = url
         self._closed = False
+        self._unloaded: set[str] = set()
+        self._statistics: dict[str, ModelStatistics] = {}
         self._lock = threading.Lock()
         self.calls: Counter[str] = Counter()
         self.images: Counter[str] = Counter()
@@ -59,10 +71,15 @@ class FakeTransport:
         return self._url
 
     def infer(
-        self, model: str, inputs: Mapping[str, NDArray[np.float32]], outputs: Sequence[OutputRequest], timeout_s: float
+        self,
+        model: str,
+        inputs: Mapping[str, NDArray[np.float32]],
+        outputs: Sequence[OutputRequest],
+        timeout_s: float,
+        version: int | None = None,
     ) -> dict[str, NDArray[Any]]:
         """Calls a model's function."""
-        served = self._model(model)
+        served = self._model(model, version)
         images = inputs["images"]
         with self._lock:
             self.calls[model] += 1
@@ -72,6 +89,9 @@ class FakeTransport:
             raise RequestRefusedError(f"{self._url}: batch-size must be <= {served.max_batch_size} for {model!r}, got {len(images)}")
         if images.shape[1:] != served.image_shape:
             raise RequestRefusedError(f"{self._url}: unexpected shape {images.shape} for {model!r}")
+        with self._lock:
+            before = self._done_by(model)
+            self._statistics[model] = ModelStatistics(model, 1, before.requests + 1, before.executions + 1, time.time_ns() // 1_000_000)
         answers = served.answer(images)
         chosen: dict[str, NDArray[Any]] = {}
         for output in outputs:
@@ -87,9 +107,9 @@ class FakeTransport:
         outputs = tuple(TensorMetadata(name, "FP32", (-1, *shape)) for name, shape in served.outputs.items())
         return ModelMetadata(model, served.platform, (TensorMetadata("images", "FP32", (-1, *served.image_shape)),), outputs)
 
-    def model_config(self, model: str, timeout_s: float) -> dict[str, Any]:
+    def model_config(self, model: str, timeout_s: float, version: int | None = None) -> dict[str, Any]:
         """The model's configuration as JSON."""
-        served = self._model(model)
+        served = self._model(model, version)
         if not served.config_is_open:
             raise ForbiddenError(f"{self._url} keeps the configuration of model {model!r} to itself")
         return {
@@ -100,9 +120,38 @@ class FakeTransport:
         }
 
     def models(self, timeout_s: float) -> list[str]:
-        """Names of the models, sorted."""
+        """Names of the models that are loaded, sorted."""
+        return sorted(one.name for one in self.statistics(timeout_s))
+
+    def repository_index(self, timeout_s: float) -> list[ModelState]:
+        """All models, loaded or not, by name."""
         self._check_open()
-        return sorted(self._models)
+        with self._lock:
+            return [
+                ModelState(name, 1, "READY", "") if self._serves(name) else ModelState(name, 1, "UNAVAILABLE", "unloaded")
+                for name in sorted(self._models)
+            ]
+
+    def load_model(self, model: str, timeout_s: float) -> None:
+        """Serves a model, and the steps of an ensemble; what it did before an unload is forgotten."""
+        self._check_open()
+        if model not in self._models:
+            raise RequestRefusedError(f"{self._url}: failed to load {model!r}, failed to poll from model repository")
+        with self._lock:
+            self._unloaded -= {model, *self._needs(model)}
+
+    def unload_model(self, model: str, timeout_s: float) -> None:
+        """Serves a model no more."""
+        self._check_open()
+        with self._lock:
+            self._unloaded.add(model)
+            self._statistics = {name: done for name, done in self._statistics.items() if self._serves(name)}
+
+    def statistics(self, timeout_s: float) -> list[ModelStatistics]:
+        """What each loaded model has done, by name; each call that it could run is a request, and ran alone."""
+        self._check_open()
+        with self._lock:
+            return [self._done_by(name) for name in sorted(self._models) if self._serves(name)]
 
     def server_metadata(self, timeout_s: float) -> ServerMetadata:
         """A name and a version that no server has."""
@@ -123,11 +172,25 @@ class FakeTransport:
         """Refuses calls from now on."""
         self._closed = True
 
-    def _model(self, name: str) -> FakeModel:
+    def _model(self, name: str, version: int | None = None) -> FakeModel:
         self._check_open()
-        if name not in self._models:
-            raise ModelNotFoundError(f"{self._url}: Request for unknown model: {name!r} is not found")
+        if version is not None and version_text(version) != "1":
+            raise ModelNotFoundError(f"{self._url}: Request for unknown model: {name!r} version {version} is not found")
+        if not self._serves(name):
+            told = "has no available versions" if name in self._models else "is not found"
+            raise ModelNotFoundError(f"{self._url}: Request for unknown model: {name!r} {told}")
         return self._models[name]
+
+    def _serves(self, name: str) -> bool:
+        return name in self._models and self._unloaded.isdisjoint({name, *self._needs(name)})
+
+    def _done_by(self, name: str) -> ModelStatistics:
+        return self._statistics.get(name) or ModelStatistics(name, 1, 0, 0, 0)
+
+    def _needs(self, name: str) -> set[str]:
+        """The models that an ensemble runs; a fused graph runs none."""
+        model = self._models.get(name)
+        return set(model.steps) & set(self._models) if model is not None and model.platform == "ensemble" else set()
 
     def _check_open(self) -> None:
         if self._closed:

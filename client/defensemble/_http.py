@@ -13,27 +13,51 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
-from defensemble._exceptions import InputError, ServerFailedError
+from defensemble._exceptions import InputError, ServerFailedError, ServiceError
 from defensemble._http_connection import Answer, HttpPool, ProtocolError
-from defensemble._translate import error_from_http, error_from_os, reading, service_error
-from defensemble._transport import ModelMetadata, OutputRequest, ServerMetadata, TensorMetadata, address_from_url
+from defensemble._translate import (
+    error_from_http,
+    error_from_os,
+    hints_for_admins,
+    loads_nothing,
+    reading,
+    service_error,
+    without_key,
+)
+from defensemble._transport import (
+    ModelMetadata,
+    ModelState,
+    ModelStatistics,
+    OutputRequest,
+    ServerMetadata,
+    TensorMetadata,
+    address_from_url,
+    check_admin_key,
+    version_text,
+)
 from defensemble._wire import array_from_wire
+
+_LONGEST_ERROR_BYTES = 1 << 16
+_LONGEST_ERROR = 4000  # a load that is refused comes with a reason for each version
 
 
 class HttpTransport:
     """Talks HTTP to a Triton server (`http://`, or `https://` to a TLS proxy before it); threads may share it, and forked children.
 
-    `context` is for `https://`; the system's roots by default.
+    `context` is for `https://`; the system's roots by default. `admin_key` goes with calls of the repository and for configurations, and
+    with no others.
 
     Raises:
-        InputError: The URL is not one of an HTTP server.
+        InputError: The URL is not one of an HTTP server, or the key is none.
     """
 
-    def __init__(self, url: str, *, context: ssl.SSLContext | None = None) -> None:
+    def __init__(self, url: str, *, context: ssl.SSLContext | None = None, admin_key: str | None = None) -> None:
         address = address_from_url(url)
         if address.scheme not in ("http", "https"):
             raise InputError(f"HttpTransport takes http:// and https://, got {url!r}: use GrpcTransport, or Client, which chooses")
         self._url = address.url
+        self._admin_key = check_admin_key(admin_key)
+        self._admin_headers = "" if admin_key is None else f"x-admin-key: {admin_key}\r\n"
         self._pool = HttpPool(address, (context or ssl.create_default_context()) if address.scheme == "https" else None)
 
     def __repr__(self) -> str:
@@ -45,14 +69,19 @@ class HttpTransport:
         return self._url
 
     def infer(
-        self, model: str, inputs: Mapping[str, NDArray[np.float32]], outputs: Sequence[OutputRequest], timeout_s: float
+        self,
+        model: str,
+        inputs: Mapping[str, NDArray[np.float32]],
+        outputs: Sequence[OutputRequest],
+        timeout_s: float,
+        version: int | None = None,
     ) -> dict[str, NDArray[Any]]:
         """Runs a model."""
         contents = [np.ascontiguousarray(array).data.cast("B") for array in inputs.values()]
         head = _request_head(tuple((name, array.shape) for name, array in inputs.items()), tuple(outputs))
         headers = f"Content-Type: application/octet-stream\r\nInference-Header-Content-Length: {len(head)}\r\n"
         what = f"{self._url}, asked to run model {model!r}"
-        answer = self._call("POST", f"{_path(model)}/infer", what, timeout_s, headers, [head, *contents])
+        answer = self._call("POST", f"{_path(model, version)}/infer", what, timeout_s, headers, [head, *contents])
         return _arrays_from_answer(answer, what)
 
     def model_metadata(self, model: str, timeout_s: float) -> ModelMetadata:
@@ -66,15 +95,55 @@ class HttpTransport:
             )
             return ModelMetadata(_text(told["name"]), _text(told.get("platform", "")), inputs, outputs)
 
-    def model_config(self, model: str, timeout_s: float) -> dict[str, Any]:
+    def model_config(self, model: str, timeout_s: float, version: int | None = None) -> dict[str, Any]:
         """The model's configuration as JSON."""
-        return self._json(f"{_path(model)}/config", f"for the configuration of model {model!r}", timeout_s)
+        what = f"{self._url}, asked for the configuration of model {model!r}"
+        return _object_from_json(self._admin_call("GET", f"{_path(model, version)}/config", what, timeout_s), what)
 
     def models(self, timeout_s: float) -> list[str]:
         """Names of the models that are loaded, sorted."""
-        told = self._json("/v2/models/stats", "which models it serves", timeout_s)
-        with reading(f"{self._url}, asked which models it serves"):
-            return sorted({_text(one["name"]) for one in told["model_stats"]})
+        return sorted({one.name for one in self.statistics(timeout_s)})
+
+    def repository_index(self, timeout_s: float) -> list[ModelState]:
+        """The models in the server's repository, loaded or not."""
+        what = f"{self._url}, asked for its repository's index"
+        told = _from_json(self._admin_call("POST", "/v2/repository/index", what, timeout_s, [b"{}"]), what)
+        with reading(what):
+            if not isinstance(told, list):
+                raise TypeError(f"expected a list, got {told!r:.100}")
+            return [
+                ModelState(
+                    _text(one["name"]),
+                    _whole(one["version"]) if one.get("version") else None,
+                    _text(one.get("state", "")),
+                    _text(one.get("reason", "")),
+                )
+                for one in told
+            ]
+
+    def load_model(self, model: str, timeout_s: float) -> None:
+        """Loads a model as it lies in the repository."""
+        self._change("load", model, timeout_s)
+
+    def unload_model(self, model: str, timeout_s: float) -> None:
+        """Takes a model out of service."""
+        self._change("unload", model, timeout_s)
+
+    def statistics(self, timeout_s: float) -> list[ModelStatistics]:
+        """What each version of each loaded model has done."""
+        asked = "which models it serves"
+        told = self._json("/v2/models/stats", asked, timeout_s)
+        with reading(f"{self._url}, asked {asked}"):
+            return [
+                ModelStatistics(
+                    _text(one["name"]),
+                    _whole(one["version"]),
+                    sum(_whole(one["inference_stats"][ended]["count"]) for ended in ("success", "fail")),
+                    _whole(one["execution_count"]),
+                    _whole(one["last_inference"]),
+                )
+                for one in told["model_stats"]
+            ]
 
     def server_metadata(self, timeout_s: float) -> ServerMetadata:
         """The server's name and version."""
@@ -106,6 +175,32 @@ class HttpTransport:
         answer = self._call("GET", target, what, timeout_s)
         return _object_from_json(bytes(answer.body), what)
 
+    def _change(self, verb: str, model: str, timeout_s: float) -> None:
+        what = f"{self._url}, asked to {verb} model {model!r}"
+        answer = self._exchange(
+            "POST", f"/v2/repository/models/{quote(model, safe='')}/{verb}", what, timeout_s, self._admin_headers, [b"{}"]
+        )
+        if answer.status == 503 and self._tells_its_index(timeout_s):
+            raise loads_nothing(what, f"HTTP 503, {_told(answer, self._admin_key)!r}")
+        self._check_admin(answer, what)
+
+    def _tells_its_index(self, timeout_s: float) -> bool:
+        # A server without explicit model control does; one on its way down answers 503 to that, too.
+        try:
+            self.repository_index(timeout_s)
+        except ServiceError:
+            return False  # not swallowed: the caller is about to raise the error that made it ask
+        return True
+
+    def _admin_call(self, method: str, target: str, what: str, timeout_s: float, body: Sequence[bytes] = ()) -> bytes:
+        answer = self._exchange(method, target, what, timeout_s, self._admin_headers, body)
+        self._check_admin(answer, what)
+        return bytes(answer.body)
+
+    def _check_admin(self, answer: Answer, what: str) -> None:
+        if answer.status != 200:
+            raise error_from_http(answer.status, _told(answer, self._admin_key), what, hints_for_admins(self._admin_key))
+
     def _call(
         self, method: str, target: str, what: str, timeout_s: float, headers: str = "", body: Sequence[bytes | memoryview] = ()
     ) -> Answer:
@@ -125,8 +220,9 @@ class HttpTransport:
             raise service_error(ServerFailedError, what, f"no HTTP/1.1 that can be read: {error}") from error
 
 
-def _path(model: str) -> str:
-    return f"/v2/models/{quote(model, safe='')}"
+def _path(model: str, version: int | None = None) -> str:
+    path = f"/v2/models/{quote(model, safe='')}"
+    return path if version is None else f"{path}/versions/{version_text(version)}"
 
 
 # The JSON beside the tensors is the same in most requests and answers of a model. Kept, it need not be written and read again, which took
@@ -174,6 +270,13 @@ def _text(value: object) -> str:
     return value
 
 
+def _whole(value: object) -> int:
+    # As a number or, as the JSON form of protobuf's int64 and Triton's versions, a text.
+    if not isinstance(value, (int, str)) or isinstance(value, bool):
+        raise TypeError(f"expected a whole number, got {value!r:.100}")
+    return int(value)
+
+
 def _size(value: object) -> int:
     if not isinstance(value, int) or value < 0:
         raise TypeError(f"expected a number of bytes, got {value!r:.100}")
@@ -181,27 +284,30 @@ def _size(value: object) -> int:
 
 
 def _shape(value: object) -> tuple[int, ...]:
-    # As numbers or, as the JSON form of protobuf's int64, texts.
-    if not isinstance(value, list) or not all(isinstance(size, (int, str)) for size in value):
+    if not isinstance(value, list):
         raise TypeError(f"expected a list of whole numbers, got {value!r:.100}")
-    return tuple(int(size) for size in value)
+    return tuple(_whole(size) for size in value)
+
+
+def _from_json(content: bytes, what: str) -> Any:
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise service_error(ServerFailedError, what, f"its answer is not JSON: {content[:200]!r}") from error
 
 
 def _object_from_json(content: bytes, what: str) -> dict[str, Any]:
-    try:
-        told = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise service_error(ServerFailedError, what, f"its answer is not JSON: {content[:200]!r}") from error
+    told = _from_json(content, what)
     if not isinstance(told, dict):
         raise service_error(ServerFailedError, what, f"its answer is not a JSON object: {content[:200]!r}")
     return told
 
 
-def _told(answer: Answer) -> str:
+def _told(answer: Answer, admin_key: str | None = None) -> str:
     """The server's own words in an answer that is not a success."""
-    text = bytes(answer.body[:2000]).decode("utf-8", "replace")
+    text = without_key(bytes(answer.body[:_LONGEST_ERROR_BYTES]).decode("utf-8", "replace"), admin_key)
     try:
         told = json.loads(text)
     except (ValueError, RecursionError):
         return text[:300]  # a proxy's page
-    return str(told["error"]) if isinstance(told, dict) and "error" in told else text[:300]
+    return str(told["error"])[:_LONGEST_ERROR] if isinstance(told, dict) and "error" in told else text[:300]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -50,30 +51,96 @@ class ServerMetadata:
     version: str
 
 
+@dataclass(frozen=True)
+class ModelState:
+    """A line of the server's repository index: a version of a model, and whether it serves.
+
+    `version` is None where the server gives none; `state` is READY, UNAVAILABLE, LOADING, UNLOADING, or empty where it was never loaded;
+    `reason` is why it is unavailable, in the server's words ("unloaded" where it was asked to).
+    """
+
+    name: str
+    version: int | None
+    state: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ModelStatistics:
+    """What a loaded version of a model has done since it was loaded.
+
+    `requests` ended, well or not (one that was refused for its form never began); `executions` ran, several requests in a batch being one;
+    `last_ms` is when the last request came, in milliseconds since 1970, 0 for never.
+    """
+
+    name: str
+    version: int
+    requests: int
+    executions: int
+    last_ms: int
+
+
 class Transport(Protocol):
-    """What a client needs of a server; every method may be called by several threads, and raises errors of `_exceptions.py` only."""
+    """What a client needs of a server; every method may be called by several threads, and raises errors of `_exceptions.py` only.
+
+    A `version` of None leaves it to the server, which takes the newest that it has loaded.
+    """
 
     @property
     def url(self) -> str:
         """Where the server is, for messages."""
 
     def infer(
-        self, model: str, inputs: Mapping[str, NDArray[np.float32]], outputs: Sequence[OutputRequest], timeout_s: float
+        self,
+        model: str,
+        inputs: Mapping[str, NDArray[np.float32]],
+        outputs: Sequence[OutputRequest],
+        timeout_s: float,
+        version: int | None = None,
     ) -> dict[str, NDArray[Any]]:
         """Runs a model; numeric outputs come as arrays in their own type, texts as object arrays of bytes."""
 
     def model_metadata(self, model: str, timeout_s: float) -> ModelMetadata:
         """What the server tells everyone about a model."""
 
-    def model_config(self, model: str, timeout_s: float) -> dict[str, Any]:
+    def model_config(self, model: str, timeout_s: float, version: int | None = None) -> dict[str, Any]:
         """The model's configuration as the JSON form of Triton's `ModelConfig` (field names as in `config.pbtxt`).
 
         Raises:
-            ForbiddenError: The server keeps configurations to itself.
+            ForbiddenError: The server keeps configurations to itself, and no admin key or a wrong one was sent.
         """
 
     def models(self, timeout_s: float) -> list[str]:
         """Names of the models that are loaded, sorted; from the statistics API, since the repository's is closed to callers."""
+
+    def repository_index(self, timeout_s: float) -> list[ModelState]:
+        """The models in the server's repository, loaded or not.
+
+        Raises:
+            ForbiddenError: The server takes this with its admin key alone.
+        """
+
+    def load_model(self, model: str, timeout_s: float) -> None:
+        """Loads a model as it lies in the repository, or again where its files changed; an ensemble's members with it.
+
+        A server may answer well to a second load of a model that it refused: `repository_index` tells what serves.
+
+        Raises:
+            ForbiddenError: The server takes this with its admin key alone.
+            RequestRefusedError: The server does not load it, or loads nothing on request; its words are in the text.
+            ServerFailedError: The server could not read the model's folder, or failed.
+        """
+
+    def unload_model(self, model: str, timeout_s: float) -> None:
+        """Takes a model out of service, and ensembles that need it; requests that have begun are answered. One not loaded is no error.
+
+        Raises:
+            ForbiddenError: The server takes this with its admin key alone.
+            RequestRefusedError: The server unloads nothing on request.
+        """
+
+    def statistics(self, timeout_s: float) -> list[ModelStatistics]:
+        """What each version of each loaded model has done."""
 
     def server_metadata(self, timeout_s: float) -> ServerMetadata:
         """The server's name and version."""
@@ -136,17 +203,46 @@ def address_from_url(url: str) -> Address:
     return Address(parts.scheme, parts.hostname, DEFAULT_PORTS[parts.scheme] if port is None else port)
 
 
-def transport_from_url(url: str) -> Transport:
-    """The transport for a URL's scheme; no connection is made yet.
+def version_text(version: int) -> str:
+    """A model's version as it is sent.
 
     Raises:
-        InputError: It is not a server's URL.
+        InputError: It is no whole number of 1 or more; Triton would take -1 for its own choice.
+    """
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise InputError(f"a model's version is a whole number of 1 or more, or None for the server's choice, got {version!r:.100}")
+    return str(version)
+
+
+def check_admin_key(key: object) -> str | None:
+    """The key where there is none or a header takes it; the errors do not show it.
+
+    Raises:
+        InputError: It is no text, or has fewer than 16 characters, more than 256, or others than letters, digits, `_` and `-`.
+    """
+    if key is None:
+        return None
+    expected = "expected 16 to 256 letters, digits, '_' or '-', as the server was started with"
+    if not isinstance(key, str):
+        raise InputError(f"admin_key must be a str or None, got {type(key).__name__}: {expected}")
+    if not re.fullmatch(r"[A-Za-z0-9_\-]{16,256}", key):
+        raise InputError(f"the admin key has {len(key)} characters, or some that a header does not take: {expected}")
+    return key
+
+
+def transport_from_url(url: str, admin_key: str | None = None) -> Transport:
+    """The transport for a URL's scheme; no connection is made yet.
+
+    `admin_key` goes with what a server may keep to its operator: the repository's index, loading, unloading and configurations.
+
+    Raises:
+        InputError: It is not a server's URL, or no admin key.
     """
     address = address_from_url(url)
     if address.scheme in ("grpc", "grpcs"):
         from defensemble._grpc import GrpcTransport  # half a second: not paid by callers of HTTP
 
-        return GrpcTransport(url)
+        return GrpcTransport(url, admin_key=admin_key)
     from defensemble._http import HttpTransport
 
-    return HttpTransport(url)
+    return HttpTransport(url, admin_key=admin_key)

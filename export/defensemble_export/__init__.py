@@ -1,11 +1,24 @@
 """Checkpoints to ONNX, and to entries of a Triton model repository."""
 
 from . import _telemetry as _telemetry
-from ._errors import ConfigError, EngineError, EnsembleError, ExistsError, ExportError, ProfileError, VerificationError
+from ._errors import (
+    ConfigError,
+    DeclarationError,
+    EngineError,
+    EnsembleError,
+    ExistsError,
+    ExportError,
+    HistoryError,
+    LockedError,
+    ProfileError,
+    VerificationError,
+)
 from .averaging import average_onnx, uncertainty_onnx
 from .calibration import Calibration, calibration_images
+from .changes import changes_between
 from .checking import check_ensemble
 from .config import config_from_pbtxt, pbtxt_from_config
+from .declaring import ensemble_from_yaml, read_declaration, yaml_from_ensemble
 from .engine import engine_from_onnx
 from .engines import BuiltEngine, EngineOptions, PlannedEngine, build_engines, planned_engines
 from .ensemble import RESERVED, Ensemble, Vote
@@ -18,21 +31,25 @@ from .fused_plan import check_fuse_request, fuse_planned, fuse_repository, fused
 from .fused_verify import verify_fused
 from .fusing import fused_onnx
 from .half import fp16_from_onnx
+from .history import HISTORY_FILE, Edit, Snapshot, append_edit, new_id, now_text, read_history, snapshot_of, this_user, undoable
 from .labels import labels_from_file
 from .manifest import Manifest
 from .member import member_from_onnx, onnx_from_checkpoint, onnx_from_module
 from .plan import Member, repository_plan
 from .precision import PRECISIONS, TOLERANCES, Tolerance
 from .profiles import PROFILES, KeptEngines, ProfileState, profile_states, remove_profile, write_profile
+from .pruning import Prunable, prune_files, prune_plan
 from .quantisation import int8_from_onnx, masked_region
 from .reading import ensemble_from_configs, read_config, read_ensemble
 from .real_images import RANDOM_ALONE
 from .report import Reported, read_reports
+from .standing import Standing, member_standing
 from .target import check_target, find_target
 from .verify import Verification, answers_from_module, verify_onnx
 from .writing import write_plan
 
 __all__ = [
+    "HISTORY_FILE",
     "PRECISIONS",
     "PROFILES",
     "RANDOM_ALONE",
@@ -41,6 +58,8 @@ __all__ = [
     "BuiltEngine",
     "Calibration",
     "ConfigError",
+    "DeclarationError",
+    "Edit",
     "EngineError",
     "EngineOptions",
     "Ensemble",
@@ -51,27 +70,35 @@ __all__ = [
     "Form",
     "FromCheckpoint",
     "FromOnnx",
+    "HistoryError",
     "KeptEngines",
+    "LockedError",
     "Manifest",
     "Member",
     "PlannedEngine",
     "ProfileError",
     "ProfileState",
+    "Prunable",
     "Reported",
+    "Snapshot",
+    "Standing",
     "Tolerance",
     "Verification",
     "VerificationError",
     "Vote",
     "answers_from_module",
+    "append_edit",
     "average_onnx",
     "build_engines",
     "calibration_images",
+    "changes_between",
     "check_ensemble",
     "check_fuse_request",
     "check_target",
     "config_from_pbtxt",
     "engine_from_onnx",
     "ensemble_from_configs",
+    "ensemble_from_yaml",
     "export_checkpoints",
     "export_networks",
     "find_target",
@@ -87,6 +114,9 @@ __all__ = [
     "labels_from_file",
     "masked_region",
     "member_from_onnx",
+    "member_standing",
+    "new_id",
+    "now_text",
     "onnx_from_checkpoint",
     "onnx_from_foreign",
     "onnx_from_module",
@@ -94,15 +124,23 @@ __all__ = [
     "pbtxt_from_config",
     "planned_engines",
     "profile_states",
+    "prune_files",
+    "prune_plan",
     "read_config",
+    "read_declaration",
     "read_ensemble",
+    "read_history",
     "read_reports",
     "remove_profile",
     "report_beside",
     "repository_plan",
+    "snapshot_of",
+    "this_user",
     "uncertainty_onnx",
+    "undoable",
     "verify_fused",
     "verify_onnx",
     "write_plan",
     "write_profile",
+    "yaml_from_ensemble",
 ]

@@ -4,6 +4,8 @@ ExportError
 ├── VerificationError    an exported graph does not compute what the checkpoint does
 ├── ConfigError          a config.pbtxt that cannot be read, or would not be read back as it was meant
 ├── EnsembleError        members that cannot be averaged, weights or names that are not allowed
+├── DeclarationError     a YAML file that declares no ensemble
+├── HistoryError         a history of edits that is damaged
 ├── ProfileError         a profile that cannot be written or removed as it was asked for
 ├── EngineError          a TensorRT plan cannot be built here, or does not answer as its graph does
 ├── LockedError          another program is changing the repository
@@ -27,6 +29,14 @@ class ConfigError(ExportError):
 
 class EnsembleError(ExportError, ValueError):
     """Members that cannot be averaged, or a name, weight or average that is not allowed."""
+
+
+class DeclarationError(ExportError):
+    """A YAML file that declares no ensemble; says in which line."""
+
+
+class HistoryError(ExportError):
+    """A repository's history of edits is damaged, or of a newer schema; says in which line."""
 
 
 class ProfileError(ExportError):

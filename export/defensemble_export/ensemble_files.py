@@ -13,6 +13,7 @@ from .files import Files
 
 # Triton reads every folder as a model; an ensemble's version folder is empty by nature, and archives drop empty folders.
 PLACEHOLDER = "placeholder"
+PLACEHOLDER_TEXT = b"Triton wants a version folder; an ensemble has nothing to put there.\n"
 
 
 def ensemble_files(
@@ -42,7 +43,7 @@ def ensemble_files(
     )
     planned = averaging_files(files, ensemble, config, num_classes=num_classes, max_batch_size=max_batch_size)
     return planned | {
-        f"{ensemble.name}/1/{PLACEHOLDER}": b"Triton wants a version folder; an ensemble has nothing to put there.\n",
+        f"{ensemble.name}/1/{PLACEHOLDER}": PLACEHOLDER_TEXT,
         **({} if labels is None else {f"{ensemble.name}/{LABELS_FILE}": labels}),
         f"{ensemble.name}/{CONFIG_FILE}": pbtxt_from_config(config),
     }

@@ -24,7 +24,7 @@ from .config import (
     fused_config,
     pbtxt_from_config,
 )
-from .ensemble import RESERVED, Ensemble, Vote, check_name
+from .ensemble import RESERVED, Ensemble, check_name
 from .files import Files
 from .fused_verify import FUSED_TOLERANCE, verify_fused
 from .fusing import digests_of_members, fused_onnx
@@ -32,7 +32,7 @@ from .locking import locked
 from .metadata import CLASS_NAMES, precision_in
 from .plan import DEFAULT_MAX_BATCH_SIZE, Member, check_same, is_there, labels_text
 from .precision import PRECISIONS, checked_precision
-from .reading import checked_batch, ensemble_from_configs, existing_batch, next_version, parameter, read_config, read_ensemble
+from .reading import checked_batch, ensemble_from_configs, existing_batch, next_version, parameter, read_config, read_ensemble, stated_votes
 from .real_images import images_of_record
 from .report import report_from_export
 from .stamp import keep_stamp
@@ -184,7 +184,7 @@ def outdated_among(configs: Mapping[str, schema.ModelConfig], now: Ensemble) -> 
     for name, config in configs.items():
         if config.platform == "ensemble" or [tensor.name for tensor in config.input] != ["images"]:
             continue
-        graph = _stated_votes(config, now.name)  # None of a network, and where it was edited by hand, which the server tells
+        graph = stated_votes(config, now.name)  # None of a network, and where it was edited by hand, which the server tells
         if graph is not None and {vote.model for vote in graph.members} & names and graph != now:
             found.append(name)
     return found
@@ -293,22 +293,10 @@ def _digest_of_parameters(averaging: schema.ModelConfig, votes: Ensemble, num_cl
 
     Who votes is what they say: an ensemble's pins may have been moved by hand, which changes nothing in its average.
     """
-    stated = _stated_votes(averaging, votes.name)
+    stated = stated_votes(averaging, votes.name)
     if stated is None or (stated.average, stated.weights) != (votes.average, votes.weights):
         return None
     return stated.digest(num_classes, int(averaging.max_batch_size))
-
-
-def _stated_votes(config: schema.ModelConfig, name: str) -> Ensemble | None:
-    """Who votes, and what is averaged, as the parameters of an averaging model or a fused graph say; None where they say nothing valid."""
-    said = {key: parameter(config, key) or "" for key in ("average", "weights", "members")}
-    try:
-        named = [str(member).rpartition("@") for member in json.loads(said["members"])]
-        weights = json.loads(said["weights"])
-        members = tuple(Vote(model, int(version), weight) for (model, _, version), weight in zip(named, weights, strict=True))
-        return Ensemble(name, members, said["average"])
-    except (ValueError, TypeError, OverflowError, RecursionError):  # EnsembleError is a ValueError
-        return None
 
 
 def _first_other(some: Sequence[str], others: Sequence[str]) -> str:

@@ -124,6 +124,18 @@ def ensemble_from_configs(name: str, configs: Mapping[str, schema.ModelConfig]) 
     return ensemble
 
 
+def stated_votes(config: schema.ModelConfig, name: str) -> Ensemble | None:
+    """Who votes, and what is averaged, as the parameters of an averaging model or a fused graph say; None where they say nothing valid."""
+    said = {key: parameter(config, key) or "" for key in ("average", "weights", "members")}
+    try:
+        named = [str(member).rpartition("@") for member in json.loads(said["members"])]
+        weights = json.loads(said["weights"])
+        members = tuple(Vote(model, int(version), weight) for (model, _, version), weight in zip(named, weights, strict=True))
+        return Ensemble(name, members, said["average"])
+    except (ValueError, TypeError, OverflowError, RecursionError):  # EnsembleError is a ValueError
+        return None
+
+
 def next_version(folder: Path) -> int:
     """The version that an export adds to a model; 1 where there is none yet.
 

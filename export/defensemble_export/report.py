@@ -88,8 +88,7 @@ def read_reports(repository: Path, models: list[str] | None = None) -> list[Repo
 def _read(repository: Path, name: str, version: int) -> Reported:
     folder = repository / name / str(version)
     try:
-        values = json.loads((folder / REPORT_FILE).read_bytes())
-        _check(values)
+        values = report_values((folder / REPORT_FILE).read_bytes())
     except FileNotFoundError:
         return Reported(name, version, None, f"{folder} holds no {REPORT_FILE}: it was exported by other means")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -99,8 +98,13 @@ def _read(repository: Path, name: str, version: int) -> Reported:
     return Reported(name, version, values)
 
 
-def _check(values: Any) -> None:
-    """Raise ValueError, KeyError or TypeError unless ``values`` are those of a report, as far as they are shown."""
+def report_values(content: bytes) -> dict[str, Any]:
+    """The values of a report, checked as far as they are shown.
+
+    Raises:
+        ValueError, KeyError, TypeError, RecursionError: it is damaged, or of another schema.
+    """
+    values: dict[str, Any] = json.loads(content)
     if values["schema"] != SCHEMA:
         raise ValueError(f"its schema is {values['schema']!r}, expected {SCHEMA!r}")
     file, verified, calibration = values["onnx"], values["verification"], values["calibration"]
@@ -125,6 +129,7 @@ def _check(values: Any) -> None:
     for value in texts:
         if not isinstance(value, str):
             raise TypeError(f"{value!r} is no text")
+    return values
 
 
 def _names(repository: Path) -> list[str]:

@@ -21,7 +21,7 @@ def write_plan(repository: Path, plan: Mapping[str, bytes]) -> None:
 
     Everything is first written to a folder beside the repository (Triton takes every folder inside it for a model; inside a model of a
     repository that is a mount), then renamed into place: a new model as one folder, a new version of a model as one folder, changed files
-    one by one, in the plan's order. Hold ``locking.locked`` meanwhile. An interrupt (SIGINT) is heeded between two files, and undoes all; one that
+    one by one, in the plan's order. Hold ``locked`` meanwhile. An interrupt (SIGINT) is heeded between two files, and undoes all; one that
     comes after the last changes nothing any more.
 
     Raises:
@@ -57,18 +57,21 @@ def write_plan(repository: Path, plan: Mapping[str, bytes]) -> None:
 
 
 def remove_files(repository: Path, paths: Sequence[str]) -> None:
-    """Remove files of ``repository`` (relative paths), and the folders that this leaves empty, all or none.
+    """Remove files and folders of ``repository`` (relative paths), and the folders that this leaves empty, all or none.
 
-    Each file is renamed to where ``write_plan`` stages, and deleted when the last one was. Hold ``locking.locked`` meanwhile. An interrupt is
-    heeded as by ``write_plan``.
+    Each is renamed to where ``write_plan`` stages, a folder as one, and deleted when the last one was. Hold ``locked`` meanwhile.
+    An interrupt is heeded as by ``write_plan``.
 
     Raises:
+        ExportError: the repository is a mount point, and none of its models would be left to stage in.
         OSError: a file that is not there, a missing permission; what had been moved is put back.
         KeyboardInterrupt: likewise.
     """
+    if not paths:
+        return
     with interrupts_held() as interrupts:
         place = repository.resolve()
-        staging = Path(tempfile.mkdtemp(prefix=_staging_prefix(place), dir=_staging_place(place)))
+        staging = Path(tempfile.mkdtemp(prefix=_staging_prefix(place), dir=_staging_place(place, paths)))
         try:
             with held(staging, fcntl.LOCK_EX), ExitStack() as undo:
                 for path in paths:
@@ -83,7 +86,8 @@ def remove_files(repository: Path, paths: Sequence[str]) -> None:
         finally:
             shutil.rmtree(staging)
         for folder in dict.fromkeys((repository / path).parent for path in paths):
-            _remove_if_empty(folder)
+            if folder != repository:
+                _remove_if_empty(folder)
 
 
 def remove_stale_staging(repository: Path) -> list[Path]:
@@ -128,11 +132,24 @@ def _staging_prefix(place: Path) -> str:
     return f".{place.name}.staging-"
 
 
-def _staging_place(place: Path) -> Path:
-    """Where files wait, on the repository's file system: beside it, or in a model where it is a mount (Triton looks at versions alone)."""
+def _staging_place(place: Path, leaving: Sequence[str] = ()) -> Path:
+    """Where files wait, on the repository's file system: beside it, or in a model where it is a mount (Triton looks at versions alone).
+
+    A model that is ``leaving`` as a whole is none to wait in: no folder can be moved into itself.
+
+    Raises:
+        ExportError: all of a mount's models are leaving.
+    """
     beside = place_beside(place)
     if place.exists() and _mount(place) != _mount(beside):
-        return next((path.parent for path in sorted(place.glob("*/config.pbtxt"))), beside)
+        models = [path.parent for path in sorted(place.glob("*/config.pbtxt"))]
+        staying = [folder for folder in models if folder.name not in leaving]
+        if models and not staying:
+            raise ExportError(
+                f"{place} is a file system of its own (a mount), and what is removed waits in one of its models, of which none would be "
+                "left: remove all but one"
+            )
+        return next(iter(staying), beside)
     return beside
 
 

@@ -65,8 +65,8 @@ def test_an_answer_that_is_not_finite_is_no_class(output: str, value: float) -> 
 )
 def test_an_answer_of_another_shape_than_the_model_says_is_not_believed(output: str, shape: tuple[int, ...]) -> None:
     class Other(FakeTransport):
-        def infer(self, model: str, inputs: Any, outputs: Any, timeout_s: float) -> Any:
-            answer = super().infer(model, inputs, outputs, timeout_s)
+        def infer(self, model: str, inputs: Any, outputs: Any, timeout_s: float, version: int | None = None) -> Any:
+            answer = super().infer(model, inputs, outputs, timeout_s, version)
             return answer if outputs[0].class_count else {**answer, output: np.full((len(inputs["images"]), *shape), 0.5, np.float32)}
 
     with pytest.raises(ServerFailedError) as caught:
@@ -76,8 +76,8 @@ def test_an_answer_of_another_shape_than_the_model_says_is_not_believed(output: 
 
 def test_texts_in_the_place_of_numbers_are_not_believed() -> None:
     class Texts(FakeTransport):
-        def infer(self, model: str, inputs: Any, outputs: Any, timeout_s: float) -> Any:
-            return super().infer(model, inputs, [OutputRequest(output.name, 3) for output in outputs], timeout_s)
+        def infer(self, model: str, inputs: Any, outputs: Any, timeout_s: float, version: int | None = None) -> Any:
+            return super().infer(model, inputs, [OutputRequest(output.name, 3) for output in outputs], timeout_s, version)
 
     with pytest.raises(ServerFailedError, match="answered object of shape"):
         client_of(Texts({"ensemble": ensemble()})).predict(images(2))
@@ -86,7 +86,7 @@ def test_texts_in_the_place_of_numbers_are_not_believed() -> None:
 @pytest.mark.parametrize("config", [{"max_batch_size": "many"}, {"max_batch_size": []}, {"ensemble_scheduling": []}])
 def test_a_configuration_that_is_none_is_told(config: dict[str, Any]) -> None:
     class Odd(FakeTransport):
-        def model_config(self, model: str, timeout_s: float) -> dict[str, Any]:
+        def model_config(self, model: str, timeout_s: float, version: int | None = None) -> dict[str, Any]:
             return config
 
     with pytest.raises(ServerFailedError, match="asked for the configuration of model 'ensemble': its answer is not what"):
@@ -96,7 +96,7 @@ def test_a_configuration_that_is_none_is_told(config: dict[str, Any]) -> None:
 @pytest.mark.parametrize("text", [b"", b"1.0", b"1.0:x:a", b"1.0:3:a", b"1.0:-1:a"])
 def test_class_names_that_are_none_are_told(text: bytes) -> None:
     class Odd(FakeTransport):
-        def infer(self, model: str, inputs: Any, outputs: Any, timeout_s: float) -> Any:
+        def infer(self, model: str, inputs: Any, outputs: Any, timeout_s: float, version: int | None = None) -> Any:
             return {outputs[0].name: np.array([[text]], dtype=object)}
 
     with pytest.raises(ServerFailedError, match="asked for the class names of model 'ensemble': its answer is not what"):
@@ -119,8 +119,8 @@ def test_a_model_larger_than_any_is_refused_before_memory_is_asked_for() -> None
 
 def test_a_server_that_ignores_the_classification_extension_is_told() -> None:
     class Ignoring(FakeTransport):
-        def infer(self, model: str, inputs: Any, outputs: Any, timeout_s: float) -> Any:
-            return super().infer(model, inputs, [OutputRequest(output.name) for output in outputs], timeout_s)
+        def infer(self, model: str, inputs: Any, outputs: Any, timeout_s: float, version: int | None = None) -> Any:
+            return super().infer(model, inputs, [OutputRequest(output.name) for output in outputs], timeout_s, version)
 
     with pytest.raises(ServerFailedError, match="ignores Triton's classification extension"):
         client_of(Ignoring({"ensemble": ensemble()})).predict(images(1))

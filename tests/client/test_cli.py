@@ -190,11 +190,11 @@ class Dying(FakeTransport):
         super().__init__(house()._models)
         self._left = calls
 
-    def infer(self, model: str, inputs: Any, outputs: Any, timeout_s: float) -> Any:
+    def infer(self, model: str, inputs: Any, outputs: Any, timeout_s: float, version: int | None = None) -> Any:
         self._left -= 1
         if self._left < 0:
             raise ConnectionFailedError("it is gone")
-        return super().infer(model, inputs, outputs, timeout_s)
+        return super().infer(model, inputs, outputs, timeout_s, version)
 
 
 def test_a_server_that_dies_leaves_null_and_a_list_of_failures(tmp_path: Path) -> None:
@@ -215,15 +215,15 @@ class Sick(FakeTransport):
     def __init__(self) -> None:
         super().__init__(house()._models)
 
-    def infer(self, model: str, inputs: Any, outputs: Any, timeout_s: float) -> Any:
-        answer = super().infer(model, inputs, outputs, timeout_s)
+    def infer(self, model: str, inputs: Any, outputs: Any, timeout_s: float, version: int | None = None) -> Any:
+        answer = super().infer(model, inputs, outputs, timeout_s, version)
         if model == "beta" and not outputs[0].class_count:
             answer["logits"][-1] = np.nan
         return answer
 
 
 def test_a_model_that_answers_nan_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("defensemble._client.transport_from_url", lambda url: Sick())
+    monkeypatch.setattr("defensemble._client.transport_from_url", lambda url, admin_key: Sick())
     data, out = write_npz(tmp_path), tmp_path / "noise.json"
     done = run("probe", "noise", "fake", "--data", str(data), "--target", "alpha", "--target", "beta", "--sigmas", "8", "--out", str(out))
     assert done.exit_code == 1
@@ -248,9 +248,9 @@ def test_a_place_that_cannot_be_written_is_found_before_the_first_query(tmp_path
 
 def test_what_was_measured_is_shown_even_where_it_cannot_be_written_any_more(tmp_path: Path) -> None:
     class Blocking(FakeTransport):
-        def infer(self, model: str, inputs: Any, outputs: Any, timeout_s: float) -> Any:
+        def infer(self, model: str, inputs: Any, outputs: Any, timeout_s: float, version: int | None = None) -> Any:
             (tmp_path / "noise.json").mkdir(exist_ok=True)
-            return super().infer(model, inputs, outputs, timeout_s)
+            return super().infer(model, inputs, outputs, timeout_s, version)
 
     client = fake(Blocking({"ensemble": ensemble()}))
     with quiet_console() as console:
@@ -280,7 +280,7 @@ def test_probe_noise_at_the_command_line(triton: Any, tmp_path: Path) -> None:
 
 
 def test_failures_end_with_a_status_that_is_not_zero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("defensemble._client.transport_from_url", lambda url: Dying(2 + 8 + 1))
+    monkeypatch.setattr("defensemble._client.transport_from_url", lambda url, admin_key: Dying(2 + 8 + 1))
     done = run(
         "probe", "noise", "fake", "--data", str(write_npz(tmp_path)), "--target", "alpha", "--target", "beta", "--out", str(tmp_path / "n")
     )
@@ -393,7 +393,7 @@ def test_a_dataset_without_the_training_package_names_the_command(monkeypatch: p
 
 def test_a_failure_that_is_not_the_server_s_is_not_hidden(tmp_path: Path) -> None:
     class Buggy(FakeTransport):
-        def infer(self, model: str, inputs: Any, outputs: Any, timeout_s: float) -> Any:
+        def infer(self, model: str, inputs: Any, outputs: Any, timeout_s: float, version: int | None = None) -> Any:
             raise NotReadyError("loading") if not outputs[0].class_count else ZeroDivisionError
 
     with quiet_console() as console, pytest.raises(ZeroDivisionError):

@@ -41,6 +41,8 @@ class Triton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mis
         return self.answer(request, context)
 
     ModelConfig = ModelInfer
+    ModelStatistics = ModelInfer
+    RepositoryIndex = ModelInfer
 
     def ServerLive(self, request: Any, context: Any) -> Any:  # noqa: N802
         return service_pb2.ServerLiveResponse(live=True)
@@ -113,7 +115,9 @@ def test_what_a_server_says_becomes_our_error(code: Any, kind: type[ServiceError
 
 def test_a_restricted_configuration_is_forbidden_and_a_model_that_loads_is_not_ready() -> None:
     with serving(refusing(grpc.StatusCode.UNAVAILABLE)) as (triton, transport):
-        with pytest.raises(ForbiddenError, match="keeps the configuration of model 'm' to itself"):
+        with pytest.raises(
+            ForbiddenError, match=r"asked for the configuration of model 'm': UNAVAILABLE, 'its words'. No admin key was sent: pass the"
+        ):
             transport.model_config("m", 5)
         triton.model_ready = False
         with pytest.raises(NotReadyError):
@@ -144,6 +148,19 @@ def test_an_answer_that_breaks_the_protocol(contents: list[bytes], told: str) ->
 
     with serving(broken) as (_, transport), pytest.raises(ServerFailedError, match=told):
         infer(transport)
+
+
+def test_versions_that_are_no_numbers() -> None:
+    def statistics(request: Any, context: Any) -> Any:
+        return service_pb2.ModelStatisticsResponse(model_stats=[service_pb2.ModelStatistics(name="m", version="x")])
+
+    def index(request: Any, context: Any) -> Any:
+        return service_pb2.RepositoryIndexResponse(models=[service_pb2.RepositoryIndexResponse.ModelIndex(name="m", version="x")])
+
+    with serving(statistics) as (_, transport), pytest.raises(ServerFailedError, match="which models it serves: its answer is not what"):
+        transport.models(5)
+    with serving(index) as (_, transport), pytest.raises(ServerFailedError, match="its repository's index: its answer is not what"):
+        transport.repository_index(5)
 
 
 def test_a_server_that_is_not_there() -> None:

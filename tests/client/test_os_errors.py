@@ -66,7 +66,7 @@ def test_other_errors_of_the_system_keep_their_words() -> None:
 )
 def test_the_command_line_says_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], told: str) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("defensemble._client.transport_from_url", lambda url: house())
+    monkeypatch.setattr("defensemble._client.transport_from_url", lambda url, admin_key: house())
     (tmp_path / "folder.npy").mkdir()
     np.savez(tmp_path / "data.npz", images=images(2), labels=np.zeros(2, int))
     done: Any = CliRunner().invoke(cli, arguments)

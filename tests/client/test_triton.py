@@ -18,7 +18,6 @@ from defensemble import (
     Client,
     ConnectionFailedError,
     DeadlineExceededError,
-    ForbiddenError,
     GrpcTransport,
     HttpTransport,
     InputError,
@@ -132,13 +131,6 @@ def test_what_the_server_refuses_is_told(transport: Transport) -> None:
     assert infer()["probabilities"].shape == (1, 3)
     assert transport.live(20)
     assert transport.ready(20)
-
-
-def test_the_repository_is_restricted_and_the_client_does_not_need_it(triton: Server) -> None:
-    transport = HttpTransport(triton.http_url)
-    with pytest.raises(ForbiddenError, match=r"HTTP 403, .*restricted"):
-        transport._call("POST", "/v2/repository/index", "the index", 20)
-    transport.close()
 
 
 def test_a_wrong_port_is_told(triton: Server) -> None:

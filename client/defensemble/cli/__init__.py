@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from defensemble._version import __version__
-from defensemble.cli import build_engine, demo, doctor, export, predict, probe, profile, serve, train
+from defensemble.cli import build_engine, demo, doctor, ensemble, export, predict, probe, profile, serve, train
 from defensemble.cli._os_errors import text_from_os_error
 
 # Which pip extra brings a sibling, and the base class of its errors.
@@ -29,6 +29,7 @@ _EXTRAS = {
     "onnxconverter_common": "export",
     "onnxruntime": "export",
     "onnxscript": "export",
+    "yaml": "export",
 }
 
 
@@ -76,6 +77,7 @@ def cli() -> None:
       defensemble export checkpoints/*.safetensors --repository model_repository
       defensemble serve model_repository
       defensemble predict grpc://localhost:8001 image.png
+      defensemble ensemble weight ensemble keep0.3=2
       defensemble probe noise grpc://localhost:8001 --data digits
     """
 
@@ -87,7 +89,7 @@ def _keep_lines_of_examples(command: click.Command) -> None:
         _keep_lines_of_examples(child)
 
 
-for _verb in (train, export, build_engine, profile, serve, predict, probe, doctor, demo):
+for _verb in (train, export, build_engine, profile, serve, predict, ensemble, probe, doctor, demo):
     cli.add_command(_verb.command)
 _keep_lines_of_examples(cli)
 

@@ -10,6 +10,7 @@ _PLACES = {
     "export": "--repository",
     "build-engine": "REPOSITORY, --timing-cache or --log, whichever lies there",
     "profile": "REPOSITORY",
+    "ensemble": "--repository or FILE, whichever lies there",
     "serve": "XDG_STATE_HOME, for logs and the list of servers, or XDG_CACHE_HOME, for the backend",
     "probe": "--out",
     "demo": "--folder",

@@ -1,0 +1,148 @@
+"""How ensembles and their edits are printed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from defensemble.cli._invocation import this_command
+from defensemble.ensembles import Applied, EnsembleState, MemberState
+
+if TYPE_CHECKING:
+    from defensemble_export import Edit, Prunable, Snapshot
+
+_WIDTH_OF_A_FILE = 140
+_DIGEST = 12
+
+
+def print_applied(applied: Applied) -> None:
+    """Says what an edit did, or would do, and how it is undone."""
+    for remark in applied.remarks:
+        click.echo(f"remark: {remark}", err=True)
+    if applied.dry_run:
+        click.echo(f"{applied.ensemble}: would change:" if applied.changes else f"{applied.ensemble}: nothing would change on disk")
+    elif not applied.changes and not applied.loaded and applied.edit is None:
+        click.echo(f"{applied.ensemble}: nothing differs, nothing was done")
+        return
+    else:
+        click.echo(f"{applied.ensemble}: changed:" if applied.changes else f"{applied.ensemble}: brought in line with its folder")
+    for change in applied.changes:
+        click.echo(f"  {change}")
+    for url, models in applied.loaded.items():
+        click.echo(f"  {'would load' if applied.dry_run else 'loaded'} {', '.join(models)} on {url}")
+    for url, models in applied.unloaded.items():
+        click.echo(f"  unloaded {', '.join(models)} from {url}")
+    for model, why in applied.left_loaded.items():
+        click.echo(f"left loaded: {model}: {why}", err=True)
+    if applied.dry_run:
+        return
+    served = f"serving on {', '.join(applied.servers)}" if applied.servers else "files alone: no server was told"
+    seconds = applied.seconds.get("total", 0.0)
+    click.echo(f"{served}, after {seconds:.2f} s")
+    if applied.edit is None:
+        return
+    again = f"{this_command()} ensemble rollback"
+    if applied.edit.undoes:
+        click.echo(f"go forward again: {again} --to {applied.edit.undoes[0]}    (edit {applied.edit.id})")
+    else:
+        click.echo(f"undo it: {again} --ensemble {applied.ensemble}    (edit {applied.edit.id})")
+
+
+def values_from_applied(applied: Applied) -> dict[str, Any]:
+    """What an edit did, as JSON."""
+    return {
+        "schema": "defensemble.applied/1",
+        "ensemble": applied.ensemble,
+        "id": None if applied.edit is None else applied.edit.id,
+        "dry_run": applied.dry_run,
+        "changes": list(applied.changes),
+        "remarks": list(applied.remarks),
+        "servers": list(applied.servers),
+        "loaded": {url: list(models) for url, models in applied.loaded.items()},
+        "unloaded": {url: list(models) for url, models in applied.unloaded.items()},
+        "left_loaded": dict(applied.left_loaded),
+        "seconds": {kind: round(seconds, 6) for kind, seconds in applied.seconds.items()},
+    }
+
+
+def print_state(state: EnsembleState) -> None:
+    """A table of an ensemble's members."""
+    what = f"averages {state.votes.average}" if state.votes is not None else "not wired as an export wires it"
+    shape = "x".join(map(str, state.input_shape))
+    title = f"{escape(state.name)}: {what}; images {shape}, {state.num_classes} classes, up to {state.max_batch_size} a call"
+    table = Table(title=title, title_justify="left")
+    for name in ("member", "weight", "share", "precision", "masks", "accuracy (checkpoint)"):
+        table.add_column(name, justify="right" if name in ("weight", "share") else "left")
+    for url in state.served:
+        table.add_column(f"served by {escape(url)}", overflow="fold")
+    for member in state.members:
+        one = member.standing
+        cells = [
+            f"{one.model}@{one.version}",
+            f"{one.weight:g}",
+            f"{100 * one.share:.1f} %",
+            one.precision or "?",
+            (one.mask_digest or "none known")[:_DIGEST],
+            _accuracy(member),
+        ]
+        table.add_row(*(escape(cell) for cell in (*cells, *member.served.values())))
+    console = Console(width=None if sys.stdout.isatty() else _WIDTH_OF_A_FILE)
+    console.print(table)
+    for url, answer in state.served.items():
+        console.print(f"served by {url}: {answer}", highlight=False, markup=False)
+    for problem in state.problems:
+        console.print(problem, highlight=False, markup=False)
+
+
+def values_from_state(state: EnsembleState) -> dict[str, Any]:
+    """An ensemble as JSON."""
+    import dataclasses
+
+    return {
+        "schema": "defensemble.ensemble/1",
+        "name": state.name,
+        "average": None if state.votes is None else state.votes.average,
+        "input_shape": list(state.input_shape),
+        "num_classes": state.num_classes,
+        "max_batch_size": state.max_batch_size,
+        "members": [{**dataclasses.asdict(one.standing), "served": dict(one.served)} for one in state.members],
+        "served": dict(state.served),
+        "problems": list(state.problems),
+    }
+
+
+def print_edits(edits: Sequence[Edit]) -> None:
+    """The history, an edit after the other."""
+    for edit in edits:
+        undone = f" (undoes {', '.join(edit.undoes)})" if edit.undoes else ""
+        click.echo(f"{edit.id}  {edit.time}  {edit.who}  {edit.action} '{edit.ensemble}'{undone}")
+        if edit.message is not None:
+            click.echo(f"    {edit.message}")
+        for change in edit.changes:
+            click.echo(f"  - {change}")
+        click.echo(f"    config.pbtxt {_digest(edit.before)} -> {_digest(edit.after)}")
+
+
+def print_prunable(found: Sequence[Prunable]) -> None:
+    """What `prune` would delete."""
+    for one in found:
+        version = "" if one.version is None else f"@{one.version}"
+        click.echo(f"{one.model}{version}  {one.bytes:,} bytes: {one.why}")
+
+
+def _accuracy(member: MemberState) -> str:
+    one = member.standing
+    if one.record_accuracy is None:
+        return one.problem or "not known"
+    n = "" if one.record_n is None else f", n = {one.record_n:,}"
+    return f"{100 * one.record_accuracy:.2f} %{n}{'' if one.record_data is None else f', {one.record_data}'}"
+
+
+def _digest(snapshot: Snapshot | None) -> str:
+    return "none" if snapshot is None else snapshot.digests.get("config.pbtxt", "")[:_DIGEST]

@@ -1,0 +1,264 @@
+"""The way of every edit: lock, recover, plan, check, carry out; at all places or at none."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from defensemble.ensembles._before import Before, before_reload, snapshot_or_none
+from defensemble.ensembles._errors import EditRefusedError
+from defensemble.ensembles._plans import plan_findings
+from defensemble.ensembles._recovery import group_of, recover
+from defensemble.ensembles._results import Applied
+from defensemble.ensembles._steps import AVERAGING, Carrying, Place, Share, Timings, loads_for
+
+if TYPE_CHECKING:
+    from defensemble_export import Edit, Finding
+    from defensemble_export.edit_plan import EditPlan
+
+
+class Flow:
+    """What all edits of some places share; `say` is told each step, `warn` what went wrong before or stands in the way."""
+
+    def __init__(
+        self, places: Sequence[Place], *, wait_s: float, drain_s: float, say: Callable[[str], None], warn: Callable[[str], None]
+    ) -> None:
+        self.places = list(places)
+        self._wait_s = wait_s
+        self._drain_s = drain_s
+        self._say = say
+        self.warn = warn
+
+    @contextmanager
+    def settled(self, wait_s: float | None = None) -> Iterator[None]:
+        """Holds the locks of all places; an edit that was cut short there is finished or undone first.
+
+        Raises:
+            defensemble_export.LockedError: Somebody else holds one.
+        """
+        from defensemble_export.locking import locked_within
+        from defensemble_export.pending import read_pending
+        from defensemble_export.writing import check_writable, remove_stale_staging
+
+        folders = [place.repository for place in self.places]
+        for folder in folders:
+            check_writable(folder)
+        with ExitStack() as stack:
+            while True:
+                group = group_of(folders)
+                locks = stack.enter_context(ExitStack())
+                locks.enter_context(locked_within(group, self._wait_s if wait_s is None else wait_s, self.warn))
+                if {folder.resolve() for folder in group_of(folders)} <= {folder.resolve() for folder in group}:
+                    break
+                locks.close()  # an edit of more folders was cut short just now
+            for folder in folders:
+                for stale in remove_stale_staging(folder):
+                    self.warn(f"removed {stale}, which a command that was killed had left")
+            if any(read_pending(folder) is not None for folder in group):
+                recover(self.places, group, self.warn)
+            yield
+
+    def edit(
+        self,
+        action: str,
+        name: str,
+        change: Callable[[Path], EditPlan],
+        *,
+        message: str | None,
+        dry_run: bool,
+        undoes: Sequence[str] = (),
+        reloads: bool = False,
+        may_differ: bool = False,
+    ) -> Applied:
+        """Carries out `change`, a plan for each repository, everywhere or nowhere.
+
+        `reloads`: hand edits are taken up, so that all members are offered to the servers again; `may_differ`: the places may hold
+        different states before.
+
+        Raises:
+            EditRefusedError: The checks found what stands against it; nothing was changed.
+            EditFailedError: A step failed; the old state was put back.
+            ServiceError, defensemble_export.ExportError, OSError: Before anything was written.
+        """
+        timings = Timings()
+        began = time.perf_counter()
+        with self.settled():
+            with timings.of("checks"):
+                shares = [Share(place, self._planned(action, name, place.repository, change)) for place in self.places]
+                self._look_at_servers(shares, reloads)
+                remarks = self._check(action, shares, may_differ)
+                befores = [before_reload(share) if reloads else Before.on_disk(share) for share in shares]
+            changes = self._changes(shares, befores)
+            edits = any(share.plan.changes_files or before.was_edited_by_hand for share, before in zip(shares, befores, strict=True))
+            lags = reloads or any(self._lags(share) for share in shares)
+            if dry_run or not (edits or lags):
+                return Applied(name, None, changes, remarks, _urls(shares), _loaded(shares), seconds=timings.seconds, dry_run=dry_run)
+            edit = self._note(action, name, shares, befores, changes, message, undoes) if edits else None
+            carrying = Carrying(shares, edit, timings, self._say, self._drain_s)
+            carrying.apply()
+        timings.seconds["total"] = time.perf_counter() - began
+        return Applied(
+            name,
+            edit,
+            changes,
+            remarks,
+            _urls(shares),
+            _loaded(shares),
+            {url: tuple(models) for url, models in carrying.unloaded.items()},
+            carrying.left_loaded,
+            timings.seconds,
+        )
+
+    def _planned(self, action: str, name: str, repository: Path, change: Callable[[Path], EditPlan]) -> EditPlan:
+        """A plan; where a hand edit cannot be read, all that the checks find in it."""
+        from defensemble_export import ExportError, check_ensemble
+        from defensemble_export.files import Files
+
+        try:
+            return change(repository)
+        except ExportError as error:
+            found = check_ensemble(Files(repository), name) if action == "reload" and Files(repository).has(name) else []
+            refused = [str(finding) for finding in found if finding.refuses]
+            if refused:
+                raise EditRefusedError(f"{action} '{name}' is refused", refused) from error
+            raise
+
+    def _look_at_servers(self, shares: Sequence[Share], reloads: bool) -> None:
+        for share in shares:
+            for served in share.place.served:
+                share.ready[served.url] = served.ready()
+                share.loads[served.url] = loads_for(share, served)
+                if reloads:
+                    voting = dict.fromkeys(model for model, _ in share.plan.steps() if not model.startswith(AVERAGING))
+                    share.offers[served.url] = [model for model in voting if model not in share.loads[served.url]]
+                now = [model for model, _ in served.steps(share.name)] if share.name in share.ready[served.url] else []
+                share.released[served.url] = list(dict.fromkeys([*share.plan.released(), *now]))
+
+    def _check(self, action: str, shares: Sequence[Share], may_differ: bool) -> tuple[str, ...]:
+        """Refuses what must not be done; returns what is allowed, but worth knowing."""
+        what = f"{action} '{shares[0].name}' is refused"
+        refused: list[str] = []
+        remarks: list[str] = []
+        for share in shares:
+            found = findings_of(share)
+            for served in share.place.served if share.plan.after is not None else ():
+                found += plan_findings(share, served)
+            for finding in found:
+                (refused if finding.refuses else remarks).append(str(finding))
+        first = shares[0].plan
+        for share in shares[1:]:
+            if not may_differ and share.plan.before != first.before:
+                refused.append(
+                    f"{share.place.repository} holds another '{share.name}' than {first.repository}: make them equal first, "
+                    "`defensemble ensemble apply FILE` with the same --replica options"
+                )
+            refused += _other_members(first, share.plan)
+        if refused:
+            raise EditRefusedError(what, list(dict.fromkeys(refused)))
+        return tuple(dict.fromkeys(remarks))
+
+    def _changes(self, shares: Sequence[Share], befores: Sequence[Before]) -> tuple[str, ...]:
+        """What changes, in words; with several places, what changes at any of them."""
+        from defensemble_export import changes_between
+
+        found: dict[str, None] = {}
+        for share, before in zip(shares, befores, strict=True):
+            told = changes_between(share.plan.before if before.votes is None else before.votes, share.plan.after)
+            if not told and share.plan.averaging:
+                told = [f"generates {model} again, which had been changed by hand" for model in share.plan.new_models]
+            if not told and (share.plan.changes_files or before.was_edited_by_hand):
+                told = ["takes up a hand edit of config.pbtxt, which leaves the votes as they are"]
+            found |= dict.fromkeys(told)
+        return tuple(found)
+
+    def _lags(self, share: Share) -> bool:
+        """Whether a server does not serve what will lie on disk."""
+        from defensemble_export.served import is_served_as_on_disk
+
+        files = share.plan.outcome()
+        for served in share.place.served:
+            if share.plan.after is None:
+                if share.name in share.ready[served.url]:
+                    return True
+                continue
+            told = served.config(share.name) if share.name in share.ready[served.url] else None
+            if share.loads[served.url] or told is None or not is_served_as_on_disk(files, share.name, told):
+                return True
+        return False
+
+    def _note(
+        self,
+        action: str,
+        name: str,
+        shares: Sequence[Share],
+        befores: Sequence[Before],
+        changes: tuple[str, ...],
+        message: str | None,
+        undoes: Sequence[str],
+    ) -> Edit | None:
+        """The edit for the history, and in each share what is written down while it is under way."""
+        from defensemble_export import Edit
+        from defensemble_export.history import new_id, now_text, this_user
+        from defensemble_export.pending import Pending
+
+        number, when, who = new_id(), now_text(), this_user()
+        group = [str(share.place.repository.resolve()) for share in shares]
+        for share, before in zip(shares, befores, strict=True):
+            after = None if share.plan.after is None else snapshot_or_none(share.plan.outcome(), name)
+            edit = Edit(number, when, who, name, action, message, changes, tuple(undoes), before.snapshot, after)
+            share.pending = Pending.of(
+                share.plan,
+                edit,
+                group=group,
+                urls=[served.url for served in share.place.served],
+                loads=_lacking(share),
+                released=list(dict.fromkeys(model for models in share.released.values() for model in models)),
+                served_before=before.served,
+            )
+        return next((share.pending.edit for share in shares if share.pending is not None), None)
+
+
+def findings_of(share: Share) -> list[Finding]:
+    """What the checks say of the repository as it will be."""
+    from defensemble_export import Finding, check_ensemble
+    from defensemble_export.edit_plan import used_models
+
+    if share.plan.after is not None:
+        return check_ensemble(share.plan.outcome(), share.name)
+    if share.name in used_models(share.plan.outcome()):
+        return [Finding(share.name, f"'{share.name}' is a step of another ensemble: take it out of that one first")]
+    return []
+
+
+def _lacking(share: Share) -> list[str]:
+    """The models that a server of this place had not loaded at all."""
+    return sorted({model for url, models in share.loads.items() for model in models if model not in share.ready[url]})
+
+
+def _other_members(first: EditPlan, other: EditPlan) -> list[str]:
+    """Whether two repositories let different files vote under the same names."""
+    if first.after is None or other.after is None:
+        return []
+    found = []
+    for vote in other.after.members:
+        digests = {}
+        for plan in (first, other):
+            config = plan.outcome().config(vote.model)
+            digests[plan.repository] = config.parameters[f"sha256.{vote.version}"].string_value
+        if len(set(digests.values())) > 1:
+            told = ", ".join(f"{folder}: {digest[:16] or 'none'}" for folder, digest in digests.items())
+            found.append(
+                f"{vote.model}@{vote.version} is another file in each folder ({told}): copy the model's folder from one to the other"
+            )
+    return found
+
+
+def _urls(shares: Sequence[Share]) -> tuple[str, ...]:
+    return tuple(served.url for share in shares for served in share.place.served)
+
+
+def _loaded(shares: Sequence[Share]) -> dict[str, tuple[str, ...]]:
+    return {url: tuple(models) for share in shares for url, models in share.loads.items() if models}

@@ -1,0 +1,143 @@
+"""How an ensemble stands: on disk, and in the servers that read it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from defensemble.ensembles._flow import Flow
+from defensemble.ensembles._results import EnsembleState, MemberState
+from defensemble.ensembles._served import Served
+from defensemble.ensembles._steps import Place
+
+if TYPE_CHECKING:
+    from defensemble_export import Ensemble
+    from defensemble_export.files import Files
+
+
+def settled_or_told(flow: Flow, warn: Callable[[str], None]) -> None:
+    """Finishes or undoes an edit that was cut short; where one is under way, or may not be touched by this user, only tells."""
+    from defensemble_export import LockedError
+    from defensemble_export.pending import read_pending
+
+    for place in flow.places:
+        pending = read_pending(place.repository)
+        if pending is None:
+            continue
+        try:
+            with flow.settled(wait_s=0.0):
+                return
+        except LockedError:
+            warn(f"an edit of '{pending.edit.ensemble}' is under way in {place.repository} ({pending.edit.action}, by {pending.edit.who})")
+        except PermissionError as error:
+            warn(f"an edit of '{pending.edit.ensemble}' was cut short in {place.repository}, and this user may not mend it: {error}")
+
+
+def ensembles_in(files: Files, warn: Callable[[str], None] = lambda text: None) -> list[str]:
+    """The names of all ensembles, sorted; `warn` is told of configurations that cannot be read."""
+    from defensemble_export import ConfigError
+
+    found = []
+    for name in files.models():
+        try:
+            if files.config(name).platform == "ensemble":
+                found.append(name)
+        except ConfigError as error:
+            warn(str(error))
+    return found
+
+
+def existing(repository: Path, name: str) -> Ensemble:
+    """The ensemble `name` as it lies on disk.
+
+    Raises:
+        defensemble_export.EnsembleError: There is none, or it is not wired as ours are.
+    """
+    from defensemble_export import EnsembleError, read_ensemble
+    from defensemble_export.files import Files
+
+    files = Files(repository)
+    if not files.has(name):
+        known = ", ".join(ensembles_in(files)) or "none"
+        raise EnsembleError(f"{repository} holds no ensemble '{name}', it holds {known}: `defensemble ensemble create` makes one")
+    return read_ensemble(repository, name)
+
+
+def look_at(places: Sequence[Place], name: str) -> EnsembleState:
+    """An ensemble as it lies in the first place, and by server whether that serves what lies in its folder.
+
+    Raises:
+        defensemble_export.ExportError, ServiceError, OSError: It cannot be read; a server does not answer.
+    """
+    from defensemble_export import EnsembleError, read_ensemble
+    from defensemble_export.files import Files
+    from defensemble_export.standing import member_standing
+
+    files = Files(places[0].repository)
+    if not files.has(name):
+        existing(places[0].repository, name)
+    config = files.config(name)
+    problems: list[str] = []
+    votes: Ensemble | None = None
+    try:
+        votes = read_ensemble(places[0].repository, name)
+    except EnsembleError as error:
+        problems.append(str(error))
+    served = {one.url: _Serving(one, place.repository) for place in places for one in place.served}
+    members = []
+    for vote, share in zip(votes.members, votes.weights, strict=True) if votes is not None else ():
+        told = {url: serving.of(vote.model, vote.version) for url, serving in served.items()}
+        members.append(MemberState(member_standing(files, vote, share), told))
+    shapes = [tuple(tensor.dims) for tensor in config.input if tensor.name == "images"]
+    classes = [tensor.dims[0] for tensor in config.output if tensor.name == "probabilities" and len(tensor.dims) == 1]
+    return EnsembleState(
+        name,
+        votes,
+        int(config.max_batch_size),
+        shapes[0] if shapes else (),
+        classes[0] if classes else 0,
+        tuple(members),
+        {url: serving.of_ensemble(name) for url, serving in served.items()},
+        tuple(problems),
+    )
+
+
+class _Serving:
+    """What one server serves of one folder."""
+
+    def __init__(self, served: Served, repository: Path) -> None:
+        from defensemble_export.files import Files
+
+        self._served = served
+        self._files = Files(repository)
+        self._ready = served.ready()
+
+    def of(self, model: str, version: int | None) -> str:
+        """Whether a model is served as it lies on disk: "yes", or why not."""
+        from defensemble_export.served import is_served_as_on_disk
+
+        there = self._ready.get(model, set())
+        if not there or (version is not None and version not in there):
+            others = f", only {', '.join(map(str, sorted(there)))}" if there else ""
+            return f"not loaded{others}"
+        told = self._served.config(model)
+        if told is None:
+            return "not loaded"
+        if not self._files.has(model):
+            return "yes, but it is not on disk"
+        return "yes" if is_served_as_on_disk(self._files, model, told) else "an older one: its config.pbtxt has changed since (reload)"
+
+    def of_ensemble(self, name: str) -> str:
+        """The same of an ensemble, and of the averaging models that it runs."""
+        from defensemble_export.edit_plan import steps_of
+
+        told = self.of(name, None)
+        if told != "yes":
+            return told
+        for model, version in steps_of(self._files.config(name)):
+            if model.startswith("average_") or model.startswith("uncertainty_"):
+                state = self.of(model, version)
+                if state != "yes":
+                    return f"no: {model}: {state}"
+        return "yes"

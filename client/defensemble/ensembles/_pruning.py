@@ -1,0 +1,60 @@
+"""Deleting what no ensemble, and no way back, uses."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from defensemble._exceptions import InputError
+from defensemble.ensembles._flow import Flow
+from defensemble.ensembles._steps import AVERAGING
+
+if TYPE_CHECKING:
+    from defensemble_export import Prunable
+
+
+def prune(flow: Flow, *, keep: int, dry_run: bool) -> list[Prunable]:
+    """Deletes from all places what can be deleted at each: see `Ensembles.prune`.
+
+    What a server still runs in an ensemble stays, whatever lies on disk.
+
+    Raises:
+        InputError: `keep` is below 0.
+        ServiceError, defensemble_export.ExportError, OSError: Nothing was deleted there.
+    """
+    from defensemble_export import write_plan
+    from defensemble_export.pruning import prune_files, prune_plan
+    from defensemble_export.writing import remove_files
+
+    if keep < 0:
+        raise InputError(f"keep must be 0 or more edits, got {keep}")
+    found: list[Prunable] = []
+    with flow.settled():
+        chosen = []
+        for place in flow.places:
+            used: set[str] = set()
+            for served in place.served:
+                for model in served.ready():
+                    steps = [] if model.startswith(AVERAGING) else served.steps(model)
+                    used |= {step if version < 1 else f"{step}@{version}" for step, version in steps}
+            chosen.append(prune_plan(place.repository, keep=keep, also_used=used, say=flow.warn))
+            found += chosen[-1]
+        if dry_run:
+            return found
+        for place, gone in zip(flow.places, chosen, strict=True):
+            whole = [one.model for one in gone if one.version is None]
+            versions = [one for one in gone if one.version is not None]
+            for served in place.served:
+                ready = served.ready()
+                for model in whole:
+                    if model in ready:
+                        served.unload(model)
+            writes, removals = prune_files(place.repository, gone)
+            remove_files(place.repository, removals)
+            if writes:
+                write_plan(place.repository, writes)
+            for served in place.served:
+                ready = served.ready()
+                for model in dict.fromkeys(one.model for one in versions):
+                    if model in ready:
+                        served.load(model)
+    return found

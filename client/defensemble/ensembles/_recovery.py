@@ -1,0 +1,119 @@
+"""An edit that was cut short: found by the next command, and finished or undone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from defensemble._exceptions import DefensembleError, ServiceError
+from defensemble.ensembles._served import Served
+from defensemble.ensembles._steps import AVERAGING, Place
+
+if TYPE_CHECKING:
+    from defensemble_export.pending import Pending
+
+
+def group_of(repositories: Sequence[Path]) -> list[Path]:
+    """The repositories, and those that an edit which was cut short in one of them had changed too, where they can be reached.
+
+    Raises:
+        defensemble_export.HistoryError: What was written down of it is damaged.
+    """
+    from defensemble_export.pending import read_pending
+
+    found = {repository.resolve(): repository for repository in repositories}
+    for repository in repositories:
+        pending = read_pending(repository)
+        for other in () if pending is None else pending.group:
+            if Path(other).is_dir():
+                found.setdefault(Path(other).resolve(), Path(other))
+    return list(found.values())
+
+
+def recover(places: Sequence[Place], group: Sequence[Path], say: Callable[[str], None]) -> None:
+    """Finishes or undoes an edit that was cut short in any of `group`, on disk and in the servers of `places`; hold the locks.
+
+    It is finished where the new ensemble's configuration was in place everywhere, and undone otherwise, or where a server refuses it.
+
+    Raises:
+        DefensembleError, defensemble_export.ExportError, OSError: It could be neither finished nor undone.
+    """
+    from defensemble_export import read_history
+    from defensemble_export.history import append_edit
+    from defensemble_export.pending import read_pending
+
+    found = [pending for repository in group if (pending := read_pending(repository)) is not None]
+    for first in {pending.edit.id: pending for pending in found}.values():
+        same = [pending for pending in found if pending.edit.id == first.edit.id]
+        edit = first.edit
+        what = f"an edit that was cut short ({edit.action} '{edit.ensemble}', {edit.time}, by {edit.who}: {'; '.join(edit.changes)})"
+        folders = [Path(other) for other in edit_group(same) if Path(other).is_dir()]
+        recorded = any(one.id == edit.id for folder in folders for one in read_history(folder))
+        everywhere = {Path(other).resolve() for other in edit_group(same)} <= {pending.repository.resolve() for pending in same}
+        finishes = recorded or (everywhere and all(pending.took_place for pending in same))
+        say(f"found {what}: {'finishing' if finishes else 'undoing'} it")
+        if finishes:
+            try:
+                _bring_in_line(places, same)
+            except (ServiceError, DefensembleError) as error:
+                if recorded:
+                    raise
+                say(f"it cannot be finished ({error}): undoing it")
+                finishes = False
+        if finishes:
+            for pending in same:
+                append_edit(pending.repository, pending.edit)
+                pending.clear()
+        else:
+            for pending in same:
+                pending.restore_ensemble(refused=pending.took_place)
+            _bring_in_line(places, same)
+            for pending in same:
+                pending.remove_new_models()
+                pending.clear()
+        lost = sorted({url for pending in same for url in pending.urls} - {served.url for place in places for served in place.served})
+        mend = f"; {', '.join(lost)} was to be told too: `defensemble ensemble reload {edit.ensemble} --url URL`" if lost else ""
+        say(f"{'finished' if finishes else 'undone'}{mend}")
+
+
+def edit_group(found: Sequence[Pending]) -> set[str]:
+    """The repositories of an edit."""
+    return {other for pending in found for other in pending.group}
+
+
+def _bring_in_line(places: Sequence[Place], found: Sequence[Pending]) -> None:
+    """Makes each server serve what lies on disk, and unload what the edit had loaded, or has released."""
+    by_folder = {pending.repository.resolve(): pending for pending in found}
+    for place in places:
+        pending = by_folder.get(place.repository.resolve())
+        if pending is None:
+            continue
+        for served in place.served:
+            bring_in_line(served, place.repository, pending.edit.ensemble, {*pending.new_models, *pending.loads, *pending.released})
+
+
+def bring_in_line(served: Served, repository: Path, name: str, candidates: set[str]) -> None:
+    """Makes a server serve the ensemble `name` as it lies on disk, and unload those of `candidates` that no ensemble runs.
+
+    Raises:
+        ServiceError: It refuses, or does not answer.
+        defensemble_export.ConfigError: A configuration cannot be read.
+    """
+    from defensemble_export.edit_plan import used_models
+    from defensemble_export.files import Files
+    from defensemble_export.served import is_served_as_on_disk
+
+    files = Files(repository)
+    ready = served.ready()
+    if files.has(name):
+        told = served.config(name) if name in ready else None
+        if told is None or not is_served_as_on_disk(files, name, told):
+            served.load_surely(name)
+    elif name in ready:
+        served.unload(name)
+    now = served.ready()
+    used = used_models(files) | served.used([model for model in now if not model.startswith(AVERAGING)])
+    for model in candidates:
+        if model in now and model not in used:
+            served.unload(model)

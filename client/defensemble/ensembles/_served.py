@@ -1,0 +1,164 @@
+"""One server, as an editor sees it: what it has loaded, and how that is changed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from defensemble._client import Client
+from defensemble._exceptions import ModelNotFoundError, NotReadyError, ServerFailedError
+from defensemble._translate import service_error
+from defensemble._transport import OutputRequest
+
+_POLL_S = 0.02
+# How often the count of a model's requests must be the same in a row.
+_STILL = 3
+
+
+class Served:
+    """The models of one server, which `client` may load and unload; loads get `load_timeout_s`, everything else the client's timeout."""
+
+    def __init__(self, client: Client, *, load_timeout_s: float) -> None:
+        self._transport = client.transport
+        self._timeout_s = client.timeout_s
+        self._load_timeout_s = load_timeout_s
+
+    def __repr__(self) -> str:
+        return f"Served({self.url!r})"
+
+    @property
+    def url(self) -> str:
+        """Where the server is."""
+        return self._transport.url
+
+    def ready(self) -> dict[str, set[int]]:
+        """The versions of each model that answer; fails for whom the server does not let edit.
+
+        Raises:
+            ServiceError: The server does not answer, or wants another admin key.
+        """
+        found: dict[str, set[int]] = {}
+        for state in self._transport.repository_index(self._timeout_s):
+            if state.state == "READY" and state.version is not None:
+                found.setdefault(state.name, set()).add(state.version)
+        return found
+
+    def config(self, model: str) -> dict[str, Any] | None:
+        """The configuration that a model was loaded with, as JSON; None where it is not loaded.
+
+        Raises:
+            ServiceError: The server does not answer.
+        """
+        try:
+            return self._transport.model_config(model, self._timeout_s)
+        except (ModelNotFoundError, NotReadyError):
+            return None
+        except ServerFailedError:
+            if model in self.ready():
+                raise
+            return None  # not loaded: Triton has no status of its own for that over every protocol
+
+    def steps(self, model: str) -> list[tuple[str, int]]:
+        """The models, with their versions, that an ensemble runs as it is loaded; none where it is not, or is no ensemble.
+
+        Raises:
+            ServiceError: The server does not answer.
+        """
+        told = self.config(model) or {}
+        steps = told.get("ensemble_scheduling", {}).get("step", [])
+        return [(str(step["model_name"]), int(step.get("model_version", -1))) for step in steps]
+
+    def used(self, loaded: Sequence[str]) -> set[str]:
+        """The models that any of `loaded`, which are ensembles or not, runs.
+
+        Raises:
+            ServiceError: The server does not answer.
+        """
+        return {step for model in loaded for step, _ in self.steps(model)}
+
+    def load(self, model: str) -> None:
+        """Loads a model from the server's folder, or again where its files have changed; the old one serves until then.
+
+        Raises:
+            ServiceError: The server refuses it, and why; or it does not answer.
+        """
+        self._transport.load_model(model, self._load_timeout_s)
+
+    def load_surely(self, model: str) -> None:
+        """Loads a model, and looks whether it is loaded: of files that it has refused once, Triton says OK the next time.
+
+        Raises:
+            ServiceError: The server refuses it, or does not answer.
+        """
+        self.load(model)
+        if model not in self.ready():
+            told = next((state.reason for state in self._transport.repository_index(self._timeout_s) if state.name == model), "")
+            raise service_error(
+                ServerFailedError, f"{self.url}, asked to load {model!r}", f"it is not ready after that ({told or 'no reason given'})"
+            )
+
+    def unload(self, model: str) -> None:
+        """Takes a model out of service.
+
+        Raises:
+            ServiceError: The server does not answer.
+        """
+        self._transport.unload_model(model, self._timeout_s)
+
+    def infer(
+        self, model: str, inputs: Mapping[str, NDArray[np.float32]], outputs: Sequence[str], version: int | None = None
+    ) -> dict[str, NDArray[np.float64]]:
+        """Runs a model; its outputs as float64.
+
+        Raises:
+            ServiceError: It fails, or an output is not finite.
+        """
+        asked = [OutputRequest(name) for name in outputs]
+        answer = self._transport.infer(model, inputs, asked, self._timeout_s, version=version)
+        what = f"{self.url}, asked to run model {model!r}"
+        missing = [name for name in outputs if name not in answer]
+        if missing:
+            raise service_error(ServerFailedError, what, f"its answer lacks {', '.join(missing)}")
+        wild = [name for name in outputs if not np.isfinite(answer[name]).all()]
+        if wild:
+            raise service_error(ServerFailedError, what, f"{', '.join(wild)} holds values that are not finite")
+        return {name: answer[name].astype(np.float64) for name in outputs}
+
+    def infer_all(
+        self, asked: Sequence[tuple[str, int]], inputs: Mapping[str, NDArray[np.float32]], output: str
+    ) -> dict[tuple[str, int], NDArray[np.float64]]:
+        """One output of several models at their versions, asked at once, so that they share the wait behind other callers.
+
+        Raises:
+            ServiceError: One of them fails.
+        """
+        if not asked:
+            return {}
+        with ThreadPoolExecutor(len(asked), thread_name_prefix="defensemble-edit") as pool:
+            answers = pool.map(lambda one: self.infer(one[0], inputs, [output], one[1])[output], asked)
+            return dict(zip(asked, answers, strict=True))
+
+    def wait_drained(self, models: Sequence[str], deadline_s: float, *, clock: Callable[[], float] = time.monotonic) -> list[str]:
+        """Waits until nobody asks `models` any more; those that are asked even so when the time is over.
+
+        Raises:
+            ServiceError: The server does not answer.
+        """
+        ends = clock() + deadline_s
+        counts: dict[str, list[int]] = {model: [] for model in models}
+        while True:
+            now: dict[str, int] = dict.fromkeys(models, 0)
+            for told in self._transport.statistics(self._timeout_s):
+                if told.name in now:
+                    now[told.name] += told.requests
+            for model, count in now.items():
+                counts[model].append(count)
+            busy = [model for model in models if len(counts[model]) < _STILL or len(set(counts[model][-_STILL:])) > 1]
+            if not busy or clock() >= ends:
+                return busy
+            time.sleep(_POLL_S)

@@ -1,0 +1,306 @@
+"""How an edit is carried out: step by step, each undone where a later one fails."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from defensemble._exceptions import ConnectionFailedError, ServiceError
+from defensemble.ensembles._errors import EditFailedError
+from defensemble.ensembles._proofs import Weighed, check_answer, check_averaging, fixed_image, tolerance_for
+from defensemble.ensembles._served import Served
+
+if TYPE_CHECKING:
+    from defensemble_export import Edit
+    from defensemble_export.edit_plan import EditPlan
+    from defensemble_export.pending import Pending
+
+AVERAGING = ("average_", "uncertainty_")
+
+
+@dataclass(frozen=True)
+class Place:
+    """One folder, and the servers that read it."""
+
+    repository: Path
+    served: tuple[Served, ...]
+
+
+@dataclass
+class Share:
+    """What an edit does at one place.
+
+    By server: `ready` are the versions that answered before, `loads` the models that it lacks, or whose files say something new, `offers`
+    those whose files may have changed in a way that it does not tell, which it then loads, and `released` those that it may not need.
+    """
+
+    place: Place
+    plan: EditPlan
+    ready: dict[str, dict[str, set[int]]] = field(default_factory=dict)
+    loads: dict[str, list[str]] = field(default_factory=dict)
+    offers: dict[str, list[str]] = field(default_factory=dict)
+    released: dict[str, list[str]] = field(default_factory=dict)
+    pending: Pending | None = None
+
+    @property
+    def name(self) -> str:
+        """The ensemble's name."""
+        return self.plan.name
+
+
+class Timings:
+    """Seconds by kind of work: checks, writes, loads (load and unload calls), inferences, drain."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def of(self, kind: str) -> Iterator[None]:
+        """Adds the time that the block takes."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[kind] = self.seconds.get(kind, 0.0) + time.perf_counter() - began
+
+
+class Carrying:
+    """One edit on its way: `apply` carries it out, at all places or at none."""
+
+    def __init__(self, shares: Sequence[Share], edit: Edit | None, timings: Timings, say: Callable[[str], None], drain_s: float) -> None:
+        self._shares = list(shares)
+        self._edit = edit
+        self._timings = timings
+        self._say = say
+        self._drain_s = drain_s
+        self._step = ""
+        self._touched: dict[str, bool] = {}  # by server: whether the ensemble itself was to be loaded
+        self.unloaded: dict[str, list[str]] = {}
+        self.left_loaded: dict[str, str] = {}
+
+    def apply(self) -> None:
+        """Carries the edit out.
+
+        Raises:
+            EditFailedError: A step failed; says which, why, and whether the old state is back everywhere.
+        """
+        try:
+            self._carry_out()
+        except BaseException as error:
+            lines = self._put_back()
+            if not isinstance(error, Exception):
+                self._say(f"interrupted at the step '{self._step}': {'; '.join(lines)}")
+                raise
+            raise EditFailedError(self._step, str(error), lines) from error
+        self._release()
+        for share in self._shares:
+            if share.pending is not None:
+                share.pending.clear()
+
+    def _carry_out(self) -> None:
+        from defensemble_export import write_plan
+        from defensemble_export.history import append_edit
+        from defensemble_export.writing import remove_files
+
+        with self._timings.of("writes"):
+            for share in self._shares:
+                if share.pending is not None:
+                    self._at(f"note the edit in {share.place.repository}")
+                    share.pending.write()
+            for share in self._shares:
+                if share.plan.averaging:
+                    self._at(f"write {', '.join(share.plan.new_models)} into {share.place.repository}")
+                    write_plan(share.place.repository, share.plan.averaging)
+        proofs: dict[str, Callable[[], None]] = {}
+        for share, served in self._servers():
+            self._touched[served.url] = False
+            for model in (*share.loads[served.url], *share.offers.get(served.url, ())):
+                self._at(f"load {model} on {served.url}")
+                with self._timings.of("loads"):
+                    served.load(model)
+            if share.plan.after is not None:
+                with self._timings.of("inferences"):
+                    proofs[served.url] = self._prove_averaging(share, served)
+        with self._timings.of("writes"):
+            for share in self._shares:
+                if share.plan.deletes:
+                    self._at(f"remove '{share.name}' from {share.place.repository}")
+                    remove_files(share.place.repository, [share.name])
+                elif share.plan.files:
+                    self._at(f"write '{share.name}' into {share.place.repository}")
+                    write_plan(share.place.repository, share.plan.files)
+        for share, served in self._servers():
+            self._touched[served.url] = True
+            with self._timings.of("loads"):
+                if share.plan.after is None:
+                    self._at(f"unload '{share.name}' from {served.url}")
+                    served.unload(share.name)
+                else:
+                    self._at(f"load '{share.name}' on {served.url}")
+                    served.load(share.name)
+        for _, served in self._servers():
+            if served.url in proofs:
+                with self._timings.of("inferences"):
+                    proofs[served.url]()
+        with self._timings.of("writes"):
+            for share in self._shares:
+                if self._edit is not None and share.pending is not None:
+                    self._at(f"write the history of {share.place.repository}")
+                    append_edit(share.place.repository, share.pending.edit)
+
+    def _prove_averaging(self, share: Share, served: Served) -> Callable[[], None]:
+        """Compares the averaging models with numpy, and returns what does so with the ensemble, once it is loaded."""
+        ensemble = share.plan.after
+        assert ensemble is not None
+        files = share.plan.outcome()
+        config = files.config(share.name)
+        votes = [(vote.model, vote.version) for vote in ensemble.members]
+        weighed = Weighed(ensemble.average, ensemble.weights)
+        image = fixed_image(next(tuple(tensor.dims) for tensor in config.input))
+        self._at(f"ask the members of '{share.name}' on {served.url}")
+        # Those that leave are asked too: when they have answered, so have all requests that had come before.
+        leaving = [(model, version) for model, version in served.steps(share.name) if not model.startswith(AVERAGING)]
+        answers = served.infer_all(votes, {"images": image}, "logits")
+        logits = [answers[vote] for vote in votes]
+        models = {
+            step.model_name: list(step.output_map) for step in config.ensemble_scheduling.step if step.model_name.startswith(AVERAGING)
+        }
+        self._at(f"compare {', '.join(models)} on {served.url} with numpy")
+        check_averaging(served, models, logits, weighed)
+        tolerance = tolerance_for([served.config(model) or {} for model, _ in votes], [version for _, version in votes])
+        outputs = [tensor.name for tensor in config.output]
+
+        def prove() -> None:
+            self._at(f"compare '{share.name}' on {served.url} with numpy")
+            check_answer(served, share.name, image, outputs, logits, weighed, tolerance)
+            gone = [one for one in leaving if one not in votes]
+            served.infer_all(gone, {"images": image}, "logits")
+
+        return prove
+
+    def _release(self) -> None:
+        """Unloads what no ensemble uses any more, once nobody asks it; what cannot be unloaded is told, and does no harm."""
+        for share, served in self._servers():
+            url = served.url
+            try:
+                with self._timings.of("drain"):
+                    chosen = unused_models(share, served)
+                    busy = served.wait_drained(chosen, self._drain_s) if chosen else []
+                for model in busy:
+                    self.left_loaded[f"{model} on {url}"] = "somebody still calls it by its own name"
+                for model in chosen:
+                    if model not in busy:
+                        self._at(f"unload {model} from {url}")
+                        with self._timings.of("loads"):
+                            served.unload(model)
+                        self.unloaded.setdefault(url, []).append(model)
+            except ServiceError as error:
+                self.left_loaded[f"what {url} does not need any more"] = str(error)
+
+    def _put_back(self) -> list[str]:
+        """Puts the old state back, on disk first, since servers read from there; returns, in words, where that worked and where not."""
+        from defensemble_export import ExportError
+        from defensemble_export.interrupts import interrupts_held
+
+        told: list[str] = []
+        with interrupts_held():
+            whole = True
+            for share in self._shares:
+                if share.pending is None:
+                    continue
+                try:
+                    share.pending.restore_ensemble(refused=any(self._touched.values()))
+                except (OSError, ExportError) as error:
+                    whole = False
+                    told.append(f"{share.place.repository} could NOT be put back ({error}): the next command tries again")
+            for share, served in self._servers():
+                if served.url not in self._touched:
+                    continue
+                try:
+                    self._put_back_on(share, served)
+                    told.append(f"{served.url} serves the old state")
+                except ConnectionFailedError as error:
+                    whole = False
+                    told.append(f"{served.url} could not be reached to be put back ({error}): when it starts again, it reads the old state")
+                except (ServiceError, ExportError) as error:
+                    whole = False
+                    told.append(f"{served.url} could NOT be put back ({error}): `defensemble ensemble reload` tries again")
+            for share in self._shares:
+                if share.pending is not None and whole:
+                    try:
+                        share.pending.remove_new_models()
+                        share.pending.clear()
+                        told.append(f"{share.place.repository} holds the old state")
+                    except OSError as error:
+                        told.append(f"{share.place.repository} holds the old state, but could not be tidied ({error})")
+        return told
+
+    def _put_back_on(self, share: Share, served: Served) -> None:
+        before = share.ready[served.url]
+        if self._touched[served.url]:
+            if share.name in before and share.plan.disk().has(share.name):
+                served.load_surely(share.name)
+            elif share.name in served.ready():
+                served.unload(share.name)
+        now = served.ready()
+        used = served.used([name for name in now if not name.startswith(AVERAGING)])
+        for model in share.loads[served.url]:
+            if model in now and model not in before and model not in used:
+                served.unload(model)
+
+    def _servers(self) -> Iterator[tuple[Share, Served]]:
+        for share in self._shares:
+            for served in share.place.served:
+                yield share, served
+
+    def _at(self, step: str) -> None:
+        self._step = step
+        self._say(step)
+
+
+def unused_models(share: Share, served: Served) -> list[str]:
+    """The models that a server has loaded, and that neither an ensemble that it serves nor one on disk runs any more.
+
+    Of networks only those that `share` released: others may be served for themselves.
+
+    Raises:
+        ServiceError: The server does not answer.
+    """
+    from defensemble_export import ConfigError
+    from defensemble_export.edit_plan import used_models
+    from defensemble_export.files import Files
+
+    ready = served.ready()
+    candidates = [model for model in ready if model.startswith(AVERAGING) or model in share.released[served.url]]
+    if not candidates:
+        return []
+    try:
+        used = used_models(Files(share.place.repository))
+    except ConfigError:
+        return []  # `check` tells; what is not known to be unused stays
+    used |= served.used([model for model in ready if not model.startswith(AVERAGING)])
+    return [model for model in candidates if model not in used]
+
+
+def loads_for(share: Share, served: Served) -> list[str]:
+    """The models that a server has to load before the new ensemble: those that it lacks, and those whose files say something new.
+
+    Raises:
+        ServiceError, defensemble_export.ConfigError: A configuration cannot be read.
+    """
+    from defensemble_export.served import is_served_as_on_disk
+
+    ready = share.ready[served.url]
+    files = share.plan.outcome()
+    wanted: dict[str, bool] = {}
+    for model, version in share.plan.steps():
+        lacks = version not in ready.get(model, set())
+        if not lacks and model not in wanted:
+            told = served.config(model)
+            lacks = told is None or not is_served_as_on_disk(files, model, told)
+        wanted[model] = wanted.get(model, False) or lacks
+    return [model for model, needed in wanted.items() if needed]

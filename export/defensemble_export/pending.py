@@ -1,0 +1,191 @@
+"""An edit that is being carried out, written down before its first change, so that whoever finds it cut short can finish or undo it."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ._errors import HistoryError
+from .aside import write_aside
+from .config import CONFIG_FILE
+from .edit_plan import EditPlan
+from .files import Files
+from .history import Edit, edit_from_line, line_from_edit
+from .writing import remove_files, write_plan
+
+PENDING_FILE = "pending-edit.json"
+_SCHEMA = "defensemble.pending-edit/1"
+
+
+@dataclass(frozen=True)
+class Pending:
+    """An edit under way in one repository.
+
+    ``group`` are all repositories that it changes, or none of them; ``urls`` the servers that are told. ``before`` are the files that
+    change, as they were (path relative to the repository, to bytes; None: not there), ``after`` the digests that they will have (None: it
+    goes); ``new_models`` are the averaging models that were not there, ``loads`` the models that servers lacked, ``released``
+    those that nobody will need. ``rejected`` is a hand edit, and ``before`` then what was served until it: where a server refuses it, it is
+    kept beside, as ``config.pbtxt.rejected``.
+    """
+
+    repository: Path
+    edit: Edit
+    group: tuple[str, ...]
+    urls: tuple[str, ...]
+    before: Mapping[str, bytes | None]
+    after: Mapping[str, str | None]
+    new_models: tuple[str, ...]
+    loads: tuple[str, ...]
+    released: tuple[str, ...]
+    rejected: bytes | None = None
+
+    @classmethod
+    def of(
+        cls,
+        plan: EditPlan,
+        edit: Edit,
+        *,
+        group: Sequence[str],
+        urls: Sequence[str],
+        loads: Sequence[str] = (),
+        released: Sequence[str] = (),
+        served_before: bytes | None = None,
+    ) -> Pending:
+        """What is to be written down before ``plan`` is carried out; ``served_before`` is the configuration that a hand edit replaced."""
+        disk, outcome = plan.disk(), plan.outcome()
+        config = f"{plan.name}/{CONFIG_FILE}"
+        folder = plan.repository / plan.name
+        there = [path.relative_to(plan.repository).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
+        rewritten = [path for path in plan.averaging if disk.exists(path)]
+        before = {path: disk.content(path) for path in (*rewritten, *(there if plan.deletes else plan.files))}
+        rejected = None
+        if served_before is not None:
+            rejected, before[config] = disk.content(config), served_before
+        return cls(
+            repository=plan.repository,
+            edit=edit,
+            group=tuple(group),
+            urls=tuple(urls),
+            before=before,
+            after={path: outcome.digest(path) for path in (*plan.averaging, config)},
+            new_models=tuple(model for model in plan.new_models if not disk.has(model)),
+            loads=tuple(loads),
+            released=tuple(released),
+            rejected=rejected,
+        )
+
+    @property
+    def took_place(self) -> bool:
+        """Whether all of it is there on disk; the ensemble's configuration changes last."""
+        files = Files(self.repository)
+        return all(files.digest(path) == digest for path, digest in self.after.items())
+
+    def write(self) -> None:
+        """Write it down.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        values = {
+            "schema": _SCHEMA,
+            "edit": line_from_edit(self.edit).decode(),
+            "group": list(self.group),
+            "urls": list(self.urls),
+            "before": {path: None if content is None else base64.b64encode(content).decode() for path, content in self.before.items()},
+            "after": dict(self.after),
+            "new_models": list(self.new_models),
+            "loads": list(self.loads),
+            "released": list(self.released),
+            "rejected": None if self.rejected is None else base64.b64encode(self.rejected).decode(),
+        }
+        write_aside(self.repository / PENDING_FILE, json.dumps(values, indent=1).encode() + b"\n")
+
+    def clear(self) -> None:
+        """Let it be over."""
+        (self.repository / PENDING_FILE).unlink(missing_ok=True)
+
+    def restore_ensemble(self, *, refused: bool = False) -> None:
+        """Put the ensemble's own files back, all at once; the averaging models stay, for a server may have them loaded.
+
+        A hand edit goes where a server has ``refused`` it; else it stays as the operator wrote it.
+
+        Raises:
+            OSError: a file cannot be written.
+        """
+        name = self.edit.ensemble
+        config = f"{name}/{CONFIG_FILE}"
+        if self.rejected is not None:
+            if refused:
+                write_aside(self.repository / f"{config}.rejected", self.rejected)
+            write_aside(self.repository / config, self.before[config] or b"" if refused else self.rejected)
+            return
+        if self.edit.before is None and (self.repository / name).exists():
+            remove_files(self.repository, [name])
+            return
+        gone = [path for path, content in self.before.items() if content is None and (self.repository / path).exists()]
+        write_plan(
+            self.repository, {path: content for path, content in self.before.items() if content is not None and not self._is(path, content)}
+        )
+        for path in gone:
+            (self.repository / path).unlink()
+
+    def remove_new_models(self) -> None:
+        """Remove the averaging models that it had written.
+
+        Raises:
+            OSError: one cannot be removed.
+        """
+        remove_files(self.repository, [model for model in self.new_models if (self.repository / model).exists()])
+
+    def _is(self, path: str, content: bytes) -> bool:
+        file = self.repository / path
+        return file.is_file() and file.read_bytes() == content
+
+
+def read_pending(repository: Path) -> Pending | None:
+    """The edit that was under way, None where none is.
+
+    Raises:
+        HistoryError: its file is damaged.
+        OSError: it cannot be read.
+    """
+    path = repository / PENDING_FILE
+    try:
+        values: Any = json.loads(path.read_bytes())
+        if values["schema"] != _SCHEMA:
+            raise ValueError(f"its schema is {values['schema']!r}, expected {_SCHEMA!r}")
+        return Pending(
+            repository,
+            edit_from_line(values["edit"].encode(), str(path)),
+            tuple(_texts(values["group"])),
+            tuple(_texts(values["urls"])),
+            {_inside(path): None if text is None else base64.b64decode(text) for path, text in values["before"].items()},
+            {_inside(path): None if digest is None else str(digest) for path, digest in values["after"].items()},
+            tuple(_inside(model) for model in values["new_models"]),
+            tuple(_inside(model) for model in values["loads"]),
+            tuple(_inside(model) for model in values["released"]),
+            rejected=None if values["rejected"] is None else base64.b64decode(values["rejected"]),
+        )
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise HistoryError(
+            f"{path} is damaged ({type(error).__name__}: {error}): it says how an edit that was cut short is undone. Look at what "
+            "`defensemble ensemble check` says of the repository as it is, and then move that file away"
+        ) from error
+
+
+def _texts(values: Any) -> list[str]:
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise TypeError(f"expected a list of texts, got {values!r:.80}")
+    return values
+
+
+def _inside(path: Any) -> str:
+    if not isinstance(path, str) or Path(path).is_absolute() or ".." in Path(path).parts:
+        raise ValueError(f"{path!r} leads out of the repository")
+    return path

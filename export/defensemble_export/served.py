@@ -1,0 +1,68 @@
+"""Is what a server has loaded what lies on disk? Its configuration of a model, compared with the file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from google.protobuf.json_format import ParseDict, ParseError
+from google.protobuf.message import Message
+from tritonclient.grpc import model_config_pb2 as schema
+
+from ._errors import ConfigError
+from .config import CONFIG_FILE, PROFILES_FOLDER, config_from_pbtxt
+from .files import Files
+
+
+def served_config(told: Mapping[str, Any]) -> schema.ModelConfig:
+    """A configuration as a server tells it, in JSON.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    try:
+        return ParseDict(dict(told), schema.ModelConfig(), ignore_unknown_fields=True)
+    except (ParseError, RecursionError) as error:
+        raise ConfigError(f"the server's configuration of {told.get('name', 'a model')!r} cannot be read: {error}") from error
+
+
+def is_served_as_on_disk(files: Files, model: str, told: Mapping[str, Any]) -> bool:
+    """Whether a server's configuration of ``model`` is that of its ``config.pbtxt``, or of one of its profiles.
+
+    A server fills in what a file leaves out: what the file says has to be in it, and more may be. Model files are compared by the digests
+    that configurations carry.
+
+    Raises:
+        ConfigError: the file, or the server's configuration, cannot be read.
+        OSError: likewise.
+    """
+    served = served_config(told)
+    folder = files.repository / model
+    profiles = sorted((folder / PROFILES_FOLDER).glob("*.pbtxt")) if (folder / PROFILES_FOLDER).is_dir() else []
+    for path in (folder / CONFIG_FILE, *profiles):
+        content = files.content(path.relative_to(files.repository).as_posix())
+        if content is not None and is_within(config_from_pbtxt(content.decode(errors="replace"), str(path)), served):
+            return True
+    return False
+
+
+def is_within(said: Message, served: Message) -> bool:
+    """Whether ``served`` says all that ``said`` does."""
+    for field, value in said.ListFields():
+        other = getattr(served, field.name)
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            if set(value) != set(other) or not all(_same(value[key], other[key]) for key in value):
+                return False
+        elif isinstance(value, Message):
+            if not served.HasField(field.name) or not is_within(value, other):
+                return False
+        elif hasattr(value, "__len__") and not isinstance(value, (str, bytes)):
+            if len(value) != len(other) or not all(_same(one, another) for one, another in zip(value, other, strict=True)):
+                return False
+        elif field.name != "name" and value != other:
+            return False
+    return True
+
+
+def _same(one: object, another: object) -> bool:
+    return is_within(one, another) if isinstance(one, Message) and isinstance(another, Message) else one == another

@@ -1,0 +1,32 @@
+"""Any ensemble, for hypothesis."""
+
+from __future__ import annotations
+
+import math
+
+from hypothesis import assume
+from hypothesis import strategies as st
+
+from defensemble_export import Ensemble, EnsembleError, Vote
+
+# Some that YAML 1.1 reads as something else than a text.
+_NAMES = st.one_of(
+    st.sampled_from(["on", "null", "1e3", "0.5", "0x10", "1", "keep0.1", "a", "b"]),
+    st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,99}", fullmatch=True),
+)
+_WEIGHTS = st.one_of(
+    st.integers(1, 5).map(float), st.floats(min_value=0, exclude_min=True, allow_infinity=False), st.floats(0.01, 10).filter(math.isfinite)
+)
+_VERSIONS = st.one_of(st.integers(1, 3), st.integers(1, 2**63 - 1))
+
+
+@st.composite
+def ensembles(draw: st.DrawFn, name: str | None = None) -> Ensemble:
+    """An ensemble of 1 to 5 votes, called ``name`` where it is given."""
+    votes = draw(st.lists(st.tuples(_NAMES, _VERSIONS, _WEIGHTS), min_size=1, max_size=5, unique_by=lambda vote: vote[:2]))
+    average = draw(st.sampled_from(["probabilities", "logits"]))
+    try:
+        return Ensemble(draw(_NAMES) if name is None else name, tuple(Vote(*vote) for vote in votes), average)
+    except EnsembleError:  # too small a share, a reserved name, the ensemble's own
+        assume(False)
+        raise
