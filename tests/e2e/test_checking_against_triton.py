@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import urllib3
+from onnx import TensorProto, helper
 from tritonclient.grpc import model_config_pb2 as schema
 
 from defensemble_export import check_ensemble, config_from_pbtxt, pbtxt_from_config, repository_plan, write_plan
@@ -98,6 +99,7 @@ EDITS: dict[str, Callable[[schema.ModelConfig], object]] = {
     "reads-what-it-writes": lambda config: add_step(
         config, "average", {"logits_0": "one", "logits_1": "logits_0"}, {"probabilities": "one"}
     ),
+    "labelled-output-declared-twice": lambda config: config.output.append(config.output[0]),
     "instances": lambda config: config.instance_group.add(count=1, kind=schema.ModelInstanceGroup.KIND_CPU),
     "optimization": lambda config: setattr(config.optimization, "priority", 1),
     "warmup": lambda config: config.model_warmup.add(name="one", batch_size=1),
@@ -114,6 +116,11 @@ EDITS: dict[str, Callable[[schema.ModelConfig], object]] = {
 STRICTER: dict[str, Callable[[schema.ModelConfig], object]] = {
     # What it means changes when a version is added.
     "version-newest": lambda config: setattr(step(config, 0), "model_version", -1),
+    # The caller's images would be another model's by the time that a member reads them.
+    "input-written": lambda config: add_step(config, "same", {"images": "images"}, {"same": "images"}),
+    # Nobody means it.
+    "input-declared-twice": lambda config: config.input.append(config.input[0]),
+    "output-declared-twice": lambda config: config.output.append(config.output[2]),
 }
 
 
@@ -133,6 +140,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     twice = config_from_pbtxt((folder / "twice/config.pbtxt").read_text(), "twice")
     twice.version_policy.latest.num_versions = 1
     (folder / "twice/config.pbtxt").write_bytes(pbtxt_from_config(twice))
+    write_identity(folder)
     base = config_from_pbtxt((folder / "base/config.pbtxt").read_text(), "base")
     averages = [one.model_name for one in base.ensemble_scheduling.step[2:]]
     for name, edit in (EDITS | STRICTER).items():
@@ -140,6 +148,20 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(RANDOM):
         write_ensemble(folder, base, f"random-{number}", partial(mutate, chance=random.Random(number), averages=averages))
     return folder
+
+
+def write_identity(folder: Path) -> None:
+    """A model `same`, which gives back the images that it takes."""
+    shape = ["batch", *tiny.SHAPE]
+    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("images", "same")]
+    graph = helper.make_graph([helper.make_node("Identity", ["images"], ["same"])], "same", tensors[:1], tensors[1:])
+    config = schema.ModelConfig(name="same", backend="onnxruntime", max_batch_size=8)
+    config.input.add(name="images", data_type=schema.TYPE_FP32, dims=tiny.SHAPE)
+    config.output.add(name="same", data_type=schema.TYPE_FP32, dims=tiny.SHAPE)
+    (folder / "same/1").mkdir(parents=True)
+    model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 20)])
+    (folder / "same/1/model.onnx").write_bytes(model.SerializeToString())
+    (folder / "same/config.pbtxt").write_bytes(pbtxt_from_config(config))
 
 
 def write_ensemble(folder: Path, base: schema.ModelConfig, name: str, edit: Callable[[schema.ModelConfig], object]) -> None:
