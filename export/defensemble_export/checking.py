@@ -20,6 +20,9 @@ from .model_checks import check_model
 from .reading import ensemble_from_configs, versions_by_policy
 from .wiring import said_step, way_to_step, wiring_faults
 
+# The tensors that a step of a member maps; another step that reads the ensemble's input is of an ensemble that was wired otherwise.
+_OF_A_MEMBER = ({"images"}, {"logits"})
+
 
 def check_ensemble(files: Files, name: str, *, loads: Collection[str] | None = None) -> list[Finding]:
     """Find all that is wrong with the ensemble ``name``, its members and its averaging models: what Triton would refuse, and what we do.
@@ -42,9 +45,10 @@ def _check(found: Inspection, name: str, loads: Collection[str] | None, outer: t
     inputs = {tensor.name for tensor in config.input}
     votes = [step for step in steps if inputs & set(step.input_map.values())]
     averages = list(dict.fromkeys(step.model_name for step in steps if step not in votes and step.model_name.startswith(RESERVED)))
+    is_ours = bool(averages)
     pinned: dict[str, set[int]] = {}
     for index, step in enumerate(steps):
-        if step.model_name and _check_step(found, name, index, step, is_vote=step in votes, is_ours=bool(averages)):
+        if step.model_name and _check_step(found, name, index, step, is_vote=step in votes, is_ours=is_ours):
             pinned.setdefault(step.model_name, set()).add(step.model_version)
     known = {model: one for model in pinned if (one := found.config(model)) is not None}
     for model, one in known.items():
@@ -57,12 +61,14 @@ def _check(found: Inspection, name: str, loads: Collection[str] | None, outer: t
             found.say(name, f"it contains itself: {circle}; take one of these steps out", path, *way_to_step(first, "model_name"))
         else:
             _check(found, model, loads, (*outer, name))
-    check_averages(found, name, [model for model in averages if model in known])
+    averages = [model for model in averages if model in known]
+    check_averages(found, name, averages)
     for model in averages:
         _refuse_link(found, model)
     bad = {model for model in averages if found.refused(model, f"{model}/{CONFIG_FILE}")}
-    if averages:
-        bad |= check_members(found, name, [(step.model_name, step.model_version) for step in votes if step.model_name in pinned], averages)
+    if is_ours:
+        members = [step for step in votes if step.model_name in pinned and (set(step.input_map), set(step.output_map)) == _OF_A_MEMBER]
+        bad |= check_members(found, name, [(step.model_name, step.model_version) for step in members], averages)
     for fault in wiring_faults(config, {model: one for model, one in known.items() if model not in bad}):
         found.say(name, fault.text, path, *fault.way)
     _check_votes(found, name, config, known)
@@ -163,7 +169,7 @@ def _check_votes(found: Inspection, name: str, config: schema.ModelConfig, known
         return
     if not refused:
         _say_names(found, name, config, votes, known)
-    configs = {model: one for model in found.files.models() if (one := found.quiet_config(model)) is not None}
+    configs = {model: one for model in found.files.models() if (one := found.fused_config(model)) is not None}
     for graph in outdated_among(configs, votes):
         again = f"`defensemble export --repository {found.files.repository} --ensemble {name} --fuse {graph} --replace`"
         text = f"'{graph}' is a fused graph of other votes than '{name}' has now: fuse it again ({again})"

@@ -11,6 +11,7 @@ from .config import BACKEND, CONFIG_FILE, MANIFEST_FILE, MODEL_FILE, PLAN_FILE
 from .inspecting import Inspection
 from .manifest import manifest_from_bytes
 from .reading import parameter, versions_by_policy
+from .wiring import said_type
 
 _TENSORRT = ("tensorrt", "tensorrt_plan")
 
@@ -195,5 +196,5 @@ def _check_profile(
 
 def said_tensors(tensors: Sequence[schema.ModelInput] | Sequence[schema.ModelOutput]) -> str:
     """Inputs or outputs in words: "images FP32 [3, 32, 32]"."""
-    said = [f"{one.name} {schema.DataType.Name(one.data_type).removeprefix('TYPE_')} {list(one.dims)}" for one in tensors]
+    said = [f"{one.name} {said_type(one.data_type)} {list(one.dims)}" for one in tensors]
     return ", ".join(said) or "none"

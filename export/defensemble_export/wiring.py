@@ -50,6 +50,12 @@ def way_to_step(index: int, *way: Step) -> tuple[Step, ...]:
     return (_STEPS, ("step", index), *way)
 
 
+def said_type(kind: int) -> str:
+    """How a data type is called in a text: "FP32"."""
+    known = schema.DataType.DESCRIPTOR.values_by_number.get(kind)
+    return str(kind) if known is None else str(known.name).removeprefix("TYPE_")
+
+
 def said_step(index: int, step: schema.ModelEnsembling.Step) -> str:
     """How a step (from 0) is called in a text: it is counted from 1."""
     return f"step {index + 1} ({step.model_name})" if step.model_name else f"step {index + 1}"
@@ -145,7 +151,7 @@ def _flow(config: schema.ModelConfig, steps: Sequence[schema.ModelEnsembling.Ste
         )
     for cycle in _cycles(steps, set(inputs) | missed):
         names = [said_step(index, steps[index]) for index in (*cycle, cycle[0])]
-        waits = "it reads what it writes" if len(cycle) == 1 else f"{' waits for '.join(names)}"
+        waits = f"{names[0]} reads what it writes" if len(cycle) == 1 else " waits for ".join(names)
         yield Fault(f"steps wait for each other in a circle: {waits}; mend an input_map", way_to_step(cycle[0]))
 
 
@@ -210,10 +216,10 @@ class _Tensor:
     def fits(self, other: _Tensor) -> bool:
         """Triton compares with and without the batch, so that a model without batches can stand among others."""
         full, others = (((-1,) if one.batched else ()) + one.dims for one in (self, other))
-        return self.kind == other.kind and (_same_shape(self.dims, other.dims) or _same_shape(full, others))
+        return self.kind == other.kind and (same_shape(self.dims, other.dims) or same_shape(full, others))
 
     def __str__(self) -> str:
-        return f"{schema.DataType.Name(self.kind).removeprefix('TYPE_')} {list(self.dims)}"
+        return f"{self.who} as {said_type(self.kind)} {list(self.dims)}"
 
 
 def _shapes(
@@ -225,6 +231,7 @@ def _shapes(
         for tensor in tensors:
             dims = tensor.reshape.shape if tensor.HasField("reshape") else tensor.dims
             first.setdefault(tensor.name, _Tensor.of(f"the ensemble declares its {kind}", tensor, dims, config.max_batch_size))
+    others: dict[str, tuple[list[_Tensor], tuple[Step, ...]]] = {}
     for index, step in enumerate(steps):
         model = known.get(step.model_name)
         if model is None or not _is_declared(model):
@@ -234,17 +241,17 @@ def _shapes(
             for key, name in sorted(entries.items()):
                 if key not in by_name:
                     continue
-                verb = "takes" if kind == "input" else "gives"
-                mine = _Tensor.of(f"{said_step(index, step)} {verb}", by_name[key], by_name[key].dims, model.max_batch_size)
-                before = first.setdefault(name, mine)
-                if not mine.fits(before):
-                    yield Fault(
-                        f"{mine.who} '{name}' as {mine}, but {before.who} '{name}' as {before}: they must be the same",
-                        way_to_step(index, (f"{kind}_map", "key", key)),
-                    )
+                who = f"{said_step(index, step)} {'takes' if kind == 'input' else 'gives'} it"
+                mine = _Tensor.of(who, by_name[key], by_name[key].dims, model.max_batch_size)
+                if not mine.fits(first.setdefault(name, mine)):
+                    others.setdefault(name, ([], way_to_step(index, (f"{kind}_map", "key", key))))[0].append(mine)
+    for name, (unfit, way) in others.items():
+        told = " and ".join(str(tensor) for tensor in unfit)
+        yield Fault(f"'{name}' is not the same for all: {first[name]}, but {told}; make type and shape the same", way)
 
 
-def _same_shape(some: tuple[int, ...], others: tuple[int, ...]) -> bool:
+def same_shape(some: Sequence[int], others: Sequence[int]) -> bool:
+    """Whether two shapes agree, where -1 is any size."""
     return len(some) == len(others) and all(one == other or -1 in (one, other) for one, other in zip(some, others, strict=True))
 
 
