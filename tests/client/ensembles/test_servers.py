@@ -186,7 +186,7 @@ def test_a_server_that_runs_a_profile_is_known_to_serve_what_lies_on_disk(tmp_pa
     from defensemble_export import write_profile
 
     folder = write_world(tmp_path / "place" / "repository")
-    write_profile(folder, "cpu", intra_op_threads=1)
+    write_profile(folder, "cpu")
     for world in serving(folder, profile="cpu"):
         world.check(ABC)
         with world.client() as client:
