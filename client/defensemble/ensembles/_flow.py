@@ -166,10 +166,12 @@ class Flow:
 
         found: dict[str, None] = {}
         for share, before in zip(shares, befores, strict=True):
+            if not (share.plan.changes_files or before.was_edited_by_hand):
+                continue  # 2 and 2 are what 1 and 1 are
             told = changes_between(share.plan.before if before.votes is None else before.votes, share.plan.after)
             if not told and share.plan.averaging:
                 told = [f"generates {model} again, which had been changed by hand" for model in share.plan.new_models]
-            if not told and (share.plan.changes_files or before.was_edited_by_hand):
+            if not told:
                 told = ["takes up a hand edit of config.pbtxt, which leaves the votes as they are"]
             found |= dict.fromkeys(told)
         return tuple(found)

@@ -141,6 +141,14 @@ def test_apply_makes_repository_and_server_what_the_file_says_and_is_idle_where_
     world.check({"a@1": 1.0, "d@1": 1.0}, name="second")
 
 
+def test_weights_count_relative_to_each_other(world: World, one: Ensembles) -> None:
+    before = content(world.folder)
+    done = one.weight("ensemble", {"a": 5.0, "b": 5.0, "c": 5.0})
+    assert (done.edit, done.changes) == (None, ()), "5, 5 and 5 are what 1, 1 and 1 are"
+    assert content(world.folder) == before
+    world.check(ABC)
+
+
 def test_apply_mends_a_server_that_lags_behind_the_folder(world: World, one: Ensembles) -> None:
     Ensembles(world.folder).weight("ensemble", {"a": 4.0})  # files alone
     (state,) = one.show("ensemble")
