@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from google.protobuf import json_format, text_format
 
 from defensemble import Client
 from defensemble_export import ConfigError, config_from_pbtxt, pbtxt_from_config, repository_plan, write_plan, write_profile
@@ -88,6 +89,34 @@ def test_a_file_that_says_something_else_is_not_served(told: tuple[Path, dict[st
     assert old in text
     changed = Files(folder, {f"{model}/config.pbtxt": text.replace(old, new, 1).encode()})
     assert not is_served_as_on_disk(changed, model, configs[model])
+
+
+@pytest.mark.parametrize(
+    "added",
+    [
+        "parameters { key: 'x' value { string_value: 'y' } }",
+        "model_warmup { name: 'w' batch_size: 1 }",
+        "response_cache { enable: true }",
+        "dynamic_batching { max_queue_delay_microseconds: 100 }",
+        "dynamic_batching { default_queue_policy { max_queue_size: 9 } }",
+    ],
+)
+def test_what_was_taken_out_of_a_file_is_served_still(told: tuple[Path, dict[str, dict[str, Any]]], added: str) -> None:
+    folder, configs = told
+    served = served_config(configs["beta"])
+    text_format.Merge(added, served)
+    before = json_format.MessageToDict(served, preserving_proto_field_name=True)
+    assert served_config(before) == served
+    bare = config_from_pbtxt((folder / "beta/config.pbtxt").read_text(), "beta")
+    bare.ClearField("parameters")
+    if "parameters" not in added:
+        before.pop("parameters")
+    else:
+        assert not is_served_as_on_disk(Files(folder, {"beta/config.pbtxt": pbtxt_from_config(bare)}), "beta", configs["beta"])
+    assert not is_served_as_on_disk(Files(folder, {"beta/config.pbtxt": pbtxt_from_config(bare)}), "beta", before)
+    text_format.Merge(added, bare)
+    if "parameters" not in added:
+        assert is_served_as_on_disk(Files(folder, {"beta/config.pbtxt": pbtxt_from_config(bare)}), "beta", before)
 
 
 def test_an_output_that_was_taken_out_is_not_served(told: tuple[Path, dict[str, dict[str, Any]]]) -> None:
