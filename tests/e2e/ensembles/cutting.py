@@ -18,11 +18,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import defensemble_export.pruning
-import defensemble_export.standing  # noqa: F401
 import numpy as np
 
-import defensemble_export  # noqa: F401
+import defensemble_export
+import defensemble_export.pruning
+import defensemble_export.standing  # noqa: F401
 from defensemble import Client
 from defensemble._exceptions import ConnectionFailedError, ServerFailedError
 from defensemble._http import HttpTransport
