@@ -54,7 +54,10 @@ def _check(found: Inspection, name: str, loads: Collection[str] | None, outer: t
     for model, one in known.items():
         check_label_files(found, model, one)
         if one.platform != "ensemble":
-            check_model(found, model, pinned[model], digests=loads is None or model in loads)
+            mend = "put it back, or export the model again (--replace), which adds a version"
+            if model in averages:
+                mend = f"`defensemble ensemble reload {name}` generates it again"
+            check_model(found, model, pinned[model], digests=loads is None or model in loads, mend=mend)
         elif model in (*outer, name):
             circle = ", which contains ".join(f"'{link}'" for link in (*outer, name, model)[(*outer, name).index(model) :])
             first = next(index for index, step in enumerate(steps) if step.model_name == model)
@@ -164,7 +167,7 @@ def _check_votes(found: Inspection, name: str, config: schema.ModelConfig, known
         votes = ensemble_from_configs(name, {**known, name: config})
     except EnsembleError as error:
         if not refused:  # else this would be said twice
-            text = f"it can be served, but not edited by `defensemble ensemble`: {error}"
+            text = f"it can be served, but not edited: {error}"
             found.say(name, text, path, "ensemble_scheduling", refuses=False)
         return
     if not refused:
@@ -178,19 +181,22 @@ def _check_votes(found: Inspection, name: str, config: schema.ModelConfig, known
 
 def _say_names(found: Inspection, name: str, config: schema.ModelConfig, votes: Ensemble, known: dict[str, schema.ModelConfig]) -> None:
     """Averages that were made for other members or batches, and are right by position: told, and renamed by the next edit."""
+    other: dict[int, str] = {}
     for index, step in enumerate(config.ensemble_scheduling.step):
         described = known.get(step.model_name)
-        if index < len(votes.members) or described is None or found.refused(step.model_name):
+        if index < len(votes.members) or described is None:
             continue
         classes = next((int(size) for tensor in described.input for size in tensor.dims), 0)
         names = averaging_models(votes, classes, int(config.max_batch_size))
-        named = names[0 if "probabilities" in step.output_map.values() else 1]
-        if step.model_name != named:
-            text = (
-                f"{said_step(index, step)} averages rightly, but is named for other members or another max_batch_size: "
-                f"`defensemble ensemble reload {name}` generates it under its new name, {named}"
-            )
-            found.say(step.model_name, text, f"{name}/{CONFIG_FILE}", *way_to_step(index, "model_name"), refuses=False)
+        if step.model_name not in names:
+            other[index] = names[0 if "probabilities" in step.output_map.values() else 1]
+    if other:
+        steps = " and ".join(f"step {index + 1} is to run {named}" for index, named in other.items())
+        text = (
+            f"it answers rightly, but what averages it is named for other members or another max_batch_size: {steps}, which "
+            f"`defensemble ensemble reload {name}` generates"
+        )
+        found.say(name, text, f"{name}/{CONFIG_FILE}", *way_to_step(min(other), "model_name"), refuses=False)
 
 
 def _numbers(versions: list[int]) -> str:

@@ -38,7 +38,9 @@ def new_vote(repository: Path, text: str, weight: float = 1.0) -> Vote:
     there = versions_in(folder) if folder.is_dir() else []
     if not there:
         known = ", ".join(networks(Files(repository))) or "none"
-        raise EnsembleError(f"{repository} holds no network '{model}', it holds {known}: name one, or export it first (`defensemble export`)")
+        raise EnsembleError(
+            f"{repository} holds no network '{model}', it holds {known}: name one, or export it first (`defensemble export`)"
+        )
     if version is not None and version not in there:
         raise EnsembleError(f"'{model}' has no version {version}: {folder} holds {', '.join(map(str, there))}")
     return Vote(model, there[-1] if version is None else version, weight)
@@ -111,4 +113,3 @@ def found_vote(ensemble: Ensemble, text: str) -> Vote:
         voting = ", ".join(f"{vote.model}@{vote.version}" for vote in ensemble.members)
         raise EnsembleError(f"'{text}' does not vote in '{ensemble.name}': {voting} do")
     return found[0]
-

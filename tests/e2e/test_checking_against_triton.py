@@ -152,7 +152,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write_identity(folder: Path) -> None:
     """A model `same`, which gives back the images that it takes."""
-    shape = ["batch", *tiny.SHAPE]
+    shape: list[str | int] = ["batch", *tiny.SHAPE]
     tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("images", "same")]
     graph = helper.make_graph([helper.make_node("Identity", ["images"], ["same"])], "same", tensors[:1], tensors[1:])
     config = schema.ModelConfig(name="same", backend="onnxruntime", max_batch_size=8)

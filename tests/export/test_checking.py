@@ -131,8 +131,7 @@ def test_a_configuration_of_another_name_or_of_a_file_elsewhere(repository: Path
 
 def test_a_configuration_that_says_nothing(repository: Path) -> None:
     (repository / "beta/config.pbtxt").write_text("")
-    told = [found.text for found in check(repository)]
-    assert any("names neither a backend nor a platform" in text for text in told)
+    only(repository, "names neither a backend nor a platform", model="beta")
 
 
 def test_a_member_that_is_not_there_is_one_finding(repository: Path) -> None:
@@ -320,9 +319,9 @@ def test_the_averaging_models_of_two_ensembles_are_not_mixed(repository: Path) -
 def test_votes_that_a_hand_has_moved_are_said_and_taken_up_by_a_reload(repository: Path) -> None:
     tiny.write_second_version(repository, "beta", 7)
     edit(repository, "ensemble", lambda config: setattr(config.ensemble_scheduling.step[1], "model_version", 2))
-    found = check(repository)
-    assert [one.refuses for one in found] == [False, False]
-    assert all("averages rightly, but is named for other members" in one.text for one in found)
+    only(
+        repository, "it answers rightly, but what averages it is named for other members", model="ensemble", line="average_", refuses=False
+    )
     # What a reload plans is in order.
     files = Files(repository)
     plan = ensemble_files(

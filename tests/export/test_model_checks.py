@@ -37,7 +37,7 @@ def test_model_files_that_are_missing(repository: Path) -> None:
 
 def test_digests_are_those_of_the_files_that_are_loaded(repository: Path) -> None:
     (repository / "beta/1/model.onnx").write_bytes(tiny.linear_onnx(99))
-    only(repository, "it was changed or damaged after it was exported", model="beta")
+    only(repository, "it was changed or damaged after that was written", model="beta")
     assert check(repository, loads=["alpha"]) == []
     assert len(check(repository, loads=["beta"])) == 1
     edit(repository, "beta", lambda config: config.parameters.pop("sha256.1"))

@@ -130,9 +130,28 @@ def test_a_tensor_is_written_once_and_no_step_writes_what_the_caller_gives() -> 
     config, known = wired(2)
     step = config.ensemble_scheduling.step[1]
     step.output_map["logits"] = "logits_0"
-    assert faults(config, known)[0] == "step 2 (m1) writes 'logits_0', which step 1 (m0) writes: each tensor is written once"
+    assert faults(config, known) == [
+        "step 2 (m1) writes 'logits_0', which step 1 (m0) writes: each tensor is written once; written by no step is 'logits_1'"
+    ]
     step.output_map["logits"] = "images"
     assert faults(config, known)[0].startswith("step 2 (m1) writes 'images', which is an input of the ensemble")
+
+
+def test_what_follows_from_something_missing_is_not_told_too() -> None:
+    for field, told in (("input", "declares no input: it needs at least one"), ("output", "declares no output: it needs at least one")):
+        config, known = wired(2)
+        config.ClearField(field)
+        assert faults(config, known) == [told]
+    for field in ("input_map", "output_map"):
+        config, known = wired(2)
+        config.ensemble_scheduling.step[1].ClearField(field)
+        assert faults(config, known) == [f"step 2 (m1) has no {field}: map at least one tensor, or take the step out"]
+    config, known = wired(2)
+    config.ensemble_scheduling.step[1].output_map["scores"] = "more"
+    assert faults(config, known) == ["step 2 (m1) maps the output 'scores', which the model does not have: it has 'logits'"]
+    config.input[0].ClearField("dims")
+    assert faults(config, known)[0] == "input 'images' has no dims: write its shape without the batch"
+    assert len(faults(config, known)) == 2
 
 
 def test_circles_are_told_once_each_without_the_steps_behind_them() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from defensemble._exceptions import ServiceError
 from defensemble.ensembles._flow import Flow
 from defensemble.ensembles._results import EnsembleState, MemberState
 from defensemble.ensembles._served import Served
@@ -32,6 +33,8 @@ def settled_or_told(flow: Flow, warn: Callable[[str], None]) -> None:
             warn(f"an edit of '{pending.edit.ensemble}' is under way in {place.repository} ({pending.edit.action}, by {pending.edit.who})")
         except PermissionError as error:
             warn(f"an edit of '{pending.edit.ensemble}' was cut short in {place.repository}, and this user may not mend it: {error}")
+        except ServiceError as error:
+            warn(f"an edit of '{pending.edit.ensemble}' was cut short in {place.repository}, and cannot be finished or undone now: {error}")
 
 
 def ensembles_in(files: Files, warn: Callable[[str], None] = lambda text: None) -> list[str]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import pytest
 
-from defensemble import Client
 from defensemble.ensembles import Applied, EditRefusedError, Ensembles
 from defensemble_export import Ensemble, EnsembleError, ExistsError, ExportError, Vote, ensemble_from_yaml, yaml_from_ensemble
 from tests.client.ensembles.world import ABC, World, calling, recorded, times_of_change
@@ -188,13 +186,25 @@ def test_a_dry_run_says_what_would_change_and_changes_nothing(world: World, one:
 
 
 REFUSED: dict[str, tuple[type[Exception], str, Act]] = {
-    "no such member": (EnsembleError, "holds no network 'x', it holds a, b, c, d: name one, or export it first", lambda one: one.add("ensemble", ["x"])),
+    "no such member": (
+        EnsembleError,
+        "holds no network 'x', it holds a, b, c, d: name one, or export it first",
+        lambda one: one.add("ensemble", ["x"]),
+    ),
     "no such version": (EnsembleError, "'a' has no version 7: .*/a holds 1", lambda one: one.add("ensemble", ["a@7"])),
     "no version": (EnsembleError, "MODEL or MODEL@VERSION, .* got 'a@0'", lambda one: one.add("ensemble", ["a@0"])),
     "votes already": (EnsembleError, "names a@1 twice", lambda one: one.add("ensemble", ["a@1"])),
     "does not vote": (EnsembleError, "'d' does not vote in 'ensemble': a@1, b@1, c@1 do", lambda one: one.remove("ensemble", ["d"])),
-    "no such ensemble": (EnsembleError, "holds no ensemble 'x', the ensembles there are: ensemble; name one, or make one", lambda one: one.weight("x", {"a": 1.0})),
-    "a member as an ensemble": (EnsembleError, "'a' in .*repository is not an ensemble, the ensembles there are: ensemble;", lambda one: one.weight("a", {"a": 1.0})),
+    "no such ensemble": (
+        EnsembleError,
+        "holds no ensemble 'x', the ensembles there are: ensemble; name one, or make one",
+        lambda one: one.weight("x", {"a": 1.0}),
+    ),
+    "a member as an ensemble": (
+        EnsembleError,
+        "'a' in .*repository is not an ensemble, the ensembles there are: ensemble;",
+        lambda one: one.weight("a", {"a": 1.0}),
+    ),
     "to delete a member": (EnsembleError, "'a' in .*repository is not an ensemble", lambda one: one.delete("a")),
     "to delete what is not there": (EnsembleError, "holds no ensemble 'x'", lambda one: one.delete("x")),
     "weight 0": (EnsembleError, "must be finite and above 0, got 0; to stop its vote", lambda one: one.weight("ensemble", {"a": 0.0})),
@@ -207,9 +217,21 @@ REFUSED: dict[str, tuple[type[Exception], str, Act]] = {
     "the name of a member": (ExportError, "d exists already", lambda one: one.create("d", ["a"])),
     "itself": (EnsembleError, "has a member of the same name", lambda one: one.add("ensemble", ["ensemble"])),
     "an ensemble as a member": (EditRefusedError, "x", lambda one: one.create("outer", ["ensemble"])),
-    "two in one place": (EnsembleError, "one vote can take the place of 'a', got 2", lambda one: one.add("ensemble", ["d", "b@2"], in_place_of="a")),
-    "no such average": (EnsembleError, "average must be one of probabilities, logits, got 'median'", lambda one: one.average("ensemble", "median")),
-    "a weight for nobody": (EnsembleError, "a weight is given for d, which is not among the members: a", lambda one: one.create("x", ["a"], weights={"d": 2})),
+    "two in one place": (
+        EnsembleError,
+        "one vote can take the place of 'a', got 2",
+        lambda one: one.add("ensemble", ["d", "b@2"], in_place_of="a"),
+    ),
+    "no such average": (
+        EnsembleError,
+        "average must be one of probabilities, logits, got 'median'",
+        lambda one: one.average("ensemble", "median"),
+    ),
+    "a weight for nobody": (
+        EnsembleError,
+        "a weight is given for d, which is not among the members: a",
+        lambda one: one.create("x", ["a"], weights={"d": 2}),
+    ),
 }
 
 
