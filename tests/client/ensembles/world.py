@@ -8,16 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 
 from defensemble import Client, DefensembleError, GrpcTransport, OutputRequest, Transport
 from defensemble.ensembles import Ensembles
 from tests import tiny
-
-if TYPE_CHECKING:
-    from defensemble_server import Server
 
 KEY = "the-key-of-the-tests-0123456789"
 OUTPUTS = ("probabilities", "member_probabilities", "entropy", "mutual_information")
@@ -54,12 +51,22 @@ def answers(images: Array, votes: Votes, average: str = "probabilities") -> dict
     }
 
 
+class Reached(Protocol):
+    """Where a server is."""
+
+    @property
+    def grpc_url(self) -> str: ...
+
+    @property
+    def http_url(self) -> str: ...
+
+
 @dataclass
 class World:
     """A repository and the server that reads it."""
 
     folder: Path
-    server: Server
+    server: Reached
     before: dict[str, bytes | None] = field(default_factory=dict)
 
     def url(self, kind: str = "grpc") -> str:
