@@ -62,7 +62,10 @@ ABOVE_0 = "must be finite and above 0, got "
         (["weight", "ensemble", "a=1e400", *HERE], f"weight of 'a' {ABOVE_0}inf; to stop"),
         (["weight", "ensemble", "a=1", "a@1=2", *HERE], "a@1 is given two weights: name it once"),
         (["weight", "ensemble", "d=1", *HERE], "'d' does not vote in 'ensemble': a@1, b@1, c@1 do"),
-        (["weight", "other", "d=1", *HERE], "repository holds no ensemble 'other', the ensembles there are: ensemble; name one, or make one"),
+        (
+            ["weight", "other", "d=1", *HERE],
+            "repository holds no ensemble 'other', the ensembles there are: ensemble; name one, or make one",
+        ),
         (["weight", "a", "d=1", *HERE], "'a' in repository is not an ensemble, the ensembles there are: ensemble"),
         (["weight", "../a", "d=1", *HERE], f"{NAME}'../a': choose another"),
         (["add", "ensemble", "d", "--weight", "0", *HERE], f"weight of 'd' {ABOVE_0}0"),
@@ -72,7 +75,10 @@ ABOVE_0 = "must be finite and above 0, got "
         (["add", "ensemble", "d@2", *HERE], "'d' has no version 2: repository/d holds 1"),
         (["add", "ensemble", "d@two", *HERE], f"{VOTE}'d@two'"),
         (["add", "ensemble", "d", "--in-place-of", "x", *HERE], "'x' does not vote in 'ensemble': a@1, b@1, c@1 do"),
-        (["remove", "ensemble", "a", "b", "c", *HERE], "'ensemble' would have no members, and needs at least one: to take it out of service"),
+        (
+            ["remove", "ensemble", "a", "b", "c", *HERE],
+            "'ensemble' would have no members, and needs at least one: to take it out of service",
+        ),
         (["remove", "ensemble", "d", *HERE], "'d' does not vote in 'ensemble': a@1, b@1, c@1 do"),
         (["remove", "other", "--all", *HERE], "repository holds no ensemble 'other'"),
         (["remove", "a", "--all", *HERE], "'a' in repository is not an ensemble"),
@@ -139,7 +145,10 @@ def test_what_click_refuses_is_told_too(place: Path, words: list[str], text: str
     [
         (b"", " is empty: it needs a name and members, such as"),
         (b"name: ensemble\nmembers: [", ":2: cannot be read as YAML: "),
-        (b"name: ensemble\nmembers:\n  - model: a\n    wieght: 2\n", ":4: a member has no key 'wieght', it may have .*; did you mean weight"),
+        (
+            b"name: ensemble\nmembers:\n  - model: a\n    wieght: 2\n",
+            ":4: a member has no key 'wieght', it may have .*; did you mean weight",
+        ),
         (b"name: ensemble\nmembers:\n  - model: a\n    weight: 0\n", f":4: weight of 'a' {ABOVE_0}0"),
         (b"name: ../x\nmembers:\n  - model: a\n", f":1: {NAME}'../x'"),
         (b"name: ensemble\nmembers: []\n", ":2: ensemble 'ensemble' has no members"),

@@ -235,7 +235,10 @@ def test_urls_and_replicas_are_given_by_hand(world: World, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("written", "told"),
     [
-        ("another-key-0123456789", "An admin key was sent, but it is not the server's: pass the admin key that the server was started with"),
+        (
+            "another-key-0123456789",
+            "An admin key was sent, but it is not the server's: pass the admin key that the server was started with",
+        ),
         ("short", "an admin key has 16 to 256 letters, digits, '_' or '-', got 5 characters"),
         (None, "other.key cannot be read: "),
     ],

@@ -281,7 +281,9 @@ def test_a_snapshot_of_a_version_that_is_gone_is_refused(repository: Path) -> No
     change(repository, Ensemble("ensemble", (A, B2)))
     snapshot = snapshot_of(Files(repository), "ensemble")
     shutil.rmtree(repository / "beta/2")
-    with pytest.raises(EnsembleError, match="beta@2, which voted in 'ensemble' then, is not in .* any more: export it again, or go back less far"):
+    with pytest.raises(
+        EnsembleError, match="beta@2, which voted in 'ensemble' then, is not in .* any more: export it again, or go back less far"
+    ):
         plan_snapshot(repository, "ensemble", snapshot)
 
 
@@ -297,7 +299,9 @@ _ACTS = st.lists(
 
 @given(acts=_ACTS)
 @settings(max_examples=25, deadline=None)
-def test_any_edits_are_undone_one_by_one_to_the_first_bytes(tmp_path_factory: pytest.TempPathFactory, acts: list[tuple[str, int, float]]) -> None:
+def test_any_edits_are_undone_one_by_one_to_the_first_bytes(
+    tmp_path_factory: pytest.TempPathFactory, acts: list[tuple[str, int, float]]
+) -> None:
     repository = write(tmp_path_factory.mktemp("any") / "repository")
     kept = dict(tiny.content(repository))
     states = [snapshot_of(Files(repository), "ensemble")]

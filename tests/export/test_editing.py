@@ -31,7 +31,9 @@ def test_a_vote_is_named_by_model_and_version(text: str, expected: tuple[str, in
     assert named_vote(text) == expected
 
 
-@pytest.mark.parametrize("text", ["a@", "a@0", "a@-1", "a@01", "a@1.0", "a@x", "a@1@2", "a@ 1", f"a@{2**63}", "a@" + "9" * 5000, "a@²", "a@١"])
+@pytest.mark.parametrize(
+    "text", ["a@", "a@0", "a@-1", "a@01", "a@1.0", "a@x", "a@1@2", "a@ 1", f"a@{2**63}", "a@" + "9" * 5000, "a@²", "a@١"]
+)
 def test_a_version_is_a_number_from_1(text: str) -> None:
     with pytest.raises(EnsembleError, match="a vote is named MODEL or MODEL@VERSION, the version a number from 1, such as keep0.3@2; got"):
         named_vote(text)
@@ -67,7 +69,9 @@ def test_what_is_not_there_cannot_vote(repository: Path, text: str, told: str) -
 def test_a_weight_is_finite_and_above_0(repository: Path, weight: float) -> None:
     with pytest.raises(EnsembleError, match=f"must be finite and above 0, got {weight}"):
         new_vote(repository, "alpha", weight)
-    with pytest.raises(EnsembleError, match=f"weight of 'a' must be finite and above 0, got {weight:g}; to stop its vote: `.* remove ours a`"):
+    with pytest.raises(
+        EnsembleError, match=f"weight of 'a' must be finite and above 0, got {weight:g}; to stop its vote: `.* remove ours a`"
+    ):
         reweighted(OURS, {"a": weight})
 
 
@@ -96,7 +100,9 @@ def test_a_vote_is_removed_by_name_and_somebody_is_left() -> None:
         removed(OURS, ["d"])
     with pytest.raises(EnsembleError, match="'c@1' does not vote"):
         found_vote(OURS, "c@1")
-    with pytest.raises(EnsembleError, match="'ours' would have no members, and needs at least one: .*`defensemble ensemble remove ours --all`"):
+    with pytest.raises(
+        EnsembleError, match="'ours' would have no members, and needs at least one: .*`defensemble ensemble remove ours --all`"
+    ):
         removed(OURS, ["a", "b@1", "b@3", "c"])
 
 
