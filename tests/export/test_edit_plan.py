@@ -234,7 +234,7 @@ def test_what_cannot_be_planned_is_refused(repository: Path) -> None:
         plan_creation(repository, Ensemble("ensemble", (A,)))
     with pytest.raises(EnsembleError, match="alpha is not an ensemble: name one"):
         plan_deletion(repository, "alpha")
-    with pytest.raises(ConfigError, match="canary/config.pbtxt is not there"):
+    with pytest.raises(ConfigError, match=r"canary/config.pbtxt is not there"):
         plan_deletion(repository, "canary")
     with pytest.raises(EnsembleError, match="holds no network delta, epsilon, it holds alpha, beta, gamma: name one, or export it first"):
         plan_ensemble(repository, Ensemble("ensemble", (A, Vote("delta"), Vote("epsilon"))))
@@ -282,7 +282,7 @@ def test_a_snapshot_of_a_version_that_is_gone_is_refused(repository: Path) -> No
     snapshot = snapshot_of(Files(repository), "ensemble")
     shutil.rmtree(repository / "beta/2")
     with pytest.raises(
-        EnsembleError, match="beta@2, which voted in 'ensemble' then, is not in .* any more: export it again, or go back less far"
+        EnsembleError, match=r"beta@2, which voted in 'ensemble' then, is not in .* any more: export it again, or go back less far"
     ):
         plan_snapshot(repository, "ensemble", snapshot)
 
@@ -304,7 +304,7 @@ def test_any_edits_are_undone_one_by_one_to_the_first_bytes(
 ) -> None:
     repository = write(tmp_path_factory.mktemp("any") / "repository")
     kept = dict(tiny.content(repository))
-    states = [snapshot_of(Files(repository), "ensemble")]
+    states: list[Snapshot | None] = [snapshot_of(Files(repository), "ensemble")]
     for number, (action, pick, weight) in enumerate(acts):
         now = None if states[-1] is None else states[-1].votes
         undone: tuple[str, ...] = ()

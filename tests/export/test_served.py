@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def told_by(server: Server) -> dict[str, dict[str, Any]]:
     """The configurations of all models that a server has loaded, over both protocols, which say the same."""
-    told = {}
+    told: dict[str, dict[str, Any]] = {}
     for url in (server.grpc_url, server.http_url):
         with Client(url, admin_key=server.state.admin_key) as client:
             for model in client.models():
@@ -146,7 +146,7 @@ def test_a_version_that_was_added_is_told_by_its_digest(tmp_path: Path, told: tu
 def test_what_cannot_be_read_is_told(told: tuple[Path, dict[str, dict[str, Any]]]) -> None:
     folder, configs = told
     broken = Files(folder, {"alpha/config.pbtxt": b"name: alpha {"})
-    with pytest.raises(ConfigError, match="alpha/config.pbtxt: not a valid model configuration"):
+    with pytest.raises(ConfigError, match=r"alpha/config.pbtxt: not a valid model configuration"):
         is_served_as_on_disk(broken, "alpha", configs["alpha"])
     newer = copy.deepcopy(configs["alpha"]) | {"a_field_of_a_newer_server": {"x": 1}}
     assert is_served_as_on_disk(Files(folder), "alpha", newer)

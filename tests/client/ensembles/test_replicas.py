@@ -120,11 +120,11 @@ def test_replicas_that_differ_are_refused_until_apply_makes_them_equal(worlds: t
 
 
 def test_another_network_under_the_same_name_is_refused(worlds: tuple[World, World], over: Ensembles) -> None:
-    one, two = worlds
+    two = worlds[1]
     shutil.rmtree(two.folder / "d")
     write_plan(two.folder, repository_plan(two.folder, [member("d", 99)], ensemble=None, max_batch_size=8))
     before = [content(world.folder) for world in worlds]
-    with pytest.raises(EditRefusedError, match="d@1 is another file in each folder .*: copy the model's folder from one to the other"):
+    with pytest.raises(EditRefusedError, match=r"d@1 is another file in each folder .*: copy the model's folder from one to the other"):
         over.add("ensemble", ["d"])
     assert [content(world.folder) for world in worlds] == before
 
