@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -88,6 +89,23 @@ class Served:
             ServiceError: The server refuses it, and why; or it does not answer.
         """
         self._transport.load_model(model, self._load_timeout_s)
+
+    def load_from(self, folder: Path, model: str) -> None:
+        """Loads a model that lies in `folder`; where the server does not see it there, says that it reads another folder.
+
+        Raises:
+            ServiceError: The server refuses it, does not see it, or does not answer.
+        """
+        try:
+            self.load(model)
+        except ServerFailedError as error:
+            if any(state.name == model for state in self._transport.repository_index(self._timeout_s)):
+                raise
+            mend = "Name the folder that it was started on: --repository FOLDER, or --replica URL=FOLDER where each server has its own."
+            told = f"it sees no such model, which lies in {folder}: it reads another folder"
+            raise service_error(
+                ServerFailedError, f"{self.url}, asked to load model {model!r}", told, {ServerFailedError: mend}
+            ) from error
 
     def load_surely(self, model: str) -> None:
         """Loads a model, and looks whether it is loaded: of files that it has refused once, Triton says OK the next time.

@@ -130,7 +130,7 @@ class Carrying:
             for model in (*share.loads[served.url], *share.offers.get(served.url, ())):
                 self._at(f"load {model} on {served.url}")
                 with self._timings.of("loads"):
-                    served.load(model)
+                    served.load_from(share.place.repository, model)
             if share.plan.after is not None:
                 with self._timings.of("inferences"):
                     proofs[served.url] = self._prove_averaging(share, served)

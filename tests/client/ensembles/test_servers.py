@@ -159,7 +159,7 @@ def test_a_server_of_another_folder_is_told_and_nothing_is_left(world: World, tm
     before, loaded = content(other), world.loaded()
     with world.client(kind) as client, calling(world.server.grpc_url) as callers:
         for act in (EDITS["weight"], EDITS["create"]):
-            with pytest.raises(EditFailedError):
+            with pytest.raises(EditFailedError, match=f"it sees no such model, which lies in {other}: it reads another folder. Name the f"):
                 act(Ensembles(other, client))
             assert content(other) == before
     callers.check([(ABC, "probabilities")])
