@@ -147,7 +147,7 @@ class Carrying:
             with self._timings.of("loads"):
                 if share.plan.after is None:
                     self._at(f"unload '{share.name}' from {served.url}")
-                    served.unload(share.name)
+                    served.unload_gone(share.place.repository, share.name)
                 else:
                     self._at(f"load '{share.name}' on {served.url}")
                     served.load(share.name)

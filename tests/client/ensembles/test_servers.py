@@ -167,6 +167,15 @@ def test_a_server_of_another_folder_is_told_and_nothing_is_left(world: World, tm
     world.check(ABC)
 
 
+def test_to_delete_from_another_folder_is_told_and_put_back(world: World, tmp_path: Path, kind: str) -> None:
+    other = write_world(tmp_path / "place" / "repository")
+    before = content(other)
+    with world.client(kind) as client, pytest.raises(EditFailedError, match=f"which was removed from {other}: it reads another folder."):
+        Ensembles(other, client).delete("ensemble")
+    assert content(other) == before
+    world.check(ABC)
+
+
 def test_a_folder_that_may_not_be_written_is_told_before_a_server_is(world: World) -> None:
     if os.geteuid() == 0:
         pytest.skip("root may write everywhere")
