@@ -176,6 +176,28 @@ def test_to_delete_from_another_folder_is_told_and_put_back(world: World, tmp_pa
     world.check(ABC)
 
 
+def test_a_server_that_loads_nothing_on_request_is_told_and_nothing_is_left(tmp_path: Path, kind: str) -> None:
+    from defensemble_server import options
+    from defensemble_server import serving as start
+
+    folder = write_world(tmp_path / "place" / "repository")
+    written = options.triton_command
+
+    def command(*arguments: Any, **named: Any) -> list[str]:
+        lines = [line for line in written(*arguments, **named) if not line.startswith("--load-model=")]
+        return [line.replace("--model-control-mode=explicit", "--model-control-mode=none") for line in lines]
+
+    before = content(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(start, "triton_command", command)
+        for world in serving(folder):
+            with world.client(kind) as client, pytest.raises(EditFailedError, match="--model-control-mode=explicit") as failed:
+                Ensembles(folder, client).weight("ensemble", {"a": 2.0})
+            assert "failed at the step 'load average_" in str(failed.value)
+            assert content(folder) == before
+            world.check(ABC)
+
+
 def test_a_folder_that_may_not_be_written_is_told_before_a_server_is(world: World) -> None:
     if os.geteuid() == 0:
         pytest.skip("root may write everywhere")
