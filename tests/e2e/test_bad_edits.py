@@ -16,7 +16,7 @@ from defensemble.cli import cli
 from tests.client.ensembles.world import write_world
 from tests.client.scripted import free_port
 from tests.e2e.broken import fill, make_read_only, small_disk
-from tests.e2e.command_line import run, told
+from tests.e2e.command_line import environment, run, told
 from tests.tiny import content
 
 
@@ -194,8 +194,12 @@ def test_an_edit_that_is_not_in_the_history(place: Path) -> None:
 def test_paths_that_are_not_utf_8(place: Path) -> None:
     odd = os.fsdecode(b"caf\xe9")
     shutil.copytree(place / "repository", place / odd)
-    done = run("ensemble", "weight", "ensemble", "a=2", "--repository", odd, cwd=place)
+    strict = environment(PYTHONIOENCODING="utf-8:strict")  # as with most locales
+    done = run("ensemble", "weight", "ensemble", "a=2", "-m", odd, "--repository", odd, cwd=place, env=strict)
     assert done.returncode == 0, done.stderr
+    assert f"--ensemble ensemble --repository '{odd}'" in done.stdout
+    done = run("ensemble", "history", "--repository", odd, cwd=place, env=strict)
+    assert (done.returncode, odd in done.stdout) == (0, True), done.stderr
     assert run("ensemble", "check", "--repository", odd, cwd=place).returncode == 0
     assert "does not exist" in told(run("ensemble", "show", "--repository", odd + "x", cwd=place))
     error = told(run("ensemble", "apply", odd + ".yaml", "--repository", odd, cwd=place))
@@ -221,8 +225,13 @@ def test_a_disk_that_is_full_is_told_and_the_old_state_stays(place: Path) -> Non
 def test_a_disk_that_cannot_be_written_is_told(place: Path) -> None:
     with small_disk(place / "disk") as disk:
         shutil.copytree(place / "repository", disk / "repository")
+        assert run("ensemble", "average", "ensemble", "logits", "--repository", disk / "repository", cwd=place).returncode == 0
+        (place / "file.yaml").write_text("name: ensemble\nmembers:\n  - model: a\n")
         make_read_only(disk)
         error = told(run("ensemble", "weight", "ensemble", "a=2", "--repository", disk / "repository", cwd=place))
         assert "Read-only file system" in error
-        for words in (["show"], ["check"], ["history"], ["diff"], ["list"], ["show", "--format", "yaml"]):
-            assert run("ensemble", *words, "--repository", disk / "repository", cwd=place).returncode == 0, words
+        looks = [["show"], ["check"], ["history"], ["diff"], ["list"], ["show", "--format", "yaml"], ["diff", "file.yaml"]]
+        looks += [[*words, "--dry-run"] for words in (["apply", "file.yaml"], ["rollback"], ["prune"], ["weight", "ensemble", "a=2"])]
+        for words in looks:
+            done = CliRunner().invoke(cli, ["ensemble", *words, "--repository", str(disk / "repository")])
+            assert done.exit_code == 0, (words, done.output)

@@ -151,7 +151,7 @@ def test_json_is_json_and_says_all(world: World) -> None:
 
 def test_show_and_history_tell_a_person(world: World) -> None:
     assert ensemble("history").stderr == "no edit yet\n"
-    ensemble("weight", "ensemble", "a=2", "-m", "it rains")
+    ensemble("weight", "ensemble", "a=2", "-m", "it rains\n\x1b[31mcats")
     ensemble("rollback")
     table = ensemble("show", "ensemble").stdout
     assert "ensemble: averages probabilities; images 1x4x4, 3 classes, up to 8 a call" in table
@@ -161,7 +161,7 @@ def test_show_and_history_tell_a_person(world: World) -> None:
     first, second = re.findall(r"^([0-9a-f]{12})  \S+\+00:00  \S+@\S+  (.*)$", told, re.MULTILINE)
     assert first[1] == "weight 'ensemble'"
     assert second[1] == f"rollback 'ensemble' (undoes {first[0]})"
-    assert told.count("it rains") == 1
+    assert told.count("    it rains\n    ?[31mcats\n") == 1
     assert ensemble("history", "--last", "1", "--ensemble", "ensemble").stdout.startswith(second[0])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -42,6 +43,18 @@ def test_a_version_is_a_number_from_1(text: str) -> None:
 def test_a_model_is_named_as_triton_and_a_file_system_take_it(text: str) -> None:
     with pytest.raises(EnsembleError, match=r"a model's name has 1 to 100 letters|are kept for averaging models"):
         named_vote(text)
+
+
+@pytest.mark.parametrize("text", ["history.jsonl", "pending-edit.json@1"])
+def test_no_model_has_the_name_of_a_file_that_edits_write(text: str) -> None:
+    with pytest.raises(EnsembleError, match="the repository keeps a file of its own under the name"):
+        named_vote(text)
+
+
+def test_a_weight_of_numpy_can_be_written_down(repository: Path) -> None:
+    vote = new_vote(repository, "alpha", np.float32(0.5))
+    assert (vote.weight, type(vote.weight)) == (0.5, float)
+    assert type(reweighted(OURS, {"a": np.int64(3)}).members[0].weight) is float
 
 
 def test_without_a_version_the_newest_is_meant(repository: Path) -> None:

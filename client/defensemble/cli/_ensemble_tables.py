@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -125,7 +126,8 @@ def print_edits(edits: Sequence[Edit]) -> None:
         undone = f" (undoes {', '.join(edit.undoes)})" if edit.undoes else ""
         click.echo(f"{edit.id}  {edit.time}  {edit.who}  {edit.action} '{edit.ensemble}'{undone}")
         if edit.message is not None:
-            click.echo(f"    {edit.message}")
+            for line in edit.message.splitlines():
+                click.echo(f"    {_printable(line)}")
         for change in edit.changes:
             click.echo(f"  - {change}")
         click.echo(f"    config.pbtxt {_digest(edit.before)} -> {_digest(edit.after)}")
@@ -136,6 +138,11 @@ def print_prunable(found: Sequence[Prunable]) -> None:
     for one in found:
         version = "" if one.version is None else f"@{one.version}"
         click.echo(f"{one.model}{version}  {one.bytes:,} bytes: {one.why}")
+
+
+def _printable(text: str) -> str:
+    """A person's words without what would steer a terminal."""
+    return "".join("?" if unicodedata.category(letter) == "Cc" else letter for letter in text)
 
 
 def _accuracy(member: MemberState) -> str:

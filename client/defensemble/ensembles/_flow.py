@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from defensemble._exceptions import InputError
 from defensemble.ensembles._before import Before, before_reload, snapshot_or_none
 from defensemble.ensembles._errors import EditRefusedError
 from defensemble.ensembles._plans import plan_findings
@@ -33,18 +34,21 @@ class Flow:
         self.warn = warn
 
     @contextmanager
-    def settled(self, wait_s: float | None = None) -> Iterator[None]:
+    def settled(self, wait_s: float | None = None, *, writes: bool = True) -> Iterator[None]:
         """Holds the locks of all places; an edit that was cut short there is finished or undone first.
+
+        Who only looks (`writes` is False) needs no leave to write, unless there is such an edit.
 
         Raises:
             defensemble_export.LockedError: Somebody else holds one.
+            OSError: A folder cannot be written.
         """
         from defensemble_export.locking import locked_within
         from defensemble_export.pending import read_pending, remove_stale_asides
         from defensemble_export.writing import check_writable, remove_stale_staging
 
         folders = [place.repository for place in self.places]
-        for folder in folders:
+        for folder in folders if writes else ():
             check_writable(folder)
         with ExitStack() as stack:
             while True:
@@ -54,7 +58,7 @@ class Flow:
                 if {folder.resolve() for folder in group_of(folders)} <= {folder.resolve() for folder in group}:
                     break
                 locks.close()  # an edit of more folders was cut short just now
-            for folder in group:
+            for folder in group if writes else ():
                 for stale in (*remove_stale_staging(folder), *remove_stale_asides(folder)):
                     self.warn(f"removed {stale}, which a command that was killed had left")
             if any(read_pending(folder) is not None for folder in group):
@@ -83,9 +87,11 @@ class Flow:
             EditFailedError: A step failed; the old state was put back.
             ServiceError, defensemble_export.ExportError, OSError: Before anything was written.
         """
+        if message is not None and not isinstance(message, str):
+            raise InputError(f"message must be a text or None, got {message!r:.80}")
         timings = Timings()
         began = time.perf_counter()
-        with self.settled():
+        with self.settled(writes=not dry_run):
             with timings.of("checks"):
                 shares = [Share(place, self._planned(action, name, place.repository, change)) for place in self.places]
                 self._look_at_servers(shares, reloads)

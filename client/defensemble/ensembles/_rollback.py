@@ -38,7 +38,7 @@ def rolled_back(flow: Flow, count: int, *, name: str | None, to: str | None, mes
     if count < 1:
         raise InputError(f"the number of edits to undo must be 1 or more, got {count}")
     first = flow.places[0].repository
-    with flow.settled():
+    with flow.settled(writes=not dry_run):
         history = read_history(first)
     chosen = name or _edited(history, to, first)
     way = _way(history, chosen, count, to)

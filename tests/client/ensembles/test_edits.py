@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import cast
 
 import pytest
 
+from defensemble import InputError
 from defensemble.ensembles import Applied, EditRefusedError, Ensembles
 from defensemble_export import Ensemble, EnsembleError, ExistsError, ExportError, Vote, ensemble_from_yaml, yaml_from_ensemble
 from tests.client.ensembles.world import ABC, World, calling, recorded, times_of_change
@@ -217,6 +219,18 @@ REFUSED: dict[str, tuple[type[Exception], str, Act]] = {
     "the name of a member": (ExportError, "d exists already", lambda one: one.create("d", ["a"])),
     "itself": (EnsembleError, "has a member of the same name", lambda one: one.add("ensemble", ["ensemble"])),
     "an ensemble as a member": (EditRefusedError, "x", lambda one: one.create("outer", ["ensemble"])),
+    "a text for a list": (InputError, r"members must be a list of names, .* got 'd'", lambda one: one.add("ensemble", "d")),
+    "a text as a weight": (
+        EnsembleError,
+        "weight of 'a' must be a number above 0, got '3'",
+        lambda one: one.weight("ensemble", cast("dict[str, float]", {"a": "3"})),
+    ),
+    "a reason that is no text": (InputError, "message must be a text or None, got 7", lambda one: one.delete("ensemble", message=7)),  # type: ignore[arg-type]
+    "the history's name": (
+        EnsembleError,
+        r"keeps a file of its own under the name 'history.jsonl'",
+        lambda one: one.create("history.jsonl", ["a"]),
+    ),
     "two in one place": (
         EnsembleError,
         "one vote can take the place of 'a', got 2",
