@@ -10,8 +10,8 @@ import pytest
 from defensemble import InputError
 from defensemble.ensembles import Applied, EditRefusedError, Ensembles
 from defensemble_export import Ensemble, EnsembleError, ExistsError, ExportError, Vote, ensemble_from_yaml, yaml_from_ensemble
-from tests.client.ensembles.world import ABC, World, calling, recorded, times_of_change
-from tests.tiny import CLASSES, content, images
+from tests.client.ensembles.world import ABC, SEEDS, World, calling, recorded, times_of_change
+from tests.tiny import CLASSES, content, images, write_second_version
 
 Act = Callable[[Ensembles], Applied]
 
@@ -93,6 +93,21 @@ def test_a_vote_in_the_place_of_another_takes_its_row_and_its_weight(world: Worl
     one.add("ensemble", ["d"], in_place_of="a", weight=0.5)
     world.check({"d@1": 0.5, "b@2": 2.0, "c@1": 1.0})
     assert "a" not in world.loaded(), "nobody needs it"
+
+
+def test_a_version_that_is_exported_while_callers_call_takes_over_the_vote(world: World, ensembles: Ensembles) -> None:
+    votes = {"a@2": 1.0, "b@1": 1.0, "c@1": 1.0}
+    ensembles.create("canary", ["a", "d"])
+    with calling(world.server.grpc_url) as callers, calling(world.server.http_url, "canary", count=1) as others:
+        write_second_version(world.folder, "a", SEEDS["a@2"])
+        done = ensembles.add("ensemble", ["a"], in_place_of="a")
+        assert [models[0] for models in done.loaded.values()] == ["a"]
+        world.check(votes)
+        ensembles.rollback()
+        world.check(ABC)
+    callers.check([(ABC, "probabilities"), (votes, "probabilities"), (ABC, "probabilities")])
+    others.check([({"a@1": 1.0, "d@1": 1.0}, "probabilities")])
+    world.check({"a@1": 1.0, "d@1": 1.0}, name="canary")
 
 
 def test_an_ensemble_that_goes_leaves_the_members_that_another_has(world: World, one: Ensembles) -> None:

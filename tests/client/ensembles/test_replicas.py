@@ -119,6 +119,23 @@ def test_replicas_that_differ_are_refused_until_apply_makes_them_equal(worlds: t
     check(worlds, ABC)
 
 
+def test_an_ensemble_that_only_one_had_comes_and_goes_with_each(worlds: tuple[World, World], over: Ensembles) -> None:
+    one, two = worlds
+    with two.client() as client:
+        Ensembles(two.folder, client).create("canary", ["d"])
+    before = content(two.folder / "canary")
+    done = over.apply(Ensemble("canary", (Vote("a"), Vote("b", 2, 3.0))))
+    assert done.changes
+    for world in worlds:
+        world.check({"a@1": 1.0, "b@2": 3.0}, name="canary")
+    over.rollback(name="canary")
+    assert not (one.folder / "canary").exists()
+    assert "canary" not in one.loaded()
+    assert content(two.folder / "canary") == before
+    two.check({"d@1": 1.0}, name="canary")
+    check(worlds, ABC)
+
+
 def test_another_network_under_the_same_name_is_refused(worlds: tuple[World, World], over: Ensembles) -> None:
     two = worlds[1]
     shutil.rmtree(two.folder / "d")

@@ -18,8 +18,8 @@ from tests import tiny
 
 KEY = "the-key-of-the-tests-0123456789"
 OUTPUTS = ("probabilities", "member_probabilities", "entropy", "mutual_information")
-# The network of each member: `a`, `b` and `c` vote at first, `d` does not.
-SEEDS = {"a@1": 1, "b@1": 2, "b@2": 22, "c@1": 3, "d@1": 4}
+# The network of each member: `a`, `b` and `c` vote at first, `d` does not; `a@2` is exported by a test.
+SEEDS = {"a@1": 1, "a@2": 11, "b@1": 2, "b@2": 22, "c@1": 3, "d@1": 4}
 ABC = {"a@1": 1.0, "b@1": 1.0, "c@1": 1.0}
 Array = tiny.Array
 Votes = Mapping[str, float]
