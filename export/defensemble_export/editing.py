@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ._errors import EnsembleError
+from ._errors import ConfigError, EnsembleError
 from .edit_plan import networks
 from .ensemble import Ensemble, Vote, check_name
 from .files import Files
@@ -41,6 +41,8 @@ def new_vote(repository: Path, text: str, weight: float = 1.0) -> Vote:
         raise EnsembleError(
             f"{repository} holds no network '{model}', it holds {known}: name one, or export it first (`defensemble export`)"
         )
+    if _is_ensemble(Files(repository), model):
+        raise EnsembleError(f"'{model}' is an ensemble, and only networks can vote: name its members (`defensemble ensemble show {model}`)")
     if version is not None and version not in there:
         raise EnsembleError(f"'{model}' has no version {version}: {folder} holds {', '.join(map(str, there))}")
     return Vote(model, there[-1] if version is None else version, _number(model, weight))
@@ -124,3 +126,10 @@ def _number(name: str, weight: object) -> float:
         return float(weight)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError) as error:
         raise EnsembleError(f"weight of '{name}' must be a number above 0, got {weight!r:.80}") from error
+
+
+def _is_ensemble(files: Files, model: str) -> bool:
+    try:
+        return files.has(model) and files.config(model).platform == "ensemble"
+    except ConfigError:
+        return False  # the checks tell

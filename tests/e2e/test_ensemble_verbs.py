@@ -191,6 +191,9 @@ def test_a_hand_edit_is_checked_and_taken_up(world: World) -> None:
     assert f"ensemble/config.pbtxt:{line}: " in done.stdout
     assert "Error: 1 finding to mend" in done.stderr
     assert f"ensemble/config.pbtxt:{line}: " in refused("reload")
+    path.write_text(good + "nonsense: 1\n")
+    done = ensemble("check", status=1)
+    assert (done.output.count("nonsense"), "Error: 1 finding to mend" in done.stderr) == (1, True), "said once"
     path.write_text(good.replace("max_batch_size: 8", "max_batch_size: 2"))
     told = ensemble("reload", "-m", "smaller").stdout
     assert "ensemble: changed:" in told

@@ -91,13 +91,13 @@ def check_ensembles(name: str | None, where: Mapping[str, Any]) -> None:
     """Prints what the checks found; exit status 1 where one of them refuses."""
     with opened(where) as ensembles:
         findings = ensembles.check(name)
+        refused = 0
+        for finding in findings:
+            refused += finding.refuses
+            click.echo(f"{'' if finding.refuses else 'remark: '}{finding}")
+        if refused:
+            raise click.ClickException(f"{refused} finding{'' if refused == 1 else 's'} to mend")
         looked_at = [name] if name is not None else ensembles.names()
-    refused = 0
-    for finding in findings:
-        refused += finding.refuses
-        click.echo(f"{'' if finding.refuses else 'remark: '}{finding}")
-    if refused:
-        raise click.ClickException(f"{refused} finding{'' if refused == 1 else 's'} to mend")
     click.echo(
         f"{', '.join(looked_at) or 'no ensemble'}: Triton can load it, and it computes what it says" if looked_at else "no ensemble yet"
     )

@@ -233,14 +233,21 @@ class Flow:
 
 def findings_of(share: Share) -> list[Finding]:
     """What the checks say of the repository as it will be."""
-    from defensemble_export import Finding, check_ensemble
-    from defensemble_export.edit_plan import used_models
+    from defensemble_export import ConfigError, Finding, check_ensemble
+    from defensemble_export.edit_plan import steps_of
 
+    files = share.plan.outcome()
     if share.plan.after is not None:
-        return check_ensemble(share.plan.outcome(), share.name)
-    if share.name in used_models(share.plan.outcome()):
-        return [Finding(share.name, f"'{share.name}' is a step of another ensemble: take it out of that one first")]
-    return []
+        return check_ensemble(files, share.name)
+    found = []
+    for other in files.models():
+        try:
+            uses = share.name in {model for model, _ in steps_of(files.config(other))}
+        except ConfigError:
+            continue  # Triton could not load it either
+        if uses:
+            found.append(Finding(share.name, f"'{share.name}' is a step of '{other}': take it out of that one first"))
+    return found
 
 
 def _lacking(share: Share) -> list[str]:

@@ -201,7 +201,9 @@ class Carrying:
                     chosen = unused_models(share, served)
                     busy = served.wait_drained(chosen, self._drain_s) if chosen else []
                 for model in busy:
-                    self.left_loaded[f"{model} on {url}"] = "somebody still calls it by its own name"
+                    self.left_loaded[f"{model} on {url}"] = (
+                        f"it was not idle within {self._drain_s:g} s: does somebody call it by its own name?"
+                    )
                 for model in chosen:
                     if model not in busy:
                         self._at(f"unload {model} from {url}")

@@ -9,7 +9,7 @@ import pytest
 
 from defensemble import InputError
 from defensemble.ensembles import Applied, EditRefusedError, Ensembles
-from defensemble_export import Ensemble, EnsembleError, ExistsError, ExportError, Vote, ensemble_from_yaml, yaml_from_ensemble
+from defensemble_export import ConfigError, Ensemble, EnsembleError, ExistsError, ExportError, Vote, ensemble_from_yaml, yaml_from_ensemble
 from tests.client.ensembles.world import ABC, SEEDS, World, calling, recorded, times_of_change
 from tests.tiny import CLASSES, content, images, write_second_version
 
@@ -127,10 +127,21 @@ def test_an_ensemble_that_goes_leaves_the_members_that_another_has(world: World,
         one.remove("ensemble", ["b", "c"])
 
 
+def test_a_configuration_that_cannot_be_read_stops_what_it_has_to_do_with_and_no_more(world: World, one: Ensembles) -> None:
+    one.create("canary", ["d"])
+    with (world.folder / "c/config.pbtxt").open("a") as file:
+        file.write("nonsense: 3\n")
+    with pytest.raises(ConfigError, match=r'c/config.pbtxt: not a valid model configuration: .* has no field named "nonsense". Mend the f'):
+        one.weight("ensemble", {"a": 2.0})
+    one.delete("canary")
+    assert "canary" not in world.loaded()
+    assert one.history()[-1].action == "delete"
+
+
 def test_a_member_that_somebody_asks_for_itself_stays_loaded(world: World) -> None:
     with world.client() as client, calling(world.server.http_url, "a", count=1) as callers:
         done = Ensembles(world.folder, client, drain_s=0.3).remove("ensemble", ["a"])
-    assert done.left_loaded == {f"a on {world.server.grpc_url}": "somebody still calls it by its own name"}
+    assert done.left_loaded == {f"a on {world.server.grpc_url}": "it was not idle within 0.3 s: does somebody call it by its own name?"}
     assert callers.errors == []
     assert "a" in world.loaded()
     world.check({"b@1": 1.0, "c@1": 1.0})
@@ -232,8 +243,12 @@ REFUSED: dict[str, tuple[type[Exception], str, Act]] = {
     "a reserved name": (EnsembleError, "kept for averaging models", lambda one: one.create("average_of_all", ["a"])),
     "exists": (ExistsError, "ensemble exists already", lambda one: one.create("ensemble", ["a"])),
     "the name of a member": (ExportError, "d exists already", lambda one: one.create("d", ["a"])),
-    "itself": (EnsembleError, "has a member of the same name", lambda one: one.add("ensemble", ["ensemble"])),
-    "an ensemble as a member": (EditRefusedError, "x", lambda one: one.create("outer", ["ensemble"])),
+    "itself": (EnsembleError, "'ensemble' is an ensemble, and only networks can vote", lambda one: one.add("ensemble", ["ensemble"])),
+    "an ensemble as a member": (
+        EnsembleError,
+        "'ensemble' is an ensemble, and only networks can vote: name its members",
+        lambda one: one.create("outer", ["ensemble"]),
+    ),
     "a text for a list": (InputError, r"members must be a list of names, .* got 'd'", lambda one: one.add("ensemble", "d")),
     "a text as a weight": (
         EnsembleError,
