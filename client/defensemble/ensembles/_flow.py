@@ -97,6 +97,11 @@ class Flow:
                 self._look_at_servers(shares, reloads)
                 remarks = self._check(action, shares, may_differ)
                 befores = [before_reload(share) if reloads else Before.on_disk(share) for share in shares]
+            if any(before.takes_up for before in befores):
+                remarks = (
+                    *remarks,
+                    f"'{name}' had been edited by hand, and that was not taken up until now: it takes effect with this edit",
+                )
             changes = self._changes(shares, befores)
             edits = any(share.plan.changes_files or before.was_edited_by_hand for share, before in zip(shares, befores, strict=True))
             lags = reloads or any(self._lags(share) for share in shares)
