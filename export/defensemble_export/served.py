@@ -41,12 +41,12 @@ def is_served_as_on_disk(files: Files, model: str, told: Mapping[str, Any]) -> b
     profiles = sorted((folder / PROFILES_FOLDER).glob("*.pbtxt")) if (folder / PROFILES_FOLDER).is_dir() else []
     for path in (folder / CONFIG_FILE, *profiles):
         content = files.content(path.relative_to(files.repository).as_posix())
-        if content is not None and _within(config_from_pbtxt(content.decode(errors="replace"), str(path)), served):
+        if content is not None and is_within(config_from_pbtxt(content.decode(errors="replace"), str(path)), served):
             return True
     return False
 
 
-def _within(said: Message, served: Message) -> bool:
+def is_within(said: Message, served: Message) -> bool:
     """Whether ``served`` says all that ``said`` does."""
     for field, value in said.ListFields():
         other = getattr(served, field.name)
@@ -54,7 +54,7 @@ def _within(said: Message, served: Message) -> bool:
             if set(value) != set(other) or not all(_same(value[key], other[key]) for key in value):
                 return False
         elif isinstance(value, Message):
-            if not served.HasField(field.name) or not _within(value, other):
+            if not served.HasField(field.name) or not is_within(value, other):
                 return False
         elif hasattr(value, "__len__") and not isinstance(value, (str, bytes)):
             if len(value) != len(other) or not all(_same(one, another) for one, another in zip(value, other, strict=True)):
@@ -65,4 +65,4 @@ def _within(said: Message, served: Message) -> bool:
 
 
 def _same(one: object, another: object) -> bool:
-    return _within(one, another) if isinstance(one, Message) and isinstance(another, Message) else one == another
+    return is_within(one, another) if isinstance(one, Message) and isinstance(another, Message) else one == another

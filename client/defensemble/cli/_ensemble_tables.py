@@ -45,8 +45,13 @@ def print_applied(applied: Applied) -> None:
     served = f"serving on {', '.join(applied.servers)}" if applied.servers else "files alone: no server was told"
     seconds = applied.seconds.get("total", 0.0)
     click.echo(f"{served}, after {seconds:.2f} s")
-    if applied.edit is not None:
-        click.echo(f"undo it: {this_command()} ensemble rollback --ensemble {applied.ensemble}    (edit {applied.edit.id})")
+    if applied.edit is None:
+        return
+    again = f"{this_command()} ensemble rollback"
+    if applied.edit.undoes:
+        click.echo(f"go forward again: {again} --to {applied.edit.undoes[0]}    (edit {applied.edit.id})")
+    else:
+        click.echo(f"undo it: {again} --ensemble {applied.ensemble}    (edit {applied.edit.id})")
 
 
 def values_from_applied(applied: Applied) -> dict[str, Any]:

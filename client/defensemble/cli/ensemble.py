@@ -378,7 +378,7 @@ def history(name: str | None, last: int | None, as_json: bool, **where: Any) -> 
 @command.command("rollback", short_help="Undo the last edits of an ensemble.")
 @click.argument("count", type=click.IntRange(min=1), required=False, metavar="[N]")
 @click.option("--ensemble", "name", metavar="NAME", help="Of this ensemble.  [default: the one that was edited last]")
-@click.option("--to", metavar="ID", help="Go back to what the edit ID left, in the place of N.")
+@click.option("--to", metavar="ID", help="Go to what the edit ID left, in the place of N: back, or forward again.")
 @_edits
 def rollback(count: int | None, name: str | None, to: str | None, **rest: Any) -> None:
     r"""Undo the last N edits (default: 1) of an ensemble, as one edit; it is again what it was, to the byte.

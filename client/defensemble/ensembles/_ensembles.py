@@ -112,14 +112,14 @@ class Ensembles:
         return self._flow.places[0].repository
 
     def names(self) -> list[str]:
-        """The names of all ensembles in the repository, sorted.
+        """The names of all ensembles in the repository, sorted; `warn` is told of configurations that cannot be read.
 
         Raises:
-            defensemble_export.ConfigError, OSError: A configuration cannot be read.
+            OSError: A configuration cannot be read for the system's reasons.
         """
         from defensemble_export.files import Files
 
-        return ensembles_in(Files(self.repository))
+        return ensembles_in(Files(self.repository), self._warn)
 
     def show(self, name: str | None = None) -> list[EnsembleState]:
         """An ensemble, or all of them: who votes, what is known of each network, and whether the servers serve what lies on disk.
@@ -136,15 +136,18 @@ class Ensembles:
         Raises:
             OSError: A file cannot be read.
         """
-        from defensemble_export import check_ensemble
+        from defensemble_export import Finding, check_ensemble
         from defensemble_export.files import Files
 
         settled_or_told(self._flow, self._warn)
         found = []
         for place in self._flow.places:
             files = Files(place.repository)
-            for one in [name] if name is not None else ensembles_in(files):
+            unread: list[str] = []
+            for one in [name] if name is not None else ensembles_in(files, unread.append):
                 found += check_ensemble(files, one)
+            told = "\n".join(map(str, found))
+            found += [Finding(place.repository.name, text) for text in unread if name is None and text.partition(":")[0] not in told]
         return found
 
     def declared(self, name: str) -> Ensemble:
@@ -316,7 +319,9 @@ class Ensembles:
     def rollback(
         self, count: int = 1, *, name: str | None = None, to: str | None = None, message: str | None = None, dry_run: bool = False
     ) -> Applied:
-        """Undo the last `count` edits of an ensemble, by default of the one that was edited last, or all after the edit `to`, its id.
+        """Undo the last `count` edits of an ensemble, by default of the one that was edited last; two in a row go back two edits.
+
+        `to`, the id of an edit, goes to what that left in the place of that: back, or forward again to one that was undone.
 
         Raises:
             EditRefusedError, EditFailedError, ServiceError, defensemble_export.ExportError, OSError: see `Flow.edit`.

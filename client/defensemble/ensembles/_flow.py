@@ -8,15 +8,16 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from defensemble.ensembles._before import Before, before_reload, snapshot_or_none
 from defensemble.ensembles._errors import EditRefusedError
+from defensemble.ensembles._plans import plan_findings
 from defensemble.ensembles._recovery import group_of, recover
 from defensemble.ensembles._results import Applied
 from defensemble.ensembles._steps import AVERAGING, Carrying, Place, Share, Timings, loads_for
 
 if TYPE_CHECKING:
-    from defensemble_export import Edit, Finding, Snapshot
+    from defensemble_export import Edit, Finding
     from defensemble_export.edit_plan import EditPlan
-    from defensemble_export.files import Files
 
 
 class Flow:
@@ -29,7 +30,7 @@ class Flow:
         self._wait_s = wait_s
         self._drain_s = drain_s
         self._say = say
-        self._warn = warn
+        self.warn = warn
 
     @contextmanager
     def settled(self, wait_s: float | None = None) -> Iterator[None]:
@@ -49,15 +50,15 @@ class Flow:
             while True:
                 group = group_of(folders)
                 locks = stack.enter_context(ExitStack())
-                locks.enter_context(locked_within(group, self._wait_s if wait_s is None else wait_s, self._warn))
+                locks.enter_context(locked_within(group, self._wait_s if wait_s is None else wait_s, self.warn))
                 if {folder.resolve() for folder in group_of(folders)} <= {folder.resolve() for folder in group}:
                     break
                 locks.close()  # an edit of more folders was cut short just now
             for folder in folders:
                 for stale in remove_stale_staging(folder):
-                    self._warn(f"removed {stale}, which a command that was killed had left")
+                    self.warn(f"removed {stale}, which a command that was killed had left")
             if any(read_pending(folder) is not None for folder in group):
-                recover(self.places, group, self._warn)
+                recover(self.places, group, self.warn)
             yield
 
     def edit(
@@ -86,15 +87,16 @@ class Flow:
         began = time.perf_counter()
         with self.settled():
             with timings.of("checks"):
-                shares = [Share(place, change(place.repository)) for place in self.places]
+                shares = [Share(place, self._planned(action, name, place.repository, change)) for place in self.places]
                 self._look_at_servers(shares, reloads)
                 remarks = self._check(action, shares, may_differ)
-            changes = self._changes(shares)
-            writes = any(share.plan.changes_files for share in shares)
+                befores = [before_reload(share) if reloads else Before.on_disk(share) for share in shares]
+            changes = self._changes(shares, befores)
+            edits = any(share.plan.changes_files or before.was_edited_by_hand for share, before in zip(shares, befores, strict=True))
             lags = reloads or any(self._lags(share) for share in shares)
-            if dry_run or not (writes or lags):
+            if dry_run or not (edits or lags):
                 return Applied(name, None, changes, remarks, _urls(shares), _loaded(shares), seconds=timings.seconds, dry_run=dry_run)
-            edit = self._note(action, name, shares, changes, message, undoes, reloads) if writes or reloads else None
+            edit = self._note(action, name, shares, befores, changes, message, undoes) if edits else None
             carrying = Carrying(shares, edit, timings, self._say, self._drain_s)
             carrying.apply()
         timings.seconds["total"] = time.perf_counter() - began
@@ -110,11 +112,28 @@ class Flow:
             timings.seconds,
         )
 
+    def _planned(self, action: str, name: str, repository: Path, change: Callable[[Path], EditPlan]) -> EditPlan:
+        """A plan; where a hand edit cannot be read, all that the checks find in it."""
+        from defensemble_export import ExportError, check_ensemble
+        from defensemble_export.files import Files
+
+        try:
+            return change(repository)
+        except ExportError as error:
+            found = check_ensemble(Files(repository), name) if action == "reload" and Files(repository).has(name) else []
+            refused = [str(finding) for finding in found if finding.refuses]
+            if refused:
+                raise EditRefusedError(f"{action} '{name}' is refused", refused) from error
+            raise
+
     def _look_at_servers(self, shares: Sequence[Share], reloads: bool) -> None:
         for share in shares:
             for served in share.place.served:
                 share.ready[served.url] = served.ready()
-                share.loads[served.url] = loads_for(share, served, all_members=reloads)
+                share.loads[served.url] = loads_for(share, served)
+                if reloads:
+                    voting = dict.fromkeys(model for model, _ in share.plan.steps() if not model.startswith(AVERAGING))
+                    share.offers[served.url] = [model for model in voting if model not in share.loads[served.url]]
                 now = [model for model, _ in served.steps(share.name)] if share.name in share.ready[served.url] else []
                 share.released[served.url] = list(dict.fromkeys([*share.plan.released(), *now]))
 
@@ -124,7 +143,10 @@ class Flow:
         refused: list[str] = []
         remarks: list[str] = []
         for share in shares:
-            for finding in findings_of(share):
+            found = findings_of(share)
+            for served in share.place.served if share.plan.after is not None else ():
+                found += plan_findings(share, served)
+            for finding in found:
                 (refused if finding.refuses else remarks).append(str(finding))
         first = shares[0].plan
         for share in shares[1:]:
@@ -138,15 +160,17 @@ class Flow:
             raise EditRefusedError(what, list(dict.fromkeys(refused)))
         return tuple(dict.fromkeys(remarks))
 
-    def _changes(self, shares: Sequence[Share]) -> tuple[str, ...]:
+    def _changes(self, shares: Sequence[Share], befores: Sequence[Before]) -> tuple[str, ...]:
         """What changes, in words; with several places, what changes at any of them."""
         from defensemble_export import changes_between
 
         found: dict[str, None] = {}
-        for share in shares:
-            told = changes_between(share.plan.before, share.plan.after)
-            if not told and share.plan.changes_files:
-                told = [f"writes {path} again, which had been changed by hand" for path in (*share.plan.averaging, *share.plan.files)]
+        for share, before in zip(shares, befores, strict=True):
+            told = changes_between(share.plan.before if before.votes is None else before.votes, share.plan.after)
+            if not told and share.plan.averaging:
+                told = [f"generates {model} again, which had been changed by hand" for model in share.plan.new_models]
+            if not told and (share.plan.changes_files or before.was_edited_by_hand):
+                told = ["takes up a hand edit of config.pbtxt, which leaves the votes as they are"]
             found |= dict.fromkeys(told)
         return tuple(found)
 
@@ -170,10 +194,10 @@ class Flow:
         action: str,
         name: str,
         shares: Sequence[Share],
+        befores: Sequence[Before],
         changes: tuple[str, ...],
         message: str | None,
         undoes: Sequence[str],
-        reloads: bool,
     ) -> Edit | None:
         """The edit for the history, and in each share what is written down while it is under way."""
         from defensemble_export import Edit
@@ -182,13 +206,9 @@ class Flow:
 
         number, when, who = new_id(), now_text(), this_user()
         group = [str(share.place.repository.resolve()) for share in shares]
-        for share in shares:
-            before, served_before = before_reload(share) if reloads else (snapshot_or_none(share.plan.disk(), name), None)
+        for share, before in zip(shares, befores, strict=True):
             after = None if share.plan.after is None else snapshot_or_none(share.plan.outcome(), name)
-            if reloads and not share.plan.changes_files and (before == after or before is None):
-                continue  # no hand edit, or none that is known
-            told = changes_between_snapshots(before, after) if reloads else changes
-            edit = Edit(number, when, who, name, action, message, tuple(told), tuple(undoes), before, after)
+            edit = Edit(number, when, who, name, action, message, changes, tuple(undoes), before.snapshot, after)
             share.pending = Pending.of(
                 share.plan,
                 edit,
@@ -196,7 +216,7 @@ class Flow:
                 urls=[served.url for served in share.place.served],
                 loads=_lacking(share),
                 released=list(dict.fromkeys(model for models in share.released.values() for model in models)),
-                served_before=served_before,
+                served_before=before.served,
             )
         return next((share.pending.edit for share in shares if share.pending is not None), None)
 
@@ -211,49 +231,6 @@ def findings_of(share: Share) -> list[Finding]:
     if share.name in used_models(share.plan.outcome()):
         return [Finding(share.name, f"'{share.name}' is a step of another ensemble: take it out of that one first")]
     return []
-
-
-def snapshot_or_none(files: Files, name: str) -> Snapshot | None:
-    """The ensemble as `files` hold it; None where there is none that can be read as ours."""
-    from defensemble_export import EnsembleError
-    from defensemble_export.history import snapshot_of
-
-    try:
-        return snapshot_of(files, name) if files.has(name) else None
-    except EnsembleError:
-        return None
-
-
-def before_reload(share: Share) -> tuple[Snapshot | None, bytes | None]:
-    """What a hand edit had changed: the last state that the history knows, else what a server still serves; and that configuration."""
-    from defensemble_export import pbtxt_from_config, read_history
-    from defensemble_export.files import Files
-    from defensemble_export.served import served_config
-
-    repository, name = share.place.repository, share.name
-    overlay: dict[str, bytes | None] = {}
-    for served in share.place.served:
-        told = served.config(name) if name in share.ready[served.url] else None
-        if told is not None:
-            overlay[f"{name}/config.pbtxt"] = pbtxt_from_config(served_config(told))
-            for model, _ in served.steps(name):
-                config = served.config(model) if model.startswith(AVERAGING) else None
-                if config is not None:
-                    overlay[f"{model}/config.pbtxt"] = pbtxt_from_config(served_config(config))
-            break
-    served_before = overlay.get(f"{name}/config.pbtxt")
-    known = [edit.after for edit in read_history(repository) if edit.ensemble == name and edit.after is not None]
-    if known:
-        return known[-1], served_before
-    return (snapshot_or_none(Files(repository, overlay), name) if overlay else None), served_before
-
-
-def changes_between_snapshots(before: Snapshot | None, after: Snapshot | None) -> list[str]:
-    """What differs, in words, the wording of the configuration too."""
-    from defensemble_export import changes_between
-
-    told = changes_between(None if before is None else before.votes, None if after is None else after.votes)
-    return told or ["takes up a hand edit of config.pbtxt, which leaves the votes as they are"]
 
 
 def _lacking(share: Share) -> list[str]:

@@ -34,13 +34,18 @@ def settled_or_told(flow: Flow, warn: Callable[[str], None]) -> None:
             warn(f"an edit of '{pending.edit.ensemble}' was cut short in {place.repository}, and this user may not mend it: {error}")
 
 
-def ensembles_in(files: Files) -> list[str]:
-    """The names of all ensembles, sorted.
+def ensembles_in(files: Files, warn: Callable[[str], None] = lambda text: None) -> list[str]:
+    """The names of all ensembles, sorted; `warn` is told of configurations that cannot be read."""
+    from defensemble_export import ConfigError
 
-    Raises:
-        defensemble_export.ConfigError: A configuration cannot be read.
-    """
-    return [name for name in files.models() if files.config(name).platform == "ensemble"]
+    found = []
+    for name in files.models():
+        try:
+            if files.config(name).platform == "ensemble":
+                found.append(name)
+        except ConfigError as error:
+            warn(str(error))
+    return found
 
 
 def existing(repository: Path, name: str) -> Ensemble:
@@ -65,10 +70,9 @@ def look_at(places: Sequence[Place], name: str) -> EnsembleState:
     Raises:
         defensemble_export.ExportError, ServiceError, OSError: It cannot be read; a server does not answer.
     """
-    from defensemble_export.standing import member_standing
-
     from defensemble_export import EnsembleError, read_ensemble
     from defensemble_export.files import Files
+    from defensemble_export.standing import member_standing
 
     files = Files(places[0].repository)
     if not files.has(name):

@@ -33,8 +33,10 @@ def prune(flow: Flow, *, keep: int, dry_run: bool) -> list[Prunable]:
         for place in flow.places:
             used: set[str] = set()
             for served in place.served:
-                used |= served.used([model for model in served.ready() if not model.startswith(AVERAGING)])
-            chosen.append(prune_plan(place.repository, keep=keep, also_used=used))
+                for model in served.ready():
+                    steps = [] if model.startswith(AVERAGING) else served.steps(model)
+                    used |= {step if version < 1 else f"{step}@{version}" for step, version in steps}
+            chosen.append(prune_plan(place.repository, keep=keep, also_used=used, say=flow.warn))
             found += chosen[-1]
         if dry_run:
             return found

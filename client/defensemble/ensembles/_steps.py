@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from defensemble._exceptions import ConnectionFailedError, ServiceError
 from defensemble.ensembles._errors import EditFailedError
@@ -32,12 +32,17 @@ class Place:
 
 @dataclass
 class Share:
-    """What an edit does at one place; `ready` are, by server, the versions that answered before."""
+    """What an edit does at one place.
+
+    By server: `ready` are the versions that answered before, `loads` the models that it lacks, or whose files say something new, `offers`
+    those whose files may have changed in a way that it does not tell, which it then loads, and `released` those that it may not need.
+    """
 
     place: Place
     plan: EditPlan
     ready: dict[str, dict[str, set[int]]] = field(default_factory=dict)
     loads: dict[str, list[str]] = field(default_factory=dict)
+    offers: dict[str, list[str]] = field(default_factory=dict)
     released: dict[str, list[str]] = field(default_factory=dict)
     pending: Pending | None = None
 
@@ -113,7 +118,7 @@ class Carrying:
         proofs: dict[str, Callable[[], None]] = {}
         for share, served in self._servers():
             self._touched[served.url] = False
-            for model in share.loads[served.url]:
+            for model in (*share.loads[served.url], *share.offers.get(served.url, ())):
                 self._at(f"load {model} on {served.url}")
                 with self._timings.of("loads"):
                     served.load(model)
@@ -281,7 +286,7 @@ def unused_models(share: Share, served: Served) -> list[str]:
     return [model for model in candidates if model not in used]
 
 
-def loads_for(share: Share, served: Served, *, all_members: bool = False) -> list[str]:
+def loads_for(share: Share, served: Served) -> list[str]:
     """The models that a server has to load before the new ensemble: those that it lacks, and those whose files say something new.
 
     Raises:
@@ -294,10 +299,8 @@ def loads_for(share: Share, served: Served, *, all_members: bool = False) -> lis
     wanted: dict[str, bool] = {}
     for model, version in share.plan.steps():
         lacks = version not in ready.get(model, set())
-        if not lacks and not (all_members and not model.startswith(AVERAGING)):
-            told: Mapping[str, Any] | None = served.config(model)
+        if not lacks and model not in wanted:
+            told = served.config(model)
             lacks = told is None or not is_served_as_on_disk(files, model, told)
-        else:
-            lacks = True
         wanted[model] = wanted.get(model, False) or lacks
     return [model for model, needed in wanted.items() if needed]

@@ -1,0 +1,90 @@
+"""What an ensemble was before an edit: on disk, or, where that was edited by hand, in the history or in a server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from defensemble.ensembles._steps import AVERAGING, Share
+
+if TYPE_CHECKING:
+    from defensemble_export import Ensemble, Snapshot
+    from defensemble_export.files import Files
+
+
+@dataclass(frozen=True)
+class Before:
+    """The state before an edit, None where there was none, or none is known.
+
+    Of a hand edit that is taken up, `served` is the configuration that a server has still loaded, and `was_edited_by_hand` says that the
+    disk holds another state than that before.
+    """
+
+    snapshot: Snapshot | None
+    served: bytes | None = None
+    was_edited_by_hand: bool = False
+
+    @property
+    def votes(self) -> Ensemble | None:
+        """Who voted."""
+        return None if self.snapshot is None else self.snapshot.votes
+
+    @classmethod
+    def on_disk(cls, share: Share) -> Before:
+        """The state that lies on disk."""
+        return cls(snapshot_or_none(share.plan.disk(), share.name))
+
+
+def before_reload(share: Share) -> Before:
+    """What a hand edit had changed: the last state that the history knows, else what a server still serves, else what lies on disk."""
+    from defensemble_export import read_history
+    from defensemble_export.files import Files
+
+    repository, name = share.place.repository, share.name
+    overlay = _served_files(share)
+    served = overlay.get(f"{name}/config.pbtxt")
+    known = [edit.after for edit in read_history(repository) if edit.ensemble == name and edit.after is not None]
+    now = snapshot_or_none(share.plan.disk(), name)
+    before = known[-1] if known else snapshot_or_none(Files(repository, dict(overlay)), name) if overlay else now
+    if before is None or now is None or _same(before, now):
+        return Before(before or now)
+    return Before(before, served, was_edited_by_hand=True)
+
+
+def snapshot_or_none(files: Files, name: str) -> Snapshot | None:
+    """The ensemble as `files` hold it; None where there is none that can be read as ours."""
+    from defensemble_export import EnsembleError, snapshot_of
+
+    try:
+        return snapshot_of(files, name) if files.has(name) else None
+    except EnsembleError:
+        return None
+
+
+def _served_files(share: Share) -> dict[str, bytes]:
+    """The configurations of the ensemble and its averaging models, as the first server has them that serves it."""
+    from defensemble_export import pbtxt_from_config
+    from defensemble_export.served import served_config
+
+    for served in share.place.served:
+        told = served.config(share.name) if share.name in share.ready[served.url] else None
+        if told is None:
+            continue
+        found = {f"{share.name}/config.pbtxt": pbtxt_from_config(served_config(told))}
+        for model, _ in served.steps(share.name):
+            config = served.config(model) if model.startswith(AVERAGING) else None
+            if config is not None:
+                found[f"{model}/config.pbtxt"] = pbtxt_from_config(served_config(config))
+        return found
+    return {}
+
+
+def _same(one: Snapshot, another: Snapshot) -> bool:
+    """Whether two states say the same: a server fills in what a file leaves out, and keeps no comments."""
+    from defensemble_export import config_from_pbtxt
+    from defensemble_export.served import is_within
+
+    if (one.votes, one.labels) != (another.votes, another.labels):
+        return False
+    first, second = (config_from_pbtxt(snapshot.config, "the configuration") for snapshot in (one, another))
+    return is_within(first, second) or is_within(second, first)

@@ -1,0 +1,65 @@
+"""Will a server run a TensorRT plan that an edit brings? The plans that it serves already tell what it has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from defensemble.ensembles._served import Served
+from defensemble.ensembles._steps import AVERAGING, Share
+
+if TYPE_CHECKING:
+    from defensemble_export import Finding
+
+_PLAN_BACKEND = "tensorrt"
+
+
+def plan_findings(share: Share, served: Served) -> list[Finding]:
+    """What stands against the plans that a server would load, in the place of ONNX files, for the new ensemble.
+
+    A plan is bound to the version of TensorRT and the kind of GPU that it was built with (NVIDIA's documentation of TensorRT, "Version
+    compatibility"); one that is served proves that the server has what it was built with.
+
+    Raises:
+        ServiceError: The server does not answer.
+        OSError: A manifest cannot be read.
+    """
+    from defensemble_export import Finding
+    from defensemble_server import PlanError
+    from defensemble_server.plans import MANIFEST_FILE, Gpu, Machine, problem_of_version, read_manifest
+
+    files, repository = share.plan.outcome(), share.place.repository
+    loads = set(share.loads[served.url])
+    votes = [(model, version) for model, version in share.plan.steps() if not model.startswith(AVERAGING)]
+    serving = [(model, version) for model, version in votes if model not in loads and _is_plan(served, model)]
+    arriving = [(model, version) for model, version in votes if model in loads]
+    if not arriving or not (serving or any(files.config(model).backend == _PLAN_BACKEND for model, _ in arriving)):
+        return []
+    machine = None
+    for model, version in serving:
+        try:
+            known = read_manifest(repository / model / str(version) / MANIFEST_FILE)
+        except PlanError:
+            continue  # said by the checks of the member that it is of
+        if known is not None:
+            machine = Machine(known.tensorrt, (Gpu(known.gpu, known.compute_capability, known.driver),))
+            break
+    found = []
+    for model, version in arriving:
+        if machine is None:
+            text = f"version {version} is a TensorRT plan; whether {served.url} has what it was built with is not known from here"
+            found.append(Finding(model, text, refuses=False))
+            continue
+        config = files.config(model)
+        shape = [tuple(tensor.dims) for tensor in config.input][:1]
+        problem = problem_of_version(
+            Path(repository) / model, version, machine, max_batch_size=config.max_batch_size, image_shape=shape[0] if shape else ()
+        )
+        if problem is not None:
+            found.append(Finding(model, f"{problem} (what {served.url} has is told by the plans that it serves)"))
+    return found
+
+
+def _is_plan(served: Served, model: str) -> bool:
+    told = served.config(model) or {}
+    return told.get("backend") == _PLAN_BACKEND or told.get("platform") == "tensorrt_plan"
