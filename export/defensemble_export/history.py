@@ -191,6 +191,24 @@ def append_edit(repository: Path, edit: Edit) -> None:
             left.unlink(missing_ok=True)
 
 
+def withdraw_edit(repository: Path, edit: Edit) -> None:
+    """Take an edit that was just added out of the history again, where it is its last; hold ``locked`` meanwhile.
+
+    Raises:
+        HistoryError: the last line is damaged.
+        OSError: the history cannot be read or written; it is as it was.
+    """
+    path = repository / HISTORY_FILE
+    lines = _content(path).splitlines(keepends=True)
+    if not lines or edit.id.encode() not in lines[-1] or edit_from_line(lines[-1], f"{path}:{len(lines)}").id != edit.id:
+        return
+    target = path.resolve() if path.is_symlink() else path
+    if len(lines) > 1:
+        write_aside(target, b"".join(lines[:-1]))
+    else:
+        target.unlink()
+
+
 def line_from_edit(edit: Edit) -> bytes:
     """An edit as the history holds it: JSON on one line, without the line's end."""
     return json.dumps(_values_from_edit(edit)).encode()

@@ -13,8 +13,9 @@ from ._errors import HistoryError
 from .aside import write_aside
 from .config import CONFIG_FILE
 from .edit_plan import EditPlan
+from .ensemble_files import PLACEHOLDER, PLACEHOLDER_TEXT
 from .files import Files
-from .history import Edit, edit_from_line, line_from_edit
+from .history import HISTORY_FILE, Edit, edit_from_line, line_from_edit
 from .writing import remove_files, write_plan
 
 PENDING_FILE = "pending-edit.json"
@@ -62,6 +63,9 @@ class Pending:
         there = [path.relative_to(plan.repository).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
         rewritten = [path for path in plan.averaging if disk.exists(path)]
         before = {path: disk.content(path) for path in (*rewritten, *(there if plan.deletes else plan.files))}
+        if plan.deletes:  # files are put back, and Triton wants a version folder, which somebody may have left empty
+            empty = [number for number in disk.versions(plan.name) if not any((folder / str(number)).iterdir())]
+            before |= {f"{plan.name}/{number}/{PLACEHOLDER}": PLACEHOLDER_TEXT for number in empty}
         rejected = None
         if served_before is not None:
             rejected, before[config] = disk.content(config), served_before
@@ -108,6 +112,17 @@ class Pending:
         """Let it be over."""
         (self.repository / PENDING_FILE).unlink(missing_ok=True)
 
+    @property
+    def turned_back(self) -> bool:
+        """Whether its hand edit lies on disk no more: a server had refused it, and putting back what was served has begun."""
+        path = f"{self.edit.ensemble}/{CONFIG_FILE}"
+        return self.rejected is not None and self.before[path] != self.rejected and self._is(path, self.before[path])
+
+    @property
+    def rejected_file(self) -> Path:
+        """Where a hand edit is kept that a server has refused."""
+        return self.repository / self.edit.ensemble / f"{CONFIG_FILE}.rejected"
+
     def restore_ensemble(self, *, refused: bool = False) -> None:
         """Put the ensemble's own files back, all at once; the averaging models stay, for a server may have them loaded.
 
@@ -118,20 +133,23 @@ class Pending:
         """
         name = self.edit.ensemble
         config = f"{name}/{CONFIG_FILE}"
+        before = dict(self.before)
         if self.rejected is not None:
             if refused:
-                write_aside(self.repository / f"{config}.rejected", self.rejected)
-            write_aside(self.repository / config, self.before[config] or b"" if refused else self.rejected)
-            return
-        if self.edit.before is None and (self.repository / name).exists():
-            remove_files(self.repository, [name])
-            return
-        gone = [path for path, content in self.before.items() if content is None and (self.repository / path).exists()]
-        write_plan(
-            self.repository, {path: content for path, content in self.before.items() if content is not None and not self._is(path, content)}
-        )
-        for path in gone:
-            (self.repository / path).unlink()
+                write_aside(self.rejected_file, self.rejected)
+            else:
+                before[config] = self.rejected
+        writes = {path: content for path, content in before.items() if content is not None and not self._is(path, content)}
+        gone = [path for path, content in before.items() if content is None and (self.repository / path).exists()]
+        folder = self.repository / name
+        there = {path.relative_to(self.repository).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+        if there and there <= set(gone):
+            remove_files(self.repository, [name])  # nobody else's file is there: as it came, by one rename
+        else:
+            for path in sorted(gone, key=lambda path: path != config):
+                (self.repository / path).unlink()
+        if writes:
+            write_plan(self.repository, writes)
 
     def remove_new_models(self) -> None:
         """Remove the averaging models that it had written.
@@ -141,9 +159,23 @@ class Pending:
         """
         remove_files(self.repository, [model for model in self.new_models if (self.repository / model).exists()])
 
-    def _is(self, path: str, content: bytes) -> bool:
+    def _is(self, path: str, content: bytes | None) -> bool:
         file = self.repository / path
         return file.is_file() and file.read_bytes() == content
+
+
+def remove_stale_asides(repository: Path) -> list[Path]:
+    """Remove what edits that were killed had written beside the place of a file, and return it; hold ``locked``.
+
+    Raises:
+        OSError: one cannot be removed.
+    """
+    names = (PENDING_FILE, HISTORY_FILE, *(f"*/{CONFIG_FILE}{end}" for end in ("", ".rejected")))
+    found = [left for name in names for left in sorted(repository.glob(f"{Path(name).with_name('.' + Path(name).name)}.*"))]
+    stale = [left for left in found if left.name.rpartition(".")[2].isdecimal()]
+    for left in stale:
+        left.unlink(missing_ok=True)
+    return stale
 
 
 def read_pending(repository: Path) -> Pending | None:

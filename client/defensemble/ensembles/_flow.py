@@ -40,7 +40,7 @@ class Flow:
             defensemble_export.LockedError: Somebody else holds one.
         """
         from defensemble_export.locking import locked_within
-        from defensemble_export.pending import read_pending
+        from defensemble_export.pending import read_pending, remove_stale_asides
         from defensemble_export.writing import check_writable, remove_stale_staging
 
         folders = [place.repository for place in self.places]
@@ -54,8 +54,8 @@ class Flow:
                 if {folder.resolve() for folder in group_of(folders)} <= {folder.resolve() for folder in group}:
                     break
                 locks.close()  # an edit of more folders was cut short just now
-            for folder in folders:
-                for stale in remove_stale_staging(folder):
+            for folder in group:
+                for stale in (*remove_stale_staging(folder), *remove_stale_asides(folder)):
                     self.warn(f"removed {stale}, which a command that was killed had left")
             if any(read_pending(folder) is not None for folder in group):
                 recover(self.places, group, self.warn)
@@ -104,7 +104,7 @@ class Flow:
             name,
             edit,
             changes,
-            remarks,
+            (*remarks, *carrying.untidy),
             _urls(shares),
             _loaded(shares),
             {url: tuple(models) for url, models in carrying.unloaded.items()},
@@ -208,7 +208,9 @@ class Flow:
         group = [str(share.place.repository.resolve()) for share in shares]
         for share, before in zip(shares, befores, strict=True):
             after = None if share.plan.after is None else snapshot_or_none(share.plan.outcome(), name)
-            edit = Edit(number, when, who, name, action, message, changes, tuple(undoes), before.snapshot, after)
+            # Where a declared one was not there before, a rollback has to know that it takes it away again.
+            own = "create" if action == "apply" and not share.plan.disk().has(name) else action
+            edit = Edit(number, when, who, name, own, message, changes, tuple(undoes), before.snapshot, after)
             share.pending = Pending.of(
                 share.plan,
                 edit,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from defensemble._exceptions import DefensembleError, ServiceError
+from defensemble._exceptions import ConnectionFailedError, DeadlineExceededError, ForbiddenError, ServiceError
 from defensemble.ensembles._served import Served
 from defensemble.ensembles._steps import AVERAGING, Place
 
@@ -41,40 +41,51 @@ def recover(places: Sequence[Place], group: Sequence[Path], say: Callable[[str],
     """
     from defensemble_export import read_history
     from defensemble_export.history import append_edit
-    from defensemble_export.pending import read_pending
+    from defensemble_export.pending import read_pending, remove_stale_asides
 
     found = [pending for repository in group if (pending := read_pending(repository)) is not None]
     for first in {pending.edit.id: pending for pending in found}.values():
         same = [pending for pending in found if pending.edit.id == first.edit.id]
         edit = first.edit
         what = f"an edit that was cut short ({edit.action} '{edit.ensemble}', {edit.time}, by {edit.who}: {'; '.join(edit.changes)})"
-        folders = [Path(other) for other in edit_group(same) if Path(other).is_dir()]
-        recorded = any(one.id == edit.id for folder in folders for one in read_history(folder))
-        everywhere = {Path(other).resolve() for other in edit_group(same)} <= {pending.repository.resolve() for pending in same}
+        recorded = any(one.id == edit.id for folder in _folders(same) for one in read_history(folder))
+        everywhere = len(same) == len(edit_group(same))  # counted, since a folder can be known by another path elsewhere
         finishes = recorded or (everywhere and all(pending.took_place for pending in same))
+        refused = any(pending.turned_back for pending in same)
         say(f"found {what}: {'finishing' if finishes else 'undoing'} it")
         if finishes:
             try:
                 _bring_in_line(places, same)
-            except (ServiceError, DefensembleError) as error:
+            except (ConnectionFailedError, DeadlineExceededError, ForbiddenError):
+                raise  # no word of the server's on the edit: the next command goes on
+            except ServiceError as error:
                 if recorded:
                     raise
                 say(f"it cannot be finished ({error}): undoing it")
-                finishes = False
+                finishes, refused = False, True
         if finishes:
             for pending in same:
                 append_edit(pending.repository, pending.edit)
-                pending.clear()
         else:
             for pending in same:
-                pending.restore_ensemble(refused=pending.took_place)
-            _bring_in_line(places, same)
+                pending.restore_ensemble(refused=refused)
+                if pending.rejected is not None and refused:
+                    say(f"the hand edit is kept as {pending.rejected_file}")
+            _bring_in_line(places, same, undone=True)
             for pending in same:
                 pending.remove_new_models()
-                pending.clear()
+        for pending in same:
+            remove_stale_asides(pending.repository)
+            pending.clear()
         lost = sorted({url for pending in same for url in pending.urls} - {served.url for place in places for served in place.served})
         mend = f"; {', '.join(lost)} was to be told too: `defensemble ensemble reload {edit.ensemble} --url URL`" if lost else ""
         say(f"{'finished' if finishes else 'undone'}{mend}")
+
+
+def _folders(found: Sequence[Pending]) -> list[Path]:
+    """The repositories of an edit that can be reached."""
+    own = {pending.repository.resolve() for pending in found}
+    return sorted(own | {Path(other).resolve() for other in edit_group(found) if Path(other).is_dir()})
 
 
 def edit_group(found: Sequence[Pending]) -> set[str]:
@@ -82,38 +93,52 @@ def edit_group(found: Sequence[Pending]) -> set[str]:
     return {other for pending in found for other in pending.group}
 
 
-def _bring_in_line(places: Sequence[Place], found: Sequence[Pending]) -> None:
-    """Makes each server serve what lies on disk, and unload what the edit had loaded, or has released."""
+def _bring_in_line(places: Sequence[Place], found: Sequence[Pending], *, undone: bool = False) -> None:
+    """Makes each server serve what lies on disk, and unload what the edit had loaded, or has released.
+
+    One that fails does not keep the others from it. A hand edit that is to be taken up another time is not loaded.
+    """
     by_folder = {pending.repository.resolve(): pending for pending in found}
+    failed: list[ServiceError] = []
     for place in places:
         pending = by_folder.get(place.repository.resolve())
-        if pending is None:
-            continue
-        for served in place.served:
-            bring_in_line(served, place.repository, pending.edit.ensemble, {*pending.new_models, *pending.loads, *pending.released})
+        for served in place.served if pending is not None else ():
+            assert pending is not None
+            candidates = {*pending.new_models, *pending.loads, *pending.released}
+            waits = undone and pending.rejected is not None and not pending.turned_back
+            try:
+                bring_in_line(served, place.repository, None if waits else pending.edit.ensemble, candidates)
+            except ServiceError as error:
+                failed.append(error)
+    if failed:
+        raise failed[0]
 
 
-def bring_in_line(served: Served, repository: Path, name: str, candidates: set[str]) -> None:
+def bring_in_line(served: Served, repository: Path, name: str | None, candidates: set[str]) -> None:
     """Makes a server serve the ensemble `name` as it lies on disk, and unload those of `candidates` that no ensemble runs.
 
     Raises:
         ServiceError: It refuses, or does not answer.
-        defensemble_export.ConfigError: A configuration cannot be read.
+        defensemble_export.ConfigError: The ensemble's configuration cannot be read.
     """
+    from defensemble_export import ConfigError
     from defensemble_export.edit_plan import used_models
     from defensemble_export.files import Files
     from defensemble_export.served import is_served_as_on_disk
 
     files = Files(repository)
     ready = served.ready()
-    if files.has(name):
+    if name is not None and files.has(name):
         told = served.config(name) if name in ready else None
         if told is None or not is_served_as_on_disk(files, name, told):
             served.load_surely(name)
-    elif name in ready:
+    elif name is not None and name in ready:
         served.unload(name)
     now = served.ready()
-    used = used_models(files) | served.used([model for model in now if not model.startswith(AVERAGING)])
+    try:
+        used = used_models(files) | served.used([model for model in now if not model.startswith(AVERAGING)])
+    except ConfigError:
+        return  # `check` tells of it; what is not known to be unused stays
     for model in candidates:
         if model in now and model not in used:
             served.unload(model)

@@ -81,6 +81,7 @@ class Carrying:
         self._touched: dict[str, bool] = {}  # by server: whether the ensemble itself was to be loaded
         self.unloaded: dict[str, list[str]] = {}
         self.left_loaded: dict[str, str] = {}
+        self.untidy: list[str] = []
 
     def apply(self) -> None:
         """Carries the edit out.
@@ -96,10 +97,18 @@ class Carrying:
                 self._say(f"interrupted at the step '{self._step}': {'; '.join(lines)}")
                 raise
             raise EditFailedError(self._step, str(error), lines) from error
-        self._release()
+        # From here on the edit is in place. What was written down of it stays until all is done, so that the next command goes on with it.
+        try:
+            self._release()
+        except BaseException:
+            self._say(f"interrupted at the step '{self._step}': the edit is in place; the next command unloads what is not needed any more")
+            raise
         for share in self._shares:
             if share.pending is not None:
-                share.pending.clear()
+                try:
+                    share.pending.clear()
+                except OSError as error:
+                    self.untidy.append(f"the edit is in place, but the note of it could not be removed ({error}): the next command does")
 
     def _carry_out(self) -> None:
         from defensemble_export import write_plan
@@ -184,6 +193,7 @@ class Carrying:
 
     def _release(self) -> None:
         """Unloads what no ensemble uses any more, once nobody asks it; what cannot be unloaded is told, and does no harm."""
+        self._at("wait until nobody asks what is not needed any more")
         for share, served in self._servers():
             url = served.url
             try:
@@ -198,49 +208,80 @@ class Carrying:
                         with self._timings.of("loads"):
                             served.unload(model)
                         self.unloaded.setdefault(url, []).append(model)
-            except ServiceError as error:
+            except (ServiceError, OSError) as error:
                 self.left_loaded[f"what {url} does not need any more"] = str(error)
 
     def _put_back(self) -> list[str]:
         """Puts the old state back, on disk first, since servers read from there; returns, in words, where that worked and where not."""
-        from defensemble_export import ExportError
         from defensemble_export.interrupts import interrupts_held
 
         told: list[str] = []
         with interrupts_held():
-            whole = True
-            for share in self._shares:
-                if share.pending is None:
-                    continue
-                try:
-                    share.pending.restore_ensemble(refused=any(self._touched.values()))
-                except (OSError, ExportError) as error:
-                    whole = False
-                    told.append(f"{share.place.repository} could NOT be put back ({error}): the next command tries again")
-            for share, served in self._servers():
-                if served.url not in self._touched:
-                    continue
-                try:
-                    self._put_back_on(share, served)
-                    told.append(f"{served.url} serves the old state")
-                except ConnectionFailedError as error:
-                    whole = False
-                    told.append(f"{served.url} could not be reached to be put back ({error}): when it starts again, it reads the old state")
-                except (ServiceError, ExportError) as error:
-                    whole = False
-                    told.append(f"{served.url} could NOT be put back ({error}): `defensemble ensemble reload` tries again")
-            for share in self._shares:
-                if share.pending is not None and whole:
-                    try:
-                        share.pending.remove_new_models()
-                        share.pending.clear()
-                        told.append(f"{share.place.repository} holds the old state")
-                    except OSError as error:
-                        told.append(f"{share.place.repository} holds the old state, but could not be tidied ({error})")
+            # First the history: as long as it holds the edit anywhere, the next command finishes it.
+            if not all([self._on_disk(share, self._withdraw, told) for share in self._shares]):
+                return [*told, "the edit is in place, and the next command goes on with it"]
+            restored = [self._on_disk(share, self._restore, told) for share in self._shares]
+            whole = all(restored)
+            for share, there in zip(self._shares, restored, strict=True):
+                for served in share.place.served if there else ():
+                    if served.url in self._touched:
+                        whole = self._try_on(share, served, told) and whole
+            if whole:
+                for share in self._shares:
+                    self._on_disk(share, self._tidy, told)
+            elif any(share.pending is not None for share in self._shares):
+                told.append("what was not put back is noted: the next command tries again")
         return told
+
+    def _on_disk(self, share: Share, act: Callable[[Share, Pending, list[str]], None], told: list[str]) -> bool:
+        """Whether one part of putting a folder back worked."""
+        from defensemble_export import ExportError
+
+        if share.pending is not None:
+            try:
+                act(share, share.pending, told)
+            except (OSError, ExportError) as error:
+                told.append(f"{share.place.repository} could NOT be put back ({error})")
+                return False
+        return True
+
+    def _withdraw(self, share: Share, pending: Pending, told: list[str]) -> None:
+        from defensemble_export.history import withdraw_edit
+
+        withdraw_edit(share.place.repository, pending.edit)
+
+    def _restore(self, share: Share, pending: Pending, told: list[str]) -> None:
+        refused = any(self._touched.values())
+        pending.restore_ensemble(refused=refused)
+        if pending.rejected is not None:
+            told.append(f"the hand edit is kept {'as ' + str(pending.rejected_file) if refused else 'where it was'}")
+
+    def _tidy(self, share: Share, pending: Pending, told: list[str]) -> None:
+        pending.remove_new_models()
+        pending.clear()
+        told.append(f"{share.place.repository} holds the old state")
+
+    def _try_on(self, share: Share, served: Served, told: list[str]) -> bool:
+        """Whether a server could be put back."""
+        from defensemble_export import ExportError
+
+        try:
+            self._put_back_on(share, served)
+        except ConnectionFailedError as error:
+            told.append(f"{served.url} could not be reached to be put back ({error}): when it starts again, it reads the old state")
+        except (ServiceError, ExportError, OSError) as error:
+            told.append(f"{served.url} could NOT be put back ({error})")
+        else:
+            told.append(f"{served.url} serves the old state")
+            return True
+        return False
 
     def _put_back_on(self, share: Share, served: Served) -> None:
         before = share.ready[served.url]
+        rewritten = {path.partition("/")[0] for path in (share.pending.before if share.pending is not None else ())} - {share.name}
+        for model in share.loads[served.url]:
+            if model in before and model in rewritten:
+                served.load(model)
         if self._touched[served.url]:
             if share.name in before and share.plan.disk().has(share.name):
                 served.load_surely(share.name)
