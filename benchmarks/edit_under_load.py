@@ -7,6 +7,7 @@ held against numpy's, call times during edits against those without, and the ser
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import sys
 import tempfile
@@ -101,7 +102,7 @@ def measure(
         "timed_edits": effort.timed,
         "effort": dataclasses.asdict(effort),
         "tolerance": TOLERANCE,
-        "least_apart": min(between(one, other) for one, other in zip(states, states[1:], strict=False)),
+        "least_apart": min(between(one, other) for one, other in itertools.pairwise(states)),
         **result,
         **told,
         "figures": figures,
