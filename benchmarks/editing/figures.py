@@ -160,6 +160,6 @@ def figures_of(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         "memory_late_by_early": {
             "value": ratio,
             "goal": f"within {100 * MEMORY_GOAL:g} %",
-            "holds": abs(ratio - 1) <= MEMORY_GOAL,
+            "holds": 1 - MEMORY_GOAL <= ratio <= 1 + MEMORY_GOAL,
         },
     }

@@ -36,8 +36,8 @@ def page(result: Mapping[str, Any], json_name: str) -> str:
 ## Calls
 
 Time of a call in ms, around the first {result["timed_edits"]} edits: {result["calls"]["seconds_with"]:.0f} s with edits and
-{result["calls"]["seconds_without"]:.0f} s without, before, between and after them. A call that was under way at any time of an edit counts as
-during it.
+{result["calls"]["seconds_without"]:.0f} s without, before, between and after them. A call that was under way at any time of an edit
+counts as during it.
 
 {_calls(result["calls"])}
 
@@ -45,8 +45,8 @@ during it.
 
 ## Edits
 
-All {len(result["edits"])}, in ms: medians, and of the whole edit the largest in brackets. "Own work" is writes and load calls; most of the whole
-is waiting for answers behind the callers.
+All {len(result["edits"])}, in ms: medians, and of the whole edit the largest in brackets. "Own work" is writes, loads and unloads; most
+of the whole is waiting for answers behind the callers.
 
 {_edits(result["edits"])}
 
@@ -66,8 +66,8 @@ def _how(result: Mapping[str, Any], json_name: str) -> str:
         "Repeat it with `python benchmarks/edit_under_load.py --json docs/results/edit_under_load.json`, which writes this page too.",
         f"The numbers are those of [{json_name}]({json_name}), measured on {result['measured_at'][:10]} in {result['duration_s']:,.0f} s "
         f"on {len(hardware['cores_used'])} cores of {hardware['cpu']}",
-        f"(no GPU), Python {versions['python']}, ONNX Runtime {versions['onnxruntime']}, the embedded Triton {result['server']['version']}, "
-        f"commit {commit}, seed {result['seed']}.",
+        f"(no GPU), Python {versions['python']}, ONNX Runtime {versions['onnxruntime']}, "
+        f"the embedded Triton {result['server']['version']}, commit {commit}, seed {result['seed']}.",
         "",
         f"{result['members']} defective networks ({spec['arch']}, width {spec['width']}, keep {spec['keep']}, blocks "
         f"{', '.join(map(str, spec['blocks']))}) at {'x'.join(map(str, result['image_shape']))}, untrained, which changes no time, in one "
@@ -100,8 +100,8 @@ def _answers(result: Mapping[str, Any]) -> str:
     lines = [
         f"{answers['calls']:,} calls, {right:,} answers of an ensemble that was in force, within {answers['largest_difference']:.1g} of "
         f"numpy's (float64, of each network's own logits; allowed {result['tolerance']:g}).",
-        f"{answers['while_two_states_were_in_force']:,} of them were asked while an edit was under way. Answers of an ensemble before and after "
-        f"an edit differ by {result['least_apart']:.2g} at least, in any batch.",
+        f"{answers['while_two_states_were_in_force']:,} of them were asked while an edit was under way. Answers before and after an edit "
+        f"differ by {result['least_apart']:.2g} at least, in any batch.",
     ]
     for kind, told in (("failed", "failed"), ("wrong", "wrong"), ("old_after_new", "old after new")):
         lines += [f"- {told}: {text}" for text in answers[kind]["first"]]
@@ -123,8 +123,8 @@ def _interval(calls: Mapping[str, Any]) -> str:
         return "The percentiles could not be compared: there were no calls with edits, or none without."
     low, high = calls["p99_interval"]
     return (
-        f"The ratio of the 99th percentiles is {calls['p99_during_by_without']:.2f}; drawing edits and times between them anew, it lies between "
-        f"{low:.2f} and {high:.2f} (95 %)."
+        f"The ratio of the 99th percentiles is {calls['p99_during_by_without']:.2f}; drawing edits and times between them anew, "
+        f"it lies between {low:.2f} and {high:.2f} (95 %)."
     )
 
 
