@@ -147,6 +147,7 @@ def _change(
     if not movable or (action == "remove" and len(state.votes) <= _FEWEST):
         return None
     old = movable[int(generator.integers(len(movable)))]
+    told: dict[str, Any]
     if action == "remove":
         return Change(action, {"member": str(old)}, dataclasses.replace(state, votes=tuple(vote for vote in state.votes if vote != old)))
     if action == "switch":
