@@ -43,7 +43,9 @@ def config_from_pbtxt(text: str, where: str) -> schema.ModelConfig:
     try:
         return schema.ModelConfig.FromString(_parsed(text))
     except (text_format.ParseError, ValueError) as error:  # ValueError: a number too large for its field, without its line
-        raise ConfigError(f"{where}: not a valid model configuration: {error}. Mend the file, or export the model again.") from error
+        raise ConfigError(
+            f"{where}: not a valid model configuration: {str(error).rstrip('.')}. Mend the file, or export the model again."
+        ) from error
 
 
 @functools.lru_cache(maxsize=2048)
