@@ -141,7 +141,7 @@ def _check_form(found: Inspection, ensemble: str, model: str, config: schema.Mod
             found.say(
                 model,
                 f"this file is not the graph that the parameters ({_said(votes)}) generate: it was changed, or another version wrote it; "
-                f"move {found.files.repository / model} away, then {reload} generates it again",
+                f"{reload} generates it again",
                 file,
             )
     return not found.refused(model)

@@ -20,6 +20,9 @@ from .model_checks import check_model
 from .reading import ensemble_from_configs, versions_by_policy
 from .wiring import said_step, way_to_step, wiring_faults
 
+# The tensors that a step of a member maps; another step that reads the ensemble's input is of an ensemble that was wired otherwise.
+_OF_A_MEMBER = ({"images"}, {"logits"})
+
 
 def check_ensemble(files: Files, name: str, *, loads: Collection[str] | None = None) -> list[Finding]:
     """Find all that is wrong with the ensemble ``name``, its members and its averaging models: what Triton would refuse, and what we do.
@@ -42,27 +45,33 @@ def _check(found: Inspection, name: str, loads: Collection[str] | None, outer: t
     inputs = {tensor.name for tensor in config.input}
     votes = [step for step in steps if inputs & set(step.input_map.values())]
     averages = list(dict.fromkeys(step.model_name for step in steps if step not in votes and step.model_name.startswith(RESERVED)))
+    is_ours = bool(averages)
     pinned: dict[str, set[int]] = {}
     for index, step in enumerate(steps):
-        if step.model_name and _check_step(found, name, index, step, is_vote=step in votes, is_ours=bool(averages)):
+        if step.model_name and _check_step(found, name, index, step, is_vote=step in votes, is_ours=is_ours):
             pinned.setdefault(step.model_name, set()).add(step.model_version)
     known = {model: one for model in pinned if (one := found.config(model)) is not None}
     for model, one in known.items():
         check_label_files(found, model, one)
         if one.platform != "ensemble":
-            check_model(found, model, pinned[model], digests=loads is None or model in loads)
+            mend = "put it back, or export the model again (--replace), which adds a version"
+            if model in averages:
+                mend = f"`defensemble ensemble reload {name}` generates it again"
+            check_model(found, model, pinned[model], digests=loads is None or model in loads, mend=mend)
         elif model in (*outer, name):
             circle = ", which contains ".join(f"'{link}'" for link in (*outer, name, model)[(*outer, name).index(model) :])
             first = next(index for index, step in enumerate(steps) if step.model_name == model)
             found.say(name, f"it contains itself: {circle}; take one of these steps out", path, *way_to_step(first, "model_name"))
         else:
             _check(found, model, loads, (*outer, name))
-    check_averages(found, name, [model for model in averages if model in known])
+    averages = [model for model in averages if model in known]
+    check_averages(found, name, averages)
     for model in averages:
         _refuse_link(found, model)
     bad = {model for model in averages if found.refused(model, f"{model}/{CONFIG_FILE}")}
-    if averages:
-        bad |= check_members(found, name, [(step.model_name, step.model_version) for step in votes if step.model_name in pinned], averages)
+    if is_ours:
+        members = [step for step in votes if step.model_name in pinned and (set(step.input_map), set(step.output_map)) == _OF_A_MEMBER]
+        bad |= check_members(found, name, [(step.model_name, step.model_version) for step in members], averages)
     for fault in wiring_faults(config, {model: one for model, one in known.items() if model not in bad}):
         found.say(name, fault.text, path, *fault.way)
     _check_votes(found, name, config, known)
@@ -158,12 +167,12 @@ def _check_votes(found: Inspection, name: str, config: schema.ModelConfig, known
         votes = ensemble_from_configs(name, {**known, name: config})
     except EnsembleError as error:
         if not refused:  # else this would be said twice
-            text = f"it can be served, but not edited by `defensemble ensemble`: {error}"
+            text = f"it can be served, but not edited: {error}"
             found.say(name, text, path, "ensemble_scheduling", refuses=False)
         return
     if not refused:
         _say_names(found, name, config, votes, known)
-    configs = {model: one for model in found.files.models() if (one := found.quiet_config(model)) is not None}
+    configs = {model: one for model in found.files.models() if (one := found.fused_config(model)) is not None}
     for graph in outdated_among(configs, votes):
         again = f"`defensemble export --repository {found.files.repository} --ensemble {name} --fuse {graph} --replace`"
         text = f"'{graph}' is a fused graph of other votes than '{name}' has now: fuse it again ({again})"
@@ -172,19 +181,22 @@ def _check_votes(found: Inspection, name: str, config: schema.ModelConfig, known
 
 def _say_names(found: Inspection, name: str, config: schema.ModelConfig, votes: Ensemble, known: dict[str, schema.ModelConfig]) -> None:
     """Averages that were made for other members or batches, and are right by position: told, and renamed by the next edit."""
+    other: dict[int, str] = {}
     for index, step in enumerate(config.ensemble_scheduling.step):
         described = known.get(step.model_name)
-        if index < len(votes.members) or described is None or found.refused(step.model_name):
+        if index < len(votes.members) or described is None:
             continue
         classes = next((int(size) for tensor in described.input for size in tensor.dims), 0)
         names = averaging_models(votes, classes, int(config.max_batch_size))
-        named = names[0 if "probabilities" in step.output_map.values() else 1]
-        if step.model_name != named:
-            text = (
-                f"{said_step(index, step)} averages rightly, but is named for other members or another max_batch_size: "
-                f"`defensemble ensemble reload {name}` generates it under its new name, {named}"
-            )
-            found.say(step.model_name, text, f"{name}/{CONFIG_FILE}", *way_to_step(index, "model_name"), refuses=False)
+        if step.model_name not in names:
+            other[index] = names[0 if "probabilities" in step.output_map.values() else 1]
+    if other:
+        steps = " and ".join(f"step {index + 1} is to run {named}" for index, named in other.items())
+        text = (
+            f"it answers rightly, but what averages it is named for other members or another max_batch_size: {steps}, which "
+            f"`defensemble ensemble reload {name}` generates"
+        )
+        found.say(name, text, f"{name}/{CONFIG_FILE}", *way_to_step(min(other), "model_name"), refuses=False)
 
 
 def _numbers(versions: list[int]) -> str:

@@ -41,7 +41,7 @@ def config_from_pbtxt(text: str, where: str) -> schema.ModelConfig:
     """
     try:
         return text_format.Parse(text, schema.ModelConfig())
-    except text_format.ParseError as error:
+    except (text_format.ParseError, ValueError) as error:  # ValueError: a number too large for its field, without its line
         raise ConfigError(f"{where}: not a valid model configuration: {error}. Mend the file, or export the model again.") from error
 
 

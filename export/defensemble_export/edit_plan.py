@@ -88,19 +88,17 @@ def plan_ensemble(repository: Path, after: Ensemble) -> EditPlan:
     """
     check_name(after.name)
     files = Files(repository)
-    before = None
     lacking = [vote.model for vote in after.members if not files.has(vote.model)]
     if lacking:
         raise EnsembleError(
-            f"{repository} holds no model {', '.join(lacking)}: it holds {', '.join(networks(files)) or 'none'}; "
-            "export it first (`defensemble export`)"
+            f"{repository} holds no network {', '.join(lacking)}, it holds {', '.join(networks(files)) or 'none'}: "
+            "name one, or export it first (`defensemble export`)"
         )
     existing = files.has(after.name)
     before = None
     if existing:
-        before = _read_or_none(
-            files, after.name
-        )  # of one that was wired by hand what is asked for takes the place, and the history keeps it
+        # Of one that was wired by hand what is asked for takes the place.
+        before = _read_or_none(files, after.name)
         interface, labels = files.config(after.name), None
         batch = existing_batch(repository / after.name, None)
     else:

@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ._errors import EnsembleError
+from .edit_plan import networks
 from .ensemble import Ensemble, Vote, check_name
+from .files import Files
 from .reading import LARGEST_VERSION, versions_in
 
 
@@ -35,7 +37,10 @@ def new_vote(repository: Path, text: str, weight: float = 1.0) -> Vote:
     folder = repository / model
     there = versions_in(folder) if folder.is_dir() else []
     if not there:
-        raise EnsembleError(f"{repository} holds no model '{model}': it holds {', '.join(_models(repository)) or 'none'}")
+        known = ", ".join(networks(Files(repository))) or "none"
+        raise EnsembleError(
+            f"{repository} holds no network '{model}', it holds {known}: name one, or export it first (`defensemble export`)"
+        )
     if version is not None and version not in there:
         raise EnsembleError(f"'{model}' has no version {version}: {folder} holds {', '.join(map(str, there))}")
     return Vote(model, there[-1] if version is None else version, weight)
@@ -108,7 +113,3 @@ def found_vote(ensemble: Ensemble, text: str) -> Vote:
         voting = ", ".join(f"{vote.model}@{vote.version}" for vote in ensemble.members)
         raise EnsembleError(f"'{text}' does not vote in '{ensemble.name}': {voting} do")
     return found[0]
-
-
-def _models(repository: Path) -> list[str]:
-    return sorted(entry.name for entry in repository.iterdir() if entry.is_dir() and not entry.name.startswith("."))

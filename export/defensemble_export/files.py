@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 
 from tritonclient.grpc import model_config_pb2 as schema
@@ -12,6 +13,16 @@ from ._errors import ConfigError
 from .config import CONFIG_FILE, config_from_pbtxt
 from .ensemble import MODEL_NAME
 from .reading import checked_config, versions_in
+
+
+@lru_cache(maxsize=1024)
+def _digest(path: str, *version: int) -> str:
+    """Of a file that is this version, by its number, size and times of change: networks are large, and seldom change between two edits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as opened:
+        while chunk := opened.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 class Files:
@@ -48,11 +59,8 @@ class Files:
         file = self.repository / path
         if not file.is_file():
             return None
-        digest = hashlib.sha256()
-        with file.open("rb") as opened:
-            while chunk := opened.read(1 << 20):
-                digest.update(chunk)
-        return digest.hexdigest()
+        known = file.stat()
+        return _digest(str(file), known.st_ino, known.st_size, known.st_mtime_ns, known.st_ctime_ns)
 
     def has(self, model: str) -> bool:
         """Whether there is a configuration of ``model``."""

@@ -12,6 +12,7 @@ from .config import CONFIG_FILE, LABELS_FILE
 from .inspecting import Inspection
 from .model_checks import said_tensors
 from .reading import LARGEST_BATCH, parameter
+from .wiring import same_shape
 
 _MEMBER = "a member takes images FP32 [C, H, W] and gives logits FP32 [K]"
 
@@ -26,14 +27,16 @@ def check_members(found: Inspection, ensemble: str, votes: Sequence[tuple[str, i
     members = {model: member for model, _ in votes if found.has(model) and (member := found.config(model)) is not None}
     bad = {model for model, member in members.items() if not _is_member(found, ensemble, model, member)}
     good = {model: member for model, member in members.items() if model not in bad}
-    declared = list(config.input[0].dims) if len(config.input) == 1 else None
+    declared = next(
+        (list(tensor.dims) for tensor in config.input if tensor.name == "images" and min(tensor.dims, key=abs, default=0)), None
+    )
     images = {model: list(member.input[0].dims) for model, member in good.items()}
     bad |= _same(found, ensemble, images, declared, "images", f"'{ensemble}'")
     classes = {model: next([*one.dims] for one in member.output if one.name == "logits") for model, member in good.items()}
     averages = [found.config(model) for model in averaged if found.has(model)]
     taken = next((list(one.input[0].dims) for one in averages if one is not None and len(one.input) > 0), None)
     bad |= _same(found, ensemble, classes, taken, "logits", "what averages them")
-    _check_labels(found, ensemble, config, good)
+    _check_labels(found, ensemble, config, {model: member for model, member in good.items() if model not in bad})
     _say_precisions(found, ensemble, votes, members)
     return bad
 
@@ -54,6 +57,8 @@ def check_label_files(found: Inspection, model: str, config: schema.ModelConfig)
 
 def _is_member(found: Inspection, ensemble: str, model: str, config: schema.ModelConfig) -> bool:
     path = f"{model}/{CONFIG_FILE}"
+    if not config.backend and not config.platform:
+        return False  # which is told as such
     remove = f"`defensemble ensemble remove {ensemble} {model}`"
     inputs, outputs = (
         [(tensor.name, tensor.data_type, len(tensor.dims), min(tensor.dims, default=0) > 0) for tensor in tensors]
@@ -85,7 +90,8 @@ def _same(found: Inspection, ensemble: str, dims: Mapping[str, list[int]], expec
         return set()
     if expected is None:
         expected, whose = list(Counter(map(tuple, dims.values())).most_common(1)[0][0]), "most of them"
-    other = {model: size for model, size in dims.items() if size != expected}
+    wanted = expected
+    other = {model: size for model, size in dims.items() if not same_shape(size, wanted)}
     what = "image size" if tensor == "images" else "number of classes"
     if len(other) == len(dims) and len({*map(tuple, dims.values())}) == 1:
         size = next(iter(dims.values()))
@@ -113,6 +119,7 @@ def _check_labels(found: Inspection, ensemble: str, config: schema.ModelConfig, 
         classes = next(tensor.dims[0] for tensor in members[model].output if tensor.name == "logits")
         if len(labels) != classes:
             found.say(model, f"names {len(labels)} classes, and its logits are {classes}: write one name a line, in their order", path)
+    told = {model: one for model, one in told.items() if not found.refused(model, one[0])}
     own = _labels(found, ensemble, config, "probabilities")
     if not told:
         return

@@ -11,15 +11,16 @@ from .config import BACKEND, CONFIG_FILE, MANIFEST_FILE, MODEL_FILE, PLAN_FILE
 from .inspecting import Inspection
 from .manifest import manifest_from_bytes
 from .reading import parameter, versions_by_policy
+from .wiring import said_type
 
 _TENSORRT = ("tensorrt", "tensorrt_plan")
 
 
-def check_model(found: Inspection, model: str, pinned: Collection[int], *, digests: bool) -> None:
+def check_model(found: Inspection, model: str, pinned: Collection[int], *, digests: bool, mend: str) -> None:
     """Find what keeps ``model``, which is no ensemble, from being loaded at the versions ``pinned``.
 
     Triton loads all versions that ``version_policy`` names, and none where one fails. ``digests`` says whether files are compared with
-    their SHA-256, which takes the time of reading them.
+    their SHA-256, which takes the time of reading them; ``mend`` is how one that is damaged gets whole again.
     """
     config = found.config(model)
     if config is None:
@@ -30,11 +31,11 @@ def check_model(found: Inspection, model: str, pinned: Collection[int], *, diges
         found.say(model, "names neither a backend nor a platform, so what it is cannot be told: put back what was exported", path)
         return
     for version in _served(found, model, config):
-        _check_file(found, model, version, config, path, pinned=version in pinned, digests=digests)
+        _check_file(found, model, version, config, path, pinned=version in pinned, digests=digests, mend=mend)
     for profile_path in found.profiles(model):
         profile = found.parsed(model, profile_path)
         if profile is not None:
-            _check_profile(found, model, config, profile, profile_path, pinned, digests=digests)
+            _check_profile(found, model, config, profile, profile_path, pinned, digests=digests, mend=mend)
 
 
 def file_of(config: schema.ModelConfig) -> str | None:
@@ -68,19 +69,23 @@ def _check_links(found: Inspection, model: str, pinned: Collection[int]) -> None
             return
 
 
-def _check_file(found: Inspection, model: str, version: int, config: schema.ModelConfig, path: str, *, pinned: bool, digests: bool) -> None:
+def _check_file(
+    found: Inspection, model: str, version: int, config: schema.ModelConfig, path: str, *, pinned: bool, digests: bool, mend: str
+) -> None:
     """Whether a version's model file is there, and is the one that the configuration at ``path`` says."""
     name = file_of(config)
     if name is None:
         return
     file = f"{model}/{version}/{name}"
-    away = (
-        "put it back, or export the model again (--replace), which adds a version"
-        if pinned
-        else f"Triton loads it along with the version that votes: put it back, or move {found.files.repository / model / str(version)} away"
-    )
+    is_plan = _is_plan(config) or name == PLAN_FILE
+    if is_plan:
+        mend = f"build it with `{_build_command(found, model, version)}`"
+    if not pinned:
+        mend = (
+            f"Triton loads it along with the version that votes: put it back, or move {found.files.repository / model / str(version)} away"
+        )
     if not found.files.exists(file):
-        found.say(model, f"version {version} lacks its model file: {away}", file)
+        found.say(model, f"version {version} lacks its model file: {mend}", file)
         return
     stated = parameter(config, f"sha256.{version}")
     if digests and stated is not None:
@@ -89,18 +94,22 @@ def _check_file(found: Inspection, model: str, version: int, config: schema.Mode
             found.say(
                 model,
                 f"version {version}: this file has SHA-256 {got[:16]}..., sha256.{version} in {found.files.repository / path} says "
-                f"{stated[:16]}...: it was changed or damaged after it was exported; {away}; or, if you changed it on purpose, "
+                f"{stated[:16]}...: it was changed or damaged after that was written; {mend}; or, if you changed it on purpose, "
                 "write the new digest there",
                 file,
             )
-    if pinned and (_is_plan(config) or name == PLAN_FILE):
+    if pinned and is_plan:
         _check_plan(found, model, version, config, digests=digests)
+
+
+def _build_command(found: Inspection, model: str, version: int) -> str:
+    return f"defensemble build-engine {found.files.repository} --model {model} --version {version}"
 
 
 def _check_plan(found: Inspection, model: str, version: int, config: schema.ModelConfig, *, digests: bool) -> None:
     """Whether a plan is what its manifest says, and fits its configuration; whether it fits the server's machine, the server finds out."""
     place = f"{model}/{version}"
-    command = f"defensemble build-engine {found.files.repository} --model {model} --version {version} --force"
+    command = f"{_build_command(found, model, version)} --force"
     mend = f"build it again with `{command}`"
     path = f"{place}/{MANIFEST_FILE}"
     content = found.content(path)
@@ -146,6 +155,7 @@ def _check_profile(
     pinned: Collection[int],
     *,
     digests: bool,
+    mend: str,
 ) -> None:
     """A profile says where and by what a model is run: in all that a caller or an ensemble sees it must agree with ``config.pbtxt``."""
     if profile.name not in ("", model):
@@ -181,7 +191,7 @@ def _check_profile(
         key = f"sha256.{version}"
         stated, other = parameter(profile, key), parameter(config, key)
         if not same or version not in usually:
-            _check_file(found, model, version, profile, path, pinned=version in pinned, digests=digests)
+            _check_file(found, model, version, profile, path, pinned=version in pinned, digests=digests, mend=mend)
         elif stated is not None and other is not None and stated != other:
             found.say(
                 model,
@@ -195,5 +205,5 @@ def _check_profile(
 
 def said_tensors(tensors: Sequence[schema.ModelInput] | Sequence[schema.ModelOutput]) -> str:
     """Inputs or outputs in words: "images FP32 [3, 32, 32]"."""
-    said = [f"{one.name} {schema.DataType.Name(one.data_type).removeprefix('TYPE_')} {list(one.dims)}" for one in tensors]
-    return ", ".join(said) or "none"
+    said = [f"{one.name} {said_type(one.data_type)} {list(one.dims)}" for one in tensors]
+    return ", ".join(said) or "nothing"

@@ -144,7 +144,7 @@ class Pending:
         folder = self.repository / name
         there = {path.relative_to(self.repository).as_posix() for path in folder.rglob("*") if not path.is_dir()}
         if there and there <= set(gone):
-            remove_models(self.repository, [name])  # nobody else's file is there: as it came, by one rename
+            remove_files(self.repository, [name])  # nobody else's file is there: as it came, by one rename
         else:
             for path in sorted(gone, key=lambda path: path != config):
                 (self.repository / path).unlink()

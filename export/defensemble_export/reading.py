@@ -96,8 +96,8 @@ def ensemble_from_configs(name: str, configs: Mapping[str, schema.ModelConfig]) 
         EnsembleError: the steps are not wired as those that this package writes, or the parameters are not those of its averaging models.
     """
     config = configs[name]
-    refused = f"ensemble '{name}' is not one that `defensemble export` can extend"
-    mend = f"mend its {CONFIG_FILE} by hand, or choose another --ensemble name"
+    refused = f"ensemble '{name}' is not wired as `defensemble export` wires one, so its votes cannot be edited"
+    mend = f"mend its {CONFIG_FILE} by hand, or name another ensemble"
     steps = list(config.ensemble_scheduling.step)
     inputs = {tensor.name for tensor in config.input}
     outputs = [tensor.name for tensor in config.output]

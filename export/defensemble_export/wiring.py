@@ -37,7 +37,7 @@ def wiring_faults(config: schema.ModelConfig, known: Mapping[str, schema.ModelCo
     if not steps:
         return [*faults, Fault("has no steps: an ensemble needs at least one member", (_STEPS,))]
     faults += _unsaid(steps)
-    faults += _flow(config, steps)
+    faults += _flow(config, steps, known)
     faults += _batches(config, steps, known)
     for index, step in enumerate(steps):
         if step.model_name in known and _is_declared(known[step.model_name]):
@@ -50,6 +50,12 @@ def way_to_step(index: int, *way: Step) -> tuple[Step, ...]:
     return (_STEPS, ("step", index), *way)
 
 
+def said_type(kind: int) -> str:
+    """How a data type is called in a text: "FP32"."""
+    known = schema.DataType.DESCRIPTOR.values_by_number.get(kind)
+    return str(kind) if known is None else str(known.name).removeprefix("TYPE_")
+
+
 def said_step(index: int, step: schema.ModelEnsembling.Step) -> str:
     """How a step (from 0) is called in a text: it is counted from 1."""
     return f"step {index + 1} ({step.model_name})" if step.model_name else f"step {index + 1}"
@@ -57,7 +63,8 @@ def said_step(index: int, step: schema.ModelEnsembling.Step) -> str:
 
 def _kind(config: schema.ModelConfig) -> Iterator[Fault]:
     if config.platform != "ensemble":
-        yield Fault(f'says platform: "{config.platform}", and an ensemble says platform: "ensemble": write that', ("platform",))
+        said = f'says platform: "{config.platform}"' if config.platform else "says no platform"
+        yield Fault(f'{said}, and an ensemble says platform: "ensemble": write that', ("platform",))
     if config.backend:
         yield Fault(f'says backend: "{config.backend}", and an ensemble has none: take that line out', ("backend",))
     if config.max_batch_size < 0:
@@ -87,7 +94,7 @@ def _declared(config: schema.ModelConfig) -> Iterator[Fault]:
                 yield Fault(f"{kind} '{tensor.name}' has no data_type: write one, such as TYPE_FP32", way)
             if not tensor.dims:
                 yield Fault(f"{kind} '{tensor.name}' has no dims: write its shape without the batch", way)
-            if any(size < 1 and size != -1 for size in tensor.dims):
+            elif not _is_shape(tensor.dims):
                 yield Fault(f"{kind} '{tensor.name}' has dims {list(tensor.dims)}: each must be 1 or more, or -1 for any", (*way, "dims"))
 
 
@@ -100,53 +107,66 @@ def _unsaid(steps: Sequence[schema.ModelEnsembling.Step]) -> Iterator[Fault]:
                 yield Fault(f"{said_step(index, step)} has no {name}: map at least one tensor, or take the step out", way_to_step(index))
 
 
-def _flow(config: schema.ModelConfig, steps: Sequence[schema.ModelEnsembling.Step]) -> Iterator[Fault]:
-    """Whether each tensor is written once and read, and none is needed before it can be there."""
+def _flow(
+    config: schema.ModelConfig, steps: Sequence[schema.ModelEnsembling.Step], known: Mapping[str, schema.ModelConfig]
+) -> Iterator[Fault]:
+    """Whether each tensor is written once and read, and none is needed before it can be there.
+
+    A wrong name is one fault and not two: what is written under it is told with what is missed under the right one.
+    """
     inputs, outputs = ({tensor.name: None for tensor in tensors if tensor.name} for tensors in (config.input, config.output))
     written: dict[str, int] = {}
+    twice: list[tuple[int, str]] = []
     for index, step in enumerate(steps):
         for key, tensor in sorted(step.output_map.items()):
-            way = way_to_step(index, ("output_map", "key", key), "value")
-            if tensor in written:
-                first = said_step(written[tensor], steps[written[tensor]])
-                yield Fault(f"{said_step(index, step)} writes '{tensor}', which {first} writes: each tensor is written once", way)
-            elif tensor in inputs:
-                yield Fault(f"{said_step(index, step)} writes '{tensor}', which is an input of the ensemble: name it otherwise", way)
+            if tensor in inputs:
+                text = f"{said_step(index, step)} writes '{tensor}', which is an input of the ensemble: name it otherwise"
+                yield Fault(text, way_to_step(index, ("output_map", "key", key), "value"))
+            elif tensor in written:
+                twice.append((index, key))
             written.setdefault(tensor, index)
-    read = {tensor for step in steps for tensor in step.input_map.values()}
-    loose = sorted(set(written) - read - set(outputs))
-    # What is written under a mistyped name is missed under the right one: one fault, not two.
-    hint = f"; written, and read by nobody, is {_listed(loose)}" if loose else ""
-    missed: set[str] = set()
-    for index, step in enumerate(steps):
-        for key, tensor in sorted(step.input_map.items()):
-            if tensor not in written and tensor not in inputs and tensor not in missed and tensor not in outputs:
-                missed.add(tensor)
-                yield Fault(
-                    f"{said_step(index, step)} reads '{tensor}', which no step writes{hint}: mend the name, or add the step that writes it",
-                    way_to_step(index, ("input_map", "key", key), "value"),
-                )
-    for name in outputs:
-        if name not in written and name not in inputs:
-            missed.add(name)
-            yield Fault(
-                f"its output '{name}' is written by no step{hint}: mend the name, or take the output out", (("output", "name", name),)
-            )
+    there = {**inputs, **written}
+    reads = {tensor: (index, key) for index, step in reversed([*enumerate(steps)]) for key, tensor in step.input_map.items()}
+    missed = {tensor: place for tensor, place in sorted(reads.items()) if tensor not in there and tensor not in outputs}
+    lacking = [name for name in outputs if name not in there]
+    loose = _loose(steps, set(reads) | set(outputs), known) if outputs else {}
+    for index, key in twice:
+        tensor = steps[index].output_map[key]
+        first = said_step(written[tensor], steps[written[tensor]])
+        lacks = f"; written by no step is {_listed([*missed, *lacking])}" if missed or lacking else ""
+        text = f"{said_step(index, steps[index])} writes '{tensor}', which {first} writes: each tensor is written once{lacks}"
+        yield Fault(text, way_to_step(index, ("output_map", "key", key), "value"))
+    # What is missed where nothing is declared or mapped follows from that.
+    if config.input and not twice and all(step.output_map for step in steps):
+        hint = f"; written, and read by nobody, is {_listed([*loose])}" if loose else ""
+        for tensor, (index, key) in missed.items():
+            text = f"{said_step(index, steps[index])} reads '{tensor}', which no step writes{hint}"
+            yield Fault(f"{text}: mend the name, or add the step that writes it", way_to_step(index, ("input_map", "key", key), "value"))
+        for name in lacking:
+            text = f"its output '{name}' is written by no step{hint}: mend the name, or take the output out"
+            yield Fault(text, (("output", "name", name),))
     for name in inputs:
-        if name not in read:
+        if name not in reads:
             yield Fault(f"its input '{name}' is read by no step: mend the name, or take the input out", (("input", "name", name),))
-    for tensor in loose if not missed else ():
-        index = written[tensor]
-        key = next(key for key, value in steps[index].output_map.items() if value == tensor)
-        yield Fault(
-            f"{said_step(index, steps[index])} writes '{tensor}', which no step reads and is no output: take that output_map out, or "
-            "declare the output",
-            way_to_step(index, ("output_map", "key", key)),
-        )
-    for cycle in _cycles(steps, set(inputs) | missed):
+    for tensor, (index, key) in loose.items() if not missed and not lacking else ():
+        text = f"{said_step(index, steps[index])} writes '{tensor}', which no step reads and is no output"
+        yield Fault(f"{text}: take that output_map out, or declare the output", way_to_step(index, ("output_map", "key", key)))
+    for cycle in _cycles(steps, {*inputs, *missed, *lacking}):
         names = [said_step(index, steps[index]) for index in (*cycle, cycle[0])]
-        waits = "it reads what it writes" if len(cycle) == 1 else f"{' waits for '.join(names)}"
+        waits = f"{names[0]} reads what it writes" if len(cycle) == 1 else " waits for ".join(names)
         yield Fault(f"steps wait for each other in a circle: {waits}; mend an input_map", way_to_step(cycle[0]))
+
+
+def _loose(
+    steps: Sequence[schema.ModelEnsembling.Step], used: set[str], known: Mapping[str, schema.ModelConfig]
+) -> dict[str, tuple[int, str]]:
+    """What is written and not ``used``, with its step and the model's output; one that the model does not have is told by itself."""
+    found: dict[str, tuple[int, str]] = {}
+    for index, step in enumerate(steps):
+        model = known.get(step.model_name)
+        given = {tensor.name for tensor in model.output} if model is not None and _is_declared(model) else set(step.output_map)
+        found |= {tensor: (index, key) for key, tensor in step.output_map.items() if tensor not in used and key in given}
+    return found
 
 
 def _cycles(steps: Sequence[schema.ModelEnsembling.Step], there: set[str]) -> list[list[int]]:
@@ -189,7 +209,7 @@ def _mapping(index: int, step: schema.ModelEnsembling.Step, model: schema.ModelC
                 way_to_step(index, (f"{kind}_map", "key", key)),
             )
     for tensor in model.input:
-        if tensor.name not in step.input_map and not tensor.optional:
+        if step.input_map and tensor.name not in step.input_map and not tensor.optional:
             yield Fault(
                 f"{said_step(index, step)} maps nothing to the model's input '{tensor.name}': add an input_map with that key",
                 way_to_step(index),
@@ -210,10 +230,10 @@ class _Tensor:
     def fits(self, other: _Tensor) -> bool:
         """Triton compares with and without the batch, so that a model without batches can stand among others."""
         full, others = (((-1,) if one.batched else ()) + one.dims for one in (self, other))
-        return self.kind == other.kind and (_same_shape(self.dims, other.dims) or _same_shape(full, others))
+        return self.kind == other.kind and (same_shape(self.dims, other.dims) or same_shape(full, others))
 
     def __str__(self) -> str:
-        return f"{schema.DataType.Name(self.kind).removeprefix('TYPE_')} {list(self.dims)}"
+        return f"{self.who} as {said_type(self.kind)} {list(self.dims)}"
 
 
 def _shapes(
@@ -223,8 +243,11 @@ def _shapes(
     first: dict[str, _Tensor] = {}
     for kind, tensors in (("input", config.input), ("output", config.output)):
         for tensor in tensors:
+            if tensor.data_type == schema.TYPE_INVALID or not _is_shape(tensor.dims):
+                continue  # told where it is declared
             dims = tensor.reshape.shape if tensor.HasField("reshape") else tensor.dims
             first.setdefault(tensor.name, _Tensor.of(f"the ensemble declares its {kind}", tensor, dims, config.max_batch_size))
+    others: dict[str, tuple[list[_Tensor], tuple[Step, ...]]] = {}
     for index, step in enumerate(steps):
         model = known.get(step.model_name)
         if model is None or not _is_declared(model):
@@ -234,17 +257,21 @@ def _shapes(
             for key, name in sorted(entries.items()):
                 if key not in by_name:
                     continue
-                verb = "takes" if kind == "input" else "gives"
-                mine = _Tensor.of(f"{said_step(index, step)} {verb}", by_name[key], by_name[key].dims, model.max_batch_size)
-                before = first.setdefault(name, mine)
-                if not mine.fits(before):
-                    yield Fault(
-                        f"{mine.who} '{name}' as {mine}, but {before.who} '{name}' as {before}: they must be the same",
-                        way_to_step(index, (f"{kind}_map", "key", key)),
-                    )
+                who = f"{said_step(index, step)} {'takes' if kind == 'input' else 'gives'} it"
+                mine = _Tensor.of(who, by_name[key], by_name[key].dims, model.max_batch_size)
+                if not mine.fits(first.setdefault(name, mine)):
+                    others.setdefault(name, ([], way_to_step(index, (f"{kind}_map", "key", key))))[0].append(mine)
+    for name, (unfit, way) in others.items():
+        told = " and ".join(str(tensor) for tensor in unfit)
+        yield Fault(f"'{name}' is not the same for all: {first[name]}, but {told}; make type and shape the same", way)
 
 
-def _same_shape(some: tuple[int, ...], others: tuple[int, ...]) -> bool:
+def _is_shape(dims: Sequence[int]) -> bool:
+    return len(dims) > 0 and all(size >= 1 or size == -1 for size in dims)
+
+
+def same_shape(some: Sequence[int], others: Sequence[int]) -> bool:
+    """Whether two shapes agree, where -1 is any size."""
     return len(some) == len(others) and all(one == other or -1 in (one, other) for one, other in zip(some, others, strict=True))
 
 

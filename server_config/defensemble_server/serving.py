@@ -24,6 +24,8 @@ from .supervising import Supervisor, last_lines
 # A free port can be taken between choosing and listening; a second choice is another port.
 _PORT_TRIES = 3
 _LOGS_KEPT = 20
+# Written by `defensemble ensemble` before an edit, and gone after it.
+PENDING_FILE = "pending-edit.json"
 
 
 @dataclass
@@ -125,6 +127,9 @@ def start_server(
     if options.profile is not None:
         check_profile(folder, options.profile, only_cpus=embedded, say=say)
     _check_not_empty(content)
+    if (folder / PENDING_FILE).exists():
+        mend = "`defensemble ensemble show` tells, and finishes or undoes it"
+        say(f"{folder / PENDING_FILE}: an edit of an ensemble is under way, or was cut short: {mend}")
     runtime = find_runtime(options.runtime, say=say)
     content = check_gpu(content, runtime, strict=options.profile is not None, say=say)
     _check_not_empty(content)

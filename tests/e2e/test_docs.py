@@ -17,7 +17,14 @@ from tests.e2e.pages import Ports, blocks_of, check_blocks, free_ports, stop_wha
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 # Blocks, and those of them that are not run.
-COUNTS = {"data.md": (0, 0), "export.md": (9, 2), "networks.md": (3, 0), "precisions.md": (0, 0), "training.md": (9, 3)}
+COUNTS = {
+    "data.md": (0, 0),
+    "ensembles.md": (13, 2),
+    "export.md": (9, 2),
+    "networks.md": (3, 0),
+    "precisions.md": (0, 0),
+    "training.md": (9, 3),
+}
 ELSEWHERE = {"networks.md"}  # run by tests/training/test_networks_page.py, which compares what they print
 _LINK = re.compile(r"!?\[[^\]]*\]\((?!https?:)([^)#]+)")
 
@@ -71,4 +78,12 @@ def test_the_blocks_work_as_they_stand(tmp_path: Path, ports: Ports) -> None:
     assert "nothing to resume" in told
     assert "accuracy" in told
     assert "stopped the server" in told
+    edited = output["ensembles.md"]
+    assert "adds keep0.7@1 with weight 0.5 (20.0 %)" in edited
+    assert "nothing differs, nothing was done" in edited
+    assert "keep0.3: version 1 -> 2" in edited
+    assert "of 64 images get the same label" in edited
+    assert "go forward again: " in edited
+    assert "an older one: its config.pbtxt has changed since" in edited
+    assert re.search(r"^deleted \d+, ", edited, re.MULTILINE)
     assert (tmp_path / "training" / "repository-of-mine" / "mine" / "config.pbtxt").exists()

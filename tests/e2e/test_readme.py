@@ -22,7 +22,7 @@ def test_every_block_is_valid_and_few_are_not_run() -> None:
     reasons = [block.reason for block in blocks_of(README) if block.reason]
     assert len(reasons) == 3, reasons
     assert len([block for block in blocks_of(README) if block.is_make]) == 1
-    assert len(blocks_of(README)) == 10
+    assert len(blocks_of(README)) == 11
 
 
 @pytest.fixture
@@ -52,6 +52,8 @@ def test_the_blocks_work_as_they_stand(tmp_path: Path, ports: Ports) -> None:
     assert "['1', '3', '3', '8'" in output
     assert "(8, 10)" in output
     assert '"outputs":[{"name":"probabilities"' in output
+    assert "weight of keep0.3@1: 1 -> 2 (50.0 % -> 66.7 %)" in output
+    assert "weight of keep0.3@1: 2 -> 1 (66.7 % -> 50.0 %)" in output
     assert "accuracy under Gaussian noise" in output
     assert "stopped the server" in output
 

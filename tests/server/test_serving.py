@@ -183,3 +183,15 @@ def test_a_copied_repository_serves_as_well(repository: Path, tmp_path: Path) ->
     shutil.copytree(repository, copy)
     with serve(copy, FREE) as server:
         assert server.problems == {}
+
+
+def test_an_edit_that_was_cut_short_is_told_of(tmp_path: Path) -> None:
+    folder = tiny.write_repository(tmp_path / "r", {"a": 1})
+    told: list[str] = []
+    with serve(folder, FREE, say=told.append):
+        assert [line for line in told if "pending-edit.json" in line] == []
+    (folder / "pending-edit.json").write_text("{}")
+    with serve(folder, FREE, say=told.append) as server:
+        assert "ensemble" in server.models, "the folder holds a whole state: it is served"
+    (line,) = [line for line in told if "pending-edit.json" in line]
+    assert "`defensemble ensemble show` tells, and finishes or undoes it" in line

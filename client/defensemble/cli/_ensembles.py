@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import click
 
@@ -17,9 +16,8 @@ from defensemble._client import Client
 from defensemble._exceptions import InputError
 from defensemble.cli._ensemble_tables import print_applied, print_edits, print_prunable, print_state, values_from_applied
 from defensemble.cli._invocation import this_command
+from defensemble.cli._running import noted_key, servers_of
 from defensemble.ensembles import Applied, Ensembles, Replica
-
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @contextmanager
@@ -178,7 +176,7 @@ def _replicas(where: Mapping[str, Any], client: Callable[[str, str | None], Clie
             raise InputError("--replica names servers and folders together: give it without --url and --files-only")
         folders: dict[Path, list[Client]] = {}
         for url, folder in where["replicas"]:
-            folders.setdefault(folder, []).append(client(url, key or _noted_key(url)))
+            folders.setdefault(folder, []).append(client(url, key or noted_key(url)))
         return [Replica(folder, tuple(clients)) for folder, clients in folders.items()]
     repository = where["repository"]
     if where["files_only"]:
@@ -186,31 +184,11 @@ def _replicas(where: Mapping[str, Any], client: Callable[[str, str | None], Clie
             raise InputError("--files-only tells no server: give it without --url")
         return [Replica(repository)]
     if where["urls"]:
-        return [Replica(repository, tuple(client(url, key or _noted_key(url)) for url in where["urls"]))]
-    return [Replica(repository, tuple(client(url, key or noted) for url, noted in _servers_of(repository)))]
+        return [Replica(repository, tuple(client(url, key or noted_key(url)) for url in where["urls"]))]
+    return [Replica(repository, tuple(client(url, key or noted) for url, noted in servers_of(repository)))]
 
 
 def _key_from(file: Path | None) -> str | None:
     from defensemble_server import read_admin_key
 
     return None if file is None else read_admin_key(file)
-
-
-def _servers_of(repository: Path) -> list[tuple[str, str]]:
-    """The servers that `defensemble serve` runs here on a folder: their URL, and their admin key."""
-    from defensemble_server import read_states
-    from defensemble_server.options import reached_at
-
-    found = [state for state in read_states() if Path(state.repository).resolve() == repository.resolve()]
-    return [(f"grpc://{reached_at(state.host)}:{state.grpc_port}", state.admin_key) for state in found]
-
-
-def _noted_key(url: str) -> str | None:
-    """The admin key of a server of this machine that `defensemble serve` noted for its user alone; None for others."""
-    from defensemble_server import read_states
-
-    parts = urlsplit(url)
-    if parts.hostname not in _LOOPBACK:
-        return None
-    ports = {state.grpc_port if parts.scheme.startswith("grpc") else state.http_port: state.admin_key for state in read_states()}
-    return ports.get(parts.port or (8001 if parts.scheme.startswith("grpc") else 8000))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,7 @@ from rich.progress import Progress
 from defensemble._images import npy_images
 from defensemble.cli._invocation import this_command
 from defensemble.cli._reports import summary
+from defensemble.cli._running import servers_of
 
 if TYPE_CHECKING:
     from defensemble_export import Form, FromCheckpoint, FromOnnx, Member
@@ -227,7 +229,14 @@ def _tell(request: Request, written: Sequence[str]) -> None:
                 f"--repository {request.repository} --ensemble {request.ensemble_name} --fuse {name} --replace",
                 err=True,
             )
-    click.echo(f"serve it: {this_command()} serve {request.repository}")
+    running = servers_of(request.repository)
+    for url, _ in running if request.ensemble_name in models else ():
+        where = f"--repository {shlex.quote(str(request.repository))}"
+        click.echo(
+            f"{url} serves what was there before; let it take this up: {this_command()} ensemble reload {request.ensemble_name} {where}"
+        )
+    if not running:
+        click.echo(f"serve it: {this_command()} serve {request.repository}")
 
 
 def _check_engines(request: Request) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from defensemble._client import Client
 from defensemble._exceptions import InputError
 from defensemble.ensembles._flow import Flow
-from defensemble.ensembles._looking import ensembles_in, existing, look_at, settled_or_told
+from defensemble.ensembles._looking import check_there, ensembles_in, existing, look_at, settled_or_told
 from defensemble.ensembles._pruning import prune
 from defensemble.ensembles._results import Applied, EnsembleState, Replica
 from defensemble.ensembles._rollback import rolled_back
@@ -156,9 +156,7 @@ class Ensembles:
         Raises:
             defensemble_export.ExportError, OSError: It cannot be read, or is not wired as ours are.
         """
-        from defensemble_export import read_ensemble
-
-        return read_ensemble(self.repository, name)
+        return existing(self.repository, name)
 
     def create(
         self,
@@ -247,7 +245,11 @@ class Ensembles:
         """
         from defensemble_export.edit_plan import plan_deletion
 
-        return self._flow.edit("delete", name, lambda repository: plan_deletion(repository, name), message=message, dry_run=dry_run)
+        def change(repository: Path) -> EditPlan:
+            check_there(repository, name)
+            return plan_deletion(repository, name)
+
+        return self._flow.edit("delete", name, change, message=message, dry_run=dry_run)
 
     def weight(self, name: str, weights: Mapping[str, float], *, message: str | None = None, dry_run: bool = False) -> Applied:
         """Give votes (`MODEL` or `MODEL@VERSION`) other weights: finite, above 0, and counted relative to each other.

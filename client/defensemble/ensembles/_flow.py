@@ -208,7 +208,9 @@ class Flow:
         group = [str(share.place.repository.resolve()) for share in shares]
         for share, before in zip(shares, befores, strict=True):
             after = None if share.plan.after is None else snapshot_or_none(share.plan.outcome(), name)
-            edit = Edit(number, when, who, name, action, message, changes, tuple(undoes), before.snapshot, after)
+            # Where a declared one was not there before, a rollback has to know that it takes it away again.
+            own = "create" if action == "apply" and not share.plan.disk().has(name) else action
+            edit = Edit(number, when, who, name, own, message, changes, tuple(undoes), before.snapshot, after)
             share.pending = Pending.of(
                 share.plan,
                 edit,

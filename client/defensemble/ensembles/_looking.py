@@ -51,19 +51,35 @@ def ensembles_in(files: Files, warn: Callable[[str], None] = lambda text: None) 
     return found
 
 
+def check_there(repository: Path, name: str) -> None:
+    """Refuses a name that is none of an ensemble's.
+
+    Raises:
+        defensemble_export.EnsembleError: It is no name, or there is no such ensemble.
+        defensemble_export.ConfigError: Its configuration cannot be read.
+    """
+    from defensemble_export import EnsembleError
+    from defensemble_export.ensemble import check_name
+    from defensemble_export.files import Files
+
+    files = Files(repository)
+    there = files.has(check_name(name))
+    if there and files.config(name).platform == "ensemble":
+        return
+    known = ", ".join(ensembles_in(files)) or "none"
+    what = f"'{name}' in {repository} is not an ensemble" if there else f"{repository} holds no ensemble '{name}'"
+    raise EnsembleError(f"{what}, the ensembles there are: {known}; name one, or make one (`defensemble ensemble create`)")
+
+
 def existing(repository: Path, name: str) -> Ensemble:
     """The ensemble `name` as it lies on disk.
 
     Raises:
         defensemble_export.EnsembleError: There is none, or it is not wired as ours are.
     """
-    from defensemble_export import EnsembleError, read_ensemble
-    from defensemble_export.files import Files
+    from defensemble_export import read_ensemble
 
-    files = Files(repository)
-    if not files.has(name):
-        known = ", ".join(ensembles_in(files)) or "none"
-        raise EnsembleError(f"{repository} holds no ensemble '{name}', it holds {known}: `defensemble ensemble create` makes one")
+    check_there(repository, name)
     return read_ensemble(repository, name)
 
 
@@ -77,9 +93,8 @@ def look_at(places: Sequence[Place], name: str) -> EnsembleState:
     from defensemble_export.files import Files
     from defensemble_export.standing import member_standing
 
+    check_there(places[0].repository, name)
     files = Files(places[0].repository)
-    if not files.has(name):
-        existing(places[0].repository, name)
     config = files.config(name)
     problems: list[str] = []
     votes: Ensemble | None = None

@@ -53,10 +53,11 @@ def second_alpha(folder: Path) -> None:
 
 def weight_by_hand(folder: Path) -> None:
     """An operator gives alpha another weight, in the place where a configuration states it."""
-    path = folder / "ensemble" / "config.pbtxt"
-    config = config_from_pbtxt(path.read_text(), "ensemble")
-    assert config.parameters["weight.alpha@1"].string_value == "1"
-    config.parameters["weight.alpha@1"].string_value = "3"
+    average = next(path.name for path in folder.glob("average_*"))
+    path = folder / average / "config.pbtxt"
+    config = config_from_pbtxt(path.read_text(), average)
+    assert config.parameters["weights"].string_value == "[1.0, 1.0]"
+    config.parameters["weights"].string_value = "[3.0, 1.0]"
     path.write_bytes(pbtxt_from_config(config))
 
 

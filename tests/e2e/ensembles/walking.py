@@ -18,7 +18,7 @@ from defensemble._transport import OutputRequest
 from defensemble.ensembles import Ensembles, Replica
 from defensemble_export import check_ensemble, read_history
 from defensemble_export.files import Files
-from defensemble_server import Server, ServeOptions, serve
+from defensemble_server import ServeOptions, Server, serve
 from tests import tiny
 
 SEEDS = {"alpha@1": 1, "alpha@2": 77, "beta@1": 2, "gamma@1": 3}
@@ -241,7 +241,12 @@ QUIET = ServeOptions(http_port=0, grpc_port=0, metrics_port=0, drain_s=0)
 
 @contextmanager
 def stage_of(
-    place: Path, prepare: Callable[[Path], None], *, replicas: int = 1, unload: Sequence[str] = (), late: Callable[[Path], None] | None = None
+    place: Path,
+    prepare: Callable[[Path], None],
+    *,
+    replicas: int = 1,
+    unload: Sequence[str] = (),
+    late: Callable[[Path], None] | None = None,
 ) -> Iterator[Stage]:
     """Servers of equal repositories, which `prepare` writes; `unload` is not loaded, and `late` comes when they run already."""
     with ExitStack() as stack:

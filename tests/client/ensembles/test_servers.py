@@ -1,0 +1,198 @@
+"""Which servers an edit tells: several of one folder, one that is not there, one that wants a key, one of another folder, or none."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from defensemble import Client, ConnectionFailedError, ForbiddenError, InputError
+from defensemble.ensembles import EditFailedError, Ensembles
+from defensemble_export import Ensemble, Vote
+from tests.client.ensembles.world import ABC, KEY, World, calling, recorded, times_of_change, write_world
+from tests.client.scripted import free_port
+from tests.tiny import content, leftovers
+
+
+def serving(folder: Path, **options: Any) -> Iterator[World]:
+    from defensemble_server import ServeOptions, serve
+
+    before = content(folder)
+    with serve(folder, ServeOptions(http_port=0, grpc_port=0, metrics_port=0, drain_s=1, admin_key=KEY, **options)) as server:
+        yield World(folder, server, before)
+
+
+@pytest.fixture(scope="module")
+def second(served_world: World) -> Iterator[World]:
+    """Another server of the same folder."""
+    yield from serving(served_world.folder)
+
+
+@pytest.fixture
+def both(world: World, second: World) -> Iterator[tuple[World, World]]:
+    yield world, second
+    second.before = world.before
+    world.restore()
+    second.restore()
+
+
+@pytest.fixture(params=["grpc", "http"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+EDITS = {
+    "add": lambda ensembles: ensembles.add("ensemble", ["d"]),
+    "remove": lambda ensembles: ensembles.remove("ensemble", ["a"]),
+    "create": lambda ensembles: ensembles.create("canary", ["a"]),
+    "delete": lambda ensembles: ensembles.delete("ensemble"),
+    "weight": lambda ensembles: ensembles.weight("ensemble", {"a": 2}),
+    "apply": lambda ensembles: ensembles.apply(Ensemble("ensemble", (Vote("d"),))),
+    "reload": lambda ensembles: ensembles.reload("ensemble"),
+    "rollback": lambda ensembles: ensembles.rollback(),
+    "prune": lambda ensembles: ensembles.prune(keep=0),
+}
+
+
+@pytest.mark.parametrize("key", [None, "another-key-0123456789"], ids=["no key", "wrong key"])
+def test_without_the_key_nothing_is_written(world: World, kind: str, key: str | None) -> None:
+    with world.client() as client:
+        Ensembles(world.folder, client).weight("ensemble", {"c": 3.0})
+    before, times = content(world.folder), times_of_change(world.folder)
+    with world.client(kind, admin_key=key) as client:
+        for action, act in EDITS.items():
+            with pytest.raises(ForbiddenError, match="--admin-key-file") as refused:
+                act(Ensembles(world.folder, client))
+            assert "another-key" not in str(refused.value), action
+            assert (content(world.folder), times_of_change(world.folder)) == (before, times), action
+    world.check({"a@1": 1.0, "b@1": 1.0, "c@1": 3.0})
+
+
+def test_a_server_that_is_not_there_is_told_before_anything_is_written(world: World, kind: str) -> None:
+    before = content(world.folder)
+    with Client(f"{kind}://127.0.0.1:{free_port()}", admin_key=KEY, timeout_s=2) as away, world.client() as client:
+        for clients in (away, [client, away], [away, client]):
+            with pytest.raises(ConnectionFailedError, match=away.url):
+                Ensembles(world.folder, clients).weight("ensemble", {"a": 2.0})
+            assert content(world.folder) == before
+    world.check(ABC)
+
+
+def test_servers_that_share_a_folder_are_told_both(both: tuple[World, World]) -> None:
+    one, two = both
+    with one.client() as first, two.client("http") as other, calling(one.server.grpc_url) as a, calling(two.server.http_url) as b:
+        ensembles = Ensembles(one.folder, [first, other])
+        done = ensembles.add("ensemble", ["b@2"], in_place_of="b")
+        votes = {"a@1": 1.0, "b@2": 1.0, "c@1": 1.0}
+        for world in both:
+            world.check(votes)
+        assert done.servers == (one.server.grpc_url, two.server.http_url)
+        ensembles.rollback()
+        for world in both:
+            world.check(ABC)
+    for callers in (a, b):
+        callers.check([(ABC, "probabilities"), (votes, "probabilities"), (ABC, "probabilities")])
+
+
+def test_one_of_two_that_was_not_told_is_found_and_brought_in_line(both: tuple[World, World]) -> None:
+    one, two = both
+    votes = {"a@1": 2.0, "b@1": 1.0, "c@1": 1.0, "d@1": 1.0}
+    with one.client() as first, two.client() as other:
+        Ensembles(one.folder, first).apply(Ensemble("ensemble", (Vote("a", 1, 2.0), Vote("b"), Vote("c"), Vote("d"))))
+        (state,) = Ensembles(one.folder, [first, other]).show("ensemble")
+        assert state.served[first.url] == "yes"
+        assert state.served[other.url].startswith("an older one")
+        done = Ensembles(one.folder, [first, other]).apply(Ensembles(one.folder).declared("ensemble"))
+        assert done.edit is None
+        for world in both:
+            world.check(votes)
+
+
+def test_a_server_or_a_folder_that_is_none_or_is_named_twice(world: World, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with world.client() as client:
+        with pytest.raises(InputError, match=f"the server {client.url} is named twice: name it once"):
+            Ensembles(world.folder, [client, client])
+    for what, text in (("none", "none does not exist: name a folder"), ("file", "file is a file: name a folder")):
+        with pytest.raises(InputError, match=text):
+            Ensembles(tmp_path / what)
+    with pytest.raises(InputError, match="no repository is given: name at least one"):
+        Ensembles.over([])
+
+
+def test_a_server_that_does_not_serve_the_ensemble_loads_it(world: World) -> None:
+    with world.client() as client:
+        for model in world.loaded():
+            client.transport.unload_model(model, 20)
+        assert world.loaded() == {}
+        done = Ensembles(world.folder, client).weight("ensemble", {"a": 2.0})
+    assert set(done.loaded[world.server.grpc_url]) >= {"a", "b", "c"}
+    world.check({"a@1": 2.0, "b@1": 1.0, "c@1": 1.0})
+
+
+def test_files_alone_are_edited_and_served_by_whoever_starts_later(tmp_path: Path) -> None:
+    folder = write_world(tmp_path / "place" / "repository")
+    ensembles = Ensembles(folder)
+    ensembles.add("ensemble", ["d"], weight=2.0)
+    ensembles.average("ensemble", "logits")
+    ensembles.create("canary", ["b"])
+    done = ensembles.rollback(name="canary")
+    assert done.servers == ()
+    assert done.loaded == {}
+    ensembles.rollback(to=next(edit.id for edit in ensembles.history() if edit.ensemble == "canary"))
+    assert ensembles.check() == []
+    for world in serving(folder):
+        world.check({**ABC, "d@1": 2.0}, "logits")
+        world.check({"b@2": 1.0}, name="canary")
+        with world.client() as client:
+            Ensembles(folder, client).rollback(name="ensemble")
+        world.check({**ABC, "d@1": 2.0})
+    assert leftovers(folder) == []
+
+
+def test_a_server_of_another_folder_is_told_and_nothing_is_left(world: World, tmp_path: Path, kind: str) -> None:
+    other = write_world(tmp_path / "place" / "repository")
+    before, loaded = content(other), world.loaded()
+    with world.client(kind) as client, calling(world.server.grpc_url) as callers:
+        for act in (EDITS["weight"], EDITS["create"]):
+            with pytest.raises(EditFailedError) as failed:
+                act(Ensembles(other, client))
+            assert content(other) == before
+    print(failed.value)
+    callers.check([(ABC, "probabilities")])
+    assert world.loaded() == loaded
+    world.check(ABC)
+
+
+def test_a_folder_that_may_not_be_written_is_told_before_a_server_is(world: World) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may write everywhere")
+    mode = stat.S_IMODE(world.folder.stat().st_mode)
+    world.folder.chmod(0o500)
+    try:
+        with recorded(world) as (client, calls), pytest.raises(PermissionError):
+            Ensembles(world.folder, client).weight("ensemble", {"a": 2.0})
+        assert calls == []
+    finally:
+        world.folder.chmod(mode)
+    world.check(ABC)
+
+
+def test_a_server_that_runs_a_profile_is_known_to_serve_what_lies_on_disk(tmp_path: Path) -> None:
+    from defensemble_export import write_profile
+
+    folder = write_world(tmp_path / "place" / "repository")
+    write_profile(folder, "cpu", intra_op_threads=1)
+    for world in serving(folder, profile="cpu"):
+        world.check(ABC)
+        with world.client() as client:
+            ensembles = Ensembles(folder, client)
+            assert ensembles.apply(ensembles.declared("ensemble")).loaded == {}
+            ensembles.weight("ensemble", {"a": 2.0})
+            ensembles.add("ensemble", ["b"], in_place_of="b")
+        world.check({"a@1": 2.0, "b@2": 1.0, "c@1": 1.0})
+        assert Ensembles(folder).check() == []
