@@ -89,8 +89,11 @@ class Carrying:
         Raises:
             EditFailedError: A step failed; says which, why, and whether the old state is back everywhere.
         """
+        from defensemble_export.interrupts import never_too_late
+
         try:
-            self._carry_out()
+            with never_too_late():
+                self._carry_out()
         except BaseException as error:
             lines = self._put_back()
             if not isinstance(error, Exception):

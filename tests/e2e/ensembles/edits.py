@@ -42,6 +42,13 @@ def with_a_canary(folder: Path) -> None:
     (folder / "history.jsonl").unlink()
 
 
+def with_a_twin(folder: Path) -> None:
+    """A canary that runs the very averaging models of `ensemble`."""
+    three_models(folder)
+    Ensembles(folder).create("canary", ["alpha", "beta"])
+    (folder / "history.jsonl").unlink()
+
+
 def edited_before(folder: Path) -> None:
     three_models(folder)
     Ensembles(folder).weight("ensemble", {"alpha": 3.0})
@@ -75,6 +82,7 @@ SCENES = {
     "add": Scene(Edit("add", ["ensemble", ["gamma"]], BOTH, ALL, {"weight": 0.5}), three_models, unload=["gamma"]),
     "create": Scene(Edit("create", ["canary", ["beta", "gamma"]], None, CANARY, ensemble="canary"), three_models, unload=["gamma"]),
     "delete": Scene(Edit("delete", ["canary"], CANARY, None, ensemble="canary"), with_a_canary),
+    "delete a twin": Scene(Edit("delete", ["canary"], BOTH, None, ensemble="canary"), with_a_twin),
     "rollback": Scene(Edit("rollback", [], HEAVIER, BOTH), edited_before),
     "switch": Scene(Edit("add", ["ensemble", ["alpha@2"]], BOTH, SWITCHED, {"in_place_of": "alpha@1"}), three_models, late=second_alpha),
     "reload of a weight": Scene(Edit("reload", [], BOTH, HEAVIER, by_hand=True), three_models, late=weight_by_hand),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,13 +17,6 @@ from tests.e2e.ensembles.walking import (
     models_of,
     uncut,
 )
-
-
-@pytest.fixture(scope="module")
-def cutter() -> Iterator[Cutter]:
-    process = Cutter()
-    yield process
-    process.close()
 
 
 def walk(scene: Scene, cutter: Cutter, place: Path, *, replicas: int = 1) -> None:

@@ -147,8 +147,8 @@ class Stage:
             client.close()
 
     def ready(self, index: int) -> set[str]:
-        """The models that a server has loaded."""
-        return {state.name for state in self.clients[index].transport.repository_index(10.0) if state.state == "READY"}
+        """The models that a server has loaded, be they on disk or not."""
+        return set(self.clients[index].transport.models(10.0))
 
     def ensembles(self) -> Ensembles:
         """A new one, whose warnings are noted."""
@@ -171,7 +171,7 @@ class Stage:
                 wanted = first[path]
                 (folder / path).mkdir() if wanted is None else (folder / path).write_bytes(wanted)
             transport = client.transport
-            ready = {state.name for state in transport.repository_index(10.0) if state.state == "READY"}
+            ready = set(transport.models(10.0))
             touched = {path.partition("/")[0] for path in changed}
             for name in sorted(loaded, key=lambda name: name in ENSEMBLES):
                 if name not in ready or name in touched:
