@@ -24,7 +24,7 @@ import numpy as np
 from defensemble import Client
 from defensemble._exceptions import ConnectionFailedError, ServerFailedError
 from defensemble._http import HttpTransport
-from defensemble.ensembles import EditFailedError, Ensembles, Replica
+from defensemble.ensembles import Applied, EditFailedError, Ensembles, Replica
 
 _FILES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate"}
 _NETWORK = ("infer", "model_config", "repository_index", "load_model", "unload_model", "statistics")
@@ -146,7 +146,10 @@ def _edit(case: dict[str, Any], told: int) -> None:
     ensembles = Ensembles.over(replicas, say=said.append, warn=warned.append, wait_s=case.get("wait_s", 60.0), drain_s=5.0)
     _steps = Steps(case["at"], case["kinds"], _acts(case), told, lasts=case.get("lasts", False))
     try:
-        getattr(ensembles, case["verb"])(*case["arguments"], **case["named"])
+        applied = getattr(ensembles, case["verb"])(*case["arguments"], **case["named"])
+        _steps = None
+        if isinstance(applied, Applied):
+            outcome |= {"remarks": applied.remarks, "left_loaded": dict(applied.left_loaded)}
     except BaseException as error:
         _steps = None
         outcome |= {"error": type(error).__name__, "text": str(error)}

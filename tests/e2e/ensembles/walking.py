@@ -87,6 +87,8 @@ class Cut:
     step: str = ""
     why: str = ""
     put_back: Sequence[str] = ()
+    remarks: Sequence[str] = ()
+    left_loaded: Mapping[str, str] = field(default_factory=dict)
 
 
 class Cutter:
