@@ -55,3 +55,21 @@ def interrupts_held() -> Iterator[HeldInterrupts]:
     finally:
         signal.signal(signal.SIGINT, before)
         held.end()
+
+
+@contextmanager
+def never_too_late() -> Iterator[None]:
+    """Let an interrupt be raised also where ``interrupts_held`` holds work that is done: for whoever undoes the whole of several such."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def raising(number: int, frame: FrameType | None) -> None:
+        signal.default_int_handler(number, frame)
+
+    signal.signal(signal.SIGINT, raising)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

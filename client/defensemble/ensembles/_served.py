@@ -44,9 +44,15 @@ class Served:
             ServiceError: The server does not answer, or wants another admin key.
         """
         found: dict[str, set[int]] = {}
-        for state in self._transport.repository_index(self._timeout_s):
+        listed = self._transport.repository_index(self._timeout_s)
+        for state in listed:
             if state.state == "READY" and state.version is not None:
                 found.setdefault(state.name, set()).add(state.version)
+        # A model whose folder is gone is served on, and Triton's index leaves it out.
+        names = {state.name for state in listed}
+        for told in self._transport.statistics(self._timeout_s):
+            if told.name not in names:
+                found.setdefault(told.name, set()).add(told.version)
         return found
 
     def config(self, model: str) -> dict[str, Any] | None:

@@ -89,8 +89,11 @@ class Carrying:
         Raises:
             EditFailedError: A step failed; says which, why, and whether the old state is back everywhere.
         """
+        from defensemble_export.interrupts import never_too_late
+
         try:
-            self._carry_out()
+            with never_too_late():
+                self._carry_out()
         except BaseException as error:
             lines = self._put_back()
             if not isinstance(error, Exception):
@@ -100,15 +103,19 @@ class Carrying:
         # From here on the edit is in place. What was written down of it stays until all is done, so that the next command goes on with it.
         try:
             self._release()
+            for share in self._shares:
+                if share.pending is not None:
+                    self._at(f"note that the edit of {share.place.repository} is over")
+                    self._clear(share.pending)
         except BaseException:
-            self._say(f"interrupted at the step '{self._step}': the edit is in place; the next command unloads what is not needed any more")
+            self._say(f"interrupted at the step '{self._step}': the edit is in place, and the next command does what is left to do")
             raise
-        for share in self._shares:
-            if share.pending is not None:
-                try:
-                    share.pending.clear()
-                except OSError as error:
-                    self.untidy.append(f"the edit is in place, but the note of it could not be removed ({error}): the next command does")
+
+    def _clear(self, pending: Pending) -> None:
+        try:
+            pending.clear()
+        except OSError as error:
+            self.untidy.append(f"the edit is in place, but the note of it could not be removed ({error}): the next command does")
 
     def _carry_out(self) -> None:
         from defensemble_export import write_plan

@@ -8,6 +8,7 @@ loading and unloading also its end. Where nothing lies between, being killed aft
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import os
 import pathlib
@@ -20,23 +21,24 @@ from typing import Any
 
 import numpy as np
 
-import defensemble_export
-import defensemble_export.pruning
-import defensemble_export.standing  # noqa: F401
 from defensemble import Client
 from defensemble._exceptions import ConnectionFailedError, ServerFailedError
 from defensemble._http import HttpTransport
-from defensemble.ensembles import EditFailedError, Ensembles, Replica
+from defensemble.ensembles import Applied, EditFailedError, Ensembles, Replica
 
 _FILES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate"}
 _NETWORK = ("infer", "model_config", "repository_index", "load_model", "unload_model", "statistics")
 
 
 class Steps:
-    """Counts the steps of one of `kinds` ("files", "network"), and lets `act` happen at the `at`-th."""
+    """Counts the steps of one of `kinds` ("files", "network"), and lets `act` happen at the `at`-th.
 
-    def __init__(self, at: int, kinds: list[str], act: Callable[[str, str], None], told: int) -> None:
+    What `lasts`, as a full disk does, happens from then on at every step that needs room.
+    """
+
+    def __init__(self, at: int, kinds: list[str], act: Callable[[str, str], None], told: int, *, lasts: bool) -> None:
         self._at = at
+        self._lasts = lasts
         self._kinds = kinds
         self._act = act
         self._told = told
@@ -50,7 +52,7 @@ class Steps:
             self._count += 1
             number = self._count
             os.write(self._told, f"{json.dumps({'step': what})}\n".encode())
-        if number == self._at:
+        if number == self._at or (self._lasts and number > self._at and not what.startswith(("os.rename", "os.remove", "os.rmdir"))):
             self._act(kind, what)
 
 
@@ -123,7 +125,10 @@ def _acts(case: dict[str, Any]) -> Callable[[str, str], None]:
         kinds = {"lost": ConnectionFailedError, "failed": ServerFailedError}
         raise kinds[case["error"]](f"told to fail at {what}")
 
-    acts = {"kill": kill, "kill_server": kill_server, "interrupt": interrupt, "fail": fail}
+    def count(kind: str, what: str) -> None:
+        """Nothing: the steps are counted."""
+
+    acts = {"kill": kill, "kill_server": kill_server, "interrupt": interrupt, "fail": fail, "count": count}
     return acts[case["how"]]
 
 
@@ -139,9 +144,12 @@ def _edit(case: dict[str, Any], told: int) -> None:
     ]
     replicas = [Replica(Path(folder), tuple(of)) for (folder, _), of in zip(case["places"], clients, strict=True)]
     ensembles = Ensembles.over(replicas, say=said.append, warn=warned.append, wait_s=case.get("wait_s", 60.0), drain_s=5.0)
-    _steps = Steps(case["at"], case["kinds"], _acts(case), told)
+    _steps = Steps(case["at"], case["kinds"], _acts(case), told, lasts=case.get("lasts", False))
     try:
-        getattr(ensembles, case["verb"])(*case["arguments"], **case["named"])
+        applied = getattr(ensembles, case["verb"])(*case["arguments"], **case["named"])
+        _steps = None
+        if isinstance(applied, Applied):
+            outcome |= {"remarks": applied.remarks, "left_loaded": dict(applied.left_loaded)}
     except BaseException as error:
         _steps = None
         outcome |= {"error": type(error).__name__, "text": str(error)}
@@ -176,6 +184,9 @@ def main() -> None:
     sys.dont_write_bytecode = True
     signal.signal(signal.SIGINT, signal.default_int_handler)
     pathlib.Path.write_bytes = _written_in_halves  # type: ignore[method-assign, assignment]
+    for module in ("checking", "edit_plan", "editing", "history", "pending", "pruning", "served", "standing", "writing"):
+        importlib.import_module(f"defensemble_export.{module}")  # once, and not in each fork
+    np.random.default_rng(0)
     sys.addaudithook(_heard)
     for line in sys.stdin:
         sys.stdout.write(json.dumps(_one_case(json.loads(line))) + "\n")

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from tests import tiny
 
 SEEDS = {"alpha@1": 1, "alpha@2": 77, "beta@1": 2, "gamma@1": 3}
 IMAGES = tiny.images(2, seed=5)
+ENSEMBLES = ("ensemble", "canary")
 ROOT_FILES = ("history.jsonl", "pending-edit.json")
 Content = Mapping[str, bytes | None]
 
@@ -70,6 +71,7 @@ class Edit:
     after: Votes | None
     named: Mapping[str, Any] = field(default_factory=dict)
     ensemble: str = "ensemble"
+    by_hand: bool = False  # the disk is ahead of the servers before it
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ class Cut:
     step: str = ""
     why: str = ""
     put_back: Sequence[str] = ()
+    remarks: Sequence[str] = ()
+    left_loaded: Mapping[str, str] = field(default_factory=dict)
 
 
 class Cutter:
@@ -136,6 +140,8 @@ class Stage:
     def note(self) -> None:
         """Takes what is there now for what was at first."""
         self.first = [models_of(folder) for folder in self.folders]
+        self.root = [{name: (folder / name).read_bytes() for name in ROOT_FILES if (folder / name).exists()} for folder in self.folders]
+        self.known = [history(folder) for folder in self.folders]
         self.loaded = [self.ready(index) for index in range(len(self.folders))]
 
     def close(self) -> None:
@@ -143,8 +149,8 @@ class Stage:
             client.close()
 
     def ready(self, index: int) -> set[str]:
-        """The models that a server has loaded."""
-        return {state.name for state in self.clients[index].transport.repository_index(10.0) if state.state == "READY"}
+        """The models that a server has loaded, be they on disk or not."""
+        return set(self.clients[index].transport.models(10.0))
 
     def ensembles(self) -> Ensembles:
         """A new one, whose warnings are noted."""
@@ -154,9 +160,11 @@ class Stage:
 
     def restore(self) -> None:
         """Brings back how it was at first: files, and what is loaded."""
-        for folder, first, loaded, client in zip(self.folders, self.first, self.loaded, self.clients, strict=True):
+        for folder, first, root, loaded, client in zip(self.folders, self.first, self.root, self.loaded, self.clients, strict=True):
             for name in ROOT_FILES:
                 (folder / name).unlink(missing_ok=True)
+            for name, content in root.items():
+                (folder / name).write_bytes(content)
             now = models_of(folder)
             changed = {path for path, _ in set(now.items()) ^ set(first.items())}
             for path in sorted(changed - set(first), reverse=True):
@@ -165,12 +173,12 @@ class Stage:
                 wanted = first[path]
                 (folder / path).mkdir() if wanted is None else (folder / path).write_bytes(wanted)
             transport = client.transport
-            ready = {state.name for state in transport.repository_index(10.0) if state.state == "READY"}
+            ready = set(transport.models(10.0))
             touched = {path.partition("/")[0] for path in changed}
-            for name in sorted(loaded, key=lambda name: name in ("ensemble", "canary")):
+            for name in sorted(loaded, key=lambda name: name in ENSEMBLES):
                 if name not in ready or name in touched:
                     transport.load_model(name, 30.0)
-            for name in sorted(ready - loaded):
+            for name in sorted(ready - loaded, key=lambda name: name not in ENSEMBLES):
                 transport.unload_model(name, 30.0)
 
 
@@ -187,7 +195,7 @@ def disk_state(folder: Path, edit: Edit, old: Content, new: Content) -> str:
     assert state is not None, f"{folder / path} is neither the old nor the new one"
     wanted = old if state == "old" else new
     assert {name: now.get(name) for name in wanted} == dict(wanted), f"{folder} lacks files of the {state} state"
-    for name in Files(folder).models():
+    for name in Files(folder).models() if not (edit.by_hand and state == "old") else ():
         if Files(folder).config(name).platform == "ensemble":
             assert [str(finding) for finding in check_ensemble(Files(folder), name) if finding.refuses] == []
     return state
@@ -260,20 +268,9 @@ def stage_of(
         yield stage
 
 
-def two_members(folder: Path) -> None:
-    """`ensemble` of alpha and beta; gamma is there and does not vote."""
-    tiny.write_repository(folder, {"alpha": 1, "beta": 2})
-    tiny.write_repository(folder, {"gamma": 3}, ensemble=None)
-
-
-BOTH = Votes({"alpha@1": 1.0, "beta@1": 1.0})
-HEAVIER = Votes({"alpha@1": 3.0, "beta@1": 1.0})
-REWEIGH = Edit("weight", ["ensemble", {"alpha": 3.0}], BOTH, HEAVIER, {"message": "alpha sees better"})
-
-
 def uncut(stage: Stage, cutter: Cutter, edit: Edit, **how: Any) -> tuple[Cut, list[Content], list[set[str]]]:
     """The edit as a whole, undone again: its steps, and what it leaves on disk and in the servers."""
-    whole = cutter.cut(stage, edit, 0, **how)
+    whole = cutter.cut(stage, edit, 0, **{"how": "count", **how})
     assert (whole.status, whole.error) == (0, None), whole.text
     new = [models_of(folder) for folder in stage.folders]
     loaded = [stage.ready(index) for index in range(len(stage.folders))]
@@ -281,8 +278,3 @@ def uncut(stage: Stage, cutter: Cutter, edit: Edit, **how: Any) -> tuple[Cut, li
     stage.restore()
     assert all(answers_as(client, edit.ensemble, edit.before) for client in stage.clients)
     return whole, new, loaded
-
-
-def with_arguments(edit: Edit, *arguments: Any, **named: Any) -> Edit:
-    """The same edit, with other arguments."""
-    return replace(edit, arguments=arguments or edit.arguments, named={**edit.named, **named})

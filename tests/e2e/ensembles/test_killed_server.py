@@ -1,0 +1,95 @@
+"""The server is killed in the middle of an edit: the edit says what became of it, and one that is started again serves what lies there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from defensemble import Client
+from defensemble.ensembles import Ensembles
+from defensemble_server import serve
+from tests.e2e.ensembles.edits import REWEIGH, SCENES, Scene
+from tests.e2e.ensembles.walking import QUIET, Cut, Cutter, answers_as, history, leftovers, models_of
+
+# Of an edit of weights, counted from 1: the first call, a load, the members asked, the ensemble's load and its end, and an unload.
+LOOK_AT = ["repository_index", "load_model average_", "infer alpha", "load_model ensemble", "after load_model ensemble", "unload_model average_"]
+
+
+def steps_of(scene: Scene, cutter: Cutter, place: Path) -> list[str]:
+    """The calls that the edit makes."""
+    with scene.staged(place) as stage:
+        whole = cutter.cut(stage, scene.edit, 0, how="count", kinds=["network"])
+        assert whole.error is None
+        return list(whole.steps)
+
+
+def killed_at(scene: Scene, cutter: Cutter, place: Path, at: int) -> Cut:
+    """The edit whose server is killed before its `at`-th call, and a look at what is left."""
+    edit = scene.edit
+    with scene.staged(place) as stage:
+        folder, old = stage.folders[0], stage.first[0]
+        cut = cutter.cut(stage, edit, at, how="kill_server", kinds=["network"], server=stage.servers[0].triton_pid)
+        step = cut.steps[at - 1]
+        committed = history(folder) != stage.known[0]
+        if committed:
+            assert cut.error is None, f"{step}: {cut.text}"
+        else:
+            assert cut.error in ("EditFailedError", "ConnectionFailedError"), f"{step}: {cut.text}"
+            assert {path: content for path, content in models_of(folder).items() if path in old} == old, step
+        known = stage.known[0]
+    with serve(folder, QUIET) as again, Client(again.http_url, admin_key=again.state.admin_key) as client:
+        # A weight that was edited by hand is not what the old average computes: so it was before, too.
+        assert answers_as(client, edit.ensemble, edit.after if committed else edit.before), step
+        Ensembles(folder, client).create("another", ["alpha"], dry_run=True)
+        assert leftovers(folder) == []
+        assert answers_as(client, edit.ensemble, edit.after if committed else edit.before), step
+        assert committed or models_of(folder) == old, step
+        assert history(folder) == [*known, *([edit.verb] if committed else [])]
+    return cut
+
+
+def check_told(cut: Cut) -> None:
+    """An edit that failed while it was carried out says at which step, why, and that the server could not be told."""
+    if cut.error == "EditFailedError":
+        assert cut.step
+        assert "Is the server up" in cut.why
+        assert "could not be reached to be put back" in cut.text
+        assert "the next command tries again" in cut.text
+    elif cut.error is None:
+        assert cut.left_loaded
+
+
+def test_the_server_is_killed_at_some_calls_of_an_edit_of_weights(cutter: Cutter, tmp_path: Path) -> None:
+    steps = steps_of(REWEIGH, cutter, tmp_path / "whole")
+    kinds = []
+    for begins in LOOK_AT:
+        at = next(number for number, step in enumerate(steps, 1) if step.startswith(begins))
+        cut = killed_at(REWEIGH, cutter, tmp_path / str(at), at)
+        check_told(cut)
+        kinds.append(cut.error)
+    assert kinds == ["ConnectionFailedError", *["EditFailedError"] * 4, None]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["weight", "add", "create", "delete", "rollback", "switch", "reload of a batch size"])
+def test_the_server_is_killed_at_every_call_of_an_edit(cutter: Cutter, tmp_path: Path, name: str) -> None:
+    steps = steps_of(SCENES[name], cutter, tmp_path / "whole")
+    for at in range(1, len(steps) + 1):
+        check_told(killed_at(SCENES[name], cutter, tmp_path / str(at), at))
+
+
+def test_of_two_servers_one_is_killed_and_the_other_is_put_back(cutter: Cutter, tmp_path: Path) -> None:
+    with REWEIGH.staged(tmp_path, replicas=2) as stage:
+        whole = cutter.cut(stage, REWEIGH.edit, 0, how="count", kinds=["network"])
+        stage.restore()
+        at = max(number for number, step in enumerate(whole.steps, 1) if step == "load_model ensemble")
+        cut = cutter.cut(stage, REWEIGH.edit, at, how="kill_server", kinds=["network"], server=stage.servers[1].triton_pid)
+        assert cut.error == "EditFailedError"
+        (first, _), (second, _) = stage.addresses
+        assert cut.step == f"load 'ensemble' on {second}"
+        assert f"{first} serves the old state" in cut.put_back
+        assert f"{second} could not be reached to be put back" in cut.text
+        assert answers_as(stage.clients[0], "ensemble", REWEIGH.edit.before)
+        configs = [(folder / "ensemble" / "config.pbtxt").read_bytes() for folder in stage.folders]
+        assert configs == [first["ensemble/config.pbtxt"] for first in stage.first]
