@@ -48,8 +48,14 @@ class Flow:
         from defensemble_export.writing import check_writable, remove_stale_staging
 
         folders = [place.repository for place in self.places]
-        for folder in folders if writes else ():
-            check_writable(folder)
+        may_write = True
+        for folder in folders:
+            try:
+                check_writable(folder)
+            except OSError:
+                if writes:
+                    raise
+                may_write = False
         with ExitStack() as stack:
             while True:
                 group = group_of(folders)
@@ -58,7 +64,7 @@ class Flow:
                 if {folder.resolve() for folder in group_of(folders)} <= {folder.resolve() for folder in group}:
                     break
                 locks.close()  # an edit of more folders was cut short just now
-            for folder in group if writes else ():
+            for folder in group if may_write else ():
                 for stale in (*remove_stale_staging(folder), *remove_stale_asides(folder)):
                     self.warn(f"removed {stale}, which a command that was killed had left")
             if any(read_pending(folder) is not None for folder in group):
