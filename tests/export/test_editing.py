@@ -128,6 +128,8 @@ def test_a_vote_is_reweighted_once() -> None:
 @given(ensembles(), st.data())
 def test_what_is_added_and_removed_again_leaves_what_was(ensemble: Ensemble, data: st.DataObject) -> None:
     new = Vote("new", data.draw(st.integers(1, 9)), max(vote.weight for vote in ensemble.members))
+    # Shares so uneven that one more vote could make one too small to count are refused, which is tested elsewhere.
+    assume(min(ensemble.weights) > 1e-6)
     assume(ensemble.name != "new" and all(vote.model != "new" for vote in ensemble.members))
     assert removed(added(ensemble, [new]), [f"new@{new.version}"]) == ensemble
     gone = data.draw(st.sampled_from(ensemble.members))
