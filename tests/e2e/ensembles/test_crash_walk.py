@@ -1,4 +1,4 @@
-"""`kill -9` of the editor at every step of an edit: the repository is the old or the new one, and the next command finishes or undoes it."""
+"""`kill -9` of the editor at every step: the repository is the old or the new one, and the next command finishes the edit or undoes it."""
 
 from __future__ import annotations
 

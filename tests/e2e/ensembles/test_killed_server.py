@@ -12,7 +12,7 @@ from defensemble_server import serve
 from tests.e2e.ensembles.edits import REWEIGH, SCENES, Scene
 from tests.e2e.ensembles.walking import QUIET, Cut, Cutter, answers_as, history, leftovers, models_of
 
-# Of an edit of weights, counted from 1: the first call, a load, the members asked, the ensemble's load and its end, and an unload.
+# Of an edit of weights: the first call, a load, the members asked, the ensemble's load and its end, and an unload.
 LOOK_AT = [
     "repository_index",
     "load_model average_",

@@ -100,8 +100,7 @@ def test_edits_of_many_threads_and_processes_come_one_after_the_other(repository
     history = read_history(repository)
     assert len(history) == 12
     # What one edit left is what the next one found: none was planned on a state that another had changed meanwhile.
-    for before, after in zip(history, history[1:], strict=False):
-        assert before.after == after.before
+    assert [edit.before for edit in history[1:]] == [edit.after for edit in history[:-1]]
     last = history[-1].after
     assert last is not None
     assert read_ensemble(repository, "ensemble") == last.votes

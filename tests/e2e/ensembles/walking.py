@@ -139,7 +139,7 @@ class Stage:
 
     def note(self) -> None:
         """Takes what is there now for what was at first."""
-        self.first = [models_of(folder) for folder in self.folders]
+        self.first: list[Content] = [models_of(folder) for folder in self.folders]
         self.root = [{name: (folder / name).read_bytes() for name in ROOT_FILES if (folder / name).exists()} for folder in self.folders]
         self.known = [history(folder) for folder in self.folders]
         self.loaded = [self.ready(index) for index in range(len(self.folders))]
@@ -272,7 +272,7 @@ def uncut(stage: Stage, cutter: Cutter, edit: Edit, **how: Any) -> tuple[Cut, li
     """The edit as a whole, undone again: its steps, and what it leaves on disk and in the servers."""
     whole = cutter.cut(stage, edit, 0, **{"how": "count", **how})
     assert (whole.status, whole.error) == (0, None), whole.text
-    new = [models_of(folder) for folder in stage.folders]
+    new: list[Content] = [models_of(folder) for folder in stage.folders]
     loaded = [stage.ready(index) for index in range(len(stage.folders))]
     assert all(answers_as(client, edit.ensemble, edit.after) for client in stage.clients)
     stage.restore()
