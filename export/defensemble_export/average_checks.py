@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from tritonclient.grpc import model_config_pb2 as schema
 
 from ._errors import EnsembleError
-from .averaging import average_onnx, uncertainty_onnx
+from .averaging import average_onnx, is_same_graph, uncertainty_onnx
 from .config import CONFIG_FILE, MODEL_FILE, uncertainty_outputs
 from .ensemble import AVERAGES, RESERVED, Ensemble, Vote
 from .ensemble_files import averaging_models
@@ -137,11 +137,10 @@ def _check_form(found: Inspection, ensemble: str, model: str, config: schema.Mod
     content = found.content(file)
     if content is not None and not found.refused(model, file):
         graph = average_onnx(votes, classes) if is_average else uncertainty_onnx(votes, classes)
-        if content != graph:
+        if not is_same_graph(content, graph):
             found.say(
                 model,
-                f"this file is not the graph that the parameters ({_said(votes)}) generate: it was changed, or another version wrote it; "
-                f"{reload} generates it again",
+                f"this file is not the graph that the parameters ({_said(votes)}) generate: it was changed; {reload} generates it again",
                 file,
             )
     return not found.refused(model)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper, numpy_helper
 
 from .config import uncertainty_outputs
@@ -45,6 +46,17 @@ def uncertainty_onnx(ensemble: Ensemble, num_classes: int) -> bytes:
     information = graph.add("Relu", [graph.add("Sub", [mixture_entropy, expected])])
     names = uncertainty_outputs(len(ensemble.members), num_classes)
     return graph.finish(dict(zip((members, entropy, information), names, strict=True)), num_classes, "uncertainty")
+
+
+def is_same_graph(content: bytes | None, generated: bytes) -> bool:
+    """Whether the bytes of a file are those of a graph that was generated, or of the same one as another version of onnx serialises it."""
+    if content is None or content == generated:
+        return content is not None
+    try:
+        one, another = (onnx.load_model_from_string(each) for each in (content, generated))
+    except DecodeError:
+        return False
+    return bool(one.graph == another.graph and list(one.opset_import) == list(another.opset_import))
 
 
 class _Graph:

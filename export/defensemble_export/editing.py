@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ._errors import EnsembleError
+from ._errors import ConfigError, EnsembleError
 from .edit_plan import networks
 from .ensemble import Ensemble, Vote, check_name
 from .files import Files
@@ -41,9 +41,11 @@ def new_vote(repository: Path, text: str, weight: float = 1.0) -> Vote:
         raise EnsembleError(
             f"{repository} holds no network '{model}', it holds {known}: name one, or export it first (`defensemble export`)"
         )
+    if _is_ensemble(Files(repository), model):
+        raise EnsembleError(f"'{model}' is an ensemble, and only networks can vote: name its members (`defensemble ensemble show {model}`)")
     if version is not None and version not in there:
         raise EnsembleError(f"'{model}' has no version {version}: {folder} holds {', '.join(map(str, there))}")
-    return Vote(model, there[-1] if version is None else version, weight)
+    return Vote(model, there[-1] if version is None else version, _number(model, weight))
 
 
 def added(ensemble: Ensemble, votes: Sequence[Vote], *, in_place_of: str | None = None) -> Ensemble:
@@ -88,12 +90,13 @@ def reweighted(ensemble: Ensemble, weights: Mapping[str, float]) -> Ensemble:
         vote = found_vote(ensemble, name)
         if vote in chosen:
             raise EnsembleError(f"{vote.model}@{vote.version} is given two weights: name it once")
-        if not (math.isfinite(weight) and weight > 0):
+        number = _number(name, weight)
+        if not (math.isfinite(number) and number > 0):
             raise EnsembleError(
-                f"weight of '{name}' must be finite and above 0, got {weight:g}; to stop its vote: "
+                f"weight of '{name}' must be finite and above 0, got {number:g}; to stop its vote: "
                 f"`defensemble ensemble remove {ensemble.name} {name}`"
             )
-        chosen[vote] = weight
+        chosen[vote] = number
     members = tuple(dataclasses.replace(vote, weight=chosen.get(vote, vote.weight)) for vote in ensemble.members)
     return dataclasses.replace(ensemble, members=members)
 
@@ -113,3 +116,20 @@ def found_vote(ensemble: Ensemble, text: str) -> Vote:
         voting = ", ".join(f"{vote.model}@{vote.version}" for vote in ensemble.members)
         raise EnsembleError(f"'{text}' does not vote in '{ensemble.name}': {voting} do")
     return found[0]
+
+
+def _number(name: str, weight: object) -> float:
+    """A weight as a plain float: one of numpy's could not be written down."""
+    try:
+        if isinstance(weight, (str, bytes, bool)):
+            raise TypeError("it is no number")
+        return float(weight)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError) as error:
+        raise EnsembleError(f"weight of '{name}' must be a number above 0, got {weight!r:.80}") from error
+
+
+def _is_ensemble(files: Files, model: str) -> bool:
+    try:
+        return files.has(model) and files.config(model).platform == "ensemble"
+    except ConfigError:
+        return False  # the checks tell

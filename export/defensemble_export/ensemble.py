@@ -15,6 +15,8 @@ from ._errors import EnsembleError
 AVERAGES = ("probabilities", "logits")
 # The prefixes of the models that are generated from an ensemble, and never exported by name.
 RESERVED = ("average_", "uncertainty_")
+# Files at a repository's root that edits write: a folder of that name would stand in their way.
+ROOT_FILES = ("history.jsonl", "pending-edit.json")
 # A share below this is lost in float32.
 _LEAST_WEIGHT = 1e-7
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,99}")
@@ -123,7 +125,7 @@ def check_name(name: str, *, generated: bool = False) -> str:
 
     Raises:
         EnsembleError: it is empty, too long, holds other characters than letters, digits, ``_``, ``.`` and ``-``, does not begin
-            with a letter or digit, or begins as the averaging models' names do.
+            with a letter or digit, begins as the averaging models' names do, or is that of a file that edits write.
     """
     if not MODEL_NAME.fullmatch(name):
         raise EnsembleError(
@@ -131,4 +133,6 @@ def check_name(name: str, *, generated: bool = False) -> str:
         )
     if name.startswith(RESERVED) and not generated:
         raise EnsembleError(f"names that begin with {' or '.join(RESERVED)} are kept for averaging models, got {name!r}")
+    if name in ROOT_FILES:
+        raise EnsembleError(f"the repository keeps a file of its own under the name {name!r}: choose another for the model")
     return name

@@ -18,11 +18,11 @@ from typing import Any
 from ._errors import EnsembleError, ExportError, HistoryError
 from .aside import aside, write_aside
 from .config import CONFIG_FILE, LABELS_FILE
-from .ensemble import Ensemble, Vote, check_name
+from .ensemble import ROOT_FILES, Ensemble, Vote, check_name
 from .files import Files
 from .reading import ensemble_from_configs, parameter
 
-HISTORY_FILE = "history.jsonl"
+HISTORY_FILE = ROOT_FILES[0]
 SCHEMA = "defensemble.edit/1"
 ACTIONS = ("create", "add", "remove", "weight", "average", "apply", "reload", "rollback", "delete")
 _ID = re.compile("[0-9a-f]{12}")

@@ -27,9 +27,8 @@ def check_members(found: Inspection, ensemble: str, votes: Sequence[tuple[str, i
     members = {model: member for model, _ in votes if found.has(model) and (member := found.config(model)) is not None}
     bad = {model for model, member in members.items() if not _is_member(found, ensemble, model, member)}
     good = {model: member for model, member in members.items() if model not in bad}
-    declared = next(
-        (list(tensor.dims) for tensor in config.input if tensor.name == "images" and min(tensor.dims, key=abs, default=0)), None
-    )
+    # Dims that no tensor can have are told where the wiring is looked at.
+    declared = next((list(one.dims) for one in config.input if one.name == "images" and one.dims and 0 not in one.dims), None)
     images = {model: list(member.input[0].dims) for model, member in good.items()}
     bad |= _same(found, ensemble, images, declared, "images", f"'{ensemble}'")
     classes = {model: next([*one.dims] for one in member.output if one.name == "logits") for model, member in good.items()}

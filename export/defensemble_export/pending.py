@@ -13,12 +13,13 @@ from ._errors import HistoryError
 from .aside import write_aside
 from .config import CONFIG_FILE
 from .edit_plan import EditPlan
+from .ensemble import ROOT_FILES
 from .ensemble_files import PLACEHOLDER, PLACEHOLDER_TEXT
 from .files import Files
 from .history import HISTORY_FILE, Edit, edit_from_line, line_from_edit
 from .writing import remove_files, write_plan
 
-PENDING_FILE = "pending-edit.json"
+PENDING_FILE = ROOT_FILES[1]
 _SCHEMA = "defensemble.pending-edit/1"
 
 

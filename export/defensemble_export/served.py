@@ -13,6 +13,13 @@ from ._errors import ConfigError
 from .config import CONFIG_FILE, PROFILES_FOLDER, config_from_pbtxt
 from .files import Files
 
+# What no server fills in where a file leaves it out, seen of 2.51: it has it from another file. It does fill in `instance_group`,
+# `optimization`, `version_policy` and the batcher's `preferred_batch_size`.
+_NEVER_FILLED_IN = {
+    *("parameters", "model_warmup", "response_cache", "sequence_batching"),
+    *("max_queue_delay_microseconds", "preserve_ordering", "default_queue_policy", "priority_levels", "priority_queue_policy"),
+}
+
 
 def served_config(told: Mapping[str, Any]) -> schema.ModelConfig:
     """A configuration as a server tells it, in JSON.
@@ -47,7 +54,10 @@ def is_served_as_on_disk(files: Files, model: str, told: Mapping[str, Any]) -> b
 
 
 def is_within(said: Message, served: Message) -> bool:
-    """Whether ``served`` says all that ``said`` does."""
+    """Whether ``served`` says all that ``said`` does, and no more than a server fills in."""
+    told = {field.name for field, _ in said.ListFields()}
+    if any(field.name in _NEVER_FILLED_IN - told for field, _ in served.ListFields()):
+        return False
     for field, value in said.ListFields():
         other = getattr(served, field.name)
         if field.message_type is not None and field.message_type.GetOptions().map_entry:

@@ -30,6 +30,7 @@ def start(*arguments: str | Path, cwd: Path, env: Mapping[str, str] | None = Non
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        errors="surrogateescape",  # of a path that is no UTF-8
     )
 
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from defensemble_export import Ensemble, Vote, average_onnx, uncertainty_onnx
+from defensemble_export.averaging import is_same_graph
 from tests.tiny import Array, softmax
 
 
@@ -75,3 +76,17 @@ def test_the_same_ensemble_gives_the_same_bytes() -> None:
     ensemble = Ensemble("e", (Vote("a"), Vote("b", 1, 2.0)))
     assert average_onnx(ensemble, 10) == average_onnx(ensemble, 10)
     assert uncertainty_onnx(ensemble, 10) == uncertainty_onnx(ensemble, 10)
+
+
+def test_a_graph_is_known_however_it_is_serialised_and_no_other_is_taken_for_it() -> None:
+    first, other = (Ensemble("e", (Vote("a", 1, weight), Vote("b", 1))) for weight in (1.0, 2.0))
+    generated = average_onnx(first, 3)
+    model = onnx.load_model_from_string(generated)
+    model.producer_version = "of another release"
+    assert model.SerializeToString() != generated
+    assert is_same_graph(model.SerializeToString(), generated)
+    assert is_same_graph(generated, generated)
+    assert not is_same_graph(average_onnx(other, 3), generated)
+    assert not is_same_graph(uncertainty_onnx(first, 3), generated)
+    assert not is_same_graph(b"rubbish", generated)
+    assert not is_same_graph(None, generated)

@@ -168,3 +168,12 @@ def test_a_configuration_that_is_not_read_back_as_it_was_written_is_refused() ->
     config.MergeFromString(b"\x98\x7d\x01")  # a field of a newer schema, which the text cannot say
     with pytest.raises(ConfigError, match="the configuration of 'a' is not read back as it was written"):
         pbtxt_from_config(config)
+
+
+def test_what_is_done_to_a_configuration_that_was_read_is_not_read_again() -> None:
+    text = 'name: "a" parameters { key: "average" value { string_value: "logits" } }'
+    config = config_from_pbtxt(text, "a")
+    config.name = "b"
+    config.parameters["average"].string_value = "probabilities"
+    again = config_from_pbtxt(text, "a")
+    assert (again.name, again.parameters["average"].string_value) == ("a", "logits")

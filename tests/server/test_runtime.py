@@ -26,8 +26,13 @@ def test_a_platform_that_the_wheel_does_not_run_on_is_named(system: str, machine
     check_platform("Linux", "x86_64", ("glibc", "3.0"))
 
 
-def test_onnxruntime_is_told_not_to_report_unless_the_user_said_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
-    assert find_runtime("embedded", say=lambda text: None).environment["ORT_DISABLE_TELEMETRY"] == "1"
-    monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "0")
-    assert find_runtime("embedded", say=lambda text: None).environment["ORT_DISABLE_TELEMETRY"] == "0"
+@pytest.mark.parametrize(
+    ("name", "usual"), [("ORT_DISABLE_TELEMETRY", "1"), ("MALLOC_ARENA_MAX", "2"), ("MALLOC_MMAP_THRESHOLD_", "131072")]
+)
+def test_telemetry_is_off_and_memory_is_given_back_unless_the_user_said_otherwise(
+    name: str, usual: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(name, raising=False)
+    assert find_runtime("embedded", say=lambda text: None).environment[name] == usual
+    monkeypatch.setenv(name, "0")
+    assert find_runtime("embedded", say=lambda text: None).environment[name] == "0"

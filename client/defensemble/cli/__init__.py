@@ -6,6 +6,7 @@ the sibling packages, which an installation may not have.
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Any
 
@@ -96,4 +97,7 @@ _keep_lines_of_examples(cli)
 
 def main() -> None:
     """Entry point of the `defensemble` script."""
+    # A path that is no UTF-8 is printed as it is; most locales' standard output raises an error instead, after the work is done.
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="surrogateescape")
     cli(prog_name="defensemble")

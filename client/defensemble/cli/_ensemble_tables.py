@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,14 +22,15 @@ _WIDTH_OF_A_FILE = 140
 _DIGEST = 12
 
 
-def print_applied(applied: Applied) -> None:
-    """Says what an edit did, or would do, and how it is undone."""
+def print_applied(applied: Applied, options: str) -> None:
+    """Says what an edit did, or would do, and how it is undone by a command with the `options` that say where."""
     for remark in applied.remarks:
         click.echo(f"remark: {remark}", err=True)
     if applied.dry_run:
         click.echo(f"{applied.ensemble}: would change:" if applied.changes else f"{applied.ensemble}: nothing would change on disk")
     elif not applied.changes and not applied.loaded and applied.edit is None:
-        click.echo(f"{applied.ensemble}: nothing differs, nothing was done")
+        asked = "; what a server serves of it was loaded again where its files are newer" if "total" in applied.seconds else ""
+        click.echo(f"{applied.ensemble}: nothing differs{asked or ', nothing was done'}")
         return
     else:
         click.echo(f"{applied.ensemble}: changed:" if applied.changes else f"{applied.ensemble}: brought in line with its folder")
@@ -49,9 +51,9 @@ def print_applied(applied: Applied) -> None:
         return
     again = f"{this_command()} ensemble rollback"
     if applied.edit.undoes:
-        click.echo(f"go forward again: {again} --to {applied.edit.undoes[0]}    (edit {applied.edit.id})")
+        click.echo(f"go forward again: {again} --to {applied.edit.undoes[0]}{options}    (edit {applied.edit.id})")
     else:
-        click.echo(f"undo it: {again} --ensemble {applied.ensemble}    (edit {applied.edit.id})")
+        click.echo(f"undo it: {again} --ensemble {applied.ensemble}{options}    (edit {applied.edit.id})")
 
 
 def values_from_applied(applied: Applied) -> dict[str, Any]:
@@ -96,8 +98,9 @@ def print_state(state: EnsembleState) -> None:
     console.print(table)
     for url, answer in state.served.items():
         console.print(f"served by {url}: {answer}", highlight=False, markup=False)
-    for problem in state.problems:
-        console.print(problem, highlight=False, markup=False)
+    told = [f"{one.standing.model}@{one.standing.version}: {one.standing.problem}" for one in state.members if one.standing.problem]
+    for problem in (*state.problems, *told):
+        console.print(problem, highlight=False, markup=False, soft_wrap=True)
 
 
 def values_from_state(state: EnsembleState) -> dict[str, Any]:
@@ -123,7 +126,8 @@ def print_edits(edits: Sequence[Edit]) -> None:
         undone = f" (undoes {', '.join(edit.undoes)})" if edit.undoes else ""
         click.echo(f"{edit.id}  {edit.time}  {edit.who}  {edit.action} '{edit.ensemble}'{undone}")
         if edit.message is not None:
-            click.echo(f"    {edit.message}")
+            for line in edit.message.splitlines():
+                click.echo(f"    {_printable(line)}")
         for change in edit.changes:
             click.echo(f"  - {change}")
         click.echo(f"    config.pbtxt {_digest(edit.before)} -> {_digest(edit.after)}")
@@ -136,10 +140,15 @@ def print_prunable(found: Sequence[Prunable]) -> None:
         click.echo(f"{one.model}{version}  {one.bytes:,} bytes: {one.why}")
 
 
+def _printable(text: str) -> str:
+    """A person's words without what would steer a terminal."""
+    return "".join("?" if unicodedata.category(letter) == "Cc" else letter for letter in text)
+
+
 def _accuracy(member: MemberState) -> str:
     one = member.standing
     if one.record_accuracy is None:
-        return one.problem or "not known"
+        return "not known"
     n = "" if one.record_n is None else f", n = {one.record_n:,}"
     return f"{100 * one.record_accuracy:.2f} %{n}{'' if one.record_data is None else f', {one.record_data}'}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -59,7 +60,7 @@ def edit(rest: Mapping[str, Any], act: Callable[[Ensembles, dict[str, Any]], App
         click.echo(json.dumps(values[0] if isinstance(done, Applied) else values, indent=2))
         return
     for one in applied:
-        print_applied(one)
+        print_applied(one, _typed_again(rest))
 
 
 def show_ensembles(name: str | None, form: str, where: Mapping[str, Any]) -> None:
@@ -90,13 +91,13 @@ def check_ensembles(name: str | None, where: Mapping[str, Any]) -> None:
     """Prints what the checks found; exit status 1 where one of them refuses."""
     with opened(where) as ensembles:
         findings = ensembles.check(name)
+        refused = 0
+        for finding in findings:
+            refused += finding.refuses
+            click.echo(f"{'' if finding.refuses else 'remark: '}{finding}")
+        if refused:
+            raise click.ClickException(f"{refused} finding{'' if refused == 1 else 's'} to mend")
         looked_at = [name] if name is not None else ensembles.names()
-    refused = 0
-    for finding in findings:
-        refused += finding.refuses
-        click.echo(f"{'' if finding.refuses else 'remark: '}{finding}")
-    if refused:
-        raise click.ClickException(f"{refused} finding{'' if refused == 1 else 's'} to mend")
     click.echo(
         f"{', '.join(looked_at) or 'no ensemble'}: Triton can load it, and it computes what it says" if looked_at else "no ensemble yet"
     )
@@ -135,7 +136,7 @@ def show_history(name: str | None, last: int | None, as_json: bool, where: Mappi
     """Prints the edits."""
     from defensemble_export.history import line_from_edit
 
-    with opened({**where, "files_only": True, "urls": ()}) as ensembles:
+    with opened({**where, "files_only": not where["replicas"], "urls": ()}) as ensembles:
         edits = ensembles.history(name)
     edits = edits[-last:] if last is not None else edits
     if as_json:
@@ -163,6 +164,16 @@ def prune_repository(keep: int, dry_run: bool, yes: bool, where: Mapping[str, An
             click.confirm("delete these?", abort=True)
         gone = ensembles.prune(keep=keep)
     click.echo(f"deleted {len(gone)}, {sum(one.bytes for one in gone):,} bytes")
+
+
+def _typed_again(where: Mapping[str, Any]) -> str:
+    """The options that said where, for another command there."""
+    words = [] if where["replicas"] or where["repository"] == Path("model_repository") else ["--repository", str(where["repository"])]
+    words += [word for url in where["urls"] for word in ("--url", url)]
+    words += [word for url, folder in where["replicas"] for word in ("--replica", f"{url}={folder}")]
+    words += ["--files-only"] if where["files_only"] else []
+    words += ["--admin-key-file", str(where["admin_key_file"])] if where["admin_key_file"] is not None else []
+    return f" {shlex.join(words)}" if words else ""
 
 
 def _say(text: str) -> None:

@@ -178,6 +178,7 @@ class Ensembles:
         from defensemble_export.edit_plan import plan_creation
         from defensemble_export.editing import new_vote
 
+        members = _names(members)
         given = dict(weights or {})
         unknown = sorted(set(given) - set(members))
         if unknown:
@@ -210,6 +211,8 @@ class Ensembles:
         from defensemble_export import EnsembleError
         from defensemble_export.editing import added, found_vote, named_vote, new_vote
 
+        members = _names(members)
+
         def changed(now: Ensemble, repository: Path) -> Ensemble:
             usual = found_vote(now, in_place_of).weight if in_place_of is not None else 1.0
             votes = []
@@ -235,6 +238,7 @@ class Ensembles:
         """
         from defensemble_export.editing import removed
 
+        members = _names(members)
         return self._change("remove", name, lambda now, repository: removed(now, members), message, dry_run)
 
     def delete(self, name: str, *, message: str | None = None, dry_run: bool = False) -> Applied:
@@ -347,3 +351,10 @@ class Ensembles:
             return plan_ensemble(repository, changed(existing(repository, name), repository))
 
         return self._flow.edit(action, name, change, message=message, dry_run=dry_run)
+
+
+def _names(members: Sequence[str]) -> list[str]:
+    """A list of names, which a text alone is not: its letters would be taken for names."""
+    if isinstance(members, str) or not all(isinstance(member, str) for member in members):
+        raise InputError(f"members must be a list of names, such as ['keep0.1', 'keep0.3@2'], got {members!r:.80}")
+    return list(members)

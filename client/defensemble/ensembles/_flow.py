@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from defensemble._exceptions import InputError
 from defensemble.ensembles._before import Before, before_reload, snapshot_or_none
 from defensemble.ensembles._errors import EditRefusedError
 from defensemble.ensembles._plans import plan_findings
@@ -33,18 +34,21 @@ class Flow:
         self.warn = warn
 
     @contextmanager
-    def settled(self, wait_s: float | None = None) -> Iterator[None]:
+    def settled(self, wait_s: float | None = None, *, writes: bool = True) -> Iterator[None]:
         """Holds the locks of all places; an edit that was cut short there is finished or undone first.
+
+        Who only looks (`writes` is False) needs no leave to write, unless there is such an edit.
 
         Raises:
             defensemble_export.LockedError: Somebody else holds one.
+            OSError: A folder cannot be written.
         """
         from defensemble_export.locking import locked_within
         from defensemble_export.pending import read_pending, remove_stale_asides
         from defensemble_export.writing import check_writable, remove_stale_staging
 
         folders = [place.repository for place in self.places]
-        for folder in folders:
+        for folder in folders if writes else ():
             check_writable(folder)
         with ExitStack() as stack:
             while True:
@@ -54,7 +58,7 @@ class Flow:
                 if {folder.resolve() for folder in group_of(folders)} <= {folder.resolve() for folder in group}:
                     break
                 locks.close()  # an edit of more folders was cut short just now
-            for folder in group:
+            for folder in group if writes else ():
                 for stale in (*remove_stale_staging(folder), *remove_stale_asides(folder)):
                     self.warn(f"removed {stale}, which a command that was killed had left")
             if any(read_pending(folder) is not None for folder in group):
@@ -83,9 +87,11 @@ class Flow:
             EditFailedError: A step failed; the old state was put back.
             ServiceError, defensemble_export.ExportError, OSError: Before anything was written.
         """
+        if message is not None and not isinstance(message, str):
+            raise InputError(f"message must be a text or None, got {message!r:.80}")
         timings = Timings()
         began = time.perf_counter()
-        with self.settled():
+        with self.settled(writes=not dry_run):
             with timings.of("checks"):
                 shares = [Share(place, self._planned(action, name, place.repository, change)) for place in self.places]
                 self._look_at_servers(shares, reloads)
@@ -166,10 +172,12 @@ class Flow:
 
         found: dict[str, None] = {}
         for share, before in zip(shares, befores, strict=True):
+            if not (share.plan.changes_files or before.was_edited_by_hand):
+                continue  # 2 and 2 are what 1 and 1 are
             told = changes_between(share.plan.before if before.votes is None else before.votes, share.plan.after)
             if not told and share.plan.averaging:
                 told = [f"generates {model} again, which had been changed by hand" for model in share.plan.new_models]
-            if not told and (share.plan.changes_files or before.was_edited_by_hand):
+            if not told:
                 told = ["takes up a hand edit of config.pbtxt, which leaves the votes as they are"]
             found |= dict.fromkeys(told)
         return tuple(found)
@@ -225,14 +233,21 @@ class Flow:
 
 def findings_of(share: Share) -> list[Finding]:
     """What the checks say of the repository as it will be."""
-    from defensemble_export import Finding, check_ensemble
-    from defensemble_export.edit_plan import used_models
+    from defensemble_export import ConfigError, Finding, check_ensemble
+    from defensemble_export.edit_plan import steps_of
 
+    files = share.plan.outcome()
     if share.plan.after is not None:
-        return check_ensemble(share.plan.outcome(), share.name)
-    if share.name in used_models(share.plan.outcome()):
-        return [Finding(share.name, f"'{share.name}' is a step of another ensemble: take it out of that one first")]
-    return []
+        return check_ensemble(files, share.name)
+    found = []
+    for other in files.models():
+        try:
+            uses = share.name in {model for model, _ in steps_of(files.config(other))}
+        except ConfigError:
+            continue  # Triton could not load it either
+        if uses:
+            found.append(Finding(share.name, f"'{share.name}' is a step of '{other}': take it out of that one first"))
+    return found
 
 
 def _lacking(share: Share) -> list[str]:

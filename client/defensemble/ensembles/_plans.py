@@ -10,6 +10,7 @@ from defensemble.ensembles._steps import AVERAGING, Share
 
 if TYPE_CHECKING:
     from defensemble_export import Finding
+    from defensemble_export.files import Files
 
 _PLAN_BACKEND = "tensorrt"
 
@@ -32,11 +33,9 @@ def plan_findings(share: Share, served: Served) -> list[Finding]:
     loads = set(share.loads[served.url])
     votes = [(model, version) for model, version in share.plan.steps() if not model.startswith(AVERAGING)]
     serving = [(model, version) for model, version in votes if model not in loads and _is_plan(served, model)]
-    arriving = [(model, version) for model, version in votes if model in loads]
-    if not arriving or not (serving or any(files.config(model).backend == _PLAN_BACKEND for model, _ in arriving)):
-        return []
+    arriving = [(model, version) for model, version in votes if model in loads and _comes_as_plan(files, model, by_profile=bool(serving))]
     machine = None
-    for model, version in serving:
+    for model, version in serving if arriving else ():
         try:
             known = read_manifest(repository / model / str(version) / MANIFEST_FILE)
         except PlanError:
@@ -58,6 +57,22 @@ def plan_findings(share: Share, served: Served) -> list[Finding]:
         if problem is not None:
             found.append(Finding(model, f"{problem} (what {served.url} has is told by the plans that it serves)"))
     return found
+
+
+def _comes_as_plan(files: Files, model: str, *, by_profile: bool) -> bool:
+    """Whether a model that is to be loaded is a plan by its configuration, or, on a server that takes plans, by one of its profiles."""
+    from defensemble_export import ConfigError, config_from_pbtxt
+    from defensemble_export.config import PROFILES_FOLDER
+
+    if files.config(model).backend == _PLAN_BACKEND:
+        return True
+    for path in sorted((files.repository / model / PROFILES_FOLDER).glob("*.pbtxt")) if by_profile else ():
+        try:
+            if config_from_pbtxt(path.read_text(errors="replace"), str(path)).backend == _PLAN_BACKEND:
+                return True
+        except ConfigError:
+            continue  # said by the checks
+    return False
 
 
 def _is_plan(served: Served, model: str) -> bool:

@@ -28,7 +28,7 @@ def prune(flow: Flow, *, keep: int, dry_run: bool) -> list[Prunable]:
     if keep < 0:
         raise InputError(f"keep must be 0 or more edits, got {keep}")
     found: list[Prunable] = []
-    with flow.settled():
+    with flow.settled(writes=not dry_run):
         chosen = []
         for place in flow.places:
             used: set[str] = set()

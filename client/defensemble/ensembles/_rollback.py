@@ -38,7 +38,7 @@ def rolled_back(flow: Flow, count: int, *, name: str | None, to: str | None, mes
     if count < 1:
         raise InputError(f"the number of edits to undo must be 1 or more, got {count}")
     first = flow.places[0].repository
-    with flow.settled():
+    with flow.settled(writes=not dry_run):
         history = read_history(first)
     chosen = name or _edited(history, to, first)
     way = _way(history, chosen, count, to)
@@ -55,7 +55,7 @@ def rolled_back(flow: Flow, count: int, *, name: str | None, to: str | None, mes
     if way.forward is not None:
         told = message or f"goes forward again to {way.forward.id}"
         return flow.edit("apply", chosen, change, message=told, dry_run=dry_run)
-    return flow.edit("rollback", chosen, change, message=message or f"undoes {', '.join(ids)}", dry_run=dry_run, undoes=ids)
+    return flow.edit("rollback", chosen, change, message=message, dry_run=dry_run, undoes=ids)
 
 
 def _edited(history: list[Edit], to: str | None, repository: Path) -> str:
@@ -71,7 +71,10 @@ def _way(history: list[Edit], name: str, count: int, to: str | None) -> _Way:
     stack = undoable(history, name)
     if to is None:
         if count > len(stack):
-            raise InputError(f"'{name}' has {len(stack)} edit{'' if len(stack) == 1 else 's'} that can be undone, got {count}")
+            raise InputError(
+                f"'{name}' has {len(stack)} edit{'' if len(stack) == 1 else 's'} that can be undone, got {count}: "
+                f"`defensemble ensemble history --ensemble {name}` lists them"
+            )
         return _back(stack[len(stack) - count :], name)
     known = [edit.id for edit in stack]
     if to in known:

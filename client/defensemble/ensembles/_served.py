@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from defensemble._client import Client
-from defensemble._exceptions import ModelNotFoundError, NotReadyError, ServerFailedError
+from defensemble._exceptions import ModelNotFoundError, NotReadyError, ServerFailedError, ServiceError
 from defensemble._translate import service_error
 from defensemble._transport import OutputRequest
 
@@ -95,6 +96,19 @@ class Served:
         """
         self._transport.load_model(model, self._load_timeout_s)
 
+    def load_from(self, folder: Path, model: str) -> None:
+        """Loads a model that lies in `folder`; where the server does not see it there, says that it reads another folder.
+
+        Raises:
+            ServiceError: The server refuses it, does not see it, or does not answer.
+        """
+        try:
+            self.load(model)
+        except ServerFailedError as error:
+            if any(state.name == model for state in self._transport.repository_index(self._timeout_s)):
+                raise
+            raise self._reads_another("load", model, f"it sees no such model, which lies in {folder}") from error
+
     def load_surely(self, model: str) -> None:
         """Loads a model, and looks whether it is loaded: of files that it has refused once, Triton says OK the next time.
 
@@ -115,6 +129,21 @@ class Served:
             ServiceError: The server does not answer.
         """
         self._transport.unload_model(model, self._timeout_s)
+
+    def unload_gone(self, folder: Path, model: str) -> None:
+        """Takes a model out of service that lies in `folder` no more; where the server sees it even so, says that it reads another folder.
+
+        Raises:
+            ServiceError: It sees it still, or does not answer.
+        """
+        self.unload(model)
+        if any(state.name == model and state.state == "UNAVAILABLE" for state in self._transport.repository_index(self._timeout_s)):
+            raise self._reads_another("unload", model, f"it sees that model still, which was removed from {folder}")
+
+    def _reads_another(self, verb: str, model: str, told: str) -> ServiceError:
+        mend = "Name the folder that it was started on: --repository FOLDER, or --replica URL=FOLDER where each server has its own."
+        what = f"{self.url}, asked to {verb} model {model!r}"
+        return service_error(ServerFailedError, what, f"{told}: it reads another folder", {ServerFailedError: mend})
 
     def infer(
         self, model: str, inputs: Mapping[str, NDArray[np.float32]], outputs: Sequence[str], version: int | None = None

@@ -137,7 +137,7 @@ class Carrying:
             for model in (*share.loads[served.url], *share.offers.get(served.url, ())):
                 self._at(f"load {model} on {served.url}")
                 with self._timings.of("loads"):
-                    served.load(model)
+                    served.load_from(share.place.repository, model)
             if share.plan.after is not None:
                 with self._timings.of("inferences"):
                     proofs[served.url] = self._prove_averaging(share, served)
@@ -154,7 +154,7 @@ class Carrying:
             with self._timings.of("loads"):
                 if share.plan.after is None:
                     self._at(f"unload '{share.name}' from {served.url}")
-                    served.unload(share.name)
+                    served.unload_gone(share.place.repository, share.name)
                 else:
                     self._at(f"load '{share.name}' on {served.url}")
                     served.load(share.name)
@@ -208,7 +208,9 @@ class Carrying:
                     chosen = unused_models(share, served)
                     busy = served.wait_drained(chosen, self._drain_s) if chosen else []
                 for model in busy:
-                    self.left_loaded[f"{model} on {url}"] = "somebody still calls it by its own name"
+                    self.left_loaded[f"{model} on {url}"] = (
+                        f"it was not idle within {self._drain_s:g} s: does somebody call it by its own name?"
+                    )
                 for model in chosen:
                     if model not in busy:
                         self._at(f"unload {model} from {url}")

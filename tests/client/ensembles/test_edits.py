@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import cast
 
 import pytest
 
+from defensemble import InputError
 from defensemble.ensembles import Applied, EditRefusedError, Ensembles
-from defensemble_export import Ensemble, EnsembleError, ExistsError, ExportError, Vote, ensemble_from_yaml, yaml_from_ensemble
-from tests.client.ensembles.world import ABC, World, calling, recorded, times_of_change
-from tests.tiny import CLASSES, content, images
+from defensemble_export import ConfigError, Ensemble, EnsembleError, ExistsError, ExportError, Vote, ensemble_from_yaml, yaml_from_ensemble
+from tests.client.ensembles.world import ABC, SEEDS, World, calling, recorded, times_of_change
+from tests.tiny import CLASSES, content, images, write_second_version
 
 Act = Callable[[Ensembles], Applied]
 
@@ -93,6 +95,21 @@ def test_a_vote_in_the_place_of_another_takes_its_row_and_its_weight(world: Worl
     assert "a" not in world.loaded(), "nobody needs it"
 
 
+def test_a_version_that_is_exported_while_callers_call_takes_over_the_vote(world: World, ensembles: Ensembles) -> None:
+    votes = {"a@2": 1.0, "b@1": 1.0, "c@1": 1.0}
+    ensembles.create("canary", ["a", "d"])
+    with calling(world.server.grpc_url) as callers, calling(world.server.http_url, "canary", count=1) as others:
+        write_second_version(world.folder, "a", SEEDS["a@2"])
+        done = ensembles.add("ensemble", ["a"], in_place_of="a")
+        assert [models[0] for models in done.loaded.values()] == ["a"]
+        world.check(votes)
+        ensembles.rollback()
+        world.check(ABC)
+    callers.check([(ABC, "probabilities"), (votes, "probabilities"), (ABC, "probabilities")])
+    others.check([({"a@1": 1.0, "d@1": 1.0}, "probabilities")])
+    world.check({"a@1": 1.0, "d@1": 1.0}, name="canary")
+
+
 def test_an_ensemble_that_goes_leaves_the_members_that_another_has(world: World, one: Ensembles) -> None:
     one.create("canary", ["a", "d"])
     done = one.remove("ensemble", ["a"])
@@ -106,14 +123,25 @@ def test_an_ensemble_that_goes_leaves_the_members_that_another_has(world: World,
     assert (world.folder / "a/1/model.onnx").exists()
     assert len(world.averaging()) == 2
     world.check({"b@1": 1.0, "c@1": 1.0})
-    with pytest.raises(EnsembleError, match="'ensemble' would have no members, and needs at least one: .* remove ensemble --all`"):
+    with pytest.raises(EnsembleError, match=r"'ensemble' would have no members, and needs at least one: .* remove ensemble --all`"):
         one.remove("ensemble", ["b", "c"])
+
+
+def test_a_configuration_that_cannot_be_read_stops_what_it_has_to_do_with_and_no_more(world: World, one: Ensembles) -> None:
+    one.create("canary", ["d"])
+    with (world.folder / "c/config.pbtxt").open("a") as file:
+        file.write("nonsense: 3\n")
+    with pytest.raises(ConfigError, match=r'c/config.pbtxt: not a valid model configuration: .* has no field named "nonsense". Mend the f'):
+        one.weight("ensemble", {"a": 2.0})
+    one.delete("canary")
+    assert "canary" not in world.loaded()
+    assert one.history()[-1].action == "delete"
 
 
 def test_a_member_that_somebody_asks_for_itself_stays_loaded(world: World) -> None:
     with world.client() as client, calling(world.server.http_url, "a", count=1) as callers:
         done = Ensembles(world.folder, client, drain_s=0.3).remove("ensemble", ["a"])
-    assert done.left_loaded == {f"a on {world.server.grpc_url}": "somebody still calls it by its own name"}
+    assert done.left_loaded == {f"a on {world.server.grpc_url}": "it was not idle within 0.3 s: does somebody call it by its own name?"}
     assert callers.errors == []
     assert "a" in world.loaded()
     world.check({"b@1": 1.0, "c@1": 1.0})
@@ -137,6 +165,14 @@ def test_apply_makes_repository_and_server_what_the_file_says_and_is_idle_where_
     assert created.edit is not None
     assert created.edit.action == "create"
     world.check({"a@1": 1.0, "d@1": 1.0}, name="second")
+
+
+def test_weights_count_relative_to_each_other(world: World, one: Ensembles) -> None:
+    before = content(world.folder)
+    done = one.weight("ensemble", {"a": 5.0, "b": 5.0, "c": 5.0})
+    assert (done.edit, done.changes) == (None, ()), "5, 5 and 5 are what 1, 1 and 1 are"
+    assert content(world.folder) == before
+    world.check(ABC)
 
 
 def test_apply_mends_a_server_that_lags_behind_the_folder(world: World, one: Ensembles) -> None:
@@ -207,8 +243,24 @@ REFUSED: dict[str, tuple[type[Exception], str, Act]] = {
     "a reserved name": (EnsembleError, "kept for averaging models", lambda one: one.create("average_of_all", ["a"])),
     "exists": (ExistsError, "ensemble exists already", lambda one: one.create("ensemble", ["a"])),
     "the name of a member": (ExportError, "d exists already", lambda one: one.create("d", ["a"])),
-    "itself": (EnsembleError, "has a member of the same name", lambda one: one.add("ensemble", ["ensemble"])),
-    "an ensemble as a member": (EditRefusedError, "x", lambda one: one.create("outer", ["ensemble"])),
+    "itself": (EnsembleError, "'ensemble' is an ensemble, and only networks can vote", lambda one: one.add("ensemble", ["ensemble"])),
+    "an ensemble as a member": (
+        EnsembleError,
+        "'ensemble' is an ensemble, and only networks can vote: name its members",
+        lambda one: one.create("outer", ["ensemble"]),
+    ),
+    "a text for a list": (InputError, r"members must be a list of names, .* got 'd'", lambda one: one.add("ensemble", "d")),
+    "a text as a weight": (
+        EnsembleError,
+        "weight of 'a' must be a number above 0, got '3'",
+        lambda one: one.weight("ensemble", cast("dict[str, float]", {"a": "3"})),
+    ),
+    "a reason that is no text": (InputError, "message must be a text or None, got 7", lambda one: one.delete("ensemble", message=7)),  # type: ignore[arg-type]
+    "the history's name": (
+        EnsembleError,
+        r"keeps a file of its own under the name 'history.jsonl'",
+        lambda one: one.create("history.jsonl", ["a"]),
+    ),
     "two in one place": (
         EnsembleError,
         "one vote can take the place of 'a', got 2",
@@ -232,9 +284,8 @@ def test_what_must_not_be_is_refused_before_anything_changes(served_world: World
     kind, told, act = REFUSED[case]
     before, times = content(served_world.folder), times_of_change(served_world.folder)
     with recorded(served_world) as (client, calls):
-        with pytest.raises(kind, match=told) as refused:
+        with pytest.raises(kind, match=told):
             act(Ensembles(served_world.folder, client))
-    print(refused.value)
     assert (content(served_world.folder), times_of_change(served_world.folder)) == (before, times)
     assert calls == []
 

@@ -50,7 +50,7 @@ def test_nothing_that_a_way_back_needs_is_pruned_and_then_the_way_back_works(wor
     world.check({"a@1": 3.0, "b@2": 1.0})
     one.rollback(2)
     world.check({"a@1": 1.0, "b@2": 1.0})
-    with pytest.raises(EnsembleError, match="b@1, which voted in 'ensemble' then, is not in .* any more"):
+    with pytest.raises(EnsembleError, match=r"b@1, which voted in 'ensemble' then, is not in .* any more"):
         one.rollback()
     world.check({"a@1": 1.0, "b@2": 1.0})
 
@@ -98,6 +98,6 @@ def test_it_refuses_where_it_cannot_know(world: World, one: Ensembles) -> None:
     path = world.folder / "history.jsonl"
     path.write_bytes(b"{" + path.read_bytes())
     before = content(world.folder)
-    with pytest.raises(HistoryError, match="history.jsonl:1: the history is damaged"):
+    with pytest.raises(HistoryError, match=r"history.jsonl:1: the history is damaged"):
         one.prune(keep=0)
     assert content(world.folder) == before

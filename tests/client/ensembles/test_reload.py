@@ -23,7 +23,7 @@ def write(world: World, model: str, config: schema.ModelConfig) -> None:
 
 def average_of(world: World, name: str = "ensemble") -> str:
     """The model that gives an ensemble's probabilities, as it lies on disk."""
-    return next(step.model_name for step in read(world, name).ensemble_scheduling.step if step.model_name.startswith("average_"))
+    return next(str(step.model_name) for step in read(world, name).ensemble_scheduling.step if step.model_name.startswith("average_"))
 
 
 @pytest.fixture
@@ -192,7 +192,6 @@ def test_a_member_that_the_server_refuses_serves_on_as_it_was(world: World, one:
         assert "intra_op_thread_count" in failed.value.why
         assert failed.value.put_back
     callers.check([(ABC, "probabilities")])
-    print(failed.value)
     assert read(world, "a") == config, "what the operator wrote stays, to be mended"
     assert one.history() == []
     world.check_tidy()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-EDITS = {
+EDITS: dict[str, Callable[[Ensembles], object]] = {
     "add": lambda ensembles: ensembles.add("ensemble", ["d"]),
     "remove": lambda ensembles: ensembles.remove("ensemble", ["a"]),
     "create": lambda ensembles: ensembles.create("canary", ["a"]),
@@ -159,13 +159,43 @@ def test_a_server_of_another_folder_is_told_and_nothing_is_left(world: World, tm
     before, loaded = content(other), world.loaded()
     with world.client(kind) as client, calling(world.server.grpc_url) as callers:
         for act in (EDITS["weight"], EDITS["create"]):
-            with pytest.raises(EditFailedError) as failed:
+            with pytest.raises(EditFailedError, match=f"it sees no such model, which lies in {other}: it reads another folder. Name the f"):
                 act(Ensembles(other, client))
             assert content(other) == before
-    print(failed.value)
     callers.check([(ABC, "probabilities")])
     assert world.loaded() == loaded
     world.check(ABC)
+
+
+def test_to_delete_from_another_folder_is_told_and_put_back(world: World, tmp_path: Path, kind: str) -> None:
+    other = write_world(tmp_path / "place" / "repository")
+    before = content(other)
+    with world.client(kind) as client, pytest.raises(EditFailedError, match=f"which was removed from {other}: it reads another folder."):
+        Ensembles(other, client).delete("ensemble")
+    assert content(other) == before
+    world.check(ABC)
+
+
+def test_a_server_that_loads_nothing_on_request_is_told_and_nothing_is_left(tmp_path: Path, kind: str) -> None:
+    from defensemble_server import options
+    from defensemble_server import serving as start
+
+    folder = write_world(tmp_path / "place" / "repository")
+    written = options.triton_command
+
+    def command(*arguments: Any, **named: Any) -> list[str]:
+        lines = [line for line in written(*arguments, **named) if not line.startswith("--load-model=")]
+        return [line.replace("--model-control-mode=explicit", "--model-control-mode=none") for line in lines]
+
+    before = content(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(start, "triton_command", command)
+        for world in serving(folder):
+            with world.client(kind) as client, pytest.raises(EditFailedError, match="--model-control-mode=explicit") as failed:
+                Ensembles(folder, client).weight("ensemble", {"a": 2.0})
+            assert "failed at the step 'load average_" in str(failed.value)
+            assert content(folder) == before
+            world.check(ABC)
 
 
 def test_a_folder_that_may_not_be_written_is_told_before_a_server_is(world: World) -> None:
@@ -186,7 +216,7 @@ def test_a_server_that_runs_a_profile_is_known_to_serve_what_lies_on_disk(tmp_pa
     from defensemble_export import write_profile
 
     folder = write_world(tmp_path / "place" / "repository")
-    write_profile(folder, "cpu", intra_op_threads=1)
+    write_profile(folder, "cpu")
     for world in serving(folder, profile="cpu"):
         world.check(ABC)
         with world.client() as client:

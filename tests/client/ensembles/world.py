@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 
@@ -16,13 +16,10 @@ from defensemble import Client, DefensembleError, GrpcTransport, OutputRequest, 
 from defensemble.ensembles import Ensembles
 from tests import tiny
 
-if TYPE_CHECKING:
-    from defensemble_server import Server
-
 KEY = "the-key-of-the-tests-0123456789"
 OUTPUTS = ("probabilities", "member_probabilities", "entropy", "mutual_information")
-# The network of each member: `a`, `b` and `c` vote at first, `d` does not.
-SEEDS = {"a@1": 1, "b@1": 2, "b@2": 22, "c@1": 3, "d@1": 4}
+# The network of each member: `a`, `b` and `c` vote at first, `d` does not; `a@2` is exported by a test.
+SEEDS = {"a@1": 1, "a@2": 11, "b@1": 2, "b@2": 22, "c@1": 3, "d@1": 4}
 ABC = {"a@1": 1.0, "b@1": 1.0, "c@1": 1.0}
 Array = tiny.Array
 Votes = Mapping[str, float]
@@ -54,12 +51,22 @@ def answers(images: Array, votes: Votes, average: str = "probabilities") -> dict
     }
 
 
+class Reached(Protocol):
+    """Where a server is."""
+
+    @property
+    def grpc_url(self) -> str: ...
+
+    @property
+    def http_url(self) -> str: ...
+
+
 @dataclass
 class World:
     """A repository and the server that reads it."""
 
     folder: Path
-    server: Server
+    server: Reached
     before: dict[str, bytes | None] = field(default_factory=dict)
 
     def url(self, kind: str = "grpc") -> str:

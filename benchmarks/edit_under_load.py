@@ -1,0 +1,165 @@
+"""What do callers notice of an ensemble that is edited while it serves, and what does an edit take?
+
+Five defective ResNet-18s of width 16 at 3x32x32, eight callers in a loop with 16 images, and one edit after another: every single answer is
+held against numpy's, call times during edits against those without, and the server's memory after many edits against that after a few.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+from rich.console import Console
+
+# Run as a file, Python looks for modules beside it alone.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.editing.answers import APART, TOLERANCE, answer_of, apart, judge
+from benchmarks.editing.callers import CallersGoneError
+from benchmarks.editing.figures import result_of
+from benchmarks.editing.page import page
+from benchmarks.editing.plan import State, planned
+from benchmarks.editing.under_load import Effort, edited_under_load, logits_of, starting_state, versions_of
+from benchmarks.figures import exit_status
+from benchmarks.serving.processes import pin
+from defensemble import DefensembleError
+from defensemble._results import check_writable, write_result
+from defensemble_export import ExportError, Member
+from defensemble_server import ServerError
+
+SCHEMA = "defensemble.benchmark.edit_under_load/1"
+FULL = Effort(edits=50, timed=20, memory_after=(5, 50), quiet_s=4.0, later_quiet_s=1.0, warm_s=3.0)
+QUICK = Effort(edits=8, timed=8, memory_after=(2, 8), quiet_s=1.0, later_quiet_s=1.0, warm_s=1.0)
+POOL = 128
+
+
+def measure(
+    members: Sequence[Member],
+    later: Sequence[Member],
+    pool: NDArray[np.float32],
+    effort: Effort,
+    *,
+    seed: int = 0,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Edits an ensemble of `members` under load and returns the result as JSON.
+
+    `later` are exported once it serves: new members, and second versions of those that are there. Callers ask about images of `pool`
+    (P, C, H, W).
+
+    Raises:
+        CallersGoneError: The callers cannot ask.
+        DefensembleError, ServerError, ExportError, OSError: What went wrong with the server or with an edit.
+    """
+    logits = logits_of(members, later, pool)
+    start = starting_state(members)
+
+    def between(one: State, other: State) -> float:
+        return apart(answer_of(one, logits), answer_of(other, logits), effort.batch)
+
+    changes = planned(
+        versions_of(members, later),
+        start,
+        effort.edits,
+        seed,
+        differ=lambda one, other: between(one, other) > APART,
+        alike_at=effort.memory_after,
+    )
+    states = [start, *(change.state for change in changes)]
+    with tempfile.TemporaryDirectory(prefix="defensemble-benchmark-") as folder:
+        run = edited_under_load(members, later, pool, changes, effort, Path(folder), seed=seed, say=say)
+    verdict = judge(
+        run.calls,
+        [answer_of(state, logits) for state in states],
+        [(made.begin, made.end) for made in run.made],
+        seed=seed,
+        batch=effort.batch,
+    )
+    told = run.told
+    told["versions"] |= {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
+    told["hardware"]["cores_used"] = sorted(os.sched_getaffinity(0))
+    result = result_of(run, verdict, effort.timed, effort.memory_after)
+    figures = result.pop("figures")
+    return {
+        "schema": SCHEMA,
+        "seed": seed,
+        "members": len(members),
+        "image_shape": list(pool.shape[1:]),
+        "callers": effort.callers,
+        "batch": effort.batch,
+        "timed_edits": effort.timed,
+        "effort": dataclasses.asdict(effort),
+        "tolerance": TOLERANCE,
+        "least_apart": min(between(one, other) for one, other in itertools.pairwise(states)),
+        **result,
+        **told,
+        "figures": figures,
+    }
+
+
+@click.command(
+    epilog="""\b
+    Examples:
+      python benchmarks/edit_under_load.py --json docs/results/edit_under_load.json    # and edit_under_load.md beside it
+      python benchmarks/edit_under_load.py --quick
+    """
+)
+@click.option(
+    "--json", "out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write the result here, and the page beside it."
+)
+@click.option("--quick", is_flag=True, help="A look: fewer edits, shorter times between them; it proves nothing.")
+@click.option("--note", help="A sentence for the page, such as what else the machine did meanwhile.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of weights, masks, images, edits and batches.")
+def main(out: Path | None, quick: bool, note: str | None, seed: int) -> None:
+    """Edit an ensemble while callers ask it, and hold every answer against numpy's.
+
+    About 5 minutes on two cores, which nothing else should use meanwhile. Exit status 1 where a figure does not hold.
+    """
+    console = Console()
+    effort = QUICK if quick else FULL
+    began = time.monotonic()
+
+    def say(text: str) -> None:
+        console.print(f"[dim]{time.monotonic() - began:5.0f} s[/dim]  {text}", highlight=False, soft_wrap=True)
+
+    pin()
+    try:
+        if out is not None:
+            check_writable(out)
+        result = {**_measured(effort, seed, say), "quick": quick, "note": note, "duration_s": round(time.monotonic() - began, 1)}
+        if out is not None:
+            write_result(out, result)
+            out.with_suffix(".md").write_text(page(result, out.name))
+    except (CallersGoneError, DefensembleError, ExportError, ServerError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    console.print(page(result, "the JSON" if out is None else out.name), highlight=False, markup=False, soft_wrap=True)
+    raise SystemExit(exit_status(result["figures"]))
+
+
+def _measured(effort: Effort, seed: int, say: Callable[[str], None]) -> dict[str, Any]:
+    from benchmarks.serving.members import COUNT, SPEC, random_images, untrained_members
+
+    say(f"{COUNT + 2} networks are made and exported")
+    pool = random_images(POOL, seed)
+    with tempfile.TemporaryDirectory(prefix="defensemble-benchmark-") as folder:
+        members, _ = untrained_members(Path(folder), pool, seed, count=COUNT + 2)
+    # The last one is exported again, under the first one's name: its second version.
+    later = [members[COUNT], dataclasses.replace(members[COUNT + 1], name=members[0].name)]
+    result = measure(members[:COUNT], later, pool, effort, seed=seed, say=say)
+    return {**result, "member_spec": {**SPEC, "blocks": list(SPEC["blocks"]), "trained": False}}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""Callers in processes of their own, one for each protocol: in the editor's process they would compete with it for one lock."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Event
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.editing.answers import Call, rows_of
+from defensemble import Client
+
+_START_S = 120.0
+_TIMEOUT_S = 60.0
+# A server that refuses at once must not be flooded.
+_AFTER_FAILURE_S = 0.05
+
+
+class CallersGoneError(Exception):
+    """A process of callers ended before it was told to, or never began."""
+
+
+@dataclass(frozen=True)
+class Asking:
+    """What the callers of one process ask: `callers` are their numbers, each with a client of its own."""
+
+    url: str
+    callers: tuple[int, ...]
+    model: str
+    pool: NDArray[np.float32]
+    batch: int
+    seed: int
+
+
+class Callers:
+    """Callers that are at work; `stop` ends them and returns all their calls."""
+
+    def __init__(self, askings: Sequence[Asking]) -> None:
+        context = multiprocessing.get_context("spawn")  # gRPC does not survive a fork
+        self._stop = context.Event()
+        self._pipes: list[Connection] = []
+        self._processes = []
+        for asking in askings:
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_process, args=(asking, self._stop, theirs), name=f"callers-{asking.url}", daemon=True)
+            process.start()
+            theirs.close()
+            self._pipes.append(ours)
+            self._processes.append(process)
+        for pipe in self._pipes:
+            self._received(pipe, _START_S)
+
+    def check(self) -> None:
+        """Looks whether all processes are there.
+
+        Raises:
+            CallersGoneError: One is not.
+        """
+        for process in self._processes:
+            if not process.is_alive():
+                raise CallersGoneError(f"{process.name} ended with status {process.exitcode}")
+
+    def stop(self) -> list[Call]:
+        """Lets each caller end the call that it is at, and returns the calls of all.
+
+        Raises:
+            CallersGoneError: Some of them cannot tell any more.
+        """
+        self._stop.set()
+        calls = [call for pipe in self._pipes for call in self._received(pipe, 2 * _TIMEOUT_S)]
+        for process in self._processes:
+            process.join()
+        return calls
+
+    def end(self) -> None:
+        """Leaves no process behind."""
+        self._stop.set()
+        for process in self._processes:
+            process.join(timeout=5)
+            if process.is_alive():
+                process.kill()
+                process.join()
+        for pipe in self._pipes:
+            pipe.close()
+
+    def _received(self, pipe: Connection, deadline_s: float) -> list[Call]:
+        try:
+            if not pipe.poll(deadline_s):
+                raise CallersGoneError(f"callers said nothing for {deadline_s:g} s")
+            calls: list[Call] = pipe.recv()
+        except EOFError as error:
+            raise CallersGoneError("a process of callers ended before it was told to") from error
+        return calls
+
+
+@contextmanager
+def calling(askings: Sequence[Asking]) -> Iterator[Callers]:
+    """Callers that have each had an answer, and go on until they are stopped.
+
+    Raises:
+        CallersGoneError: They cannot begin.
+    """
+    callers = Callers(askings)
+    try:
+        yield callers
+    finally:
+        callers.end()
+
+
+def _process(asking: Asking, stop: Event, pipe: Connection) -> None:
+    calls: list[list[Call]] = [[] for _ in asking.callers]
+    begun = threading.Barrier(len(asking.callers) + 1)
+    threads = [
+        threading.Thread(target=_ask, args=(asking, caller, stop, own, begun), name=f"caller-{caller}")
+        for caller, own in zip(asking.callers, calls, strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    begun.wait()
+    pipe.send([])
+    for thread in threads:
+        thread.join()
+    pipe.send([call for own in calls for call in own])
+
+
+def _ask(asking: Asking, caller: int, stop: Event, calls: list[Call], begun: threading.Barrier) -> None:
+    with Client(asking.url, asking.model, timeout_s=_TIMEOUT_S) as client:
+        number = 0
+        while not stop.is_set():
+            images = asking.pool[rows_of(asking.seed, caller, number, len(asking.pool), asking.batch)]
+            calls.append(_called(client, images, caller, number))
+            if calls[-1].failure is not None:
+                stop.wait(_AFTER_FAILURE_S)
+            if number == 0:
+                begun.wait()
+            number += 1
+
+
+def _called(client: Client, images: NDArray[np.float32], caller: int, number: int) -> Call:
+    sent = time.monotonic()
+    answer: NDArray[Any] | None = None
+    failure = None
+    try:
+        answer = client.predict(images).probabilities
+    except Exception as error:  # whatever it was, the caller has no answer
+        failure = f"{type(error).__name__}: {error}"
+    return Call(caller, number, sent, time.monotonic(), answer, failure)

@@ -1,0 +1,272 @@
+"""`defensemble ensemble` as an operator types it: every verb, on a server that `serve --detach` runs and that the verbs find themselves."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from defensemble.cli import cli
+from defensemble_server import read_states
+from tests.client.ensembles.world import ABC, KEY, World, times_of_change, write_world
+from tests.e2e.command_line import run, succeed
+from tests.tiny import content, leftovers
+
+PORTS = ("--grpc-port", "0", "--http-port", "0", "--metrics-port", "0", "--drain", "1")
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a server is."""
+
+    grpc_url: str
+    http_url: str
+
+
+@pytest.fixture(scope="module")
+def detached(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """Left running by `serve --detach`, with a key of its own."""
+    place = tmp_path_factory.mktemp("verbs")
+    folder = write_world(place / "repository")
+    (place / "admin.key").write_text(KEY + "\n")
+    succeed("serve", "repository", "--detach", *PORTS, "--admin-key-file", "admin.key", cwd=place)
+    (state,) = [state for state in read_states() if Path(state.repository) == folder]
+    address = Address(f"grpc://127.0.0.1:{state.grpc_port}", f"http://127.0.0.1:{state.http_port}")
+    yield World(folder, address, content(folder))
+    succeed("serve", "--stop", "--grpc-port", str(state.grpc_port), cwd=place)
+    assert leftovers(folder) == []
+
+
+@pytest.fixture
+def world(detached: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """Commands run where the repository is; what they change is put back."""
+    monkeypatch.chdir(detached.folder.parent)
+    handler = signal.getsignal(signal.SIGTERM)
+    yield detached
+    signal.signal(signal.SIGTERM, handler)
+    detached.restore()
+
+
+def ensemble(*words: str, repository: str = "repository", status: int = 0) -> Result:
+    """Run a verb in this process."""
+    done = CliRunner().invoke(cli, ["ensemble", *words, *(["--repository", repository] if repository else [])])
+    assert done.exit_code == status, done.output
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done
+
+
+def refused(*words: str, repository: str = "repository", status: int = 1) -> str:
+    """What a verb that fails as it should says after `Error: `."""
+    done = ensemble(*words, repository=repository, status=status)
+    parts = re.split(r"^Error: ", done.stderr, flags=re.MULTILINE)
+    assert len(parts) == 2, done.output
+    return parts[1].strip()
+
+
+def test_edits_find_the_server_here_and_print_what_they_did_and_how_it_is_undone(world: World) -> None:
+    url = world.server.grpc_url
+    told = ensemble("weight", "ensemble", "a=2", "c=0.5", "-m", "does best").stdout
+    assert told.startswith("ensemble: changed:\n  weight of a@1: 1 -> 2 (33.3 % -> 57.1 %)\n  weight of c@1: 1 -> 0.5 (33.3 % -> 14.3 %)\n")
+    assert f"serving on {url}, after " in told
+    world.check({"a@1": 2.0, "b@1": 1.0, "c@1": 0.5})
+    undo = re.search(r"undo it: \S*defensemble (.*?)    \(edit ([0-9a-f]{12})\)", told)
+    assert undo is not None
+    assert undo[1] == "ensemble rollback --ensemble ensemble --repository repository"
+    told = ensemble(*shlex.split(undo[1])[1:], repository="").stdout
+    world.check(ABC)
+    forward = re.search(r"go forward again: \S*defensemble (.*?)    \(edit", told)
+    assert forward is not None
+    ensemble(*shlex.split(forward[1])[1:], repository="")
+    world.check({"a@1": 2.0, "b@1": 1.0, "c@1": 0.5})
+    ensemble("add", "ensemble", "d", "--weight", "3")
+    ensemble("add", "ensemble", "b@2", "--in-place-of", "b@1")
+    ensemble("average", "ensemble", "logits")
+    ensemble("remove", "ensemble", "a", "c")
+    world.check({"b@2": 1.0, "d@1": 3.0}, "logits")
+    ensemble("rollback", "2")
+    world.check({"a@1": 2.0, "b@2": 1.0, "c@1": 0.5, "d@1": 3.0})
+    ensemble("create", "canary", "b", "a", "--weight", "b=2", "--average", "logits")
+    world.check({"b@2": 2.0, "a@1": 1.0}, "logits", "canary")
+    assert ensemble("list").stdout.split() == ["canary", "ensemble"]
+    told = ensemble("remove", "canary", "--all").stdout
+    assert "canary: changed:\n  deletes canary\n" in told
+    assert "canary" not in world.loaded()
+    assert ensemble("list").stdout.split() == ["ensemble"]
+
+
+def test_show_prints_what_apply_reads_and_apply_then_does_nothing(world: World) -> None:
+    Path("ensemble.yaml").write_text(ensemble("show", "--format", "yaml").stdout)
+    before, times = content(world.folder), times_of_change(world.folder)
+    told = ensemble("apply", "ensemble.yaml")
+    assert told.stdout == "ensemble: nothing differs, nothing was done\n"
+    assert ensemble("diff", "ensemble.yaml", "--exit-code").stderr == "nothing differs\n"
+    assert (content(world.folder), times_of_change(world.folder)) == (before, times)
+    values = yaml.safe_load(Path("ensemble.yaml").read_text())
+    values["average"] = "logits"
+    values["members"][1] |= {"version": 2, "weight": 0.5}
+    Path("ensemble.yaml").write_text(yaml.safe_dump(values))
+    differs = ensemble("diff", "ensemble.yaml", "--exit-code", status=1).stdout
+    assert "ensemble: averages logits, not probabilities\n" in differs
+    assert "ensemble: b: version 1 -> 2, weight 1 -> 0.5 (33.3 % -> 20.0 %)\n" in differs
+    assert ensemble("diff", "ensemble.yaml").stdout == differs
+    dry = ensemble("apply", "ensemble.yaml", "--dry-run").stdout
+    assert dry.startswith("ensemble: would change:\n")
+    assert (content(world.folder), times_of_change(world.folder)) == (before, times)
+    ensemble("apply", "ensemble.yaml", "-m", "as agreed")
+    world.check({"a@1": 1.0, "b@2": 0.5, "c@1": 1.0}, "logits")
+    Path("ensemble.yaml").write_text("name: second\nmembers:\n  - model: d\n")
+    ensemble("apply", "ensemble.yaml")
+    world.check({"d@1": 1.0}, name="second")
+    assert "2 ensembles (ensemble, second), and a file declares one: name it" in refused("show", "--format", "yaml")
+
+
+def test_json_is_json_and_says_all(world: World) -> None:
+    url = world.server.grpc_url
+    told = json.loads(ensemble("weight", "ensemble", "a=2", "--json", "-m", "why").stdout)
+    assert (told["schema"], told["ensemble"], told["servers"], told["dry_run"]) == ("defensemble.applied/1", "ensemble", [url], False)
+    assert {"checks", "writes", "loads", "inferences", "drain", "total"} <= set(told["seconds"])
+    assert set(told["loaded"]) == set(told["unloaded"]) == {url}
+    assert json.loads(ensemble("average", "ensemble", "logits", "--json", "--dry-run").stdout)["dry_run"] is True
+    assert [one["ensemble"] for one in json.loads(ensemble("reload", "--json").stdout)] == ["ensemble"]
+    (state,) = json.loads(ensemble("show", "--format", "json").stdout)
+    assert (state["name"], state["average"], state["served"]) == ("ensemble", "probabilities", {url: "yes"})
+    assert [(one["model"], one["weight"], one["served"]) for one in state["members"]] == [
+        ("a", 2.0, {url: "yes"}),
+        ("b", 1.0, {url: "yes"}),
+        ("c", 1.0, {url: "yes"}),
+    ]
+    lines = ensemble("history", "--json").stdout.splitlines()
+    (edit,) = [json.loads(line) for line in lines]
+    assert (edit["id"], edit["action"], edit["message"]) == (told["id"], "weight", "why")
+
+
+def test_show_and_history_tell_a_person(world: World) -> None:
+    assert ensemble("history").stderr == "no edit yet\n"
+    ensemble("weight", "ensemble", "a=2", "-m", "it rains\n\x1b[31mcats")
+    ensemble("rollback")
+    table = ensemble("show", "ensemble").stdout
+    assert "ensemble: averages probabilities; images 1x4x4, 3 classes, up to 8 a call" in table
+    assert re.search(r"a@1 +│ +1 │ +33.3 % │ fp32 +│ masks-1 +│ not known +│ yes", table)
+    assert f"served by {world.server.grpc_url}: yes" in table
+    told = ensemble("history").stdout
+    first, second = re.findall(r"^([0-9a-f]{12})  \S+\+00:00  \S+@\S+  (.*)$", told, re.MULTILINE)
+    assert first[1] == "weight 'ensemble'"
+    assert second[1] == f"rollback 'ensemble' (undoes {first[0]})"
+    assert told.count("    it rains\n    ?[31mcats\n") == 1
+    assert ensemble("history", "--last", "1", "--ensemble", "ensemble").stdout.startswith(second[0])
+
+
+def test_files_alone_lag_behind_until_they_are_taken_up(world: World) -> None:
+    url = world.server.grpc_url
+    told = ensemble("weight", "ensemble", "a=2", "--files-only").stdout
+    assert "files alone: no server was told" in told
+    assert "--files-only" in told.partition("undo it:")[2]
+    assert ensemble("diff", "--exit-code", status=1).stdout == (
+        f"ensemble: 'ensemble' on {url}: an older one: its config.pbtxt has changed since (reload)\n"
+    )
+    assert "older" in ensemble("show").stdout
+    assert "brought in line with its folder" in ensemble("reload").stdout
+    assert ensemble("diff", "--exit-code").stdout == ""
+    world.check({"a@1": 2.0, "b@1": 1.0, "c@1": 1.0})
+    told = ensemble("reload").stdout
+    assert told.startswith("ensemble: nothing differs; what a server serves of it was loaded again where its files are newer")
+
+
+def test_a_hand_edit_is_checked_and_taken_up(world: World) -> None:
+    assert ensemble("check").stdout == "ensemble: Triton can load it, and it computes what it says\n"
+    path = world.folder / "ensemble/config.pbtxt"
+    good = path.read_text()
+    path.write_text(good.replace("model_version: 1", "model_version: 9", 1))
+    line = good[: good.index("model_version: 1")].count("\n") + 1
+    done = ensemble("check", status=1)
+    assert f"ensemble/config.pbtxt:{line}: " in done.stdout
+    assert "Error: 1 finding to mend" in done.stderr
+    assert f"ensemble/config.pbtxt:{line}: " in refused("reload")
+    path.write_text(good + "nonsense: 1\n")
+    done = ensemble("check", status=1)
+    assert (done.output.count("nonsense"), "Error: 1 finding to mend" in done.stderr) == (1, True), "said once"
+    path.write_text(good.replace("max_batch_size: 8", "max_batch_size: 2"))
+    told = ensemble("reload", "-m", "smaller").stdout
+    assert "ensemble: changed:" in told
+    with world.client() as client:
+        assert client.transport.model_config("ensemble", 20)["max_batch_size"] == 2
+
+
+def test_prune_lists_first_and_asks(world: World) -> None:
+    ensemble("remove", "ensemble", "c")
+    ensemble("weight", "ensemble", "a=2")
+    assert "c  " in ensemble("prune", "--keep", "0", "--dry-run").stdout
+    before = content(world.folder)
+    assert ensemble("prune", "--keep", "9").stdout == "nothing to prune\n"
+    assert "nothing was deleted: nobody is there to be asked, so say --yes, or --dry-run" in refused("prune", "--keep", "0", status=2)
+    assert content(world.folder) == before
+    told = ensemble("prune", "--keep", "1", "--yes").stdout
+    assert re.search(r"^c  [0-9,]+ bytes: voted in 'ensemble' until ", told, re.MULTILINE)
+    assert re.search(r"^deleted 3, [0-9,]+ bytes$", told, re.MULTILINE)
+    assert not (world.folder / "c").exists()
+    ensemble("rollback")
+    world.check({"a@1": 1.0, "b@1": 1.0})
+    assert "c@1, which voted in 'ensemble' then, is not in repository any more" in refused("rollback")
+
+
+def test_urls_and_replicas_are_given_by_hand(world: World, tmp_path: Path) -> None:
+    ensemble("weight", "ensemble", "a=2", "--url", world.server.http_url)
+    world.check({"a@1": 2.0, "b@1": 1.0, "c@1": 1.0})
+    told = ensemble("weight", "ensemble", "a=3", "--url", world.server.grpc_url, "--admin-key-file", "admin.key").stdout
+    assert f"--repository repository --url {world.server.grpc_url} --admin-key-file admin.key" in told
+    place = f"{world.server.grpc_url}=repository"
+    told = ensemble("rollback", "2", "--replica", place, repository="").stdout
+    assert f"--replica {place}" in told
+    world.check(ABC)
+    assert len(ensemble("history", "--replica", place, "--json", repository="").stdout.splitlines()) == 3
+    assert ensemble("list", "--replica", place, repository="").stdout == "ensemble\n"
+    for option in ("--files-only", "--url"):
+        words = [option, *([world.server.http_url] if option == "--url" else [])]
+        assert "give it without --url and --files-only" in refused("show", "--replica", place, *words, repository="")
+    assert "--files-only tells no server: give it without --url" in refused("show", "--files-only", "--url", world.server.grpc_url)
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        (
+            "another-key-0123456789",
+            "An admin key was sent, but it is not the server's: pass the admin key that the server was started with",
+        ),
+        ("short", "an admin key has 16 to 256 letters, digits, '_' or '-', got 5 characters"),
+        (None, "other.key cannot be read: "),
+    ],
+)
+def test_a_key_that_is_none_changes_nothing(world: World, written: str | None, told: str) -> None:
+    place = world.folder.parent / "other.key"
+    if written is None:
+        place.unlink(missing_ok=True)
+    else:
+        place.write_text(written)
+    before, times = content(world.folder), times_of_change(world.folder)
+    for words in (["weight", "ensemble", "a=2"], ["remove", "ensemble", "--all"], ["prune", "--yes"], ["reload"], ["show"]):
+        error = refused(*words, "--admin-key-file", "other.key")
+        assert told in error
+        assert "another-key" not in error
+    assert (content(world.folder), times_of_change(world.folder)) == (before, times)
+    world.check(ABC)
+
+
+def test_as_a_process_an_edit_is_one_command(world: World) -> None:
+    place = world.folder.parent
+    told = succeed("ensemble", "weight", "ensemble", "a=2", "--repository", "repository", cwd=place)
+    assert f"serving on {world.server.grpc_url}" in told
+    world.check({"a@1": 2.0, "b@1": 1.0, "c@1": 1.0})
+    done = run("ensemble", "prune", "--keep", "0", "--repository", "repository", cwd=place)
+    assert (done.returncode, "so say --yes" in done.stderr) == (2, True)
+    succeed("ensemble", "rollback", "--repository", "repository", cwd=place)
+    world.check(ABC)
