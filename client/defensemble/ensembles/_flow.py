@@ -58,10 +58,11 @@ class Flow:
                 if {folder.resolve() for folder in group_of(folders)} <= {folder.resolve() for folder in group}:
                     break
                 locks.close()  # an edit of more folders was cut short just now
-            for folder in group if writes else ():
+            cut_short = any(read_pending(folder) is not None for folder in group)
+            for folder in group if writes or cut_short else ():
                 for stale in (*remove_stale_staging(folder), *remove_stale_asides(folder)):
                     self.warn(f"removed {stale}, which a command that was killed had left")
-            if any(read_pending(folder) is not None for folder in group):
+            if cut_short:
                 recover(self.places, group, self.warn)
             yield
 

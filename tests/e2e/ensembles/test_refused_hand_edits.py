@@ -85,7 +85,7 @@ def test_a_hand_edit_that_the_server_refuses_is_killed_at_each_of_its_steps(cutt
             assert write_by_hand(folder, REFUSED[kind]) == edited
             assert cutter.cut(stage, RELOAD, at).status == -9
             stage.ensembles().show()
-            stage.ensembles().create("another", ["alpha"], dry_run=True)
+            stage.tidy()
             assert leftovers(folder) == [], step
             assert answers_as(stage.clients[0], "ensemble", BOTH), step
             kept.add(rejected.exists())

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from defensemble import Client, ServiceError
 from defensemble._transport import OutputRequest
 from defensemble.ensembles import Ensembles, Replica
-from defensemble_export import check_ensemble, read_history
+from defensemble_export import ExistsError, check_ensemble, read_history
 from defensemble_export.files import Files
 from defensemble_server import ServeOptions, Server, serve
 from tests import tiny
@@ -157,6 +158,11 @@ class Stage:
         self.warned = []
         replicas = [Replica(folder, (client,)) for folder, client in zip(self.folders, self.clients, strict=True)]
         return Ensembles.over(replicas, warn=self.warned.append, drain_s=5.0)
+
+    def tidy(self) -> None:
+        """Begins an edit, which is refused: before, what is left of others is finished, undone, or taken away."""
+        with pytest.raises(ExistsError):
+            self.ensembles().create("ensemble", ["alpha"])
 
     def restore(self) -> None:
         """Brings back how it was at first: files, and what is loaded."""
