@@ -17,12 +17,13 @@ class Before:
     """The state before an edit, None where there was none, or none is known.
 
     Of a hand edit that is taken up, `served` is the configuration that a server has still loaded, and `was_edited_by_hand` says that the
-    disk holds another state than that before.
+    disk holds another state than that before. `takes_up` says that another edit takes one up on the way.
     """
 
     snapshot: Snapshot | None
     served: bytes | None = None
     was_edited_by_hand: bool = False
+    takes_up: bool = False
 
     @property
     def votes(self) -> Ensemble | None:
@@ -31,8 +32,11 @@ class Before:
 
     @classmethod
     def on_disk(cls, share: Share) -> Before:
-        """The state that lies on disk."""
-        return cls(snapshot_or_none(share.plan.disk(), share.name))
+        """The state that lies on disk; of a hand edit that nobody has taken up, what it means, under the names that it then has."""
+        now = snapshot_or_none(share.plan.disk(), share.name)
+        if now is None or _is_named_for_its_votes(now):
+            return cls(now)
+        return cls(_taken_up(share, now), takes_up=True)
 
 
 def before_reload(share: Share) -> Before:
@@ -47,7 +51,9 @@ def before_reload(share: Share) -> Before:
     now = snapshot_or_none(share.plan.disk(), name)
     before = known[-1] if known else snapshot_or_none(Files(repository, dict(overlay)), name) if overlay else now
     if before is None or now is None or _same(before, now):
-        return Before(before or now)
+        only = before or now
+        # Averages whose parameters were edited before anything was recorded: what they were is not known.
+        return Before(only if only is None or _is_named_for_its_votes(only) else None)
     return Before(before, served, was_edited_by_hand=True)
 
 
@@ -88,3 +94,23 @@ def _same(one: Snapshot, another: Snapshot) -> bool:
         return False
     first, second = (config_from_pbtxt(snapshot.config, "the configuration") for snapshot in (one, another))
     return is_within(first, second) or is_within(second, first)
+
+
+def _is_named_for_its_votes(snapshot: Snapshot) -> bool:
+    """Whether its averaging models are called as what it computes is: else somebody has edited votes by hand."""
+    from defensemble_export import config_from_pbtxt
+    from defensemble_export.ensemble_files import averaging_models
+
+    batch = int(config_from_pbtxt(snapshot.config, "the configuration").max_batch_size)
+    return set(snapshot.averaging) <= set(averaging_models(snapshot.votes, snapshot.num_classes, batch))
+
+
+def _taken_up(share: Share, now: Snapshot) -> Snapshot:
+    """What a reload would have made of a hand edit, to which one can go back; as it is where that cannot be planned."""
+    from defensemble_export import ExportError
+    from defensemble_export.edit_plan import plan_ensemble
+
+    try:
+        return snapshot_or_none(plan_ensemble(share.place.repository, now.votes).outcome(), share.name) or now
+    except ExportError:
+        return now

@@ -48,8 +48,14 @@ class Flow:
         from defensemble_export.writing import check_writable, remove_stale_staging
 
         folders = [place.repository for place in self.places]
-        for folder in folders if writes else ():
-            check_writable(folder)
+        may_write = True
+        for folder in folders:
+            try:
+                check_writable(folder)
+            except OSError:
+                if writes:
+                    raise
+                may_write = False
         with ExitStack() as stack:
             while True:
                 group = group_of(folders)
@@ -58,11 +64,10 @@ class Flow:
                 if {folder.resolve() for folder in group_of(folders)} <= {folder.resolve() for folder in group}:
                     break
                 locks.close()  # an edit of more folders was cut short just now
-            cut_short = any(read_pending(folder) is not None for folder in group)
-            for folder in group if writes or cut_short else ():
+            for folder in group if may_write else ():
                 for stale in (*remove_stale_staging(folder), *remove_stale_asides(folder)):
                     self.warn(f"removed {stale}, which a command that was killed had left")
-            if cut_short:
+            if any(read_pending(folder) is not None for folder in group):
                 recover(self.places, group, self.warn)
             yield
 
@@ -98,6 +103,11 @@ class Flow:
                 self._look_at_servers(shares, reloads)
                 remarks = self._check(action, shares, may_differ)
                 befores = [before_reload(share) if reloads else Before.on_disk(share) for share in shares]
+            if any(before.takes_up for before in befores):
+                remarks = (
+                    *remarks,
+                    f"'{name}' had been edited by hand, and that was not taken up until now: it takes effect with this edit",
+                )
             changes = self._changes(shares, befores)
             edits = any(share.plan.changes_files or before.was_edited_by_hand for share, before in zip(shares, befores, strict=True))
             lags = reloads or any(self._lags(share) for share in shares)

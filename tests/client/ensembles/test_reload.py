@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 from tritonclient.grpc import model_config_pb2 as schema
 
+from defensemble import InputError
 from defensemble.ensembles import EditFailedError, EditRefusedError, Ensembles
 from defensemble_export import config_from_pbtxt, pbtxt_from_config
 from tests.client.ensembles.world import ABC, World, calling, recorded, times_of_change
@@ -61,6 +62,31 @@ def test_weights_in_the_parameters_of_the_average_are_taken_up(world: World, one
     assert one.check() == []
     one.rollback()
     world.check(ABC)
+
+
+def test_a_hand_edit_that_another_edit_takes_up_is_said_and_can_be_gone_back_to(world: World, one: Ensembles) -> None:
+    average = average_of(world)
+    config = read(world, average)
+    config.parameters["weights"].string_value = "[1, 5, 2]"
+    write(world, average, config)
+    done = one.weight("ensemble", {"a": 4.0})
+    assert any("had been edited by hand" in remark for remark in done.remarks)
+    world.check({"a@1": 4.0, "b@1": 5.0, "c@1": 2.0})
+    one.rollback()
+    world.check({"a@1": 1.0, "b@1": 5.0, "c@1": 2.0})
+    assert one.check() == []
+
+
+def test_what_a_first_hand_edit_replaced_is_told_as_not_known_where_no_server_knows(world: World) -> None:
+    average = average_of(world)
+    config = read(world, average)
+    config.parameters["weights"].string_value = "[1, 5, 2]"
+    write(world, average, config)
+    files = Ensembles(world.folder)
+    files.reload("ensemble")
+    assert files.check() == []
+    with pytest.raises(InputError, match=r"what 'ensemble' was before the edit [0-9a-f]{12} \(reload\) is not known"):
+        files.rollback()
 
 
 def test_average_in_the_parameters_is_taken_up(world: World, one: Ensembles) -> None:

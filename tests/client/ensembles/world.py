@@ -77,13 +77,12 @@ class World:
         return Client(self.url(kind), **{"admin_key": KEY, **options})
 
     def loaded(self) -> dict[str, list[int]]:
-        """The versions of each model that answer."""
+        """The versions of each model that answer; those too whose folder is gone, which Triton's index leaves out."""
         found: dict[str, list[int]] = {}
         with self.client() as client:
-            for state in client.transport.repository_index(20):
-                if state.state == "READY" and state.version is not None:
-                    found.setdefault(state.name, []).append(state.version)
-        return found
+            for told in client.transport.statistics(20):
+                found.setdefault(told.name, []).append(told.version)
+        return {model: sorted(versions) for model, versions in found.items()}
 
     def check(self, votes: Votes, average: str = "probabilities", name: str = "ensemble") -> None:
         """The server answers as numpy does over both protocols, serves what lies on disk, and nothing of the edit is left over."""
