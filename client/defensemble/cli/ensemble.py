@@ -103,7 +103,7 @@ def _edits(command: _Command) -> _Command:
         click.option(
             "--drain",
             "drain_s",
-            type=click.FloatRange(min=0),
+            type=click.FloatRange(min=0.1),
             default=10.0,
             show_default=True,
             help="Seconds that a model which nobody needs any more gets to be asked no more; else it stays loaded.",

@@ -77,12 +77,12 @@ class World:
         return Client(self.url(kind), **{"admin_key": KEY, **options})
 
     def loaded(self) -> dict[str, list[int]]:
-        """The versions of each model that answer; the index of a repository lacks those whose folder is gone, the statistics do not."""
+        """The versions of each model that answer; those too whose folder is gone, which Triton's index leaves out."""
         found: dict[str, list[int]] = {}
         with self.client() as client:
             for told in client.transport.statistics(20):
                 found.setdefault(told.name, []).append(told.version)
-        return {name: sorted(versions) for name, versions in found.items()}
+        return {model: sorted(versions) for model, versions in found.items()}
 
     def check(self, votes: Votes, average: str = "probabilities", name: str = "ensemble") -> None:
         """The server answers as numpy does over both protocols, serves what lies on disk, and nothing of the edit is left over."""

@@ -173,9 +173,10 @@ def _one_case(case: dict[str, Any]) -> dict[str, Any]:
             os._exit(status)
     os.close(writing)
     with os.fdopen(reading) as pipe:
-        lines = [json.loads(line) for line in pipe]
+        lines: list[dict[str, Any]] = [json.loads(line) for line in pipe]
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    outcome = next((line["outcome"] for line in lines if "outcome" in line), {"said": [], "warned": [], "error": None})
+    told = [line["outcome"] for line in lines if "outcome" in line]
+    outcome = told[0] if told else {"said": [], "warned": [], "error": None}  # nothing where it was killed
     return {"status": status, "steps": [line["step"] for line in lines if "step" in line], **outcome}
 
 

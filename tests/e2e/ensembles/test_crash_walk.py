@@ -1,7 +1,9 @@
-"""`kill -9` of the editor at every step of an edit: the repository is the old or the new one, and the next command finishes or undoes it."""
+"""`kill -9` of the editor at every step: the repository is the old or the new one, and the next command finishes the edit or undoes it."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,7 +51,7 @@ def walk(scene: Scene, cutter: Cutter, place: Path, *, replicas: int = 1) -> Non
                 assert stage.ready(index) == (stage.loaded if end == "old" else loaded_new)[index], step
                 assert history(folder) == [*stage.known[index], *([edit.verb] if end == "new" else [])], step
                 if not noted:
-                    stage.ensembles().create("another", ["alpha"], dry_run=True)  # only an edit looks for what was never noted
+                    stage.tidy()  # only an edit looks for what was never noted
                 assert leftovers(folder) == [], step
             ends.add(end)
             stage.restore()
@@ -63,6 +65,21 @@ def test_an_edit_of_weights_is_killed_at_each_of_its_steps(cutter: Cutter, tmp_p
 
 def test_an_edit_of_two_replicas_is_killed_at_each_of_its_steps(cutter: Cutter, tmp_path: Path) -> None:
     walk(REWEIGH, cutter, tmp_path, replicas=2)
+
+
+def test_the_command_line_says_what_it_found_and_finishes_it(cutter: Cutter, tmp_path: Path) -> None:
+    with REWEIGH.staged(tmp_path / "stage") as stage:
+        whole, new, _ = uncut(stage, cutter, REWEIGH.edit)
+        at = whole.steps.index("load_model ensemble") + 1
+        assert cutter.cut(stage, REWEIGH.edit, at).status == -9
+        command = [sys.executable, "-m", "defensemble", "ensemble", "show", "--repository", str(stage.folders[0])]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+        assert "found an edit that was cut short (weight 'ensemble'" in done.stderr
+        assert "weight of alpha@1: 1 -> 3" in done.stderr
+        assert "finished" in done.stderr
+        assert answers_as(stage.clients[0], "ensemble", REWEIGH.edit.after)
+        assert models_of(stage.folders[0]) == new[0]
+        assert leftovers(stage.folders[0]) == []
 
 
 @pytest.mark.slow

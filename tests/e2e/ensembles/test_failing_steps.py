@@ -32,7 +32,7 @@ def walk(scene: Scene, cutter: Cutter, place: Path, how: dict[str, Any], *, ever
                 check_new(stage, edit, new, step)
             else:
                 check_old(stage, edit, cut, step)
-            stage.ensembles().create("another", ["alpha"], dry_run=True)  # finishes and takes away what the step has left
+            stage.tidy()  # finishes and takes away what the step has left
             assert [leftovers(folder) for folder in stage.folders] == [[] for _ in stage.folders], step
             cuts.append(cut)
             stage.restore()

@@ -12,8 +12,15 @@ from defensemble_server import serve
 from tests.e2e.ensembles.edits import REWEIGH, SCENES, Scene
 from tests.e2e.ensembles.walking import QUIET, Cut, Cutter, answers_as, history, leftovers, models_of
 
-# Of an edit of weights, counted from 1: the first call, a load, the members asked, the ensemble's load and its end, and an unload.
-LOOK_AT = ["repository_index", "load_model average_", "infer alpha", "load_model ensemble", "after load_model ensemble", "unload_model average_"]
+# Of an edit of weights: the first call, a load, the members asked, the ensemble's load and its end, and an unload.
+LOOK_AT = [
+    "repository_index",
+    "load_model average_",
+    "infer alpha",
+    "load_model ensemble",
+    "after load_model ensemble",
+    "unload_model average_",
+]
 
 
 def steps_of(scene: Scene, cutter: Cutter, place: Path) -> list[str]:

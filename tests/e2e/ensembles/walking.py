@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from defensemble import Client, ServiceError
 from defensemble._transport import OutputRequest
 from defensemble.ensembles import Ensembles, Replica
-from defensemble_export import check_ensemble, read_history
+from defensemble_export import ExistsError, check_ensemble, read_history
 from defensemble_export.files import Files
 from defensemble_server import ServeOptions, Server, serve
 from tests import tiny
@@ -139,7 +140,7 @@ class Stage:
 
     def note(self) -> None:
         """Takes what is there now for what was at first."""
-        self.first = [models_of(folder) for folder in self.folders]
+        self.first: list[Content] = [models_of(folder) for folder in self.folders]
         self.root = [{name: (folder / name).read_bytes() for name in ROOT_FILES if (folder / name).exists()} for folder in self.folders]
         self.known = [history(folder) for folder in self.folders]
         self.loaded = [self.ready(index) for index in range(len(self.folders))]
@@ -157,6 +158,11 @@ class Stage:
         self.warned = []
         replicas = [Replica(folder, (client,)) for folder, client in zip(self.folders, self.clients, strict=True)]
         return Ensembles.over(replicas, warn=self.warned.append, drain_s=5.0)
+
+    def tidy(self) -> None:
+        """Begins an edit, which is refused: before, what is left of others is finished, undone, or taken away."""
+        with pytest.raises(ExistsError):
+            self.ensembles().create("ensemble", ["alpha"])
 
     def restore(self) -> None:
         """Brings back how it was at first: files, and what is loaded."""
@@ -272,7 +278,7 @@ def uncut(stage: Stage, cutter: Cutter, edit: Edit, **how: Any) -> tuple[Cut, li
     """The edit as a whole, undone again: its steps, and what it leaves on disk and in the servers."""
     whole = cutter.cut(stage, edit, 0, **{"how": "count", **how})
     assert (whole.status, whole.error) == (0, None), whole.text
-    new = [models_of(folder) for folder in stage.folders]
+    new: list[Content] = [models_of(folder) for folder in stage.folders]
     loaded = [stage.ready(index) for index in range(len(stage.folders))]
     assert all(answers_as(client, edit.ensemble, edit.after) for client in stage.clients)
     stage.restore()

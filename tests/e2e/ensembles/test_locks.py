@@ -1,0 +1,116 @@
+"""Two edits at once: the second waits, or fails naming the first; and nobody waits for the dead."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from defensemble.ensembles import Ensembles
+from defensemble_export import LockedError, read_ensemble, read_history
+from defensemble_export.locking import locked
+from tests.e2e.ensembles.edits import three_models
+
+_HOLDS = """
+import sys
+from pathlib import Path
+from defensemble_export.locking import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+_EDITS = """
+import sys
+from defensemble.ensembles import Ensembles
+for weight in sys.argv[2:]:
+    Ensembles(sys.argv[1]).weight("ensemble", {"beta": float(weight)})
+"""
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    folder = tmp_path / "repository"
+    three_models(folder)
+    return folder
+
+
+@contextmanager
+def held_by_another(repository: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that holds the lock, until its input ends."""
+    command = [sys.executable, "-c", _HOLDS, str(repository)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_who_does_not_wait_is_told_whose_edit_is_under_way(repository: Path) -> None:
+    with held_by_another(repository) as other:
+        with pytest.raises(LockedError, match=rf"process {other.pid} .*were not free within 0 s"):
+            Ensembles(repository, wait_s=0).weight("ensemble", {"alpha": 3.0})
+    assert read_history(repository) == []
+
+
+def test_who_waits_edits_when_the_other_has_ended(repository: Path) -> None:
+    warned: list[str] = []
+
+    def heard(text: str) -> None:
+        warned.append(text)
+        assert other.stdin is not None
+        other.stdin.close()  # the other one ends only now that it is waited for
+
+    with held_by_another(repository) as other:
+        Ensembles(repository, wait_s=60, warn=heard).weight("ensemble", {"alpha": 3.0})
+    assert len(warned) == 1
+    assert f"waiting for process {other.pid}" in warned[0]
+    assert [edit.action for edit in read_history(repository)] == ["weight"]
+
+
+def test_the_lock_of_a_killed_process_is_nobodys(repository: Path) -> None:
+    with held_by_another(repository) as other:
+        os.kill(other.pid, signal.SIGKILL)
+        other.wait(30)
+        Ensembles(repository, wait_s=0).weight("ensemble", {"alpha": 3.0})
+    assert [edit.action for edit in read_history(repository)] == ["weight"]
+
+
+def test_threads_do_not_share_a_lock(repository: Path) -> None:
+    with locked(repository):
+        with ThreadPoolExecutor(1) as pool, pytest.raises(LockedError, match=f"process {os.getpid()} "):
+            pool.submit(Ensembles(repository, wait_s=0).weight, "ensemble", {"alpha": 3.0}).result()
+    Ensembles(repository, wait_s=0).weight("ensemble", {"alpha": 3.0})
+
+
+def test_edits_of_many_threads_and_processes_come_one_after_the_other(repository: Path) -> None:
+    processes = [
+        subprocess.Popen([sys.executable, "-c", _EDITS, str(repository), *numbers]) for numbers in (["2", "3", "4"], ["5", "6", "7"])
+    ]
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(Ensembles(repository).weight, "ensemble", {"alpha": float(weight)}) for weight in range(2, 8)]:
+            assert done.result().changes
+    assert [process.wait(120) for process in processes] == [0, 0]
+    history = read_history(repository)
+    assert len(history) == 12
+    # What one edit left is what the next one found: none was planned on a state that another had changed meanwhile.
+    assert [edit.before for edit in history[1:]] == [edit.after for edit in history[:-1]]
+    last = history[-1].after
+    assert last is not None
+    assert read_ensemble(repository, "ensemble") == last.votes
+
+
+def test_a_program_that_was_started_meanwhile_does_not_keep_the_lock(repository: Path) -> None:
+    with locked(repository):
+        child = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+    try:
+        Ensembles(repository, wait_s=0).weight("ensemble", {"alpha": 3.0})
+        assert child.poll() is None
+    finally:
+        child.communicate(timeout=30)
