@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 class Before:
     """The state before an edit, None where there was none, or none is known.
 
-    Of a hand edit that is taken up, `served` is the configuration that a server has still loaded, and `was_edited_by_hand` says that the
-    disk holds another state than that before. `takes_up` says that another edit takes one up on the way.
+    Where the configuration on disk was edited by hand, `served` is the one that a server has still loaded. `was_edited_by_hand` says that a
+    reload takes up another state than that before, `takes_up` that another edit takes one up on the way.
     """
 
     snapshot: Snapshot | None
@@ -34,9 +34,10 @@ class Before:
     def on_disk(cls, share: Share) -> Before:
         """The state that lies on disk; of a hand edit that nobody has taken up, what it means, under the names that it then has."""
         now = snapshot_or_none(share.plan.disk(), share.name)
+        served = _served_otherwise(share)
         if now is None or _is_named_for_its_votes(now):
-            return cls(now)
-        return cls(_taken_up(share, now), takes_up=True)
+            return cls(now, served, takes_up=served is not None)
+        return cls(_taken_up(share, now), served, takes_up=True)
 
 
 def before_reload(share: Share) -> Before:
@@ -83,6 +84,19 @@ def _served_files(share: Share) -> dict[str, bytes]:
                 found[f"{model}/config.pbtxt"] = pbtxt_from_config(served_config(config))
         return found
     return {}
+
+
+def _served_otherwise(share: Share) -> bytes | None:
+    """The configuration of the ensemble that a server has loaded, where it is another one than lies on disk."""
+    from defensemble_export import pbtxt_from_config
+    from defensemble_export.served import is_served_as_on_disk, served_config
+
+    disk = share.plan.disk()
+    for served in share.place.served if disk.has(share.name) else ():
+        told = served.config(share.name) if share.name in share.ready[served.url] else None
+        if told is not None and not is_served_as_on_disk(disk, share.name, told):
+            return pbtxt_from_config(served_config(told))
+    return None
 
 
 def _same(one: Snapshot, another: Snapshot) -> bool:

@@ -59,6 +59,16 @@ def test_a_hand_edit_that_the_server_refuses_goes_beside(tmp_path: Path, kind: s
         assert stage.ensembles().reload("ensemble")[0].changes == ()
 
 
+def test_a_hand_edit_that_another_edit_would_take_up_goes_beside_too(tmp_path: Path) -> None:
+    with stage_of(tmp_path, three_models) as stage:
+        edited = write_by_hand(stage.folders[0], REFUSED["version"])
+        with pytest.raises(EditFailedError) as failed:
+            stage.ensembles().average("ensemble", "logits")
+        assert failed.value.step == f"load 'ensemble' on {stage.addresses[0][0]}"
+        check_turned_back(stage, 0, edited)
+        assert stage.ensembles().average("ensemble", "logits").remarks == ()
+
+
 def test_a_hand_edit_of_two_replicas_of_which_one_refuses_it_goes_beside_in_both(tmp_path: Path) -> None:
     with stage_of(tmp_path, three_models, replicas=2) as stage:
         edited = [write_by_hand(folder, text) for folder, text in zip(stage.folders, ["", REFUSED["version"]], strict=True)]
