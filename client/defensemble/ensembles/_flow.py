@@ -106,8 +106,8 @@ class Flow:
             if any(before.takes_up for before in befores):
                 remarks = (
                     *remarks,
-                    f"what lies on disk of '{name}' was not taken up until now (an edit by hand, of the files alone, or an export): it takes "
-                    "effect with this edit",
+                    f"what lies on disk of '{name}' was not taken up until now (an edit by hand, of the files alone, or an export): "
+                    "it takes effect with this edit",
                 )
             changes = self._changes(shares, befores)
             edits = any(share.plan.changes_files or before.was_edited_by_hand for share, before in zip(shares, befores, strict=True))
