@@ -70,7 +70,7 @@ def test_a_hand_edit_that_another_edit_takes_up_is_said_and_can_be_gone_back_to(
     config.parameters["weights"].string_value = "[1, 5, 2]"
     write(world, average, config)
     done = one.weight("ensemble", {"a": 4.0})
-    assert any("had been edited by hand" in remark for remark in done.remarks)
+    assert any("was not taken up until now" in remark for remark in done.remarks)
     world.check({"a@1": 4.0, "b@1": 5.0, "c@1": 2.0})
     one.rollback()
     world.check({"a@1": 1.0, "b@1": 5.0, "c@1": 2.0})
