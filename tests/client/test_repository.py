@@ -126,8 +126,18 @@ def infer(transport: Transport, model: str = "beta", version: int | None = None,
     return transport.infer(model, {"images": images(count)}, LOGITS, 20, version)["logits"]
 
 
+def at_rest(transport: Transport) -> list[ModelState]:
+    """The index, once nothing is on its way: a model goes out of service when its last request is done, after the call has returned."""
+    deadline = time.monotonic() + 20
+    while True:
+        index = transport.repository_index(20)
+        if not any(one.state in ("LOADING", "UNLOADING") for one in index):
+            return index
+        assert time.monotonic() < deadline, index
+
+
 def states(transport: Transport) -> dict[str, tuple[str, str]]:
-    return {one.name: (one.state, one.reason) for one in transport.repository_index(20) if one.name in ("alpha", "beta", "ensemble")}
+    return {one.name: (one.state, one.reason) for one in at_rest(transport) if one.name in ("alpha", "beta", "ensemble")}
 
 
 def statistics_of(transport: Transport, model: str = "beta", version: int = 1) -> ModelStatistics:
@@ -159,7 +169,7 @@ def test_the_index_lists_what_is_loaded_and_what_is_not(editor: Transport, folde
     editor.load_model(new, 20)
     np.testing.assert_allclose(infer(editor, new), logits(2, images(2)), atol=1e-5)
     editor.unload_model(new, 20)
-    assert ModelState(new, 1, "UNAVAILABLE", "unloaded") in editor.repository_index(20)
+    assert ModelState(new, 1, "UNAVAILABLE", "unloaded") in at_rest(editor)
 
 
 def test_an_unloaded_model_is_not_there_until_it_is_loaded_again(either: Transport) -> None:

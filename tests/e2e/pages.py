@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import socket
 import subprocess
@@ -10,6 +11,8 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+from defensemble_server.backend import built_backend
 
 _BLOCK = re.compile(r"(?:^<!-- not run: (?P<reason>.+?) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 LANGUAGES = {"sh", "python", "text"}
@@ -91,3 +94,27 @@ def stop_what_is_left(ports: Ports) -> None:
 
     if ports.grpc in [state.grpc_port for state in read_states()]:
         stop_server(ports.grpc)
+
+
+def run_blocks(page: Path, place: Path, ports: Ports) -> str:
+    """Run a page's blocks in order, in a folder of `place` that is called as the page; returns what they print.
+
+    Images that are decoded meanwhile are nobody's: not into the user's cache.
+    """
+    backend = built_backend()
+    assert backend is not None
+    (place / "cache/defensemble").mkdir(parents=True)
+    (place / "cache/defensemble/backend").symlink_to(backend.parent)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    changes = {"PATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(place / "cache")}
+    folder = place / page.stem
+    folder.mkdir()
+    told = ""
+    for block in blocks_of(page):
+        if block.runs:
+            command = block.command(ports.put_into(block.text))
+            environment = {**os.environ, **changes}
+            done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False)
+            assert done.returncode == 0, f"{block.text}\n{done.stdout}\n{done.stderr}"
+            told += done.stdout + done.stderr
+    return told

@@ -7,12 +7,11 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.pages import Ports, blocks_of, check_blocks, free_ports, stop_what_is_left
+from tests.e2e.pages import Ports, blocks_of, check_blocks
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -23,13 +22,6 @@ def test_every_block_is_valid_and_few_are_not_run() -> None:
     assert len(reasons) == 3, reasons
     assert len([block for block in blocks_of(README) if block.is_make]) == 1
     assert len(blocks_of(README)) == 11
-
-
-@pytest.fixture
-def ports() -> Iterator[Ports]:
-    chosen = free_ports()
-    yield chosen
-    stop_what_is_left(chosen)
 
 
 def test_the_blocks_work_as_they_stand(tmp_path: Path, ports: Ports) -> None:

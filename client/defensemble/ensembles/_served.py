@@ -137,7 +137,8 @@ class Served:
             ServiceError: It sees it still, or does not answer.
         """
         self.unload(model)
-        if any(state.name == model and state.state == "UNAVAILABLE" for state in self._transport.repository_index(self._timeout_s)):
+        # Triton's index lists what it sees in its folder, on its way out or not.
+        if any(state.name == model for state in self._transport.repository_index(self._timeout_s)):
             raise self._reads_another("unload", model, f"it sees that model still, which was removed from {folder}")
 
     def _reads_another(self, verb: str, model: str, told: str) -> ServiceError:

@@ -1,0 +1,17 @@
+"""Ports for pages whose commands start servers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e.pages import Ports, free_ports, stop_what_is_left
+
+
+@pytest.fixture
+def ports() -> Iterator[Ports]:
+    """Three free ones; what a page has left running there is stopped."""
+    chosen = free_ports()
+    yield chosen
+    stop_what_is_left(chosen)

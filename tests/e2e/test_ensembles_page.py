@@ -1,0 +1,25 @@
+"""docs/ensembles.md: its blocks run as they stand, in order, and print what the page says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from tests.e2e.pages import Ports, run_blocks
+
+PAGE = Path(__file__).parents[2] / "docs" / "ensembles.md"
+
+
+def test_the_blocks_work_as_they_stand(tmp_path: Path, ports: Ports) -> None:
+    told = run_blocks(PAGE, tmp_path, ports)
+    assert "adds keep0.7@1 with weight 0.5 (20.0 %)" in told
+    declared = re.search(r"^```text\n(name: ensemble\n.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    assert declared is not None
+    assert declared[1].replace("average: probabilities", "average: logits") in told, "the page shows what is applied"
+    assert "nothing differs, nothing was done" in told
+    assert "keep0.3: version 1 -> 2" in told
+    assert "of 64 images get the same label" in told
+    assert "go forward again: " in told
+    assert "an older one: its config.pbtxt has changed since" in told
+    assert re.search(r"^deleted \d+, ", told, re.MULTILINE)
+    assert "stopped the server" in told
