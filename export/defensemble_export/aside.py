@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,9 @@ def write_aside(target: Path, content: bytes) -> None:
     try:
         with named(target):
             temporary.write_bytes(content)
+            # As readable as what it replaces, or as its folder: others read it too.
+            mode = target.stat().st_mode if target.exists() else target.parent.stat().st_mode
+            os.chmod(temporary, stat.S_IMODE(mode) & 0o664 | stat.S_IRUSR | stat.S_IWUSR)
             os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)

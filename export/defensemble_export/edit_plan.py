@@ -178,7 +178,10 @@ def plan_snapshot(repository: Path, name: str, snapshot: Snapshot | None) -> Edi
     own = {path: content for path, content in snapshot.files.items() if path.startswith(f"{name}/")}
     if not (repository / name).exists():
         own = {f"{name}/1/{PLACEHOLDER}": PLACEHOLDER_TEXT, **own}
-    before = _read_or_none(files, name) if files.has(name) else None
+    try:
+        before = _read_or_none(files, name) if files.has(name) else None
+    except ConfigError:
+        before = None  # a hand edit that no parser takes, which goes
     changed = {path: content for path, content in own.items() if not is_there(repository / path, content)}
     return EditPlan(repository, name, before, snapshot.votes, averaging=averaging, files=changed)
 

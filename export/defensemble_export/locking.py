@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ._errors import LockedError
+from .ensemble import ROOT_FILES
 
 _POLL_S = 0.02
 _LONGEST_COMMAND = 200
@@ -19,9 +20,21 @@ _LONGEST_COMMAND = 200
 def locked(repository: Path) -> Iterator[None]:
     """Let one process at a time plan and write: what was planned on the old state must not be written onto another.
 
-    Waits as long as it takes. The lock is on the folder that holds the repository.
+    Waits as long as it takes. The locks are on the folder that holds the repository, and on the repository itself, which others may see
+    in another place.
+
+    Raises:
+        LockedError: an edit of an ensemble was cut short there, and is to be finished or undone first.
     """
-    with held(place_beside(repository), fcntl.LOCK_EX):
+    with ExitStack() as stack:
+        for place in _lock_places([repository]):
+            stack.enter_context(held(place, fcntl.LOCK_EX))
+        pending = repository / ROOT_FILES[1]
+        if pending.exists():
+            raise LockedError(
+                f"{pending}: an edit of an ensemble was cut short; finish or undo it first: "
+                f"`defensemble ensemble show --repository {repository}`"
+            )
         yield
 
 
@@ -33,8 +46,7 @@ def locked_within(repositories: Sequence[Path], wait_s: float, say: Callable[[st
         LockedError: one was not free within ``wait_s``; names the process that holds it, where the system tells.
     """
     deadline = time.monotonic() + wait_s
-    # Sorted, so that two that want the same ones never wait for each other; repositories of one folder share their lock.
-    places = sorted({place_beside(repository) for repository in repositories})
+    places = _lock_places(repositories)
     told = False
     with ExitStack() as stack:
         for place in places:
@@ -73,6 +85,15 @@ def place_beside(repository: Path) -> Path:
     while not place.exists():
         place = place.parent
     return place
+
+
+def _lock_places(repositories: Sequence[Path]) -> list[Path]:
+    """What is locked: the folders that hold repositories, which there are before these, and the repositories that there are.
+
+    Sorted, so that two that want the same ones never wait for each other; repositories of one folder share its lock.
+    """
+    there = {repository.resolve() for repository in repositories if repository.is_dir()}
+    return sorted({place_beside(repository) for repository in repositories} | there)
 
 
 def holder_of(folder: Path) -> str | None:

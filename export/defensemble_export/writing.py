@@ -6,6 +6,7 @@ import fcntl
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -14,6 +15,10 @@ from pathlib import Path
 from ._errors import ExportError
 from .interrupts import interrupts_held
 from .locking import held, place_beside
+
+# By how much a file is newer than the one that it replaces, at least.
+_TICK_NS = 1_000_000
+_OF_A_FILE = 0o664
 
 
 def write_plan(repository: Path, plan: Mapping[str, bytes]) -> None:
@@ -187,6 +192,7 @@ def _units(repository: Path, plan: Mapping[str, bytes]) -> list[str]:
 
 
 def _move(source: Path, target: Path, staging: Path, undo: ExitStack) -> None:
+    _settle(source, target)
     if target.exists():
         kept = Path(tempfile.mkdtemp(dir=staging)) / "kept"
         os.link(target, kept)
@@ -195,3 +201,19 @@ def _move(source: Path, target: Path, staging: Path, undo: ExitStack) -> None:
     else:
         os.rename(source, target)
         undo.callback(os.rename, target, source)
+
+
+def _settle(source: Path, target: Path) -> None:
+    """Let what comes be as readable as what it replaces, or as its folder, and newer: a server reads both, whoever writes.
+
+    Triton loads a model again where a file is newer than it was; a clock that was put back must not hide that.
+    """
+    if target.exists():
+        known = target.stat()
+        os.chmod(source, stat.S_IMODE(known.st_mode))
+        if source.stat().st_mtime_ns <= known.st_mtime_ns:
+            os.utime(source, ns=(known.st_mtime_ns + _TICK_NS,) * 2)
+        return
+    mode = stat.S_IMODE(target.parent.stat().st_mode)
+    for path in (source, *source.rglob("*")):
+        os.chmod(path, mode | stat.S_IRWXU if path.is_dir() else mode & _OF_A_FILE | stat.S_IRUSR | stat.S_IWUSR)

@@ -60,11 +60,11 @@ def before_reload(share: Share) -> Before:
 
 def snapshot_or_none(files: Files, name: str) -> Snapshot | None:
     """The ensemble as `files` hold it; None where there is none that can be read as ours."""
-    from defensemble_export import EnsembleError, snapshot_of
+    from defensemble_export import ConfigError, EnsembleError, snapshot_of
 
     try:
         return snapshot_of(files, name) if files.has(name) else None
-    except EnsembleError:
+    except (ConfigError, EnsembleError):
         return None
 
 
@@ -88,13 +88,17 @@ def _served_files(share: Share) -> dict[str, bytes]:
 
 def _served_otherwise(share: Share) -> bytes | None:
     """The configuration of the ensemble that a server has loaded, where it is another one than lies on disk."""
-    from defensemble_export import pbtxt_from_config
+    from defensemble_export import ConfigError, pbtxt_from_config
     from defensemble_export.served import is_served_as_on_disk, served_config
 
     disk = share.plan.disk()
     for served in share.place.served if disk.has(share.name) else ():
         told = served.config(share.name) if share.name in share.ready[served.url] else None
-        if told is not None and not is_served_as_on_disk(disk, share.name, told):
+        try:
+            differs = told is not None and not is_served_as_on_disk(disk, share.name, told)
+        except ConfigError:
+            differs = True
+        if told is not None and differs:
             return pbtxt_from_config(served_config(told))
     return None
 

@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Way:
-    """From which edits back (the last one first), or forward to which, and to what state."""
+    """From which edits back (the last one first), or forward to which, to what state; and the edit since which others changed it."""
 
     undone: tuple[Edit, ...]
     forward: Edit | None
     state: Snapshot | None
+    unrecorded: Edit | None = None
 
 
 def rolled_back(flow: Flow, count: int, *, name: str | None, to: str | None, message: str | None, dry_run: bool) -> Applied:
@@ -41,12 +42,14 @@ def rolled_back(flow: Flow, count: int, *, name: str | None, to: str | None, mes
     with flow.settled(writes=not dry_run):
         history = read_history(first)
     chosen = name or _edited(history, to, first)
-    way = _way(history, chosen, count, to)
-    _tell_of_other_changes(flow, history, chosen)
+    way = _way(history, chosen, count, to, first)
+    if way.unrecorded is not None:
+        last = way.unrecorded
+        flow.warn(f"'{chosen}' was changed since its last edit ({last.id}), by hand or by an export: that counts as one edit, undone first")
 
     def change(repository: Path) -> EditPlan:
         # Each folder has a history of its own; the edits are the same, and read again under the lock.
-        here = _way(read_history(repository), chosen, count, to)
+        here = _way(read_history(repository), chosen, count, to, repository)
         if [edit.id for edit in here.undone] != [edit.id for edit in way.undone] or (here.forward is None) != (way.forward is None):
             raise InputError(f"the history of {repository} has other last edits of '{chosen}': look at it (`defensemble ensemble history`)")
         return plan_snapshot(repository, chosen, here.state)
@@ -65,44 +68,45 @@ def _edited(history: list[Edit], to: str | None, repository: Path) -> str:
     return next((edit.ensemble for edit in history if edit.id == to), history[-1].ensemble)
 
 
-def _way(history: list[Edit], name: str, count: int, to: str | None) -> _Way:
+def _way(history: list[Edit], name: str, count: int, to: str | None, repository: Path) -> _Way:
     from defensemble_export import undoable
+    from defensemble_export.files import Files
 
     stack = undoable(history, name)
+    last = next((edit for edit in reversed(history) if edit.ensemble == name), None)
+    # What was changed since, by hand or by an export, lies on top of the stack, though nothing has recorded it.
+    other = last is not None and snapshot_or_none(Files(repository), name) != last.after
+    since = last if other else None
     if to is None:
-        if count > len(stack):
+        if count > len(stack) + other:
+            known = len(stack) + other
             raise InputError(
-                f"'{name}' has {len(stack)} edit{'' if len(stack) == 1 else 's'} that can be undone, got {count}: "
-                f"`defensemble ensemble history --ensemble {name}` lists them"
+                f"'{name}' has {known} edit{'' if known == 1 else 's'} that can be undone, got {count}: "
+                f"`defensemble ensemble history {name}` lists them"
             )
-        return _back(stack[len(stack) - count :], name)
-    known = [edit.id for edit in stack]
-    if to in known:
-        later = stack[known.index(to) + 1 :]
-        if not later:
+        left = count - other
+        if left == 0 and last is not None:
+            return _Way((), None, last.after, since)
+        return _back(stack[len(stack) - left :], name, since)
+    known_ids = [edit.id for edit in stack]
+    if to in known_ids:
+        later = stack[known_ids.index(to) + 1 :]
+        if later:
+            return _back(later, name, since)
+        if since is None:
             raise InputError(f"{to} is the last edit of '{name}' that stands: it is as that left it")
-        return _back(later, name)
+        return _Way((), None, stack[-1].after, since)
     for edit in history:
         if edit.id == to and edit.ensemble == name:
-            return _Way((), edit, edit.after)
+            return _Way((), edit, edit.after, since)
     raise InputError(f"no edit {to} of '{name}' is in the history: `defensemble ensemble history` lists them")
 
 
-def _back(chosen: list[Edit], name: str) -> _Way:
+def _back(chosen: list[Edit], name: str, since: Edit | None) -> _Way:
     oldest = chosen[0]
     if oldest.before is None and oldest.action != "create":
         raise InputError(
             f"what '{name}' was before the edit {oldest.id} ({oldest.action}) is not known: nothing had been recorded then; "
             "`defensemble ensemble apply FILE` makes it what you say"
         )
-    return _Way(tuple(reversed(chosen)), None, oldest.before)
-
-
-def _tell_of_other_changes(flow: Flow, history: list[Edit], name: str) -> None:
-    """Warns where the last edit is not what lies on disk: what was changed since is undone too."""
-    from defensemble_export.files import Files
-
-    last = next((edit for edit in reversed(history) if edit.ensemble == name), None)
-    now = snapshot_or_none(Files(flow.places[0].repository), name)
-    if last is not None and now != last.after:
-        flow.warn(f"'{name}' was changed since its last edit ({last.id}), by hand or by an export: that is undone too")
+    return _Way(tuple(reversed(chosen)), None, oldest.before, since)
