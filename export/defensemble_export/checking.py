@@ -131,7 +131,7 @@ def _check_step(found: Inspection, name: str, index: int, step: schema.ModelEnse
         mend = (
             f"put it back, or take its vote out with {remove}"
             if is_vote
-            else "put it back, or go back with `defensemble ensemble rollback`"
+            else "put it back, go back with `defensemble ensemble rollback`, or say what is to vote with `defensemble ensemble apply FILE`"
         )
         found.say(model, f"{said_step(index, step)} is not in {files.repository}, which has no {model}/{CONFIG_FILE}: {mend}", path, *way)
         return False

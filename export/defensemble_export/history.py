@@ -166,6 +166,23 @@ def read_history(repository: Path) -> list[Edit]:
     return [edit_from_line(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
 
 
+def check_history(repository: Path) -> None:
+    """Find out before an edit whether it can be recorded.
+
+    Raises:
+        HistoryError: the history is no file.
+        OSError: it cannot be read.
+    """
+    path = repository / HISTORY_FILE
+    if path.is_symlink() and not path.exists():
+        raise HistoryError(f"{path} is a link that leads nowhere: mend it, or take it away, which begins a new history")
+    if path.exists():
+        if not path.is_file():
+            raise HistoryError(f"{path} is no file, and the history of edits is kept there: move it away")
+        with path.open("rb"):
+            pass
+
+
 def append_edit(repository: Path, edit: Edit) -> None:
     """Add an edit to the end of the history, all of it or nothing; one that is there already is not written twice.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 from pathlib import Path
 
 from google.protobuf import text_format
@@ -14,6 +15,12 @@ from .ensemble import MODEL_NAME
 from .files import Files
 from .finding import Finding, Lines, Step
 from .reading import LARGEST_VERSION, checked_config
+
+
+@lru_cache(maxsize=64)
+def _lines(text: str) -> Lines:
+    """Where the fields of a configuration stand: asked for once a finding, and there may be hundreds."""
+    return Lines(text)
 
 
 class Inspection:
@@ -28,7 +35,7 @@ class Inspection:
         """Add a finding about ``model``: in the file ``path`` (relative to the repository), where ``way`` leads to."""
         if way and path is not None:
             content = self.content(path)
-            line = None if content is None else Lines(content.decode(errors="replace")).of(*way)
+            line = None if content is None else _lines(content.decode(errors="replace")).of(*way)
         found = Finding(model, text, None if path is None else self.files.repository / path, line, refuses)
         if found not in self.findings:
             self.findings.append(found)

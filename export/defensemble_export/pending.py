@@ -113,6 +113,26 @@ class Pending:
         """Let it be over."""
         (self.repository / PENDING_FILE).unlink(missing_ok=True)
 
+    def changed_meanwhile(self) -> Path | None:
+        """A file of the ensemble's that somebody else has changed since this was written down, or this note itself; else None."""
+        config = f"{self.edit.ensemble}/{CONFIG_FILE}"
+        on_disk = {**self.before, **({} if self.rejected is None else {config: self.rejected})}
+        for path, content in on_disk.items():
+            file = self.repository / path
+            if path.startswith(f"{self.edit.ensemble}/") and (file.read_bytes() if file.is_file() else None) != content:
+                return file
+        noted = read_pending(self.repository)
+        return None if noted is not None and noted.edit.id == self.edit.id else self.repository / PENDING_FILE
+
+    def foreign(self) -> bytes | None:
+        """The ensemble's configuration on disk where it is neither that before nor that after, so somebody else's since; else None."""
+        path = f"{self.edit.ensemble}/{CONFIG_FILE}"
+        file = self.repository / path
+        content = file.read_bytes() if file.is_file() else None
+        if content is None or content in (self.before.get(path), self.rejected) or path not in self.before:
+            return None
+        return None if Files(self.repository).digest(path) == self.after.get(path) else content
+
     @property
     def turned_back(self) -> bool:
         """Whether its hand edit lies on disk no more: a server had refused it, and putting back what was served has begun."""
@@ -124,10 +144,11 @@ class Pending:
         """Where a hand edit is kept that a server has refused."""
         return self.repository / self.edit.ensemble / f"{CONFIG_FILE}.rejected"
 
-    def restore_ensemble(self, *, refused: bool = False) -> None:
+    def restore_ensemble(self, *, refused: bool = False, leave_foreign: bool = False) -> None:
         """Put the ensemble's own files back, all at once; the averaging models stay, for a server may have them loaded.
 
-        A hand edit goes where a server has ``refused`` it; else it stays as the operator wrote it.
+        A hand edit goes where a server has ``refused`` it; else it stays as the operator wrote it. What somebody else has made of the
+        configuration since stays where that is wanted (``leave_foreign``); else it is kept beside, as a hand edit that is refused.
 
         Raises:
             OSError: a file cannot be written.
@@ -135,6 +156,10 @@ class Pending:
         name = self.edit.ensemble
         config = f"{name}/{CONFIG_FILE}"
         before = dict(self.before)
+        if (other := self.foreign()) is not None and leave_foreign:
+            del before[config]
+        elif other is not None:
+            write_aside(self.rejected_file, other)
         if self.rejected is not None:
             if refused:
                 write_aside(self.rejected_file, self.rejected)
@@ -189,6 +214,8 @@ def read_pending(repository: Path) -> Pending | None:
     path = repository / PENDING_FILE
     try:
         values: Any = json.loads(path.read_bytes())
+        if values["schema"] != _SCHEMA and str(values["schema"]).startswith("defensemble.pending-edit/"):
+            raise HistoryError(f"{path} is of another version of defensemble ({values['schema']}): finish or undo its edit with that one")
         if values["schema"] != _SCHEMA:
             raise ValueError(f"its schema is {values['schema']!r}, expected {_SCHEMA!r}")
         return Pending(

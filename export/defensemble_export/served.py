@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,24 +34,37 @@ def served_config(told: Mapping[str, Any]) -> schema.ModelConfig:
         raise ConfigError(f"the server's configuration of {told.get('name', 'a model')!r} cannot be read: {error}") from error
 
 
-def is_served_as_on_disk(files: Files, model: str, told: Mapping[str, Any]) -> bool:
+def is_served_as_on_disk(files: Files, model: str, told: Mapping[str, Any], *, version: int | None = None) -> bool:
     """Whether a server's configuration of ``model`` is that of its ``config.pbtxt``, or of one of its profiles.
 
     A server fills in what a file leaves out: what the file says has to be in it, and more may be. Model files are compared by the digests
-    that configurations carry.
+    that configurations carry. With a ``version``, what is said of other versions does not count: a new one may lie beside it.
 
     Raises:
         ConfigError: the file, or the server's configuration, cannot be read.
         OSError: likewise.
     """
-    served = served_config(told)
+    served = _of_version(served_config(told), version)
     folder = files.repository / model
     profiles = sorted((folder / PROFILES_FOLDER).glob("*.pbtxt")) if (folder / PROFILES_FOLDER).is_dir() else []
     for path in (folder / CONFIG_FILE, *profiles):
         content = files.content(path.relative_to(files.repository).as_posix())
-        if content is not None and is_within(config_from_pbtxt(content.decode(errors="replace"), str(path)), served):
-            return True
+        if content is not None:
+            said = config_from_pbtxt(content.decode(errors="replace"), str(path))
+            if is_within(_of_version(said, version), served):
+                return True
     return False
+
+
+def _of_version(config: schema.ModelConfig, version: int | None) -> schema.ModelConfig:
+    """A configuration without the parameters of other versions."""
+    if version is None:
+        return config
+    kept = schema.ModelConfig()
+    kept.CopyFrom(config)
+    for key in [key for key in kept.parameters if re.fullmatch(r".+\.[0-9]+", key) and not key.endswith(f".{version}")]:
+        del kept.parameters[key]
+    return kept
 
 
 def is_within(said: Message, served: Message) -> bool:

@@ -26,6 +26,8 @@ PLAN_BACKEND = "tensorrt"
 AVERAGES = ("probabilities", "logits")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 _LARGEST_VERSION = 2**63 - 1
+# What exports and edits call the models that average.
+_AVERAGING = re.compile("(average|uncertainty)_[0-9a-f]{16}")
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,13 @@ class Repository:
         all_problems = {**self.problems, **problems}
         _drop_broken_ensembles(models, all_problems)
         return Repository(self.path, models, all_problems)
+
+    def without_unused_averages(self) -> tuple[Repository, list[str]]:
+        """The same without averaging models that no ensemble runs, which edits leave behind for a rollback; and the names of these."""
+        used = {step.model_name for model in self.ensembles for step in model.config.ensemble_scheduling.step}
+        unused = [name for name in self.models if _AVERAGING.fullmatch(name) and name not in used]
+        kept = {name: model for name, model in self.models.items() if name not in unused}
+        return Repository(self.path, kept, self.problems), unused
 
     def threads_per_member(self, cores: int) -> int:
         """How many threads each member may take so that the members of the largest ensemble share the machine; all where there is none."""

@@ -127,6 +127,12 @@ def start_server(
     if options.profile is not None:
         check_profile(folder, options.profile, only_cpus=embedded, say=say)
     _check_not_empty(content)
+    whole = content
+    content, unused = content.without_unused_averages()
+    if not content.models:
+        content, unused = whole, []
+    if unused:
+        say(f"{len(unused)} averaging models that no ensemble uses are not loaded (`defensemble ensemble prune` deletes them)")
     if (folder / PENDING_FILE).exists():
         mend = "`defensemble ensemble show` tells, and finishes or undoes it"
         say(f"{folder / PENDING_FILE}: an edit of an ensemble is under way, or was cut short: {mend}")

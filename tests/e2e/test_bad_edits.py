@@ -128,7 +128,7 @@ def test_what_is_wrong_is_told(place: Path, words: list[str], text: str) -> None
         (["rollback", "0", *HERE], "0 is not in the range x>=1"),
         (["rollback", "1", "--to", "0123456789ab", *HERE], "give either N or --to ID: both say how far to go back"),
         (["prune", "--keep", "-1", *HERE], "-1 is not in the range x>=0"),
-        (["history", "--last", "0", *HERE], "0 is not in the range x>=1"),
+        (["history", "--last", "-1", *HERE], "-1 is not in the range x>=0"),
         (["show", "--replica", "grpc://a:1"], "expected URL=FOLDER, such as grpc://10.0.0.7:8001=/mnt/seven/models, got 'grpc://a:1'"),
         (["show", "--timeout", "0", *HERE], "0.0 is not in the range x>=0.1"),
         (["delete", "ensemble", *HERE], "No such command 'delete'"),
@@ -184,7 +184,7 @@ def test_an_edit_that_is_not_in_the_history(place: Path) -> None:
     assert "no edit 0123456789ab of 'ensemble' is in the history: `defensemble ensemble history` lists them" in refused(
         ["rollback", "--to", "0123456789ab", *HERE], 1
     )
-    assert "'ensemble' has 1 edit that can be undone, got 2: `defensemble ensemble history --ensemble ensemble` lists them" in refused(
+    assert "'ensemble' has 1 edit that can be undone, got 2: `defensemble ensemble history ensemble` lists them" in refused(
         ["rollback", "2", *HERE], 1
     )
     assert "'other' has 0 edits that can be undone, got 1" in refused(["rollback", "--ensemble", "other", *HERE], 1)

@@ -159,10 +159,10 @@ def test_show_and_history_tell_a_person(world: World) -> None:
     assert f"served by {world.server.grpc_url}: yes" in table
     told = ensemble("history").stdout
     first, second = re.findall(r"^([0-9a-f]{12})  \S+\+00:00  \S+@\S+  (.*)$", told, re.MULTILINE)
-    assert first[1] == "weight 'ensemble'"
+    assert first[1] == "weight 'ensemble' (undone)"
     assert second[1] == f"rollback 'ensemble' (undoes {first[0]})"
     assert told.count("    it rains\n    ?[31mcats\n") == 1
-    assert ensemble("history", "--last", "1", "--ensemble", "ensemble").stdout.startswith(second[0])
+    assert ensemble("history", "ensemble", "--last", "1").stdout.startswith(second[0])
 
 
 def test_files_alone_lag_behind_until_they_are_taken_up(world: World) -> None:
@@ -178,7 +178,7 @@ def test_files_alone_lag_behind_until_they_are_taken_up(world: World) -> None:
     assert ensemble("diff", "--exit-code").stdout == ""
     world.check({"a@1": 2.0, "b@1": 1.0, "c@1": 1.0})
     told = ensemble("reload").stdout
-    assert told.startswith("ensemble: nothing differs; what a server serves of it was loaded again where its files are newer")
+    assert told.startswith("ensemble: nothing differs, nothing was done")
 
 
 def test_a_hand_edit_is_checked_and_taken_up(world: World) -> None:

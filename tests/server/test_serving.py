@@ -195,3 +195,17 @@ def test_an_edit_that_was_cut_short_is_told_of(tmp_path: Path) -> None:
         assert "ensemble" in server.models, "the folder holds a whole state: it is served"
     (line,) = [line for line in told if "pending-edit.json" in line]
     assert "`defensemble ensemble show` tells, and finishes or undoes it" in line
+
+
+def test_averages_that_no_ensemble_uses_are_not_loaded(tmp_path: Path) -> None:
+    from defensemble.ensembles import Ensembles
+
+    folder = tiny.write_repository(tmp_path / "r", {"a": 1, "b": 2})
+    Ensembles(folder).weight("ensemble", {"a": 3.0})
+    told: list[str] = []
+    with serve(folder, FREE, say=told.append) as server:
+        averaging = [name for name in server.models if name.startswith(("average_", "uncertainty_"))]
+        assert len(averaging) == 2
+        assert server.problems == {}
+    assert len(list(folder.glob("average_*"))) == 2
+    assert "2 averaging models that no ensemble uses are not loaded (`defensemble ensemble prune` deletes them)" in told

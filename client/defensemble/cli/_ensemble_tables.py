@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _WIDTH_OF_A_FILE = 140
 _DIGEST = 12
+_MOST_NAMED = 4
 
 
 def print_applied(applied: Applied, options: str) -> None:
@@ -29,17 +30,16 @@ def print_applied(applied: Applied, options: str) -> None:
     if applied.dry_run:
         click.echo(f"{applied.ensemble}: would change:" if applied.changes else f"{applied.ensemble}: nothing would change on disk")
     elif not applied.changes and not applied.loaded and applied.edit is None:
-        asked = "; what a server serves of it was loaded again where its files are newer" if "total" in applied.seconds else ""
-        click.echo(f"{applied.ensemble}: nothing differs{asked or ', nothing was done'}")
+        click.echo(f"{applied.ensemble}: nothing differs, nothing was done")
         return
     else:
         click.echo(f"{applied.ensemble}: changed:" if applied.changes else f"{applied.ensemble}: brought in line with its folder")
     for change in applied.changes:
         click.echo(f"  {change}")
     for url, models in applied.loaded.items():
-        click.echo(f"  {'would load' if applied.dry_run else 'loaded'} {', '.join(models)} on {url}")
+        click.echo(f"  {'would load' if applied.dry_run else 'loaded'} {_few(models)} on {url}")
     for url, models in applied.unloaded.items():
-        click.echo(f"  unloaded {', '.join(models)} from {url}")
+        click.echo(f"  unloaded {_few(models)} from {url}")
     for model, why in applied.left_loaded.items():
         click.echo(f"left loaded: {model}: {why}", err=True)
     if applied.dry_run:
@@ -54,6 +54,14 @@ def print_applied(applied: Applied, options: str) -> None:
         click.echo(f"go forward again: {again} --to {applied.edit.undoes[0]}{options}    (edit {applied.edit.id})")
     else:
         click.echo(f"undo it: {again} --ensemble {applied.ensemble}{options}    (edit {applied.edit.id})")
+
+
+def _few(models: Sequence[str]) -> str:
+    """Names of models; of many averaging models, how many."""
+    averaging = [model for model in models if model.startswith(("average_", "uncertainty_"))]
+    if len(averaging) <= _MOST_NAMED:
+        return ", ".join(models)
+    return ", ".join([*(model for model in models if model not in averaging), f"{len(averaging)} averaging models"])
 
 
 def values_from_applied(applied: Applied) -> dict[str, Any]:
@@ -81,8 +89,8 @@ def print_state(state: EnsembleState) -> None:
     table = Table(title=title, title_justify="left")
     for name in ("member", "weight", "share", "precision", "masks", "accuracy (checkpoint)"):
         table.add_column(name, justify="right" if name in ("weight", "share") else "left")
-    for url in state.served:
-        table.add_column(f"served by {escape(url)}", overflow="fold")
+    if state.served:
+        table.add_column("served")
     for member in state.members:
         one = member.standing
         cells = [
@@ -93,11 +101,17 @@ def print_state(state: EnsembleState) -> None:
             (one.mask_digest or "none known")[:_DIGEST],
             _accuracy(member),
         ]
-        table.add_row(*(escape(cell) for cell in (*cells, *member.served.values())))
+        if state.served:
+            cells.append("yes" if set(member.served.values()) == {"yes"} else "no, see below")
+        table.add_row(*(escape(cell) for cell in cells))
     console = Console(width=None if sys.stdout.isatty() else _WIDTH_OF_A_FILE)
     console.print(table)
     for url, answer in state.served.items():
-        console.print(f"served by {url}: {answer}", highlight=False, markup=False)
+        console.print(f"served by {url}: {answer}", highlight=False, markup=False, soft_wrap=True)
+        for member in state.members:
+            if member.served[url] != "yes":
+                line = f"  {member.standing.model}@{member.standing.version}: {member.served[url]}"
+                console.print(line, highlight=False, markup=False, soft_wrap=True)
     told = [f"{one.standing.model}@{one.standing.version}: {one.standing.problem}" for one in state.members if one.standing.problem]
     for problem in (*state.problems, *told):
         console.print(problem, highlight=False, markup=False, soft_wrap=True)
@@ -120,10 +134,12 @@ def values_from_state(state: EnsembleState) -> dict[str, Any]:
     }
 
 
-def print_edits(edits: Sequence[Edit]) -> None:
-    """The history, an edit after the other."""
+def print_edits(edits: Sequence[Edit], standing: Container[str]) -> None:
+    """The history, an edit after the other; `standing` are the ids of those that a rollback can undo."""
     for edit in edits:
         undone = f" (undoes {', '.join(edit.undoes)})" if edit.undoes else ""
+        if edit.action != "rollback" and edit.id not in standing:
+            undone += " (undone)"
         click.echo(f"{edit.id}  {edit.time}  {edit.who}  {edit.action} '{edit.ensemble}'{undone}")
         if edit.message is not None:
             for line in edit.message.splitlines():

@@ -49,11 +49,14 @@ def edit(rest: Mapping[str, Any], act: Callable[[Ensembles, dict[str, Any]], App
     """Carries out an edit, and says what was done; `rest` are the options of `_edits`."""
     given = {key: rest[key] for key in ("message", "dry_run")}
     with opened(rest, {key: rest[key] for key in ("load_timeout_s", "drain_s")}) as ensembles:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # what ends it, too, has to be undone
+        # What ends it, too, has to be undone, and waits where Ctrl-C does.
+        signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
         try:
             done = act(ensembles, given)
         except KeyboardInterrupt:
-            raise click.ClickException("interrupted: what had been done was undone (`defensemble ensemble check`)") from None
+            raise click.ClickException(
+                "interrupted: what became of it is told above, else nothing had been changed (`defensemble ensemble history` tells too)"
+            ) from None
     applied = [done] if isinstance(done, Applied) else done
     if rest["as_json"]:
         values = [values_from_applied(one) for one in applied]
@@ -132,20 +135,29 @@ def show_differences(file: Path | None, where: Mapping[str, Any]) -> bool:
     return differs
 
 
-def show_history(name: str | None, last: int | None, as_json: bool, where: Mapping[str, Any]) -> None:
+def show_history(name: str | None, last: int, as_json: bool, where: Mapping[str, Any]) -> None:
     """Prints the edits."""
+    from defensemble_export import undoable
     from defensemble_export.history import line_from_edit
 
     with opened({**where, "files_only": not where["replicas"], "urls": ()}) as ensembles:
         edits = ensembles.history(name)
-    edits = edits[-last:] if last is not None else edits
+        if name is not None and not edits and name not in ensembles.names():
+            raise InputError(
+                f"no edit of '{name}' is in the history, and there is no such ensemble: {', '.join(ensembles.names())} there are"
+            )
+    standing = {edit.id for one in {edit.ensemble for edit in edits} for edit in undoable(edits, one)}
+    earlier = max(0, len(edits) - last) if last else 0
+    edits = edits[earlier:]
     if as_json:
         for one in edits:
             click.echo(line_from_edit(one).decode())
         return
     if not edits:
         click.echo("no edit yet", err=True)
-    print_edits(edits)
+    if earlier:
+        click.echo(f"{earlier} earlier edits: --last 0 shows them all", err=True)
+    print_edits(edits, standing)
 
 
 def prune_repository(keep: int, dry_run: bool, yes: bool, where: Mapping[str, Any]) -> None:

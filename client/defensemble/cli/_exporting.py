@@ -229,6 +229,12 @@ def _tell(request: Request, written: Sequence[str]) -> None:
                 f"--repository {request.repository} --ensemble {request.ensemble_name} --fuse {name} --replace",
                 err=True,
             )
+    for model, version in sorted(new) if request.ensemble_name is None else ():
+        if version != "1":
+            click.echo(
+                f"{model}@{version} votes nowhere yet; let it: {this_command()} ensemble add NAME {model}@{version} "
+                f"--in-place-of {model}@{int(version) - 1}"
+            )
     running = servers_of(request.repository)
     for url, _ in running if request.ensemble_name in models else ():
         where = f"--repository {shlex.quote(str(request.repository))}"

@@ -147,7 +147,7 @@ def command() -> None:
 def show(name: str | None, form: str, **where: Any) -> None:
     r"""Show the ensemble NAME, or all of them: votes, weights, precision, digest of the masks, accuracy as the checkpoint has it.
 
-    The column `served` says whether each server serves what lies on disk.
+    The column `served` says whether all servers serve what lies on disk; where one does not, a line below says why.
 
     \b
     Examples:
@@ -358,17 +358,17 @@ def reload(name: str | None, **rest: Any) -> None:
 
 
 @command.command("history", short_help="All edits: when, who, what and why.")
-@click.option("--ensemble", "name", metavar="NAME", help="Of this ensemble alone.")
-@click.option("--last", type=click.IntRange(min=1), metavar="N", help="The last N alone.")
+@click.argument("name", required=False)
+@click.option("--last", type=click.IntRange(min=0), default=20, show_default=True, metavar="N", help="The last N alone; 0: all.")
 @click.option("--json", "as_json", is_flag=True, help="Print the edits as JSON, one a line, with all that was kept.")
 @_places
-def history(name: str | None, last: int | None, as_json: bool, **where: Any) -> None:
-    r"""Show the edits that were applied, the latest last.
+def history(name: str | None, last: int, as_json: bool, **where: Any) -> None:
+    r"""Show the edits of the ensemble NAME, or of all, the latest last; those that were undone are marked.
 
     \b
     Examples:
       defensemble ensemble history
-      defensemble ensemble history --ensemble canary --last 5
+      defensemble ensemble history canary --last 5
     """
     from defensemble.cli._ensembles import show_history
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from defensemble.ensembles._steps import AVERAGING, Share
+from defensemble.ensembles._steps import Share, is_averaging
 
 if TYPE_CHECKING:
     from defensemble_export import Ensemble, Snapshot
@@ -51,7 +51,7 @@ def before_reload(share: Share) -> Before:
     known = [edit.after for edit in read_history(repository) if edit.ensemble == name and edit.after is not None]
     now = snapshot_or_none(share.plan.disk(), name)
     before = known[-1] if known else snapshot_or_none(Files(repository, dict(overlay)), name) if overlay else now
-    if before is None or now is None or _same(before, now):
+    if before is None or now is None or is_same_state(before, now):
         only = before or now
         # Averages whose parameters were edited before anything was recorded: what they were is not known.
         return Before(only if only is None or _is_named_for_its_votes(only) else None)
@@ -79,7 +79,7 @@ def _served_files(share: Share) -> dict[str, bytes]:
             continue
         found = {f"{share.name}/config.pbtxt": pbtxt_from_config(served_config(told))}
         for model, _ in served.steps(share.name):
-            config = served.config(model) if model.startswith(AVERAGING) else None
+            config = served.config(model) if is_averaging(model) else None
             if config is not None:
                 found[f"{model}/config.pbtxt"] = pbtxt_from_config(served_config(config))
         return found
@@ -103,7 +103,7 @@ def _served_otherwise(share: Share) -> bytes | None:
     return None
 
 
-def _same(one: Snapshot, another: Snapshot) -> bool:
+def is_same_state(one: Snapshot, another: Snapshot) -> bool:
     """Whether two states say the same: a server fills in what a file leaves out, and keeps no comments."""
     from defensemble_export import config_from_pbtxt
     from defensemble_export.served import is_within

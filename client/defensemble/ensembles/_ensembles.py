@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from defensemble._client import Client
-from defensemble._exceptions import InputError
+from defensemble._exceptions import DefensembleError, InputError
 from defensemble.ensembles._flow import Flow
-from defensemble.ensembles._looking import check_there, ensembles_in, existing, look_at, settled_or_told
+from defensemble.ensembles._looking import check_there, differences_of, ensembles_in, existing, look_at, settled_or_told
 from defensemble.ensembles._pruning import prune
 from defensemble.ensembles._results import Applied, EnsembleState, Replica
 from defensemble.ensembles._rollback import rolled_back
@@ -35,6 +35,10 @@ class Ensembles:
 
     `wait_s` is how long to wait for somebody else's edit, `load_timeout_s` for a model to be loaded, `drain_s` for a model that is to be
     unloaded to be asked no more. `say` is told each step, `warn` what was found of edits that were cut short.
+
+    Edits raise `EditRefusedError` where the checks find what stands against them, `EditFailedError` where a step fails, a subclass of
+    `ServiceError` where a server does not answer or wants another admin key, and of `defensemble_export.ExportError` (`EnsembleError` and
+    others) where what is asked for makes no sense: a name that is not there, a weight that is not above 0. Nothing is changed then.
 
     Raises:
         InputError: The repository is no folder, or a server is named twice.
@@ -112,14 +116,15 @@ class Ensembles:
         return self._flow.places[0].repository
 
     def names(self) -> list[str]:
-        """The names of all ensembles in the repository, sorted; `warn` is told of configurations that cannot be read.
+        """The names of all ensembles in the repository, sorted.
 
         Raises:
-            OSError: A configuration cannot be read for the system's reasons.
+            defensemble_export.ConfigError, OSError: A configuration cannot be read, so that this is not known; `check` tells more.
         """
         from defensemble_export.files import Files
 
-        return ensembles_in(Files(self.repository), self._warn)
+        files = Files(self.repository)
+        return [name for name in files.models() if files.config(name).platform == "ensemble"]
 
     def show(self, name: str | None = None) -> list[EnsembleState]:
         """An ensemble, or all of them: who votes, what is known of each network, and whether the servers serve what lies on disk.
@@ -148,6 +153,8 @@ class Ensembles:
                 found += check_ensemble(files, one)
             told = "\n".join(map(str, found))
             found += [Finding(place.repository.name, text) for text in unread if name is None and text.partition(":")[0] not in told]
+        for one in [name] if name is not None else ensembles_in(Files(self.repository)):
+            found += [Finding(one, text) for text in differences_of(self._flow.places, one)]
         return found
 
     def declared(self, name: str) -> Ensemble:
@@ -171,7 +178,7 @@ class Ensembles:
         """A new ensemble of `members` (`MODEL` or `MODEL@VERSION`; without a version, the newest), each with weight 1 or that of `weights`.
 
         Raises:
-            EditRefusedError, EditFailedError, ServiceError, defensemble_export.ExportError, OSError: see `Flow.edit`.
+            EditRefusedError, EditFailedError, ServiceError, defensemble_export.ExportError, OSError: As all edits.
         """
         from defensemble_export import Ensemble as Votes
         from defensemble_export import EnsembleError
@@ -206,7 +213,7 @@ class Ensembles:
         weight. So a vote is moved to another version of its model.
 
         Raises:
-            EditRefusedError, EditFailedError, ServiceError, defensemble_export.ExportError, OSError: see `Flow.edit`.
+            EditRefusedError, EditFailedError, ServiceError, defensemble_export.ExportError, OSError: As all edits.
         """
         from defensemble_export import EnsembleError
         from defensemble_export.editing import added, found_vote, named_vote, new_vote
@@ -234,7 +241,7 @@ class Ensembles:
         """Let `members` (`MODEL` or `MODEL@VERSION`) vote no more; their files stay.
 
         Raises:
-            EditRefusedError, EditFailedError, ServiceError, defensemble_export.ExportError, OSError: see `Flow.edit`.
+            EditRefusedError, EditFailedError, ServiceError, defensemble_export.ExportError, OSError: As all edits.
         """
         from defensemble_export.editing import removed
 
@@ -245,7 +252,7 @@ class Ensembles:
         """Take an ensemble out of service and delete its folder; its members' files stay, and a rollback brings it back.
 
         Raises:
-            EditRefusedError, EditFailedError, ServiceError, defensemble_export.ExportError, OSError: see `Flow.edit`.
+            EditRefusedError, EditFailedError, ServiceError, defensemble_export.ExportError, OSError: As all edits.
         """
         from defensemble_export.edit_plan import plan_deletion
 
@@ -259,7 +266,7 @@ class Ensembles:
         """Give votes (`MODEL` or `MODEL@VERSION`) other weights: finite, above 0, and counted relative to each other.
 
         Raises:
-            EditRefusedError, EditFailedError, ServiceError, defensemble_export.ExportError, OSError: see `Flow.edit`.
+            EditRefusedError, EditFailedError, ServiceError, defensemble_export.ExportError, OSError: As all edits.
         """
         from defensemble_export.editing import reweighted
 
@@ -269,7 +276,7 @@ class Ensembles:
         """Average `"probabilities"` or `"logits"`.
 
         Raises:
-            EditRefusedError, EditFailedError, ServiceError, defensemble_export.ExportError, OSError: see `Flow.edit`.
+            EditRefusedError, EditFailedError, ServiceError, defensemble_export.ExportError, OSError: As all edits.
         """
         return self._change("average", name, lambda now, repository: dataclasses.replace(now, average=average), message, dry_run)
 
@@ -279,7 +286,7 @@ class Ensembles:
         Nothing happens where nothing differs. Replicas that differ from each other are made equal.
 
         Raises:
-            EditRefusedError, EditFailedError, ServiceError, defensemble_export.ExportError, OSError: see `Flow.edit`.
+            EditRefusedError, EditFailedError, ServiceError, defensemble_export.ExportError, OSError: As all edits.
         """
         from defensemble_export.edit_plan import plan_ensemble
 
@@ -300,8 +307,9 @@ class Ensembles:
         members too.
 
         Raises:
-            EditRefusedError, EditFailedError, ServiceError, defensemble_export.ExportError, OSError: see `Flow.edit`.
+            EditRefusedError, EditFailedError, ServiceError, defensemble_export.ExportError, OSError: As all edits.
         """
+        from defensemble_export import EnsembleError, ExportError, read_ensemble
         from defensemble_export.edit_plan import plan_ensemble
 
         def taken_up(one: str) -> Applied:
@@ -310,7 +318,27 @@ class Ensembles:
 
             return self._flow.edit("reload", one, change, message=message, dry_run=dry_run, reloads=True)
 
-        return [taken_up(one) for one in ([name] if name is not None else self.names())]
+        if name is not None:
+            return [taken_up(name)]
+        done: list[Applied] = []
+        failed: list[Exception] = []
+        for one in self.names():
+            try:
+                read_ensemble(self.repository, one)
+            except EnsembleError as error:
+                self._warn(f"'{one}' is left alone: {error}")
+                continue
+            try:
+                done.append(taken_up(one))
+            except (DefensembleError, ExportError) as error:
+                failed.append(error)
+        if failed:
+            for applied in done:
+                self._warn(f"'{applied.ensemble}' was taken up: {'; '.join(applied.changes) or 'nothing differed'}")
+            for other in failed[1:]:
+                self._warn(str(other))
+            raise failed[0]
+        return done
 
     def history(self, name: str | None = None) -> list[Edit]:
         """All edits that were applied, or those of one ensemble, oldest first.
@@ -330,7 +358,7 @@ class Ensembles:
         `to`, the id of an edit, goes to what that left in the place of that: back, or forward again to one that was undone.
 
         Raises:
-            EditRefusedError, EditFailedError, ServiceError, defensemble_export.ExportError, OSError: see `Flow.edit`.
+            EditRefusedError, EditFailedError, ServiceError, defensemble_export.ExportError, OSError: As all edits.
         """
         return rolled_back(self._flow, count, name=name, to=to, message=message, dry_run=dry_run)
 

@@ -2,6 +2,7 @@
 
 DefensembleError
 ├── EditRefusedError (ValueError)   the checks found what stands against it; nothing was written
+    ├── EditOvertakenError              somebody else changed a file meanwhile: why an edit failed
 └── EditFailedError                 a step failed; the old state was put back
 """
 
@@ -22,6 +23,10 @@ class EditRefusedError(DefensembleError, ValueError):
 
     def __str__(self) -> str:
         return "\n".join([f"{self._what}, nothing was changed:", *(f"- {finding}" for finding in self.findings)])
+
+
+class EditOvertakenError(DefensembleError):
+    """Somebody else has changed a file that an edit was about to write."""
 
 
 class EditFailedError(DefensembleError):

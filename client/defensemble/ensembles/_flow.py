@@ -8,13 +8,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from defensemble._exceptions import InputError
+from defensemble._exceptions import ConnectionFailedError, DeadlineExceededError, InputError
 from defensemble.ensembles._before import Before, before_reload, snapshot_or_none
 from defensemble.ensembles._errors import EditRefusedError
 from defensemble.ensembles._plans import plan_findings
 from defensemble.ensembles._recovery import group_of, recover
 from defensemble.ensembles._results import Applied
-from defensemble.ensembles._steps import AVERAGING, Carrying, Place, Share, Timings, loads_for
+from defensemble.ensembles._steps import Carrying, Place, Share, Timings, is_averaging, loads_for
 
 if TYPE_CHECKING:
     from defensemble_export import Edit, Finding
@@ -43,6 +43,7 @@ class Flow:
             defensemble_export.LockedError: Somebody else holds one.
             OSError: A folder cannot be written.
         """
+        from defensemble_export.history import check_history
         from defensemble_export.locking import locked_within
         from defensemble_export.pending import read_pending, remove_stale_asides
         from defensemble_export.writing import check_writable, remove_stale_staging
@@ -67,6 +68,8 @@ class Flow:
             for folder in group if may_write else ():
                 for stale in (*remove_stale_staging(folder), *remove_stale_asides(folder)):
                     self.warn(f"removed {stale}, which a command that was killed had left")
+            for folder in folders if writes else ():
+                check_history(folder)
             if any(read_pending(folder) is not None for folder in group):
                 recover(self.places, group, self.warn)
             yield
@@ -100,8 +103,9 @@ class Flow:
         with self.settled(writes=not dry_run):
             with timings.of("checks"):
                 shares = [Share(place, self._planned(action, name, place.repository, change)) for place in self.places]
-                self._look_at_servers(shares, reloads)
-                remarks = self._check(action, shares, may_differ)
+                with _before_anything():
+                    self._look_at_servers(shares, reloads)
+                remarks = (*self._check(action, shares, may_differ), *_told_of_writing(shares))
                 befores = [before_reload(share) if reloads else Before.on_disk(share) for share in shares]
             if any(before.takes_up for before in befores):
                 remarks = (
@@ -112,18 +116,20 @@ class Flow:
             changes = self._changes(shares, befores)
             edits = any(share.plan.changes_files or before.was_edited_by_hand for share, before in zip(shares, befores, strict=True))
             lags = reloads or any(self._lags(share) for share in shares)
+            if message is not None and not edits:
+                remarks = (*remarks, "nothing of the ensemble changes, so nothing goes into the history, and the message is not kept")
             if dry_run or not (edits or lags):
                 return Applied(name, None, changes, remarks, _urls(shares), _loaded(shares), seconds=timings.seconds, dry_run=dry_run)
             edit = self._note(action, name, shares, befores, changes, message, undoes) if edits else None
-            carrying = Carrying(shares, edit, timings, self._say, self._drain_s)
+            carrying = Carrying(shares, edit, timings, self._say, self.warn, self._drain_s)
             carrying.apply()
         timings.seconds["total"] = time.perf_counter() - began
         return Applied(
             name,
             edit,
             changes,
-            (*remarks, *carrying.untidy),
-            _urls(shares),
+            (*remarks, *carrying.untidy, *(f"{url} no longer answers: {why}" for url, why in carrying.lost.items())),
+            tuple(url for url in _urls(shares) if url not in carrying.lost),
             _loaded(shares),
             {url: tuple(models) for url, models in carrying.unloaded.items()},
             carrying.left_loaded,
@@ -150,7 +156,7 @@ class Flow:
                 share.ready[served.url] = served.ready()
                 share.loads[served.url] = loads_for(share, served)
                 if reloads:
-                    voting = dict.fromkeys(model for model, _ in share.plan.steps() if not model.startswith(AVERAGING))
+                    voting = dict.fromkeys(model for model, _ in share.plan.steps() if not is_averaging(model))
                     share.offers[served.url] = [model for model in voting if model not in share.loads[served.url]]
                 now = [model for model, _ in served.steps(share.name)] if share.name in share.ready[served.url] else []
                 share.released[served.url] = list(dict.fromkeys([*share.plan.released(), *now]))
@@ -230,7 +236,8 @@ class Flow:
             after = None if share.plan.after is None else snapshot_or_none(share.plan.outcome(), name)
             # Where a declared one was not there before, a rollback has to know that it takes it away again.
             own = "create" if action == "apply" and not share.plan.disk().has(name) else action
-            edit = Edit(number, when, who, name, own, message, changes, tuple(undoes), before.snapshot, after)
+            here = changes if len(shares) == 1 else self._changes([share], [before])
+            edit = Edit(number, when, who, name, own, message, here, tuple(undoes), before.snapshot, after)
             share.pending = Pending.of(
                 share.plan,
                 edit,
@@ -241,6 +248,30 @@ class Flow:
                 served_before=before.served,
             )
         return next((share.pending.edit for share in shares if share.pending is not None), None)
+
+
+@contextmanager
+def _before_anything() -> Iterator[None]:
+    """Lets a server that does not answer be told as one before whom nothing was changed."""
+    try:
+        yield
+    except (ConnectionFailedError, DeadlineExceededError) as error:
+        mend = "A server that is down reads the files when it starts: leave its --url out, or take --files-only."
+        raise type(error)(f"{error} Nothing was changed. {mend}") from error
+
+
+def _told_of_writing(shares: Sequence[Share]) -> list[str]:
+    """What is lost or left when files are written: comments, and replicas that will differ."""
+    found = []
+    for share in shares:
+        path = f"{share.name}/config.pbtxt"
+        now = share.plan.disk().content(path) if path in share.plan.files else None
+        comments = [line for line in (now or b"").splitlines() if line.lstrip().startswith(b"#")]
+        if comments and not any(line in share.plan.files[path] for line in comments):
+            found.append(f"{share.place.repository / path} is written anew, without its comments; `rollback` brings them back")
+        if share.plan.after != shares[0].plan.after:
+            found.append(f"{share.place.repository} will hold another '{share.name}' than {shares[0].place.repository}, as it did before")
+    return found
 
 
 def findings_of(share: Share) -> list[Finding]:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from defensemble._exceptions import ServiceError
+from defensemble.ensembles._before import is_same_state, snapshot_or_none
 from defensemble.ensembles._flow import Flow
 from defensemble.ensembles._results import EnsembleState, MemberState
 from defensemble.ensembles._served import Served
-from defensemble.ensembles._steps import Place
+from defensemble.ensembles._steps import Place, is_averaging
 
 if TYPE_CHECKING:
     from defensemble_export import Ensemble
@@ -19,11 +20,15 @@ if TYPE_CHECKING:
 
 def settled_or_told(flow: Flow, warn: Callable[[str], None]) -> None:
     """Finishes or undoes an edit that was cut short; where one is under way, or may not be touched by this user, only tells."""
-    from defensemble_export import LockedError
+    from defensemble_export import HistoryError, LockedError
     from defensemble_export.pending import read_pending
 
     for place in flow.places:
-        pending = read_pending(place.repository)
+        try:
+            pending = read_pending(place.repository)
+        except HistoryError as error:
+            warn(str(error))
+            continue
         if pending is None:
             continue
         try:
@@ -83,6 +88,22 @@ def existing(repository: Path, name: str) -> Ensemble:
     return read_ensemble(repository, name)
 
 
+def differences_of(places: Sequence[Place], name: str) -> list[str]:
+    """In which folders an ensemble is another than in the first."""
+    from defensemble_export.files import Files
+
+    first = snapshot_or_none(Files(places[0].repository), name)
+    found = []
+    for place in places[1:]:
+        other = snapshot_or_none(Files(place.repository), name)
+        if other != first and (first is None or other is None or not is_same_state(first, other)):
+            found.append(
+                f"{place.repository} holds another '{name}' than {places[0].repository}, or none: make them equal with "
+                "`defensemble ensemble apply FILE` and the same --replica options"
+            )
+    return found
+
+
 def look_at(places: Sequence[Place], name: str) -> EnsembleState:
     """An ensemble as it lies in the first place, and by server whether that serves what lies in its folder.
 
@@ -102,6 +123,7 @@ def look_at(places: Sequence[Place], name: str) -> EnsembleState:
         votes = read_ensemble(places[0].repository, name)
     except EnsembleError as error:
         problems.append(str(error))
+    problems += differences_of(places, name)
     served = {one.url: _Serving(one, place.repository) for place in places for one in place.served}
     members = []
     for vote, share in zip(votes.members, votes.weights, strict=True) if votes is not None else ():
@@ -144,7 +166,11 @@ class _Serving:
             return "not loaded"
         if not self._files.has(model):
             return "yes, but it is not on disk"
-        return "yes" if is_served_as_on_disk(self._files, model, told) else "an older one: its config.pbtxt has changed since (reload)"
+        return (
+            "yes"
+            if is_served_as_on_disk(self._files, model, told, version=version)
+            else "an older one: its config.pbtxt has changed since (reload)"
+        )
 
     def of_ensemble(self, name: str) -> str:
         """The same of an ensemble, and of the averaging models that it runs."""
@@ -154,7 +180,7 @@ class _Serving:
         if told != "yes":
             return told
         for model, version in steps_of(self._files.config(name)):
-            if model.startswith("average_") or model.startswith("uncertainty_"):
+            if is_averaging(model):
                 state = self.of(model, version)
                 if state != "yes":
                     return f"no: {model}: {state}"

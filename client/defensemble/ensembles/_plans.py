@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from defensemble.ensembles._served import Served
-from defensemble.ensembles._steps import AVERAGING, Share
+from defensemble.ensembles._steps import Share, is_averaging
 
 if TYPE_CHECKING:
     from defensemble_export import Finding
@@ -31,7 +31,7 @@ def plan_findings(share: Share, served: Served) -> list[Finding]:
 
     files, repository = share.plan.outcome(), share.place.repository
     loads = set(share.loads[served.url])
-    votes = [(model, version) for model, version in share.plan.steps() if not model.startswith(AVERAGING)]
+    votes = [(model, version) for model, version in share.plan.steps() if not is_averaging(model)]
     serving = [(model, version) for model, version in votes if model not in loads and _is_plan(served, model)]
     arriving = [(model, version) for model, version in votes if model in loads and _comes_as_plan(files, model, by_profile=bool(serving))]
     machine = None

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from defensemble._exceptions import InputError
 from defensemble.ensembles._flow import Flow
-from defensemble.ensembles._steps import AVERAGING
+from defensemble.ensembles._steps import is_averaging
 
 if TYPE_CHECKING:
     from defensemble_export import Prunable
@@ -34,7 +34,7 @@ def prune(flow: Flow, *, keep: int, dry_run: bool) -> list[Prunable]:
             used: set[str] = set()
             for served in place.served:
                 for model in served.ready():
-                    steps = [] if model.startswith(AVERAGING) else served.steps(model)
+                    steps = [] if is_averaging(model) else served.steps(model)
                     used |= {step if version < 1 else f"{step}@{version}" for step, version in steps}
             chosen.append(prune_plan(place.repository, keep=keep, also_used=used, say=flow.warn))
             found += chosen[-1]

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from defensemble._exceptions import ConnectionFailedError, DeadlineExceededError, ForbiddenError, ServiceError
+from defensemble._exceptions import ConnectionFailedError, DeadlineExceededError, ForbiddenError, InputError, ServiceError
 from defensemble.ensembles._served import Served
-from defensemble.ensembles._steps import AVERAGING, Place
+from defensemble.ensembles._steps import Place, is_averaging
 
 if TYPE_CHECKING:
     from defensemble_export.pending import Pending
@@ -51,6 +51,13 @@ def recover(places: Sequence[Place], group: Sequence[Path], say: Callable[[str],
         recorded = any(one.id == edit.id for folder in _folders(same) for one in read_history(folder))
         everywhere = len(same) == len(edit_group(same))  # counted, since a folder can be known by another path elsewhere
         finishes = recorded or (everywhere and all(pending.took_place for pending in same))
+        gone = sorted(other for other in edit_group(same) if not Path(other).is_dir())
+        if gone and not recorded and not everywhere and any(pending.took_place for pending in same):
+            raise InputError(
+                f"found {what}; {', '.join(gone)} cannot be reached, so whether it took place there is not known: make it reachable, or, "
+                f"where it is gone for good, move {same[0].repository / 'pending-edit.json'} away and say what is to be "
+                "(`defensemble ensemble apply FILE`)"
+            )
         refused = any(pending.turned_back for pending in same)
         say(f"found {what}: {'finishing' if finishes else 'undoing'} it")
         if finishes:
@@ -68,6 +75,8 @@ def recover(places: Sequence[Place], group: Sequence[Path], say: Callable[[str],
                 append_edit(pending.repository, pending.edit)
         else:
             for pending in same:
+                if pending.foreign() is not None:
+                    say(f"somebody else has changed '{edit.ensemble}' since: that is kept as {pending.rejected_file}")
                 pending.restore_ensemble(refused=refused)
                 if pending.rejected is not None and refused:
                     say(f"the hand edit is kept as {pending.rejected_file}")
@@ -78,7 +87,8 @@ def recover(places: Sequence[Place], group: Sequence[Path], say: Callable[[str],
             remove_stale_asides(pending.repository)
             pending.clear()
         lost = sorted({url for pending in same for url in pending.urls} - {served.url for place in places for served in place.served})
-        mend = f"; {', '.join(lost)} was to be told too: `defensemble ensemble reload {edit.ensemble} --url URL`" if lost else ""
+        urls = " ".join(f"--url {url}" for url in lost)
+        mend = f"; {', '.join(lost)} was to be told too: `defensemble ensemble reload {edit.ensemble} {urls}`" if lost else ""
         say(f"{'finished' if finishes else 'undone'}{mend}")
 
 
@@ -136,7 +146,7 @@ def bring_in_line(served: Served, repository: Path, name: str | None, candidates
         served.unload(name)
     now = served.ready()
     try:
-        used = used_models(files) | served.used([model for model in now if not model.startswith(AVERAGING)])
+        used = used_models(files) | served.used([model for model in now if not is_averaging(model)])
     except ConfigError:
         return  # `check` tells of it; what is not known to be unused stays
     for model in candidates:

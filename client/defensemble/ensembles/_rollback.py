@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from defensemble._exceptions import InputError
-from defensemble.ensembles._before import snapshot_or_none
+from defensemble.ensembles._before import is_same_state, snapshot_or_none
 from defensemble.ensembles._flow import Flow
 from defensemble.ensembles._results import Applied
 
@@ -75,7 +75,8 @@ def _way(history: list[Edit], name: str, count: int, to: str | None, repository:
     stack = undoable(history, name)
     last = next((edit for edit in reversed(history) if edit.ensemble == name), None)
     # What was changed since, by hand or by an export, lies on top of the stack, though nothing has recorded it.
-    other = last is not None and snapshot_or_none(Files(repository), name) != last.after
+    now = snapshot_or_none(Files(repository), name)
+    other = last is not None and not (now == last.after or (now is not None and last.after is not None and is_same_state(now, last.after)))
     since = last if other else None
     if to is None:
         if count > len(stack) + other:

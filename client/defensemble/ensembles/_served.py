@@ -17,8 +17,9 @@ from defensemble._translate import service_error
 from defensemble._transport import OutputRequest
 
 _POLL_S = 0.02
-# How often the count of a model's requests must be the same in a row.
-_STILL = 3
+# For how long nobody must have asked a model.
+_QUIET_S = 0.05
+_QUIET_OF_A_NETWORK_S = 1.0
 
 
 class Served:
@@ -179,22 +180,28 @@ class Served:
             answers = pool.map(lambda one: self.infer(one[0], inputs, [output], one[1])[output], asked)
             return dict(zip(asked, answers, strict=True))
 
-    def wait_drained(self, models: Sequence[str], deadline_s: float, *, clock: Callable[[], float] = time.monotonic) -> list[str]:
+    def wait_drained(
+        self, models: Sequence[str], deadline_s: float, quick: Callable[[str], bool], *, clock: Callable[[], float] = time.monotonic
+    ) -> list[str]:
         """Waits until nobody asks `models` any more; those that are asked even so when the time is over.
+
+        Those that are `quick` nobody calls but ensembles; who calls a network by its own name may do so once in a while.
 
         Raises:
             ServiceError: The server does not answer.
         """
         ends = clock() + deadline_s
-        counts: dict[str, list[int]] = {model: [] for model in models}
+        known: dict[str, tuple[int, float]] = {}  # how many requests, and since when
         while True:
             now: dict[str, int] = dict.fromkeys(models, 0)
             for told in self._transport.statistics(self._timeout_s):
                 if told.name in now:
                     now[told.name] += told.requests
+            moment = clock()
             for model, count in now.items():
-                counts[model].append(count)
-            busy = [model for model in models if len(counts[model]) < _STILL or len(set(counts[model][-_STILL:])) > 1]
-            if not busy or clock() >= ends:
+                if model not in known or known[model][0] != count:
+                    known[model] = count, moment
+            busy = [model for model in models if moment - known[model][1] < (_QUIET_S if quick(model) else _QUIET_OF_A_NETWORK_S)]
+            if not busy or moment >= ends:
                 return busy
             time.sleep(_POLL_S)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from defensemble._exceptions import ConnectionFailedError, ServiceError
-from defensemble.ensembles._errors import EditFailedError
+from defensemble.ensembles._errors import EditFailedError, EditOvertakenError
 from defensemble.ensembles._proofs import Weighed, check_answer, check_averaging, fixed_image, tolerance_for
 from defensemble.ensembles._served import Served
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from defensemble_export.edit_plan import EditPlan
     from defensemble_export.pending import Pending
 
-AVERAGING = ("average_", "uncertainty_")
+_AVERAGING = re.compile("(average|uncertainty)_[0-9a-f]{16}")
 
 
 @dataclass(frozen=True)
@@ -71,16 +72,27 @@ class Timings:
 class Carrying:
     """One edit on its way: `apply` carries it out, at all places or at none."""
 
-    def __init__(self, shares: Sequence[Share], edit: Edit | None, timings: Timings, say: Callable[[str], None], drain_s: float) -> None:
+    def __init__(
+        self,
+        shares: Sequence[Share],
+        edit: Edit | None,
+        timings: Timings,
+        say: Callable[[str], None],
+        warn: Callable[[str], None],
+        drain_s: float,
+    ) -> None:
         self._shares = list(shares)
         self._edit = edit
         self._timings = timings
         self._say = say
+        self._warn = warn
         self._drain_s = drain_s
         self._step = ""
+        self._recorded: set[Path] = set()  # where the history may hold the edit
         self._touched: dict[str, bool] = {}  # by server: whether the ensemble itself was to be loaded
         self.unloaded: dict[str, list[str]] = {}
         self.left_loaded: dict[str, str] = {}
+        self.lost: dict[str, str] = {}
         self.untidy: list[str] = []
 
     def apply(self) -> None:
@@ -97,7 +109,7 @@ class Carrying:
         except BaseException as error:
             lines = self._put_back()
             if not isinstance(error, Exception):
-                self._say(f"interrupted at the step '{self._step}': {'; '.join(lines)}")
+                self._warn(f"interrupted at the step '{self._step}': {'; '.join(lines) or 'nothing had been changed'}")
                 raise
             raise EditFailedError(self._step, str(error), lines) from error
         # From here on the edit is in place. What was written down of it stays until all is done, so that the next command goes on with it.
@@ -108,7 +120,7 @@ class Carrying:
                     self._at(f"note that the edit of {share.place.repository} is over")
                     self._clear(share.pending)
         except BaseException:
-            self._say(f"interrupted at the step '{self._step}': the edit is in place, and the next command does what is left to do")
+            self._warn(f"interrupted at the step '{self._step}': the edit is in place, and the next command does what is left to do")
             raise
 
     def _clear(self, pending: Pending) -> None:
@@ -137,12 +149,14 @@ class Carrying:
             for model in (*share.loads[served.url], *share.offers.get(served.url, ())):
                 self._at(f"load {model} on {served.url}")
                 with self._timings.of("loads"):
-                    served.load_from(share.place.repository, model)
+                    self._load(share, served, model)
             if share.plan.after is not None:
                 with self._timings.of("inferences"):
                     proofs[served.url] = self._prove_averaging(share, served)
         with self._timings.of("writes"):
             for share in self._shares:
+                if share.pending is not None and (changed := share.pending.changed_meanwhile()):
+                    raise EditOvertakenError(f"{changed} was changed by somebody else meanwhile: look at it, and make the edit again")
                 if share.plan.deletes:
                     self._at(f"remove '{share.name}' from {share.place.repository}")
                     remove_files(share.place.repository, [share.name])
@@ -166,7 +180,18 @@ class Carrying:
             for share in self._shares:
                 if self._edit is not None and share.pending is not None:
                     self._at(f"write the history of {share.place.repository}")
+                    self._recorded.add(share.place.repository)
                     append_edit(share.place.repository, share.pending.edit)
+
+    def _load(self, share: Share, served: Served, model: str) -> None:
+        try:
+            served.load_from(share.place.repository, model)
+        except ServiceError as error:
+            if model not in share.ready[served.url] or is_averaging(model):
+                raise
+            path = share.place.repository / model / "config.pbtxt"
+            told = f"'{model}' was changed on disk since it was loaded ({path}, or a new version): mend that, or put back what it was"
+            raise type(error)(f"{error} {told}; until then what was loaded serves on, but a server that starts anew refuses it") from error
 
     def _prove_averaging(self, share: Share, served: Served) -> Callable[[], None]:
         """Compares the averaging models with numpy, and returns what does so with the ensemble, once it is loaded."""
@@ -179,12 +204,10 @@ class Carrying:
         image = fixed_image(next(tuple(tensor.dims) for tensor in config.input))
         self._at(f"ask the members of '{share.name}' on {served.url}")
         # Those that leave are asked too: when they have answered, so have all requests that had come before.
-        leaving = [(model, version) for model, version in served.steps(share.name) if not model.startswith(AVERAGING)]
+        leaving = [(model, version) for model, version in served.steps(share.name) if not is_averaging(model)]
         answers = served.infer_all(votes, {"images": image}, "logits")
         logits = [answers[vote] for vote in votes]
-        models = {
-            step.model_name: list(step.output_map) for step in config.ensemble_scheduling.step if step.model_name.startswith(AVERAGING)
-        }
+        models = {step.model_name: list(step.output_map) for step in config.ensemble_scheduling.step if is_averaging(step.model_name)}
         self._at(f"compare {', '.join(models)} on {served.url} with numpy")
         check_averaging(served, models, logits, weighed)
         tolerance = tolerance_for([served.config(model) or {} for model, _ in votes], [version for _, version in votes])
@@ -206,7 +229,7 @@ class Carrying:
             try:
                 with self._timings.of("drain"):
                     chosen = unused_models(share, served)
-                    busy = served.wait_drained(chosen, self._drain_s) if chosen else []
+                    busy = served.wait_drained(chosen, self._drain_s, is_averaging) if chosen else []
                 for model in busy:
                     self.left_loaded[f"{model} on {url}"] = (
                         f"it was not idle within {self._drain_s:g} s: does somebody call it by its own name?"
@@ -217,6 +240,8 @@ class Carrying:
                         with self._timings.of("loads"):
                             served.unload(model)
                         self.unloaded.setdefault(url, []).append(model)
+            except ConnectionFailedError as error:
+                self.lost[url] = f"it serves the new state when it starts again ({error})"
             except (ServiceError, OSError) as error:
                 self.left_loaded[f"what {url} does not need any more"] = str(error)
 
@@ -257,11 +282,16 @@ class Carrying:
     def _withdraw(self, share: Share, pending: Pending, told: list[str]) -> None:
         from defensemble_export.history import withdraw_edit
 
-        withdraw_edit(share.place.repository, pending.edit)
+        if share.place.repository in self._recorded:
+            withdraw_edit(share.place.repository, pending.edit)
 
     def _restore(self, share: Share, pending: Pending, told: list[str]) -> None:
         refused = any(self._touched.values())
-        pending.restore_ensemble(refused=refused)
+        foreign = pending.foreign() is not None
+        if foreign:
+            where = f"kept as {pending.rejected_file}" if refused else "left as it is"
+            told.append(f"somebody else has changed '{share.name}' meanwhile: that is {where}")
+        pending.restore_ensemble(refused=refused, leave_foreign=not refused)
         if pending.rejected is not None:
             told.append(f"the hand edit is kept {'as ' + str(pending.rejected_file) if refused else 'where it was'}")
 
@@ -297,7 +327,7 @@ class Carrying:
             elif share.name in served.ready():
                 served.unload(share.name)
         now = served.ready()
-        used = served.used([name for name in now if not name.startswith(AVERAGING)])
+        used = served.used([name for name in now if not is_averaging(name)])
         for model in share.loads[served.url]:
             if model in now and model not in before and model not in used:
                 served.unload(model)
@@ -310,6 +340,11 @@ class Carrying:
     def _at(self, step: str) -> None:
         self._step = step
         self._say(step)
+
+
+def is_averaging(model: str) -> bool:
+    """Whether a name is one that an export or an edit gives to an averaging model; others may begin so too."""
+    return _AVERAGING.fullmatch(model) is not None
 
 
 def unused_models(share: Share, served: Served) -> list[str]:
@@ -325,14 +360,14 @@ def unused_models(share: Share, served: Served) -> list[str]:
     from defensemble_export.files import Files
 
     ready = served.ready()
-    candidates = [model for model in ready if model.startswith(AVERAGING) or model in share.released[served.url]]
+    candidates = [model for model in ready if is_averaging(model) or model in share.released[served.url]]
     if not candidates:
         return []
     try:
         used = used_models(Files(share.place.repository))
     except ConfigError:
         return []  # `check` tells; what is not known to be unused stays
-    used |= served.used([model for model in ready if not model.startswith(AVERAGING)])
+    used |= served.used([model for model in ready if not is_averaging(model)])
     return [model for model in candidates if model not in used]
 
 

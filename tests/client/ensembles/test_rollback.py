@@ -138,11 +138,26 @@ def test_what_an_export_replaced_since_is_undone_too_and_said(world: World) -> N
         world.check({"a@1": 2.0, "b@1": 1.0, "c@1": 1.0})
         assert told == []
         path = world.folder / "ensemble/config.pbtxt"
-        path.write_bytes(b"# by hand\n" + path.read_bytes())
+        path.write_bytes(b"# a comment is no edit\n" + path.read_bytes())
         one.rollback()
-    world.check(ABC)
-    assert len(told) == 1
-    assert told[0].startswith("'ensemble' was changed since its last edit (")
+        assert told == []
+        world.check(ABC)
+        one.weight("ensemble", {"a": 5.0})
+        last = own(world)
+        write_plan(world.folder, repository_plan(world.folder, [tiny.member("e", 5)], ensemble="ensemble", replace=True))
+        one.rollback()
+        assert own(world) == last, "what nothing has recorded is undone first, and alone"
+        assert len(told) == 1
+        assert told[0].startswith("'ensemble' was changed since its last edit (")
+        world.check({"a@1": 5.0, "b@1": 1.0, "c@1": 1.0})
+        write_plan(world.folder, repository_plan(world.folder, [tiny.member("f", 6)], ensemble="ensemble", replace=True))
+        one.rollback(2)
+        world.check(ABC)
+        one.weight("ensemble", {"a": 5.0})
+        path.write_bytes(b"no parser takes this {\n" + path.read_bytes())
+        assert one.rollback(dry_run=True).dry_run
+        one.rollback()
+    world.check({"a@1": 5.0, "b@1": 1.0, "c@1": 1.0})
 
 
 def test_averages_that_are_gone_are_generated_again(world: World, one: Ensembles) -> None:

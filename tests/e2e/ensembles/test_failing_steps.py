@@ -28,7 +28,7 @@ def walk(scene: Scene, cutter: Cutter, place: Path, how: dict[str, Any], *, ever
             cut = cutter.cut(stage, edit, at, **how)
             assert cut.status == 0
             step = cut.steps[at - 1]
-            if cut.error is None or (cut.said and "the edit is in place" in cut.said[-1]):
+            if cut.error is None or (cut.warned and "the edit is in place" in cut.warned[-1]):
                 check_new(stage, edit, new, step)
             else:
                 check_old(stage, edit, cut, step)
@@ -114,7 +114,7 @@ def test_an_interrupt_at_any_step_of_any_edit(cutter: Cutter, tmp_path: Path, na
 
 def check_interrupts(cuts: Sequence[Cut]) -> None:
     assert {cut.error for cut in cuts} <= {"KeyboardInterrupt", None}
-    told = [cut.said[-1] for cut in cuts if cut.error and cut.said]
+    told = [cut.warned[-1] for cut in cuts if cut.error and cut.warned]
     assert [text for text in told if "holds the old state" in text]
     assert [text for text in told if "the edit is in place" in text]
     assert all(text.startswith("interrupted at the step '") for text in told)
