@@ -235,3 +235,12 @@ def test_a_disk_that_cannot_be_written_is_told(place: Path) -> None:
         for words in looks:
             done = CliRunner().invoke(cli, ["ensemble", *words, "--repository", str(disk / "repository")])
             assert done.exit_code == 0, (words, done.output)
+
+
+def test_a_server_that_has_started_while_an_edit_waited_is_told_of(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = iter([[], [("grpc://127.0.0.1:1", "k" * 24)]])
+    monkeypatch.setattr("defensemble.cli._ensembles.servers_of", lambda repository: next(found))
+    done = CliRunner().invoke(cli, ["ensemble", "weight", "ensemble", "a=2", *HERE])
+    assert done.exit_code == 0
+    assert "grpc://127.0.0.1:1 has started meanwhile, and may serve what was there before: " in done.stderr
+    assert next(found, None) is None

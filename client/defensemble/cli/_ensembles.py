@@ -6,7 +6,7 @@ import json
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,7 @@ def edit(rest: Mapping[str, Any], act: Callable[[Ensembles, dict[str, Any]], App
                 "interrupted: what became of it is told above, else nothing had been changed (`defensemble ensemble history` tells too)"
             ) from None
     applied = [done] if isinstance(done, Applied) else done
+    _tell_of_new_servers(rest, {url for one in applied for url in one.servers})
     if rest["as_json"]:
         values = [values_from_applied(one) for one in applied]
         click.echo(json.dumps(values[0] if isinstance(done, Applied) else values, indent=2))
@@ -176,6 +177,15 @@ def prune_repository(keep: int, dry_run: bool, yes: bool, where: Mapping[str, An
             click.confirm("delete these?", abort=True)
         gone = ensembles.prune(keep=keep)
     click.echo(f"deleted {len(gone)}, {sum(one.bytes for one in gone):,} bytes")
+
+
+def _tell_of_new_servers(rest: Mapping[str, Any], told: Container[str]) -> None:
+    """Servers that were looked for before the edit, which may have waited for another, are looked for once more."""
+    if rest["urls"] or rest["replicas"] or rest["files_only"]:
+        return
+    for url, _ in servers_of(rest["repository"]):
+        if url not in told:
+            click.echo(f"{url} has started meanwhile, and may serve what was there before: {this_command()} ensemble reload", err=True)
 
 
 def _typed_again(where: Mapping[str, Any]) -> str:
