@@ -102,7 +102,7 @@ class Flow:
         began = time.perf_counter()
         with self.settled(writes=not dry_run):
             with timings.of("checks"):
-                shares = [Share(place, self._planned(action, name, place.repository, change)) for place in self.places]
+                shares = [self._share(action, name, place, change) for place in self.places]
                 with _before_anything():
                     self._look_at_servers(shares, reloads)
                 remarks = (*self._check(action, shares, may_differ), *_told_of_writing(shares))
@@ -135,6 +135,13 @@ class Flow:
             carrying.left_loaded,
             timings.seconds,
         )
+
+    def _share(self, action: str, name: str, place: Place, change: Callable[[Path], EditPlan]) -> Share:
+        from defensemble_export.ensemble import check_name
+        from defensemble_export.files import Files
+
+        seen = Files(place.repository).digest(f"{check_name(name)}/config.pbtxt")
+        return Share(place, self._planned(action, name, place.repository, change), seen)
 
     def _planned(self, action: str, name: str, repository: Path, change: Callable[[Path], EditPlan]) -> EditPlan:
         """A plan; where a hand edit cannot be read, all that the checks find in it."""
@@ -233,6 +240,9 @@ class Flow:
         number, when, who = new_id(), now_text(), this_user()
         group = [str(share.place.repository.resolve()) for share in shares]
         for share, before in zip(shares, befores, strict=True):
+            path = share.place.repository / name / "config.pbtxt"
+            if share.plan.disk().digest(f"{name}/config.pbtxt") != share.seen:
+                raise EditRefusedError(f"{action} '{name}' is refused", [f"{path} was changed while this was checked: make the edit again"])
             after = None if share.plan.after is None else snapshot_or_none(share.plan.outcome(), name)
             # Where a declared one was not there before, a rollback has to know that it takes it away again.
             own = "create" if action == "apply" and not share.plan.disk().has(name) else action

@@ -33,7 +33,7 @@ class Place:
 
 @dataclass
 class Share:
-    """What an edit does at one place.
+    """What an edit does at one place; `seen` is the digest of the ensemble's configuration when it was planned.
 
     By server: `ready` are the versions that answered before, `loads` the models that it lacks, or whose files say something new, `offers`
     those whose files may have changed in a way that it does not tell, which it then loads, and `released` those that it may not need.
@@ -41,6 +41,7 @@ class Share:
 
     place: Place
     plan: EditPlan
+    seen: str | None = None
     ready: dict[str, dict[str, set[int]]] = field(default_factory=dict)
     loads: dict[str, list[str]] = field(default_factory=dict)
     offers: dict[str, list[str]] = field(default_factory=dict)

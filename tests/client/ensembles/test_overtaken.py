@@ -8,11 +8,13 @@ import shutil
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from defensemble import DefensembleError, InputError
-from defensemble.ensembles import EditFailedError, Ensembles
+from defensemble.ensembles import EditFailedError, EditRefusedError, Ensembles
+from defensemble.ensembles._flow import Flow
 from defensemble_export import Edit, Ensemble, EnsembleError, HistoryError, LockedError, Vote, write_plan
 from defensemble_export.edit_plan import EditPlan, plan_ensemble
 from defensemble_export.editing import reweighted
@@ -50,6 +52,23 @@ def test_a_file_that_somebody_saves_meanwhile_is_not_written_over(world: World) 
     assert path.read_bytes() == by_ann
     assert "somebody else has changed 'ensemble' meanwhile: that is left as it is" in failed.value.put_back
     world.check(ABC)
+
+
+def test_a_file_that_somebody_saves_while_the_edit_is_checked_is_not_written_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_world(tmp_path / "repository")
+    path = folder / "ensemble/config.pbtxt"
+    by_ann = b"# Ann was here\n" + path.read_bytes()
+    checks = Flow._check
+
+    def check(*arguments: Any) -> Any:
+        path.write_bytes(by_ann)
+        return checks(*arguments)
+
+    monkeypatch.setattr(Flow, "_check", check)
+    with pytest.raises(EditRefusedError, match="was changed while this was checked: make the edit again"):
+        Ensembles(folder).weight("ensemble", {"a": 5.0})
+    assert path.read_bytes() == by_ann
+    assert not (folder / "pending-edit.json").exists()
 
 
 def test_what_a_hand_makes_of_an_edit_that_was_cut_short_is_kept_beside(tmp_path: Path) -> None:
