@@ -10,7 +10,8 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 CPP := server_config/onnxruntime_backend
 # Much of a test is waiting for a process: two workers, each with a Triton of its own, take half the time of one on two cores.
 WORKERS ?= 2
-PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+# Files go to workers in the order of collection, in which tests/conftest.py puts those that take long first: the last ones are then short.
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint types serve bench zoo clean

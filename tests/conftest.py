@@ -19,6 +19,25 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# Files whose tests take long: first, so that no worker is left with one of them when the others have ended.
+_LONG = (
+    "tests/training/test_resuming.py",
+    "tests/e2e/test_docs.py",
+    "tests/e2e/test_ensembles_page.py",
+    "tests/e2e/test_flow.py",
+    "tests/e2e/test_readme.py",
+    "tests/training/test_processes.py",
+    "tests/e2e/ensembles/test_crash_walk.py",
+    "tests/e2e/ensembles/test_failing_steps.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the long files first; the order within a file, and of the others, stays."""
+    places = {name: place for place, name in enumerate(_LONG)}
+    items.sort(key=lambda item: places.get(item.nodeid.partition("::")[0], len(_LONG)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_state_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Servers of the tests are written down here, for child processes too."""

@@ -64,12 +64,12 @@ def history(folder: Path) -> list[dict[str, Any]]:
     ("spec", "changes"),
     [
         ({}, {}),
-        ({"drop": Drop("spatial_dropout", 0.5, (3, 4))}, {}),
         ({"keep": 1.0, "drop": Drop("drop_block", 0.5, (1, 2))}, {"label_smoothing": 0.1}),
         ({}, {"adversarial": "adversarial-training"}),
-        ({"keep": 1.0}, {"adversarial": "adversarial-training"}),
+        pytest.param({"drop": Drop("spatial_dropout", 0.5, (3, 4))}, {}, marks=pytest.mark.slow),
+        pytest.param({"keep": 1.0}, {"adversarial": "adversarial-training"}, marks=pytest.mark.slow),
     ],
-    ids=["masks", "masks and SpatialDropout", "DropBlock and label smoothing", "masks, adversarial", "standard, adversarial"],
+    ids=["masks", "DropBlock and label smoothing", "masks, adversarial", "masks and SpatialDropout", "standard, adversarial"],
 )
 def test_a_run_that_ends_anywhere_goes_on_bit_for_bit(bars: Dataset, tmp_path: Path, spec: dict[str, Any], changes: dict[str, Any]) -> None:
     whole = run(bars, tmp_path / "whole", spec=spec, **changes)

@@ -88,7 +88,7 @@ def test_a_disk_that_fails_at_any_step_of_any_edit(cutter: Cutter, tmp_path: Pat
     assert all("Permission denied" in cut.why for cut in told_of(walk(SCENES[name], cutter, tmp_path, FORBIDDEN)))
 
 
-@pytest.mark.parametrize("how", [LOST, FAILED], ids=["lost", "failed"])
+@pytest.mark.parametrize("how", [LOST, pytest.param(FAILED, marks=pytest.mark.slow)], ids=["lost", "failed"])
 def test_a_call_that_fails_at_any_step(cutter: Cutter, tmp_path: Path, how: dict[str, Any]) -> None:
     cuts = walk(REWEIGH, cutter, tmp_path, how)
     for cut in told_of(cuts):

@@ -80,7 +80,8 @@ def test_a_hand_edit_of_two_replicas_of_which_one_refuses_it_goes_beside_in_both
         check_turned_back(stage, 1, edited[1])
 
 
-@pytest.mark.parametrize("kind", ["version", pytest.param("agent", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", sorted(REFUSED))
 def test_a_hand_edit_that_the_server_refuses_is_killed_at_each_of_its_steps(cutter: Cutter, tmp_path: Path, kind: str) -> None:
     scene = Scene(RELOAD, three_models)
     with scene.staged(tmp_path) as stage:
