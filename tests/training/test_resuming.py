@@ -63,7 +63,7 @@ def history(folder: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("spec", "changes"),
     [
-        ({}, {}),
+        pytest.param({}, {}, marks=pytest.mark.slow),
         ({"keep": 1.0, "drop": Drop("drop_block", 0.5, (1, 2))}, {"label_smoothing": 0.1}),
         ({}, {"adversarial": "adversarial-training"}),
         pytest.param({"drop": Drop("spatial_dropout", 0.5, (3, 4))}, {}, marks=pytest.mark.slow),

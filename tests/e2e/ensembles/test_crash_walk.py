@@ -64,7 +64,7 @@ def test_an_edit_of_weights_is_killed_at_each_of_its_steps(cutter: Cutter, tmp_p
 
 
 def test_an_edit_of_two_replicas_is_killed_at_some_of_its_steps(cutter: Cutter, tmp_path: Path) -> None:
-    walk(REWEIGH, cutter, tmp_path, replicas=2, every=5)
+    walk(REWEIGH, cutter, tmp_path, replicas=2, every=9)
 
 
 @pytest.mark.slow

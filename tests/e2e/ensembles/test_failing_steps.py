@@ -90,7 +90,7 @@ def test_a_disk_that_fails_at_any_step_of_any_edit(cutter: Cutter, tmp_path: Pat
 
 @pytest.mark.parametrize("how", [LOST, pytest.param(FAILED, marks=pytest.mark.slow)], ids=["lost", "failed"])
 def test_a_call_that_fails_at_any_step(cutter: Cutter, tmp_path: Path, how: dict[str, Any]) -> None:
-    cuts = walk(REWEIGH, cutter, tmp_path, how)
+    cuts = walk(REWEIGH, cutter, tmp_path, how, every=3)
     for cut in told_of(cuts):
         assert "told to fail" in cut.why
         assert [line for line in cut.put_back if line.endswith("serves the old state")]

@@ -12,11 +12,10 @@ from defensemble_server import serve
 from tests.e2e.ensembles.edits import REWEIGH, SCENES, Scene
 from tests.e2e.ensembles.walking import QUIET, Cut, Cutter, answers_as, history, leftovers, models_of
 
-# Of an edit of weights: the first call, a load, the members asked, the ensemble's load and its end, and an unload.
+# Of an edit of weights: the first call, a load, the ensemble's load and its end, and an unload.
 LOOK_AT = [
     "repository_index",
     "load_model average_",
-    "infer alpha",
     "load_model ensemble",
     "after load_model ensemble",
     "unload_model average_",
@@ -64,7 +63,7 @@ def check_told(cut: Cut, at: int) -> None:
         assert "could not be reached to be put back" in cut.text
         assert "the next command tries again" in cut.text
     elif cut.error is None:
-        assert cut.left_loaded or at == len(cut.steps)  # unless it was killed after its very last call
+        assert cut.left_loaded or cut.remarks or at == len(cut.steps)  # unless it was killed after its very last call
 
 
 def test_the_server_is_killed_at_some_calls_of_an_edit_of_weights(cutter: Cutter, tmp_path: Path) -> None:
@@ -75,7 +74,7 @@ def test_the_server_is_killed_at_some_calls_of_an_edit_of_weights(cutter: Cutter
         cut = killed_at(REWEIGH, cutter, tmp_path / str(at), at)
         check_told(cut, at)
         kinds.append(cut.error)
-    assert kinds == ["ConnectionFailedError", *["EditFailedError"] * 4, None]
+    assert kinds == ["ConnectionFailedError", *["EditFailedError"] * 3, None]
 
 
 @pytest.mark.slow
