@@ -20,6 +20,7 @@ _POLL_S = 0.02
 # For how long nobody must have asked a model.
 _QUIET_S = 0.05
 _QUIET_OF_A_NETWORK_S = 1.0
+_POLL_OF_A_NETWORK_S = 0.1
 
 
 class Served:
@@ -204,4 +205,4 @@ class Served:
             busy = [model for model in models if moment - known[model][1] < (_QUIET_S if quick(model) else _QUIET_OF_A_NETWORK_S)]
             if not busy or moment >= ends:
                 return busy
-            time.sleep(_POLL_S)
+            time.sleep(_POLL_S if any(map(quick, busy)) else _POLL_OF_A_NETWORK_S)
