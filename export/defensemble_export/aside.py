@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_OF_A_FILE = 0o664
 
-def write_aside(target: Path, content: bytes) -> None:
-    """Write a file, all of it or nothing.
+
+def write_aside(target: Path, content: bytes, *, mode: int | None = None) -> None:
+    """Write a file, all of it or nothing, with the permissions ``mode``, or those of any new file.
 
     Raises:
         OSError: it cannot be written; names ``target``.
@@ -19,12 +21,31 @@ def write_aside(target: Path, content: bytes) -> None:
     try:
         with named(target):
             temporary.write_bytes(content)
-            # As readable as what it replaces, or as its folder: others read it too.
-            mode = target.stat().st_mode if target.exists() else target.parent.stat().st_mode
-            os.chmod(temporary, stat.S_IMODE(mode) & 0o664 | stat.S_IRUSR | stat.S_IWUSR)
+            if mode is not None:
+                os.chmod(temporary, mode)
             os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def shared_mode(target: Path) -> int:
+    """The permissions that make a file as readable as what it replaces, or as its folder, whoever writes it with whatever umask."""
+    if target.exists():
+        return stat.S_IMODE(target.stat().st_mode)
+    return stat.S_IMODE(target.parent.stat().st_mode) & _OF_A_FILE | stat.S_IRUSR | stat.S_IWUSR
+
+
+def remove_asides(target: Path) -> list[Path]:
+    """Remove what writers of a file that were killed have left beside it, and return it; nobody may be writing it now.
+
+    Raises:
+        OSError: one cannot be removed.
+    """
+    name = aside(target).name.rpartition(".")[0]
+    stale = [left for left in sorted(target.parent.glob(f"{name}.*")) if left.name.rpartition(".")[2].isdecimal()]
+    for left in stale:
+        left.unlink(missing_ok=True)
+    return stale
 
 
 def aside(target: Path) -> Path:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ._errors import EnsembleError, ExportError, HistoryError
-from .aside import aside, write_aside
+from .aside import remove_asides, shared_mode, write_aside
 from .config import CONFIG_FILE, LABELS_FILE
 from .ensemble import ROOT_FILES, Ensemble, Vote, check_name
 from .files import Files
@@ -201,11 +201,8 @@ def append_edit(repository: Path, edit: Edit) -> None:
     end = b"" if not known or known.endswith(b"\n") else b"\n"
     # One that is a link stays one.
     target = path.resolve() if path.is_symlink() else path
-    write_aside(target, known + end + line_from_edit(edit) + b"\n")
-    name = aside(target).name.rpartition(".")[0]
-    for left in target.parent.glob(f"{name}.*"):  # by an edit that was killed
-        if left.name.rpartition(".")[2].isdecimal():
-            left.unlink(missing_ok=True)
+    write_aside(target, known + end + line_from_edit(edit) + b"\n", mode=shared_mode(target))
+    remove_asides(target)
 
 
 def withdraw_edit(repository: Path, edit: Edit) -> None:
@@ -221,7 +218,7 @@ def withdraw_edit(repository: Path, edit: Edit) -> None:
         return
     target = path.resolve() if path.is_symlink() else path
     if len(lines) > 1:
-        write_aside(target, b"".join(lines[:-1]))
+        write_aside(target, b"".join(lines[:-1]), mode=shared_mode(target))
     else:
         target.unlink()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ._errors import HistoryError
-from .aside import write_aside
+from .aside import remove_asides, shared_mode, write_aside
 from .config import CONFIG_FILE
 from .edit_plan import EditPlan
 from .ensemble import ROOT_FILES
@@ -86,8 +86,7 @@ class Pending:
     @property
     def took_place(self) -> bool:
         """Whether all of it is there on disk; the ensemble's configuration changes last."""
-        files = Files(self.repository)
-        return all(files.digest(path) == digest for path, digest in self.after.items())
+        return all(self._disk.digest(path) == digest for path, digest in self.after.items())
 
     def write(self) -> None:
         """Write it down.
@@ -107,7 +106,7 @@ class Pending:
             "released": list(self.released),
             "rejected": None if self.rejected is None else base64.b64encode(self.rejected).decode(),
         }
-        write_aside(self.repository / PENDING_FILE, json.dumps(values, indent=1).encode() + b"\n")
+        _write(self.repository / PENDING_FILE, json.dumps(values, indent=1).encode() + b"\n")
 
     def clear(self) -> None:
         """Let it be over."""
@@ -116,28 +115,26 @@ class Pending:
     def changed_meanwhile(self) -> Path | None:
         """A file of the ensemble's that somebody else has changed since this was written down, or this note itself; else None."""
         config = f"{self.edit.ensemble}/{CONFIG_FILE}"
-        on_disk = {**self.before, **({} if self.rejected is None else {config: self.rejected})}
-        for path, content in on_disk.items():
-            file = self.repository / path
-            if path.startswith(f"{self.edit.ensemble}/") and (file.read_bytes() if file.is_file() else None) != content:
-                return file
+        known = {**self.before, **({} if self.rejected is None else {config: self.rejected})}
+        for path, content in known.items():
+            if path.startswith(f"{self.edit.ensemble}/") and self._disk.content(path) != content:
+                return self.repository / path
         noted = read_pending(self.repository)
         return None if noted is not None and noted.edit.id == self.edit.id else self.repository / PENDING_FILE
 
     def foreign(self) -> bytes | None:
         """The ensemble's configuration on disk where it is neither that before nor that after, so somebody else's since; else None."""
         path = f"{self.edit.ensemble}/{CONFIG_FILE}"
-        file = self.repository / path
-        content = file.read_bytes() if file.is_file() else None
+        content = self._disk.content(path)
         if content is None or content in (self.before.get(path), self.rejected) or path not in self.before:
             return None
-        return None if Files(self.repository).digest(path) == self.after.get(path) else content
+        return None if self._disk.digest(path) == self.after.get(path) else content
 
     @property
     def turned_back(self) -> bool:
         """Whether its hand edit lies on disk no more: a server had refused it, and putting back what was served has begun."""
         path = f"{self.edit.ensemble}/{CONFIG_FILE}"
-        return self.rejected is not None and self.before[path] != self.rejected and self._is(path, self.before[path])
+        return self.rejected is not None and self.before[path] != self.rejected and self._disk.content(path) == self.before[path]
 
     @property
     def rejected_file(self) -> Path:
@@ -159,13 +156,13 @@ class Pending:
         if (other := self.foreign()) is not None and leave_foreign:
             del before[config]
         elif other is not None:
-            write_aside(self.rejected_file, other)
+            _write(self.rejected_file, other)
         if self.rejected is not None:
             if refused:
-                write_aside(self.rejected_file, self.rejected)
+                _write(self.rejected_file, self.rejected)
             else:
                 before[config] = self.rejected
-        writes = {path: content for path, content in before.items() if content is not None and not self._is(path, content)}
+        writes = {path: content for path, content in before.items() if content is not None and self._disk.content(path) != content}
         gone = [path for path, content in before.items() if content is None and (self.repository / path).exists()]
         folder = self.repository / name
         there = {path.relative_to(self.repository).as_posix() for path in folder.rglob("*") if not path.is_dir()}
@@ -185,9 +182,9 @@ class Pending:
         """
         remove_files(self.repository, [model for model in self.new_models if (self.repository / model).exists()])
 
-    def _is(self, path: str, content: bytes | None) -> bool:
-        file = self.repository / path
-        return file.is_file() and file.read_bytes() == content
+    @property
+    def _disk(self) -> Files:
+        return Files(self.repository)
 
 
 def remove_stale_asides(repository: Path) -> list[Path]:
@@ -196,12 +193,13 @@ def remove_stale_asides(repository: Path) -> list[Path]:
     Raises:
         OSError: one cannot be removed.
     """
-    names = (PENDING_FILE, HISTORY_FILE, *(f"*/{CONFIG_FILE}{end}" for end in ("", ".rejected")))
-    found = [left for name in names for left in sorted(repository.glob(f"{Path(name).with_name('.' + Path(name).name)}.*"))]
-    stale = [left for left in found if left.name.rpartition(".")[2].isdecimal()]
-    for left in stale:
-        left.unlink(missing_ok=True)
-    return stale
+    models = [folder for folder in sorted(repository.iterdir()) if folder.is_dir()]
+    own = [folder / f"{CONFIG_FILE}{end}" for folder in models for end in ("", ".rejected")]
+    return [left for target in (repository / PENDING_FILE, repository / HISTORY_FILE, *own) for left in remove_asides(target)]
+
+
+def _write(target: Path, content: bytes) -> None:
+    write_aside(target, content, mode=shared_mode(target))
 
 
 def read_pending(repository: Path) -> Pending | None:

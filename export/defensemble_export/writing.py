@@ -13,12 +13,12 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from ._errors import ExportError
+from .aside import shared_mode
 from .interrupts import interrupts_held
 from .locking import held, place_beside
 
 # By how much a file is newer than the one that it replaces, at least.
 _TICK_NS = 1_000_000
-_OF_A_FILE = 0o664
 
 
 def write_plan(repository: Path, plan: Mapping[str, bytes]) -> None:
@@ -208,12 +208,11 @@ def _settle(source: Path, target: Path) -> None:
 
     Triton loads a model again where a file is newer than it was; a clock that was put back must not hide that.
     """
+    mode = shared_mode(target)
     if target.exists():
-        known = target.stat()
-        os.chmod(source, stat.S_IMODE(known.st_mode))
-        if source.stat().st_mtime_ns <= known.st_mtime_ns:
-            os.utime(source, ns=(known.st_mtime_ns + _TICK_NS,) * 2)
-        return
-    mode = stat.S_IMODE(target.parent.stat().st_mode)
+        known = target.stat().st_mtime_ns
+        if source.stat().st_mtime_ns <= known:
+            os.utime(source, ns=(known + _TICK_NS,) * 2)
+    of_a_folder = stat.S_IMODE(target.parent.stat().st_mode) | stat.S_IRWXU
     for path in (source, *source.rglob("*")):
-        os.chmod(path, mode | stat.S_IRWXU if path.is_dir() else mode & _OF_A_FILE | stat.S_IRUSR | stat.S_IWUSR)
+        os.chmod(path, of_a_folder if path.is_dir() else mode)
