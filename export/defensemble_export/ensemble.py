@@ -15,6 +15,7 @@ from ._errors import EnsembleError
 AVERAGES = ("probabilities", "logits")
 # The prefixes of the models that are generated from an ensemble, and never exported by name.
 RESERVED = ("average_", "uncertainty_")
+AVERAGING_NAME = re.compile(f"({'|'.join(RESERVED)})[0-9a-f]{{16}}")
 # Files at a repository's root that edits write: a folder of that name would stand in their way.
 ROOT_FILES = ("history.jsonl", "pending-edit.json")
 # A share below this is lost in float32.

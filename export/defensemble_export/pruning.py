@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +21,11 @@ from .config import (
     config_from_pbtxt,
     pbtxt_from_config,
 )
-from .ensemble import RESERVED
+from .ensemble import AVERAGING_NAME
 from .history import Edit, read_history, undoable
 from .reading import read_models, versions_in
 from .stamp import keep_stamp
 
-_AVERAGING = re.compile(f"({'|'.join(RESERVED)})[0-9a-f]{{16}}")
 _OF_AN_AVERAGE = {"average", "weights", "members"}
 # What an export, a profile or an engine puts into a model's folder, and into a version's.
 _FILES = (CONFIG_FILE, LABELS_FILE)
@@ -77,7 +75,7 @@ def prune_plan(
     for name, config in configs.items():
         if config.platform == "ensemble":
             continue
-        if _AVERAGING.fullmatch(name) and set(config.parameters) >= _OF_AN_AVERAGE:
+        if AVERAGING_NAME.fullmatch(name) and set(config.parameters) >= _OF_AN_AVERAGE:
             found += [] if used.any_of(name) else _whole(repository, name, "averages for no ensemble", say)
         elif not set(config.parameters) >= _OF_AN_AVERAGE:  # else a fused graph
             unused = {key[1]: why for key, why in voted.items() if key[0] == name and not used.has(*key)}

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from defensemble.cli._invocation import this_command
 from defensemble.ensembles import Applied, EnsembleState, MemberState
+from defensemble.ensembles._served import is_averaging
 
 if TYPE_CHECKING:
     from defensemble_export import Edit, Prunable, Snapshot
@@ -58,7 +59,7 @@ def print_applied(applied: Applied, options: str) -> None:
 
 def _few(models: Sequence[str]) -> str:
     """Names of models; of many averaging models, how many."""
-    averaging = [model for model in models if model.startswith(("average_", "uncertainty_"))]
+    averaging = [model for model in models if is_averaging(model)]
     if len(averaging) <= _MOST_NAMED:
         return ", ".join(models)
     return ", ".join([*(model for model in models if model not in averaging), f"{len(averaging)} averaging models"])

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from defensemble.ensembles._steps import Share, is_averaging
+from defensemble.ensembles._served import is_averaging
+from defensemble.ensembles._steps import Share
 
 if TYPE_CHECKING:
     from defensemble_export import Ensemble, Snapshot

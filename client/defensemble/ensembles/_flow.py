@@ -14,7 +14,8 @@ from defensemble.ensembles._errors import EditRefusedError
 from defensemble.ensembles._plans import plan_findings
 from defensemble.ensembles._recovery import group_of, recover
 from defensemble.ensembles._results import Applied
-from defensemble.ensembles._steps import Carrying, Place, Share, Timings, is_averaging, loads_for
+from defensemble.ensembles._served import is_averaging
+from defensemble.ensembles._steps import Carrying, Place, Share, Timings, loads_for
 
 if TYPE_CHECKING:
     from defensemble_export import Edit, Finding
@@ -115,10 +116,9 @@ class Flow:
                 )
             changes = self._changes(shares, befores)
             edits = any(share.plan.changes_files or before.was_edited_by_hand for share, before in zip(shares, befores, strict=True))
-            lags = reloads or any(self._lags(share) for share in shares)
             if message is not None and not edits:
                 remarks = (*remarks, "nothing of the ensemble changes, so nothing goes into the history, and the message is not kept")
-            if dry_run or not (edits or lags):
+            if dry_run or not (edits or reloads or any(self._lags(share) for share in shares)):
                 return Applied(name, None, changes, remarks, _urls(shares), _loaded(shares), seconds=timings.seconds, dry_run=dry_run)
             edit = self._note(action, name, shares, befores, changes, message, undoes) if edits else None
             carrying = Carrying(shares, edit, timings, self._say, self.warn, self._drain_s)

@@ -10,8 +10,8 @@ from defensemble._exceptions import ServiceError
 from defensemble.ensembles._before import is_same_state, snapshot_or_none
 from defensemble.ensembles._flow import Flow
 from defensemble.ensembles._results import EnsembleState, MemberState
-from defensemble.ensembles._served import Served
-from defensemble.ensembles._steps import Place, is_averaging
+from defensemble.ensembles._served import Served, is_averaging
+from defensemble.ensembles._steps import Place
 
 if TYPE_CHECKING:
     from defensemble_export import Ensemble

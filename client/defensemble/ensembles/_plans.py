@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from defensemble.ensembles._served import Served
-from defensemble.ensembles._steps import Share, is_averaging
+from defensemble.ensembles._served import Served, is_averaging
+from defensemble.ensembles._steps import Share
 
 if TYPE_CHECKING:
     from defensemble_export import Finding

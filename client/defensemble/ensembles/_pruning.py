@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from defensemble._exceptions import InputError
 from defensemble.ensembles._flow import Flow
-from defensemble.ensembles._steps import is_averaging
+from defensemble.ensembles._served import is_averaging
 
 if TYPE_CHECKING:
     from defensemble_export import Prunable

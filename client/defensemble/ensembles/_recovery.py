@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from defensemble._exceptions import ConnectionFailedError, DeadlineExceededError, ForbiddenError, InputError, ServiceError
 from defensemble.ensembles._served import Served
-from defensemble.ensembles._steps import Place, is_averaging
+from defensemble.ensembles._steps import Place, unused_models
 
 if TYPE_CHECKING:
     from defensemble_export.pending import Pending
@@ -131,8 +131,6 @@ def bring_in_line(served: Served, repository: Path, name: str | None, candidates
         ServiceError: It refuses, or does not answer.
         defensemble_export.ConfigError: The ensemble's configuration cannot be read.
     """
-    from defensemble_export import ConfigError
-    from defensemble_export.edit_plan import used_models
     from defensemble_export.files import Files
     from defensemble_export.served import is_served_as_on_disk
 
@@ -144,11 +142,5 @@ def bring_in_line(served: Served, repository: Path, name: str | None, candidates
             served.load_surely(name)
     elif name is not None and name in ready:
         served.unload(name)
-    now = served.ready()
-    try:
-        used = used_models(files) | served.used([model for model in now if not is_averaging(model)])
-    except ConfigError:
-        return  # `check` tells of it; what is not known to be unused stays
-    for model in candidates:
-        if model in now and model not in used:
-            served.unload(model)
+    for model in unused_models(repository, served, candidates):
+        served.unload(model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -82,13 +82,13 @@ class Served:
         steps = told.get("ensemble_scheduling", {}).get("step", [])
         return [(str(step["model_name"]), int(step.get("model_version", -1))) for step in steps]
 
-    def used(self, loaded: Sequence[str]) -> set[str]:
+    def used(self, loaded: Iterable[str]) -> set[str]:
         """The models that any of `loaded`, which are ensembles or not, runs.
 
         Raises:
             ServiceError: The server does not answer.
         """
-        return {step for model in loaded for step, _ in self.steps(model)}
+        return {step for model in loaded if not is_averaging(model) for step, _ in self.steps(model)}
 
     def load(self, model: str) -> None:
         """Loads a model from the server's folder, or again where its files have changed; the old one serves until then.
@@ -181,12 +181,10 @@ class Served:
             answers = pool.map(lambda one: self.infer(one[0], inputs, [output], one[1])[output], asked)
             return dict(zip(asked, answers, strict=True))
 
-    def wait_drained(
-        self, models: Sequence[str], deadline_s: float, quick: Callable[[str], bool], *, clock: Callable[[], float] = time.monotonic
-    ) -> list[str]:
+    def wait_drained(self, models: Sequence[str], deadline_s: float, *, clock: Callable[[], float] = time.monotonic) -> list[str]:
         """Waits until nobody asks `models` any more; those that are asked even so when the time is over.
 
-        Those that are `quick` nobody calls but ensembles; who calls a network by its own name may do so once in a while.
+        Averaging models nobody calls but ensembles; who calls a network by its own name may do so once in a while.
 
         Raises:
             ServiceError: The server does not answer.
@@ -202,7 +200,14 @@ class Served:
             for model, count in now.items():
                 if model not in known or known[model][0] != count:
                     known[model] = count, moment
-            busy = [model for model in models if moment - known[model][1] < (_QUIET_S if quick(model) else _QUIET_OF_A_NETWORK_S)]
+            busy = [model for model in models if moment - known[model][1] < (_QUIET_S if is_averaging(model) else _QUIET_OF_A_NETWORK_S)]
             if not busy or moment >= ends:
                 return busy
-            time.sleep(_POLL_S if any(map(quick, busy)) else _POLL_OF_A_NETWORK_S)
+            time.sleep(_POLL_S if any(map(is_averaging, busy)) else _POLL_OF_A_NETWORK_S)
+
+
+def is_averaging(model: str) -> bool:
+    """Whether a name is one that an export or an edit gives to an averaging model; others may begin so too."""
+    from defensemble_export.ensemble import AVERAGING_NAME
+
+    return AVERAGING_NAME.fullmatch(model) is not None

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,14 +12,12 @@ from typing import TYPE_CHECKING
 from defensemble._exceptions import ConnectionFailedError, ServiceError
 from defensemble.ensembles._errors import EditFailedError, EditOvertakenError
 from defensemble.ensembles._proofs import Weighed, check_answer, check_averaging, fixed_image, tolerance_for
-from defensemble.ensembles._served import Served
+from defensemble.ensembles._served import Served, is_averaging
 
 if TYPE_CHECKING:
     from defensemble_export import Edit
     from defensemble_export.edit_plan import EditPlan
     from defensemble_export.pending import Pending
-
-_AVERAGING = re.compile("(average|uncertainty)_[0-9a-f]{16}")
 
 
 @dataclass(frozen=True)
@@ -229,8 +226,9 @@ class Carrying:
             url = served.url
             try:
                 with self._timings.of("drain"):
-                    chosen = unused_models(share, served)
-                    busy = served.wait_drained(chosen, self._drain_s, is_averaging) if chosen else []
+                    # Of networks only those that it released: others may be served for themselves.
+                    chosen = unused_models(share.place.repository, served, share.released[url], all_averages=True)
+                    busy = served.wait_drained(chosen, self._drain_s) if chosen else []
                 for model in busy:
                     self.left_loaded[f"{model} on {url}"] = (
                         f"it was not idle within {self._drain_s:g} s: does somebody call it by its own name?"
@@ -328,7 +326,7 @@ class Carrying:
             elif share.name in served.ready():
                 served.unload(share.name)
         now = served.ready()
-        used = served.used([name for name in now if not is_averaging(name)])
+        used = served.used(now)
         for model in share.loads[served.url]:
             if model in now and model not in before and model not in used:
                 served.unload(model)
@@ -343,15 +341,10 @@ class Carrying:
         self._say(step)
 
 
-def is_averaging(model: str) -> bool:
-    """Whether a name is one that an export or an edit gives to an averaging model; others may begin so too."""
-    return _AVERAGING.fullmatch(model) is not None
+def unused_models(repository: Path, served: Served, candidates: Collection[str], *, all_averages: bool = False) -> list[str]:
+    """The loaded ones of the `candidates`, or of `all_averages` too, that neither an ensemble that is served nor one on disk runs.
 
-
-def unused_models(share: Share, served: Served) -> list[str]:
-    """The models that a server has loaded, and that neither an ensemble that it serves nor one on disk runs any more.
-
-    Of networks only those that `share` released: others may be served for themselves.
+    Empty where that is not known, since a configuration on disk cannot be read: `check` tells of it.
 
     Raises:
         ServiceError: The server does not answer.
@@ -361,15 +354,14 @@ def unused_models(share: Share, served: Served) -> list[str]:
     from defensemble_export.files import Files
 
     ready = served.ready()
-    candidates = [model for model in ready if is_averaging(model) or model in share.released[served.url]]
-    if not candidates:
+    chosen = [model for model in ready if model in candidates or (all_averages and is_averaging(model))]
+    if not chosen:
         return []
     try:
-        used = used_models(Files(share.place.repository))
+        used = used_models(Files(repository)) | served.used(ready)
     except ConfigError:
-        return []  # `check` tells; what is not known to be unused stays
-    used |= served.used([model for model in ready if not is_averaging(model)])
-    return [model for model in candidates if model not in used]
+        return []
+    return [model for model in chosen if model not in used]
 
 
 def loads_for(share: Share, served: Served) -> list[str]:
