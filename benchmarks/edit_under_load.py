@@ -11,7 +11,6 @@ import itertools
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
-from rich.console import Console
 
 # Run as a file, Python looks for modules beside it alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -32,10 +30,8 @@ from benchmarks.editing.figures import result_of
 from benchmarks.editing.page import page
 from benchmarks.editing.plan import State, planned
 from benchmarks.editing.under_load import Effort, edited_under_load, logits_of, starting_state, versions_of
-from benchmarks.figures import exit_status
-from benchmarks.serving.processes import pin
+from benchmarks.running import run_and_tell
 from defensemble import DefensembleError
-from defensemble._results import check_writable, write_result
 from defensemble_export import ExportError, Member
 from defensemble_server import ServerError
 
@@ -127,25 +123,9 @@ def main(out: Path | None, quick: bool, note: str | None, seed: int) -> None:
 
     About 5 minutes on two cores, which nothing else should use meanwhile. Exit status 1 where a figure does not hold.
     """
-    console = Console()
     effort = QUICK if quick else FULL
-    began = time.monotonic()
-
-    def say(text: str) -> None:
-        console.print(f"[dim]{time.monotonic() - began:5.0f} s[/dim]  {text}", highlight=False, soft_wrap=True)
-
-    pin()
-    try:
-        if out is not None:
-            check_writable(out)
-        result = {**_measured(effort, seed, say), "quick": quick, "note": note, "duration_s": round(time.monotonic() - began, 1)}
-        if out is not None:
-            write_result(out, result)
-            out.with_suffix(".md").write_text(page(result, out.name))
-    except (CallersGoneError, DefensembleError, ExportError, ServerError, OSError) as error:
-        raise click.ClickException(str(error)) from error
-    console.print(page(result, "the JSON" if out is None else out.name), highlight=False, markup=False, soft_wrap=True)
-    raise SystemExit(exit_status(result["figures"]))
+    errors = (CallersGoneError, DefensembleError, ExportError, ServerError, OSError)
+    run_and_tell(lambda say: _measured(effort, seed, say), page, out=out, quick=quick, note=note, errors=errors)
 
 
 def _measured(effort: Effort, seed: int, say: Callable[[str], None]) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,20 +19,17 @@ import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
-from rich.console import Console
 
 # Run as a file, Python looks for modules beside it alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.figures import exit_status
 from benchmarks.fused.in_process import BATCHES, GOAL_WIDTH, SIZES, costs_in_process, figures_of
 from benchmarks.fused.page import page
 from benchmarks.fused.served import CALLERS, LARGEST_BATCH, compare_served
+from benchmarks.running import run_and_tell
 from benchmarks.serving.forms import WrongAnswerError, average_of_logits
-from benchmarks.serving.processes import pin
 from defensemble import DefensembleError
 from defensemble._provenance import provenance
-from defensemble._results import check_writable, write_result
 from defensemble_export import ExportError, Member
 from defensemble_server import ServerError
 
@@ -135,26 +131,10 @@ def main(out: Path | None, quick: bool, rounds: int | None, note: str | None, se
 
     About 12 minutes on two cores, which nothing else should use meanwhile. Exit status 1 where a figure does not hold.
     """
-    console = Console()
     base = QUICK if quick else FULL
     effort = Effort(rounds or base.rounds, base.seconds, base.warm_s, base.seconds_in_process, base.widths, base.sizes)
-    began = time.monotonic()
-
-    def say(text: str) -> None:
-        console.print(f"[dim]{time.monotonic() - began:5.0f} s[/dim]  {text}", highlight=False, soft_wrap=True)
-
-    pin()
-    try:
-        if out is not None:
-            check_writable(out)
-        result = {**_measured(effort, seed, say), "quick": quick, "note": note, "duration_s": round(time.monotonic() - began, 1)}
-        if out is not None:
-            write_result(out, result)
-            out.with_suffix(".md").write_text(page(result, out.name))
-    except (WrongAnswerError, DefensembleError, ExportError, ServerError, OSError) as error:
-        raise click.ClickException(str(error)) from error
-    console.print(page(result, "the JSON" if out is None else out.name), highlight=False, markup=False, soft_wrap=True)
-    raise SystemExit(exit_status(result["figures"]))
+    errors = (WrongAnswerError, DefensembleError, ExportError, ServerError, OSError)
+    run_and_tell(lambda say: _measured(effort, seed, say), page, out=out, quick=quick, note=note, errors=errors)
 
 
 def _measured(effort: Effort, seed: int, say: Callable[[str], None]) -> dict[str, Any]:
