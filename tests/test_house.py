@@ -22,6 +22,7 @@ from defensemble.cli import cli
 ROOT = Path(__file__).parents[1]
 PACKAGES = {
     "defensemble_training": ROOT / "training/defensemble_training",
+    "defensemble_repository": ROOT / "export/defensemble_repository",
     "defensemble_export": ROOT / "export/defensemble_export",
     "defensemble_server": ROOT / "server_config/defensemble_server",
     "defensemble": ROOT / "client/defensemble",
@@ -72,9 +73,10 @@ def test_each_package_knows_only_the_siblings_that_it_may() -> None:
         return {one.top for one in imports_of(package)} & (set(PACKAGES) - {package})
 
     assert siblings("defensemble_training") == set()
-    assert siblings("defensemble_server") == set()
-    assert siblings("defensemble_export") == {"defensemble_training"}
-    assert siblings("defensemble") == {"defensemble_training", "defensemble_export", "defensemble_server"}
+    assert siblings("defensemble_repository") == set()
+    assert siblings("defensemble_server") <= {"defensemble_repository"}
+    assert siblings("defensemble_export") == {"defensemble_training", "defensemble_repository"}
+    assert siblings("defensemble") == {"defensemble_training", "defensemble_export", "defensemble_server", "defensemble_repository"}
 
 
 def test_the_exporter_needs_torch_and_training_only_where_a_checkpoint_is_read() -> None:
@@ -98,6 +100,10 @@ def test_the_client_imports_tritonclient_only_in_the_transport_that_uses_it() ->
     # 0.5 s, which a caller over HTTP does not pay; the schema of model configurations lies in it too.
     at_once = {one.file for one in imports_of("defensemble") if one.top in ("tritonclient", "grpc") and one.when == "module"}
     assert at_once == {"_grpc.py"}
+
+
+def test_the_repository_package_opens_no_graph() -> None:
+    assert not {one.top for one in imports_of("defensemble_repository")} & {"torch", "onnx", "onnxruntime"}
 
 
 def test_the_server_imports_neither_torch_nor_onnx_nor_the_runtime_whose_library_it_finds() -> None:

@@ -22,7 +22,7 @@ from packaging.utils import canonicalize_name
 import defensemble
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("defensemble", "defensemble_export", "defensemble_server", "defensemble_training")
+PACKAGES = ("defensemble", "defensemble_export", "defensemble_repository", "defensemble_server", "defensemble_training")
 # What the CUDA builds of torch bring; the torch build chooses their versions.
 OF_CUDA = re.compile(r"(nvidia|cuda)-.*|triton")
 
@@ -51,7 +51,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def test_the_wheel_holds_the_four_packages_and_what_serving_needs(wheel: Path) -> None:
+def test_the_wheel_holds_the_packages_and_what_serving_needs(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     information = f"defensemble-{defensemble.__version__}.dist-info"
     assert {name.partition("/")[0] for name in names} == {*PACKAGES, information}

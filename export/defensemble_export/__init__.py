@@ -1,29 +1,22 @@
 """Checkpoints to ONNX, and to entries of a Triton model repository."""
 
+from defensemble_repository.checks.finding import Finding
+from defensemble_repository.ensemble import Ensemble, Vote
+from defensemble_repository.errors import ConfigError, EnsembleError, RepositoryError
+from defensemble_repository.names import RESERVED
+from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
+from defensemble_repository.reader import ensemble_from_configs, read_config, read_ensemble
+
 from . import _telemetry as _telemetry
-from ._errors import (
-    ConfigError,
-    DeclarationError,
-    EngineError,
-    EnsembleError,
-    ExistsError,
-    ExportError,
-    HistoryError,
-    LockedError,
-    ProfileError,
-    VerificationError,
-)
+from ._errors import DeclarationError, EngineError, ExistsError, ExportError, HistoryError, LockedError, ProfileError, VerificationError
 from .averaging import average_onnx, uncertainty_onnx
 from .calibration import Calibration, calibration_images
 from .changes import changes_between
 from .checking import check_ensemble
-from .config import config_from_pbtxt, pbtxt_from_config
 from .declaring import ensemble_from_yaml, read_declaration, yaml_from_ensemble
 from .engine import engine_from_onnx
 from .engines import BuiltEngine, EngineOptions, PlannedEngine, build_engines, planned_engines
-from .ensemble import RESERVED, Ensemble, Vote
 from .exporting import FromCheckpoint, export_checkpoints, export_networks
-from .finding import Finding
 from .foreign import foreign_interface, foreign_reference, onnx_from_foreign
 from .form import Form, report_beside
 from .from_onnx import FromOnnx
@@ -40,7 +33,6 @@ from .precision import PRECISIONS, TOLERANCES, Tolerance
 from .profiles import PROFILES, KeptEngines, ProfileState, profile_states, remove_profile, write_profile
 from .pruning import Prunable, prune_files, prune_plan
 from .quantisation import int8_from_onnx, masked_region
-from .reading import ensemble_from_configs, read_config, read_ensemble
 from .real_images import RANDOM_ALONE
 from .report import Reported, read_reports
 from .standing import Standing, member_standing
@@ -80,6 +72,7 @@ __all__ = [
     "ProfileState",
     "Prunable",
     "Reported",
+    "RepositoryError",
     "Snapshot",
     "Standing",
     "Tolerance",

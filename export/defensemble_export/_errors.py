@@ -1,9 +1,7 @@
-"""The errors of this package.
+"""The errors of this package; those of what a repository holds are in `defensemble_repository.errors`.
 
-ExportError
+ExportError (a RepositoryError)
 ├── VerificationError    an exported graph does not compute what the checkpoint does
-├── ConfigError          a config.pbtxt that cannot be read, or would not be read back as it was meant
-├── EnsembleError        members that cannot be averaged, weights or names that are not allowed
 ├── DeclarationError     a YAML file that declares no ensemble
 ├── HistoryError         a history of edits that is damaged
 ├── ProfileError         a profile that cannot be written or removed as it was asked for
@@ -14,21 +12,15 @@ ExportError
 
 from __future__ import annotations
 
+from defensemble_repository.errors import RepositoryError
 
-class ExportError(Exception):
+
+class ExportError(RepositoryError):
     """Anything that stops this package from writing into a repository."""
 
 
 class VerificationError(ExportError):
     """An exported graph does not compute what the checkpoint does."""
-
-
-class ConfigError(ExportError):
-    """A ``config.pbtxt`` cannot be read."""
-
-
-class EnsembleError(ExportError, ValueError):
-    """Members that cannot be averaged, or a name, weight or average that is not allowed."""
 
 
 class DeclarationError(ExportError):

@@ -6,17 +6,18 @@ import json
 import math
 from collections.abc import Sequence
 
-from tritonclient.grpc import model_config_pb2 as schema
+from defensemble_repository.checks.finding import Step
+from defensemble_repository.configs import uncertainty_outputs
+from defensemble_repository.ensemble import AVERAGES, Ensemble, Vote
+from defensemble_repository.errors import EnsembleError
+from defensemble_repository.names import CONFIG_FILE, MODEL_FILE, RESERVED
+from defensemble_repository.pbtxt import schema
+from defensemble_repository.reader import parameter
 
-from ._errors import EnsembleError
 from .averaging import average_onnx, is_same_graph, uncertainty_onnx
-from .config import CONFIG_FILE, MODEL_FILE, uncertainty_outputs
-from .ensemble import AVERAGES, RESERVED, Ensemble, Vote
 from .ensemble_files import averaging_models
-from .finding import Step
 from .inspecting import Inspection
 from .model_checks import said_tensors
-from .reading import parameter
 
 
 def check_averages(found: Inspection, ensemble: str, models: Sequence[str]) -> None:

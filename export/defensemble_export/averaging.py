@@ -15,8 +15,8 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper, numpy_helper
 
-from .config import uncertainty_outputs
-from .ensemble import Ensemble
+from defensemble_repository.configs import uncertainty_outputs
+from defensemble_repository.ensemble import Ensemble
 
 # What every file says that we write; libraries' newest defaults are ahead of what servers load.
 IR_VERSION = 10

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .ensemble import Ensemble, Vote
+from defensemble_repository.ensemble import Ensemble, Vote
 
 _Key = tuple[str, int]
 

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from tritonclient.grpc import model_config_pb2 as schema
+from defensemble_repository.checks.finding import Finding
+from defensemble_repository.checks.wiring import said_step, way_to_step, wiring_faults
+from defensemble_repository.ensemble import Ensemble
+from defensemble_repository.errors import EnsembleError
+from defensemble_repository.names import CONFIG_FILE, RESERVED, check_name
+from defensemble_repository.pbtxt import schema
+from defensemble_repository.reader import ensemble_from_configs, versions_by_policy
+from defensemble_repository.view import Files
 
-from ._errors import EnsembleError
 from .average_checks import check_averages
-from .config import CONFIG_FILE
-from .ensemble import RESERVED, Ensemble, check_name
 from .ensemble_files import averaging_models
-from .files import Files
-from .finding import Finding
 from .fused_plan import outdated_among
 from .inspecting import Inspection
 from .member_checks import check_label_files, check_members
 from .model_checks import check_model
-from .reading import ensemble_from_configs, versions_by_policy
-from .wiring import said_step, way_to_step, wiring_faults
 
 # The tensors that a step of a member maps; another step that reads the ensemble's input is of an ensemble that was wired otherwise.
 _OF_A_MEMBER = ({"images"}, {"logits"})

@@ -14,9 +14,12 @@ from typing import NoReturn
 
 import yaml
 
-from ._errors import DeclarationError, EnsembleError
-from .ensemble import AVERAGES, Ensemble, Vote, check_name
-from .reading import LARGEST_VERSION
+from defensemble_repository.ensemble import AVERAGES, Ensemble, Vote
+from defensemble_repository.errors import EnsembleError
+from defensemble_repository.names import check_name
+from defensemble_repository.reader import LARGEST_VERSION
+
+from ._errors import DeclarationError
 
 LARGEST_FILE = 1 << 20
 _KEYS = ("name", "average", "members")

@@ -6,17 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tritonclient.grpc import model_config_pb2 as schema
+from defensemble_repository.ensemble import Ensemble
+from defensemble_repository.errors import ConfigError, EnsembleError
+from defensemble_repository.names import CONFIG_FILE, LABELS_FILE, MODEL_FILE, check_name
+from defensemble_repository.pbtxt import config_from_pbtxt, schema
+from defensemble_repository.reader import existing_batch, read_ensemble, stated_votes
+from defensemble_repository.view import Files
 
-from ._errors import ConfigError, EnsembleError, ExistsError
+from ._errors import ExistsError
 from .averaging import average_onnx, is_same_graph, uncertainty_onnx
-from .config import CONFIG_FILE, LABELS_FILE, MODEL_FILE, config_from_pbtxt
-from .ensemble import Ensemble, check_name
 from .ensemble_files import PLACEHOLDER, PLACEHOLDER_TEXT, averaging_files, averaging_models, ensemble_files
-from .files import Files
 from .history import Snapshot
 from .plan import is_there
-from .reading import existing_batch, read_ensemble, stated_votes
 
 
 @dataclass(frozen=True)

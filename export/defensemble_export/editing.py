@@ -8,11 +8,13 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ._errors import ConfigError, EnsembleError
+from defensemble_repository.ensemble import Ensemble, Vote
+from defensemble_repository.errors import ConfigError, EnsembleError
+from defensemble_repository.names import check_name
+from defensemble_repository.reader import LARGEST_VERSION, versions_in
+from defensemble_repository.view import Files
+
 from .edit_plan import networks
-from .ensemble import Ensemble, Vote, check_name
-from .files import Files
-from .reading import LARGEST_VERSION, versions_in
 
 
 def named_vote(text: str) -> tuple[str, int | None]:

@@ -13,9 +13,10 @@ from typing import Any
 
 import onnx
 
+from defensemble_repository.names import MANIFEST_FILE, PLAN_FILE
+
 from ._errors import EngineError
 from .aside import write_aside
-from .config import MANIFEST_FILE, PLAN_FILE
 from .engine_plan import (
     BUILD,
     DEFAULT_BUILDER_LEVEL,

@@ -11,10 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from defensemble_repository.reader import checked_batch
+
 from ._errors import EngineError
 from .manifest import Profile
 from .precision import checked_precision
-from .reading import checked_batch
 
 INPUT = "images"
 DEFAULT_BUILDER_LEVEL = 3  # TensorRT's own default, written down so that a manifest can say it

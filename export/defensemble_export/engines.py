@@ -11,10 +11,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-from tritonclient.grpc import model_config_pb2 as schema
+
+from defensemble_repository.errors import RepositoryError
+from defensemble_repository.names import BACKEND, CONFIG_FILE, MANIFEST_FILE, MODEL_FILE, PLAN_FILE
+from defensemble_repository.pbtxt import schema
+from defensemble_repository.reader import parameter, read_models, served_versions, versions_in
 
 from ._errors import EngineError, ExportError
-from .config import BACKEND, CONFIG_FILE, MANIFEST_FILE, MODEL_FILE, PLAN_FILE
 from .engine import OnProgress, engine_from_onnx, request_from_onnx
 from .engine_plan import DEFAULT_BUILDER_LEVEL, INPUT, BuildRequest
 from .interrupts import interrupts_held
@@ -22,7 +25,6 @@ from .locking import locked
 from .manifest import Manifest, read_manifest
 from .metadata import precision_in
 from .plan_answers import Agreement, check_images, verify_plan
-from .reading import parameter, read_models, served_versions, versions_in
 from .real_images import images_of_record
 from .target import Target, check_target, find_target
 from .timing_cache import default_timing_cache
@@ -253,7 +255,7 @@ def _planned(folder: Path, config: schema.ModelConfig, version: int, options: En
         )
     except EngineError:
         raise
-    except ExportError as error:  # of a number, which does not say where it comes from
+    except RepositoryError as error:  # of a number, which does not say where it comes from
         raise EngineError(f"{folder.name}@{version}: {error}") from error
     return PlannedEngine(folder.name, version, graph, digest, request)
 

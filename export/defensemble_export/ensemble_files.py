@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 
-from tritonclient.grpc import model_config_pb2 as schema
+from defensemble_repository.configs import averaging_config, ensemble_config, uncertainty_outputs
+from defensemble_repository.ensemble import Ensemble
+from defensemble_repository.names import CONFIG_FILE, LABELS_FILE, MODEL_FILE, RESERVED
+from defensemble_repository.pbtxt import pbtxt_from_config, schema
+from defensemble_repository.view import Files
 
 from .averaging import average_onnx, uncertainty_onnx
-from .config import CONFIG_FILE, LABELS_FILE, MODEL_FILE, averaging_config, ensemble_config, pbtxt_from_config, uncertainty_outputs
-from .ensemble import RESERVED, Ensemble
-from .files import Files
 
 # Triton reads every folder as a model; an ensemble's version folder is empty by nature, and archives drop empty folders.
 PLACEHOLDER = "placeholder"

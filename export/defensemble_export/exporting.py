@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from defensemble_repository.ensemble import Ensemble
+
 from ._errors import ExportError
-from .ensemble import Ensemble
 from .form import Form
 from .from_onnx import FromOnnx
 from .fused_plan import check_fuse_request, fuse_planned, fused_batch, fused_member, fused_plan

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import onnx
 
+from defensemble_repository.names import MODEL_FILE, REPORT_FILE
+
 from ._errors import ExportError
 from .aside import aside, named
 from .calibration import DEFAULT_COUNT, DEFAULT_SEED, Calibration, calibration_images
-from .config import MODEL_FILE, REPORT_FILE
 from .half import fp16_from_onnx
 from .metadata import PRECISION
 from .precision import TOLERANCES, checked_precision

@@ -14,13 +14,14 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from defensemble_repository.reader import checked_batch
+
 from ._errors import ExportError
 from .foreign import foreign_interface, foreign_reference, onnx_from_foreign
 from .form import Form, Network, check_place, write_form
 from .labels import default_labels
 from .metadata import CLASS_NAMES
 from .plan import Member
-from .reading import checked_batch
 from .real_images import RANDOM_ALONE, ImagePool, RealImages
 
 _RANDOM = 16

@@ -11,28 +11,31 @@ from typing import Any
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
-from tritonclient.grpc import model_config_pb2 as schema
 
-from ._errors import EnsembleError, ExistsError, ExportError
-from .config import (
-    CONFIG_FILE,
-    LABELS_FILE,
-    MODEL_FILE,
-    PROFILES_FOLDER,
-    REPORT_FILE,
-    config_from_pbtxt,
-    fused_config,
-    pbtxt_from_config,
+from defensemble_repository.configs import fused_config
+from defensemble_repository.ensemble import Ensemble
+from defensemble_repository.errors import EnsembleError
+from defensemble_repository.names import CONFIG_FILE, LABELS_FILE, MODEL_FILE, PROFILES_FOLDER, REPORT_FILE, RESERVED, check_name
+from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config, schema
+from defensemble_repository.reader import (
+    checked_batch,
+    ensemble_from_configs,
+    existing_batch,
+    next_version,
+    parameter,
+    read_config,
+    read_ensemble,
+    stated_votes,
 )
-from .ensemble import RESERVED, Ensemble, check_name
-from .files import Files
+from defensemble_repository.view import Files
+
+from ._errors import ExistsError, ExportError
 from .fused_verify import FUSED_TOLERANCE, verify_fused
 from .fusing import digests_of_members, fused_onnx
 from .locking import locked
 from .metadata import CLASS_NAMES, precision_in
 from .plan import DEFAULT_MAX_BATCH_SIZE, Member, check_same, is_there, labels_text
 from .precision import PRECISIONS, checked_precision
-from .reading import checked_batch, ensemble_from_configs, existing_batch, next_version, parameter, read_config, read_ensemble, stated_votes
 from .real_images import images_of_record
 from .report import report_from_export
 from .stamp import keep_stamp

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from defensemble_repository.ensemble import Ensemble
+
 from ._errors import ExportError, VerificationError
 from .averaging import average_onnx, uncertainty_onnx
-from .ensemble import Ensemble
 from .real_images import RANDOM_ALONE
 
 Array = np.ndarray[Any, Any]

@@ -16,10 +16,12 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper
 
-from ._errors import EnsembleError, ExportError
+from defensemble_repository.configs import uncertainty_outputs
+from defensemble_repository.ensemble import Ensemble
+from defensemble_repository.errors import EnsembleError
+
+from ._errors import ExportError
 from .averaging import IR_VERSION, OPSET, average_onnx, uncertainty_onnx
-from .config import uncertainty_outputs
-from .ensemble import Ensemble
 from .metadata import CLASS_NAMES, FUSED_AVERAGE, FUSED_MEMBERS, MASK_DIGEST, SPEC
 
 # Protobuf's limit of a message; a file beyond it would need its weights beside it, which no part of a repository here has.

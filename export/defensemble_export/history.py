@@ -15,12 +15,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ._errors import EnsembleError, ExportError, HistoryError
+from defensemble_repository.ensemble import Ensemble, Vote
+from defensemble_repository.errors import EnsembleError, RepositoryError
+from defensemble_repository.names import CONFIG_FILE, LABELS_FILE, ROOT_FILES, check_name
+from defensemble_repository.reader import ensemble_from_configs, parameter
+from defensemble_repository.view import Files
+
+from ._errors import HistoryError
 from .aside import remove_asides, shared_mode, write_aside
-from .config import CONFIG_FILE, LABELS_FILE
-from .ensemble import ROOT_FILES, Ensemble, Vote, check_name
-from .files import Files
-from .reading import ensemble_from_configs, parameter
 
 HISTORY_FILE = ROOT_FILES[0]
 SCHEMA = "defensemble.edit/1"
@@ -254,7 +256,7 @@ def edit_from_line(line: bytes, where: str) -> Edit:
             before=_snapshot_from_values(values, "before", ensemble),
             after=_snapshot_from_values(values, "after", ensemble),
         )
-    except (ExportError, ValueError, TypeError, KeyError, RecursionError) as error:
+    except (RepositoryError, ValueError, TypeError, KeyError, RecursionError) as error:
         told = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         raise HistoryError(
             f"{where}: the history is damaged: {told}. Take that line out, or move the file away, which begins a new history: nothing that "

@@ -7,14 +7,13 @@ from functools import lru_cache
 from pathlib import Path
 
 from google.protobuf import text_format
-from tritonclient.grpc import model_config_pb2 as schema
 
-from ._errors import ConfigError
-from .config import CONFIG_FILE, PROFILES_FOLDER, config_from_pbtxt
-from .ensemble import MODEL_NAME
-from .files import Files
-from .finding import Finding, Lines, Step
-from .reading import LARGEST_VERSION, checked_config
+from defensemble_repository.checks.finding import Finding, Lines, Step
+from defensemble_repository.errors import ConfigError
+from defensemble_repository.names import CONFIG_FILE, MODEL_NAME, PROFILES_FOLDER
+from defensemble_repository.pbtxt import config_from_pbtxt, schema
+from defensemble_repository.reader import LARGEST_VERSION, checked_config
+from defensemble_repository.view import Files
 
 
 @lru_cache(maxsize=64)

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from defensemble_repository.names import ROOT_FILES
+
 from ._errors import LockedError
-from .ensemble import ROOT_FILES
 
 _POLL_S = 0.02
 _LONGEST_COMMAND = 200

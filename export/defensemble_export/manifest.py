@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from defensemble_repository.errors import RepositoryError
+
 from ._errors import ExportError
 
 SCHEMA = "defensemble.plan/1"
@@ -92,7 +94,7 @@ def manifest_from_bytes(content: bytes, where: str) -> Manifest:
         for name, kinds in _KINDS.items():
             _check_kind(name, values[name], kinds)
         return Manifest(profile=profile, **values)
-    except (ExportError, TypeError, AttributeError) as error:
+    except (RepositoryError, TypeError, AttributeError) as error:
         raise ExportError(f"{where} is damaged: {error}; {mend}") from error
 
 

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
+from defensemble_repository.reader import checked_batch
+
 from ._errors import ExportError
 from .form import Form, Network, check_place, report_beside, write_form
 from .metadata import CLASS_NAMES, MASK_DIGEST, PRECISION, RECORD, SPEC
 from .plan import DEFAULT_MAX_BATCH_SIZE, Member
-from .reading import checked_batch
 from .real_images import ImagePool, RealImages, dataset_of, images_for_verification
 from .tracing import graph_from_module
 from .verify import answers_from_module

@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
-from tritonclient.grpc import model_config_pb2 as schema
+from defensemble_repository.checks.wiring import same_shape
+from defensemble_repository.names import CONFIG_FILE, LABELS_FILE
+from defensemble_repository.pbtxt import schema
+from defensemble_repository.reader import LARGEST_BATCH, parameter
 
-from .config import CONFIG_FILE, LABELS_FILE
 from .inspecting import Inspection
 from .model_checks import said_tensors
-from .reading import LARGEST_BATCH, parameter
-from .wiring import same_shape
 
 _MEMBER = "a member takes images FP32 [C, H, W] and gives logits FP32 [K]"
 

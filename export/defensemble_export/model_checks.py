@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from tritonclient.grpc import model_config_pb2 as schema
+from defensemble_repository.checks.wiring import said_type
+from defensemble_repository.names import BACKEND, CONFIG_FILE, MANIFEST_FILE, MODEL_FILE, PLAN_FILE
+from defensemble_repository.pbtxt import schema
+from defensemble_repository.reader import parameter, versions_by_policy
 
 from ._errors import ExportError
-from .config import BACKEND, CONFIG_FILE, MANIFEST_FILE, MODEL_FILE, PLAN_FILE
 from .inspecting import Inspection
 from .manifest import manifest_from_bytes
-from .reading import parameter, versions_by_policy
-from .wiring import said_type
 
 _TENSORRT = ("tensorrt", "tensorrt_plan")
 

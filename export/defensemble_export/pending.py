@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from defensemble_repository.names import CONFIG_FILE, ROOT_FILES
+from defensemble_repository.view import Files
+
 from ._errors import HistoryError
 from .aside import remove_asides, shared_mode, write_aside
-from .config import CONFIG_FILE
 from .edit_plan import EditPlan
-from .ensemble import ROOT_FILES
 from .ensemble_files import PLACEHOLDER, PLACEHOLDER_TEXT
-from .files import Files
 from .history import HISTORY_FILE, Edit, edit_from_line, line_from_edit
 from .writing import remove_files, write_plan
 

@@ -7,22 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ._errors import EnsembleError, ExistsError, ExportError
-from .config import (
-    CONFIG_FILE,
-    LABELS_FILE,
-    MODEL_FILE,
-    PROFILES_FOLDER,
-    REPORT_FILE,
-    config_from_pbtxt,
-    member_config,
-    pbtxt_from_config,
-)
-from .ensemble import Ensemble, Vote, check_name
+from defensemble_repository.configs import member_config
+from defensemble_repository.ensemble import Ensemble, Vote
+from defensemble_repository.errors import EnsembleError
+from defensemble_repository.names import CONFIG_FILE, LABELS_FILE, MODEL_FILE, PROFILES_FOLDER, REPORT_FILE, check_name
+from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
+from defensemble_repository.reader import checked_batch, existing_batch, interface_of, next_version, read_config, read_ensemble
+from defensemble_repository.view import Files
+
+from ._errors import ExistsError, ExportError
 from .ensemble_files import ensemble_files
-from .files import Files
 from .labels import is_plain
-from .reading import checked_batch, existing_batch, interface_of, next_version, read_config, read_ensemble
 
 DEFAULT_MAX_BATCH_SIZE = 64
 DEFAULT_AVERAGE = "probabilities"

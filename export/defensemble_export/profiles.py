@@ -11,19 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from tritonclient.grpc import model_config_pb2 as schema
+from defensemble_repository.errors import ConfigError
+from defensemble_repository.names import BACKEND, MODEL_FILE, PLAN_FILE, PROFILES_FOLDER
+from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config, schema
+from defensemble_repository.reader import parameter, read_models, served_versions
 
-from ._errors import ConfigError, ProfileError
-from .config import (
-    BACKEND,
-    MODEL_FILE,
-    PLAN_FILE,
-    PROFILES_FOLDER,
-    config_from_pbtxt,
-    pbtxt_from_config,
-)
+from ._errors import ProfileError
 from .locking import locked
-from .reading import parameter, read_models, served_versions
 from .stamp import has_stamp, stamp
 from .writing import check_writable, remove_files, remove_stale_staging, write_plan
 

@@ -7,10 +7,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tritonclient.grpc import model_config_pb2 as schema
-
-from ._errors import ExportError
-from .config import (
+from defensemble_repository.names import (
+    AVERAGING_NAME,
     CONFIG_FILE,
     LABELS_FILE,
     MANIFEST_FILE,
@@ -18,12 +16,12 @@ from .config import (
     PLAN_FILE,
     PROFILES_FOLDER,
     REPORT_FILE,
-    config_from_pbtxt,
-    pbtxt_from_config,
 )
-from .ensemble import AVERAGING_NAME
+from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config, schema
+from defensemble_repository.reader import read_models, versions_in
+
+from ._errors import ExportError
 from .history import Edit, read_history, undoable
-from .reading import read_models, versions_in
 from .stamp import keep_stamp
 
 _OF_AN_AVERAGE = {"average", "weights", "members"}

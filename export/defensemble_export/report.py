@@ -14,10 +14,10 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from defensemble_repository.names import MODEL_FILE, REPORT_FILE, RESERVED
+from defensemble_repository.reader import versions_in
+
 from ._errors import ExportError
-from .config import MODEL_FILE, REPORT_FILE
-from .ensemble import RESERVED
-from .reading import versions_in
 
 SCHEMA = "defensemble.export/1"
 _PACKAGES = ("defensemble", "onnx", "onnxruntime", "onnxruntime-gpu", "torch", "numpy", "onnxconverter-common")

@@ -8,11 +8,11 @@ from typing import Any
 
 from google.protobuf.json_format import ParseDict, ParseError
 from google.protobuf.message import Message
-from tritonclient.grpc import model_config_pb2 as schema
 
-from ._errors import ConfigError
-from .config import CONFIG_FILE, PROFILES_FOLDER, config_from_pbtxt
-from .files import Files
+from defensemble_repository.errors import ConfigError
+from defensemble_repository.names import CONFIG_FILE, PROFILES_FOLDER
+from defensemble_repository.pbtxt import config_from_pbtxt, schema
+from defensemble_repository.view import Files
 
 # What no server fills in where a file leaves it out, seen of 2.51: it has it from another file. It does fill in `instance_group`,
 # `optimization`, `version_policy` and the batcher's `preferred_batch_size`.

@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 
-from tritonclient.grpc import model_config_pb2 as schema
-
-from .config import pbtxt_from_config
+from defensemble_repository.pbtxt import pbtxt_from_config, schema
 
 DIGEST_PARAMETER = "profile.sha256"
 # What an export adds to every configuration with each version: no edit by hand.

@@ -9,14 +9,15 @@ from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError
-from tritonclient.grpc import model_config_pb2 as schema
 
-from ._errors import ConfigError
-from .config import MODEL_FILE, REPORT_FILE
-from .ensemble import Vote
-from .files import Files
+from defensemble_repository.ensemble import Vote
+from defensemble_repository.errors import ConfigError
+from defensemble_repository.names import MODEL_FILE, REPORT_FILE
+from defensemble_repository.pbtxt import schema
+from defensemble_repository.reader import parameter
+from defensemble_repository.view import Files
+
 from .metadata import CLASS_NAMES, MASK_DIGEST, PRECISION, RECORD, SPEC
-from .reading import parameter
 from .report import report_values
 
 

@@ -2,9 +2,9 @@
 
 from ._errors import (
     BackendBuildError,
+    NotServableError,
     PlanError,
     PortError,
-    RepositoryError,
     RuntimeMissingError,
     ServerError,
     StartError,
@@ -17,10 +17,10 @@ from .state import ServerState, find_state, read_states
 
 __all__ = [
     "BackendBuildError",
+    "NotServableError",
     "PlanError",
     "PortError",
     "Repository",
-    "RepositoryError",
     "RuntimeMissingError",
     "ServeOptions",
     "Server",

@@ -3,7 +3,7 @@
 ServerError
 ├── RuntimeMissingError     no Triton, no ONNX Runtime library, an unfit platform
 ├── BackendBuildError       the native backend could not be built
-├── RepositoryError         the model repository cannot be served as it lies on disk
+├── NotServableError         the model repository cannot be served as it lies on disk
 ├── PlanError               a TensorRT plan cannot be checked
 ├── PortError               a port is taken or not allowed
 ├── StartError              Triton did not come up, or did not answer rightly
@@ -25,7 +25,7 @@ class BackendBuildError(ServerError):
     """The native backend could not be compiled."""
 
 
-class RepositoryError(ServerError):
+class NotServableError(ServerError):
     """The model repository cannot be served as it lies on disk."""
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import urllib3
 
-from ._errors import PlanError, RepositoryError, RuntimeMissingError, ServerError
+from ._errors import NotServableError, PlanError, RuntimeMissingError, ServerError
 from .backend import built_backend, find_compiler, onnxruntime_library
 from .int8 import int8_check
 from .options import ServeOptions, reached_at
@@ -176,7 +176,7 @@ def _repository(repository: Path, machine: Machine) -> Iterator[Check]:
         try:
             check_profile(repository, profile, only_cpus=False)
             yield Check(f"profile {profile}", PASS, f"complete in {repository}")
-        except RepositoryError as error:
+        except NotServableError as error:
             mend = f"defensemble profile list {shlex.quote(str(repository))}"
             yield Check(f"profile {profile}", WARN, str(error), mend)
     for plan in sorted(repository.glob(f"*/[1-9]*/{PLAN_FILE}")):
@@ -197,7 +197,7 @@ def _plan(folder: Path, version: int, machine: Machine) -> Check:
         if manifest is not None:
             origin = Machine(manifest.tensorrt, (Gpu(manifest.gpu, manifest.compute_capability, manifest.driver),))
         broken = manifest is None or problem_of_version(folder, version, origin, **takes) is not None
-    except (RepositoryError, PlanError) as error:
+    except (NotServableError, PlanError) as error:
         return Check(name, FAIL, str(error), build)
     if problem is None:
         assert manifest is not None, "a plan without one is a problem"

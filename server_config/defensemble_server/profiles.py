@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 
-from ._errors import PlanError, RepositoryError
+from ._errors import NotServableError, PlanError
 from .plans import Machine, problem_of_version, read_machine
 from .repository import BACKEND, CONFIG_FILE, PLAN_BACKEND, PROFILES_FOLDER, Model, Repository, file_digest, read_model
 from .runtime import CONTAINER, Runtime
@@ -33,28 +33,28 @@ def check_profile(repository: Path, profile: str, *, only_cpus: bool, say: Calla
     would be written from it now.
 
     Raises:
-        RepositoryError: no model has it, it is not there for one network, it asks for a GPU, or a file that it serves is missing.
+        NotServableError: no model has it, it is not there for one network, it asks for a GPU, or a file that it serves is missing.
     """
     having = profiles_of(repository)
     if only_cpus and profile in PROFILES and profile != "cpu":
-        raise RepositoryError(_only_cpus(profile))
+        raise NotServableError(_only_cpus(profile))
     if profile not in having:
         there = ", ".join(having) or "none"
         if profile in PROFILES:
-            raise RepositoryError(
+            raise NotServableError(
                 f"no model in {repository} has the profile '{profile}' (there are: {there}): {_write(repository, profile)}"
             )
-        raise RepositoryError(
+        raise NotServableError(
             f"no model in {repository} has the profile '{profile}': there are: {there}; `defensemble profile write NAME "
             f"{shlex.quote(str(repository))}` writes {', '.join(PROFILES)}"
         )
     models = {name: (plain, chosen) for name, plain, chosen in _read_both(repository, profile)}
     asking = [name for name, (_, chosen) in models.items() if name in having[profile] and chosen.wants_gpu]
     if only_cpus and asking:
-        raise RepositoryError(_only_cpus(profile, f" ({', '.join(asking)})"))
+        raise NotServableError(_only_cpus(profile, f" ({', '.join(asking)})"))
     lacking = [name for name, (plain, _) in models.items() if name not in having[profile] and _is_network(plain)]
     if lacking and profile in PROFILES:
-        raise RepositoryError(
+        raise NotServableError(
             f"the profile '{profile}' is not there for {', '.join(lacking)}, which would be served by {CONFIG_FILE}: "
             f"{_write(repository, profile)}"
         )
@@ -66,7 +66,7 @@ def check_profile(repository: Path, profile: str, *, only_cpus: bool, say: Calla
         if name in having[profile] and (problem := _missing(repository, profile, chosen))
     }
     if problems:
-        raise RepositoryError(f"the profile '{profile}' cannot be served:\n{_listed(problems)}")
+        raise NotServableError(f"the profile '{profile}' cannot be served:\n{_listed(problems)}")
     for name, (plain, chosen) in models.items():
         other = [what for what in _CONTRACT if getattr(plain.config, what) != getattr(chosen.config, what)]
         if profile in PROFILES and other:
@@ -79,7 +79,7 @@ def check_gpu(content: Repository, runtime: Runtime, *, strict: bool, say: Calla
     The embedded runtime is not asked: its backend refuses a GPU in its own words. Of a container on another machine nothing is known here.
 
     Raises:
-        RepositoryError: with ``strict``, a model does not fit.
+        NotServableError: with ``strict``, a model does not fit.
         PlanError: a container cannot be asked for its TensorRT.
     """
     asking = {name: model for name, model in content.models.items() if model.wants_gpu}
@@ -92,7 +92,7 @@ def check_gpu(content: Repository, runtime: Runtime, *, strict: bool, say: Calla
     machine = _machine(runtime, any(model.config.backend == PLAN_BACKEND for model in asking.values()), say)
     problems = {name: problem for name, model in asking.items() if (problem := _unfit(content.path, model, machine, runtime))}
     if strict and problems:
-        raise RepositoryError(f"this profile cannot be served:\n{_listed(problems)}")
+        raise NotServableError(f"this profile cannot be served:\n{_listed(problems)}")
     return content.without(problems)
 
 
@@ -110,7 +110,7 @@ def _read_both(repository: Path, profile: str) -> list[tuple[str, Model, Model]]
     for folder in sorted(entry for entry in repository.iterdir() if entry.is_dir()):
         try:
             found.append((folder.name, read_model(folder, None), read_model(folder, profile)))
-        except (RepositoryError, OSError):
+        except (NotServableError, OSError):
             continue
     return found
 

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as schema
 
-from ._errors import RepositoryError
+from ._errors import NotServableError
 
 CONFIG_FILE = "config.pbtxt"
 # In a model's folder: a configuration for each profile that differs from ``config.pbtxt``.
@@ -141,14 +141,14 @@ def read_repository(path: Path, *, profile: str | None = None, only_backend: str
     ``profile`` takes ``configs/<profile>.pbtxt`` where a model has it; ``only_backend`` refuses models of other backends.
 
     Raises:
-        RepositoryError: ``path`` is not a folder, or has no folder that could be a model.
+        NotServableError: ``path`` is not a folder, or has no folder that could be a model.
     """
     if not path.is_dir():
         what = "is a file" if path.exists() else "does not exist"
-        raise RepositoryError(f"model repository {path} {what}: name a folder that `defensemble export` has written")
+        raise NotServableError(f"model repository {path} {what}: name a folder that `defensemble export` has written")
     folders = sorted(entry for entry in path.iterdir() if entry.is_dir())
     if not folders:
-        raise RepositoryError(
+        raise NotServableError(
             f"model repository {path} is empty: write models into it with `defensemble export CHECKPOINT... --repository {path}`"
         )
     models, problems = {}, {}
@@ -160,7 +160,7 @@ def read_repository(path: Path, *, profile: str | None = None, only_backend: str
             if model.is_fused:
                 serves_what_was_fused(model, {})  # raises where its parameters describe no average of members
             models[folder.name] = model
-        except RepositoryError as error:
+        except NotServableError as error:
             problems[_printable(folder.name)] = str(error)
         except OSError as error:
             problems[_printable(folder.name)] = f"{error.filename}: {error.strerror}"
@@ -176,33 +176,33 @@ def read_model(folder: Path, profile: str | None) -> Model:
     """Read a model's configuration, of ``profile`` where the model has it; its files are not looked at.
 
     Raises:
-        RepositoryError: it is no model, or its configuration is not valid.
+        NotServableError: it is no model, or its configuration is not valid.
         OSError: it cannot be read.
     """
     path = _config_path(folder, profile)
     try:
         config = text_format.Parse(path.read_text(), schema.ModelConfig())
     except FileNotFoundError as error:
-        raise RepositoryError(f"stray folder: it holds no {CONFIG_FILE}, so it is no model; move it out of the repository") from error
+        raise NotServableError(f"stray folder: it holds no {CONFIG_FILE}, so it is no model; move it out of the repository") from error
     except (text_format.ParseError, UnicodeDecodeError) as error:
-        raise RepositoryError(f"{path}: not a valid model configuration: {error}") from error
+        raise NotServableError(f"{path}: not a valid model configuration: {error}") from error
     if not _NAME.fullmatch(folder.name):
-        raise RepositoryError(
+        raise NotServableError(
             "a model's folder is named by letters, digits, '_', '.' and '-', and begins with a letter or digit: rename it"
         )
     if config.name and config.name != folder.name:
-        raise RepositoryError(f"{path} says name: \"{config.name}\", but the folder is called '{folder.name}': make them equal")
+        raise NotServableError(f"{path} says name: \"{config.name}\", but the folder is called '{folder.name}': make them equal")
     file = config.default_model_filename
     if file and (file != PurePosixPath(file).name or file == ".."):
-        raise RepositoryError(
+        raise NotServableError(
             f"{path} says default_model_filename: {file!r}, expected the plain name of a file in the version's "
             "folder, such as model.onnx: mend that line, or take it out"
         )
     versions = tuple(sorted(int(entry.name) for entry in folder.iterdir() if entry.is_dir() and re.fullmatch("[1-9][0-9]*", entry.name)))
     if not versions:
-        raise RepositoryError(f"{folder} has no version folder: it needs one named 1, 2, ...")
+        raise NotServableError(f"{folder} has no version folder: it needs one named 1, 2, ...")
     if versions[-1] > _LARGEST_VERSION:
-        raise RepositoryError(f"version folder {versions[-1]} is larger than Triton counts: rename it to 1, 2, ...")
+        raise NotServableError(f"version folder {versions[-1]} is larger than Triton counts: rename it to 1, 2, ...")
     return Model(folder.name, config, versions)
 
 
@@ -215,7 +215,7 @@ def _config_path(folder: Path, profile: str | None) -> Path:
 def _check_files(folder: Path, model: Model, only_backend: str | None, config: Path) -> None:
     if only_backend is not None and model.config.backend != only_backend:
         got = model.config.backend or model.config.platform or "none"
-        raise RepositoryError(
+        raise NotServableError(
             f"backend '{got}' is not in this runtime, which has '{only_backend}' alone: serve it with --runtime docker or path"
         )
     for version in model.served_versions:
@@ -224,10 +224,10 @@ def _check_files(folder: Path, model: Model, only_backend: str | None, config: P
         if expected is None:
             continue
         if not file.exists():
-            raise RepositoryError(f"version {version}: {file} is missing: {without_version(folder, model, version)}")
+            raise NotServableError(f"version {version}: {file} is missing: {without_version(folder, model, version)}")
         got = file_digest(file)
         if got != expected:
-            raise RepositoryError(
+            raise NotServableError(
                 f"version {version}: {file} has SHA-256 {got[:16]}..., {config} says {expected[:16]}...: the file was changed or "
                 f"damaged after it was exported; {without_version(folder, model, version)}; or, if you changed it on purpose, write the "
                 "new digest into the configuration"
@@ -272,7 +272,7 @@ def _drop_broken_ensembles(models: dict[str, Model], problems: dict[str, str]) -
         else:
             try:
                 averaging_of(model, models)
-            except RepositoryError as error:
+            except NotServableError as error:
                 problems[name] = str(error)
                 del models[name]
 
@@ -281,7 +281,7 @@ def averaging_of(ensemble: Model, models: Mapping[str, Model]) -> tuple[str, lis
     """What an ensemble's ``probabilities`` are: (average, weights in the order of its votes); None where no configuration says it.
 
     Raises:
-        RepositoryError: what a configuration says is no average, or not one positive number for each vote.
+        NotServableError: what a configuration says is no average, or not one positive number for each vote.
     """
     for step in ensemble.config.ensemble_scheduling.step:
         model = models.get(step.model_name)
@@ -296,13 +296,13 @@ def fused_averaging(model: Model) -> tuple[str, list[float], list[tuple[str, int
     """What a fused graph's ``probabilities`` are: (average, weights, and in their order the votes as model and version).
 
     Raises:
-        RepositoryError: what its parameters say is no average, no list of ``NAME@VERSION``, or not one positive number for each vote.
+        NotServableError: what its parameters say is no average, no list of ``NAME@VERSION``, or not one positive number for each vote.
     """
     text = model.parameter("members") or ""
     try:
         votes = [(name, int(version)) for name, _, version in (vote.rpartition("@") for vote in json.loads(text))]
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise RepositoryError(f"parameter members of '{model.name}' is no JSON list of \"NAME@VERSION\", got {text[:80]!r}") from error
+        raise NotServableError(f"parameter members of '{model.name}' is no JSON list of \"NAME@VERSION\", got {text[:80]!r}") from error
     return *_average_and_weights(model, len(votes)), votes
 
 
@@ -312,7 +312,7 @@ def serves_what_was_fused(model: Model, models: Mapping[str, Model]) -> bool:
     Without that parameter their names are believed.
 
     Raises:
-        RepositoryError: the parameter is no JSON list with one text for each vote.
+        NotServableError: the parameter is no JSON list with one text for each vote.
     """
     votes, text = fused_averaging(model)[2], model.parameter("member_digests")
     if text is None:
@@ -322,7 +322,7 @@ def serves_what_was_fused(model: Model, models: Mapping[str, Model]) -> bool:
     except (ValueError, RecursionError):
         digests = None
     if not isinstance(digests, list) or len(digests) != len(votes):
-        raise RepositoryError(f"parameter member_digests of '{model.name}' must be a JSON list of {len(votes)} texts, got {text[:80]!r}")
+        raise NotServableError(f"parameter member_digests of '{model.name}' must be a JSON list of {len(votes)} texts, got {text[:80]!r}")
     served = [models[name].parameter(f"sha256.{version}") if name in models else None for name, version in votes]
     return served == digests
 
@@ -330,11 +330,11 @@ def serves_what_was_fused(model: Model, models: Mapping[str, Model]) -> bool:
 def _average_and_weights(model: Model, votes: int) -> tuple[str, list[float]]:
     average, text = model.parameter("average") or "", model.parameter("weights") or ""
     if average not in AVERAGES:
-        raise RepositoryError(f"parameter average of '{model.name}' must be one of {', '.join(AVERAGES)}, got {average[:80]!r}")
+        raise NotServableError(f"parameter average of '{model.name}' must be one of {', '.join(AVERAGES)}, got {average[:80]!r}")
     try:
         weights = [float(weight) for weight in json.loads(text)]
     except (ValueError, TypeError, RecursionError) as error:
-        raise RepositoryError(f"parameter weights of '{model.name}' is no JSON list of numbers, got {text[:80]!r}") from error
+        raise NotServableError(f"parameter weights of '{model.name}' is no JSON list of numbers, got {text[:80]!r}") from error
     if len(weights) != votes or not all(math.isfinite(weight) and weight > 0 for weight in weights):
-        raise RepositoryError(f"parameter weights of '{model.name}' must be {votes} numbers above 0, got {text[:80]}")
+        raise NotServableError(f"parameter weights of '{model.name}' must be {votes} numbers above 0, got {text[:80]}")
     return average, weights

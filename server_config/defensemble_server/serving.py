@@ -11,7 +11,7 @@ from pathlib import Path
 
 import urllib3
 
-from ._errors import PortError, RepositoryError, StartError, StateError
+from ._errors import NotServableError, PortError, StartError, StateError
 from .options import ServeOptions, address_from_host, claim_ports, cores, new_admin_key, reached_at, triton_command
 from .plans import hold_code
 from .profiles import check_gpu, check_profile, engine_caches
@@ -98,7 +98,7 @@ def serve(
     dies, the server is drained and stopped, and no process, port, shared memory or temporary folder is left.
 
     Raises:
-        RepositoryError: no model can be served, or the profile is not there, not complete, or not for this runtime and machine.
+        NotServableError: no model can be served, or the profile is not there, not complete, or not for this runtime and machine.
         RuntimeMissingError, BackendBuildError: the runtime is not complete.
         PortError: a port is taken.
         StartError: Triton did not come up in ``start_timeout_s``, or no model answers rightly; shows its last lines.
@@ -169,7 +169,7 @@ def stop_server(grpc_port: int | None = None, *, timeout_s: float = 60.0) -> Ser
 
 def _check_not_empty(content: Repository) -> None:
     if not content.models:
-        raise RepositoryError(f"no model in {content.path} can be served:\n{_listed(content.problems)}")
+        raise NotServableError(f"no model in {content.path} can be served:\n{_listed(content.problems)}")
 
 
 def _start(
@@ -234,7 +234,7 @@ def _await_ready(
         failed = failed_models(probe, content)
         served = [name for name in content.models if name not in failed]
         if not served:
-            raise RepositoryError(f"Triton could load none of the models in {content.path}:\n{_listed({**content.problems, **failed})}")
+            raise NotServableError(f"Triton could load none of the models in {content.path}:\n{_listed({**content.problems, **failed})}")
         wrong = check_answers(probe, content, served)
         if len(wrong) == len(served):
             raise StartError(f"none of the models in {content.path} answers rightly:\n{_listed(wrong)}")

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 from tritonclient.grpc import model_config_pb2 as schema
 
 from defensemble_export import check_ensemble, config_from_pbtxt, pbtxt_from_config, repository_plan, write_plan
-from defensemble_export.files import Files
+from defensemble_repository.view import Files
 from defensemble_server import Server, serve
 from tests import tiny
 from tests.server.calls import FREE

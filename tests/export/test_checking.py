@@ -22,8 +22,8 @@ from defensemble_export import (
     write_profile,
 )
 from defensemble_export.ensemble_files import ensemble_files
-from defensemble_export.files import Files
-from defensemble_export.reading import read_ensemble
+from defensemble_repository.reader import read_ensemble
+from defensemble_repository.view import Files
 from tests import tiny
 
 

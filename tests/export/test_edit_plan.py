@@ -19,7 +19,7 @@ from defensemble_export import (
     Ensemble,
     EnsembleError,
     ExistsError,
-    ExportError,
+    RepositoryError,
     Snapshot,
     Vote,
     append_edit,
@@ -44,9 +44,9 @@ from defensemble_export.edit_plan import (
     used_models,
 )
 from defensemble_export.editing import added, removed, reweighted
-from defensemble_export.files import Files
 from defensemble_export.history import undoable
 from defensemble_export.writing import remove_files
+from defensemble_repository.view import Files
 from tests import tiny
 
 A, B, C, B2 = Vote("alpha"), Vote("beta"), Vote("gamma"), Vote("beta", 2)
@@ -180,7 +180,7 @@ def test_a_new_ensemble_takes_what_all_of_its_members_take_and_the_names_of_the_
 def test_a_batch_that_cannot_be_is_refused(repository: Path) -> None:
     for batch in (0, 4097):
         tiny.edit_config(repository, "gamma", max_batch_size=batch)
-        with pytest.raises(ExportError, match=f"max_batch_size in .*gamma/config.pbtxt must be 1 to 4096, got {batch}"):
+        with pytest.raises(RepositoryError, match=f"max_batch_size in .*gamma/config.pbtxt must be 1 to 4096, got {batch}"):
             plan_creation(repository, Ensemble("canary", (A, C)))
 
 

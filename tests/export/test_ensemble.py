@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from defensemble_export import Ensemble, EnsembleError, Vote, average_onnx
-from defensemble_export.config import averaging_config
-from defensemble_export.ensemble import check_name
+from defensemble_repository.configs import averaging_config
+from defensemble_repository.names import check_name
 
 VOTES = (Vote("a"), Vote("b", 2, 3.0))
 

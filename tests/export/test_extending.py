@@ -13,7 +13,7 @@ from tritonclient.grpc import model_config_pb2 as schema
 from defensemble_export import (
     Ensemble,
     EnsembleError,
-    ExportError,
+    RepositoryError,
     Vote,
     config_from_pbtxt,
     ensemble_from_configs,
@@ -22,8 +22,8 @@ from defensemble_export import (
     repository_plan,
     write_plan,
 )
-from defensemble_export.config import averaging_config, ensemble_config
 from defensemble_export.plan import check_request
+from defensemble_repository.configs import averaging_config, ensemble_config
 from defensemble_server import read_repository
 from defensemble_server.repository import averaging_of
 from tests import tiny
@@ -199,15 +199,15 @@ def test_a_member_that_is_gone_is_named_before_the_slow_work(repository: Path) -
 def test_a_batch_size_that_a_configuration_does_not_take_up_is_refused(repository: Path) -> None:
     edit(repository / "a/config.pbtxt", lambda config: setattr(config, "max_batch_size", 16))
     with pytest.raises(
-        ExportError, match=r"/a/config\.pbtxt says max_batch_size 16, and --max-batch-size says 32: .* leave the option out"
+        RepositoryError, match=r"/a/config\.pbtxt says max_batch_size 16, and --max-batch-size says 32: .* leave the option out"
     ):
         repository_plan(repository, [member("a", 9)], ensemble=None, max_batch_size=32, replace=True)
     assert repository_plan(repository, [member("a", 9)], ensemble=None, max_batch_size=16, replace=True)
-    with pytest.raises(ExportError, match=r"/ensemble/config\.pbtxt says max_batch_size 32, and --max-batch-size says 128"):
+    with pytest.raises(RepositoryError, match=r"/ensemble/config\.pbtxt says max_batch_size 32, and --max-batch-size says 128"):
         repository_plan(repository, [member("d")], max_batch_size=128, replace=True)
     for there in (0, 5000):
         edit(repository / "a/config.pbtxt", lambda config, there=there: setattr(config, "max_batch_size", there))  # type: ignore[misc]
-        with pytest.raises(ExportError, match=rf"max_batch_size in .*/a/config\.pbtxt must be 1 to 4096, got {there}"):
+        with pytest.raises(RepositoryError, match=rf"max_batch_size in .*/a/config\.pbtxt must be 1 to 4096, got {there}"):
             repository_plan(repository, [member("a", 9)], ensemble=None, replace=True)
 
 
@@ -227,5 +227,5 @@ def test_members_are_verified_at_what_their_configurations_will_say(repository: 
 def test_a_version_that_triton_does_not_count_to_is_named(tmp_path: Path) -> None:
     repository = tiny.write_repository(tmp_path / "repository")
     (repository / "alpha" / str(2**63 - 1)).mkdir()
-    with pytest.raises(ExportError, match=r"/alpha/9223372036854775807: Triton counts versions up to 9223372036854775807; rename"):
+    with pytest.raises(RepositoryError, match=r"/alpha/9223372036854775807: Triton counts versions up to 9223372036854775807; rename"):
         repository_plan(repository, [tiny.member("alpha", 3)], replace=True)

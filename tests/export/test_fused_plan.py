@@ -15,7 +15,7 @@ from defensemble_export import (
     Ensemble,
     EnsembleError,
     ExistsError,
-    ExportError,
+    RepositoryError,
     Vote,
     config_from_pbtxt,
     fuse_planned,
@@ -163,7 +163,7 @@ def test_a_graph_of_mixed_precisions_says_the_lowest(precisions: tuple[str, str]
 
 def test_a_precision_that_there_is_not_is_refused() -> None:
     members = [tiny.member("alpha", 1), tiny.member("beta", 2, precision="fp8")]
-    with pytest.raises(ExportError, match="precision must be one of fp32, fp16, int8, got 'fp8'"):
+    with pytest.raises(RepositoryError, match="precision must be one of fp32, fp16, int8, got 'fp8'"):
         fused_member("fused", PAIR, members, None, max_batch_size=2)
 
 
@@ -221,10 +221,10 @@ def test_a_member_that_was_changed_or_is_gone_is_found(repository: Path) -> None
     file = repository / "alpha/1/model.onnx"
     good = file.read_bytes()
     file.write_bytes(tiny.linear_onnx(9))
-    with pytest.raises(ExportError, match=r"alpha/1/model\.onnx has SHA-256 .*changed or damaged .* export 'alpha' again"):
+    with pytest.raises(RepositoryError, match=r"alpha/1/model\.onnx has SHA-256 .*changed or damaged .* export 'alpha' again"):
         fuse_repository(repository, "ensemble", "fused")
     file.unlink()
-    with pytest.raises(ExportError, match=r"alpha/1/model\.onnx is missing: export 'alpha' again"):
+    with pytest.raises(RepositoryError, match=r"alpha/1/model\.onnx is missing: export 'alpha' again"):
         fuse_repository(repository, "ensemble", "fused")
     file.write_bytes(good)
     (repository / "alpha/config.pbtxt").unlink()
@@ -249,17 +249,17 @@ def test_a_member_that_says_nothing_of_its_file_is_taken_as_it_is(repository: Pa
     with pytest.raises(EnsembleError, match=r"has other class names than 'alpha', 'circle' and '0': a graph has one set of names"):
         fuse_repository(repository, "ensemble", "other")
     (repository / "alpha/1/model.onnx").write_bytes(b"damaged")
-    with pytest.raises(ExportError, match="the file of 'alpha' is no ONNX file"):
+    with pytest.raises(RepositoryError, match="the file of 'alpha' is no ONNX file"):
         fuse_repository(repository, "ensemble", "other")
 
 
 def test_numbers_and_images_are_checked(repository: Path) -> None:
-    with pytest.raises(ExportError, match="max_batch_size must be 1 to 4096, got 0"):
+    with pytest.raises(RepositoryError, match="max_batch_size must be 1 to 4096, got 0"):
         fuse_repository(repository, "ensemble", "fused", max_batch_size=0)
-    with pytest.raises(ExportError, match=r"take images of \(1, 4, 4\), those for the verification have the shape \(2, 3, 8, 8\)"):
+    with pytest.raises(RepositoryError, match=r"take images of \(1, 4, 4\), those for the verification have the shape \(2, 3, 8, 8\)"):
         fuse_repository(repository, "ensemble", "fused", images=np.zeros((2, 3, 8, 8), np.float32))
     fuse_repository(repository, "ensemble", "fused", max_batch_size=2)
-    with pytest.raises(ExportError, match="says max_batch_size 2, and --max-batch-size says 4"):
+    with pytest.raises(RepositoryError, match="says max_batch_size 2, and --max-batch-size says 4"):
         fuse_repository(repository, "ensemble", "fused", max_batch_size=4, replace=True)
 
 
@@ -290,7 +290,7 @@ def test_an_ensemble_that_is_edited_meanwhile_is_not_fused_as_it_was(repository:
     def edit(text: str) -> None:
         write_plan(repository, repository_plan(repository, [member("gamma", 3)], replace=True))
 
-    with pytest.raises(ExportError, match="'ensemble' was edited while its members were fused: run the same command again"):
+    with pytest.raises(RepositoryError, match="'ensemble' was edited while its members were fused: run the same command again"):
         fuse_repository(repository, "ensemble", "fused", say=edit)
     assert not (repository / "fused").exists()
     fuse_repository(repository, "ensemble", "fused")

@@ -38,7 +38,7 @@ from defensemble_export import (
     this_user,
     undoable,
 )
-from defensemble_export.files import Files
+from defensemble_repository.view import Files
 from tests import tiny
 from tests.export.ensembles import ensembles
 from tests.export.killing import killed_at_each_rename
@@ -105,7 +105,7 @@ def edits(draw: st.DrawFn) -> Edit:
     )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=60)
 @given(st.lists(edits(), max_size=4, unique_by=lambda one: one.id))
 def test_what_is_written_reads_back_the_same(tmp_path: Path, written: list[Edit]) -> None:
     (tmp_path / HISTORY_FILE).unlink(missing_ok=True)

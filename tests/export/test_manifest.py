@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from defensemble_export import ExportError, Manifest
-from defensemble_export.config import MANIFEST_FILE, MODEL_FILE, PLAN_FILE
 from defensemble_export.manifest import SCHEMA, Profile, manifest_from_bytes, read_manifest
+from defensemble_repository.names import MANIFEST_FILE, MODEL_FILE, PLAN_FILE
 from defensemble_server import plans
 
 MANIFEST = Manifest(

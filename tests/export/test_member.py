@@ -17,7 +17,7 @@ from torch import nn
 
 from defensemble_export import (
     TOLERANCES,
-    ExportError,
+    RepositoryError,
     Tolerance,
     VerificationError,
     answers_from_module,
@@ -164,7 +164,7 @@ def test_a_member_is_read_back(exported: tuple[Path, Path]) -> None:
     assert (member.input_shape, member.num_classes, member.class_names) == ((1, 16, 16), 10, tuple("0123456789"))
     foreign = exported[1].with_name("foreign.onnx")
     foreign.write_bytes(tiny.linear_onnx(0))
-    with pytest.raises(ExportError, match=r"does not carry defensemble\.class_names"):
+    with pytest.raises(RepositoryError, match=r"does not carry defensemble\.class_names"):
         member_from_onnx(foreign, "foreign")
 
 
@@ -191,7 +191,7 @@ def test_data_that_are_not_there_are_named_with_both_ways(tmp_path: Path) -> Non
     checkpoint = tmp_path / "net.safetensors"
     save_checkpoint(checkpoint, build(digits_spec()), digits_spec(), record_of(digits_spec(), data="folder"))
     with pytest.raises(
-        ExportError, match=r"verified on test images of 'folder', .*Say where they are \(--data-dir\), or pass others \(--images"
+        RepositoryError, match=r"verified on test images of 'folder', .*Say where they are \(--data-dir\), or pass others \(--images"
     ):
         onnx_from_checkpoint(checkpoint, tmp_path / "net.onnx")
 
@@ -199,7 +199,7 @@ def test_data_that_are_not_there_are_named_with_both_ways(tmp_path: Path) -> Non
 def test_data_of_other_classes_are_refused(tmp_path: Path) -> None:
     checkpoint = tmp_path / "net.safetensors"
     save_checkpoint(checkpoint, build(digits_spec()), digits_spec(), record_of(digits_spec(), data="digits"))
-    with pytest.raises(ExportError, match=r"have the classes 0, 1, 2, 3, ... \(10\), the checkpoint was trained on class 0, class 1"):
+    with pytest.raises(RepositoryError, match=r"have the classes 0, 1, 2, 3, ... \(10\), the checkpoint was trained on class 0, class 1"):
         onnx_from_checkpoint(checkpoint, tmp_path / "net.onnx")
 
 
@@ -268,8 +268,8 @@ def test_refusals_come_before_the_slow_work_and_leave_the_repository(tmp_path: P
     for checkpoints, error in (
         ([checkpoint, truncated], CheckpointError),
         ([checkpoint, tmp_path / "missing.safetensors"], CheckpointError),
-        ([], ExportError),
-        ([checkpoint, checkpoint], ExportError),
+        ([], RepositoryError),
+        ([checkpoint, checkpoint], RepositoryError),
     ):
         with pytest.raises(error):
             export_checkpoints(checkpoints, repository)
@@ -278,7 +278,7 @@ def test_refusals_come_before_the_slow_work_and_leave_the_repository(tmp_path: P
 
 def test_a_spec_of_the_wrong_shape_is_no_surprise(tmp_path: Path) -> None:
     spec = dataclasses.replace(digits_spec(), input_shape=(1, 24, 24))
-    with pytest.raises(ExportError, match=r"takes images of \(1, 24, 24\), those for its verification have the shape \(4, 1, 16, 16\)"):
+    with pytest.raises(RepositoryError, match=r"takes images of \(1, 24, 24\), those for its verification have the shape \(4, 1, 16, 16\)"):
         onnx_from_checkpoint(untrained(tmp_path / "net.safetensors", spec), tmp_path / "net.onnx", images=tiny.images(4, shape=(1, 16, 16)))
     assert [path.name for path in tmp_path.iterdir()] == ["net.safetensors"]
 
@@ -305,7 +305,7 @@ def test_what_an_export_cannot_take_is_refused_before_the_slow_work(
     tmp_path: Path, exported: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, place: str, options: dict[str, object], text: str
 ) -> None:
     monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: pytest.fail("it was exported first"))
-    with pytest.raises(ExportError, match=text):
+    with pytest.raises(RepositoryError, match=text):
         onnx_from_checkpoint(exported[0], tmp_path / place, **options)  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
 

@@ -13,7 +13,7 @@ from defensemble_export import (
     ConfigError,
     EnsembleError,
     ExistsError,
-    ExportError,
+    RepositoryError,
     config_from_pbtxt,
     pbtxt_from_config,
     repository_plan,
@@ -141,11 +141,11 @@ def test_the_same_averaging_model_is_not_written_twice(tmp_path: Path) -> None:
             EnsembleError,
             "weight is given for z, which does not vote in 'ensemble': a do",
         ),
-        (lambda r: repository_plan(r, [member("a")], max_batch_size=0), ExportError, "1 to 4096, got 0"),
+        (lambda r: repository_plan(r, [member("a")], max_batch_size=0), RepositoryError, "1 to 4096, got 0"),
         (lambda r: repository_plan(r, [member("a"), member("b", input_shape=(1, 2, 8))]), EnsembleError, "share their input shape"),
         (lambda r: repository_plan(r, [member("a"), member("b", class_names=("x", "y", "z"))]), EnsembleError, "share their class names"),
-        (lambda r: member("a", class_names=("x",)), ExportError, "3 classes, but 1 class names"),
-        (lambda r: member("a", class_names=("x", "y\n", "z")), ExportError, "on one line, without control characters"),
+        (lambda r: member("a", class_names=("x",)), RepositoryError, "3 classes, but 1 class names"),
+        (lambda r: member("a", class_names=("x", "y\n", "z")), RepositoryError, "on one line, without control characters"),
     ],
 )
 def test_what_cannot_be_planned(tmp_path: Path, call: object, error: type[Exception], text: str) -> None:

@@ -27,8 +27,8 @@ from defensemble_export import (
     write_profile,
 )
 from defensemble_export.profiles import networks
-from defensemble_export.reading import served_versions
 from defensemble_export.writing import check_writable
+from defensemble_repository.reader import served_versions
 from defensemble_server import read_repository
 from tests import tiny
 from tests.e2e.broken import content, fill, small_disk

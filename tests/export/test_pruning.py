@@ -34,9 +34,9 @@ from defensemble_export import (
     write_profile,
 )
 from defensemble_export.ensemble_files import ensemble_files
-from defensemble_export.files import Files
 from defensemble_export.stamp import has_stamp
 from defensemble_export.writing import remove_files, remove_stale_staging
+from defensemble_repository.view import Files
 from defensemble_server import read_repository
 from tests import tiny
 from tests.e2e.broken import bound

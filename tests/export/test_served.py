@@ -12,8 +12,8 @@ from google.protobuf import json_format, text_format
 
 from defensemble import Client
 from defensemble_export import ConfigError, config_from_pbtxt, pbtxt_from_config, repository_plan, write_plan, write_profile
-from defensemble_export.files import Files
 from defensemble_export.served import is_served_as_on_disk, served_config
+from defensemble_repository.view import Files
 from tests import tiny
 
 if TYPE_CHECKING:

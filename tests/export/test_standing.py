@@ -13,8 +13,8 @@ import onnx
 import pytest
 
 from defensemble_export import Standing, Vote, config_from_pbtxt, member_standing, pbtxt_from_config, repository_plan, write_plan
-from defensemble_export.files import Files
 from defensemble_export.report import report_from_export
+from defensemble_repository.view import Files
 from tests import tiny
 
 RECORD = {"accuracy": 0.9123, "n_test": 10000, "data": "cifar10", "loss": 0.1}

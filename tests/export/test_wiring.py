@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2 as schema
 
 from defensemble_export import Ensemble, Vote
-from defensemble_export.config import averaging_config, ensemble_config, member_config, uncertainty_outputs
-from defensemble_export.finding import Lines
-from defensemble_export.wiring import wiring_faults
+from defensemble_repository.checks.finding import Lines
+from defensemble_repository.checks.wiring import wiring_faults
+from defensemble_repository.configs import averaging_config, ensemble_config, member_config, uncertainty_outputs
 
 
 def wired(members: int, classes: int = 3, batch: int = 8) -> tuple[schema.ModelConfig, dict[str, schema.ModelConfig]]:

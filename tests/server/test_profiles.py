@@ -18,7 +18,7 @@ import defensemble_export
 from defensemble.cli.profile import _PROFILES
 from defensemble_export import config_from_pbtxt, pbtxt_from_config, write_profile
 from defensemble_export.stamp import DIGEST_PARAMETER as WRITTEN_DIGEST
-from defensemble_server import PlanError, RepositoryError, ServeOptions, read_repository, serve
+from defensemble_server import NotServableError, PlanError, ServeOptions, read_repository, serve
 from defensemble_server.profiles import DIGEST_PARAMETER, PROFILES, check_gpu, check_profile, engine_caches, profiles_of
 from defensemble_server.runtime import CONTAINER, Runtime
 from tests import tiny
@@ -102,7 +102,7 @@ def test_a_profile_that_no_model_has_is_told_with_those_that_there_are(repositor
         "cpu": f"there are: gpu): write it with `defensemble profile write cpu {repository}`",
         "mine": f"there are: gpu; `defensemble profile write NAME {repository}` writes cpu, gpu, gpu-ort-tensorrt, gpu-tensorrt",
     }
-    with pytest.raises(RepositoryError) as refused, serve(repository, replace(FREE, profile=profile)):
+    with pytest.raises(NotServableError) as refused, serve(repository, replace(FREE, profile=profile)):
         pass
     assert str(refused.value).startswith(f"no model in {repository} has the profile '{profile}'")
     assert mend[profile] in str(refused.value)
@@ -113,7 +113,7 @@ def test_a_gpu_is_not_asked_of_the_embedded_runtime(repository: Path, profile: s
     if profile == "mine":
         write_profile(repository, "gpu")
         (repository / "beta/configs/gpu.pbtxt").rename(repository / "beta/configs/mine.pbtxt")
-    with pytest.raises(RepositoryError) as refused, serve(repository, replace(FREE, profile=profile)):
+    with pytest.raises(NotServableError) as refused, serve(repository, replace(FREE, profile=profile)):
         pass
     models = " (beta)" if profile == "mine" else ""
     assert str(refused.value) == (
@@ -125,7 +125,7 @@ def test_a_gpu_is_not_asked_of_the_embedded_runtime(repository: Path, profile: s
 def test_a_network_that_came_later_is_not_served_otherwise_in_silence(repository: Path) -> None:
     write_profile(repository, "cpu")
     tiny.write_repository(repository, {"gamma": 3}, ensemble="other")
-    with pytest.raises(RepositoryError, match=r"is not there for gamma, which would be served by config\.pbtxt: .*profile write cpu"):
+    with pytest.raises(NotServableError, match=r"is not there for gamma, which would be served by config\.pbtxt: .*profile write cpu"):
         check_profile(repository, "cpu", only_cpus=True)
     write_profile(repository, "cpu")
     check_profile(repository, "cpu", only_cpus=True)
@@ -182,7 +182,7 @@ def test_a_plan_that_is_not_there_or_not_the_one_of_the_profile(repository: Path
         if case == "a new version with a plan":
             write_plans(repository, 2, ("alpha",))
             told = f"alpha: version 2 came after the profile was written: write it with {write}"
-    with pytest.raises(RepositoryError) as refused:
+    with pytest.raises(NotServableError) as refused:
         check_profile(repository, "gpu-tensorrt", only_cpus=False)
     assert told in str(refused.value)
     write_plans(repository)
@@ -203,7 +203,7 @@ def test_an_engine_cache_of_another_version_is_refused(repository: Path) -> None
             config = config_from_pbtxt(path.read_text(), str(path))
             config.ClearField("version_policy")
             path.write_text(f"{pbtxt_from_config(config).decode()}version_policy {{ {policy} }}")
-        with pytest.raises(RepositoryError, match=r"alpha: the engines in /var/cache/defensemble/alpha-\w+ are of another version than "):
+        with pytest.raises(NotServableError, match=r"alpha: the engines in /var/cache/defensemble/alpha-\w+ are of another version than "):
             check_profile(repository, "gpu-ort-tensorrt", only_cpus=False)
     write_profile(repository, "gpu-ort-tensorrt", force=True)
     check_profile(repository, "gpu-ort-tensorrt", only_cpus=False)
@@ -255,7 +255,7 @@ def test_plans_that_do_not_fit(repository: Path, tmp_path: Path, case: str, told
         gpu=gpus.get(case, f"{H100.name}, 9.0, {H100.driver}"),
         tensorrt="10.16.1.4" if case == "TensorRT" else "10.13.3.9",
     )
-    with pytest.raises(RepositoryError) as refused:
+    with pytest.raises(NotServableError) as refused:
         fit(repository, docker(folder))
     assert "this profile cannot be served:\n  alpha: version 1: " in str(refused.value)
     assert told in str(refused.value)
@@ -296,7 +296,7 @@ def test_onnx_runtime_s_engines_need_a_folder_that_can_be_written(repository: Pa
     runtime = Runtime("path", folder / "tritonserver", environment(folder))
     settings = defensemble_export.KeptEngines(str(tmp_path / "engines"))
     write_profile(repository, "gpu-ort-tensorrt", settings)
-    with pytest.raises(RepositoryError, match="engines, where its engines are to be kept, is no folder that can be written: make it"):
+    with pytest.raises(NotServableError, match="engines, where its engines are to be kept, is no folder that can be written: make it"):
         fit(repository, runtime, "gpu-ort-tensorrt")
     (tmp_path / "engines").mkdir()
     assert "alpha" in fit(repository, runtime, "gpu-ort-tensorrt")

@@ -14,8 +14,8 @@ import pytest
 import urllib3
 
 from defensemble_server import (
+    NotServableError,
     PortError,
-    RepositoryError,
     RuntimeMissingError,
     ServeOptions,
     Server,
@@ -140,12 +140,12 @@ def test_a_platform_that_triton_does_not_run_on_ends_the_start(
 
 
 def test_no_model_at_all(tmp_path: Path) -> None:
-    with pytest.raises(RepositoryError, match="does not exist"), serve(tmp_path / "none", FREE):
+    with pytest.raises(NotServableError, match="does not exist"), serve(tmp_path / "none", FREE):
         pytest.fail("it must not start")
-    with pytest.raises(RepositoryError, match="is empty"), serve(tmp_path, FREE):
+    with pytest.raises(NotServableError, match="is empty"), serve(tmp_path, FREE):
         pytest.fail("it must not start")
     (tmp_path / "stray").mkdir()
-    with pytest.raises(RepositoryError, match=r"no model in .* can be served"), serve(tmp_path, FREE):
+    with pytest.raises(NotServableError, match=r"no model in .* can be served"), serve(tmp_path, FREE):
         pytest.fail("it must not start")
 
 

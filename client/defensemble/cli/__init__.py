@@ -19,7 +19,7 @@ from defensemble.cli._os_errors import text_from_os_error
 # Which pip extra brings a sibling, and the base class of its errors.
 _SIBLINGS = {
     "defensemble_training": "TrainingError",
-    "defensemble_export": "ExportError",
+    "defensemble_repository.errors": "RepositoryError",  # exports' too
     "defensemble_server": "ServerError",
 }
 _EXTRAS = {

@@ -10,7 +10,7 @@ from defensemble.ensembles._steps import Share
 
 if TYPE_CHECKING:
     from defensemble_export import Ensemble, Snapshot
-    from defensemble_export.files import Files
+    from defensemble_repository.view import Files
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Before:
 def before_reload(share: Share) -> Before:
     """What a hand edit had changed: the last state that the history knows, else what a server still serves, else what lies on disk."""
     from defensemble_export import read_history
-    from defensemble_export.files import Files
+    from defensemble_repository.view import Files
 
     repository, name = share.place.repository, share.name
     overlay = _served_files(share)
@@ -126,10 +126,10 @@ def _is_named_for_its_votes(snapshot: Snapshot) -> bool:
 
 def _taken_up(share: Share, now: Snapshot) -> Snapshot:
     """What a reload would have made of a hand edit, to which one can go back; as it is where that cannot be planned."""
-    from defensemble_export import ExportError
+    from defensemble_export import RepositoryError
     from defensemble_export.edit_plan import plan_ensemble
 
     try:
         return snapshot_or_none(plan_ensemble(share.place.repository, now.votes).outcome(), share.name) or now
-    except ExportError:
+    except RepositoryError:
         return now

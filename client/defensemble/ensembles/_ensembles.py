@@ -37,8 +37,9 @@ class Ensembles:
     unloaded to be asked no more. `say` is told each step, `warn` what was found of edits that were cut short.
 
     Edits raise `EditRefusedError` where the checks find what stands against them, `EditFailedError` where a step fails, a subclass of
-    `ServiceError` where a server does not answer or wants another admin key, and of `defensemble_export.ExportError` (`EnsembleError` and
-    others) where what is asked for makes no sense: a name that is not there, a weight that is not above 0. Nothing is changed then.
+    `ServiceError` where a server does not answer or wants another admin key, and of `defensemble_export.RepositoryError`
+    (`EnsembleError` and others) where what is asked for makes no sense: a name that is not there, a weight that is not above 0. Nothing is
+    changed then.
 
     Raises:
         InputError: The repository is no folder, or a server is named twice.
@@ -121,7 +122,7 @@ class Ensembles:
         Raises:
             defensemble_export.ConfigError, OSError: A configuration cannot be read, so that this is not known; `check` tells more.
         """
-        from defensemble_export.files import Files
+        from defensemble_repository.view import Files
 
         files = Files(self.repository)
         return [name for name in files.models() if files.config(name).platform == "ensemble"]
@@ -130,7 +131,7 @@ class Ensembles:
         """An ensemble, or all of them: who votes, what is known of each network, and whether the servers serve what lies on disk.
 
         Raises:
-            defensemble_export.ExportError, ServiceError, OSError: It cannot be read; a server does not answer.
+            defensemble_export.RepositoryError, ServiceError, OSError: It cannot be read; a server does not answer.
         """
         settled_or_told(self._flow, self._warn)
         return [look_at(self._flow.places, one) for one in ([name] if name is not None else self.names())]
@@ -142,7 +143,7 @@ class Ensembles:
             OSError: A file cannot be read.
         """
         from defensemble_export import Finding, check_ensemble
-        from defensemble_export.files import Files
+        from defensemble_repository.view import Files
 
         settled_or_told(self._flow, self._warn)
         found = []
@@ -161,7 +162,7 @@ class Ensembles:
         """An ensemble as it lies on disk: `defensemble_export.yaml_from_ensemble` makes a file of it.
 
         Raises:
-            defensemble_export.ExportError, OSError: It cannot be read, or is not wired as ours are.
+            defensemble_export.RepositoryError, OSError: It cannot be read, or is not wired as ours are.
         """
         return existing(self.repository, name)
 
@@ -178,7 +179,7 @@ class Ensembles:
         """A new ensemble of `members` (`MODEL` or `MODEL@VERSION`; without a version, the newest), each with weight 1 or that of `weights`.
 
         Raises:
-            EditRefusedError, EditFailedError, ServiceError, defensemble_export.ExportError, OSError: As all edits.
+            EditRefusedError, EditFailedError, ServiceError, defensemble_export.RepositoryError, OSError: As all edits.
         """
         from defensemble_export import Ensemble as Votes
         from defensemble_export import EnsembleError
@@ -213,7 +214,7 @@ class Ensembles:
         weight. So a vote is moved to another version of its model.
 
         Raises:
-            EditRefusedError, EditFailedError, ServiceError, defensemble_export.ExportError, OSError: As all edits.
+            EditRefusedError, EditFailedError, ServiceError, defensemble_export.RepositoryError, OSError: As all edits.
         """
         from defensemble_export import EnsembleError
         from defensemble_export.editing import added, found_vote, named_vote, new_vote
@@ -241,7 +242,7 @@ class Ensembles:
         """Let `members` (`MODEL` or `MODEL@VERSION`) vote no more; their files stay.
 
         Raises:
-            EditRefusedError, EditFailedError, ServiceError, defensemble_export.ExportError, OSError: As all edits.
+            EditRefusedError, EditFailedError, ServiceError, defensemble_export.RepositoryError, OSError: As all edits.
         """
         from defensemble_export.editing import removed
 
@@ -252,7 +253,7 @@ class Ensembles:
         """Take an ensemble out of service and delete its folder; its members' files stay, and a rollback brings it back.
 
         Raises:
-            EditRefusedError, EditFailedError, ServiceError, defensemble_export.ExportError, OSError: As all edits.
+            EditRefusedError, EditFailedError, ServiceError, defensemble_export.RepositoryError, OSError: As all edits.
         """
         from defensemble_export.edit_plan import plan_deletion
 
@@ -266,7 +267,7 @@ class Ensembles:
         """Give votes (`MODEL` or `MODEL@VERSION`) other weights: finite, above 0, and counted relative to each other.
 
         Raises:
-            EditRefusedError, EditFailedError, ServiceError, defensemble_export.ExportError, OSError: As all edits.
+            EditRefusedError, EditFailedError, ServiceError, defensemble_export.RepositoryError, OSError: As all edits.
         """
         from defensemble_export.editing import reweighted
 
@@ -276,7 +277,7 @@ class Ensembles:
         """Average `"probabilities"` or `"logits"`.
 
         Raises:
-            EditRefusedError, EditFailedError, ServiceError, defensemble_export.ExportError, OSError: As all edits.
+            EditRefusedError, EditFailedError, ServiceError, defensemble_export.RepositoryError, OSError: As all edits.
         """
         return self._change("average", name, lambda now, repository: dataclasses.replace(now, average=average), message, dry_run)
 
@@ -286,7 +287,7 @@ class Ensembles:
         Nothing happens where nothing differs. Replicas that differ from each other are made equal.
 
         Raises:
-            EditRefusedError, EditFailedError, ServiceError, defensemble_export.ExportError, OSError: As all edits.
+            EditRefusedError, EditFailedError, ServiceError, defensemble_export.RepositoryError, OSError: As all edits.
         """
         from defensemble_export.edit_plan import plan_ensemble
 
@@ -307,9 +308,9 @@ class Ensembles:
         members too.
 
         Raises:
-            EditRefusedError, EditFailedError, ServiceError, defensemble_export.ExportError, OSError: As all edits.
+            EditRefusedError, EditFailedError, ServiceError, defensemble_export.RepositoryError, OSError: As all edits.
         """
-        from defensemble_export import EnsembleError, ExportError, read_ensemble
+        from defensemble_export import EnsembleError, RepositoryError, read_ensemble
         from defensemble_export.edit_plan import plan_ensemble
 
         def taken_up(one: str) -> Applied:
@@ -330,7 +331,7 @@ class Ensembles:
                 continue
             try:
                 done.append(taken_up(one))
-            except (DefensembleError, ExportError) as error:
+            except (DefensembleError, RepositoryError) as error:
                 failed.append(error)
         if failed:
             for applied in done:
@@ -358,7 +359,7 @@ class Ensembles:
         `to`, the id of an edit, goes to what that left in the place of that: back, or forward again to one that was undone.
 
         Raises:
-            EditRefusedError, EditFailedError, ServiceError, defensemble_export.ExportError, OSError: As all edits.
+            EditRefusedError, EditFailedError, ServiceError, defensemble_export.RepositoryError, OSError: As all edits.
         """
         return rolled_back(self._flow, count, name=name, to=to, message=message, dry_run=dry_run)
 
@@ -368,7 +369,7 @@ class Ensembles:
         Returns what was deleted, or would be (`dry_run`).
 
         Raises:
-            ServiceError, defensemble_export.ExportError, OSError: Nothing was deleted.
+            ServiceError, defensemble_export.RepositoryError, OSError: Nothing was deleted.
         """
         return prune(self._flow, keep=keep, dry_run=dry_run)
 

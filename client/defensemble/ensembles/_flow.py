@@ -95,7 +95,7 @@ class Flow:
         Raises:
             EditRefusedError: The checks found what stands against it; nothing was changed.
             EditFailedError: A step failed; the old state was put back.
-            ServiceError, defensemble_export.ExportError, OSError: Before anything was written.
+            ServiceError, defensemble_export.RepositoryError, OSError: Before anything was written.
         """
         if message is not None and not isinstance(message, str):
             raise InputError(f"message must be a text or None, got {message!r:.80}")
@@ -137,20 +137,20 @@ class Flow:
         )
 
     def _share(self, action: str, name: str, place: Place, change: Callable[[Path], EditPlan]) -> Share:
-        from defensemble_export.ensemble import check_name
-        from defensemble_export.files import Files
+        from defensemble_repository.names import check_name
+        from defensemble_repository.view import Files
 
         seen = Files(place.repository).digest(f"{check_name(name)}/config.pbtxt")
         return Share(place, self._planned(action, name, place.repository, change), seen)
 
     def _planned(self, action: str, name: str, repository: Path, change: Callable[[Path], EditPlan]) -> EditPlan:
         """A plan; where a hand edit cannot be read, all that the checks find in it."""
-        from defensemble_export import ExportError, check_ensemble
-        from defensemble_export.files import Files
+        from defensemble_export import RepositoryError, check_ensemble
+        from defensemble_repository.view import Files
 
         try:
             return change(repository)
-        except ExportError as error:
+        except RepositoryError as error:
             found = check_ensemble(Files(repository), name) if action == "reload" and Files(repository).has(name) else []
             refused = [str(finding) for finding in found if finding.refuses]
             if refused:

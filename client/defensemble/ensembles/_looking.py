@@ -15,7 +15,7 @@ from defensemble.ensembles._steps import Place
 
 if TYPE_CHECKING:
     from defensemble_export import Ensemble
-    from defensemble_export.files import Files
+    from defensemble_repository.view import Files
 
 
 def settled_or_told(flow: Flow, warn: Callable[[str], None]) -> None:
@@ -64,8 +64,8 @@ def check_there(repository: Path, name: str) -> None:
         defensemble_export.ConfigError: Its configuration cannot be read.
     """
     from defensemble_export import EnsembleError
-    from defensemble_export.ensemble import check_name
-    from defensemble_export.files import Files
+    from defensemble_repository.names import check_name
+    from defensemble_repository.view import Files
 
     files = Files(repository)
     there = files.has(check_name(name))
@@ -90,7 +90,7 @@ def existing(repository: Path, name: str) -> Ensemble:
 
 def differences_of(places: Sequence[Place], name: str) -> list[str]:
     """In which folders an ensemble is another than in the first."""
-    from defensemble_export.files import Files
+    from defensemble_repository.view import Files
 
     first = snapshot_or_none(Files(places[0].repository), name)
     found = []
@@ -108,11 +108,11 @@ def look_at(places: Sequence[Place], name: str) -> EnsembleState:
     """An ensemble as it lies in the first place, and by server whether that serves what lies in its folder.
 
     Raises:
-        defensemble_export.ExportError, ServiceError, OSError: It cannot be read; a server does not answer.
+        defensemble_export.RepositoryError, ServiceError, OSError: It cannot be read; a server does not answer.
     """
     from defensemble_export import EnsembleError, read_ensemble
-    from defensemble_export.files import Files
     from defensemble_export.standing import member_standing
+    from defensemble_repository.view import Files
 
     check_there(places[0].repository, name)
     files = Files(places[0].repository)
@@ -147,7 +147,7 @@ class _Serving:
     """What one server serves of one folder."""
 
     def __init__(self, served: Served, repository: Path) -> None:
-        from defensemble_export.files import Files
+        from defensemble_repository.view import Files
 
         self._served = served
         self._files = Files(repository)

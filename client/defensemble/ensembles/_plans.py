@@ -10,7 +10,7 @@ from defensemble.ensembles._steps import Share
 
 if TYPE_CHECKING:
     from defensemble_export import Finding
-    from defensemble_export.files import Files
+    from defensemble_repository.view import Files
 
 _PLAN_BACKEND = "tensorrt"
 
@@ -62,7 +62,7 @@ def plan_findings(share: Share, served: Served) -> list[Finding]:
 def _comes_as_plan(files: Files, model: str, *, by_profile: bool) -> bool:
     """Whether a model that is to be loaded is a plan by its configuration, or, on a server that takes plans, by one of its profiles."""
     from defensemble_export import ConfigError, config_from_pbtxt
-    from defensemble_export.config import PROFILES_FOLDER
+    from defensemble_repository.names import PROFILES_FOLDER
 
     if files.config(model).backend == _PLAN_BACKEND:
         return True

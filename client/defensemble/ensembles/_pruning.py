@@ -19,7 +19,7 @@ def prune(flow: Flow, *, keep: int, dry_run: bool) -> list[Prunable]:
 
     Raises:
         InputError: `keep` is below 0.
-        ServiceError, defensemble_export.ExportError, OSError: Nothing was deleted there.
+        ServiceError, defensemble_export.RepositoryError, OSError: Nothing was deleted there.
     """
     from defensemble_export import write_plan
     from defensemble_export.pruning import prune_files, prune_plan

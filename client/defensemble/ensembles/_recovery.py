@@ -37,7 +37,7 @@ def recover(places: Sequence[Place], group: Sequence[Path], say: Callable[[str],
     It is finished where the new ensemble's configuration was in place everywhere, and undone otherwise, or where a server refuses it.
 
     Raises:
-        DefensembleError, defensemble_export.ExportError, OSError: It could be neither finished nor undone.
+        DefensembleError, defensemble_export.RepositoryError, OSError: It could be neither finished nor undone.
     """
     from defensemble_export import read_history
     from defensemble_export.history import append_edit
@@ -131,8 +131,8 @@ def bring_in_line(served: Served, repository: Path, name: str | None, candidates
         ServiceError: It refuses, or does not answer.
         defensemble_export.ConfigError: The ensemble's configuration cannot be read.
     """
-    from defensemble_export.files import Files
     from defensemble_export.served import is_served_as_on_disk
+    from defensemble_repository.view import Files
 
     files = Files(repository)
     ready = served.ready()

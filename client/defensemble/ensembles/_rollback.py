@@ -31,7 +31,7 @@ def rolled_back(flow: Flow, count: int, *, name: str | None, to: str | None, mes
 
     Raises:
         InputError: There are not so many edits, no such edit, or what was before one is not known.
-        EditRefusedError, EditFailedError, ServiceError, defensemble_export.ExportError, OSError: see `Flow.edit`.
+        EditRefusedError, EditFailedError, ServiceError, defensemble_export.RepositoryError, OSError: see `Flow.edit`.
     """
     from defensemble_export import read_history
     from defensemble_export.edit_plan import plan_snapshot
@@ -70,7 +70,7 @@ def _edited(history: list[Edit], to: str | None, repository: Path) -> str:
 
 def _way(history: list[Edit], name: str, count: int, to: str | None, repository: Path) -> _Way:
     from defensemble_export import undoable
-    from defensemble_export.files import Files
+    from defensemble_repository.view import Files
 
     stack = undoable(history, name)
     last = next((edit for edit in reversed(history) if edit.ensemble == name), None)

@@ -208,6 +208,6 @@ class Served:
 
 def is_averaging(model: str) -> bool:
     """Whether a name is one that an export or an edit gives to an averaging model; others may begin so too."""
-    from defensemble_export.ensemble import AVERAGING_NAME
+    from defensemble_repository.names import AVERAGING_NAME
 
     return AVERAGING_NAME.fullmatch(model) is not None

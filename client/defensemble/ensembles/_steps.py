@@ -268,12 +268,12 @@ class Carrying:
 
     def _on_disk(self, share: Share, act: Callable[[Share, Pending, list[str]], None], told: list[str]) -> bool:
         """Whether one part of putting a folder back worked."""
-        from defensemble_export import ExportError
+        from defensemble_export import RepositoryError
 
         if share.pending is not None:
             try:
                 act(share, share.pending, told)
-            except (OSError, ExportError) as error:
+            except (OSError, RepositoryError) as error:
                 told.append(f"{share.place.repository} could NOT be put back ({error})")
                 return False
         return True
@@ -301,13 +301,13 @@ class Carrying:
 
     def _try_on(self, share: Share, served: Served, told: list[str]) -> bool:
         """Whether a server could be put back."""
-        from defensemble_export import ExportError
+        from defensemble_export import RepositoryError
 
         try:
             self._put_back_on(share, served)
         except ConnectionFailedError as error:
             told.append(f"{served.url} could not be reached to be put back ({error}): when it starts again, it reads the old state")
-        except (ServiceError, ExportError, OSError) as error:
+        except (ServiceError, RepositoryError, OSError) as error:
             told.append(f"{served.url} could NOT be put back ({error})")
         else:
             told.append(f"{served.url} serves the old state")
@@ -351,7 +351,7 @@ def unused_models(repository: Path, served: Served, candidates: Collection[str],
     """
     from defensemble_export import ConfigError
     from defensemble_export.edit_plan import used_models
-    from defensemble_export.files import Files
+    from defensemble_repository.view import Files
 
     ready = served.ready()
     chosen = [model for model in ready if model in candidates or (all_averages and is_averaging(model))]

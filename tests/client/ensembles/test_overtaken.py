@@ -18,11 +18,11 @@ from defensemble.ensembles._flow import Flow
 from defensemble_export import Edit, Ensemble, EnsembleError, HistoryError, LockedError, Vote, write_plan
 from defensemble_export.edit_plan import EditPlan, plan_ensemble
 from defensemble_export.editing import reweighted
-from defensemble_export.files import Files
 from defensemble_export.history import new_id, now_text, snapshot_of, this_user
 from defensemble_export.locking import held, locked
 from defensemble_export.pending import Pending
-from defensemble_export.reading import read_ensemble
+from defensemble_repository.reader import read_ensemble
+from defensemble_repository.view import Files
 from tests import tiny
 from tests.client.ensembles.world import ABC, World, write_world
 

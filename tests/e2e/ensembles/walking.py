@@ -18,7 +18,7 @@ from defensemble import Client, ServiceError
 from defensemble._transport import OutputRequest
 from defensemble.ensembles import Ensembles, Replica
 from defensemble_export import ExistsError, check_ensemble, read_history
-from defensemble_export.files import Files
+from defensemble_repository.view import Files
 from defensemble_server import ServeOptions, Server, serve
 from tests import tiny
 

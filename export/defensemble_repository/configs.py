@@ -2,58 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Mapping, Sequence
 
-from google.protobuf import text_format
-from tritonclient.grpc import model_config_pb2 as schema
-
-from ._errors import ConfigError
 from .ensemble import Ensemble
-
-BACKEND = "onnxruntime"
-CONFIG_FILE = "config.pbtxt"
-LABELS_FILE = "labels.txt"
-# In a version's folder: the ONNX file, how its export was verified, a TensorRT plan of it, and what that was built with and for.
-MODEL_FILE, REPORT_FILE = "model.onnx", "model.onnx.json"
-PLAN_FILE, MANIFEST_FILE = "model.plan", "model.plan.json"
-# In a model's folder: a configuration for each profile that differs from ``config.pbtxt``, which `serve --profile` chooses.
-PROFILES_FOLDER = "configs"
-
-
-def pbtxt_from_config(config: schema.ModelConfig) -> bytes:
-    """Serialise a model configuration, and parse it back to be sure that it says the same.
-
-    Raises:
-        ConfigError: the text does not give the same configuration back.
-    """
-    text: str = text_format.MessageToString(config, as_utf8=True)
-    if config_from_pbtxt(text, config.name) != config:
-        raise ConfigError(f"the configuration of '{config.name}' is not read back as it was written")
-    return text.encode()
-
-
-def config_from_pbtxt(text: str, where: str) -> schema.ModelConfig:
-    """Parse the text of a ``config.pbtxt``; ``where`` names it in errors.
-
-    Raises:
-        ConfigError: with line and column, where it is not a valid model configuration.
-    """
-    try:
-        return schema.ModelConfig.FromString(_parsed(text))
-    except (text_format.ParseError, ValueError) as error:  # ValueError: a number too large for its field, without its line
-        raise ConfigError(
-            f"{where}: not a valid model configuration: {str(error).rstrip('.')}. Mend the file, or export the model again."
-        ) from error
-
-
-@functools.lru_cache(maxsize=2048)
-def _parsed(text: str) -> bytes:
-    # Serialised, so that nobody changes what is kept. An edit reads every configuration several times: a parse takes 0.2 to 0.7 ms, this
-    # 0.002, which made the processor time of an edit in a repository with 50 edits behind it 45 ms, not 177.
-    parsed: bytes = text_format.Parse(text, schema.ModelConfig()).SerializeToString()
-    return parsed
+from .names import BACKEND, LABELS_FILE
+from .pbtxt import schema
 
 
 def member_config(

@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from tritonclient.grpc import model_config_pb2 as schema
-
-from .ensemble import RESERVED
+from ..names import RESERVED
+from ..pbtxt import schema
 from .finding import Step
 
 _STEPS = "ensemble_scheduling"

@@ -8,11 +8,11 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from tritonclient.grpc import model_config_pb2 as schema
-
-from ._errors import ConfigError, EnsembleError, ExportError
-from .config import CONFIG_FILE, LABELS_FILE, MODEL_FILE, config_from_pbtxt, ensemble_steps
-from .ensemble import MODEL_NAME, Ensemble, Vote
+from .configs import ensemble_steps
+from .ensemble import Ensemble, Vote
+from .errors import ConfigError, EnsembleError, RepositoryError
+from .names import CONFIG_FILE, LABELS_FILE, MODEL_FILE, MODEL_NAME
+from .pbtxt import config_from_pbtxt, schema
 
 # Every export is verified at its largest batch: beyond this, memory ends before a server's queue does.
 LARGEST_BATCH = 4096
@@ -140,11 +140,11 @@ def next_version(folder: Path) -> int:
     """The version that an export adds to a model; 1 where there is none yet.
 
     Raises:
-        ExportError: a version folder has a number that Triton does not count to.
+        RepositoryError: a version folder has a number that Triton does not count to.
     """
     version = max(versions_in(folder) if folder.exists() else [], default=0) + 1
     if version > LARGEST_VERSION:
-        raise ExportError(f"{folder / str(version - 1)}: Triton counts versions up to {LARGEST_VERSION}; rename that folder to a lower one")
+        raise RepositoryError(f"{folder / str(version - 1)}: Triton counts versions up to {LARGEST_VERSION}; rename it to a lower one")
     return version
 
 
@@ -159,10 +159,10 @@ def checked_batch(max_batch_size: int, where: str) -> int:
     """Return a largest batch that an export can be verified at.
 
     Raises:
-        ExportError: it is not 1 to 4096.
+        RepositoryError: it is not 1 to 4096.
     """
     if not 1 <= max_batch_size <= LARGEST_BATCH:
-        raise ExportError(f"{where} must be 1 to {LARGEST_BATCH}, got {max_batch_size}")
+        raise RepositoryError(f"{where} must be 1 to {LARGEST_BATCH}, got {max_batch_size}")
     return max_batch_size
 
 
@@ -170,12 +170,12 @@ def existing_batch(folder: Path, asked: int | None) -> int:
     """How many images a model in the repository takes at once: its configuration says so, and ``asked`` must not say otherwise.
 
     Raises:
-        ExportError: ``asked`` is another number, or the configuration's is not 1 to 4096.
+        RepositoryError: ``asked`` is another number, or the configuration's is not 1 to 4096.
     """
     path = folder / CONFIG_FILE
     batch = checked_batch(int(read_config(folder).max_batch_size), f"max_batch_size in {path}")
     if asked is not None and asked != batch:
-        raise ExportError(
+        raise RepositoryError(
             f"{path} says max_batch_size {batch}, and --max-batch-size says {asked}: an export keeps what is there; "
             "leave the option out, or edit that file first"
         )

@@ -1,28 +1,22 @@
-"""What an ensemble is: which member votes with which weight, averaged how; and the rules for names."""
+"""What an ensemble is: which member votes with which weight, averaged how."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ._errors import EnsembleError
+from .errors import EnsembleError
+from .names import check_name
 
 AVERAGES = ("probabilities", "logits")
-# The prefixes of the models that are generated from an ensemble, and never exported by name.
-RESERVED = ("average_", "uncertainty_")
-AVERAGING_NAME = re.compile(f"({'|'.join(RESERVED)})[0-9a-f]{{16}}")
-# Files at a repository's root that edits write: a folder of that name would stand in their way.
-ROOT_FILES = ("history.jsonl", "pending-edit.json")
 # A share below this is lost in float32.
 _LEAST_WEIGHT = 1e-7
 # Sixty were tried: an edit of theirs took 0.65 s.
 _MOST_MEMBERS = 256
-MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -123,21 +117,3 @@ class Ensemble:
             "max_batch_size": max_batch_size,
         }
         return hashlib.sha256(json.dumps(computed, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def check_name(name: str, *, generated: bool = False) -> str:
-    """Return ``name`` where both Triton and a file system take it for a model's name.
-
-    Raises:
-        EnsembleError: it is empty, too long, holds other characters than letters, digits, ``_``, ``.`` and ``-``, does not begin
-            with a letter or digit, begins as the averaging models' names do, or is that of a file that edits write.
-    """
-    if not MODEL_NAME.fullmatch(name):
-        raise EnsembleError(
-            f"a model's name has 1 to 100 letters, digits, '_', '.' or '-' and begins with a letter or digit, got {name!r}: choose another"
-        )
-    if name.startswith(RESERVED) and not generated:
-        raise EnsembleError(f"names that begin with {' or '.join(RESERVED)} are kept for averaging models, got {name!r}")
-    if name in ROOT_FILES:
-        raise EnsembleError(f"the repository keeps a file of its own under the name {name!r}: choose another for the model")
-    return name

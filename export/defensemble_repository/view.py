@@ -7,12 +7,10 @@ from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
-from tritonclient.grpc import model_config_pb2 as schema
-
-from ._errors import ConfigError
-from .config import CONFIG_FILE, config_from_pbtxt
-from .ensemble import MODEL_NAME
-from .reading import checked_config, versions_in
+from .errors import ConfigError
+from .names import CONFIG_FILE, MODEL_NAME
+from .pbtxt import config_from_pbtxt, schema
+from .reader import checked_config, versions_in
 
 
 @lru_cache(maxsize=1024)

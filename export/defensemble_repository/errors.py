@@ -1,0 +1,20 @@
+"""The errors of this package.
+
+RepositoryError
+├── ConfigError          a config.pbtxt that cannot be read, or would not be read back as it was meant
+└── EnsembleError        members that cannot be averaged, weights or names that are not allowed
+"""
+
+from __future__ import annotations
+
+
+class RepositoryError(Exception):
+    """Anything about a model repository that stops what was asked for; the text says what, got, expected and how to fix it."""
+
+
+class ConfigError(RepositoryError):
+    """A `config.pbtxt` cannot be read."""
+
+
+class EnsembleError(RepositoryError, ValueError):
+    """Members that cannot be averaged, or a name, weight or average that is not allowed."""
