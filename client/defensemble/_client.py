@@ -42,7 +42,7 @@ _LONGEST_TIMEOUT_S = 1e6  # what sockets and gRPC take without overflow
 
 
 class Client:
-    """Calls the models of one Triton server, at `grpc://HOST:PORT`, `grpcs://`, `http://` or `https://`; threads may share it.
+    """Calls the models of one Triton server, at `http://HOST:PORT`, `https://`, `grpc://` or `grpcs://`; threads may share it.
 
     Without a `model`, the only ensemble that is served is called, be it one that Triton runs or one fused graph. What a model takes and
     what its classes are called is asked once, by the first call to it, and again only where images or an answer do not fit that any more:

@@ -175,12 +175,12 @@ class Address:
 
 
 def address_from_url(url: str) -> Address:
-    """Splits a server's URL, such as `grpc://localhost:8001`; without a port, 8001 for gRPC and 8000 for HTTP.
+    """Splits a server's URL, such as `http://localhost:8000`; without a port, 8000 for HTTP and 8001 for gRPC.
 
     Raises:
         InputError: It is not such a URL.
     """
-    expected = "expected grpc://HOST:PORT, grpcs://HOST:PORT, http://HOST:PORT or https://HOST:PORT, such as grpc://localhost:8001"
+    expected = "expected http://HOST:PORT, https://HOST:PORT, grpc://HOST:PORT or grpcs://HOST:PORT, such as http://localhost:8000"
     if not isinstance(url, str):
         raise InputError(f"url must be a str, got {type(url).__name__}: {expected}")
     if "://" not in url:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 # Of 10,000 test images: 200 with eleven settings and seven models take a minute on two cores.
 _CIFAR10_LIMIT = 200
-# Between an answer over gRPC and the same over HTTP: the same float32 bytes.
+# Between an answer over HTTP and the same over gRPC: the same float32 bytes.
 _SAME = 0.0
 
 
@@ -75,7 +75,7 @@ def run_demo(
         server = stack.enter_context(_served(repository, console))
         _call(server, networks.dataset, console)
         console.print("\n[bold]4. probe[/bold] it with noise, as any caller can", highlight=False)
-        with Client(server.grpc_url) as client:
+        with Client(server.http_url) as client:
             failures = probe_noise_and_report(
                 client, dataset, run / "noise.json", limit=limit, seed=seed, data_dir=data_dir, console=console
             )
@@ -138,7 +138,7 @@ def _served(repository: Path, console: Console) -> Iterator[Server]:
         context = serve(repository, options, say=say)
         server = context.__enter__()
     try:
-        say(f"Triton is ready after {server.start_s:.1f} s: {server.grpc_url} and {server.http_url}")
+        say(f"Triton is ready after {server.start_s:.1f} s: {server.http_url} and {server.grpc_url}")
         yield server
     finally:
         context.__exit__(None, None, None)
@@ -146,16 +146,16 @@ def _served(repository: Path, console: Console) -> Iterator[Server]:
 
 def _call(server: Server, dataset: Dataset, console: Console) -> None:
     images, labels = dataset.test.images(slice(0, 8)), dataset.test.labels[:8]
-    with Client(server.grpc_url) as over_grpc, Client(server.http_url) as over_http:
-        first = over_grpc.predict(images)
-        second = over_http.predict(images)
+    with Client(server.http_url) as over_http, Client(server.grpc_url) as over_grpc:
+        first = over_http.predict(images)
+        second = over_grpc.predict(images)
         difference = float(np.abs(first.probabilities - second.probabilities).max())
     truth = " ".join(dataset.class_names[label] for label in labels)
     console.print(f"  eight images       {truth}", highlight=False)
-    console.print(f"  answers over gRPC  {' '.join(first.labels)}", highlight=False)
-    console.print(f"  answers over HTTP  {' '.join(second.labels)}, largest difference {difference:g}", highlight=False)
+    console.print(f"  answers over HTTP  {' '.join(first.labels)}", highlight=False)
+    console.print(f"  answers over gRPC  {' '.join(second.labels)}, largest difference {difference:g}", highlight=False)
     if difference > _SAME:
-        raise ServerFailedError(f"gRPC and HTTP differ by {difference:g} on the same images; expected the same bytes")
+        raise ServerFailedError(f"HTTP and gRPC differ by {difference:g} on the same images; expected the same bytes")
 
 
 def _explain(server: Server, run: Path, dataset: Dataset) -> None:
@@ -175,6 +175,6 @@ def _explain(server: Server, run: Path, dataset: Dataset) -> None:
     click.echo(f"curl --silent --data {shlex.quote(f'@{request}')} {server.http_url}/v2/models/ensemble/infer")
     click.echo(f"\nor with Python ({sys.executable}):\n")
     click.echo("import numpy\nfrom defensemble import Client\n")
-    click.echo(f'with Client("{server.grpc_url}") as client:')
+    click.echo(f'with Client("{server.http_url}") as client:')
     click.echo(f"    prediction = client.predict(numpy.load({json.dumps(str(run / 'images.npy'))}))")
     click.echo("print(prediction.labels, prediction.entropy)")

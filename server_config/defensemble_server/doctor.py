@@ -25,24 +25,13 @@ from .profiles import check_profile, profiles_of
 from .repository import read_model
 from .runtime import CONTAINER, EMBEDDED_CORE, check_platform, embedded_triton
 from .state import read_states
+from .weaknesses import Weakness, known_cves, known_faults
 
 PASS, WARN, FAIL = "PASS", "WARN", "FAIL"
 _PYTHONS = ((3, 10), (3, 13))
 # The GPU build is installed in the place of the other, never beside it.
 _STANDS_FOR = {"onnxruntime": "onnxruntime-gpu"}
 _EXTRAS = {"train": ("torch", "safetensors", "scikit-learn"), "export": ("onnx", "onnxconverter-common", "onnxruntime", "onnxscript")}
-# (first core without it, what it is), from NVIDIA's security bulletins. The core's minor version counts NVIDIA's monthly releases: 2.51 is
-# 24.10, 2.59.0 is 25.06, 2.59.1 is 25.07, 2.60 is 25.08, and one more each month.
-HOLES = (
-    ((2, 59, 1), "a stack overflow by HTTP chunks without a login (CVE-2025-23310, CVE-2025-23311; fixed in 25.07)"),
-    (
-        (2, 59, 1),
-        "the Python backend's shared memory leads to remote code (CVE-2025-23319, CVE-2025-23320, CVE-2025-23334; fixed in 25.07)",
-    ),
-    ((2, 60, 0), "code execution through model names in the model control API (CVE-2025-23316; fixed in 25.08)"),
-    ((2, 67, 0), "authentication bypass through an alternate path (CVE-2026-24206, CVE-2026-24207; fixed in 26.03)"),
-    ((2, 71, 0), "more in each of NVIDIA's bulletins for 26.04 to 26.07 (fixed in 26.07)"),
-)
 
 
 @dataclass(frozen=True)
@@ -70,19 +59,6 @@ def diagnose(urls: list[str], repository: Path | None = None) -> list[Check]:
         *_ports(),
         *_servers(urls),
     ]
-
-
-def holes_of(version: str) -> list[str]:
-    """The published holes that a Triton core of this version (such as "2.51.0") is too old for.
-
-    Raises:
-        ServerError: it is not a version.
-    """
-    try:
-        parts = tuple(int(part) for part in version.split(".")[:3])
-    except ValueError as error:
-        raise ServerError(f"{version!r} is no version of Triton's core: expected three numbers, such as 2.51.0") from error
-    return [text for fixed, text in HOLES if parts < fixed]
 
 
 def _platform() -> Iterator[Check]:
@@ -133,15 +109,25 @@ def _runtime() -> Iterator[Check]:
     yield Check(
         "core's age",
         WARN,
-        f"core {EMBEDDED_CORE} is of October 2024; it is for this machine alone and listens on loopback. Too old for:\n"
-        + "\n".join(f"{'':>8}- {hole}" for hole in holes_of(EMBEDDED_CORE)),
+        f"core {EMBEDDED_CORE} is of October 2024; it is only for this machine, and listens on loopback. Fixed since then:\n"
+        f"{_listing(known_cves(EMBEDDED_CORE))}",
         "for anything that strangers reach: NVIDIA's container, 26.07 or later, behind a proxy",
+    )
+    yield Check(
+        "core's faults",
+        WARN,
+        f"callers can end core {EMBEDDED_CORE}, or take memory that it does not return:\n{_listing(known_faults(EMBEDDED_CORE))}",
+        "call it over HTTP, and only by callers that you trust; docs/security.md explains each",
     )
     yield _tried("ONNX Runtime", onnxruntime_library, "pip install 'defensemble[server]'")
     yield Check(*int8_check())
     mend = "apt-get install g++, or pip install ziglang" + ("; unset CXX, or set it to a compiler that runs" if "CXX" in os.environ else "")
     yield _tried("compiler", find_compiler, mend, none="no C++ compiler for the native backend")
     yield _tried("backend", built_backend, "defensemble serve, or make install", none="not built yet; `defensemble serve` builds it, once")
+
+
+def _listing(weaknesses: list[Weakness]) -> str:
+    return "\n".join(f"{'':>8}- {weakness}: {weakness.advice}" for weakness in weaknesses)
 
 
 def _tried(name: str, find: Callable[[], object], mend: str, *, none: str = "") -> Check:
@@ -241,14 +227,15 @@ def _version(name: str, url: str, *, local: bool) -> Check:
     try:
         answer = urllib3.request("GET", f"{url.rstrip('/')}/v2", retries=False, timeout=3.0)
         version = str(json.loads(answer.data)["version"])
-        holes = holes_of(version)
+        weaknesses = known_cves(version) + known_faults(version)
     except (urllib3.exceptions.HTTPError, ValueError, KeyError, TypeError, RecursionError, ServerError) as error:
         return Check(
             name, FAIL, f"{url} does not answer as a Triton does: {error}", "is the URL right (http://HOST:PORT of the HTTP front end)?"
         )
-    if not holes:
+    if not weaknesses:
         return Check(name, PASS, f"core {version}")
     if local and version == EMBEDDED_CORE:
-        return Check(name, WARN, f"core {version}, on loopback; what it is too old for stands above", "keep it on this machine")
-    listing = "\n".join(f"{'':>8}- {hole}" for hole in holes)
-    return Check(name, WARN, f"core {version} is too old for:\n{listing}", "NVIDIA's container, 26.07 or later, behind a proxy")
+        return Check(name, WARN, f"core {version}, on loopback; its known faults are listed above", "keep it on this machine")
+    return Check(
+        name, WARN, f"core {version} has known faults:\n{_listing(weaknesses)}", "NVIDIA's container, 26.07 or later, behind a proxy"
+    )

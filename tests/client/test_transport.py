@@ -51,7 +51,7 @@ def test_urls(url: str, expected: str) -> None:
 def test_urls_that_are_none(url: str, told: str) -> None:
     with pytest.raises(InputError, match=told) as caught:
         transport_from_url(url)
-    assert "grpc://HOST:PORT, grpcs://HOST:PORT, http://HOST:PORT or https://HOST:PORT" in str(caught.value)
+    assert "http://HOST:PORT, https://HOST:PORT, grpc://HOST:PORT or grpcs://HOST:PORT" in str(caught.value)
 
 
 def test_a_transport_is_chosen_by_scheme() -> None:

@@ -96,8 +96,8 @@ ABOVE_0 = "must be finite and above 0, got "
         (["weight", "ensemble", "a=1", "--repository", "none"], "model repository none does not exist"),
         (["check"], "model repository model_repository does not exist"),
         (["show", "--repository", "repository/a/config.pbtxt"], "model repository repository/a/config.pbtxt is a file: name a folder"),
-        (["show", "--url", "nonsense", *HERE], "the URL 'nonsense' has no scheme: expected grpc://HOST:PORT"),
-        (["show", "--url", "ftp://host", *HERE], "the URL 'ftp://host' has the unknown scheme 'ftp': expected grpc://HOST:PORT"),
+        (["show", "--url", "nonsense", *HERE], "the URL 'nonsense' has no scheme: expected http://HOST:PORT"),
+        (["show", "--url", "ftp://host", *HERE], "the URL 'ftp://host' has the unknown scheme 'ftp': expected http://HOST:PORT"),
         (["show", "--url", "grpc://a:1", "--url", "grpc://a:1", *HERE], "the server grpc://a:1 is named twice: name it once"),
         (["reload", "other", *HERE], "repository holds no ensemble 'other'"),
         (["apply", "none.yaml", *HERE], "No such file or directory: none.yaml: "),
@@ -129,7 +129,7 @@ def test_what_is_wrong_is_told(place: Path, words: list[str], text: str) -> None
         (["rollback", "1", "--to", "0123456789ab", *HERE], "give either N or --to ID: both say how far to go back"),
         (["prune", "--keep", "-1", *HERE], "-1 is not in the range x>=0"),
         (["history", "--last", "-1", *HERE], "-1 is not in the range x>=0"),
-        (["show", "--replica", "grpc://a:1"], "expected URL=FOLDER, such as grpc://10.0.0.7:8001=/mnt/seven/models, got 'grpc://a:1'"),
+        (["show", "--replica", "grpc://a:1"], "expected URL=FOLDER, such as http://10.0.0.7:8000=/mnt/seven/models, got 'grpc://a:1'"),
         (["show", "--timeout", "0", *HERE], "0.0 is not in the range x>=0.1"),
         (["delete", "ensemble", *HERE], "No such command 'delete'"),
     ],
@@ -238,9 +238,9 @@ def test_a_disk_that_cannot_be_written_is_told(place: Path) -> None:
 
 
 def test_a_server_that_has_started_while_an_edit_waited_is_told_of(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = iter([[], [("grpc://127.0.0.1:1", "k" * 24)]])
+    found = iter([[], [("http://127.0.0.1:1", "k" * 24)]])
     monkeypatch.setattr("defensemble.cli._ensembles.servers_of", lambda repository: next(found))
     done = CliRunner().invoke(cli, ["ensemble", "weight", "ensemble", "a=2", *HERE])
     assert done.exit_code == 0
-    assert "grpc://127.0.0.1:1 has started meanwhile, and may serve what was there before: " in done.stderr
+    assert "http://127.0.0.1:1 has started meanwhile, and may serve what was there before: " in done.stderr
     assert next(found, None) is None

@@ -73,7 +73,7 @@ def refused(*words: str, repository: str = "repository", status: int = 1) -> str
 
 
 def test_edits_find_the_server_here_and_print_what_they_did_and_how_it_is_undone(world: World) -> None:
-    url = world.server.grpc_url
+    url = world.server.http_url
     told = ensemble("weight", "ensemble", "a=2", "c=0.5", "-m", "does best").stdout
     assert told.startswith("ensemble: changed:\n  weight of a@1: 1 -> 2 (33.3 % -> 57.1 %)\n  weight of c@1: 1 -> 0.5 (33.3 % -> 14.3 %)\n")
     assert f"serving on {url}, after " in told
@@ -130,7 +130,7 @@ def test_show_prints_what_apply_reads_and_apply_then_does_nothing(world: World) 
 
 
 def test_json_is_json_and_says_all(world: World) -> None:
-    url = world.server.grpc_url
+    url = world.server.http_url
     told = json.loads(ensemble("weight", "ensemble", "a=2", "--json", "-m", "why").stdout)
     assert (told["schema"], told["ensemble"], told["servers"], told["dry_run"]) == ("defensemble.applied/1", "ensemble", [url], False)
     assert {"checks", "writes", "loads", "inferences", "drain", "total"} <= set(told["seconds"])
@@ -156,7 +156,7 @@ def test_show_and_history_tell_a_person(world: World) -> None:
     table = ensemble("show", "ensemble").stdout
     assert "ensemble: averages probabilities; images 1x4x4, 3 classes, up to 8 a call" in table
     assert re.search(r"a@1 +│ +1 │ +33.3 % │ fp32 +│ masks-1 +│ not known +│ yes", table)
-    assert f"served by {world.server.grpc_url}: yes" in table
+    assert f"served by {world.server.http_url}: yes" in table
     told = ensemble("history").stdout
     first, second = re.findall(r"^([0-9a-f]{12})  \S+\+00:00  \S+@\S+  (.*)$", told, re.MULTILINE)
     assert first[1] == "weight 'ensemble' (undone)"
@@ -166,7 +166,7 @@ def test_show_and_history_tell_a_person(world: World) -> None:
 
 
 def test_files_alone_lag_behind_until_they_are_taken_up(world: World) -> None:
-    url = world.server.grpc_url
+    url = world.server.http_url
     told = ensemble("weight", "ensemble", "a=2", "--files-only").stdout
     assert "files alone: no server was told" in told
     assert "--files-only" in told.partition("undo it:")[2]
@@ -219,7 +219,7 @@ def test_prune_lists_first_and_asks(world: World) -> None:
 
 
 def test_urls_and_replicas_are_given_by_hand(world: World, tmp_path: Path) -> None:
-    ensemble("weight", "ensemble", "a=2", "--url", world.server.http_url)
+    ensemble("weight", "ensemble", "a=2", "--url", world.server.grpc_url)
     world.check({"a@1": 2.0, "b@1": 1.0, "c@1": 1.0})
     told = ensemble("weight", "ensemble", "a=3", "--url", world.server.grpc_url, "--admin-key-file", "admin.key").stdout
     assert f"--repository repository --url {world.server.grpc_url} --admin-key-file admin.key" in told
@@ -264,7 +264,7 @@ def test_a_key_that_is_none_changes_nothing(world: World, written: str | None, t
 def test_as_a_process_an_edit_is_one_command(world: World) -> None:
     place = world.folder.parent
     told = succeed("ensemble", "weight", "ensemble", "a=2", "--repository", "repository", cwd=place)
-    assert f"serving on {world.server.grpc_url}" in told
+    assert f"serving on {world.server.http_url}" in told
     world.check({"a@1": 2.0, "b@1": 1.0, "c@1": 1.0})
     done = run("ensemble", "prune", "--keep", "0", "--repository", "repository", cwd=place)
     assert (done.returncode, "so say --yes" in done.stderr) == (2, True)

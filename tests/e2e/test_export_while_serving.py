@@ -22,7 +22,7 @@ def test_a_server_takes_up_an_export_when_it_is_told_to(tmp_path: Path) -> None:
         export = ("export", "--from-onnx", "beta.onnx", "--as", "beta", "--labels", "labels.txt", "--max-batch-size", "8", "--replace")
         told = succeed(*export, cwd=tmp_path)
         assert "serve it: " not in told
-        (line,) = [line for line in told.splitlines() if line.startswith(f"{server.grpc_url} serves what was there before")]
+        (line,) = [line for line in told.splitlines() if line.startswith(f"{server.http_url} serves what was there before")]
         with Client(server.grpc_url) as client:
             assert np.allclose(client.predict(images).probabilities, alpha, atol=1e-5), "until it is told"
         assert "adds beta@1 with weight 1 (50.0 %)" in succeed(

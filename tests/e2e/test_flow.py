@@ -278,7 +278,8 @@ def check_demo(printed: str, folder: Path, address: Address, cwd: Path) -> None:
     labels = re.findall(r"'(\d)'", answered.stdout)
     assert len(labels) == len(images)
     assert labels[0] == best_by_curl
-    assert f"answers over gRPC  {' '.join(labels)}\n" in printed
+    for protocol in ("HTTP", "gRPC"):
+        assert f"answers over {protocol}  {' '.join(labels)}" in printed
 
     (stop,) = re.findall(r"^stop it: (.*)$", printed, re.MULTILINE)
     stopped = subprocess.run(shlex.split(stop), cwd=cwd, env=environment(), capture_output=True, text=True, timeout=60, check=False)

@@ -33,6 +33,9 @@ def test_this_machine(triton: Server) -> None:
     assert [check.status for check in mine] == [PASS, WARN]
     assert triton.state.repository in mine[0].text
     assert "CVE-2025-23310" in found(checks, "core's age")[0].text
+    (faults,) = found(checks, "core's faults")
+    assert faults.status == WARN
+    assert all(name in faults.text for name in ("8034", "PR 8172", "PR 8570", "PRs 466, 470", "PR 483"))
     assert all(check.mend for check in checks if check.status != PASS), "whatever is wrong comes with what mends it"
 
 
@@ -40,6 +43,7 @@ def test_a_server_behind_a_url_is_told_its_holes(triton: Server) -> None:
     (check,) = found(diagnose([triton.http_url]), triton.http_url)
     assert check.status == WARN
     assert "CVE-2025-23310" in check.text
+    assert "PRs 466, 470" in check.text
 
 
 def test_a_server_that_is_new_enough_has_no_holes(other_server: str) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from defensemble_server import PortError, RuntimeMissingError, ServeOptions, ServerError, read_admin_key
-from defensemble_server.doctor import holes_of
 from defensemble_server.options import address_from_host, triton_command
 from defensemble_server.runtime import Runtime, check_platform, find_runtime
 
@@ -128,12 +127,3 @@ def test_an_admin_key_is_read_from_its_file(tmp_path: Path) -> None:
         read_admin_key(file)
     with pytest.raises(ServerError, match="cannot be read"):
         read_admin_key(tmp_path / "none")
-
-
-def test_holes_are_counted_by_version() -> None:
-    assert len(holes_of("2.51.0")) == 5
-    assert not [hole for hole in holes_of("2.59.1") if "23310" in hole]
-    assert holes_of("2.71.0") == []
-    assert holes_of("3.0") == []
-    with pytest.raises(ServerError, match="no version"):
-        holes_of("new")

@@ -77,9 +77,9 @@ def cli() -> None:
       defensemble train --keep 0.3 checkpoints/a.safetensors
       defensemble export checkpoints/*.safetensors --repository model_repository
       defensemble serve model_repository
-      defensemble predict grpc://localhost:8001 image.png
+      defensemble predict http://localhost:8000 image.png
       defensemble ensemble weight ensemble keep0.3=2
-      defensemble probe noise grpc://localhost:8001 --data digits
+      defensemble probe noise http://localhost:8000 --data digits
     """
 
 

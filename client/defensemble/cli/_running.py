@@ -11,12 +11,15 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def servers_of(repository: Path) -> list[tuple[str, str]]:
-    """The servers that run here on a folder: their URL, and their admin key."""
+    """The servers that run here on a folder: their HTTP URL, and their admin key.
+
+    HTTP, because a gRPC call that is cut off, as by Ctrl-C or a kill, can crash core 2.51.
+    """
     from defensemble_server import read_states
     from defensemble_server.options import reached_at
 
     found = [state for state in read_states() if Path(state.repository).resolve() == repository.resolve()]
-    return [(f"grpc://{reached_at(state.host)}:{state.grpc_port}", state.admin_key) for state in found]
+    return [(f"http://{reached_at(state.host)}:{state.http_port}", state.admin_key) for state in found]
 
 
 def noted_key(url: str) -> str | None:

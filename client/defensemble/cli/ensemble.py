@@ -35,7 +35,7 @@ def _replicas(context: click.Context, option: click.Parameter, values: tuple[str
     for value in values:
         url, equals, folder = value.partition("=")
         if not equals or not url or not folder:
-            raise click.BadParameter(f"expected URL=FOLDER, such as grpc://10.0.0.7:8001=/mnt/seven/models, got {value!r}")
+            raise click.BadParameter(f"expected URL=FOLDER, such as http://10.0.0.7:8000=/mnt/seven/models, got {value!r}")
         found.append((url, Path(folder)))
     return tuple(found)
 
@@ -55,7 +55,7 @@ def _places(command: _Command) -> _Command:
             "urls",
             multiple=True,
             metavar="URL",
-            help="A server that reads the folder, grpc://HOST:PORT or http://HOST:PORT. Repeatable.  [default: those that "
+            help="A server that reads the folder, http://HOST:PORT or grpc://HOST:PORT. Repeatable.  [default: those that "
             "`defensemble serve` runs on it here, else none]",
         ),
         click.option(
@@ -153,7 +153,7 @@ def show(name: str | None, form: str, **where: Any) -> None:
     Examples:
       defensemble ensemble show
       defensemble ensemble show ensemble --format yaml        # a file that `apply` reads
-      defensemble ensemble show --url grpc://10.0.0.7:8001 --admin-key-file admin.key
+      defensemble ensemble show --url http://10.0.0.7:8000 --admin-key-file admin.key
     """
     from defensemble.cli._ensembles import show_ensembles
 

@@ -46,10 +46,10 @@ def command(
 
     \b
     Examples:
-      defensemble predict grpc://localhost:8001 three.png seven.png
+      defensemble predict http://localhost:8000 three.png seven.png
       defensemble predict http://localhost:8000 images.npy --top 3 --json
-      defensemble predict grpc://localhost:8001 --labelled test_images/ --model alpha
-      defensemble predict grpc://localhost:8001 a.png --outputs probabilities,entropy,mutual_information
+      defensemble predict http://localhost:8000 --labelled test_images/ --model alpha
+      defensemble predict http://localhost:8000 a.png --outputs probabilities,entropy,mutual_information
     """
     if not files and labelled is None:
         raise click.UsageError("Give files of images, or --labelled FOLDER.")

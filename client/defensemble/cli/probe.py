@@ -22,7 +22,7 @@ def command() -> None:
 
     \b
     Examples:
-      defensemble probe noise grpc://localhost:8001 --data digits
+      defensemble probe noise http://localhost:8000 --data digits
     """
 
 
@@ -68,10 +68,10 @@ def noise(
 
     \b
     Examples:
-      defensemble probe noise grpc://localhost:8001 --data digits
+      defensemble probe noise http://localhost:8000 --data digits
       defensemble probe noise http://localhost:8000 --data digits --target ensemble --target standard --limit 100
-      defensemble probe noise grpc://localhost:8001 --data test.npz --sigmas 8,16,32 --seed 1 --out noise.json
-      defensemble probe noise grpc://localhost:8001 --data cifar10 --data-dir cifar10/ --limit 1000
+      defensemble probe noise http://localhost:8000 --data test.npz --sigmas 8,16,32 --seed 1 --out noise.json
+      defensemble probe noise http://localhost:8000 --data cifar10 --data-dir cifar10/ --limit 1000
     """
     from defensemble import Client
     from defensemble.cli._probing import probe_noise_and_report
