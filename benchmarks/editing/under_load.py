@@ -110,7 +110,7 @@ def edited_under_load(
     """
     repository = folder / "repository"
     write_plan(repository, repository_plan(repository, members, ensemble=ENSEMBLE))
-    with started(repository) as (server, _), Client(server.grpc_url, admin_key=server.state.admin_key) as client:
+    with started(repository) as (server, _), Client(server.http_url, admin_key=server.state.admin_key) as client:
         # Only now, so that the server does not have them yet.
         write_plan(repository, repository_plan(repository, later, ensemble=None, replace=True))
         ensembles = Ensembles(repository, client)

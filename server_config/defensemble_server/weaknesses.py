@@ -101,6 +101,7 @@ KNOWN_FAULTS = (
         "",
         "`defensemble ensemble reload` converts old repositories to one last step",
     ),
+    Weakness((), "an unload of a model that is still being loaded can end the server", None, "", "wait for a load to end first"),
     Weakness(
         ("core PRs 466, 470",),
         "a queue limit on a member of an ensemble leaves calls without an answer",
