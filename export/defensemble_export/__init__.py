@@ -9,7 +9,7 @@ from defensemble_repository.reader import ensemble_from_configs, read_config, re
 
 from . import _telemetry as _telemetry
 from ._errors import DeclarationError, EngineError, ExistsError, ExportError, HistoryError, LockedError, ProfileError, VerificationError
-from .averaging import average_onnx, uncertainty_onnx
+from .averaging import average_onnx
 from .calibration import Calibration, calibration_images
 from .changes import changes_between
 from .checking import check_ensemble
@@ -129,7 +129,6 @@ __all__ = [
     "repository_plan",
     "snapshot_of",
     "this_user",
-    "uncertainty_onnx",
     "undoable",
     "verify_fused",
     "verify_onnx",

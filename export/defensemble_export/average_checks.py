@@ -7,15 +7,15 @@ import math
 from collections.abc import Sequence
 
 from defensemble_repository.checks.finding import Step
-from defensemble_repository.configs import uncertainty_outputs
+from defensemble_repository.configs import averaging_outputs
 from defensemble_repository.ensemble import AVERAGES, Ensemble, Vote
 from defensemble_repository.errors import EnsembleError
-from defensemble_repository.names import CONFIG_FILE, MODEL_FILE, RESERVED
+from defensemble_repository.names import CONFIG_FILE, MODEL_FILE
 from defensemble_repository.pbtxt import schema
 from defensemble_repository.reader import parameter
 
-from .averaging import average_onnx, is_same_graph, uncertainty_onnx
-from .ensemble_files import averaging_models
+from .averaging import average_onnx, is_same_graph
+from .ensemble_files import averaging_model, two_model_names
 from .inspecting import Inspection
 from .model_checks import said_tensors
 
@@ -39,7 +39,7 @@ def check_averages(found: Inspection, ensemble: str, models: Sequence[str]) -> N
                 found.say(
                     model,
                     f"it measures for {_said(other)}, but '{first}' averages {_said(votes)}: the steps of '{ensemble}' mix two ensembles; "
-                    f"`defensemble ensemble reload {ensemble}` writes both anew",
+                    f"`defensemble ensemble reload {ensemble}` writes one model in their place",
                     f"{model}/{CONFIG_FILE}",
                     *_value("weights"),
                 )
@@ -106,7 +106,7 @@ def _stated(found: Inspection, ensemble: str, model: str, config: schema.ModelCo
 
 
 def _check_form(found: Inspection, ensemble: str, model: str, config: schema.ModelConfig, votes: Ensemble) -> bool:
-    """Whether a model has the inputs, outputs, name and graph of these votes."""
+    """Whether a model has the inputs, outputs, name and graph of these votes; the graph of one of two models is judged by its digest."""
     path = f"{model}/{CONFIG_FILE}"
     reload = f"`defensemble ensemble reload {ensemble}`"
     edited = f"the parameters were edited by hand: {reload} generates the model again under its new name"
@@ -117,12 +117,11 @@ def _check_form(found: Inspection, ensemble: str, model: str, config: schema.Mod
         )
         return False
     classes = int(dims[0])
-    is_average = model.startswith(RESERVED[0])
-    given = [("probabilities", [classes])] if is_average else uncertainty_outputs(len(votes.members), classes)
-    wanted = [[(f"logits_{index}", [classes]) for index in range(len(votes.members))], given]
-    got = [[(tensor.name, list(tensor.dims)) for tensor in tensors] for tensors in (config.input, config.output)]
-    named = averaging_models(votes, classes, int(config.max_batch_size))[0 if is_average else 1]
-    if model != named:
+    named = averaging_model(votes, classes, int(config.max_batch_size))
+    of_two = two_model_names(votes, classes, int(config.max_batch_size))
+    outputs = averaging_outputs(len(votes.members), classes)
+    given = {named: outputs, of_two[0]: outputs[:1], of_two[1]: outputs[1:]}.get(model)
+    if given is None:
         found.say(
             model,
             f"it says {_said(votes)}, max_batch_size {config.max_batch_size}, which would be {named}: {edited}",
@@ -130,20 +129,23 @@ def _check_form(found: Inspection, ensemble: str, model: str, config: schema.Mod
             *_value("weights"),
         )
         return False
+    wanted = [[(f"logits_{index}", [classes]) for index in range(len(votes.members))], given]
+    got = [[(tensor.name, list(tensor.dims)) for tensor in tensors] for tensors in (config.input, config.output)]
     for kind, mine, expected in zip(("input", "output"), got, wanted, strict=True):
         if mine != expected:
             found.say(model, f"its {kind}s are {mine}, expected {expected} of {len(expected)} {kind}s: put them back", path, kind)
             return False
     file = f"{model}/1/{MODEL_FILE}"
     content = found.content(file)
-    if content is not None and not found.refused(model, file):
-        graph = average_onnx(votes, classes) if is_average else uncertainty_onnx(votes, classes)
-        if not is_same_graph(content, graph):
-            found.say(
-                model,
-                f"this file is not the graph that the parameters ({_said(votes)}) generate: it was changed; {reload} generates it again",
-                file,
-            )
+    if model in of_two:
+        if parameter(config, "sha256.1") is None:
+            found.say(model, f"lacks the parameter sha256.1, by which its file is known: {reload} generates another model instead", path)
+    elif content is not None and not found.refused(model, file) and not is_same_graph(content, average_onnx(votes, classes)):
+        found.say(
+            model,
+            f"this file is not the graph that the parameters ({_said(votes)}) generate: it was changed; {reload} generates it again",
+            file,
+        )
     return not found.refused(model)
 
 

@@ -1,8 +1,8 @@
-"""The two small ONNX graphs that average an ensemble's members and measure how far they disagree.
+"""The small ONNX graph that averages an ensemble's members and measures how far they disagree.
 
 With weights w (normalised to sum 1) and s_m = softmax(logits_m): ``probabilities`` is sum w_m s_m or softmax(sum w_m logits_m);
-``entropy`` = H(probabilities) and ``mutual_information`` = H(sum w_m s_m) - sum w_m H(s_m), in nats. They are two models because Triton's
-ensemble scheduler prunes whole steps only, and ONNX Runtime computes a whole graph whatever is asked of it.
+``entropy`` = H(probabilities) and ``mutual_information`` = H(sum w_m s_m) - sum w_m H(s_m), in nats. It is one model: where an ensemble's
+last two steps both failed for one request, as they do when a caller cancels it, Triton's core (2.51) crashed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper, numpy_helper
 
-from defensemble_repository.configs import uncertainty_outputs
+from defensemble_repository.configs import averaging_outputs
 from defensemble_repository.ensemble import Ensemble
 
 # What every file says that we write; libraries' newest defaults are ahead of what servers load.
@@ -24,28 +24,29 @@ OPSET = 20
 
 
 def average_onnx(ensemble: Ensemble, num_classes: int) -> bytes:
-    """The graph of ``average_<digest>``: ``logits_m`` FP32 [N,K], for each member, to ``probabilities`` FP32 [N,K]."""
+    """Build the graph of ``average_<digest>``: ``logits_m`` FP32 [N,K] for each member, to what ``averaging_outputs`` names."""
     graph = _Graph(ensemble)
-    stacked = graph.stack()
-    probabilities = graph.probabilities(stacked)
-    return graph.finish({probabilities: ("probabilities", [num_classes])}, num_classes, "average")
-
-
-def uncertainty_onnx(ensemble: Ensemble, num_classes: int) -> bytes:
-    """The graph of ``uncertainty_<digest>``: the same inputs to the measures that ``uncertainty_outputs`` names."""
-    graph = _Graph(ensemble)
-    stacked = graph.stack()
-    members = graph.add("Softmax", [stacked], axis=2)
-    mixture = graph.weighted_sum(members)
-    probabilities = mixture if ensemble.average == "probabilities" else graph.probabilities(stacked)
-    entropy = graph.entropy(probabilities)  # [N,1]
-    mixture_entropy = entropy if probabilities == mixture else graph.entropy(mixture)
-    member_entropy = graph.entropy(members)  # [N,M,1]
-    expected = graph.weighted_sum(member_entropy)  # [N,1]
+    stacked = graph.stack(num_classes)
+    members = graph.add("Softmax", [stacked], "member_probabilities", axis=2)
+    weighted = graph.add("Mul", [members, graph.weights()])
+    if ensemble.average == "probabilities":
+        mixture = graph.sum_members(weighted, "probabilities")
+        negative_entropy = negative_mixture_entropy = graph.sum_classes(graph.add("Mul", [mixture, graph.log(mixture)]))
+    else:
+        mixture = graph.sum_members(weighted)
+        negative_mixture_entropy = graph.sum_classes(graph.add("Mul", [mixture, graph.log(mixture)]))
+        logits = graph.sum_members(graph.add("Mul", [stacked, graph.weights()]))
+        probabilities = graph.add("Softmax", [logits], "probabilities", axis=1)
+        negative_entropy = graph.sum_classes(graph.add("Mul", [probabilities, graph.log_softmax(logits, axis=1)]))
+    graph.add("Neg", [negative_entropy], "entropy")
+    # [N,M]: w_m sum_k s_mk log s_mk
+    negative_expected = graph.add(
+        "ReduceSum", [graph.add("Mul", [weighted, graph.log_softmax(stacked, axis=2)]), graph.last_axis()], keepdims=0
+    )
+    information = graph.add("Sub", [graph.sum_classes(negative_expected), negative_mixture_entropy])
     # Never negative by Jensen's inequality; rounding alone could make it so.
-    information = graph.add("Relu", [graph.add("Sub", [mixture_entropy, expected])])
-    names = uncertainty_outputs(len(ensemble.members), num_classes)
-    return graph.finish(dict(zip((members, entropy, information), names, strict=True)), num_classes, "uncertainty")
+    graph.add("Relu", [information], "mutual_information")
+    return graph.finish(num_classes)
 
 
 def is_same_graph(content: bytes | None, generated: bytes) -> bool:
@@ -67,9 +68,12 @@ class _Graph:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
 
-    def add(self, operator: str, inputs: list[str], axis: int | None = None, keepdims: int | None = None) -> str:
+    def add(
+        self, operator: str, inputs: list[str], name: str | None = None, *, axis: int | None = None, keepdims: int | None = None
+    ) -> str:
+        """Add a node; its result is the output ``name`` of the graph, or has a name of its own."""
         attributes: dict[str, Any] = {key: value for key, value in (("axis", axis), ("keepdims", keepdims)) if value is not None}
-        name = f"{operator.lower()}_{len(self.nodes)}"
+        name = name or f"{operator.lower()}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(operator, inputs, [name], name=name, **attributes))
         return name
 
@@ -78,41 +82,49 @@ class _Graph:
             self.constants[name] = numpy_helper.from_array(value(), name)
         return name
 
-    def stack(self) -> str:
-        """All members' logits, [N,M,K]."""
-        axis = self.constant("member_axis", lambda: np.array([1], np.int64))
-        columns = [self.add("Unsqueeze", [f"logits_{index}", axis]) for index in range(len(self.ensemble.members))]
-        return self.add("Concat", columns, axis=1)
+    def weights(self) -> str:
+        return self.constant("weights", lambda: np.array(self.ensemble.weights, np.float32).reshape(1, -1, 1))
 
-    def weighted_sum(self, values: str) -> str:
-        """Sum over members of w_m times [N,M,X]: [N,X]."""
-        weights = self.constant("weights", lambda: np.array(self.ensemble.weights, np.float32).reshape(1, -1, 1))
-        axis = self.constant("member_axis", lambda: np.array([1], np.int64))
-        return self.add("ReduceSum", [self.add("Mul", [values, weights]), axis], keepdims=0)
+    def last_axis(self) -> str:
+        return self.constant("last_axis", lambda: np.array([-1], np.int64))
 
-    def probabilities(self, stacked: str) -> str:
-        if self.ensemble.average == "probabilities":
-            return self.weighted_sum(self.add("Softmax", [stacked], axis=2))
-        return self.add("Softmax", [self.weighted_sum(stacked)], axis=1)
+    def stack(self, num_classes: int) -> str:
+        """All members' logits, [N,M,K]: a reshape copies nothing, and costs one node where an unsqueeze costs one for each member."""
+        members = len(self.ensemble.members)
+        shape = self.constant("stacked_shape", lambda: np.array([-1, members, num_classes], np.int64))
+        return self.add("Reshape", [self.add("Concat", [f"logits_{index}" for index in range(members)], axis=1), shape])
 
-    def entropy(self, distribution: str) -> str:
-        """-sum p log p over the last axis, which is kept; 0 log 0 is 0."""
+    def sum_members(self, values: str, name: str | None = None) -> str:
+        """The sum over members of [N,M,K]: [N,K]."""
+        return self.add("ReduceSum", [values, self.constant("member_axis", lambda: np.array([1], np.int64))], name, keepdims=0)
+
+    def sum_classes(self, values: str) -> str:
+        """The sum over the last axis, which is kept."""
+        return self.add("ReduceSum", [values, self.last_axis()], keepdims=1)
+
+    def log(self, distribution: str) -> str:
+        """The logarithm of probabilities, finite for 0, so that 0 log 0 is 0."""
         least = self.constant("least", lambda: np.array(np.finfo(np.float32).tiny, np.float32))
-        last = self.constant("last_axis", lambda: np.array([-1], np.int64))
-        logarithm = self.add("Log", [self.add("Max", [distribution, least])])
-        return self.add("Neg", [self.add("ReduceSum", [self.add("Mul", [distribution, logarithm]), last], keepdims=1)])
+        return self.add("Log", [self.add("Max", [distribution, least])])
 
-    def finish(self, outputs: dict[str, tuple[str, list[int]]], num_classes: int, kind: str) -> bytes:
-        for result, (output, _) in outputs.items():
-            self.nodes.append(helper.make_node("Identity", [result], [output], name=output))
+    def log_softmax(self, logits: str, axis: int) -> str:
+        """The logarithm of the softmax, finite for a logit of -inf.
+
+        Of five members, 1,000 classes and 16 images: the graph takes 120 us more than the average alone, with ``log`` here too 240 us.
+        """
+        lowest = self.constant("lowest", lambda: np.array(np.finfo(np.float32).min, np.float32))
+        return self.add("Max", [self.add("LogSoftmax", [logits], axis=axis), lowest])
+
+    def finish(self, num_classes: int) -> bytes:
+        members = len(self.ensemble.members)
         graph = helper.make_graph(
             self.nodes,
-            kind,
+            "average",
+            [helper.make_tensor_value_info(f"logits_{m}", TensorProto.FLOAT, ["batch", num_classes]) for m in range(members)],
             [
-                helper.make_tensor_value_info(f"logits_{m}", TensorProto.FLOAT, ["batch", num_classes])
-                for m in range(len(self.ensemble.members))
+                helper.make_tensor_value_info(output, TensorProto.FLOAT, ["batch", *dims])
+                for output, dims in averaging_outputs(members, num_classes)
             ],
-            [helper.make_tensor_value_info(output, TensorProto.FLOAT, ["batch", *dims]) for output, dims in outputs.values()],
             list(self.constants.values()),
         )
         model = helper.make_model(graph, ir_version=IR_VERSION, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="defensemble")

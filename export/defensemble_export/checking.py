@@ -14,7 +14,7 @@ from defensemble_repository.reader import ensemble_from_configs, versions_by_pol
 from defensemble_repository.view import Files
 
 from .average_checks import check_averages
-from .ensemble_files import averaging_models
+from .ensemble_files import averaging_model, two_model_names
 from .fused_plan import outdated_among
 from .inspecting import Inspection
 from .member_checks import check_label_files, check_members
@@ -180,23 +180,25 @@ def _check_votes(found: Inspection, name: str, config: schema.ModelConfig, known
 
 
 def _say_names(found: Inspection, name: str, config: schema.ModelConfig, votes: Ensemble, known: dict[str, schema.ModelConfig]) -> None:
-    """Averages that were made for other members or batches, and are right by position: told, and renamed by the next edit."""
-    other: dict[int, str] = {}
-    for index, step in enumerate(config.ensemble_scheduling.step):
-        described = known.get(step.model_name)
-        if index < len(votes.members) or described is None:
-            continue
-        classes = next((int(size) for tensor in described.input for size in tensor.dims), 0)
-        names = averaging_models(votes, classes, int(config.max_batch_size))
-        if step.model_name not in names:
-            other[index] = names[0 if "probabilities" in step.output_map.values() else 1]
-    if other:
-        steps = " and ".join(f"step {index + 1} is to run {named}" for index, named in other.items())
+    """Say what is served, and what the next edit writes otherwise: two averaging models, or one named for other members or batches."""
+    path, first = f"{name}/{CONFIG_FILE}", len(votes.members)
+    averages = [step.model_name for step in list(config.ensemble_scheduling.step)[first:]]
+    if len(averages) > 1:
         text = (
-            f"it answers rightly, but what averages it is named for other members or another max_batch_size: {steps}, which "
-            f"`defensemble ensemble reload {name}` generates"
+            f"{averages[0]} and {averages[1]} average it, the form of earlier versions, in which a call that is cancelled can crash the "
+            f"server: `defensemble ensemble reload {name}` makes one model of them"
         )
-        found.say(name, text, f"{name}/{CONFIG_FILE}", *way_to_step(min(other), "model_name"), refuses=False)
+        found.say(name, text, path, *way_to_step(first, "model_name"), refuses=False)
+        return
+    described = known.get(averages[0])
+    classes = next((int(size) for tensor in described.input for size in tensor.dims), 0) if described is not None else 0
+    named = averaging_model(votes, classes, int(config.max_batch_size))
+    if averages[0] not in (named, *two_model_names(votes, classes, int(config.max_batch_size))):
+        text = (
+            f"its answers are right, but its averaging model is named for other members or another max_batch_size: step {first + 1} is to "
+            f"run {named}, which `defensemble ensemble reload {name}` generates"
+        )
+        found.say(name, text, path, *way_to_step(first, "model_name"), refuses=False)
 
 
 def _numbers(versions: list[int]) -> str:

@@ -6,16 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from defensemble_repository.configs import ensemble_config
 from defensemble_repository.ensemble import Ensemble
 from defensemble_repository.errors import ConfigError, EnsembleError
 from defensemble_repository.names import CONFIG_FILE, LABELS_FILE, MODEL_FILE, check_name
-from defensemble_repository.pbtxt import config_from_pbtxt, schema
+from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config, schema
 from defensemble_repository.reader import existing_batch, read_ensemble, stated_votes
 from defensemble_repository.view import Files
 
 from ._errors import ExistsError
-from .averaging import average_onnx, is_same_graph, uncertainty_onnx
-from .ensemble_files import PLACEHOLDER, PLACEHOLDER_TEXT, averaging_files, averaging_models, ensemble_files
+from .averaging import average_onnx, is_same_graph
+from .ensemble_files import PLACEHOLDER, PLACEHOLDER_TEXT, averaging_files, averaging_model, ensemble_files, is_of_two_models
 from .history import Snapshot
 from .plan import is_there
 
@@ -24,7 +25,7 @@ from .plan import is_there
 class EditPlan:
     """The files of an edit, in the order in which they are to appear: each state on the way is the old ensemble or the new one.
 
-    ``averaging`` are those of averaging models that are not there yet, which nobody reads until ``files``, the ensemble's own, change
+    ``averaging`` are those of an averaging model that is not there yet, which nobody reads until ``files``, the ensemble's own, change
     (path relative to the repository, to bytes). ``deletes`` says that the ensemble's folder is to go as a whole. ``before`` is None where
     there was no ensemble, or one that cannot be read as ours; ``after`` where there will be none.
     """
@@ -44,8 +45,13 @@ class EditPlan:
 
     @property
     def new_models(self) -> tuple[str, ...]:
-        """The names of the averaging models that it writes."""
+        """The name of the averaging model that it writes, where it writes one."""
         return tuple(dict.fromkeys(path.partition("/")[0] for path in self.averaging))
+
+    @property
+    def converts(self) -> bool:
+        """Whether the ensemble that it changes is of the two-model form, in which none is written: not by a rollback either."""
+        return self.before is not None and bool(self.files) and is_of_two_models(self.disk(), self.name)
 
     def disk(self) -> Files:
         """The repository as it is."""
@@ -63,15 +69,16 @@ class EditPlan:
         """The models that the ensemble will run, with their versions, in step order."""
         return [] if self.after is None else steps_of(self.outcome().config(self.name))
 
+    def steps_before(self) -> list[tuple[str, int]]:
+        """The models that the ensemble runs now, with their versions, in step order."""
+        return steps_of(self.disk().config(self.name)) if self.disk().has(self.name) else []
+
     def released(self) -> tuple[str, ...]:
         """The models that it runs now, and that no ensemble of the repository will; none where a configuration cannot be read."""
-        if not self.disk().has(self.name):
-            return ()
         try:
-            used = used_models(self.outcome())
-            return tuple(
-                model for model in dict.fromkeys(model for model, _ in steps_of(self.disk().config(self.name))) if model not in used
-            )
+            before = dict.fromkeys(model for model, _ in self.steps_before())
+            used = used_models(self.outcome()) if before else set()
+            return tuple(model for model in before if model not in used)
         except ConfigError:
             return ()
 
@@ -153,7 +160,8 @@ def plan_deletion(repository: Path, name: str) -> EditPlan:
 def plan_snapshot(repository: Path, name: str, snapshot: Snapshot | None) -> EditPlan:
     """Plan that the ensemble ``name`` is again, to the byte, what ``snapshot`` has kept; None: that it is gone.
 
-    Averaging models that were deleted since are generated again, and get the configurations that they had.
+    An averaging model that was deleted since is generated again, and gets the configuration that it had. Of a state of the two-model form
+    all but its last two steps is restored, which become one.
 
     Raises:
         EnsembleError: a member of then is not there any more, or not at that version.
@@ -168,8 +176,16 @@ def plan_snapshot(repository: Path, name: str, snapshot: Snapshot | None) -> Edi
                 f"{vote.model}@{vote.version}, which voted in '{name}' then, is not in {repository} any more: export it again, "
                 "or go back less far"
             )
-    config = config_from_pbtxt(snapshot.config, f"the {CONFIG_FILE} of '{name}' in the history")
-    batch = int(config.max_batch_size)
+    kept = config_from_pbtxt(snapshot.config, f"the {CONFIG_FILE} of '{name}' in the history")
+    batch = int(kept.max_batch_size)
+    config = ensemble_config(
+        snapshot.votes,
+        average_model=averaging_model(snapshot.votes, snapshot.num_classes, batch),
+        input_shape=_interface(kept, repository)[0],
+        num_classes=snapshot.num_classes,
+        max_batch_size=batch,
+        existing=kept,
+    )
     damaged = _damaged_averaging(files, snapshot.votes, snapshot.num_classes, batch)
     laid = Files(repository, dict.fromkeys(damaged))
     averaging = averaging_files(laid, snapshot.votes, config, num_classes=snapshot.num_classes, max_batch_size=batch)
@@ -177,6 +193,8 @@ def plan_snapshot(repository: Path, name: str, snapshot: Snapshot | None) -> Edi
         if f"{model}/{CONFIG_FILE}" in averaging:
             averaging[f"{model}/{CONFIG_FILE}"] = text.encode(errors="surrogateescape")
     own = {path: content for path, content in snapshot.files.items() if path.startswith(f"{name}/")}
+    if config != kept:
+        own[f"{name}/{CONFIG_FILE}"] = pbtxt_from_config(config)
     if not (repository / name).exists():
         own = {f"{name}/1/{PLACEHOLDER}": PLACEHOLDER_TEXT, **own}
     try:
@@ -239,17 +257,16 @@ def _interface(config: schema.ModelConfig, repository: Path) -> tuple[tuple[int,
 
 
 def _damaged_averaging(files: Files, ensemble: Ensemble, num_classes: int, max_batch_size: int) -> list[str]:
-    """The files of averaging models that are there under the names of what ``ensemble`` computes, and compute something else.
+    """The files of an averaging model that is there under the name of what ``ensemble`` computes, and computes something else.
 
-    Somebody has edited them: what serves under these names is what they were written as, and they are written so again.
+    Somebody has edited it: what serves under this name is what it was written as, and it is written so again.
     """
-    found = []
-    for name, graph in zip(averaging_models(ensemble, num_classes, max_batch_size), (average_onnx, uncertainty_onnx), strict=True):
-        path = f"{name}/1/{MODEL_FILE}"
-        if not files.has(name):
-            continue
-        stated = stated_votes(files.config(name), ensemble.name)
-        described = stated is not None and name.endswith(stated.digest(num_classes, max_batch_size))
-        if not (described and is_same_graph(files.content(path), graph(ensemble, num_classes))):
-            found += [path, f"{name}/{CONFIG_FILE}"]
-    return found
+    name = averaging_model(ensemble, num_classes, max_batch_size)
+    if not files.has(name):
+        return []
+    path = f"{name}/1/{MODEL_FILE}"
+    stated = stated_votes(files.config(name), ensemble.name)
+    described = stated is not None and name == averaging_model(stated, num_classes, max_batch_size)
+    if described and is_same_graph(files.content(path), average_onnx(ensemble, num_classes)):
+        return []
+    return [path, f"{name}/{CONFIG_FILE}"]

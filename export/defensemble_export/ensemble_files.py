@@ -1,16 +1,16 @@
-"""The files of an ensemble: its averaging models, under the names of what they compute, and its own, which come last."""
+"""The files of an ensemble: its averaging model, under the name of what it computes, and its own, which come last."""
 
 from __future__ import annotations
 
 import hashlib
 
-from defensemble_repository.configs import averaging_config, ensemble_config, uncertainty_outputs
-from defensemble_repository.ensemble import Ensemble
-from defensemble_repository.names import CONFIG_FILE, LABELS_FILE, MODEL_FILE, RESERVED
+from defensemble_repository.configs import OUTPUTS, averaging_config, ensemble_config
+from defensemble_repository.ensemble import TWO_MODEL_FORM, Ensemble
+from defensemble_repository.names import AVERAGING_NAME, CONFIG_FILE, LABELS_FILE, MODEL_FILE, RESERVED
 from defensemble_repository.pbtxt import pbtxt_from_config, schema
 from defensemble_repository.view import Files
 
-from .averaging import average_onnx, uncertainty_onnx
+from .averaging import average_onnx
 
 # Triton reads every folder as a model; an ensemble's version folder is empty by nature, and archives drop empty folders.
 PLACEHOLDER = "placeholder"
@@ -28,15 +28,13 @@ def ensemble_files(
 ) -> dict[str, bytes]:
     """Compute the files of ``ensemble`` (path relative to the repository, to bytes), in the order in which they are to appear.
 
-    Averaging models that ``files`` hold already are left out: named by what they compute, they are these, and may be serving. An existing
+    An averaging model that ``files`` hold already is left out: named by what it computes, it is this one, and may be serving. An existing
     configuration of the ensemble keeps what does not follow from who votes (``ensemble_config``). ``labels`` is the content of its file of
     class names.
     """
-    average_model, uncertainty_model = averaging_models(ensemble, num_classes, max_batch_size)
     config = ensemble_config(
         ensemble,
-        average_model=average_model,
-        uncertainty_model=uncertainty_model,
+        average_model=averaging_model(ensemble, num_classes, max_batch_size),
         input_shape=input_shape,
         num_classes=num_classes,
         max_batch_size=max_batch_size,
@@ -50,31 +48,36 @@ def ensemble_files(
     }
 
 
-def averaging_models(ensemble: Ensemble, num_classes: int, max_batch_size: int) -> tuple[str, str]:
-    """The names of the models that give an ensemble's ``probabilities``, and its other outputs: what they compute."""
-    digest = ensemble.digest(num_classes, max_batch_size)
-    average, uncertainty = (f"{prefix}{digest}" for prefix in RESERVED)
-    return average, uncertainty
+def averaging_model(ensemble: Ensemble, num_classes: int, max_batch_size: int) -> str:
+    """Name the model that averages ``ensemble`` by what it computes."""
+    return f"{RESERVED[0]}{ensemble.digest(num_classes, max_batch_size)}"
+
+
+def two_model_names(ensemble: Ensemble, num_classes: int, max_batch_size: int) -> list[str]:
+    """Name the two models that averaged ``ensemble`` in the old form: of its ``probabilities``, and of its other outputs."""
+    digest = ensemble.digest(num_classes, max_batch_size, form=TWO_MODEL_FORM)
+    return [f"{prefix}{digest}" for prefix in RESERVED]
+
+
+def is_of_two_models(files: Files, name: str) -> bool:
+    """Whether the ensemble ``name`` is of the two-model form: a model that averages it computes only some of the outputs.
+
+    Raises:
+        ConfigError: a configuration cannot be read.
+    """
+    models = {step.model_name for step in files.config(name).ensemble_scheduling.step}
+    averaging = [files.config(model) for model in models if AVERAGING_NAME.fullmatch(model) and files.has(model)]
+    return any({tensor.name for tensor in config.output} < set(OUTPUTS) for config in averaging)
 
 
 def averaging_files(
     files: Files, ensemble: Ensemble, config: schema.ModelConfig, *, num_classes: int, max_batch_size: int
 ) -> dict[str, bytes]:
-    """Compute the files of the averaging models that ``config``, that of ``ensemble``, has steps for, and that ``files`` do not hold."""
-    average_model, uncertainty_model = averaging_models(ensemble, num_classes, max_batch_size)
-    graphs = {
-        average_model: (average_onnx, [("probabilities", [num_classes])]),
-        uncertainty_model: (uncertainty_onnx, uncertainty_outputs(len(ensemble.members), num_classes)),
-    }
-    planned = {}
-    for name in (step.model_name for step in config.ensemble_scheduling.step if step.model_name in graphs):
-        if files.has(name):
-            continue
-        graph, outputs = graphs[name]
-        onnx = graph(ensemble, num_classes)
-        described = averaging_config(
-            name, ensemble, outputs, num_classes=num_classes, max_batch_size=max_batch_size, digest=hashlib.sha256(onnx).hexdigest()
-        )
-        planned[f"{name}/1/{MODEL_FILE}"] = onnx
-        planned[f"{name}/{CONFIG_FILE}"] = pbtxt_from_config(described)
-    return planned
+    """Compute the files of the averaging model, where ``config``, that of ``ensemble``, has a step for it and ``files`` lack it."""
+    name = averaging_model(ensemble, num_classes, max_batch_size)
+    if files.has(name) or all(step.model_name != name for step in config.ensemble_scheduling.step):
+        return {}
+    onnx = average_onnx(ensemble, num_classes)
+    digest = hashlib.sha256(onnx).hexdigest()
+    described = averaging_config(name, ensemble, num_classes=num_classes, max_batch_size=max_batch_size, digest=digest)
+    return {f"{name}/1/{MODEL_FILE}": onnx, f"{name}/{CONFIG_FILE}": pbtxt_from_config(described)}

@@ -30,6 +30,7 @@ from defensemble_repository.reader import (
 from defensemble_repository.view import Files
 
 from ._errors import ExistsError, ExportError
+from .ensemble_files import averaging_model, two_model_names
 from .fused_verify import FUSED_TOLERANCE, verify_fused
 from .fusing import digests_of_members, fused_onnx
 from .locking import locked
@@ -281,25 +282,19 @@ def _check_averaging(repository: Path, ensemble: str, config: schema.ModelConfig
         if not step.model_name.startswith(RESERVED) or not (folder / CONFIG_FILE).exists():
             continue
         described = read_config(folder)
-        named, digest = step.model_name.partition("_")[2], _digest_of_parameters(described, votes, num_classes)
+        stated = stated_votes(described, votes.name)
+        # Who votes is what the parameters say: an ensemble's pins may have been moved by hand, which changes nothing in its average.
+        names: list[str] = []
+        if stated is not None and (stated.average, stated.weights) == (votes.average, votes.weights):
+            batch = int(described.max_batch_size)
+            names = [averaging_model(stated, num_classes, batch), *two_model_names(stated, num_classes, batch)]
         file = folder / "1" / MODEL_FILE
         whole = file.exists() and hashlib.sha256(file.read_bytes()).hexdigest() == described.parameters["sha256.1"].string_value
-        if named != digest or not whole:
+        if step.model_name not in names or not whole:
             raise EnsembleError(
                 f"'{ensemble}' averages by {step.model_name}, whose {'parameters' if whole else MODEL_FILE} were changed: it computes "
                 "something else than they say; export the ensemble's members again (--replace), which writes new averaging models"
             )
-
-
-def _digest_of_parameters(averaging: schema.ModelConfig, votes: Ensemble, num_classes: int) -> str | None:
-    """The digest of what an averaging model's parameters say; None where they say nothing that can be averaged, or not what is read.
-
-    Who votes is what they say: an ensemble's pins may have been moved by hand, which changes nothing in its average.
-    """
-    stated = stated_votes(averaging, votes.name)
-    if stated is None or (stated.average, stated.weights) != (votes.average, votes.weights):
-        return None
-    return stated.digest(num_classes, int(averaging.max_batch_size))
 
 
 def _first_other(some: Sequence[str], others: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ import onnxruntime
 from defensemble_repository.ensemble import Ensemble
 
 from ._errors import ExportError, VerificationError
-from .averaging import average_onnx, uncertainty_onnx
+from .averaging import average_onnx
 from .real_images import RANDOM_ALONE
 
 Array = np.ndarray[Any, Any]
@@ -22,7 +22,7 @@ FUSED_TOLERANCE = 1e-6
 def verify_fused(
     fused: bytes, members: Sequence[bytes], ensemble: Ensemble, images: Array | None, *, max_batch_size: int, seed: int = 0
 ) -> dict[str, Any]:
-    """Compare a fused graph with ONNX Runtime's answers of ``members``, averaged by the ensemble's own two graphs, output by output.
+    """Compare a fused graph with ONNX Runtime's answers of ``members``, averaged by the ensemble's own graph, output by output.
 
     On ``images`` (N,C,H,W), where there are any, and on random ones, at batch 1, 2 and ``max_batch_size``, both with ONNX Runtime's graph
     optimisation, as they are served: it decides by what stands around a node whether that is run in integers. Returns what was measured,
@@ -62,7 +62,7 @@ def verify_fused(
             for output in worst:
                 worst[output] = max(worst[output], _difference(got[output], right[output], f"{where}: {output}"))
     return {
-        "against": f"the members one by one and their averaging graphs, in ONNX Runtime {onnxruntime.__version__}",
+        "against": f"the members one by one and their averaging graph, in ONNX Runtime {onnxruntime.__version__}",
         "images": RANDOM_ALONE if images is None else "random images, and the user's or those of the members' data",
         "n": 0 if images is None else min(sum(batches), len(images)),
         "batches": batches,
@@ -77,15 +77,12 @@ class _Pipeline:
     def __init__(self, members: Sequence[bytes], ensemble: Ensemble) -> None:
         self.members = [_session(member) for member in members]
         num_classes = self.members[0].get_outputs()[0].shape[1]
-        self.averages = [_session(graph_of(ensemble, num_classes)) for graph_of in (average_onnx, uncertainty_onnx)]
+        self.average = _session(average_onnx(ensemble, num_classes))
 
     def answers(self, images: Array) -> dict[str, Array]:
         """Every output of the ensemble, by name."""
         logits = {f"logits_{index}": member.run(["logits"], {"images": images})[0] for index, member in enumerate(self.members)}
-        answers: dict[str, Array] = {}
-        for average in self.averages:
-            answers |= zip([tensor.name for tensor in average.get_outputs()], average.run(None, logits), strict=True)
-        return answers
+        return dict(zip([tensor.name for tensor in self.average.get_outputs()], self.average.run(None, logits), strict=True))
 
 
 def _session(content: bytes) -> onnxruntime.InferenceSession:

@@ -1,8 +1,7 @@
 """Members and their average as one ONNX graph, which answers what the ensemble of them does.
 
 Every name of a member gets ``<member>/`` before it, so that its masks are the BOOL initialisers ``<member>/<mask>``; where a model votes
-at several versions it is ``<member>@<version>/``. Names of the averaging begin with ``average_/`` and ``uncertainty_/``, which no member's
-can.
+at several versions it is ``<member>@<version>/``. Names of the averaging begin with ``average_/``, which no member's can.
 """
 
 from __future__ import annotations
@@ -16,12 +15,13 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper
 
-from defensemble_repository.configs import uncertainty_outputs
+from defensemble_repository.configs import averaging_outputs
 from defensemble_repository.ensemble import Ensemble
 from defensemble_repository.errors import EnsembleError
+from defensemble_repository.names import RESERVED
 
 from ._errors import ExportError
-from .averaging import IR_VERSION, OPSET, average_onnx, uncertainty_onnx
+from .averaging import IR_VERSION, OPSET, average_onnx
 from .metadata import CLASS_NAMES, FUSED_AVERAGE, FUSED_MEMBERS, MASK_DIGEST, SPEC
 
 # Protobuf's limit of a message; a file beyond it would need its weights beside it, which no part of a repository here has.
@@ -57,12 +57,10 @@ def fused_onnx(members: Sequence[bytes | onnx.ModelProto], ensemble: Ensemble) -
         # `images` keeps its name, and so is one input of all.
         onnx.compose.add_prefix(model, f"{name}/", rename_inputs=False, inplace=True)
         logits[f"logits_{position}"] = f"{name}/logits"
-    averages = [(average_onnx, "average_"), (uncertainty_onnx, "uncertainty_")]
-    for graph_of, prefix in averages:
-        average = onnx.load_model_from_string(graph_of(ensemble, num_classes))
-        onnx.compose.add_prefix(average, f"{prefix}/", rename_inputs=False, rename_outputs=False, inplace=True)
-        _rename(average.graph.node, logits)
-        models.append(average)
+    average = onnx.load_model_from_string(average_onnx(ensemble, num_classes))
+    onnx.compose.add_prefix(average, f"{RESERVED[0]}/", rename_inputs=False, rename_outputs=False, inplace=True)
+    _rename(average.graph.node, logits)
+    models.append(average)
 
     fused = helper.make_model(
         helper.make_graph(
@@ -71,7 +69,7 @@ def fused_onnx(members: Sequence[bytes | onnx.ModelProto], ensemble: Ensemble) -
             [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", *shape])],
             [
                 helper.make_tensor_value_info(output, TensorProto.FLOAT, ["batch", *dims])
-                for output, dims in (("probabilities", [num_classes]), *uncertainty_outputs(len(ensemble.members), num_classes))
+                for output, dims in averaging_outputs(len(ensemble.members), num_classes)
             ],
         ),
         ir_version=IR_VERSION,

@@ -9,6 +9,9 @@ from .ensemble import Ensemble
 from .names import BACKEND, LABELS_FILE
 from .pbtxt import schema
 
+# What an averaging model computes, and a fused graph and an ensemble give.
+OUTPUTS = ("probabilities", "member_probabilities", "entropy", "mutual_information")
+
 
 def member_config(
     name: str,
@@ -39,17 +42,15 @@ def member_config(
     return config
 
 
-def averaging_config(
-    name: str, ensemble: Ensemble, outputs: Sequence[tuple[str, Sequence[int]]], *, num_classes: int, max_batch_size: int, digest: str
-) -> schema.ModelConfig:
-    """Describe ``average_<digest>`` or ``uncertainty_<digest>``: ``logits_0`` ... ``logits_{M-1}`` FP32 [K] to ``outputs`` (name, dims).
+def averaging_config(name: str, ensemble: Ensemble, *, num_classes: int, max_batch_size: int, digest: str) -> schema.ModelConfig:
+    """Describe ``average_<digest>``: ``logits_0`` ... ``logits_{M-1}`` FP32 [K] to what ``averaging_outputs`` names.
 
     One thread, always on a CPU: the work is a few kilobytes.
     """
     config = schema.ModelConfig(name=name, backend=BACKEND, max_batch_size=max_batch_size)
     for index in range(len(ensemble.members)):
         config.input.add(name=f"logits_{index}", data_type=schema.TYPE_FP32, dims=[num_classes])
-    for output, dims in outputs:
+    for output, dims in averaging_outputs(len(ensemble.members), num_classes):
         config.output.add(name=output, data_type=schema.TYPE_FP32, dims=dims)
     config.instance_group.add(kind=schema.ModelInstanceGroup.KIND_CPU, count=1)
     config.version_policy.all.SetInParent()
@@ -79,21 +80,15 @@ def fused_config(
     ``member_digests`` are those of the members' files, by which a server knows whether it serves the same networks beside this. Of an
     ``existing`` one all that does not follow from who votes stays as it is.
     """
-    measures = dict(uncertainty_outputs(len(ensemble.members), num_classes))
     config = schema.ModelConfig(name=name, backend=BACKEND, max_batch_size=max_batch_size)
     if existing is not None:
         config.CopyFrom(existing)
     else:
-        config.input.add(name="images", data_type=schema.TYPE_FP32, dims=input_shape)
-        config.output.add(name="probabilities", data_type=schema.TYPE_FP32, dims=[num_classes], label_filename=LABELS_FILE)
-        for output, dims in measures.items():
-            config.output.add(name=output, data_type=schema.TYPE_FP32, dims=dims)
+        _add_interface(config, input_shape)
         config.dynamic_batching.SetInParent()
         # It stands alone: all cores, where `serve` shares them out among an ensemble's members.
         _set_parameters(config, {"intra_op_thread_count": "0"})
-    for tensor in config.output:
-        if tensor.name in measures:
-            tensor.dims[:] = measures[tensor.name]
+    _set_dims(config, ensemble, num_classes)
     # The parameters say who votes in one version. That it is named, where `latest` would take a new folder as soon as it is there, lets the
     # one rename of this file change what is served and what is said of it together.
     config.version_policy.specific.versions[:] = [version]
@@ -107,42 +102,34 @@ def ensemble_config(
     ensemble: Ensemble,
     *,
     average_model: str,
-    uncertainty_model: str,
     input_shape: tuple[int, int, int],
     num_classes: int,
     max_batch_size: int,
     existing: schema.ModelConfig | None = None,
 ) -> schema.ModelConfig:
-    """Describe the ensemble: ``images`` FP32 [C,H,W] to ``probabilities`` [K] and, where asked for, the measures of uncertainty.
+    """Describe the ensemble: ``images`` FP32 [C,H,W] to what ``averaging_outputs`` names.
 
     Every step pins an explicit version: what ``-1`` means changes when a version is added. Of an ``existing`` configuration all that does
     not follow from who votes stays as it is: fields that were added to it, outputs that were taken out.
     """
-    measures = dict(uncertainty_outputs(len(ensemble.members), num_classes))
     config = schema.ModelConfig(name=ensemble.name, platform="ensemble")
     if existing is not None:
         config.CopyFrom(existing)
     else:
-        config.input.add(name="images", data_type=schema.TYPE_FP32, dims=input_shape)
-        config.output.add(name="probabilities", data_type=schema.TYPE_FP32, dims=[num_classes], label_filename=LABELS_FILE)
-        for output in measures:
-            config.output.add(name=output, data_type=schema.TYPE_FP32)
+        _add_interface(config, input_shape)
     config.max_batch_size = max_batch_size
-    for tensor in config.output:
-        if tensor.name in measures:
-            tensor.dims[:] = measures[tensor.name]
+    _set_dims(config, ensemble, num_classes)
     outputs = [tensor.name for tensor in config.output]
     del config.ensemble_scheduling.step[:]
-    config.ensemble_scheduling.step.extend(
-        ensemble_steps(ensemble, outputs, average_model=average_model, uncertainty_model=uncertainty_model)
-    )
+    config.ensemble_scheduling.step.extend(ensemble_steps(ensemble, outputs, {average_model: OUTPUTS}))
     return config
 
 
-def ensemble_steps(
-    ensemble: Ensemble, outputs: Sequence[str], *, average_model: str, uncertainty_model: str
-) -> list[schema.ModelEnsembling.Step]:
-    """Wire an ensemble: a step for each vote, then the averaging models that give any of ``outputs``."""
+def ensemble_steps(ensemble: Ensemble, outputs: Sequence[str], averaging: Mapping[str, Sequence[str]]) -> list[schema.ModelEnsembling.Step]:
+    """Wire an ensemble: a step for each vote, then ``averaging``, models with what each computes, that give any of ``outputs``.
+
+    One averaging model is what is written; two, of the old form, are only read.
+    """
     members = len(ensemble.members)
     steps = []
     for index, member in enumerate(ensemble.members):
@@ -150,10 +137,7 @@ def ensemble_steps(
         step.input_map["images"] = "images"
         step.output_map["logits"] = f"logits_{index}"
         steps.append(step)
-    for model, given in (
-        (average_model, ["probabilities"]),
-        (uncertainty_model, [name for name, _ in uncertainty_outputs(members, 1)]),
-    ):
+    for model, given in averaging.items():
         step = schema.ModelEnsembling.Step(model_name=model, model_version=1)
         for index in range(members):
             step.input_map[f"logits_{index}"] = f"logits_{index}"
@@ -165,9 +149,24 @@ def ensemble_steps(
     return steps
 
 
-def uncertainty_outputs(members: int, num_classes: int) -> list[tuple[str, list[int]]]:
-    """Names and dims (without the batch) of what ``uncertainty_<digest>`` computes."""
-    return [("member_probabilities", [members, num_classes]), ("entropy", [1]), ("mutual_information", [1])]
+def averaging_outputs(members: int, num_classes: int) -> list[tuple[str, list[int]]]:
+    """Names and dims (without the batch) of what ``average_<digest>`` computes."""
+    return list(zip(OUTPUTS, ([num_classes], [members, num_classes], [1], [1]), strict=True))
+
+
+def _add_interface(config: schema.ModelConfig, input_shape: tuple[int, int, int]) -> None:
+    """Add the input and the outputs of an ensemble, these without their dims."""
+    config.input.add(name="images", data_type=schema.TYPE_FP32, dims=input_shape)
+    for output in OUTPUTS:
+        config.output.add(name=output, data_type=schema.TYPE_FP32, label_filename=LABELS_FILE if output == OUTPUTS[0] else "")
+
+
+def _set_dims(config: schema.ModelConfig, ensemble: Ensemble, num_classes: int) -> None:
+    """Set the dims of the outputs that an averaging model computes."""
+    dims = dict(averaging_outputs(len(ensemble.members), num_classes))
+    for tensor in config.output:
+        if tensor.name in dims:
+            tensor.dims[:] = dims[tensor.name]
 
 
 def _votes(ensemble: Ensemble) -> dict[str, str]:

@@ -14,7 +14,7 @@ MODEL_FILE, REPORT_FILE = "model.onnx", "model.onnx.json"
 PLAN_FILE, MANIFEST_FILE = "model.plan", "model.plan.json"
 # In a model's folder: a configuration for each profile that differs from ``config.pbtxt``, which `serve --profile` chooses.
 PROFILES_FOLDER = "configs"
-# The prefixes of the models that are generated from an ensemble, and never exported by name.
+# The prefixes of the models that are generated from an ensemble, and never exported by name; the second only in the two-model form.
 RESERVED = ("average_", "uncertainty_")
 AVERAGING_NAME = re.compile(f"({'|'.join(RESERVED)})[0-9a-f]{{16}}")
 # Files at a repository's root that edits write: a folder of that name would stand in their way.

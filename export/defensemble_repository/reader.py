@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from .configs import ensemble_steps
+from .configs import OUTPUTS, ensemble_steps
 from .ensemble import Ensemble, Vote
 from .errors import ConfigError, EnsembleError, RepositoryError
 from .names import CONFIG_FILE, LABELS_FILE, MODEL_FILE, MODEL_NAME
@@ -89,6 +89,8 @@ def read_ensemble(repository: Path, name: str) -> Ensemble:
 def ensemble_from_configs(name: str, configs: Mapping[str, schema.ModelConfig]) -> Ensemble:
     """Read back what ``ensemble_config`` and ``averaging_config`` wrote: who votes, at which version and weight, and what is averaged.
 
+    What earlier versions wrote is read too: there one model gave ``probabilities``, and another the other outputs.
+
     ``configs`` maps names of models to their configurations. The votes are the steps that read the ensemble's input, in their order;
     average and weights are the parameters of the model that gives ``probabilities``. Every other field may have been edited by hand.
 
@@ -104,7 +106,7 @@ def ensemble_from_configs(name: str, configs: Mapping[str, schema.ModelConfig]) 
     votes = [step for step in steps if inputs & set(step.input_map.values())]
     others = [step for step in steps if step not in votes]
     average_model = next((step.model_name for step in others if "probabilities" in step.output_map.values()), "")
-    uncertainty_model = next((step.model_name for step in others if "probabilities" not in step.output_map.values()), "")
+    second_model = next((step.model_name for step in others if "probabilities" not in step.output_map.values()), "")
     average, weights = (parameter(configs.get(average_model), key) for key in ("average", "weights"))
     if average is None or weights is None:
         raise EnsembleError(
@@ -119,7 +121,9 @@ def ensemble_from_configs(name: str, configs: Mapping[str, schema.ModelConfig]) 
         ensemble = Ensemble(name, tuple(Vote(step.model_name, step.model_version, weight) for step, weight in given), average)
     except (ValueError, TypeError, RecursionError) as error:  # EnsembleError is a ValueError
         raise EnsembleError(f"{refused}: {len(votes)} votes with the weights {weights[:80]}: {error}; {mend}") from error
-    if steps != ensemble_steps(ensemble, outputs, average_model=average_model, uncertainty_model=uncertainty_model):
+    of_one = {average_model: OUTPUTS}
+    of_two = {average_model: OUTPUTS[:1], second_model: OUTPUTS[1:]}
+    if steps not in (ensemble_steps(ensemble, outputs, of_one), ensemble_steps(ensemble, outputs, of_two)):
         raise EnsembleError(f"{refused}: its steps are wired otherwise than an export wires them; {mend}")
     return ensemble
 

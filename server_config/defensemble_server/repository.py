@@ -13,6 +13,8 @@ from pathlib import Path, PurePosixPath
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as schema
 
+from defensemble_repository.names import AVERAGING_NAME
+
 from ._errors import NotServableError
 
 CONFIG_FILE = "config.pbtxt"
@@ -26,8 +28,6 @@ PLAN_BACKEND = "tensorrt"
 AVERAGES = ("probabilities", "logits")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 _LARGEST_VERSION = 2**63 - 1
-# What exports and edits call the models that average.
-_AVERAGING = re.compile("(average|uncertainty)_[0-9a-f]{16}")
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,15 @@ class Repository:
         """The ensembles that can be served."""
         return [model for model in self.models.values() if model.is_ensemble]
 
+    @property
+    def two_averaging_models(self) -> list[str]:
+        """The names of the ensembles that end in two averaging models: both fail when a call is cancelled, and that can crash Triton."""
+        return [
+            model.name
+            for model in self.ensembles
+            if sum(AVERAGING_NAME.fullmatch(step.model_name) is not None for step in model.config.ensemble_scheduling.step) > 1
+        ]
+
     def without(self, problems: Mapping[str, str]) -> Repository:
         """The same without the models that ``problems`` names, and without the ensembles that need them."""
         models = {name: model for name, model in self.models.items() if name not in problems}
@@ -125,7 +134,7 @@ class Repository:
     def without_unused_averages(self) -> tuple[Repository, list[str]]:
         """The same without averaging models that no ensemble runs, which edits leave behind for a rollback; and the names of these."""
         used = {step.model_name for model in self.ensembles for step in model.config.ensemble_scheduling.step}
-        unused = [name for name in self.models if _AVERAGING.fullmatch(name) and name not in used]
+        unused = [name for name in self.models if AVERAGING_NAME.fullmatch(name) and name not in used]
         kept = {name: model for name, model in self.models.items() if name not in unused}
         return Repository(self.path, kept, self.problems), unused
 

@@ -132,7 +132,13 @@ def start_server(
     if not content.models:
         content, unused = whole, []
     if unused:
-        say(f"{len(unused)} averaging models that no ensemble uses are not loaded (`defensemble ensemble prune` deletes them)")
+        models = "model" if len(unused) == 1 else "models"
+        say(f"not loaded: {len(unused)} averaging {models} that no ensemble uses (`defensemble ensemble prune` deletes what is not used)")
+    for name in content.two_averaging_models:
+        say(
+            f"'{name}' is averaged by two models, as earlier versions wrote it: a gRPC call that is cancelled or expires can crash the "
+            f"server; `defensemble ensemble reload {name}` makes one model of them"
+        )
     if (folder / PENDING_FILE).exists():
         mend = "`defensemble ensemble show` tells, and finishes or undoes it"
         say(f"{folder / PENDING_FILE}: an edit of an ensemble is under way, or was cut short: {mend}")

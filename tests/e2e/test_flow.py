@@ -111,7 +111,6 @@ def test_export_prints_what_it_wrote_and_nothing_else_is_there(flow: Flow) -> No
         "ensemble",
         "half",
         "standard",
-        "uncertainty_DIGEST",
     ]
     expected = {"repository", *(f"{name}.{kind}" for name in MEMBERS for kind in ("run", "safetensors"))}
     assert {path.name for path in flow.folder.iterdir() if path.name.startswith((".", "repository", *MEMBERS))} == expected
@@ -216,7 +215,7 @@ def test_stop_leaves_nothing(tmp_path: Path) -> None:
     printed = succeed("serve", repository, "--detach", "--free-ports", "--drain", "1", cwd=tmp_path)
     address = address_from(printed)
     try:
-        assert re.search(r"^ready after \d+\.\d s, serving alpha, average_\w+, beta, ensemble, uncertainty_\w+$", printed, re.MULTILINE)
+        assert re.search(r"^ready after \d+\.\d s, serving alpha, average_\w+, beta, ensemble$", printed, re.MULTILINE)
         state = find_state(address.grpc_port)
         (stop,) = re.findall(r"^stop it: defensemble (.*)$", printed, re.MULTILINE)
         told = succeed(*stop.split(), cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""The averaging and uncertainty graphs against numpy in float64."""
+"""The averaging graph against numpy in float64."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from defensemble_export import Ensemble, Vote, average_onnx, uncertainty_onnx
+from defensemble_export import Ensemble, Vote, average_onnx
 from defensemble_export.averaging import is_same_graph
 from tests.tiny import Array, softmax
 
@@ -43,31 +43,41 @@ def test_equals_the_formulas(average: str, weights: list[float], batch: int, cla
     mixture = np.tensordot(share, members, 1)
     expected = mixture if average == "probabilities" else softmax(np.tensordot(share, logits.astype(np.float64), 1))
 
-    got = run(average_onnx(ensemble, classes), logits)["probabilities"]
+    got = run(average_onnx(ensemble, classes), logits)
     # A logit of 500 has a float32 step of 3e-5, which softmax passes on.
     tolerance = 1e-6 * max(1.0, scale)
-    assert got.dtype == np.float32
-    assert np.abs(got - expected).max() <= tolerance
-    assert np.abs(got.sum(1) - 1).max() < 1e-5
-
-    measures = run(uncertainty_onnx(ensemble, classes), logits)
-    assert {name: value.shape for name, value in measures.items()} == {
+    assert {value.dtype for value in got.values()} == {np.dtype(np.float32)}
+    assert {name: value.shape for name, value in got.items()} == {
+        "probabilities": (batch, classes),
         "member_probabilities": (batch, len(weights), classes),
         "entropy": (batch, 1),
         "mutual_information": (batch, 1),
     }
-    assert np.abs(measures["member_probabilities"] - members.transpose(1, 0, 2)).max() <= tolerance
-    assert np.abs(measures["entropy"][:, 0] - entropy(expected)).max() <= 20 * tolerance
+    assert np.abs(got["probabilities"] - expected).max() <= tolerance
+    assert np.abs(got["probabilities"].sum(1) - 1).max() < 1e-5
+    assert np.abs(got["member_probabilities"] - members.transpose(1, 0, 2)).max() <= tolerance
+    assert np.abs(got["entropy"][:, 0] - entropy(expected)).max() <= 20 * tolerance
     information = entropy(mixture) - np.tensordot(share, entropy(members), 1)
-    assert np.abs(measures["mutual_information"][:, 0] - information).max() <= 20 * tolerance
-    assert measures["mutual_information"].min() >= 0
-    assert all(np.isfinite(value).all() for value in measures.values())
+    assert np.abs(got["mutual_information"][:, 0] - information).max() <= 20 * tolerance
+    assert got["mutual_information"].min() >= 0
+    assert all(np.isfinite(value).all() for value in got.values())
 
 
-@pytest.mark.parametrize("make", [average_onnx, uncertainty_onnx])
-def test_files_say_the_versions_that_servers_load(make: object) -> None:
-    assert callable(make)
-    model = onnx.load_model_from_string(make(Ensemble("e", (Vote("a"), Vote("b"))), 10))
+@pytest.mark.parametrize("average", ["probabilities", "logits"])
+def test_a_logit_of_minus_infinity_is_a_probability_of_0(average: str) -> None:
+    logits = np.array([[[0.0, -np.inf, -np.inf]], [[-np.inf, -np.inf, 3.0]]], np.float32)
+    if average == "logits":
+        logits[:, :, 0] = 0
+    got = run(average_onnx(Ensemble("e", (Vote("a"), Vote("b")), average), 3), logits)
+    members = softmax(logits.astype(np.float64))[:, 0]
+    expected = members.mean(0) if average == "probabilities" else [1.0, 0, 0]
+    np.testing.assert_allclose(got["probabilities"][0], expected, atol=1e-6)
+    np.testing.assert_allclose(got["entropy"][0], entropy(np.array(expected)), atol=1e-6)
+    np.testing.assert_allclose(got["mutual_information"][0], entropy(members.mean(0)) - entropy(members).mean(), atol=1e-6)
+
+
+def test_files_say_the_versions_that_servers_load() -> None:
+    model = onnx.load_model_from_string(average_onnx(Ensemble("e", (Vote("a"), Vote("b"))), 10))
     assert model.ir_version == 10
     assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 20)]
 
@@ -75,7 +85,6 @@ def test_files_say_the_versions_that_servers_load(make: object) -> None:
 def test_the_same_ensemble_gives_the_same_bytes() -> None:
     ensemble = Ensemble("e", (Vote("a"), Vote("b", 1, 2.0)))
     assert average_onnx(ensemble, 10) == average_onnx(ensemble, 10)
-    assert uncertainty_onnx(ensemble, 10) == uncertainty_onnx(ensemble, 10)
 
 
 def test_a_graph_is_known_however_it_is_serialised_and_no_other_is_taken_for_it() -> None:
@@ -87,6 +96,6 @@ def test_a_graph_is_known_however_it_is_serialised_and_no_other_is_taken_for_it(
     assert is_same_graph(model.SerializeToString(), generated)
     assert is_same_graph(generated, generated)
     assert not is_same_graph(average_onnx(other, 3), generated)
-    assert not is_same_graph(uncertainty_onnx(first, 3), generated)
+    assert not is_same_graph(average_onnx(first, 4), generated)
     assert not is_same_graph(b"rubbish", generated)
     assert not is_same_graph(None, generated)

@@ -25,6 +25,7 @@ from defensemble_export.ensemble_files import ensemble_files
 from defensemble_repository.reader import read_ensemble
 from defensemble_repository.view import Files
 from tests import tiny
+from tests.two_models import write_cut_short, write_old_repository
 
 
 @pytest.fixture
@@ -45,8 +46,9 @@ def replace(path: Path, old: str, new: str, *, count: int = 1) -> None:
     path.write_text(text.replace(old, new, count))
 
 
-def average_of(repository: Path, prefix: str = "average_") -> str:
-    return next(path.name for path in sorted(repository.iterdir()) if path.name.startswith(prefix))
+def average_of(repository: Path, name: str = "ensemble", prefix: str = "average_") -> str:
+    steps = config_from_pbtxt((repository / name / "config.pbtxt").read_text(), name).ensemble_scheduling.step
+    return str(next(step.model_name for step in steps if step.model_name.startswith(prefix)))
 
 
 def check(repository: Path, name: str = "ensemble", **other: object) -> list[Finding]:
@@ -140,9 +142,8 @@ def test_a_member_that_is_not_there_is_one_finding(repository: Path) -> None:
     assert "`defensemble ensemble remove ensemble beta`" in found.text
 
 
-@pytest.mark.parametrize("prefix", ["average_", "uncertainty_"])
-def test_an_averaging_model_that_is_not_there_is_one_finding(repository: Path, prefix: str) -> None:
-    name = average_of(repository, prefix)
+def test_an_averaging_model_that_is_not_there_is_one_finding(repository: Path) -> None:
+    name = average_of(repository)
     shutil.rmtree(repository / name)
     only(repository, f"({name}) is not in", model=name, line=name)
 
@@ -243,36 +244,46 @@ def test_batches(repository: Path) -> None:
     only(repository, "`defensemble ensemble reload`", model="ensemble", line="max_batch_size: 16")
 
 
-@pytest.mark.parametrize("prefix", ["average_", "uncertainty_"])
-@pytest.mark.parametrize(
-    ("key", "value", "told"),
-    [
-        ("weights", "[1.0, -3.0]", "the weight of 'beta' is -3.0, expected a finite number above 0"),
-        ("weights", "[1.0, 0]", "`defensemble ensemble remove ensemble beta`"),
-        ("weights", "[NaN, 3.0]", "the weight of 'alpha' is NaN"),
-        ("weights", "[1.0, Infinity]", "the weight of 'beta' is Infinity"),
-        ("weights", f"[1.0, 1{'0' * 400}]", "expected a finite number above 0"),
-        ("weights", '[1.0, "3"]', "the weight of 'beta' is \"3\""),
-        ("weights", "[1.0, true]", "the weight of 'beta' is true"),
-        ("weights", "[1.0]", "the parameters say 1 weights for 2 members"),
-        ("weights", "1.0, 3.0", "expected a JSON list with a number for each member"),
-        ("weights", "[" * 99999, "expected a JSON list with a number for each member"),
-        ("weights", "[1.0, 1e-9]", "it would not count"),
-        ("weights", "[1.0, 5.0]", "the parameters were edited by hand: `defensemble ensemble reload ensemble` generates the model again"),
-        ("average", "logits", "the parameters were edited by hand"),
-        ("average", "median", "the parameter average is 'median', expected probabilities or logits"),
-        ("members", '["beta@1", "alpha@1"]', "the parameters were edited by hand"),
-        ("members", '["alpha", "beta"]', 'expected a JSON list of "NAME@VERSION"'),
-        ("members", '["alpha@1", "alpha@1"]', "names alpha@1 twice"),
-        ("members", '["alpha@1", "../beta@1"]', "a model's name has"),
-        ("members", "{}", 'expected a JSON list of "NAME@VERSION"'),
-    ],
-)
-def test_parameters_of_the_averaging_models(repository: Path, prefix: str, key: str, value: str, told: str) -> None:
-    model = average_of(repository, prefix)
+PARAMETERS = [
+    ("weights", "[1.0, -3.0]", "the weight of 'beta' is -3.0, expected a finite number above 0"),
+    ("weights", "[1.0, 0]", "`defensemble ensemble remove ensemble beta`"),
+    ("weights", "[NaN, 3.0]", "the weight of 'alpha' is NaN"),
+    ("weights", "[1.0, Infinity]", "the weight of 'beta' is Infinity"),
+    ("weights", f"[1.0, 1{'0' * 400}]", "expected a finite number above 0"),
+    ("weights", '[1.0, "3"]', "the weight of 'beta' is \"3\""),
+    ("weights", "[1.0, true]", "the weight of 'beta' is true"),
+    ("weights", "[1.0]", "the parameters say 1 weights for 2 members"),
+    ("weights", "1.0, 3.0", "expected a JSON list with a number for each member"),
+    ("weights", "[" * 99999, "expected a JSON list with a number for each member"),
+    ("weights", "[1.0, 1e-9]", "it would not count"),
+    ("weights", "[1.0, 5.0]", "the parameters were edited by hand: `defensemble ensemble reload ensemble` generates the model again"),
+    ("average", "logits", "the parameters were edited by hand"),
+    ("average", "median", "the parameter average is 'median', expected probabilities or logits"),
+    ("members", '["beta@1", "alpha@1"]', "the parameters were edited by hand"),
+    ("members", '["alpha", "beta"]', 'expected a JSON list of "NAME@VERSION"'),
+    ("members", '["alpha@1", "alpha@1"]', "names alpha@1 twice"),
+    ("members", '["alpha@1", "../beta@1"]', "a model's name has"),
+    ("members", "{}", 'expected a JSON list of "NAME@VERSION"'),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "told"), PARAMETERS)
+def test_parameters_of_the_averaging_model(repository: Path, key: str, value: str, told: str) -> None:
+    model = average_of(repository)
     edit(repository, model, lambda config: setattr(config.parameters[key], "string_value", value))
     found = only(repository, told, model=model, line="string_value")
     assert found.file == repository / model / "config.pbtxt"
+
+
+@pytest.mark.parametrize("prefix", ["average_", "uncertainty_"])
+@pytest.mark.parametrize(("key", "value", "told"), PARAMETERS)
+def test_parameters_of_each_of_two_averaging_models(tmp_path: Path, prefix: str, key: str, value: str, told: str) -> None:
+    repository = write_old_repository(tmp_path / "repository")
+    model = average_of(repository, "trimmed", prefix)
+    edit(repository, model, lambda config: setattr(config.parameters[key], "string_value", value.replace("beta", "gamma")))
+    for ours, theirs in (("beta", "gamma"), ("remove ensemble", "remove trimmed"), ("reload ensemble", "reload trimmed")):
+        told = told.replace(ours, theirs)
+    only(repository, told, name="trimmed", model=model, line="string_value")
 
 
 def test_a_parameter_that_is_gone(repository: Path) -> None:
@@ -282,8 +293,7 @@ def test_a_parameter_that_is_gone(repository: Path) -> None:
 
 
 def test_weights_that_mean_the_same_are_the_same(repository: Path) -> None:
-    for prefix in ("average_", "uncertainty_"):
-        edit(repository, average_of(repository, prefix), lambda config: setattr(config.parameters["weights"], "string_value", "[2, 6]"))
+    edit(repository, average_of(repository), lambda config: setattr(config.parameters["weights"], "string_value", "[2, 6]"))
     assert check(repository) == []
 
 
@@ -308,20 +318,32 @@ def test_an_average_of_other_inputs_or_of_another_batch(repository: Path) -> Non
     only(repository, "expected [('logits_0', [3]), ('logits_1', [3])]", model=model, line="input")
 
 
-def test_the_averaging_models_of_two_ensembles_are_not_mixed(repository: Path) -> None:
-    other = tiny.write_repository(repository.parent / "other", weight={"beta": 5.0})
-    name = average_of(other, "uncertainty_")
-    shutil.copytree(other / name, repository / name)
-    replace(repository / "ensemble/config.pbtxt", average_of(repository, "uncertainty_"), name)
-    only(repository, "mix two ensembles", model=name, line="string_value")
+def test_two_averaging_models_are_said_and_not_mixed(tmp_path: Path) -> None:
+    repository = write_old_repository(tmp_path / "repository")
+    found = only(repository, "can crash", model="ensemble", line=average_of(repository), refuses=False)
+    assert "`defensemble ensemble reload ensemble`" in found.text
+    assert check(repository, "plain") == []
+    edit(repository, "ensemble", lambda config: config.ensemble_scheduling.step[-1].input_map.pop("logits_1"))
+    only(repository, "maps nothing to the model's input 'logits_1'", model="ensemble")
+    name = average_of(repository, prefix="uncertainty_")
+    edited = write_cut_short(tmp_path / "edited", "after_config")
+    edit(edited, "ensemble", lambda config: setattr(config.ensemble_scheduling.step[-1], "model_name", name))
+    only(edited, "mix two ensembles", model=name, line="string_value")
+
+
+def test_the_files_of_two_averaging_models_are_those_of_their_digests(tmp_path: Path) -> None:
+    repository = write_old_repository(tmp_path / "repository")
+    model = average_of(repository, "trimmed", "uncertainty_")
+    (repository / model / "1/model.onnx").write_bytes(tiny.linear_onnx(1))
+    only(repository, "has SHA-256", name="trimmed", model=model)
+    edit(repository, model, lambda config: config.parameters.pop("sha256.1"))
+    only(repository, "lacks the parameter sha256.1", name="trimmed", model=model)
 
 
 def test_votes_that_a_hand_has_moved_are_said_and_taken_up_by_a_reload(repository: Path) -> None:
     tiny.write_second_version(repository, "beta", 7)
     edit(repository, "ensemble", lambda config: setattr(config.ensemble_scheduling.step[1], "model_version", 2))
-    only(
-        repository, "it answers rightly, but what averages it is named for other members", model="ensemble", line="average_", refuses=False
-    )
+    only(repository, "its averaging model is named for other members", model="ensemble", line="average_", refuses=False)
     # What a reload plans is in order.
     files = Files(repository)
     plan = ensemble_files(

@@ -115,7 +115,7 @@ def test_an_edit_writes_its_averages_and_the_ensemble_and_touches_nothing_else(r
     plan = plan_ensemble(repository, Ensemble("ensemble", (A, B2, dataclasses.replace(C, weight=2.0)), "logits"))
     assert tiny.content(repository) == before, "a plan writes nothing"
     assert list(plan.files) == ["ensemble/config.pbtxt"]
-    assert [name.partition("_")[0] for name in plan.new_models] == ["average", "uncertainty"]
+    assert [name.partition("_")[0] for name in plan.new_models] == ["average"]
     assert {path.partition("/")[0] for path in plan.averaging} == set(plan.new_models)
     assert plan.before == Ensemble("ensemble", (A, B))
     assert plan.steps() == [("alpha", 1), ("beta", 2), ("gamma", 1), *((model, 1) for model in plan.new_models)]
@@ -149,8 +149,7 @@ def test_hand_set_fields_of_an_ensemble_survive_and_outputs_taken_out_stay_out(r
     config.max_batch_size = 4
     for tensor in [tensor for tensor in config.output if tensor.name in ("entropy", "mutual_information", "member_probabilities")]:
         config.output.remove(tensor)
-    for step in [step for step in config.ensemble_scheduling.step if step.model_name.startswith("uncertainty_")]:
-        config.ensemble_scheduling.step.remove(step)
+        del config.ensemble_scheduling.step[-1].output_map[tensor.name]
     write_config(repository, "ensemble", config)
     plan = change(repository, Ensemble("ensemble", (A, B, C)))
     config = edit_config(repository, "ensemble")
@@ -364,5 +363,5 @@ def _is_whole(repository: Path, state: Snapshot | None) -> None:
     weights = {f"{vote.model}@{vote.version}": vote.weight for vote in votes.members}
     np.testing.assert_allclose(answers(repository, "ensemble")["probabilities"], mean(weights, votes.average), atol=1e-6)
     names = [step for step, _ in steps_of(read_config(repository / "ensemble"))][len(votes.members) :]
-    assert names == [f"{kind}_{votes.digest(3, 8)}" for kind in ("average", "uncertainty")]
+    assert names == [f"average_{votes.digest(3, 8)}"]
     assert check_ensemble(Files(repository), "ensemble") == []

@@ -92,12 +92,13 @@ def test_a_pin_that_was_changed_by_hand_counts(repository: Path) -> None:
 def test_outputs_that_were_taken_out_stay_out(repository: Path) -> None:
     def take_out(config: schema.ModelConfig) -> None:
         del config.output[1:]
-        del config.ensemble_scheduling.step[-1]
+        for output in ("member_probabilities", "entropy", "mutual_information"):
+            del config.ensemble_scheduling.step[-1].output_map[output]
 
     edit(repository / "ensemble/config.pbtxt", take_out)
     plan = repository_plan(repository, [member("d", 4)], replace=True)
-    assert not [path for path in plan if path.startswith("uncertainty_")]
     write_plan(repository, plan)
+    assert dict(config_of(repository).ensemble_scheduling.step[-1].output_map) == {"probabilities": "probabilities"}
     assert [tensor.name for tensor in config_of(repository).output] == ["probabilities"]
     check_served(repository, Ensemble("ensemble", (Vote("a"), Vote("b", 1, 3.0), Vote("c"), Vote("d")), "logits"))
 
@@ -113,10 +114,8 @@ def test_outputs_that_were_taken_out_stay_out(repository: Path) -> None:
 )
 def test_what_configurations_say_is_read_back(votes: list[tuple[str, int, float]], average: str) -> None:
     ensemble = Ensemble("e", tuple(Vote(*vote) for vote in votes), average)
-    config = ensemble_config(
-        ensemble, average_model="average_1", uncertainty_model="uncertainty_1", input_shape=tiny.SHAPE, num_classes=3, max_batch_size=8
-    )
-    averaging = averaging_config("average_1", ensemble, [("probabilities", [3])], num_classes=3, max_batch_size=8, digest="0")
+    config = ensemble_config(ensemble, average_model="average_1", input_shape=tiny.SHAPE, num_classes=3, max_batch_size=8)
+    averaging = averaging_config("average_1", ensemble, num_classes=3, max_batch_size=8, digest="0")
     assert ensemble_from_configs("e", {"e": config, "average_1": averaging}) == ensemble
 
 

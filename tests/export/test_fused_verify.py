@@ -18,9 +18,10 @@ from tests.export.test_fusing import GOOD, OUTPUTS, ensemble_of
 def test_an_output_that_differs_is_found(output: str) -> None:
     members, ensemble = [tiny.linear_onnx(1), tiny.linear_onnx(2)], ensemble_of(2)
     model = onnx.load_model_from_string(fused_onnx(members, ensemble))
-    node = next(node for node in model.graph.node if node.output[0] == output)
-    node.op_type = "Mul"
-    node.input.append("factor")
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            names[:] = ["differing" if name == output else name for name in names]
+    model.graph.node.append(helper.make_node("Mul", ["differing", "factor"], [output]))
     model.graph.initializer.append(numpy_helper.from_array(np.array(1 + 1e-4, np.float32), "factor"))
     with pytest.raises(VerificationError, match=f"1 random image: {output}: the fused graph differs from the ensemble by .*not used"):
         verify_fused(model.SerializeToString(), members, ensemble, None, max_batch_size=2)

@@ -336,12 +336,12 @@ def test_a_snapshot_holds_the_ensemble_as_it_lies_on_disk(tmp_path: Path) -> Non
     assert found.votes == Ensemble("ensemble", (Vote("alpha"), Vote("beta", 1, 3.0)))
     assert found.num_classes == 3
     assert found.labels == "circle\nsquare\ntriangle\n"
-    assert [name.partition("_")[0] for name in found.averaging] == ["average", "uncertainty"]
+    assert [name.partition("_")[0] for name in found.averaging] == ["average"]
     on_disk = {f"{name}@1": hashlib.sha256((repository / name / "1/model.onnx").read_bytes()).hexdigest() for name in ("alpha", "beta")}
     assert found.digests == {"config.pbtxt": hashlib.sha256(by_hand).hexdigest(), **on_disk}
     assert found.files == {name: (repository / name).read_bytes() for name in found.files}
     assert list(found.files)[-1] == "ensemble/config.pbtxt"
-    assert len(found.files) == 4
+    assert len(found.files) == 3
     append_edit(repository, edit(1, after=found))
     assert read_history(repository)[0].after == found
 

@@ -24,8 +24,8 @@ def test_a_kill_at_any_rename_leaves_what_can_be_served(tmp_path: Path) -> None:
     (tmp_path / "plan").write_bytes(pickle.dumps(repository_plan(old, members, replace=True)))
     plan = f"import pickle; from defensemble_export import write_plan; plan = pickle.loads(Path({str(tmp_path / 'plan')!r}).read_bytes())"
     statuses = killed_at_each_rename(old, tmp_path, prepare=plan, act="write_plan(repository, plan)")
-    # alpha: two configurations and version 2; gamma; beta: configuration and version 2; two averaging models; the ensemble.
-    assert statuses == [-signal.SIGKILL] * 9 + [0]
+    # alpha: two configurations and version 2; gamma; beta: configuration and version 2; the averaging model; the ensemble.
+    assert statuses == [-signal.SIGKILL] * 8 + [0]
 
     before = [("alpha", 1), ("beta", 1)]
     after = [("alpha", 2), ("beta", 2), ("gamma", 1)]

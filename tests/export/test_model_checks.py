@@ -78,7 +78,7 @@ def test_profiles_agree_with_their_configuration(repository: Path) -> None:
 
 
 def test_averages_and_ensembles_have_no_profiles(repository: Path) -> None:
-    for model in (average_of(repository), average_of(repository, "uncertainty_"), "ensemble"):
+    for model in (average_of(repository), "ensemble"):
         path = repository / model / "configs/gpu.pbtxt"
         path.parent.mkdir()
         shutil.copy(repository / model / "config.pbtxt", path)

@@ -36,8 +36,6 @@ def test_the_plan_of_a_new_repository(tmp_path: Path) -> None:
         "b/config.pbtxt",
         f"average_{digest}/1/model.onnx",
         f"average_{digest}/config.pbtxt",
-        f"uncertainty_{digest}/1/model.onnx",
-        f"uncertainty_{digest}/config.pbtxt",
         "ensemble/1/placeholder",
         "ensemble/labels.txt",
         "ensemble/config.pbtxt",
@@ -56,17 +54,17 @@ def test_the_plan_of_a_new_repository(tmp_path: Path) -> None:
     assert json.loads(average.parameters["members"].string_value) == ["a@1", "b@1"]
     assert average.parameters["average"].string_value == "probabilities"
     assert average.parameters["intra_op_thread_count"].string_value == "1"
-    for name in (f"average_{digest}", f"uncertainty_{digest}"):
-        config = config_from_pbtxt(plan[f"{name}/config.pbtxt"].decode(), name)
-        assert config.version_policy.HasField("all")
-        assert [(group.kind, group.count) for group in config.instance_group] == [(schema.ModelInstanceGroup.KIND_CPU, 1)]
+    assert average.version_policy.HasField("all")
+    assert [(group.kind, group.count) for group in average.instance_group] == [(schema.ModelInstanceGroup.KIND_CPU, 1)]
     ensemble = config_from_pbtxt(plan["ensemble/config.pbtxt"].decode(), "ensemble")
-    assert [(x.name, list(x.dims)) for x in ensemble.output] == [
-        ("probabilities", [3]),
-        ("member_probabilities", [2, 3]),
-        ("entropy", [1]),
-        ("mutual_information", [1]),
-    ]
+    for config in (average, ensemble):
+        assert [(x.name, list(x.dims)) for x in config.output] == [
+            ("probabilities", [3]),
+            ("member_probabilities", [2, 3]),
+            ("entropy", [1]),
+            ("mutual_information", [1]),
+        ]
+    assert [step.model_name for step in ensemble.ensemble_scheduling.step] == ["a", "b", f"average_{digest}"]
     assert ensemble.output[0].label_filename == "labels.txt"
     assert all(step.model_version == 1 for step in ensemble.ensemble_scheduling.step), "steps pin versions"
     assert plan["ensemble/labels.txt"] == b"circle\nsquare\ntriangle\n"
@@ -129,7 +127,7 @@ def test_the_same_averaging_model_is_not_written_twice(tmp_path: Path) -> None:
             file.unlink() if file.is_file() else file.rmdir()
         folder.rmdir()
     plan = repository_plan(tmp_path, [member("a"), member("b")], ensemble="second")
-    assert not [path for path in plan if path.startswith(("average_", "uncertainty_"))]
+    assert not [path for path in plan if path.startswith("average_")]
 
 
 @pytest.mark.parametrize(

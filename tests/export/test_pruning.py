@@ -33,14 +33,17 @@ from defensemble_export import (
     write_plan,
     write_profile,
 )
+from defensemble_export.edit_plan import plan_ensemble
 from defensemble_export.ensemble_files import ensemble_files
 from defensemble_export.stamp import has_stamp
 from defensemble_export.writing import remove_files, remove_stale_staging
+from defensemble_repository.names import AVERAGING_NAME
 from defensemble_repository.view import Files
 from defensemble_server import read_repository
 from tests import tiny
 from tests.e2e.broken import bound
 from tests.export.killing import killed_at_each_rename
+from tests.two_models import write_old_repository
 
 A, B, C, B2 = Vote("alpha"), Vote("beta"), Vote("gamma"), Vote("beta", 2)
 
@@ -94,14 +97,14 @@ def test_what_voted_once_goes_when_no_rollback_needs_it(repository: Path) -> Non
     edit(repository, A, B, C)
     edit(repository, A, B2)
     edit(repository, A)
-    averages = [name for name in os.listdir(repository) if name.startswith(("average_", "uncertainty_"))]
-    assert len(averages) == 8
+    averages = [name for name in os.listdir(repository) if name.startswith("average_")]
+    assert len(averages) == 4
     for keep, expected in (
         (4, []),
         (3, []),
-        (2, ["average", "uncertainty"]),
-        (1, ["average", "average", "beta@1", "gamma", "uncertainty", "uncertainty"]),
-        (0, ["average"] * 3 + ["beta", "gamma"] + ["uncertainty"] * 3),
+        (2, ["average"]),
+        (1, ["average", "average", "beta@1", "gamma"]),
+        (0, ["average"] * 3 + ["beta", "gamma"]),
     ):
         assert sorted(names(prune_plan(repository, keep=keep))) == expected, keep
     (gamma,) = (one for one in prune_plan(repository, keep=1) if one.model == "gamma")
@@ -126,7 +129,7 @@ def averaging_digest(repository: Path) -> str:
 def test_what_a_rollback_has_undone_is_no_state_to_go_back_to(repository: Path) -> None:
     edit(repository, A, B, C)
     edit(repository, A, B, action="rollback", undoes=(f"{0:012x}",))
-    assert sorted(names(prune_plan(repository, keep=10))) == ["average", "gamma", "uncertainty"]
+    assert sorted(names(prune_plan(repository, keep=10))) == ["average", "gamma"]
 
 
 def test_another_ensemble_and_its_history_count_too(repository: Path) -> None:
@@ -135,7 +138,18 @@ def test_another_ensemble_and_its_history_count_too(repository: Path) -> None:
     assert prune_plan(repository, keep=0) == []
     edit(repository, name="canary", action="delete")
     assert prune_plan(repository, keep=1) == []
-    assert sorted(names(prune_plan(repository, keep=0))) == ["average", "beta@2", "gamma", "uncertainty"]
+    assert sorted(names(prune_plan(repository, keep=0))) == ["average", "beta@2", "gamma"]
+
+
+def test_each_of_two_averaging_models_goes_when_no_rollback_needs_it(tmp_path: Path) -> None:
+    repository = write_old_repository(tmp_path / "old")
+    old = {name for name in os.listdir(repository) if AVERAGING_NAME.fullmatch(name)}
+    assert len(old) == 5
+    for name in ("ensemble", "trimmed", "plain"):
+        plan = plan_ensemble(repository, read_ensemble(repository, name))
+        write_plan(repository, {**plan.averaging, **plan.files})
+    assert set(names(prune_plan(repository, keep=0))) == {"average", "uncertainty"}
+    assert {one.model for one in prune_plan(repository, keep=0)} == old
 
 
 def test_what_is_used_otherwise_is_named_by_the_caller(repository: Path) -> None:
@@ -158,7 +172,7 @@ def test_an_ensemble_that_is_wired_otherwise_is_no_reason_to_guess(repository: P
     config.ensemble_scheduling.step.add(model_name="beta", model_version=1)
     (repository / "other/1").mkdir(parents=True)
     (repository / "other/config.pbtxt").write_bytes(pbtxt_from_config(config))
-    assert {one.model.partition("_")[0] for one in prune_plan(repository, keep=0)} == {"average", "uncertainty"}
+    assert {one.model.partition("_")[0] for one in prune_plan(repository, keep=0)} == {"average"}
 
 
 def test_a_profile_of_an_ensemble_that_a_hand_has_written_counts_too(repository: Path) -> None:
@@ -332,9 +346,9 @@ def test_a_kill_at_any_rename_leaves_what_can_be_served_and_the_next_prune_ends_
     edit(repository, A, B2)
     prepare = "from tests.export.test_pruning import prune"
     statuses = killed_at_each_rename(repository, tmp_path, prepare=prepare, act="prune(repository)")
-    # Two averages of two states, beta@1, gamma; beta's profile and configuration.
-    assert statuses == [-signal.SIGKILL] * 8 + [0]
-    whole = tiny.content(tmp_path / "9" / "repository")
+    # The averages of two states, beta@1, gamma; beta's profile and configuration.
+    assert statuses == [-signal.SIGKILL] * 6 + [0]
+    whole = tiny.content(tmp_path / "7" / "repository")
     for number, status in enumerate(statuses, 1):
         folder = tmp_path / str(number) / "repository"
         for profile in (None, "cpu"):

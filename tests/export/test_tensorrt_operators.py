@@ -13,7 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from defensemble_export import Ensemble, Vote, average_onnx, fused_onnx, onnx_from_checkpoint, uncertainty_onnx
+from defensemble_export import Ensemble, Vote, average_onnx, fused_onnx, onnx_from_checkpoint
 from defensemble_export.half import fp16_from_onnx
 from defensemble_export.precision import PRECISIONS
 from defensemble_export.quantisation import int8_from_onnx
@@ -69,7 +69,7 @@ def test_every_architecture_is_read_in_every_precision(tmp_path: Path, arch: str
 @pytest.mark.parametrize("members", [1, 3])
 def test_averaging_and_fused_graphs_are_read(average: str, members: int) -> None:
     ensemble = Ensemble("e", tuple(Vote(f"m{index}", 1, 1.0 + index) for index in range(members)), average)
-    graphs = [average_onnx(ensemble, 3), uncertainty_onnx(ensemble, 3), fused_onnx([tiny.linear_onnx(m) for m in range(members)], ensemble)]
+    graphs = [average_onnx(ensemble, 3), fused_onnx([tiny.linear_onnx(m) for m in range(members)], ensemble)]
     for content in graphs:
         model = onnx.load_model_from_string(content)
         assert operators_of_graph(model) >= {"Softmax"}

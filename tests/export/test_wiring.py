@@ -13,7 +13,7 @@ from tritonclient.grpc import model_config_pb2 as schema
 from defensemble_export import Ensemble, Vote
 from defensemble_repository.checks.finding import Lines
 from defensemble_repository.checks.wiring import wiring_faults
-from defensemble_repository.configs import averaging_config, ensemble_config, member_config, uncertainty_outputs
+from defensemble_repository.configs import averaging_config, ensemble_config, member_config
 
 
 def wired(members: int, classes: int = 3, batch: int = 8) -> tuple[schema.ModelConfig, dict[str, schema.ModelConfig]]:
@@ -24,9 +24,8 @@ def wired(members: int, classes: int = 3, batch: int = 8) -> tuple[schema.ModelC
         f"m{index}": member_config(f"m{index}", input_shape=(1, 4, 4), digests={}, mask_digests={}, precisions={}, **size)
         for index in range(members)
     }
-    for name, outputs in (("average_x", [("probabilities", [classes])]), ("uncertainty_x", uncertainty_outputs(members, classes))):
-        known[name] = averaging_config(name, ensemble, outputs, digest="", **size)
-    config = ensemble_config(ensemble, average_model="average_x", uncertainty_model="uncertainty_x", input_shape=(1, 4, 4), **size)
+    known["average_x"] = averaging_config("average_x", ensemble, digest="", **size)
+    config = ensemble_config(ensemble, average_model="average_x", input_shape=(1, 4, 4), **size)
     return config, known
 
 
@@ -42,7 +41,7 @@ def test_what_an_export_writes_has_no_fault(members: int, classes: int, batch: i
 @given(data=st.data(), members=st.integers(1, 4))
 def test_one_wrong_name_is_one_fault_that_says_both_names(data: st.DataObject, members: int) -> None:
     config, known = wired(members)
-    index = data.draw(st.integers(0, members + 1))
+    index = data.draw(st.integers(0, members))
     step = config.ensemble_scheduling.step[index]
     key = data.draw(st.sampled_from(sorted(step.output_map)))
     right = step.output_map[key]
@@ -77,7 +76,7 @@ def test_several_faults_are_told_at_once(data: st.DataObject) -> None:
         "maps the input 'pictures'": lambda: config.ensemble_scheduling.step[2].input_map.update({"pictures": "images"}),
         "its output 'more' is written by no step": lambda: config.output.add(name="more", data_type=schema.TYPE_FP32, dims=[1]),
         "has instance_group": lambda: config.instance_group.add(count=1),
-        "step 6 has no model_name": lambda: config.ensemble_scheduling.step.add(
+        "step 5 has no model_name": lambda: config.ensemble_scheduling.step.add(
             input_map={"a": "logits_0"}, output_map={"b": "images_too"}
         ),
     }
@@ -170,8 +169,8 @@ def test_circles_are_told_once_each_without_the_steps_behind_them() -> None:
     assert [text for text in told if "circle" in text] == told
     assert told == [
         "steps wait for each other in a circle: "
-        "step 5 (a) waits for step 7 (c) waits for step 6 (b) waits for step 5 (a); mend an input_map",
-        "steps wait for each other in a circle: step 8 (d) reads what it writes; mend an input_map",
+        "step 4 (a) waits for step 6 (c) waits for step 5 (b) waits for step 4 (a); mend an input_map",
+        "steps wait for each other in a circle: step 7 (d) reads what it writes; mend an input_map",
     ]
 
 

@@ -11,6 +11,7 @@ from tritonclient.grpc import model_config_pb2
 from defensemble_export import config_from_pbtxt, fuse_repository, pbtxt_from_config, write_profile
 from defensemble_server.repository import averaging_of, fused_averaging, read_repository
 from tests import tiny
+from tests.two_models import write_old_repository
 
 
 @pytest.mark.parametrize(("members", "cores", "threads"), [(5, 2, 1), (5, 16, 3), (2, 16, 8), (1, 4, 4), (5, 64, 12)])
@@ -31,6 +32,18 @@ def test_votes_and_averaging_are_read_from_the_configurations(tmp_path: Path) ->
     assert averaging_of(ensemble, repository.models) == ("logits", [1.0, 3.0])
     assert repository.models["alpha"].is_classifier
     assert not ensemble.is_classifier
+
+
+def test_ensembles_that_two_models_average_are_known(tmp_path: Path) -> None:
+    repository = read_repository(write_old_repository(tmp_path / "old"))
+    assert repository.problems == {}
+    assert repository.two_averaging_models == ["ensemble", "trimmed"]
+    assert [averaging_of(model, repository.models) for model in repository.ensembles] == [
+        ("probabilities", [2.0, 1.0, 0.5]),
+        ("logits", [1.0, 1.0]),
+        ("probabilities", [1.0, 3.0]),
+    ]
+    assert read_repository(tiny.write_repository(tmp_path / "new")).two_averaging_models == []
 
 
 def edited(repository: Path, name: str, old: str, new: str) -> None:

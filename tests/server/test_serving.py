@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import urllib3
 
+from defensemble_repository.configs import OUTPUTS
+from defensemble_repository.names import AVERAGING_NAME
 from defensemble_server import (
     NotServableError,
     PortError,
@@ -55,18 +57,16 @@ def test_ensemble_equals_numpy_mean_of_members(tmp_path: Path, average: str) -> 
         assert np.abs(ask(server, "ensemble", images, "mutual_information")[:, 0] - information).max() < 1e-5
 
 
-def test_uncertainty_is_computed_only_when_asked_for(triton: Server) -> None:
-    name = next(model for model in triton.models if model.startswith("uncertainty_"))
-
-    def runs() -> int:
-        stats = urllib3.request("GET", f"{triton.http_url}/v2/models/{name}/stats").json()
-        return int(stats["model_stats"][0]["inference_count"])
-
-    before = runs()
-    ask(triton, "ensemble", tiny.images(2), "probabilities")
-    assert runs() == before
-    ask(triton, "ensemble", tiny.images(2), "entropy")
-    assert runs() == before + 2
+@pytest.mark.parametrize("outputs", [("probabilities",), ("entropy", "mutual_information"), ()])
+def test_one_model_averages_and_only_what_is_asked_for_is_sent(triton: Server, outputs: tuple[str, ...]) -> None:
+    assert len([name for name in triton.models if AVERAGING_NAME.fullmatch(name)]) == 1
+    images = tiny.images(2)
+    body = {
+        "inputs": [{"name": "images", "shape": list(images.shape), "datatype": "FP32", "data": images.ravel().tolist()}],
+        "outputs": [{"name": name} for name in outputs],
+    }
+    answer = urllib3.request("POST", f"{triton.http_url}/v2/models/ensemble/infer", json=body).json()
+    assert {tensor["name"] for tensor in answer["outputs"]} == set(outputs or OUTPUTS)
 
 
 def test_labels_are_answered_by_the_classification_extension(triton: Server) -> None:
@@ -204,8 +204,9 @@ def test_averages_that_no_ensemble_uses_are_not_loaded(tmp_path: Path) -> None:
     Ensembles(folder).weight("ensemble", {"a": 3.0})
     told: list[str] = []
     with serve(folder, FREE, say=told.append) as server:
-        averaging = [name for name in server.models if name.startswith(("average_", "uncertainty_"))]
-        assert len(averaging) == 2
+        averaging = [name for name in server.models if AVERAGING_NAME.fullmatch(name)]
+        assert len(averaging) == 1
         assert server.problems == {}
     assert len(list(folder.glob("average_*"))) == 2
-    assert "2 averaging models that no ensemble uses are not loaded (`defensemble ensemble prune` deletes them)" in told
+    (line,) = [line for line in told if "not loaded: 1 averaging model " in line]
+    assert "`defensemble ensemble prune`" in line

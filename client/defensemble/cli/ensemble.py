@@ -341,19 +341,23 @@ def diff(file: Path | None, exit_code: bool, **where: Any) -> None:
 
 @command.command("reload", short_help="Take up hand edits of configurations.")
 @click.argument("name", required=False)
+@click.option("--all", "everything", is_flag=True, help="All ensembles of the repository, as without NAME.")
 @_edits
-def reload(name: str | None, **rest: Any) -> None:
+def reload(name: str | None, everything: bool, **rest: Any) -> None:
     r"""Take up what was edited by hand in the config.pbtxt files of the ensemble NAME, or of all, and of their members.
 
-    Averaging models whose parameters were edited are generated again, under their new names. Servers load what has changed.
+    An averaging model whose parameters were edited is generated again, under its new name. Ensembles that an earlier version wrote with
+    two averaging models get one. Servers load what has changed.
 
     \b
     Examples:
-      defensemble ensemble reload
+      defensemble ensemble reload --all
       defensemble ensemble reload ensemble -m "two instances of keep0.1"
     """
     from defensemble.cli._ensembles import edit
 
+    if name is not None and everything:
+        raise click.UsageError("give either NAME or --all")
     edit(rest, lambda ensembles, settings: ensembles.reload(name, **settings))
 
 

@@ -105,23 +105,28 @@ def _served_otherwise(share: Share) -> bytes | None:
 
 
 def is_same_state(one: Snapshot, another: Snapshot) -> bool:
-    """Whether two states say the same: a server fills in what a file leaves out, and keeps no comments."""
+    """Whether two states say the same, but for the averaging models, which follow from the votes and from the form that was written.
+
+    A server fills in what a file leaves out, and keeps no comments.
+    """
     from defensemble_export import config_from_pbtxt
     from defensemble_export.served import is_within
 
     if (one.votes, one.labels) != (another.votes, another.labels):
         return False
     first, second = (config_from_pbtxt(snapshot.config, "the configuration") for snapshot in (one, another))
+    for config in (first, second):
+        del config.ensemble_scheduling.step[len(one.votes.members) :]
     return is_within(first, second) or is_within(second, first)
 
 
 def _is_named_for_its_votes(snapshot: Snapshot) -> bool:
-    """Whether its averaging models are called as what it computes is: else somebody has edited votes by hand."""
+    """Whether its averaging models, of one form or the other, have the names of what it computes: else somebody edited votes by hand."""
     from defensemble_export import config_from_pbtxt
-    from defensemble_export.ensemble_files import averaging_models
+    from defensemble_export.ensemble_files import averaging_model, two_model_names
 
-    batch = int(config_from_pbtxt(snapshot.config, "the configuration").max_batch_size)
-    return set(snapshot.averaging) <= set(averaging_models(snapshot.votes, snapshot.num_classes, batch))
+    computes = (snapshot.votes, snapshot.num_classes, int(config_from_pbtxt(snapshot.config, "the configuration").max_batch_size))
+    return set(snapshot.averaging) <= {averaging_model(*computes), *two_model_names(*computes)}
 
 
 def _taken_up(share: Share, now: Snapshot) -> Snapshot:

@@ -28,8 +28,8 @@ class Ensembles:
     `client` is one client, or one for each of several servers that share the folder, made with the admin key
     (`Client(url, admin_key=...)`); None edits files alone. For servers that have a folder each: `Ensembles.over`.
 
-    An edit is checked before anything changes, and then carried out step by step: the new averaging models are written under names of
-    their own, loaded, and compared with numpy; the ensemble's `config.pbtxt` is written last, loaded, and compared again; what no ensemble
+    An edit is checked before anything changes, and then carried out step by step: the new averaging model is written under a name of
+    its own, loaded, and compared with numpy; the ensemble's `config.pbtxt` is written last, loaded, and compared again; what no ensemble
     uses any more is unloaded once nobody asks it. Callers get answers of the old ensemble or of the new one, and no error. Where a step
     fails, the old state is put back. What serves is always what lies in the folder.
 
@@ -304,8 +304,8 @@ class Ensembles:
     def reload(self, name: str | None = None, *, message: str | None = None, dry_run: bool = False) -> list[Applied]:
         """Take up hand edits of configurations, of one ensemble or of all.
 
-        Averaging models whose parameters were edited are generated again under their new names, and the servers load what has changed,
-        members too.
+        An averaging model whose parameters were edited is generated again under its new name, two averaging models of an earlier version
+        become one, and the servers load what has changed, members too.
 
         Raises:
             EditRefusedError, EditFailedError, ServiceError, defensemble_export.RepositoryError, OSError: As all edits.

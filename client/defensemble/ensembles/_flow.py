@@ -200,7 +200,12 @@ class Flow:
             if not (share.plan.changes_files or before.was_edited_by_hand):
                 continue  # 2 and 2 are what 1 and 1 are
             told = changes_between(share.plan.before if before.votes is None else before.votes, share.plan.after)
-            if not told and share.plan.averaging:
+            if not told and share.plan.converts:
+                old, new = (
+                    [model for model, _ in steps if is_averaging(model)] for steps in (share.plan.steps_before(), share.plan.steps())
+                )
+                told = [f"averages by one model, {', '.join(new)}, instead of {', '.join(old)}"]
+            elif not told and share.plan.averaging:
                 told = [f"generates {model} again, which had been changed by hand" for model in share.plan.new_models]
             if not told:
                 told = ["takes up a hand edit of config.pbtxt, which leaves the votes as they are"]
@@ -278,7 +283,8 @@ def _told_of_writing(shares: Sequence[Share]) -> list[str]:
         now = share.plan.disk().content(path) if path in share.plan.files else None
         comments = [line for line in (now or b"").splitlines() if line.lstrip().startswith(b"#")]
         if comments and not any(line in share.plan.files[path] for line in comments):
-            found.append(f"{share.place.repository / path} is written anew, without its comments; `rollback` brings them back")
+            back = "copy them first, a rollback does not bring them back" if share.plan.converts else "`rollback` brings them back"
+            found.append(f"{share.place.repository / path} is written anew, without its comments; {back}")
         if share.plan.after != shares[0].plan.after:
             found.append(f"{share.place.repository} will hold another '{share.name}' than {shares[0].place.repository}, as it did before")
     return found

@@ -49,16 +49,15 @@ def averages_by_numpy(logits: Sequence[Array], weighed: Weighed) -> dict[str, Ar
     }
 
 
-def check_averaging(served: Served, models: Mapping[str, Sequence[str]], logits: Sequence[Array], weighed: Weighed) -> None:
-    """Compares averaging models (name to its outputs) with numpy on the same logits.
+def check_averaging(served: Served, model: str, outputs: Sequence[str], logits: Sequence[Array], weighed: Weighed) -> None:
+    """Compares an averaging model with numpy on the same logits.
 
     Raises:
-        ServiceError: One does not answer, or answers something else.
+        ServiceError: It does not answer, or answers something else.
     """
     inputs = {f"logits_{index}": votes.astype(np.float32) for index, votes in enumerate(logits)}
     expected = averages_by_numpy([votes.astype(np.float64) for votes in inputs.values()], weighed)
-    for model, outputs in models.items():
-        _compare(served, model, served.infer(model, inputs, outputs, 1), expected, TOLERANCE, "numpy's of the same logits")
+    _compare(served, model, served.infer(model, inputs, outputs, 1), expected, TOLERANCE, "numpy's of the same logits")
 
 
 def check_answer(

@@ -192,7 +192,7 @@ class Carrying:
             raise type(error)(f"{error} {told}; until then what was loaded serves on, but a server that starts anew refuses it") from error
 
     def _prove_averaging(self, share: Share, served: Served) -> Callable[[], None]:
-        """Compares the averaging models with numpy, and returns what does so with the ensemble, once it is loaded."""
+        """Compares the averaging model with numpy, and returns what does so with the ensemble, once it is loaded."""
         ensemble = share.plan.after
         assert ensemble is not None
         files = share.plan.outcome()
@@ -205,9 +205,9 @@ class Carrying:
         leaving = [(model, version) for model, version in served.steps(share.name) if not is_averaging(model)]
         answers = served.infer_all(votes, {"images": image}, "logits")
         logits = [answers[vote] for vote in votes]
-        models = {step.model_name: list(step.output_map) for step in config.ensemble_scheduling.step if is_averaging(step.model_name)}
-        self._at(f"compare {', '.join(models)} on {served.url} with numpy")
-        check_averaging(served, models, logits, weighed)
+        last = config.ensemble_scheduling.step[-1]
+        self._at(f"compare {last.model_name} on {served.url} with numpy")
+        check_averaging(served, last.model_name, list(last.output_map), logits, weighed)
         tolerance = tolerance_for([served.config(model) or {} for model, _ in votes], [version for _, version in votes])
         outputs = [tensor.name for tensor in config.output]
 

@@ -195,7 +195,7 @@ def _batches(
     listed = ", ".join(f"{model} ({batch})" for model, batch in fewer.items())
     mend = f"lower it here, to {min(fewer.values())}, or raise it there"
     if all(model.startswith(RESERVED) for model in fewer):
-        mend = "`defensemble ensemble reload` with this ensemble's name generates averaging models that take as many"
+        mend = "`defensemble ensemble reload` with this ensemble's name generates an averaging model that takes as many"
     yield Fault(f"max_batch_size is {config.max_batch_size}, more than what its steps take at once, {listed}: {mend}", ("max_batch_size",))
 
 

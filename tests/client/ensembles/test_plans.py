@@ -40,16 +40,16 @@ class Serving(FakeTransport):
     """A server of a folder, started with `profile`: its configurations are the files as they were when it started."""
 
     def __init__(self, folder: Path, loaded: list[str], profile: str) -> None:
-        average, uncertainty = sorted(entry.name for entry in folder.iterdir() if "_" in entry.name)
+        (average,) = (entry.name for entry in folder.iterdir() if "_" in entry.name)
 
         def nothing(images: tiny.Array) -> dict[str, tiny.Array]:
             return {"probabilities": np.zeros((len(images), 3), np.float32)}
 
-        models = {name: member(1) for name in loaded} | {name: FakeModel(nothing, tiny.SHAPE) for name in (average, uncertainty)}
-        super().__init__(models | {"ensemble": ensemble(steps=(*loaded, average, uncertainty))}, "fake://gpu")
+        models = {name: member(1) for name in loaded} | {average: FakeModel(nothing, tiny.SHAPE)}
+        super().__init__(models | {"ensemble": ensemble(steps=(*loaded, average))}, "fake://gpu")
         self.loads: list[str] = []
         self._configs = {}
-        for name in (*loaded, average, uncertainty, "ensemble"):
+        for name in (*loaded, average, "ensemble"):
             path = folder / name / "configs" / f"{profile}.pbtxt"
             text = (path if path.exists() else folder / name / "config.pbtxt").read_text()
             self._configs[name] = MessageToDict(config_from_pbtxt(text, name), preserving_proto_field_name=True)

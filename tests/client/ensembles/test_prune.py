@@ -23,7 +23,7 @@ def names(found: object) -> list[str]:
     """As a person would write them, averaging models left out."""
     assert isinstance(found, list)
     told = [one.model if one.version is None else f"{one.model}@{one.version}" for one in found]
-    return [name for name in told if not name.startswith(("average_", "uncertainty_"))]
+    return [name for name in told if not name.startswith("average_")]
 
 
 def test_nothing_that_a_way_back_needs_is_pruned_and_then_the_way_back_works(world: World, one: Ensembles) -> None:
@@ -58,12 +58,12 @@ def test_nothing_that_a_way_back_needs_is_pruned_and_then_the_way_back_works(wor
 def test_averages_that_no_way_back_needs_go_and_what_is_used_is_not_touched(world: World, one: Ensembles) -> None:
     for weight in (2.0, 3.0, 4.0):
         one.weight("ensemble", {"a": weight})
-    folders = {entry.name for entry in world.folder.iterdir() if entry.name.startswith(("average_", "uncertainty_"))}
-    assert len(folders) == 8
+    folders = {entry.name for entry in world.folder.iterdir() if entry.name.startswith("average_")}
+    assert len(folders) == 4
     times = times_of_change(world.folder)
     with recorded(world) as (client, calls):
         found = Ensembles(world.folder, client).prune(keep=0)
-    assert len(found) == 6
+    assert len(found) == 3
     assert calls == [], "they had been unloaded with the edits"
     after = times_of_change(world.folder)
     assert after == {name: time for name, time in times.items() if name in after}

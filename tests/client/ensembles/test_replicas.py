@@ -174,7 +174,7 @@ def test_hand_edits_prune_and_create_work_over_several(worlds: tuple[World, Worl
     over.delete("canary")
     over.remove("ensemble", ["c"])
     found = over.prune(keep=0)
-    assert sorted(one.model for one in found if not one.model.startswith(("average_", "uncertainty_"))) == ["c", "c", "d", "d"]
+    assert sorted(one.model for one in found if not one.model.startswith("average_")) == ["c", "c", "d", "d"]
     for world in worlds:
         assert not (world.folder / "c").exists()
     check(worlds, {"a@1": 1.0, "b@1": 1.0})

@@ -118,12 +118,12 @@ class World:
         """The repository as it was, byte for byte, and the server with it."""
         put_back(self.folder, self.before)
         with self.client() as client:
-            kept = {path.partition("/")[0] for path in self.before}
+            kept = {path.partition("/")[0] for path in self.before if "/" in path}
+            for name in sorted(kept, key=lambda name: name == "ensemble"):
+                client.transport.load_model(name, 20)
             for name in self.loaded():
                 if name not in kept:
                     client.transport.unload_model(name, 20)
-            for name in sorted(kept, key=lambda name: name == "ensemble"):
-                client.transport.load_model(name, 20)
         assert set(self.loaded()) == kept
 
 
