@@ -112,7 +112,7 @@ class Client:
     def predict(self, images: NDArray[np.float32], outputs: Sequence[str] = ("probabilities",), model: str | None = None) -> Prediction:
         """Asks a model about images: float32, (N, C, H, W), in [0, 1], N up to the model's largest batch.
 
-        `outputs` are some of probabilities, member_probabilities, entropy and mutual_information; only these are computed and sent.
+        `outputs` are some of probabilities, member_probabilities, entropy and mutual_information; only these are sent.
         A single network, whose output is `logits`, has probabilities (their softmax) and entropy.
 
         Raises:
@@ -237,7 +237,8 @@ class Client:
         for name in models:
             try:
                 metadata = self._transport.model_metadata(name, _left(ends))
-                if averages_members(metadata.platform, (output.name for output in metadata.outputs)):
+                tensors = ([tensor.name for tensor in kind] for kind in (metadata.inputs, metadata.outputs))
+                if averages_members(metadata.platform, *tensors):
                     ensembles.append(name)
             except (ModelNotFoundError, NotReadyError):  # unloaded since it was listed
                 continue

@@ -43,7 +43,7 @@ class ModelInfo:
     @property
     def is_ensemble(self) -> bool:
         """Whether it averages members: as an ensemble that Triton runs, or as one graph of all of them."""
-        return averages_members(self.platform, self.outputs)
+        return averages_members(self.platform, [self.input_name], self.outputs)
 
     @property
     def score_output(self) -> str:
@@ -86,12 +86,13 @@ def signature_from_metadata(metadata: ModelMetadata) -> Signature:
     raise InputError(f"model {metadata.name!r} does not classify: its outputs are {got or 'none'}, {expected}")
 
 
-def averages_members(platform: str, outputs: Iterable[str]) -> bool:
+def averages_members(platform: str, inputs: Iterable[str], outputs: Iterable[str]) -> bool:
     """Whether a model is an ensemble, in either form.
 
-    A fused graph is told by what it gives: its configuration, which says more, is not for everyone to read.
+    A fused graph is known by the names of its tensors: its configuration, which says more, is not for everyone to read. An averaging model
+    has the same outputs, and takes logits.
     """
-    return platform == "ensemble" or {"probabilities", "member_probabilities"} <= set(outputs)
+    return platform == "ensemble" or (list(inputs) == ["images"] and {"probabilities", "member_probabilities"} <= set(outputs))
 
 
 def steps_from_config(config: dict[str, Any]) -> tuple[str, ...]:

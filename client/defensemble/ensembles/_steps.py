@@ -205,11 +205,11 @@ class Carrying:
         leaving = [(model, version) for model, version in served.steps(share.name) if not is_averaging(model)]
         answers = served.infer_all(votes, {"images": image}, "logits")
         logits = [answers[vote] for vote in votes]
-        last = config.ensemble_scheduling.step[-1]
-        self._at(f"compare {last.model_name} on {served.url} with numpy")
-        check_averaging(served, last.model_name, list(last.output_map), logits, weighed)
-        tolerance = tolerance_for([served.config(model) or {} for model, _ in votes], [version for _, version in votes])
         outputs = [tensor.name for tensor in config.output]
+        average = config.ensemble_scheduling.step[-1].model_name
+        self._at(f"compare {average} on {served.url} with numpy")
+        check_averaging(served, average, outputs, logits, weighed)
+        tolerance = tolerance_for([served.config(model) or {} for model, _ in votes], [version for _, version in votes])
 
         def prove() -> None:
             self._at(f"compare '{share.name}' on {served.url} with numpy")
