@@ -29,7 +29,7 @@ def content_digest(values: Mapping[str, Any], tensors: Mapping[str, torch.Tensor
         tensor = tensors[name]
         dtype, shape = str(tensor.dtype).removeprefix("torch."), ",".join(str(extent) for extent in tensor.shape)
         digest.update(f"{name}\0{dtype}\0{shape}\0".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
