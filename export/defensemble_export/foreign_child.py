@@ -160,6 +160,9 @@ def _limit_memory() -> int:
     free = _kibibytes("/proc/meminfo", "MemAvailable")
     allowed = int(free * _MEMORY_SHARE) * 1024
     limit = _kibibytes("/proc/self/status", "VmData") * 1024 + allowed
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    if hard != resource.RLIM_INFINITY:
+        limit = min(limit, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     return allowed
 

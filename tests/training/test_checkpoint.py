@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 import re
 import resource
 import subprocess
@@ -22,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from defensemble_training import (
     CheckpointError,
     ModelSpec,
+    TrainingError,
     build,
     defect_masks,
     load_checkpoint,
@@ -31,6 +33,7 @@ from defensemble_training import (
 )
 from defensemble_training.checkpoint import check_writable
 from defensemble_training.content_digest import content_digest
+from defensemble_training.run_state import STATE_FILE, load_state
 
 from .untrained import record_of, tiny_spec
 
@@ -122,6 +125,18 @@ def test_saving_and_loading_leave_torchs_random_stream_alone(saved: Path) -> Non
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"there is no checkpoint .*none\.safetensors; train one with: defensemble train"):
         load_checkpoint(tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["a FIFO", "a device"])
+def test_what_is_no_file_is_refused_unopened(tmp_path: Path, kind: str) -> None:
+    for name, error, read in (("a", CheckpointError, load_checkpoint), (STATE_FILE, TrainingError, lambda path: load_state(path.parent))):
+        path = tmp_path / name
+        if kind == "a FIFO":
+            os.mkfifo(path)
+        else:
+            path.symlink_to("/dev/zero")
+        with pytest.raises(error, match=f"{name} is {kind}"):
+            read(path)
 
 
 def test_folder(tmp_path: Path) -> None:

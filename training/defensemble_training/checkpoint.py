@@ -29,6 +29,7 @@ from .defect import defect_masks
 from .masks import mask_digest
 from .networks import build
 from .record import TrainingRecord
+from .sources import irregular
 from .spec import ModelSpec
 from .writing import name_aside, named, write_aside
 
@@ -158,9 +159,10 @@ def _check_place(target: Path) -> None:
 
 
 def _read(path: Path, *, with_tensors: bool) -> tuple[CheckpointMetadata, dict[str, torch.Tensor]]:
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a folder, expected a checkpoint (a .safetensors file)")
     try:
+        kind = irregular(path.stat().st_mode)
+        if kind is not None:
+            raise CheckpointError(f"{path} is {kind}, expected a checkpoint (a .safetensors file)")
         path.open("rb").close()  # safetensors' own errors do not tell a file without permission from a damaged one
         with safe_open(path, framework="pt") as file:
             values = _values(path, file.metadata())

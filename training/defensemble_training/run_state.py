@@ -15,6 +15,7 @@ from safetensors.torch import save
 
 from ._errors import TrainingError
 from .content_digest import DIGEST_KEY, content_digest, digest_mismatch
+from .sources import irregular
 from .writing import write_aside
 
 FORMAT = 2
@@ -109,6 +110,9 @@ def load_state(folder: Path) -> RunState | None:
     path = folder / STATE_FILE
     mend = "remove it to start the run anew"
     try:
+        kind = irregular(path.stat().st_mode)
+        if kind is not None:
+            raise TrainingError(f"{path} is {kind}, expected the state of a run; {mend}")
         path.open("rb").close()
         with safe_open(path, framework="pt") as file:
             described = json.loads((file.metadata() or {}).get(METADATA_KEY, "null"))
