@@ -29,11 +29,23 @@ def images_from_file(path: Path, image_shape: tuple[int, int, int], *, resize: b
         InputError: It is no such file, or its shape is not `image_shape`.
         OSError: It cannot be read.
     """
+    check_not_endless(path)
     if path.suffix.lower() == ".npy":
         return _from_npy(path, image_shape)
     if path.suffix.lower() in SUFFIXES:
         return _from_picture(path, image_shape, resize)[np.newaxis]
     raise InputError(f"{path} is neither a picture ({', '.join(SUFFIXES)}) nor a .npy file")
+
+
+def check_not_endless(path: Path) -> None:
+    """Refuse what may block for ever when it is opened, or never end.
+
+    Raises:
+        InputError: It is a FIFO, a socket or a device.
+        OSError: It cannot be looked at.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise InputError(f"{path} is a FIFO, a socket or a device, expected a regular file: save what it gives to a file first")
 
 
 def labelled_files(folder: Path, class_names: Sequence[str]) -> tuple[list[Path], NDArray[np.int64]]:
@@ -66,6 +78,7 @@ def npy_images(path: Path) -> NDArray[np.float32]:
         InputError: It is no file of numbers.
         OSError: The file cannot be read.
     """
+    check_not_endless(path)
     return floats_from_array(_array_from_npy(path), str(path))
 
 

@@ -16,6 +16,7 @@ import yaml
 
 from defensemble_repository.ensemble import AVERAGES, Ensemble, Vote
 from defensemble_repository.errors import EnsembleError
+from defensemble_repository.filesystem.regular_files import read_argument
 from defensemble_repository.names import check_name
 from defensemble_repository.reader import LARGEST_VERSION
 
@@ -39,10 +40,7 @@ def read_declaration(path: Path) -> Ensemble:
         DeclarationError: it is no such file.
         OSError: it cannot be read.
     """
-    with path.open("rb") as file:
-        content = file.read(LARGEST_FILE + 1)
-    if len(content) > LARGEST_FILE:
-        raise DeclarationError(f"{path} is larger than {LARGEST_FILE} bytes, more than any ensemble needs: name another file")
+    content = read_argument(path, LARGEST_FILE)
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

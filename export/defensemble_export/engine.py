@@ -13,6 +13,7 @@ from typing import Any
 
 import onnx
 
+from defensemble_repository.filesystem.regular_files import read_regular
 from defensemble_repository.names import MANIFEST_FILE, PLAN_FILE
 
 from ._errors import EngineError
@@ -71,7 +72,7 @@ def engine_from_onnx(
         OSError: a file cannot be read or written.
     """
     source, place = Path(onnx_path), Path(plan_path)
-    content = source.read_bytes()
+    content = read_regular(source)
     request = request_from_onnx(
         content,
         str(source),

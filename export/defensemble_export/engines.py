@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 
 from defensemble_repository.errors import RepositoryError
+from defensemble_repository.filesystem.regular_files import read_regular
 from defensemble_repository.names import BACKEND, CONFIG_FILE, MANIFEST_FILE, MODEL_FILE, PLAN_FILE
 from defensemble_repository.pbtxt import schema
 from defensemble_repository.reader import parameter, read_models, served_versions, versions_in
@@ -231,7 +232,7 @@ def _why_not(config: schema.ModelConfig) -> str | None:
 def _planned(folder: Path, config: schema.ModelConfig, version: int, options: EngineOptions) -> PlannedEngine:
     graph = folder / str(version) / (config.default_model_filename or MODEL_FILE)
     try:
-        content = graph.read_bytes()
+        content = read_regular(graph)
     except FileNotFoundError as error:
         raise EngineError(f"{graph} is missing: export the model again, or move {graph.parent} away") from error
     digest = hashlib.sha256(content).hexdigest()
@@ -301,7 +302,7 @@ def _current(one: PlannedEngine, target: Target) -> Manifest | None:
 
 def _real_images(one: PlannedEngine, data_dir: Path | None) -> Array:
     """Test images of the data that the graph names."""
-    found = images_of_record(onnx.load(one.graph), one.name, data_dir)
+    found = images_of_record(onnx.load_model_from_string(read_regular(one.graph)), one.name, data_dir)
     if found is None:
         raise EngineError(
             f"{one.graph} does not say which data its network was trained on, to compare its plan on: "
@@ -311,7 +312,7 @@ def _real_images(one: PlannedEngine, data_dir: Path | None) -> Array:
 
 
 def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return hashlib.sha256(read_regular(path)).hexdigest()
 
 
 def _batches(request: BuildRequest) -> str:

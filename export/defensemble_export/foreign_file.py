@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
 import onnx.inliner
 from google.protobuf.message import DecodeError
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 
 from ._errors import ExportError
 from .averaging import IR_VERSION, OPSET
@@ -21,9 +21,13 @@ from .averaging import IR_VERSION, OPSET
 OLDEST_OPSET = 7
 # What protobuf can hold in one message, and a model repository's file is one message.
 LARGEST_FILE = 2**31 - 1
+# Of the body of a Loop, those of nested ones multiplied. What is unrolled for images has fewer: one a layer, head or recurrent step.
+LARGEST_TRIPS = 10_000
 _STANDARD = ("", "ai.onnx")
 # What onnx puts before the reason: /project/onnx/version_converter/helper.cc:76: adapt: Assertion `false` failed:
 _PLACE_IN_SOURCE = re.compile(r"^\S+:\d+: \w+: Assertion `.*?` failed: ")
+# And ONNX Runtime: /onnxruntime_src/onnxruntime/core/framework/bfc_arena.cc:360 void* onnxruntime::BFCArena::AllocateRawInternal(size_t)
+_PLACE_IN_RUNTIME = re.compile(r"/onnxruntime_src/\S+ [^()]*\([^()]*\) ")
 _OTHER_FORMATS = {
     b"PK\x03\x04": "a zip archive, as torch.save and Keras write: load the network and export it with torch.onnx.export (or tf2onnx)",
     b"\x89HDF": "an HDF5 file, as Keras writes: convert it with tf2onnx",
@@ -40,7 +44,7 @@ def translated(message: str, *, file: os.PathLike[str] | str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = _PLACE_IN_SOURCE.sub("", " ".join(str(error).split()))
+        reason = _PLACE_IN_RUNTIME.sub("", _PLACE_IN_SOURCE.sub("", " ".join(str(error).split())))
         raise ExportError(f"{file} {message}: {reason[:400] or type(error).__name__}") from error
 
 
@@ -63,6 +67,7 @@ def read_foreign(path: str | os.PathLike[str], custom_domains: Collection[str] =
     if model.functions:
         with translated("has functions that cannot be inlined", file=file):
             model = onnx.inliner.inline_local_functions(model, convert_version=True)
+    _check_loops(model.graph, file, {}, 1)
     _check_domains(model, file, custom_domains)
     return model
 
@@ -211,6 +216,34 @@ def _place(tensor: TensorProto, file: Path) -> tuple[Path, int, int]:
             "copy or export both again"
         )
     return place, offset, expected
+
+
+def _check_loops(graph: onnx.GraphProto, file: Path, outer: Mapping[str, TensorProto], times: int) -> None:
+    """Refuse loops without a constant number of trips, or with so many that a request would occupy a server for good.
+
+    Args:
+        graph: the graph, or the body of a node.
+        file: the file, for errors.
+        outer: the constants that are visible in the graph's surroundings.
+        times: how often the loops around the graph run it.
+    """
+    constants = dict(outer) | {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute[0].HasField("t"):
+            constants[node.output[0]] = node.attribute[0].t
+    for node in graph.node:
+        trips = 1
+        if node.op_type == "Loop" and node.domain in _STANDARD:
+            loop = f"{file}: the Loop that makes '{node.output[0]}'"
+            expected = f"expected a constant of at most {LARGEST_TRIPS} (nested loops multiplied): export the network without that loop"
+            known = constants.get(node.input[0])
+            if known is None:
+                raise ExportError(f"{loop} takes a number of trips that is computed or missing, {expected}")
+            trips = int(numpy_helper.to_array(known).max(initial=1))
+            if times * trips > LARGEST_TRIPS:
+                raise ExportError(f"{loop} runs its body {times * trips} times, {expected}")
+        for body in subgraphs(node):
+            _check_loops(body, file, constants, times * trips)
 
 
 def _check_domains(model: onnx.ModelProto, file: Path, custom_domains: Collection[str]) -> None:

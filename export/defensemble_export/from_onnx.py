@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +18,8 @@ import onnxruntime
 from defensemble_repository.reader import checked_batch
 
 from ._errors import ExportError
-from .foreign import foreign_interface, foreign_reference, onnx_from_foreign
+from .foreign import foreign_interface, foreign_reference
+from .foreign_child import DEFAULT_TIMEOUT_S, onnx_from_foreign_limited
 from .form import Form, Network, check_place, write_form
 from .labels import default_labels
 from .metadata import CLASS_NAMES
@@ -31,7 +33,7 @@ _RANDOM = 16
 class FromOnnx:
     """An ONNX file to be exported as the member ``name``: see ``onnx_from_foreign``.
 
-    ``class_names``: one for each class; None: the indices as text.
+    ``class_names``: one for each class; None: the indices as text. ``timeout_s``: see ``onnx_from_foreign_limited``.
     """
 
     path: Path
@@ -42,6 +44,7 @@ class FromOnnx:
     input_shape: tuple[int, int, int] | None = None
     class_names: tuple[str, ...] | None = None
     custom_domains: tuple[str, ...] = ()
+    timeout_s: float = DEFAULT_TIMEOUT_S
 
     def __post_init__(self) -> None:
         if not isinstance(self.path, (str, Path)):
@@ -50,6 +53,8 @@ class FromOnnx:
         names: object = self.class_names
         if names is not None and not (isinstance(names, (tuple, list)) and all(isinstance(name, str) for name in names)):
             raise ExportError(f"class_names must be a sequence of texts, one for each class, got {names!r}")
+        if not 0 < self.timeout_s < math.inf:
+            raise ExportError(f"timeout_s must be a positive number of seconds, got {self.timeout_s!r}")
 
     @property
     def _options(self) -> dict[str, Any]:
@@ -80,7 +85,8 @@ class FromOnnx:
     @cached_property
     def network(self) -> Network:
         """The file in our contract, and what the file itself answers."""
-        graph = onnx_from_foreign(self.path, **self._options, custom_domains=self.custom_domains)
+        given = {**self._options, "custom_domains": self.custom_domains}
+        graph = onnx_from_foreign_limited(self.path, timeout_s=self.timeout_s, **given)
         shape, num_classes = foreign_interface(graph)
         names = default_labels(num_classes) if self.class_names is None else self.class_names
         if len(names) != num_classes:

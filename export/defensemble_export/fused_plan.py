@@ -16,7 +16,7 @@ from defensemble_repository.configs import fused_config
 from defensemble_repository.ensemble import Ensemble
 from defensemble_repository.errors import EnsembleError
 from defensemble_repository.names import CONFIG_FILE, LABELS_FILE, MODEL_FILE, PROFILES_FOLDER, REPORT_FILE, RESERVED, check_name
-from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config, schema
+from defensemble_repository.pbtxt import config_from_file, pbtxt_from_config, schema
 from defensemble_repository.reader import (
     checked_batch,
     ensemble_from_configs,
@@ -249,7 +249,7 @@ def fused_plan(repository: Path, fused: Member, ensemble: Ensemble, *, max_batch
     else:
         _check_same_interface(folder, fused)
         paths = [*sorted((folder / PROFILES_FOLDER).glob("*.pbtxt")), folder / CONFIG_FILE]
-        configs = {p.relative_to(repository).as_posix(): config_from_pbtxt(p.read_text(errors="replace"), str(p)) for p in paths}
+        configs = {p.relative_to(repository).as_posix(): config_from_file(p) for p in paths}
     digest = hashlib.sha256(fused.onnx).hexdigest()
     for path, existing in configs.items():
         serves_graph = existing is None or existing.default_model_filename in ("", MODEL_FILE)  # a plan has a digest of its own
@@ -289,7 +289,7 @@ def _check_averaging(repository: Path, ensemble: str, config: schema.ModelConfig
             batch = int(described.max_batch_size)
             names = [averaging_model(stated, num_classes, batch), *two_model_names(stated, num_classes, batch)]
         file = folder / "1" / MODEL_FILE
-        whole = file.exists() and hashlib.sha256(file.read_bytes()).hexdigest() == described.parameters["sha256.1"].string_value
+        whole = file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() == described.parameters["sha256.1"].string_value
         if step.model_name not in names or not whole:
             raise EnsembleError(
                 f"'{ensemble}' averages by {step.model_name}, whose {'parameters' if whole else MODEL_FILE} were changed: it computes "
@@ -379,5 +379,5 @@ def _check_same_interface(folder: Path, fused: Member) -> None:
     if got != expected:
         raise ExistsError(f"{folder} takes and gives {got}, the new version {expected}: choose another name (--fuse NAME)")
     labels = folder / LABELS_FILE
-    if labels.exists() and labels.read_bytes() != labels_text(fused):
+    if labels.is_file() and labels.read_bytes() != labels_text(fused):
         raise ExistsError(f"the class names in {labels} differ from the new version's: choose another name (--fuse NAME)")

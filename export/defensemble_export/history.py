@@ -17,6 +17,7 @@ from typing import Any
 
 from defensemble_repository.ensemble import Ensemble, Vote
 from defensemble_repository.errors import EnsembleError, RepositoryError
+from defensemble_repository.filesystem.regular_files import read_regular
 from defensemble_repository.names import CONFIG_FILE, LABELS_FILE, ROOT_FILES, check_name
 from defensemble_repository.reader import ensemble_from_configs, parameter
 from defensemble_repository.view import Files
@@ -289,7 +290,7 @@ def _text(files: Files, path: str) -> str | None:
 
 def _content(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except FileNotFoundError:
         return b""
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from defensemble_repository.errors import RepositoryError
+from defensemble_repository.filesystem.regular_files import LARGEST_TEXT, read_regular
 
 from ._errors import ExportError
 
@@ -106,7 +107,7 @@ def read_manifest(path: Path) -> Manifest | None:
         OSError: it cannot be read.
     """
     try:
-        content = path.read_bytes()
+        content = read_regular(path, LARGEST_TEXT)
     except FileNotFoundError:
         return None
     return manifest_from_bytes(content, str(path))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from defensemble_repository.filesystem.regular_files import read_regular
 from defensemble_repository.names import CONFIG_FILE, ROOT_FILES
 from defensemble_repository.view import Files
 
@@ -211,7 +212,7 @@ def read_pending(repository: Path) -> Pending | None:
     """
     path = repository / PENDING_FILE
     try:
-        values: Any = json.loads(path.read_bytes())
+        values: Any = json.loads(read_regular(path))
         if values["schema"] != _SCHEMA and str(values["schema"]).startswith("defensemble.pending-edit/"):
             raise HistoryError(f"{path} is of another version of defensemble ({values['schema']}): finish or undo its edit with that one")
         if values["schema"] != _SCHEMA:

@@ -11,7 +11,7 @@ from defensemble_repository.configs import member_config
 from defensemble_repository.ensemble import Ensemble, Vote
 from defensemble_repository.errors import EnsembleError
 from defensemble_repository.names import CONFIG_FILE, LABELS_FILE, MODEL_FILE, PROFILES_FOLDER, REPORT_FILE, check_name
-from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
+from defensemble_repository.pbtxt import config_from_file, pbtxt_from_config
 from defensemble_repository.reader import checked_batch, existing_batch, interface_of, next_version, read_config, read_ensemble
 from defensemble_repository.view import Files
 
@@ -189,7 +189,7 @@ def _member_files(repository: Path, member: Member, max_batch_size: int) -> dict
     version = next_version(folder)
     files = {}
     for path in [*sorted((folder / PROFILES_FOLDER).glob("*.pbtxt")), folder / CONFIG_FILE]:
-        config = config_from_pbtxt(path.read_text(errors="replace"), str(path))
+        config = config_from_file(path)
         if config.default_model_filename in ("", MODEL_FILE):  # a profile that serves another file, a plan, has a digest of its own
             config.parameters[f"sha256.{version}"].string_value = digest
         if member.mask_digest is not None:
@@ -281,4 +281,4 @@ def _ensemble_files(repository: Path, ensemble: Ensemble, members: Sequence[Memb
 
 def is_there(path: Path, content: bytes) -> bool:
     """Whether a file holds this already: a model whose files are touched is loaded again for nothing."""
-    return path.exists() and path.read_bytes() == content
+    return path.is_file() and path.read_bytes() == content

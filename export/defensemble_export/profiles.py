@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from defensemble_repository.errors import ConfigError
+from defensemble_repository.filesystem.regular_files import LARGEST_TEXT, read_regular
 from defensemble_repository.names import BACKEND, MODEL_FILE, PLAN_FILE, PROFILES_FOLDER
-from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config, schema
+from defensemble_repository.pbtxt import config_from_file, config_from_pbtxt, pbtxt_from_config, schema
 from defensemble_repository.reader import parameter, read_models, served_versions
 
 from ._errors import ProfileError
@@ -148,7 +149,7 @@ def profile_plan(repository: Path, profile: str, settings: KeptEngines | None = 
     for name, config in found.items():
         path = _path(name, profile)
         content = pbtxt_from_config(_derived(repository / name, config, profile, settings or KeptEngines()))
-        if not (repository / path).exists() or (repository / path).read_bytes() != content:
+        if not (repository / path).exists() or read_regular(repository / path) != content:
             files[path] = content
     return files
 
@@ -276,13 +277,13 @@ def _derived(folder: Path, config: schema.ModelConfig, profile: str, settings: K
     digests = {}
     for version in served_versions(folder, config):
         known = None if profile == "gpu-tensorrt" else parameter(config, f"sha256.{version}")
-        digests[version] = known or hashlib.sha256((folder / str(version) / _artefact(config, profile)).read_bytes()).hexdigest()
+        digests[version] = known or hashlib.sha256(read_regular(folder / str(version) / _artefact(config, profile))).hexdigest()
     return profile_config(profile, named, digests, settings)
 
 
 def _is_edited(path: Path) -> bool:
     """Whether a profile's file is not as ``write_profile`` or a later export has left it: a comment is an edit too."""
-    content = path.read_bytes()
+    content = read_regular(path, LARGEST_TEXT)
     try:
         config = config_from_pbtxt(content.decode(errors="replace"), str(path))
     except ConfigError:
@@ -323,7 +324,7 @@ def _state(folder: Path, config: schema.ModelConfig, profile: str, settings: Kep
 
 def _is_current(folder: Path, config: schema.ModelConfig, profile: str, path: Path, settings: KeptEngines | None) -> bool:
     """Whether writing the profile again, with the settings that it was written with, would change nothing."""
-    there = config_from_pbtxt(path.read_text(errors="replace"), str(path))
+    there = config_from_file(path)
     return bool(there == _derived(folder, config, profile, settings or _settings_of(there)))
 
 

@@ -17,7 +17,7 @@ from defensemble_repository.names import (
     PROFILES_FOLDER,
     REPORT_FILE,
 )
-from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config, schema
+from defensemble_repository.pbtxt import config_from_file, pbtxt_from_config, schema
 from defensemble_repository.reader import read_models, versions_in
 
 from ._errors import ExportError
@@ -109,7 +109,7 @@ def prune_files(repository: Path, chosen: Sequence[Prunable]) -> tuple[dict[str,
         folder = repository / model
         # The configuration last: from it a prune that was killed is told.
         for path in [*sorted((folder / PROFILES_FOLDER).glob("*.pbtxt")), folder / CONFIG_FILE]:
-            before = config_from_pbtxt(path.read_text(errors="replace"), str(path))
+            before = config_from_file(path)
             after = _without(before, versions)
             if after != before:
                 keep_stamp(before, after)
@@ -135,7 +135,7 @@ def _profiles_of_ensembles(repository: Path, configs: Mapping[str, schema.ModelC
     """We write none, but a server would take one that is there."""
     ensembles = [name for name, config in configs.items() if config.platform == "ensemble"]
     paths = [path for name in ensembles for path in sorted((repository / name / PROFILES_FOLDER).glob("*.pbtxt"))]
-    return [config_from_pbtxt(path.read_text(errors="replace"), str(path)) for path in paths]
+    return [config_from_file(path) for path in paths]
 
 
 def _used(configs: Sequence[schema.ModelConfig], history: Sequence[Edit], keep: int, also_used: Collection[str]) -> _Used:

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from defensemble_repository.filesystem.regular_files import LARGEST_TEXT, read_regular
 from defensemble_repository.names import MODEL_FILE, REPORT_FILE, RESERVED
 from defensemble_repository.reader import versions_in
 
@@ -88,12 +89,12 @@ def read_reports(repository: Path, models: list[str] | None = None) -> list[Repo
 def _read(repository: Path, name: str, version: int) -> Reported:
     folder = repository / name / str(version)
     try:
-        values = report_values((folder / REPORT_FILE).read_bytes())
+        values = report_values(read_regular(folder / REPORT_FILE, LARGEST_TEXT))
     except FileNotFoundError:
         return Reported(name, version, None, f"{folder} holds no {REPORT_FILE}: it was exported by other means")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         return Reported(name, version, None, f"{folder / REPORT_FILE} is damaged ({type(error).__name__}: {error}): export the model again")
-    if hashlib.sha256((folder / MODEL_FILE).read_bytes()).hexdigest() != values["onnx"]["sha256"]:
+    if hashlib.sha256(read_regular(folder / MODEL_FILE)).hexdigest() != values["onnx"]["sha256"]:
         return Reported(name, version, None, f"{folder / MODEL_FILE} was changed after its export: {REPORT_FILE} is of another file")
     return Reported(name, version, values)
 

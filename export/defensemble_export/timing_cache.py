@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from defensemble_repository.filesystem.regular_files import read_regular
+
 from .aside import write_aside
 from .engine_plan import TIMING_STEPS, Step
 from .locking import held
@@ -39,7 +41,7 @@ def attach_timings(
         OSError: the file is there and cannot be read.
     """
     try:
-        kept = path.read_bytes()
+        kept = read_regular(path)
     except FileNotFoundError:
         kept = b""
     for timings in (kept, b"") if kept else (b"",):
@@ -64,7 +66,7 @@ def save_timings(config: Any, cache: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with held(path.parent, fcntl.LOCK_EX):
         try:
-            others = config.create_timing_cache(serialized_timing_cache=path.read_bytes())
+            others = config.create_timing_cache(serialized_timing_cache=read_regular(path))
         except FileNotFoundError:
             others = None
         if others is not None:

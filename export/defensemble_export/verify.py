@@ -153,7 +153,11 @@ class _Graph:
 
     def __call__(self, images: Array) -> Array:
         logits: Array
-        (logits,) = self.session.run(["logits"], {"images": np.ascontiguousarray(images)})
+        try:
+            (logits,) = self.session.run(["logits"], {"images": np.ascontiguousarray(images)})
+        except Exception as error:  # the classes of ONNX Runtime have no other common base
+            reason = " ".join(str(error).split())[:400]
+            raise VerificationError(f"the graph does not run on {len(images)} images: {reason}; the export is not used") from error
         return logits
 
     def check_interface(self, shape: tuple[int, ...], num_classes: int) -> None:

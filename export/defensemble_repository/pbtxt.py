@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 from google.protobuf import text_format
 
 from .errors import ConfigError
+from .filesystem.regular_files import read_text
 
 if TYPE_CHECKING:
     from types import ModuleType
 
     from tritonclient.grpc import model_config_pb2 as schema
 
-__all__ = ["config_from_pbtxt", "pbtxt_from_config", "schema"]
+__all__ = ["config_from_file", "config_from_pbtxt", "pbtxt_from_config", "schema"]
 
 
 def _load_schema() -> ModuleType:
@@ -53,6 +54,16 @@ def pbtxt_from_config(config: schema.ModelConfig) -> bytes:
     if config_from_pbtxt(text, config.name) != config:
         raise ConfigError(f"the configuration of '{config.name}' is not read back as it was written")
     return text.encode()
+
+
+def config_from_file(path: Path) -> schema.ModelConfig:
+    """Parse a file that holds a model configuration.
+
+    Raises:
+        ConfigError: it is not a valid one.
+        OSError: it is no regular file, or cannot be read.
+    """
+    return config_from_pbtxt(read_text(path), str(path))
 
 
 def config_from_pbtxt(text: str, where: str) -> schema.ModelConfig:

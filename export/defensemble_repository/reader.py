@@ -11,8 +11,9 @@ from pathlib import Path, PurePosixPath
 from .configs import OUTPUTS, ensemble_steps
 from .ensemble import Ensemble, Vote
 from .errors import ConfigError, EnsembleError, RepositoryError
+from .filesystem.regular_files import LARGEST_TEXT, read_regular
 from .names import CONFIG_FILE, LABELS_FILE, MODEL_FILE, MODEL_NAME
-from .pbtxt import config_from_pbtxt, schema
+from .pbtxt import config_from_file, schema
 
 # Every export is verified at its largest batch: beyond this, memory ends before a server's queue does.
 LARGEST_BATCH = 4096
@@ -27,7 +28,7 @@ def read_config(folder: Path) -> schema.ModelConfig:
     """
     path = folder / CONFIG_FILE
     try:
-        config = config_from_pbtxt(path.read_text(errors="replace"), str(path))
+        config = config_from_file(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ConfigError(f"{folder} holds no {CONFIG_FILE}: it is not a model that this project wrote; move it away") from error
     return checked_config(config, folder)
@@ -156,7 +157,8 @@ def interface_of(folder: Path) -> tuple[list[list[int]], bytes | None]:
     """What a model takes and gives: the dims of its inputs and outputs, and its class names as the file holds them, where there is one."""
     config = read_config(folder)
     labels = folder / LABELS_FILE
-    return [list(tensor.dims) for tensor in (*config.input, *config.output)], labels.read_bytes() if labels.exists() else None
+    names = read_regular(labels, LARGEST_TEXT) if labels.exists() else None
+    return [list(tensor.dims) for tensor in (*config.input, *config.output)], names
 
 
 def checked_batch(max_batch_size: int, where: str) -> int:

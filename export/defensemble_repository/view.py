@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from .errors import ConfigError
+from .filesystem.regular_files import open_regular, read_regular, regular_file_exists
 from .names import CONFIG_FILE, MODEL_NAME
 from .pbtxt import config_from_pbtxt, schema
 from .reader import checked_config, versions_in
@@ -17,7 +18,7 @@ from .reader import checked_config, versions_in
 def _digest(path: str, *version: int) -> str:
     """Of a file that is this version, by its number, size and times of change: networks are large, and seldom change between two edits."""
     digest = hashlib.sha256()
-    with open(path, "rb") as opened:
+    with open_regular(path) as opened:
         while chunk := opened.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
@@ -39,11 +40,11 @@ class Files:
         if path in self.planned:
             return self.planned[path]
         file = self.repository / path
-        return file.read_bytes() if file.is_file() else None
+        return read_regular(file) if regular_file_exists(file) else None
 
     def exists(self, path: str) -> bool:
         """Whether there is such a file."""
-        return self.planned[path] is not None if path in self.planned else (self.repository / path).is_file()
+        return self.planned[path] is not None if path in self.planned else regular_file_exists(self.repository / path)
 
     def digest(self, path: str) -> str | None:
         """The SHA-256 of a file, in hexadecimal, None where there is none; a file on disk is not held in memory as a whole.
@@ -55,7 +56,7 @@ class Files:
             content = self.planned[path]
             return None if content is None else hashlib.sha256(content).hexdigest()
         file = self.repository / path
-        if not file.is_file():
+        if not regular_file_exists(file):
             return None
         known = file.stat()
         return _digest(str(file), known.st_ino, known.st_size, known.st_mtime_ns, known.st_ctime_ns)

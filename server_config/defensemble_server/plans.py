@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from defensemble_repository.filesystem.regular_files import LARGEST_TEXT, read_regular
+
 from ._errors import PlanError
 from .repository import CONFIG_FILE, PLAN_BACKEND, Repository, file_digest
 
@@ -76,7 +78,7 @@ def read_manifest(path: Path) -> PlanManifest | None:
         OSError: it cannot be read.
     """
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(read_regular(path, LARGEST_TEXT))
     except FileNotFoundError:
         return None
     except (ValueError, RecursionError) as error:

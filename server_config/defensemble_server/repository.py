@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as schema
 
+from defensemble_repository.filesystem.regular_files import LARGEST_TEXT, check_regular, open_regular, read_regular
 from defensemble_repository.names import AVERAGING_NAME
 
 from ._errors import NotServableError
@@ -163,6 +164,8 @@ def read_repository(path: Path, *, profile: str | None = None, only_backend: str
     models, problems = {}, {}
     for folder in folders:
         try:
+            for entry in (*folder.glob("*"), *folder.glob("*/*")):
+                check_regular(entry)  # Triton would wait for a writer, of labels as well as of a graph
             model = read_model(folder, profile)
             if not model.is_ensemble:
                 _check_files(folder, model, only_backend, _config_path(folder, profile))
@@ -190,7 +193,7 @@ def read_model(folder: Path, profile: str | None) -> Model:
     """
     path = _config_path(folder, profile)
     try:
-        config = text_format.Parse(path.read_text(), schema.ModelConfig())
+        config = text_format.Parse(read_regular(path, LARGEST_TEXT).decode(), schema.ModelConfig())
     except FileNotFoundError as error:
         raise NotServableError(f"stray folder: it holds no {CONFIG_FILE}, so it is no model; move it out of the repository") from error
     except (text_format.ParseError, UnicodeDecodeError) as error:
@@ -246,7 +249,7 @@ def _check_files(folder: Path, model: Model, only_backend: str | None, config: P
 def file_digest(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:  # a plan can be hundreds of megabytes
+    with open_regular(path) as file:  # a plan can be hundreds of megabytes
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()

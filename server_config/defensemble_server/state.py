@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from defensemble_repository.filesystem.regular_files import LARGEST_TEXT, read_regular
+
 from ._errors import StateError
 
 
@@ -95,7 +97,7 @@ def read_states(*, on_damaged: Callable[[Path, str], None] = lambda path, why: N
     states = []
     for path in sorted((state_folder() / "servers").glob("*.json")):
         try:
-            state = ServerState(**json.loads(path.read_text()))
+            state = ServerState(**json.loads(read_regular(path, LARGEST_TEXT)))
         except FileNotFoundError:
             continue  # its server ended just now
         except (OSError, ValueError, TypeError, RecursionError) as error:

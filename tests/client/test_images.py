@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from PIL import Image
 
 from defensemble import InputError
-from defensemble._images import images_from_file, labelled_files
+from defensemble._images import check_not_endless, images_from_file, labelled_files
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (4, 6), np.uint8)
@@ -102,3 +103,18 @@ def test_a_labelled_folder(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="holds no labelled pictures"):
         labelled_files(tmp_path / "empty", ("a",))
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.npy", "a.npz"])
+@pytest.mark.parametrize("device", [False, True])
+def test_what_may_never_end_is_not_opened(tmp_path: Path, name: str, device: bool) -> None:
+    path = tmp_path / name
+    if device:
+        path.symlink_to("/dev/zero")
+    else:
+        os.mkfifo(path)
+    with pytest.raises(InputError, match=name):
+        check_not_endless(path)
+    if not name.endswith("z"):
+        with pytest.raises(InputError, match="regular file"):
+            images_from_file(path, (3, 4, 4))

@@ -89,7 +89,7 @@ def test_train_on_a_read_only_disk_ends_before_it_trains(tmp_path: Path) -> None
         ("text", "{path} is no whole safetensors file ("),
         ("truncated", "{path} is no whole safetensors file ("),
         ("without our metadata", "{path} is a safetensors file, but no checkpoint of defensemble: its metadata lack the key 'defensemble'"),
-        ("with other masks", "the masks in {path} have the digest "),
+        ("with other masks", "{path} is damaged or was changed: its weights and metadata have the digest "),
     ],
 )
 def test_export_refuses_a_file_that_is_no_whole_checkpoint(tmp_path: Path, kind: str, expected: str) -> None:

@@ -83,6 +83,34 @@ def classifier(
     return model
 
 
+def loop(trips: str, value: str, made: str, inner: Sequence[onnx.NodeProto] = ()) -> onnx.NodeProto:
+    """A Loop over the tensor `value`, whose body doubles it, or is `inner`, which reads `MADE_in` and makes `MADE_out`."""
+    before, after = f"{made}_in", f"{made}_out"
+    body = helper.make_graph(
+        [helper.make_node("Identity", [f"{made}_cond"], [f"{made}_go"]), *(inner or [helper.make_node("Add", [before, before], [after])])],
+        f"{made}_body",
+        [
+            helper.make_tensor_value_info(f"{made}_i", TensorProto.INT64, []),
+            helper.make_tensor_value_info(f"{made}_cond", TensorProto.BOOL, []),
+            helper.make_tensor_value_info(before, TensorProto.FLOAT, None),
+        ],
+        [helper.make_tensor_value_info(f"{made}_go", TensorProto.BOOL, []), helper.make_tensor_value_info(after, TensorProto.FLOAT, None)],
+    )
+    return helper.make_node("Loop", [trips, "", value], [made], body=body)
+
+
+def doubling(depth: int) -> onnx.ModelProto:
+    """A classifier whose tail calls a function that calls another one twice, and so on: 2^depth nodes when it is inlined."""
+    tail = [helper.make_node(f"F{depth}", ["scores"], ["logits"], domain="mine")]
+    model = classifier(tail=tail, domains=["mine"], outputs=[("logits", TensorProto.FLOAT, ("N", CLASSES))])
+    imports = [helper.make_opsetid("", 18), helper.make_opsetid("mine", 1)]
+    model.functions.append(helper.make_function("mine", "F0", ["a"], ["b"], [helper.make_node("Neg", ["a"], ["b"])], imports))
+    for level in range(1, depth + 1):
+        calls = [helper.make_node(f"F{level - 1}", [read], [made], domain="mine") for read, made in (("a", "t"), ("t", "b"))]
+        model.functions.append(helper.make_function("mine", f"F{level}", ["a"], ["b"], calls, imports))
+    return model
+
+
 def write(folder: Path, model: onnx.ModelProto | bytes, name: str = "theirs.onnx") -> Path:
     """Save a model as one file."""
     path = folder / name

@@ -198,7 +198,7 @@ def test_a_file_that_is_no_text_or_too_large_or_not_to_be_read_is_told(tmp_path:
     path.write_bytes(WHOLE.encode() + b"#" * (LARGEST_FILE - len(WHOLE)))
     assert read_declaration(path).name == "ensemble"
     path.write_bytes(path.read_bytes() + b"#")
-    with pytest.raises(DeclarationError, match="larger than 1048576 bytes"):
+    with pytest.raises(OSError, match="more than 1048576 bytes"):
         read_declaration(path)
     with pytest.raises(FileNotFoundError):
         read_declaration(tmp_path / "none.yaml")

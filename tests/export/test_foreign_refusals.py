@@ -107,6 +107,36 @@ def test_what_is_onnx_of_another_kind(tmp_path: Path, make: Callable[[], onnx.Mo
     refused(theirs.write(tmp_path, make()), text)
 
 
+LOGITS = [("logits", TensorProto.FLOAT, ("N", theirs.CLASSES))]
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_loops_of_many_trips(tmp_path: Path, nested: bool) -> None:
+    counts = [numpy_helper.from_array(np.array(trips, np.int64), f"n{trips}") for trips in (200, 2**62)]
+    inner = [theirs.loop("n200", "logits_in", "logits_out")] if nested else []
+    tail = [theirs.loop("n200" if nested else f"n{2**62}", "scores", "logits", inner)]
+    path = theirs.write(tmp_path, theirs.classifier(tail=tail, more=counts, outputs=LOGITS))
+    refused(path, rf"'logits\w*' runs its body {40_000 if nested else 2**62} times, expected .* 10000")
+
+
+@pytest.mark.parametrize("trips", ["", "batch"])
+def test_loops_whose_trips_are_not_constant(tmp_path: Path, trips: str) -> None:
+    tail = [
+        helper.make_node("Shape", ["x"], ["sizes"], start=0, end=1),
+        helper.make_node("Squeeze", ["sizes"], ["batch"]),
+        theirs.loop(trips, "scores", "logits"),
+    ]
+    refused(theirs.write(tmp_path, theirs.classifier(tail=tail, outputs=LOGITS)), "computed or missing, expected .* 10000")
+
+
+def test_a_loop_of_few_trips_is_accepted(tmp_path: Path) -> None:
+    three = [numpy_helper.from_array(np.array(3, np.int64), "n3")]
+    path = theirs.write(tmp_path, theirs.classifier(tail=[theirs.loop("n3", "scores", "logits")], more=three, outputs=LOGITS))
+    onnx_from_foreign(path)
+    images = np.random.default_rng(0).random((2, *theirs.SHAPE), np.float32)
+    assert np.allclose(foreign_reference(path)(images), 8 * theirs.answer(images), atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("entries", "text"),
     [

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import stat
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -127,3 +131,41 @@ def test_an_admin_key_is_read_from_its_file(tmp_path: Path) -> None:
         read_admin_key(file)
     with pytest.raises(ServerError, match="cannot be read"):
         read_admin_key(tmp_path / "none")
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o400, 0o620, 0o640, 0o604, 0o644])
+def test_an_admin_key_that_others_can_read_is_warned_of(tmp_path: Path, mode: int) -> None:
+    file = tmp_path / "the key"
+    file.write_text(f"{KEY}\n")
+    file.chmod(mode)
+    warnings: list[str] = []
+    assert read_admin_key(file, warnings.append) == KEY
+    if mode & 0o044:
+        assert f"mode {mode:o}," in warnings[0]
+        assert f"chmod 600 '{file}'" in warnings[0]
+    else:
+        assert warnings == []
+
+
+def test_an_admin_key_comes_from_a_pipe_too() -> None:
+    reader, writer = os.pipe()
+    os.write(writer, KEY.encode())
+    os.close(writer)
+    warnings: list[str] = []
+    assert read_admin_key(Path(f"/dev/fd/{reader}"), warnings.append) == KEY
+    os.close(reader)
+    assert warnings == []
+
+
+def test_the_command_of_the_documents_makes_a_key_of_mode_600(tmp_path: Path) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl to make a key with")
+    command = "(umask 077; openssl rand -hex 24 > admin.key)"
+    root = Path(__file__).parents[2]
+    for document in ("README.md", "docker-compose.yml", "docs/export.md"):
+        assert command in (root / document).read_text(), document
+    subprocess.run(["sh", "-c", f"umask 022; {command}"], cwd=tmp_path, check=True)
+    assert stat.S_IMODE((tmp_path / "admin.key").stat().st_mode) == 0o600
+    warnings: list[str] = []
+    read_admin_key(tmp_path / "admin.key", warnings.append)
+    assert warnings == []

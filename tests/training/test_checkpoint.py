@@ -1,7 +1,9 @@
 """Checkpoints: whole and equal when they come back, refused with a reason when they are not."""
 
+import hashlib
 import json
 import math
+import os
 import re
 import resource
 import subprocess
@@ -15,11 +17,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
+from safetensors.numpy import load_file as numpy_tensors
 from safetensors.torch import load_file, save_file
 
 from defensemble_training import (
     CheckpointError,
     ModelSpec,
+    TrainingError,
     build,
     defect_masks,
     load_checkpoint,
@@ -28,6 +32,8 @@ from defensemble_training import (
     save_checkpoint,
 )
 from defensemble_training.checkpoint import check_writable
+from defensemble_training.content_digest import content_digest
+from defensemble_training.run_state import STATE_FILE, load_state
 
 from .untrained import record_of, tiny_spec
 
@@ -46,10 +52,13 @@ def metadata_of(path: Path) -> dict[str, Any]:
     return values
 
 
-def rewrite(path: Path, *, tensors: dict[str, torch.Tensor] | None = None, metadata: object = None) -> None:
-    """Write a checkpoint anew with safetensors' own writer, some of it changed."""
-    text = json.dumps(metadata_of(path) if metadata is None else metadata)
-    save_file(load_file(path) if tensors is None else tensors, path, {"defensemble": text})
+def rewrite(path: Path, *, tensors: dict[str, torch.Tensor] | None = None, metadata: dict[str, Any] | None = None) -> None:
+    """Write a checkpoint with safetensors' own writer, some of it changed, and the digest of that content."""
+    tensors = load_file(path) if tensors is None else tensors
+    metadata = metadata_of(path) if metadata is None else metadata
+    if "content_digest" in metadata:
+        metadata = {**metadata, "content_digest": content_digest(metadata, tensors)}
+    save_file(tensors, path, {"defensemble": json.dumps(metadata)})
 
 
 @pytest.mark.parametrize("pattern", ["neuron", "channel", "shared"])
@@ -118,6 +127,18 @@ def test_missing_file(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "none.safetensors")
 
 
+@pytest.mark.parametrize("kind", ["a FIFO", "a device"])
+def test_what_is_no_file_is_refused_unopened(tmp_path: Path, kind: str) -> None:
+    for name, error, read in (("a", CheckpointError, load_checkpoint), (STATE_FILE, TrainingError, lambda path: load_state(path.parent))):
+        path = tmp_path / name
+        if kind == "a FIFO":
+            os.mkfifo(path)
+        else:
+            path.symlink_to("/dev/zero")
+        with pytest.raises(error, match=f"{name} is {kind}"):
+            read(path)
+
+
 def test_folder(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is a folder, expected a checkpoint"):
         load_checkpoint(tmp_path)
@@ -143,22 +164,62 @@ def test_any_other_bytes(tmp_path: Path, content: bytes) -> None:
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(position=st.floats(0, 1, exclude_max=True), value=st.integers(0, 255))
-def test_damage_in_the_header_is_refused_or_changes_only_the_record(saved: Path, position: float, value: int) -> None:
-    """Weights look like weights whatever they are, and a record is only told; the rest of the header must hold together."""
+@given(share=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), in_tensors=st.booleans())
+def test_any_flipped_bit_is_found(saved: Path, share: float, bit: int, in_tensors: bool) -> None:
     content = bytearray(saved.read_bytes())
     header = 8 + int.from_bytes(content[:8], "little")
-    content[int(position * header)] = value
+    first, last = (header, len(content)) if in_tensors else (0, header)
+    position = first + int(share * (last - first))
+    content[position] ^= 1 << bit
     damaged = saved.with_name("damaged.safetensors")
     damaged.write_bytes(content)
-    spec = load_checkpoint(saved)[1]
     try:
-        module, found, _ = load_checkpoint(damaged)
+        found = load_checkpoint(damaged)
     except CheckpointError:
         return
-    assert mask_digest(defect_masks(module)) == read_metadata(saved).mask_digest
-    for field in ("arch", "width", "input_shape", "num_classes"):
-        assert getattr(found, field) == getattr(spec, field)
+    assert not in_tensors  # what is left is another text of the same metadata, such as 1E-5 of 1e-5
+    assert found[1:] == load_checkpoint(saved)[1:]
+    assert metadata_of(damaged) == metadata_of(saved)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_the_error_of_a_flipped_bit_names_the_file_and_both_digests(tmp_path: Path, half: bool) -> None:
+    path = tmp_path / "a.safetensors"
+    spec = tiny_spec()
+    save_checkpoint(path, build(spec), spec, record_of(spec), half=half)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"{path}.* digest [0-9a-f]{{64}}, expected '{metadata_of(path)['content_digest']}'.* copy"):
+        load_checkpoint(path)
+    assert read_metadata(path).spec == spec
+
+
+def test_a_changed_mean_is_found(saved: Path) -> None:
+    metadata = metadata_of(saved)
+    metadata["spec"]["mean"] = [0.25]
+    save_file(load_file(saved), saved, {"defensemble": json.dumps(metadata)})
+    with pytest.raises(CheckpointError, match="digest"):
+        load_checkpoint(saved)
+
+
+def test_the_digest_is_of_what_the_documentation_says(saved: Path) -> None:
+    metadata = metadata_of(saved)
+    expected = metadata.pop("content_digest")
+    hashed = hashlib.sha256(json.dumps(metadata, sort_keys=True, separators=(",", ":")).encode() + b"\0")
+    for name, array in sorted(numpy_tensors(saved).items()):
+        hashed.update(f"{name}\0{array.dtype}\0{','.join(map(str, array.shape))}\0".encode() + array.tobytes())
+    assert hashed.hexdigest() == expected
+
+
+def test_a_file_of_before_the_digest_is_read(saved: Path) -> None:
+    metadata = {**metadata_of(saved), "format": 2}
+    del metadata["content_digest"]
+    module, spec, record = load_checkpoint(saved)
+    rewrite(saved, metadata=metadata)
+    old, old_spec, old_record = load_checkpoint(saved)
+    assert (old_spec, old_record) == (spec, record)
+    assert all(torch.equal(tensor, module.state_dict()[name]) for name, tensor in old.state_dict().items())
 
 
 @pytest.mark.parametrize("metadata", [None, {}, {"format": "pt"}])
@@ -170,18 +231,18 @@ def test_safetensors_of_another_kind(tmp_path: Path, metadata: dict[str, str] | 
 
 
 @pytest.mark.parametrize(
-    ("other", "mend"), [(3, "install a newer defensemble"), (1, "train the network again"), (None, "train the network")]
+    ("other", "mend"), [(4, "install a newer defensemble"), (1, "train the network again"), (None, "train the network")]
 )
 def test_a_format_of_another_version(saved: Path, other: int | None, mend: str) -> None:
     rewrite(saved, metadata={**metadata_of(saved), "format": other})
-    with pytest.raises(CheckpointError, match=f"has the checkpoint format {other}, and this version of defensemble reads 2; {mend}"):
+    with pytest.raises(CheckpointError, match=f"has the checkpoint format {other}, and this version of defensemble reads 2 and 3; {mend}"):
         load_checkpoint(saved)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"extra": 1}, "must have the keys format, mask_digest, record, spec; got extra, format"),
+        ({"extra": 1}, "must have the keys content_digest, format, mask_digest, record, spec; got content_digest, extra, format"),
         ({"mask_digest": None}, "mask digest .* must be a text, got None"),
         ({"spec": {"arch": "resnet18"}}, "a spec must have keep, blocks"),
         ({"spec": 5}, "a spec must be a JSON object"),
@@ -275,7 +336,8 @@ def test_one_flipped_neuron_is_found(saved: Path, data: st.DataObject) -> None:
     position = data.draw(st.integers(0, flat.numel() - 1))
     flat[position] = ~flat[position]
     tampered = saved.with_name("tampered.safetensors")
-    save_file(tensors, tampered, {"defensemble": json.dumps(metadata_of(saved))})
+    tampered.write_bytes(saved.read_bytes())
+    rewrite(tampered, tensors=tensors)
     with pytest.raises(CheckpointError, match=r"the masks in .* have the digest [0-9a-f]{64}, but its metadata says [0-9a-f]{64}:"):
         load_checkpoint(tampered)
 
@@ -370,4 +432,4 @@ def test_an_error_survives_pickling() -> None:
 
 def test_spec_in_the_file_is_the_documented_json(saved: Path) -> None:
     assert ModelSpec.from_json(json.dumps(metadata_of(saved)["spec"])) == tiny_spec()
-    assert list(metadata_of(saved)) == ["format", "spec", "mask_digest", "record"]
+    assert list(metadata_of(saved)) == ["format", "spec", "mask_digest", "record", "content_digest"]

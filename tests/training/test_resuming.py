@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from defensemble_training import (
     Compute,
@@ -25,7 +29,7 @@ from defensemble_training import (
     recipe_from_preset,
     train,
 )
-from defensemble_training.run_state import STATE_FILE, load_state
+from defensemble_training.run_state import STATE_FILE, RunState, load_state, save_state
 
 from .bars import bars_dataset
 from .untrained import tiny_spec
@@ -187,6 +191,39 @@ def test_a_finished_run_s_log_stays_unless_it_is_forced(bars: Dataset, tmp_path:
         run_folder.finish()
     told = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [row["seed"] for row in told if row["event"] == "start"] == [1, 2]
+
+
+def some_state(folder: Path) -> Path:
+    momentum = {"a": torch.arange(4.0)}
+    save_state(
+        folder, RunState({"seed": 1}, 3, 1.5, (0.5, 1, 2), [{"epoch": 1}], 0.5, {"a": torch.ones(4), "n": torch.tensor(3)}, momentum)
+    )
+    return folder / STATE_FILE
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(share=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_a_flipped_bit_in_a_state_is_found(tmp_path: Path, share: float, bit: int) -> None:
+    path = some_state(tmp_path)
+    content = bytearray(path.read_bytes())
+    content[int(share * len(content))] ^= 1 << bit
+    path.write_bytes(content)
+    with pytest.raises(TrainingError, match=re.escape(str(path))):
+        load_state(tmp_path)
+
+
+def test_a_state_of_before_the_digest_is_read(tmp_path: Path) -> None:
+    path = some_state(tmp_path)
+    with safe_open(path, framework="pt") as file:
+        described = json.loads(file.metadata()["defensemble.run"])
+    del described["content_digest"]
+    new = load_state(tmp_path)
+    save_file(load_file(path), path, {"defensemble.run": json.dumps({**described, "format": 1})})
+    old = load_state(tmp_path)
+    assert old is not None
+    assert new is not None
+    assert (old.identity, old.step, old.history) == (new.identity, new.step, new.history)
+    assert torch.equal(old.momentum["a"], new.momentum["a"])
 
 
 @pytest.mark.parametrize("damage", ["cut", "emptied", "another file"])

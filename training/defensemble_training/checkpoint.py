@@ -2,10 +2,11 @@
 
 The file's metadata has one key, `defensemble`, whose text is a JSON object with the keys
 
-- `format`: 2
+- `format`: 3 (2, which has no `content_digest`, is read too)
 - `spec`: the `ModelSpec`, one key a field
 - `mask_digest`: `mask_digest` of the masks, full buffer names
 - `record`: the `TrainingRecord`, one key a field; class names are in it
+- `content_digest`: `content_digest` of all tensors and of the other keys
 
 (one key, because safetensors writes several in random order, and the same network must give the same bytes). Tensors bear the names of
 torch's `state_dict`. Nothing is pickled.
@@ -23,14 +24,17 @@ from safetensors.torch import save
 from torch import nn
 
 from ._errors import CheckpointError, SpecError
+from .content_digest import DIGEST_KEY, content_digest, digest_mismatch
 from .defect import defect_masks
 from .masks import mask_digest
 from .networks import build
 from .record import TrainingRecord
+from .sources import irregular
 from .spec import ModelSpec
 from .writing import name_aside, named, write_aside
 
-FORMAT = 2
+FORMAT = 3
+_FORMAT_WITHOUT_DIGEST = 2
 METADATA_KEY = "defensemble"
 
 
@@ -77,6 +81,7 @@ def save_checkpoint(
     }
     if half:
         tensors = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    described[DIGEST_KEY] = content_digest(described, tensors)
     _write(target, save(tensors, {METADATA_KEY: json.dumps(described)}))
 
 
@@ -85,7 +90,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[nn.Module, ModelSpec,
 
     Raises:
         CheckpointError: the file is missing, truncated, no safetensors file, one of another kind, lacks a tensor or has one too many,
-            or its masks are not those of its mask digest and its spec.
+            or its content is not that of its digests and its spec.
         OSError: the file cannot be read.
     """
     metadata, tensors = _read(Path(path), with_tensors=True)
@@ -154,13 +159,15 @@ def _check_place(target: Path) -> None:
 
 
 def _read(path: Path, *, with_tensors: bool) -> tuple[CheckpointMetadata, dict[str, torch.Tensor]]:
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a folder, expected a checkpoint (a .safetensors file)")
     try:
+        kind = irregular(path.stat().st_mode)
+        if kind is not None:
+            raise CheckpointError(f"{path} is {kind}, expected a checkpoint (a .safetensors file)")
         path.open("rb").close()  # safetensors' own errors do not tell a file without permission from a damaged one
         with safe_open(path, framework="pt") as file:
-            metadata = _parsed(path, file.metadata())
-            return metadata, {name: file.get_tensor(name) for name in file.keys()} if with_tensors else {}
+            values = _values(path, file.metadata())
+            metadata = _parsed(path, values)
+            tensors = {name: file.get_tensor(name) for name in file.keys()} if with_tensors else {}
     except FileNotFoundError as error:
         raise CheckpointError(f"there is no checkpoint {path}; train one with: defensemble train {path}") from error
     except SafetensorError as error:
@@ -168,9 +175,14 @@ def _read(path: Path, *, with_tensors: bool) -> tuple[CheckpointMetadata, dict[s
             f"{path} is no whole safetensors file ({error}): it is truncated, damaged or of another format; "
             "take an unchanged copy, or train the network again"
         ) from error
+    if with_tensors and values["format"] != _FORMAT_WITHOUT_DIGEST:
+        mismatch = digest_mismatch(values, tensors)
+        if mismatch is not None:
+            raise CheckpointError(f"{path} is damaged or was changed: {mismatch}; take an unchanged copy, or train the network again")
+    return metadata, tensors
 
 
-def _parsed(path: Path, metadata: dict[str, str] | None) -> CheckpointMetadata:
+def _values(path: Path, metadata: dict[str, str] | None) -> dict[str, Any]:
     text = (metadata or {}).get(METADATA_KEY)
     if text is None:
         raise CheckpointError(
@@ -179,24 +191,35 @@ def _parsed(path: Path, metadata: dict[str, str] | None) -> CheckpointMetadata:
         )
     try:
         values: Any = json.loads(text)
-        if not isinstance(values, dict) or values.get("format") != FORMAT:
-            got = values.get("format") if isinstance(values, dict) else values
-            newer = isinstance(got, int) and got > FORMAT
-            mend = "install a newer defensemble" if newer else "train the network again, or take the version that wrote it"
-            raise CheckpointError(f"{path} has the checkpoint format {got!r}, and this version of defensemble reads {FORMAT}; {mend}")
-        keys = {"format", "spec", "mask_digest", "record"}
-        if set(values) != keys:
-            raise CheckpointError(f"the metadata of {path} must have the keys {', '.join(sorted(keys))}; got {', '.join(sorted(values))}")
-        digest = values["mask_digest"]
-        if not isinstance(digest, str):
-            raise CheckpointError(f"the mask digest in the metadata of {path} must be a text, got {digest!r}")
+    except (ValueError, RecursionError) as error:
+        raise _unreadable(path, error) from error
+    got = values.get("format") if isinstance(values, dict) else values
+    if got not in (FORMAT, _FORMAT_WITHOUT_DIGEST):
+        newer = isinstance(got, int) and got > FORMAT
+        mend = "install a newer defensemble" if newer else "train the network again, or take the version that wrote it"
+        raise CheckpointError(
+            f"{path} has the checkpoint format {got!r}, and this version of defensemble reads {_FORMAT_WITHOUT_DIGEST} and {FORMAT}; {mend}"
+        )
+    keys = {"format", "spec", "mask_digest", "record", *([DIGEST_KEY] if got == FORMAT else [])}
+    if set(values) != keys:
+        raise CheckpointError(f"the metadata of {path} must have the keys {', '.join(sorted(keys))}; got {', '.join(sorted(values))}")
+    return dict(values)
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"the metadata of {path} cannot be read: {error}; take an unchanged copy, or train the network again")
+
+
+def _parsed(path: Path, values: dict[str, Any]) -> CheckpointMetadata:
+    digest = values["mask_digest"]
+    if not isinstance(digest, str):
+        raise CheckpointError(f"the mask digest in the metadata of {path} must be a text, got {digest!r}")
+    try:
         described = CheckpointMetadata(
             ModelSpec.from_json(json.dumps(values["spec"])), digest, TrainingRecord.from_values(values["record"])
         )
     except (ValueError, RecursionError) as error:  # SpecError is a ValueError
-        raise CheckpointError(
-            f"the metadata of {path} cannot be read: {error}; take an unchanged copy, or train the network again"
-        ) from error
+        raise _unreadable(path, error) from error
     _check_classes(f"{path} contradicts itself", described.spec, described.record)
     return described
 

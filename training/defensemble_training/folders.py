@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ._errors import DataError
-from .sources import EXPECTED, Encoded, EncodedPart, FileState, Source, contents
+from .sources import EXPECTED, Encoded, EncodedPart, FileState, Source, contents, irregular
 from .splits import stratified_test_part
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
@@ -151,6 +151,8 @@ def _annotated(folder: Path, split: str, class_names: Sequence[str]) -> _Listing
     number = {name: label for label, name in enumerate(class_names)}
     there = {file.name: file for file in _images_in(folder, split)}
     path = folder / split / ANNOTATIONS
+    if (kind := irregular(path.stat().st_mode)) is not None:
+        raise DataError(f"{path} is {kind}, expected a text file; unpack the archive again")
     for count, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
         name, _, rest = line.partition("\t")
         class_name = rest.partition("\t")[0]

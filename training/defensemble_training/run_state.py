@@ -14,9 +14,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from ._errors import TrainingError
+from .content_digest import DIGEST_KEY, content_digest, digest_mismatch
+from .sources import irregular
 from .writing import write_aside
 
-FORMAT = 1
+FORMAT = 2
+_FORMAT_WITHOUT_DIGEST = 1
 METADATA_KEY = "defensemble.run"
 STATE_FILE = "state.safetensors"
 LAST_GOOD_FILE = "last_good.safetensors"
@@ -84,7 +87,7 @@ def save_state(folder: Path, state: RunState) -> None:
     """
     groups = {"weights": state.weights, "momentum": state.momentum, "best": state.best}
     tensors = {f"{group}/{name}": tensor.detach().cpu().contiguous() for group, named in groups.items() for name, tensor in named.items()}
-    described = {
+    described: dict[str, Any] = {
         "format": FORMAT,
         "identity": state.identity,
         "step": state.step,
@@ -93,6 +96,7 @@ def save_state(folder: Path, state: RunState) -> None:
         "history": state.history,
         "best_accuracy": state.best_accuracy,
     }
+    described[DIGEST_KEY] = content_digest(described, tensors)
     write_aside(folder / STATE_FILE, save(tensors, {METADATA_KEY: json.dumps(described)}))
 
 
@@ -106,16 +110,23 @@ def load_state(folder: Path) -> RunState | None:
     path = folder / STATE_FILE
     mend = "remove it to start the run anew"
     try:
+        kind = irregular(path.stat().st_mode)
+        if kind is not None:
+            raise TrainingError(f"{path} is {kind}, expected the state of a run; {mend}")
         path.open("rb").close()
         with safe_open(path, framework="pt") as file:
             described = json.loads((file.metadata() or {}).get(METADATA_KEY, "null"))
-            if not isinstance(described, dict) or described.get("format") != FORMAT:
-                got = described.get("format") if isinstance(described, dict) else None
+            got = described.get("format") if isinstance(described, dict) else None
+            if got not in (FORMAT, _FORMAT_WITHOUT_DIGEST):
                 raise TrainingError(f"{path} is no state of a run that this version reads (format {got!r}, expected {FORMAT}); {mend}")
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
+            mismatch = digest_mismatch(described, tensors) if got == FORMAT else None
+            if mismatch is not None:
+                raise TrainingError(f"{path} is damaged or was changed: {mismatch}; {mend}")
             groups: dict[str, dict[str, torch.Tensor]] = {"weights": {}, "momentum": {}, "best": {}}
-            for key in file.keys():
+            for key, tensor in tensors.items():
                 group, _, name = key.partition("/")
-                groups[group][name] = file.get_tensor(key)
+                groups[group][name] = tensor
             loss, right, seen = described["sums"]
             return RunState(
                 described["identity"],

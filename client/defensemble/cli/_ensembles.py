@@ -224,4 +224,4 @@ def _replicas(where: Mapping[str, Any], client: Callable[[str, str | None], Clie
 def _key_from(file: Path | None) -> str | None:
     from defensemble_server import read_admin_key
 
-    return None if file is None else read_admin_key(file)
+    return None if file is None else read_admin_key(file, lambda message: click.echo(message, err=True))

@@ -56,6 +56,7 @@ class Request:
     std: tuple[float, ...] | None
     input_shape: tuple[int, int, int] | None
     custom_operators: tuple[str, ...]
+    import_timeout: float | None
     report: bool
 
     def __post_init__(self) -> None:
@@ -73,6 +74,7 @@ class Request:
             "--std": self.std,
             "--input-shape": self.input_shape,
             "--custom-operators": self.custom_operators or None,
+            "--import-timeout": self.import_timeout,
         }
         if self.onnx_file is None and (told := [option for option, value in foreign.items() if value is not None]):
             raise click.UsageError(f"{', '.join(told)}: of use with --from-onnx alone")
@@ -287,6 +289,7 @@ def _networks(request: Request) -> list[FromCheckpoint | FromOnnx]:
     networks: list[FromCheckpoint | FromOnnx] = [FromCheckpoint(path, request.name) for path in request.checkpoints]
     if request.onnx_file is not None:
         assert request.name is not None
+        limits = {} if request.import_timeout is None else {"timeout_s": request.import_timeout}
         networks.append(
             FromOnnx(
                 request.onnx_file,
@@ -297,6 +300,7 @@ def _networks(request: Request) -> list[FromCheckpoint | FromOnnx]:
                 input_shape=request.input_shape,
                 class_names=None if request.labels_file is None else labels_from_file(request.labels_file),
                 custom_domains=request.custom_operators,
+                **limits,
             )
         )
     return networks

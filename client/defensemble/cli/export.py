@@ -88,6 +88,12 @@ def _shape(context: click.Context, option: click.Parameter, value: str | None) -
 @click.option("--std", metavar="NUMBERS", callback=_numbers, help="With --from-onnx: then divide by this.")
 @click.option("--input-shape", metavar="C,H,W", callback=_shape, help="With --from-onnx: of an image, where the file leaves it open.")
 @click.option("--custom-operators", multiple=True, metavar="DOMAIN", help="With --from-onnx: operators to allow, by domain. Repeatable.")
+@click.option(
+    "--import-timeout",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="With --from-onnx: longest time to load and try the file.  [default: 120]",
+)
 @click.option("--report", is_flag=True, help="Show what the verification came to; without a network: of all that is in the repository.")
 def command(**given: Any) -> None:
     r"""Export networks to ONNX, each verified, and write them and an ensemble of them into a model repository.

@@ -87,6 +87,10 @@ def command(
         state = stop_server(grpc_port)
         click.echo(f"stopped the server of {state.repository} on gRPC port {state.grpc_port}")
         return
+
+    def say(text: str) -> None:
+        click.echo(text, err=True)
+
     options = ServeOptions(
         runtime=runtime,
         host=host,
@@ -94,14 +98,14 @@ def command(
         grpc_port=_port(grpc_port, 8001, free_ports),
         metrics_port=_port(metrics_port, 8002, free_ports),
         profile=profile,
-        admin_key=None if admin_key_file is None else read_admin_key(admin_key_file),
+        admin_key=None if admin_key_file is None else read_admin_key(admin_key_file, say),
         drain_s=drain_s,
         expose_outdated_server=expose_outdated_server,
     )
     signal.signal(signal.SIGTERM, _interrupt)
     ready = False
     try:
-        with serve(repository, options, say=lambda text: click.echo(text, err=True), start_timeout_s=start_timeout_s) as server:
+        with serve(repository, options, say=say, start_timeout_s=start_timeout_s) as server:
             ready = True
             show(server)
             if detach:

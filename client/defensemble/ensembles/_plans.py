@@ -61,14 +61,15 @@ def plan_findings(share: Share, served: Served) -> list[Finding]:
 
 def _comes_as_plan(files: Files, model: str, *, by_profile: bool) -> bool:
     """Whether a model that is to be loaded is a plan by its configuration, or, on a server that takes plans, by one of its profiles."""
-    from defensemble_export import ConfigError, config_from_pbtxt
+    from defensemble_export import ConfigError
     from defensemble_repository.names import PROFILES_FOLDER
+    from defensemble_repository.pbtxt import config_from_file
 
     if files.config(model).backend == _PLAN_BACKEND:
         return True
     for path in sorted((files.repository / model / PROFILES_FOLDER).glob("*.pbtxt")) if by_profile else ():
         try:
-            if config_from_pbtxt(path.read_text(errors="replace"), str(path)).backend == _PLAN_BACKEND:
+            if config_from_file(path).backend == _PLAN_BACKEND:
                 return True
         except ConfigError:
             continue  # said by the checks

@@ -15,7 +15,7 @@ from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
 from defensemble._exceptions import InputError, MissingExtraError
-from defensemble._images import floats_from_array, images_from_file, labelled_files
+from defensemble._images import check_not_endless, floats_from_array, images_from_file, labelled_files
 from defensemble._model import ModelInfo
 from defensemble.probes._base import Data
 
@@ -73,6 +73,7 @@ def _from_folder(folder: Path, info: ModelInfo) -> tuple[NDArray[Any], NDArray[n
 
 
 def _from_npz(path: Path) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    check_not_endless(path)
     expected = "expected an .npz file with arrays `images` (n, C, H, W) and `labels` (n,)"
     try:
         with path.open("rb") as file:

@@ -1,0 +1,172 @@
+"""Foreign ONNX files are read, converted and tried in a child process of limited time and memory: few bytes can describe endless work.
+
+A function that calls a function twice, thirty times over, or a tensor of 2^40 zeros, costs nothing to write. The libraries that meet it
+cannot be interrupted, and ONNX Runtime already computes constants when it loads a graph. Hence one helper process, started with the first
+file (importing takes longer than most files), forks a child for each file.
+"""
+
+from __future__ import annotations
+
+import atexit
+import base64
+import contextlib
+import json
+import os
+import pickle
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import traceback
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from ._errors import ExportError, VerificationError
+from .foreign import onnx_from_foreign
+
+DEFAULT_TIMEOUT_S = 120.0
+# `-c` puts the working directory first in the path of modules, where anything may lie.
+_START = "import sys; sys.path = [entry for entry in sys.path if entry]; from defensemble_export.foreign_child import main; main()"
+_ERRORS: dict[str, type[Exception]] = {kind.__name__: kind for kind in (ExportError, VerificationError, OSError)}
+_MODEL, _ERROR, _LOG = "model.onnx", "error.json", "log"
+# Of the memory that is available when a file is read.
+_MEMORY_SHARE = 0.75
+_LESS_MEMORY = "export a network with smaller tensors, or use a machine with more memory"
+
+
+def onnx_from_foreign_limited(path: str | os.PathLike[str], *, timeout_s: float = DEFAULT_TIMEOUT_S, **options: Any) -> onnx.ModelProto:
+    """Return what `onnx_from_foreign` makes of a file, found out in a child process.
+
+    Args:
+        path: the ONNX file.
+        timeout_s: seconds that the child may take.
+        options: of `onnx_from_foreign`.
+
+    Raises:
+        ExportError: as `onnx_from_foreign`, or the time or the memory did not suffice, or a library crashed.
+        VerificationError, OSError: as `onnx_from_foreign`.
+    """
+    with tempfile.TemporaryDirectory(prefix="defensemble-import-") as folder:
+        status = _helper.run((os.getcwd(), os.fspath(path), options, folder, timeout_s))
+        failed = Path(folder, _ERROR)
+        if failed.exists():
+            told = json.loads(failed.read_bytes())
+            raise _ERRORS[told["kind"]](*told["args"])
+        if os.WIFSIGNALED(status):
+            raise ExportError(f"{path} {_reason(signal.Signals(os.WTERMSIG(status)), timeout_s)}")
+        if status:
+            raise RuntimeError(Path(folder, _LOG).read_text(errors="replace"))
+        return onnx.load(Path(folder, _MODEL))
+
+
+def _reason(ended_by: signal.Signals, timeout_s: float) -> str:
+    if ended_by == signal.SIGALRM:
+        return (
+            f"took longer than {timeout_s:g} s to be loaded and run on a few images, expected a network that answers at once: "
+            "export it without loops and repeated functions, or allow more (--import-timeout SECONDS)"
+        )
+    if ended_by == signal.SIGKILL:
+        return f"was stopped while it was loaded and run, probably as memory ended: {_LESS_MEMORY}"
+    return f"made ONNX or ONNX Runtime crash ({ended_by.name}): export it again, or with other versions"
+
+
+class _Helper:
+    """A process without threads that forks a child for each request; it ends with this process, which holds its standard input."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def run(self, request: object) -> int:
+        """Have a request done, and return the child's status as `os.waitpid` gives it."""
+        with self._lock:
+            if self._process is None or self._process.poll() is not None:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-c", _START],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # its threads would not survive the fork
+                    start_new_session=True,  # Ctrl-C reaches it through us
+                )
+            process = self._process
+            assert process.stdin is not None
+            assert process.stdout is not None
+            try:
+                process.stdin.write(base64.b64encode(pickle.dumps(request)) + b"\n")
+                process.stdin.flush()
+                answer = process.stdout.readline()
+                if not answer:
+                    raise ExportError(f"the process that tries ONNX files was killed, probably as memory ended: {_LESS_MEMORY}")
+                return int(answer)
+            except BaseException:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                self.close()
+                raise
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            self._process.communicate()
+            self._process = None
+
+
+_helper = _Helper()
+atexit.register(_helper.close)
+
+
+def main() -> None:
+    """Run the helper: requests come on standard input, statuses go to standard output."""
+    for line in sys.stdin.buffer:
+        child = os.fork()
+        if child == 0:
+            os._exit(_in_child(*pickle.loads(base64.b64decode(line))))
+        _, status = os.waitpid(child, 0)
+        print(status, flush=True)  # noqa: T201 - the protocol
+
+
+def _in_child(cwd: str, path: str, options: dict[str, Any], folder: str, timeout_s: float) -> int:
+    log = os.open(Path(folder, _LOG), os.O_WRONLY | os.O_CREAT)
+    for stream in (1, 2):  # libraries print; standard output is the helper's protocol
+        os.dup2(log, stream)
+    try:
+        os.chdir(cwd)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, timeout_s)
+        limit = _limit_memory()
+        try:
+            Path(folder, _MODEL).write_bytes(onnx_from_foreign(path, **options).SerializeToString())
+        except MemoryError as error:
+            needs = f"{path} needs more than {limit / 2**30:.1f} GiB of memory to be loaded and run"
+            raise ExportError(f"{needs} ({error or 'out of memory'}): {_LESS_MEMORY}") from error
+    except tuple(_ERRORS.values()) as error:
+        kind = next(name for name, kind in _ERRORS.items() if isinstance(error, kind) and (kind is OSError or type(error) is kind))
+        args = [error.errno, error.strerror, error.filename] if isinstance(error, OSError) else [str(error)]
+        Path(folder, _ERROR).write_text(json.dumps({"kind": kind, "args": args}))
+        return 0
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _limit_memory() -> int:
+    """Limit this process's data to what it has now and a share of what the machine has free; return how many bytes it may add."""
+    Path("/proc/self/oom_score_adj").write_text("1000")  # should memory end nevertheless, let it be this process that is killed
+    free = _kibibytes("/proc/meminfo", "MemAvailable")
+    allowed = int(free * _MEMORY_SHARE) * 1024
+    limit = _kibibytes("/proc/self/status", "VmData") * 1024 + allowed
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    if hard != resource.RLIM_INFINITY:
+        limit = min(limit, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    return allowed
+
+
+def _kibibytes(file: str, field: str) -> int:
+    line = next(line for line in Path(file).read_text().splitlines() if line.startswith(f"{field}:"))
+    return int(line.split()[1])

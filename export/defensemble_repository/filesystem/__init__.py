@@ -1,0 +1,1 @@
+"""Files of a repository: how they are read."""
