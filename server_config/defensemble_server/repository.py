@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from google.protobuf import text_format
-from tritonclient.grpc import model_config_pb2 as schema
+
+from defensemble_repository.pbtxt import schema
 
 from defensemble_repository.filesystem.regular_files import LARGEST_TEXT, check_regular, open_regular, read_regular
 from defensemble_repository.names import AVERAGING_NAME
