@@ -41,6 +41,7 @@ LOG_BYTES = 5_000_000
 LOGS_KEPT = 3
 EVENTS_BYTES = 500_000
 LINES_SHOWN = 15
+_POLL_S = 0.02
 _TAIL_BYTES = 65_536
 _LINE_LENGTH = 500
 _RUN = "=== Triton is started: "
@@ -54,8 +55,8 @@ def main() -> int:
     try:
         guard.run()
     finally:
-        guard.end()
-    return 0 if guard.status == 0 else 1
+        status = guard.end()
+    return 0 if status == 0 else 1
 
 
 def last_lines(log: str, count: int = LINES_SHOWN) -> list[str]:
@@ -101,16 +102,6 @@ class _Check:
         if self.socket.connect_ex(tuple(address)) not in (0, errno.EINPROGRESS):
             self._end(False)
 
-    @property
-    def sending(self) -> bool:
-        """Whether a part of the request is still to be sent."""
-        return bool(self._request)
-
-    @property
-    def due(self) -> float:
-        """When it is to be looked at again, if nothing happens."""
-        return self.deadline if self.answered is None else 0.0
-
     def step(self) -> None:
         if self.answered is not None:
             return
@@ -134,48 +125,35 @@ class _Child:
 
     def __init__(self, command: list[str], request: dict[str, Any], *, log: Any, timeout_s: float) -> None:
         self.deadline = time.monotonic() + timeout_s
-        self._does = "reads the repository" if request["do"] == "plan" else "checks the answers"
-        self._answer = os.memfd_create("answer")
-        asked = os.memfd_create("request")
-        try:
-            os.write(asked, json.dumps(request).encode())
-            os.lseek(asked, 0, os.SEEK_SET)
+        self.plans = request["do"] == "plan"
+        self._does = "reads the repository" if self.plans else "checks the answers"
+        self._answer = os.fdopen(os.memfd_create("answer"), "rb")
+        with os.fdopen(os.memfd_create("request"), "wb+") as asked:
+            asked.write(json.dumps(request).encode())
+            asked.seek(0)
             self.process = subprocess.Popen(
                 command, stdin=asked, stdout=self._answer, stderr=log, preexec_fn=lambda: _die_with_parent(signal.SIGKILL)
             )
-        except BaseException:
-            os.close(self._answer)
-            raise
-        finally:
-            os.close(asked)
 
     def answer(self) -> dict[str, Any] | None:
         """What it returned, an `error` where it returned nothing; None while it runs."""
         if self.process.poll() is None:
             if time.monotonic() < self.deadline:
                 return None
-            self.process.kill()
-            self.process.wait()
-            self.close()
+            self.kill()
             return {"error": f"the process that {self._does} took too long"}
-        size = os.fstat(self._answer).st_size
-        text = os.pread(self._answer, size, 0)
-        self.close()
+        self._answer.seek(0)
         try:
-            answer = json.loads(text)
+            answer = json.loads(self._answer.read())
         except ValueError:
             return {"error": f"the process that {self._does} ended with status {self.process.returncode}; see the log"}
         assert isinstance(answer, dict)
         return answer
 
-    def close(self) -> None:
+    def kill(self) -> None:
         """End it, if it still runs."""
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-        if self._answer >= 0:
-            os.close(self._answer)
-            self._answer = -1
+        self.process.kill()
+        self.process.wait()
 
 
 class _Guard:
@@ -199,8 +177,7 @@ class _Guard:
         self._started = 0.0
         self._ended: int | None = None  # the exit status, once it is over
         self._ordered = False  # whether it is over because somebody wanted it
-        self._planning: _Child | None = None
-        self._verifying: _Child | None = None
+        self._child: _Child | None = None
         self._check: _Check | None = None
         self._check_at = 0.0
         self._log_at = 0.0
@@ -214,17 +191,10 @@ class _Guard:
         self._server: subprocess.Popen[bytes] | None = server
         _say(f"started {server.pid}")
 
-    @property
-    def status(self) -> int:
-        return 1 if self._ended is None else self._ended
-
     def run(self) -> None:
         """Return when the server has ended for good, or is to be ended."""
         while self._ended is None and not self._stopping:
-            asked = [self._check] if self._check is not None and self._check.answered is None else []
-            writing = [check.socket for check in asked if check.sending]
-            reading: list[Any] = [*self._watched, *(check.socket for check in asked)]
-            ready, _, _ = select.select(reading, writing, [], self._wait_s())
+            ready, _, _ = select.select(self._watched, [], [], self._wait_s())
             if self._wake in ready:
                 os.read(self._wake, 4096)
             if 0 in ready:
@@ -232,11 +202,10 @@ class _Guard:
             if not self._stopping:
                 self._look()
 
-    def end(self) -> None:
-        """End what still runs, and clean up."""
-        for child in (self._planning, self._verifying):
-            if child is not None:
-                child.close()
+    def end(self) -> int:
+        """End what still runs, and clean up; the exit status of the server."""
+        if self._child is not None:
+            self._child.kill()
         server = self._server
         if server is not None and server.poll() is None:
             server.terminate()
@@ -253,6 +222,7 @@ class _Guard:
             self._event("ended", ordered=self._ordered, status=self._ended)
         _forget(self._state)
         _say(f"exited {self._ended}")
+        return self._ended
 
     def _order(self, number: int, _: object) -> None:
         self._stopping = True
@@ -272,12 +242,11 @@ class _Guard:
 
     def _wait_s(self) -> float:
         """How long nothing needs to be looked at, unless something happens."""
+        if self._check is not None:
+            return _POLL_S
         due = [self._log_at]
-        due += [child.deadline for child in (self._planning, self._verifying) if child is not None]
-        if self._restart_at is not None:
-            due.append(self._restart_at)
-        if self._checks:
-            due.append(self._check_at if self._check is None else self._check.due)
+        due += [self._restart_at] if self._restart_at is not None else []
+        due += [self._check_at] if self._checks else []
         return max(0.0, min(due) - time.monotonic())
 
     @property
@@ -294,12 +263,9 @@ class _Guard:
         elif self._restart_at is not None and now >= self._restart_at:
             self._restart_at = None
             self._plan()
-        elif self._planning is not None and (answer := self._planning.answer()) is not None:
-            self._planning = None
-            self._restart(answer)
-        elif self._verifying is not None and (answer := self._verifying.answer()) is not None:
-            self._verifying = None
-            self._verified(answer)
+        elif self._child is not None and (answer := self._child.answer()) is not None:
+            child, self._child = self._child, None
+            self._restart(answer) if child.plans else self._verified(answer)
         elif self._checks:
             self._look_whether_it_answers(now)
 
@@ -333,9 +299,9 @@ class _Guard:
         status, hung = server.returncode, self._hung
         self._server = self._check = None
         self._hung = False
-        if self._verifying is not None:
-            self._verifying.close()
-            self._verifying = None
+        if self._child is not None:
+            self._child.kill()
+            self._child = None
         if self._ready is None:
             self._ended = status
             return
@@ -364,7 +330,7 @@ class _Guard:
         assert self._ready is not None
         rotate(self._log)
         try:
-            self._planning = self._child({"do": "plan"})
+            self._child = self._run({"do": "plan"})
         except OSError as error:
             self._fall("not_restarted", 1, error=str(error))
 
@@ -374,7 +340,7 @@ class _Guard:
             return
         try:
             self._server = self._spawn(plan["command"], plan["environment"])
-            self._verifying = self._child({"do": "verify", "models": plan["models"], "pid": self._server.pid, "log": self._log})
+            self._child = self._run({"do": "verify", "models": plan["models"], "pid": self._server.pid, "log": self._log})
         except OSError as error:
             self._give_up_this_start(str(error))
             return
@@ -400,7 +366,7 @@ class _Guard:
             self._server = self._check = None
         self._fall("not_restarted", 1, error=error, last_lines=lines)
 
-    def _child(self, what: dict[str, Any]) -> _Child:
+    def _run(self, what: dict[str, Any]) -> _Child:
         assert self._ready is not None
         with open(self._log, "ab") as log:
             return _Child(self._ready["child"], {**self._ready["request"], **what}, log=log, timeout_s=self._ready["timeout_s"] + 10.0)
@@ -427,7 +393,8 @@ class _Guard:
         path = self._ready["events"]
         event = {"time": round(time.time(), 3), "event": kind, "guard": os.getpid(), **facts}
         try:
-            _shorten(path)
+            if os.path.exists(path) and os.stat(path).st_size > EVENTS_BYTES:
+                os.replace(path, f"{path}.1")
             with open(path, "ab", opener=lambda name, flags: os.open(name, flags, 0o600), buffering=0) as file:
                 file.write(json.dumps(event).encode() + b"\n")
         except OSError as error:
@@ -441,20 +408,6 @@ _LIBC = ctypes.CDLL(None)
 
 def _die_with_parent(number: int) -> None:
     _LIBC.prctl(PR_SET_PDEATHSIG, number)
-
-
-def _shorten(path: str) -> None:
-    """Keep the newer half of a file of events that has grown too long."""
-    try:
-        if os.stat(path).st_size <= EVENTS_BYTES:
-            return
-    except FileNotFoundError:
-        return
-    with open(path, "rb") as file:
-        lines = file.readlines()
-    with open(f"{path}.new", "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-        file.writelines(lines[len(lines) // 2 :])
-    os.replace(f"{path}.new", path)
 
 
 def _forget(state: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import time
@@ -57,7 +58,7 @@ class ServerEvent:
     @property
     def when(self) -> str:
         """Its time on this machine's clock."""
-        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.time))
+        return _clock(self.time)
 
     @property
     def last_lines(self) -> tuple[str, ...]:
@@ -87,6 +88,13 @@ class ServerStatus:
     last_fault: ServerEvent | None
     events: tuple[ServerEvent, ...]
 
+    @property
+    def text(self) -> str:
+        """Whether it runs or is restarted, and since when."""
+        if self.restarting_since is not None:
+            return f"restarting since {_clock(self.restarting_since)}"
+        return f"running for {_duration(self.uptime_s)} (process {self.pid})"
+
 
 @dataclass(frozen=True)
 class DeadServer:
@@ -99,6 +107,11 @@ class DeadServer:
     log: str
     last_lines: tuple[str, ...] = ()
 
+    @property
+    def text(self) -> str:
+        """When and why it died."""
+        return f"died at {_clock(self.time)}: {self.cause}"
+
 
 def server_events(server: ServerState | int) -> list[ServerEvent]:
     """The events that are kept of a server, or of all servers on a gRPC port, the oldest first."""
@@ -110,7 +123,7 @@ def server_events(server: ServerState | int) -> list[ServerEvent]:
         for index, event in enumerate(events)
         if event.kind == "started" and event.guard == server.pid and event.facts.get("guard_started") == server.started
     ]
-    # The start of one that has lived through very many events is not kept any more.
+    # The start of a server with very many events is not kept.
     return [event for event in events[starts[-1] if starts else 0 :] if event.guard == server.pid]
 
 
@@ -175,13 +188,14 @@ def forget_old_events(in_use: set[int]) -> None:
     for path in sorted((state_folder() / "servers").glob("*.events.jsonl"), key=written)[:-_FILES_KEPT]:
         if path not in kept:
             path.unlink(missing_ok=True)
+            path.with_name(f"{path.name}.1").unlink(missing_ok=True)
 
 
 def _read(path: Path) -> list[ServerEvent]:
-    try:
-        lines = path.read_bytes().splitlines()
-    except FileNotFoundError:
-        return []
+    lines: list[bytes] = []
+    for part in (path.with_name(f"{path.name}.1"), path):  # the guard begins a new file where one is long
+        with contextlib.suppress(FileNotFoundError):
+            lines += part.read_bytes().splitlines()
     events = []
     for line in lines:
         try:
@@ -190,6 +204,10 @@ def _read(path: Path) -> list[ServerEvent]:
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             continue  # a line that was cut off, by a full disk for one
     return events
+
+
+def _clock(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
 def _status(status: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -9,13 +10,15 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from defensemble_repository.names import AVERAGING_NAME
+
 from . import _restart
 from ._errors import PortError, StateError
 from .events import ServerEvent, forget_old_events, server_events, server_status
 from .guard import Guard
 from .launching import command_line, prepare
 from .options import ServeOptions, address_from_host, claim_ports, connect_host, new_admin_key, reached_at
-from .repository import Repository
+from .repository import Repository, config_path
 from .runtime import Runtime
 from .state import ServerState, events_file, find_state, process_start, read_states, state_file, state_folder, write_state
 
@@ -33,6 +36,7 @@ class Server:
     problems: Mapping[str, str]
     start_s: float
     guard: Guard
+    profile: str | None = None
 
     @property
     def http_url(self) -> str:
@@ -86,6 +90,21 @@ class Server:
     def stop(self) -> None:
         """Drain the server, stop it and wait until all of it is gone. More than once does no harm."""
         self.guard.stop()
+
+    def missing(self, *, strict: bool = False) -> str:
+        """Why what is served is not enough, empty where it is.
+
+        Enough is one model that can be called, and where the repository has ensembles, one ensemble; with `strict` it is everything.
+        """
+        names = [*self.models, *self.problems]
+        ensembles = {name for name in names if _is_ensemble(Path(self.state.repository) / name, self.profile)}
+        if strict and self.problems:
+            return f"not everything is served ({', '.join(sorted(self.problems))} {'is' if len(self.problems) == 1 else 'are'} not)"
+        if ensembles and not ensembles & set(self.models):
+            return f"no ensemble is served (there {'is' if len(ensembles) == 1 else 'are'} {', '.join(sorted(ensembles))})"
+        if all(AVERAGING_NAME.fullmatch(name) for name in self.models):
+            return "nothing is served that can be called: averaging models are parts of ensembles"
+        return ""
 
     @property
     def _host(self) -> str:
@@ -215,7 +234,16 @@ def _start(
         # Nobody waits for an answer of it; a container would outlive a `docker run` that is killed.
         guard.stop(at_once=not docker)
         raise
-    return Server(state, served, problems, time.monotonic() - begin, guard)
+    return Server(state, served, problems, time.monotonic() - begin, guard, options.profile)
+
+
+def _is_ensemble(folder: Path, profile: str | None) -> bool:
+    """Whether a model's configuration says that it is an ensemble, or means to: it may be one that cannot be read."""
+    try:
+        text = config_path(folder, profile).read_bytes()
+    except OSError:
+        return False
+    return re.search(rb"^\s*(platform\s*:\s*[\"']ensemble[\"']|ensemble_scheduling\b)", text, re.MULTILINE) is not None
 
 
 def _new_log(grpc_port: int) -> Path:
