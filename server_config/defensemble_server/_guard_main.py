@@ -16,6 +16,7 @@ was added to `events`, and at the end `exited STATUS`.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import json
@@ -27,7 +28,7 @@ import socket
 import subprocess
 import sys
 import time
-from typing import Any
+from typing import Any, BinaryIO
 
 PR_SET_PDEATHSIG = 1
 # Waits before the restarts that follow each other without a right answer between them; after the last one the guard gives up.
@@ -82,11 +83,13 @@ def rotate(log: str) -> None:
             return
     except FileNotFoundError:
         return
-    for number in range(LOGS_KEPT - 1, 0, -1):
-        if os.path.exists(f"{log}.{number}"):
-            os.replace(f"{log}.{number}", f"{log}.{number + 1}")
-    shutil.copyfile(log, f"{log}.1")
-    os.truncate(log, 0)
+    with contextlib.suppress(OSError):  # a full disk: what would be copied is given up
+        for number in range(LOGS_KEPT - 1, 0, -1):
+            if os.path.exists(f"{log}.{number}"):
+                os.replace(f"{log}.{number}", f"{log}.{number + 1}")
+        shutil.copyfile(log, f"{log}.1")
+    with contextlib.suppress(OSError):
+        os.truncate(log, 0)
 
 
 class _Check:
@@ -189,7 +192,7 @@ class _Guard:
         self._restart_at: float | None = None
         server = self._spawn(settings["command"], settings["environment"])
         self._server: subprocess.Popen[bytes] | None = server
-        _say(f"started {server.pid}")
+        _write(1, f"started {server.pid}")
 
     def run(self) -> None:
         """Return when the server has ended for good, or is to be ended."""
@@ -221,7 +224,7 @@ class _Guard:
         if self._ready is not None:
             self._event("ended", ordered=self._ordered, status=self._ended)
         _forget(self._state)
-        _say(f"exited {self._ended}")
+        _write(1, f"exited {self._ended}")
         return self._ended
 
     def _order(self, number: int, _: object) -> None:
@@ -368,14 +371,13 @@ class _Guard:
 
     def _run(self, what: dict[str, Any]) -> _Child:
         assert self._ready is not None
-        with open(self._log, "ab") as log:
+        with _appended(self._log) as log:
             return _Child(self._ready["child"], {**self._ready["request"], **what}, log=log, timeout_s=self._ready["timeout_s"] + 10.0)
 
     def _spawn(self, command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
         rotate(self._log)
-        with open(self._log, "ab") as log:
-            log.write(f"{_RUN}{time.strftime('%Y-%m-%d %H:%M:%S %z')}\n".encode())
-            log.flush()
+        with _appended(self._log) as log:
+            _write(log.fileno(), f"{_RUN}{time.strftime('%Y-%m-%d %H:%M:%S %z')}")
             # This process has one thread, so here the signal does mean its death.
             server = subprocess.Popen(
                 command,
@@ -395,12 +397,11 @@ class _Guard:
         try:
             if os.path.exists(path) and os.stat(path).st_size > EVENTS_BYTES:
                 os.replace(path, f"{path}.1")
-            with open(path, "ab", opener=lambda name, flags: os.open(name, flags, 0o600), buffering=0) as file:
+            with _appended(path) as file:
                 file.write(json.dumps(event).encode() + b"\n")
         except OSError as error:
-            sys.stderr.write(f"{error}: the event is lost: {kind}\n")  # into the log; a full disk does not end the server
-            sys.stderr.flush()
-        _say("event")
+            _write(2, f"{error}: the event is lost: {kind}")
+        _write(1, "event")
 
 
 _LIBC = ctypes.CDLL(None)
@@ -408,6 +409,12 @@ _LIBC = ctypes.CDLL(None)
 
 def _die_with_parent(number: int) -> None:
     _LIBC.prctl(PR_SET_PDEATHSIG, number)
+
+
+def _appended(path: str) -> BinaryIO:
+    """Open a file to write at its end; somebody may have deleted it, and its folder."""
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    return open(path, "ab", opener=lambda name, flags: os.open(name, flags, 0o600))
 
 
 def _forget(state: str) -> None:
@@ -432,11 +439,10 @@ def _line(descriptor: int) -> str:
     return line.decode().rstrip("\n")
 
 
-def _say(text: str) -> None:
-    try:
-        os.write(1, f"{text}\n".encode())
-    except (BrokenPipeError, BlockingIOError):
-        pass  # the parent is gone, or does not read: nothing of what it is told is needed for what follows
+def _write(descriptor: int, text: str) -> None:
+    """Write a line, if that is possible: neither a full disk nor a parent that is gone or does not read may end the server."""
+    with contextlib.suppress(OSError):
+        os.write(descriptor, f"{text}\n".encode())
 
 
 if __name__ == "__main__":
