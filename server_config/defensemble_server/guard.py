@@ -31,6 +31,7 @@ class Guard:
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], *, log: Path, state: Path, grace_s: float) -> None:
         self._grace_s = grace_s
+        self._status: int | None = None
         with log.open("ab") as errors:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", _guard_main.__file__],
@@ -77,9 +78,10 @@ class Guard:
         return self._orders.closed
 
     def ready(self, settings: Mapping[str, Any]) -> None:
-        """Say that the server answers rightly, and what a restart needs: see `_guard_main.py`."""
+        """Say that the server answers rightly, and what a restart needs: see `_guard_main.py`. Returns when that is written down."""
         with contextlib.suppress(BrokenPipeError):  # it has ended: whoever waits for it sees that
             self._orders.write(f"ready {json.dumps(settings)}\n")
+        self._heed(self._reports.readline())
 
     def detach(self) -> None:
         """Let the server outlive this process."""
@@ -93,16 +95,13 @@ class Guard:
 
         `on_event` is called when the guard has written down an event.
         """
-        status: int | None = None
         with self._reports as reports:
             for line in reports:
-                if line == "event\n":
-                    on_event()
-                elif line.startswith("exited "):
-                    status = int(line.split()[1])
+                self._heed(line)
+                on_event()
         own = self._process.wait()
         # Killed, it reports nothing; Triton ends with it, and not by anyone's order.
-        return status if status is not None else own or 1
+        return self._status if self._status is not None else own or 1
 
     def stop(self, *, at_once: bool = False) -> None:
         """Drain and stop the server, or kill it `at_once`, and wait until all of it is gone; more than once does no harm.
@@ -128,6 +127,10 @@ class Guard:
         self._reports.close()
         if interrupt is not None:
             raise interrupt
+
+    def _heed(self, report: str) -> None:
+        if report.startswith("exited "):
+            self._status = int(report.split()[1])
 
 
 def last_lines(log: Path) -> str:

@@ -81,7 +81,8 @@ class Server:
         def look() -> None:
             nonlocal known
             events = self.events()
-            for event in events[min(known, len(events)) :]:
+            # The guard drops old ones where there are very many.
+            for event in events[known:] if len(events) >= known else events[-1:]:
                 on_event(event)
             known = len(events)
 

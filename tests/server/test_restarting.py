@@ -37,7 +37,7 @@ from defensemble_server.options import claim_ports
 from defensemble_server.runtime import find_runtime
 from defensemble_server.state import state_file
 from tests import tiny
-from tests.server.calls import FREE, ask, gone_within, port_is_free, write_slow_model
+from tests.server.calls import FREE, ask, gone_within, port_is_free, processor_ticks, write_slow_model
 
 DEADLINE_S = 60
 
@@ -163,6 +163,22 @@ def test_orders_are_no_deaths(repository: Path) -> None:
             os.kill(server.state.pid, number)
             server.wait()
         assert kinds(server) == ["started", "ended"]
+
+
+@pytest.mark.slow
+def test_an_order_whose_drain_is_cut_short_is_an_order(repository: Path) -> None:
+    write_slow_model(repository)
+    body = {"inputs": [{"name": "rounds", "shape": [1, 1], "datatype": "INT64", "data": [10**9]}]}
+    with serve(repository, FREE) as server, ThreadPoolExecutor(1) as pool:
+        server.detach()
+        before = processor_ticks(server.triton_pid)
+        asked = pool.submit(urllib3.request, "POST", f"{server.http_url}/v2/models/slow/infer", json=body, retries=False, timeout=60)
+        until(lambda: processor_ticks(server.triton_pid) > before + 20)
+        os.kill(server.triton_pid, signal.SIGTERM)
+        assert server.wait() == 1
+        assert asked.exception() is not None
+    assert kinds(server) == ["started", "ended"]
+    assert server.events()[-1].facts["ordered"] is True
 
 
 @pytest.mark.slow

@@ -174,7 +174,7 @@ def _show_problems(server: Server) -> None:
 
 
 def _show_event(event: ServerEvent) -> None:
-    if event.is_fault or event.kind == "restarted":
+    if event.kind != "ended":
         click.echo(f"{event.when}  {event.text}", err=True)
 
 
