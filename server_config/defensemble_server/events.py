@@ -13,8 +13,8 @@ from typing import Any
 
 from .state import ServerState, events_file, process_start, state_folder
 
-# Servers that died longer ago are not reported any more.
-_RECENT_S = 24 * 3600.0
+# Faults of longer ago are not reported any more, in seconds.
+RECENT_S = 24 * 3600.0
 _FILES_KEPT = 50
 
 
@@ -142,7 +142,7 @@ def server_status(state: ServerState) -> ServerStatus:
     return ServerStatus(state, pid, restarts, down, uptime_s, fault, tuple(events))
 
 
-def dead_servers(repository: Path | None = None, *, within_s: float = _RECENT_S) -> list[DeadServer]:
+def dead_servers(repository: Path | None = None, *, within_s: float = RECENT_S) -> list[DeadServer]:
     """The servers of `repository`, or of every folder, that ended by themselves lately and had no successor on their folder since."""
     newest: dict[str, tuple[ServerEvent, list[ServerEvent]]] = {}
     for path in (state_folder() / "servers").glob("*.events.jsonl"):
