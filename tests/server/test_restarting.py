@@ -76,7 +76,7 @@ def test_a_killed_server_is_back_on_its_ports_with_its_key(repository: Path) -> 
         assert "SIGKILL" in fault.text
         assert answers_rightly(server)
         status = server_status(state)
-        assert read_states() == [state]
+        assert state in read_states()
         assert status.pid == server.triton_pid != first
         assert status.restarting_since is None
         key = {"x-admin-key": state.admin_key}
