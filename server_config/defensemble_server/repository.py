@@ -12,10 +12,9 @@ from pathlib import Path, PurePosixPath
 
 from google.protobuf import text_format
 
-from defensemble_repository.pbtxt import schema
-
 from defensemble_repository.filesystem.regular_files import LARGEST_TEXT, check_regular, open_regular, read_regular
 from defensemble_repository.names import AVERAGING_NAME
+from defensemble_repository.pbtxt import schema
 
 from ._errors import NotServableError
 
