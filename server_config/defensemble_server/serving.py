@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from defensemble_repository.filesystem.regular_files import LARGEST_TEXT, read_regular
 from defensemble_repository.names import AVERAGING_NAME
 
 from . import _restart
@@ -241,7 +242,7 @@ def _start(
 def _is_ensemble(folder: Path, profile: str | None) -> bool:
     """Whether a model's configuration says that it is an ensemble, or means to: it may be one that cannot be read."""
     try:
-        text = config_path(folder, profile).read_bytes()
+        text = read_regular(config_path(folder, profile), LARGEST_TEXT)
     except OSError:
         return False
     return re.search(rb"^\s*(platform\s*:\s*[\"']ensemble[\"']|ensemble_scheduling\b)", text, re.MULTILINE) is not None
