@@ -110,8 +110,8 @@ def test_the_server_imports_neither_torch_nor_onnx_nor_the_runtime_whose_library
     assert not {one.top for one in imports_of("defensemble_server")} & {"torch", "onnx", "onnxruntime", "pytriton", "ziglang"}
 
 
-def test_the_supervisor_is_run_without_site_packages() -> None:
-    names = {one.top for one in imports_of("defensemble_server") if one.file == "_supervisor.py"}
+def test_the_guard_is_run_without_site_packages() -> None:
+    names = {one.top for one in imports_of("defensemble_server") if one.file == "_guard_main.py"}
     assert names
     assert names <= sys.stdlib_module_names
 

@@ -10,13 +10,15 @@ from ._errors import (
     StartError,
     StateError,
 )
+from .events import DeadServer, ServerEvent, ServerStatus, dead_servers, server_events, server_status
 from .options import ServeOptions, read_admin_key
 from .repository import Repository, read_repository
 from .serving import Server, serve, start_server, stop_server
-from .state import ServerState, find_state, read_states
+from .state import ServerState, find_state, find_states, read_states
 
 __all__ = [
     "BackendBuildError",
+    "DeadServer",
     "NotServableError",
     "PlanError",
     "PortError",
@@ -25,14 +27,20 @@ __all__ = [
     "ServeOptions",
     "Server",
     "ServerError",
+    "ServerEvent",
     "ServerState",
+    "ServerStatus",
     "StartError",
     "StateError",
+    "dead_servers",
     "find_state",
+    "find_states",
     "read_admin_key",
     "read_repository",
     "read_states",
     "serve",
+    "server_events",
+    "server_status",
     "start_server",
     "stop_server",
 ]

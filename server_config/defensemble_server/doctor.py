@@ -24,6 +24,7 @@ from .plans import MANIFEST_FILE, PLAN_FILE, Gpu, Machine, problem_of_version, r
 from .profiles import check_profile, profiles_of
 from .repository import read_model
 from .runtime import CONTAINER, EMBEDDED_CORE, check_platform, embedded_triton
+from .server_faults import server_faults
 from .state import read_states
 from .weaknesses import Weakness, known_cves, known_faults
 
@@ -215,6 +216,8 @@ def _servers(urls: list[str]) -> Iterator[Check]:
         yield Check(name, PASS, f"gRPC {state.grpc_port}, HTTP {state.http_port}, serves {state.repository} (process {state.pid})")
         yield _version(name, f"http://{reached_at(state.host)}:{state.http_port}", local=state.host in ("127.0.0.1", "::1", "localhost"))
     yield from damaged
+    for name, told, mend in server_faults():
+        yield Check(name, WARN, told, mend)
     for url in urls:
         yield _version(url, url, local=False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import os
 import re
@@ -9,7 +10,7 @@ import secrets
 import shlex
 import socket
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,11 +25,18 @@ RESTRICTED_APIS = ("model-repository", "shared-memory", "logging", "trace")
 ADMIN_HEADER = "x-admin-key"
 _LARGEST_KEY_FILE = 1 << 16
 EXPOSE_FLAG = "--expose-outdated-server"
+# The kernel gives ports from here on to clients.
+_EPHEMERAL_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_FIRST_FREE_PORT = 10_000
+_FREE_PORT_TRIES = 200
 
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """Where a server listens, on which runtime and profile it runs; port 0 chooses a free one."""
+    """Where a server listens, on which runtime and profile it runs; port 0 chooses a free one.
+
+    With `restart` a server that dies or hangs is started again; a container is not, which is the affair of its own restart policy.
+    """
 
     runtime: str = "embedded"
     host: str = "127.0.0.1"
@@ -39,6 +47,7 @@ class ServeOptions:
     admin_key: str | None = None
     drain_s: int = 5
     expose_outdated_server: bool = False
+    restart: bool = True
 
     def __post_init__(self) -> None:
         if self.runtime not in RUNTIMES:
@@ -129,42 +138,78 @@ def in_url(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
+def connect_host(host: str) -> str:
+    """Where a server that listens on an address is reached from this machine."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+
+
 def reached_at(host: str) -> str:
-    """Where a server that listens on an address is reached from this machine, as it is written before a port."""
-    return in_url({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host))
+    """The same, as it is written before a port."""
+    return in_url(connect_host(host))
 
 
-def claim_ports(options: ServeOptions) -> dict[str, int]:
+def claim_ports(options: ServeOptions, *, guard_pid: int | None = None) -> dict[str, int]:
     """The ports to listen on: those asked for, checked to be free, and free ones in the place of 0.
+
+    The ports of our other servers are not free, even while one of these is restarted. `guard_pid` is the guard whose server may have them.
 
     Raises:
         PortError: a port is taken.
     """
-    held, ports = [], {}
+    hosts = {options.host, "0.0.0.0", "::"}
+    others = [state for state in read_states() if state.pid != guard_pid and (state.host in hosts or options.host in ("0.0.0.0", "::"))]
+    ours = {port: state for state in others for port in state.ports}
+    held: list[socket.socket] = []
+    ports = {}
     try:
         for what, port in options.ports.items():
-            probe = socket.socket(socket.AF_INET6 if ":" in options.host else socket.AF_INET)
-            held.append(probe)
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if port in ours:
+                raise PortError(
+                    f"{what} port {port} is held by our server of {ours[port].repository}: stop it with "
+                    f"`defensemble serve --stop --grpc-port {ours[port].grpc_port}`, or pass --free-ports"
+                )
             try:
-                probe.bind((options.host, port))
-                probe.listen(1)
-            except (OSError, socket.gaierror) as error:
-                ours = next((state for state in read_states() if port in (state.http_port, state.grpc_port, state.metrics_port)), None)
-                if ours is not None:
-                    raise PortError(
-                        f"{what} port {port} is held by our server of {ours.repository}: stop it with "
-                        f"`defensemble serve --stop --grpc-port {ours.grpc_port}`, or pass --free-ports"
-                    ) from error
+                held.append(_listener(options.host, port) if port else _free_listener(options.host, set(ours)))
+            except OSError as error:
                 raise PortError(
                     f"{what} port {port} on {options.host} cannot be used: {error.strerror or error}. Choose another with --{what}-port "
                     "(0: any free one) or --free-ports, or stop what holds it"
                 ) from error
-            ports[what] = probe.getsockname()[1]
+            ports[what] = held[-1].getsockname()[1]
     finally:
         for probe in held:
             probe.close()
     return ports
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    probe = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((host, port))
+        probe.listen(1)
+    except BaseException:
+        probe.close()
+        raise
+    return probe
+
+
+def _free_listener(host: str, excluded: Container[int]) -> socket.socket:
+    """Listen on a free port below those that the kernel gives to clients.
+
+    While a server restarts, nothing listens on its port. A client that connects then could be given that very port by the kernel, as its
+    own, and would hold it.
+    """
+    low = int(_EPHEMERAL_PORTS.read_text().split()[0])
+    for _ in range(_FREE_PORT_TRIES if low > _FIRST_FREE_PORT else 0):
+        port = _FIRST_FREE_PORT + secrets.randbelow(low - _FIRST_FREE_PORT)
+        if port not in excluded:
+            try:
+                return _listener(host, port)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+    return _listener(host, 0)  # there is none below
 
 
 def triton_command(

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import urllib3
 
-from ._errors import StartError
-from .options import ADMIN_HEADER
+from ._errors import NotServableError, ServerError, StartError
+from .guard import last_lines
+from .launching import PENDING_FILE, listed, read_content
+from .options import ADMIN_HEADER, ServeOptions, claim_ports, reached_at
 from .repository import Model, Repository, averaging_of, fused_averaging, serves_what_was_fused, without_version
+from .state import listens, process_start
 
 # Between an ensemble's answer and numpy's average of its members' answers, both float32.
 TOLERANCE = 1e-5
@@ -19,19 +24,29 @@ TOLERANCE = 1e-5
 ROUNDED_TOLERANCE = 1e-2
 # Between 1 and the sum of probabilities.
 SUM_TOLERANCE = 1e-3
+# A single call, where the time for the start allows that long.
+_CALL_TIMEOUT_S = 120.0
+# How long an edit that is under way may take before its ensemble is judged by what is on disk.
+_EDIT_TIMEOUT_S = 10.0
+
+
+class _DeadlineError(ServerError):
+    """The time for the start is over."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """HTTP calls to one server, for the few that starting needs."""
+    """HTTP calls to one server, for the few that starting needs; none goes on after `deadline`, in seconds of the monotonic clock."""
 
     pool: urllib3.HTTPConnectionPool
     admin_key: str
+    deadline: float
 
     def live(self) -> bool:
         """Whether the HTTP front end answers at all; it opens once all models were loaded or refused."""
         try:
-            return bool(self.pool.request("GET", "/v2/health/live", retries=False, timeout=2.0).status == 200)
+            timeout_s = min(2.0, max(0.01, self.deadline - time.monotonic()))
+            return bool(self.pool.request("GET", "/v2/health/live", retries=False, timeout=timeout_s).status == 200)
         except urllib3.exceptions.HTTPError:
             return False
 
@@ -54,15 +69,96 @@ class Probe:
         return values
 
     def _call(self, method: str, path: str, body: dict[str, Any]) -> Any:
+        left_s = self.deadline - time.monotonic()
+        if left_s <= 0:
+            raise _DeadlineError(path)
         try:
             response = self.pool.request(
-                method, path, body=json.dumps(body), headers={ADMIN_HEADER: self.admin_key}, retries=False, timeout=120.0
+                method,
+                path,
+                body=json.dumps(body),
+                headers={ADMIN_HEADER: self.admin_key},
+                retries=False,
+                timeout=urllib3.Timeout(total=min(_CALL_TIMEOUT_S, left_s)),
             )
         except urllib3.exceptions.HTTPError as error:
+            if time.monotonic() >= self.deadline:
+                raise _DeadlineError(path) from error
             raise StartError(f"{path}: the server did not answer: {error}") from error
         if response.status != 200:
             raise StartError(f"{path}: the server answered {response.status}: {response.data.decode(errors='replace')[:500]}")
         return json.loads(response.data) if response.data else None
+
+
+def await_ready(
+    pid: int, content: Repository, options: ServeOptions, admin_key: str, log: Path, timeout_s: float, *, guard_pid: int
+) -> tuple[list[str], dict[str, str]]:
+    """Wait until Triton answers, check its answers, and unload the models whose answers are wrong.
+
+    Args:
+        pid: The process of Triton.
+        content: What it was started on.
+        options: How it was started, with its real ports.
+        admin_key: Its admin key.
+        log: Its log.
+        timeout_s: How long all of this may take.
+        guard_pid: The process of its guard.
+
+    Returns:
+        The names of the models that it serves, and for the others the reason why not.
+
+    Raises:
+        PortError: another program took a port first.
+        NotServableError: Triton could load none of the models.
+        StartError: Triton ended, took too long, or answers nothing right.
+    """
+    deadline = time.monotonic() + timeout_s
+    with urllib3.HTTPConnectionPool(reached_at(options.host), options.http_port, maxsize=1) as pool:
+        probe = Probe(pool, admin_key, deadline)
+        while not (probe.live() and (options.runtime == "docker" or _listens(pid, options.http_port))):
+            if process_start(pid) is None:
+                claim_ports(options, guard_pid=guard_pid)  # a PortError, where one was taken meanwhile
+                raise StartError(f"Triton ended while it started{last_lines(log)}")
+            if time.monotonic() > deadline:
+                raise StartError(f"Triton was not ready within {timeout_s:g} s: it did not answer yet{last_lines(log)}")
+            time.sleep(0.01)
+        try:
+            return _checked(probe, content, options)
+        except _DeadlineError as error:
+            raise StartError(f"Triton was not ready within {timeout_s:g} s: no answer yet to {error}{last_lines(log)}") from error
+
+
+def _listens(pid: int, port: int) -> bool:
+    try:
+        return listens(pid, port)
+    except OSError:
+        # What the kernel says of a process that ends differs by the moment (ENOENT, ESRCH, EINVAL, ENXIO); of one that runs it is an error.
+        if process_start(pid) is not None:
+            raise
+        return False  # which the caller sees next
+
+
+def _checked(probe: Probe, content: Repository, options: ServeOptions) -> tuple[list[str], dict[str, str]]:
+    """The models that a server serves, and why it does not serve the others; those that answer wrongly are unloaded."""
+    failed = failed_models(probe, content)
+    served = [name for name in content.models if name not in failed]
+    if not served:
+        raise NotServableError(f"Triton could load none of the models in {content.path}:\n{listed({**content.problems, **failed})}")
+    edit_deadline = min(probe.deadline, time.monotonic() + _EDIT_TIMEOUT_S)
+    while wrong := check_answers(probe, content, served):
+        # An edit may have changed the files after they were read, or what is served: only an answer that stays wrong is wrong.
+        edited = read_content(content.path, options)
+        served = [name for name in served if name in edited.models]
+        same = all(edited.models[name] == content.models.get(name) for name in served)
+        if time.monotonic() > edit_deadline or (same and not (content.path / PENDING_FILE).exists()):
+            break
+        content = edited
+        time.sleep(0.1)
+    if served and len(wrong) == len(served):
+        raise StartError(f"none of the models in {content.path} answers rightly:\n{listed(wrong)}")
+    for name in wrong:
+        probe.unload(name)
+    return [name for name in served if name not in wrong], {**content.problems, **failed, **wrong}
 
 
 def fixed_images(shape: tuple[int, ...]) -> np.ndarray[Any, Any]:

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from google.protobuf import text_format
-from tritonclient.grpc import model_config_pb2 as schema
 
 from defensemble_repository.filesystem.regular_files import LARGEST_TEXT, check_regular, open_regular, read_regular
 from defensemble_repository.names import AVERAGING_NAME
+from defensemble_repository.pbtxt import schema
 
 from ._errors import NotServableError
 
@@ -168,7 +168,7 @@ def read_repository(path: Path, *, profile: str | None = None, only_backend: str
                 check_regular(entry)  # Triton would wait for a writer, of labels as well as of a graph
             model = read_model(folder, profile)
             if not model.is_ensemble:
-                _check_files(folder, model, only_backend, _config_path(folder, profile))
+                _check_files(folder, model, only_backend, config_path(folder, profile))
             if model.is_fused:
                 serves_what_was_fused(model, {})  # raises where its parameters describe no average of members
             models[folder.name] = model
@@ -191,7 +191,7 @@ def read_model(folder: Path, profile: str | None) -> Model:
         NotServableError: it is no model, or its configuration is not valid.
         OSError: it cannot be read.
     """
-    path = _config_path(folder, profile)
+    path = config_path(folder, profile)
     try:
         config = text_format.Parse(read_regular(path, LARGEST_TEXT).decode(), schema.ModelConfig())
     except FileNotFoundError as error:
@@ -218,7 +218,7 @@ def read_model(folder: Path, profile: str | None) -> Model:
     return Model(folder.name, config, versions)
 
 
-def _config_path(folder: Path, profile: str | None) -> Path:
+def config_path(folder: Path, profile: str | None) -> Path:
     """The file that configures a model under ``profile``."""
     path = folder / PROFILES_FOLDER / f"{profile}.pbtxt"
     return path if profile is not None and path.exists() else folder / CONFIG_FILE

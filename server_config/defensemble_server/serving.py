@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import urllib3
+from defensemble_repository.filesystem.regular_files import LARGEST_TEXT, read_regular
+from defensemble_repository.names import AVERAGING_NAME
 
-from ._errors import NotServableError, PortError, StartError, StateError
-from .options import ServeOptions, address_from_host, claim_ports, cores, new_admin_key, reached_at, triton_command
-from .plans import hold_code
-from .profiles import check_gpu, check_profile, engine_caches
-from .readiness import Probe, check_answers, failed_models
-from .repository import BACKEND, Repository, read_repository
-from .runtime import Runtime, find_runtime
-from .state import ServerState, find_state, listens, process_start, read_states, state_file, state_folder, write_state
-from .supervising import Supervisor, last_lines
+from . import _restart
+from ._errors import PortError, StateError
+from .events import ServerEvent, forget_old_events, server_events, server_status
+from .guard import Guard
+from .launching import command_line, prepare
+from .options import ServeOptions, address_from_host, claim_ports, connect_host, new_admin_key, reached_at
+from .repository import Repository, config_path
+from .runtime import Runtime
+from .state import ServerState, events_file, find_state, process_start, read_states, state_file, state_folder, write_state
 
 # A free port can be taken between choosing and listening; a second choice is another port.
 _PORT_TRIES = 3
 _LOGS_KEPT = 20
-# Written by `defensemble ensemble` before an edit, and gone after it.
-PENDING_FILE = "pending-edit.json"
 
 
 @dataclass
@@ -36,7 +36,8 @@ class Server:
     models: list[str]
     problems: Mapping[str, str]
     start_s: float
-    supervisor: Supervisor
+    guard: Guard
+    profile: str | None = None
 
     @property
     def http_url(self) -> str:
@@ -55,25 +56,57 @@ class Server:
 
     @property
     def running(self) -> bool:
-        """Whether the server still runs."""
-        return self.supervisor.running
+        """Whether the server still runs, or is restarted."""
+        return self.guard.running
 
     @property
     def triton_pid(self) -> int:
-        """The process of ``tritonserver`` itself."""
-        return self.supervisor.server_pid
+        """The process of `tritonserver` itself; after a restart the new one, as soon as its answers were checked."""
+        return server_status(self.state).pid or self.guard.first_pid
+
+    def events(self) -> list[ServerEvent]:
+        """What has happened to it, the oldest first."""
+        return server_events(self.state)
 
     def detach(self) -> None:
         """Let the server outlive this process; ``stop_server`` or ``defensemble serve --stop`` ends it."""
-        self.supervisor.detach()
+        self.guard.detach()
 
-    def wait(self) -> int:
-        """Wait until the server ends by itself or is stopped from elsewhere; returns Triton's exit status."""
-        return self.supervisor.wait()
+    def wait(self, on_event: Callable[[ServerEvent], None] = lambda event: None) -> int:
+        """Wait until the server ends for good or is stopped from elsewhere; returns Triton's exit status.
+
+        `on_event` is called for each event from now on: a death, a restart, the end.
+        """
+        known = len(self.events())
+
+        def look() -> None:
+            nonlocal known
+            events = self.events()
+            # The guard drops old ones where there are very many.
+            for event in events[known:] if len(events) >= known else events[-1:]:
+                on_event(event)
+            known = len(events)
+
+        return self.guard.wait(look)
 
     def stop(self) -> None:
         """Drain the server, stop it and wait until all of it is gone. More than once does no harm."""
-        self.supervisor.stop()
+        self.guard.stop()
+
+    def missing(self, *, strict: bool = False) -> str:
+        """Why what is served is not enough, empty where it is.
+
+        Enough is one model that can be called, and where the repository has ensembles, one ensemble; with `strict` it is everything.
+        """
+        names = [*self.models, *self.problems]
+        ensembles = {name for name in names if _is_ensemble(Path(self.state.repository) / name, self.profile)}
+        if strict and self.problems:
+            return f"not everything is served ({', '.join(sorted(self.problems))} {'is' if len(self.problems) == 1 else 'are'} not)"
+        if ensembles and not ensembles & set(self.models):
+            return f"no ensemble is served (there {'is' if len(ensembles) == 1 else 'are'} {', '.join(sorted(ensembles))})"
+        if all(AVERAGING_NAME.fullmatch(name) for name in self.models):
+            return "nothing is served that can be called: averaging models are parts of ensembles"
+        return ""
 
     @property
     def _host(self) -> str:
@@ -107,7 +140,7 @@ def serve(
     try:
         yield server
     finally:
-        if not server.supervisor.detached:
+        if not server.guard.detached:
             server.stop()
 
 
@@ -120,31 +153,8 @@ def start_server(
 ) -> Server:
     """Do what ``serve`` does on entering; the caller has to call ``stop`` or ``detach``."""
     options = options or ServeOptions()
-    options = replace(options, host=address_from_host(options.host))
-    folder = Path(repository).resolve()
-    embedded = options.runtime == "embedded"
-    content = read_repository(folder, profile=options.profile, only_backend=BACKEND if embedded else None)
-    if options.profile is not None:
-        check_profile(folder, options.profile, only_cpus=embedded, say=say)
-    _check_not_empty(content)
-    whole = content
-    content, unused = content.without_unused_averages()
-    if not content.models:
-        content, unused = whole, []
-    if unused:
-        models = "model" if len(unused) == 1 else "models"
-        say(f"not loaded: {len(unused)} averaging {models} that no ensemble uses (`defensemble ensemble prune` deletes what is not used)")
-    for name in content.two_averaging_models:
-        say(
-            f"'{name}' is averaged by two models, as earlier versions wrote it: a gRPC call that is cancelled or expires can crash the "
-            f"server; `defensemble ensemble reload {name}` makes one model of them"
-        )
-    if (folder / PENDING_FILE).exists():
-        mend = "`defensemble ensemble show` tells, and finishes or undoes it"
-        say(f"{folder / PENDING_FILE}: an edit of an ensemble is under way, or was cut short: {mend}")
-    runtime = find_runtime(options.runtime, say=say)
-    content = check_gpu(content, runtime, strict=options.profile is not None, say=say)
-    _check_not_empty(content)
+    options = replace(options, host=address_from_host(options.host), admin_key=options.admin_key or new_admin_key())
+    runtime, content = prepare(Path(repository).resolve(), options, say=say)
     for last_try in (*[False] * (_PORT_TRIES - 1), True):
         ports = claim_ports(options)
         try:
@@ -155,13 +165,13 @@ def start_server(
     raise AssertionError("the last try returns or raises")
 
 
-def stop_server(grpc_port: int | None = None, *, timeout_s: float = 60.0) -> ServerState:
-    """Stop a server that was started here and left running: the one on ``grpc_port``, or the only one.
+def stop_server(grpc_port: int | None = None, *, repository: Path | None = None, timeout_s: float = 60.0) -> ServerState:
+    """Stop a server that was started here and left running: the one on `grpc_port`, that of the folder `repository`, or the only one.
 
     Raises:
         StateError: there is no such server, or it did not end in ``timeout_s``.
     """
-    state = find_state(grpc_port)
+    state = find_state(grpc_port, repository)
     state.terminate()
     deadline = time.monotonic() + timeout_s
     while state.alive:
@@ -173,101 +183,84 @@ def stop_server(grpc_port: int | None = None, *, timeout_s: float = 60.0) -> Ser
     return state
 
 
-def _check_not_empty(content: Repository) -> None:
-    if not content.models:
-        raise NotServableError(f"no model in {content.path} can be served:\n{_listed(content.problems)}")
-
-
 def _start(
-    runtime: Runtime, content: Repository, options: ServeOptions, ports: dict[str, int], timeout_s: float, say: Callable[[str], None]
+    runtime: Runtime,
+    content: Repository,
+    options: ServeOptions,
+    ports: dict[str, int],
+    timeout_s: float,
+    say: Callable[[str], None],
 ) -> Server:
+    from .readiness import await_ready  # numpy and urllib3, 0.3 s, which the restart of a server does not wait for
+
     begin = time.monotonic()
-    admin_key = options.admin_key or new_admin_key()
+    options = replace(options, http_port=ports["http"], grpc_port=ports["grpc"], metrics_port=ports["metrics"])
+    assert options.admin_key is not None
     log = _new_log(ports["grpc"])
-    threads = content.threads_per_member(cores())
-    command = triton_command(
-        runtime,
-        content.path,
-        list(content.models),
-        options=options,
-        ports=ports,
-        admin_key=admin_key,
-        threads=threads,
-        gpus=any(model.wants_gpu for model in content.models.values()),
-        caches=engine_caches(content),
-        plans_hold_code=hold_code(content),
-    )
-    if runtime.name == "docker":
-        say(f"running (not tested by us): {shlex.join(command).replace(admin_key, 'ADMIN-KEY')}")
+    command = command_line(runtime, content, options, ports, options.admin_key)
+    docker = runtime.name == "docker"
+    if docker:
+        say(f"running (not tested by us): {shlex.join(command).replace(options.admin_key, 'ADMIN-KEY')}")
     # Triton drains for drain_s, and then needs a moment to end.
-    supervisor = Supervisor(command, runtime.environment, log=log, state=state_file(ports["grpc"]), grace_s=options.drain_s + 5.0)
+    guard = Guard(command, runtime.environment, log=log, state=state_file(ports["grpc"]), grace_s=options.drain_s + 5.0)
     try:
-        served, failed = _await_ready(supervisor, content, options, ports, admin_key, log, timeout_s)
+        served, problems = await_ready(guard.first_pid, content, options, options.admin_key, log, timeout_s, guard_pid=guard.pid)
         state = ServerState(
-            pid=supervisor.pid,
-            started=process_start(supervisor.pid) or 0,
+            pid=guard.pid,
+            started=process_start(guard.pid) or 0,
             runtime=runtime.name,
             host=options.host,
             http_port=ports["http"],
             grpc_port=ports["grpc"],
             metrics_port=ports["metrics"],
             repository=str(content.path),
-            admin_key=admin_key,
+            admin_key=options.admin_key,
             log=str(log),
         )
         write_state(state)
+        host = connect_host(options.host)
+        about = {key: value for key, value in asdict(state).items() if key not in ("pid", "started", "admin_key")}
+        guard.ready(
+            {
+                "restart": options.restart and not docker,
+                "about": {"guard_started": state.started, **about},
+                "events": str(events_file(state.grpc_port)),
+                "http": [host, state.http_port],
+                "grpc": [host, state.grpc_port],
+                "child": _restart.child_command(),
+                "request": _restart.request(content.path, options, timeout_s),
+                "timeout_s": timeout_s,
+            }
+        )
     except BaseException:
-        supervisor.stop()
+        # Nobody waits for an answer of it; a container would outlive a `docker run` that is killed.
+        guard.stop(at_once=not docker)
         raise
-    return Server(state, served, {**content.problems, **failed}, time.monotonic() - begin, supervisor)
+    return Server(state, served, problems, time.monotonic() - begin, guard, options.profile)
 
 
-def _await_ready(
-    supervisor: Supervisor, content: Repository, options: ServeOptions, ports: dict[str, int], admin_key: str, log: Path, timeout_s: float
-) -> tuple[list[str], dict[str, str]]:
-    """Wait until Triton answers, and check what it answers; the models that it serves, and why it does not serve the others."""
-    deadline = time.monotonic() + timeout_s
-    with urllib3.HTTPConnectionPool(reached_at(options.host), ports["http"], maxsize=1) as pool:
-        probe = Probe(pool, admin_key)
-        while not (probe.live() and (options.runtime == "docker" or _listens(supervisor, ports["http"]))):
-            if not supervisor.running:
-                # A PortError, where one was taken meanwhile.
-                claim_ports(replace(options, http_port=ports["http"], grpc_port=ports["grpc"], metrics_port=ports["metrics"]))
-                raise StartError(f"Triton ended while it started{last_lines(log)}")
-            if time.monotonic() > deadline:
-                raise StartError(f"Triton did not answer within {timeout_s:g} s{last_lines(log)}")
-            time.sleep(0.01)
-        failed = failed_models(probe, content)
-        served = [name for name in content.models if name not in failed]
-        if not served:
-            raise NotServableError(f"Triton could load none of the models in {content.path}:\n{_listed({**content.problems, **failed})}")
-        wrong = check_answers(probe, content, served)
-        if len(wrong) == len(served):
-            raise StartError(f"none of the models in {content.path} answers rightly:\n{_listed(wrong)}")
-        for name in wrong:
-            probe.unload(name)
-    return [name for name in served if name not in wrong], {**failed, **wrong}
-
-
-def _listens(supervisor: Supervisor, port: int) -> bool:
+def _is_ensemble(folder: Path, profile: str | None) -> bool:
+    """Whether a model's configuration says that it is an ensemble, or means to: it may be one that cannot be read."""
     try:
-        return listens(supervisor.server_pid, port)
+        text = read_regular(config_path(folder, profile), LARGEST_TEXT)
     except OSError:
-        # What the kernel says of a process that ends differs by the moment (ENOENT, ESRCH, EINVAL, ENXIO); of one that runs it is an error.
-        if process_start(supervisor.server_pid) is not None:
-            raise
-        return False  # which the caller sees next
+        return False
+    return re.search(rb"^\s*(platform\s*:\s*[\"']ensemble[\"']|ensemble_scheduling\b)", text, re.MULTILINE) is not None
 
 
 def _new_log(grpc_port: int) -> Path:
-    """Where Triton's output goes; the newest logs are kept, and those of servers that run."""
+    """Where Triton's output goes, after what is there; of other ports the newest logs are kept, and those of servers that run."""
     folder = state_folder() / "logs"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    in_use = {state.log for state in read_states()}
+    log = folder / f"triton-{grpc_port}.log"
+    states = read_states()
+    in_use = {str(log), *(state.log for state in states)}
     for old in sorted(folder.glob("triton-*.log"), key=_written)[:-_LOGS_KEPT]:
         if str(old) not in in_use:
-            old.unlink(missing_ok=True)
-    return folder / f"triton-{grpc_port}.log"
+            for part in (old, *folder.glob(f"{old.name}.*")):
+                part.unlink(missing_ok=True)
+    forget_old_events({grpc_port, *(state.grpc_port for state in states)})
+    return log
 
 
 def _written(log: Path) -> float:
@@ -275,7 +268,3 @@ def _written(log: Path) -> float:
         return log.stat().st_mtime
     except FileNotFoundError:
         return 0.0  # another start has removed it just now
-
-
-def _listed(problems: Mapping[str, str]) -> str:
-    return "\n".join(f"  {name}: {text}" for name, text in problems.items())

@@ -17,7 +17,7 @@ from ._errors import StateError
 
 @dataclass(frozen=True)
 class ServerState:
-    """A server that was started here: its supervisor (``pid``, with its start time: numbers are used again), ports, folder, key."""
+    """A server that was started here: its guard (``pid``, with its start time: numbers are used again), ports, folder, key."""
 
     pid: int
     started: int
@@ -40,6 +40,11 @@ class ServerState:
             or not all(isinstance(text, str) for text in texts)
         ):
             raise ValueError("it holds other values than a server's")
+
+    @property
+    def ports(self) -> tuple[int, int, int]:
+        """The ports that it listens on."""
+        return self.http_port, self.grpc_port, self.metrics_port
 
     @property
     def alive(self) -> bool:
@@ -67,6 +72,11 @@ def state_folder() -> Path:
 def state_file(grpc_port: int) -> Path:
     """Where the server on ``grpc_port`` is written down."""
     return state_folder() / "servers" / f"{grpc_port}.json"
+
+
+def events_file(grpc_port: int) -> Path:
+    """Where the guards of the servers on `grpc_port` write down what happens; it stays when the server has ended."""
+    return state_folder() / "servers" / f"{grpc_port}.events.jsonl"
 
 
 def write_state(state: ServerState) -> Path:
@@ -110,25 +120,42 @@ def read_states(*, on_damaged: Callable[[Path, str], None] = lambda path, why: N
     return states
 
 
-def find_state(grpc_port: int | None = None) -> ServerState:
-    """The running server on ``grpc_port``, or the only one there is.
+def find_states(grpc_port: int | None = None, repository: Path | None = None) -> list[ServerState]:
+    """The running servers on `grpc_port`, of the folder `repository`, or all.
 
     Raises:
-        StateError: there is none, or several and no port was given.
+        StateError: there is none; the text lists those that run.
     """
     damaged: list[str] = []
     states = read_states(on_damaged=lambda path, why: damaged.append(f"{why}: remove it"))
-    known = ", ".join(f"{state.grpc_port} ({state.repository})" for state in states)
-    if grpc_port is not None:
-        for state in states:
-            if state.grpc_port == grpc_port:
-                return state
-        raise StateError("; ".join([f"no server of ours runs on gRPC port {grpc_port}; running: {known or 'none'}", *damaged]))
-    if not states:
+    found = [
+        state
+        for state in states
+        if grpc_port in (None, state.grpc_port) and (repository is None or Path(state.repository) == repository.resolve())
+    ]
+    if found:
+        return found
+    if grpc_port is None and repository is None:
         raise StateError("; ".join(["no server of ours runs here: start one with `defensemble serve`", *damaged]))
+    of = f" of {repository}" if repository is not None else ""
+    on = f" on gRPC port {grpc_port}" if grpc_port is not None else ""
+    raise StateError("; ".join([f"no server of ours{of} runs{on}; running: {_known(states) or 'none'}", *damaged]))
+
+
+def find_state(grpc_port: int | None = None, repository: Path | None = None) -> ServerState:
+    """The running server on `grpc_port`, of the folder `repository`, or the only one there is.
+
+    Raises:
+        StateError: there is none, or there are several.
+    """
+    states = find_states(grpc_port, repository)
     if len(states) > 1:
-        raise StateError(f"several servers run here: name one by --grpc-port: {known}")
+        raise StateError(f"several servers run here: name one by --grpc-port: {_known(states)}")
     return states[0]
+
+
+def _known(states: list[ServerState]) -> str:
+    return ", ".join(f"{state.grpc_port} ({state.repository})" for state in states)
 
 
 def process_start(pid: int) -> int | None:

@@ -58,8 +58,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server that keeps configurations to itself, too, and was started without explicit model control."""
+    from defensemble_server import launching as start
     from defensemble_server import options
-    from defensemble_server import serving as start
 
     folder = write_repository(tmp_path_factory.mktemp("closed") / "repository")
     written = options.triton_command

@@ -148,7 +148,7 @@ def test_a_wrong_port_is_told(triton: Server) -> None:
 def serve_of_my_own(folder: Path, http_port: int = 0, grpc_port: int = 0) -> AbstractContextManager[Server]:
     from defensemble_server import ServeOptions, serve
 
-    return serve(folder, ServeOptions(http_port=http_port, grpc_port=grpc_port, metrics_port=0, drain_s=1))
+    return serve(folder, ServeOptions(http_port=http_port, grpc_port=grpc_port, metrics_port=0, drain_s=1, restart=False))
 
 
 def test_several_ensembles_are_listed(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from defensemble._client import Client
 from defensemble._exceptions import InputError
 from defensemble.cli._ensemble_tables import print_applied, print_edits, print_prunable, print_state, values_from_applied
 from defensemble.cli._invocation import this_command
-from defensemble.cli._running import noted_key, servers_of
+from defensemble.cli._running import deaths_of, noted_key, servers_of
 from defensemble.ensembles import Applied, Ensembles, Replica
 
 
@@ -82,6 +82,9 @@ def show_ensembles(name: str | None, form: str, where: Mapping[str, Any]) -> Non
             click.echo(yaml_from_ensemble(ensembles.declared(name or known[0])), nl=False)
             return
         states = ensembles.show(name)
+    if not (where["urls"] or where["replicas"] or where["files_only"]):
+        for death in deaths_of(where["repository"]):
+            click.echo(death, err=True)
     if form == "json":
         click.echo(json.dumps([values_from_state(state) for state in states], indent=2))
         return

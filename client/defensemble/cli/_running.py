@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from urllib.parse import urlsplit
 
-from defensemble._transport import DEFAULT_PORTS
-
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+from defensemble.ensembles._local_servers import local_server
 
 
 def servers_of(repository: Path) -> list[tuple[str, str]]:
@@ -24,11 +21,12 @@ def servers_of(repository: Path) -> list[tuple[str, str]]:
 
 def noted_key(url: str) -> str | None:
     """The admin key of the server at a URL of this machine; None for others."""
-    from defensemble_server import read_states
+    state = local_server(url)
+    return None if state is None else state.admin_key
 
-    parts = urlsplit(url)
-    if parts.hostname not in _LOOPBACK or parts.scheme not in DEFAULT_PORTS:
-        return None
-    over_grpc = parts.scheme.startswith("grpc")
-    ports = {state.grpc_port if over_grpc else state.http_port: state.admin_key for state in read_states()}
-    return ports.get(parts.port or DEFAULT_PORTS[parts.scheme])
+
+def deaths_of(repository: Path) -> list[str]:
+    """What became of the server of a folder that died lately and was not started again."""
+    from defensemble_server import dead_servers
+
+    return [f"the server on gRPC port {dead.grpc_port} {dead.text}; see {dead.log}" for dead in dead_servers(repository)]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from defensemble._exceptions import ServiceError
 from defensemble.ensembles._before import is_same_state, snapshot_or_none
 from defensemble.ensembles._flow import Flow
+from defensemble.ensembles._local_servers import restarting
 from defensemble.ensembles._results import EnsembleState, MemberState
 from defensemble.ensembles._served import Served, is_averaging
 from defensemble.ensembles._steps import Place
@@ -124,7 +125,7 @@ def look_at(places: Sequence[Place], name: str) -> EnsembleState:
     except EnsembleError as error:
         problems.append(str(error))
     problems += differences_of(places, name)
-    served = {one.url: _Serving(one, place.repository) for place in places for one in place.served}
+    served = {one.url: _serving(one, place.repository) for place in places for one in place.served}
     members = []
     for vote, share in zip(votes.members, votes.weights, strict=True) if votes is not None else ():
         told = {url: serving.of(vote.model, vote.version) for url, serving in served.items()}
@@ -141,6 +142,31 @@ def look_at(places: Sequence[Place], name: str) -> EnsembleState:
         {url: serving.of_ensemble(name) for url, serving in served.items()},
         tuple(problems),
     )
+
+
+def _serving(served: Served, repository: Path) -> _Serving | _Restarting:
+    try:
+        return _Serving(served, repository)
+    except ServiceError:
+        since = restarting(served.url)
+        if since is None:
+            raise
+        return _Restarting(since)
+
+
+class _Restarting:
+    """A server that cannot be asked, since its guard is starting it again."""
+
+    def __init__(self, since: str) -> None:
+        self._since = since
+
+    def of(self, model: str, version: int | None) -> str:
+        """Since when it has not served the model."""
+        return self._since
+
+    def of_ensemble(self, name: str) -> str:
+        """The same of an ensemble."""
+        return self._since
 
 
 class _Serving:

@@ -177,8 +177,8 @@ def test_to_delete_from_another_folder_is_told_and_put_back(world: World, tmp_pa
 
 
 def test_a_server_that_loads_nothing_on_request_is_told_and_nothing_is_left(tmp_path: Path, kind: str) -> None:
+    from defensemble_server import launching as start
     from defensemble_server import options
-    from defensemble_server import serving as start
 
     folder = write_world(tmp_path / "place" / "repository")
     written = options.triton_command

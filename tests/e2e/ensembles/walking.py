@@ -244,7 +244,7 @@ class FreshStarts:
         return len(self._left)
 
 
-QUIET = ServeOptions(http_port=0, grpc_port=0, metrics_port=0, drain_s=0)
+QUIET = ServeOptions(http_port=0, grpc_port=0, metrics_port=0, drain_s=0, restart=False)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The process between us and Triton, which ends the server and cleans up when we end or die: our side of ``_supervisor.py``."""
+"""The process between us and Triton, which restarts Triton, ends it when we end or die, and cleans up: our side of `_guard_main.py`."""
 
 from __future__ import annotations
 
@@ -7,16 +7,23 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from . import _guard_main
 from ._errors import StartError
 
 
-class Supervisor:
-    """A server under supervision: ``command`` with ``environment``, its output in ``log``; ``state`` is removed when it has ended.
+class Guard:
+    """A server under guard: `command` with `environment`, its output appended to `log`; `state` is removed when it has ended.
 
-    It gets ``grace_s`` seconds to end by itself once it was asked to.
+    Args:
+        command: What starts the server.
+        environment: Its environment.
+        log: Where its output goes.
+        state: The file that says that it runs.
+        grace_s: How long it may take to end by itself once it was asked to.
 
     Raises:
         StartError: the command could not be run.
@@ -24,9 +31,10 @@ class Supervisor:
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], *, log: Path, state: Path, grace_s: float) -> None:
         self._grace_s = grace_s
-        with log.open("wb") as errors:
+        self._status: int | None = None
+        with log.open("ab") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(Path(__file__).with_name("_supervisor.py"))],
+                [sys.executable, "-I", "-S", _guard_main.__file__],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,  # not ours: a server that is left running would hold the pipe that our caller reads
@@ -49,19 +57,19 @@ class Supervisor:
             started = self._reports.readline().split()
             if len(started) != 2 or started[0] != "started":
                 raise StartError(f"{command[0]} could not be run{last_lines(log)}")
-            self.server_pid = int(started[1])
+            self.first_pid = int(started[1])
         except BaseException:
             self.stop()
             raise
 
     @property
     def pid(self) -> int:
-        """The supervisor's own process: SIGTERM to it stops the server in good order."""
+        """The guard's own process: SIGTERM to it stops the server in good order."""
         return self._process.pid
 
     @property
     def running(self) -> bool:
-        """Whether the server still runs: the supervisor ends with it."""
+        """Whether the guard runs: it ends with the server, unless it restarts that."""
         return self._process.poll() is None
 
     @property
@@ -69,28 +77,40 @@ class Supervisor:
         """Whether the server is to outlive this process."""
         return self._orders.closed
 
+    def ready(self, settings: Mapping[str, Any]) -> None:
+        """Say that the server answers rightly, and what a restart needs: see `_guard_main.py`. Returns when that is written down."""
+        with contextlib.suppress(BrokenPipeError):  # it has ended: whoever waits for it sees that
+            self._orders.write(f"ready {json.dumps(settings)}\n")
+        self._heed(self._reports.readline())
+
     def detach(self) -> None:
         """Let the server outlive this process."""
-        self._orders.write("detach\n")
-        self._orders.close()
+        with contextlib.suppress(BrokenPipeError):
+            self._orders.write("detach\n")
+        with contextlib.suppress(BrokenPipeError):
+            self._orders.close()
 
-    def wait(self) -> int:
-        """Wait until the server ends, by itself or stopped from elsewhere; its exit status."""
-        status: int | None = None
+    def wait(self, on_event: Callable[[], None] = lambda: None) -> int:
+        """Wait until the server ends for good, by itself or stopped from elsewhere; its exit status.
+
+        `on_event` is called when the guard has written down an event.
+        """
         with self._reports as reports:
             for line in reports:
-                if line.startswith("exited "):
-                    status = int(line.split()[1])
+                self._heed(line)
+                on_event()
         own = self._process.wait()
         # Killed, it reports nothing; Triton ends with it, and not by anyone's order.
-        return status if status is not None else own or 1
+        return self._status if self._status is not None else own or 1
 
-    def stop(self) -> None:
-        """Drain and stop the server, and wait until all of it is gone; more than once does no harm.
+    def stop(self, *, at_once: bool = False) -> None:
+        """Drain and stop the server, or kill it `at_once`, and wait until all of it is gone; more than once does no harm.
 
         Raises:
             KeyboardInterrupt: it was interrupted; the server was then killed, and all of it is gone.
         """
+        if at_once and self.running:
+            self._process.send_signal(signal.SIGINT)
         if self._orders.closed:
             if self.running:
                 self._process.terminate()
@@ -108,11 +128,12 @@ class Supervisor:
         if interrupt is not None:
             raise interrupt
 
+    def _heed(self, report: str) -> None:
+        if report.startswith("exited "):
+            self._status = int(report.split()[1])
 
-def last_lines(log: Path, count: int = 15) -> str:
+
+def last_lines(log: Path) -> str:
     """The end of a log as the end of an error's text; empty where the log is."""
-    try:
-        lines = log.read_text(errors="replace").splitlines()[-count:]
-    except FileNotFoundError:
-        return ""
+    lines = _guard_main.last_lines(str(log))
     return f". The last lines of {log}:\n" + "\n".join(lines) if lines else ""

@@ -1,0 +1,102 @@
+"""What `defensemble serve --status` shows: the servers that run on this machine, and those that died lately."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from defensemble_server import DeadServer, ServerEvent, ServerStatus
+
+
+def show_status(grpc_port: int | None, repository: Path | None, *, as_json: bool) -> None:
+    """Print the servers on a port, of a folder, or all of them.
+
+    Raises:
+        defensemble_server.StateError: None of them runs; those that died are printed before.
+    """
+    from defensemble_server import StateError, dead_servers, find_states, server_status
+
+    dead = [server for server in dead_servers(repository) if grpc_port in (None, server.grpc_port)]
+    missing: StateError | None = None
+    running: list[ServerStatus] = []
+    try:
+        running = [server_status(state) for state in find_states(grpc_port, repository)]
+    except StateError as error:
+        missing = error
+    if as_json:
+        servers = [_values_from_status(one) for one in running]
+        click.echo(
+            json.dumps({"schema": "defensemble.servers/1", "servers": servers, "dead": [_values_from_dead(one) for one in dead]}, indent=2)
+        )
+    else:
+        for status in running:
+            _print_status(status)
+        for server in dead:
+            _print_dead(server)
+    if missing is not None:
+        raise missing
+
+
+def _print_status(status: ServerStatus) -> None:
+    from defensemble_server.options import reached_at
+
+    state = status.state
+    host = reached_at(state.host)
+    click.echo(f"{state.repository}")
+    click.echo(f"  HTTP      http://{host}:{state.http_port}")
+    click.echo(f"  gRPC      grpc://{host}:{state.grpc_port}")
+    click.echo(f"  log       {state.log}")
+    click.echo(f"  state     {status.text}")
+    click.echo(f"  restarts  {status.restarts}")
+    if status.last_fault is not None:
+        click.echo(f"  last      {status.last_fault.when}  {status.last_fault.text}")
+        for line in status.last_fault.last_lines:
+            click.echo(f"            | {line}")
+
+
+def _print_dead(server: DeadServer) -> None:
+    click.echo(f"{server.repository}")
+    click.echo(f"  state     {server.text} (gRPC port {server.grpc_port})")
+    click.echo(f"  log       {server.log}")
+    for line in server.last_lines:
+        click.echo(f"            | {line}")
+
+
+def _values_from_status(status: ServerStatus) -> dict[str, Any]:
+    state = status.state
+    return {
+        "repository": state.repository,
+        "runtime": state.runtime,
+        "host": state.host,
+        "http_port": state.http_port,
+        "grpc_port": state.grpc_port,
+        "metrics_port": state.metrics_port,
+        "log": state.log,
+        "guard_pid": state.pid,
+        "triton_pid": status.pid,
+        "state": "running" if status.restarting_since is None else "restarting",
+        "restarting_since": status.restarting_since,
+        "uptime_s": round(status.uptime_s, 3),
+        "restarts": status.restarts,
+        "last_fault": None if status.last_fault is None else _values_from_event(status.last_fault),
+        "events": [_values_from_event(event) for event in status.events],
+    }
+
+
+def _values_from_event(event: ServerEvent) -> dict[str, Any]:
+    return {"time": event.time, "event": event.kind, "text": event.text, **event.facts}
+
+
+def _values_from_dead(server: DeadServer) -> dict[str, Any]:
+    return {
+        "repository": server.repository,
+        "grpc_port": server.grpc_port,
+        "time": server.time,
+        "cause": server.cause,
+        "log": server.log,
+        "last_lines": list(server.last_lines),
+    }

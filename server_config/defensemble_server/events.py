@@ -1,0 +1,228 @@
+"""What happened to servers: each death, hang, restart and end, as their guards wrote it down; it stays when a server has ended."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .state import ServerState, events_file, process_start, state_folder
+
+# Faults of longer ago are not reported any more, in seconds.
+RECENT_S = 24 * 3600.0
+_FILES_KEPT = 50
+
+
+@dataclass(frozen=True)
+class ServerEvent:
+    """Something that happened to a server.
+
+    `kind` is `started` (the first right answer), `died`, `hung` (and was killed), `not_restarted` (a restart failed), `restarted` (right
+    answers again) or `ended`; `guard` is the process of the server's guard; `facts` depend on the kind.
+    """
+
+    time: float
+    kind: str
+    guard: int
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_fault(self) -> bool:
+        """Whether it interrupted the service."""
+        return self.kind in ("died", "hung", "not_restarted")
+
+    @property
+    def text(self) -> str:
+        """The event as a sentence, without its time."""
+        facts = self.facts
+        if self.kind == "started":
+            return f"serving {facts.get('repository')} (process {facts.get('pid')})"
+        if self.kind == "restarted":
+            problems = facts.get("problems") or {}
+            not_served = f"; NOT served: {', '.join(problems)}" if problems else ""
+            return f"restarted, right answers again after {facts.get('outage_s')} s (process {facts.get('pid')}){not_served}"
+        if self.kind == "ended":
+            return "stopped" if facts.get("ordered") else f"ended for good with status {facts.get('status')}"
+        what = {
+            "died": f"Triton died ({_status(facts.get('status'))}) after {_duration(facts.get('uptime_s'))}",
+            "hung": f"Triton did not answer any more and was killed after {_duration(facts.get('uptime_s'))}",
+        }.get(self.kind, f"the restart failed: {facts.get('error')}")
+        wait_s = facts.get("restart_in_s")
+        return f"{what}; " + ("not restarted" if wait_s is None else "restarting" if wait_s == 0 else f"restarting in {wait_s} s")
+
+    @property
+    def when(self) -> str:
+        """Its time on this machine's clock."""
+        return _clock(self.time)
+
+    @property
+    def last_lines(self) -> tuple[str, ...]:
+        """The end of Triton's log at that moment."""
+        return tuple(self.facts.get("last_lines") or ())
+
+
+@dataclass(frozen=True)
+class ServerStatus:
+    """How a running server is.
+
+    Args:
+        state: Where it listens and what it serves.
+        pid: Its newest process, which is dead while it restarts.
+        restarts: How often it was restarted.
+        restarting_since: Since when it has given no right answer, None where it does; seconds since the epoch.
+        uptime_s: For how long it has given right answers; 0 while it restarts.
+        last_fault: The newest event that interrupted the service.
+        events: All its events that are kept, the oldest first.
+    """
+
+    state: ServerState
+    pid: int
+    restarts: int
+    restarting_since: float | None
+    uptime_s: float
+    last_fault: ServerEvent | None
+    events: tuple[ServerEvent, ...]
+
+    @property
+    def text(self) -> str:
+        """Whether it runs or is restarted, and since when."""
+        if self.restarting_since is not None:
+            return f"restarting since {_clock(self.restarting_since)}"
+        return f"running for {_duration(self.uptime_s)} (process {self.pid})"
+
+
+@dataclass(frozen=True)
+class DeadServer:
+    """A server that ended by itself, was not started again, and of which this is all that is left."""
+
+    repository: str
+    grpc_port: int
+    time: float
+    cause: str
+    log: str
+    last_lines: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """When and why it died."""
+        return f"died at {_clock(self.time)}: {self.cause}"
+
+
+def server_events(server: ServerState | int) -> list[ServerEvent]:
+    """The events that are kept of a server, or of all servers on a gRPC port, the oldest first."""
+    if isinstance(server, int):
+        return _read(events_file(server))
+    events = _read(events_file(server.grpc_port))
+    starts = [
+        index
+        for index, event in enumerate(events)
+        if event.kind == "started" and event.guard == server.pid and event.facts.get("guard_started") == server.started
+    ]
+    # The start of a server with very many events is not kept.
+    return [event for event in events[starts[-1] if starts else 0 :] if event.guard == server.pid]
+
+
+def server_status(state: ServerState) -> ServerStatus:
+    """How a running server is, from the events that its guard wrote down."""
+    events = server_events(state)
+    pid, restarts, since, down = 0, 0, 0.0, None
+    for event in events:
+        if event.kind in ("started", "restarted"):
+            pid, since, down = int(event.facts["pid"]), event.time, None
+            restarts += event.kind == "restarted"
+        elif event.is_fault and down is None:
+            down = event.time
+    fault = next((event for event in reversed(events) if event.is_fault), None)
+    uptime_s = max(0.0, time.time() - since) if down is None and since else 0.0
+    return ServerStatus(state, pid, restarts, down, uptime_s, fault, tuple(events))
+
+
+def dead_servers(repository: Path | None = None, *, within_s: float = RECENT_S) -> list[DeadServer]:
+    """The servers of `repository`, or of every folder, that ended by themselves lately and had no successor on their folder since."""
+    newest: dict[str, tuple[ServerEvent, list[ServerEvent]]] = {}
+    for path in (state_folder() / "servers").glob("*.events.jsonl"):
+        runs: list[list[ServerEvent]] = []
+        for event in _read(path):
+            if event.kind == "started":
+                runs.append([])
+            if runs:
+                runs[-1].append(event)
+        for run in runs:
+            folder = str(run[0].facts.get("repository"))
+            if folder not in newest or newest[folder][0].time < run[0].time:
+                newest[folder] = (run[0], run)
+    found = []
+    for folder, (start, run) in sorted(newest.items()):
+        if repository is not None and folder != str(repository.resolve()):
+            continue
+        last = run[-1]
+        if last.time < time.time() - within_s or (last.kind == "ended" and last.facts.get("ordered")):
+            continue
+        if last.kind != "ended" and process_start(start.guard) == start.facts.get("guard_started"):
+            continue  # it runs
+        fault = next((event for event in reversed(run) if event.is_fault), None)
+        if last.kind == "ended" and fault is not None:
+            cause, lines = fault.text, next((event.last_lines for event in reversed(run) if event.last_lines), ())
+        else:
+            cause, lines = "its guard process was killed, or this machine was restarted", ()
+        port, log = int(start.facts.get("grpc_port", 0)), str(start.facts.get("log", ""))
+        found.append(DeadServer(folder, port, last.time, cause, log, lines))
+    return found
+
+
+def forget_old_events(in_use: set[int]) -> None:
+    """Keep the newest files of events, and those of the gRPC ports in use: free ports make a new one each time."""
+
+    def written(path: Path) -> float:
+        try:
+            return path.stat().st_mtime
+        except FileNotFoundError:
+            return 0.0  # another start has removed it just now
+
+    kept = {events_file(port) for port in in_use}
+    for path in sorted((state_folder() / "servers").glob("*.events.jsonl"), key=written)[:-_FILES_KEPT]:
+        if path not in kept:
+            path.unlink(missing_ok=True)
+            path.with_name(f"{path.name}.1").unlink(missing_ok=True)
+
+
+def _read(path: Path) -> list[ServerEvent]:
+    lines: list[bytes] = []
+    for part in (path.with_name(f"{path.name}.1"), path):  # the guard begins a new file where one is long
+        with contextlib.suppress(FileNotFoundError):
+            lines += part.read_bytes().splitlines()
+    events = []
+    for line in lines:
+        try:
+            facts = json.loads(line)
+            events.append(ServerEvent(float(facts.pop("time")), str(facts.pop("event")), int(facts.pop("guard")), facts))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            continue  # a line that was cut off, by a full disk for one
+    return events
+
+
+def _clock(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
+def _status(status: object) -> str:
+    if not isinstance(status, int) or status >= 0:
+        return f"status {status}"
+    try:
+        return f"signal {signal.Signals(-status).name}"
+    except ValueError:
+        return f"signal {-status}"
+
+
+def _duration(seconds: object) -> str:
+    if not isinstance(seconds, (int, float)):
+        return "an unknown time"
+    for size, name in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {name}"
+    return f"{seconds:.1f} s"

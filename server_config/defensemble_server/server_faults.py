@@ -1,0 +1,22 @@
+"""What `defensemble doctor` says of servers that were restarted or died."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Iterator
+
+from .events import RECENT_S, dead_servers, server_status
+from .state import read_states
+
+
+def server_faults() -> Iterator[tuple[str, str, str]]:
+    """For each server that was interrupted lately: its name, what happened, and the command that helps."""
+    for state in read_states():
+        status = server_status(state)
+        if status.last_fault is not None and status.last_fault.time > time.time() - RECENT_S:
+            restarts = f"{status.restarts} restart{'' if status.restarts == 1 else 's'}"
+            told = f"{status.text}, {restarts}; {status.last_fault.when} {status.last_fault.text}"
+            yield f"server {state.grpc_port}", told, f"defensemble serve --status --grpc-port {state.grpc_port}"
+    for dead in dead_servers():
+        yield f"server {dead.grpc_port}", f"{dead.repository}: {dead.text}", f"defensemble serve {shlex.quote(dead.repository)}"

@@ -1,0 +1,222 @@
+"""Servers at the command line over time: restarts that are shown, ends that are remembered, and starts that are not good enough."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from defensemble_server import ServerState, find_state, read_states, server_status, stop_server
+from tests import tiny
+from tests.e2e.command_line import TIMEOUT_S, address_from, run, start, succeed, told
+from tests.server.calls import gone_within, without_digest, write_slow_model
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Iterator[Path]:
+    """A good one; no server of it is left."""
+    folder = tiny.write_repository(tmp_path / "repository")
+    yield folder
+    for state in read_states():
+        if state.repository == str(folder):
+            stop_server(state.grpc_port)
+    assert gone_within(folder, 20)
+
+
+def detached(repository: Path, *options: str) -> ServerState:
+    printed = succeed("serve", repository, "--free-ports", "--drain", "1", "--detach", *options, cwd=repository.parent)
+    return find_state(address_from(printed).grpc_port)
+
+
+def until(holds: Callable[[], object]) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def status_of(repository: Path, *options: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(run("serve", repository, "--status", "--json", *options, cwd=repository.parent).stdout)
+    return found
+
+
+def test_a_folder_names_the_server_that_is_stopped(repository: Path, tmp_path: Path) -> None:
+    other = tiny.write_repository(tmp_path / "other")
+    state = detached(repository)
+    error = told(run("serve", "other", "--stop", cwd=tmp_path))
+    assert f"other runs; running: {state.grpc_port} ({repository})" in error
+    assert state in read_states()
+    assert str(repository) in succeed("serve", "repository", "--stop", cwd=tmp_path)
+    assert state not in read_states()
+    assert tiny.leftovers(other) == []
+
+
+def test_a_restart_is_shown_as_it_happens_and_by_status_show_and_doctor(repository: Path) -> None:
+    with start("serve", repository, "--free-ports", "--drain", "1", cwd=repository.parent) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            address = address_from("".join(process.stdout.readline() for _ in range(6)))
+            state = find_state(address.grpc_port)
+            (server,) = status_of(repository)["servers"]
+            assert (server["state"], server["restarts"], server["last_fault"]) == ("running", 0, None)
+            os.kill(server["triton_pid"], signal.SIGSEGV)
+            assert "SIGSEGV" in process.stderr.readline()
+            assert "restarted" in process.stderr.readline()
+            (server,) = status_of(repository)["servers"]
+            assert (server["state"], server["restarts"], server["last_fault"]["event"]) == ("running", 1, "died")
+            printed = succeed("serve", "--status", "--grpc-port", str(state.grpc_port), cwd=repository.parent)
+            assert "SIGSEGV" in printed
+            assert re.search(r"^  restarts +1$", printed, re.MULTILINE)
+            assert state.admin_key not in printed
+            doctor = run("doctor", cwd=repository.parent).stdout
+            assert re.search(rf"^WARN  server {state.grpc_port} .*1 restart.*SIGSEGV", doctor, re.MULTILINE)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(TIMEOUT_S) == 0
+        finally:
+            process.kill()
+
+
+def test_a_server_that_is_down_is_restarting_since(repository: Path) -> None:
+    state = detached(repository)
+    kept = repository.rename(repository.with_name("elsewhere"))
+    try:
+        os.kill(server_status(state).pid, signal.SIGKILL)
+        until(lambda: server_status(state).restarting_since)
+    finally:
+        os.kill(state.pid, signal.SIGSTOP)
+        kept.rename(repository)
+    try:
+        (server,) = status_of(repository)["servers"]
+        assert server["state"] == "restarting"
+        assert server["restarting_since"] == pytest.approx(time.time(), abs=TIMEOUT_S)
+        shown = succeed("ensemble", "show", "--repository", repository, cwd=repository.parent)
+        assert "restarting since" in " ".join(shown.split())
+    finally:
+        os.kill(state.pid, signal.SIGCONT)
+    until(lambda: server_status(state).restarts == 1)
+
+
+def test_a_dead_server_is_remembered_until_it_has_a_successor(repository: Path) -> None:
+    state = detached(repository, "--no-restart")
+    os.kill(server_status(state).pid, signal.SIGKILL)
+    until(lambda: not state.alive)
+    done = run("serve", repository, "--status", cwd=repository.parent)
+    assert f"no server of ours of {repository} runs" in told(done)
+    assert "SIGKILL" in done.stdout
+    assert state.log in done.stdout
+    (dead,) = status_of(repository)["dead"]
+    assert dead["grpc_port"] == state.grpc_port
+    shown = run("ensemble", "show", "--repository", repository, cwd=repository.parent)
+    assert shown.returncode == 0
+    assert "SIGKILL" in shown.stderr
+    assert re.search(rf"^WARN  server {state.grpc_port} .*SIGKILL", run("doctor", cwd=repository.parent).stdout, re.MULTILINE)
+    detached(repository)
+    assert status_of(repository)["dead"] == []
+
+
+def test_a_crash_loop_ends_a_serve_in_the_foreground_with_the_last_lines(repository: Path) -> None:
+    with start("serve", repository, "--free-ports", "--drain", "1", cwd=repository.parent) as process:
+        try:
+            assert process.stdout is not None
+            address = address_from("".join(process.stdout.readline() for _ in range(6)))
+            state = find_state(address.grpc_port)
+            repository.rename(repository.with_name("elsewhere"))
+            os.kill(server_status(state).pid, signal.SIGKILL)
+            _, errors = process.communicate(timeout=TIMEOUT_S)
+        finally:
+            process.kill()
+    assert process.returncode == 1
+    assert errors.count("the restart failed") == 5
+    assert state.log in errors.splitlines()[-1] or "Its last lines:" in errors
+
+
+@pytest.mark.parametrize(("options", "text"), [((), "no ensemble is served"), (("--strict",), "not everything is served")])
+def test_a_start_without_the_ensemble_fails_and_leaves_nothing(repository: Path, options: tuple[str, ...], text: str) -> None:
+    without_digest(repository, "beta").write_bytes(b"this is no ONNX file")
+    done = run("serve", repository, "--free-ports", "--drain", "1", "--detach", *options, cwd=repository.parent)
+    assert text in told(done)
+    assert "NOT served: ensemble" in done.stderr
+    assert "ready" not in done.stdout
+    assert tiny.leftovers(repository) == []
+    assert str(repository) not in [state.repository for state in read_states()]
+
+
+def test_an_ensemble_whose_configuration_cannot_be_read_is_missed_too(repository: Path) -> None:
+    with (repository / "ensemble/config.pbtxt").open("a") as file:
+        file.write("nonsense [[")
+    assert "no ensemble is served" in told(run("serve", repository, "--free-ports", "--detach", cwd=repository.parent))
+
+
+def test_strict_wants_everything_and_the_default_one_ensemble(repository: Path) -> None:
+    tiny.write_repository(repository, {"gamma": 3}, ensemble=None)
+    without_digest(repository, "gamma").write_bytes(b"this is no ONNX file")
+    detached(repository)
+    succeed("serve", repository, "--stop", cwd=repository.parent)
+    assert "gamma" in told(run("serve", repository, "--free-ports", "--strict", cwd=repository.parent))
+
+
+def test_a_repository_of_averages_alone_is_not_served(repository: Path) -> None:
+    for path in repository.iterdir():
+        if not path.name.startswith(("average_", "uncertainty_")):
+            path.rename(repository.parent / path.name)
+    assert "that can be called" in told(run("serve", repository, "--free-ports", cwd=repository.parent))
+
+
+def write_slow_to_load(repository: Path) -> None:
+    write_slow_model(repository)
+    (repository / "slow/warmup").mkdir()
+    np.array([10**10]).tofile(repository / "slow/warmup/rounds")
+    with (repository / "slow/config.pbtxt").open("a") as file:
+        file.write(
+            'model_warmup { name: "w" batch_size: 1 '
+            'inputs { key: "rounds" value { data_type: TYPE_INT64 dims: 1 input_data_file: "rounds" } } }\n'
+        )
+
+
+def write_slow_to_answer(repository: Path) -> None:
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["go_on"]), helper.make_node("Add", ["held", "zero"], ["next"])],
+        "body",
+        [
+            helper.make_tensor_value_info("round", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("held", TensorProto.FLOAT, None),
+        ],
+        [helper.make_tensor_value_info("go_on", TensorProto.BOOL, []), helper.make_tensor_value_info("next", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.zeros((), np.float32), "zero")],
+    )
+    graph = helper.make_graph(
+        [
+            helper.make_node("Flatten", ["images"], ["flat"]),
+            helper.make_node("MatMul", ["flat", "weights"], ["first"]),
+            helper.make_node("Loop", ["rounds", "", "first"], ["logits"], body=body),
+        ],
+        "slow",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", *tiny.SHAPE])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])],
+        [numpy_helper.from_array(tiny.weights(1), "weights"), numpy_helper.from_array(np.array(10**10), "rounds")],
+    )
+    model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 20)])
+    without_digest(repository, "alpha").write_bytes(model.SerializeToString())
+
+
+@pytest.mark.parametrize("write", [write_slow_to_load, write_slow_to_answer])
+def test_the_time_for_a_start_holds(repository: Path, write: Callable[[Path], None]) -> None:
+    write(repository)
+    begin = time.monotonic()
+    error = told(run("serve", repository, "--free-ports", "--start-timeout", "4", cwd=repository.parent))
+    assert time.monotonic() - begin < 20
+    assert "4 s" in error
+    assert tiny.leftovers(repository) == []
