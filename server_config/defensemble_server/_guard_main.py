@@ -1,8 +1,8 @@
 """The guard process: runs Triton no longer than its parent wants it, and starts it again when it dies or hangs.
 
 Run as a script, with the standard library alone. Standard input is a pipe that only the parent holds. Its first line is JSON: `command` and
-`environment` of the server, `log` (a file), `state` (a file to remove at the end), `grace_s` (how long the server may drain). Then one of
-these lines:
+`environment` of the server, `log` (a file), `state` (a file to remove at the end), `stop_signal`
+(what asks it to drain and end), `grace_s` (how long that may take). Then one of these lines:
 
 - `ready JSON`: the parent has seen right answers. From here on a server that dies or hangs is restarted, if `restart` is true, and what
   happens is written to the file `events`. `child` is the command that runs `_restart.py`, `request` what it is sent, `http` and `grpc` are
@@ -175,6 +175,7 @@ class _Guard:
         self._log: str = settings["log"]
         self._state: str = settings["state"]
         self._grace_s: float = settings["grace_s"]
+        self._stop_signal: int = settings["stop_signal"]
         self._watched = [0, self._wake]
         self._ready: dict[str, Any] | None = None  # what the parent sent with `ready`
         self._started = 0.0
@@ -211,7 +212,7 @@ class _Guard:
             self._child.kill()
         server = self._server
         if server is not None and server.poll() is None:
-            server.terminate()
+            server.send_signal(self._stop_signal)
             deadline = time.monotonic() + self._grace_s
             while server.poll() is None and time.monotonic() < deadline and not self._at_once:
                 time.sleep(0.005)

@@ -24,12 +24,15 @@ class Guard:
         log: Where its output goes.
         state: The file that says that it runs.
         grace_s: How long it may take to end by itself once it was asked to.
+        stop_signal: What asks it to: SIGUSR1 for our backend, which drains the server.
 
     Raises:
         StartError: the command could not be run.
     """
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str], *, log: Path, state: Path, grace_s: float) -> None:
+    def __init__(
+        self, command: Sequence[str], environment: Mapping[str, str], *, log: Path, state: Path, grace_s: float, stop_signal: int
+    ) -> None:
         self._grace_s = grace_s
         self._status: int | None = None
         with log.open("ab") as errors:
@@ -52,6 +55,7 @@ class Guard:
                 "log": str(log),
                 "state": str(state),
                 "grace_s": grace_s,
+                "stop_signal": stop_signal,
             }
             self._orders.write(json.dumps(settings) + "\n")
             started = self._reports.readline().split()

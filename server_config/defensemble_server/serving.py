@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -201,8 +202,14 @@ def _start(
     docker = runtime.name == "docker"
     if docker:
         say(f"running (not tested by us): {shlex.join(command).replace(options.admin_key, 'ADMIN-KEY')}")
-    # Triton drains for drain_s, and then needs a moment to end.
-    guard = Guard(command, runtime.environment, log=log, state=state_file(ports["grpc"]), grace_s=options.drain_s + 5.0)
+    guard = Guard(
+        command,
+        runtime.environment,
+        log=log,
+        state=state_file(ports["grpc"]),
+        grace_s=options.drain_s + 5.0,  # requests get drain_s, and the server then needs a moment to end
+        stop_signal=signal.SIGTERM if runtime.backend_directory is None else signal.SIGUSR1,
+    )
     try:
         served, problems = await_ready(guard.first_pid, content, options, options.admin_key, log, timeout_s, guard_pid=guard.pid)
         state = ServerState(
