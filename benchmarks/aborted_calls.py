@@ -36,7 +36,6 @@ from defensemble_server import ServerError
 SCHEMA = "defensemble.benchmark.aborted_calls/1"
 QUICK_SCALE = 0.02
 POOL = 128
-WIDTH = 8
 
 
 def measure(
@@ -107,9 +106,9 @@ def _measured(effort: Effort, seed: int, say: Callable[[str], None]) -> dict[str
     say(f"{COUNT} networks are made and exported")
     pool = random_images(POOL, seed)
     with tempfile.TemporaryDirectory(prefix="defensemble-benchmark-") as folder:
-        members, _ = untrained_members(Path(folder), pool, seed, width=WIDTH)
+        members, _ = untrained_members(Path(folder), pool, seed)
     result = measure(members, pool, effort, seed=seed, say=say)
-    return {**result, "member_spec": {**SPEC, "blocks": list(SPEC["blocks"]), "width": WIDTH, "trained": False}}
+    return {**result, "member_spec": {**SPEC, "blocks": list(SPEC["blocks"]), "trained": False}}
 
 
 if __name__ == "__main__":

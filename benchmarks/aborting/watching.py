@@ -124,17 +124,20 @@ def _watch_one(pid: int, watch: Watch, stop: threading.Event) -> None:
 
 
 def _triton_of(guard: int) -> int | None:
-    """The child of a guard that runs `tritonserver`, if there is one that runs."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
-                name = (entry / "cmdline").read_bytes().partition(b"\0")[0]
-            except OSError:
-                continue  # it has ended
-            if int(parent) == guard and state != "Z" and name.endswith(b"/tritonserver"):
-                return int(entry.name)
-    return None
+    """The child of a guard that runs `tritonserver`, if there is one."""
+    try:
+        children = Path(f"/proc/{guard}/task/{guard}/children").read_text().split()
+    except OSError:
+        return None  # the guard has ended
+    return next((int(child) for child in children if _command(int(child)).partition(" ")[0].endswith("/tritonserver")), None)
+
+
+def _command(pid: int) -> str:
+    """The command line of a process; empty where it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def shared_memory() -> set[str]:
@@ -145,23 +148,14 @@ def shared_memory() -> set[str]:
 def left_behind(repository: Path, ports: Sequence[int], shared_before: set[str]) -> list[str]:
     """Processes that serve a repository, ports that still listen and new entries of /dev/shm, after the server was stopped."""
     return [
-        *(f"process: {command}" for command in _serving(repository)),
+        *(f"process {pid}" for pid in _processes() if f"--model-repository={repository} " in _command(pid)),
         *(f"port {port}" for port in ports if _listens(port)),
         *(f"/dev/shm/{name}" for name in sorted(shared_memory() - shared_before)),
     ]
 
 
-def _serving(repository: Path) -> list[str]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            except OSError:
-                continue  # it has ended
-            if f"--model-repository={repository}" in command:
-                found.append(command)
-    return found
+def _processes() -> list[int]:
+    return [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
 
 
 def _listens(port: int) -> bool:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,15 +21,16 @@ from benchmarks.aborting.figures import result_of
 from benchmarks.aborting.giving_up import ABORTED, ANSWERED, PLAIN, REFUSED, WRONG, Outcome, Pace
 from benchmarks.aborting.oracle import expected, mistake
 from benchmarks.aborting.page import page
-from benchmarks.aborting.patient import LOST, RIGHT, PatientCall
+from benchmarks.aborting.patient import LOST, RIGHT, Patient, PatientCall
 from benchmarks.aborting.patient import WRONG as WRONG_TO_PATIENT
 from benchmarks.aborting.plan import ABORTS, BATCHES, LATEST, OUTPUTS, WANTED, planned, scaled
 from benchmarks.aborting.under_aborts import Effort, Run
-from benchmarks.aborting.watching import Outage, Sample, Watch, outages, silences
+from benchmarks.aborting.watching import Outage, Sample, Watch, left_behind, outages, shared_memory, silences, watching
 from benchmarks.figures import exit_status
+from defensemble_server import Server
 from tests import tiny
 
-POOL = 6
+POOL = 8
 LOGITS = np.stack([tiny.logits(seed, tiny.images(POOL)) for seed in (1, 2, 3)])
 ANSWERS = expected(LOGITS)
 ROWS = np.array([4, 1, 5])
@@ -128,6 +132,50 @@ def test_deaths_before_the_end_of_an_outage_belong_to_it() -> None:
 def test_silences_are_times_without_an_answer() -> None:
     assert silences([2.0, 1.0, 4.0, 99.0], 0.0, 10.0, 1.5) == [(2.0, 4.0), (4.0, 10.0)]
     assert silences([], 0.0, 10.0, 1.5) == [(0.0, 10.0)]
+
+
+# Real calls
+
+
+def called(url: str, right: Mapping[str, tiny.Array], patience_s: float) -> PatientCall:
+    """The first call of a patient caller."""
+    stop: Any = threading.Event()  # all in this process
+    patient = Patient(url, (0,), "ensemble", tiny.images(POOL), right, 0, patience_s)
+    return patient.work(stop, stop.set)[0]
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_patient_caller_compares_what_a_server_answers(triton: Server, protocol: str) -> None:
+    url = triton.grpc_url if protocol == "grpc" else triton.http_url
+    logits = np.stack([tiny.logits(seed, tiny.images(POOL)) for seed in (1, 2, 2, 2)])  # the weights of its two members are 1 and 3
+    right = expected(logits)
+    right["member_probabilities"] = right["member_probabilities"][:, :2]
+    call = called(url, right, 30.0)
+    assert (call.protocol, call.verdict, call.detail, call.failures) == (protocol, RIGHT, "", ())
+    assert call.began <= call.sent < call.arrived
+    wrong = called(url, {name: values + 0.1 for name, values in right.items()}, 30.0)
+    assert (wrong.verdict, "differs by 0.1" in wrong.detail) == (WRONG_TO_PATIENT, True)
+
+
+def test_a_call_without_an_answer_is_repeated_and_then_lost() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # nothing listens there
+        call = called(f"http://127.0.0.1:{taken.getsockname()[1]}", ANSWERS, 0.2)
+    assert (call.verdict, call.detail.partition(":")[0]) == (LOST, "ConnectionFailedError")
+    assert len(call.failures) > 2
+    assert 0.2 <= call.arrived - call.began < 30
+
+
+def test_a_server_is_watched_from_outside(triton: Server) -> None:
+    ports = [triton.state.http_port, triton.state.grpc_port]
+    with watching(triton) as watch:
+        deadline = time.monotonic() + 30
+        while not watch.samples and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert (len(watch.starts), watch.deaths, watch.gone.is_set()) == (1, [], False)
+    assert (watch.samples[0].pid, watch.samples[0].pss_bytes > 10**6, watch.samples[0].open_files > 3) == (triton.triton_pid, True, True)
+    found = left_behind(Path(triton.state.repository), ports, shared_memory())
+    assert found == [f"process {triton.triton_pid}", *(f"port {port}" for port in ports)]
 
 
 # When a figure holds
