@@ -35,7 +35,6 @@ _PLAIN_EVERY = 16
 _LEAST_S = 0.0002
 _RECENT = 32
 _PAUSE_S = 0.05
-_CONNECT_S = 5.0
 _HEAD_BYTES = 200  # fewer than the head of any answer, so that part of every answer remains unread
 _OPTIONS = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0), ("grpc.max_reconnect_backoff_ms", 1000)]
 
@@ -179,17 +178,22 @@ class _Caller:
         return (ABORTED, 1, "") if call.cancel() else (ANSWERED, 0, "")
 
     def _close_channel(self, abort: Abort, after_s: float) -> tuple[str, int, str]:
+        answered = threading.Event()
         with grpc.insecure_channel(self._address.netloc, _OPTIONS) as channel:
-            ready = grpc.channel_ready_future(channel)
             try:
-                ready.result(timeout=_CONNECT_S)
-            except grpc.FutureTimeoutError:
-                ready.cancel()
-                return REFUSED, abort.in_flight, "no connection"
+                service_pb2_grpc.GRPCInferenceServiceStub(channel).ServerLive(service_pb2.ServerLiveRequest(), timeout=PATIENCE_S)
+            except grpc.RpcError as error:
+                return REFUSED, abort.in_flight, error.code().name
             calls = [self._sent(channel, abort) for _ in range(abort.in_flight)]
-            self._stop.wait(after_s)
+            if abort.at_answer:
+                for call in calls:
+                    call.add_done_callback(lambda _: answered.set())
+                answered.wait(PATIENCE_S)
+            else:
+                time.sleep(after_s)
             open_calls = [call for call in calls if not call.done()]
-        refused = [error.code().name for call in calls if call not in open_calls and (error := call.exception()) is not None]
+        failures = [call.exception() for call in calls if call not in open_calls]
+        refused = [failure.code().name for failure in failures if failure is not None]
         if refused:
             return REFUSED, abort.in_flight, refused[0]
         return (ABORTED if open_calls else ANSWERED), len(open_calls), ""

@@ -73,19 +73,25 @@ class Killing:
             finally:
                 os._exit(1)
         os.close(writing)
-        seconds = 0.0
+        seconds, told = 0.0, b""
         try:
             ready, _, _ = select.select([reading], [], [], PATIENCE_S)
             first = os.read(reading, _TOOK.size) if ready else b""
-            if len(first) == _TOOK.size and os.read(reading, 1) == _SENT:
-                seconds = abort.moment * _TOOK.unpack(first)[0]
-                time.sleep(seconds)
+            if len(first) == _TOOK.size:
+                began = time.monotonic()
+                told = os.read(reading, 1)
+                if abort.at_answer:
+                    while set(told) == set(_SENT):
+                        told += os.read(reading, 1)
+                else:
+                    time.sleep(abort.moment * _TOOK.unpack(first)[0])
+                seconds = time.monotonic() - began
         finally:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
         with open(reading, "rb") as pipe:
-            told = pipe.read()
-        in_flight = 1 + told.count(_SENT) - told.count(_ANSWERED) - told.count(_FAILED)
+            told += pipe.read()
+        in_flight = told.count(_SENT) - told.count(_ANSWERED) - told.count(_FAILED)
         if len(first) != _TOOK.size or _FAILED in told:
             how, detail = REFUSED, "no answer"
         else:

@@ -20,21 +20,24 @@ LATEST = 1.5
 """The last moment of an abort, as a share of the time that a call takes at present."""
 _EARLY_SHARE = 0.15  # of the aborts, while the request is being sent
 _EARLY = 0.05
-_MOST_IN_FLIGHT = 5
+_AT_ANSWER_SHARE = 0.4  # of the closed channels and killed callers
+_MOST_IN_FLIGHT = 8
 
 
 @dataclass(frozen=True)
 class Abort:
     """One call, or several of one caller, to give up.
 
-    `moment` is when, as a share of the time that a call takes at present; `part`, in [0, 1), is what else is to be drawn: how much of a
-    request is sent, or of an answer is read.
+    `moment` is when, as a share of the time that a call takes at present. Of several calls, `at_answer` means when the first of them is
+    answered: those that were computed together are then being answered too. `part`, in [0, 1), is how much of a request is sent, or of an
+    answer is read.
     """
 
     protocol: str
     kind: str
     number: int
     moment: float
+    at_answer: bool
     part: float
     batch: int
     wanted: tuple[str, ...]
@@ -51,6 +54,7 @@ def planned(protocol: str, counts: Mapping[str, int], seed: int) -> list[Abort]:
             kind=str(kind),
             number=number,
             moment=float(generator.uniform(0, _EARLY if generator.random() < _EARLY_SHARE else LATEST)),
+            at_answer=kind in ("close", "kill") and bool(generator.random() < _AT_ANSWER_SHARE),
             part=float(generator.random()),
             batch=int(generator.choice(BATCHES)),
             wanted=WANTED[int(generator.integers(len(WANTED)))],
