@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -96,7 +97,9 @@ def _availability(run: Run) -> dict[str, Any]:
     right = [one for one in run.calls if one.verdict == RIGHT]
     found = outages(run.watch.deaths, [(one.sent, one.arrived) for one in right])
     quiet = silences([one.arrived for one in right], run.began, run.ended, SILENCE_S)
-    seconds = [(run.ended if outage.ended is None else outage.ended) - outage.began for outage in found]
+    ends = [run.ended if outage.ended is None else outage.ended for outage in found]
+    seconds = [end - outage.began for end, outage in zip(ends, found, strict=True)]
+    silent = [end - (run.began if outage.silent_since is None else outage.silent_since) for end, outage in zip(ends, found, strict=True)]
     return {
         "deaths": len(run.watch.deaths),
         "restarts": len(run.watch.starts) - 1,
@@ -105,13 +108,13 @@ def _availability(run: Run) -> dict[str, Any]:
             {
                 "at_s": round(outage.began - run.began, 3),
                 "deaths": outage.deaths,
-                "seconds": None if outage.ended is None else round(outage.ended - outage.began, 3),
+                "seconds": None if outage.ended is None else round(took, 3),
+                "silent_seconds": None if outage.ended is None else round(quiet_for, 3),
             }
-            for outage in found
+            for outage, took, quiet_for in zip(found, seconds, silent, strict=True)
         ],
-        "outage_seconds": round(sum(seconds), 3),
-        "outage_median_s": round(float(np.median(seconds)), 3) if seconds else None,
-        "outage_longest_s": round(max(seconds), 3) if seconds else None,
+        "outage_seconds": _totals(seconds),
+        "silent_seconds": _totals(silent),
         "silences": {
             "least_s": SILENCE_S,
             "n": len(quiet),
@@ -145,6 +148,12 @@ def _spread(seconds: Iterable[float]) -> dict[str, Any]:
         return {"n": 0, "p50": None, "p99": None, "max": None}
     p50, p99 = np.percentile(times, (50, 99))
     return {"n": len(times), "p50": round(float(p50), 3), "p99": round(float(p99), 3), "max": round(max(times), 3)}
+
+
+def _totals(seconds: Sequence[float]) -> dict[str, Any]:
+    if not seconds:
+        return {"total": 0.0, "median": None, "longest": None}
+    return {"total": round(sum(seconds), 3), "median": round(statistics.median(seconds), 3), "longest": round(max(seconds), 3)}
 
 
 def _texts(texts: Iterable[str]) -> dict[str, Any]:

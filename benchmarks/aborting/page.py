@@ -107,21 +107,24 @@ def _patient(patient: Mapping[str, Any]) -> str:
 
 
 def _outages(found: Mapping[str, Any], seconds: float) -> str:
-    quiet = found["silences"]
+    quiet, outage, silent = found["silences"], found["outage_seconds"], found["silent_seconds"]
     lines = [
-        f"{found['deaths']} deaths of Triton, {found['restarts']} restarts, {found['outage_seconds']:.1f} s of outage in {seconds:,.0f} s.",
+        f"{found['deaths']} deaths of Triton, {found['restarts']} restarts, {outage['total']:.1f} s of outage in {seconds:,.0f} s.",
         "An outage lasts from the death to the arrival of the first right answer to a patient call that was sent after it.",
+        f"Silent seconds ({silent['total']:.1f} s) are from the last right answer before the death: Triton writes its stack to the log "
+        "before its process ends.",
         f"Times of {quiet['least_s']:g} s or more without a right answer to any patient caller: {quiet['n']}, "
         f"{quiet['without_a_death']} of them without a death, the longest {quiet['longest_s']:.1f} s.",
     ]
     if found["exit_status"] is not None:
         lines.append(f"The server ended for good, with status {found['exit_status']}.")
     if found["outages"]:
-        lines += ["", f"Seconds of an outage: median {found['outage_median_s']:.2f}, longest {found['outage_longest_s']:.2f}.", ""]
-        lines += ["| after s | deaths | seconds |", "|---|---|---|"]
-        for outage in found["outages"]:
-            ended = "not ended" if outage["seconds"] is None else f"{outage['seconds']:.2f}"
-            lines.append(f"| {outage['at_s']:.0f} | {outage['deaths']} | {ended} |")
+        lines += ["", "| outage | after s | deaths | seconds | silent seconds |", "|---|---|---|---|---|"]
+        for number, one in enumerate(found["outages"], start=1):
+            took = " | ".join("not ended" if one[key] is None else f"{one[key]:.2f}" for key in ("seconds", "silent_seconds"))
+            lines.append(f"| {number} | {one['at_s']:.0f} | {one['deaths']} | {took} |")
+        lines.append(f"| median | | | {outage['median']:.2f} | {silent['median']:.2f} |")
+        lines.append(f"| longest | | | {outage['longest']:.2f} | {silent['longest']:.2f} |")
     return "\n".join(lines)
 
 

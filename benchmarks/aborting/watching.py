@@ -33,8 +33,13 @@ class Sample:
 
 @dataclass(frozen=True)
 class Outage:
-    """From the first death until a patient call that was sent after the last one was answered rightly; `ended` is None if none was."""
+    """From the first death until a patient call that was sent after the last one was answered rightly; `ended` is None if none was.
 
+    `silent_since` is when the last right answer before it arrived: Triton stops answering some time before its process ends, since it
+    writes its stack to the log meanwhile. It is None where there was none.
+    """
+
+    silent_since: float | None
     began: float
     deaths: int
     ended: float | None
@@ -61,9 +66,9 @@ def outages(deaths: Sequence[float], right: Sequence[tuple[float, float]]) -> li
         ended = min((arrived for sent, arrived in right if sent > death), default=None)
         last = found[-1] if found else None
         if last is not None and (last.ended is None or last.ended > death):
-            found[-1] = Outage(last.began, last.deaths + 1, ended)
+            found[-1] = Outage(last.silent_since, last.began, last.deaths + 1, ended)
         else:
-            found.append(Outage(death, 1, ended))
+            found.append(Outage(max((arrived for _, arrived in right if arrived <= death), default=None), death, 1, ended))
     return found
 
 

@@ -116,17 +116,18 @@ def test_a_mistake_is_found(bad: dict[str, Any], fact: str) -> None:
 
 def test_an_outage_ends_with_the_first_right_answer_that_was_sent_after_the_death() -> None:
     right = [(1.0, 1.1), (9.9, 10.2), (10.5, 11.0), (10.6, 10.9), (12.0, 12.1)]
-    assert outages([10.0], right) == [Outage(10.0, 1, 10.9)]
+    assert outages([10.0], right) == [Outage(1.1, 10.0, 1, 10.9)]
     assert outages([], right) == []
-    assert outages([12.05], right) == [Outage(12.05, 1, None)]
+    assert outages([0.5], right[:1]) == [Outage(None, 0.5, 1, 1.1)]
+    assert outages([12.05], right) == [Outage(11.0, 12.05, 1, None)]
 
 
 def test_deaths_before_the_end_of_an_outage_belong_to_it() -> None:
     right = [(0.5, 0.6), (4.0, 4.5), (6.0, 6.1)]
-    assert outages([3.0, 1.0, 5.0], right) == [Outage(1.0, 2, 4.5), Outage(5.0, 1, 6.1)]
+    assert outages([3.0, 1.0, 5.0], right) == [Outage(0.6, 1.0, 2, 4.5), Outage(4.5, 5.0, 1, 6.1)]
     # An answer that arrives after a second death may have been sent before it.
-    assert outages([1.0, 4.2], right) == [Outage(1.0, 2, 6.1)]
-    assert outages([7.0, 8.0], right) == [Outage(7.0, 2, None)]
+    assert outages([1.0, 4.2], right) == [Outage(0.6, 1.0, 2, 6.1)]
+    assert outages([7.0, 8.0], right) == [Outage(6.1, 7.0, 2, None)]
 
 
 def test_silences_are_times_without_an_answer() -> None:
@@ -234,14 +235,16 @@ def test_aborts_in_flight_and_late_ones_are_counted_apart_and_refused_ones_not()
 def test_outages_and_failed_attempts_are_reported() -> None:
     result = a_result()
     found = result["availability"]
-    assert (found["deaths"], found["restarts"], found["outage_seconds"], found["outage_median_s"]) == (1, 1, 0.7, 0.7)
-    assert found["outages"] == [{"at_s": 1.0, "deaths": 1, "seconds": 0.7}]
+    assert (found["deaths"], found["restarts"]) == (1, 1)
+    assert found["outage_seconds"] == {"total": 0.7, "median": 0.7, "longest": 0.7}
+    assert found["silent_seconds"]["total"] == 1.6
+    assert found["outages"] == [{"at_s": 1.0, "deaths": 1, "seconds": 0.7, "silent_seconds": 1.6}]
     assert (found["silences"]["n"], found["silences"]["without_a_death"], found["silences"]["longest_s"]) == (1, 0, 1.6)
     assert result["patient"]["failed_attempts"] == {"ConnectionFailedError": 1, "NotReadyError": 1}
     assert result["patient"]["calls_that_were_repeated"] == 1
     assert [life["pss_bytes"] for life in result["memory"]] == [[10**8, 11 * 10**7], [10**8, 10**8]]
     ended = a_result(CALLS[:1])["availability"]
-    assert (ended["outages"][0]["seconds"], ended["outage_seconds"]) == (None, 1.5)
+    assert (ended["outages"][0]["seconds"], ended["outage_seconds"]["total"]) == (None, 1.5)
 
 
 # What is written
