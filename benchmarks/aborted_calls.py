@@ -36,6 +36,7 @@ from defensemble_server import ServerError
 SCHEMA = "defensemble.benchmark.aborted_calls/1"
 QUICK_SCALE = 0.02
 POOL = 128
+WIDTH = 8  # calls are short: what matters is how many are given up
 
 
 def measure(
@@ -106,9 +107,9 @@ def _measured(effort: Effort, seed: int, say: Callable[[str], None]) -> dict[str
     say(f"{COUNT} networks are made and exported")
     pool = random_images(POOL, seed)
     with tempfile.TemporaryDirectory(prefix="defensemble-benchmark-") as folder:
-        members, _ = untrained_members(Path(folder), pool, seed)
+        members, _ = untrained_members(Path(folder), pool, seed, width=WIDTH)
     result = measure(members, pool, effort, seed=seed, say=say)
-    return {**result, "member_spec": {**SPEC, "blocks": list(SPEC["blocks"]), "trained": False}}
+    return {**result, "member_spec": {**SPEC, "blocks": list(SPEC["blocks"]), "width": WIDTH, "trained": False}}
 
 
 if __name__ == "__main__":
