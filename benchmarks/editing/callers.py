@@ -5,12 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Event
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,14 +18,30 @@ from numpy.typing import NDArray
 from benchmarks.editing.answers import Call, rows_of
 from defensemble import Client
 
+CONTEXT = multiprocessing.get_context("spawn")  # gRPC does not survive a fork
 _START_S = 120.0
 _TIMEOUT_S = 60.0
 # A server that refuses at once must not be flooded.
 _AFTER_FAILURE_S = 0.05
 
 
+Result_co = TypeVar("Result_co", covariant=True)
+Result = TypeVar("Result")
+
+
 class CallersGoneError(Exception):
     """A process of callers ended before it was told to, or never began."""
+
+
+class Job(Protocol[Result_co]):
+    """What one process of callers does; it is pickled into that process."""
+
+    @property
+    def url(self) -> str:
+        """The server that it calls."""
+
+    def work(self, stop: Event, begun: Callable[[], None]) -> Sequence[Result_co]:
+        """Call until `stop` is set, or until there is nothing left to do; `begun` is called once, when calls are under way."""
 
 
 @dataclass(frozen=True)
@@ -39,18 +55,33 @@ class Asking:
     batch: int
     seed: int
 
+    def work(self, stop: Event, begun: Callable[[], None]) -> list[Call]:
+        """Ask in a thread for each caller, until `stop` is set; all their calls."""
+        calls: list[list[Call]] = [[] for _ in self.callers]
+        first = threading.Barrier(len(self.callers) + 1)
+        threads = [
+            threading.Thread(target=_ask, args=(self, caller, stop, own, first), name=f"caller-{caller}")
+            for caller, own in zip(self.callers, calls, strict=True)
+        ]
+        for thread in threads:
+            thread.start()
+        first.wait()
+        begun()
+        for thread in threads:
+            thread.join()
+        return [call for own in calls for call in own]
 
-class Callers:
-    """Callers that are at work; `stop` ends them and returns all their calls."""
 
-    def __init__(self, askings: Sequence[Asking]) -> None:
-        context = multiprocessing.get_context("spawn")  # gRPC does not survive a fork
-        self._stop = context.Event()
+class Callers(Generic[Result]):
+    """Callers that are at work; `stop` ends them and returns what all of them found."""
+
+    def __init__(self, jobs: Sequence[Job[Result]]) -> None:
+        self._stop = CONTEXT.Event()
         self._pipes: list[Connection] = []
         self._processes = []
-        for asking in askings:
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_process, args=(asking, self._stop, theirs), name=f"callers-{asking.url}", daemon=True)
+        for job in jobs:
+            ours, theirs = CONTEXT.Pipe()
+            process = CONTEXT.Process(target=_process, args=(job, self._stop, theirs), name=f"callers-{job.url}", daemon=True)
             process.start()
             theirs.close()
             self._pipes.append(ours)
@@ -68,7 +99,12 @@ class Callers:
             if not process.is_alive():
                 raise CallersGoneError(f"{process.name} ended with status {process.exitcode}")
 
-    def stop(self) -> list[Call]:
+    @property
+    def done(self) -> bool:
+        """Whether every process has nothing left to do."""
+        return all(pipe.poll(0) for pipe in self._pipes)
+
+    def stop(self) -> list[Result]:
         """Lets each caller end the call that it is at, and returns the calls of all.
 
         Raises:
@@ -91,44 +127,32 @@ class Callers:
         for pipe in self._pipes:
             pipe.close()
 
-    def _received(self, pipe: Connection, deadline_s: float) -> list[Call]:
+    def _received(self, pipe: Connection, deadline_s: float) -> list[Result]:
         try:
             if not pipe.poll(deadline_s):
                 raise CallersGoneError(f"callers said nothing for {deadline_s:g} s")
-            calls: list[Call] = pipe.recv()
+            calls: list[Result] = pipe.recv()
         except EOFError as error:
             raise CallersGoneError("a process of callers ended before it was told to") from error
         return calls
 
 
 @contextmanager
-def calling(askings: Sequence[Asking]) -> Iterator[Callers]:
+def calling(jobs: Sequence[Job[Result]]) -> Iterator[Callers[Result]]:
     """Callers that have each had an answer, and go on until they are stopped.
 
     Raises:
         CallersGoneError: They cannot begin.
     """
-    callers = Callers(askings)
+    callers = Callers(jobs)
     try:
         yield callers
     finally:
         callers.end()
 
 
-def _process(asking: Asking, stop: Event, pipe: Connection) -> None:
-    calls: list[list[Call]] = [[] for _ in asking.callers]
-    begun = threading.Barrier(len(asking.callers) + 1)
-    threads = [
-        threading.Thread(target=_ask, args=(asking, caller, stop, own, begun), name=f"caller-{caller}")
-        for caller, own in zip(asking.callers, calls, strict=True)
-    ]
-    for thread in threads:
-        thread.start()
-    begun.wait()
-    pipe.send([])
-    for thread in threads:
-        thread.join()
-    pipe.send([call for own in calls for call in own])
+def _process(job: Job[Any], stop: Event, pipe: Connection) -> None:
+    pipe.send(job.work(stop, lambda: pipe.send([])))
 
 
 def _ask(asking: Asking, caller: int, stop: Event, calls: list[Call], begun: threading.Barrier) -> None:

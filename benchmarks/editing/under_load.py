@@ -142,7 +142,7 @@ def edited_under_load(
         return Run(calls, made, memory, began, ended, provenance(client.server_metadata()))
 
 
-def _quiet(pid: int, seconds: float, callers: Callers) -> list[int]:
+def _quiet(pid: int, seconds: float, callers: Callers[Call]) -> list[int]:
     """Waits; the server's memory meanwhile."""
     readings = []
     for _ in range(_READINGS):

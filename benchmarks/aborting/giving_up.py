@@ -1,0 +1,263 @@
+"""Callers that give up their calls: deadlines, cancelled calls, closed channels and sockets. Those that are killed are in `killed.py`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import statistics
+import struct
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from multiprocessing.sharedctypes import Synchronized
+from multiprocessing.synchronize import Event
+from typing import Any
+
+import grpc  # type: ignore[import-untyped]
+import numpy as np
+from numpy.typing import NDArray
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from benchmarks.aborting.oracle import mistake
+from benchmarks.aborting.patient import PATIENCE_S
+from benchmarks.aborting.plan import OUTPUTS, Abort, planned
+from benchmarks.editing.answers import Array, rows_of
+from defensemble import ServiceError
+from defensemble._exceptions import DeadlineExceededError
+from defensemble._transport import OutputRequest, address_from_url, transport_from_url
+
+ABORTED, ANSWERED, REFUSED, PLAIN, WRONG = "aborted", "answered", "refused", "plain", "wrong"
+"""Given up before the answer; answered before it was given up; no server; a call that is not given up; such a call, answered wrongly."""
+_PLAIN_EVERY = 16
+_LEAST_S = 0.0002
+_RECENT = 32
+_PAUSE_S = 0.05
+_HEAD_BYTES = 200  # fewer than the head of any answer, so that part of every answer remains unread
+_OPTIONS = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0), ("grpc.max_reconnect_backoff_ms", 1000)]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one attempt ended. `calls` were in flight when they were given up; `seconds` after their beginning."""
+
+    protocol: str
+    kind: str
+    how: str
+    seconds: float
+    calls: int = 1
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class GivingUp:
+    """Callers of one process, one for each of `threads`, that give up as many calls of each kind as `counts` says.
+
+    What a server that is away refuses is repeated and not counted. They end when they are done, or when there is no server for 30 s.
+    `made` counts their aborts on the way.
+    """
+
+    url: str
+    model: str
+    pool: NDArray[np.float32]
+    right: Mapping[str, Array]
+    counts: Mapping[str, int]
+    threads: int
+    seed: int
+    made: Synchronized[int]
+
+    def work(self, stop: Event, begun: Callable[[], None]) -> list[Outcome]:
+        """Make all aborts, unless `stop` is set before."""
+        aborts = planned(self.url.partition(":")[0], self.counts, self.seed)
+        pace = Pace()
+        callers = [_Caller(self, pace, stop) for _ in range(self.threads)]
+        threads = [
+            threading.Thread(target=caller.give_up, args=(aborts[index :: self.threads],), name=f"giving-up-{index}")
+            for index, caller in enumerate(callers)
+        ]
+        begun()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return [outcome for caller in callers for outcome in caller.outcomes]
+
+
+class Pace:
+    """How long a call takes at present: the median of the last ones that were answered."""
+
+    def __init__(self) -> None:
+        self._recent: deque[float] = deque(maxlen=_RECENT)  # its append is atomic
+
+    def add(self, seconds: float) -> None:
+        """One more call has taken so long."""
+        self._recent.append(seconds)
+
+    def after(self, moment: float) -> float:
+        """The seconds that are a share of a call."""
+        return max(_LEAST_S, moment * statistics.median(list(self._recent)))
+
+
+class _Caller:
+    def __init__(self, job: GivingUp, pace: Pace, stop: Event) -> None:
+        self.outcomes: list[Outcome] = []
+        self._job, self._pace, self._stop = job, pace, stop
+        self._address = address_from_url(job.url)
+        self._protocol = self._address.scheme
+
+    def give_up(self, aborts: list[Abort]) -> None:
+        with contextlib.ExitStack() as stack:
+            self._transport = transport_from_url(self._job.url)
+            stack.callback(self._transport.close)
+            if self._protocol == "grpc":
+                self._channel = stack.enter_context(grpc.insecure_channel(self._address.netloc, _OPTIONS))
+            for index, abort in enumerate(aborts):
+                if index % _PLAIN_EVERY == 0 and not self._is_served(abort):
+                    return
+                while not self._attempt(abort):
+                    if not self._is_served(abort):
+                        return
+                with self._job.made.get_lock():
+                    self._job.made.value += 1
+
+    def _attempt(self, abort: Abort) -> bool:
+        """Give up one call; False where no server took it."""
+        ways = {"deadline": self._deadline, "cancel": self._cancel, "expire": self._expire}
+        ways["close"] = self._close_channel if self._protocol == "grpc" else self._close_socket
+        began = time.monotonic()
+        how, calls, detail = ways[abort.kind](abort, self._pace.after(abort.moment))
+        took = time.monotonic() - began
+        if how == ANSWERED and abort.in_flight == 1:
+            self._pace.add(took)  # it leaves out what our own client and the comparison take: for calls of 1 ms that is most of it
+        self.outcomes.append(Outcome(self._protocol, abort.kind, how, took, calls, detail))
+        return how != REFUSED
+
+    def _is_served(self, abort: Abort) -> bool:
+        """Wait for the answer to a call that is not given up, and compare it; False where none comes in 30 s, or it is time to stop."""
+        ends = time.monotonic() + PATIENCE_S
+        while not self._stop.is_set() and time.monotonic() < ends:
+            began = time.monotonic()
+            try:
+                wrong = self._infer(abort, PATIENCE_S)
+            except ServiceError as error:
+                self.outcomes.append(Outcome(self._protocol, PLAIN, REFUSED, time.monotonic() - began, 1, _shown(error)))
+                self._stop.wait(_PAUSE_S)
+                continue
+            took = time.monotonic() - began
+            self._pace.add(took)
+            self.outcomes.append(Outcome(self._protocol, PLAIN, PLAIN if wrong is None else WRONG, took, 1, wrong or ""))
+            return True
+        return False
+
+    def _infer(self, abort: Abort, timeout_s: float) -> str | None:
+        """Call by our own transport; what is wrong with the answer."""
+        rows, images = self._images(abort)
+        wanted = abort.wanted or (() if self._protocol == "grpc" else OUTPUTS)  # over HTTP it reads outputs that it has named
+        answer = self._transport.infer(self._job.model, {"images": images}, [OutputRequest(name) for name in wanted], timeout_s)
+        return mistake(answer, self._job.right, rows, wanted)
+
+    def _images(self, abort: Abort) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        rows = rows_of(self._job.seed, 0, abort.number, len(self._job.pool), abort.batch)
+        return rows, self._job.pool[rows]
+
+    # Over gRPC
+
+    def _deadline(self, abort: Abort, after_s: float) -> tuple[str, int, str]:
+        try:
+            wrong = self._infer(abort, after_s)
+        except DeadlineExceededError:
+            return ABORTED, 1, ""
+        except ServiceError as error:
+            return REFUSED, 1, _shown(error)
+        return (ANSWERED, 0, "") if wrong is None else (WRONG, 0, wrong)
+
+    def _cancel(self, abort: Abort, after_s: float) -> tuple[str, int, str]:
+        call = self._sent(self._channel, abort)
+        with contextlib.suppress(grpc.FutureTimeoutError):
+            if (error := call.exception(timeout=after_s)) is not None:
+                return REFUSED, 1, error.code().name
+        return (ABORTED, 1, "") if call.cancel() else (ANSWERED, 0, "")
+
+    def _close_channel(self, abort: Abort, after_s: float) -> tuple[str, int, str]:
+        answered = threading.Event()
+        with grpc.insecure_channel(self._address.netloc, _OPTIONS) as channel:
+            try:
+                service_pb2_grpc.GRPCInferenceServiceStub(channel).ServerLive(service_pb2.ServerLiveRequest(), timeout=PATIENCE_S)
+            except grpc.RpcError as error:
+                return REFUSED, abort.in_flight, error.code().name
+            calls = [self._sent(channel, abort) for _ in range(abort.in_flight)]
+            if abort.at_answer:
+                for call in calls:
+                    call.add_done_callback(lambda _: answered.set())
+                answered.wait(PATIENCE_S)
+            else:
+                time.sleep(after_s)
+            open_calls = [call for call in calls if not call.done()]
+        failures = [call.exception() for call in calls if call not in open_calls]
+        refused = [failure.code().name for failure in failures if failure is not None]
+        if refused:
+            return REFUSED, abort.in_flight, refused[0]
+        return (ABORTED if open_calls else ANSWERED), len(open_calls), ""
+
+    def _sent(self, channel: grpc.Channel, abort: Abort) -> Any:
+        _, images = self._images(abort)
+        request = service_pb2.ModelInferRequest(model_name=self._job.model, raw_input_contents=[images.tobytes()])
+        request.inputs.add(name="images", datatype="FP32", shape=images.shape)
+        for name in abort.wanted:
+            request.outputs.add(name=name)
+        return service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer.future(request, timeout=PATIENCE_S)
+
+    # Over HTTP
+
+    def _expire(self, abort: Abort, after_s: float) -> tuple[str, int, str]:
+        ends = time.monotonic() + after_s
+        try:
+            with socket.create_connection((self._address.host, self._address.port), timeout=after_s) as connection:
+                connection.sendall(self._request(abort))
+                connection.settimeout(max(_LEAST_S, ends - time.monotonic()))
+                answer = connection.recv(1)
+        except TimeoutError:
+            return ABORTED, 1, ""
+        except OSError as error:
+            return REFUSED, 1, type(error).__name__
+        return (ANSWERED, 0, "") if answer else (REFUSED, 1, "no answer")
+
+    def _close_socket(self, abort: Abort, after_s: float) -> tuple[str, int, str]:
+        """Close within the request, or within the answer; half of them with unread data thrown away, so that the server sees a reset."""
+        part = 2 * abort.part
+        try:
+            with socket.create_connection((self._address.host, self._address.port), timeout=PATIENCE_S) as connection:
+                request = self._request(abort)
+                if part < 1:
+                    connection.sendall(request[: int(part * len(request))])
+                else:
+                    connection.sendall(request)
+                    if not connection.recv(1 + int((part - 1) * (_HEAD_BYTES - 1))):
+                        return REFUSED, 1, "no answer"
+                if abort.number % 2:
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        except OSError as error:
+            return REFUSED, 1, type(error).__name__
+        return ABORTED, 1, ""
+
+    def _request(self, abort: Abort) -> bytes:
+        """HTTP with binary tensors."""
+        _, images = self._images(abort)
+        tensor = {"name": "images", "shape": images.shape, "datatype": "FP32", "parameters": {"binary_data_size": images.nbytes}}
+        document: dict[str, Any] = {"inputs": [tensor], "parameters": {"binary_data_output": True}}
+        if abort.wanted:
+            document["outputs"] = [{"name": name} for name in abort.wanted]
+        head = json.dumps(document).encode()
+        headers = [
+            f"POST /v2/models/{self._job.model}/infer HTTP/1.1",
+            f"Host: {self._address.netloc}",
+            f"Inference-Header-Content-Length: {len(head)}",
+            f"Content-Length: {len(head) + images.nbytes}",
+        ]
+        return "\r\n".join([*headers, "", ""]).encode() + head + images.tobytes()
+
+
+def _shown(error: ServiceError) -> str:
+    return type(error).__name__
