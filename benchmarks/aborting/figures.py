@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +14,7 @@ from benchmarks.aborting.giving_up import ABORTED, ANSWERED, PLAIN, REFUSED, WRO
 from benchmarks.aborting.patient import LOST, RIGHT, PatientCall
 from benchmarks.aborting.under_aborts import Run
 from benchmarks.aborting.watching import Watch, outages, silences
+from defensemble_server import ServerEvent
 
 SILENCE_S = 0.5
 _TEXTS = 10
@@ -104,6 +106,8 @@ def _availability(run: Run) -> dict[str, Any]:
         "deaths": len(run.watch.deaths),
         "restarts": len(run.watch.starts) - 1,
         "exit_status": run.exit_status,
+        "causes": dict(Counter(_cause(event) for event in run.events if event.is_fault).most_common()),
+        "events": [{"at_s": round(event.time - run.events[0].time, 1), "kind": event.kind, **_facts(event)} for event in run.events],
         "outages": [
             {
                 "at_s": round(outage.began - run.began, 3),
@@ -122,6 +126,16 @@ def _availability(run: Run) -> dict[str, Any]:
             "longest_s": round(max((end - begin for begin, end in quiet), default=0.0), 3),
         },
     }
+
+
+def _cause(event: ServerEvent) -> str:
+    status = event.facts.get("status")
+    return f"{event.kind}, {signal.Signals(-status).name}" if status is not None and status < 0 else event.kind
+
+
+def _facts(event: ServerEvent) -> dict[str, Any]:
+    """Those that are numbers; the last lines of a log are long and name folders."""
+    return {key: event.facts[key] for key in ("status", "uptime_s", "outage_s", "restart_in_s") if key in event.facts}
 
 
 def _memory(watch: Watch, began: float) -> list[dict[str, Any]]:

@@ -116,6 +116,10 @@ def _outages(found: Mapping[str, Any], seconds: float) -> str:
         f"Times of {quiet['least_s']:g} s or more without a right answer to any patient caller: {quiet['n']}, "
         f"{quiet['without_a_death']} of them without a death, the longest {quiet['longest_s']:.1f} s.",
     ]
+    if found["causes"]:
+        lines.append(
+            "Causes, as the guard reports them: " + ", ".join(f"{count} x {cause}" for cause, count in found["causes"].items()) + "."
+        )
     if found["exit_status"] is not None:
         lines.append(f"The server ended for good, with status {found['exit_status']}.")
     if found["outages"]:

@@ -23,7 +23,7 @@ from benchmarks.serving.processes import started
 from defensemble import Client
 from defensemble._provenance import provenance
 from defensemble_export import Member, repository_plan, write_plan
-from defensemble_server import Server
+from defensemble_server import Server, ServerEvent
 
 ENSEMBLE = "ensemble"
 _POLL_S = 0.1
@@ -55,6 +55,8 @@ class Run:
     began: float
     ended: float
     left: list[str]
+    events: list[ServerEvent]
+    """What the server's own guard kept."""
     exit_status: int | None
     """Of the server, where it ended for good."""
     told: dict[str, Any]
@@ -106,9 +108,10 @@ def served_under_aborts(
             time.sleep(effort.warm_s)
             ended = time.monotonic()
             calls = waiting.stop()
+        events = server.events()
         status = server.wait() if watch.gone.is_set() else None
     left = left_behind(repository, list(_ports(server)), shared_before)
-    return Run(counts, outcomes, calls, watch, began, ended, left, status, told)
+    return Run(counts, outcomes, calls, watch, began, ended, left, events, status, told)
 
 
 def _await_done(aborters: Callers[Outcome], waiting: Callers[PatientCall], watch: Watch, deadline: float, tell: Callable[[], None]) -> None:

@@ -27,7 +27,7 @@ from benchmarks.aborting.plan import ABORTS, BATCHES, LATEST, OUTPUTS, WANTED, p
 from benchmarks.aborting.under_aborts import Effort, Run
 from benchmarks.aborting.watching import Outage, Sample, Watch, left_behind, outages, shared_memory, silences, watching
 from benchmarks.figures import exit_status
-from defensemble_server import Server
+from defensemble_server import Server, ServerEvent
 from tests import tiny
 
 POOL = 8
@@ -195,12 +195,17 @@ CALLS = [
     PatientCall("grpc", 0, 1, 2.0, 2.6, 2.7, RIGHT, failures=("ConnectionFailedError: x", "NotReadyError: y")),
     PatientCall("http", 4, 0, 2.9, 2.9, 3.1, RIGHT),
 ]
+EVENTS = [
+    ServerEvent(100.0, "started", 6, {"pid": 7}),
+    ServerEvent(101.0, "died", 6, {"pid": 7, "status": -11, "uptime_s": 1.0, "last_lines": ["a line"], "restart_in_s": 0.0}),
+    ServerEvent(101.3, "restarted", 6, {"pid": 8, "outage_s": 0.3}),
+]
 
 
 def a_result(calls: Sequence[PatientCall] = CALLS, outcomes: Sequence[Outcome] = OUTCOMES, left: Sequence[str] = ()) -> dict[str, Any]:
     """One death at 2.0 s of a run from 1.0 to 3.5 s."""
     watch = Watch([0.0, 2.3], [2.0], [Sample(0.5, 7, 10**8, 60), Sample(1.5, 7, 11 * 10**7, 80), Sample(2.5, 8, 10**8, 60)])
-    return result_of(Run(COUNTS, list(outcomes), list(calls), watch, 1.0, 3.5, list(left), None, {}))
+    return result_of(Run(COUNTS, list(outcomes), list(calls), watch, 1.0, 3.5, list(left), EVENTS, None, {}))
 
 
 @pytest.mark.parametrize(
@@ -240,6 +245,8 @@ def test_outages_and_failed_attempts_are_reported() -> None:
     assert found["silent_seconds"]["total"] == 1.6
     assert found["outages"] == [{"at_s": 1.0, "deaths": 1, "seconds": 0.7, "silent_seconds": 1.6}]
     assert (found["silences"]["n"], found["silences"]["without_a_death"], found["silences"]["longest_s"]) == (1, 0, 1.6)
+    assert found["causes"] == {"died, SIGSEGV": 1}
+    assert found["events"][1] == {"at_s": 1.0, "kind": "died", "status": -11, "uptime_s": 1.0, "restart_in_s": 0.0}
     assert result["patient"]["failed_attempts"] == {"ConnectionFailedError": 1, "NotReadyError": 1}
     assert result["patient"]["calls_that_were_repeated"] == 1
     assert [life["pss_bytes"] for life in result["memory"]] == [[10**8, 11 * 10**7], [10**8, 10**8]]
@@ -315,6 +322,7 @@ def test_no_patient_caller_loses_a_call_while_thousands_are_given_up() -> None:
     assert result["patient"]["right"] == result["patient"]["calls"] > 200
     found = result["availability"]
     assert found["restarts"] == found["deaths"] == sum(outage["deaths"] for outage in found["outages"])
+    assert sum(found["causes"].values()) == found["deaths"]
     assert all(outage["seconds"] is not None for outage in found["outages"])
     assert threading.active_count() == 1
     assert page(whole(result), "result.json") == page(whole(result), "result.json")
