@@ -207,6 +207,7 @@ def triton_command(
     settings = {**runtime.backend_settings, "intra_op_thread_count": str(threads)}
     if runtime.backend_directory is not None:
         command.append(f"--backend-directory={runtime.backend_directory}")
+        settings["drain_seconds"] = str(options.drain_s)
     else:
         settings["enable-global-threadpool"] = "1"  # NVIDIA's backend reads the thread count from its command line for its global pool only
     command += [f"--backend-config=onnxruntime,{key}={value}" for key, value in settings.items()]

@@ -1,7 +1,9 @@
 // The functions that Triton looks up in a backend: each hands over to the Runtime, Model or Instance behind it, and lets no exception out.
 #include <cstdlib>
 #include <memory>
+#include <optional>
 
+#include "drain.h"
 #include "execution.h"
 
 // Triton finds them by name; everything else stays hidden.
@@ -15,10 +17,11 @@ constexpr uint32_t kApiMajor = 1;
 constexpr uint32_t kApiMinor = 19;
 
 struct Backend {
-  Backend(const std::string& library, const ThreadCounts& counts) : runtime(library), threads(counts) {}
+  Backend(const std::string& library, const ThreadCounts& counts) : runtime(library), threads(counts) { refuse_at_exit(); }
 
   Runtime runtime;
   ThreadCounts threads;
+  std::optional<DrainOnSignal> drain;
 };
 
 void check_server() {
@@ -74,8 +77,10 @@ TRITON_ENTRY_POINT TRITONBACKEND_Initialize(TRITONBACKEND_Backend* handle) {
     check_server();
     const Json options = command_line(handle);
     const ThreadCounts threads = threads_from_command_line(options);
+    const auto drain_limit = drain_limit_from_command_line(options);
     const std::string library = library_path(options);
     auto backend = std::make_unique<Backend>(library, threads);
+    if (drain_limit) backend->drain.emplace(*drain_limit);
     log(TRITONSERVER_LOG_INFO, "onnxruntime " + backend->runtime.version() + " from " + library);
     set_state(handle, TRITONBACKEND_BackendSetState, std::move(backend));
   });

@@ -4,6 +4,8 @@
 #include <cstring>
 #include <new>
 
+#include "drain.h"
+
 namespace onnx_backend {
 
 namespace {
@@ -57,13 +59,17 @@ struct Instance::Output {
 
 void Instance::execute(TRITONBACKEND_Request** handles, uint32_t count) {
   const uint64_t start_ns = now_ns();
+  const Execution execution(model_.averages());
   runs_.reserve(count);
   std::vector<Request> requests;
   requests.reserve(count);
   std::vector<Group> groups;
   for (uint32_t i = 0; i < count; ++i) {
     Request& request = requests.emplace_back(handles[i], model_);
-    request.attempt([&] { request.begin(); });
+    request.attempt([&] {
+      request.begin();
+      if (execution.refused()) fail(TRITONSERVER_ERROR_UNAVAILABLE, model_.name() + ": the server is stopping");
+    });
     if (request.failed()) continue;
     size_t group = 0;
     while (group < groups.size() && !groups[group].takes(request)) ++group;

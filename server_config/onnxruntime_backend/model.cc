@@ -48,6 +48,7 @@ Model::Model(TRITONBACKEND_Model* handle, const Runtime& runtime, const ThreadCo
   try {
     const Json config = config_from_model(handle);
     max_batch_size_ = config["max_batch_size"].integer().value_or(0);
+    averages_ = config["parameters"]["average"].exists();
     const SessionSettings settings = settings_from_config(config, defaults);
     const std::string& file = config["default_model_filename"].text();
     open_session(folder_ + "/" + std::to_string(version_) + "/" + (file.empty() ? "model.onnx" : file), settings);

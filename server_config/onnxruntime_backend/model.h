@@ -24,6 +24,8 @@ class Model {
   const std::string& name() const { return name_; }
   // The model's instances share it: Run may be called from several threads at once, and the weights are in memory once.
   OrtSession* session() const { return session_.get(); }
+  // Whether it is an ensemble's last step: averaging models carry this parameter.
+  bool averages() const { return averages_; }
   // Whether requests can be joined: every tensor's first dimension then counts them.
   bool batches() const { return max_batch_size_ > 0; }
   const std::vector<TensorInfo>& inputs() const { return inputs_; }
@@ -54,6 +56,7 @@ class Model {
   uint64_t version_ = 0;
   std::string folder_;
   int64_t max_batch_size_ = 0;
+  bool averages_ = false;
   Handle<OrtSession> session_;
   std::vector<TensorInfo> inputs_;
   std::vector<TensorInfo> outputs_;

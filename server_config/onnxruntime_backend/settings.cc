@@ -7,6 +7,7 @@ namespace onnx_backend {
 namespace {
 
 constexpr int64_t kMostThreads = 1024;
+constexpr int64_t kMostDrainSeconds = 1000000;
 
 int thread_count_from_text(const std::string& text, const std::string& what) {
   const auto count = integer_from_text(text);
@@ -85,6 +86,17 @@ ThreadCounts threads_from_command_line(const Json& command_line) {
   read("intra_op_thread_count", threads.intra);
   read("inter_op_thread_count", threads.inter);
   return threads;
+}
+
+std::optional<std::chrono::seconds> drain_limit_from_command_line(const Json& command_line) {
+  const Json& value = command_line["drain_seconds"];
+  if (!value.exists()) return std::nullopt;
+  const auto seconds = integer_from_text(value.text());
+  if (!seconds || *seconds < 0 || *seconds > kMostDrainSeconds) {
+    refuse("--backend-config=onnxruntime,drain_seconds must be an integer from 0 to " + std::to_string(kMostDrainSeconds) + ", got '" +
+           value.text() + "'");
+  }
+  return std::chrono::seconds(*seconds);
 }
 
 SessionSettings settings_from_config(const Json& config, const ThreadCounts& defaults) {

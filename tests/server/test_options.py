@@ -44,6 +44,7 @@ def test_the_embedded_command_line() -> None:
         "--backend-directory=/cache/b",
         "--backend-config=onnxruntime,library=/o.so",
         "--backend-config=onnxruntime,intra_op_thread_count=2",
+        "--backend-config=onnxruntime,drain_seconds=7",
         "--model-config-name=gpu",
     ):
         assert flag in line, flag
@@ -58,7 +59,7 @@ def test_the_docker_command_line_publishes_on_loopback_and_mounts_read_only() ->
     inside = line[line.index("tritonserver") :]
     assert "--model-repository=/models" in inside
     assert "--grpc-port=8001" in inside
-    assert not [flag for flag in inside if flag.startswith("--backend-directory")], "NVIDIA's own backends"
+    assert not [flag for flag in inside if flag.startswith("--backend-directory") or "drain_seconds" in flag], "NVIDIA's own backends"
 
 
 def test_a_host_name_becomes_an_address_and_an_unknown_one_is_told() -> None:

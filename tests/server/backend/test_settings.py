@@ -118,10 +118,18 @@ def test_parallel_answers_are_right(triton: Triton) -> None:
         np.testing.assert_array_equal(answer["total"], x.sum(1, keepdims=True))
 
 
-@pytest.mark.parametrize("count", ["-1", "many", "1025"])
-def test_a_bad_count_on_the_command_line_is_refused(tmp_path: Path, backend_directory: Path, count: str) -> None:
-    settings = {"library": str(onnxruntime_library()), "intra_op_thread_count": count}
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("intra_op_thread_count", "-1", A_COUNT),
+        ("intra_op_thread_count", "many", A_COUNT),
+        ("intra_op_thread_count", "1025", A_COUNT),
+        ("drain_seconds", "2.5", "must be an integer from 0 to 1000000"),
+    ],
+)
+def test_a_bad_number_on_the_command_line_is_refused(tmp_path: Path, backend_directory: Path, name: str, value: str, expected: str) -> None:
+    settings = {"library": str(onnxruntime_library()), name: value}
     with Triton(tmp_path / "server", backend_directory, settings) as server:
         text = server.load_error(graphs.AFFINE_CONFIG, graphs.affine())
-        assert f"--backend-config=onnxruntime,intra_op_thread_count {A_COUNT}, got '{count}'" in text
+        assert f"--backend-config=onnxruntime,{name} {expected}, got '{value}'" in text
         assert server.alive()

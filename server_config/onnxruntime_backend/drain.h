@@ -1,0 +1,43 @@
+// How the server ends under load: requests in flight are answered, later ones are refused as UNAVAILABLE, and then the process exits.
+//
+// Triton's own way (core 2.51) fails callers. It keeps taking calls while it stops: those that its schedulers refuse inside an ensemble can
+// crash it (SIGSEGV), those that arrive while it unloads get NOT_FOUND, for up to a second, and those that still run when its timeout ends
+// meet libraries whose static objects are destroyed, and get INTERNAL.
+#pragma once
+
+#include <chrono>
+#include <thread>
+
+namespace onnx_backend {
+
+// A batch of requests that is being executed, as the drain counts it.
+class Execution {
+ public:
+  // `last_step`: whether its model ends an ensemble, whose other steps have run.
+  explicit Execution(bool last_step);
+  ~Execution();
+  Execution(const Execution&) = delete;
+  Execution& operator=(const Execution&) = delete;
+
+  bool refused() const { return refused_; }
+
+ private:
+  bool refused_;
+};
+
+// Ends the process when SIGUSR1 arrives and no request has run for a moment, or `limit` is over.
+class DrainOnSignal {
+ public:
+  explicit DrainOnSignal(std::chrono::seconds limit);
+  ~DrainOnSignal();
+  DrainOnSignal(const DrainOnSignal&) = delete;
+  DrainOnSignal& operator=(const DrainOnSignal&) = delete;
+
+ private:
+  std::thread thread_;
+};
+
+// Refuses all requests from exit() on, before the static objects of what was loaded so far are destroyed.
+void refuse_at_exit();
+
+}  // namespace onnx_backend
