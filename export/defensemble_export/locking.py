@@ -12,6 +12,7 @@ from pathlib import Path
 from defensemble_repository.names import ROOT_FILES
 
 from ._errors import LockedError
+from .aside import has_access
 
 _POLL_S = 0.02
 _LONGEST_COMMAND = 200
@@ -91,10 +92,12 @@ def place_beside(repository: Path) -> Path:
 def _lock_places(repositories: Sequence[Path]) -> list[Path]:
     """What is locked: the folders that hold repositories, which there are before these, and the repositories that there are.
 
-    Sorted, so that two that want the same ones never wait for each other; repositories of one folder share its lock.
+    A folder that this user may not read cannot be locked; the lock on the repository then has to do. Sorted, so that two that want the same
+    ones never wait for each other; repositories of one folder share its lock.
     """
     there = {repository.resolve() for repository in repositories if repository.is_dir()}
-    return sorted({place_beside(repository) for repository in repositories} | there)
+    beside = {place_beside(repository) for repository in repositories if repository.resolve() not in there}
+    return sorted(there | beside | {place.parent for place in there if has_access(place.parent, os.R_OK)})
 
 
 def holder_of(folder: Path) -> str | None:

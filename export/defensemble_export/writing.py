@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import glob
 import os
 import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+from defensemble_repository.names import AVERAGING_NAME
+
 from ._errors import ExportError
-from .aside import shared_mode
+from .aside import error_of_folder, may_write, named, shared_mode
 from .interrupts import interrupts_held
 from .locking import held, place_beside
 
@@ -24,10 +28,9 @@ _TICK_NS = 1_000_000
 def write_plan(repository: Path, plan: Mapping[str, bytes]) -> None:
     """Write ``plan`` (path relative to ``repository``, to bytes) so that a failure on the way leaves the repository as it was.
 
-    Everything is first written to a folder beside the repository (Triton takes every folder inside it for a model; inside a model of a
-    repository that is a mount), then renamed into place: a new model as one folder, a new version of a model as one folder, changed files
-    one by one, in the plan's order. Hold ``locked`` meanwhile. An interrupt (SIGINT) is heeded between two files, and undoes all; one that
-    comes after the last changes nothing any more.
+    Everything is first written to a folder beside the repository, or where `_staging_place` says, then renamed into place: a new model as
+    one folder, a new version of a model as one folder, changed files one by one, in the plan's order. Hold ``locked`` meanwhile. An
+    interrupt (SIGINT) is heeded between two files, and undoes all; one that comes after the last changes nothing any more.
 
     Raises:
         OSError: a disk that is full or read-only, a missing permission (names the file); what had been moved is put back, and no
@@ -39,7 +42,7 @@ def write_plan(repository: Path, plan: Mapping[str, bytes]) -> None:
             folder.mkdir()
             unmake.callback(_remove_if_empty, folder)
         place = repository.resolve()
-        staging = Path(tempfile.mkdtemp(prefix=_staging_prefix(place), dir=_staging_place(place)))
+        staging = _make_staging(place, _staging_place(place, changing=plan))
         try:
             with held(staging, fcntl.LOCK_EX), ExitStack() as undo:
                 for path, content in plan.items():
@@ -52,7 +55,8 @@ def write_plan(repository: Path, plan: Mapping[str, bytes]) -> None:
                         raise OSError(error.errno, error.strerror, str(repository / path)) from error
                 for unit in _units(repository, plan):
                     interrupts.deliver()
-                    _move(staging / unit, repository / unit, staging, undo)
+                    with named(repository / unit):
+                        _move(staging / unit, repository / unit, staging, undo)
                 interrupts.deliver()
                 undo.pop_all()
                 interrupts.too_late()
@@ -68,7 +72,6 @@ def remove_files(repository: Path, paths: Sequence[str]) -> None:
     An interrupt is heeded as by ``write_plan``.
 
     Raises:
-        ExportError: the repository is a mount point, and none of its models would be left to stage in.
         OSError: a file that is not there, a missing permission; what had been moved is put back.
         KeyboardInterrupt: likewise.
     """
@@ -76,15 +79,17 @@ def remove_files(repository: Path, paths: Sequence[str]) -> None:
         return
     with interrupts_held() as interrupts:
         place = repository.resolve()
-        staging = Path(tempfile.mkdtemp(prefix=_staging_prefix(place), dir=_staging_place(place, paths)))
+        staging = _make_staging(place, _staging_place(place, changing=paths, leaving=paths))
         try:
             with held(staging, fcntl.LOCK_EX), ExitStack() as undo:
                 for path in paths:
                     interrupts.deliver()
                     aside = staging / path
                     aside.parent.mkdir(parents=True, exist_ok=True)
-                    os.rename(repository / path, aside)
+                    with named(repository / path):
+                        os.rename(repository / path, aside)
                     undo.callback(os.rename, aside, repository / path)
+                    _check_deletable(aside, repository / path)
                 interrupts.deliver()
                 undo.pop_all()
                 interrupts.too_late()
@@ -98,10 +103,12 @@ def remove_files(repository: Path, paths: Sequence[str]) -> None:
 def remove_stale_staging(repository: Path) -> list[Path]:
     """Remove what killed calls of ``write_plan`` and ``remove_files`` have left, and return it; one that is at work holds its own."""
     place = repository.resolve()
-    name = re.compile(re.escape(_staging_prefix(place)) + "[a-z0-9_]{8}")  # the end is `mkdtemp`'s
+    prefix = _staging_prefix(place)
+    name = re.compile(re.escape(prefix) + "[a-z0-9_]{8}")  # the end is `mkdtemp`'s
     removed = []
-    beside = sorted(place.parent.iterdir()) if place.parent.exists() else []
-    for folder in (*beside, *sorted(place.glob(f"*/{_staging_prefix(place)}*"))):
+    # A folder that this user may not read yields nothing.
+    pattern = glob.escape(prefix) + "*"
+    for folder in sorted([*place.parent.glob(pattern), *place.glob(pattern), *place.glob(f"*/{pattern}")]):
         if name.fullmatch(folder.name):
             with suppress(OSError), held(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):  # else at work, or somebody else's
                 shutil.rmtree(folder, ignore_errors=True)
@@ -113,54 +120,74 @@ def check_writable(repository: Path) -> None:
     """Find out before slow work whether ``write_plan`` could write.
 
     Raises:
-        ExportError: the repository is a mount point, and holds no model yet, or it lies behind a link that leads nowhere.
-        OSError: the folder that holds the repository, or the repository itself, cannot be written.
+        ExportError: the repository is behind a link that leads nowhere.
+        OSError: a folder in which files must be created cannot be written; names that folder.
     """
     for link in (repository, *repository.parents):
         if link.is_symlink() and not link.exists():
             raise ExportError(
                 f"{link} is a link to {os.readlink(link)}, which is not there, or leads back to it: mend the link, or name another folder"
             )
-    place = _staging_place(repository.resolve())
-    if repository.exists() and _mount(repository) != _mount(place):
-        raise ExportError(
-            f"{repository} is a file system of its own (a mount) without a model: files are written beside a repository, or inside a model "
-            f"that is there, and then renamed into place, so name a folder below it, such as {repository / 'models'}"
-        )
-    for folder in (place, repository) if repository.exists() else (place,):
+    place = repository.resolve()
+    for folder in dict.fromkeys((_staging_place(place), *([place] if place.exists() else []))):
         # Made and removed at once: in the repository Triton would take it for a model if it looked just then, so a file it is.
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        try:
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise error_of_folder(error, folder) from error
 
 
 def _staging_prefix(place: Path) -> str:
     return f".{place.name}.staging-"
 
 
-def _staging_place(place: Path, leaving: Sequence[str] = ()) -> Path:
-    """Where files wait, on the repository's file system: beside it, or in a model where it is a mount (Triton looks at versions alone).
+def _make_staging(place: Path, folder: Path) -> Path:
+    try:
+        return Path(tempfile.mkdtemp(prefix=_staging_prefix(place), dir=folder))
+    except OSError as error:
+        raise error_of_folder(error, folder) from error
 
-    A model that is ``leaving`` as a whole is none to wait in: no folder can be moved into itself.
 
-    Raises:
-        ExportError: all of a mount's models are leaving.
+def _staging_place(place: Path, *, changing: Collection[str] = (), leaving: Collection[str] = ()) -> Path:
+    """Choose the folder in which files wait, on the repository's file system.
+
+    It is the one that holds the repository, unless the repository is a mount, or this user may not write there. Then it is the folder of a
+    model, in which Triton looks at versions only. Triton loads a model again when its folder has changed, so a model that changes anyway
+    comes first, then an averaging model, which is small. A repository that holds no model, or none any more, serves nobody: files wait in
+    the repository itself.
+
+    Args:
+        place: The repository, without links.
+        changing: Paths in it that are written or removed.
+        leaving: Those of them that are removed; a model that is removed as a whole cannot hold the files.
     """
     beside = place_beside(place)
-    if place.exists() and _mount(place) != _mount(beside):
-        models = [path.parent for path in sorted(place.glob("*/config.pbtxt"))]
-        staying = [folder for folder in models if folder.name not in leaving]
-        if models and not staying:
-            raise ExportError(
-                f"{place} is a file system of its own (a mount), and what is removed waits in one of its models, of which none would be "
-                "left: remove all but one"
-            )
-        return next(iter(staying), beside)
-    return beside
+    if not place.exists():
+        return beside
+    mount = _mount(place)
+    if _mount(beside) == mount and may_write(beside):
+        return beside
+    staying = [path.parent for path in sorted(place.glob("*/config.pbtxt")) if path.parent.name not in leaving]
+    if not staying:
+        return place
+    writable = [folder for folder in staying if may_write(folder) and _mount(folder) == mount]
+    changed = {Path(path).parts[0] for path in changing}
+    # Where none is writable, the system says why for one of them.
+    return min(writable or staying, key=lambda folder: (folder.name not in changed, not AVERAGING_NAME.fullmatch(folder.name)))
+
+
+def _check_deletable(moved: Path, origin: Path) -> None:
+    """Refuse to delete a folder that holds a folder of somebody else's: its files would stay, in the staging folder."""
+    for folder, _, _ in () if moved.is_symlink() else os.walk(moved):
+        if not may_write(Path(folder)):
+            refused = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            raise error_of_folder(refused, origin / Path(folder).relative_to(moved))
 
 
 def _mount(folder: Path) -> tuple[int, str]:
     """The mount that a folder lies on: between two no file is renamed, be they of one file system, as a bound folder and its origin are."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    descriptor = os.open(folder, getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY)  # O_PATH needs no permission on the folder
     try:
         known = Path(f"/proc/self/fdinfo/{descriptor}")  # Linux tells the number of the mount
         numbers = re.findall(r"^mnt_id:\s*(\d+)$", known.read_text(), re.MULTILINE) if known.exists() else []
@@ -195,7 +222,10 @@ def _move(source: Path, target: Path, staging: Path, undo: ExitStack) -> None:
     _settle(source, target)
     if target.exists():
         kept = Path(tempfile.mkdtemp(dir=staging)) / "kept"
-        os.link(target, kept)
+        try:
+            os.link(target, kept)
+        except PermissionError:  # of somebody else's file, under fs.protected_hardlinks; or the file system has no links
+            shutil.copy2(target, kept)
         os.replace(source, target)
         undo.callback(os.replace, kept, target)
     else:

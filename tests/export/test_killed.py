@@ -8,6 +8,8 @@ import pickle
 import signal
 from pathlib import Path
 
+import pytest
+
 from defensemble_export import repository_plan, write_plan
 from defensemble_export.writing import remove_stale_staging
 from defensemble_server import read_repository
@@ -15,15 +17,19 @@ from tests import tiny
 from tests.export.killing import killed_at_each_rename
 from tests.tiny import member
 
+# The user may not write the folder that holds the repository: files wait inside a model.
+INSIDE = "; import defensemble_export.writing as writing; writing.may_write = lambda folder: folder.parent.name == 'repository'"
 
-def test_a_kill_at_any_rename_leaves_what_can_be_served(tmp_path: Path) -> None:
+
+@pytest.mark.parametrize("parent", ["", pytest.param(INSIDE, marks=pytest.mark.slow)], ids=["beside", "inside"])
+def test_a_kill_at_any_rename_leaves_what_can_be_served(tmp_path: Path, parent: str) -> None:
     old = tiny.write_repository(tmp_path / "old" / "repository", weight={"beta": 3.0})
     (old / "alpha/configs").mkdir()
     (old / "alpha/configs/gpu.pbtxt").write_bytes((old / "alpha/config.pbtxt").read_bytes())
     members = [member("alpha", 7), member("gamma", 8), member("beta", 9)]
     (tmp_path / "plan").write_bytes(pickle.dumps(repository_plan(old, members, replace=True)))
     plan = f"import pickle; from defensemble_export import write_plan; plan = pickle.loads(Path({str(tmp_path / 'plan')!r}).read_bytes())"
-    statuses = killed_at_each_rename(old, tmp_path, prepare=plan, act="write_plan(repository, plan)")
+    statuses = killed_at_each_rename(old, tmp_path, prepare=plan + parent, act="write_plan(repository, plan)")
     # alpha: two configurations and version 2; gamma; beta: configuration and version 2; the averaging model; the ensemble.
     assert statuses == [-signal.SIGKILL] * 8 + [0]
 
@@ -40,6 +46,7 @@ def test_a_kill_at_any_rename_leaves_what_can_be_served(tmp_path: Path) -> None:
                 assert model.is_ensemble or undigested == [], f"killed at rename {number}: {model.name} serves files that nothing checks"
         stale = remove_stale_staging(repository)
         assert len(stale) == (1 if status else 0)
+        assert not stale or (stale[0].parent == repository.parent) == (not parent)
         assert os.listdir(repository.parent) == ["repository"]
         write_plan(repository, repository_plan(repository, members, replace=True))
         assert read_repository(repository).problems == {}

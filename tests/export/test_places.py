@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from defensemble.cli import cli
 from defensemble_export import ExportError, remove_profile, write_profile
-from defensemble_export.writing import check_writable
+from defensemble_export.writing import check_writable, remove_stale_staging
 from tests import tiny
 from tests.e2e.broken import bound, content, untrained_checkpoint
 
@@ -25,10 +25,14 @@ def test_a_bound_folder_of_the_same_file_system_is_staged_inside_a_model(tmp_pat
         assert content(place) == before
 
 
-def test_a_bound_folder_without_a_model_is_refused_before_any_work(tmp_path: Path) -> None:
+def test_a_bound_folder_without_a_model_is_staged_inside_itself(tmp_path: Path) -> None:
     (tmp_path / "origin").mkdir()
-    with bound(tmp_path / "origin", tmp_path / "bound") as place, pytest.raises(ExportError, match=r"a mount.* without a model"):
+    with bound(tmp_path / "origin", tmp_path / "bound") as place:
         check_writable(place)
+        tiny.write_repository(place)
+        assert not list(place.glob(".*"))
+        (stale := place / ".bound.staging-a1b2_c3d").mkdir()
+        assert remove_stale_staging(place) == [stale]
 
 
 @pytest.mark.parametrize("below", ["", "deep/er"])
