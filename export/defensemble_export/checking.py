@@ -15,7 +15,7 @@ from defensemble_repository.view import Files
 
 from .average_checks import check_averages
 from .ensemble_files import averaging_model, two_model_names
-from .fused_plan import outdated_among
+from .fused_plan import outdated_graphs
 from .inspecting import Inspection
 from .member_checks import check_label_files, check_members
 from .model_checks import check_model
@@ -172,8 +172,7 @@ def _check_votes(found: Inspection, name: str, config: schema.ModelConfig, known
         return
     if not refused:
         _say_names(found, name, config, votes, known)
-    configs = {model: one for model in found.files.models() if (one := found.fused_config(model)) is not None}
-    for graph in outdated_among(configs, votes):
+    for graph in outdated_graphs(found.files, votes):
         again = f"`defensemble export --repository {found.files.repository} --ensemble {name} --fuse {graph} --replace`"
         text = f"'{graph}' is a fused graph of other votes than '{name}' has now: fuse it again ({again})"
         found.say(graph, text, f"{graph}/{CONFIG_FILE}", ("parameters", "key", "members"), refuses=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from google.protobuf.message import DecodeError
 
 from defensemble_repository.configs import fused_config
 from defensemble_repository.ensemble import Ensemble
-from defensemble_repository.errors import EnsembleError
+from defensemble_repository.errors import ConfigError, EnsembleError, RepositoryError
 from defensemble_repository.names import CONFIG_FILE, LABELS_FILE, MODEL_FILE, PROFILES_FOLDER, REPORT_FILE, RESERVED, check_name
 from defensemble_repository.pbtxt import config_from_file, pbtxt_from_config, schema
 from defensemble_repository.reader import (
@@ -24,7 +25,6 @@ from defensemble_repository.reader import (
     next_version,
     parameter,
     read_config,
-    read_ensemble,
     stated_votes,
 )
 from defensemble_repository.view import Files
@@ -169,29 +169,77 @@ def voting_members(repository: Path, ensemble: str, planned: Mapping[str, bytes]
     return votes, members, checked_batch(int(config.max_batch_size), f"max_batch_size in {repository / ensemble / CONFIG_FILE}")
 
 
-def outdated_graphs(repository: Path, ensemble: str) -> list[str]:
-    """Fused graphs in ``repository`` of members of ``ensemble``, but of other versions, weights or average than it votes with now.
+def outdated_graphs(files: Files, now: Ensemble) -> list[str]:
+    """Return the fused graphs that belong to `now`, an ensemble of `files`, but hold the votes of no ensemble there any more.
 
-    Raises:
-        EnsembleError, ConfigError: the ensemble cannot be read.
+    A graph belongs to the ensemble that its configuration names. One that an older version wrote names none: it belongs to the ensemble
+    that has its votes on disk, before what is planned in `files`, else to the one that shares most votes with it.
     """
-    if not (repository / ensemble).exists():
+    candidates = {}
+    for name in files.models():
+        config = _config_of_graph(files, name)
+        graph = None if config is None else stated_votes(config, now.name)  # None too where edited by hand, which the server tells
+        if config is not None and graph is not None and {vote.model for vote in graph.members} & {vote.model for vote in now.members}:
+            candidates[name] = (graph, parameter(config, "ensemble"))
+    if not candidates:
         return []
-    folders = sorted(entry.parent for entry in repository.glob(f"*/{CONFIG_FILE}"))
-    return outdated_among({folder.name: read_config(folder) for folder in folders}, read_ensemble(repository, ensemble))
-
-
-def outdated_among(configs: Mapping[str, schema.ModelConfig], now: Ensemble) -> list[str]:
-    """Those of ``configs``, by name, that are fused graphs of members of ``now``, but of other votes."""
-    names = {vote.model for vote in now.members}
+    ensembles = [now, *(other for name in files.models() if name != now.name and (other := _ensemble_in(files, name)) is not None)]
+    before = _ensemble_in(Files(files.repository), now.name)
     found = []
-    for name, config in configs.items():
-        if config.platform == "ensemble" or [tensor.name for tensor in config.input] != ["images"]:
+    for name, (graph, origin) in candidates.items():
+        if any(_same_votes(graph, other) for other in ensembles):
             continue
-        graph = stated_votes(config, now.name)  # None of a network, and where it was edited by hand, which the server tells
-        if graph is not None and {vote.model for vote in graph.members} & names and graph != now:
+        if origin is None and before is not None and _same_votes(graph, before):
+            origin = now.name
+        if origin is None:
+            origin = max(ensembles, key=lambda other: (_likeness(graph, other), other.name)).name
+        if origin == now.name:
             found.append(name)
     return found
+
+
+def _config_of_graph(files: Files, model: str) -> schema.ModelConfig | None:
+    """Return the configuration of a model that could be a fused graph, else None."""
+    try:
+        content = files.content(f"{model}/{CONFIG_FILE}") or b""
+        # Parsing takes a millisecond a model, and most are none.
+        config = files.config(model) if b"images" in content and b"members" in content else None
+    except (ConfigError, OSError):
+        return None  # what is wrong with another model is no concern of an ensemble's
+    if config is None or config.platform == "ensemble" or [tensor.name for tensor in config.input] != ["images"]:
+        return None
+    return config
+
+
+def _ensemble_in(files: Files, name: str) -> Ensemble | None:
+    """Return an ensemble, or None where the model is none, or none that can be read."""
+    try:
+        if b"ensemble_scheduling" not in (files.content(f"{name}/{CONFIG_FILE}") or b""):
+            return None
+        config = files.config(name)
+        models = dict.fromkeys(step.model_name for step in config.ensemble_scheduling.step)
+        return ensemble_from_configs(name, {**{model: files.config(model) for model in models if files.has(model)}, name: config})
+    except (RepositoryError, OSError):
+        return None
+
+
+def _shares(ensemble: Ensemble) -> dict[tuple[str, int], float]:
+    return {(vote.model, vote.version): weight for vote, weight in zip(ensemble.members, ensemble.weights, strict=True)}
+
+
+def _same_votes(one: Ensemble, other: Ensemble) -> bool:
+    """Whether two ensembles have the same members, versions, shares of the weights, and average, in whatever order."""
+    mine, theirs = _shares(one), _shares(other)
+    if one.average != other.average or mine.keys() != theirs.keys():
+        return False
+    return all(math.isclose(weight, theirs[vote], rel_tol=1e-9) for vote, weight in mine.items())
+
+
+def _likeness(graph: Ensemble, ensemble: Ensemble) -> tuple[int, int, int, bool]:
+    """How much of a graph's votes an ensemble has: more members of the same version, of any version, fewer others, the same average."""
+    mine, theirs = _shares(graph), _shares(ensemble)
+    models = {model for model, _ in mine} & {model for model, _ in theirs}
+    return len(mine.keys() & theirs.keys()), len(models), -len(theirs), graph.average == ensemble.average
 
 
 def fused_member(

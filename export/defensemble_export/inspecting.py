@@ -86,15 +86,6 @@ class Inspection:
                     )
         return self._configs[model]
 
-    def fused_config(self, model: str) -> schema.ModelConfig | None:
-        """The configuration of a model that could be a fused graph, else None; what is wrong with a stranger is not told."""
-        try:
-            content = self.files.content(f"{model}/{CONFIG_FILE}") or b""
-            # Parsing takes a millisecond a model, and most are none.
-            return self.files.config(model) if b"images" in content and b"members" in content else None
-        except (ConfigError, OSError):
-            return None
-
     def parsed(self, model: str, path: str) -> schema.ModelConfig | None:
         """A configuration of ``model`` at ``path``; None where there is none or it is not valid, which is told with its line."""
         content = self.content(path)

@@ -93,6 +93,7 @@ def fused_config(
     # one rename of this file change what is served and what is said of it together.
     config.version_policy.specific.versions[:] = [version]
     _set_parameters(config, {**_votes(ensemble), "member_digests": json.dumps(list(member_digests)), f"precision.{version}": precision})
+    _set_parameters(config, {"ensemble": ensemble.name})  # whose edits make it outdated
     if digest is not None:
         _set_parameters(config, {f"sha256.{version}": digest})
     return config

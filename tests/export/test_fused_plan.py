@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
+from defensemble.ensembles import Ensembles
 from defensemble_export import (
     ConfigError,
     Ensemble,
@@ -17,6 +18,7 @@ from defensemble_export import (
     ExistsError,
     RepositoryError,
     Vote,
+    check_ensemble,
     config_from_pbtxt,
     fuse_planned,
     fuse_repository,
@@ -28,6 +30,7 @@ from defensemble_export import (
     repository_plan,
     write_plan,
 )
+from defensemble_repository.view import Files
 from tests import tiny
 from tests.tiny import member
 
@@ -68,6 +71,7 @@ def test_a_repository_is_fused_from_what_it_holds(repository: Path) -> None:
         "weights": "[1.0, 3.0]",
         "members": '["alpha@1", "beta@1"]',
         "member_digests": json.dumps([hashlib.sha256(tiny.linear_onnx(seed)).hexdigest() for seed in (1, 2)]),
+        "ensemble": "ensemble",
         "intra_op_thread_count": "0",
         "precision.1": "fp32",
         "sha256.1": hashlib.sha256(after["fused/1/model.onnx"]).hexdigest(),
@@ -295,3 +299,62 @@ def test_an_ensemble_that_is_edited_meanwhile_is_not_fused_as_it_was(repository:
     assert not (repository / "fused").exists()
     fuse_repository(repository, "ensemble", "fused")
     assert read_config(repository / "fused").parameters["members"].string_value == '["alpha@1", "beta@1", "gamma@1"]'
+
+
+@pytest.fixture
+def several(tmp_path: Path) -> Path:
+    """Ensembles of some of the members alpha, beta and gamma, and `fused`, the graph of `ensemble`."""
+    folder = tiny.write_repository(tmp_path / "repository", {"alpha": 1, "beta": 2, "gamma": 3}, weight={"beta": 3.0})
+    ensembles = Ensembles(folder)
+    ensembles.create("canary", ["alpha", "beta"])
+    ensembles.create("zoo", ["alpha", "beta", "gamma"])
+    fuse_repository(folder, "ensemble", "fused", images=tiny.images(2))
+    return folder
+
+
+def told_by(folder: Path) -> list[str]:
+    """The ensembles whose check says that `fused` is outdated."""
+    names = Ensembles(folder).names()
+    return [name for name in names if any(finding.model == "fused" for finding in check_ensemble(Files(folder), name))]
+
+
+def without_name(folder: Path) -> None:
+    """Make `fused` one of an older version, which names no ensemble."""
+    config = read_config(folder / "fused")
+    del config.parameters["ensemble"]
+    (folder / "fused/config.pbtxt").write_bytes(pbtxt_from_config(config))
+
+
+@pytest.mark.parametrize("is_old", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_graph_that_equals_an_ensemble_is_not_outdated(several: Path, is_old: bool) -> None:
+    if is_old:
+        without_name(several)
+    assert told_by(several) == []
+    Ensembles(several).weight("ensemble", {"alpha": 2.0, "beta": 6.0, "gamma": 2.0})  # the same shares
+    assert told_by(several) == []
+    edited = Ensembles(several).weight("canary", {"beta": 2.0})
+    assert not [remark for remark in edited.remarks if "fused" in remark]
+
+
+@pytest.mark.parametrize("is_old", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_graph_whose_ensemble_is_edited_is_outdated_for_that_ensemble_only(several: Path, is_old: bool) -> None:
+    if is_old:
+        without_name(several)
+    edited = Ensembles(several).weight("ensemble", {"beta": 2.0})
+    assert [("fused" in remark, "--ensemble ensemble " in remark) for remark in edited.remarks] == [(True, True)]
+    assert len(told_by(several)) == 1
+    if not is_old:
+        assert told_by(several) == ["ensemble"]
+    for other, weights in (("canary", {"alpha": 2.0}), ("zoo", {"alpha": 2.0})):
+        remarks = Ensembles(several).weight(other, weights).remarks
+        assert is_old or not [remark for remark in remarks if "fused" in remark], other
+    Ensembles(several).weight("zoo", {"alpha": 1.0, "beta": 3.0})  # now what the graph holds
+    assert told_by(several) == []
+
+
+def test_a_graph_of_no_ensemble_is_never_outdated(several: Path) -> None:
+    alone = Ensemble("fused", (Vote("alpha"), Vote("beta")))
+    graph = fused_member("fused", alone, [member("alpha", 1), member("beta", 2)], None, max_batch_size=8)
+    write_plan(several, fused_plan(several, graph, alone, max_batch_size=8, replace=True))
+    Ensembles(several).weight("canary", {"beta": 2.0})
+    assert told_by(several) == []
