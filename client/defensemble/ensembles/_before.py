@@ -37,8 +37,8 @@ class Before:
         now = snapshot_or_none(share.plan.disk(), share.name)
         served = _served_otherwise(share)
         if now is None or _is_named_for_its_votes(now):
-            return cls(now, served, takes_up=served is not None)
-        return cls(_taken_up(share, now), served, takes_up=True)
+            return cls(now, _complete(share, served), takes_up=served is not None)
+        return cls(_taken_up(share, now), _complete(share, served), takes_up=True)
 
 
 def before_reload(share: Share) -> Before:
@@ -56,7 +56,7 @@ def before_reload(share: Share) -> Before:
         only = before or now
         # Averages whose parameters were edited before anything was recorded: what they were is not known.
         return Before(only if only is None or _is_named_for_its_votes(only) else None)
-    return Before(before, served, was_edited_by_hand=True)
+    return Before(before, _complete(share, served), was_edited_by_hand=True)
 
 
 def snapshot_or_none(files: Files, name: str) -> Snapshot | None:
@@ -102,6 +102,20 @@ def _served_otherwise(share: Share) -> bytes | None:
         if told is not None and differs:
             return pbtxt_from_config(served_config(told))
     return None
+
+
+def _complete(share: Share, served: bytes | None) -> bytes | None:
+    """Return a configuration that a server has loaded, but None where it runs models that are not on disk, as in a restored backup.
+
+    Put back, it could not be loaded.
+    """
+    from defensemble_export import config_from_pbtxt
+    from defensemble_export.edit_plan import steps_of
+
+    if served is None:
+        return None
+    steps = steps_of(config_from_pbtxt(served.decode(), "the configuration"))
+    return served if all(share.plan.disk().has(model) for model, _ in steps) else None
 
 
 def is_same_state(one: Snapshot, another: Snapshot) -> bool:

@@ -131,15 +131,13 @@ def bring_in_line(served: Served, repository: Path, name: str | None, candidates
         ServiceError: It refuses, or does not answer.
         defensemble_export.ConfigError: The ensemble's configuration cannot be read.
     """
-    from defensemble_export.served import is_served_as_on_disk
     from defensemble_repository.view import Files
 
     files = Files(repository)
     ready = served.ready()
     if name is not None and files.has(name):
-        told = served.config(name) if name in ready else None
-        if told is None or not is_served_as_on_disk(files, name, told):
-            served.load_surely(name)
+        if name not in ready or served.differs(repository, name):
+            served.load_surely(repository, name)
     elif name is not None and name in ready:
         served.unload(name)
     for model in unused_models(repository, served, candidates):

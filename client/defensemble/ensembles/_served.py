@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defensemble._client import Client
-from defensemble._exceptions import ModelNotFoundError, NotReadyError, ServerFailedError, ServiceError
+from defensemble._exceptions import ModelNotFoundError, NotReadyError, RequestRefusedError, ServerFailedError, ServiceError
 from defensemble._translate import service_error
 from defensemble._transport import OutputRequest
 
@@ -98,26 +98,56 @@ class Served:
         """
         self._transport.load_model(model, self._load_timeout_s)
 
-    def load_from(self, folder: Path, model: str) -> None:
+    def load_from(self, folder: Path, model: str) -> bool:
         """Loads a model that lies in `folder`; where the server does not see it there, says that it reads another folder.
+
+        Returns whether what it then has loaded is the configuration in `folder`.
 
         Raises:
             ServiceError: The server refuses it, does not see it, or does not answer.
+            OSError: It takes the files for older than what it has loaded, and the configuration cannot be written again.
         """
+        from defensemble_export.aside import shared_mode, write_aside
+        from defensemble_repository.names import CONFIG_FILE
+
         try:
             self.load(model)
-        except ServerFailedError as error:
-            if any(state.name == model for state in self._transport.repository_index(self._timeout_s)):
+        except (ServerFailedError, RequestRefusedError) as error:
+            if not any(state.name == model for state in self._transport.repository_index(self._timeout_s)):
+                raise self._reads_another("load", model, f"it sees no such model, which lies in {folder}") from error
+            if not self.differs(folder, model):
                 raise
-            raise self._reads_another("load", model, f"it sees no such model, which lies in {folder}") from error
+        else:
+            if not self.differs(folder, model):
+                return True
+        # Triton (2.51, seen) takes a loaded model for unchanged whose files, by the later of their times of content and of status, are not
+        # newer than those that it has loaded: a backup that was moved into place. Written again, the configuration is.
+        config = folder / model / CONFIG_FILE
+        write_aside(config, config.read_bytes(), mode=shared_mode(config))
+        self.load(model)
+        return not self.differs(folder, model)
 
-    def load_surely(self, model: str) -> None:
-        """Loads a model, and looks whether it is loaded: of files that it has refused once, Triton says OK the next time.
+    def differs(self, folder: Path, model: str) -> bool:
+        """Whether a model is loaded with another configuration than lies in `folder`.
+
+        Raises:
+            ServiceError: The server does not answer.
+            defensemble_export.ConfigError: The configuration cannot be read.
+        """
+        from defensemble_export.served import is_served_as_on_disk
+        from defensemble_repository.view import Files
+
+        told = self.config(model)
+        return told is not None and Files(folder).has(model) and not is_served_as_on_disk(Files(folder), model, told)
+
+    def load_surely(self, folder: Path, model: str) -> None:
+        """Loads a model from `folder`, and looks whether it is loaded: of files that it has refused once, Triton says OK the next time.
 
         Raises:
             ServiceError: The server refuses it, or does not answer.
+            OSError: See `load_from`.
         """
-        self.load(model)
+        self.load_from(folder, model)
         if model not in self.ready():
             told = next((state.reason for state in self._transport.repository_index(self._timeout_s) if state.name == model), "")
             raise service_error(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from defensemble._exceptions import ConnectionFailedError, ServiceError
+from defensemble._exceptions import ConnectionFailedError, RequestRefusedError, ServerFailedError, ServiceError
 from defensemble.ensembles._errors import EditFailedError, EditOvertakenError
 from defensemble.ensembles._proofs import Weighed, check_answer, check_averaging, fixed_image, tolerance_for
 from defensemble.ensembles._served import Served, is_averaging
@@ -86,6 +86,7 @@ class Carrying:
         self._warn = warn
         self._drain_s = drain_s
         self._step = ""
+        self._ignored: list[str] = []  # what servers loaded without taking the files on disk up
         self._recorded: set[Path] = set()  # where the history may hold the edit
         self._touched: dict[str, bool] = {}  # by server: whether the ensemble itself was to be loaded
         self.unloaded: dict[str, list[str]] = {}
@@ -109,7 +110,7 @@ class Carrying:
             if not isinstance(error, Exception):
                 self._warn(f"interrupted at the step '{self._step}': {'; '.join(lines) or 'nothing had been changed'}")
                 raise
-            raise EditFailedError(self._step, str(error), lines) from error
+            raise EditFailedError(self._step, "".join([str(error), *self._ignored]), lines) from error
         # From here on the edit is in place. What was written down of it stays until all is done, so that the next command goes on with it.
         try:
             self._release()
@@ -169,7 +170,7 @@ class Carrying:
                     served.unload_gone(share.place.repository, share.name)
                 else:
                     self._at(f"load '{share.name}' on {served.url}")
-                    served.load(share.name)
+                    self._load_from(share, served, share.name)
         for _, served in self._servers():
             if served.url in proofs:
                 with self._timings.of("inferences"):
@@ -181,9 +182,23 @@ class Carrying:
                     self._recorded.add(share.place.repository)
                     append_edit(share.place.repository, share.pending.edit)
 
+    def _load_from(self, share: Share, served: Served, model: str) -> None:
+        ignored = (
+            f" {served.url} still has '{model}' loaded as it was before, otherwise than it is in {share.place.repository}. It may take "
+            "these files for older than those that it had loaded: set the clocks right, or restart the server, which then reads the files."
+        )
+        try:
+            if not served.load_from(share.place.repository, model):
+                self._ignored.append(ignored)
+        except (RequestRefusedError, ServerFailedError):
+            # Where all models that it runs as loaded are still on disk, it has looked at the new files, and refuses them.
+            if not all(share.plan.outcome().has(step) for step, _ in served.steps(model)):
+                self._ignored.append(ignored)
+            raise
+
     def _load(self, share: Share, served: Served, model: str) -> None:
         try:
-            served.load_from(share.place.repository, model)
+            self._load_from(share, served, model)
         except ServiceError as error:
             if model not in share.ready[served.url] or is_averaging(model):
                 raise
@@ -319,10 +334,10 @@ class Carrying:
         rewritten = {path.partition("/")[0] for path in (share.pending.before if share.pending is not None else ())} - {share.name}
         for model in share.loads[served.url]:
             if model in before and model in rewritten:
-                served.load(model)
+                served.load_from(share.place.repository, model)
         if self._touched[served.url]:
             if share.name in before and share.plan.disk().has(share.name):
-                served.load_surely(share.name)
+                served.load_surely(share.place.repository, share.name)
             elif share.name in served.ready():
                 served.unload(share.name)
         now = served.ready()

@@ -1,0 +1,101 @@
+"""A backup that is moved into place under a running server: its files are older than those that the server has loaded."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from defensemble import Client
+from defensemble.ensembles import EditFailedError, Ensembles
+from defensemble_server import ServeOptions, serve
+from tests import tiny
+from tests.client.ensembles.world import ABC, KEY, Votes, answers
+
+pytestmark = pytest.mark.slow
+
+A5BC = {**ABC, "a@1": 5.0}
+
+
+class Stage:
+    """A server of `a`, `b` and `c`, an editor, and a backup of the repository from before the first edit."""
+
+    def __init__(self, folder: Path, client: Client) -> None:
+        self.folder = folder
+        self.client = client
+        self.backup = folder.with_name("backup")
+        shutil.copytree(folder, self.backup)
+        self.ensembles = Ensembles(folder, client)
+
+    def restore(self) -> None:
+        """Move the backup into the place of the repository: no file in it gets a new time."""
+        self.folder.rename(self.folder.with_name("damaged"))
+        self.backup.rename(self.folder)
+
+    def answers_as(self, votes: Votes) -> bool:
+        images = tiny.images(3)
+        got = self.client.predict(images, model="ensemble").probabilities
+        return bool(np.abs(got - answers(images, votes)["probabilities"]).max() < 1e-5)
+
+
+@pytest.fixture(params=["grpc", "http"])
+def stage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stage]:
+    folder = tiny.write_repository(tmp_path / "repository", {"a": 1, "b": 2, "c": 3})
+    options = ServeOptions(http_port=0, grpc_port=0, metrics_port=0, drain_s=0, admin_key=KEY)
+    with serve(folder, options) as server:
+        url = server.grpc_url if request.param == "grpc" else server.http_url
+        with Client(url, admin_key=KEY) as client:
+            yield Stage(folder, client)
+
+
+@pytest.mark.parametrize(
+    ("edit", "votes"),
+    [
+        (lambda ensembles: ensembles.reload("ensemble"), ABC),
+        (lambda ensembles: ensembles.weight("ensemble", {"a": 1.0}), ABC),  # what the backup holds
+        (lambda ensembles: ensembles.weight("ensemble", {"b": 2.0}), {**ABC, "b@1": 2.0}),
+        (lambda ensembles: ensembles.remove("ensemble", ["c"]), {"a@1": 1.0, "b@1": 1.0}),
+    ],
+    ids=["reload", "same", "weight", "remove"],
+)
+def test_an_edit_goes_on_from_the_restored_files(stage: Stage, edit: Callable[[Ensembles], object], votes: Votes) -> None:
+    stage.ensembles.weight("ensemble", {"a": 5.0})
+    assert stage.answers_as(A5BC)
+    stage.restore()
+    edit(stage.ensembles)
+    assert stage.answers_as(votes)
+    assert stage.ensembles.check() == []
+    assert not (stage.folder / "pending-edit.json").exists()
+
+
+def test_an_edit_takes_an_older_member_up(stage: Stage) -> None:
+    other = tiny.write_repository(stage.folder.with_name("other"), {"a": 11}, ensemble=None)
+    for file in (stage.folder / "a").rglob("*"):
+        os.utime(file)
+    stage.client.transport.load_model("a", 10.0)
+    (stage.folder / "a").rename(stage.folder.with_name("damaged"))
+    (other / "a").rename(stage.folder / "a")
+    stage.ensembles.weight("ensemble", {"b": 2.0})
+    assert stage.answers_as({"a@2": 1.0, "b@1": 2.0, "c@1": 1.0})  # `a@2` has that network there
+
+
+def test_a_server_whose_files_were_of_the_future_is_told(stage: Stage) -> None:
+    """Nothing on disk can be newer than these: the edit fails, says so, and the restored files stay."""
+    stage.ensembles.weight("ensemble", {"a": 5.0})
+    tomorrow = time.time() + 86400
+    os.utime(stage.folder / "ensemble/config.pbtxt", (tomorrow, tomorrow))
+    stage.client.transport.load_model("ensemble", 10.0)
+    stage.restore()
+    before = tiny.content(stage.folder)
+    with pytest.raises(EditFailedError, match=rf"{stage.client.transport.url} still has 'ensemble' loaded.*restart") as failed:
+        stage.ensembles.reload("ensemble")
+    assert failed.value.step.startswith("load 'ensemble'")
+    assert stage.answers_as(A5BC)
+    after = tiny.content(stage.folder)
+    assert {path: after.get(path) for path in before} == before
+    assert set(after) - set(before) <= {"pending-edit.json"}
