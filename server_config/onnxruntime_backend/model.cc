@@ -48,7 +48,9 @@ Model::Model(TRITONBACKEND_Model* handle, const Runtime& runtime, const ThreadCo
   try {
     const Json config = config_from_model(handle);
     max_batch_size_ = config["max_batch_size"].integer().value_or(0);
-    averages_ = config["parameters"]["average"].exists();
+    // A fused graph has that parameter too, and takes images.
+    averages_ = config["parameters"]["average"].exists() && config["input"].items().size() > 0 &&
+                config["input"].items().front()["name"].text() != "images";
     const SessionSettings settings = settings_from_config(config, defaults);
     const std::string& file = config["default_model_filename"].text();
     open_session(folder_ + "/" + std::to_string(version_) + "/" + (file.empty() ? "model.onnx" : file), settings);

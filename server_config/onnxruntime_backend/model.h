@@ -24,7 +24,7 @@ class Model {
   const std::string& name() const { return name_; }
   // The model's instances share it: Run may be called from several threads at once, and the weights are in memory once.
   OrtSession* session() const { return session_.get(); }
-  // Whether it is an ensemble's last step: averaging models carry this parameter.
+  // Whether it is an ensemble's last step, an averaging model.
   bool averages() const { return averages_; }
   // Whether requests can be joined: every tensor's first dimension then counts them.
   bool batches() const { return max_batch_size_ > 0; }

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +17,7 @@ import pytest
 import urllib3
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from defensemble_export import fuse_repository
 from defensemble_server import Server, serve
 from tests import tiny
 from tests.server.calls import FREE, processor_ticks, write_slow_model
@@ -110,10 +111,12 @@ def call_http(server: Server, model: str) -> Callable[[], str]:
 
 
 @pytest.mark.parametrize("protocols", [(call_grpc,), (call_http,), (call_grpc, call_http)], ids=["grpc", "http", "both"])
+@pytest.mark.parametrize("models", [("ensemble", "alpha"), ("fused",)], ids=" ".join)
 @pytest.mark.parametrize("drain_s", [0, 1])
 def test_under_load_every_call_is_answered_or_unavailable(
-    repository: Path, protocols: tuple[Callable[[Server, str], Callable[[], str]], ...], drain_s: int
+    repository: Path, protocols: tuple[Callable[[Server, str], Callable[[], str]], ...], drain_s: int, models: Sequence[str]
 ) -> None:
+    fuse_repository(repository, "ensemble", "fused", images=tiny.images(2))
     got: Counter[str] = Counter()
     ended = Event()
     with serve(repository, replace(FREE, drain_s=drain_s)) as server, ThreadPoolExecutor(4 * CALLERS) as callers:
@@ -140,4 +143,5 @@ def test_under_load_every_call_is_answered_or_unavailable(
         for loop in loops:
             loop.result()
     assert set(got) <= {"answered", "UNAVAILABLE", "503", "disconnected"}, got
+    assert protocols != (call_http,) or got["503"] > 0, "later requests are refused"
     assert got["disconnected"] + got["UNAVAILABLE"] + got["503"] > 0
