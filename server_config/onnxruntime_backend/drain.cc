@@ -21,7 +21,7 @@ using std::chrono::milliseconds;
 // So long nothing has to run until all answers count as sent.
 constexpr milliseconds kQuiet{250};
 // So long the last runs get once later requests are refused.
-constexpr milliseconds kLastRuns{2000};
+constexpr milliseconds kLastRuns{4000};
 constexpr milliseconds kPoll{10};
 
 enum class Refused { none, new_requests, all };
