@@ -221,7 +221,8 @@ class _Guard:
                 server.wait()
         if self._ended is None:
             self._ordered = True
-            self._ended = 0 if server is None else server.returncode
+            # A server that had not loaded the backend yet has no handler for that signal.
+            self._ended = 0 if server is None or server.returncode == -self._stop_signal else server.returncode
         if self._ready is not None:
             self._event("ended", ordered=self._ordered, status=self._ended)
         _forget(self._state)

@@ -34,7 +34,12 @@ if TYPE_CHECKING:
 @click.option("--free-ports", is_flag=True, help="Choose free ports where none is given.")
 @click.option("--admin-key-file", type=click.Path(path_type=Path), help="File with the key that editing needs; a random key without it.")
 @click.option(
-    "--drain", "drain_s", type=click.IntRange(min=0), default=5, show_default=True, help="Seconds that requests get to finish at the end."
+    "--drain",
+    "drain_s",
+    type=click.IntRange(min=0),
+    default=5,
+    show_default=True,
+    help="Seconds that requests get to finish when the server is stopped; later ones get UNAVAILABLE (HTTP 503).",
 )
 @click.option("--expose-outdated-server", is_flag=True, help="Let the embedded Triton of 2024, with its published holes, listen on --host.")
 @click.option(
