@@ -20,7 +20,7 @@ _SILENCE_S = 60.0
 
 
 def irregular(path: str | os.PathLike[str]) -> str | None:
-    """Say what a path is that is neither a regular file nor a folder; None for these, and where there is nothing.
+    """Say what a path is that is neither a regular file nor a folder; None for these, and where there is nothing, or a link to itself.
 
     Raises:
         OSError: it cannot be looked at.
@@ -29,6 +29,10 @@ def irregular(path: str | os.PathLike[str]) -> str | None:
         mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return None
+        raise
     if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
         return None
     return {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}.get(stat.S_IFMT(mode), "a device")
@@ -60,7 +64,7 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
         OSError: it is a FIFO, a socket or a device, or cannot be opened.
     """
     check_regular(path)
-    return os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb")  # not blocking: it may be a FIFO by now
+    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # it may be a FIFO by now
 
 
 def read_regular(path: str | os.PathLike[str], limit: int | None = None) -> bytes:
