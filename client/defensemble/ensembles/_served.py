@@ -47,6 +47,7 @@ class Served:
         self._load_timeout_s = load_timeout_s
         self._say = say
         self._has_answered = False
+        self._guarded = False  # whether `serve` ran it on this machine when it answered first
 
     def __repr__(self) -> str:
         return f"Served({self.url!r})"
@@ -64,7 +65,7 @@ class Served:
         Raises:
             ServiceError: It answers, but does not let this client edit.
         """
-        guarded = local_server(self.url) is not None
+        guarded = self._guarded or local_server(self.url) is not None
         if not (self._has_answered or may_restart(self.url)):
             return False
         self._say(f"wait for {self.url}, which may be restarting")
@@ -95,7 +96,8 @@ class Served:
         for told in self._transport.statistics(self._timeout_s):
             if told.name not in names:
                 found.setdefault(told.name, set()).add(told.version)
-        self._has_answered = True
+        if not self._has_answered:
+            self._has_answered, self._guarded = True, local_server(self.url) is not None
         return found
 
     def config(self, model: str) -> dict[str, Any] | None:

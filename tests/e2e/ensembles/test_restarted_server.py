@@ -165,7 +165,7 @@ def test_one_of_two_replicas_restarts_at_every_call(cutter: Cutter, tmp_path: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["weight", "add", "delete", "reload of a batch size"])
+@pytest.mark.parametrize("name", ["weight", "delete"])
 def test_a_server_loads_what_an_edit_has_written_so_far(cutter: Cutter, tmp_path: Path, name: str) -> None:
     """The edit stands still at each of its steps until the server is back: nothing tells it that its models are not loaded any more."""
     scene = SCENES[name]
