@@ -202,6 +202,19 @@ def test_a_server_that_comes_late_is_found_within_a_second() -> None:
     assert live
 
 
+@pytest.mark.slow
+def test_a_server_that_is_gone_for_seconds_is_tried_four_times_a_second() -> None:
+    with scripted(cut_off) as server:
+        transport = GrpcTransport(f"grpc://127.0.0.1:{server.port}")
+        deadline = time.monotonic() + 4
+        while time.monotonic() < deadline:
+            with pytest.raises(ConnectionFailedError):
+                transport.live(1)
+            time.sleep(0.01)
+        transport.close()
+    assert server.connections >= 10  # about 16; 8 where the pauses grow to a second
+
+
 def test_a_closed_transport_refuses() -> None:
     transport = GrpcTransport("grpc://127.0.0.1:1")
     transport.close()

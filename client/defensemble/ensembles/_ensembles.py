@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from defensemble._client import Client
-from defensemble._exceptions import DefensembleError, InputError
+from defensemble._exceptions import ConnectionFailedError, DefensembleError, InputError
 from defensemble.ensembles._flow import Flow
 from defensemble.ensembles._looking import check_there, differences_of, ensembles_in, existing, look_at, settled_or_told
 from defensemble.ensembles._pruning import prune
@@ -31,7 +31,8 @@ class Ensembles:
     An edit is checked before anything changes, and then carried out step by step: the new averaging model is written under a name of
     its own, loaded, and compared with numpy; the ensemble's `config.pbtxt` is written last, loaded, and compared again; what no ensemble
     uses any more is unloaded once nobody asks it. Callers get answers of the old ensemble or of the new one, and no error. Where a step
-    fails, the old state is put back. What serves is always what lies in the folder.
+    fails, the old state is put back. What serves is always what lies in the folder. A server that restarts meanwhile is waited for, for up
+    to 5 s; what it has loaded is asked afresh, and the edit goes on, or the old state is put back.
 
     `wait_s` is how long to wait for somebody else's edit, `load_timeout_s` for a model to be loaded, `drain_s` for a model that is to be
     unloaded to be asked no more. `say` is told each step, `warn` what was found of edits that were cut short.
@@ -101,7 +102,7 @@ class Ensembles:
             if twice:
                 raise InputError(f"the {what} {', '.join(twice)} is named twice: name it once")
         places = [
-            Place(replica.repository, tuple(Served(client, load_timeout_s=load_timeout_s) for client in replica.clients))
+            Place(replica.repository, tuple(Served(client, load_timeout_s=load_timeout_s, say=say) for client in replica.clients))
             for replica in replicas
         ]
         self._flow = Flow(places, wait_s=wait_s, drain_s=drain_s, say=say, warn=warn)
@@ -134,7 +135,16 @@ class Ensembles:
             defensemble_export.RepositoryError, ServiceError, OSError: It cannot be read; a server does not answer.
         """
         settled_or_told(self._flow, self._warn)
-        return [look_at(self._flow.places, one) for one in ([name] if name is not None else self.names())]
+
+        def look() -> list[EnsembleState]:
+            return [look_at(self._flow.places, one) for one in ([name] if name is not None else self.names())]
+
+        try:
+            return look()
+        except ConnectionFailedError:
+            for served in self._flow.servers:
+                served.wait_until_back()
+            return look()  # also where one is not back: it may be known since when it restarts
 
     def check(self, name: str | None = None) -> list[Finding]:
         """What Triton would refuse of an ensemble, or of all of them, as it lies on disk, and what else is wrong; in plain words.

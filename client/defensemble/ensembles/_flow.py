@@ -14,7 +14,7 @@ from defensemble.ensembles._errors import EditRefusedError
 from defensemble.ensembles._plans import plan_findings
 from defensemble.ensembles._recovery import group_of, recover
 from defensemble.ensembles._results import Applied
-from defensemble.ensembles._served import is_averaging
+from defensemble.ensembles._served import Served, is_averaging, repeat_after_restart
 from defensemble.ensembles._steps import Carrying, Place, Share, Timings, loads_for
 
 if TYPE_CHECKING:
@@ -33,6 +33,11 @@ class Flow:
         self._drain_s = drain_s
         self._say = say
         self.warn = warn
+
+    @property
+    def servers(self) -> list[Served]:
+        """The servers of all places."""
+        return [served for place in self.places for served in place.served]
 
     @contextmanager
     def settled(self, wait_s: float | None = None, *, writes: bool = True) -> Iterator[None]:
@@ -102,12 +107,15 @@ class Flow:
         timings = Timings()
         began = time.perf_counter()
         with self.settled(writes=not dry_run):
-            with timings.of("checks"):
+
+            def looked() -> tuple[list[Share], tuple[str, ...], list[Before]]:
                 shares = [self._share(action, name, place, change) for place in self.places]
-                with _before_anything():
-                    self._look_at_servers(shares, reloads)
+                self._look_at_servers(shares, reloads)
                 remarks = (*self._check(action, shares, may_differ), *_told_of_writing(shares))
-                befores = [before_reload(share) if reloads else Before.on_disk(share) for share in shares]
+                return shares, remarks, [before_reload(share) if reloads else Before.on_disk(share) for share in shares]
+
+            with timings.of("checks"), _before_anything():
+                shares, remarks, befores = repeat_after_restart(self.servers, looked)
             if any(before.takes_up for before in befores):
                 remarks = (
                     *remarks,
@@ -118,7 +126,9 @@ class Flow:
             edits = any(share.plan.changes_files or before.was_edited_by_hand for share, before in zip(shares, befores, strict=True))
             if message is not None and not edits:
                 remarks = (*remarks, "nothing of the ensemble changes, so nothing goes into the history, and the message is not kept")
-            if dry_run or not (edits or reloads or any(self._lags(share) for share in shares)):
+            with _before_anything():
+                acts = edits or reloads or repeat_after_restart(self.servers, lambda: any(map(self._lags, shares)))
+            if dry_run or not acts:
                 return Applied(name, None, changes, remarks, _urls(shares), _loaded(shares), seconds=timings.seconds, dry_run=dry_run)
             edit = self._note(action, name, shares, befores, changes, message, undoes) if edits else None
             carrying = Carrying(shares, edit, timings, self._say, self.warn, self._drain_s)
@@ -128,7 +138,7 @@ class Flow:
             name,
             edit,
             changes,
-            (*remarks, *carrying.untidy, *(f"{url} no longer answers: {why}" for url, why in carrying.lost.items())),
+            (*remarks, *carrying.restarted, *carrying.untidy, *(f"{url} no longer answers: {why}" for url, why in carrying.lost.items())),
             tuple(url for url in _urls(shares) if url not in carrying.lost),
             _loaded(shares),
             {url: tuple(models) for url, models in carrying.unloaded.items()},

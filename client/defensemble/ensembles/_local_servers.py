@@ -25,6 +25,14 @@ def local_server(url: str) -> ServerState | None:
     return next((state for state in read_states() if port == (state.grpc_port if over_grpc else state.http_port)), None)
 
 
+def may_restart(url: str) -> bool:
+    """Whether a server that does not answer might be restarting. On this machine that is so for the servers of `serve`.
+
+    Of servers elsewhere nothing is known from here.
+    """
+    return urlsplit(url).hostname not in _LOOPBACK or local_server(url) is not None
+
+
 def restarting(url: str) -> str | None:
     """Since when the server at a URL is being restarted, in words; None where it is not, or is not one of ours."""
     from defensemble_server import server_status

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from defensemble._exceptions import InputError
 from defensemble.ensembles._flow import Flow
-from defensemble.ensembles._served import is_averaging
+from defensemble.ensembles._served import Served, is_averaging, repeat_after_restart
 
 if TYPE_CHECKING:
     from defensemble_export import Prunable
@@ -33,9 +35,7 @@ def prune(flow: Flow, *, keep: int, dry_run: bool) -> list[Prunable]:
         for place in flow.places:
             used: set[str] = set()
             for served in place.served:
-                for model in served.ready():
-                    steps = [] if is_averaging(model) else served.steps(model)
-                    used |= {step if version < 1 else f"{step}@{version}" for step, version in steps}
+                used |= repeat_after_restart([served], partial(_used, served))
             chosen.append(prune_plan(place.repository, keep=keep, also_used=used, say=flow.warn))
             found += chosen[-1]
         if dry_run:
@@ -44,17 +44,29 @@ def prune(flow: Flow, *, keep: int, dry_run: bool) -> list[Prunable]:
             whole = [one.model for one in gone if one.version is None]
             versions = [one for one in gone if one.version is not None]
             for served in place.served:
-                ready = served.ready()
-                for model in whole:
-                    if model in ready:
-                        served.unload(model)
+                repeat_after_restart([served], partial(_update, served, whole, ()))
             writes, removals = prune_files(place.repository, gone)
             remove_files(place.repository, removals)
             if writes:
                 write_plan(place.repository, writes)
             for served in place.served:
-                ready = served.ready()
-                for model in dict.fromkeys(one.model for one in versions):
-                    if model in ready:
-                        served.load(model)
+                # One that was restarted in between may have loaded what was still on disk.
+                repeat_after_restart([served], partial(_update, served, whole, dict.fromkeys(one.model for one in versions)))
     return found
+
+
+def _used(served: Served) -> set[str]:
+    """The members, and the versions of members, that the ensembles run which a server has loaded."""
+    steps = [step for model in served.ready() if not is_averaging(model) for step in served.steps(model)]
+    return {model if version < 1 else f"{model}@{version}" for model, version in steps}
+
+
+def _update(served: Served, gone: Iterable[str], changed: Iterable[str]) -> None:
+    """Unload the loaded ones of the models that are `gone`, and load those again that are `changed`."""
+    ready = served.ready()
+    for model in gone:
+        if model in ready:
+            served.unload(model)
+    for model in changed:
+        if model in ready:
+            served.load(model)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from defensemble._exceptions import ConnectionFailedError, DeadlineExceededError, ForbiddenError, InputError, ServiceError
-from defensemble.ensembles._served import Served
+from defensemble.ensembles._served import Served, repeat_after_restart
 from defensemble.ensembles._steps import Place, unused_models
 
 if TYPE_CHECKING:
@@ -116,8 +117,9 @@ def _bring_in_line(places: Sequence[Place], found: Sequence[Pending], *, undone:
             assert pending is not None
             candidates = {*pending.new_models, *pending.loads, *pending.released}
             waits = undone and pending.rejected is not None and not pending.turned_back
+            name = None if waits else pending.edit.ensemble
             try:
-                bring_in_line(served, place.repository, None if waits else pending.edit.ensemble, candidates)
+                repeat_after_restart([served], partial(bring_in_line, served, place.repository, name, candidates))
             except ServiceError as error:
                 failed.append(error)
     if failed:

@@ -6,30 +6,48 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from defensemble._client import Client
-from defensemble._exceptions import ModelNotFoundError, NotReadyError, RequestRefusedError, ServerFailedError, ServiceError
+from defensemble._exceptions import (
+    ConnectionFailedError,
+    DeadlineExceededError,
+    ModelNotFoundError,
+    NotReadyError,
+    RequestRefusedError,
+    ServerFailedError,
+    ServiceError,
+)
 from defensemble._translate import service_error
 from defensemble._transport import OutputRequest
+from defensemble.ensembles._local_servers import local_server, may_restart
 
 _POLL_S = 0.02
+# How long a server that is lost gets to answer again. The guard of `serve` restarts one in about a second.
+RESTART_WAIT_S = 5.0
 # For how long nobody must have asked a model.
 _QUIET_S = 0.05
 _QUIET_OF_A_NETWORK_S = 1.0
 _POLL_OF_A_NETWORK_S = 0.1
+_T = TypeVar("_T")
 
 
 class Served:
-    """The models of one server, which `client` may load and unload; loads get `load_timeout_s`, everything else the client's timeout."""
+    """The models of one server, which `client` may load and unload; loads get `load_timeout_s`, everything else the client's timeout.
 
-    def __init__(self, client: Client, *, load_timeout_s: float) -> None:
+    `say` is told when the server is lost and waited for.
+    """
+
+    def __init__(self, client: Client, *, load_timeout_s: float, say: Callable[[str], None] = lambda text: None) -> None:
         self._transport = client.transport
         self._timeout_s = client.timeout_s
         self._load_timeout_s = load_timeout_s
+        self._say = say
+        self._has_answered = False
+        self._guarded = False  # whether `serve` ran it on this machine when it answered first
 
     def __repr__(self) -> str:
         return f"Served({self.url!r})"
@@ -38,6 +56,29 @@ class Served:
     def url(self) -> str:
         """Where the server is."""
         return self._transport.url
+
+    def wait_until_back(self) -> bool:
+        """Wait for a server that was lost and may be restarting. Returns whether it answers again within `RESTART_WAIT_S`.
+
+        Triton listens once its models are loaded. A server of this machine that nobody will start is not waited for.
+
+        Raises:
+            ServiceError: It answers, but does not let this client edit.
+        """
+        guarded = self._guarded or local_server(self.url) is not None
+        if not (self._has_answered or may_restart(self.url)):
+            return False
+        self._say(f"wait for {self.url}, which may be restarting")
+        ends = time.monotonic() + RESTART_WAIT_S
+        while True:
+            try:
+                self._transport.repository_index(min(self._timeout_s, RESTART_WAIT_S))
+            except (ConnectionFailedError, DeadlineExceededError, NotReadyError):
+                if time.monotonic() >= ends or (guarded and local_server(self.url) is None):
+                    return False
+            else:
+                return True
+            time.sleep(_POLL_S)
 
     def ready(self) -> dict[str, set[int]]:
         """The versions of each model that answer; fails for whom the server does not let edit.
@@ -55,6 +96,8 @@ class Served:
         for told in self._transport.statistics(self._timeout_s):
             if told.name not in names:
                 found.setdefault(told.name, set()).add(told.version)
+        if not self._has_answered:
+            self._has_answered, self._guarded = True, local_server(self.url) is not None
         return found
 
     def config(self, model: str) -> dict[str, Any] | None:
@@ -234,6 +277,26 @@ class Served:
             if not busy or moment >= ends:
                 return busy
             time.sleep(_POLL_S if any(map(is_averaging, busy)) else _POLL_OF_A_NETWORK_S)
+
+
+def repeat_after_restart(servers: Sequence[Served], act: Callable[[], _T], on_restart: Callable[[], None] = lambda: None) -> _T:
+    """Do what asks or tells `servers`; where the connection to one is lost, wait until all answer, and do it again, once.
+
+    Args:
+        servers: Those that `act` talks to.
+        act: Must find out for itself what is loaded: a server that was restarted has loaded what lies on disk, and nothing else.
+        on_restart: Called before `act` is done again.
+
+    Raises:
+        ConnectionFailedError: A server did not answer again, or was lost a second time.
+    """
+    try:
+        return act()
+    except ConnectionFailedError:
+        if not all(served.wait_until_back() for served in servers):
+            raise
+    on_restart()
+    return act()
 
 
 def is_averaging(model: str) -> bool:

@@ -6,18 +6,21 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from defensemble._exceptions import ConnectionFailedError, RequestRefusedError, ServerFailedError, ServiceError
 from defensemble.ensembles._errors import EditFailedError, EditOvertakenError
 from defensemble.ensembles._proofs import Weighed, check_answer, check_averaging, fixed_image, tolerance_for
-from defensemble.ensembles._served import Served, is_averaging
+from defensemble.ensembles._served import Served, is_averaging, repeat_after_restart
 
 if TYPE_CHECKING:
     from defensemble_export import Edit
     from defensemble_export.edit_plan import EditPlan
     from defensemble_export.pending import Pending
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -89,10 +92,18 @@ class Carrying:
         self._ignored: list[str] = []  # what servers loaded without taking the files on disk up
         self._recorded: set[Path] = set()  # where the history may hold the edit
         self._touched: dict[str, bool] = {}  # by server: whether the ensemble itself was to be loaded
+        self._away: set[str] = set()  # servers that were waited for and did not answer again
+        self._restarts: dict[str, list[str]] = {}  # by server: the steps at which it was lost, and answered again
         self.unloaded: dict[str, list[str]] = {}
         self.left_loaded: dict[str, str] = {}
         self.lost: dict[str, str] = {}
         self.untidy: list[str] = []
+
+    @property
+    def restarted(self) -> list[str]:
+        """Which servers were restarted meanwhile, in words."""
+        lost = [(url, step) for url, steps in self._restarts.items() for step in steps]
+        return [f"{url} was restarted during the edit, or the connection to it was lost, at the step '{step}'" for url, step in lost]
 
     def apply(self) -> None:
         """Carries the edit out.
@@ -106,7 +117,7 @@ class Carrying:
             with never_too_late():
                 self._carry_out()
         except BaseException as error:
-            lines = self._put_back()
+            lines = [*self._put_back(), *self.restarted]
             if not isinstance(error, Exception):
                 self._warn(f"interrupted at the step '{self._step}': {'; '.join(lines) or 'nothing had been changed'}")
                 raise
@@ -145,13 +156,9 @@ class Carrying:
         proofs: dict[str, Callable[[], None]] = {}
         for share, served in self._servers():
             self._touched[served.url] = False
-            for model in (*share.loads[served.url], *share.offers.get(served.url, ())):
-                self._at(f"load {model} on {served.url}")
-                with self._timings.of("loads"):
-                    self._load(share, served, model)
-            if share.plan.after is not None:
-                with self._timings.of("inferences"):
-                    proofs[served.url] = self._prove_averaging(share, served)
+            # A server that restarts has not loaded the new averaging models, which no configuration on disk names yet.
+            if (proof := self._on(served, partial(self._load_and_prove, share, served))) is not None:
+                proofs[served.url] = proof
         with self._timings.of("writes"):
             for share in self._shares:
                 if share.pending is not None and (changed := share.pending.changed_meanwhile()):
@@ -167,20 +174,45 @@ class Carrying:
             with self._timings.of("loads"):
                 if share.plan.after is None:
                     self._at(f"unload '{share.name}' from {served.url}")
-                    served.unload_gone(share.place.repository, share.name)
+                    self._on(served, partial(served.unload_gone, share.place.repository, share.name))
                 else:
+                    # Again after a restart, too: that may have read the old configuration.
                     self._at(f"load '{share.name}' on {served.url}")
-                    self._load_from(share, served, share.name)
+                    self._on(served, partial(self._load_from, share, served, share.name))
         for _, served in self._servers():
             if served.url in proofs:
                 with self._timings.of("inferences"):
-                    proofs[served.url]()
+                    self._on(served, proofs[served.url])
         with self._timings.of("writes"):
             for share in self._shares:
                 if self._edit is not None and share.pending is not None:
                     self._at(f"write the history of {share.place.repository}")
                     self._recorded.add(share.place.repository)
                     append_edit(share.place.repository, share.pending.edit)
+
+    def _on(self, served: Served, act: Callable[[], _T]) -> _T:
+        """Do a part of the edit on a server, and do it again where that was restarted meanwhile."""
+        if served.url in self._away:
+            return act()
+        restarts = self._restarts.setdefault(served.url, [])
+        known = len(restarts)
+        try:
+            return repeat_after_restart([served], act, lambda: restarts.append(self._step))
+        except ConnectionFailedError:
+            if len(restarts) == known:
+                self._away.add(served.url)
+            raise
+
+    def _load_and_prove(self, share: Share, served: Served) -> Callable[[], None] | None:
+        """Load what a server lacks for the new ensemble. Returns what compares the ensemble with numpy, once it is loaded."""
+        for model in (*share.loads[served.url], *share.offers.get(served.url, ())):
+            self._at(f"load {model} on {served.url}")
+            with self._timings.of("loads"):
+                self._load(share, served, model)
+        if share.plan.after is None:
+            return None
+        with self._timings.of("inferences"):
+            return self._prove_averaging(share, served)
 
     def _load_from(self, share: Share, served: Served, model: str) -> None:
         ignored = (
@@ -199,6 +231,8 @@ class Carrying:
     def _load(self, share: Share, served: Served, model: str) -> None:
         try:
             self._load_from(share, served, model)
+        except ConnectionFailedError:
+            raise
         except ServiceError as error:
             if model not in share.ready[served.url] or is_averaging(model):
                 raise
@@ -217,6 +251,7 @@ class Carrying:
         image = fixed_image(next(tuple(tensor.dims) for tensor in config.input))
         self._at(f"ask the members of '{share.name}' on {served.url}")
         # Those that leave are asked too: when they have answered, so have all requests that had come before.
+        restarts = len(self._restarts[served.url])
         leaving = [(model, version) for model, version in served.steps(share.name) if not is_averaging(model)]
         answers = served.infer_all(votes, {"images": image}, "logits")
         logits = [answers[vote] for vote in votes]
@@ -229,7 +264,9 @@ class Carrying:
         def prove() -> None:
             self._at(f"compare '{share.name}' on {served.url} with numpy")
             check_answer(served, share.name, image, outputs, logits, weighed, tolerance)
-            gone = [one for one in leaving if one not in votes]
+            # No request survives a restart, and a member whose files are gone does not either.
+            lives = len(self._restarts[served.url]) == restarts
+            gone = [one for one in leaving if one not in votes and lives]
             served.infer_all(gone, {"images": image}, "logits")
 
         return prove
@@ -240,24 +277,29 @@ class Carrying:
         for share, served in self._servers():
             url = served.url
             try:
-                with self._timings.of("drain"):
-                    # Of networks only those that it released: others may be served for themselves.
-                    chosen = unused_models(share.place.repository, served, share.released[url], all_averages=True)
-                    busy = served.wait_drained(chosen, self._drain_s) if chosen else []
-                for model in busy:
-                    self.left_loaded[f"{model} on {url}"] = (
-                        f"it was not idle within {self._drain_s:g} s: does somebody call it by its own name?"
-                    )
-                for model in chosen:
-                    if model not in busy:
-                        self._at(f"unload {model} from {url}")
-                        with self._timings.of("loads"):
-                            served.unload(model)
-                        self.unloaded.setdefault(url, []).append(model)
+                self._on(served, partial(self._release_on, share, served))
             except ConnectionFailedError as error:
                 self.lost[url] = f"it serves the new state when it starts again ({error})"
             except (ServiceError, OSError) as error:
                 self.left_loaded[f"what {url} does not need any more"] = str(error)
+
+    def _release_on(self, share: Share, served: Served) -> None:
+        with self._timings.of("drain"):
+            # Of networks only those that it released: others may be served for themselves.
+            chosen = unused_models(share.place.repository, served, share.released[served.url], all_averages=True)
+            busy = served.wait_drained(chosen, self._drain_s) if chosen else []
+        for model in chosen:
+            if model not in busy:
+                self._at(f"unload {model} from {served.url}")
+                with self._timings.of("loads"):
+                    served.unload(model)
+                done = self.unloaded.setdefault(served.url, [])
+                if model not in done:  # else a restart had loaded it again
+                    done.append(model)
+        for model in busy:
+            self.left_loaded[f"{model} on {served.url}"] = (
+                f"it was not idle within {self._drain_s:g} s: does somebody call it by its own name?"
+            )
 
     def _put_back(self) -> list[str]:
         """Puts the old state back, on disk first, since servers read from there; returns, in words, where that worked and where not."""
@@ -319,7 +361,7 @@ class Carrying:
         from defensemble_export import RepositoryError
 
         try:
-            self._put_back_on(share, served)
+            self._on(served, partial(self._put_back_on, share, served))
         except ConnectionFailedError as error:
             told.append(f"{served.url} could not be reached to be put back ({error}): when it starts again, it reads the old state")
         except (ServiceError, RepositoryError, OSError) as error:

@@ -15,6 +15,7 @@ import pathlib
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ import numpy as np
 from defensemble import Client
 from defensemble._exceptions import ConnectionFailedError, ServerFailedError
 from defensemble._http import HttpTransport
-from defensemble.ensembles import Applied, EditFailedError, Ensembles, Replica
+from defensemble.ensembles import Applied, EditFailedError, Ensembles, Replica, _served
 
 _FILES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate"}
 _NETWORK = ("infer", "model_config", "repository_index", "load_model", "unload_model", "statistics")
@@ -33,11 +34,21 @@ _NETWORK = ("infer", "model_config", "repository_index", "load_model", "unload_m
 class Steps:
     """Counts the steps of one of `kinds` ("files", "network"), and lets `act` happen at the `at`-th.
 
-    What `lasts`, as a full disk does, happens from then on at every step that needs room.
+    What `lasts`, as a full disk does, happens from then on at every step that needs room. `later` happens at steps after it.
     """
 
-    def __init__(self, at: int, kinds: list[str], act: Callable[[str, str], None], told: int, *, lasts: bool) -> None:
+    def __init__(
+        self,
+        at: int,
+        kinds: list[str],
+        act: Callable[[str, str], None],
+        told: int,
+        *,
+        lasts: bool,
+        later: dict[int, Callable[[str, str], None]],
+    ) -> None:
         self._at = at
+        self._later = later
         self._lasts = lasts
         self._kinds = kinds
         self._act = act
@@ -50,8 +61,8 @@ class Steps:
         if kind not in self._kinds:
             return
         with self._lock:
-            # How often a server is asked in a row whether it is drained depends on the time: once, here.
-            if what == self._last == "statistics":
+            # How often a server is asked in a row whether it is drained, or is back, depends on the time: once, here.
+            if what == self._last and what in ("statistics", "repository_index"):
                 return
             self._last = what
             self._count += 1
@@ -59,6 +70,8 @@ class Steps:
             os.write(self._told, f"{json.dumps({'step': what})}\n".encode())
         if number == self._at or (self._lasts and number > self._at and not what.startswith(("os.rename", "os.remove", "os.rmdir"))):
             self._act(kind, what)
+        elif number in self._later:
+            self._later[number](kind, what)
 
 
 _steps: Steps | None = None
@@ -112,14 +125,37 @@ class Counted:
         return called
 
 
-def _acts(case: dict[str, Any]) -> Callable[[str, str], None]:
+def _acts(case: dict[str, Any], how: str) -> Callable[[str, str], None]:
     """What happens at the step."""
 
     def kill(kind: str, what: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
+    def signal_server(number: int) -> None:
+        guard = case["server"]
+        for child in map(int, Path(f"/proc/{guard}/task/{guard}/children").read_text().split()):
+            if Path(f"/proc/{child}/comm").read_text().strip() == "tritonserver":
+                os.kill(child, number)
+
     def kill_server(kind: str, what: str) -> None:
-        os.kill(case["server"], signal.SIGKILL)
+        signal_server(signal.SIGKILL)
+
+    def restart_server(kind: str, what: str) -> None:
+        """Kills it, and goes on when it answers again: the edit may not notice."""
+        signal_server(signal.SIGKILL)
+        (_, ((url, key),)) = case["places"][0]
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                HttpTransport(url, admin_key=key).repository_index(5)
+                return
+            except ConnectionFailedError:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(0.02)
+
+    def stop_server(kind: str, what: str) -> None:
+        signal_server(signal.SIGSTOP)
 
     def interrupt(kind: str, what: str) -> None:
         os.kill(os.getpid(), signal.SIGINT)
@@ -133,8 +169,16 @@ def _acts(case: dict[str, Any]) -> Callable[[str, str], None]:
     def count(kind: str, what: str) -> None:
         """Nothing: the steps are counted."""
 
-    acts = {"kill": kill, "kill_server": kill_server, "interrupt": interrupt, "fail": fail, "count": count}
-    return acts[case["how"]]
+    acts = {
+        "kill": kill,
+        "kill_server": kill_server,
+        "restart_server": restart_server,
+        "stop_server": stop_server,
+        "interrupt": interrupt,
+        "fail": fail,
+        "count": count,
+    }
+    return acts[how]
 
 
 def _edit(case: dict[str, Any], told: int) -> None:
@@ -149,7 +193,8 @@ def _edit(case: dict[str, Any], told: int) -> None:
     ]
     replicas = [Replica(Path(folder), tuple(of)) for (folder, _), of in zip(case["places"], clients, strict=True)]
     ensembles = Ensembles.over(replicas, say=said.append, warn=warned.append, wait_s=case.get("wait_s", 60.0), drain_s=5.0)
-    _steps = Steps(case["at"], case["kinds"], _acts(case), told, lasts=case.get("lasts", False))
+    later = {int(at): _acts(case, how) for at, how in case.get("later", {}).items()}
+    _steps = Steps(case["at"], case["kinds"], _acts(case, case["how"]), told, lasts=case.get("lasts", False), later=later)
     try:
         applied = getattr(ensembles, case["verb"])(*case["arguments"], **case["named"])
         _steps = None
@@ -188,6 +233,7 @@ def _one_case(case: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     """Answer case after case, until the input ends."""
     sys.dont_write_bytecode = True
+    _served.RESTART_WAIT_S = 30.0  # where many tests run at once, a restart takes more than five seconds
     signal.signal(signal.SIGINT, signal.default_int_handler)
     pathlib.Path.write_bytes = _written_in_halves  # type: ignore[method-assign, assignment]
     for module in ("checking", "edit_plan", "editing", "history", "pending", "pruning", "served", "standing", "writing"):

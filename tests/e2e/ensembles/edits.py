@@ -25,9 +25,9 @@ class Scene:
     unload: Sequence[str] = ()
     late: Callable[[Path], None] | None = None
 
-    def staged(self, place: Path, *, replicas: int = 1) -> AbstractContextManager[Stage]:
+    def staged(self, place: Path, *, replicas: int = 1, restart: bool = False) -> AbstractContextManager[Stage]:
         """The servers, as they are before the edit."""
-        return stage_of(place, self.prepare, replicas=replicas, unload=self.unload, late=self.late)
+        return stage_of(place, self.prepare, replicas=replicas, unload=self.unload, late=self.late, restart=restart)
 
 
 def three_models(folder: Path) -> None:

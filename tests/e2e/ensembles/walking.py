@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,13 @@ class Stage:
         """The models that a server has loaded, be they on disk or not."""
         return set(self.clients[index].transport.models(10.0))
 
+    def wait_restarted(self, index: int, known: int) -> None:
+        """Wait until the guard of a server has checked the answers of a new Triton: its process is not `known` any more."""
+        deadline = time.monotonic() + 60
+        while self.servers[index].triton_pid == known:
+            assert time.monotonic() < deadline, self.servers[index].events()
+            time.sleep(0.02)
+
     def ensembles(self) -> Ensembles:
         """A new one, whose warnings are noted."""
         self.warned = []
@@ -255,6 +263,7 @@ def stage_of(
     replicas: int = 1,
     unload: Sequence[str] = (),
     late: Callable[[Path], None] | None = None,
+    restart: bool = False,
 ) -> Iterator[Stage]:
     """Servers of equal repositories, which `prepare` writes; `unload` is not loaded, and `late` comes when they run already."""
     with ExitStack() as stack:
@@ -262,7 +271,7 @@ def stage_of(
         servers = []
         for folder in folders:
             prepare(folder)
-            servers.append(stack.enter_context(serve(folder, QUIET)))
+            servers.append(stack.enter_context(serve(folder, replace(QUIET, restart=restart))))
         stage = Stage(folders, servers)
         stack.callback(stage.close)
         for client, folder in zip(stage.clients, folders, strict=True):
