@@ -91,8 +91,8 @@ def test_an_edit_that_fails_is_put_back_at_every_of_its_calls(cutter: Cutter, tm
     scene = SCENES[name]
     with scene.staged(tmp_path / "stage", restart=True) as stage:
         whole, _, _ = uncut(stage, cutter, scene.edit, kinds=["network"])
-        change = f"{'unload' if name == 'delete' else 'load'}_model {scene.edit.ensemble}"
-        failing = number_of(whole.steps, f"after {change}")
+        last = "after unload_model" if name == "delete" else "infer"
+        failing = number_of(whole.steps, f"{last} {scene.edit.ensemble}")
         fail: dict[str, Any] = {"how": "fail", "error": "failed"}
         back = cutter.cut(stage, scene.edit, failing, kinds=["network"], **fail)
         assert back.error == "EditFailedError"
