@@ -206,7 +206,9 @@ def test_doctor_finds_the_server(flow: Flow) -> None:
     done = run("doctor", "--url", flow.address.http, cwd=flow.folder)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(rf"^PASS  server {flow.address.grpc_port} .*serves {re.escape(str(flow.repository))} ", done.stdout, re.MULTILINE)
-    assert re.search(rf"^WARN  {re.escape(flow.address.http)} +core {re.escape(EMBEDDED_CORE)} has known faults:$", done.stdout, re.MULTILINE)
+    assert re.search(
+        rf"^WARN  {re.escape(flow.address.http)} +core {re.escape(EMBEDDED_CORE)} has known faults:$", done.stdout, re.MULTILINE
+    )
 
 
 def test_stop_leaves_nothing(tmp_path: Path) -> None:
