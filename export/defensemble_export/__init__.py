@@ -5,6 +5,7 @@ from defensemble_repository.ensemble import Ensemble, Vote
 from defensemble_repository.errors import ConfigError, EnsembleError, RepositoryError
 from defensemble_repository.names import RESERVED
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
+from defensemble_repository.plan_manifest import Manifest
 from defensemble_repository.reader import ensemble_from_configs, read_config, read_ensemble
 
 from . import _telemetry as _telemetry
@@ -12,7 +13,7 @@ from ._errors import DeclarationError, EngineError, ExistsError, ExportError, Hi
 from .averaging import average_onnx
 from .calibration import Calibration, calibration_images
 from .changes import changes_between
-from .checking import check_ensemble
+from .checking import check_ensemble, check_repository
 from .declaring import ensemble_from_yaml, read_declaration, yaml_from_ensemble
 from .engine import engine_from_onnx
 from .engines import BuiltEngine, EngineOptions, PlannedEngine, build_engines, planned_engines
@@ -26,7 +27,6 @@ from .fusing import fused_onnx
 from .half import fp16_from_onnx
 from .history import HISTORY_FILE, Edit, Snapshot, append_edit, new_id, now_text, read_history, snapshot_of, this_user, undoable
 from .labels import labels_from_file
-from .manifest import Manifest
 from .member import member_from_onnx, onnx_from_checkpoint, onnx_from_module
 from .plan import Member, repository_plan
 from .precision import PRECISIONS, TOLERANCES, Tolerance
@@ -87,6 +87,7 @@ __all__ = [
     "changes_between",
     "check_ensemble",
     "check_fuse_request",
+    "check_repository",
     "check_target",
     "config_from_pbtxt",
     "engine_from_onnx",

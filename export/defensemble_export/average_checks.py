@@ -7,6 +7,8 @@ import math
 from collections.abc import Sequence
 
 from defensemble_repository.checks.finding import Step
+from defensemble_repository.checks.inspection import Inspection
+from defensemble_repository.checks.model import said_tensors
 from defensemble_repository.configs import averaging_outputs
 from defensemble_repository.ensemble import AVERAGES, Ensemble, Vote
 from defensemble_repository.errors import EnsembleError
@@ -16,8 +18,6 @@ from defensemble_repository.reader import parameter
 
 from .averaging import average_onnx, is_same_graph
 from .ensemble_files import averaging_model, two_model_names
-from .inspecting import Inspection
-from .model_checks import said_tensors
 
 
 def check_averages(found: Inspection, ensemble: str, models: Sequence[str]) -> None:

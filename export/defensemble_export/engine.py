@@ -15,6 +15,7 @@ import onnx
 
 from defensemble_repository.filesystem.regular_files import read_regular
 from defensemble_repository.names import MANIFEST_FILE, PLAN_FILE
+from defensemble_repository.plan_manifest import Manifest
 
 from ._errors import EngineError
 from .aside import write_aside
@@ -32,7 +33,6 @@ from .engine_plan import (
     network_steps,
 )
 from .foreign_graph import real_inputs
-from .manifest import Manifest
 from .target import Target, check_target, find_target, load_tensorrt
 from .tensorrt_operators import parser_list, problems_of_graph
 from .timing_cache import attach_timings, save_timings

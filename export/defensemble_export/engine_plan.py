@@ -11,10 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from defensemble_repository.plan_manifest import Profile
 from defensemble_repository.reader import checked_batch
 
 from ._errors import EngineError
-from .manifest import Profile
 from .precision import checked_precision
 
 INPUT = "images"

@@ -12,18 +12,18 @@ from typing import Any
 import numpy as np
 import onnx
 
-from defensemble_repository.errors import RepositoryError
+from defensemble_repository.errors import ManifestError, RepositoryError
 from defensemble_repository.filesystem.regular_files import read_regular
 from defensemble_repository.names import BACKEND, CONFIG_FILE, MANIFEST_FILE, MODEL_FILE, PLAN_FILE
 from defensemble_repository.pbtxt import schema
-from defensemble_repository.reader import parameter, read_models, served_versions, versions_in
+from defensemble_repository.plan_manifest import Manifest, read_manifest
+from defensemble_repository.reader import backend_of, parameter, read_models, served_versions, versions_in
 
-from ._errors import EngineError, ExportError
+from ._errors import EngineError
 from .engine import OnProgress, engine_from_onnx, request_from_onnx
 from .engine_plan import DEFAULT_BUILDER_LEVEL, INPUT, BuildRequest
 from .interrupts import interrupts_held
 from .locking import locked
-from .manifest import Manifest, read_manifest
 from .metadata import precision_in
 from .plan_answers import Agreement, check_images, verify_plan
 from .real_images import images_of_record
@@ -221,7 +221,7 @@ def _why_not(config: schema.ModelConfig) -> str | None:
     """Why no plan can be built for a model; None where one can."""
     if config.platform == "ensemble":
         return "it is an ensemble, which is steps and no graph: name its members"
-    if config.backend != BACKEND:
+    if backend_of(config) != BACKEND:
         return f"its backend is '{config.backend or config.platform}', and plans are built from the graphs of '{BACKEND}'"
     inputs = [(tensor.name, tensor.data_type, len(tensor.dims)) for tensor in config.input]
     if inputs != [(INPUT, schema.TYPE_FP32, 3)]:
@@ -282,7 +282,7 @@ def _current(one: PlannedEngine, target: Target) -> Manifest | None:
     plan = one.graph.with_name(PLAN_FILE)
     try:
         manifest = read_manifest(one.graph.with_name(MANIFEST_FILE))
-    except ExportError:
+    except ManifestError:
         return None  # damaged: built anew
     if manifest is None or not plan.exists():
         return None

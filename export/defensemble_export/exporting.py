@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from defensemble_repository.checks.model import refuse_configs
 from defensemble_repository.ensemble import Ensemble
+from defensemble_repository.view import Files
 
 from ._errors import ExportError
 from .form import Form
@@ -119,6 +121,7 @@ def export_networks(
         batches = check_request(
             repository, names, ensemble, average=average, weights=weights or {}, max_batch_size=max_batch_size, replace=replace
         )
+    refuse_configs(Files(repository), [name for name in batches if (repository / name).exists()])
     check_writable(repository)
     for network in networks:
         network.check(form, images)

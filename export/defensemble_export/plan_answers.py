@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from defensemble_repository.plan_manifest import Profile
+
 from ._errors import EngineError
 from .engine_plan import INPUT
-from .manifest import Profile
 from .precision import TOLERANCES
 from .verify import session_as_verified, softmax
 

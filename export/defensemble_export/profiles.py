@@ -11,11 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from defensemble_repository.checks.model import refuse_configs
 from defensemble_repository.errors import ConfigError
 from defensemble_repository.filesystem.regular_files import LARGEST_TEXT, read_regular
 from defensemble_repository.names import BACKEND, MODEL_FILE, PLAN_FILE, PROFILES_FOLDER
 from defensemble_repository.pbtxt import config_from_file, config_from_pbtxt, pbtxt_from_config, schema
-from defensemble_repository.reader import parameter, read_models, served_versions
+from defensemble_repository.reader import backend_of, parameter, read_models, served_versions
+from defensemble_repository.view import Files
 
 from ._errors import ProfileError
 from .locking import locked
@@ -72,7 +74,7 @@ def networks(repository: Path, say: Callable[[str], None] = lambda text: None) -
     found = {
         name: config
         for name, config in configs.items()
-        if config.backend == BACKEND and [tensor.name for tensor in config.input] == ["images"]
+        if backend_of(config) == BACKEND and [tensor.name for tensor in config.input] == ["images"]
     }
     if not found:
         raise ProfileError(
@@ -136,13 +138,14 @@ def profile_plan(repository: Path, profile: str, settings: KeptEngines | None = 
 
     Raises:
         ProfileError: the profile is unknown, a file that it serves is missing, or, without ``force``, its file was edited by hand.
-        ConfigError: a configuration cannot be read.
+        ConfigError: a configuration cannot be read, or no Triton would load it.
     """
     _check_known(profile)
     found = networks(repository)
     missing = {name: problem for name, config in found.items() if (problem := _missing(repository / name, config, profile))}
     if missing:
         raise ProfileError(_missing_text(repository, profile, missing))
+    refuse_configs(Files(repository), found)
     if not force:
         _check_unedited(repository, profile, found, "write")
     files = {}

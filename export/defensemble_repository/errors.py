@@ -2,7 +2,8 @@
 
 RepositoryError
 ├── ConfigError          a config.pbtxt that cannot be read, or would not be read back as it was meant
-└── EnsembleError        members that cannot be averaged, weights or names that are not allowed
+├── EnsembleError        members that cannot be averaged, weights or names that are not allowed
+└── ManifestError        the manifest of a TensorRT plan is damaged, or of another schema
 """
 
 from __future__ import annotations
@@ -18,3 +19,7 @@ class ConfigError(RepositoryError):
 
 class EnsembleError(RepositoryError, ValueError):
     """Members that cannot be averaged, or a name, weight or average that is not allowed."""
+
+
+class ManifestError(RepositoryError):
+    """The manifest of a TensorRT plan is damaged, or of another schema."""

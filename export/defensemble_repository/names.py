@@ -7,6 +7,17 @@ import re
 from .errors import EnsembleError
 
 BACKEND = "onnxruntime"
+# Serves TensorRT plans.
+PLAN_BACKEND = "tensorrt"
+# What Triton takes each `platform` for, which older configurations have where newer ones have `backend`.
+BACKEND_OF_PLATFORM = {
+    "onnxruntime_onnx": BACKEND,
+    "tensorrt_plan": PLAN_BACKEND,
+    "tensorflow_graphdef": "tensorflow",
+    "tensorflow_savedmodel": "tensorflow",
+    "pytorch_libtorch": "pytorch",
+}
+ENSEMBLE_PLATFORM = "ensemble"
 CONFIG_FILE = "config.pbtxt"
 LABELS_FILE = "labels.txt"
 # In a version's folder: the ONNX file, how its export was verified, a TensorRT plan of it, and what that was built with and for.

@@ -12,7 +12,17 @@ from .configs import OUTPUTS, ensemble_steps
 from .ensemble import Ensemble, Vote
 from .errors import ConfigError, EnsembleError, RepositoryError
 from .filesystem.regular_files import LARGEST_TEXT, read_regular
-from .names import CONFIG_FILE, LABELS_FILE, MODEL_FILE, MODEL_NAME
+from .names import (
+    BACKEND,
+    BACKEND_OF_PLATFORM,
+    CONFIG_FILE,
+    ENSEMBLE_PLATFORM,
+    LABELS_FILE,
+    MODEL_FILE,
+    MODEL_NAME,
+    PLAN_BACKEND,
+    PLAN_FILE,
+)
 from .pbtxt import config_from_file, schema
 
 # Every export is verified at its largest batch: beyond this, memory ends before a server's queue does.
@@ -193,13 +203,28 @@ def parameter(config: schema.ModelConfig | None, key: str) -> str | None:
     return config.parameters[key].string_value if config is not None and key in config.parameters else None
 
 
+def is_ensemble(config: schema.ModelConfig) -> bool:
+    """Whether a configuration is one of Triton's ensembles."""
+    return bool(config.platform == ENSEMBLE_PLATFORM)
+
+
+def backend_of(config: schema.ModelConfig) -> str:
+    """The backend that runs a model, whether its configuration names it or the platform; empty where it names neither, or an ensemble."""
+    return str(config.backend or BACKEND_OF_PLATFORM.get(config.platform, ""))
+
+
+def file_of(config: schema.ModelConfig) -> str | None:
+    """The name of the file in a version's folder that a model is loaded from; None for a backend whose files we do not know."""
+    return str(config.default_model_filename) or {BACKEND: MODEL_FILE, PLAN_BACKEND: PLAN_FILE}.get(backend_of(config))
+
+
 def versions_in(folder: Path) -> list[int]:
     """The numbers of a model's versions, lowest first: what is named 1, 2, ... in its folder."""
     return sorted(int(entry.name) for entry in folder.iterdir() if re.fullmatch("[1-9][0-9]*", entry.name))
 
 
 def served_versions(folder: Path, config: schema.ModelConfig) -> list[int]:
-    """The versions in a model's folder that Triton loads: what ``version_policy`` says, the newest alone where it says nothing."""
+    """The versions in a model's folder that Triton loads: what `version_policy` says, only the newest where it says nothing."""
     return versions_by_policy([version for version in versions_in(folder) if (folder / str(version)).is_dir()], config)
 
 
@@ -210,7 +235,8 @@ def versions_by_policy(versions: Sequence[int], config: schema.ModelConfig) -> l
         return list(versions)
     if policy.HasField("specific"):
         return [version for version in versions if version in policy.specific.versions]
-    return list(versions[-max(1, policy.latest.num_versions) :])
+    newest = policy.latest.num_versions if policy.HasField("latest") else 1
+    return list(versions[-newest:]) if newest else []
 
 
 def _number(value: object) -> float:

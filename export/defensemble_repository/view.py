@@ -24,6 +24,16 @@ def _digest(path: str, *version: int) -> str:
     return digest.hexdigest()
 
 
+def file_digest(file: Path) -> str:
+    """The SHA-256 of a file on disk, in hexadecimal; it is not held in memory as a whole.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    known = file.stat()
+    return _digest(str(file), known.st_ino, known.st_size, known.st_mtime_ns, known.st_ctime_ns)
+
+
 class Files:
     """The files of ``repository`` after ``planned``: path relative to it, to the bytes of the file, or None where it will be gone."""
 
@@ -46,6 +56,23 @@ class Files:
         """Whether there is such a file."""
         return self.planned[path] is not None if path in self.planned else regular_file_exists(self.repository / path)
 
+    def size(self, path: str) -> int | None:
+        """How many bytes a file has, None where there is no such file.
+
+        Raises:
+            OSError: it cannot be looked at.
+        """
+        if path in self.planned:
+            content = self.planned[path]
+            return None if content is None else len(content)
+        file = self.repository / path
+        return file.stat().st_size if regular_file_exists(file) else None
+
+    def folders(self, model: str) -> list[str]:
+        """The names of the folders on disk in a model's folder, sorted."""
+        folder = self.repository / model
+        return sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
+
     def digest(self, path: str) -> str | None:
         """The SHA-256 of a file, in hexadecimal, None where there is none; a file on disk is not held in memory as a whole.
 
@@ -56,10 +83,7 @@ class Files:
             content = self.planned[path]
             return None if content is None else hashlib.sha256(content).hexdigest()
         file = self.repository / path
-        if not regular_file_exists(file):
-            return None
-        known = file.stat()
-        return _digest(str(file), known.st_ino, known.st_size, known.st_mtime_ns, known.st_ctime_ns)
+        return file_digest(file) if regular_file_exists(file) else None
 
     def has(self, model: str) -> bool:
         """Whether there is a configuration of ``model``."""

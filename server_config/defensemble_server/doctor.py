@@ -16,11 +16,15 @@ from typing import Any
 
 import urllib3
 
-from ._errors import NotServableError, PlanError, RuntimeMissingError, ServerError
+from defensemble_repository.errors import ManifestError
+from defensemble_repository.names import MANIFEST_FILE, PLAN_FILE
+from defensemble_repository.plan_manifest import read_manifest
+
+from ._errors import NotServableError, RuntimeMissingError, ServerError
 from .backend import built_backend, find_compiler, onnxruntime_library
 from .int8 import int8_check
 from .options import ServeOptions, reached_at
-from .plans import MANIFEST_FILE, PLAN_FILE, Gpu, Machine, problem_of_version, read_machine, read_manifest
+from .plans import Gpu, Machine, problem_of_version, read_machine
 from .profiles import check_profile, profiles_of
 from .repository import read_model
 from .runtime import CONTAINER, EMBEDDED_CORE, check_platform, embedded_triton
@@ -184,7 +188,7 @@ def _plan(folder: Path, version: int, machine: Machine) -> Check:
         if manifest is not None:
             origin = Machine(manifest.tensorrt, (Gpu(manifest.gpu, manifest.compute_capability, manifest.driver),))
         broken = manifest is None or problem_of_version(folder, version, origin, **takes) is not None
-    except (NotServableError, PlanError) as error:
+    except (NotServableError, ManifestError) as error:
         return Check(name, FAIL, str(error), build)
     if problem is None:
         assert manifest is not None, "a plan without one is a problem"

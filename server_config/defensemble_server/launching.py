@@ -9,8 +9,8 @@ from ._errors import NotServableError
 from .options import ServeOptions, cores, triton_command
 from .plans import hold_code
 from .profiles import check_gpu, check_profile, engine_caches
-from .repository import BACKEND, Repository, read_repository
-from .runtime import Runtime, find_runtime
+from .repository import Repository, read_repository
+from .runtime import Runtime, find_runtime, target_of
 
 # Written by `defensemble ensemble` before an edit, and gone after it.
 PENDING_FILE = "pending-edit.json"
@@ -54,7 +54,7 @@ def read_content(folder: Path, options: ServeOptions) -> Repository:
     Raises:
         NotServableError: it is no repository.
     """
-    return read_repository(folder, profile=options.profile, only_backend=BACKEND if options.runtime == "embedded" else None)
+    return read_repository(folder, profile=options.profile, target=target_of(options.runtime))
 
 
 def command_line(runtime: Runtime, content: Repository, options: ServeOptions, ports: dict[str, int], admin_key: str) -> list[str]:

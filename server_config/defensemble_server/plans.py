@@ -16,15 +16,15 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from defensemble_repository.filesystem.regular_files import LARGEST_TEXT, read_regular
+from defensemble_repository.errors import ManifestError
+from defensemble_repository.names import CONFIG_FILE, MANIFEST_FILE, MODEL_FILE, PLAN_BACKEND, PLAN_FILE
+from defensemble_repository.plan_manifest import Manifest, read_manifest
+from defensemble_repository.view import file_digest
 
 from ._errors import PlanError
-from .repository import CONFIG_FILE, PLAN_BACKEND, Repository, file_digest
+from .repository import Repository
 
-MODEL_FILE, PLAN_FILE, MANIFEST_FILE = "model.onnx", "model.plan", "model.plan.json"
-MANIFEST_SCHEMA = "defensemble.plan/1"
 # Compute capability from which on a plan that is hardware compatible runs (HardwareCompatibilityLevel.AMPERE_PLUS).
 _HARDWARE_COMPATIBLE_FROM = (8, 0)
 # Across major versions a version-compatible plan runs in these pairs alone, (built with, runs on): the support matrix of TensorRT 11.4.1.
@@ -50,63 +50,6 @@ class Machine:
     gpus: tuple[Gpu, ...]
     why_no_tensorrt: str = ""
     why_no_gpu: str = ""
-
-
-@dataclass(frozen=True)
-class PlanManifest:
-    """What a plan was built with and for; shapes are (N, C, H, W) of the input ``images``."""
-
-    tensorrt: str
-    gpu: str
-    compute_capability: str
-    driver: str
-    onnx_sha256: str
-    plan_sha256: str
-    min_shape: tuple[int, ...]
-    opt_shape: tuple[int, ...]
-    max_shape: tuple[int, ...]
-    precision: str
-    version_compatible: bool
-    hardware_compatible: bool
-
-
-def read_manifest(path: Path) -> PlanManifest | None:
-    """Read a ``model.plan.json``; None where there is none.
-
-    Raises:
-        PlanError: it is damaged, or of a schema that this version does not know.
-        OSError: it cannot be read.
-    """
-    try:
-        values = json.loads(read_regular(path, LARGEST_TEXT))
-    except FileNotFoundError:
-        return None
-    except (ValueError, RecursionError) as error:
-        raise PlanError(f"{path} is damaged, it is no JSON: {error}; build the plan again") from error
-    schema = values.get("schema") if isinstance(values, dict) else None
-    if schema != MANIFEST_SCHEMA:
-        raise PlanError(f"{path} has the schema {schema!r}, expected {MANIFEST_SCHEMA!r}: build the plan again with this version")
-    try:
-        profile = values["profile"]
-        manifest = PlanManifest(
-            tensorrt=_text(values["tensorrt"]),
-            gpu=_text(values["gpu"]),
-            compute_capability=_text(values["compute_capability"]),
-            driver=_text(values["driver"]),
-            onnx_sha256=_text(values["onnx_sha256"]),
-            plan_sha256=_text(values["plan_sha256"]),
-            min_shape=_shape(profile["min"]),
-            opt_shape=_shape(profile["opt"]),
-            max_shape=_shape(profile["max"]),
-            precision=_text(values["precision"]),
-            version_compatible=_flag(values["version_compatible"]),
-            hardware_compatible=_flag(values["hardware_compatible"]),
-        )
-        _numbers(manifest.tensorrt), _numbers(manifest.compute_capability)
-    except (KeyError, TypeError, ValueError) as error:
-        what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-        raise PlanError(f"{path} is damaged: {what}; build the plan again") from error
-    return manifest
 
 
 def read_machine(environment: Mapping[str, str] | None = None, *, python: Sequence[str] = (sys.executable, "-S")) -> Machine:
@@ -148,7 +91,7 @@ def tensorrt_version(
 
 
 def problem_of_plan(
-    manifest: PlanManifest | None,
+    manifest: Manifest | None,
     machine: Machine,
     *,
     onnx_sha256: str | None,
@@ -175,16 +118,16 @@ def problem_of_plan(
             f"the plan was built from another {MODEL_FILE} (SHA-256 {manifest.onnx_sha256[:16]}...) than the one beside it "
             f"({onnx_sha256[:16]}...): {mend}"
         )
-    shapes = (manifest.min_shape, manifest.opt_shape, manifest.max_shape)
+    shapes = (manifest.profile.min, manifest.profile.opt, manifest.profile.max)
     if image_shape and not all(len(image_shape) == 3 and all(map(_same_size, image_shape, shape[1:])) for shape in shapes):
         sizes = " to ".join(dict.fromkeys(str(shape[1:]) for shape in shapes))
         return f"{CONFIG_FILE} says images of {tuple(image_shape)}, the plan takes {sizes}: {mend}, or export the model again"
-    if max_batch_size > 0 and manifest.min_shape[0] > 1:
-        return f"the plan takes no fewer than {manifest.min_shape[0]} images, and a request may have 1: {mend}"
-    if max_batch_size > manifest.max_shape[0]:
+    if max_batch_size > 0 and manifest.profile.min[0] > 1:
+        return f"the plan takes no fewer than {manifest.profile.min[0]} images, and a request may have 1: {mend}"
+    if max_batch_size > manifest.profile.max[0]:
         return (
-            f"max_batch_size is {max_batch_size}, the plan takes at most {manifest.max_shape[0]} images: {mend}, or lower "
-            f"max_batch_size to {manifest.max_shape[0]}"
+            f"max_batch_size is {max_batch_size}, the plan takes at most {manifest.profile.max[0]} images: {mend}, or lower "
+            f"max_batch_size to {manifest.profile.max[0]}"
         )
     built = f"built with TensorRT {manifest.tensorrt} on {manifest.gpu} (compute capability {manifest.compute_capability})"
     if machine.tensorrt is None:
@@ -217,7 +160,7 @@ def problem_of_version(folder: Path, version: int, machine: Machine, *, max_batc
         return f"version {version}: {plan} is missing: build it with `{rebuild}`"
     try:
         manifest = read_manifest(place / MANIFEST_FILE)
-    except PlanError as error:
+    except ManifestError as error:
         return f"version {version}: {error}, with `{rebuild}`"
     problem = problem_of_plan(
         manifest,
@@ -235,12 +178,12 @@ def hold_code(content: Repository) -> bool:
     """Whether a served plan is version compatible: it carries a runtime of its own, which Triton's backend runs only where it is told to.
 
     Raises:
-        PlanError, OSError: a manifest cannot be read.
+        ManifestError, OSError: a manifest cannot be read.
     """
     places = [
         content.path / model.name / str(version)
         for model in content.models.values()
-        if model.config.backend == PLAN_BACKEND
+        if model.backend == PLAN_BACKEND
         for version in model.served_versions
     ]
     manifests = [read_manifest(place / MANIFEST_FILE) for place in places]
@@ -251,7 +194,7 @@ def _same_size(stated: int, size: int) -> bool:
     return stated in (-1, size)
 
 
-def _version_fits(manifest: PlanManifest, here: str) -> bool:
+def _version_fits(manifest: Manifest, here: str) -> bool:
     built, found = _numbers(manifest.tensorrt), _numbers(here)
     known = min(len(built), len(found))  # an old library does not say its build number
     if built[:known] == found[:known]:
@@ -261,7 +204,7 @@ def _version_fits(manifest: PlanManifest, here: str) -> bool:
     return (built[0] == found[0] and built[:known] < found[:known]) or (built[0], found[0]) in _MAJORS_THAT_FOLLOW
 
 
-def _gpu_fits(manifest: PlanManifest, gpu: Gpu) -> bool:
+def _gpu_fits(manifest: Manifest, gpu: Gpu) -> bool:
     if (gpu.name, gpu.compute_capability) == (manifest.gpu, manifest.compute_capability):
         return True
     return manifest.hardware_compatible and _numbers(gpu.compute_capability) >= _HARDWARE_COMPATIBLE_FROM
@@ -296,21 +239,3 @@ def _numbers(version: str) -> tuple[int, ...]:
     if not re.fullmatch(r"\d+(\.\d+)+", version):
         raise ValueError(f"{version!r} is no version, such as 10.13.3.9")
     return tuple(int(part) for part in version.split("."))
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise TypeError(f"{value!r} is no text")
-    return value
-
-
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(f"{value!r} is neither true nor false")
-    return value
-
-
-def _shape(value: Any) -> tuple[int, ...]:
-    if not isinstance(value, list) or len(value) != 4 or not all(type(size) is int and size > 0 for size in value):
-        raise TypeError(f"{value!r} is no shape (N, C, H, W)")
-    return tuple(value)

@@ -7,9 +7,12 @@ import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 
+from defensemble_repository.names import BACKEND, CONFIG_FILE, PLAN_BACKEND, PROFILES_FOLDER
+from defensemble_repository.view import file_digest
+
 from ._errors import NotServableError, PlanError
 from .plans import Machine, problem_of_version, read_machine
-from .repository import BACKEND, CONFIG_FILE, PLAN_BACKEND, PROFILES_FOLDER, Model, Repository, file_digest, read_model
+from .repository import Model, Repository, read_model
 from .runtime import CONTAINER, Runtime
 
 # Those that `defensemble profile write` writes, for every network; any other is somebody's own, for the models that have it.
@@ -89,7 +92,7 @@ def check_gpu(content: Repository, runtime: Runtime, *, strict: bool, say: Calla
     if runtime.name == "docker" and engine and not engine.startswith("unix:"):
         say(f"whether the GPU and TensorRT of {engine} fit is not known here: Triton's log tells")
         return content
-    machine = _machine(runtime, any(model.config.backend == PLAN_BACKEND for model in asking.values()), say)
+    machine = _machine(runtime, any(model.backend == PLAN_BACKEND for model in asking.values()), say)
     problems = {name: problem for name, model in asking.items() if (problem := _unfit(content.path, model, machine, runtime))}
     if strict and problems:
         raise NotServableError(f"this profile cannot be served:\n{_listed(problems)}")
@@ -116,7 +119,7 @@ def _read_both(repository: Path, profile: str) -> list[tuple[str, Model, Model]]
 
 
 def _is_network(model: Model) -> bool:
-    return bool(model.config.backend == BACKEND) and [tensor.name for tensor in model.config.input] == ["images"]
+    return bool(model.backend == BACKEND) and [tensor.name for tensor in model.config.input] == ["images"]
 
 
 def _only_cpus(profile: str, models: str = "") -> str:
@@ -135,9 +138,9 @@ def _missing(repository: Path, profile: str, model: Model) -> str:
     folder = repository / model.name
     again = f"then write the profile again: `defensemble profile write {profile} {shlex.quote(str(repository))}`"
     for version in model.served_versions:
-        file = folder / str(version) / model.file
-        if model.config.backend != PLAN_BACKEND:
+        if model.backend != PLAN_BACKEND or model.file is None:
             continue
+        file = folder / str(version) / model.file
         if not file.is_file():
             build = f"defensemble build-engine {shlex.quote(str(repository))} --model {model.name} --version {version}"
             return f"version {version} has no plan, {file} is missing: build it with `{build}`, {again}"
@@ -165,7 +168,7 @@ def _own_cache(folder: Path, model: Model, cache: str) -> str | None:
     if len(model.served_versions) != 1:
         return None
     (version,) = model.served_versions
-    file = folder / str(version) / model.file
+    file = folder / str(version) / (model.file or "")
     digest = model.parameter(f"sha256.{version}") or (file_digest(file) if file.is_file() else "")
     return str(PurePosixPath(cache).parent / f"{model.name}-{digest[:16]}")
 
@@ -195,7 +198,7 @@ def _machine(runtime: Runtime, plans: bool, say: Callable[[str], None]) -> Machi
 
 def _unfit(repository: Path, model: Model, machine: Machine, runtime: Runtime) -> str:
     """Why a model cannot be served on ``machine``; empty where it can."""
-    if model.config.backend == PLAN_BACKEND:
+    if model.backend == PLAN_BACKEND:
         for version in model.served_versions:
             problem = problem_of_version(
                 repository / model.name, version, machine, max_batch_size=model.config.max_batch_size, image_shape=model.image_shape

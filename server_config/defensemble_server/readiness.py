@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,14 @@ from typing import Any
 import numpy as np
 import urllib3
 
+from defensemble_repository.averaging import averaging_of, fused_averaging, serves_what_was_fused
+
 from ._errors import NotServableError, ServerError, StartError
 from .guard import last_lines
 from .launching import PENDING_FILE, listed, read_content
 from .options import ADMIN_HEADER, ServeOptions, claim_ports, reached_at
-from .repository import Model, Repository, averaging_of, fused_averaging, serves_what_was_fused, without_version
+from .refusals import read_refusals
+from .repository import Model, Repository, without_version
 from .state import listens, process_start
 
 # Between an ensemble's answer and numpy's average of its members' answers, both float32.
@@ -28,6 +32,8 @@ SUM_TOLERANCE = 1e-3
 _CALL_TIMEOUT_S = 120.0
 # How long an edit that is under way may take before its ensemble is judged by what is on disk.
 _EDIT_TIMEOUT_S = 10.0
+# For how long a request is repeated that the model's own queue refuses, as one with a timeout of less than a run does at first.
+_REFUSED_S = 5.0
 
 
 class _DeadlineError(ServerError):
@@ -63,31 +69,34 @@ class Probe:
         """One output of one model for ``images`` (N,C,H,W), as float32."""
         inputs = [{"name": "images", "shape": list(images.shape), "datatype": "FP32", "data": images.ravel().tolist()}]
         where = f"/v2/models/{model}" + (f"/versions/{version}" if version else "")
-        answer = self._call("POST", f"{where}/infer", {"inputs": inputs, "outputs": [{"name": output}]})
+        answer = self._call("POST", f"{where}/infer", {"inputs": inputs, "outputs": [{"name": output}]}, retry_s=_REFUSED_S)
         got = answer["outputs"][0]
         values: np.ndarray[Any, Any] = np.array(got["data"], np.float32).reshape(got["shape"])
         return values
 
-    def _call(self, method: str, path: str, body: dict[str, Any]) -> Any:
-        left_s = self.deadline - time.monotonic()
-        if left_s <= 0:
-            raise _DeadlineError(path)
-        try:
-            response = self.pool.request(
-                method,
-                path,
-                body=json.dumps(body),
-                headers={ADMIN_HEADER: self.admin_key},
-                retries=False,
-                timeout=urllib3.Timeout(total=min(_CALL_TIMEOUT_S, left_s)),
-            )
-        except urllib3.exceptions.HTTPError as error:
-            if time.monotonic() >= self.deadline:
-                raise _DeadlineError(path) from error
-            raise StartError(f"{path}: the server did not answer: {error}") from error
-        if response.status != 200:
-            raise StartError(f"{path}: the server answered {response.status}: {response.data.decode(errors='replace')[:500]}")
-        return json.loads(response.data) if response.data else None
+    def _call(self, method: str, path: str, body: dict[str, Any], *, retry_s: float = 0.0) -> Any:
+        retry_until = time.monotonic() + retry_s
+        while True:
+            left_s = self.deadline - time.monotonic()
+            if left_s <= 0:
+                raise _DeadlineError(path)
+            try:
+                response = self.pool.request(
+                    method,
+                    path,
+                    body=json.dumps(body),
+                    headers={ADMIN_HEADER: self.admin_key},
+                    retries=False,
+                    timeout=urllib3.Timeout(total=min(_CALL_TIMEOUT_S, left_s)),
+                )
+            except urllib3.exceptions.HTTPError as error:
+                if time.monotonic() >= self.deadline:
+                    raise _DeadlineError(path) from error
+                raise StartError(f"{path}: the server did not answer: {error}") from error
+            if response.status == 200:
+                return json.loads(response.data) if response.data else None
+            if response.status != 503 or time.monotonic() > retry_until:
+                raise StartError(f"{path}: the server answered {response.status}: {response.data.decode(errors='replace')[:500]}")
 
 
 def await_ready(
@@ -123,7 +132,8 @@ def await_ready(
                 raise StartError(f"Triton was not ready within {timeout_s:g} s: it did not answer yet{last_lines(log)}")
             time.sleep(0.01)
         try:
-            return _checked(probe, content, options)
+            # Triton puts its process into each line of its log, a container one that is not known here.
+            return _checked(probe, content, options, read_refusals(log, None if options.runtime == "docker" else pid))
         except _DeadlineError as error:
             raise StartError(f"Triton was not ready within {timeout_s:g} s: no answer yet to {error}{last_lines(log)}") from error
 
@@ -138,9 +148,9 @@ def _listens(pid: int, port: int) -> bool:
         return False  # which the caller sees next
 
 
-def _checked(probe: Probe, content: Repository, options: ServeOptions) -> tuple[list[str], dict[str, str]]:
+def _checked(probe: Probe, content: Repository, options: ServeOptions, refusals: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
     """The models that a server serves, and why it does not serve the others; those that answer wrongly are unloaded."""
-    failed = failed_models(probe, content)
+    failed = failed_models(probe, content, refusals)
     served = [name for name in content.models if name not in failed]
     if not served:
         raise NotServableError(f"Triton could load none of the models in {content.path}:\n{listed({**content.problems, **failed})}")
@@ -168,12 +178,12 @@ def fixed_images(shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
     return ramp.reshape(1, *shape)
 
 
-def failed_models(probe: Probe, repository: Repository) -> dict[str, str]:
-    """The models that Triton could not load, with its reason."""
+def failed_models(probe: Probe, repository: Repository, refusals: Mapping[str, str]) -> dict[str, str]:
+    """The models that Triton could not load, with its reason: out of its index, else out of `refusals`, which its log says."""
     states: dict[str, list[dict[str, str]]] = {}
     for entry in probe.index():
         states.setdefault(entry["name"], []).append(entry)
-    failed = {}
+    failed: dict[str, str] = {}
     for name, model in repository.models.items():
         # A version that the configuration's policy leaves out, or that is good beside a bad one, is unavailable without a reason.
         bad = [
@@ -181,14 +191,16 @@ def failed_models(probe: Probe, repository: Repository) -> dict[str, str]:
         ]
         if bad or not any(entry.get("state") == "READY" for entry in states.get(name, [])):
             failed[name] = "; ".join(sorted({_refusal(entry, repository, model) for entry in bad}))
-    for name in [name for name, reason in failed.items() if not reason]:
-        steps = [step.model_name for step in repository.models[name].config.ensemble_scheduling.step]
-        step = next((step for step in steps if step in failed), None)
-        if step is not None:
-            failed[name] = f"its step '{step}' cannot be served: {failed[step] or 'Triton gives no reason'}"
-        else:
-            failed[name] = f"Triton gives no reason; one of its steps {steps} may not fit" if steps else "Triton gives no reason"
-    return failed
+
+    def reason(name: str) -> str:
+        step = next(
+            (step.model_name for step in repository.models[name].config.ensemble_scheduling.step if step.model_name in failed), None
+        )
+        if step is not None and not failed[name]:
+            return f"its step '{step}' cannot be served: {reason(step)}"
+        return failed[name] or refusals.get(name) or "Triton gives no reason"
+
+    return {name: reason(name) for name in failed}
 
 
 def _refusal(entry: dict[str, str], repository: Repository, model: Model) -> str:
@@ -245,7 +257,7 @@ def _problem_of_ensemble(
         got = probe.infer(model.name, None, _images_for(model), "probabilities")
     except StartError as error:
         return str(error)
-    averaging = averaging_of(model, repository.models)
+    averaging = averaging_of(model.config, repository.configs)
     if averaging is None or any(vote not in logits for vote in model.votes):
         return None  # somebody else's averaging: it answered, and what it should have answered is not known
     average, weights = averaging
@@ -268,8 +280,8 @@ def _problem_of_fused(
     total = float(got.sum())
     if not (got.min() >= 0 and abs(total - 1) <= SUM_TOLERANCE):  # also where one is NaN
         return f"it answers values from {got.min():.3g} to {got.max():.3g} with the sum {total:.3g}, which are no probabilities"
-    average, weights, votes = fused_averaging(model)
-    if any(vote not in logits for vote in votes) or not serves_what_was_fused(model, repository.models):
+    average, weights, votes = fused_averaging(model.name, model.config)
+    if any(vote not in logits for vote in votes) or not serves_what_was_fused(model.name, model.config, repository.configs):
         return None  # its members are not served here, or others of the same names are
     precisions = {model.parameter(f"precision.{version}") for version in model.served_versions}
     tolerance = TOLERANCE if precisions <= {None, "fp32"} else ROUNDED_TOLERANCE

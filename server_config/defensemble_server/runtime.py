@@ -12,13 +12,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from defensemble_repository.target import EMBEDDED_CORE as EMBEDDED_CORE
+from defensemble_repository.target import TARGETS, Target
+
 from ._errors import RuntimeMissingError
 from .backend import ensure_backend, onnxruntime_library
 from .data import data_file
 
 RUNTIMES = ("embedded", "path", "docker")
-# Core of nvidia-pytriton 0.7.0; NVIDIA advises 26.07 or later for anything that strangers can reach.
-EMBEDDED_CORE = "2.51.0"
+# NVIDIA advises 26.07 or later for anything that strangers can reach.
 NGC_TAG = "26.07"
 CONTAINER = f"nvcr.io/nvidia/tritonserver:{NGC_TAG}-py3"
 # Of the same month, so with the same TensorRT: what plans are built in.
@@ -51,6 +53,11 @@ def find_runtime(name: str, *, say: Callable[[str], None]) -> Runtime:
     if name == "docker":
         return Runtime("docker", _on_path("docker", "install Docker, or use --runtime embedded"), dict(os.environ))
     raise RuntimeMissingError(f"runtime must be one of {', '.join(RUNTIMES)}, got {name!r}")
+
+
+def target_of(name: str) -> Target:
+    """What a repository is judged for that the runtime ``name`` is to serve; NVIDIA's containers say their core's version."""
+    return TARGETS[name] if name in TARGETS else Target.of_core(os.environ.get("TRITON_SERVER_VERSION", ""))
 
 
 def check_platform(system: str, machine: str, libc: tuple[str, str]) -> None:

@@ -12,7 +12,9 @@ import urllib3
 from onnx import TensorProto, helper
 from tritonclient.grpc import model_config_pb2 as schema
 
-from defensemble_export import check_ensemble, config_from_pbtxt, pbtxt_from_config, repository_plan, write_plan
+from defensemble_export import check_ensemble, check_repository, config_from_pbtxt, pbtxt_from_config, repository_plan, write_plan
+from defensemble_repository.checks.repository import problems_from_findings
+from defensemble_repository.target import EMBEDDED
 from defensemble_repository.view import Files
 from defensemble_server import Server, serve
 from tests import tiny
@@ -222,6 +224,17 @@ def server(repository: Path) -> Iterator[Server]:
     with serve(repository, FREE) as running:
         yield running
     assert tiny.leftovers(repository) == []
+
+
+def test_serve_refuses_what_the_check_refuses_with_the_same_texts(repository: Path, server: Server) -> None:
+    check = problems_from_findings(check_repository(Files(repository), EMBEDDED))
+    # An output that is an input too, or that a step reads, loads; Triton then answers no call for another output.
+    unanswered = {name for name, text in server.problems.items() if text.startswith("/v2/models/") and "unexpected deadlock" in text}
+    dependent = {name for name, text in server.problems.items() if text.startswith("its step '")}
+    assert {name: text for name, text in server.problems.items() if name not in unanswered | dependent} == check
+    assert dependent == {"contains-broken-ensemble"}
+    assert len(unanswered) < RANDOM / 10
+    assert set(STRICTER) <= set(check)
 
 
 def triton_refuses(server: Server, name: str) -> str | None:

@@ -182,7 +182,7 @@ def test_files_alone_lag_behind_until_they_are_taken_up(world: World) -> None:
 
 
 def test_a_hand_edit_is_checked_and_taken_up(world: World) -> None:
-    assert ensemble("check").stdout == "ensemble: Triton can load it, and it computes what it says\n"
+    assert ensemble("check").stdout == "ensemble: the embedded runtime (core 2.51.0) can load it, and it computes what it says\n"
     path = world.folder / "ensemble/config.pbtxt"
     good = path.read_text()
     path.write_text(good.replace("model_version: 1", "model_version: 9", 1))

@@ -15,9 +15,9 @@ from onnx import TensorProto, helper
 from defensemble_export import EngineError, ExportError, engine_from_onnx
 from defensemble_export.engine import request_from_onnx
 from defensemble_export.engine_plan import BuildRequest, build_plan
-from defensemble_export.manifest import Profile, read_manifest
 from defensemble_export.target import Target, check_target, find_target
 from defensemble_export.timing_cache import default_timing_cache
+from defensemble_repository.plan_manifest import Profile, read_manifest
 from tests import tiny
 from tests.export.fake_tensorrt import GPU, MARK, VERSION, FakeTensorRT, ParserError, Severity, install_gpu, install_tensorrt
 

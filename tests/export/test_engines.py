@@ -25,8 +25,8 @@ from defensemble_export import (
     pbtxt_from_config,
     planned_engines,
 )
-from defensemble_export.manifest import read_manifest
 from defensemble_export.metadata import CLASS_NAMES, RECORD
+from defensemble_repository.plan_manifest import read_manifest
 from defensemble_server import read_repository
 from defensemble_server.plans import Gpu, Machine, problem_of_version
 from tests import tiny

@@ -23,9 +23,9 @@ from defensemble_export import (
     write_plan,
 )
 from defensemble_export.plan import check_request
+from defensemble_repository.averaging import averaging_of
 from defensemble_repository.configs import averaging_config, ensemble_config
 from defensemble_server import read_repository
-from defensemble_server.repository import averaging_of
 from tests import tiny
 from tests.tiny import member
 
@@ -53,7 +53,7 @@ def check_served(repository: Path, expected: Ensemble) -> None:
     assert found.problems == {}
     assert found.models[expected.name].votes == [(vote.model, vote.version) for vote in expected.members]
     weights = [vote.weight for vote in expected.members]
-    assert averaging_of(found.models[expected.name], found.models) == (expected.average, weights)
+    assert averaging_of(found.configs[expected.name], found.configs) == (expected.average, weights)
 
 
 def test_other_members_weights_average_and_hand_edits_stay(repository: Path) -> None:

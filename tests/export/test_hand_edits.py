@@ -26,8 +26,8 @@ from defensemble_export import (
     write_plan,
     write_profile,
 )
-from defensemble_export.manifest import manifest_from_bytes
 from defensemble_export.metadata import CLASS_NAMES, PRECISION
+from defensemble_repository.plan_manifest import manifest_from_bytes
 from tests import tiny
 from tests.e2e.broken import content
 
@@ -139,7 +139,7 @@ def test_weights_that_do_not_fit_the_votes(repository: Path, weights: str, told:
 def test_a_manifest_nested_without_end_is_damaged() -> None:
     with pytest.raises(Exception, match="is damaged, it is no JSON") as raised:
         manifest_from_bytes(b"[" * 200_000, "model.plan.json")
-    assert type(raised.value).__name__ == "ExportError"
+    assert type(raised.value).__name__ == "ManifestError"
 
 
 def test_a_name_left_out_is_the_folder_s(repository: Path) -> None:

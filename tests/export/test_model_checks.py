@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from defensemble_export import Manifest, read_config, write_profile
-from defensemble_export.manifest import Profile
+from defensemble_repository.plan_manifest import Profile
 from tests import tiny
 from tests.export.test_checking import average_of, check, edit, only, replace
 from tests.export.test_manifest import MANIFEST

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from defensemble_export import EngineError, Ensemble, Vote, fused_onnx
-from defensemble_export.manifest import Profile
 from defensemble_export.plan_answers import Answers, Array, compared, onnx_runner, verify_plan
+from defensemble_repository.plan_manifest import Profile
 from tests import tiny
 from tests.export.fake_tensorrt import MARK, install_runner
 

@@ -84,10 +84,14 @@ def test_removing_one_profile_leaves_the_others(repository: Path) -> None:
     assert content(repository.parent) == before
 
 
+ZEROS = schema.ModelWarmup.Input(data_type=schema.TYPE_FP32, dims=tiny.SHAPE, zero_data=True)
+WARMUP = schema.ModelWarmup(name="mine", batch_size=1, inputs={"images": ZEROS})
+
+
 @pytest.mark.parametrize("profile", PROFILES)
 def test_what_a_caller_sees_and_the_parameters_stay(repository: Path, profile: str) -> None:
     write_plans(repository)
-    edit(repository / "alpha/config.pbtxt", model_warmup=[schema.ModelWarmup(name="mine", batch_size=1)], max_batch_size=5)
+    edit(repository / "alpha/config.pbtxt", model_warmup=[WARMUP], max_batch_size=5)
     write_profile(repository, profile)
     plain, derived = (config(repository / f"alpha/{name}.pbtxt") for name in ("config", f"configs/{profile}"))
     assert [(what, getattr(plain, what) == getattr(derived, what)) for what in FIELDS_THAT_STAY] == [

@@ -26,7 +26,7 @@ def test_broken_models_are_named_and_the_others_serve(repository: Path) -> None:
         problems = dict(server.problems)
     assert set(problems) == {"stray", "gamma", "delta", "epsilon", "zeta"}
     assert "stray folder" in problems["stray"]
-    assert "gamma/config.pbtxt: not a valid model configuration: 2:" in problems["gamma"]
+    assert "gamma/config.pbtxt:2: not a valid model configuration: 2:" in problems["gamma"]
     assert "was changed or damaged" in problems["delta"]
     assert "model.onnx" in problems["epsilon"]
     assert "logits" in problems["zeta"]
@@ -36,7 +36,8 @@ def test_an_ensemble_over_a_broken_member_is_not_served(repository: Path) -> Non
     tiny.write_repository(repository, {"gamma": 3}, ensemble="other")
     (repository / "alpha/config.pbtxt").unlink()
     with serve(repository, FREE) as server:
-        assert server.problems["ensemble"] == f"its step 'alpha' cannot be served: {server.problems['alpha']}"
+        assert "stray folder" in server.problems["alpha"]
+        assert f"step 1 (alpha) is not in {repository}" in server.problems["ensemble"]
         assert "other" in server.models
 
 

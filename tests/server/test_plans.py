@@ -15,18 +15,17 @@ from typing import Any
 import pytest
 
 from defensemble_export import config_from_pbtxt, pbtxt_from_config
+from defensemble_repository.plan_manifest import Manifest, Profile
 from defensemble_server import PlanError, ServeOptions, read_repository
 from defensemble_server.backend import find_compiler
 from defensemble_server.options import triton_command
 from defensemble_server.plans import (
     Gpu,
     Machine,
-    PlanManifest,
     hold_code,
     problem_of_plan,
     problem_of_version,
     read_machine,
-    read_manifest,
     tensorrt_version,
 )
 from defensemble_server.runtime import Runtime
@@ -35,71 +34,30 @@ from tests import tiny
 H100 = Gpu("NVIDIA H100 80GB HBM3", "9.0", "570.124.06")
 T4 = Gpu("Tesla T4", "7.5", "570.124.06")
 A10 = Gpu("NVIDIA A10", "8.6", "570.124.06")
-VALUES: dict[str, Any] = {
-    "schema": "defensemble.plan/1",
-    "tensorrt": "10.13.3.9",
-    "gpu": H100.name,
-    "compute_capability": H100.compute_capability,
-    "driver": H100.driver,
-    "onnx_sha256": "a" * 64,
-    "plan_sha256": "b" * 64,
-    "profile": {"min": [1, 3, 32, 32], "opt": [32, 3, 32, 32], "max": [64, 3, 32, 32]},
-    "precision": "fp16",
-    "version_compatible": False,
-    "hardware_compatible": False,
-    "builder_level": 3,
-    "workspace_bytes": None,
-    "build_s": 12.5,
-    "date": "2026-11-25T12:00:00+00:00",
-}
-SHAPES = {"min_shape": (1, 3, 32, 32), "opt_shape": (32, 3, 32, 32), "max_shape": (64, 3, 32, 32)}
-MANIFEST = PlanManifest("10.13.3.9", H100.name, "9.0", H100.driver, "a" * 64, "b" * 64, **SHAPES, precision="fp16",
-                        version_compatible=False, hardware_compatible=False)  # fmt: skip
+PROFILE = Profile(min=(1, 3, 32, 32), opt=(32, 3, 32, 32), max=(64, 3, 32, 32))
+MANIFEST = Manifest(
+    tensorrt="10.13.3.9",
+    gpu=H100.name,
+    compute_capability="9.0",
+    driver=H100.driver,
+    onnx_sha256="a" * 64,
+    plan_sha256="b" * 64,
+    profile=PROFILE,
+    precision="fp16",
+    version_compatible=False,
+    hardware_compatible=False,
+    builder_level=3,
+    workspace_bytes=None,
+    build_s=12.5,
+    date="2026-11-25T12:00:00+00:00",
+)
+VALUES: dict[str, Any] = json.loads(MANIFEST.to_bytes())
 HERE = Machine("10.13.3.9", (H100,))
 
 
-def problem(manifest: PlanManifest | None = MANIFEST, machine: Machine = HERE, **other: Any) -> str | None:
+def problem(manifest: Manifest | None = MANIFEST, machine: Machine = HERE, **other: Any) -> str | None:
     given: dict[str, Any] = {"onnx_sha256": "a" * 64, "plan_sha256": "b" * 64, "max_batch_size": 64} | other
     return problem_of_plan(manifest, machine, **given)
-
-
-def test_a_manifest_is_read(tmp_path: Path) -> None:
-    path = tmp_path / "model.plan.json"
-    assert read_manifest(path) is None
-    path.write_text(json.dumps(VALUES))
-    assert read_manifest(path) == MANIFEST
-
-
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        ({"schema": "defensemble.plan/2"}, "has the schema 'defensemble.plan/2', expected 'defensemble.plan/1'"),
-        ({"tensorrt": None}, "None is no text"),
-        ({"tensorrt": "ten"}, "'ten' is no version, such as 10.13.3.9"),
-        ({"compute_capability": "9"}, "'9' is no version"),
-        ({"profile": {"min": [1, 3, 32, 32], "opt": [32, 3, 32, 32]}}, "it lacks 'max'"),
-        ({"profile": {"min": [1, 3, 32, 32], "opt": [32, 3, 32, 32], "max": [64, 3, 32]}}, r"\[64, 3, 32\] is no shape \(N, C, H, W\)"),
-        ({"profile": {"min": [0, 3, 32, 32], "opt": [32, 3, 32, 32], "max": [64, 3, 32, 32]}}, "is no shape"),
-        ({"profile": 3}, "is damaged"),
-        ({"version_compatible": "yes"}, "'yes' is neither true nor false"),
-        ({"plan_sha256": ""}, "'' is no text"),
-    ],
-)
-def test_a_damaged_manifest_says_what_is_wrong(tmp_path: Path, change: dict[str, Any], told: str) -> None:
-    path = tmp_path / "model.plan.json"
-    path.write_text(json.dumps(VALUES | change))
-    with pytest.raises(PlanError, match=told) as raised:
-        read_manifest(path)
-    assert str(path) in str(raised.value)
-    assert "build the plan again" in str(raised.value)
-
-
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[]", b"[" * 200_000], ids=["empty", "open", "bytes", "list", "nested"])
-def test_a_manifest_that_is_no_json_object(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "model.plan.json"
-    path.write_bytes(content)
-    with pytest.raises(PlanError, match=r"damaged, it is no JSON|has the schema None"):
-        read_manifest(path)
 
 
 def test_a_plan_that_fits() -> None:
@@ -120,11 +78,11 @@ def test_a_plan_that_fits() -> None:
         ({"image_shape": (3, 28, 28)}, "config.pbtxt says images of (3, 28, 28), the plan takes (3, 32, 32): rebuild with"),
         ({"image_shape": (-1, 32, 28)}, "config.pbtxt says images of (-1, 32, 28), the plan takes (3, 32, 32)"),
         (
-            {"manifest": replace(MANIFEST, max_shape=(64, 3, 28, 28)), "image_shape": (3, 32, 32)},
-            "the plan takes (3, 32, 32) to (3, 28, 28): rebuild with",
+            {"manifest": replace(MANIFEST, profile=Profile((1, 3, 28, 28), (32, 3, 28, 28), (64, 3, 28, 28))), "image_shape": (3, 32, 32)},
+            "the plan takes (3, 28, 28): rebuild with",
         ),
         (
-            {"manifest": replace(MANIFEST, min_shape=(32, 3, 32, 32))},
+            {"manifest": replace(MANIFEST, profile=replace(PROFILE, min=(32, 3, 32, 32)))},
             "the plan takes no fewer than 32 images, and a request may have 1: rebuild with `defensemble build-engine`",
         ),
         ({"max_batch_size": 65}, "max_batch_size is 65, the plan takes at most 64 images"),

@@ -157,7 +157,7 @@ def test_a_profile_that_is_no_configuration_leaves_the_others(repository: Path) 
     (repository / "gamma/configs/cpu.pbtxt").write_text("[[")
     with serve(repository, replace(FREE, profile="cpu")) as server:
         assert list(server.problems) == ["gamma"]
-        assert "gamma/configs/cpu.pbtxt: not a valid model configuration" in server.problems["gamma"]
+        assert "gamma/configs/cpu.pbtxt:1: not a valid model configuration" in server.problems["gamma"]
 
 
 @pytest.mark.parametrize("case", ["no plan", "a new version", "a new version with a plan", "another plan"])

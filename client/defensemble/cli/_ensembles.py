@@ -94,20 +94,21 @@ def show_ensembles(name: str | None, form: str, where: Mapping[str, Any]) -> Non
         print_state(state)
 
 
-def check_ensembles(name: str | None, where: Mapping[str, Any]) -> None:
+def check_ensembles(name: str | None, runtime: str, where: Mapping[str, Any]) -> None:
     """Prints what the checks found; exit status 1 where one of them refuses."""
+    from defensemble_repository.target import TARGETS
+
     with opened(where) as ensembles:
-        findings = ensembles.check(name)
+        findings = ensembles.check(name, runtime=runtime)
         refused = 0
         for finding in findings:
             refused += finding.refuses
             click.echo(f"{'' if finding.refuses else 'remark: '}{finding}")
         if refused:
-            raise click.ClickException(f"{refused} finding{'' if refused == 1 else 's'} to mend")
+            raise click.ClickException(f"{refused} finding{'' if refused == 1 else 's'} to mend (judged for {TARGETS[runtime]})")
         looked_at = [name] if name is not None else ensembles.names()
-    click.echo(
-        f"{', '.join(looked_at) or 'no ensemble'}: Triton can load it, and it computes what it says" if looked_at else "no ensemble yet"
-    )
+    judged = f"{TARGETS[runtime]} can load it, and it computes what it says"
+    click.echo(f"{', '.join(looked_at)}: {judged}" if looked_at else "no ensemble yet")
 
 
 def show_differences(file: Path | None, where: Mapping[str, Any]) -> bool:

@@ -177,20 +177,28 @@ def names(**where: Any) -> None:
             click.echo(name)
 
 
-@command.command("check", short_help="What Triton would refuse, and what else is wrong, in plain words.")
+@command.command("check", short_help="What `serve` would refuse, and what else is wrong.")
 @click.argument("name", required=False)
+@click.option(
+    "--runtime",
+    type=click.Choice(["embedded", "docker"]),
+    default="embedded",
+    show_default=True,
+    help="Which Triton is to serve it, as for `defensemble serve`.",
+)
 @_places
-def check(name: str | None, **where: Any) -> None:
-    r"""Check the ensemble NAME, or all, as they lie on disk; exit status 1 where Triton would refuse one, or it is not what it says.
+def check(name: str | None, runtime: str, **where: Any) -> None:
+    r"""Check the ensemble NAME, or all models of the repository, as they are on disk; exit status 1 where `serve` would refuse one.
 
     \b
     Examples:
       defensemble ensemble check
       defensemble ensemble check ensemble --repository models
+      defensemble ensemble check --runtime docker
     """
     from defensemble.cli._ensembles import check_ensembles
 
-    check_ensembles(name, where)
+    check_ensembles(name, runtime, where)
 
 
 @command.command("create", short_help="A new ensemble of models that are there.")

@@ -146,24 +146,22 @@ class Ensembles:
                 served.wait_until_back()
             return look()  # also where one is not back: it may be known since when it restarts
 
-    def check(self, name: str | None = None) -> list[Finding]:
-        """What Triton would refuse of an ensemble, or of all of them, as it lies on disk, and what else is wrong; in plain words.
+    def check(self, name: str | None = None, *, runtime: str = "embedded") -> list[Finding]:
+        """What keeps an ensemble, or each model of the folder, from being served as it lies on disk, and what else is wrong with ensembles.
+
+        Args:
+            name: The ensemble; None for all models.
+            runtime: What is to serve it, "embedded" or "docker", as for `defensemble serve --runtime`.
 
         Raises:
             OSError: A file cannot be read.
         """
-        from defensemble_export import Finding, check_ensemble
+        from defensemble_export import Finding, check_repository
+        from defensemble_repository.target import TARGETS
         from defensemble_repository.view import Files
 
         settled_or_told(self._flow, self._warn)
-        found = []
-        for place in self._flow.places:
-            files = Files(place.repository)
-            unread: list[str] = []
-            for one in [name] if name is not None else ensembles_in(files, unread.append):
-                found += check_ensemble(files, one)
-            told = "\n".join(map(str, found))
-            found += [Finding(place.repository.name, text) for text in unread if name is None and text.partition(":")[0] not in told]
+        found = [one for place in self._flow.places for one in check_repository(Files(place.repository), TARGETS[runtime], name)]
         for one in [name] if name is not None else ensembles_in(Files(self.repository)):
             found += [Finding(one, text) for text in differences_of(self._flow.places, one)]
         return found

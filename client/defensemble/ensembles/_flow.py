@@ -20,6 +20,7 @@ from defensemble.ensembles._steps import Carrying, Place, Share, Timings, loads_
 if TYPE_CHECKING:
     from defensemble_export import Edit, Finding
     from defensemble_export.edit_plan import EditPlan
+    from defensemble_repository.target import Target
 
 
 class Flow:
@@ -307,7 +308,7 @@ def findings_of(share: Share) -> list[Finding]:
 
     files = share.plan.outcome()
     if share.plan.after is not None:
-        return check_ensemble(files, share.name)
+        return check_ensemble(files, share.name, target=_target_of(share.place))
     found = []
     for other in files.models():
         try:
@@ -317,6 +318,14 @@ def findings_of(share: Share) -> list[Finding]:
         if uses:
             found.append(Finding(share.name, f"'{share.name}' is a step of '{other}': take it out of that one first"))
     return found
+
+
+def _target_of(place: Place) -> Target:
+    """The Triton whose rules hold for a place: of several servers, the one with the oldest core."""
+    from defensemble_repository.target import ANY, Target
+
+    targets = [Target.of_core(served.core()) for served in place.served]
+    return min(targets, key=lambda target: target.core or (), default=ANY)
 
 
 def _lacking(share: Share) -> list[str]:

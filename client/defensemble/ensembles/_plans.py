@@ -26,8 +26,10 @@ def plan_findings(share: Share, served: Served) -> list[Finding]:
         OSError: A manifest cannot be read.
     """
     from defensemble_export import Finding
-    from defensemble_server import PlanError
-    from defensemble_server.plans import MANIFEST_FILE, Gpu, Machine, problem_of_version, read_manifest
+    from defensemble_repository.errors import ManifestError
+    from defensemble_repository.names import MANIFEST_FILE
+    from defensemble_repository.plan_manifest import read_manifest
+    from defensemble_server.plans import Gpu, Machine, problem_of_version
 
     files, repository = share.plan.outcome(), share.place.repository
     loads = set(share.loads[served.url])
@@ -38,7 +40,7 @@ def plan_findings(share: Share, served: Served) -> list[Finding]:
     for model, version in serving if arriving else ():
         try:
             known = read_manifest(repository / model / str(version) / MANIFEST_FILE)
-        except PlanError:
+        except ManifestError:
             continue  # said by the checks of the member that it is of
         if known is not None:
             machine = Machine(known.tensorrt, (Gpu(known.gpu, known.compute_capability, known.driver),))
@@ -62,14 +64,15 @@ def plan_findings(share: Share, served: Served) -> list[Finding]:
 def _comes_as_plan(files: Files, model: str, *, by_profile: bool) -> bool:
     """Whether a model that is to be loaded is a plan by its configuration, or, on a server that takes plans, by one of its profiles."""
     from defensemble_export import ConfigError
-    from defensemble_repository.names import PROFILES_FOLDER
+    from defensemble_repository.names import PLAN_BACKEND, PROFILES_FOLDER
     from defensemble_repository.pbtxt import config_from_file
+    from defensemble_repository.reader import backend_of
 
-    if files.config(model).backend == _PLAN_BACKEND:
+    if backend_of(files.config(model)) == PLAN_BACKEND:
         return True
     for path in sorted((files.repository / model / PROFILES_FOLDER).glob("*.pbtxt")) if by_profile else ():
         try:
-            if config_from_file(path).backend == _PLAN_BACKEND:
+            if backend_of(config_from_file(path)) == PLAN_BACKEND:
                 return True
         except ConfigError:
             continue  # said by the checks

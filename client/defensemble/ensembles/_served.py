@@ -100,6 +100,14 @@ class Served:
             self._has_answered, self._guarded = True, local_server(self.url) is not None
         return found
 
+    def core(self) -> str:
+        """The version of the server, such as "2.51.0".
+
+        Raises:
+            ServiceError: The server does not answer.
+        """
+        return self._transport.server_metadata(self._timeout_s).version
+
     def config(self, model: str) -> dict[str, Any] | None:
         """The configuration that a model was loaded with, as JSON; None where it is not loaded.
 

@@ -16,7 +16,8 @@ _TOKEN = re.compile(r"""\s+|\#[^\n]*|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|[{}
 class Finding:
     """What is wrong with ``model``, what was expected and how to mend it, with the file and the line (from 1) where one can be pointed at.
 
-    ``refuses`` False is what is allowed, but to be said.
+    ``refuses`` False is what is allowed, but to be said. ``stops`` is the model that is not served because of it, which can be an ensemble
+    of ``model``.
     """
 
     model: str
@@ -24,11 +25,20 @@ class Finding:
     file: Path | None = None
     line: int | None = None
     refuses: bool = True
+    stops: str = ""
 
     def __str__(self) -> str:
         if self.file is None:
             return f"{self.model}: {self.text}"
         return f"{self.file}: {self.text}" if self.line is None else f"{self.file}:{self.line}: {self.text}"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong in a configuration, and the way to the field there."""
+
+    text: str
+    way: tuple[Step, ...] = ()
 
 
 @dataclass

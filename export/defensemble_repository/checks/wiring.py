@@ -12,17 +12,9 @@ from dataclasses import dataclass
 
 from ..names import RESERVED
 from ..pbtxt import schema
-from .finding import Step
+from .finding import Fault, Step
 
 _STEPS = "ensemble_scheduling"
-
-
-@dataclass(frozen=True)
-class Fault:
-    """What is wrong in an ensemble's configuration, and the way to the field there."""
-
-    text: str
-    way: tuple[Step, ...] = ()
 
 
 def wiring_faults(config: schema.ModelConfig, known: Mapping[str, schema.ModelConfig]) -> list[Fault]:

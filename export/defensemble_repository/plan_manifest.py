@@ -8,10 +8,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from defensemble_repository.errors import RepositoryError
-from defensemble_repository.filesystem.regular_files import LARGEST_TEXT, read_regular
-
-from ._errors import ExportError
+from .errors import ManifestError, RepositoryError
+from .filesystem.regular_files import LARGEST_TEXT, read_regular
 
 SCHEMA = "defensemble.plan/1"
 _VERSION = re.compile(r"\d+(\.\d+)+")
@@ -30,11 +28,11 @@ class Profile:
     def __post_init__(self) -> None:
         for name, shape in (("min", self.min), ("opt", self.opt), ("max", self.max)):
             if len(shape) != 4 or not all(type(size) is int and size > 0 for size in shape):
-                raise ExportError(f"the profile's {name} must be four sizes (N, C, H, W) above 0, got {list(shape)}")
+                raise ManifestError(f"the profile's {name} must be four sizes (N, C, H, W) above 0, got {list(shape)}")
         if not self.min[1:] == self.opt[1:] == self.max[1:]:
-            raise ExportError(f"the profile's shapes must differ in their first size alone, got {self.min}, {self.opt} and {self.max}")
+            raise ManifestError(f"the profile's shapes must differ in their first size alone, got {self.min}, {self.opt} and {self.max}")
         if not self.min[0] <= self.opt[0] <= self.max[0]:
-            raise ExportError(
+            raise ManifestError(
                 f"the profile's batches must be in order, min <= opt <= max, got {self.min[0]}, {self.opt[0]} and {self.max[0]}"
             )
 
@@ -76,34 +74,34 @@ def manifest_from_bytes(content: bytes, where: str) -> Manifest:
     """Read back what ``Manifest.to_bytes`` wrote; ``where`` names it in errors.
 
     Raises:
-        ExportError: it is damaged, or of another schema.
+        ManifestError: it is damaged, or of another schema.
     """
     mend = "build the plan again with --force"
     try:
         values = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise ExportError(f"{where} is damaged, it is no JSON: {error}; {mend}") from error
+        raise ManifestError(f"{where} is damaged, it is no JSON: {error}; {mend}") from error
     schema = values.pop("schema", None) if isinstance(values, dict) else None
     if schema != SCHEMA:
-        raise ExportError(f"{where} has the schema {schema!r}, expected {SCHEMA!r}; {mend}")
+        raise ManifestError(f"{where} has the schema {schema!r}, expected {SCHEMA!r}; {mend}")
     expected = {field.name for field in fields(Manifest)}
     if set(values) != expected:
         missing, unknown = sorted(expected - set(values)), sorted(set(values) - expected)
-        raise ExportError(f"{where} is damaged: it lacks {missing}, and has {unknown}, which are not known; {mend}")
+        raise ManifestError(f"{where} is damaged: it lacks {missing}, and has {unknown}, which are not known; {mend}")
     try:
         profile = Profile(**{name: tuple(shape) for name, shape in values.pop("profile").items()})
         for name, kinds in _KINDS.items():
             _check_kind(name, values[name], kinds)
         return Manifest(profile=profile, **values)
     except (RepositoryError, TypeError, AttributeError) as error:
-        raise ExportError(f"{where} is damaged: {error}; {mend}") from error
+        raise ManifestError(f"{where} is damaged: {error}; {mend}") from error
 
 
 def read_manifest(path: Path) -> Manifest | None:
     """Read a ``model.plan.json``; None where there is none.
 
     Raises:
-        ExportError: it is damaged, or of another schema.
+        ManifestError: it is damaged, or of another schema.
         OSError: it cannot be read.
     """
     try:
@@ -129,4 +127,4 @@ def _check_kind(name: str, value: Any, kinds: tuple[type, ...]) -> None:
 
 def _check(name: str, value: str, pattern: re.Pattern[str], expected: str) -> None:
     if not pattern.fullmatch(value):
-        raise ExportError(f"{name} of a plan's manifest must be {expected}, got {value!r}")
+        raise ManifestError(f"{name} of a plan's manifest must be {expected}, got {value!r}")

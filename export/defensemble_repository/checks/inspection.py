@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
 from google.protobuf import text_format
 
-from defensemble_repository.checks.finding import Finding, Lines, Step
-from defensemble_repository.errors import ConfigError
-from defensemble_repository.names import CONFIG_FILE, MODEL_NAME, PROFILES_FOLDER
-from defensemble_repository.pbtxt import config_from_pbtxt, schema
-from defensemble_repository.reader import LARGEST_VERSION, checked_config
-from defensemble_repository.view import Files
+from ..errors import ConfigError
+from ..names import CONFIG_FILE, MODEL_NAME, PROFILES_FOLDER
+from ..pbtxt import config_from_pbtxt, schema
+from ..reader import LARGEST_VERSION, checked_config
+from ..target import ANY, Target
+from ..view import Files
+from .finding import Fault, Finding, Lines, Step
 
 
 @lru_cache(maxsize=64)
@@ -23,21 +26,65 @@ def _lines(text: str) -> Lines:
 
 
 class Inspection:
-    """What is found wrong in ``files``; nothing that is wrong there is raised."""
+    """What is found wrong in `files`, judged for `target`; nothing that is wrong there is raised.
 
-    def __init__(self, files: Files) -> None:
+    Args:
+        files: the repository.
+        target: the Triton that is to serve it.
+        profile: judge each model by its configuration of this profile, where it has one.
+        all_profiles: compare every profile file of a model with its configuration.
+        plans: compare TensorRT plans with their manifests; a server does that itself, with what its machine has.
+        for_edit: an edit is to write ensembles into it.
+    """
+
+    def __init__(
+        self,
+        files: Files,
+        target: Target = ANY,
+        *,
+        profile: str | None = None,
+        all_profiles: bool = False,
+        plans: bool = True,
+        for_edit: bool = False,
+    ) -> None:
         self.files = files
+        self.target = target
+        self._profile = profile
+        self.for_edit = for_edit
+        self.plans = plans
+        self._all_profiles = all_profiles
         self.findings: list[Finding] = []
         self._configs: dict[str, schema.ModelConfig | None] = {}
+        self._stops = ""
 
     def say(self, model: str, text: str, path: str | None = None, *way: Step, line: int | None = None, refuses: bool = True) -> None:
         """Add a finding about ``model``: in the file ``path`` (relative to the repository), where ``way`` leads to."""
         if way and path is not None:
             content = self.content(path)
             line = None if content is None else _lines(content.decode(errors="replace")).of(*way)
-        found = Finding(model, text, None if path is None else self.files.repository / path, line, refuses)
+        file = None if path is None else self.files.repository / path
+        found = Finding(model, text, file, line, refuses, self._stops or model)
         if found not in self.findings:
             self.findings.append(found)
+
+    def say_fault(self, model: str, fault: Fault, path: str) -> None:
+        """Add what is wrong in the configuration at `path`."""
+        self.say(model, fault.text, path, *fault.way)
+
+    @contextmanager
+    def stopping(self, model: str) -> Iterator[None]:
+        """What is found in this context keeps `model` from being served."""
+        before, self._stops = self._stops, model
+        try:
+            yield
+        finally:
+            self._stops = before
+
+    def config_path(self, model: str) -> str:
+        """The file that configures a model, relative to the repository."""
+        path = f"{model}/{PROFILES_FOLDER}/{self._profile}.pbtxt"
+        there = self._profile is not None and (self.files.exists(path) or (self.files.repository / path).exists())
+        return path if there else f"{model}/{CONFIG_FILE}"
 
     def refused(self, model: str, path: str | None = None) -> bool:
         """Whether something that refuses was found about ``model``, in the file ``path`` where one is given."""
@@ -62,29 +109,34 @@ class Inspection:
 
     def has(self, model: str) -> bool:
         """Whether ``model`` has a name that can be one, and a configuration."""
-        return MODEL_NAME.fullmatch(model) is not None and self.files.has(model)
+        try:
+            return MODEL_NAME.fullmatch(model) is not None and self.files.has(model)
+        except OSError as error:
+            self.say(model, f"cannot be read: {error.strerror}: mend its permissions, or put it back", f"{model}/{CONFIG_FILE}")
+            return False
 
     def config(self, model: str) -> schema.ModelConfig | None:
         """The configuration of a model that ``has`` one; None where it cannot be read, which is told."""
         if model not in self._configs:
-            path = f"{model}/{CONFIG_FILE}"
-            config = self.parsed(model, path)
-            try:
-                self._configs[model] = None if config is None else checked_config(config, self.files.repository / model)
-            except ConfigError:
-                assert config is not None
-                self._configs[model] = None
-                if config.name not in ("", model):
-                    self.say(model, f"says name: \"{config.name}\", but the folder is called '{model}': make them equal", path, "name")
-                else:
-                    file, expected = config.default_model_filename, "expected the plain name of a file in the version's folder"
-                    self.say(
-                        model,
-                        f"says default_model_filename: {file!r}, {expected}: mend that line, or take it out",
-                        path,
-                        "default_model_filename",
-                    )
+            with self.stopping(model):
+                self._configs[model] = self._read(model)
         return self._configs[model]
+
+    def _read(self, model: str) -> schema.ModelConfig | None:
+        path = self.config_path(model)
+        config = self.parsed(model, path)
+        if config is None:
+            return None
+        try:
+            return checked_config(config, self.files.repository / model)
+        except ConfigError:
+            if config.name not in ("", model):
+                self.say(model, f"says name: \"{config.name}\", but the folder is called '{model}': make them equal", path, "name")
+            else:
+                file, expected = config.default_model_filename, "expected the plain name of a file in the version's folder"
+                text = f"says default_model_filename: {file!r}, {expected}: mend that line, or take it out"
+                self.say(model, text, path, "default_model_filename")
+            return None
 
     def parsed(self, model: str, path: str) -> schema.ModelConfig | None:
         """A configuration of ``model`` at ``path``; None where there is none or it is not valid, which is told with its line."""
@@ -112,7 +164,9 @@ class Inspection:
         return found
 
     def profiles(self, model: str) -> list[str]:
-        """The paths of a model's profile files."""
+        """The paths of a model's profile files, which are compared with its configuration; none where only one is judged, by itself."""
+        if not self._all_profiles:
+            return []
         folder = f"{model}/{PROFILES_FOLDER}"
         on_disk = {path.relative_to(self.files.repository).as_posix() for path in (self.files.repository / folder).glob("*.pbtxt")}
         planned = {path for path in self.files.planned if path.startswith(f"{folder}/") and path.endswith(".pbtxt")}

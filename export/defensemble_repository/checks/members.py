@@ -6,13 +6,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
-from defensemble_repository.checks.wiring import same_shape
-from defensemble_repository.names import CONFIG_FILE, LABELS_FILE
-from defensemble_repository.pbtxt import schema
-from defensemble_repository.reader import LARGEST_BATCH, parameter
-
-from .inspecting import Inspection
-from .model_checks import said_tensors
+from ..names import CONFIG_FILE, LABELS_FILE
+from ..pbtxt import schema
+from ..reader import LARGEST_BATCH, parameter
+from .inspection import Inspection
+from .model import said_tensors
+from .wiring import same_shape
 
 _MEMBER = "a member takes images FP32 [C, H, W] and gives logits FP32 [K]"
 
@@ -38,20 +37,6 @@ def check_members(found: Inspection, ensemble: str, votes: Sequence[tuple[str, i
     _check_labels(found, ensemble, config, {model: member for model, member in good.items() if model not in bad})
     _say_precisions(found, ensemble, votes, members)
     return bad
-
-
-def check_label_files(found: Inspection, model: str, config: schema.ModelConfig) -> None:
-    """Whether each file of labels that a model's outputs name is there, and inside its folder."""
-    for tensor in config.output:
-        name, way = tensor.label_filename, (("output", "name", tensor.name), "label_filename")
-        if name and (name != PurePosixPath(name).name or name == ".." or "\0" in name):
-            text = f"says label_filename: {name!r}, expected the plain name of a file in the model's folder: mend that line"
-            found.say(model, text, f"{model}/{CONFIG_FILE}", *way)
-        elif name and not found.files.exists(f"{model}/{name}"):
-            text = (
-                f'says label_filename: "{name}", and there is no {found.files.repository / model / name}: put it back, or take the line out'
-            )
-            found.say(model, text, f"{model}/{CONFIG_FILE}", *way)
 
 
 def _is_member(found: Inspection, ensemble: str, model: str, config: schema.ModelConfig) -> bool:

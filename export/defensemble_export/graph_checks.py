@@ -1,0 +1,104 @@
+"""Whether ONNX Runtime loads the graphs of a repository, and whether they take and give what their configurations declare.
+
+The rules are those of our backend (`server_config/onnxruntime_backend/model.cc`), whose reasons Triton gives where it loads the models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from onnxruntime import GraphOptimizationLevel, InferenceSession, NodeArg, SessionOptions
+
+from defensemble_repository.checks.finding import Fault, Step
+from defensemble_repository.checks.inspection import Inspection
+from defensemble_repository.checks.wiring import said_type, same_shape
+from defensemble_repository.names import BACKEND
+from defensemble_repository.pbtxt import schema
+from defensemble_repository.reader import backend_of, file_of, versions_by_policy
+
+_TYPES = {
+    "bool": schema.TYPE_BOOL,
+    "uint8": schema.TYPE_UINT8,
+    "uint16": schema.TYPE_UINT16,
+    "uint32": schema.TYPE_UINT32,
+    "uint64": schema.TYPE_UINT64,
+    "int8": schema.TYPE_INT8,
+    "int16": schema.TYPE_INT16,
+    "int32": schema.TYPE_INT32,
+    "int64": schema.TYPE_INT64,
+    "float16": schema.TYPE_FP16,
+    "float": schema.TYPE_FP32,
+    "double": schema.TYPE_FP64,
+    "bfloat16": schema.TYPE_BF16,
+}
+
+
+def check_graphs(found: Inspection, models: Iterable[str]) -> None:
+    """Open the graphs of `models`, those that ONNX Runtime runs and of which nothing else was found, and compare them."""
+    for model in dict.fromkeys(models):
+        config = found.config(model)
+        if config is None or backend_of(config) != BACKEND or found.refused(model):
+            continue
+        with found.stopping(model):
+            for version in versions_by_policy(found.versions(model), config):
+                path = f"{model}/{version}/{file_of(config)}"
+                session = _session(found, model, version, path)
+                for fault in _faults(config, session, embedded=found.target.embedded) if session is not None else ():
+                    found.say(model, f"version {version}: {fault.text}", found.config_path(model), *fault.way)
+
+
+def _session(found: Inspection, model: str, version: int, path: str) -> InferenceSession | None:
+    options = SessionOptions()
+    options.graph_optimization_level = GraphOptimizationLevel.ORT_DISABLE_ALL  # a large network is then opened several times as fast
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    try:
+        return InferenceSession(str(found.files.repository / path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        found.say(model, f"version {version}: ONNX Runtime cannot load it: {str(error)[:500]}: export the model again", path)
+        return None
+
+
+def _faults(config: schema.ModelConfig, session: InferenceSession, *, embedded: bool) -> Iterator[Fault]:
+    for kind, stated, tensors in (("input", config.input, session.get_inputs()), ("output", config.output, session.get_outputs())):
+        if not embedded and not stated:
+            continue  # NVIDIA's backend completes it
+        by_name = {tensor.name: tensor for tensor in tensors}
+        names = ", ".join(f"'{name}'" for name in by_name) or "none"
+        for index, tensor in enumerate(stated):
+            way: tuple[Step, ...] = ((kind, index),)
+            if tensor.name in by_name:
+                yield from _tensor_faults(config, f"{kind} '{tensor.name}'", tensor, by_name[tensor.name], way)
+            else:
+                yield Fault(f"declares the {kind} '{tensor.name}', which the graph does not have: it has {names}", way)
+        if kind == "input" and len(stated) != len(tensors):
+            yield Fault(f"declares {len(stated)} inputs, and the graph has {len(tensors)}, {names}: declare each of them once", (kind,))
+
+
+def _tensor_faults(
+    config: schema.ModelConfig, who: str, stated: schema.ModelInput | schema.ModelOutput, tensor: NodeArg, way: tuple[Step, ...]
+) -> Iterator[Fault]:
+    kind = _TYPES.get(tensor.type.removeprefix("tensor(").removesuffix(")"))
+    if kind is None:
+        yield Fault(f"{who} is {tensor.type} in the graph, which the backend does not serve: export the model again", way)
+    elif stated.data_type not in (kind, schema.TYPE_INVALID):
+        yield Fault(f"{who} is {said_type(kind)} in the graph, and declared as {said_type(stated.data_type)}", (*way, "data_type"))
+    shape = [size if isinstance(size, int) else -1 for size in tensor.shape or ()]
+    declared = list(stated.reshape.shape if stated.HasField("reshape") else stated.dims)
+    if config.max_batch_size > 0:
+        if shape and shape[0] != -1:
+            text = f"{who} has a batch of {shape[0]} in the graph, and max_batch_size is {config.max_batch_size}: export it with any batch"
+            yield Fault(f"{text}, or set max_batch_size to 0", ("max_batch_size",))
+            return
+        declared = [-1, *declared]
+    sizes = list(zip(shape, declared, strict=False))[1:]
+    if stated.name == "images" and any(size > 0 and other == -1 for size, other in sizes):
+        # A caller may then send any size, and a server sends a small one to find out whether the model answers.
+        yield Fault(f"{who} has shape {_shape(shape)} in the graph, and is declared as any size: write the sizes", (*way, "dims"))
+    elif shape and declared and not same_shape(shape, declared):
+        batch = ", the batch in front" if config.max_batch_size > 0 else " (max_batch_size is 0, so no batch is added)"
+        yield Fault(f"{who} has shape {_shape(shape)} in the graph, and is declared as {_shape(declared)}{batch}", (*way, "dims"))
+
+
+def _shape(sizes: Sequence[int]) -> str:
+    return str(list(sizes))

@@ -1,0 +1,91 @@
+"""What an average is, as parameters of configurations say it: probabilities or logits, weights, and whose."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+
+from .ensemble import AVERAGES
+from .errors import EnsembleError
+from .pbtxt import schema
+from .reader import is_ensemble, parameter
+
+
+def votes_of(ensemble: schema.ModelConfig) -> list[tuple[str, int]]:
+    """Of an ensemble: (model, version) of the steps that read an input of the ensemble, in order."""
+    inputs = {tensor.name for tensor in ensemble.input}
+    steps = ensemble.ensemble_scheduling.step
+    return [(step.model_name, step.model_version) for step in steps if inputs & set(step.input_map.values())]
+
+
+def averaging_of(ensemble: schema.ModelConfig, configs: Mapping[str, schema.ModelConfig]) -> tuple[str, list[float]] | None:
+    """What an ensemble's `probabilities` are: (average, weights in the order of its votes); None where it is not known.
+
+    Raises:
+        EnsembleError: what a configuration says is no average, or not one positive number for each vote.
+    """
+    for step in ensemble.ensemble_scheduling.step:
+        config = configs.get(step.model_name)
+        if "probabilities" not in step.output_map.values() or config is None:
+            continue
+        if len(step.input_map) != len(votes_of(ensemble)):
+            return None  # it averages others than those that read the input: somebody else's wiring
+        if parameter(config, "average") is not None and parameter(config, "weights") is not None:
+            return _average_and_weights(step.model_name, config, len(votes_of(ensemble)))
+    return None
+
+
+def is_fused(config: schema.ModelConfig) -> bool:
+    """Whether a model gives an ensemble's `probabilities` out of one graph, and its parameters say whose votes they average."""
+    inputs = [(tensor.name, tensor.data_type) for tensor in config.input]
+    gives = any(tensor.name == "probabilities" for tensor in config.output)
+    stated = all(parameter(config, key) is not None for key in ("average", "weights", "members"))
+    return not is_ensemble(config) and inputs == [("images", schema.TYPE_FP32)] and gives and stated
+
+
+def fused_averaging(name: str, config: schema.ModelConfig) -> tuple[str, list[float], list[tuple[str, int]]]:
+    """What a fused graph's `probabilities` are: (average, weights, and in their order the votes as model and version).
+
+    Raises:
+        EnsembleError: what its parameters say is no average, no list of `NAME@VERSION`, or not one positive number for each vote.
+    """
+    text = parameter(config, "members") or ""
+    try:
+        votes = [(model, int(version)) for model, _, version in (vote.rpartition("@") for vote in json.loads(text))]
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise EnsembleError(f"parameter members of '{name}' is no JSON list of \"NAME@VERSION\", got {text[:80]!r}") from error
+    return *_average_and_weights(name, config, len(votes)), votes
+
+
+def serves_what_was_fused(name: str, config: schema.ModelConfig, configs: Mapping[str, schema.ModelConfig]) -> bool:
+    """Whether the files of a fused graph's members, as its parameter `member_digests` has them, are those served under their names.
+
+    Without that parameter their names are believed.
+
+    Raises:
+        EnsembleError: the parameter is no JSON list with one text for each vote.
+    """
+    votes, text = fused_averaging(name, config)[2], parameter(config, "member_digests")
+    if text is None:
+        return True
+    try:
+        digests = json.loads(text)
+    except (ValueError, RecursionError):
+        digests = None
+    if not isinstance(digests, list) or len(digests) != len(votes):
+        raise EnsembleError(f"parameter member_digests of '{name}' must be a JSON list of {len(votes)} texts, got {text[:80]!r}")
+    return [parameter(configs.get(model), f"sha256.{version}") for model, version in votes] == digests
+
+
+def _average_and_weights(name: str, config: schema.ModelConfig, votes: int) -> tuple[str, list[float]]:
+    average, text = parameter(config, "average") or "", parameter(config, "weights") or ""
+    if average not in AVERAGES:
+        raise EnsembleError(f"parameter average of '{name}' must be one of {', '.join(AVERAGES)}, got {average[:80]!r}")
+    try:
+        weights = [float(weight) for weight in json.loads(text)]
+    except (ValueError, TypeError, RecursionError) as error:
+        raise EnsembleError(f"parameter weights of '{name}' is no JSON list of numbers, got {text[:80]!r}") from error
+    if len(weights) != votes or not all(math.isfinite(weight) and weight > 0 for weight in weights):
+        raise EnsembleError(f"parameter weights of '{name}' must be {votes} numbers above 0, got {text[:80]}")
+    return average, weights

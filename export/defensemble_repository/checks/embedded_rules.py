@@ -1,0 +1,107 @@
+"""What the embedded runtime lacks: it has CPUs, and one backend, ours.
+
+What that backend refuses of a configuration is in `server_config/onnxruntime_backend/settings.cc` and `model.cc`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+
+from ..names import BACKEND
+from ..pbtxt import schema
+from ..reader import backend_of, parameter
+from .finding import Fault, Step
+
+_ELSEWHERE = "serve it with --runtime docker or path"
+_LIBRARY = f"libtriton_{BACKEND}.so"
+_MOST_THREADS = 1024
+_GRAPH_LEVELS = {-1: "basic", 0: "all", 1: "extended", 2: "none"}
+
+
+def embedded_faults(config: schema.ModelConfig) -> Iterator[Fault]:
+    """Find what the embedded runtime refuses of a model's configuration, and another Triton may take."""
+    backend = backend_of(config)
+    if backend != BACKEND:
+        if not backend:
+            return  # an unknown platform, which every Triton refuses
+        way = ("backend",) if config.backend else ("platform",)
+        yield Fault(f"backend '{backend or config.platform}' is not in the embedded runtime, which has only '{BACKEND}': {_ELSEWHERE}", way)
+        return
+    if config.runtime not in ("", _LIBRARY):
+        yield Fault(f'runtime is "{config.runtime}", and the embedded runtime has only {_LIBRARY}: remove that line', ("runtime",))
+    yield from _gpus(config)
+    yield from _declared(config)
+    yield from _unsupported(config)
+    yield from _settings(config)
+
+
+def _gpus(config: schema.ModelConfig) -> Iterator[Fault]:
+    for index, group in enumerate(config.instance_group):
+        way: tuple[Step, ...] = (("instance_group", index),)
+        if group.kind == schema.ModelInstanceGroup.KIND_GPU:
+            yield Fault(
+                f"instance_group {index + 1} is KIND_GPU, and the embedded runtime has only CPUs: write KIND_CPU, or {_ELSEWHERE}", way
+            )
+        elif group.gpus and group.kind == schema.ModelInstanceGroup.KIND_AUTO:
+            text = f"instance_group {index + 1} names gpus {list(group.gpus)}, and the embedded runtime has only CPUs: remove these"
+            yield Fault(f"{text}, or {_ELSEWHERE}", (*way, "gpus"))
+
+
+def _declared(config: schema.ModelConfig) -> Iterator[Fault]:
+    """NVIDIA's backend completes a configuration from the graph; ours compares them."""
+    for kind, tensors in (("input", config.input), ("output", config.output)):
+        if not tensors:
+            yield Fault(f"declares no {kind}: it needs each of the graph's" if kind == "input" else f"declares no {kind}: it needs one")
+        for index, tensor in enumerate(tensors):
+            if tensor.data_type == schema.TYPE_INVALID:
+                yield Fault(f"{kind} '{tensor.name}' has no data_type: write one, such as TYPE_FP32", ((kind, index),))
+
+
+def _unsupported(config: schema.ModelConfig) -> Iterator[Fault]:
+    accelerators = config.optimization.execution_accelerators
+    features: list[tuple[str, bool, tuple[Step, ...]]] = [
+        ("sequence_batching", config.HasField("sequence_batching"), ("sequence_batching",)),
+        ("a decoupled transaction policy", config.model_transaction_policy.decoupled, ("model_transaction_policy",)),
+        ("batch_input", len(config.batch_input) > 0, ("batch_input",)),
+        ("batch_output", len(config.batch_output) > 0, ("batch_output",)),
+        ("model_repository_agents", len(config.model_repository_agents.agents) > 0, ("model_repository_agents",)),
+        ("gpu_execution_accelerator", len(accelerators.gpu_execution_accelerator) > 0, ("optimization", "execution_accelerators")),
+        ("cpu_execution_accelerator", len(accelerators.cpu_execution_accelerator) > 0, ("optimization", "execution_accelerators")),
+    ]
+    for index, tensor in enumerate(config.input):
+        for what, asked in (
+            ("an optional input", tensor.optional),
+            ("ragged batching", tensor.allow_ragged_batch),
+        ):
+            features.append((f"{what} ('{tensor.name}')", asked, (("input", index),)))
+    for feature, asked, way in features:
+        if asked:
+            yield Fault(f"asks for {feature}, which the embedded runtime does not offer: remove it, or {_ELSEWHERE}", way)
+
+
+def _settings(config: schema.ModelConfig) -> Iterator[Fault]:
+    level = config.optimization.graph.level
+    if level not in _GRAPH_LEVELS:
+        known = ", ".join(f"{number} ({meaning})" for number, meaning in _GRAPH_LEVELS.items())
+        yield Fault(f"optimization.graph.level is {level}, expected one of {known}", ("optimization", "graph", "level"))
+    for key, is_valid, expected in _PARAMETERS:
+        value = parameter(config, key)
+        if value is not None and not is_valid(value):
+            yield Fault(
+                f"the parameter {key} is {value[:80]!r}, expected {expected}", (("parameters", "key", key), "value", "string_value")
+            )
+
+
+def _is_thread_count(value: str) -> bool:
+    return re.fullmatch("-?[0-9]{1,18}", value) is not None and 0 <= int(value) <= _MOST_THREADS
+
+
+_COUNT = f"an integer from 0 (one thread per core) to {_MOST_THREADS}"
+_PARAMETERS: tuple[tuple[str, Callable[[str], bool], str], ...] = (
+    ("intra_op_thread_count", _is_thread_count, _COUNT),
+    ("inter_op_thread_count", _is_thread_count, _COUNT),
+    ("execution_mode", ("0", "1").__contains__, "0 (sequential) or 1 (parallel)"),
+    ("session.intra_op.allow_spinning", ("0", "1").__contains__, "0 (no) or 1 (yes)"),
+    ("session.inter_op.allow_spinning", ("0", "1").__contains__, "0 (no) or 1 (yes)"),
+)

@@ -1,0 +1,188 @@
+"""All checks of one ensemble that need no graph: its wiring, its members, and what of them an ensemble must not have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+from ..averaging import averaging_of
+from ..errors import EnsembleError
+from ..names import CONFIG_FILE, RESERVED, check_name
+from ..pbtxt import schema
+from ..reader import is_ensemble, versions_by_policy
+from .inspection import Inspection
+from .members import check_members
+from .model import check_label_files, check_model
+from .queue_limits import queue_limit_text, queue_limits
+from .wiring import said_step, way_to_step, wiring_faults
+
+# The tensors that a step of a member maps; another step that reads the ensemble's input is of an ensemble that was wired otherwise.
+_OF_A_MEMBER = ({"images"}, {"logits"})
+Configs = Mapping[str, schema.ModelConfig]
+# Finds what is wrong with the averaging models (names) of an ensemble (name).
+CheckAverages = Callable[[Inspection, str, Sequence[str]], None]
+# Finds what is worth knowing of an ensemble (name, configuration), with the configurations of its steps' models, and whether it is refused.
+CheckVotes = Callable[[Inspection, str, schema.ModelConfig, Configs, bool], None]
+
+
+def check_wired(
+    found: Inspection,
+    name: str,
+    *,
+    loads: Collection[str] | None = None,
+    check_averages: CheckAverages | None = None,
+    check_votes: CheckVotes | None = None,
+    outer: tuple[str, ...] = (),
+) -> None:
+    """Find all that is wrong with the ensemble `name`, its members and its averaging models.
+
+    Args:
+        found: where findings go.
+        name: the ensemble.
+        loads: the models whose files are compared with their SHA-256, None all of them: that takes the time of reading them.
+        check_averages: compares averaging models with what their parameters generate.
+        check_votes: called at the end, for each ensemble.
+        outer: the ensembles that contain this one.
+    """
+    before = len(found.findings)
+    with found.stopping(name):
+        config = _ensemble(found, name)
+        if config is None:
+            return
+        path = found.config_path(name)
+        steps = list(config.ensemble_scheduling.step)
+        inputs = {tensor.name for tensor in config.input}
+        votes = [step for step in steps if inputs & set(step.input_map.values())]
+        averages = list(dict.fromkeys(step.model_name for step in steps if step not in votes and step.model_name.startswith(RESERVED)))
+        is_ours = bool(averages)
+        pinned: dict[str, set[int]] = {}
+        for index, step in enumerate(steps):
+            if step.model_name and _check_step(found, name, index, step, is_vote=step in votes, is_ours=is_ours):
+                pinned.setdefault(step.model_name, set()).add(step.model_version)
+        known = {model: one for model in pinned if (one := found.config(model)) is not None}
+        for model, one in known.items():
+            if not is_ensemble(one):
+                again = {"mend": f"`defensemble ensemble reload {name}` generates it again"} if model in averages else {}
+                check_model(found, model, pinned[model], digests=loads is None or model in loads, **again)
+                _check_queue(found, name, model, one)
+            elif model in (*outer, name):
+                circle = ", which contains ".join(f"'{link}'" for link in (*outer, name, model)[(*outer, name).index(model) :])
+                first = next(index for index, step in enumerate(steps) if step.model_name == model)
+                found.say(name, f"it contains itself: {circle}; take one of these steps out", path, *way_to_step(first, "model_name"))
+            else:
+                check_wired(found, model, loads=loads, check_averages=check_averages, check_votes=check_votes, outer=(*outer, name))
+        averages = [model for model in averages if model in known]
+        if check_averages is not None:
+            check_averages(found, name, averages)
+        for model in averages:
+            _check_link(found, model)
+        bad = {model for model in averages if found.refused(model, found.config_path(model))}
+        if is_ours:
+            members = [step for step in votes if step.model_name in pinned and (set(step.input_map), set(step.output_map)) == _OF_A_MEMBER]
+            bad |= check_members(found, name, [(step.model_name, step.model_version) for step in members], averages)
+        for fault in wiring_faults(config, {model: one for model, one in known.items() if model not in bad}):
+            found.say_fault(name, fault, path)
+        if not any(one.refuses and one.stops in (name, *averages) for one in found.findings):
+            _check_parameters(found, name, config, known)
+        if check_votes is not None:
+            refused = any(one.refuses for one in found.findings[before:]) or any(found.refused(model) for model in known)
+            check_votes(found, name, config, known, refused)
+
+
+def _check_queue(found: Inspection, ensemble: str, model: str, config: schema.ModelConfig) -> None:
+    allowed = found.target.allows_queue_limits
+    for limit, way in () if allowed else queue_limits(config):
+        text = queue_limit_text(limit, ensemble, found.target)
+        found.say(model, text, found.config_path(model), *way, refuses=allowed is False)
+
+
+def _check_parameters(found: Inspection, name: str, config: schema.ModelConfig, known: Configs) -> None:
+    """Whether what averages says an average: what a server compares its answers with."""
+    try:
+        averaging_of(config, known)
+    except EnsembleError as error:
+        found.say(name, str(error), found.config_path(name))
+
+
+def _ensemble(found: Inspection, name: str) -> schema.ModelConfig | None:
+    """The configuration of the ensemble, once it is one."""
+    try:
+        check_name(name)
+    except EnsembleError as error:
+        found.say(name, str(error))
+        return None
+    files = found.files
+    if not files.has(name):
+        what = f"there is no ensemble '{name}' in {files.repository}"
+        found.say(name, f"{what}: `defensemble ensemble show` lists those that are there, `defensemble ensemble create` makes one")
+        return None
+    config = found.config(name)
+    if config is None:
+        return None
+    path = found.config_path(name)
+    if not is_ensemble(config) and not config.ensemble_scheduling.step:
+        what = f"'{config.backend or config.platform}'" if config.backend or config.platform else "nothing"
+        found.say(name, f'is no ensemble: it says {what}, and an ensemble says platform: "ensemble"; name another', path, "platform")
+        return None
+    if not found.versions(name):
+        text = f"has no version folder, without which Triton loads nothing: make {files.repository / name / '1'} with any file in it"
+        found.say(name, text, path)
+    for profile in found.profiles(name):
+        found.say(name, "an ensemble is the same on every machine, and must have no profile file: remove this one", profile)
+    _check_link(found, name)
+    check_label_files(found, name, config)
+    return config
+
+
+def _check_link(found: Inspection, model: str) -> None:
+    """An edit writes an ensemble and its averaging models: a link would carry that out of the repository."""
+    for path in (model, found.config_path(model)):
+        place = found.leads_out(path)
+        if place is not None and not found.refused(model, path):
+            text = f"is a link, or lies behind one, that leads out of the repository, to {place}, and an edit would write there"
+            found.say(model, f"{text}: put a copy in its place", path, refuses=found.for_edit)
+            return
+
+
+def _check_step(found: Inspection, name: str, index: int, step: schema.ModelEnsembling.Step, *, is_vote: bool, is_ours: bool) -> bool:
+    """Whether the model of a step can be looked at: it has a name, and a configuration; then its version is looked for."""
+    path, model, files = found.config_path(name), step.model_name, found.files
+    way = way_to_step(index, "model_name")
+    try:
+        check_name(model, generated=not is_ours or not is_vote)
+    except EnsembleError as error:
+        found.say(name, f"step {index + 1}: {error}", path, *way)
+        return False
+    remove = f"`defensemble ensemble remove {name} {model}`"
+    if not found.has(model):
+        mend = (
+            f"put it back, or take its vote out with {remove}"
+            if is_vote
+            else "put it back, go back with `defensemble ensemble rollback`, or say what is to vote with `defensemble ensemble apply FILE`"
+        )
+        found.say(model, f"{said_step(index, step)} is not in {files.repository}, which has no {model}/{CONFIG_FILE}: {mend}", path, *way)
+        return False
+    config = found.config(model)
+    if config is None:
+        return True
+    there, version = found.versions(model), step.model_version
+    served, way = versions_by_policy(there, config), way_to_step(index, "model_version")
+    if not there:
+        return True  # which is said of the model
+    if version == -1:
+        if is_ours:
+            text = f"{said_step(index, step)} says model_version: -1, whose meaning changes when a version is added"
+            found.say(name, f"{text}: write the one that is meant, now {max(served or there)}", path, *way)
+    elif version not in there:
+        said = f"says model_version: {version}" if version > 0 else "says no model_version"
+        text = f"{said_step(index, step)} {said}, and its versions are {_numbers(there)}: write one of these, or export another (--replace)"
+        found.say(model, text, path, *way)
+    elif version not in served:
+        text = (
+            f"'{name}' pins version {version}, and this version_policy serves {_numbers(served)}: write version_policy {{ all {{}} }} here"
+        )
+        found.say(model, text, found.config_path(model), "version_policy")
+    return True
+
+
+def _numbers(versions: list[int]) -> str:
+    return ", ".join(map(str, versions)) or "none"

@@ -1,0 +1,69 @@
+"""All checks of a repository: each folder in it, whether an ensemble uses it or it stands alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ..filesystem.regular_files import check_regular
+from ..names import AVERAGING_NAME, CONFIG_FILE, MODEL_NAME
+from ..reader import is_ensemble
+from .ensemble import CheckAverages, CheckVotes, check_wired
+from .finding import Finding
+from .inspection import Inspection
+from .model import check_model
+
+
+def check_folders(
+    found: Inspection, *, check_averages: CheckAverages | None = None, check_votes: CheckVotes | None = None
+) -> tuple[list[str], list[str]]:
+    """Find what keeps each model of a repository from being served.
+
+    Returns the names of the models that were judged, and of averaging models that no ensemble runs, which were not: edits leave them for
+    a rollback, and no server loads them. Models whose configuration cannot be read are in neither.
+    """
+    models = [name for name in _folders(found) if _is_model(found, name)]
+    configs = {name: config for name in models if (config := found.config(name)) is not None}
+    ensembles = [name for name, config in configs.items() if is_ensemble(config)]
+    for name in ensembles:
+        check_wired(found, name, check_averages=check_averages, check_votes=check_votes)
+    used = {step.model_name for name in ensembles for step in configs[name].ensemble_scheduling.step}
+    alone = [name for name in configs if name not in used and name not in ensembles]
+    unused = [name for name in alone if AVERAGING_NAME.fullmatch(name)]
+    for name in alone:
+        if name not in unused:
+            check_model(found, name)
+    return [name for name in configs if name not in unused], unused
+
+
+def problems_from_findings(findings: Iterable[Finding]) -> dict[str, str]:
+    """Why each model that cannot be served is not, by its name."""
+    texts: dict[str, list[str]] = {}
+    for one in findings:
+        if one.refuses:
+            texts.setdefault(one.stops, []).append(one.text if one.file is None else str(one))
+    return {name: "; ".join(dict.fromkeys(lines)) for name, lines in texts.items()}
+
+
+def _folders(found: Inspection) -> list[str]:
+    return sorted(entry.name for entry in found.files.repository.iterdir() if entry.is_dir())
+
+
+def _is_model(found: Inspection, name: str) -> bool:
+    """Whether a folder has the name and the configuration of a model."""
+    path, shown = found.config_path(name), name.encode(errors="backslashreplace").decode()
+    try:
+        folder = found.files.repository / name
+        for entry in (*folder.glob("*"), *folder.glob("*/*")):
+            check_regular(entry)  # Triton would wait for a writer, of labels as well as of a graph
+        if found.files.exists(path):
+            if MODEL_NAME.fullmatch(name):
+                return True
+            text = "a model's folder is named by 1 to 100 letters, digits, '_', '.' and '-', and begins with a letter or digit: rename it"
+            found.say(shown, text)
+        elif (found.files.repository / path).is_dir():
+            found.say(shown, "is a folder, expected a file: put the configuration back", path)  # it ends Triton
+        else:
+            found.say(shown, f"stray folder: it holds no {CONFIG_FILE}, so it is no model; move it out of the repository")
+    except OSError as error:
+        found.say(shown, f"{error.filename}: {error.strerror}")
+    return False

@@ -1,0 +1,120 @@
+"""`serve` and `check` refuse the same models for the same reasons, and Triton refuses them too, but for those that are listed here."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import urllib3
+
+from defensemble_export import check_repository
+from defensemble_repository.checks.repository import problems_from_findings
+from defensemble_repository.target import DOCKER, EMBEDDED
+from defensemble_repository.view import Files
+from defensemble_server import Server, serve
+from tests import tiny
+from tests.e2e.hand_edits import CRASHING, EDITS, LIMITS
+from tests.server.calls import FREE, ask
+
+# What Triton loads and we refuse, with the reason.
+STRICTER = {
+    "no-backend",  # what it is would depend on the names of its files
+    "output-twice-unlabelled",  # nobody means it
+    "dims-minus-1",  # the graph takes one size, and callers would be told any
+    "instances-passive",  # the first call crashes the server
+    "version-zero",
+    "version-only-zero",
+    "file-changed",  # by its digest
+    "file-name-path",
+    "warmup-file-path",
+}
+# Graphs are opened by `check` and by Triton, each with its own words.
+BY_GRAPH = {
+    *("batch-0", "batch-0-without-batching", "dims-minus-1", "dims-other", "dims-missing", "dims-one-more"),
+    *("output-dims-other", "output-dims-missing", "type-int32", "type-string", "output-type-fp16", "reshape-output"),
+    *("input-renamed", "output-renamed", "input-one-more", "output-one-more"),
+    *("version-2-broken", "file-empty-no-digest", "file-no-onnx"),
+}
+# What NVIDIA's container may take: GPUs, other backends, and what its backend for ONNX Runtime offers.
+ONLY_EMBEDDED = {
+    *("backend-python", "platform-tensorflow", "runtime-field-other", "instances-gpu", "instances-gpu-0", "graph-level-7"),
+    *("decoupled", "sequence-batching", "agents", "accelerator-gpu", "input-optional", "type-missing", "no-inputs"),
+}
+
+
+@dataclass(frozen=True)
+class Judged:
+    repository: Path
+    served: frozenset[str]
+    serve: dict[str, str]
+    check: dict[str, str]
+    server: Server
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Judged]:
+    folder = tmp_path_factory.mktemp("judged") / "repository"
+    tiny.write_repository(folder, {"alpha": 1})
+    for name, edit in (EDITS | CRASHING).items():
+        copied(folder, "alpha", name)
+        edit(folder / name)
+    for name, edit in LIMITS.items():
+        tiny.write_repository(folder, {f"{name}-member": 3, f"{name}-other": 4}, ensemble=name)
+        edit(folder / f"{name}-member")
+    check = problems_from_findings(check_repository(Files(folder), EMBEDDED))
+    with serve(folder, FREE) as server:
+        yield Judged(folder, frozenset(server.models), dict(server.problems), check, server)
+    assert tiny.leftovers(folder) == []
+
+
+def copied(folder: Path, model: str, name: str) -> None:
+    shutil.copytree(folder / model, folder / name)
+    path = folder / name / "config.pbtxt"
+    path.write_text(path.read_text().replace(f'name: "{model}"', f'name: "{name}"'))
+
+
+def test_serve_and_check_refuse_the_same_models(judged: Judged) -> None:
+    assert set(judged.serve) == set(judged.check)
+    assert judged.served.isdisjoint(judged.serve)
+    assert len(EDITS) > 150
+    assert 80 < len(judged.serve) < len(EDITS) - 60
+
+
+def test_the_texts_are_the_same_but_where_a_graph_was_opened(judged: Judged) -> None:
+    other = {name for name, text in judged.serve.items() if judged.check[name] != text}
+    assert other == BY_GRAPH
+
+
+def test_triton_refuses_what_is_refused_and_loads_the_rest(judged: Judged) -> None:
+    headers = {"x-admin-key": judged.server.state.admin_key}
+    loaded = set()
+    for name in set(EDITS) & set(judged.serve):
+        url = f"{judged.server.http_url}/v2/repository/models/{name}/load"
+        if urllib3.request("POST", url, headers=headers, timeout=60.0).status == 200:
+            loaded.add(name)
+            urllib3.request("POST", url.removesuffix("load") + "unload", headers=headers, timeout=60.0)
+    assert loaded == STRICTER & set(EDITS)
+    assert judged.server.running
+
+
+def test_a_limited_queue_is_refused_in_an_ensemble_and_served_alone(judged: Judged) -> None:
+    for name in LIMITS:
+        refused = name in judged.serve
+        assert refused == (name not in ("limit-delayed", "limit-of-delay", "limit-override")), name
+        assert f"{name}-member" in judged.served
+    assert "2.51.0" in judged.serve["limit-size"]
+    assert "26.05" in judged.serve["limit-size"]
+    assert f"{judged.repository}/limit-size-member/config.pbtxt:" in judged.serve["limit-size"]
+    assert {"queue-max-size", "queue-timeout"} <= judged.served
+    assert ask(judged.server, "queue-max-size", tiny.images(1), "logits").shape == (1, 3)
+
+
+def test_the_container_takes_what_the_embedded_runtime_lacks(judged: Judged) -> None:
+    docker = problems_from_findings(check_repository(Files(judged.repository), DOCKER))
+    assert docker.keys() <= judged.check.keys()
+    assert ONLY_EMBEDDED <= judged.check.keys()
+    assert ONLY_EMBEDDED.isdisjoint(docker)
+    assert set(LIMITS).isdisjoint(docker)
