@@ -185,11 +185,12 @@ def failed_models(probe: Probe, repository: Repository, refusals: Mapping[str, s
         states.setdefault(entry["name"], []).append(entry)
     failed: dict[str, str] = {}
     for name, model in repository.models.items():
+        entries = states.get(name, [])
+        if entries and all(entry.get("reason") == "unloaded" for entry in entries):
+            continue  # it was loaded, and an edit has unloaded it since
         # A version that the configuration's policy leaves out, or that is good beside a bad one, is unavailable without a reason.
-        bad = [
-            entry for entry in states.get(name, []) if entry.get("state") != "READY" and entry.get("reason") not in (None, "", "unloaded")
-        ]
-        if bad or not any(entry.get("state") == "READY" for entry in states.get(name, [])):
+        bad = [entry for entry in entries if entry.get("state") != "READY" and entry.get("reason") not in (None, "", "unloaded")]
+        if bad or not any(entry.get("state") == "READY" for entry in entries):
             failed[name] = "; ".join(sorted({_refusal(entry, repository, model) for entry in bad}))
 
     def reason(name: str) -> str:
