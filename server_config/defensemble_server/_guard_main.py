@@ -1,8 +1,8 @@
 """The guard process: runs Triton no longer than its parent wants it, and starts it again when it dies or hangs.
 
 Run as a script, with the standard library alone. Standard input is a pipe that only the parent holds. Its first line is JSON: `command` and
-`environment` of the server, `log` (a file), `state` (a file to remove at the end), `stop_signal`
-(what asks it to drain and end), `grace_s` (how long that may take). Then one of these lines:
+`environment` of the server, `log` (a file), `state` (a file to remove at the end), `stop_signal` (what asks it to drain and end), `grace_s`
+(how long that may take). Then one of these lines:
 
 - `ready JSON`: the parent has seen right answers. From here on a server that dies or hangs is restarted, if `restart` is true, and what
   happens is written to the file `events`. `child` is the command that runs `_restart.py`, `request` what it is sent, `http` and `grpc` are
@@ -183,11 +183,9 @@ class _Guard:
         self._ordered = False  # whether it is over because somebody wanted it
         self._child: _Child | None = None
         self._check: _Check | None = None
-        self._check_at = 0.0
-        self._log_at = 0.0
-        self._seen_alive = False
+        self._check_at = self._log_at = 0.0
+        self._seen_alive = self._hung = False
         self._unanswered = 0
-        self._hung = False
         self._deaths = 0  # in a row, without a right answer between them
         self._down_since: float | None = None
         self._restart_at: float | None = None
