@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import urllib3
 
+from defensemble_repository.target import DOCKER
 from defensemble_server import serve
 from tests import tiny
 from tests.server.calls import FREE, ask, without_digest
@@ -53,6 +55,16 @@ def test_a_member_that_triton_refuses_is_the_reason_of_its_ensemble(repository: 
     with serve(repository, FREE) as server:
         assert "cannot load" in server.problems["beta"]
         assert server.problems["ensemble"] == f"its step 'beta' cannot be served: {server.problems['beta']}"
+
+
+def test_what_only_the_log_of_triton_says_is_the_reason(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As where a rule is missing: judged for a container, which may have this agent.
+    monkeypatch.setattr("defensemble_server.launching.target_of", lambda name: DOCKER)
+    tiny.write_repository(repository, {"gamma": 3}, ensemble=None)
+    with (repository / "gamma/config.pbtxt").open("a") as file:
+        file.write('model_repository_agents { agents { name: "checksum" } }\n')
+    with serve(repository, FREE) as server:
+        assert "libtritonrepoagent_checksum.so" in server.problems["gamma"]
 
 
 def test_a_newer_version_that_triton_refuses_is_named_with_its_remedy(repository: Path) -> None:
