@@ -5,6 +5,7 @@ The rules are those of our backend (`server_config/onnxruntime_backend/model.cc`
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 
 from onnxruntime import GraphOptimizationLevel, InferenceSession, NodeArg, SessionOptions
@@ -12,6 +13,7 @@ from onnxruntime import GraphOptimizationLevel, InferenceSession, NodeArg, Sessi
 from defensemble_repository.checks.finding import Fault, Step
 from defensemble_repository.checks.inspection import Inspection
 from defensemble_repository.checks.wiring import said_type, same_shape
+from defensemble_repository.filesystem.regular_files import read_regular
 from defensemble_repository.names import BACKEND
 from defensemble_repository.pbtxt import schema
 from defensemble_repository.reader import backend_of, file_of, versions_by_policy
@@ -52,8 +54,11 @@ def _session(found: Inspection, model: str, version: int, path: str) -> Inferenc
     options.graph_optimization_level = GraphOptimizationLevel.ORT_DISABLE_ALL  # a large network is then opened several times as fast
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4
+    file = found.files.repository / path
     try:
-        return InferenceSession(str(found.files.repository / path), options, providers=["CPUExecutionProvider"])
+        # By its path, beside which a graph may keep its weights; ONNX Runtime takes paths that are UTF-8.
+        source = str(file) if os.fsencode(file).decode(errors="replace") == str(file) else read_regular(file)
+        return InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         found.say(model, f"version {version}: ONNX Runtime cannot load it: {str(error)[:500]}: export the model again", path)
         return None

@@ -53,8 +53,8 @@ def repository(tmp_path: Path) -> Iterator[Path]:
             ["stray"],
             "no model in {folder}/stray can be served:\n  notes: stray folder: it holds no config.pbtxt, so it is no model; move it",
         ),
-        (["garbled"], "{folder}/garbled/alpha/config.pbtxt: not a valid model configuration: 2:"),
-        (["damaged"], "alpha: version 1: {folder}/damaged/alpha/1/model.onnx has SHA-256 "),
+        (["garbled"], "{folder}/garbled/alpha/config.pbtxt:2: not a valid model configuration: 2:"),
+        (["damaged"], "alpha: {folder}/damaged/alpha/1/model.onnx: version 1: this file has SHA-256 "),
         (["good", "--admin-key-file", "nowhere"], "admin key file nowhere cannot be read: "),
         (
             ["good", "--admin-key-file", "short.key"],
