@@ -44,8 +44,11 @@ def check_not_endless(path: Path) -> None:
         InputError: It is a FIFO, a socket or a device.
         OSError: It cannot be looked at.
     """
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise InputError(f"{path} is a FIFO, a socket or a device, expected a regular file: save what it gives to a file first")
+    from defensemble_repository.filesystem.regular_files import irregular
+
+    kind = irregular(path)
+    if kind is not None:
+        raise InputError(f"{path} is {kind}, expected a regular file: save what it gives to a file first")
 
 
 def labelled_files(folder: Path, class_names: Sequence[str]) -> tuple[list[Path], NDArray[np.int64]]:

@@ -3,7 +3,7 @@
 from defensemble_repository.checks.finding import Finding
 from defensemble_repository.ensemble import Ensemble, Vote
 from defensemble_repository.errors import ConfigError, EnsembleError, RepositoryError
-from defensemble_repository.names import RESERVED
+from defensemble_repository.names import HISTORY_FILE, RESERVED
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from defensemble_repository.plan_manifest import Manifest
 from defensemble_repository.reader import ensemble_from_configs, read_config, read_ensemble
@@ -25,7 +25,7 @@ from .fused_plan import check_fuse_request, fuse_planned, fuse_repository, fused
 from .fused_verify import verify_fused
 from .fusing import fused_onnx
 from .half import fp16_from_onnx
-from .history import HISTORY_FILE, Edit, Snapshot, append_edit, new_id, now_text, read_history, snapshot_of, this_user, undoable
+from .history import Edit, Snapshot, append_edit, new_id, now_text, read_history, snapshot_of, this_user, undoable
 from .labels import labels_from_file
 from .member import member_from_onnx, onnx_from_checkpoint, onnx_from_module
 from .plan import Member, repository_plan

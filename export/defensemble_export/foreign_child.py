@@ -54,8 +54,8 @@ def onnx_from_foreign_limited(path: str | os.PathLike[str], *, timeout_s: float 
         status = _helper.run((os.getcwd(), os.fspath(path), options, folder, timeout_s))
         failed = Path(folder, _ERROR)
         if failed.exists():
-            told = json.loads(failed.read_bytes())
-            raise _ERRORS[told["kind"]](*told["args"])
+            error = json.loads(failed.read_bytes())
+            raise _ERRORS[error["kind"]](*error["args"])
         if os.WIFSIGNALED(status):
             raise ExportError(f"{path} {_reason(signal.Signals(os.WTERMSIG(status)), timeout_s)}")
         if status:

@@ -178,7 +178,7 @@ def outdated_graphs(files: Files, now: Ensemble) -> list[str]:
     candidates = {}
     for name in files.models():
         config = _config_of_graph(files, name)
-        graph = None if config is None else stated_votes(config, now.name)  # None too where edited by hand, which the server tells
+        graph = None if config is None else stated_votes(config, now.name)  # None too where edited by hand, which the server reports
         if config is not None and graph is not None and {vote.model for vote in graph.members} & {vote.model for vote in now.members}:
             candidates[name] = (graph, parameter(config, "ensemble"))
     if not candidates:

@@ -18,14 +18,13 @@ from typing import Any
 from defensemble_repository.ensemble import Ensemble, Vote
 from defensemble_repository.errors import EnsembleError, RepositoryError
 from defensemble_repository.filesystem.regular_files import read_regular
-from defensemble_repository.names import CONFIG_FILE, LABELS_FILE, ROOT_FILES, check_name
+from defensemble_repository.names import CONFIG_FILE, HISTORY_FILE, LABELS_FILE, check_name
 from defensemble_repository.reader import ensemble_from_configs, parameter
 from defensemble_repository.view import Files
 
 from ._errors import HistoryError
 from .aside import remove_asides, shared_mode, write_aside
 
-HISTORY_FILE = ROOT_FILES[0]
 SCHEMA = "defensemble.edit/1"
 ACTIONS = ("create", "add", "remove", "weight", "average", "apply", "reload", "rollback", "delete")
 _ID = re.compile("[0-9a-f]{12}")

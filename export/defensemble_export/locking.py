@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from defensemble_repository.names import ROOT_FILES
+from defensemble_repository.names import PENDING_FILE
 
 from ._errors import LockedError
 from .aside import has_access
@@ -31,7 +31,7 @@ def locked(repository: Path) -> Iterator[None]:
     with ExitStack() as stack:
         for place in _lock_places([repository]):
             stack.enter_context(held(place, fcntl.LOCK_EX))
-        pending = repository / ROOT_FILES[1]
+        pending = repository / PENDING_FILE
         if pending.exists():
             raise LockedError(
                 f"{pending}: an edit of an ensemble was cut short; finish or undo it first: "

@@ -10,17 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from defensemble_repository.filesystem.regular_files import read_regular
-from defensemble_repository.names import CONFIG_FILE, ROOT_FILES
+from defensemble_repository.names import CONFIG_FILE, HISTORY_FILE, PENDING_FILE
 from defensemble_repository.view import Files
 
 from ._errors import HistoryError
 from .aside import remove_asides, shared_mode, write_aside
 from .edit_plan import EditPlan
 from .ensemble_files import PLACEHOLDER, PLACEHOLDER_TEXT
-from .history import HISTORY_FILE, Edit, edit_from_line, line_from_edit
+from .history import Edit, edit_from_line, line_from_edit
 from .writing import remove_files, write_plan
 
-PENDING_FILE = ROOT_FILES[1]
 _SCHEMA = "defensemble.pending-edit/1"
 
 

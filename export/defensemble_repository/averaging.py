@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from .ensemble import AVERAGES
 from .errors import EnsembleError
 from .pbtxt import schema
-from .reader import is_ensemble, parameter
+from .reader import is_ensemble, parameter, weights_from_text
 
 
 def votes_of(ensemble: schema.ModelConfig) -> list[tuple[str, int]]:
@@ -83,7 +83,7 @@ def _average_and_weights(name: str, config: schema.ModelConfig, votes: int) -> t
     if average not in AVERAGES:
         raise EnsembleError(f"parameter average of '{name}' must be one of {', '.join(AVERAGES)}, got {average[:80]!r}")
     try:
-        weights = [float(weight) for weight in json.loads(text)]
+        weights = weights_from_text(text)
     except (ValueError, TypeError, RecursionError) as error:
         raise EnsembleError(f"parameter weights of '{name}' is no JSON list of numbers, got {text[:80]!r}") from error
     if len(weights) != votes or not all(math.isfinite(weight) and weight > 0 for weight in weights):

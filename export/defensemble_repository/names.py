@@ -29,7 +29,8 @@ PROFILES_FOLDER = "configs"
 RESERVED = ("average_", "uncertainty_")
 AVERAGING_NAME = re.compile(f"({'|'.join(RESERVED)})[0-9a-f]{{16}}")
 # Files at a repository's root that edits write: a folder of that name would stand in their way.
-ROOT_FILES = ("history.jsonl", "pending-edit.json")
+HISTORY_FILE, PENDING_FILE = "history.jsonl", "pending-edit.json"
+ROOT_FILES = (HISTORY_FILE, PENDING_FILE)
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,99}")
 
 

@@ -125,7 +125,7 @@ def ensemble_from_configs(name: str, configs: Mapping[str, schema.ModelConfig]) 
             f"whose parameters say average and weights; {mend}"
         )
     try:
-        numbers = [_number(weight) for weight in json.loads(weights)]
+        numbers = weights_from_text(weights)
         if len(numbers) != len(votes):
             raise ValueError("one weight is needed for each vote")
         given = list(zip(votes, numbers, strict=True))
@@ -237,6 +237,18 @@ def versions_by_policy(versions: Sequence[int], config: schema.ModelConfig) -> l
         return [version for version in versions if version in policy.specific.versions]
     newest = policy.latest.num_versions if policy.HasField("latest") else 1
     return list(versions[-newest:]) if newest else []
+
+
+def weights_from_text(text: str) -> list[float]:
+    """Read the parameter `weights` of an averaging model or a fused graph.
+
+    Raises:
+        ValueError, TypeError, RecursionError: it is no JSON list of numbers that a float can hold.
+    """
+    values = json.loads(text)
+    if not isinstance(values, list):
+        raise TypeError(f"{text[:80]} is no list")
+    return [_number(value) for value in values]
 
 
 def _number(value: object) -> float:

@@ -1,6 +1,6 @@
 """The guard process: runs Triton no longer than its parent wants it, and starts it again when it dies or hangs.
 
-Run as a script, with the standard library alone. Standard input is a pipe that only the parent holds. Its first line is JSON: `command` and
+Run as a script, with only the standard library. Standard input is a pipe that only the parent holds. Its first line is JSON: `command` and
 `environment` of the server, `log` (a file), `state` (a file to remove at the end), `stop_signal` (what asks it to drain and end), `grace_s`
 (how long that may take). Then one of these lines:
 
@@ -66,7 +66,7 @@ def last_lines(log: str, count: int = LINES_SHOWN) -> list[str]:
         with open(log, "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
             text = file.read().decode(errors="replace")
-    except FileNotFoundError:
+    except OSError:  # the server must not end because its log cannot be read
         return []
     lines = text.rpartition(_RUN)[2].splitlines()
     return [line[:_LINE_LENGTH] for line in (lines[1:] if _RUN in text else lines)[-count:]]
@@ -81,7 +81,7 @@ def rotate(log: str) -> None:
     try:
         if os.stat(log).st_size <= LOG_BYTES:
             return
-    except FileNotFoundError:
+    except OSError:
         return
     with contextlib.suppress(OSError):  # a full disk: what would be copied is given up
         for number in range(LOGS_KEPT - 1, 0, -1):

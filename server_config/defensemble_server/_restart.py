@@ -12,6 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from defensemble_repository.errors import RepositoryError
+
 from ._errors import ServerError
 from .launching import command_line, prepare, read_content
 from .options import ServeOptions, claim_ports
@@ -36,7 +38,7 @@ def main() -> None:
     asked = json.loads(sys.stdin.buffer.read())
     try:
         answer = _plan(asked) if asked["do"] == "plan" else _verify(asked)
-    except (ServerError, OSError) as error:
+    except (ServerError, RepositoryError, OSError) as error:
         answer = {"error": str(error)}
     with os.fdopen(answer_to, "w") as file:
         json.dump(answer, file)
@@ -53,7 +55,7 @@ def _plan(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def _verify(asked: dict[str, Any]) -> dict[str, Any]:
-    """Which models are not served and why, once the new server answers rightly."""
+    """Which models are not served and why, once the answers of the new server are right."""
     from .readiness import await_ready
 
     options = ServeOptions(**asked["options"])

@@ -220,8 +220,7 @@ def _servers(urls: list[str]) -> Iterator[Check]:
         yield Check(name, PASS, f"gRPC {state.grpc_port}, HTTP {state.http_port}, serves {state.repository} (process {state.pid})")
         yield _version(name, f"http://{reached_at(state.host)}:{state.http_port}", local=state.host in ("127.0.0.1", "::1", "localhost"))
     yield from damaged
-    for name, told, mend in server_faults():
-        yield Check(name, WARN, told, mend)
+    yield from (Check(name, WARN, text, command) for name, text, command in server_faults())
     for url in urls:
         yield _version(url, url, local=False)
 

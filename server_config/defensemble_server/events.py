@@ -143,7 +143,7 @@ def server_status(state: ServerState) -> ServerStatus:
 
 
 def dead_servers(repository: Path | None = None, *, within_s: float = RECENT_S) -> list[DeadServer]:
-    """The servers of `repository`, or of every folder, that ended by themselves lately and had no successor on their folder since."""
+    """The servers of `repository`, or of every folder, that ended by themselves in the last `within_s` and had no successor since."""
     newest: dict[str, tuple[ServerEvent, list[ServerEvent]]] = {}
     for path in (state_folder() / "servers").glob("*.events.jsonl"):
         runs: list[list[ServerEvent]] = []

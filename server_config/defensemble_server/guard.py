@@ -82,8 +82,8 @@ class Guard:
         return self._orders.closed
 
     def ready(self, settings: Mapping[str, Any]) -> None:
-        """Say that the server answers rightly, and what a restart needs: see `_guard_main.py`. Returns when that is written down."""
-        with contextlib.suppress(BrokenPipeError):  # it has ended: whoever waits for it sees that
+        """Report that the answers are right, and what a restart needs: see `_guard_main.py`. Returns when that is written down."""
+        with contextlib.suppress(BrokenPipeError):  # it has ended, which `wait` returns
             self._orders.write(f"ready {json.dumps(settings)}\n")
         self._heed(self._reports.readline())
 

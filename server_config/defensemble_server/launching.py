@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from defensemble_repository.names import PENDING_FILE
+
 from ._errors import NotServableError
 from .options import ServeOptions, cores, triton_command
 from .plans import hold_code
 from .profiles import check_gpu, check_profile, engine_caches
 from .repository import Repository, read_repository
 from .runtime import Runtime, find_runtime, target_of
-
-# Written by `defensemble ensemble` before an edit, and gone after it.
-PENDING_FILE = "pending-edit.json"
 
 
 def prepare(folder: Path, options: ServeOptions, *, say: Callable[[str], None] = lambda text: None) -> tuple[Runtime, Repository]:
@@ -40,8 +39,8 @@ def prepare(folder: Path, options: ServeOptions, *, say: Callable[[str], None] =
             f"server; `defensemble ensemble reload {name}` makes one model of them"
         )
     if (folder / PENDING_FILE).exists():
-        mend = "`defensemble ensemble show` tells, and finishes or undoes it"
-        say(f"{folder / PENDING_FILE}: an edit of an ensemble is under way, or was cut short: {mend}")
+        fix = "`defensemble ensemble show` finishes or undoes it"
+        say(f"{folder / PENDING_FILE}: an edit of an ensemble is under way, or was cut short: {fix}")
     runtime = find_runtime(options.runtime, say=say)
     content = check_gpu(content, runtime, strict=options.profile is not None, say=say)
     _check_not_empty(content)

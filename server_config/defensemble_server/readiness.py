@@ -13,10 +13,11 @@ import numpy as np
 import urllib3
 
 from defensemble_repository.averaging import averaging_of, fused_averaging, serves_what_was_fused
+from defensemble_repository.names import PENDING_FILE
 
 from ._errors import NotServableError, ServerError, StartError
 from .guard import last_lines
-from .launching import PENDING_FILE, listed, read_content
+from .launching import listed, read_content
 from .options import ADMIN_HEADER, ServeOptions, claim_ports, reached_at
 from .refusals import read_refusals
 from .repository import Model, Repository, without_version

@@ -1,4 +1,4 @@
-"""What `defensemble doctor` says of servers that were restarted or died."""
+"""What `defensemble doctor` reports of servers that were restarted or died."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from .state import read_states
 
 
 def server_faults() -> Iterator[tuple[str, str, str]]:
-    """For each server that was interrupted lately: its name, what happened, and the command that helps."""
+    """For each server that was interrupted in the last 24 hours: its name, what happened, and the command that helps."""
     for state in read_states():
         status = server_status(state)
         if status.last_fault is not None and status.last_fault.time > time.time() - RECENT_S:
             restarts = f"{status.restarts} restart{'' if status.restarts == 1 else 's'}"
-            told = f"{status.text}, {restarts}; {status.last_fault.when} {status.last_fault.text}"
-            yield f"server {state.grpc_port}", told, f"defensemble serve --status --grpc-port {state.grpc_port}"
+            text = f"{status.text}, {restarts}; {status.last_fault.when} {status.last_fault.text}"
+            yield f"server {state.grpc_port}", text, f"defensemble serve --status --grpc-port {state.grpc_port}"
     for dead in dead_servers():
         yield f"server {dead.grpc_port}", f"{dead.repository}: {dead.text}", f"defensemble serve {shlex.quote(dead.repository)}"

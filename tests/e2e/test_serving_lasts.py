@@ -139,7 +139,8 @@ def test_a_crash_loop_ends_a_serve_in_the_foreground_with_the_last_lines(reposit
             process.kill()
     assert process.returncode == 1
     assert errors.count("the restart failed") == 5
-    assert state.log in errors.splitlines()[-1] or "Its last lines:" in errors
+    assert f"status 1; see {state.log}" in errors
+    assert "Its last lines:" in errors
 
 
 @pytest.mark.parametrize(("options", "text"), [((), "no ensemble is served"), (("--strict",), "not everything is served")])
@@ -167,7 +168,7 @@ def test_strict_wants_everything_and_the_default_one_ensemble(repository: Path) 
     assert "gamma" in told(run("serve", repository, "--free-ports", "--strict", cwd=repository.parent))
 
 
-def test_a_repository_of_averages_alone_is_not_served(repository: Path) -> None:
+def test_a_repository_of_averaging_models_is_not_served(repository: Path) -> None:
     for path in repository.iterdir():
         if not path.name.startswith(("average_", "uncertainty_")):
             path.rename(repository.parent / path.name)

@@ -126,10 +126,7 @@ def test_under_load_every_call_is_answered_or_unavailable(
                 got[call()] += 1
 
         loops: list[Future[None]] = [
-            callers.submit(repeat, protocol(server, model))
-            for protocol in protocols
-            for model in ("ensemble", "alpha")
-            for _ in range(CALLERS)
+            callers.submit(repeat, protocol(server, model)) for protocol in protocols for model in models for _ in range(CALLERS)
         ]
         try:
             deadline = time.monotonic() + 30

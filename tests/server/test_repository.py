@@ -136,7 +136,10 @@ def test_an_ensemble_that_pins_a_version_which_the_policy_leaves_out(tmp_path: P
     assert "pins version 1, and this version_policy serves 2" in problems["ensemble"]
 
 
-@pytest.mark.parametrize("weights", ["junk", "5", "null", "[null, 1]", "[1.0, 1.0, 1.0]", "[]", "{}", "[1, -1]", "[1, NaN]"])
+@pytest.mark.parametrize(
+    "weights",
+    ["junk", "5", "null", "[null, 1]", "[1.0, 1.0, 1.0]", "[]", "{}", "[1, -1]", "[1, NaN]", "[true, 1]", f"[{10**400}, 1]"],
+)
 def test_weights_by_hand_that_are_no_weights(tmp_path: Path, weights: str) -> None:
     folder = tiny.write_repository(tmp_path / "r")
     name = next(path.name for path in folder.iterdir() if path.name.startswith("average_"))

@@ -26,7 +26,7 @@ def noted_key(url: str) -> str | None:
 
 
 def deaths_of(repository: Path) -> list[str]:
-    """What became of the server of a folder that died lately and was not started again."""
+    """When and why the server of a folder died, if that was in the last 24 hours and it was not started again."""
     from defensemble_server import dead_servers
 
     return [f"the server on gRPC port {dead.grpc_port} {dead.text}; see {dead.log}" for dead in dead_servers(repository)]

@@ -1,4 +1,4 @@
-"""What `defensemble serve --status` shows: the servers that run on this machine, and those that died lately."""
+"""What `defensemble serve --status` shows: the servers that run on this machine, and those that died in the last 24 hours."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     type=click.FloatRange(min=1),
     default=300.0,
     show_default=True,
-    help="Seconds that Triton gets from its start until its models are loaded and have answered rightly.",
+    help="Seconds that Triton gets from its start until its models are loaded and their answers are checked.",
 )
 @click.option("--strict", is_flag=True, help="Fail unless everything in the repository is served.")
 @click.option("--no-restart", is_flag=True, help="Do not start Triton again when it dies or hangs.")

@@ -295,7 +295,7 @@ def _told_of_writing(shares: Sequence[Share]) -> list[str]:
         comments = [line for line in (now or b"").splitlines() if line.lstrip().startswith(b"#")]
         if comments and not any(line in share.plan.files[path] for line in comments):
             back = "copy them first, a rollback does not bring them back" if share.plan.converts else "`rollback` brings them back"
-            found.append(f"{share.place.repository / path} is written anew, without its comments; {back}")
+            found.append(f"{share.place.repository / path} is written again, without its comments; {back}")
         if share.plan.after != shares[0].plan.after:
             found.append(f"{share.place.repository} will hold another '{share.name}' than {shares[0].place.repository}, as it did before")
     return found

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from defensemble_export import Finding
     from defensemble_repository.view import Files
 
-_PLAN_BACKEND = "tensorrt"
-
 
 def plan_findings(share: Share, served: Served) -> list[Finding]:
     """What stands against the plans that a server would load, in the place of ONNX files, for the new ensemble.
@@ -80,5 +78,7 @@ def _comes_as_plan(files: Files, model: str, *, by_profile: bool) -> bool:
 
 
 def _is_plan(served: Served, model: str) -> bool:
-    told = served.config(model) or {}
-    return told.get("backend") == _PLAN_BACKEND or told.get("platform") == "tensorrt_plan"
+    from defensemble_repository.names import BACKEND_OF_PLATFORM, PLAN_BACKEND
+
+    config = served.config(model) or {}
+    return PLAN_BACKEND in (config.get("backend"), BACKEND_OF_PLATFORM.get(config.get("platform", "")))

@@ -38,7 +38,7 @@ _T = TypeVar("_T")
 class Served:
     """The models of one server, which `client` may load and unload; loads get `load_timeout_s`, everything else the client's timeout.
 
-    `say` is told when the server is lost and waited for.
+    `say` receives a message when the server is lost and waited for.
     """
 
     def __init__(self, client: Client, *, load_timeout_s: float, say: Callable[[str], None] = lambda text: None) -> None:
@@ -188,8 +188,8 @@ class Served:
         from defensemble_export.served import is_served_as_on_disk
         from defensemble_repository.view import Files
 
-        told = self.config(model)
-        return told is not None and Files(folder).has(model) and not is_served_as_on_disk(Files(folder), model, told)
+        loaded = self.config(model)
+        return loaded is not None and Files(folder).has(model) and not is_served_as_on_disk(Files(folder), model, loaded)
 
     def load_surely(self, folder: Path, model: str) -> None:
         """Loads a model from `folder`, and looks whether it is loaded: of files that it has refused once, Triton says OK the next time.
@@ -288,7 +288,7 @@ class Served:
 
 
 def repeat_after_restart(servers: Sequence[Served], act: Callable[[], _T], on_restart: Callable[[], None] = lambda: None) -> _T:
-    """Do what asks or tells `servers`; where the connection to one is lost, wait until all answer, and do it again, once.
+    """Do what calls `servers`; where the connection to one is lost, wait until all answer, and do it again, once.
 
     Args:
         servers: Those that `act` talks to.

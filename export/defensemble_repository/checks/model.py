@@ -32,7 +32,7 @@ def check_model(
     Args:
         found: where findings go.
         model: the name of a model that has a configuration.
-        pinned: the versions that vote in an ensemble; None where the model stands alone.
+        pinned: the versions that vote in an ensemble; None where no ensemble runs the model.
         digests: whether files are compared with their SHA-256, which takes the time of reading them.
         mend: how a damaged file is restored.
     """

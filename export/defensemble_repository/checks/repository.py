@@ -1,4 +1,4 @@
-"""All checks of a repository: each folder in it, whether an ensemble uses it or it stands alone."""
+"""All checks of a repository: each folder in it, whether an ensemble uses it or not."""
 
 from __future__ import annotations
 
