@@ -30,7 +30,7 @@ from benchmarks.editing.callers import CallersGoneError
 from benchmarks.editing.under_load import logits_of
 from benchmarks.running import run_and_tell
 from defensemble import DefensembleError
-from defensemble_export import ExportError, Member
+from defensemble_export import Member, RepositoryError
 from defensemble_server import ServerError
 
 SCHEMA = "defensemble.benchmark.aborted_calls/1"
@@ -53,7 +53,7 @@ def measure(
 
     Raises:
         CallersGoneError: A process of callers ended.
-        DefensembleError, ServerError, ExportError, OSError: What went wrong with the server before the first abort.
+        DefensembleError, ServerError, RepositoryError, OSError: What went wrong with the server before the first abort.
     """
     logits = np.stack(list(logits_of(members, [], pool).values()))
     with tempfile.TemporaryDirectory(prefix="defensemble-benchmark-") as folder:
@@ -97,7 +97,7 @@ def main(out: Path | None, quick: bool, scale: float, note: str | None, seed: in
     At most 15 minutes on two cores. Exit status 1 where a figure does not hold.
     """
     effort = Effort(scale=QUICK_SCALE if quick else scale)
-    errors = (CallersGoneError, DefensembleError, ExportError, ServerError, OSError)
+    errors = (CallersGoneError, DefensembleError, RepositoryError, ServerError, OSError)
     run_and_tell(lambda say: _measured(effort, seed, say), page, out=out, quick=quick, note=note, errors=errors)
 
 

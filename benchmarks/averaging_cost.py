@@ -30,7 +30,7 @@ from benchmarks.serving.processes import pin, started
 from defensemble import Client, DefensembleError
 from defensemble._provenance import provenance
 from defensemble._results import write_result
-from defensemble_export import Ensemble, ExportError, Vote, average_onnx, repository_plan, write_plan
+from defensemble_export import Ensemble, RepositoryError, Vote, average_onnx, repository_plan, write_plan
 from defensemble_server import ServerError
 
 SCHEMA = "defensemble.benchmark.averaging_cost/1"
@@ -119,7 +119,7 @@ def measure(effort: Effort, seed: int, say: Callable[[str], None]) -> dict[str, 
     """Measure both, and return the result as JSON.
 
     Raises:
-        DefensembleError, ServerError, ExportError, ValueError: Why it could not be measured.
+        DefensembleError, ServerError, RepositoryError, ValueError: Why it could not be measured.
     """
     from benchmarks.serving.members import SPEC, random_images, untrained_members
 
@@ -181,7 +181,7 @@ def main(out: Path | None, quick: bool, seed: int) -> None:
         result = {**measure(QUICK if quick else FULL, seed, say), "quick": quick, "duration_s": round(time.monotonic() - began, 1)}
         if out is not None:
             write_result(out, result)
-    except (DefensembleError, ExportError, ServerError, OSError, ValueError) as error:
+    except (DefensembleError, RepositoryError, ServerError, OSError, ValueError) as error:
         raise click.ClickException(str(error)) from error
     for name, figure in result["figures"].items():
         console.print(

@@ -32,7 +32,7 @@ from benchmarks.editing.plan import State, planned
 from benchmarks.editing.under_load import Effort, edited_under_load, logits_of, starting_state, versions_of
 from benchmarks.running import run_and_tell
 from defensemble import DefensembleError
-from defensemble_export import ExportError, Member
+from defensemble_export import Member, RepositoryError
 from defensemble_server import ServerError
 
 SCHEMA = "defensemble.benchmark.edit_under_load/1"
@@ -57,7 +57,7 @@ def measure(
 
     Raises:
         CallersGoneError: The callers cannot ask.
-        DefensembleError, ServerError, ExportError, OSError: What went wrong with the server or with an edit.
+        DefensembleError, ServerError, RepositoryError, OSError: What went wrong with the server or with an edit.
     """
     logits = logits_of(members, later, pool)
     start = starting_state(members)
@@ -124,7 +124,7 @@ def main(out: Path | None, quick: bool, note: str | None, seed: int) -> None:
     About 5 minutes on two cores, which nothing else should use meanwhile. Exit status 1 where a figure does not hold.
     """
     effort = QUICK if quick else FULL
-    errors = (CallersGoneError, DefensembleError, ExportError, ServerError, OSError)
+    errors = (CallersGoneError, DefensembleError, RepositoryError, ServerError, OSError)
     run_and_tell(lambda say: _measured(effort, seed, say), page, out=out, quick=quick, note=note, errors=errors)
 
 

@@ -30,7 +30,7 @@ from benchmarks.running import run_and_tell
 from benchmarks.serving.forms import WrongAnswerError, average_of_logits
 from defensemble import DefensembleError
 from defensemble._provenance import provenance
-from defensemble_export import ExportError, Member
+from defensemble_export import Member, RepositoryError
 from defensemble_server import ServerError
 
 SCHEMA = "defensemble.benchmark.pipeline_vs_fused/1"
@@ -69,7 +69,7 @@ def measure(
 
     Raises:
         WrongAnswerError: A form answers something else than numpy's average of the logits.
-        DefensembleError, ServerError, ExportError: What went wrong.
+        DefensembleError, ServerError, RepositoryError: What went wrong.
     """
     costs = {}
     for width, of_width in members.items():
@@ -133,7 +133,7 @@ def main(out: Path | None, quick: bool, rounds: int | None, note: str | None, se
     """
     base = QUICK if quick else FULL
     effort = Effort(rounds or base.rounds, base.seconds, base.warm_s, base.seconds_in_process, base.widths, base.sizes)
-    errors = (WrongAnswerError, DefensembleError, ExportError, ServerError, OSError)
+    errors = (WrongAnswerError, DefensembleError, RepositoryError, ServerError, OSError)
     run_and_tell(lambda say: _measured(effort, seed, say), page, out=out, quick=quick, note=note, errors=errors)
 
 

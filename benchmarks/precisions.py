@@ -30,7 +30,7 @@ from benchmarks.precision.page import page
 from benchmarks.zoo.plan import FOLDER, PLAN, ROOT
 from defensemble._provenance import provenance
 from defensemble._results import check_writable, write_result
-from defensemble_export import ExportError, onnx_from_checkpoint
+from defensemble_export import RepositoryError, onnx_from_checkpoint
 from defensemble_export.calibration import calibration_images
 from defensemble_server.int8 import INSTRUCTIONS
 from defensemble_training import ModelSpec, TrainingError, TrainingRecord, build, load_dataset, save_checkpoint
@@ -68,7 +68,7 @@ def measure(
         on_progress: told what is being done.
 
     Raises:
-        TrainingError, ExportError: a checkpoint is damaged, or a graph cannot be converted.
+        TrainingError, RepositoryError: a checkpoint is damaged, or a graph cannot be converted.
     """
     networks, widths = {}, {}
     with tempfile.TemporaryDirectory() as folder:
@@ -221,7 +221,7 @@ def main(out: Path | None, quick: bool, zoo: Path, data_dir: Path | None, rounds
         if out is not None:
             write_result(out, result)
             out.with_suffix(".md").write_text(page(result, out.name))
-    except (TrainingError, ExportError, OSError) as error:
+    except (TrainingError, RepositoryError, OSError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(page(result, "the JSON" if out is None else out.name))
     raise SystemExit(exit_status(result["figures"]))

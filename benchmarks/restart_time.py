@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.running import run_and_tell
 from defensemble._provenance import provenance
-from defensemble_export import ExportError, Member, repository_plan, write_plan
+from defensemble_export import Member, RepositoryError, repository_plan, write_plan
 from defensemble_server import ServeOptions, Server, ServerError, serve, server_status
 from defensemble_server.state import process_start
 
@@ -60,7 +60,7 @@ def measure(
 
     Raises:
         NotBackError: The server did not come back.
-        ServerError, ExportError, OSError: It could not be started.
+        ServerError, RepositoryError, OSError: It could not be started.
     """
     with tempfile.TemporaryDirectory(prefix="defensemble-benchmark-") as folder:
         repository = Path(folder) / "repository"
@@ -162,7 +162,7 @@ def main(out: Path | None, quick: bool, note: str | None, seed: int) -> None:
 
     About a minute on two cores, which nothing else should use meanwhile. Exit status 1 where the figure does not hold.
     """
-    errors = (NotBackError, ExportError, ServerError, OSError)
+    errors = (NotBackError, RepositoryError, ServerError, OSError)
     rounds = QUICK_ROUNDS if quick else ROUNDS
     run_and_tell(lambda say: _measured(rounds, seed, say), page, out=out, quick=quick, note=note, errors=errors)
 

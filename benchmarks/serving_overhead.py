@@ -34,7 +34,7 @@ from benchmarks.serving.timing import Timing, time_form
 from defensemble import Client, DefensembleError
 from defensemble._provenance import provenance
 from defensemble._results import write_result
-from defensemble_export import ExportError, Member, repository_plan, write_plan
+from defensemble_export import Member, RepositoryError, repository_plan, write_plan
 from defensemble_server import ServerError
 
 SCHEMA = "defensemble.benchmark.serving_overhead/1"
@@ -71,7 +71,7 @@ def measure(
 
     Raises:
         WrongAnswerError: A form answers something else.
-        DefensembleError, ServerError, ExportError: What went wrong before the first round; later failures are in the result.
+        DefensembleError, ServerError, RepositoryError: What went wrong before the first round; later failures are in the result.
     """
     with tempfile.TemporaryDirectory(prefix="defensemble-benchmark-") as folder:
         repository = Path(folder) / "repository"
@@ -188,7 +188,7 @@ def main(out: Path | None, quick: bool, rounds: int | None, seconds: float | Non
         result = {**_measured(effort, seed, say), "quick": quick, "duration_s": round(time.monotonic() - began, 1)}
         if out is not None:
             write_result(out, result)
-    except (DefensembleError, ExportError, ServerError, OSError) as error:
+    except (DefensembleError, RepositoryError, ServerError, OSError) as error:
         raise click.ClickException(str(error)) from error
     show(result, console)
     if out is not None:

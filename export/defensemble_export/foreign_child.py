@@ -25,13 +25,16 @@ from typing import Any
 
 import onnx
 
+from defensemble_repository.errors import RepositoryError
+
 from ._errors import ExportError, VerificationError
 from .foreign import onnx_from_foreign
 
 DEFAULT_TIMEOUT_S = 120.0
 # `-c` puts the working directory first in the path of modules, where anything may lie.
 _START = "import sys; sys.path = [entry for entry in sys.path if entry]; from defensemble_export.foreign_child import main; main()"
-_ERRORS: dict[str, type[Exception]] = {kind.__name__: kind for kind in (ExportError, VerificationError, OSError)}
+# The most derived first.
+_ERRORS: dict[str, type[Exception]] = {kind.__name__: kind for kind in (VerificationError, ExportError, RepositoryError, OSError)}
 _MODEL, _ERROR, _LOG = "model.onnx", "error.json", "log"
 # Of the memory that is available when a file is read.
 _MEMORY_SHARE = 0.75
@@ -144,7 +147,7 @@ def _in_child(cwd: str, path: str, options: dict[str, Any], folder: str, timeout
             needs = f"{path} needs more than {limit / 2**30:.1f} GiB of memory to be loaded and run"
             raise ExportError(f"{needs} ({error or 'out of memory'}): {_LESS_MEMORY}") from error
     except tuple(_ERRORS.values()) as error:
-        kind = next(name for name, kind in _ERRORS.items() if isinstance(error, kind) and (kind is OSError or type(error) is kind))
+        kind = next(name for name, kind in _ERRORS.items() if isinstance(error, kind))
         args = [error.errno, error.strerror, error.filename] if isinstance(error, OSError) else [str(error)]
         Path(folder, _ERROR).write_text(json.dumps({"kind": kind, "args": args}))
         return 0

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from defensemble_repository.filesystem.regular_files import read_regular
+
 from .state import ServerState, events_file, process_start, state_folder
 
 # Faults of longer ago are not reported any more, in seconds.
@@ -133,7 +135,7 @@ def server_status(state: ServerState) -> ServerStatus:
     pid, restarts, since, down = 0, 0, 0.0, None
     for event in events:
         if event.kind in ("started", "restarted"):
-            pid, since, down = int(event.facts["pid"]), event.time, None
+            pid, since, down = int(event.facts.get("pid") or 0), event.time, None
             restarts += event.kind == "restarted"
         elif event.is_fault and down is None:
             down = event.time
@@ -194,8 +196,8 @@ def forget_old_events(in_use: set[int]) -> None:
 def _read(path: Path) -> list[ServerEvent]:
     lines: list[bytes] = []
     for part in (path.with_name(f"{path.name}.1"), path):  # the guard begins a new file where one is long
-        with contextlib.suppress(FileNotFoundError):
-            lines += part.read_bytes().splitlines()
+        with contextlib.suppress(OSError):  # none yet, or not a file of ours: a report of faults must not be a fault itself
+            lines += read_regular(part).splitlines()
     events = []
     for line in lines:
         try:

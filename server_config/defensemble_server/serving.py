@@ -76,9 +76,9 @@ class Server:
     def wait(self, on_event: Callable[[ServerEvent], None] = lambda event: None) -> int:
         """Wait until the server ends for good or is stopped from elsewhere; returns Triton's exit status.
 
-        `on_event` is called for each event from now on: a death, a restart, the end.
+        `on_event` is called for each event since the start: a death, a restart, the end.
         """
-        known = len(self.events())
+        known = 1  # the start: what came since then, before this was called too, is reported
 
         def look() -> None:
             nonlocal known
@@ -252,7 +252,8 @@ def _is_ensemble(folder: Path, profile: str | None) -> bool:
         text = read_regular(config_path(folder, profile), LARGEST_TEXT)
     except OSError:
         return False
-    return re.search(rb"^\s*(platform\s*:\s*[\"']ensemble[\"']|ensemble_scheduling\b)", text, re.MULTILINE) is not None
+    text = re.sub(rb"#[^\n]*", b"", text)
+    return re.search(rb"\b(platform\s*:\s*[\"']ensemble[\"']|ensemble_scheduling\b)", text) is not None
 
 
 def _new_log(grpc_port: int) -> Path:
