@@ -68,7 +68,7 @@ def engine_from_onnx(
 
     Raises:
         EngineError: TensorRT or a GPU is missing or cannot do this; the parser refuses the graph; the build fails.
-        ExportError: a number is out of its range, the file is no such graph.
+        RepositoryError: a number is out of its range, the file is no such graph.
         OSError: a file cannot be read or written.
     """
     source, place = Path(onnx_path), Path(plan_path)
@@ -119,7 +119,7 @@ def request_from_onnx(content: bytes, where: str, **options: Any) -> BuildReques
 
     Raises:
         EngineError: it is no graph that takes ``images``, or has what TensorRT's parser is not documented to read.
-        ExportError: a number is out of its range.
+        RepositoryError: a number is out of its range.
     """
     try:
         model = onnx.load_model_from_string(content)

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from defensemble.cli.export import command
-from defensemble_export import Ensemble, ExportError, Verification, Vote, config_from_pbtxt, pbtxt_from_config, read_ensemble
+from defensemble_export import Ensemble, RepositoryError, Verification, Vote, config_from_pbtxt, pbtxt_from_config, read_ensemble
 from defensemble_export import repository_plan as real_plan
 from defensemble_export import verify_onnx as real_verify
 from tests.e2e.broken import content, untrained_checkpoint
@@ -69,7 +69,7 @@ def test_replace_extends_the_ensemble_and_tells_what_it_is(tmp_path: Path, monke
 
     before = content(tmp_path)
     refused = run(a, "--repository", repository, "--replace", "--max-batch-size", "64")
-    assert type(refused.exception) is ExportError
+    assert type(refused.exception) is RepositoryError
     assert f"{repository / 'ensemble/config.pbtxt'} says max_batch_size 5, and --max-batch-size says 64" in str(refused.exception)
     assert content(tmp_path) == before
 

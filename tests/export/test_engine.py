@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from onnx import TensorProto, helper
 
-from defensemble_export import EngineError, ExportError, engine_from_onnx
+from defensemble_export import EngineError, RepositoryError, engine_from_onnx
 from defensemble_export.engine import request_from_onnx
 from defensemble_export.engine_plan import BuildRequest, build_plan
 from defensemble_export.target import Target, check_target, find_target
@@ -82,7 +82,7 @@ def test_precision_is_in_the_graph_and_changes_no_call(precision: str) -> None:
     ],
 )
 def test_numbers_out_of_their_range(options: dict[str, Any], told: str) -> None:
-    with pytest.raises(ExportError, match=told):
+    with pytest.raises(RepositoryError, match=told):
         BuildRequest((3, 32, 32), **options)
 
 
