@@ -65,7 +65,7 @@ def last_lines(log: str, count: int = LINES_SHOWN) -> list[str]:
     try:
         with open(log, "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
-            text = file.read().decode(errors="replace")
+            text = file.read(_TAIL_BYTES).decode(errors="replace")
     except OSError:  # the server must not end because its log cannot be read
         return []
     lines = text.rpartition(_RUN)[2].splitlines()
@@ -414,7 +414,7 @@ def _die_with_parent(number: int) -> None:
 def _appended(path: str) -> BinaryIO:
     """Open a file to write at its end; somebody may have deleted it, and its folder."""
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-    return open(path, "ab", opener=lambda name, flags: os.open(name, flags, 0o600))
+    return open(path, "ab", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK, 0o600))  # a FIFO is an error
 
 
 def _forget(state: str) -> None:

@@ -50,12 +50,18 @@ class ServerEvent:
             return f"restarted, right answers again after {facts.get('outage_s')} s (process {facts.get('pid')}){not_served}"
         if self.kind == "ended":
             return "stopped" if facts.get("ordered") else f"ended for good with status {facts.get('status')}"
-        what = {
-            "died": f"Triton died ({_status(facts.get('status'))}) after {_duration(facts.get('uptime_s'))}",
-            "hung": f"Triton did not answer any more and was killed after {_duration(facts.get('uptime_s'))}",
-        }.get(self.kind, f"the restart failed: {facts.get('error')}")
         wait_s = facts.get("restart_in_s")
-        return f"{what}; " + ("not restarted" if wait_s is None else "restarting" if wait_s == 0 else f"restarting in {wait_s} s")
+        return f"{self.cause}; " + ("not restarted" if wait_s is None else "restarting" if wait_s == 0 else f"restarting in {wait_s} s")
+
+    @property
+    def cause(self) -> str:
+        """Of a fault, what happened."""
+        facts = self.facts
+        if self.kind == "died":
+            return f"Triton died ({_status(facts.get('status'))}) after {_duration(facts.get('uptime_s'))}"
+        if self.kind == "hung":
+            return f"Triton did not answer any more and was killed after {_duration(facts.get('uptime_s'))}"
+        return f"the restart failed: {facts.get('error')}"
 
     @property
     def when(self) -> str:
@@ -79,6 +85,7 @@ class ServerStatus:
         restarting_since: Since when it has given no right answer, None where it does; seconds since the epoch.
         uptime_s: For how long it has given right answers; 0 while it restarts.
         last_fault: The newest event that interrupted the service.
+        not_served: The models that its newest start could not serve, and why.
         events: All its events that are kept, the oldest first.
     """
 
@@ -88,14 +95,26 @@ class ServerStatus:
     restarting_since: float | None
     uptime_s: float
     last_fault: ServerEvent | None
+    not_served: Mapping[str, str]
     events: tuple[ServerEvent, ...]
 
     @property
     def text(self) -> str:
-        """Whether it runs or is restarted, and since when."""
+        """Whether it runs or is restarted, since when, and what it does not serve."""
         if self.restarting_since is not None:
             return f"restarting since {_clock(self.restarting_since)}"
-        return f"running for {_duration(self.uptime_s)} (process {self.pid})"
+        missing = f"; NOT served: {', '.join(self.not_served)}" if self.not_served else ""
+        return f"running for {_duration(self.uptime_s)} (process {self.pid}){missing}"
+
+    @property
+    def fault_text(self) -> str:
+        """When and why it was interrupted last, and for how long; empty where it never was."""
+        fault = self.last_fault
+        if fault is None:
+            return ""
+        last = self.events[-1]
+        follows = fault.text if last.kind != "restarted" else f"{fault.cause}; right answers again after {last.facts.get('outage_s')} s"
+        return f"{fault.when}  {follows}"
 
 
 @dataclass(frozen=True)
@@ -133,15 +152,16 @@ def server_status(state: ServerState) -> ServerStatus:
     """How a running server is, from the events that its guard wrote down."""
     events = server_events(state)
     pid, restarts, since, down = 0, 0, 0.0, None
+    not_served: Mapping[str, str] = {}
     for event in events:
         if event.kind in ("started", "restarted"):
-            pid, since, down = int(event.facts.get("pid") or 0), event.time, None
+            pid, since, down, not_served = event.facts["pid"], event.time, None, event.facts.get("problems") or {}
             restarts += event.kind == "restarted"
         elif event.is_fault and down is None:
             down = event.time
     fault = next((event for event in reversed(events) if event.is_fault), None)
     uptime_s = max(0.0, time.time() - since) if down is None and since else 0.0
-    return ServerStatus(state, pid, restarts, down, uptime_s, fault, tuple(events))
+    return ServerStatus(state, pid, restarts, down, uptime_s, fault, not_served, tuple(events))
 
 
 def dead_servers(repository: Path | None = None, *, within_s: float = RECENT_S) -> list[DeadServer]:
@@ -200,12 +220,25 @@ def _read(path: Path) -> list[ServerEvent]:
             lines += read_regular(part).splitlines()
     events = []
     for line in lines:
-        try:
+        # A line can be cut off, by a full disk for one, or not be ours.
+        with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
             facts = json.loads(line)
-            events.append(ServerEvent(float(facts.pop("time")), str(facts.pop("event")), int(facts.pop("guard")), facts))
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            continue  # a line that was cut off, by a full disk for one
+            event = ServerEvent(float(facts.pop("time")), str(facts.pop("event")), int(facts.pop("guard")), facts)
+            _check(event)
+            events.append(event)
     return events
+
+
+def _check(event: ServerEvent) -> None:
+    """Refuse an event whose facts are not of their types, where its text is not what fails.
+
+    Raises:
+        ValueError, TypeError, KeyError, OverflowError: They are not.
+    """
+    _ = event.when, event.text, event.last_lines
+    if event.kind in ("started", "restarted"):
+        if type(event.facts["pid"]) is not int or not isinstance(event.facts.get("problems", {}), dict):
+            raise TypeError(f"pid {event.facts['pid']!r}, problems {event.facts.get('problems')!r}")
 
 
 def _clock(seconds: float) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from defensemble_repository.filesystem.regular_files import open_regular
+
 _LINE = re.compile(r"E\d{4} [\d:.]+ (\d+) [\w.]+:\d+\] (.*)")
 # Seen in core 2.51: what the poll of a model's folder, its load, and the validation of an ensemble's steps say.
 _OF_A_MODEL = (
@@ -13,6 +15,8 @@ _OF_A_MODEL = (
     re.compile(r"failed to poll model '(?P<model>[^']+)': (?P<reason>.*)"),
     re.compile(r"(?:Invalid argument: )?(?P<reason>(?:in )?ensemble '?(?P<model>[A-Za-z0-9][\w.\-]*)'?,? .*)"),
 )
+# More than a start writes: the log of a server that runs long may be large.
+_TAIL_BYTES = 1 << 24
 _PARSER = re.compile(r"\[libprotobuf ERROR [^\]]*\] (.*)")
 
 
@@ -22,7 +26,9 @@ def read_refusals(log: Path, pid: int | None = None) -> dict[str, str]:
     Raises:
         OSError: it cannot be read.
     """
-    return refusals_from_log(log.read_text(errors="replace"), pid)
+    with open_regular(log) as file:
+        file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+        return refusals_from_log(file.read(_TAIL_BYTES).decode(errors="replace"), pid)
 
 
 def refusals_from_log(text: str, pid: int | None = None) -> dict[str, str]:

@@ -16,7 +16,7 @@ def server_faults() -> Iterator[tuple[str, str, str]]:
         status = server_status(state)
         if status.last_fault is not None and status.last_fault.time > time.time() - RECENT_S:
             restarts = f"{status.restarts} restart{'' if status.restarts == 1 else 's'}"
-            text = f"{status.text}, {restarts}; {status.last_fault.when} {status.last_fault.text}"
+            text = f"{status.text}, {restarts}; {status.fault_text}"
             yield f"server {state.grpc_port}", text, f"defensemble serve --status --grpc-port {state.grpc_port}"
     for dead in dead_servers():
         yield f"server {dead.grpc_port}", f"{dead.repository}: {dead.text}", f"defensemble serve {shlex.quote(dead.repository)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 import signal
@@ -15,7 +16,7 @@ from defensemble_repository.filesystem.regular_files import LARGEST_TEXT, read_r
 from defensemble_repository.names import AVERAGING_NAME
 
 from . import _restart
-from ._errors import PortError, StateError
+from ._errors import PortError, ServerError, StateError
 from .events import ServerEvent, forget_old_events, server_events, server_status
 from .guard import Guard
 from .launching import command_line, prepare
@@ -153,6 +154,8 @@ def start_server(
     start_timeout_s: float = 300.0,
 ) -> Server:
     """Do what ``serve`` does on entering; the caller has to call ``stop`` or ``detach``."""
+    if not 0 < start_timeout_s < math.inf:
+        raise ServerError(f"start_timeout_s must be a finite number above 0, got {start_timeout_s}")
     options = options or ServeOptions()
     options = replace(options, host=address_from_host(options.host), admin_key=options.admin_key or new_admin_key())
     runtime, content = prepare(Path(repository).resolve(), options, say=say)
@@ -230,7 +233,7 @@ def _start(
         guard.ready(
             {
                 "restart": options.restart and not docker,
-                "about": {"guard_started": state.started, **about},
+                "about": {"guard_started": state.started, "problems": problems, **about},
                 "events": str(events_file(state.grpc_port)),
                 "http": [host, state.http_port],
                 "grpc": [host, state.grpc_port],

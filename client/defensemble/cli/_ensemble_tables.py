@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from defensemble.cli._invocation import this_command
+from defensemble.cli._running import restarts_at
 from defensemble.ensembles import Applied, EnsembleState, MemberState
 from defensemble.ensembles._served import is_averaging
 
@@ -108,7 +109,8 @@ def print_state(state: EnsembleState) -> None:
     console = Console(width=None if sys.stdout.isatty() else _WIDTH_OF_A_FILE)
     console.print(table)
     for url, answer in state.served.items():
-        console.print(f"served by {url}: {answer}", highlight=False, markup=False, soft_wrap=True)
+        restarts = restarts_at(url)
+        console.print(f"served by {url}: {answer}{restarts and f'; {restarts}'}", highlight=False, markup=False, soft_wrap=True)
         for member in state.members:
             if member.served[url] != "yes":
                 line = f"  {member.standing.model}@{member.standing.version}: {member.served[url]}"

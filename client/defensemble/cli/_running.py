@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import click
+
 from defensemble.ensembles._local_servers import local_server
 
 
@@ -15,8 +17,22 @@ def servers_of(repository: Path) -> list[tuple[str, str]]:
     from defensemble_server import read_states
     from defensemble_server.options import reached_at
 
-    found = [state for state in read_states() if Path(state.repository).resolve() == repository.resolve()]
+    def warn(path: Path, why: str) -> None:
+        click.echo(f"{why}: the server that it was written for, if it runs, is not found here; name it with --url", err=True)
+
+    found = [state for state in read_states(on_damaged=warn) if Path(state.repository).resolve() == repository.resolve()]
     return [(f"http://{reached_at(state.host)}:{state.http_port}", state.admin_key) for state in found]
+
+
+def restarts_at(url: str) -> str:
+    """How often the server at a URL of this machine was restarted and why; empty where it never was, or is not one of ours."""
+    from defensemble_server import server_status
+
+    state = local_server(url)
+    status = None if state is None else server_status(state)
+    if status is None or not status.restarts:
+        return ""
+    return f"restarted {status.restarts} time{'' if status.restarts == 1 else 's'}, last: {status.fault_text}"
 
 
 def noted_key(url: str) -> str | None:

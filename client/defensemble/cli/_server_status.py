@@ -53,7 +53,7 @@ def _print_status(status: ServerStatus) -> None:
     click.echo(f"  state     {status.text}")
     click.echo(f"  restarts  {status.restarts}")
     if status.last_fault is not None:
-        click.echo(f"  last      {status.last_fault.when}  {status.last_fault.text}")
+        click.echo(f"  last      {status.fault_text}")
         for line in status.last_fault.last_lines:
             click.echo(f"            | {line}")
 
@@ -82,6 +82,7 @@ def _values_from_status(status: ServerStatus) -> dict[str, Any]:
         "restarting_since": status.restarting_since,
         "uptime_s": round(status.uptime_s, 3),
         "restarts": status.restarts,
+        "not_served": dict(status.not_served),
         "last_fault": None if status.last_fault is None else _values_from_event(status.last_fault),
         "events": [_values_from_event(event) for event in status.events],
     }

@@ -41,7 +41,9 @@ if TYPE_CHECKING:
     show_default=True,
     help="Seconds that requests get to finish when the server is stopped; later ones get UNAVAILABLE (HTTP 503).",
 )
-@click.option("--expose-outdated-server", is_flag=True, help="Let the embedded Triton of 2024, with its published holes, listen on --host.")
+@click.option(
+    "--expose-outdated-server", is_flag=True, help="Let the embedded Triton of 2024, with known vulnerabilities, listen on --host."
+)
 @click.option(
     "--start-timeout",
     "start_timeout_s",
@@ -76,11 +78,11 @@ def command(
     status: bool,
     as_json: bool,
 ) -> None:
-    r"""Serve REPOSITORY (default: model_repository) with Triton until Ctrl-C, which lets requests finish; a second one does not.
+    r"""Serve REPOSITORY (default: model_repository) with Triton until Ctrl-C, which lets requests finish; a second Ctrl-C stops at once.
 
     Ready when every classifier, and every ensemble that takes `images`, has answered a fixed image rightly; other models are loaded, but
-    not asked. What cannot be served is named and left out. The exit status is 1, and nothing is left running, unless one model is served
-    that can be called, and one ensemble where the repository has ensembles; with --strict unless everything is served.
+    not asked. What cannot be served is named and left out. The exit status is 1, and nothing is left running, if no model
+    that can be called or, where the repository has ensembles, no ensemble could be served; with --strict, if anything could not.
 
     When Triton dies or hangs, it is started again on the same ports and with the same key, and its answers are checked again. After five
     restarts in a row without a right answer, waiting 0, 0.5, 1, 2 and 4 seconds, the exit status is 1. What happened is shown by --status,
@@ -143,9 +145,10 @@ def command(
                 _show_problems(server)
                 raise click.ClickException(f"{missing}; nothing is left running")
             ready = True
+            if detach:
+                server.detach()  # first: it runs on even where nobody reads what is printed
             show(server)
             if detach:
-                server.detach()
                 return
             exit_status = server.wait(_show_event)
     except KeyboardInterrupt:
