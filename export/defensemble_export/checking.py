@@ -9,7 +9,7 @@ from defensemble_repository.checks.finding import Finding
 from defensemble_repository.checks.inspection import Inspection
 from defensemble_repository.checks.repository import check_folders
 from defensemble_repository.checks.wiring import way_to_step
-from defensemble_repository.ensemble import Ensemble
+from defensemble_repository.ensemble import Ensemble, averaging_model, two_model_names
 from defensemble_repository.errors import EnsembleError
 from defensemble_repository.names import CONFIG_FILE
 from defensemble_repository.pbtxt import schema
@@ -17,8 +17,7 @@ from defensemble_repository.reader import ensemble_from_configs
 from defensemble_repository.target import ANY, Target
 from defensemble_repository.view import Files
 
-from .average_checks import check_averages
-from .ensemble_files import averaging_model, two_model_names
+from .averaging import average_onnx, is_same_graph
 from .fused_plan import outdated_graphs
 from .graph_checks import check_graphs
 
@@ -36,7 +35,7 @@ def check_ensemble(files: Files, name: str, *, loads: Collection[str] | None = N
         target: the Triton that is to load it.
     """
     found = Inspection(files, target, all_profiles=True, for_edit=True)
-    check_wired(found, name, loads=loads, check_averages=check_averages, check_votes=_check_votes)
+    check_wired(found, name, loads=loads, is_generated=_is_generated, check_votes=_check_votes)
     return found.findings
 
 
@@ -48,13 +47,18 @@ def check_repository(files: Files, target: Target, name: str | None = None) -> l
     """
     found = Inspection(files, target, all_profiles=True)
     if name is None:
-        models, _ = check_folders(found, check_averages=check_averages, check_votes=_check_votes)
+        models, _ = check_folders(found, is_generated=_is_generated, check_votes=_check_votes)
     else:
-        check_wired(found, name, check_averages=check_averages, check_votes=_check_votes)
+        check_wired(found, name, is_generated=_is_generated, check_votes=_check_votes)
         config = found.config(name) if found.has(name) else None
         models = [step.model_name for step in config.ensemble_scheduling.step if found.has(step.model_name)] if config is not None else []
     check_graphs(found, models)
     return found.findings
+
+
+def _is_generated(content: bytes, votes: Ensemble, classes: int) -> bool:
+    """Whether the file of an averaging model is the graph of these votes."""
+    return is_same_graph(content, average_onnx(votes, classes))
 
 
 def _check_votes(found: Inspection, name: str, config: schema.ModelConfig, known: Mapping[str, schema.ModelConfig], refused: bool) -> None:

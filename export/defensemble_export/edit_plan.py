@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from defensemble_repository.configs import ensemble_config
-from defensemble_repository.ensemble import Ensemble
+from defensemble_repository.ensemble import Ensemble, averaging_model
 from defensemble_repository.errors import ConfigError, EnsembleError
 from defensemble_repository.names import CONFIG_FILE, LABELS_FILE, MODEL_FILE, check_name
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config, schema
@@ -16,7 +16,7 @@ from defensemble_repository.view import Files
 
 from ._errors import ExistsError
 from .averaging import average_onnx, is_same_graph
-from .ensemble_files import PLACEHOLDER, PLACEHOLDER_TEXT, averaging_files, averaging_model, ensemble_files, is_of_two_models
+from .ensemble_files import PLACEHOLDER, PLACEHOLDER_TEXT, averaging_files, ensemble_files, is_of_two_models
 from .history import Snapshot
 from .plan import is_there
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 
 from defensemble_repository.configs import OUTPUTS, averaging_config, ensemble_config
-from defensemble_repository.ensemble import TWO_MODEL_FORM, Ensemble
-from defensemble_repository.names import AVERAGING_NAME, CONFIG_FILE, LABELS_FILE, MODEL_FILE, RESERVED
+from defensemble_repository.ensemble import Ensemble, averaging_model
+from defensemble_repository.names import AVERAGING_NAME, CONFIG_FILE, LABELS_FILE, MODEL_FILE
 from defensemble_repository.pbtxt import pbtxt_from_config, schema
 from defensemble_repository.view import Files
 
@@ -46,17 +46,6 @@ def ensemble_files(
         **({} if labels is None else {f"{ensemble.name}/{LABELS_FILE}": labels}),
         f"{ensemble.name}/{CONFIG_FILE}": pbtxt_from_config(config),
     }
-
-
-def averaging_model(ensemble: Ensemble, num_classes: int, max_batch_size: int) -> str:
-    """Name the model that averages ``ensemble`` by what it computes."""
-    return f"{RESERVED[0]}{ensemble.digest(num_classes, max_batch_size)}"
-
-
-def two_model_names(ensemble: Ensemble, num_classes: int, max_batch_size: int) -> list[str]:
-    """Name the two models that averaged ``ensemble`` in the old form: of its ``probabilities``, and of its other outputs."""
-    digest = ensemble.digest(num_classes, max_batch_size, form=TWO_MODEL_FORM)
-    return [f"{prefix}{digest}" for prefix in RESERVED]
 
 
 def is_of_two_models(files: Files, name: str) -> bool:

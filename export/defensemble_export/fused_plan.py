@@ -14,7 +14,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from defensemble_repository.configs import fused_config
-from defensemble_repository.ensemble import Ensemble
+from defensemble_repository.ensemble import Ensemble, averaging_model, two_model_names
 from defensemble_repository.errors import ConfigError, EnsembleError, RepositoryError
 from defensemble_repository.names import CONFIG_FILE, LABELS_FILE, MODEL_FILE, PROFILES_FOLDER, REPORT_FILE, RESERVED, check_name
 from defensemble_repository.pbtxt import config_from_file, pbtxt_from_config, schema
@@ -30,7 +30,6 @@ from defensemble_repository.reader import (
 from defensemble_repository.view import Files
 
 from ._errors import ExistsError, ExportError
-from .ensemble_files import averaging_model, two_model_names
 from .fused_verify import FUSED_TOLERANCE, verify_fused
 from .fusing import digests_of_members, fused_onnx
 from .locking import locked

@@ -14,9 +14,12 @@ from .reader import is_ensemble, parameter, weights_from_text
 
 def votes_of(ensemble: schema.ModelConfig) -> list[tuple[str, int]]:
     """Of an ensemble: (model, version) of the steps that read an input of the ensemble, in order."""
+    return [(step.model_name, step.model_version) for step in _voting_steps(ensemble)]
+
+
+def _voting_steps(ensemble: schema.ModelConfig) -> list[schema.ModelEnsembling.Step]:
     inputs = {tensor.name for tensor in ensemble.input}
-    steps = ensemble.ensemble_scheduling.step
-    return [(step.model_name, step.model_version) for step in steps if inputs & set(step.input_map.values())]
+    return [step for step in ensemble.ensemble_scheduling.step if inputs & set(step.input_map.values())]
 
 
 def averaging_of(ensemble: schema.ModelConfig, configs: Mapping[str, schema.ModelConfig]) -> tuple[str, list[float]] | None:
@@ -29,10 +32,14 @@ def averaging_of(ensemble: schema.ModelConfig, configs: Mapping[str, schema.Mode
         config = configs.get(step.model_name)
         if "probabilities" not in step.output_map.values() or config is None:
             continue
-        if len(step.input_map) != len(votes_of(ensemble)):
+        # Steps can stand in any order: a weight belongs to the input of its number.
+        averaged = [step.input_map.get(f"logits_{index}", "") for index in range(len(step.input_map))]
+        given = [one.output_map.get("logits", "") for one in _voting_steps(ensemble)]
+        if "" in given or sorted(given) != sorted(averaged):
             return None  # it averages others than those that read the input: somebody else's wiring
         if parameter(config, "average") is not None and parameter(config, "weights") is not None:
-            return _average_and_weights(step.model_name, config, len(votes_of(ensemble)))
+            average, weights = _average_and_weights(step.model_name, config, len(given))
+            return average, [weights[averaged.index(tensor)] for tensor in given]
     return None
 
 

@@ -58,6 +58,11 @@ def parameter(key: str, value: str) -> Edit:
     return config(lambda one: setattr(one.parameters[key], "string_value", value))
 
 
+def without_parameter(key: str) -> Edit:
+    """Remove a parameter of a configuration."""
+    return config(lambda one: one.parameters.pop(key))
+
+
 def both(*edits: Edit) -> Edit:
     """Several edits, in their order."""
 
@@ -116,7 +121,7 @@ def data(name: str, size: int) -> Edit:
 
 def no_digest() -> Edit:
     """Take the digest out, as of a model that somebody else made."""
-    return config(lambda one: one.parameters.pop("sha256.1"))
+    return without_parameter("sha256.1")
 
 
 def rename_file(new: str) -> Edit:

@@ -116,6 +116,8 @@ EDITS: dict[str, Callable[[schema.ModelConfig], object]] = {
 }
 # What Triton takes and we do not, with the reason.
 STRICTER: dict[str, Callable[[schema.ModelConfig], object]] = {
+    # The members take one size, and a caller could send any.
+    "input-of-any-size": lambda config: config.input[0].dims.__setitem__(1, -1),
     # What it means changes when a version is added.
     "version-newest": lambda config: setattr(step(config, 0), "model_version", -1),
     # The caller's images would be another model's by the time that a member reads them.
@@ -208,7 +210,8 @@ def mutate(config: schema.ModelConfig, chance: random.Random, averages: list[str
             config.output.add(name=name, data_type=schema.TYPE_FP32, dims=[chance.choice([3, 4, -1])])
         elif kind == "dims":
             tensor = chance.choice([*config.input, *config.output])
-            tensor.dims[chance.randrange(len(tensor.dims))] = chance.choice([-1, 1, 3, 4])
+            # Any size of the images is where we are stricter.
+            tensor.dims[chance.randrange(len(tensor.dims))] = chance.choice([1, 3, 4] if tensor.name == "images" else [-1, 1, 3, 4])
         elif kind == "type":
             chance.choice([*config.input, *config.output]).data_type = chance.choice([schema.TYPE_FP16, schema.TYPE_FP32])
         elif kind == "batch":

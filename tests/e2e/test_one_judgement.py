@@ -10,12 +10,15 @@ from pathlib import Path
 import pytest
 import urllib3
 
-from defensemble_export import check_repository
+from defensemble_export import check_repository, write_plan
+from defensemble_export.edit_plan import plan_creation
 from defensemble_repository.checks.repository import problems_from_findings
+from defensemble_repository.ensemble import Ensemble, Vote
 from defensemble_repository.target import DOCKER, EMBEDDED
 from defensemble_repository.view import Files
 from defensemble_server import Server, serve
 from tests import tiny
+from tests.e2e.ensemble_hand_edits import AVERAGES, ENSEMBLES
 from tests.e2e.hand_edits import CRASHING, EDITS, LIMITS
 from tests.server.calls import FREE, ask
 
@@ -30,6 +33,16 @@ STRICTER = {
     "file-changed",  # by its digest
     "file-name-path",
     "warmup-file-path",
+    # The parameters of an average contradict what its graph computes, or say nothing that a computation could be.
+    *("average-average-other", "average-average-unknown", "average-batch-above", "average-members-empty", "average-members-malformed"),
+    *("average-members-of-no-version", "average-members-one-more", "average-members-other-order", "average-members-other-pins"),
+    *("average-weights-0", "average-weights-faint", "average-weights-huge", "average-weights-nested", "average-weights-not-a-number"),
+    *("average-weights-other", "average-weights-too-few", "average-weights-too-many", "average-weights-true"),
+    # The graph takes and gives one size.
+    *("average-input-dims-minus-1", "average-second-input-dims-minus-1", "average-output-dims-minus-1", "average-measure-dims-minus-1"),
+    "ensemble-input-dims-minus-1",
+    # What they mean changes when a version is added.
+    *("ensemble-pin-minus-1", "ensemble-pin-of-the-average-minus-1"),
 }
 # Graphs are opened by `check` and by Triton, each with its own words.
 BY_GRAPH = {
@@ -57,13 +70,16 @@ class Judged:
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Judged]:
     folder = tmp_path_factory.mktemp("judged") / "repository"
-    tiny.write_repository(folder, {"alpha": 1})
+    tiny.write_repository(folder, {"alpha": 1, "beta": 2})
     for name, edit in (EDITS | CRASHING).items():
         copied(folder, "alpha", name)
         edit(folder / name)
     for name, edit in LIMITS.items():
         tiny.write_repository(folder, {f"{name}-member": 3, f"{name}-other": 4}, ensemble=name)
         edit(folder / f"{name}-member")
+    for number, (name, edit) in enumerate((AVERAGES | ENSEMBLES).items(), 2):
+        average = write_ensemble(folder, name, weight=number)
+        edit(folder / (average if name in AVERAGES else name))
     check = problems_from_findings(check_repository(Files(folder), EMBEDDED))
     with serve(folder, FREE) as server:
         yield Judged(folder, frozenset(server.models), dict(server.problems), check, server)
@@ -76,11 +92,20 @@ def copied(folder: Path, model: str, name: str) -> None:
     path.write_text(path.read_text().replace(f'name: "{model}"', f'name: "{name}"'))
 
 
+def write_ensemble(folder: Path, name: str, weight: float) -> str:
+    """Add an ensemble of `alpha` and `beta`; returns its averaging model, which no other ensemble has because of its weight."""
+    plan = plan_creation(folder, Ensemble(name, (Vote("alpha", 1, weight), Vote("beta"))))
+    write_plan(folder, {**plan.averaging, **plan.files})
+    (average,) = plan.new_models
+    return average
+
+
 def test_serve_and_check_refuse_the_same_models(judged: Judged) -> None:
     assert set(judged.serve) == set(judged.check)
     assert judged.served.isdisjoint(judged.serve)
     assert len(EDITS) > 150
-    assert 80 < len(judged.serve) < len(EDITS) - 60
+    assert 80 < len(judged.serve.keys() & EDITS) < len(EDITS) - 60
+    assert 30 < len(judged.serve.keys() & (AVERAGES | ENSEMBLES)) < len(AVERAGES | ENSEMBLES) - 10
 
 
 def test_the_texts_are_the_same_but_where_a_graph_was_opened(judged: Judged) -> None:
@@ -91,12 +116,13 @@ def test_the_texts_are_the_same_but_where_a_graph_was_opened(judged: Judged) -> 
 def test_triton_refuses_what_is_refused_and_loads_the_rest(judged: Judged) -> None:
     headers = {"x-admin-key": judged.server.state.admin_key}
     loaded = set()
-    for name in set(EDITS) & set(judged.serve):
+    edits = EDITS | AVERAGES | ENSEMBLES
+    for name in set(edits) & set(judged.serve):
         url = f"{judged.server.http_url}/v2/repository/models/{name}/load"
         if urllib3.request("POST", url, headers=headers, timeout=60.0).status == 200:
             loaded.add(name)
             urllib3.request("POST", url.removesuffix("load") + "unload", headers=headers, timeout=60.0)
-    assert loaded == STRICTER & set(EDITS)
+    assert loaded == STRICTER & set(edits)
     assert judged.server.running
 
 

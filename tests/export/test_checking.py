@@ -14,6 +14,7 @@ from tritonclient.grpc import model_config_pb2 as schema
 from defensemble_export import (
     Finding,
     check_ensemble,
+    check_repository,
     config_from_pbtxt,
     fuse_repository,
     pbtxt_from_config,
@@ -23,6 +24,7 @@ from defensemble_export import (
 )
 from defensemble_export.ensemble_files import ensemble_files
 from defensemble_repository.reader import read_ensemble
+from defensemble_repository.target import EMBEDDED
 from defensemble_repository.view import Files
 from tests import tiny
 from tests.two_models import write_cut_short, write_old_repository
@@ -286,10 +288,13 @@ def test_parameters_of_each_of_two_averaging_models(tmp_path: Path, prefix: str,
     only(repository, told, name="trimmed", model=model, line="string_value")
 
 
-def test_a_parameter_that_is_gone(repository: Path) -> None:
+@pytest.mark.parametrize("key", ["average", "weights", "members"])
+def test_a_parameter_that_is_gone_stops_edits_and_not_answers(repository: Path, key: str) -> None:
     model = average_of(repository)
-    edit(repository, model, lambda config: config.parameters.pop("weights"))
-    only(repository, "lacks the parameter weights", model=model)
+    edit(repository, model, lambda config: config.parameters.pop(key))
+    only(repository, f"lacks the parameter {key}", model=model)
+    found = {(one.model, one.refuses) for one in check_repository(Files(repository), EMBEDDED)}
+    assert {(model, False)} <= found <= {(model, False), ("ensemble", False)}
 
 
 def test_weights_that_mean_the_same_are_the_same(repository: Path) -> None:
@@ -315,7 +320,7 @@ def test_an_average_of_other_inputs_or_of_another_batch(repository: Path) -> Non
     only(repository, "max_batch_size 9, which would be average_", model=model)
     tiny.edit_config(repository, model, max_batch_size=8)
     edit(repository, model, lambda config: setattr(config.input[1], "name", "logits_2"))
-    only(repository, "expected [('logits_0', [3]), ('logits_1', [3])]", model=model, line="input")
+    only(repository, "expected logits_0 FP32 [3], logits_1 FP32 [3]", model=model, line="input")
 
 
 def test_two_averaging_models_are_said_and_not_mixed(tmp_path: Path) -> None:

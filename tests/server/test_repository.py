@@ -9,7 +9,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from defensemble_export import config_from_pbtxt, fuse_repository, pbtxt_from_config, write_profile
-from defensemble_repository.averaging import averaging_of, fused_averaging
+from defensemble_repository.averaging import averaging_of, fused_averaging, votes_of
 from defensemble_repository.target import EMBEDDED
 from defensemble_server.repository import read_repository
 from tests import tiny
@@ -146,17 +146,26 @@ def test_weights_by_hand_that_are_no_weights(tmp_path: Path, weights: str) -> No
     edited(folder, name, '"[1.0, 1.0]"', f'"{weights}"')
     repository = read_repository(folder)
     assert list(repository.problems) == ["ensemble"]
-    assert "parameter weights" in repository.problems["ensemble"]
+    assert f"{folder}/{name}/config.pbtxt:" in repository.problems["ensemble"]
+    assert "weight" in repository.problems["ensemble"]
+
+
+def test_a_weight_belongs_to_the_logits_of_its_number_in_whatever_order_the_steps_stand(tmp_path: Path) -> None:
+    folder = tiny.write_repository(tmp_path / "r", weight={"alpha": 1.0, "beta": 3.0})
+    configs = read_repository(folder).configs
+    configs["ensemble"].ensemble_scheduling.step.sort(key=lambda step: step.model_name, reverse=True)
+    assert votes_of(configs["ensemble"]) == [("beta", 1), ("alpha", 1)]
+    assert averaging_of(configs["ensemble"], configs) == ("probabilities", [3.0, 1.0])
 
 
 def test_an_average_by_hand_that_is_none(tmp_path: Path) -> None:
     folder = tiny.write_repository(tmp_path / "r")
     name = next(path.name for path in folder.iterdir() if path.name.startswith("average_"))
     edited(folder, name, '"probabilities"\n  }', '"median"\n  }')
-    expected = f"parameter average of '{name}' must be one of probabilities, logits, got 'median'"
     problems = read_repository(folder).problems
     assert list(problems) == ["ensemble"]
-    assert expected in problems["ensemble"]
+    assert f"{folder}/{name}/config.pbtxt:" in problems["ensemble"]
+    assert "median" in problems["ensemble"]
 
 
 @pytest.mark.parametrize("name", ["my model", "*", "a?b", ".git", "a\nb"])

@@ -137,7 +137,7 @@ def is_same_state(one: Snapshot, another: Snapshot) -> bool:
 def _is_named_for_its_votes(snapshot: Snapshot) -> bool:
     """Whether its averaging models, of one form or the other, have the names of what it computes: else somebody edited votes by hand."""
     from defensemble_export import config_from_pbtxt
-    from defensemble_export.ensemble_files import averaging_model, two_model_names
+    from defensemble_repository.ensemble import averaging_model, two_model_names
 
     computes = (snapshot.votes, snapshot.num_classes, int(config_from_pbtxt(snapshot.config, "the configuration").max_batch_size))
     return set(snapshot.averaging) <= {averaging_model(*computes), *two_model_names(*computes)}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 
 from ..averaging import averaging_of
 from ..errors import EnsembleError
 from ..names import CONFIG_FILE, RESERVED, check_name
 from ..pbtxt import schema
 from ..reader import is_ensemble, versions_by_policy
+from .averages import IsGenerated, check_averages
 from .inspection import Inspection
 from .members import check_members
 from .model import check_label_files, check_model
@@ -18,8 +19,6 @@ from .wiring import said_step, way_to_step, wiring_faults
 # The tensors that a step of a member maps; another step that reads the ensemble's input is of an ensemble that was wired otherwise.
 _OF_A_MEMBER = ({"images"}, {"logits"})
 Configs = Mapping[str, schema.ModelConfig]
-# Finds what is wrong with the averaging models (names) of an ensemble (name).
-CheckAverages = Callable[[Inspection, str, Sequence[str]], None]
 # Finds what is worth knowing of an ensemble (name, configuration), with the configurations of its steps' models, and whether it is refused.
 CheckVotes = Callable[[Inspection, str, schema.ModelConfig, Configs, bool], None]
 
@@ -29,7 +28,7 @@ def check_wired(
     name: str,
     *,
     loads: Collection[str] | None = None,
-    check_averages: CheckAverages | None = None,
+    is_generated: IsGenerated | None = None,
     check_votes: CheckVotes | None = None,
     outer: tuple[str, ...] = (),
 ) -> None:
@@ -39,7 +38,7 @@ def check_wired(
         found: where findings go.
         name: the ensemble.
         loads: the models whose files are compared with their SHA-256, None all of them: that takes the time of reading them.
-        check_averages: compares averaging models with what their parameters generate.
+        is_generated: compares the file of an averaging model with its parameters; None where no graph is opened.
         check_votes: called at the end, for each ensemble.
         outer: the ensembles that contain this one.
     """
@@ -69,10 +68,9 @@ def check_wired(
                 first = next(index for index, step in enumerate(steps) if step.model_name == model)
                 found.say(name, f"it contains itself: {circle}; take one of these steps out", path, *way_to_step(first, "model_name"))
             else:
-                check_wired(found, model, loads=loads, check_averages=check_averages, check_votes=check_votes, outer=(*outer, name))
+                check_wired(found, model, loads=loads, is_generated=is_generated, check_votes=check_votes, outer=(*outer, name))
         averages = [model for model in averages if model in known]
-        if check_averages is not None:
-            check_averages(found, name, averages)
+        check_averages(found, name, averages, is_generated)
         for model in averages:
             _check_link(found, model)
         bad = {model for model in averages if found.refused(model, found.config_path(model))}
@@ -84,7 +82,7 @@ def check_wired(
         if not any(one.refuses and one.stops in (name, *averages) for one in found.findings):
             _check_parameters(found, name, config, known)
         if check_votes is not None:
-            refused = any(one.refuses for one in found.findings[before:]) or any(found.refused(model) for model in known)
+            refused = any(one.refuses for one in (*found.findings[before:], *(one for one in found.findings if one.stops in known)))
             check_votes(found, name, config, known, refused)
 
 

@@ -33,7 +33,7 @@ def wiring_faults(config: schema.ModelConfig, known: Mapping[str, schema.ModelCo
     for index, step in enumerate(steps):
         if step.model_name in known and _is_declared(known[step.model_name]):
             faults += _mapping(index, step, known[step.model_name])
-    return faults + list(_shapes(config, steps, known))
+    return [*faults, *_shapes(config, steps, known), *_any_size(config, steps, known)]
 
 
 def way_to_step(index: int, *way: Step) -> tuple[Step, ...]:
@@ -255,6 +255,24 @@ def _shapes(
     for name, (unfit, way) in others.items():
         told = " and ".join(str(tensor) for tensor in unfit)
         yield Fault(f"'{name}' is not the same for all: {first[name]}, but {told}; make type and shape the same", way)
+
+
+def _any_size(
+    config: schema.ModelConfig, steps: Sequence[schema.ModelEnsembling.Step], known: Mapping[str, schema.ModelConfig]
+) -> Iterator[Fault]:
+    """Whether images are declared as any size, where a step takes one size.
+
+    Triton loads that, but a caller may then send any size, and a server sends a small one to find out whether the ensemble answers.
+    """
+    declared = next((list(tensor.dims) for tensor in config.input if tensor.name == "images"), [])
+    for index, step in enumerate(steps):
+        for tensor in known[step.model_name].input if step.model_name in known else ():
+            sizes = list(tensor.dims)
+            is_read = step.input_map.get(tensor.name) == "images"
+            if is_read and same_shape(declared, sizes) and any(a == -1 and b > 0 for a, b in zip(declared, sizes, strict=True)):
+                text = f"its input 'images' has dims {declared}, and {said_step(index, step)} takes {sizes}: write these sizes"
+                yield Fault(text, (("input", "name", "images"), "dims"))
+                return
 
 
 def _is_shape(dims: Sequence[int]) -> bool:

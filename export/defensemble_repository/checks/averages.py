@@ -1,27 +1,36 @@
-"""Whether the averaging models of an ensemble compute what their parameters say, under the name of what they compute."""
+"""Whether the averaging models of an ensemble have the inputs, outputs and name of what their parameters say; no graph is opened."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from defensemble_repository.checks.finding import Step
-from defensemble_repository.checks.inspection import Inspection
-from defensemble_repository.checks.model import said_tensors
-from defensemble_repository.configs import averaging_outputs
-from defensemble_repository.ensemble import AVERAGES, Ensemble, Vote
-from defensemble_repository.errors import EnsembleError
-from defensemble_repository.names import CONFIG_FILE, MODEL_FILE
-from defensemble_repository.pbtxt import schema
-from defensemble_repository.reader import parameter
+from ..configs import averaging_outputs
+from ..ensemble import AVERAGES, Ensemble, Vote, averaging_model, two_model_names
+from ..errors import EnsembleError
+from ..names import MODEL_FILE
+from ..pbtxt import schema
+from ..reader import parameter
+from .finding import Step
+from .inspection import Inspection
+from .model import said_tensors
 
-from .averaging import average_onnx, is_same_graph
-from .ensemble_files import averaging_model, two_model_names
+# Whether a model file is the graph that averages these votes over so many classes.
+IsGenerated = Callable[[bytes, Ensemble, int], bool]
 
 
-def check_averages(found: Inspection, ensemble: str, models: Sequence[str]) -> None:
-    """Find what is wrong with ``models``, the averaging models of ``ensemble``: each in itself, then with each other."""
+def check_averages(found: Inspection, ensemble: str, models: Sequence[str], is_generated: IsGenerated | None = None) -> None:
+    """Find what is wrong with the averaging models of an ensemble: each in itself, then with each other.
+
+    A parameter that is missing stops edits alone: the answers are those of the graph, and stay right.
+
+    Args:
+        found: where findings go.
+        ensemble: the ensemble.
+        models: its averaging models.
+        is_generated: compares a model file with its parameters, where a graph can be opened.
+    """
     stated = {}
     for model in models:
         config = found.config(model)
@@ -30,7 +39,7 @@ def check_averages(found: Inspection, ensemble: str, models: Sequence[str]) -> N
         for path in found.profiles(model):
             found.say(model, "an averaging model runs on a CPU everywhere, and must have no profile file: remove this one", path)
         votes = _stated(found, ensemble, model, config)
-        if votes is not None and _check_form(found, ensemble, model, config, votes):
+        if votes is not None and _check_form(found, ensemble, model, config, votes, is_generated):
             stated[model] = votes
     if len(stated) > 1:
         (first, votes), *others = stated.items()
@@ -40,7 +49,7 @@ def check_averages(found: Inspection, ensemble: str, models: Sequence[str]) -> N
                     model,
                     f"it measures for {_said(other)}, but '{first}' averages {_said(votes)}: the steps of '{ensemble}' mix two ensembles; "
                     f"`defensemble ensemble reload {ensemble}` writes one model in their place",
-                    f"{model}/{CONFIG_FILE}",
+                    found.config_path(model),
                     *_value("weights"),
                 )
 
@@ -49,7 +58,7 @@ def _stated(found: Inspection, ensemble: str, model: str, config: schema.ModelCo
     """The votes that an averaging model's parameters say; None where they say none, which is told."""
     before = len(found.findings)
     said = {key: parameter(config, key) for key in ("average", "weights", "members")}
-    path = f"{model}/{CONFIG_FILE}"
+    path = found.config_path(model)
     for key, text in said.items():
         if text is None:
             found.say(
@@ -57,6 +66,7 @@ def _stated(found: Inspection, ensemble: str, model: str, config: schema.ModelCo
                 f"lacks the parameter {key}, from which it is generated: put it back, or go back to a state that was whole with "
                 "`defensemble ensemble rollback`",
                 path,
+                refuses=found.for_edit,
             )
     if said["average"] is not None and said["average"] not in AVERAGES:
         found.say(
@@ -105,9 +115,11 @@ def _stated(found: Inspection, ensemble: str, model: str, config: schema.ModelCo
         return None
 
 
-def _check_form(found: Inspection, ensemble: str, model: str, config: schema.ModelConfig, votes: Ensemble) -> bool:
+def _check_form(
+    found: Inspection, ensemble: str, model: str, config: schema.ModelConfig, votes: Ensemble, is_generated: IsGenerated | None
+) -> bool:
     """Whether a model has the inputs, outputs, name and graph of these votes; the graph of one of two models is judged by its digest."""
-    path = f"{model}/{CONFIG_FILE}"
+    path = found.config_path(model)
     reload = f"`defensemble ensemble reload {ensemble}`"
     edited = f"the parameters were edited by hand: {reload} generates the model again under its new name"
     dims = list(config.input[0].dims) if len(config.input) else []
@@ -129,23 +141,21 @@ def _check_form(found: Inspection, ensemble: str, model: str, config: schema.Mod
             *_value("weights"),
         )
         return False
-    wanted = [[(f"logits_{index}", [classes]) for index in range(len(votes.members))], given]
-    got = [[(tensor.name, list(tensor.dims)) for tensor in tensors] for tensors in (config.input, config.output)]
-    for kind, mine, expected in zip(("input", "output"), got, wanted, strict=True):
+    inputs = [(f"logits_{index}", [classes]) for index in range(len(votes.members))]
+    for kind, tensors, wanted in (("input", config.input, inputs), ("output", config.output, given)):
+        mine, expected = said_tensors(tensors), ", ".join(f"{name} FP32 {sizes}" for name, sizes in wanted)
         if mine != expected:
-            found.say(model, f"its {kind}s are {mine}, expected {expected} of {len(expected)} {kind}s: put them back", path, kind)
+            found.say(model, f"its {kind}s are {mine}, expected {expected}: put them back", path, kind)
             return False
-    file = f"{model}/1/{MODEL_FILE}"
-    content = found.content(file)
     if model in of_two:
         if parameter(config, "sha256.1") is None:
             found.say(model, f"lacks the parameter sha256.1, by which its file is known: {reload} generates another model instead", path)
-    elif content is not None and not found.refused(model, file) and not is_same_graph(content, average_onnx(votes, classes)):
-        found.say(
-            model,
-            f"this file is not the graph that the parameters ({_said(votes)}) generate: it was changed; {reload} generates it again",
-            file,
-        )
+    elif is_generated is not None:
+        file = f"{model}/1/{MODEL_FILE}"
+        content = found.content(file)
+        if content is not None and not found.refused(model, file) and not is_generated(content, votes, classes):
+            text = f"this file is not the graph that the parameters ({_said(votes)}) generate: it was changed"
+            found.say(model, f"{text}; {reload} generates it again", file)
     return not found.refused(model)
 
 
