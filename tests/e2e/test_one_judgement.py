@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,13 @@ import pytest
 import urllib3
 
 from defensemble_export import check_repository
+from defensemble_repository.checks.finding import Finding
 from defensemble_repository.checks.repository import problems_from_findings
 from defensemble_repository.target import DOCKER, EMBEDDED
 from defensemble_repository.view import Files
 from defensemble_server import Server, serve
 from tests import tiny
-from tests.e2e.hand_edits import CRASHING, EDITS, LIMITS
+from tests.e2e.hand_edits import CRASHING, EDITS, ENSEMBLES, LIMITS
 from tests.server.calls import FREE, ask
 
 # What Triton loads and we refuse, with the reason.
@@ -42,6 +44,7 @@ BY_GRAPH = {
 ONLY_EMBEDDED = {
     *("backend-python", "platform-tensorflow", "runtime-field-other", "instances-gpu", "instances-gpu-0", "graph-level-7"),
     *("decoupled", "sequence-batching", "agents", "accelerator-gpu", "input-optional", "type-missing", "no-inputs"),
+    *("model-metrics", "model-metrics-empty", "ensemble-inflight", "ensemble-inflight-0", "ensemble-model-metrics"),
 }
 
 
@@ -52,6 +55,7 @@ class Judged:
     serve: dict[str, str]
     check: dict[str, str]
     server: Server
+    findings: list[Finding]
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +68,13 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Judged]:
     for name, edit in LIMITS.items():
         tiny.write_repository(folder, {f"{name}-member": 3, f"{name}-other": 4}, ensemble=name)
         edit(folder / f"{name}-member")
-    check = problems_from_findings(check_repository(Files(folder), EMBEDDED))
+    for name, edit in ENSEMBLES.items():
+        tiny.write_repository(folder, {f"{name}-member": 3, f"{name}-other": 4}, ensemble=name)
+        edit(folder / name)
+    findings = check_repository(Files(folder), EMBEDDED)
+    check = problems_from_findings(findings)
     with serve(folder, FREE) as server:
-        yield Judged(folder, frozenset(server.models), dict(server.problems), check, server)
+        yield Judged(folder, frozenset(server.models), dict(server.problems), check, server, findings)
     assert tiny.leftovers(folder) == []
 
 
@@ -91,7 +99,7 @@ def test_the_texts_are_the_same_but_where_a_graph_was_opened(judged: Judged) -> 
 def test_triton_refuses_what_is_refused_and_loads_the_rest(judged: Judged) -> None:
     headers = {"x-admin-key": judged.server.state.admin_key}
     loaded = set()
-    for name in set(EDITS) & set(judged.serve):
+    for name in {*EDITS, *ENSEMBLES} & set(judged.serve):
         url = f"{judged.server.http_url}/v2/repository/models/{name}/load"
         if urllib3.request("POST", url, headers=headers, timeout=60.0).status == 200:
             loaded.add(name)
@@ -110,6 +118,18 @@ def test_a_limited_queue_is_refused_in_an_ensemble_and_served_alone(judged: Judg
     assert f"{judged.repository}/limit-size-member/config.pbtxt:" in judged.serve["limit-size"]
     assert {"queue-max-size", "queue-timeout"} <= judged.served
     assert ask(judged.server, "queue-max-size", tiny.images(1), "logits").shape == (1, 3)
+
+
+def test_ensembles_with_what_the_core_cannot_read_are_refused(judged: Judged) -> None:
+    assert set(ENSEMBLES) - set(judged.serve) == {"ensemble-as-exported"}
+    assert f"{judged.repository}/ensemble-inflight/config.pbtxt:" in judged.serve["ensemble-inflight"]
+    assert {"model-metrics", "model-metrics-empty", "version-dangling-link", "other-dangling-link"} <= judged.serve.keys()
+    assert "file-name-of-a-plan" in judged.served
+
+
+def test_one_mistake_is_one_finding(judged: Judged) -> None:
+    found = Counter((one.file, one.line) for one in judged.findings if one.refuses and one.line is not None)
+    assert [place for place, count in found.items() if count > 1] == []
 
 
 def test_the_container_takes_what_the_embedded_runtime_lacks(judged: Judged) -> None:

@@ -57,13 +57,22 @@ class Lines:
 
     def of(self, *way: Step) -> int | None:
         """The line (from 1) of the field that ``way`` leads to, or of the last one on the way that is there; None where none is."""
-        line, fields = None, self._fields
+        found = self._along(way)
+        return found[-1].line if found else None
+
+    def has(self, *way: Step) -> bool:
+        """Whether the field that ``way`` leads to is written, with its default value too."""
+        return len(self._along(way)) == len(way)
+
+    def _along(self, way: tuple[Step, ...]) -> list[_Field]:
+        """The fields on the way, up to the first one that is missing."""
+        found: list[_Field] = []
         for step in way:
-            found = _found(fields, step)
-            if found is None:
+            one = _found(found[-1].fields if found else self._fields, step)
+            if one is None:
                 break
-            line, fields = found.line, found.fields
-        return line
+            found.append(one)
+        return found
 
 
 def _found(fields: list[_Field], step: Step) -> _Field | None:
