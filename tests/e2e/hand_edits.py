@@ -152,6 +152,7 @@ EDITS: dict[str, Edit] = {
     "other-name": config(lambda one: setattr(one, "name", "other")),
     "no-backend": without_backend(),
     "backend-python": config(lambda one: setattr(one, "backend", "python")),
+    "backend-pytorch": config(lambda one: setattr(one, "backend", "pytorch")),
     "backend-path": config(lambda one: setattr(one, "backend", "../../evil")),
     "backend-tensorrt": config(lambda one: setattr(one, "backend", "tensorrt")),
     "backend-platform-name": config(lambda one: setattr(one, "backend", "onnxruntime_onnx")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -10,7 +11,9 @@ from pathlib import Path
 
 import pytest
 import urllib3
+from click.testing import CliRunner
 
+from defensemble.cli import cli
 from defensemble_export import check_repository
 from defensemble_repository.checks.finding import Finding
 from defensemble_repository.checks.repository import problems_from_findings
@@ -44,7 +47,7 @@ BY_GRAPH = {
 ONLY_EMBEDDED = {
     *("backend-python", "platform-tensorflow", "runtime-field-other", "instances-gpu", "instances-gpu-0", "graph-level-7"),
     *("decoupled", "sequence-batching", "agents", "accelerator-gpu", "input-optional", "type-missing", "no-inputs"),
-    *("model-metrics", "model-metrics-empty", "ensemble-inflight", "ensemble-inflight-0", "ensemble-model-metrics"),
+    *("backend-pytorch", "model-metrics", "model-metrics-empty", "ensemble-inflight", "ensemble-inflight-0", "ensemble-model-metrics"),
 }
 
 
@@ -138,3 +141,18 @@ def test_the_container_takes_what_the_embedded_runtime_lacks(judged: Judged) -> 
     assert ONLY_EMBEDDED <= judged.check.keys()
     assert ONLY_EMBEDDED.isdisjoint(docker)
     assert set(LIMITS).isdisjoint(docker)
+
+
+@pytest.mark.parametrize("name", ["backend-pytorch", "platform-tensorflow", "runtime-field-other"])
+def test_nothing_is_claimed_of_files_that_are_not_checked(tmp_path: Path, name: str) -> None:
+    tiny.write_repository(tmp_path / "repository", {"alpha": 1, "beta": 2}, ensemble="both")
+    command = ["ensemble", "check", "both", "--runtime", "docker", "--repository", str(tmp_path / "repository")]
+    claim = "computes what it says"
+    assert claim in CliRunner().invoke(cli, command).stdout
+    EDITS[name](tmp_path / "repository" / "alpha")
+    done = CliRunner().invoke(cli, command)
+    assert (done.exit_code, claim in done.stdout) == (0, False)
+    field = name.partition("-")[0]
+    value = re.search(f'^{field}: "(.*)"', (tmp_path / "repository/alpha/config.pbtxt").read_text(), re.MULTILINE)
+    assert value is not None
+    assert f"not checked: {field} {value[1]!r}" in done.stdout

@@ -17,7 +17,7 @@ class Finding:
     """What is wrong with ``model``, what was expected and how to mend it, with the file and the line (from 1) where one can be pointed at.
 
     ``refuses`` False is what is allowed, but to be said. ``stops`` is the model that is not served because of it, which can be an ensemble
-    of ``model``.
+    of ``model``. ``unchecked`` says that files of ``model`` were not looked at, so that nothing can be claimed of them.
     """
 
     model: str
@@ -26,6 +26,7 @@ class Finding:
     line: int | None = None
     refuses: bool = True
     stops: str = ""
+    unchecked: bool = False
 
     def __str__(self) -> str:
         if self.file is None:

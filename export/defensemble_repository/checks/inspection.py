@@ -57,13 +57,22 @@ class Inspection:
         self._configs: dict[str, schema.ModelConfig | None] = {}
         self._stops = ""
 
-    def say(self, model: str, text: str, path: str | None = None, *way: Step, line: int | None = None, refuses: bool = True) -> None:
+    def say(
+        self,
+        model: str,
+        text: str,
+        path: str | None = None,
+        *way: Step,
+        line: int | None = None,
+        refuses: bool = True,
+        unchecked: bool = False,
+    ) -> None:
         """Add a finding about ``model``: in the file ``path`` (relative to the repository), where ``way`` leads to."""
         if way and path is not None:
             content = self.content(path)
             line = None if content is None else _lines(content.decode(errors="replace")).of(*way)
         file = None if path is None else self.files.repository / path
-        found = Finding(model, text, file, line, refuses, self._stops or model)
+        found = Finding(model, text, file, line, refuses, self._stops or model, unchecked)
         if found not in self.findings:
             self.findings.append(found)
 
