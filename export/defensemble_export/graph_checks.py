@@ -14,9 +14,9 @@ from defensemble_repository.checks.finding import Fault, Step
 from defensemble_repository.checks.inspection import Inspection
 from defensemble_repository.checks.wiring import said_type, same_shape
 from defensemble_repository.filesystem.regular_files import read_regular
-from defensemble_repository.names import BACKEND
+from defensemble_repository.names import BACKEND, PLAN_BACKEND
 from defensemble_repository.pbtxt import schema
-from defensemble_repository.reader import backend_of, file_of, versions_by_policy
+from defensemble_repository.reader import backend_of, file_of, is_ensemble, versions_by_policy
 
 _TYPES = {
     "bool": schema.TYPE_BOOL,
@@ -36,17 +36,32 @@ _TYPES = {
 
 
 def check_graphs(found: Inspection, models: Iterable[str]) -> None:
-    """Open the graphs of `models`, those that ONNX Runtime runs and of which nothing else was found, and compare them."""
+    """Open the graphs of `models` that ONNX Runtime runs and of which nothing else was found, and say which files are not checked."""
     for model in dict.fromkeys(models):
         config = found.config(model)
-        if config is None or backend_of(config) != BACKEND or found.refused(model):
+        if config is None or is_ensemble(config) or found.refused(model):
             continue
+        field = _unknown_runner(config)
+        if field is not None:
+            text = f"its files are not checked: {field} {getattr(config, field)!r}"
+            found.say(model, text, found.config_path(model), field, refuses=False, unchecked=True)
+            continue
+        if backend_of(config) != BACKEND:
+            continue  # a plan, which is compared with its manifest
         with found.stopping(model):
             for version in versions_by_policy(found.versions(model), config):
                 path = f"{model}/{version}/{file_of(config)}"
                 session = _session(found, model, version, path)
                 for fault in _faults(config, session, embedded=found.target.embedded) if session is not None else ():
                     found.say(model, f"version {version}: {fault.text}", found.config_path(model), *fault.way)
+
+
+def _unknown_runner(config: schema.ModelConfig) -> str | None:
+    """The field that names what runs a model, where its files cannot be judged here; None where they can."""
+    backend = backend_of(config)
+    if backend not in (BACKEND, PLAN_BACKEND):
+        return "backend" if config.backend else "platform"
+    return "runtime" if config.runtime not in ("", f"libtriton_{backend}.so") else None
 
 
 def _session(found: Inspection, model: str, version: int, path: str) -> InferenceSession | None:

@@ -12,6 +12,9 @@ CONTAINER_CORE = "2.71.0"
 # The first core in which a request that a step's queue refuses neither hangs nor crashes its ensemble: core PRs 466 and 470 (26.02), and
 # 483 for steps that run in parallel, as members do (26.05; the releases are inferred from the dates of the pull requests).
 FIRST_CORE_WITH_QUEUE_LIMITS = (2, 69, 0)
+# Fields of tritonclient's schema (2.73) that the embedded core's lacks, each by the way to it: they were compared with the descriptor of
+# model_config.proto inside `tritonserver`. Nothing else differs between the two but what these fields contain.
+FIELDS_SINCE_EMBEDDED = (("model_metrics",), ("ensemble_scheduling", "max_inflight_requests"))
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,11 @@ class Target:
     def allows_queue_limits(self) -> bool | None:
         """Whether steps of an ensemble may limit their queues; None where the core is not known."""
         return None if self.core is None else self.core >= FIRST_CORE_WITH_QUEUE_LIMITS
+
+    @property
+    def unknown_fields(self) -> tuple[tuple[str, ...], ...]:
+        """The ways to fields that our schema has and this core does not know, so that it reads no configuration with one of them."""
+        return FIELDS_SINCE_EMBEDDED if self.core is not None and self.core <= _numbers(EMBEDDED_CORE) else ()
 
     def __str__(self) -> str:
         core = "of an unknown version" if self.core is None else ".".join(map(str, self.core))

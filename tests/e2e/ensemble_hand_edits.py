@@ -6,7 +6,7 @@ import shutil
 
 from tritonclient.grpc import model_config_pb2 as schema
 
-from tests.e2e.hand_edits import Edit, append, both, config, no_digest, parameter, without_parameter
+from tests.e2e.hand_edits import Edit, append, both, config, dangling_link, no_digest, parameter, text, without_parameter
 
 
 def exchange_votes(ensemble: schema.ModelConfig) -> None:
@@ -59,6 +59,10 @@ AVERAGES: dict[str, Edit] = {
 # Edits of an ensemble of `alpha` and `beta`.
 ENSEMBLES: dict[str, Edit] = {
     "ensemble-comment": append("# one more line\n"),
+    "ensemble-inflight": text("ensemble_scheduling {", "ensemble_scheduling { max_inflight_requests: 4"),
+    "ensemble-inflight-0": text("ensemble_scheduling {", "ensemble_scheduling { max_inflight_requests: 0"),
+    "ensemble-model-metrics": append("model_metrics { }\n"),
+    "ensemble-version-dangling-link": dangling_link("2"),
     "ensemble-pin-minus-1": config(lambda one: setattr(one.ensemble_scheduling.step[0], "model_version", -1)),
     "ensemble-pin-7": config(lambda one: setattr(one.ensemble_scheduling.step[0], "model_version", 7)),
     "ensemble-pin-of-the-average-minus-1": config(lambda one: setattr(one.ensemble_scheduling.step[2], "model_version", -1)),

@@ -119,6 +119,11 @@ def data(name: str, size: int) -> Edit:
     return edit
 
 
+def dangling_link(name: str) -> Edit:
+    """Add a link that leads nowhere."""
+    return lambda folder: (folder / name).symlink_to("nowhere")
+
+
 def no_digest() -> Edit:
     """Take the digest out, as of a model that somebody else made."""
     return without_parameter("sha256.1")
@@ -152,9 +157,11 @@ EDITS: dict[str, Edit] = {
     "other-name": config(lambda one: setattr(one, "name", "other")),
     "no-backend": without_backend(),
     "backend-python": config(lambda one: setattr(one, "backend", "python")),
+    "backend-pytorch": config(lambda one: setattr(one, "backend", "pytorch")),
     "backend-path": config(lambda one: setattr(one, "backend", "../../evil")),
     "backend-tensorrt": config(lambda one: setattr(one, "backend", "tensorrt")),
     "backend-platform-name": config(lambda one: setattr(one, "backend", "onnxruntime_onnx")),
+    "backend-space": config(lambda one: setattr(one, "backend", "onnxruntime ")),
     "backend-case": config(lambda one: setattr(one, "backend", "ONNXRuntime")),
     "platform-onnxruntime": both(without_backend(), append('platform: "onnxruntime_onnx"\n')),
     "platform-and-backend": append('platform: "onnxruntime_onnx"\n'),
@@ -267,6 +274,8 @@ EDITS: dict[str, Edit] = {
     "optimization-pinned": append("optimization { input_pinned_memory { enable: false } gather_kernel_buffer_threshold: 2 }\n"),
     "cc-model-filenames": append('cc_model_filenames { key: "7.5" value: "model.onnx" }\n'),
     "operations": append('model_operations { op_library_filename: "nowhere.so" }\n'),
+    "model-metrics": append('model_metrics { metric_control { metric_identifier { family: "a" } histogram_options { buckets: 1 } } }\n'),
+    "model-metrics-empty": append("model_metrics { }\n"),
     "metric-tags": append('metric_tags { key: "a" value: "b" }\n'),
     "threads-abc": parameter("intra_op_thread_count", "abc"),
     "threads-2": parameter("intra_op_thread_count", "2"),
@@ -320,6 +329,11 @@ EDITS: dict[str, Edit] = {
     "version-plus": version("+2"),
     "version-is-a-file": lambda folder: (folder / "2").write_text("no folder"),
     "version-empty": lambda folder: (folder / "2").mkdir(),
+    "version-dangling-link": dangling_link("2"),
+    "version-only-dangling-link": both(lambda folder: (folder / "1").rename(folder / "one"), dangling_link("1")),
+    "other-dangling-link": dangling_link("notes.txt"),
+    "labels-dangling-link": both(lambda folder: (folder / "labels.txt").unlink(), dangling_link("labels.txt")),
+    "dangling-link-in-version": dangling_link("1/notes.txt"),
     "versions-missing": lambda folder: (folder / "1").rename(folder / "one"),
     "version-only-padded": lambda folder: (folder / "1").rename(folder / "01"),
     "version-only-zero": lambda folder: (folder / "1").rename(folder / "0"),
@@ -335,6 +349,7 @@ EDITS: dict[str, Edit] = {
     "file-no-onnx": both(no_digest(), lambda folder: (folder / "1/model.onnx").write_bytes(b"no ONNX")),
     "file-is-a-folder": both(no_digest(), rename_file("other"), lambda folder: (folder / "1/model.onnx").mkdir()),
     "file-other-name": both(rename_file("other.onnx"), append('default_model_filename: "other.onnx"\n')),
+    "file-name-of-a-plan": both(rename_file("model.plan"), append('default_model_filename: "model.plan"\n')),
     "file-name-missing": append('default_model_filename: "other.onnx"\n'),
     "file-name-missing-no-digest": both(no_digest(), append('default_model_filename: "other.onnx"\n')),
     "file-name-path": append('default_model_filename: "../1/model.onnx"\n'),

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import urllib3
+from click.testing import CliRunner
 
+from defensemble.cli import cli
 from defensemble_export import check_repository, write_plan
 from defensemble_export.edit_plan import plan_creation
+from defensemble_repository.checks.finding import Finding
 from defensemble_repository.checks.repository import problems_from_findings
 from defensemble_repository.ensemble import Ensemble, Vote
 from defensemble_repository.target import DOCKER, EMBEDDED
@@ -55,6 +60,7 @@ BY_GRAPH = {
 ONLY_EMBEDDED = {
     *("backend-python", "platform-tensorflow", "runtime-field-other", "instances-gpu", "instances-gpu-0", "graph-level-7"),
     *("decoupled", "sequence-batching", "agents", "accelerator-gpu", "input-optional", "type-missing", "no-inputs"),
+    *("backend-pytorch", "model-metrics", "model-metrics-empty", "ensemble-inflight", "ensemble-inflight-0", "ensemble-model-metrics"),
 }
 
 
@@ -65,6 +71,7 @@ class Judged:
     serve: dict[str, str]
     check: dict[str, str]
     server: Server
+    findings: list[Finding]
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +87,10 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Judged]:
     for number, (name, edit) in enumerate((AVERAGES | ENSEMBLES).items(), 2):
         average = write_ensemble(folder, name, weight=number)
         edit(folder / (average if name in AVERAGES else name))
-    check = problems_from_findings(check_repository(Files(folder), EMBEDDED))
+    findings = check_repository(Files(folder), EMBEDDED)
+    check = problems_from_findings(findings)
     with serve(folder, FREE) as server:
-        yield Judged(folder, frozenset(server.models), dict(server.problems), check, server)
+        yield Judged(folder, frozenset(server.models), dict(server.problems), check, server, findings)
     assert tiny.leftovers(folder) == []
 
 
@@ -138,9 +146,36 @@ def test_a_limited_queue_is_refused_in_an_ensemble_and_served_alone(judged: Judg
     assert ask(judged.server, "queue-max-size", tiny.images(1), "logits").shape == (1, 3)
 
 
+def test_ensembles_with_what_the_core_cannot_read_are_refused(judged: Judged) -> None:
+    assert set(ENSEMBLES) - set(judged.serve) == {"ensemble-as-exported"}
+    assert f"{judged.repository}/ensemble-inflight/config.pbtxt:" in judged.serve["ensemble-inflight"]
+    assert {"model-metrics", "model-metrics-empty", "version-dangling-link", "other-dangling-link"} <= judged.serve.keys()
+    assert "file-name-of-a-plan" in judged.served
+
+
+def test_one_mistake_is_one_finding(judged: Judged) -> None:
+    found = Counter((one.file, one.line) for one in judged.findings if one.refuses and one.line is not None)
+    assert [place for place, count in found.items() if count > 1] == []
+
+
 def test_the_container_takes_what_the_embedded_runtime_lacks(judged: Judged) -> None:
     docker = problems_from_findings(check_repository(Files(judged.repository), DOCKER))
     assert docker.keys() <= judged.check.keys()
     assert ONLY_EMBEDDED <= judged.check.keys()
     assert ONLY_EMBEDDED.isdisjoint(docker)
     assert set(LIMITS).isdisjoint(docker)
+
+
+@pytest.mark.parametrize("name", ["backend-pytorch", "platform-tensorflow", "runtime-field-other"])
+def test_nothing_is_claimed_of_files_that_are_not_checked(tmp_path: Path, name: str) -> None:
+    tiny.write_repository(tmp_path / "repository", {"alpha": 1, "beta": 2}, ensemble="both")
+    command = ["ensemble", "check", "both", "--runtime", "docker", "--repository", str(tmp_path / "repository")]
+    claim = "computes what it says"
+    assert claim in CliRunner().invoke(cli, command).stdout
+    EDITS[name](tmp_path / "repository" / "alpha")
+    done = CliRunner().invoke(cli, command)
+    assert (done.exit_code, claim in done.stdout) == (0, False)
+    field = name.partition("-")[0]
+    value = re.search(f'^{field}: "(.*)"', (tmp_path / "repository/alpha/config.pbtxt").read_text(), re.MULTILINE)
+    assert value is not None
+    assert f"not checked: {field} {value[1]!r}" in done.stdout

@@ -107,7 +107,10 @@ def check_ensembles(name: str | None, runtime: str, where: Mapping[str, Any]) ->
         if refused:
             raise click.ClickException(f"{refused} finding{'' if refused == 1 else 's'} to mend (judged for {TARGETS[runtime]})")
         looked_at = [name] if name is not None else ensembles.names()
+    unchecked = ", ".join(dict.fromkeys(finding.model for finding in findings if finding.unchecked))
     judged = f"{TARGETS[runtime]} can load it, and it computes what it says"
+    if unchecked:
+        judged = f"nothing was found that keeps {TARGETS[runtime]} from loading it, and the files of {unchecked} were not checked"
     click.echo(f"{', '.join(looked_at)}: {judged}" if looked_at else "no ensemble yet")
 
 

@@ -42,7 +42,9 @@ def config_faults(config: schema.ModelConfig, target: Target) -> list[Fault]:
     if not config.backend and not config.platform:
         return [Fault("names neither a backend nor a platform, so what it is is not known: put back what was exported")]
     faults = [*_kind(config), *_tensors(config), *_batching(config), *_warmup(config), *_instances(config), *_features(config)]
-    return [*faults, *embedded_faults(config)] if target.embedded else faults
+    if not target.embedded or any(fault.way == ("backend",) for fault in faults):
+        return faults  # what is no name of a backend is not in the embedded runtime either
+    return [*faults, *embedded_faults(config)]
 
 
 def _kind(config: schema.ModelConfig) -> Iterator[Fault]:

@@ -12,7 +12,7 @@ from ..reader import is_ensemble, versions_by_policy
 from .averages import IsGenerated, check_averages
 from .inspection import Inspection
 from .members import check_members
-from .model import check_label_files, check_model
+from .model import check_label_files, check_links, check_model
 from .queue_limits import queue_limit_text, queue_limits
 from .wiring import said_step, way_to_step, wiring_faults
 
@@ -124,6 +124,8 @@ def _ensemble(found: Inspection, name: str) -> schema.ModelConfig | None:
     if not found.versions(name):
         text = f"has no version folder, without which Triton loads nothing: make {files.repository / name / '1'} with any file in it"
         found.say(name, text, path)
+    else:
+        check_links(found, name, config)
     for profile in found.profiles(name):
         found.say(name, "an ensemble is the same on every machine, and must have no profile file: remove this one", profile)
     _check_link(found, name)

@@ -17,7 +17,7 @@ class Finding:
     """What is wrong with ``model``, what was expected and how to mend it, with the file and the line (from 1) where one can be pointed at.
 
     ``refuses`` False is what is allowed, but to be said. ``stops`` is the model that is not served because of it, which can be an ensemble
-    of ``model``.
+    of ``model``. ``unchecked`` says that files of ``model`` were not looked at, so that nothing can be claimed of them.
     """
 
     model: str
@@ -26,6 +26,7 @@ class Finding:
     line: int | None = None
     refuses: bool = True
     stops: str = ""
+    unchecked: bool = False
 
     def __str__(self) -> str:
         if self.file is None:
@@ -57,13 +58,22 @@ class Lines:
 
     def of(self, *way: Step) -> int | None:
         """The line (from 1) of the field that ``way`` leads to, or of the last one on the way that is there; None where none is."""
-        line, fields = None, self._fields
+        found = self._along(way)
+        return found[-1].line if found else None
+
+    def has(self, *way: Step) -> bool:
+        """Whether the field that ``way`` leads to is written, with its default value too."""
+        return len(self._along(way)) == len(way)
+
+    def _along(self, way: tuple[Step, ...]) -> list[_Field]:
+        """The fields on the way, up to the first one that is missing."""
+        found: list[_Field] = []
         for step in way:
-            found = _found(fields, step)
-            if found is None:
+            one = _found(found[-1].fields if found else self._fields, step)
+            if one is None:
                 break
-            line, fields = found.line, found.fields
-        return line
+            found.append(one)
+        return found
 
 
 def _found(fields: list[_Field], step: Step) -> _Field | None:

@@ -57,13 +57,22 @@ class Inspection:
         self._configs: dict[str, schema.ModelConfig | None] = {}
         self._stops = ""
 
-    def say(self, model: str, text: str, path: str | None = None, *way: Step, line: int | None = None, refuses: bool = True) -> None:
+    def say(
+        self,
+        model: str,
+        text: str,
+        path: str | None = None,
+        *way: Step,
+        line: int | None = None,
+        refuses: bool = True,
+        unchecked: bool = False,
+    ) -> None:
         """Add a finding about ``model``: in the file ``path`` (relative to the repository), where ``way`` leads to."""
         if way and path is not None:
             content = self.content(path)
             line = None if content is None else _lines(content.decode(errors="replace")).of(*way)
         file = None if path is None else self.files.repository / path
-        found = Finding(model, text, file, line, refuses, self._stops or model)
+        found = Finding(model, text, file, line, refuses, self._stops or model, unchecked)
         if found not in self.findings:
             self.findings.append(found)
 
@@ -127,6 +136,7 @@ class Inspection:
         config = self.parsed(model, path)
         if config is None:
             return None
+        self._say_unknown_fields(model, path)
         try:
             return checked_config(config, self.files.repository / model)
         except ConfigError:
@@ -137,6 +147,18 @@ class Inspection:
                 text = f"says default_model_filename: {file!r}, {expected}: mend that line, or take it out"
                 self.say(model, text, path, "default_model_filename")
             return None
+
+    def _say_unknown_fields(self, model: str, path: str) -> None:
+        ways = self.target.unknown_fields
+        content = self.content(path) if ways else None
+        if content is None:
+            return
+        lines = _lines(content.decode(errors="replace"))
+        for way in ways:
+            # By the text: Triton's parser refuses such a field with any value, and a message does not say that one with 0 was written.
+            if lines.has(*way):
+                text = f"has the field {'.'.join(way)}, which {self.target} does not know, so it cannot read this file: remove the field"
+                self.say(model, text, path, *way)
 
     def parsed(self, model: str, path: str) -> schema.ModelConfig | None:
         """A configuration of ``model`` at ``path``; None where there is none or it is not valid, which is told with its line."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import PurePosixPath
@@ -87,6 +88,15 @@ def check_label_files(found: Inspection, model: str, config: schema.ModelConfig)
             found.say(model, text, found.config_path(model), *way)
 
 
+def check_links(found: Inspection, model: str, config: schema.ModelConfig) -> None:
+    """Find links in the model's folder that lead nowhere: Triton looks at each entry for versions, and loads nothing where that fails."""
+    labels = {tensor.label_filename for tensor in config.output}  # a missing file of labels is reported by itself
+    for entry in sorted((found.files.repository / model).iterdir()):
+        if entry.is_symlink() and not os.path.exists(entry) and entry.name not in labels:
+            text = f"is a link to {os.readlink(entry)!r}, which is not there, and Triton then loads nothing of this folder: remove the link"
+            found.say(model, f"{text}, or put back what it leads to", f"{model}/{entry.name}")
+
+
 def _check_warmup_files(found: Inspection, model: str, config: schema.ModelConfig) -> None:
     for index, sample in enumerate(config.model_warmup):
         for key, given in sorted(sample.inputs.items()):
@@ -123,6 +133,7 @@ def _check_folders(found: Inspection, model: str, config: schema.ModelConfig) ->
         folder = found.files.repository / model
         found.say(model, f"has no version folder: put it back into {folder}, named 1, 2, ..., or export the model again", model)
         return
+    check_links(found, model, config)
     odd = {number: name for name in found.files.folders(model) if (number := _odd_version(name)) is not None and number not in there}
     served = versions_by_policy(sorted([*there, *odd]), config)
     for number, name in sorted(odd.items()):
@@ -168,7 +179,7 @@ def _check_file(
     if name is None:
         return
     file = f"{model}/{version}/{name}"
-    is_plan = backend_of(config) == PLAN_BACKEND or name == PLAN_FILE
+    is_plan = backend_of(config) == PLAN_BACKEND
     if is_plan:
         mend = f"build it with `{_build_command(found, model, version)}`"
     if not pinned:
