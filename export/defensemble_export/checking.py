@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from defensemble_repository.checks.ensemble import check_wired
 from defensemble_repository.checks.finding import Finding
 from defensemble_repository.checks.inspection import Inspection
-from defensemble_repository.checks.repository import check_folders
+from defensemble_repository.checks.repository import check_folders, check_root_links
 from defensemble_repository.checks.wiring import way_to_step
 from defensemble_repository.ensemble import Ensemble, averaging_model, two_model_names
 from defensemble_repository.errors import EnsembleError
@@ -49,6 +49,7 @@ def check_repository(files: Files, target: Target, name: str | None = None) -> l
     if name is None:
         models, _ = check_folders(found, is_generated=_is_generated, check_votes=_check_votes)
     else:
+        check_root_links(found)
         check_wired(found, name, is_generated=_is_generated, check_votes=_check_votes)
         config = found.config(name) if found.has(name) else None
         models = [step.model_name for step in config.ensemble_scheduling.step if found.has(step.model_name)] if config is not None else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -72,6 +73,12 @@ class Files:
         """The names of the folders on disk in a model's folder, sorted."""
         folder = self.repository / model
         return sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
+
+    def dangling_links(self, model: str = "") -> dict[str, str]:
+        """The names of the links on disk in a model's folder, or beside these, that lead to nothing, with what they say, sorted."""
+        folder = self.repository / model
+        entries = sorted(folder.iterdir()) if folder.is_dir() else []
+        return {entry.name: os.readlink(entry) for entry in entries if entry.is_symlink() and not os.path.exists(entry)}
 
     def digest(self, path: str) -> str | None:
         """The SHA-256 of a file, in hexadecimal, None where there is none; a file on disk is not held in memory as a whole.

@@ -143,7 +143,7 @@ def read_repository(path: Path, *, profile: str | None = None, target: Target = 
         target: the Triton that is to serve it.
 
     Raises:
-        NotServableError: ``path`` is not a folder, or has no folder that could be a model.
+        NotServableError: ``path`` is not a folder, has no folder that could be a model, or holds a link that leads nowhere.
     """
     if not path.is_dir():
         what = "is a file" if path.exists() else "does not exist"
@@ -153,11 +153,14 @@ def read_repository(path: Path, *, profile: str | None = None, target: Target = 
             f"model repository {path} is empty: write models into it with `defensemble export CHECKPOINT... --repository {path}`"
         )
     found = Inspection(Files(path), target, profile=profile, plans=False)
+    links = found.files.dangling_links()
     models = {}
     for name in itertools.chain(*check_folders(found)):
         config = found.config(name)
         assert config is not None
         models[name] = Model(name, config, tuple(found.versions(name)))
+    if links:  # Triton would not start
+        raise NotServableError("; ".join(str(one) for one in found.findings if one.model in links))
     return Repository(path, models, {}).without(problems_from_findings(found.findings))
 
 

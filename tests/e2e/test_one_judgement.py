@@ -21,7 +21,7 @@ from defensemble_repository.checks.repository import problems_from_findings
 from defensemble_repository.ensemble import Ensemble, Vote
 from defensemble_repository.target import DOCKER, EMBEDDED
 from defensemble_repository.view import Files
-from defensemble_server import Server, serve
+from defensemble_server import NotServableError, Server, serve
 from tests import tiny
 from tests.e2e.ensemble_hand_edits import AVERAGES, ENSEMBLES
 from tests.e2e.hand_edits import CRASHING, EDITS, LIMITS
@@ -180,3 +180,14 @@ def test_nothing_is_claimed_of_files_that_are_not_checked(tmp_path: Path, name: 
     value = re.search(f'^{field}: "(.*)"', (tmp_path / "repository/alpha/config.pbtxt").read_text(), re.MULTILINE)
     assert value is not None
     assert f"not checked: {field} {value[1]!r}" in done.stdout
+
+
+@pytest.mark.parametrize("goal", ["nowhere", "gone"])
+def test_a_dangling_link_beside_the_models_keeps_all_from_being_served(tmp_path: Path, goal: str) -> None:
+    tiny.write_repository(tmp_path, {"alpha": 1, "beta": 2}, ensemble="both")
+    (tmp_path / "gone").symlink_to(goal)
+    for name in (None, "both"):
+        (found,) = check_repository(Files(tmp_path), EMBEDDED, name)
+        assert (found.file, found.refuses) == (tmp_path / "gone", True)
+    with pytest.raises(NotServableError, match=goal), serve(tmp_path, FREE):
+        pass

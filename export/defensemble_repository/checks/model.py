@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import PurePosixPath
@@ -91,10 +90,10 @@ def check_label_files(found: Inspection, model: str, config: schema.ModelConfig)
 def check_links(found: Inspection, model: str, config: schema.ModelConfig) -> None:
     """Find links in the model's folder that lead nowhere: Triton looks at each entry for versions, and loads nothing where that fails."""
     labels = {tensor.label_filename for tensor in config.output}  # a missing file of labels is reported by itself
-    for entry in sorted((found.files.repository / model).iterdir()):
-        if entry.is_symlink() and not os.path.exists(entry) and entry.name not in labels:
-            text = f"is a link to {os.readlink(entry)!r}, which is not there, and Triton then loads nothing of this folder: remove the link"
-            found.say(model, f"{text}, or put back what it leads to", f"{model}/{entry.name}")
+    for link, goal in found.files.dangling_links(model).items():
+        if link not in labels:
+            text = f"is a link to {goal!r}, which is not there, and Triton then loads nothing of this folder: remove the link"
+            found.say(model, f"{text}, or put back what it leads to", f"{model}/{link}")
 
 
 def _check_warmup_files(found: Inspection, model: str, config: schema.ModelConfig) -> None:

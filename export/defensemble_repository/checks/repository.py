@@ -22,6 +22,7 @@ def check_folders(
     Returns the names of the models that were judged, and of averaging models that no ensemble runs, which were not: edits leave them for
     a rollback, and no server loads them. Models whose configuration cannot be read are in neither.
     """
+    check_root_links(found)
     models = [name for name in _folders(found) if _is_model(found, name)]
     configs = {name: config for name in models if (config := found.config(name)) is not None}
     ensembles = [name for name, config in configs.items() if is_ensemble(config)]
@@ -34,6 +35,13 @@ def check_folders(
         if name not in unused:
             check_model(found, name)
     return [name for name in configs if name not in unused], unused
+
+
+def check_root_links(found: Inspection) -> None:
+    """Find links beside the models' folders that lead nowhere: Triton lists no model of such a repository."""
+    for link, goal in found.files.dangling_links().items():
+        text = f"is a link to {goal!r}, which is not there, and Triton then reads nothing of the repository: remove the link"
+        found.say(link, f"{text}, or put back what it leads to", link)
 
 
 def problems_from_findings(findings: Iterable[Finding]) -> dict[str, str]:
