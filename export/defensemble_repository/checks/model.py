@@ -91,7 +91,7 @@ def check_label_files(found: Inspection, model: str, config: schema.ModelConfig)
 def check_links(found: Inspection, model: str, config: schema.ModelConfig) -> None:
     """Find links in the model's folder that lead nowhere: Triton looks at each entry for versions, and loads nothing where that fails."""
     labels = {tensor.label_filename for tensor in config.output}  # a missing file of labels is reported by itself
-    for entry in sorted((found.files.repository / model).iterdir()):
+    for entry in sorted((found.files.repository / model).glob("*")):  # a folder that an edit is to make is not there yet
         if entry.is_symlink() and not os.path.exists(entry) and entry.name not in labels:
             text = f"is a link to {os.readlink(entry)!r}, which is not there, and Triton then loads nothing of this folder: remove the link"
             found.say(model, f"{text}, or put back what it leads to", f"{model}/{entry.name}")
