@@ -105,7 +105,7 @@ class Inspection:
         try:
             return self.files.content(path)
         except OSError as error:
-            self.say(path.partition("/")[0], f"cannot be read: {error.strerror}: mend its permissions, or put it back", path)
+            self._say_unreadable(path, error)
             return None
 
     def digest(self, path: str) -> str | None:
@@ -113,7 +113,7 @@ class Inspection:
         try:
             return self.files.digest(path)
         except OSError as error:
-            self.say(path.partition("/")[0], f"cannot be read: {error.strerror}: mend its permissions, or put it back", path)
+            self._say_unreadable(path, error)
             return None
 
     def has(self, model: str) -> bool:
@@ -121,8 +121,19 @@ class Inspection:
         try:
             return MODEL_NAME.fullmatch(model) is not None and self.files.has(model)
         except OSError as error:
-            self.say(model, f"cannot be read: {error.strerror}: mend its permissions, or put it back", f"{model}/{CONFIG_FILE}")
+            self._say_unreadable(f"{model}/{CONFIG_FILE}", error)
             return False
+
+    def exists(self, path: str) -> bool | None:
+        """Whether there is such a file; None where it is a FIFO or a device, or cannot be looked at, which is a finding."""
+        try:
+            return self.files.exists(path)
+        except OSError as error:
+            self._say_unreadable(path, error)
+            return None
+
+    def _say_unreadable(self, path: str, error: OSError) -> None:
+        self.say(path.partition("/")[0], f"cannot be read: {error.strerror}: fix its permissions, or put it back", path)
 
     def config(self, model: str) -> schema.ModelConfig | None:
         """The configuration of a model that ``has`` one; None where it cannot be read, which is told."""

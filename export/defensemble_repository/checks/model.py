@@ -186,7 +186,10 @@ def _check_file(
             f"Triton loads it along with the version that votes: put it back, or move {found.files.repository / model / str(version)} away"
         )
     # NVIDIA's backend takes a folder of that name too, where weights lie in files of their own.
-    if not found.files.exists(file) and (found.target.embedded or not found.files.exists(f"{file}/{name}")):
+    there = found.exists(file)
+    if there is None:
+        return
+    if not there and (found.target.embedded or not found.files.exists(f"{file}/{name}")):
         found.say(model, f"version {version} lacks its model file: {mend}", file)
         return
     stated = parameter(config, f"sha256.{version}")
