@@ -94,13 +94,15 @@ def figures_of(away: Sequence[float]) -> dict[str, Any]:
 def page(result: Mapping[str, Any], json_name: str) -> str:
     """Markdown; the same result gives the same text."""
     away, checked = result["first_right_answer_s"], result["all_answers_checked_s"]
+    hardware, versions = result["hardware"], result["versions"]
     figure = result["figures"]["first_right_answer_median_s"]
     quick = "\n**A look, which proves nothing.**\n" if result["quick"] else ""
     note = f"\n{result['note']}\n" if result["note"] else ""
     return f"""# The restart of a server that was killed
 {quick}{note}
 Made by `benchmarks/restart_time.py` from `{json_name}`. {result["members"]} members, {result["rounds"]} times SIGKILL to Triton; the first
-start took {result["first_start_s"]} s.
+start took {result["first_start_s"]} s. Measured on {result["measured_at"][:10]} on {hardware["cores"]} cores of {hardware["cpu"]},
+Python {versions["python"]}, commit {str(result["git_commit"])[:12]}.
 
 | seconds from the death | median | least | most |
 |---|---|---|---|

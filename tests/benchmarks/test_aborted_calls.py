@@ -326,3 +326,9 @@ def test_no_patient_caller_loses_a_call_while_thousands_are_given_up() -> None:
     assert all(outage["seconds"] is not None for outage in found["outages"])
     assert threading.active_count() == 1
     assert page(whole(result), "result.json") == page(whole(result), "result.json")
+
+
+def test_the_page_that_is_kept_is_made_of_the_json_that_is_kept() -> None:
+    folder = Path(__file__).parents[2] / "docs" / "results"
+    result = json.loads((folder / "aborted_calls.json").read_text())
+    assert page(result, "aborted_calls.json") == (folder / "aborted_calls.md").read_text()
