@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from benchmarks.aborting.oracle import mistake
 from benchmarks.aborting.plan import BATCHES, WANTED
 from benchmarks.editing.answers import Array, rows_of
+from benchmarks.editing.callers import in_threads
 from defensemble import Client, ServiceError
 from defensemble._exceptions import ConnectionFailedError, NotReadyError, ServerFailedError
 from defensemble._grpc import GrpcTransport
@@ -60,19 +61,7 @@ class Patient:
 
     def work(self, stop: Event, begun: Callable[[], None]) -> list[PatientCall]:
         """Call in a thread for each caller, until `stop` is set; all their calls."""
-        calls: list[list[PatientCall]] = [[] for _ in self.callers]
-        first = threading.Barrier(len(self.callers) + 1)
-        threads = [
-            threading.Thread(target=self._call_again_and_again, args=(caller, stop, own, first), name=f"patient-{caller}")
-            for caller, own in zip(self.callers, calls, strict=True)
-        ]
-        for thread in threads:
-            thread.start()
-        first.wait()
-        begun()
-        for thread in threads:
-            thread.join()
-        return [call for own in calls for call in own]
+        return in_threads(self.callers, lambda caller, own, first: self._call_again_and_again(caller, stop, own, first), begun)
 
     def _call_again_and_again(self, caller: int, stop: Event, calls: list[PatientCall], first: threading.Barrier) -> None:
         generator = np.random.default_rng((self.seed, caller))

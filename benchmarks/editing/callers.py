@@ -57,19 +57,25 @@ class Asking:
 
     def work(self, stop: Event, begun: Callable[[], None]) -> list[Call]:
         """Ask in a thread for each caller, until `stop` is set; all their calls."""
-        calls: list[list[Call]] = [[] for _ in self.callers]
-        first = threading.Barrier(len(self.callers) + 1)
-        threads = [
-            threading.Thread(target=_ask, args=(self, caller, stop, own, first), name=f"caller-{caller}")
-            for caller, own in zip(self.callers, calls, strict=True)
-        ]
-        for thread in threads:
-            thread.start()
-        first.wait()
-        begun()
-        for thread in threads:
-            thread.join()
-        return [call for own in calls for call in own]
+        return in_threads(self.callers, lambda caller, own, first: _ask(self, caller, stop, own, first), begun)
+
+
+def in_threads(
+    callers: Sequence[int], ask: Callable[[int, list[Result], threading.Barrier], None], begun: Callable[[], None]
+) -> list[Result]:
+    """Run `ask` in a thread for each caller; all that they add to their lists. `begun` is called when all have passed the barrier."""
+    calls: list[list[Result]] = [[] for _ in callers]
+    first = threading.Barrier(len(callers) + 1)
+    threads = [
+        threading.Thread(target=ask, args=(caller, own, first), name=f"caller-{caller}") for caller, own in zip(callers, calls, strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    first.wait()
+    begun()
+    for thread in threads:
+        thread.join()
+    return [call for own in calls for call in own]
 
 
 class Callers(Generic[Result]):
