@@ -15,8 +15,8 @@ from onnx import helper
 
 from ._errors import ExportError, VerificationError
 from .averaging import IR_VERSION, OPSET
-from .foreign_file import opset_of, read_foreign, translated
-from .foreign_graph import free_reshapes, keep_only, normalise, rename, set_type, statistics, strip
+from .foreign_file import graphs_of, opset_of, read_foreign, translated
+from .foreign_graph import free_reshapes, keep_only, normalise, read_by, rename, set_type, statistics, strip
 from .foreign_interface import add_output, chosen_output, image_input, wrong_output
 
 Array = np.ndarray[Any, Any]
@@ -131,7 +131,7 @@ def foreign_interface(model: onnx.ModelProto) -> tuple[tuple[int, int, int], int
 
 def _prune(model: onnx.ModelProto, file: Path, logits: str, images: str) -> None:
     keep_only(model.graph, logits)
-    if images not in {name for node in model.graph.node for name in node.input}:
+    if images not in {name for node in model.graph.node for name in read_by(node)}:
         raise ExportError(f"{file}: the output '{logits}' does not depend on the input '{images}': name another one (--output)")
 
 
@@ -145,7 +145,7 @@ def _converted(model: onnx.ModelProto, file: Path) -> onnx.ModelProto:
         with translated(message, file=file):
             model = onnx.version_converter.convert_version(model, OPSET)
         model.ir_version = IR_VERSION
-    used = {node.domain for node in model.graph.node} | {""}
+    used = {node.domain for graph in graphs_of(model.graph) for node in graph.node} | {""}
     kept = [entry for entry in model.opset_import if entry.domain in used and entry.domain not in ("", "ai.onnx")]
     del model.opset_import[:]
     model.opset_import.extend([helper.make_opsetid("", OPSET), *sorted(kept, key=lambda entry: entry.domain)])

@@ -29,7 +29,7 @@ def keep_only(graph: onnx.GraphProto, output: str) -> None:
     for node in reversed(graph.node):  # sorted, as the checker has seen
         if needed & set(node.output):
             kept.append(node)
-            needed |= _read_by(node)
+            needed |= read_by(node)
     nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in reversed(kept)]
     constants = [tensor for tensor in graph.initializer if tensor.name in needed]
     outputs = [one for one in graph.output if one.name == output]
@@ -40,7 +40,8 @@ def keep_only(graph: onnx.GraphProto, output: str) -> None:
         getattr(graph, field).extend(copies)
 
 
-def _read_by(node: onnx.NodeProto) -> set[str]:
+def read_by(node: onnx.NodeProto) -> set[str]:
+    """The names that a node reads, and all that are in its bodies."""
     return {*node.input, *(name for body in subgraphs(node) for name in names_of(body))} - {""}
 
 

@@ -77,7 +77,10 @@ def write_form(network: Network, target: Path, form: Form, real: RealImages | No
     """
     if real is not None:
         real.check_fit(network.input_shape)
-    model, calibration = _converted(network, form, pool)
+    try:
+        model, calibration = _converted(network, form, pool)
+    except ExportError as error:  # which of several
+        raise ExportError(f"{network.origin.get('name', 'the network')} in {form.precision}: {error}") from error
     if form.precision != "fp32":
         model.metadata_props.add(key=PRECISION, value=form.precision)
     check_masks(model, network.masks)

@@ -143,7 +143,7 @@ def _shared_interface(models: Sequence[onnx.ModelProto], names: Sequence[str]) -
 
 def _prefix(graph: onnx.GraphProto, prefix: str, names: Mapping[str, str]) -> None:
     """Put `prefix` before the name of every tensor and node of a graph, except for tensors that get their new names from `names`."""
-    rename(graph, {name: f"{prefix}{name}" for name in names_of(graph)} | names)
+    rename(graph, {**{name: f"{prefix}{name}" for name in names_of(graph)}, **names})
     for node in graph.node:
         node.name = node.name and f"{prefix}{node.name}"
 

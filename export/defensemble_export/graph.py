@@ -14,8 +14,8 @@ from .foreign_graph import real_inputs, rename
 def tidy_copy(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy in which no tensor's name is used twice, no constant is an input too, and nothing is declared that is not needed.
 
-    What is left out are the shapes of values inside, and extents of -1, and of 0 except in the graph's input. ONNX Runtime (1.32) reads -1 as
-    a free axis and ignores the 0 of an output, unless a body allocates by it; onnx's checker takes both for extents.
+    What is left out are shapes of values inside, and extents of -1, and of 0 except in the graph's input. ONNX Runtime (1.32) reads -1 as a
+    free axis and ignores the 0 of an output, unless a body allocates by it; onnx's checker takes both for extents.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
-from onnxruntime.quantization import QuantType
-from onnxruntime.quantization.calibrate import CalibrationMethod, TensorsData
-from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+from onnx import TensorProto, helper, numpy_helper
 
 from ._errors import ExportError
 from .averaging import IR_VERSION
+from .foreign_file import graphs_of, subgraphs, translated
+from .foreign_graph import fresh, names_of, read_by, redirect
 from .graph import checked, named_copy, shape_of
 from .real_images import check_values
 
-Images = NDArray[np.float32]
+Float32 = NDArray[np.float32]
+Images = Float32
 
 _QUANTISED = ("Conv", "Gemm")
 _PRODUCTS = frozenset((*_QUANTISED, "ConvTranspose", "MatMul"))
@@ -48,46 +49,117 @@ def int8_from_onnx(model: onnx.ModelProto, images: Images, *, float_nodes: Colle
         ExportError: ``images`` are not such images, or all equal; ``float_nodes`` names no such node; nothing is left to quantise; or the
             graph answers what is not a number, or has other inputs.
     """
-    if len(model.graph.input) != 1:
-        names = ", ".join(tensor.name for tensor in model.graph.input) or "none"
-        raise ExportError(f"int8 is calibrated on graphs of one input, the images; this one has {len(model.graph.input)} ({names})")
-    _check_images(images, model.graph.input)
     copy = named_copy(model)
+    graph = copy.graph
+    if len(graph.input) != 1:
+        names = ", ".join(tensor.name for tensor in graph.input) or "none"
+        raise ExportError(f"int8 is calibrated on graphs of one input, the images; this one has {len(graph.input)} ({names})")
+    _check_images(images, graph.input)
     kept = set(masked_region(copy) if float_nodes is None else float_nodes)
-    multiplying = [node for node in copy.graph.node if node.op_type in _QUANTISED]
+    multiplying = [node for node in graph.node if node.op_type in _QUANTISED]
     if unknown := kept - {node.name for node in multiplying}:
         raise ExportError(f"float_nodes names {', '.join(sorted(unknown)[:3])}: the graph has no Conv or Gemm of that name")
-    # A weight that another node computes stays what it is.
-    constants = {tensor.name for tensor in copy.graph.initializer if tensor.data_type == TensorProto.FLOAT}
-    chosen = [node for node in multiplying if node.name not in kept and node.input[1] in constants]
+    # A weight that another node computes stays what it is, and so does what is computed of constants alone.
+    constants = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT}
+    chosen = [node for node in multiplying if node.name not in kept and node.input[1] in constants and node.input[0] not in constants]
     if not chosen:
         raise ExportError(
-            "nothing of the graph is left to quantise: it has no Conv or Gemm with float32 weights that may leave it; "
-            "export it as fp16 or fp32"
+            "nothing of the graph is left to quantise: it has no Conv or Gemm with float32 weights that may leave it, outside of bodies "
+            "of If, Loop and Scan; export it as fp16 or fp32"
         )
     tensors = sorted({node.input[0] for node in chosen} | {node.output[0] for node in chosen if node.op_type == "Conv"})
-    ranges = _ranges(copy, tensors, images)
-    quantiser = QDQQuantizer(
-        copy,
-        True,  # weights per channel
-        False,
-        QuantType.QInt8,
-        QuantType.QInt8,
-        TensorsData(CalibrationMethod.MinMax, {name: (np.float32(-value), np.float32(value)) for name, value in ranges.items()}),
-        [node.name for node in chosen],
-        [],
-        list(_QUANTISED),
-        {
-            "ActivationSymmetric": True,
-            "WeightSymmetric": True,
-            "QuantizeBias": False,  # TensorRT's parser refuses DequantizeLinear of an INT32 bias
-            "OpTypesToExcludeOutputQuantization": ["Gemm"],
-            "QDQKeepRemovableActivations": True,
-        },
+    _insert_pairs(
+        graph, chosen, {name: numpy_helper.to_array(tensor) for name, tensor in constants.items()}, _ranges(copy, tensors, images)
     )
-    quantiser.quantize_model()
-    quantiser.model.topological_sort()
-    return _finished(quantiser.model.model, model)
+    copy.ir_version = IR_VERSION
+    return checked(copy, "int8")
+
+
+def _insert_pairs(
+    graph: onnx.GraphProto, chosen: Sequence[onnx.NodeProto], constants: Mapping[str, Float32], ranges: Mapping[str, float]
+) -> None:
+    """Let `chosen` multiply int8 weights, and `_readers` of a tensor of `ranges` read what int8 holds of it.
+
+    ONNX Runtime's QDQQuantizer (1.32) does the same, except that it makes up names that the graph may have, overlooks bodies in finding who
+    reads a tensor and in sorting, takes the weights of nodes that stay in float32 too, and drops the `beta` of a Gemm whose bias it leaves.
+    """
+    taken, nodes_taken = names_of(graph), {node.name for node in graph.node}
+
+    def name_of(name: str, names: set[str] = taken) -> str:
+        names.add(new := fresh(name, names))
+        return new
+
+    def constant(name: str, value: NDArray[Any]) -> str:
+        graph.initializer.append(numpy_helper.from_array(value, name_of(name)))
+        return graph.initializer[-1].name
+
+    def converter(op_type: str, name: str, inputs: Sequence[str], output: str, **axis: Any) -> onnx.NodeProto:
+        return helper.make_node(op_type, inputs, [name_of(output)], name_of(f"{name}_{op_type}", nodes_taken), **axis)
+
+    readers = _readers(graph)
+    read = {name for node in readers for name in node.input}
+    pairs: dict[str, list[onnx.NodeProto]] = {}
+    for name, largest in ranges.items():
+        if name not in read:
+            continue
+        parameters = [
+            constant(f"{name}_scale", _scale(np.array(largest, np.float32))),
+            constant(f"{name}_zero_point", np.array(0, np.int8)),
+        ]
+        quantise = converter("QuantizeLinear", name, [name, *parameters], f"{name}_QuantizeLinear_Output")
+        held = [quantise.output[0], *parameters]
+        pairs[name] = [quantise, converter("DequantizeLinear", name, held, f"{name}_DequantizeLinear_Output")]
+    redirect(readers, {name: pair[1].output[0] for name, pair in pairs.items()})
+    weights: dict[tuple[str, int], onnx.NodeProto] = {}
+    for node in chosen:
+        name = node.input[1]
+        transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+        axis = 1 if node.op_type == "Gemm" and not transposed else 0  # of the outputs
+        if (name, axis) not in weights:
+            integers, scale = _held(constants[name], axis, name)
+            parts = (("quantized", integers), ("scale", scale), ("zero_point", np.zeros(len(scale), np.int8)))
+            inputs = [constant(f"{name}_{part}", value) for part, value in parts]
+            weights[name, axis] = converter("DequantizeLinear", name, inputs, f"{name}_DequantizeLinear_Output", axis=axis)
+        node.input[1] = weights[name, axis].output[0]
+    made = {name for node in graph.node for name in node.output}
+    nodes = [*weights.values(), *(node for name, pair in pairs.items() if name not in made for node in pair)]
+    for node in graph.node:
+        nodes += [node, *(new for name in node.output for new in pairs.get(name, ()))]
+    graph.ClearField("node")
+    graph.node.extend(nodes)
+    read = {name for node in graph.node for name in read_by(node)} | {entry.name for entry in graph.output}
+    for name in {name for name, _ in weights} - read:
+        graph.initializer.remove(next(tensor for tensor in graph.initializer if tensor.name == name))
+
+
+def _readers(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """The nodes that may read what int8 holds: all, but for bodies and what lies between the last product and a body.
+
+    ONNX Runtime (1.32) moves a DequantizeLinear behind nodes that only move values, and aborts the process where a body reads these.
+    """
+    readers, into_bodies = [], set[str]()
+    for node in reversed(graph.node):
+        if node.op_type not in _PRODUCTS and (subgraphs(node) or into_bodies.intersection(node.output)):
+            into_bodies |= read_by(node)
+        else:
+            readers.append(node)
+    return readers
+
+
+def _held(weights: Float32, axis: int, name: str) -> tuple[NDArray[np.int8], Float32]:
+    """What int8 holds of weights, each output channel (along `axis`) in its own range, and the channels' steps."""
+    others = tuple(other for other in range(weights.ndim) if other != axis)
+    largest = np.abs(weights).max(axis=others, initial=0)
+    if not np.isfinite(largest).all():
+        raise ExportError(f"the graph's weights '{name}' hold what is not a finite number: export the network again")
+    scale = _scale(largest)
+    return np.clip(np.rint(weights / np.expand_dims(scale, others)), -_LEVELS, _LEVELS).astype(np.int8), scale
+
+
+def _scale(largest: Float32) -> Float32:
+    """The step of int8 for each range up to `largest`; 1 where there is nothing but zeros."""
+    scale = largest.astype(np.float64) / _LEVELS
+    return np.where(scale < np.finfo(np.float32).tiny, 1.0, scale).astype(np.float32)
 
 
 def masked_region(model: onnx.ModelProto) -> list[str]:
@@ -97,34 +169,34 @@ def masked_region(model: onnx.ModelProto) -> list[str]:
     with everything quantised, 0.980 to 0.985 where what is masked stays in float32, and 0.987 where what reads it does too: the tensor that
     leaves the masked region takes more harm than any behind it.
     """
-    constants = {tensor.name for tensor in model.graph.initializer}
-    masks = [node for node in model.graph.node if node.op_type == "Where" and node.input[0] in constants]
+    nodes = list(_nodes(model.graph))
+    constants = {tensor.name for graph in graphs_of(model.graph) for tensor in graph.initializer}
+    constants |= {node.output[0] for node in nodes if node.op_type == "Constant"}
+    masks = [node for node in nodes if node.op_type == "Where" and node.input[0] in constants]
     found = set()
     masked = {node.input[1] for node in masks}
-    for node in reversed(model.graph.node):
+    for node in reversed(nodes):
         if masked.intersection(node.output):
             if node.op_type in _TRANSPARENT:
                 masked.add(node.input[0])
             elif node.op_type in _QUANTISED:
-                found.add(node.name)
+                found.add(node.output[0])
     leaving = {node.output[0] for node in masks}
-    for node in model.graph.node:
-        if leaving.intersection(node.input):
+    for node in nodes:
+        if leaving & read_by(node):
             if node.op_type == "Conv":
-                found.add(node.name)
+                found.add(node.output[0])
             elif node.op_type not in _PRODUCTS:
                 leaving.update(node.output)
-    return [node.name for node in model.graph.node if node.name in found]
+    return [node.name for node in model.graph.node if node.op_type in _QUANTISED and node.output[0] in found]
 
 
-def _finished(quantised: onnx.ModelProto, model: onnx.ModelProto) -> onnx.ModelProto:
-    quantised.ir_version = IR_VERSION
-    quantised.producer_name, quantised.producer_version = model.producer_name, model.producer_version
-    del quantised.opset_import[:]
-    quantised.opset_import.extend(model.opset_import)
-    del quantised.graph.value_info[:]
-    onnx.helper.set_model_props(quantised, {entry.key: entry.value for entry in model.metadata_props})
-    return checked(quantised, "int8")
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Every node, those of a node's bodies before it."""
+    for node in graph.node:
+        for body in subgraphs(node):
+            yield from _nodes(body)
+        yield node
 
 
 def _check_images(images: Images, inputs: Sequence[onnx.ValueInfoProto]) -> None:
@@ -182,7 +254,8 @@ def _session_of(model: onnx.ModelProto, tensors: Sequence[str]) -> onnxruntime.I
             probe.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    with translated("is not loaded by ONNX Runtime to be calibrated; export it again", file="the graph"):
+        return onnxruntime.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def _values(
