@@ -200,7 +200,9 @@ def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 
 
 def _check_images(images: Images, inputs: Sequence[onnx.ValueInfoProto]) -> None:
-    expected = shape_of(inputs[0])[1:]
+    batch, *expected = shape_of(inputs[0])
+    if batch == 0:
+        raise ExportError("the graph takes 0 images at a time, and ONNX Runtime runs it on no others: export it with a free batch axis")
     shown = "(N, " + ", ".join("any" if extent is None else str(extent) for extent in expected) + ")"
     fits = images.ndim == len(expected) + 1 and all(want in (None, got) for want, got in zip(expected, images.shape[1:], strict=True))
     if not fits or not len(images):
@@ -265,13 +267,18 @@ def _values(
     (taken,) = model.graph.input
     fixed = shape_of(taken)[0]
     outputs = [output.name for output in session.get_outputs()]
+
+    def run(batch: Images) -> Sequence[Any]:
+        with translated("does not run in ONNX Runtime on images of the calibration; export it again", file="the graph"):
+            return session.run(outputs, {taken.name: batch})
+
     if fixed is None:
         # ResNet-50 at 224 x 224 gives some 90 MB an image.
-        each = sum(value.nbytes for value in session.run(outputs, {taken.name: images[:1]}))
+        each = sum(value.nbytes for value in run(images[:1]))
         size = min(_LARGEST_BATCH, max(1, _MEMORY // max(1, each)))
     else:
         size = fixed
     for start in range(0, len(images), size):
         batch = images[start : start + size] if fixed is None else np.resize(images[start:], (fixed, *images.shape[1:]))
-        found = dict(zip(outputs, session.run(outputs, {taken.name: batch}), strict=True))
+        found = dict(zip(outputs, run(batch), strict=True))
         yield {name: batch if name == taken.name else found[name] for name in tensors}

@@ -131,6 +131,8 @@ def test_what_onnx_runtime_refuses_is_refused() -> None:
     good = network([FLAT, helper.make_node("MatMul", ["flat", "weights"], ["logits"])])
     with pytest.raises(ExportError, match="'m1' cannot be fused: it takes exactly 0 images"):
         fused_onnx([good, network([FLAT, helper.make_node("MatMul", ["flat", "weights"], ["logits"])], 0)], ensemble_of(2))
+    with pytest.raises(ExportError, match="takes 0 images at a time"):
+        int8_from_onnx(network([FLAT, helper.make_node("Gemm", ["flat", "weights"], ["logits"])], 0), IMAGES)
     for classes in (0, -1, "K"):
         unknown = network([FLAT, helper.make_node("MatMul", ["flat", "weights"], ["logits"])], classes=classes)
         with pytest.raises(ExportError, match=r"'m1' .* does not say how many classes .* serve the ensemble"):
@@ -212,6 +214,12 @@ def test_names_that_the_quantiser_makes_up_are_taken() -> None:
 def test_the_factor_of_a_bias_is_kept(beta: float) -> None:
     gemm = helper.make_node("Gemm", ["flat", "weights", "bias"], ["logits"], beta=beta)
     near(network([FLAT, gemm], bias=np.array([4, -4, 2], np.float32)))
+
+
+def test_a_graph_that_fails_on_the_images_is_refused() -> None:
+    nodes = [helper.make_node("Reshape", ["images", "shape"], ["r"]), helper.make_node("Gemm", ["r", "weights"], ["logits"])]
+    with pytest.raises(ExportError, match="the graph does not run in ONNX Runtime on images of the calibration"):
+        int8_from_onnx(network(nodes, shape=np.array([2, 16])), IMAGES)
 
 
 def test_weights_that_are_no_numbers_are_refused() -> None:

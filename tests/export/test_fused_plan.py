@@ -184,7 +184,7 @@ def test_a_fused_graph_needs_no_ensemble_in_the_repository(tmp_path: Path) -> No
     [
         ({"class_names": ("x", "y", "z")}, r"share their class names: 'alpha' has \('circle', 'square', 'triangle'\), 'beta' has"),
         ({"input_shape": (1, 2, 8)}, r"share their image size: 'alpha' has \(1, 4, 4\), 'beta' has \(1, 2, 8\)"),
-        ({"onnx": tiny.linear_onnx(2, shape=(1, 2, 8))}, r"share their image size: 'alpha' has \[1, 4, 4\]"),
+        ({"onnx": tiny.linear_onnx(2, shape=(1, 2, 8))}, r"share their image size: 'alpha' has \(1, 4, 4\)"),
     ],
 )
 def test_members_that_do_not_fit_are_refused(other: dict[str, object], text: str) -> None:

@@ -79,12 +79,11 @@ def outcome(model: onnx.ModelProto, float_nodes: list[str] | None) -> onnx.Model
 @given(recipe=recipes(), naming=NAMINGS, everything=st.booleans())
 def test_int8_does_not_depend_on_names_and_is_near(recipe: Recipe, naming: int, everything: bool) -> None:
     plain, odd = graph_from_recipe(recipe), graph_from_recipe(recipe, naming)
-    results = [outcome(model, [] if everything else None) for model in (plain, odd)]
-    if isinstance(results[0], str) or isinstance(results[1], str):
-        assert results[0] == results[1]
-        assert "nothing of the graph is left to quantise" in str(results[0])
+    named, quantised = (outcome(model, [] if everything else None) for model in (plain, odd))
+    if isinstance(named, str) or isinstance(quantised, str):
+        assert named == quantised
+        assert "nothing of the graph is left to quantise" in str(named)
         return
-    named, quantised = results
     onnx.checker.check_model(quantised, full_check=True)
     same = answer(named, IMAGES, optimised=False)
     np.testing.assert_array_equal(answer(quantised, IMAGES, optimised=False), same)
