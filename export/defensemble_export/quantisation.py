@@ -268,9 +268,10 @@ def _values(
     fixed = shape_of(taken)[0]
     outputs = [output.name for output in session.get_outputs()]
 
-    def run(batch: Images) -> Sequence[Any]:
+    def run(batch: Images) -> list[Any]:
         with translated("does not run in ONNX Runtime on images of the calibration; export it again", file="the graph"):
-            return session.run(outputs, {taken.name: batch})
+            answers: list[Any] = session.run(outputs, {taken.name: batch})
+        return answers
 
     if fixed is None:
         # ResNet-50 at 224 x 224 gives some 90 MB an image.
