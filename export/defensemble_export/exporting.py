@@ -15,6 +15,7 @@ from defensemble_repository.ensemble import Ensemble
 from defensemble_repository.view import Files
 
 from ._errors import ExportError
+from .foreign_file import check_is_checkpoint
 from .form import Form
 from .from_onnx import FromOnnx
 from .fused_plan import check_fuse_request, fuse_planned, fused_batch, fused_member, fused_plan
@@ -41,8 +42,9 @@ class FromCheckpoint:
         """Find out before any slow work whether it can be read.
 
         Raises:
-            defensemble_training.CheckpointError: it cannot.
+            ExportError, defensemble_training.CheckpointError: it cannot.
         """
+        check_is_checkpoint(self.path)
         from defensemble_training import load_checkpoint
 
         load_checkpoint(self.path)

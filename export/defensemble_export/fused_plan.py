@@ -33,9 +33,9 @@ from ._errors import ExistsError, ExportError
 from .fused_verify import FUSED_TOLERANCE, verify_fused
 from .fusing import digests_of_members, fused_onnx
 from .locking import locked
-from .metadata import CLASS_NAMES, precision_in
+from .metadata import CLASS_NAMES
 from .plan import DEFAULT_MAX_BATCH_SIZE, Member, check_same, is_there, labels_text
-from .precision import PRECISIONS, checked_precision
+from .precision import checked_precision, lowest_precision, precision_of
 from .real_images import images_of_record
 from .report import report_from_export
 from .stamp import keep_stamp
@@ -257,7 +257,7 @@ def fused_member(
     content = fused_onnx(contents, ensemble)
     measured = verify_fused(content, contents, ensemble, images, max_batch_size=max_batch_size)
     # Of mixed ones the lowest: what is compared with the graph later, such as an engine, is to keep the tolerance of that.
-    precision = max((checked_precision(member.precision) for member in members), key=PRECISIONS.index)
+    precision = lowest_precision(checked_precision(member.precision) for member in members)
     origin = {
         "kind": "fused",
         "average": ensemble.average,
@@ -383,8 +383,7 @@ def _member(files: Files, model: str, version: int, config: schema.ModelConfig) 
     channels, height, width = tensors["images"]
     names = _class_names(files, model, content, tensors["logits"][0])
     precision = checked_precision(parameter(config, f"precision.{version}") or "fp32")
-    metadata = _metadata(content, model)
-    in_file = precision_in(metadata, precision)
+    in_file = precision_of(_graph(content, model), precision)
     if in_file != precision:
         raise ExportError(
             f"'{model}' at version {version} computes in {in_file}, as its file says, and its {CONFIG_FILE} says {precision}: "
@@ -406,14 +405,13 @@ def _class_names(files: Files, model: str, content: bytes, num_classes: int) -> 
     labels = files.content(f"{model}/{LABELS_FILE}")
     if labels is not None:
         return tuple(labels.decode(errors="replace").removesuffix("\n").split("\n"))
-    metadata = _metadata(content, model)
+    metadata = {entry.key: entry.value for entry in _graph(content, model).metadata_props}
     return tuple(json.loads(metadata[CLASS_NAMES])) if CLASS_NAMES in metadata else tuple(str(index) for index in range(num_classes))
 
 
-def _metadata(content: bytes, model: str) -> dict[str, str]:
-    """What an ONNX file says of itself."""
+def _graph(content: bytes, model: str) -> onnx.ModelProto:
     try:
-        return {entry.key: entry.value for entry in onnx.load_model_from_string(content).metadata_props}
+        return onnx.load_model_from_string(content)
     except DecodeError as error:
         raise ExportError(f"the file of '{model}' is no ONNX file: {error}. It was damaged: export it again") from error
 

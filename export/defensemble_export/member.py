@@ -15,6 +15,7 @@ import onnx
 from defensemble_repository.reader import checked_batch
 
 from ._errors import ExportError
+from .foreign_file import check_is_checkpoint
 from .form import Form, Network, check_place, report_beside, write_form
 from .metadata import CLASS_NAMES, MASK_DIGEST, PRECISION, RECORD, SPEC
 from .plan import DEFAULT_MAX_BATCH_SIZE, Member
@@ -43,12 +44,13 @@ def onnx_from_checkpoint(
     where it is given), and on random ones. An int8 graph is calibrated on training images of these data, unless ``form`` has others.
 
     Raises:
-        ExportError: ``images`` are not float32 of the checkpoint's shape, or there are none; ``max_batch_size`` is not 1 to 4096; ``path``
-            is no place; the network cannot be converted to the precision.
+        ExportError: the checkpoint is ONNX, or of another framework; ``images`` are not float32 of its shape, or there are none;
+            ``max_batch_size`` is not 1 to 4096; ``path`` is no place; the network cannot be converted to the precision.
         VerificationError: the graph answers otherwise than the checkpoint, by more than the precision may; no file is left.
         OSError: the file cannot be written; names ``path``.
         defensemble_training.CheckpointError: the checkpoint cannot be read.
     """
+    check_is_checkpoint(Path(checkpoint))
     from defensemble_training import load_checkpoint
 
     form = Form() if form is None else form

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 SPEC, RECORD = "defensemble.spec", "defensemble.record"
 CLASS_NAMES = "defensemble.class_names"
 MASK_DIGEST = "defensemble.mask_digest"
@@ -11,10 +9,3 @@ MASK_DIGEST = "defensemble.mask_digest"
 PRECISION = "defensemble.precision"
 # Of a fused graph, beside its class names: who votes (JSON, in step order), and what is averaged.
 FUSED_MEMBERS, FUSED_AVERAGE = "defensemble.members", "defensemble.average"
-
-
-def precision_in(notes: Mapping[str, str], stated: str | None) -> str:
-    """What a graph with this metadata computes in: as it says itself, or, where an export of ours did not write it, as ``stated``."""
-    if PRECISION in notes:
-        return notes[PRECISION]
-    return "fp32" if CLASS_NAMES in notes and FUSED_MEMBERS not in notes else stated or "fp32"
