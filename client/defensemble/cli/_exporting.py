@@ -155,6 +155,7 @@ def _export(request: Request) -> list[str]:
     # After the cheap checks: this imports torch, onnx and ONNX Runtime.
     from defensemble_export import export_networks
 
+    _warn_of_pixel_statistics(request)
     form, networks = _form(request, calibration), _networks(request)
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -184,6 +185,18 @@ def _export(request: Request) -> list[str]:
         )
     _tell(request, written)
     return written
+
+
+def _warn_of_pixel_statistics(request: Request) -> None:
+    """Warn of a mean or deviation above 1: images are in [0, 1] when it is applied."""
+    if request.mean is None or request.std is None or max(*request.mean, *request.std) <= 1:
+        return
+    mean, std = (",".join(f"{value / 255:.6g}" for value in values) for values in (request.mean, request.std))
+    click.echo(
+        f"Warning: --mean and --std are for images in [0, 1], and {max(*request.mean, *request.std):g} is above 1. If these values are for "
+        f"images of 0 to 255, divide all of them by 255: --mean {mean} --std {std}",
+        err=True,
+    )
 
 
 def _fuse(request: Request) -> list[str]:

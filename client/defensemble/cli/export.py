@@ -92,7 +92,7 @@ def _shape(context: click.Context, option: click.Parameter, value: str | None) -
     "--import-timeout",
     type=click.FloatRange(0, min_open=True),
     metavar="SECONDS",
-    help="With --from-onnx: longest time to load and try the file.  [default: 120]",
+    help="With --from-onnx: longest time to load and try the file, and again for each 64 images that it is compared on.  [default: 120]",
 )
 @click.option("--report", is_flag=True, help="Show what the verification came to; without a network: of all that is in the repository.")
 def command(**given: Any) -> None:
