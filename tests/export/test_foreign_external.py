@@ -24,7 +24,7 @@ from tests.export import foreign_models as theirs
 
 IMAGES = np.random.default_rng(7).random((5, *theirs.SHAPE), np.float32)
 # Bits of an element.
-KINDS = {
+KINDS: dict[int, int] = {
     TensorProto.FLOAT: 32,
     TensorProto.FLOAT16: 16,
     TensorProto.BFLOAT16: 16,
@@ -106,9 +106,9 @@ def written(folder: Path, one: Stored) -> Path:
     (folder / one.file).write_bytes(b"\xff" * one.padding + content + b"\xff" * one.extra)
     tensor = TensorProto(name="kept", data_type=one.kind, dims=one.dims, data_location=TensorProto.EXTERNAL)
     entries = {"location": one.location, "offset": one.offset_text, "length": one.length, "checksum": "0" * 40 if one.checksum else None}
-    for key, value in entries.items():
-        if value is not None:
-            tensor.external_data.add(key=key, value=value)
+    for key, text in entries.items():
+        if text is not None:
+            tensor.external_data.add(key=key, value=text)
     if one.leftover:
         tensor.raw_data = b"\x01" * size
     cast = helper.make_node("Cast", ["kept"], ["value"], to=TensorProto.FLOAT)
