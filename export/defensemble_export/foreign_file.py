@@ -89,6 +89,9 @@ def read_foreign(path: str | os.PathLike[str], custom_domains: Collection[str] =
     if any(not _has_shape(entry) for entry in model.graph.output):
         with translated("is not consistent in its shapes", file=file):
             model = onnx.shape_inference.infer_shapes(model)
+        for entry in model.graph.output:
+            if not _has_shape(entry):  # operators beyond the standard's: what they give is found out by a run
+                entry.CopyFrom(onnx.helper.make_tensor_value_info(entry.name, TensorProto.FLOAT, [None, None]))
         _forget_shapes(model)
     with translated("is not valid ONNX", file=file):
         onnx.checker.check_model(model)
