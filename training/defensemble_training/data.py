@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from defensemble_images import Preprocessing
+
 from ._errors import DataError, SpecError
 from .catalogue import KNOWN
 from .digits import USUAL_SIZE, digits_of_size
@@ -117,6 +119,7 @@ class Dataset:
         flip: whether a mirrored image is still an image of its class.
         source: one line, where the images came from and in which state.
         digest: 16 hexadecimal digits over pixels and labels of both parts.
+        preprocessing: how image files were brought to this size; None where the images came as arrays.
 
     Raises:
         DataError: the parts differ in the shape of their images, fewer than 2 classes, a label of no class, another number of means
@@ -132,6 +135,7 @@ class Dataset:
     flip: bool
     source: str
     digest: str
+    preprocessing: Preprocessing | None = None
 
     def __post_init__(self) -> None:
         shapes = [part.stored(slice(0, 1)).shape[1:] for part in (self.train, self.test)]
@@ -236,6 +240,7 @@ def load_dataset(
         flip=KNOWN[name].flip,
         source=entry.meta.source,
         digest=entry.meta.digest,
+        preprocessing=Preprocessing("crop"),
     )
 
 
