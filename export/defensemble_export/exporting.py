@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from defensemble_images import Preprocessing
 from defensemble_repository.checks.model import refuse_configs
 from defensemble_repository.ensemble import Ensemble
 from defensemble_repository.view import Files
@@ -63,8 +64,9 @@ class FromCheckpoint:
         from defensemble_training import read_metadata
 
         known = read_metadata(self.path)
-        names = known.record.class_names
-        return Member(self.member_name, b"", known.spec.input_shape, len(names), names, None)
+        names, rule = known.record.class_names, known.record.preprocessing
+        preprocessing = None if rule is None else Preprocessing.from_values(rule, str(self.path))
+        return Member(self.member_name, b"", known.spec.input_shape, len(names), names, None, preprocessing=preprocessing)
 
     def write_onnx(self, path: Path, *, data_dir: Path | None, **settings: Any) -> None:
         """Export and verify it: ``onnx_from_checkpoint``."""

@@ -11,10 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from defensemble_images import Preprocessing
 from defensemble_training import DataError, Dataset, SpecError, load_dataset
 from defensemble_training.data import Part, Rows, held_out
 from defensemble_training.digits import bilinear_enlarged
 from defensemble_training.splits import stratified_test_part
+
+from .data.written import write_split
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +37,12 @@ def test_digits_have_the_contracts_form(digits: Dataset) -> None:
     assert digits.class_names == tuple("0123456789")
     assert digits.input_shape == (1, 16, 16)
     assert repr(digits) == "Dataset('digits', 1x16x16, 1438 train, 359 test, 10 classes)"
+
+
+def test_images_from_files_say_how_they_are_brought_to_size(digits: Dataset, tmp_path: Path) -> None:
+    write_split(tmp_path)
+    assert load_dataset("folder", 8, data_dir=tmp_path).preprocessing == Preprocessing("crop")
+    assert digits.preprocessing is None
 
 
 def test_split_never_changes(digits: Dataset) -> None:
