@@ -21,7 +21,7 @@ from .from_onnx import FromOnnx
 from .fused_plan import check_fuse_request, fuse_planned, fused_batch, fused_member, fused_plan
 from .locking import locked
 from .member import member_from_onnx, onnx_from_checkpoint
-from .plan import Member, check_members_fit, check_request, repository_plan
+from .plan import Member, check_members_fit, check_request, check_same_interface, repository_plan
 from .real_images import dataset_of, images_for_verification
 from .writing import check_writable, remove_stale_staging, write_plan
 
@@ -127,8 +127,12 @@ def export_networks(
     check_writable(repository)
     for network in networks:
         network.check(form, images)
+    outlines = [network.outline() for network in networks]
+    for outline in outlines if alone is None else ():
+        if (repository / outline.name).exists():
+            check_same_interface(repository / outline.name, outline)
     if ensemble is not None or fuse is not None:
-        check_members_fit(repository, ensemble, [network.outline() for network in networks])
+        check_members_fit(repository, ensemble, outlines)
     members: list[Member] = []
     with tempfile.TemporaryDirectory(prefix="defensemble-export-") as folder:
         for number, network in enumerate(networks):

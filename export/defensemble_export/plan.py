@@ -191,7 +191,7 @@ def _member_files(repository: Path, member: Member, max_batch_size: int) -> dict
             f"{member.name}/{LABELS_FILE}": labels_text(member),
             f"{member.name}/{CONFIG_FILE}": pbtxt_from_config(config),
         }
-    _check_same_interface(folder, member)
+    check_same_interface(folder, member)
     version = next_version(folder)
     files = {}
     for path in [*sorted((folder / PROFILES_FOLDER).glob("*.pbtxt")), folder / CONFIG_FILE]:
@@ -218,7 +218,14 @@ def labels_text(member: Member) -> bytes:
     return "".join(f"{label}\n" for label in member.class_names).encode()
 
 
-def _check_same_interface(folder: Path, member: Member) -> None:
+def check_same_interface(folder: Path, member: Member) -> None:
+    """Refuse a new version of the model in `folder` that differs from it for callers.
+
+    Raises:
+        ExistsError: it takes or gives something else, or has other class names.
+        EnsembleError: images are brought to its size by another rule.
+        ConfigError: the configuration cannot be read.
+    """
     shapes, labels = interface_of(folder)
     expected = [list(member.input_shape), [member.num_classes]]
     if shapes != expected:

@@ -232,6 +232,8 @@ def test_a_foreign_file_states_it_where_asked(tmp_path: Path) -> None:
     assert both_and_a_fix(error.value, "a", "b")
     assert "--resize" in str(error.value)
     assert not (repository / "b").exists()
+    with pytest.raises(EnsembleError, match="another name"):
+        export_networks([FromOnnx(file, "a", resize="crop")], repository, ensemble=None, replace=True)
     with pytest.raises(ExportError, match="crop, squash"):
         FromOnnx(file, "a", resize="stretch")
 
