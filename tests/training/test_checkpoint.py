@@ -20,7 +20,6 @@ from safetensors import safe_open
 from safetensors.numpy import load_file as numpy_tensors
 from safetensors.torch import load_file, save_file
 
-from defensemble_images import Preprocessing
 from defensemble_training import (
     CheckpointError,
     ModelSpec,
@@ -60,27 +59,6 @@ def rewrite(path: Path, *, tensors: dict[str, torch.Tensor] | None = None, metad
     if "content_digest" in metadata:
         metadata = {**metadata, "content_digest": content_digest(metadata, tensors)}
     save_file(tensors, path, {"defensemble": json.dumps(metadata)})
-
-
-def test_how_images_were_brought_to_size_comes_back_and_is_unknown_in_older_files(saved: Path) -> None:
-    assert load_checkpoint(saved)[2].preprocessing is None
-    metadata = metadata_of(saved)
-    rule = Preprocessing("squash").to_values()
-    rewrite(saved, metadata={**metadata, "record": {**metadata["record"], "preprocessing": rule}})
-    assert read_metadata(saved).record.preprocessing == rule
-    del metadata["record"]["preprocessing"]
-    rewrite(saved, metadata=metadata)
-    assert load_checkpoint(saved)[2].preprocessing is None
-
-
-@pytest.mark.parametrize("rule", [{}, [], "crop", {"resize": "crop"}, {**Preprocessing().to_values(), "version": 99}])
-def test_a_rule_for_the_size_of_images_that_is_not_known_is_refused(saved: Path, rule: object) -> None:
-    metadata = metadata_of(saved)
-    rewrite(saved, metadata={**metadata, "record": {**metadata["record"], "preprocessing": rule}})
-    with pytest.raises(CheckpointError, match="preprocessing") as error:
-        read_metadata(saved)
-    assert str(saved) in str(error.value)
-    assert str(rule) in str(error.value)
 
 
 @pytest.mark.parametrize("pattern", ["neuron", "channel", "shared"])
