@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from defensemble_images import ClassNamesError, distinct_names, matched_classes
 
-NAMES = st.lists(st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=5), min_size=2, max_size=8)
+NAMES = st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=5), min_size=2, max_size=8)
 
 
 @given(NAMES, st.randoms())

@@ -4,6 +4,7 @@ import io
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ def png(image: Image.Image, **options: object) -> bytes:
     return stream.getvalue()
 
 
-def decoded(data: bytes, channels: int = 3, size: tuple[int, int] | None = None, rule: str = "crop") -> NDArray[np.generic]:
+def decoded(data: bytes, channels: int = 3, size: tuple[int, int] | None = None, rule: str = "crop") -> NDArray[Any]:
     return decode_image(Encoded("an image", data), channels, size, Preprocessing(rule)).pixels
 
 
@@ -205,7 +206,8 @@ def test_order_survives_many_threads() -> None:
 def test_one_image_of_16_bits_makes_its_chunk_float32() -> None:
     shallow = RNG.integers(0, 256, (4, 4), dtype=np.uint8)
     deep = RNG.integers(0, 65536, (4, 4), dtype=np.uint16)
-    files = [Encoded(str(n), png(Image.fromarray(image))) for n, image in enumerate((shallow, deep, shallow))]
+    arrays: list[NDArray[Any]] = [shallow, deep, shallow]
+    files = [Encoded(str(n), png(Image.fromarray(image))) for n, image in enumerate(arrays)]
     (some,) = decode_images(files, 1, (4, 4), None)
     expected = [shallow / np.float32(255), deep / np.float32(65535), shallow / np.float32(255)]
     np.testing.assert_array_equal(some.pixels[:, 0], np.stack(expected))
