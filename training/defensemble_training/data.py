@@ -1,8 +1,8 @@
 """Which images a network is trained and judged on: datasets by name, from a folder or the hub, with a split that never changes."""
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +163,25 @@ class Dataset:
         """(C, H, W) of one image."""
         _, channels, height, width = self.train.stored(slice(0, 1)).shape
         return channels, height, width
+
+    def numbered_as(self, class_names: Sequence[str], model: str) -> "Dataset":
+        """Return this dataset with the class numbers of a model; classes are matched by name, after Unicode NFC.
+
+        Args:
+            class_names: of the model, in the order of its outputs.
+            model: its name, for errors.
+
+        Raises:
+            DataError: a class of the dataset is none of the model's.
+        """
+        from defensemble_images import ClassNamesError, matched_classes
+
+        try:
+            numbers = matched_classes(self.class_names, class_names, f"the dataset {self.name!r} ({self.source})", model)
+        except ClassNamesError as error:
+            raise DataError(str(error)) from error
+        train, test = (Part(part.pixels, numbers[part.labels]) for part in (self.train, self.test))
+        return replace(self, class_names=tuple(class_names), train=train, test=test)
 
     @property
     def train_images(self) -> Images:
