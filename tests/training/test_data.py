@@ -1,5 +1,6 @@
 """The digits, real images split in the same way for ever; parts of a dataset, and what is held out of them."""
 
+import dataclasses
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -248,3 +249,14 @@ def test_a_dataset_may_be_of_rows_and_of_floats() -> None:
     assert len(data.train) == 3
     with pytest.raises(DataError, match="a part must hold at least one image, got no rows"):
         Rows(rows, np.array([], np.intp))
+
+
+def test_a_dataset_takes_the_class_numbers_of_a_model() -> None:
+    data = load_dataset("digits", 8)
+    names = [f"digit {name}" for name in data.class_names]
+    named = dataclasses.replace(data, class_names=tuple(names))
+    found = named.numbered_as(["none", *reversed(names)], "net")
+    np.testing.assert_array_equal(found.test_labels, 10 - data.test_labels)
+    assert found.train.pixels is data.train.pixels
+    with pytest.raises(DataError, match=r"'net' does not know: digit 9"):
+        named.numbered_as(names[:9], "net")

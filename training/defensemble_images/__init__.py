@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .errors import ClassNamesError, DamagedImageError, ImagesError, ImageSizeError, MemoryLimitError
     from .folders import LabelledFiles, labelled_files
     from .memory import check_memory
+    from .notes import reading_notes
     from .preprocessing import RESIZES, Preprocessing
     from .reader import SUFFIXES, DecodedImage, Encoded, decode_image, floats_from_pixels
 
@@ -38,6 +39,7 @@ __all__ = [
     "labelled_files",
     "matched_classes",
     "normalised",
+    "reading_notes",
     "survey",
 ]
 
@@ -47,6 +49,7 @@ _HOMES = {
     "errors": ("ClassNamesError", "DamagedImageError", "ImageSizeError", "ImagesError", "MemoryLimitError"),
     "folders": ("LabelledFiles", "labelled_files"),
     "memory": ("check_memory",),
+    "notes": ("reading_notes",),
     "preprocessing": ("RESIZES", "Preprocessing"),
     "reader": ("SUFFIXES", "DecodedImage", "Encoded", "decode_image", "floats_from_pixels"),
 }

@@ -30,7 +30,10 @@ class DamagedImageError(ImagesError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"{self.where} cannot be decoded: {self.reason}; repair or remove it, or skip damaged images (--skip-damaged)"
+        return (
+            f"{self.where} cannot be decoded: {self.reason}; repair or remove it, or leave out damaged images: skip_damaged=True, on the "
+            "command line --skip-damaged"
+        )
 
 
 class ImageSizeError(ImagesError):

@@ -44,10 +44,9 @@ class Skipped:
     hidden: int = 0
     others: int = 0
 
-    def add(self, other: Skipped) -> None:
-        """Count what was passed over elsewhere, too."""
-        self.hidden += other.hidden
-        self.others += other.others
+    def __add__(self, other: Skipped) -> Skipped:
+        """Return what was passed over in both."""
+        return Skipped(self.hidden + other.hidden, self.others + other.others)
 
     def __str__(self) -> str:
         """Return such as `2 hidden entries and 1 file that is not an image`, empty where nothing was skipped."""
@@ -61,17 +60,26 @@ class LabelledFiles:
 
     Attributes:
         root: the folder that the names of the files are relative to.
+        below: the folder with the class folders, within `root`.
         class_names: names of the class folders in NFC, sorted; some may hold no image.
+        folders: their names in the file system, in the same order.
         files: sorted by class and name.
         labels: for each file, the index of its class in `class_names`.
         skipped: what was passed over.
     """
 
     root: Path
+    below: str
     class_names: tuple[str, ...]
+    folders: tuple[str, ...] = ()
     files: list[ImageFile] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     skipped: Skipped = field(default_factory=Skipped)
+
+    @property
+    def place(self) -> Path:
+        """The folder with the class folders."""
+        return self.root / self.below
 
     @property
     def indices(self) -> NDArray[np.int64]:
@@ -105,14 +113,12 @@ def labelled_files(root: Path, below: str = "") -> LabelledFiles:
     if not place.is_dir():
         raise ImagesError(f"{place} is not a folder; expected a folder with a folder of images for each class: CLASS/IMAGE")
     folders = class_folders(place)
-    names = distinct_names(folders, str(place))
-    found = LabelledFiles(root, tuple(sorted(names)))
-    found.skipped.add(_beside(place))
-    for name in found.class_names:
-        folder = folders[names.index(name)]
+    named = sorted(zip(distinct_names(folders, str(place)), folders, strict=True))
+    found = LabelledFiles(root, below, tuple(name for name, _ in named), tuple(folder for _, folder in named), skipped=_beside(place))
+    for label, folder in enumerate(found.folders):
         files = images_in(root, Path(below, folder).as_posix(), found.skipped)
         found.files += files
-        found.labels += [found.class_names.index(name)] * len(files)
+        found.labels += [label] * len(files)
     return found
 
 

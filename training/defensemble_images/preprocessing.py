@@ -87,7 +87,7 @@ class Preprocessing:
         return cls.from_values(values, where)
 
     def fit(self, image: Image.Image, width: int, height: int) -> Image.Image:
-        """Bring an image of mode L, RGB or F to a size in pixels."""
+        """Bring an image of mode L, RGB, RGBa or F to a size in pixels."""
         from PIL import Image
 
         if image.size == (width, height):

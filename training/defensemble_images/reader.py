@@ -108,20 +108,19 @@ def decode_image(image: Encoded, channels: int, size: tuple[int, int] | None, pr
         ImageSizeError: it has another size, and there is no `preprocessing`.
         OSError: the file cannot be read; names the file.
     """
-    from PIL import ImageOps
+    from PIL import Image, ImageOps
 
     with _opened(image) as opened:
         animated = opened.format != "MPO" and bool(getattr(opened, "is_animated", False))
         opened.load()
-        upright = opened
         try:
-            upright = ImageOps.exif_transpose(opened)
+            ImageOps.exif_transpose(opened, in_place=True)
         except MemoryError:
             raise
         except Exception:  # unreadable EXIF data names no orientation, as for other programs; the pixels are intact
             pass
         kind = opened.format or "unknown"
-        flat = _flattened(upright, channels, kind)
+        flat = _flattened(opened, channels, kind)
         if size is not None and flat.size != size[::-1]:
             if preprocessing is None:
                 raise ImageSizeError(
@@ -130,6 +129,8 @@ def decode_image(image: Encoded, channels: int, size: tuple[int, int] | None, pr
                     "(scale height and width separately), whichever the network was trained with"
                 )
             flat = preprocessing.fit(flat, size[1], size[0])
+        if flat.mode == "RGBa":
+            flat = Image.merge("RGB", flat.split()[:3]).convert(MODES[channels])
         values = np.asarray(flat)
     if values.dtype == np.float32:
         values = np.clip(values, 0, 1)  # bicubic overshoots; of 8 bits, Pillow clips by itself
@@ -184,7 +185,10 @@ def _stream(image: Encoded) -> IO[bytes]:
 
 
 def _flattened(image: Image.Image, channels: int, kind: str) -> Image.Image:
-    """Return an image of mode L or RGB without transparency, or one of mode F in [0, 1] for a grey image of 16 bits."""
+    """Return an image of mode L or RGB, of mode RGBa where there is transparency, or of mode F in [0, 1] for a grey image of 16 bits.
+
+    The colours of RGBa are multiplied by its alpha: they are what is seen over black.
+    """
     from PIL import Image
 
     # Pillow scales a PGM file of more than 8 bits, whatever its largest value, to 16 bits in mode I.
@@ -196,5 +200,5 @@ def _flattened(image: Image.Image, channels: int, kind: str) -> Image.Image:
     if image.mode in ("I", "F"):
         raise ValueError(f"its mode {image.mode} (32 bits a pixel) has no known range: convert it to 8 or 16 bits")
     if image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image.convert("RGBA"))
+        return image if image.mode == "RGBa" else image.convert("RGBA").convert("RGBa")
     return image if image.mode == MODES[channels] else image.convert(MODES[channels])
