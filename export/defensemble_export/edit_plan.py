@@ -16,7 +16,7 @@ from defensemble_repository.view import Files
 
 from ._errors import ExistsError
 from .averaging import average_onnx, is_same_graph
-from .ensemble_files import PLACEHOLDER, PLACEHOLDER_TEXT, averaging_files, ensemble_files, is_of_two_models
+from .ensemble_files import PLACEHOLDER, PLACEHOLDER_TEXT, averaging_files, ensemble_files, is_of_two_models, members_preprocessing
 from .history import Snapshot
 from .plan import is_there
 
@@ -87,10 +87,11 @@ def plan_ensemble(repository: Path, after: Ensemble) -> EditPlan:
     """Plan the files that make the ensemble of that name be ``after``, which may be there already in another form, or not at all.
 
     One that is there keeps the hand edits of its configuration, its ``max_batch_size`` among them; a new one takes what all of its members
-    take, and the class names of the first.
+    take, and the class names of the first. How images are brought to size is always what the members state.
 
     Raises:
-        EnsembleError: a member is not there, the name is that of another model, or the ensemble's outputs are not ours.
+        EnsembleError: a member is not there, the name is that of another model, the ensemble's outputs are not ours, or the members bring
+            images to size by different rules.
         ConfigError, ExportError, OSError: a configuration cannot be read.
     """
     check_name(after.name)
@@ -161,10 +162,11 @@ def plan_snapshot(repository: Path, name: str, snapshot: Snapshot | None) -> Edi
     """Plan that the ensemble ``name`` is again, to the byte, what ``snapshot`` has kept; None: that it is gone.
 
     An averaging model that was deleted since is generated again, and gets the configuration that it had. Of a state of the two-model form
-    all but its last two steps is restored, which become one.
+    all but its last two steps is restored, which become one. How images are brought to size is what the members state now.
 
     Raises:
-        EnsembleError: a member of then is not there any more, or not at that version.
+        EnsembleError: a member of then is not there any more, or not at that version, or the members bring images to size by different
+            rules.
         ConfigError, ExportError, OSError: a configuration cannot be read.
     """
     files = Files(repository)
@@ -184,6 +186,7 @@ def plan_snapshot(repository: Path, name: str, snapshot: Snapshot | None) -> Edi
         input_shape=_interface(kept, repository)[0],
         num_classes=snapshot.num_classes,
         max_batch_size=batch,
+        preprocessing=members_preprocessing(files, snapshot.votes),
         existing=kept,
     )
     damaged = _damaged_averaging(files, snapshot.votes, snapshot.num_classes, batch)

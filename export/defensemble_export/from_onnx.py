@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from defensemble_images import RESIZES, Preprocessing
 from defensemble_repository.reader import checked_batch
 
 from ._errors import ExportError
@@ -21,7 +22,7 @@ from .foreign import foreign_interface
 from .foreign_child import DEFAULT_TIMEOUT_S, ForeignExport, onnx_from_foreign_limited, write_foreign_limited
 from .form import Form, check_place
 from .labels import default_labels
-from .metadata import CLASS_NAMES
+from .metadata import CLASS_NAMES, PREPROCESSING
 from .plan import Member
 from .precision import computed_precision
 from .real_images import RANDOM_ALONE, ImagePool, RealImages
@@ -33,8 +34,8 @@ _RANDOM = 16
 class FromOnnx:
     """An ONNX file to be exported as the member ``name``: see ``onnx_from_foreign``.
 
-    ``class_names``: one for each class; None: the indices as text. ``timeout_s``: of the import, and again for each 64
-    images that the export is compared on.
+    ``class_names``: one for each class; None: the indices as text. ``timeout_s``: of the import, and again for each 64 images that the
+    export is compared on. ``resize``: how images were brought to size in its training, ``crop`` or ``squash``; None: not known.
     """
 
     path: Path
@@ -46,6 +47,7 @@ class FromOnnx:
     class_names: tuple[str, ...] | None = None
     custom_domains: tuple[str, ...] = ()
     timeout_s: float = DEFAULT_TIMEOUT_S
+    resize: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.path, (str, Path)):
@@ -56,11 +58,18 @@ class FromOnnx:
             raise ExportError(f"class_names must be a sequence of texts, one for each class, got {names!r}")
         if not 0 < self.timeout_s < math.inf:
             raise ExportError(f"timeout_s must be a positive number of seconds, got {self.timeout_s!r}")
+        if self.resize not in (None, *RESIZES):
+            raise ExportError(f"resize must be one of {', '.join(RESIZES)}, or None where it is not known, got {self.resize!r}")
 
     @property
     def _options(self) -> dict[str, Any]:
         """What is asked for of the file."""
         return {"output": self.output, "mean": self.mean, "std": self.std, "input_shape": self.input_shape}
+
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """How images are brought to size; None where it is not known."""
+        return None if self.resize is None else Preprocessing(self.resize)
 
     @property
     def member_name(self) -> str:
@@ -98,13 +107,14 @@ class FromOnnx:
         names = default_labels(num_classes) if self.class_names is None else self.class_names
         if len(names) != num_classes:
             raise ExportError(f"{self.path} tells {num_classes} classes apart, and {len(names)} class names are given: one for each")
-        onnx.helper.set_model_props(graph, {CLASS_NAMES: json.dumps(names)})
+        resized = {} if self.preprocessing is None else {PREPROCESSING: self.preprocessing.to_json()}
+        onnx.helper.set_model_props(graph, {CLASS_NAMES: json.dumps(names), **resized})
         return graph
 
     def outline(self) -> Member:
         """The member that it will be, without its graph: what it takes, and which classes it knows."""
         names = tuple(json.loads(next(entry.value for entry in self.graph.metadata_props if entry.key == CLASS_NAMES)))
-        return Member(self.name, b"", foreign_interface(self.graph)[0], len(names), names, None)
+        return Member(self.name, b"", foreign_interface(self.graph)[0], len(names), names, None, preprocessing=self.preprocessing)
 
     def write_onnx(
         self,

@@ -18,6 +18,7 @@ from defensemble_repository.ensemble import Ensemble, averaging_model, two_model
 from defensemble_repository.errors import ConfigError, EnsembleError, RepositoryError
 from defensemble_repository.names import CONFIG_FILE, LABELS_FILE, MODEL_FILE, PROFILES_FOLDER, REPORT_FILE, RESERVED, check_name
 from defensemble_repository.pbtxt import config_from_file, pbtxt_from_config, schema
+from defensemble_repository.preprocessing import PREPROCESSING
 from defensemble_repository.reader import (
     checked_batch,
     ensemble_from_configs,
@@ -33,7 +34,7 @@ from ._errors import ExistsError, ExportError
 from .fused_verify import FUSED_TOLERANCE, verify_fused
 from .fusing import digests_of_members, fused_onnx
 from .locking import locked
-from .metadata import CLASS_NAMES
+from .metadata import CLASS_NAMES, preprocessing_from_text
 from .plan import DEFAULT_MAX_BATCH_SIZE, Member, check_same, is_there, labels_text
 from .precision import checked_precision, lowest_precision, precision_of
 from .real_images import images_of_record
@@ -247,14 +248,15 @@ def fused_member(
     """Fuse ``members``, those of the ensemble's votes in their order, and verify the graph; its report says what was measured.
 
     Raises:
-        EnsembleError: the members differ in classes or image size, or are not one for each vote.
+        EnsembleError: the members differ in classes, in image size or in how images are brought to it, or are not one for each vote.
         ExportError: a member cannot be merged, or ``images`` are not what the members take.
         VerificationError: the fused graph answers otherwise than the ensemble.
     """
     first = members[0]
     check_same(members, shape="image size")
     contents = [member.onnx for member in members]
-    content = fused_onnx(contents, ensemble)
+    preprocessing = next((member.preprocessing for member in members if member.preprocessing is not None), None)  # the same of all
+    content = fused_onnx(contents, ensemble, preprocessing=None if preprocessing is None else preprocessing.to_json())
     measured = verify_fused(content, contents, ensemble, images, max_batch_size=max_batch_size)
     # Of mixed ones the lowest: what is compared with the graph later, such as an engine, is to keep the tolerance of that.
     precision = lowest_precision(checked_precision(member.precision) for member in members)
@@ -269,7 +271,7 @@ def fused_member(
     report = report_from_export(
         content, precision=precision, origin=origin, verification=measured, tolerance={"largest_difference": FUSED_TOLERANCE}
     )
-    return Member(name, content, first.input_shape, first.num_classes, first.class_names, None, precision, report)
+    return Member(name, content, first.input_shape, first.num_classes, first.class_names, None, precision, report, preprocessing)
 
 
 def fused_plan(repository: Path, fused: Member, ensemble: Ensemble, *, max_batch_size: int, replace: bool = False) -> dict[str, bytes]:
@@ -310,6 +312,7 @@ def fused_plan(repository: Path, fused: Member, ensemble: Ensemble, *, max_batch
             digest=digest if serves_graph else None,
             member_digests=[known or "" for known in digests_of_members(fused.onnx)],
             precision=fused.precision,
+            preprocessing=None if fused.preprocessing is None else fused.preprocessing.to_json(),
             existing=existing,
         )
         if existing is not None:
@@ -397,6 +400,7 @@ def _member(files: Files, model: str, version: int, config: schema.ModelConfig) 
         names,
         parameter(config, f"mask_digest.{version}"),
         precision,
+        preprocessing=preprocessing_from_text(parameter(config, PREPROCESSING), f"'{model}'"),
     )
 
 

@@ -22,7 +22,7 @@ from defensemble_repository.names import RESERVED
 
 from ._errors import ExportError
 from .averaging import IR_VERSION, OPSET, average_onnx
-from .metadata import CLASS_NAMES, FUSED_AVERAGE, FUSED_MEMBERS, MASK_DIGEST, SPEC
+from .metadata import CLASS_NAMES, FUSED_AVERAGE, FUSED_MEMBERS, MASK_DIGEST, PREPROCESSING, SPEC
 
 # Protobuf's limit of a message; a file beyond it would need its weights beside it, which no part of a repository here has.
 _LARGEST_FILE = 2**31 - 1
@@ -33,13 +33,13 @@ _RANDOM = frozenset(
 _QUANTISERS = frozenset(("QuantizeLinear", "DequantizeLinear"))
 
 
-def fused_onnx(members: Sequence[bytes | onnx.ModelProto], ensemble: Ensemble) -> bytes:
+def fused_onnx(members: Sequence[bytes | onnx.ModelProto], ensemble: Ensemble, *, preprocessing: str | None = None) -> bytes:
     """Merge ``members``, the networks of the ensemble's votes in their order, and its average into one graph.
 
     ``images`` FP32 [N,C,H,W], any N, to ``probabilities`` [N,K], ``member_probabilities`` [N,M,K], ``entropy`` [N,1] and
     ``mutual_information`` [N,1], each as the ensemble computes it. In whatever precision a member computes, its input and output are FP32.
     What members do alike, such as the normalisation of the images, is done once, and equal constants are held once; masks each stay.
-    The same members give the same bytes.
+    The same members give the same bytes. ``preprocessing`` is what the file's metadata state of how images are brought to size (JSON).
 
     Raises:
         EnsembleError: the members differ in classes or image size, are not one for each vote, or are larger than a file can be together.
@@ -51,6 +51,8 @@ def fused_onnx(members: Sequence[bytes | onnx.ModelProto], ensemble: Ensemble) -
     models = [_network(member, name) for member, name in zip(members, names, strict=True)]
     shape, num_classes = _shared_interface(models, names)
     metadata = _metadata(models, [member if isinstance(member, bytes) else None for member in members], names, ensemble)
+    if preprocessing is not None:
+        metadata[PREPROCESSING] = preprocessing
     opsets = _opsets(models, names)
     logits: dict[str, str] = {}
     for position, (model, name) in enumerate(zip(models, names, strict=True)):

@@ -277,6 +277,7 @@ EDITS: dict[str, Edit] = {
     "model-metrics": append('model_metrics { metric_control { metric_identifier { family: "a" } histogram_options { buckets: 1 } } }\n'),
     "model-metrics-empty": append("model_metrics { }\n"),
     "metric-tags": append('metric_tags { key: "a" value: "b" }\n'),
+    "preprocessing-unreadable": parameter("preprocessing", "crop"),
     "threads-abc": parameter("intra_op_thread_count", "abc"),
     "threads-2": parameter("intra_op_thread_count", "2"),
     "threads-empty": parameter("intra_op_thread_count", ""),

@@ -96,6 +96,8 @@ def test_replace_extends_the_ensemble_and_tells_what_it_is(tmp_path: Path, monke
         (["--from-onnx", "n.onnx"], "--from-onnx needs --as NAME"),
         (["--output", "scores", "--labels", "l.txt"], "--output, --labels: of use with --from-onnx alone"),
         (["--mean", "0.5"], "--mean: of use with --from-onnx alone"),
+        (["--resize", "crop"], "--resize: of use with --from-onnx alone"),
+        (["--resize", "stretch"], "'stretch' is not one of 'crop', 'squash'"),
         (["--mean", "a,b"], "expected numbers with commas between them, such as 0.485,0.456,0.406, got 'a,b'"),
         (["--calibration-count", "9"], "--calibration-count: of use with --precision int8 alone"),
         (["--precision", "fp16", "--calibration-images", "a.npy"], "--calibration-images: of use with --precision int8 alone"),

@@ -23,13 +23,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
+from defensemble_images.regular_files import irregular
+
 from ._errors import CheckpointError, SpecError
 from .content_digest import DIGEST_KEY, content_digest, digest_mismatch
 from .defect import defect_masks
 from .masks import mask_digest
 from .networks import build
 from .record import TrainingRecord
-from .sources import irregular
 from .spec import ModelSpec
 from .writing import name_aside, named, write_aside
 

@@ -13,9 +13,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from defensemble_images.regular_files import irregular
+
 from ._errors import TrainingError
 from .content_digest import DIGEST_KEY, content_digest, digest_mismatch
-from .sources import irregular
 from .writing import write_aside
 
 FORMAT = 2

@@ -55,6 +55,7 @@ class Request:
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
     input_shape: tuple[int, int, int] | None
+    resize: str | None
     custom_operators: tuple[str, ...]
     import_timeout: float | None
     report: bool
@@ -73,6 +74,7 @@ class Request:
             "--mean": self.mean,
             "--std": self.std,
             "--input-shape": self.input_shape,
+            "--resize": self.resize,
             "--custom-operators": self.custom_operators or None,
             "--import-timeout": self.import_timeout,
         }
@@ -312,6 +314,7 @@ def _networks(request: Request) -> list[FromCheckpoint | FromOnnx]:
                 mean=request.mean,
                 std=request.std,
                 input_shape=request.input_shape,
+                resize=request.resize,
                 class_names=None if request.labels_file is None else labels_from_file(request.labels_file),
                 custom_domains=request.custom_operators,
                 **limits,

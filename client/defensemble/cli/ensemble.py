@@ -147,6 +147,8 @@ def command() -> None:
 def show(name: str | None, form: str, **where: Any) -> None:
     r"""Show the ensemble NAME, or all of them: votes, weights, precision, digest of the masks, accuracy as the checkpoint has it.
 
+    Below stands how images of another size are resized (`preprocessing`).
+
     The column `served` says whether all servers serve what lies on disk; where one does not, a line below says why.
 
     \b

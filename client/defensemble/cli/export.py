@@ -87,6 +87,12 @@ def _shape(context: click.Context, option: click.Parameter, value: str | None) -
 )
 @click.option("--std", metavar="NUMBERS", callback=_numbers, help="With --from-onnx: then divide by this.")
 @click.option("--input-shape", metavar="C,H,W", callback=_shape, help="With --from-onnx: of an image, where the file leaves it open.")
+@click.option(
+    "--resize",
+    type=click.Choice(["crop", "squash"]),
+    help="With --from-onnx: how images of another size were resized in its training; crop: scale, then cut out the centre; squash: scale "
+    "height and width separately.  [default: unknown, images must have the exact size]",
+)
 @click.option("--custom-operators", multiple=True, metavar="DOMAIN", help="With --from-onnx: operators to allow, by domain. Repeatable.")
 @click.option(
     "--import-timeout",

@@ -180,6 +180,8 @@ def command(
     ModelSpec(**described, stem=stem, input_shape=(3, 224, 224) if stem == "imagenet" else (3, 32, 32))
     with _shown_loading(shown=first) as on_loading:
         dataset = load_dataset(data, size, data_dir=data_dir, skip_damaged=skip_damaged, on_progress=on_loading)
+    for note in dataset.notes if first else ():
+        click.echo(f"note: {note}", err=True)
     if best:
         changes.setdefault("held_out", len(dataset.train) // 10)
     recipe = recipe_from_preset(preset, **changes)

@@ -111,8 +111,10 @@ def look_at(places: Sequence[Place], name: str) -> EnsembleState:
     Raises:
         defensemble_export.RepositoryError, ServiceError, OSError: It cannot be read; a server does not answer.
     """
-    from defensemble_export import EnsembleError, read_ensemble
+    from defensemble_export import ConfigError, EnsembleError, read_ensemble
     from defensemble_export.standing import member_standing
+    from defensemble_repository.preprocessing import PREPROCESSING, preprocessing_values
+    from defensemble_repository.reader import parameter
     from defensemble_repository.view import Files
 
     check_there(places[0].repository, name)
@@ -124,6 +126,12 @@ def look_at(places: Sequence[Place], name: str) -> EnsembleState:
         votes = read_ensemble(places[0].repository, name)
     except EnsembleError as error:
         problems.append(str(error))
+    preprocessing = None
+    if (text := parameter(config, PREPROCESSING)) is not None:
+        try:
+            preprocessing = preprocessing_values(name, text)
+        except ConfigError as error:
+            problems.append(str(error))
     problems += differences_of(places, name)
     served = {one.url: _serving(one, place.repository) for place in places for one in place.served}
     members = []
@@ -141,6 +149,7 @@ def look_at(places: Sequence[Place], name: str) -> EnsembleState:
         tuple(members),
         {url: serving.of_ensemble(name) for url, serving in served.items()},
         tuple(problems),
+        preprocessing,
     )
 
 
