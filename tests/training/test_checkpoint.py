@@ -433,3 +433,16 @@ def test_an_error_survives_pickling() -> None:
 def test_spec_in_the_file_is_the_documented_json(saved: Path) -> None:
     assert ModelSpec.from_json(json.dumps(metadata_of(saved)["spec"])) == tiny_spec()
     assert list(metadata_of(saved)) == ["format", "spec", "mask_digest", "record", "content_digest"]
+
+
+def test_class_names_are_kept_in_one_unicode_form(saved: Path) -> None:
+    metadata = metadata_of(saved)
+    names = metadata["record"]["class_names"]
+    metadata["record"]["class_names"] = ["cafe\u0301", *names[1:]]
+    rewrite(saved, metadata=metadata)
+    assert load_checkpoint(saved)[2].class_names == ("caf\u00e9", *names[1:])
+    metadata["record"]["class_names"] = [0] * 100_000
+    rewrite(saved, metadata=metadata)
+    with pytest.raises(CheckpointError, match="class_names") as refused:
+        load_checkpoint(saved)
+    assert len(str(refused.value)) < 1000

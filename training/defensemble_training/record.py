@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,7 @@ class TrainingRecord:
         data: the dataset's name.
         data_source: where the images came from, and in which state.
         data_digest: of the images and labels, 16 hexadecimal digits.
-        class_names: the name of every class, in the order of the logits.
+        class_names: the name of every class, in the order of the logits, kept in Unicode NFC.
         recipe: the `Recipe`, one key a field.
         epochs: that were done; 0, as all counts, where a network was not trained.
         seed: of the weights, the order of the images and their shifts.
@@ -81,6 +82,7 @@ class TrainingRecord:
             value = getattr(self, name)
             named = isinstance(value, Mapping) and all(isinstance(key, str) and isinstance(one, kind) for key, one in value.items())
             _check(name, value, "values by name", named)
+        object.__setattr__(self, "class_names", tuple(unicodedata.normalize("NFC", name) for name in self.class_names))
 
     @classmethod
     def untrained(cls, class_names: tuple[str, ...], **changes: Any) -> "TrainingRecord":
@@ -117,4 +119,4 @@ def _is_text(value: object) -> bool:
 
 def _check(name: str, value: object, expected: str, holds: bool) -> None:
     if not holds:
-        raise SpecError(f"{name} of a training record must be {expected}, got {value!r}")
+        raise SpecError(f"{name} of a training record must be {expected}, got {value!r:.200}")
