@@ -155,7 +155,9 @@ def _metadata(models: Sequence[onnx.ModelProto], files: Sequence[bytes | None], 
     for name, some in classes.items():
         first = next(iter(classes))
         if some != classes[first]:
-            raise EnsembleError(f"members must share their class names: '{first}' and '{name}' have {first_difference(classes[first], some)}")
+            raise EnsembleError(
+                f"members must share their class names: '{first}' and '{name}' have {first_difference(classes[first], some)}"
+            )
     votes = [
         {
             "member": vote.model,

@@ -90,7 +90,7 @@ def _listed(place: str, places: dict[str, list[int]]) -> str:
 
 
 def _numbered(place: str, numbers: list[int]) -> str:
-    plural = ("" if len(numbers) == 1 else "es" if place.endswith("s") else "s")
+    plural = "" if len(numbers) == 1 else "es" if place.endswith("s") else "s"
     more = len(numbers) - _MOST_PLACES
     return f"{place}{plural} {', '.join(map(str, numbers[:_MOST_PLACES]))}" + (f" and {more} more" if more > 0 else "")
 

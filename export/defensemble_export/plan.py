@@ -143,24 +143,24 @@ def _check_free(repository: Path, members: Sequence[str], ensemble: str | None, 
     for name in members:
         check_name(name)
         if (repository / name).exists():
+            if read_config(repository / name).platform == "ensemble":
+                raise ExistsError(f"{repository / name} is an ensemble, and cannot become a member: choose another name (--as NAME)")
             if not replace:
                 raise ExistsError(
                     f"{repository / name} exists already: choose another name (--as NAME, or another file name), or pass --replace, "
                     "which adds the next version and keeps the old"
                 )
-            if read_config(repository / name).platform == "ensemble":
-                raise ExistsError(f"{repository / name} is an ensemble, and cannot become a member: choose another name (--as NAME)")
     if ensemble is None:
         return
     check_name(ensemble)
     if (repository / ensemble).exists():
+        if read_config(repository / ensemble).platform != "ensemble":
+            raise ExistsError(f"{repository / ensemble} is not an ensemble: choose another --ensemble name")
         if not replace:
             raise ExistsError(
                 f"ensemble {repository / ensemble} exists already: choose another --ensemble name, or pass --replace, "
                 "which adds the members exported here and keeps the others"
             )
-        if read_config(repository / ensemble).platform != "ensemble":
-            raise ExistsError(f"{repository / ensemble} is not an ensemble: choose another --ensemble name")
 
 
 def _member_files(repository: Path, member: Member, max_batch_size: int) -> dict[str, bytes]:

@@ -250,7 +250,9 @@ def test_a_member_that_says_nothing_of_its_file_is_taken_as_it_is(repository: Pa
     assert config.parameters["precision.1"].string_value == "fp32"
     assert (repository / "fused/labels.txt").read_text() == "circle\nsquare\ntriangle\n"
     (repository / "alpha/1/model.onnx").write_bytes(tiny.linear_onnx(1))
-    with pytest.raises(EnsembleError, match=r"has other class names than 'alpha', 'circle' and '0' for class 0: a graph has one set of names"):
+    with pytest.raises(
+        EnsembleError, match=r"has other class names than 'alpha', 'circle' and '0' for class 0: a graph has one set of names"
+    ):
         fuse_repository(repository, "ensemble", "other")
     (repository / "alpha/1/model.onnx").write_bytes(b"damaged")
     with pytest.raises(RepositoryError, match="the file of 'alpha' is no ONNX file"):

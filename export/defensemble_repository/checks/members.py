@@ -44,7 +44,6 @@ def _is_member(found: Inspection, ensemble: str, model: str, config: schema.Mode
     path = f"{model}/{CONFIG_FILE}"
     if not config.backend and not config.platform:
         return False  # which is told as such
-    remove = f"`defensemble ensemble remove {ensemble} {model}`"
     inputs, outputs = (
         [(tensor.name, tensor.data_type, len(tensor.dims), min(tensor.dims, default=0) > 0) for tensor in tensors]
         for tensors in (config.input, config.output)
@@ -53,7 +52,7 @@ def _is_member(found: Inspection, ensemble: str, model: str, config: schema.Mode
         found.say(
             model,
             f"takes {said_tensors(config.input)} and gives {said_tensors(config.output)}, but {_MEMBER}: mend its configuration, "
-            f"or {remove}",
+            f"or {found.without_votes(ensemble, model)}",
             path,
             "input" if inputs != [("images", schema.TYPE_FP32, 3, True)] else "output",
         )
@@ -61,7 +60,8 @@ def _is_member(found: Inspection, ensemble: str, model: str, config: schema.Mode
     if not 1 <= config.max_batch_size <= LARGEST_BATCH:
         found.say(
             model,
-            f"says max_batch_size: {config.max_batch_size}, expected 1 to {LARGEST_BATCH}: mend it, or {remove}",
+            f"says max_batch_size: {config.max_batch_size}, expected 1 to {LARGEST_BATCH}: mend it, or "
+            f"{found.without_votes(ensemble, model)}",
             path,
             "max_batch_size",
         )
@@ -88,7 +88,7 @@ def _same(found: Inspection, ensemble: str, dims: Mapping[str, list[int]], expec
         found.say(
             model,
             f"its {tensor} are {size}, those of {whose} {expected}: all members need the same {what}; export it again as the others "
-            f"are, or `defensemble ensemble remove {ensemble} {model}`",
+            f"are, or {found.without_votes(ensemble, *other)}",
             f"{model}/{CONFIG_FILE}",
             (kind, "name", tensor),
             "dims",
