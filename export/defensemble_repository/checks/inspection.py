@@ -20,7 +20,6 @@ from ..target import ANY, Target
 from ..view import Files
 from .finding import Fault, Finding, Lines, Step
 
-
 _APPLY = "say what is to vote with `defensemble ensemble apply FILE`"
 
 
