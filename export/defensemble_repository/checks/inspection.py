@@ -210,7 +210,7 @@ class Inspection:
         return sorted(path for path in on_disk | planned if self.files.exists(path))
 
     def without_votes(self, ensemble: str, *models: str) -> str:
-        """Advise how `models` stop voting in `ensemble`: by an edit that works on what is on disk, or by leaving them out of the planned one."""
+        """Advise how `models` stop voting in `ensemble`: by an edit that works on the repository as it is, or out of the planned edit."""
         voting: tuple[Vote, ...] = ()
         if (self.files.repository / ensemble / CONFIG_FILE).exists():
             try:
