@@ -134,9 +134,7 @@ def error_from_redirect(status: int, location: str | None, what: str, asked: str
         what: what was asked of whom.
         asked: the URL that was called.
     """
-    hint = (
-        "This client takes a server's scheme, host and port alone: call the Triton server itself, or let the proxy pass its /v2 paths on."
-    )
+    hint = "This client takes a server's scheme, host and port only: call the Triton server itself, or let the proxy pass /v2 paths on."
     if location is None:
         return service_error(RequestRefusedError, what, _status_text(status, ""), {RequestRefusedError: hint})
     try:

@@ -39,7 +39,7 @@ def proxy(status: int, headers: Mapping[str, str], body: str = "") -> Iterator[s
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def do_GET(self) -> None:
+        def do_POST(self) -> None:
             self.rfile.read(int(self.headers.get("Content-Length", 0)))
             self.send_response(status)
             for name, value in headers.items():
@@ -48,7 +48,8 @@ def proxy(status: int, headers: Mapping[str, str], body: str = "") -> Iterator[s
             self.end_headers()
             self.wfile.write(body.encode())
 
-        do_POST = do_GET
+        def do_GET(self) -> None:
+            self.do_POST()
 
         def log_message(self, *arguments: object) -> None:
             pass
@@ -123,9 +124,7 @@ def test_the_command_line_says_where_a_redirect_leads(tmp_path: Path) -> None:
         (200, HTML, ServerFailedError, ["a web page", "nginx & more", "8000"]),
     ],
 )
-def test_what_a_proxy_answers_is_told_in_few_words(
-    status: int, headers: dict[str, str], kind: type[ServiceError], facts: list[str]
-) -> None:
+def test_what_a_proxy_answers_is_in_few_words(status: int, headers: dict[str, str], kind: type[ServiceError], facts: list[str]) -> None:
     page = PAGE.format("Bad &amp; gone") + "<p>" + "x" * 5000
     with proxy(status, headers, page if headers.items() >= HTML.items() else "") as url, Client(url, model="m") as client:
         for ask in (client.models, lambda: client.predict(IMAGE)):
@@ -152,5 +151,5 @@ def test_a_body_that_is_refused_before_it_was_read() -> None:
         connection.close()
 
     with scripted(refuse) as server, Client(server.url, model="m", timeout_s=20) as client:
-        with pytest.raises(RequestRefusedError, match="HTTP 413, 'too large'.*fewer images"):
+        with pytest.raises(RequestRefusedError, match=r"HTTP 413, 'too large'.*fewer images"):
             client._transport.infer("m", {"images": np.zeros((64, 3, 224, 224), np.float32)}, [], 20)
