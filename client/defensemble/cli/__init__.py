@@ -14,6 +14,7 @@ import click
 
 from defensemble._version import __version__
 from defensemble.cli import build_engine, demo, doctor, ensemble, export, predict, probe, profile, serve, train
+from defensemble.cli._notes import warnings_as_notes
 from defensemble.cli._os_errors import text_from_os_error
 
 # Which pip extra brings a sibling, and the base class of its errors.
@@ -39,7 +40,8 @@ class _Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with warnings_as_notes():
+                return super().invoke(ctx)
         except ModuleNotFoundError as error:
             extra = _EXTRAS.get((error.name or "").split(".")[0])
             if extra is None:
