@@ -61,7 +61,7 @@ class HttpTransport:
     def __init__(self, url: str, *, context: ssl.SSLContext | None = None, admin_key: str | None = None) -> None:
         address = address_from_url(url)
         if address.scheme not in ("http", "https"):
-            raise InputError(f"HttpTransport takes http:// and https://, got {url!r}: use GrpcTransport, or Client, which chooses")
+            raise InputError(f"HttpTransport takes http:// and https://, got {url!r:.120}: use GrpcTransport, or Client, which chooses")
         self._url = address.url
         self._admin_key = check_admin_key(admin_key)
         self._admin_headers = "" if admin_key is None else f"x-admin-key: {admin_key}\r\n"

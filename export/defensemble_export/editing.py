@@ -25,7 +25,7 @@ def named_vote(text: str) -> tuple[str, int | None]:
     """
     model, at, version = text.partition("@")
     if at and not (re.fullmatch("[1-9][0-9]{0,18}", version) and int(version) <= LARGEST_VERSION):
-        raise EnsembleError(f"a vote is named MODEL or MODEL@VERSION, the version a number from 1, such as keep0.3@2; got {text!r}")
+        raise EnsembleError(f"a vote is named MODEL or MODEL@VERSION, the version a number from 1, such as keep0.3@2; got {text!r:.120}")
     return check_name(model), int(version) if at else None
 
 

@@ -14,17 +14,20 @@ from google.protobuf import text_format
 
 from .errors import ConfigError
 from .filesystem.regular_files import read_text
+from .texts import shortened
 
 if TYPE_CHECKING:
     from types import ModuleType
 
     from tritonclient.grpc import model_config_pb2 as schema
 
+# A reason quotes the line, which in a file with the line ends of another system is the whole file.
+LONGEST_REASON = 400
 _STRING_OR_COMMENT = re.compile(r"""\#[^\n]*|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'""")
 # All but the spaces of C and printable ASCII, and a number as Python writes one, such as 1_000.
 _NOT_PLAIN = re.compile(r"[^\t\n\v\f\r -~]|(?<!\w)[0-9][\w.]*_")
 
-__all__ = ["config_from_file", "config_from_pbtxt", "pbtxt_from_config", "schema"]
+__all__ = ["LONGEST_REASON", "config_from_file", "config_from_pbtxt", "pbtxt_from_config", "schema"]
 
 
 def _load_schema() -> ModuleType:
@@ -81,9 +84,8 @@ def config_from_pbtxt(text: str, where: str) -> schema.ModelConfig:
     try:
         return schema.ModelConfig.FromString(_parsed(text))
     except (text_format.ParseError, ValueError) as error:  # ValueError: a number too large for its field, without its line
-        raise ConfigError(
-            f"{where}: not a valid model configuration: {str(error).rstrip('.')}. Mend the file, or export the model again."
-        ) from error
+        reason = shortened(str(error).rstrip("."), LONGEST_REASON)
+        raise ConfigError(f"{where}: not a valid model configuration: {reason}. Mend the file, or export the model again.") from error
 
 
 def _check_characters(text: str) -> None:

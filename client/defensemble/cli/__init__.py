@@ -50,14 +50,21 @@ class _Commands(click.Group):
         except BrokenPipeError:
             raise  # who reads our output has had enough, as `head` has: click ends without a word
         except OSError as error:
-            raise click.ClickException(text_from_os_error(error, ctx.invoked_subcommand)) from error
+            raise _shown(text_from_os_error(error, ctx.invoked_subcommand)) from error
         except Exception as error:
             if isinstance(error, _users_errors()):
-                raise click.ClickException(str(error)) from error
+                raise _shown(str(error)) from error
             raise
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
+
+
+def _shown(text: str) -> click.ClickException:
+    """An error as it is printed: what it quotes may be of any length."""
+    from defensemble_repository.texts import shortened
+
+    return click.ClickException(shortened(text))
 
 
 def _users_errors() -> tuple[type[Exception], ...]:

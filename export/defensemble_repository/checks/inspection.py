@@ -14,9 +14,10 @@ from google.protobuf import text_format
 from ..ensemble import Vote
 from ..errors import ConfigError, RepositoryError
 from ..names import CONFIG_FILE, HISTORY_FILE, MODEL_NAME, PROFILES_FOLDER
-from ..pbtxt import config_from_pbtxt, schema
+from ..pbtxt import LONGEST_REASON, config_from_pbtxt, schema
 from ..reader import LARGEST_VERSION, checked_config, read_ensemble
 from ..target import ANY, Target
+from ..texts import shortened
 from ..view import Files
 from .finding import Fault, Finding, Lines, Step
 
@@ -76,7 +77,7 @@ class Inspection:
             content = self.content(path)
             line = None if content is None else _lines(content.decode(errors="replace")).of(*way)
         file = None if path is None else self.files.repository / path
-        found = Finding(model, text, file, line, refuses, self._stops or model, unchecked)
+        found = Finding(model, shortened(text), file, line, refuses, self._stops or model, unchecked)
         if found not in self.findings:
             self.findings.append(found)
 
@@ -185,7 +186,7 @@ class Inspection:
         except ConfigError as error:
             cause = error.__cause__
             line = cause.GetLine() if isinstance(cause, text_format.ParseError) else None
-            self.say(model, f"not a valid model configuration: {cause}: mend that line", path, line=line)
+            self.say(model, f"not a valid model configuration: {shortened(str(cause), LONGEST_REASON)}: mend that line", path, line=line)
             return None
 
     def versions(self, model: str) -> list[int]:
