@@ -26,8 +26,9 @@ def labels_from_file(path: str | os.PathLike[str]) -> tuple[str, ...]:
     content = file.read_bytes()
     # Before the decoding: most of UTF-16 without a byte order mark is valid UTF-8.
     if b"\0" in content:
+        line = content.count(b"\n", 0, content.index(0)) + 1
         raise ExportError(
-            f"{file} holds a zero byte (byte {content.index(0)}), as UTF-16 and binary files do: expected UTF-8, one class name a line; "
+            f"{file}, line {line} holds a zero byte, as UTF-16 and binary files do: expected UTF-8, one class name a line; "
             "convert UTF-16 with `iconv -f UTF-16 -t UTF-8`"
         )
     try:
