@@ -11,7 +11,7 @@ from defensemble_repository.ensemble import Ensemble, averaging_model
 from defensemble_repository.errors import ConfigError, EnsembleError
 from defensemble_repository.names import CONFIG_FILE, LABELS_FILE, MODEL_FILE, check_name
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config, schema
-from defensemble_repository.reader import existing_batch, read_ensemble, stated_votes
+from defensemble_repository.reader import existing_batch, is_ensemble, read_ensemble, stated_votes
 from defensemble_repository.view import Files
 
 from ._errors import ExistsError
@@ -98,10 +98,7 @@ def plan_ensemble(repository: Path, after: Ensemble) -> EditPlan:
     files = Files(repository)
     lacking = [vote.model for vote in after.members if not files.has(vote.model)]
     if lacking:
-        raise EnsembleError(
-            f"{repository} holds no network {', '.join(lacking)}, it holds {', '.join(networks(files)) or 'none'}: "
-            "name one, or export it first (`defensemble export`)"
-        )
+        raise EnsembleError(no_network_text(files, ", ".join(lacking)))
     existing = files.has(after.name)
     before = None
     if existing:
@@ -141,9 +138,10 @@ def plan_creation(repository: Path, new: Ensemble) -> EditPlan:
     """
     check_name(new.name)
     if (repository / new.name).exists():
-        raise ExistsError(
-            f"{repository / new.name} exists already: choose another name, or edit what is there (`defensemble ensemble add|apply`)"
-        )
+        files = Files(repository)
+        is_one = files.has(new.name) and is_ensemble(files.config(new.name))
+        edit = ", or edit what is there (`defensemble ensemble add|apply`)" if is_one else ", this is no ensemble to edit"
+        raise ExistsError(f"{repository / new.name} exists already: choose another name{edit}")
     return plan_ensemble(repository, new)
 
 
@@ -235,10 +233,17 @@ def networks(files: Files) -> list[str]:
     return found
 
 
+def no_network_text(files: Files, names: str) -> str:
+    """Say that a repository lacks these networks, and how to name or export one."""
+    known = networks(files)
+    there = f"it holds {', '.join(known)}: name one, or export it" if known else "nor any other: export it"
+    return f"{files.repository} holds no network {names}, {there} first (`defensemble export`)"
+
+
 def _read_or_none(files: Files, name: str) -> Ensemble | None:
     """An ensemble as it is; None where it is one, but not wired as ours are."""
     if files.config(name).platform != "ensemble":
-        raise EnsembleError(f"{files.repository / name} is not an ensemble: name one (`defensemble ensemble list`), or create it")
+        raise EnsembleError(f"{files.repository / name} is not an ensemble: name one (`defensemble ensemble list`), or choose another name")
     try:
         return read_ensemble(files.repository, name)
     except EnsembleError:

@@ -21,7 +21,7 @@ from ._errors import ExportError
 from .foreign import foreign_interface
 from .foreign_child import DEFAULT_TIMEOUT_S, ForeignExport, onnx_from_foreign_limited, write_foreign_limited
 from .form import Form, check_place
-from .labels import default_labels
+from .labels import checked_class_names, default_labels
 from .metadata import CLASS_NAMES, PREPROCESSING
 from .plan import Member
 from .precision import computed_precision
@@ -55,7 +55,9 @@ class FromOnnx:
         object.__setattr__(self, "path", Path(self.path))
         names: object = self.class_names
         if names is not None and not (isinstance(names, (tuple, list)) and all(isinstance(name, str) for name in names)):
-            raise ExportError(f"class_names must be a sequence of texts, one for each class, got {names!r}")
+            raise ExportError(f"class_names must be a sequence of texts, one for each class, got {names!r:.80}")
+        if self.class_names is not None:
+            object.__setattr__(self, "class_names", checked_class_names(self.class_names, "class_names"))
         if not 0 < self.timeout_s < math.inf:
             raise ExportError(f"timeout_s must be a positive number of seconds, got {self.timeout_s!r}")
         if self.resize not in (None, *RESIZES):

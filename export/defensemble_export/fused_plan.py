@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 from defensemble_repository.configs import fused_config
 from defensemble_repository.ensemble import Ensemble, averaging_model, two_model_names
 from defensemble_repository.errors import ConfigError, EnsembleError, RepositoryError
+from defensemble_repository.labels import class_names_from_labels
 from defensemble_repository.names import CONFIG_FILE, LABELS_FILE, MODEL_FILE, PROFILES_FOLDER, REPORT_FILE, RESERVED, check_name
 from defensemble_repository.pbtxt import config_from_file, pbtxt_from_config, schema
 from defensemble_repository.preprocessing import PREPROCESSING
@@ -33,6 +34,7 @@ from defensemble_repository.view import Files
 from ._errors import ExistsError, ExportError
 from .fused_verify import FUSED_TOLERANCE, verify_fused
 from .fusing import digests_of_members, fused_onnx
+from .labels import first_difference
 from .locking import locked
 from .metadata import CLASS_NAMES, preprocessing_from_text
 from .plan import DEFAULT_MAX_BATCH_SIZE, Member, check_same, is_there, labels_text
@@ -158,10 +160,10 @@ def voting_members(repository: Path, ensemble: str, planned: Mapping[str, bytes]
     _check_averaging(repository, ensemble, config, votes, members[0].num_classes)
     labels = files.content(f"{ensemble}/{LABELS_FILE}")
     if labels is not None:
-        told = tuple(labels.decode(errors="replace").removesuffix("\n").split("\n"))
+        told = class_names_from_labels(labels)
         for member in members:
             if member.class_names != told:
-                other = _first_other(told, member.class_names)
+                other = first_difference(told, member.class_names)
                 raise EnsembleError(
                     f"{repository / ensemble / LABELS_FILE} has other class names than '{member.name}', {other}: a graph has one set of "
                     "names; make the files equal"
@@ -347,13 +349,6 @@ def _check_averaging(repository: Path, ensemble: str, config: schema.ModelConfig
             )
 
 
-def _first_other(some: Sequence[str], others: Sequence[str]) -> str:
-    """The first place where two lists of class names differ, in words."""
-    if len(some) != len(others):
-        return f"{len(some)} and {len(others)} of them"
-    return next(f"{one!r} and {other!r}" for one, other in zip(some, others, strict=True) if one != other)
-
-
 def fused_batch(folder: Path, asked: int | None, usual: int = DEFAULT_MAX_BATCH_SIZE) -> int:
     """How many images a fused graph takes at once: what an existing one does, else what is asked for, else ``usual``.
 
@@ -408,7 +403,7 @@ def _class_names(files: Files, model: str, content: bytes, num_classes: int) -> 
     """Names of a member's classes: its labels, else what its ONNX file says, else their numbers, as the client has it."""
     labels = files.content(f"{model}/{LABELS_FILE}")
     if labels is not None:
-        return tuple(labels.decode(errors="replace").removesuffix("\n").split("\n"))
+        return class_names_from_labels(labels)
     metadata = {entry.key: entry.value for entry in _graph(content, model).metadata_props}
     return tuple(json.loads(metadata[CLASS_NAMES])) if CLASS_NAMES in metadata else tuple(str(index) for index in range(num_classes))
 
@@ -428,5 +423,5 @@ def _check_same_interface(folder: Path, fused: Member) -> None:
     if got != expected:
         raise ExistsError(f"{folder} takes and gives {got}, the new version {expected}: choose another name (--fuse NAME)")
     labels = folder / LABELS_FILE
-    if labels.is_file() and labels.read_bytes() != labels_text(fused):
+    if labels.is_file() and class_names_from_labels(labels.read_bytes()) != fused.class_names:
         raise ExistsError(f"the class names in {labels} differ from the new version's: choose another name (--fuse NAME)")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from defensemble_repository.names import RESERVED
 
 from ._errors import ExportError
 from .averaging import IR_VERSION, OPSET, average_onnx
+from .labels import first_difference
 from .metadata import CLASS_NAMES, FUSED_AVERAGE, FUSED_MEMBERS, MASK_DIGEST, PREPROCESSING, SPEC
 
 # Protobuf's limit of a message; a file beyond it would need its weights beside it, which no part of a repository here has.
@@ -151,10 +153,13 @@ def _metadata(models: Sequence[onnx.ModelProto], files: Sequence[bytes | None], 
     """The fused file's metadata; the members' own are taken off."""
     told = [{entry.key: entry.value for entry in model.metadata_props} for model in models]
     known = {name: one[CLASS_NAMES] for name, one in zip(names, told, strict=True) if CLASS_NAMES in one}
-    for name, classes in known.items():
-        first = next(iter(known))
-        if classes != known[first]:
-            raise EnsembleError(f"members must share their class names: '{first}' has {known[first]}, '{name}' has {classes}")
+    classes = {name: tuple(unicodedata.normalize("NFC", one) for one in json.loads(text)) for name, text in known.items()}
+    for name, some in classes.items():
+        first = next(iter(classes))
+        if some != classes[first]:
+            raise EnsembleError(
+                f"members must share their class names: '{first}' and '{name}' have {first_difference(classes[first], some)}"
+            )
     votes = [
         {
             "member": vote.model,

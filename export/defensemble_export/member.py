@@ -17,6 +17,7 @@ from defensemble_repository.reader import checked_batch
 from ._errors import ExportError
 from .foreign_file import check_is_checkpoint
 from .form import Form, Network, check_place, report_beside, write_form
+from .labels import checked_class_names
 from .metadata import CLASS_NAMES, MASK_DIGEST, PRECISION, PREPROCESSING, RECORD, SPEC, preprocessing_from_text
 from .plan import DEFAULT_MAX_BATCH_SIZE, Member
 from .real_images import ImagePool, RealImages, dataset_of, images_for_verification
@@ -147,9 +148,10 @@ def _network(
 
     if real is not None:
         real.check_fit(input_shape)  # before the slow work
+    names = checked_class_names(class_names, "class_names")
     masks = defect_masks(module)
     digest = mask_digest(masks)
     graph = graph_from_module(module, input_shape, masks)
-    onnx.helper.set_model_props(graph, {MASK_DIGEST: digest, CLASS_NAMES: json.dumps(list(class_names)), **metadata})
+    onnx.helper.set_model_props(graph, {MASK_DIGEST: digest, CLASS_NAMES: json.dumps(names), **metadata})
     against = f"torch {torch.__version__}"
     return Network(graph, answers_from_module(module), against, input_shape, {**origin, "mask_digest": digest}, masks)

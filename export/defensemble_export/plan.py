@@ -11,6 +11,7 @@ from defensemble_images import Preprocessing
 from defensemble_repository.configs import member_config
 from defensemble_repository.ensemble import Ensemble, Vote
 from defensemble_repository.errors import EnsembleError
+from defensemble_repository.labels import class_names_from_labels
 from defensemble_repository.names import CONFIG_FILE, LABELS_FILE, MODEL_FILE, PROFILES_FOLDER, REPORT_FILE, check_name
 from defensemble_repository.pbtxt import config_from_file, pbtxt_from_config
 from defensemble_repository.preprocessing import PREPROCESSING, agreed_preprocessing, set_preprocessing
@@ -19,7 +20,7 @@ from defensemble_repository.view import Files
 
 from ._errors import ExistsError, ExportError
 from .ensemble_files import ensemble_files
-from .labels import is_plain
+from .labels import checked_class_names, first_difference
 from .stamp import keep_stamp
 
 DEFAULT_MAX_BATCH_SIZE = 64
@@ -48,12 +49,7 @@ class Member:
         check_name(self.name)
         if len(self.class_names) != self.num_classes:
             raise ExportError(f"'{self.name}' has {self.num_classes} classes, but {len(self.class_names)} class names")
-        if len(set(self.class_names)) < self.num_classes:
-            raise ExportError(f"class names of '{self.name}' must differ, got {self.class_names}")
-        if not all(label and is_plain(label) for label in self.class_names):
-            raise ExportError(
-                f"class names of '{self.name}' must be non-empty, on one line, without control characters: {self.class_names}"
-            )
+        object.__setattr__(self, "class_names", checked_class_names(self.class_names, f"the class names of '{self.name}'"))
 
 
 def repository_plan(
@@ -152,24 +148,24 @@ def _check_free(repository: Path, members: Sequence[str], ensemble: str | None, 
     for name in members:
         check_name(name)
         if (repository / name).exists():
+            if read_config(repository / name).platform == "ensemble":
+                raise ExistsError(f"{repository / name} is an ensemble, and cannot become a member: choose another name (--as NAME)")
             if not replace:
                 raise ExistsError(
                     f"{repository / name} exists already: choose another name (--as NAME, or another file name), or pass --replace, "
                     "which adds the next version and keeps the old"
                 )
-            if read_config(repository / name).platform == "ensemble":
-                raise ExistsError(f"{repository / name} is an ensemble, and cannot become a member: choose another name (--as NAME)")
     if ensemble is None:
         return
     check_name(ensemble)
     if (repository / ensemble).exists():
+        if read_config(repository / ensemble).platform != "ensemble":
+            raise ExistsError(f"{repository / ensemble} is not an ensemble: choose another --ensemble name")
         if not replace:
             raise ExistsError(
                 f"ensemble {repository / ensemble} exists already: choose another --ensemble name, or pass --replace, "
                 "which adds the members exported here and keeps the others"
             )
-        if read_config(repository / ensemble).platform != "ensemble":
-            raise ExistsError(f"{repository / ensemble} is not an ensemble: choose another --ensemble name")
 
 
 def _member_files(repository: Path, member: Member, max_batch_size: int) -> dict[str, bytes]:
@@ -230,7 +226,7 @@ def check_same_interface(folder: Path, member: Member) -> None:
     expected = [list(member.input_shape), [member.num_classes]]
     if shapes != expected:
         raise ExistsError(f"{folder} takes and gives {shapes}, the new version {expected}: export it under another name")
-    if labels not in (None, labels_text(member)):
+    if labels is not None and class_names_from_labels(labels) != member.class_names:
         raise ExistsError(f"the class names in {folder / LABELS_FILE} differ from the new version's: export it under another name")
     agreed_preprocessing(
         {member.name: parameter(read_config(folder), PREPROCESSING), f"{member.name}@{next_version(folder)}": _rule(member)},
@@ -252,9 +248,13 @@ def check_same(members: Sequence[Member], *, shape: str = "input shape") -> None
     """
     first = members[0]
     for member in members[1:]:
-        for what, got, expected in ((shape, member.input_shape, first.input_shape), ("class names", member.class_names, first.class_names)):
-            if got != expected:
-                raise EnsembleError(f"members must share their {what}: '{first.name}' has {expected}, '{member.name}' has {got}")
+        mend = "average only networks that agree, and export others into an ensemble of their own (--ensemble NAME)"
+        if member.input_shape != first.input_shape:
+            differ = f"'{first.name}' has {first.input_shape}, '{member.name}' has {member.input_shape}"
+            raise EnsembleError(f"members must share their {shape}: {differ}; {mend}")
+        if member.class_names != first.class_names:
+            differ = f"'{first.name}' and '{member.name}' have {first_difference(first.class_names, member.class_names)}"
+            raise EnsembleError(f"members must share their class names: {differ}; {mend}")
     agreed_preprocessing({member.name: _rule(member) for member in members})
 
 
@@ -276,7 +276,7 @@ def check_members_fit(repository: Path, ensemble: str | None, members: Sequence[
         shapes, labels = interface_of(repository / name)
         if shapes[:2] != [shape, classes]:
             raise EnsembleError(f"'{name}' takes and gives {shapes[:2]}, '{first.name}' {[shape, classes]}: choose another --ensemble name")
-        if labels not in (None, labels_text(first)):
+        if labels is not None and class_names_from_labels(labels) != first.class_names:
             raise EnsembleError(
                 f"the class names in {repository / name / LABELS_FILE} differ from those of '{first.name}': choose another --ensemble "
                 "name, or, for an ONNX file, name its classes as there (--labels FILE)"

@@ -15,7 +15,6 @@ from onnx import TensorProto, helper, numpy_helper
 from defensemble_export import ExportError
 from defensemble_export import foreign_file as reading
 from defensemble_export.foreign import foreign_reference, onnx_from_foreign
-from defensemble_export.labels import default_labels, labels_from_file
 from tests.export import foreign_models as theirs
 
 
@@ -411,32 +410,3 @@ def test_a_normalisation_that_is_none(tmp_path: Path, options: dict[str, Any], t
     for ask in (onnx_from_foreign, foreign_reference):
         with pytest.raises(ExportError, match=text):
             ask(path, **options)
-
-
-def test_class_names_from_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "labels.txt"
-    path.write_bytes("\ufeffcat\r\ndog \r\nröd räv\r\n".encode())
-    assert labels_from_file(path) == ("cat", "dog", "röd räv")
-    assert default_labels(3) == ("0", "1", "2")
-
-
-@pytest.mark.parametrize(
-    ("content", "text"),
-    [
-        (b"", "is empty, expected one class name a line"),
-        (b"\n\n", "is empty"),
-        (b"cat\n\ndog\n", "line 2 is blank"),
-        (b"cat\n   \ndog\n", "line 2 is blank"),
-        (b"cat\ndog\ncat \n", "line 3: 'cat' is named in line 1 already"),
-        (b"cat\n\xff\xfe\n", r"is not UTF-8 \(byte 4\)"),
-        (None, "does not exist: name a text file"),
-    ],
-)
-def test_class_names_that_are_none(tmp_path: Path, content: bytes | None, text: str) -> None:
-    path = tmp_path / "labels.txt"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(ExportError, match=text):
-        labels_from_file(path)
-    with pytest.raises(ExportError, match="is no file: name a text file"):
-        labels_from_file(tmp_path)

@@ -180,6 +180,8 @@ class Dataset:
         """
         from defensemble_images import ClassNamesError, matched_classes
 
+        if self.class_names == tuple(class_names):
+            return self
         try:
             numbers = matched_classes(self.class_names, class_names, f"the dataset {self.name!r} ({self.source})", model)
         except ClassNamesError as error:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from defensemble_images import ImagesError, Preprocessing
+from defensemble_images import ImagesError, Preprocessing, normalised
 
 from ._errors import SpecError
 
@@ -19,7 +19,7 @@ class TrainingRecord:
         data: the dataset's name.
         data_source: where the images came from, and in which state.
         data_digest: of the images and labels, 16 hexadecimal digits.
-        class_names: the name of every class, in the order of the logits.
+        class_names: the name of every class, in the order of the logits, kept in Unicode NFC.
         recipe: the `Recipe`, one key a field.
         epochs: that were done; 0, as all counts, where a network was not trained.
         seed: of the weights, the order of the images and their shifts.
@@ -91,6 +91,7 @@ class TrainingRecord:
                 Preprocessing.from_values(self.preprocessing, "a training record")
             except ImagesError as error:
                 raise SpecError(str(error)) from error
+        object.__setattr__(self, "class_names", tuple(normalised(name) for name in self.class_names))
 
     @classmethod
     def untrained(cls, class_names: tuple[str, ...], **changes: Any) -> "TrainingRecord":
@@ -127,4 +128,4 @@ def _is_text(value: object) -> bool:
 
 def _check(name: str, value: object, expected: str, holds: bool) -> None:
     if not holds:
-        raise SpecError(f"{name} of a training record must be {expected}, got {value!r}")
+        raise SpecError(f"{name} of a training record must be {expected}, got {value!r:.200}")

@@ -4,6 +4,7 @@ Nothing random is in it: what a step draws follows from the seed and the step (`
 """
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from safetensors.torch import save
 
 from defensemble_images.regular_files import irregular
 
-from ._errors import TrainingError
+from ._errors import TrainingError, UncheckedContentWarning
 from .content_digest import DIGEST_KEY, content_digest, digest_mismatch
 from .writing import write_aside
 
@@ -104,6 +105,8 @@ def save_state(folder: Path, state: RunState) -> None:
 def load_state(folder: Path) -> RunState | None:
     """Read the state of a run; None where there is none.
 
+    One of an older version, which carries no digest of its content, is read with an `UncheckedContentWarning`.
+
     Raises:
         TrainingError: the file is damaged, or of another version.
         OSError: it cannot be read.
@@ -121,8 +124,14 @@ def load_state(folder: Path) -> RunState | None:
             if got not in (FORMAT, _FORMAT_WITHOUT_DIGEST):
                 raise TrainingError(f"{path} is no state of a run that this version reads (format {got!r}, expected {FORMAT}); {mend}")
             tensors = {key: file.get_tensor(key) for key in file.keys()}
-            mismatch = digest_mismatch(described, tensors) if got == FORMAT else None
-            if mismatch is not None:
+            if got != FORMAT:
+                warnings.warn(
+                    f"{path} is of an older version and carries no digest of its content, so damage cannot be noticed; the run's next "
+                    "state carries one",
+                    UncheckedContentWarning,
+                    stacklevel=2,
+                )
+            elif (mismatch := digest_mismatch(described, tensors)) is not None:
                 raise TrainingError(f"{path} is damaged or was changed: {mismatch}; {mend}")
             groups: dict[str, dict[str, torch.Tensor]] = {"weights": {}, "momentum": {}, "best": {}}
             for key, tensor in tensors.items():

@@ -338,4 +338,4 @@ def _weight(text: str) -> tuple[str, float]:
     try:
         return name, float(value)
     except ValueError:
-        raise click.BadParameter(f"expected NAME=NUMBER, got {text!r}", param_hint="--weight") from None
+        raise click.BadParameter(f"expected NAME=NUMBER, got {text!r:.120}", param_hint="--weight") from None

@@ -13,14 +13,14 @@ def _numbers(context: click.Context, option: click.Parameter, value: str | None)
     try:
         return None if value is None else tuple(float(number) for number in value.split(","))
     except ValueError:
-        raise click.BadParameter(f"expected numbers with commas between them, such as 0.485,0.456,0.406, got {value!r}") from None
+        raise click.BadParameter(f"expected numbers with commas between them, such as 0.485,0.456,0.406, got {value!r:.120}") from None
 
 
 def _shape(context: click.Context, option: click.Parameter, value: str | None) -> tuple[int, ...] | None:
     """Channels, height and width, with commas between them."""
     sides = [] if value is None else value.split(",")
     if value is not None and (len(sides) != 3 or not all(side.strip().isdecimal() and int(side) > 0 for side in sides)):
-        raise click.BadParameter(f"expected three positive integers, channels,height,width, such as 3,224,224, got {value!r}")
+        raise click.BadParameter(f"expected three positive integers, channels,height,width, such as 3,224,224, got {value!r:.120}")
     return None if value is None else tuple(int(side) for side in sides)
 
 

@@ -13,7 +13,7 @@ def _numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> t
     try:
         return tuple(float(one) for one in value.split(","))
     except ValueError as error:
-        raise click.BadParameter(f"{value!r} is not a list of numbers separated by commas, such as 4,8,16") from error
+        raise click.BadParameter(f"{value!r:.120} is not a list of numbers separated by commas, such as 4,8,16") from error
 
 
 @click.group("probe", short_help="How served models hold up, seen from outside.")

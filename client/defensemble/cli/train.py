@@ -26,7 +26,7 @@ def _numbers(context: click.Context, option: click.Parameter, text: str | None) 
     try:
         return tuple(int(part) for part in text.split(",")) if text else ()
     except ValueError:
-        raise click.BadParameter(f"expected whole numbers with commas between them, such as 0,1,2; got {text!r}") from None
+        raise click.BadParameter(f"expected whole numbers with commas between them, such as 0,1,2; got {text!r:.120}") from None
 
 
 def _recipe_options(command: Callable[..., None]) -> Callable[..., None]:

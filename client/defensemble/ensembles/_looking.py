@@ -72,9 +72,11 @@ def check_there(repository: Path, name: str) -> None:
     there = files.has(check_name(name))
     if there and files.config(name).platform == "ensemble":
         return
-    known = ", ".join(ensembles_in(files)) or "none"
+    known = ensembles_in(files)
     what = f"'{name}' in {repository} is not an ensemble" if there else f"{repository} holds no ensemble '{name}'"
-    raise EnsembleError(f"{what}, the ensembles there are: {known}; name one, or make one (`defensemble ensemble create`)")
+    make = "make one " + ("under another name " if there else "") + "(`defensemble ensemble create`)"
+    mend = f"the ensembles there are: {', '.join(known)}; name one, or {make}" if known else f"nor is there any other: {make}"
+    raise EnsembleError(f"{what}, {mend}")
 
 
 def existing(repository: Path, name: str) -> Ensemble:

@@ -155,13 +155,10 @@ def _check_step(found: Inspection, name: str, index: int, step: schema.ModelEnse
     except EnsembleError as error:
         found.say(name, f"step {index + 1}: {error}", path, *way)
         return False
-    remove = f"`defensemble ensemble remove {name} {model}`"
     if not found.has(model):
-        mend = (
-            f"put it back, or take its vote out with {remove}"
-            if is_vote
-            else "put it back, go back with `defensemble ensemble rollback`, or say what is to vote with `defensemble ensemble apply FILE`"
-        )
+        mend = f"put it back, or {found.without_votes(name, model) if is_vote else found.way_back(name)}"
+        if not is_ours:
+            mend = "put it back, or take the step out"
         found.say(model, f"{said_step(index, step)} is not in {files.repository}, which has no {model}/{CONFIG_FILE}: {mend}", path, *way)
         return False
     config = found.config(model)
