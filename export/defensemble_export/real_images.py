@@ -120,8 +120,8 @@ def _dataset(
         dataset = dataset.numbered_as(class_names, "the checkpoint")
     except DataError as error:
         raise ExportError(
-            f"the data for the verification have other classes than the checkpoint was trained on: {error}: name the folder of the data that "
-            "it was trained on (--data-dir), or pass others (--images FILE.npy)"
+            f"the data for the verification have other classes than the checkpoint was trained on: {error}; name the folder of the data "
+            "that it was trained on (--data-dir), or pass other images (--images FILE.npy)"
         ) from error
     if digest and dataset.digest != digest:
         warnings.warn(

@@ -58,13 +58,13 @@ def matched_classes(names: Sequence[str], model_names: Sequence[str], where: str
         >>> matched_classes(["blue", "green", "red"], ["red", "green", "blue"], "test/", "colours").tolist()
         [2, 1, 0]
     """
-    own, theirs = distinct_names(names, where), distinct_names(model_names, f"the model {model!r}")
+    own, theirs = distinct_names(names, where), distinct_names(model_names, f"model {model!r}")
     if theirs == tuple(str(index) for index in range(len(theirs))):
         numbers = [int(name) if name.isascii() and name.isdigit() else -1 for name in own]
         if sorted(numbers) == list(range(len(theirs))):
             return np.array(numbers, np.int64)
         raise ClassNamesError(
-            f"the model {model!r} has no class names, only the numbers 0 to {len(theirs) - 1}; {where} has {len(own)} classes: "
+            f"model {model!r} has no class names, only the numbers 0 to {len(theirs) - 1}; {where} has {len(own)} classes: "
             f"{listed(own)}; expected exactly the numbers 0 to {len(theirs) - 1}: rename the classes of the data, or export the model with "
             "class names (--labels FILE)"
         )
@@ -72,7 +72,7 @@ def matched_classes(names: Sequence[str], model_names: Sequence[str], where: str
     unknown = [name for name in own if name not in index]
     if unknown:
         raise ClassNamesError(
-            f"{where} has {len(unknown)} of {len(own)} classes that the model {model!r} does not know: {listed(unknown)}; all of the "
+            f"{where} has {len(unknown)} of {len(own)} classes that model {model!r} does not know: {listed(unknown)}; all of the "
             f"data: {listed(own)}; all of the model: {listed(theirs)}: rename them, or take the data that the model was trained on"
         )
     return np.array([index[name] for name in own], np.int64)
