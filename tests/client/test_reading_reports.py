@@ -47,7 +47,9 @@ def test_predict_counts_what_it_leaves_out(tmp_path: Path, capsys: pytest.Captur
     assert (len(result["predictions"]), result["accuracy"]["n"], result["animations"]) == (13, 13, 1)
     assert result["skipped"] == {"hidden": 3, "not_images": 1, "damaged": 1}
     assert result["preprocessing"] is None
-    for line, words in zip(err.splitlines(), (["3 hidden", "1 file"], ["1 damaged", "cut.png"], ["1", "animation", "film.gif"]), strict=True):
+    for line, words in zip(
+        err.splitlines(), (["3 hidden", "1 file"], ["1 damaged", "cut.png"], ["1", "animation", "film.gif"]), strict=True
+    ):
         assert [word for word in words if word not in line] == []
     cut = next((tmp_path / "pictures").rglob("cut.png"))
     with pytest.raises(InputError, match=r"none of the 1 images.*cut\.png"):

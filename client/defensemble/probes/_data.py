@@ -76,7 +76,7 @@ class _Request:
 
         floats = 4 * count * math.prod(image_shape)
         with input_errors():
-            check_memory(f"{count} images of {self.name}", floats + max(floats, to_read), self.options.max_memory)
+            check_memory(f"{count:,} images of {self.name}", floats + max(floats, to_read), self.options.max_memory)
 
     def chosen(
         self,
@@ -223,7 +223,8 @@ def _from_dataset(request: _Request, data_dir: Path | None) -> ChosenData:
     rows = request.sample(len(test))
     request.check_memory(len(rows), shape)
     with input_errors():
-        labels = _model_indices(np.asarray(test.labels)[rows], list(dataset.class_names), f"the dataset {request.name!r}", request.info)
+        where = f"the dataset {request.name!r}" + ("" if data_dir is None else f" in {data_dir}")
+        labels = _model_indices(np.asarray(test.labels)[rows], list(dataset.class_names), where, request.info)
     notes = () if note is None else (note,)
     data = test.images(rows), labels
     return request.chosen("dataset, test split", data, rows, len(test), notes, origin=dataset.source, preprocessing=rule)
