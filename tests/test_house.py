@@ -126,7 +126,9 @@ def test_the_modules_of_the_verbs_import_click_alone_at_their_top() -> None:
     foreign = {one.top for one in at_once} - sys.stdlib_module_names - {"click"}
     assert foreign == {"defensemble"}
     ours = {one.name for one in at_once if one.top == "defensemble" and one.file != "cli/__init__.py"}
-    assert ours == {f"defensemble.cli._invocation.{name}" for name in ("as_typed", "this_command")}, "standard library alone"
+    assert ours == {f"defensemble.cli._invocation.{name}" for name in ("as_typed", "bytes_from_size", "this_command")}, (
+        "standard library alone"
+    )
 
 
 def test_no_module_shadows_what_it_imports_and_the_outer_folders_are_no_packages() -> None:

@@ -9,8 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .arrays import StoredArray, npy_array, npz_arrays
     from .class_names import distinct_names, matched_classes, normalised
-    from .decoding import Decoded, decode_images, survey
+    from .decoding import Decoded, decode_images, memory_to_decode, survey
     from .errors import ClassNamesError, DamagedImageError, ImagesError, ImageSizeError, MemoryLimitError
     from .folders import LabelledFiles, labelled_files
     from .memory import check_memory
@@ -31,6 +32,7 @@ __all__ = [
     "LabelledFiles",
     "MemoryLimitError",
     "Preprocessing",
+    "StoredArray",
     "check_memory",
     "decode_image",
     "decode_images",
@@ -38,14 +40,18 @@ __all__ = [
     "floats_from_pixels",
     "labelled_files",
     "matched_classes",
+    "memory_to_decode",
     "normalised",
+    "npy_array",
+    "npz_arrays",
     "reading_notes",
     "survey",
 ]
 
 _HOMES = {
+    "arrays": ("StoredArray", "npy_array", "npz_arrays"),
     "class_names": ("distinct_names", "matched_classes", "normalised"),
-    "decoding": ("Decoded", "decode_images", "survey"),
+    "decoding": ("Decoded", "decode_images", "memory_to_decode", "survey"),
     "errors": ("ClassNamesError", "DamagedImageError", "ImageSizeError", "ImagesError", "MemoryLimitError"),
     "folders": ("LabelledFiles", "labelled_files"),
     "memory": ("check_memory",),

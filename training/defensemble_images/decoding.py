@@ -7,9 +7,10 @@ thread, 0.6 s on 2. Processes would save seconds, once, and cost a start method 
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -23,6 +24,10 @@ from .preprocessing import Preprocessing
 from .reader import Encoded, Pixels, decode_image, floats_from_pixels, read_header
 
 AT_ONCE = 64
+_CHUNK = 16 << 20  # bytes of decoded pixels that a thread works on; fewer than 64 images where they are large
+# Pillow keeps 4 bytes a pixel, and copies an image for its orientation, its transparency and its mode. Measured on images of 36 million
+# pixels (Pillow 13.0): 8 bytes for JPEG, 14 for PNG with a palette, 16 for 16 bits, 20 with alpha.
+_BYTES_A_PIXEL = 20
 
 Result = TypeVar("Result")
 
@@ -62,7 +67,7 @@ class Survey:
 def decode_images(
     images: Iterable[Encoded], channels: int, size: tuple[int, int], preprocessing: Preprocessing | None, *, skip_damaged: bool = False
 ) -> Iterator[Decoded]:
-    """Decode images of one shape, at most 64 at a time.
+    """Decode images of one shape, at most 64 at a time, and fewer where they are large.
 
     Args:
         images: files or encoded bytes.
@@ -74,7 +79,7 @@ def decode_images(
     Raises:
         DamagedImageError, ImageSizeError, OSError: see `decode_image`.
     """
-    for some in _on_threads(lambda chunk: _decode_chunk(chunk, channels, size, preprocessing), images):
+    for some in _on_threads(lambda chunk: _decode_chunk(chunk, channels, size, preprocessing), images, _at_once(channels, size)):
         if some.damage and not skip_damaged:
             raise some.damage[0]
         yield some
@@ -87,20 +92,45 @@ def survey(images: Iterable[Encoded]) -> Survey:
         OSError: a file cannot be read.
     """
     found = Survey()
-    for one in _on_threads(_survey_chunk, images):
+    for one in _on_threads(_survey_chunk, images, AT_ONCE):
         found.sizes += one.sizes
         found.all_grey &= one.all_grey
     return found
 
 
-def _on_threads(work: Callable[[list[Encoded]], Result], images: Iterable[Encoded]) -> Iterator[Result]:
+def memory_to_decode(images: Sequence[Encoded], channels: int, size: tuple[int, int]) -> int:
+    """Return how many bytes `decode_images` takes at its peak, beside what its caller keeps; reads the headers of all images.
+
+    Args:
+        images: what is to be decoded.
+        channels: 1 or 3.
+        size: (height, width) that all are brought to.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    at_once, threads = _at_once(channels, size), _threads()
+    waiting = min(len(images), at_once * (2 * threads + 2)) * channels * math.prod(size)
+    largest = max((width * height for width, height in survey(images).sizes), default=0)
+    return waiting + min(threads, -(-len(images) // at_once)) * largest * _BYTES_A_PIXEL
+
+
+def _at_once(channels: int, size: tuple[int, int]) -> int:
+    return min(AT_ONCE, max(1, _CHUNK // (channels * math.prod(size))))
+
+
+def _threads() -> int:
+    return max(2, len(os.sched_getaffinity(0)))
+
+
+def _on_threads(work: Callable[[list[Encoded]], Result], images: Iterable[Encoded], at_once: int) -> Iterator[Result]:
     """Return results in order, with no more images in memory than the threads need."""
-    threads = max(2, len(os.sched_getaffinity(0)))
+    threads = _threads()
     iterator = iter(images)
     waiting: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
         try:
-            while chunk := list(islice(iterator, AT_ONCE)):
+            while chunk := list(islice(iterator, at_once)):
                 waiting.append(pool.submit(work, chunk))
                 if len(waiting) > 2 * threads:
                     yield waiting.popleft().result()

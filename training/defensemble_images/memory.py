@@ -10,13 +10,14 @@ from .errors import MemoryLimitError
 _SHARE = 0.5
 
 
-def check_memory(what: str, needed: int, limit: int | None = None) -> None:
+def check_memory(what: str, needed: int, limit: int | None = None, *, option: str | None = "--max-memory SIZE") -> None:
     """Raise where data would take too much memory.
 
     Args:
         what: the data, for the error.
         needed: bytes at the peak.
         limit: bytes that are allowed; None: half of the memory that is free now.
+        option: by which a user allows more; None: there is none.
 
     Raises:
         MemoryLimitError: `needed` is above the limit.
@@ -25,8 +26,8 @@ def check_memory(what: str, needed: int, limit: int | None = None) -> None:
     if needed > allowed:
         how = "the limit of --max-memory" if limit is not None else "half of the memory that is free"
         raise MemoryLimitError(
-            f"{what} would take {_readable(needed)} of memory, expected at most {_readable(allowed)}, {how}: take less data, or allow more "
-            "(--max-memory SIZE)"
+            f"{what} would take {_readable(needed)} of memory, expected at most {_readable(allowed)}, {how}: take less data"
+            + ("" if option is None else f", or allow more ({option})")
         )
 
 

@@ -124,8 +124,8 @@ def decode_image(image: Encoded, channels: int, size: tuple[int, int] | None, pr
         if size is not None and flat.size != size[::-1]:
             if preprocessing is None:
                 raise ImageSizeError(
-                    f"{image.where} is {flat.width} x {flat.height} pixels (width x height), the model takes {size[1]} x {size[0]}, and "
-                    "nothing records how its images are resized: pass --resize crop (scale, then cut out the centre) or --resize squash "
+                    f"{image.where} is {flat.width} x {flat.height} pixels (width x height), the model takes {size[1]} x {size[0]}, and no "
+                    "rule is known by which its images are resized: pass --resize crop (scale, then cut out the centre) or --resize squash "
                     "(scale height and width separately), whichever the network was trained with"
                 )
             flat = preprocessing.fit(flat, size[1], size[0])

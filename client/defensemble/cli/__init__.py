@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import sys
+import warnings
 from typing import Any
 
 import click
@@ -109,4 +110,6 @@ def main() -> None:
     # A path that is no UTF-8 is printed as it is; most locales' standard output raises an error instead, after the work is done.
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="surrogateescape")
+    # The reader of images reports what is damaged; Pillow's warnings of what it passes over, such as a corrupt EXIF block, add nothing.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     cli(prog_name="defensemble")
