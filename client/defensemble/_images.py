@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from defensemble_images import DamagedImageError, Encoded, Preprocessing
 
 _SPLITS = ("test", "validation", "valid", "val", "train")
-_FREE_BYTES_A_PIXEL = 32  # 20 while it is decoded, and up to 3 channels of 4 bytes
+_FREE_BYTES_A_PIXEL = 28  # 16 while it is decoded, and up to 3 channels of 4 bytes
 
 
 @dataclass(frozen=True)
@@ -50,18 +50,18 @@ class ReadCounts:
         skipped = {"hidden": self.hidden, "not_images": self.not_images, "damaged": len(self.damaged)}
         return {"skipped": skipped, "animations": len(self.animations)}
 
-    def lines(self) -> list[str]:
+    def lines(self) -> tuple[str, ...]:
         """As text, a line for each kind; empty where nothing was left out."""
-        lines = []
-        if self.hidden or self.not_images:
-            entries = "entry" if self.hidden == 1 else "entries"
-            lines.append(f"skipped {self.hidden} hidden {entries} and {_counted(self.not_images, 'file')} that are not images")
-        if self.damaged:
-            first = self.damaged[0]
-            lines.append(f"skipped {_counted(len(self.damaged), 'damaged image')}, the first: {first.where}: {first.reason}")
-        if self.animations:
-            lines.append(f"read only the first frame of {_counted(len(self.animations), 'animation')}, the first: {self.animations[0]}")
-        return lines
+        from defensemble_images import reading_notes
+        from defensemble_images.folders import Skipped
+
+        return reading_notes(
+            Skipped(self.hidden, self.not_images),
+            damaged=len(self.damaged),
+            first_damage=self.damaged[0].where if self.damaged else None,
+            animations=len(self.animations),
+            first_animation=self.animations[0] if self.animations else None,
+        )
 
 
 @contextmanager
@@ -214,7 +214,3 @@ def _checked_channels(info: ModelInfo) -> tuple[int, int, int]:
 
 def _is_free(info: ModelInfo) -> bool:
     return min(info.image_shape[1:]) <= 0
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"

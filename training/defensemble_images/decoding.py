@@ -26,8 +26,8 @@ from .reader import Encoded, Pixels, decode_image, floats_from_pixels, read_head
 AT_ONCE = 64
 _CHUNK = 16 << 20  # bytes of decoded pixels that a thread works on; fewer than 64 images where they are large
 # Pillow keeps 4 bytes a pixel, and copies an image for its orientation, its transparency and its mode. Measured on images of 36 million
-# pixels (Pillow 13.0): 8 bytes for JPEG, 14 for PNG with a palette, 16 for 16 bits, 20 with alpha.
-_BYTES_A_PIXEL = 20
+# pixels (Pillow 13.0): 8 bytes for JPEG, 9 for PNG with a palette, 12 with alpha, 14 for 16 bits, 16 for WebP.
+_BYTES_A_PIXEL = 16
 
 Result = TypeVar("Result")
 

@@ -161,10 +161,10 @@ def _from_folder(request: _Request, folder: Path) -> ChosenData:
     if images is None:
         raise InputError(f"none of the {len(chosen)} images of {folder} can be decoded, the first: {counts.damaged[0]}")
     rows = rows[kept]
-    notes = ([] if note is None else [note]) + counts.lines()
+    notes = (*(() if note is None else (note,)), *counts.lines())
     rule = None if preprocessing is None else preprocessing.to_values()
     data = images[: len(kept)], labels[rows]
-    return request.chosen("folder", data, rows, len(files), tuple(notes), preprocessing=rule, **counts.json())
+    return request.chosen("folder", data, rows, len(files), notes, preprocessing=rule, **counts.json())
 
 
 def _from_npz(request: _Request, path: Path) -> ChosenData:
@@ -225,7 +225,7 @@ def _from_dataset(request: _Request, data_dir: Path | None) -> ChosenData:
     with input_errors():
         where = f"the dataset {request.name!r}" + ("" if data_dir is None else f" in {data_dir}")
         labels = _model_indices(np.asarray(test.labels)[rows], list(dataset.class_names), where, request.info)
-    notes = () if note is None else (note,)
+    notes = (*dataset.notes, *(() if note is None else (note,)))
     data = test.images(rows), labels
     return request.chosen("dataset, test split", data, rows, len(test), notes, origin=dataset.source, preprocessing=rule)
 
@@ -253,6 +253,7 @@ def _loaded(request: _Request, data_dir: Path | None) -> tuple[Dataset, dict[str
             size=height if cropped else None,
             data_dir=data_dir,
             skip_damaged=request.options.skip_damaged,
+            max_memory=request.options.max_memory,
             on_progress=request.on_progress,
         )
     except DataError as error:
