@@ -272,8 +272,7 @@ def test_probe_noise_at_the_command_line(triton: Any, tmp_path: Path) -> None:
     for url in (triton.grpc_url, triton.http_url):
         out = tmp_path / "noise.json"
         data = str(write_npz(tmp_path))
-        again = ["--force"] if told else []
-        done = run("probe", "noise", url, "--data", data, "--sigmas", "8,64", "--limit", "20", "--seed", "2", "--out", str(out), *again)
+        done = run("probe", "noise", url, "--data", data, "--sigmas", "8,64", "--limit", "20", "--seed", "2", "--out", str(out))
         assert done.exit_code == 0, done.output
         assert str(out) in done.output.replace("\n", "")
         told.append(json.loads(out.read_text()))

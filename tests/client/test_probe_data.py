@@ -221,7 +221,7 @@ client.describe()
 before, what, path = peak(), sys.argv[1], Path(sys.argv[2])
 if what == "probe":
     console = Console(file=open("/dev/null", "w"))
-    probe_noise_and_report(client, str(path), path.parent / "noise.json", ["m"], sigmas=[8, 16], force=True, console=console)
+    probe_noise_and_report(client, str(path), path.parent / "noise.json", ["m"], sigmas=[8, 16], console=console)
 else:
     sys.stdout = open("/dev/null", "w")
     files, labelled = ([path], None) if path.is_file() else ([], path)

@@ -112,14 +112,13 @@ def probed(transport: FakeTransport, source: str | Path, out: Path, *names: str,
         return " ".join(console.export_text().split())
 
 
-def test_a_result_is_replaced_only_where_that_was_asked_for(tmp_path: Path) -> None:
+def test_earlier_results_are_kept(tmp_path: Path) -> None:
     data, out, transport = write_npz(tmp_path), tmp_path / "noise.json", house()
-    out.write_text("mine")
-    with pytest.raises(InputError, match=r"noise\.json.*--force.*--out"):
-        probed(transport, data, out, "alpha")
-    assert (out.read_text(), transport.requests) == ("mine", [])
-    probed(transport, data, out, "alpha", force=True)
-    assert json.loads(out.read_text())["data"]["n"] == 30
+    for text in ("first", "second"):
+        out.write_text(text)
+        assert "earlier result is kept" in probed(transport, data, out, "alpha")
+        assert json.loads(out.read_text())["data"]["n"] == 30
+    assert [(tmp_path / f"noise.{number}.json").read_text() for number in (1, 2)] == ["first", "second"]
 
 
 def test_the_probe_counts_what_it_leaves_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -175,9 +174,7 @@ def test_few_common_images_are_explained(tmp_path: Path, models: dict[str, Any],
 
 def test_the_command_line_of_a_probe_names_what_is_wrong(triton: Any, tmp_path: Path) -> None:
     data = str(write_npz(tmp_path))
-    (tmp_path / "noise.json").touch()
     for options, text in (
-        (["--out", str(tmp_path / "noise.json")], "--force"),
         (["--out", str(tmp_path / "a.json"), "--max-memory", "1K"], "data.npz would take"),
         (["--out", str(tmp_path / "a.json"), "--resize"], "'crop', 'squash'"),
     ):

@@ -259,7 +259,7 @@ def test_the_probe_s_result_is_written_whole_or_not_at_all(triton: Server, npz: 
         old.write_text("{}\n")
         fill(disk, leave=0)
         before = content(disk)
-        call = ("probe", "noise", triton.http_url, "--data", npz, "--sigmas", "8", "--out", old, "--force")
+        call = ("probe", "noise", triton.http_url, "--data", npz, "--sigmas", "8", "--out", old)
         assert told(invoke(*call)) == f"No space left on device: {old}: free some space there, or name another place (--out)"
         assert content(disk) == before
         make_read_only(disk)

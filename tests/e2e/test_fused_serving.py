@@ -139,7 +139,7 @@ def test_the_noise_probe_takes_it_for_an_ensemble(alone: Server, both: Server, t
     np.savez(tmp_path / "data.npz", images=tiny.images(6), labels=np.array([0, 1, 2, 0, 1, 2]))
     found = []
     for server in (alone, both):
-        succeed("probe", "noise", server.grpc_url, "--data", "data.npz", "--sigmas", "8", "--out", "noise.json", "--force", cwd=tmp_path)
+        succeed("probe", "noise", server.grpc_url, "--data", "data.npz", "--sigmas", "8", "--out", "noise.json", cwd=tmp_path)
         found.append({target["name"]: target for target in json.loads((tmp_path / "noise.json").read_text())["targets"]})
     assert {name: target["role"] for name, target in found[0].items()} == {"fused": "ensemble"}
     roles = {"ensemble": "ensemble", "fused": "ensemble", "alpha": "member", "beta": "member"}

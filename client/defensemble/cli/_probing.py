@@ -40,7 +40,6 @@ def probe_noise_and_report(
     batch_size: int | None = None,
     data_dir: Path | None = None,
     options: ReadOptions | None = None,
-    force: bool = False,
     console: Console | None = None,
 ) -> dict[str, str]:
     """Probe served models with noise, print the table, write the JSON; returns why models failed, by name.
@@ -48,7 +47,7 @@ def probe_noise_and_report(
     Args:
         client: of the server.
         source: as in `choose_data`.
-        out: where the JSON goes.
+        out: where the JSON goes; an earlier result there is kept under another name.
         names: of the models; empty: the ensembles, their members, and every other model that classifies images.
         limit: as in `choose_data`.
         seed: of the noise and of the sample.
@@ -56,11 +55,10 @@ def probe_noise_and_report(
         batch_size: images a call; None: 64, or fewer where a model takes fewer.
         data_dir: as in `choose_data`.
         options: how image files are read.
-        force: replace `out` if it is there.
         console: where the table goes.
 
     Raises:
-        DefensembleError: `out` is there already, targets or data are not what they must be, or the server cannot be reached.
+        DefensembleError: targets or data are not what they must be, or the server cannot be reached.
         OSError: the JSON cannot be written, which is found out before the first query where it can be.
     """
     console = console or Console()
@@ -68,8 +66,6 @@ def probe_noise_and_report(
     sigmas = PAPER_SIGMAS if sigmas is None else sigmas
     check_sigmas(sigmas)
     check_writable(out)
-    if out.exists() and not force:
-        raise InputError(f"{out} is there already: replace it (--force), or name another file (--out)")
     server = client.server_metadata()
     targets = _targets(client, names, options.resize)
     infos = list(targets)
@@ -112,8 +108,10 @@ def probe_noise_and_report(
     console.print(_caption(result), highlight=False)
     if (few := _few_common(result)) is not None:
         console.print(few, highlight=False, markup=False)
-    write_result(out, report)  # after the table: what was measured is seen even where the disk has filled up meanwhile
-    console.print(str(out), highlight=False, soft_wrap=True, markup=False)
+    # After the table: what was measured is seen even where the disk has filled up meanwhile.
+    earlier = write_result(out, report, keep=True)
+    kept = "" if earlier is None else f" (the earlier result is kept as {earlier})"
+    console.print(f"{out}{kept}", highlight=False, soft_wrap=True, markup=False)
     return result.failures
 
 

@@ -67,8 +67,13 @@ def command() -> None:
     metavar="SIZE",
     help="Memory that the images may take, such as 4G.  [default: half of what is free]",
 )
-@click.option("--out", type=click.Path(path_type=Path), default=Path("noise.json"), show_default=True, help="Where the JSON goes.")
-@click.option("--force", is_flag=True, help="Replace the file that --out names, if there is one.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("noise.json"),
+    show_default=True,
+    help="Where the JSON goes; an earlier file is kept as NAME.1.json, NAME.2.json, ...",
+)
 def noise(
     url: str,
     data: str,
@@ -83,7 +88,6 @@ def noise(
     skip_damaged: bool,
     max_memory: int | None,
     out: Path,
-    force: bool,
 ) -> None:
     r"""Add Gaussian noise of growing strength to labelled images, and see how accuracy falls, model beside model.
 
@@ -96,7 +100,7 @@ def noise(
       defensemble probe noise http://localhost:8000 --data digits --target ensemble --target standard --limit 100
       defensemble probe noise http://localhost:8000 --data test.npz --sigmas 8,16,32 --seed 1 --out noise.json
       defensemble probe noise http://localhost:8000 --data cifar10 --data-dir cifar10/ --limit 1000
-      defensemble probe noise http://localhost:8000 --data photos/test/ --resize crop --max-memory 2G --force
+      defensemble probe noise http://localhost:8000 --data photos/test/ --resize crop --max-memory 2G
     """
     from defensemble import Client
     from defensemble._images import ReadOptions
@@ -114,7 +118,6 @@ def noise(
             batch_size=batch_size,
             data_dir=data_dir,
             options=ReadOptions(resize, skip_damaged, max_memory),
-            force=force,
         )
     if failures:
         told = "; ".join(f"{name}: {why}" for name, why in failures.items())
