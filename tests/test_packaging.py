@@ -22,7 +22,14 @@ from packaging.utils import canonicalize_name
 import defensemble
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("defensemble", "defensemble_export", "defensemble_repository", "defensemble_server", "defensemble_training")
+PACKAGES = (
+    "defensemble",
+    "defensemble_export",
+    "defensemble_images",
+    "defensemble_repository",
+    "defensemble_server",
+    "defensemble_training",
+)
 # What the CUDA builds of torch bring; the torch build chooses their versions.
 OF_CUDA = re.compile(r"(nvidia|cuda)-.*|triton")
 

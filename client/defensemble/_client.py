@@ -27,6 +27,7 @@ from defensemble._model import (
     class_names_from_answer,
     fits,
     names_from_outputs,
+    preprocessing_from_config,
     requests_from_outputs,
     signature_from_metadata,
     steps_from_config,
@@ -274,6 +275,7 @@ class Client:
             class_names = class_names_from_answer(answer, signature.num_classes)
         with reading(f"{self._url}, asked for the configuration of model {name!r}"):
             max_batch_size, steps = int(config.get("max_batch_size", 0)), steps_from_config(config)
+            preprocessing = preprocessing_from_config(config)
         return ModelInfo(
             name=name,
             platform=metadata.platform,
@@ -283,6 +285,7 @@ class Client:
             max_batch_size=max_batch_size or None,
             class_names=class_names,
             steps=steps,
+            preprocessing=preprocessing,
         )
 
     def _look_again(self, info: ModelInfo) -> ModelInfo:

@@ -29,7 +29,8 @@ class FakeModel:
     """A model that is a function from images (N, C, H, W) to its outputs by name, each of N rows.
 
     Its outputs are found by one call with a black image. `platform="ensemble"` and `steps` make it an ensemble; `config_is_open=False`
-    keeps its configuration from callers. The function may raise errors of this package, as a server would cause them.
+    keeps its configuration from callers; `preprocessing` is the parameter of that name in it. The function may raise errors of this
+    package, as a server would cause them.
     """
 
     answer: Callable[[NDArray[np.float32]], Mapping[str, NDArray[Any]]]
@@ -39,6 +40,7 @@ class FakeModel:
     platform: str = ""
     steps: Sequence[str] = ()
     config_is_open: bool = True
+    preprocessing: str | None = None
     outputs: Mapping[str, tuple[int, ...]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -117,6 +119,7 @@ class FakeTransport:
             "platform": served.platform,
             "max_batch_size": served.max_batch_size,
             "ensemble_scheduling": {"step": [{"model_name": step} for step in served.steps]},
+            "parameters": {} if served.preprocessing is None else {"preprocessing": {"string_value": served.preprocessing}},
         }
 
     def models(self, timeout_s: float) -> list[str]:

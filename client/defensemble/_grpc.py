@@ -61,7 +61,7 @@ class GrpcTransport:
     def __init__(self, url: str, *, credentials: grpc.ChannelCredentials | None = None, admin_key: str | None = None) -> None:
         address = address_from_url(url)
         if address.scheme not in ("grpc", "grpcs"):
-            raise InputError(f"GrpcTransport takes grpc:// and grpcs://, got {url!r}: use HttpTransport, or Client, which chooses")
+            raise InputError(f"GrpcTransport takes grpc:// and grpcs://, got {url!r:.120}: use HttpTransport, or Client, which chooses")
         self._admin_key = check_admin_key(admin_key)
         self._admin_metadata: tuple[tuple[str, str], ...] = () if admin_key is None else ((_ADMIN_HEADER, admin_key),)
         if address.scheme == "grpcs":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
+import re
 import ssl
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -18,6 +20,7 @@ from defensemble._http_connection import Answer, HttpPool, ProtocolError
 from defensemble._translate import (
     error_from_http,
     error_from_os,
+    error_from_redirect,
     hints_for_admins,
     loads_nothing,
     reading,
@@ -37,8 +40,12 @@ from defensemble._transport import (
 )
 from defensemble._wire import array_from_wire
 
+_NOT_SHOWN = re.compile(r"<(script|style)\b.*?(?:</\1\s*>|\Z)|<!--.*?-->|<[^>]*>", re.DOTALL | re.IGNORECASE)
 _LONGEST_ERROR_BYTES = 1 << 16
 _LONGEST_ERROR = 4000  # a load that is refused comes with a reason for each version
+_PAGE_CHARACTERS = 4096  # of which the text is taken: the pattern above takes up to the square of that
+_LONGEST_PAGE_TEXT = 200
+_NO_TRITON = "Is this the address of a Triton server's HTTP port (8000 where none was chosen), and does a proxy pass its /v2 paths on?"
 
 
 class HttpTransport:
@@ -54,7 +61,7 @@ class HttpTransport:
     def __init__(self, url: str, *, context: ssl.SSLContext | None = None, admin_key: str | None = None) -> None:
         address = address_from_url(url)
         if address.scheme not in ("http", "https"):
-            raise InputError(f"HttpTransport takes http:// and https://, got {url!r}: use GrpcTransport, or Client, which chooses")
+            raise InputError(f"HttpTransport takes http:// and https://, got {url!r:.120}: use GrpcTransport, or Client, which chooses")
         self._url = address.url
         self._admin_key = check_admin_key(admin_key)
         self._admin_headers = "" if admin_key is None else f"x-admin-key: {admin_key}\r\n"
@@ -168,7 +175,7 @@ class HttpTransport:
         answer = self._exchange("GET", f"/v2/health/{kind}", what, timeout_s)
         if answer.status in (200, 400, 503):  # Triton says 400 where it is not, newer ones 503
             return answer.status == 200
-        raise error_from_http(answer.status, _told(answer), what)
+        raise error_from_http(answer.status, _told(answer), what, headers=answer.headers)
 
     def _json(self, target: str, asked: str, timeout_s: float) -> dict[str, Any]:
         what = f"{self._url}, asked {asked}"
@@ -199,25 +206,34 @@ class HttpTransport:
 
     def _check_admin(self, answer: Answer, what: str) -> None:
         if answer.status != 200:
-            raise error_from_http(answer.status, _told(answer, self._admin_key), what, hints_for_admins(self._admin_key))
+            hints = hints_for_admins(self._admin_key)
+            raise error_from_http(answer.status, _told(answer, self._admin_key), what, hints, answer.headers)
 
     def _call(
         self, method: str, target: str, what: str, timeout_s: float, headers: str = "", body: Sequence[bytes | memoryview] = ()
     ) -> Answer:
         answer = self._exchange(method, target, what, timeout_s, headers, body)
         if answer.status != 200:
-            raise error_from_http(answer.status, _told(answer), what)
+            raise error_from_http(answer.status, _told(answer), what, headers=answer.headers)
         return answer
 
     def _exchange(
         self, method: str, target: str, what: str, timeout_s: float, headers: str = "", body: Sequence[bytes | memoryview] = ()
     ) -> Answer:
         try:
-            return self._pool.exchange(method, target, headers, body, timeout_s)
+            answer = self._pool.exchange(method, target, headers, body, timeout_s)
         except OSError as error:
             raise error_from_os(error, what) from error
         except ProtocolError as error:
             raise service_error(ServerFailedError, what, f"no HTTP/1.1 that can be read: {error}") from error
+        if 300 <= answer.status < 400:
+            location = answer.headers.get(b"location")
+            place = None if location is None else without_key(location.decode("latin-1"), self._admin_key)
+            raise error_from_redirect(answer.status, place, what, f"{self._url}{target}")
+        if answer.status == 200 and _is_page(answer):
+            told = f"a web page instead of an answer of the KServe protocol: {_told(answer, self._admin_key)!r}"
+            raise service_error(ServerFailedError, what, told, {ServerFailedError: _NO_TRITON})
+        return answer
 
 
 def _path(model: str, version: int | None = None) -> str:
@@ -309,5 +325,15 @@ def _told(answer: Answer, admin_key: str | None = None) -> str:
     try:
         told = json.loads(text)
     except (ValueError, RecursionError):
-        return text[:300]  # a proxy's page
+        return _page_text(text) if _is_page(answer) else text[:300]
     return str(told["error"])[:_LONGEST_ERROR] if isinstance(told, dict) and "error" in told else text[:300]
+
+
+def _is_page(answer: Answer) -> bool:
+    return answer.headers.get(b"content-type", b"").lower().startswith((b"text/html", b"application/xhtml"))
+
+
+def _page_text(page: str) -> str:
+    """What a page of HTML shows, or the beginning of its source where it shows nothing."""
+    shown = " ".join(html.unescape(_NOT_SHOWN.sub(" ", page[:_PAGE_CHARACTERS])).split())
+    return (shown or page)[:_LONGEST_PAGE_TEXT]

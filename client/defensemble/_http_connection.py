@@ -60,8 +60,12 @@ class HttpPool:
         connection = self._connection(deadline)
         reusable = False
         try:
-            connection.send([head, *body], deadline)
-            answer, reusable = connection.receive(deadline)
+            try:
+                connection.send([head, *body], deadline)
+            except (BrokenPipeError, ConnectionResetError) as error:
+                answer = connection.answer_before_the_end(deadline, error)
+            else:
+                answer, reusable = connection.receive(deadline)
         finally:
             if reusable and not self._closed:
                 self._idle.append(connection)
@@ -141,6 +145,13 @@ class _Connection:
         else:
             raise ProtocolError("an answer with neither Content-Length nor chunks")
         return Answer(status, headers, body), not closes and not self._buffer
+
+    def answer_before_the_end(self, deadline: float, error: OSError) -> Answer:
+        """The answer of a server that closed the connection before it had the whole request, as proxies do of one that is too large."""
+        try:
+            return self.receive(deadline)[0]
+        except (OSError, ProtocolError):
+            raise error from None
 
     def _head(self, deadline: float) -> tuple[int, bytes, dict[bytes, bytes]]:
         while (end := self._buffer.find(b"\r\n\r\n")) < 0:

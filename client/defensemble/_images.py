@@ -1,147 +1,216 @@
-"""Images from files, as the arrays that a model takes."""
+"""Images from files and folders, as the arrays that a model takes: `defensemble_images`, with the errors of this package."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from struct import error as StructError  # noqa: N812 - damaged EXIF data raises it
-from tokenize import TokenError
-from typing import Any
-from zipfile import BadZipFile
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from defensemble._exceptions import InputError
+from defensemble._model import ModelInfo
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
-_MODES = {1: "L", 3: "RGB"}
+if TYPE_CHECKING:
+    from defensemble_images import DamagedImageError, Encoded, Preprocessing
+
+_SPLITS = ("test", "validation", "valid", "val", "train")
+_FREE_BYTES_A_PIXEL = 28  # 16 while it is decoded, and up to 3 channels of 4 bytes
 
 
-def images_from_file(path: Path, image_shape: tuple[int, int, int], *, resize: bool = False) -> NDArray[np.float32]:
-    """The images of a file, float32 (n, C, H, W) in [0, 1]: one of a picture, any number of a `.npy` file.
+@dataclass(frozen=True)
+class ReadOptions:
+    """How image files are read.
 
-    Pictures become grey or RGB as C is 1 or 3, and with `resize` the size that the model takes (bilinear). A `.npy` file holds
-    (N, C, H, W) or (C, H, W), floats in [0, 1] or uint8, which is divided by 255.
+    Attributes:
+        resize: `crop` or `squash`, the rule to follow; None: the one that the model records.
+        skip_damaged: leave out images that cannot be decoded, and count them.
+        max_memory: bytes that the images may take; None: half of the memory that is free.
+    """
+
+    resize: str | None = None
+    skip_damaged: bool = False
+    max_memory: int | None = None
+
+
+@dataclass
+class ReadCounts:
+    """What was left out, and what was read in part."""
+
+    hidden: int = 0
+    not_images: int = 0
+    damaged: list[DamagedImageError] = field(default_factory=list)
+    animations: list[str] = field(default_factory=list)
+
+    def json(self) -> dict[str, Any]:
+        """As JSON."""
+        skipped = {"hidden": self.hidden, "not_images": self.not_images, "damaged": len(self.damaged)}
+        return {"skipped": skipped, "animations": len(self.animations)}
+
+    def lines(self) -> tuple[str, ...]:
+        """As text, a line for each kind; empty where nothing was left out."""
+        from defensemble_images import reading_notes
+        from defensemble_images.folders import Skipped
+
+        return reading_notes(
+            Skipped(self.hidden, self.not_images),
+            damaged=len(self.damaged),
+            first_damage=self.damaged[0].where if self.damaged else None,
+            animations=len(self.animations),
+            first_animation=self.animations[0] if self.animations else None,
+        )
+
+
+@contextmanager
+def input_errors() -> Iterator[None]:
+    """Raise the errors of the image reader as `InputError`."""
+    from defensemble_images import ImagesError
+
+    try:
+        yield
+    except ImagesError as error:
+        raise InputError(str(error)) from error
+
+
+def preprocessing_of(info: ModelInfo, resize: str | None) -> tuple[Preprocessing | None, str | None]:
+    """Choose how images are brought to the size of a model, and say what the user should know about it.
+
+    Args:
+        info: the model.
+        resize: the user's choice, which comes first; None: the rule that the model records.
 
     Raises:
-        InputError: It is no such file, or its shape is not `image_shape`.
-        OSError: It cannot be read.
+        InputError: the rule of the model is not one that this version knows.
     """
-    check_not_endless(path)
-    if path.suffix.lower() == ".npy":
-        return _from_npy(path, image_shape)
-    if path.suffix.lower() in SUFFIXES:
-        return _from_picture(path, image_shape, resize)[np.newaxis]
-    raise InputError(f"{path} is neither a picture ({', '.join(SUFFIXES)}) nor a .npy file")
+    from defensemble_images import Preprocessing
+
+    if resize is None:
+        with input_errors():
+            recorded = info.preprocessing
+            return None if recorded is None else Preprocessing.from_json(recorded, f"model {info.name!r}"), None
+    chosen = Preprocessing(resize)
+    if _is_free(info):
+        return chosen, f"model {info.name!r} takes images of any size, so that --resize {resize} changes nothing"
+    if info.preprocessing not in (None, chosen.to_json()):
+        return chosen, f"--resize {resize} is followed, but model {info.name!r} records another rule: {info.preprocessing}"
+    return chosen, None
 
 
-def check_not_endless(path: Path) -> None:
-    """Refuse what may block for ever when it is opened, or never end.
+def labelled_images(folder: Path, info: ModelInfo, counts: ReadCounts) -> tuple[list[Path], NDArray[np.int64]]:
+    """List the images of class folders, with the indices of their classes in a model, which are matched by name.
 
     Raises:
-        InputError: It is a FIFO, a socket or a device.
-        OSError: It cannot be looked at.
+        InputError: there are none, the folder holds splits, or a class has no counterpart in the model.
+        OSError: a folder cannot be read.
     """
-    from defensemble_repository.filesystem.regular_files import irregular
+    from defensemble_images import labelled_files, matched_classes
 
-    kind = irregular(path)
-    if kind is not None:
-        raise InputError(f"{path} is {kind}, expected a regular file: save what it gives to a file first")
+    splits = [name for name in _SPLITS if name not in info.class_names and (folder / name).is_dir()]
+    if splits:
+        raise InputError(
+            f"{folder} holds the splits {', '.join(splits)}, not the classes of model {info.name!r}: pass the folder of one split, "
+            f"{folder / splits[0]}"
+        )
+    with input_errors():
+        found = labelled_files(folder)
+        if not found.files:
+            raise InputError(
+                f"{folder} holds no labelled images, only {str(found.skipped) or 'nothing'}; expected {folder}/CLASS/IMAGE with CLASS one "
+                f"of {', '.join(info.class_names[:20])}{', ...' if len(info.class_names) > 20 else ''}"
+            )
+        classes = matched_classes(found.class_names, info.class_names, str(folder), info.name)
+    counts.hidden += found.skipped.hidden
+    counts.not_images += found.skipped.others
+    return [found.root / file.name for file in found.files], classes[found.indices]
 
 
-def labelled_files(folder: Path, class_names: Sequence[str]) -> tuple[list[Path], NDArray[np.int64]]:
-    """The pictures of a folder that holds one folder for each class, sorted, and the indices of their classes.
+def memory_to_read(files: Sequence[Path], info: ModelInfo) -> int:
+    """Return how many bytes it takes to decode images one after the other, without keeping them; reads their headers.
 
     Raises:
-        InputError: There are none, or a folder is named after no class.
-        OSError: It cannot be read.
+        InputError: the model takes another number of channels than images have.
+        OSError: a file cannot be read.
     """
-    expected = f"expected {folder}/CLASS/IMAGE with CLASS one of {', '.join(class_names[:20])}{', ...' if len(class_names) > 20 else ''}"
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder: {expected}")
-    files: list[Path] = []
-    labels: list[int] = []
-    for class_folder in sorted(one for one in folder.iterdir() if one.is_dir() and not one.name.startswith(".")):
-        if class_folder.name not in class_names:
-            raise InputError(f"{class_folder} is named after no class of the model: {expected}")
-        pictures = sorted(one for one in class_folder.iterdir() if one.suffix.lower() in SUFFIXES)
-        files += pictures
-        labels += [class_names.index(class_folder.name)] * len(pictures)
-    if not files:
-        raise InputError(f"{folder} holds no labelled pictures: {expected}")
-    return files, np.array(labels, np.int64)
+    from defensemble_images import memory_to_decode, survey
+
+    channels, height, width = _checked_channels(info)
+    images = _encoded(files)
+    if not _is_free(info):
+        return memory_to_decode(images, channels, (height, width))
+    return _FREE_BYTES_A_PIXEL * max((width * height for width, height in survey(images).sizes), default=0)
+
+
+def decoded_images(
+    files: Sequence[Path], info: ModelInfo, preprocessing: Preprocessing | None, skip_damaged: bool, counts: ReadCounts
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Decode image files for a model, few at a time: yields the index of each file and its image, float32 (C, H, W) in [0, 1].
+
+    Args:
+        files: in the order in which they are wanted.
+        info: the model; where it takes any size, images have the size that they have.
+        preprocessing: how images are brought to its size; None: they must have it.
+        skip_damaged: count what cannot be decoded, instead of raising.
+        counts: where what was left out is counted.
+
+    Raises:
+        InputError: an image is damaged, or has another size and there is no rule.
+        OSError: a file cannot be read.
+    """
+    from defensemble_images import DamagedImageError, decode_image, decode_images
+
+    channels, height, width = _checked_channels(info)
+    images = _encoded(files)
+    with input_errors():
+        if _is_free(info):
+            for index, image in enumerate(images):
+                try:
+                    one = decode_image(image, channels, None)
+                except DamagedImageError as error:
+                    if not skip_damaged:
+                        raise
+                    counts.damaged.append(error)
+                    continue
+                counts.animations += [image.where] * one.animated
+                yield index, one.floats
+            return
+        start = 0
+        for some in decode_images(images, channels, (height, width), preprocessing, skip_damaged=skip_damaged):
+            counts.damaged += some.damage
+            counts.animations += some.animations
+            yield from zip((start + np.flatnonzero(some.kept)).tolist(), some.floats, strict=True)
+            start += len(some.kept)
 
 
 def npy_images(path: Path) -> NDArray[np.float32]:
-    """Read images (N, C, H, W) of any shape from a .npy file, as float32.
+    """Read images (N, C, H, W) of any shape from a .npy file, as float32 in [0, 1].
 
     Raises:
-        InputError: It is no file of numbers.
-        OSError: The file cannot be read.
+        InputError: it holds something else, or would take more than half of the memory that is free.
+        OSError: the file cannot be read.
     """
-    check_not_endless(path)
-    return floats_from_array(_array_from_npy(path), str(path))
+    from defensemble_images import check_memory, npy_array
+
+    with input_errors():
+        stored = npy_array(path)
+        stored.check_images()
+        check_memory(str(path), 2 * stored.float_bytes, option=None)
+        return stored.images()
 
 
-def _from_npy(path: Path, image_shape: tuple[int, int, int]) -> NDArray[np.float32]:
-    images = _array_from_npy(path)
-    if images.ndim == 3:
-        images = images[np.newaxis]
-    if images.ndim != 4 or len(images) == 0 or images.shape[1:] != image_shape:
-        wanted = ", ".join(map(str, image_shape))
-        raise InputError(f"{path} holds an array of shape {images.shape}, expected (N, {wanted}) or ({wanted})")
-    return floats_from_array(images, str(path))
+def _encoded(files: Sequence[Path]) -> list[Encoded]:
+    from defensemble_images import Encoded
+
+    return [Encoded.file(path) for path in files]
 
 
-def _array_from_npy(path: Path) -> NDArray[Any]:
-    try:
-        images = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, TokenError, MemoryError, BadZipFile) as error:
-        raise InputError(f"{path} is not a .npy file of numbers: {error}") from error
-    if not isinstance(images, np.ndarray):
-        raise InputError(f"{path} holds several arrays, expected one: save it by numpy.save")
-    return images
+def _checked_channels(info: ModelInfo) -> tuple[int, int, int]:
+    if info.image_shape[0] not in (1, 3):
+        raise InputError(f"model {info.name!r} takes {info.image_shape[0]} channels, image files have 1 or 3: pass a .npy or .npz file")
+    return info.image_shape
 
 
-def floats_from_array(images: NDArray[Any], where: str) -> NDArray[np.float32]:
-    """Stored images as float32: uint8 divided by 255, floats as they are; `where` is named in the error.
-
-    Raises:
-        InputError: They are of another type.
-    """
-    if images.dtype == np.uint8:
-        scaled: NDArray[np.float32] = images.astype(np.float32) / np.float32(255)
-        return scaled
-    if images.dtype.kind != "f":
-        raise InputError(f"{where} holds {images.dtype}, expected floats in [0, 1], or uint8")
-    return images.astype(np.float32)
-
-
-def _from_picture(path: Path, image_shape: tuple[int, int, int], resize: bool) -> NDArray[np.float32]:
-    channels, height, width = image_shape
-    if channels not in _MODES:
-        raise InputError(f"the model takes {channels} channels, which no picture has ({path}): pass a .npy file")
-    try:
-        with Image.open(path) as opened:
-            if opened.mode.startswith(("I", "F")):
-                raise InputError(f"{path} has more than 8 bits a channel (mode {opened.mode}): convert it, or pass a .npy file")
-            picture = ImageOps.exif_transpose(opened).convert(_MODES[channels])
-    except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError, StructError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} is not a picture that can be read: {error}") from error
-    except OSError as error:
-        if error.errno is not None:
-            raise  # the file system's own
-        raise InputError(f"{path} is not a whole picture: {error}") from error
-    wanted = (width if width > 0 else picture.width, height if height > 0 else picture.height)
-    if picture.size != wanted:
-        if not resize:
-            raise InputError(
-                f"{path} is {picture.width} x {picture.height} pixels, the model takes {wanted[0]} x {wanted[1]}: pass --resize"
-            )
-        picture = picture.resize(wanted, Image.Resampling.BILINEAR)
-    values = np.asarray(picture, dtype=np.float32) / np.float32(255)
-    return np.ascontiguousarray(values.reshape(wanted[1], wanted[0], channels).transpose(2, 0, 1))
+def _is_free(info: ModelInfo) -> bool:
+    return min(info.image_shape[1:]) <= 0

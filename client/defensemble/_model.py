@@ -29,6 +29,8 @@ class ModelInfo:
 
     `image_shape` is (C, H, W), -1 where any size will do; `max_batch_size` is None where the server does not tell; `class_names` are
     indices as text where the model has no names; `steps` are the models that an ensemble runs, in order, or that a fused graph is made of.
+    `preprocessing` is the parameter of that name in the model's configuration, a JSON text that states how images are brought to its size;
+    None where there is none, or where the server does not show configurations.
     """
 
     name: str
@@ -39,6 +41,7 @@ class ModelInfo:
     max_batch_size: int | None
     class_names: tuple[str, ...]
     steps: tuple[str, ...]
+    preprocessing: str | None = None
 
     @property
     def is_ensemble(self) -> bool:
@@ -106,6 +109,12 @@ def steps_from_config(config: dict[str, Any]) -> tuple[str, ...]:
         return ()
     named = isinstance(votes, list) and all(isinstance(vote, str) for vote in votes)
     return tuple(vote.rpartition("@")[0] for vote in votes) if named else ()
+
+
+def preprocessing_from_config(config: dict[str, Any]) -> str | None:
+    """Return how images are brought to the size of a model, as its configuration states it; None where it does not."""
+    parameter = config.get("parameters", {}).get("preprocessing")
+    return None if parameter is None else str(parameter.get("string_value", ""))
 
 
 def class_names_from_answer(answer: NDArray[Any], num_classes: int) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,13 @@ def check_writable(path: Path) -> None:
             file.write(bytes(_ABOUT_A_RESULT))
 
 
-def write_result(path: Path, result: Mapping[str, Any]) -> None:
-    """Writes a result as JSON, whole or not at all: beside its place first, then renamed.
+def write_result(path: Path, result: Mapping[str, Any], *, keep: bool = False) -> Path | None:
+    """Write a result as JSON, whole or not at all: to a temporary file first, which is then renamed.
+
+    Args:
+        path: of the file.
+        result: values for JSON.
+        keep: keep an earlier file as `NAME.1.json` (or the next free number), whose path is returned.
 
     Raises:
         OSError: It cannot be written, and nothing is left behind; names the path that was given.
@@ -46,10 +52,27 @@ def write_result(path: Path, result: Mapping[str, Any]) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(name, 0o666 & ~_umask())
+            earlier = _kept_earlier(path) if keep else None
             os.replace(name, path)
         except BaseException:
             os.unlink(name)
             raise
+        return earlier
+
+
+def _kept_earlier(path: Path) -> Path | None:
+    """Rename a file to the first free of `NAME.1.json`, `NAME.2.json`, ...; None where there is none."""
+    if not path.is_file():
+        return None
+    for number in count(1):
+        kept = path.with_suffix(f".{number}{path.suffix}")
+        try:
+            kept.open("xb").close()  # takes the name, also where two probes end at once
+        except FileExistsError:
+            continue
+        os.replace(path, kept)
+        return kept
+    raise AssertionError("count does not end")
 
 
 @contextmanager

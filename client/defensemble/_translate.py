@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from http import HTTPStatus
 from types import MappingProxyType
+from urllib.parse import urljoin, urlsplit
 
 from defensemble._exceptions import (
     ConnectionFailedError,
@@ -27,6 +29,16 @@ _HINTS: Mapping[type[ServiceError], str] = {
     ServerFailedError: "The server's log says more.",
 }
 NO_HINTS: Mapping[type[ServiceError], str] = MappingProxyType({})
+_NO_HEADERS: Mapping[bytes, bytes] = MappingProxyType({})
+_NO_LOGIN = "A proxy in front of the server asks for a login, which this client does not send: call the server itself, or let it pass."
+# Triton does not answer so, but what may stand in front of it does.
+_HINTS_BY_HTTP_STATUS: Mapping[int, str] = {
+    401: _NO_LOGIN,
+    407: _NO_LOGIN,
+    413: "Send fewer images at once (--batch-size), or raise the largest body that the proxy in front of the server takes.",
+    414: "The URL holds the model's name: name a model that is served (Client.models()).",
+}
+_LONGEST_HEADER = 200
 
 _BY_GRPC_CODE: dict[str, type[ServiceError]] = {
     "CANCELLED": ConnectionFailedError,
@@ -46,6 +58,7 @@ _BY_HTTP_STATUS: dict[int, type[ServiceError]] = {
     401: ForbiddenError,
     403: ForbiddenError,
     404: ModelNotFoundError,
+    407: ForbiddenError,
     408: DeadlineExceededError,
     429: NotReadyError,
     502: ConnectionFailedError,  # a proxy could not reach the server behind it
@@ -94,10 +107,55 @@ def error_from_grpc(
     return service_error(kind, what, f"{code}, {details!r}", hints)
 
 
-def error_from_http(status: int, told: str, what: str, hints: Mapping[type[ServiceError], str] = NO_HINTS) -> ServiceError:
-    """Our error for an HTTP status that is not 200."""
+def error_from_http(
+    status: int,
+    told: str,
+    what: str,
+    hints: Mapping[type[ServiceError], str] = NO_HINTS,
+    headers: Mapping[bytes, bytes] = _NO_HEADERS,
+) -> ServiceError:
+    """Our error for an HTTP status that is not 200, with the headers that say what would help."""
     kind = _BY_HTTP_STATUS.get(status, RequestRefusedError if 400 <= status < 500 else ServerFailedError)
-    return service_error(kind, what, f"HTTP {status}, {told!r}", hints)
+    text = _status_text(status, told)
+    for name in (b"WWW-Authenticate", b"Proxy-Authenticate", b"Retry-After"):
+        if name.lower() in headers:
+            text += f" ({name.decode()}: {headers[name.lower()].decode('latin-1'):.{_LONGEST_HEADER}})"
+    if status in _HINTS_BY_HTTP_STATUS:
+        hints = {kind: _HINTS_BY_HTTP_STATUS[status]}
+    return service_error(kind, what, text, hints)
+
+
+def error_from_redirect(status: int, location: str | None, what: str, asked: str) -> ServiceError:
+    """Our error for an answer that sends the caller elsewhere, which no call follows: it would carry images and keys there unasked.
+
+    Args:
+        status: 300 to 399.
+        location: where to, as the header has it.
+        what: what was asked of whom.
+        asked: the URL that was called.
+    """
+    hint = "This client takes a server's scheme, host and port only: call the Triton server itself, or let the proxy pass /v2 paths on."
+    if location is None:
+        return service_error(RequestRefusedError, what, _status_text(status, ""), {RequestRefusedError: hint})
+    try:
+        goal, before = urlsplit(urljoin(asked, location)), urlsplit(asked)
+        port = goal.port or {"http": 80, "https": 443}.get(goal.scheme)
+    except ValueError:
+        pass  # no URL: the error shows it
+    else:
+        moved = (goal.scheme, goal.netloc) != (before.scheme, before.netloc)
+        if moved and port is not None and goal.hostname and (goal.path, goal.query) == (before.path, before.query):
+            host = f"[{goal.hostname}]" if ":" in goal.hostname else goal.hostname
+            hint = f'Redirects are not followed: pass "{goal.scheme}://{host}:{port}" as the URL.'
+    told = f"{_status_text(status, '')}, Location: {location:.{_LONGEST_HEADER}}"
+    return service_error(RequestRefusedError, what, told, {RequestRefusedError: hint})
+
+
+def _status_text(status: int, told: str) -> str:
+    if told:
+        return f"HTTP {status}, {told!r}"
+    known = {one.value: one.phrase for one in HTTPStatus}
+    return f"HTTP {status} {known.get(status, '')}".rstrip()
 
 
 def error_from_os(error: OSError, what: str) -> ServiceError:

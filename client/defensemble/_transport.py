@@ -184,22 +184,22 @@ def address_from_url(url: str) -> Address:
     if not isinstance(url, str):
         raise InputError(f"url must be a str, got {type(url).__name__}: {expected}")
     if "://" not in url:
-        raise InputError(f"the URL {url!r} has no scheme: {expected}")
+        raise InputError(f"the URL {url!r:.120} has no scheme: {expected}")
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
-        raise InputError(f"the URL {url!r} cannot be read ({error}): {expected}") from error
+        raise InputError(f"the URL {url!r:.120} cannot be read ({error}): {expected}") from error
     if parts.scheme not in DEFAULT_PORTS:
-        raise InputError(f"the URL {url!r} has the unknown scheme {parts.scheme!r}: {expected}")
+        raise InputError(f"the URL {url!r:.120} has the unknown scheme {parts.scheme!r}: {expected}")
     if not parts.hostname:
-        raise InputError(f"the URL {url!r} has no host: {expected}")
+        raise InputError(f"the URL {url!r:.120} has no host: {expected}")
     if parts.path not in ("", "/") or parts.query or parts.fragment or parts.username or parts.password:
-        raise InputError(f"the URL {url!r} holds more than scheme, host and port: {expected}")
+        raise InputError(f"the URL {url!r:.120} holds more than scheme, host and port: {expected}")
     try:
         parts.hostname.encode("idna").decode("ascii")
     except UnicodeError as error:
-        raise InputError(f"the URL {url!r} has no valid host name ({error}): {expected}") from error
+        raise InputError(f"the URL {url!r:.120} has no valid host name ({error}): {expected}") from error
     return Address(parts.scheme, parts.hostname, DEFAULT_PORTS[parts.scheme] if port is None else port)
 
 

@@ -9,7 +9,17 @@ from defensemble_repository.plan_manifest import Manifest
 from defensemble_repository.reader import ensemble_from_configs, read_config, read_ensemble
 
 from . import _telemetry as _telemetry
-from ._errors import DeclarationError, EngineError, ExistsError, ExportError, HistoryError, LockedError, ProfileError, VerificationError
+from ._errors import (
+    DeclarationError,
+    EngineError,
+    ExistsError,
+    ExportError,
+    HistoryError,
+    LockedError,
+    OtherImagesWarning,
+    ProfileError,
+    VerificationError,
+)
 from .averaging import average_onnx
 from .calibration import Calibration, calibration_images
 from .changes import changes_between
@@ -67,6 +77,7 @@ __all__ = [
     "LockedError",
     "Manifest",
     "Member",
+    "OtherImagesWarning",
     "PlannedEngine",
     "ProfileError",
     "ProfileState",

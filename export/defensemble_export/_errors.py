@@ -8,6 +8,7 @@ ExportError (a RepositoryError)
 ├── EngineError          a TensorRT plan cannot be built here, or does not answer as its graph does
 ├── LockedError          another program is changing the repository
 └── ExistsError          the repository holds it already
+OtherImagesWarning (a UserWarning)   an export is verified on other images than those that the checkpoint was trained with
 """
 
 from __future__ import annotations
@@ -45,3 +46,7 @@ class LockedError(ExportError):
 
 class ExistsError(ExportError):
     """The repository already holds what was to be written."""
+
+
+class OtherImagesWarning(UserWarning):
+    """An export is verified on other images than those of the data that the checkpoint was trained on."""

@@ -11,12 +11,12 @@ from defensemble_repository.ensemble import Ensemble, averaging_model
 from defensemble_repository.errors import ConfigError, EnsembleError
 from defensemble_repository.names import CONFIG_FILE, LABELS_FILE, MODEL_FILE, check_name
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config, schema
-from defensemble_repository.reader import existing_batch, read_ensemble, stated_votes
+from defensemble_repository.reader import existing_batch, is_ensemble, read_ensemble, stated_votes
 from defensemble_repository.view import Files
 
 from ._errors import ExistsError
 from .averaging import average_onnx, is_same_graph
-from .ensemble_files import PLACEHOLDER, PLACEHOLDER_TEXT, averaging_files, ensemble_files, is_of_two_models
+from .ensemble_files import PLACEHOLDER, PLACEHOLDER_TEXT, averaging_files, ensemble_files, is_of_two_models, members_preprocessing
 from .history import Snapshot
 from .plan import is_there
 
@@ -87,20 +87,18 @@ def plan_ensemble(repository: Path, after: Ensemble) -> EditPlan:
     """Plan the files that make the ensemble of that name be ``after``, which may be there already in another form, or not at all.
 
     One that is there keeps the hand edits of its configuration, its ``max_batch_size`` among them; a new one takes what all of its members
-    take, and the class names of the first.
+    take, and the class names of the first. How images are brought to size is always what the members state.
 
     Raises:
-        EnsembleError: a member is not there, the name is that of another model, or the ensemble's outputs are not ours.
+        EnsembleError: a member is not there, the name is that of another model, the ensemble's outputs are not ours, or the members bring
+            images to size by different rules.
         ConfigError, ExportError, OSError: a configuration cannot be read.
     """
     check_name(after.name)
     files = Files(repository)
     lacking = [vote.model for vote in after.members if not files.has(vote.model)]
     if lacking:
-        raise EnsembleError(
-            f"{repository} holds no network {', '.join(lacking)}, it holds {', '.join(networks(files)) or 'none'}: "
-            "name one, or export it first (`defensemble export`)"
-        )
+        raise EnsembleError(no_network_text(files, ", ".join(lacking)))
     existing = files.has(after.name)
     before = None
     if existing:
@@ -140,9 +138,10 @@ def plan_creation(repository: Path, new: Ensemble) -> EditPlan:
     """
     check_name(new.name)
     if (repository / new.name).exists():
-        raise ExistsError(
-            f"{repository / new.name} exists already: choose another name, or edit what is there (`defensemble ensemble add|apply`)"
-        )
+        files = Files(repository)
+        is_one = files.has(new.name) and is_ensemble(files.config(new.name))
+        edit = ", or edit what is there (`defensemble ensemble add|apply`)" if is_one else ", this is no ensemble to edit"
+        raise ExistsError(f"{repository / new.name} exists already: choose another name{edit}")
     return plan_ensemble(repository, new)
 
 
@@ -161,10 +160,11 @@ def plan_snapshot(repository: Path, name: str, snapshot: Snapshot | None) -> Edi
     """Plan that the ensemble ``name`` is again, to the byte, what ``snapshot`` has kept; None: that it is gone.
 
     An averaging model that was deleted since is generated again, and gets the configuration that it had. Of a state of the two-model form
-    all but its last two steps is restored, which become one.
+    all but its last two steps is restored, which become one. How images are brought to size is what the members state now.
 
     Raises:
-        EnsembleError: a member of then is not there any more, or not at that version.
+        EnsembleError: a member of then is not there any more, or not at that version, or the members bring images to size by different
+            rules.
         ConfigError, ExportError, OSError: a configuration cannot be read.
     """
     files = Files(repository)
@@ -184,6 +184,7 @@ def plan_snapshot(repository: Path, name: str, snapshot: Snapshot | None) -> Edi
         input_shape=_interface(kept, repository)[0],
         num_classes=snapshot.num_classes,
         max_batch_size=batch,
+        preprocessing=members_preprocessing(files, snapshot.votes),
         existing=kept,
     )
     damaged = _damaged_averaging(files, snapshot.votes, snapshot.num_classes, batch)
@@ -232,10 +233,17 @@ def networks(files: Files) -> list[str]:
     return found
 
 
+def no_network_text(files: Files, names: str) -> str:
+    """Say that a repository lacks these networks, and how to name or export one."""
+    known = networks(files)
+    there = f"it holds {', '.join(known)}: name one, or export it" if known else "nor any other: export it"
+    return f"{files.repository} holds no network {names}, {there} first (`defensemble export`)"
+
+
 def _read_or_none(files: Files, name: str) -> Ensemble | None:
     """An ensemble as it is; None where it is one, but not wired as ours are."""
     if files.config(name).platform != "ensemble":
-        raise EnsembleError(f"{files.repository / name} is not an ensemble: name one (`defensemble ensemble list`), or create it")
+        raise EnsembleError(f"{files.repository / name} is not an ensemble: name one (`defensemble ensemble list`), or choose another name")
     try:
         return read_ensemble(files.repository, name)
     except EnsembleError:

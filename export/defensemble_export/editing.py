@@ -14,7 +14,7 @@ from defensemble_repository.names import check_name
 from defensemble_repository.reader import LARGEST_VERSION, versions_in
 from defensemble_repository.view import Files
 
-from .edit_plan import networks
+from .edit_plan import no_network_text
 
 
 def named_vote(text: str) -> tuple[str, int | None]:
@@ -25,7 +25,7 @@ def named_vote(text: str) -> tuple[str, int | None]:
     """
     model, at, version = text.partition("@")
     if at and not (re.fullmatch("[1-9][0-9]{0,18}", version) and int(version) <= LARGEST_VERSION):
-        raise EnsembleError(f"a vote is named MODEL or MODEL@VERSION, the version a number from 1, such as keep0.3@2; got {text!r}")
+        raise EnsembleError(f"a vote is named MODEL or MODEL@VERSION, the version a number from 1, such as keep0.3@2; got {text!r:.120}")
     return check_name(model), int(version) if at else None
 
 
@@ -39,10 +39,7 @@ def new_vote(repository: Path, text: str, weight: float = 1.0) -> Vote:
     folder = repository / model
     there = versions_in(folder) if folder.is_dir() else []
     if not there:
-        known = ", ".join(networks(Files(repository))) or "none"
-        raise EnsembleError(
-            f"{repository} holds no network '{model}', it holds {known}: name one, or export it first (`defensemble export`)"
-        )
+        raise EnsembleError(no_network_text(Files(repository), f"'{model}'"))
     if _is_ensemble(Files(repository), model):
         raise EnsembleError(f"'{model}' is an ensemble, and only networks can vote: name its members (`defensemble ensemble show {model}`)")
     if version is not None and version not in there:
@@ -94,9 +91,10 @@ def reweighted(ensemble: Ensemble, weights: Mapping[str, float]) -> Ensemble:
             raise EnsembleError(f"{vote.model}@{vote.version} is given two weights: name it once")
         number = _number(name, weight)
         if not (math.isfinite(number) and number > 0):
+            gone = name if len(ensemble.members) > 1 else "--all"
             raise EnsembleError(
                 f"weight of '{name}' must be finite and above 0, got {number:g}; to stop its vote: "
-                f"`defensemble ensemble remove {ensemble.name} {name}`"
+                f"`defensemble ensemble remove {ensemble.name} {gone}`"
             )
         chosen[vote] = number
     members = tuple(dataclasses.replace(vote, weight=chosen.get(vote, vote.weight)) for vote in ensemble.members)

@@ -24,8 +24,8 @@ from .engine import OnProgress, engine_from_onnx, request_from_onnx
 from .engine_plan import DEFAULT_BUILDER_LEVEL, INPUT, BuildRequest
 from .interrupts import interrupts_held
 from .locking import locked
-from .metadata import precision_in
 from .plan_answers import Agreement, check_images, verify_plan
+from .precision import precision_of
 from .real_images import images_of_record
 from .target import Target, check_target, find_target
 from .timing_cache import default_timing_cache
@@ -262,13 +262,12 @@ def _planned(folder: Path, config: schema.ModelConfig, version: int, options: En
 
 
 def _precision(content: bytes, graph: Path, stated: str | None) -> str:
-    """What a graph computes in, as it says itself, or, where an export of ours did not write it, as its configuration does."""
+    """What a graph computes in, as `precision_of` finds it."""
     try:
         model = onnx.load_model_from_string(content)
     except Exception as error:  # protobuf's error is of one of several packages
         raise EngineError(f"{graph} is no ONNX file, or is damaged: {error}; export the model again") from error
-    notes = {note.key: note.value for note in model.metadata_props}
-    own = precision_in(notes, stated)
+    own = precision_of(model, stated) or "fp32"
     if stated not in (None, own):
         raise EngineError(
             f"{graph} computes in {own}, and {graph.parent.parent / CONFIG_FILE} says precision.{graph.parent.name} {stated!r}, by which "

@@ -8,6 +8,8 @@ from defensemble_repository.configs import OUTPUTS, averaging_config, ensemble_c
 from defensemble_repository.ensemble import Ensemble, averaging_model
 from defensemble_repository.names import AVERAGING_NAME, CONFIG_FILE, LABELS_FILE, MODEL_FILE
 from defensemble_repository.pbtxt import pbtxt_from_config, schema
+from defensemble_repository.preprocessing import PREPROCESSING, agreed_preprocessing
+from defensemble_repository.reader import parameter
 from defensemble_repository.view import Files
 
 from .averaging import average_onnx
@@ -31,6 +33,10 @@ def ensemble_files(
     An averaging model that ``files`` hold already is left out: named by what it computes, it is this one, and may be serving. An existing
     configuration of the ensemble keeps what does not follow from who votes (``ensemble_config``). ``labels`` is the content of its file of
     class names.
+
+    Raises:
+        EnsembleError: the members bring images to size by different rules.
+        ConfigError: a member's configuration cannot be read.
     """
     config = ensemble_config(
         ensemble,
@@ -38,6 +44,7 @@ def ensemble_files(
         input_shape=input_shape,
         num_classes=num_classes,
         max_batch_size=max_batch_size,
+        preprocessing=members_preprocessing(files, ensemble),
         existing=files.config(ensemble.name) if files.has(ensemble.name) else None,
     )
     planned = averaging_files(files, ensemble, config, num_classes=num_classes, max_batch_size=max_batch_size)
@@ -46,6 +53,16 @@ def ensemble_files(
         **({} if labels is None else {f"{ensemble.name}/{LABELS_FILE}": labels}),
         f"{ensemble.name}/{CONFIG_FILE}": pbtxt_from_config(config),
     }
+
+
+def members_preprocessing(files: Files, ensemble: Ensemble) -> str | None:
+    """Return the parameter `preprocessing` that an ensemble has from its members; None where none of them has it.
+
+    Raises:
+        EnsembleError: they state different rules.
+        ConfigError: a configuration cannot be read.
+    """
+    return agreed_preprocessing({vote.model: parameter(files.config(vote.model), PREPROCESSING) for vote in ensemble.members})
 
 
 def is_of_two_models(files: Files, name: str) -> bool:

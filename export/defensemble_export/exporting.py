@@ -10,17 +10,19 @@ from typing import Any
 
 import numpy as np
 
+from defensemble_images import Preprocessing
 from defensemble_repository.checks.model import refuse_configs
 from defensemble_repository.ensemble import Ensemble
 from defensemble_repository.view import Files
 
 from ._errors import ExportError
+from .foreign_file import check_is_checkpoint
 from .form import Form
 from .from_onnx import FromOnnx
 from .fused_plan import check_fuse_request, fuse_planned, fused_batch, fused_member, fused_plan
 from .locking import locked
 from .member import member_from_onnx, onnx_from_checkpoint
-from .plan import Member, check_members_fit, check_request, repository_plan
+from .plan import Member, check_members_fit, check_request, check_same_interface, repository_plan
 from .real_images import dataset_of, images_for_verification
 from .writing import check_writable, remove_stale_staging, write_plan
 
@@ -41,8 +43,9 @@ class FromCheckpoint:
         """Find out before any slow work whether it can be read.
 
         Raises:
-            defensemble_training.CheckpointError: it cannot.
+            ExportError, defensemble_training.CheckpointError: it cannot.
         """
+        check_is_checkpoint(self.path)
         from defensemble_training import load_checkpoint
 
         load_checkpoint(self.path)
@@ -63,8 +66,9 @@ class FromCheckpoint:
         from defensemble_training import read_metadata
 
         known = read_metadata(self.path)
-        names = known.record.class_names
-        return Member(self.member_name, b"", known.spec.input_shape, len(names), names, None)
+        names, rule = known.record.class_names, known.record.preprocessing
+        preprocessing = None if rule is None else Preprocessing.from_values(rule, str(self.path))
+        return Member(self.member_name, b"", known.spec.input_shape, len(names), names, None, preprocessing=preprocessing)
 
     def write_onnx(self, path: Path, *, data_dir: Path | None, **settings: Any) -> None:
         """Export and verify it: ``onnx_from_checkpoint``."""
@@ -125,8 +129,12 @@ def export_networks(
     check_writable(repository)
     for network in networks:
         network.check(form, images)
+    outlines = [network.outline() for network in networks]
+    for outline in outlines if alone is None else ():
+        if (repository / outline.name).exists():
+            check_same_interface(repository / outline.name, outline)
     if ensemble is not None or fuse is not None:
-        check_members_fit(repository, ensemble, [network.outline() for network in networks])
+        check_members_fit(repository, ensemble, outlines)
     members: list[Member] = []
     with tempfile.TemporaryDirectory(prefix="defensemble-export-") as folder:
         for number, network in enumerate(networks):

@@ -11,13 +11,13 @@ import numpy as np
 import onnx
 import onnx.version_converter
 import onnxruntime
-from onnx import helper
+from onnx import TensorProto, helper
 
 from ._errors import ExportError, VerificationError
 from .averaging import IR_VERSION, OPSET
-from .foreign_file import graphs_of, opset_of, read_foreign, translated
-from .foreign_graph import free_reshapes, keep_only, normalise, read_by, rename, set_type, statistics, strip
-from .foreign_interface import add_output, chosen_output, image_input, wrong_output
+from .foreign_file import graphs_of, opset_of, read_foreign, tensors_of, translated
+from .foreign_graph import free_reshapes, fresh, keep_only, names_of, normalise, read_by, rename, set_type, statistics, strip
+from .foreign_interface import add_output, as_rows, check_finite, check_weights, chosen_output, image_input, one_class, wrong_output
 
 Array = np.ndarray[Any, Any]
 # Largest difference of a logit in units of max(1, largest |logit|), of a batch against images one by one: other kernels, other rounding.
@@ -40,8 +40,10 @@ def onnx_from_foreign(
 
     ``output`` names the tensor that becomes ``logits``; with None the only output, unless it looks like probabilities. ``mean`` and ``std``
     (1 or C numbers each) put (images - mean) / std before it. ``custom_domains`` names domains of operators beyond the standard's that are
-    accepted, ``input_shape`` (C, H, W) what the file leaves open. Weights in other files of the same folder are read in. The answers at
-    batch 1, 2 and 3 on random images are compared with those of the file itself.
+    accepted, ``input_shape`` (C, H, W) what the file leaves open. Weights in other files of the same folder are read in, and logits of
+    (N, K, 1, 1) become (N, K). The answers at batch 1, 2 and 3 on random images are compared with those of the file itself.
+
+    All of this happens in this process, for as long as the file takes: `FromOnnx` bounds it.
 
     Raises:
         ExportError: the file is not what is taken; says what it has, what is expected, and how to mend it.
@@ -60,16 +62,19 @@ def onnx_from_foreign(
     normalisation = statistics(mean, std, shape[0])
     logits = chosen_output(model, file, output)
     _prune(model, file, logits, images)
+    check_weights(graph, file)
+    set_type(graph.input[0], [batch or "batch", *shape])
     model = _converted(model, file)
     graph = model.graph
     strip(model)
     rename(graph, {images: "images", logits: "logits"})
-    set_type(graph.input[0], ["batch", *shape])
     set_type(graph.output[0], None)
     if normalisation is not None:
         normalise(graph, *normalisation)
     ask = foreign_reference(file, output=output, mean=mean, std=std, input_shape=input_shape)
-    num_classes = _freed(model, file, ask, batch, shape)
+    num_classes, is_row = _freed(model, file, ask, batch, shape)
+    if not is_row:
+        _flatten(graph)
     set_type(graph.output[0], ["batch", num_classes])
     with translated("is not valid after its conversion", file=file):
         onnx.checker.check_model(model, full_check=True)
@@ -96,9 +101,12 @@ def foreign_reference(
     model = onnx.load(file, load_external_data=False)
     outputs = [one.name for one in model.graph.output]
     source: str | bytes = os.fspath(file)
-    if output is not None and output not in outputs:  # a tensor inside: the file has to be told to give it
+    is_inside = output is not None and output not in outputs
+    # ONNX Runtime refuses a file whose shapes and axes are outside of it: its shape inference does not read them there.
+    if is_inside or any(tensor.data_location == TensorProto.EXTERNAL and len(tensor.dims) < 2 for tensor in tensors_of(model)):
         inner = read_foreign(file, {entry.domain for entry in model.opset_import})
-        add_output(inner, file, output)
+        if output is not None and is_inside:
+            add_output(inner, file, output)
         source = inner.SerializeToString()
     images, batch, shape = image_input(model.graph, file, input_shape)
     asked = output or outputs[0]
@@ -115,8 +123,11 @@ def foreign_reference(
             filled = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
             with translated(f"does not run in ONNX Runtime on {size} image{'s' if size > 1 else ''} of {shape}", file=file):
                 (given,) = session.run([asked], {images: filled})
+            given = as_rows(given)
             if given.ndim != 2 or len(given) != size:
                 raise ExportError(wrong_output(file, asked, given.shape, size))
+            if given.shape[1] < 2:
+                raise ExportError(one_class(file, asked, given.shape[1]))
             answers.append(given[: len(part)])
         return np.concatenate(answers)
 
@@ -152,8 +163,22 @@ def _converted(model: onnx.ModelProto, file: Path) -> onnx.ModelProto:
     return model
 
 
-def _freed(model: onnx.ModelProto, file: Path, ask: Callable[[Array], Array], batch: int | None, shape: tuple[int, int, int]) -> int:
-    """Make the batch of ``model`` free, see that it answers as the file does, and return the number of classes."""
+def _flatten(graph: onnx.GraphProto) -> None:
+    """Make (N, K) of logits that have further axes of one value."""
+    inner = fresh("logits_of_one_pixel", names_of(graph))
+    rename(graph, {"logits": inner})
+    graph.output[0].name = "logits"
+    graph.node.append(helper.make_node("Flatten", [inner], ["logits"], axis=1))
+
+
+def _freed(
+    model: onnx.ModelProto, file: Path, ask: Callable[[Array], Array], batch: int | None, shape: tuple[int, int, int]
+) -> tuple[int, bool]:
+    """Make the batch of ``model`` free, and see that it answers as the file does.
+
+    Returns the number of classes, and whether the graph gives (N, K).
+    """
+    set_type(model.graph.input[0], ["batch", *shape])
     try:
         return _try(model, file, ask, batch, shape)
     except ExportError:
@@ -164,35 +189,47 @@ def _freed(model: onnx.ModelProto, file: Path, ask: Callable[[Array], Array], ba
     return _try(model, file, ask, batch, shape)
 
 
-def _try(model: onnx.ModelProto, file: Path, ask: Callable[[Array], Array], batch: int | None, shape: tuple[int, int, int]) -> int:
-    """Run the rewritten graph at several batches, compare it with the file, and return the number of classes."""
+def _try(
+    model: onnx.ModelProto, file: Path, ask: Callable[[Array], Array], batch: int | None, shape: tuple[int, int, int]
+) -> tuple[int, bool]:
+    """Run the rewritten graph at several batches and compare it with the file.
+
+    Returns the number of classes, and whether the graph gives (N, K).
+    """
     sample = np.random.default_rng(0).random((max(_TRIED_BATCHES), *shape), np.float32)
     expected = np.concatenate([ask(image[None]) for image in sample])
+    check_finite(expected, model.graph, file)
     num_classes = int(expected.shape[1])
-    if num_classes < 2:
-        raise ExportError(f"{file}: the output has the shape (N, {num_classes}), expected (N, K) with K of at least 2 classes")
     fixed = f"has a fixed batch of {batch}" if batch else "has a fixed batch inside, though its input does not say so"
     session = _session(model.SerializeToString(), file, f"{fixed}, and is not loaded with a free one: {_FREE_BATCH_MEND}")
     tried = False
     for size in dict.fromkeys([batch if batch in _TRIED_BATCHES else 1, *_TRIED_BATCHES]):
         with translated(f"{fixed}, and does not run on {size}: {_FREE_BATCH_MEND}", file=file):
-            (got,) = session.run(["logits"], {"images": sample[:size]})
+            (given,) = session.run(["logits"], {"images": sample[:size]})
+        got = as_rows(given)
         if got.shape != (size, num_classes):
             raise ExportError(f"{file} {fixed}: it answers the shape {got.shape} to {size} images; {_FREE_BATCH_MEND}")
-        scale = max(1.0, float(np.nan_to_num(np.abs(expected)).max()))
-        if not np.allclose(got, expected[:size], rtol=0, atol=_TOLERANCE * scale, equal_nan=True):
+        scale = max(1.0, float(np.abs(expected).max()))
+        if not np.allclose(got, expected[:size], rtol=0, atol=_TOLERANCE * scale):
             difference = float(np.nan_to_num(np.abs(got - expected[:size])).max())
-            cause = (
-                f"it mixes the images of a batch, or is random: export it in eval mode and {_FREE_BATCH_MEND}"
-                if tried
-                else f"it was not converted to opset {OPSET} faithfully, or is random: export it in eval mode with opset_version={OPSET}"
-            )
             raise VerificationError(
                 f"{file}: the logits of {size} image{'s' if size > 1 else ''} at once differ from those of the file itself, one by one, by "
-                f"{difference:.3g}, allowed is {_TOLERANCE * scale:.3g}; {cause}"
+                f"{difference:.3g}, allowed is {_TOLERANCE * scale:.3g}; {_why_it_differs(model.graph, is_batch=tried)}"
             )
         tried = True
-    return num_classes
+    return num_classes, given.ndim == 2
+
+
+def _why_it_differs(graph: onnx.GraphProto, *, is_batch: bool) -> str:
+    """What may have caused another answer to several images at once, or to the very first."""
+    if not is_batch:
+        return f"it was not converted to opset {OPSET} faithfully, or is random: export it in eval mode with opset_version={OPSET}"
+    if any(node.op_type.startswith("DynamicQuantize") for inner in graphs_of(graph) for node in inner.node):
+        return (
+            "it is quantised dynamically (DynamicQuantizeLinear), by scales that depend on all images of a batch: quantise it statically "
+            "(onnxruntime.quantization.quantize_static), or export the float32 network that it was made from (with --precision int8)"
+        )
+    return f"it mixes the images of a batch, or is random: export it in eval mode and {_FREE_BATCH_MEND}"
 
 
 def _session(source: str | bytes, file: Path, message: str = "is not loaded by ONNX Runtime") -> onnxruntime.InferenceSession:

@@ -1,4 +1,4 @@
-"""Foreign ONNX files are read, converted and tried in a child process of limited time and memory: few bytes can describe endless work.
+"""Foreign ONNX files are read, tried and verified in a child process of limited time and memory: few bytes can describe endless work.
 
 A function that calls a function twice, thirty times over, or a tensor of 2^40 zeros, costs nothing to write. The libraries that meet it
 cannot be interrupted, and ONNX Runtime already computes constants when it loads a graph. Hence one helper process, started with the first
@@ -20,15 +20,21 @@ import sys
 import tempfile
 import threading
 import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+import onnxruntime
 
 from defensemble_repository.errors import RepositoryError
 
 from ._errors import ExportError, VerificationError
-from .foreign import onnx_from_foreign
+from .foreign import foreign_interface, foreign_reference, onnx_from_foreign
+from .form import Form, Network, move_form, write_form
+from .real_images import ImagePool, RealImages
 
 DEFAULT_TIMEOUT_S = 120.0
 # `-c` puts the working directory first in the path of modules, where anything may lie.
@@ -36,9 +42,36 @@ _START = "import sys; sys.path = [entry for entry in sys.path if entry]; from de
 # The most derived first.
 _ERRORS: dict[str, type[Exception]] = {kind.__name__: kind for kind in (VerificationError, ExportError, RepositoryError, OSError)}
 _MODEL, _ERROR, _LOG = "model.onnx", "error.json", "log"
+_IMPORTED, _IMAGES, _CALIBRATION = "imported.onnx", "images.npy", "calibration.npy"
+# So many images may take what the import may take: 4,000 times a small network's time, some twenty times that of a large one.
+_IMAGES_IN_TIMEOUT = 64
 # Of the memory that is available when a file is read.
 _MEMORY_SHARE = 0.75
 _LESS_MEMORY = "export a network with smaller tensors, or use a machine with more memory"
+
+
+@dataclass(frozen=True, eq=False)
+class ForeignExport:
+    """What is written of a foreign file: its ``graph`` as imported, in ``form``, compared with the file itself on ``real`` images.
+
+    ``asked`` are the arguments of ``foreign_reference``, ``pool`` holds the images of a calibration, ``max_batch_size`` is the largest
+    batch that is compared.
+    """
+
+    graph: onnx.ModelProto
+    asked: Mapping[str, Any]
+    origin: Mapping[str, Any]
+    form: Form
+    real: RealImages
+    pool: np.ndarray[Any, Any] | None
+    max_batch_size: int
+
+    @property
+    def answers(self) -> int:
+        """How many images are given to the graph or to the file itself, at most."""
+        compared = 4 * (3 + self.max_batch_size)
+        converted = 0 if self.form.precision == "fp32" else compared + 2 * len(self.real.images)
+        return compared + converted + (0 if self.pool is None else 2 * self.form.calibration_count)
 
 
 def onnx_from_foreign_limited(path: str | os.PathLike[str], *, timeout_s: float = DEFAULT_TIMEOUT_S, **options: Any) -> onnx.ModelProto:
@@ -54,27 +87,91 @@ def onnx_from_foreign_limited(path: str | os.PathLike[str], *, timeout_s: float 
         VerificationError, OSError: as `onnx_from_foreign`.
     """
     with tempfile.TemporaryDirectory(prefix="defensemble-import-") as folder:
-        status = _helper.run((os.getcwd(), os.fspath(path), options, folder, timeout_s))
-        failed = Path(folder, _ERROR)
-        if failed.exists():
-            error = json.loads(failed.read_bytes())
-            raise _ERRORS[error["kind"]](*error["args"])
-        if os.WIFSIGNALED(status):
-            raise ExportError(f"{path} {_reason(signal.Signals(os.WTERMSIG(status)), timeout_s)}")
-        if status:
-            raise RuntimeError(Path(folder, _LOG).read_text(errors="replace"))
+        _run(_import, path, Path(folder), options, timeout_s, "to be loaded and run on a few images")
         return onnx.load(Path(folder, _MODEL))
 
 
-def _reason(ended_by: signal.Signals, timeout_s: float) -> str:
+def write_foreign_limited(path: Path, target: Path, export: ForeignExport, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+    """Write an imported file and its report by `write_form`, in a child process: what real images make a graph do is not known before.
+
+    Args:
+        path: the ONNX file as it was given.
+        target: where the export is to be.
+        export: what is written.
+        timeout_s: seconds that the child may take to start, and again for each 64 images.
+
+    Raises:
+        ExportError, VerificationError, OSError: as `write_form`, or the time or the memory did not suffice; nothing is written.
+    """
+    with tempfile.TemporaryDirectory(prefix="defensemble-export-") as folder:
+        place = Path(folder)
+        (place / _IMPORTED).write_bytes(export.graph.SerializeToString())
+        np.save(place / _IMAGES, export.real.images)
+        if export.pool is not None:
+            np.save(place / _CALIBRATION, export.pool)
+        drawn = {"calibration_count": export.form.calibration_count, "calibration_seed": export.form.calibration_seed}
+        options = {
+            "asked": dict(export.asked),
+            "origin": dict(export.origin),
+            "form": {"precision": export.form.precision, **drawn},
+            "source": export.real.source,
+            "max_batch_size": export.max_batch_size,
+        }
+        limit = timeout_s * (1 + export.answers / _IMAGES_IN_TIMEOUT)
+        _run(
+            _write, path, place, options, limit, f"to answer {export.answers} images, of itself and exported ({timeout_s:g} s for each 64)"
+        )
+        move_form(place / _MODEL, target)
+
+
+def _run(
+    job: Callable[[str, Path, dict[str, Any]], None],
+    path: str | os.PathLike[str],
+    folder: Path,
+    options: dict[str, Any],
+    timeout_s: float,
+    purpose: str,
+) -> None:
+    """Do ``job`` in a child, which finds and leaves files in ``folder``."""
+    status = _helper.run((job, os.getcwd(), os.fspath(path), options, str(folder), timeout_s))
+    failed = folder / _ERROR
+    if failed.exists():
+        error = json.loads(failed.read_bytes())
+        raise _ERRORS[error["kind"]](*error["args"])
+    if os.WIFSIGNALED(status):
+        raise ExportError(f"{path} {_reason(signal.Signals(os.WTERMSIG(status)), timeout_s, purpose)}")
+    if status:
+        raise RuntimeError((folder / _LOG).read_text(errors="replace"))
+
+
+def _reason(ended_by: signal.Signals, timeout_s: float, purpose: str) -> str:
     if ended_by == signal.SIGALRM:
         return (
-            f"took longer than {timeout_s:g} s to be loaded and run on a few images, expected a network that answers at once: "
+            f"took longer than {timeout_s:g} s {purpose}, expected a network that answers at once: "
             "export it without loops and repeated functions, or allow more (--import-timeout SECONDS)"
         )
     if ended_by == signal.SIGKILL:
         return f"was stopped while it was loaded and run, probably as memory ended: {_LESS_MEMORY}"
     return f"made ONNX or ONNX Runtime crash ({ended_by.name}): export it again, or with other versions"
+
+
+def _import(path: str, folder: Path, options: dict[str, Any]) -> None:
+    (folder / _MODEL).write_bytes(onnx_from_foreign(path, **options).SerializeToString())
+
+
+def _write(path: str, folder: Path, options: dict[str, Any]) -> None:
+    images = np.load(folder / _IMAGES)
+    graph = onnx.load(folder / _IMPORTED)
+    shape, _ = foreign_interface(graph)
+    calibration = folder / _CALIBRATION
+    pool = ImagePool.of(np.load(calibration), shape) if calibration.exists() else None
+    against = f"the file itself, in ONNX Runtime {onnxruntime.__version__}"
+    try:
+        network = Network(graph, foreign_reference(path, **options["asked"]), against, shape, options["origin"])
+        real = RealImages(images, options["source"])
+        write_form(network, folder / _MODEL, Form(**options["form"]), real, pool, options["max_batch_size"])
+    except VerificationError as error:
+        raise VerificationError(f"{path}: {error}") from error
 
 
 class _Helper:
@@ -132,7 +229,9 @@ def main() -> None:
         print(status, flush=True)  # noqa: T201 - the protocol
 
 
-def _in_child(cwd: str, path: str, options: dict[str, Any], folder: str, timeout_s: float) -> int:
+def _in_child(
+    job: Callable[[str, Path, dict[str, Any]], None], cwd: str, path: str, options: dict[str, Any], folder: str, timeout_s: float
+) -> int:
     log = os.open(Path(folder, _LOG), os.O_WRONLY | os.O_CREAT)
     for stream in (1, 2):  # libraries print; standard output is the helper's protocol
         os.dup2(log, stream)
@@ -142,7 +241,7 @@ def _in_child(cwd: str, path: str, options: dict[str, Any], folder: str, timeout
         signal.setitimer(signal.ITIMER_REAL, timeout_s)
         limit = _limit_memory()
         try:
-            Path(folder, _MODEL).write_bytes(onnx_from_foreign(path, **options).SerializeToString())
+            job(path, Path(folder), options)
         except MemoryError as error:
             needs = f"{path} needs more than {limit / 2**30:.1f} GiB of memory to be loaded and run"
             raise ExportError(f"{needs} ({error or 'out of memory'}): {_LESS_MEMORY}") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import shlex
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,15 +25,41 @@ LARGEST_FILE = 2**31 - 1
 # Of the body of a Loop, those of nested ones multiplied. What is unrolled for images has fewer: one a layer, head or recurrent step.
 LARGEST_TRIPS = 10_000
 _STANDARD = ("", "ai.onnx")
+# Element types of less than a byte.
+_PACKED_BITS = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
 # What onnx puts before the reason: /project/onnx/version_converter/helper.cc:76: adapt: Assertion `false` failed:
 _PLACE_IN_SOURCE = re.compile(r"^\S+:\d+: \w+: Assertion `.*?` failed: ")
 # And ONNX Runtime: /onnxruntime_src/onnxruntime/core/framework/bfc_arena.cc:360 void* onnxruntime::BFCArena::AllocateRawInternal(size_t)
 _PLACE_IN_RUNTIME = re.compile(r"/onnxruntime_src/\S+ [^()]*\([^()]*\) ")
+_FROM_TORCH = (
+    "load the network in torch, write it as ONNX (torch.onnx.export, or defensemble_export.onnx_from_module, which verifies it), and "
+    "export that file: --from-onnx FILE.onnx --as NAME"
+)
+_FROM_KERAS = "convert it with tf2onnx, and export what that writes: --from-onnx FILE.onnx --as NAME"
 _OTHER_FORMATS = {
-    b"PK\x03\x04": "a zip archive, as torch.save and Keras write: load the network and export it with torch.onnx.export (or tf2onnx)",
-    b"\x89HDF": "an HDF5 file, as Keras writes: convert it with tf2onnx",
-    b"\x80\x02": "a pickle, as torch.save used to write: load the network and export it with torch.onnx.export",
+    b"PK\x03\x04": f"a zip archive, as torch.save and Keras write: {_FROM_TORCH} (or use tf2onnx)",
+    b"\x89HDF": f"an HDF5 file, as Keras writes: {_FROM_KERAS}",
+    **{bytes([0x80, protocol]): f"a pickle, as torch.save used to write: {_FROM_TORCH}" for protocol in range(2, 6)},
 }
+_OTHER_SUFFIXES = {
+    **dict.fromkeys((".pt", ".pth", ".ckpt", ".pt2", ".pkl", ".pickle", ".bin"), f"a PyTorch file: {_FROM_TORCH}"),
+    **dict.fromkeys((".h5", ".hdf5", ".keras", ".tflite", ".pb"), f"a file of Keras or TensorFlow: {_FROM_KERAS}"),
+}
+# A suffix that ONNX files bear too.
+_ALSO_ONNX = (".bin", ".pb")
+
+
+def check_is_checkpoint(path: Path) -> None:
+    """Refuse a file whose name says that it is no checkpoint.
+
+    Raises:
+        ExportError: it is ONNX, or of another framework; says how to export it.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".onnx":
+        raise ExportError(f"{path} is an ONNX file and no checkpoint: export it by --from-onnx {shlex.quote(str(path))} --as NAME")
+    if suffix in _OTHER_SUFFIXES:
+        raise ExportError(f"{path} is no checkpoint of `defensemble train` (.safetensors) but, by its name, {_OTHER_SUFFIXES[suffix]}")
 
 
 @contextmanager
@@ -58,15 +85,20 @@ def read_foreign(path: str | os.PathLike[str], custom_domains: Collection[str] =
     model = _parsed(file)
     _inline_external_data(model, file)
     opset_of(model, file)
-    for what, entries in (("input", model.graph.input), ("output", model.graph.output)):
-        for entry in entries:
-            if entry.type.HasField("tensor_type") and not entry.type.tensor_type.HasField("shape"):
-                raise ExportError(f"{file}: the {what} '{entry.name}' says no shape: export it with shapes, (N, C, H, W) and (N, K)")
+    _forget_shapes(model)
+    if any(not _has_shape(entry) for entry in model.graph.output):
+        with translated("is not consistent in its shapes", file=file):
+            model = onnx.shape_inference.infer_shapes(model)
+        for entry in model.graph.output:
+            if not _has_shape(entry):  # operators beyond the standard's: what they give is found out by a run
+                entry.CopyFrom(onnx.helper.make_tensor_value_info(entry.name, TensorProto.FLOAT, [None, None]))
+        _forget_shapes(model)
     with translated("is not valid ONNX", file=file):
         onnx.checker.check_model(model)
     if model.functions:
         with translated("has functions that cannot be inlined", file=file):
             model = onnx.inliner.inline_local_functions(model, convert_version=True)
+        _forget_shapes(model)
     _check_loops(model.graph, file, {}, 1)
     _check_domains(model, file, custom_domains)
     return model
@@ -128,6 +160,13 @@ def _parsed(file: Path) -> onnx.ModelProto:
     if size > LARGEST_FILE:
         raise ExportError(f"{file} has {size} bytes, and an ONNX file at most {LARGEST_FILE}: this is something else")
     content = file.read_bytes()
+    if file.suffix.lower() in _OTHER_SUFFIXES and file.suffix.lower() not in _ALSO_ONNX:
+        raise ExportError(f"{file} is not ONNX but, by its name, {_OTHER_SUFFIXES[file.suffix.lower()]}")
+    if file.suffix.lower() == ".safetensors" or _is_safetensors(content):
+        raise ExportError(
+            f"{file} is not ONNX but a safetensors file, which holds weights and no graph: if `defensemble train` wrote it, name it "
+            f"without --from-onnx (defensemble export {shlex.quote(str(file))}); else {_FROM_TORCH}"
+        )
     if not content:
         raise ExportError(f"{file} is empty: export or download it again")
     for start, what in _OTHER_FORMATS.items():
@@ -158,6 +197,40 @@ def _parsed(file: Path) -> onnx.ModelProto:
     return model
 
 
+def _is_safetensors(content: bytes) -> bool:
+    """Whether it begins as safetensors do: with the length of a header, which is JSON."""
+    return content[8:9] == b"{" and int.from_bytes(content[:8], "little") <= len(content) - 8
+
+
+def _has_shape(entry: onnx.ValueInfoProto) -> bool:
+    kind = entry.type.WhichOneof("value")
+    return kind is not None and (kind != "tensor_type" or entry.type.tensor_type.HasField("shape"))
+
+
+def _forget_shapes(model: onnx.ModelProto) -> None:
+    """Drop notes about the shapes of inner values, and make free every extent that is written as a negative number.
+
+    ONNX Runtime takes such a number as free; ONNX's shape inference takes it as it is, and contradicts itself. An input without a shape
+    gets four free extents.
+    """
+    known = {tensor.name for tensor in model.graph.initializer}
+    for entry in model.graph.input:
+        if entry.name not in known and entry.type.HasField("tensor_type") and not _has_shape(entry):
+            for _ in range(4):
+                entry.type.tensor_type.shape.dim.add()
+    graphs = list(graphs_of(model.graph))
+    for function in model.functions:
+        graphs += [graph for node in function.node for body in subgraphs(node) for graph in graphs_of(body)]
+        if "value_info" in function.DESCRIPTOR.fields_by_name:  # since IR 10
+            function.ClearField("value_info")
+    for graph in graphs:
+        graph.ClearField("value_info")
+        for entry in (*graph.input, *graph.output):
+            for extent in entry.type.tensor_type.shape.dim if _has_shape(entry) else ():
+                if extent.dim_value < 0:
+                    extent.Clear()
+
+
 def _is_text(start: bytes) -> bool:
     return all(32 <= byte < 127 or byte in b"\t\n\r" for byte in start)
 
@@ -185,30 +258,28 @@ def _inline_external_data(model: onnx.ModelProto, file: Path) -> None:
 
 
 def _place(tensor: TensorProto, file: Path) -> tuple[Path, int, int]:
-    """Where a tensor's bytes lie: file, offset and length."""
+    """Where a tensor's bytes are: file, offset and length. What ONNX Runtime reads is taken, and no more of other folders than it takes."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
     what = f"{file} keeps the tensor '{tensor.name}' in {location!r}"
     mend = "put all its files into one folder (links replaced by copies: cp -L), or save it as one file: onnx.save(onnx.load(FILE), NEW)"
-    parts = Path(location).parts
-    if not parts or Path(location).is_absolute() or ".." in parts or "\0" in location:
-        raise ExportError(f"{what}: external data is read from the file's own folder alone; {mend}")
-    folder = file.parent.resolve()
-    place = folder / location
-    if not place.resolve().is_relative_to(folder):
-        raise ExportError(f"{what}, which is a link that leads out of the file's folder; {mend}")
+    if not location or Path(location).is_absolute() or "\0" in location:
+        raise ExportError(f"{what}: external data are read from the file's own folder alone; {mend}")
+    place = file.parent / location
+    # Where the file is a link, as in the Hugging Face cache, also the folder of the file itself.
+    if not any(place.resolve().is_relative_to(folder) for folder in (file.parent.resolve(), file.resolve().parent)):
+        raise ExportError(f"{what}, which leads to {place.resolve()}: external data are read from the file's own folder alone; {mend}")
     if not place.is_file():
-        raise ExportError(f"{what}, which is {'not a file' if place.exists() else 'missing'} in {folder}; {mend}")
+        raise ExportError(f"{what}, which is {'not a file' if place.exists() else 'missing'} in {file.parent.resolve()}; {mend}")
     try:
-        bits = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize * 8
-        offset, length = int(entries.get("offset", 0)), int(entries["length"]) if "length" in entries else None
+        kind = TensorProto.DataType.Name(tensor.data_type)
+        bits = _PACKED_BITS.get(kind) or onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize * 8
+        offset, length = int(entries.get("offset", 0)), int(entries.get("length", 0))
     except (KeyError, ValueError) as error:
         raise ExportError(f"{what} with an offset, length or type that is none ({error}); export it again") from error
-    if tensor.data_type in (TensorProto.INT4, TensorProto.UINT4):
-        bits = 4
     expected = (math.prod(tensor.dims) * bits + 7) // 8
     size = place.stat().st_size
-    if length is not None and length != expected:
+    if length not in (0, expected):  # 0: as if it were absent
         raise ExportError(f"{what} with {length} bytes, but {list(tensor.dims)} of its type take {expected}: export it again")
     if offset < 0 or any(side < 0 for side in tensor.dims) or offset + expected > size:
         raise ExportError(
@@ -227,9 +298,13 @@ def _check_loops(graph: onnx.GraphProto, file: Path, outer: Mapping[str, TensorP
         outer: the constants that are visible in the graph's surroundings.
         times: how often the loops around the graph run it.
     """
-    constants = dict(outer) | {tensor.name: tensor for tensor in graph.initializer}
+    # The inputs of a body hide constants of the same name outside of it.
+    constants = {name: tensor for name, tensor in outer.items() if name not in {entry.name for entry in graph.input}}
+    constants |= {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
-        if node.op_type == "Constant" and node.attribute[0].HasField("t"):
+        for name in node.output:
+            constants.pop(name, None)
+        if node.op_type == "Constant" and node.domain in _STANDARD and node.attribute[0].HasField("t"):
             constants[node.output[0]] = node.attribute[0].t
     for node in graph.node:
         trips = 1

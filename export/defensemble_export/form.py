@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from .aside import aside, named
 from .calibration import DEFAULT_COUNT, DEFAULT_SEED, Calibration, calibration_images
 from .half import fp16_from_onnx
 from .metadata import PRECISION
-from .precision import TOLERANCES, checked_precision
+from .precision import TOLERANCES, checked_precision, computed_precision, lowest_precision
 from .quantisation import int8_from_onnx
 from .real_images import ImagePool, RealImages
 from .report import report_from_export
@@ -81,8 +82,10 @@ def write_form(network: Network, target: Path, form: Form, real: RealImages | No
         model, calibration = _converted(network, form, pool)
     except ExportError as error:  # which of several
         raise ExportError(f"{network.origin.get('name', 'the network')} in {form.precision}: {error}") from error
-    if form.precision != "fp32":
-        model.metadata_props.add(key=PRECISION, value=form.precision)
+    # What others have quantised or halved stays so, and is compared as closely as float32: an export changes nothing of it.
+    computed = lowest_precision((form.precision, computed_precision(model)))
+    if computed != "fp32":
+        model.metadata_props.add(key=PRECISION, value=computed)
     check_masks(model, network.masks)
     onnx.checker.check_model(model, full_check=True)
     content: bytes = model.SerializeToString(deterministic=True)
@@ -104,7 +107,7 @@ def write_form(network: Network, target: Path, form: Form, real: RealImages | No
             verification = {"against": network.against, "images": real.source, **found.to_values()}
         report = report_from_export(
             content,
-            precision=form.precision,
+            precision=computed,
             origin=network.origin,
             verification=verification,
             tolerance=asdict(TOLERANCES[form.precision]),
@@ -132,6 +135,25 @@ def _converted(network: Network, form: Form, pool: ImagePool | None) -> tuple[on
         pool.images_at, pool.total, source=pool.source, count=form.calibration_count, seed=form.calibration_seed
     )
     return int8_from_onnx(network.graph, images), calibration
+
+
+def move_form(written: Path, target: Path) -> None:
+    """Move what `write_form` wrote, with its report, to another place.
+
+    Raises:
+        OSError: it cannot be written; names ``target``.
+    """
+    files = [(report_beside(written), aside(report_beside(target)), report_beside(target)), (written, aside(target), target)]
+    try:
+        with named(target):
+            for source, temporary, _ in files:
+                shutil.copyfile(source, temporary)
+            for _, temporary, place in files:
+                os.replace(temporary, place)
+    except BaseException:
+        for _, temporary, _ in files:
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 def check_place(target: Path) -> None:

@@ -16,8 +16,10 @@ from google.protobuf.message import DecodeError
 from defensemble_repository.configs import fused_config
 from defensemble_repository.ensemble import Ensemble, averaging_model, two_model_names
 from defensemble_repository.errors import ConfigError, EnsembleError, RepositoryError
+from defensemble_repository.labels import class_names_from_labels
 from defensemble_repository.names import CONFIG_FILE, LABELS_FILE, MODEL_FILE, PROFILES_FOLDER, REPORT_FILE, RESERVED, check_name
 from defensemble_repository.pbtxt import config_from_file, pbtxt_from_config, schema
+from defensemble_repository.preprocessing import PREPROCESSING
 from defensemble_repository.reader import (
     checked_batch,
     ensemble_from_configs,
@@ -32,10 +34,11 @@ from defensemble_repository.view import Files
 from ._errors import ExistsError, ExportError
 from .fused_verify import FUSED_TOLERANCE, verify_fused
 from .fusing import digests_of_members, fused_onnx
+from .labels import first_difference
 from .locking import locked
-from .metadata import CLASS_NAMES, precision_in
+from .metadata import CLASS_NAMES, preprocessing_from_text
 from .plan import DEFAULT_MAX_BATCH_SIZE, Member, check_same, is_there, labels_text
-from .precision import PRECISIONS, checked_precision
+from .precision import checked_precision, lowest_precision, precision_of
 from .real_images import images_of_record
 from .report import report_from_export
 from .stamp import keep_stamp
@@ -157,10 +160,10 @@ def voting_members(repository: Path, ensemble: str, planned: Mapping[str, bytes]
     _check_averaging(repository, ensemble, config, votes, members[0].num_classes)
     labels = files.content(f"{ensemble}/{LABELS_FILE}")
     if labels is not None:
-        told = tuple(labels.decode(errors="replace").removesuffix("\n").split("\n"))
+        told = class_names_from_labels(labels)
         for member in members:
             if member.class_names != told:
-                other = _first_other(told, member.class_names)
+                other = first_difference(told, member.class_names)
                 raise EnsembleError(
                     f"{repository / ensemble / LABELS_FILE} has other class names than '{member.name}', {other}: a graph has one set of "
                     "names; make the files equal"
@@ -247,17 +250,18 @@ def fused_member(
     """Fuse ``members``, those of the ensemble's votes in their order, and verify the graph; its report says what was measured.
 
     Raises:
-        EnsembleError: the members differ in classes or image size, or are not one for each vote.
+        EnsembleError: the members differ in classes, in image size or in how images are brought to it, or are not one for each vote.
         ExportError: a member cannot be merged, or ``images`` are not what the members take.
         VerificationError: the fused graph answers otherwise than the ensemble.
     """
     first = members[0]
     check_same(members, shape="image size")
     contents = [member.onnx for member in members]
-    content = fused_onnx(contents, ensemble)
+    preprocessing = next((member.preprocessing for member in members if member.preprocessing is not None), None)  # the same of all
+    content = fused_onnx(contents, ensemble, preprocessing=None if preprocessing is None else preprocessing.to_json())
     measured = verify_fused(content, contents, ensemble, images, max_batch_size=max_batch_size)
     # Of mixed ones the lowest: what is compared with the graph later, such as an engine, is to keep the tolerance of that.
-    precision = max((checked_precision(member.precision) for member in members), key=PRECISIONS.index)
+    precision = lowest_precision(checked_precision(member.precision) for member in members)
     origin = {
         "kind": "fused",
         "average": ensemble.average,
@@ -269,7 +273,7 @@ def fused_member(
     report = report_from_export(
         content, precision=precision, origin=origin, verification=measured, tolerance={"largest_difference": FUSED_TOLERANCE}
     )
-    return Member(name, content, first.input_shape, first.num_classes, first.class_names, None, precision, report)
+    return Member(name, content, first.input_shape, first.num_classes, first.class_names, None, precision, report, preprocessing)
 
 
 def fused_plan(repository: Path, fused: Member, ensemble: Ensemble, *, max_batch_size: int, replace: bool = False) -> dict[str, bytes]:
@@ -310,6 +314,7 @@ def fused_plan(repository: Path, fused: Member, ensemble: Ensemble, *, max_batch
             digest=digest if serves_graph else None,
             member_digests=[known or "" for known in digests_of_members(fused.onnx)],
             precision=fused.precision,
+            preprocessing=None if fused.preprocessing is None else fused.preprocessing.to_json(),
             existing=existing,
         )
         if existing is not None:
@@ -344,13 +349,6 @@ def _check_averaging(repository: Path, ensemble: str, config: schema.ModelConfig
             )
 
 
-def _first_other(some: Sequence[str], others: Sequence[str]) -> str:
-    """The first place where two lists of class names differ, in words."""
-    if len(some) != len(others):
-        return f"{len(some)} and {len(others)} of them"
-    return next(f"{one!r} and {other!r}" for one, other in zip(some, others, strict=True) if one != other)
-
-
 def fused_batch(folder: Path, asked: int | None, usual: int = DEFAULT_MAX_BATCH_SIZE) -> int:
     """How many images a fused graph takes at once: what an existing one does, else what is asked for, else ``usual``.
 
@@ -383,8 +381,7 @@ def _member(files: Files, model: str, version: int, config: schema.ModelConfig) 
     channels, height, width = tensors["images"]
     names = _class_names(files, model, content, tensors["logits"][0])
     precision = checked_precision(parameter(config, f"precision.{version}") or "fp32")
-    metadata = _metadata(content, model)
-    in_file = precision_in(metadata, precision)
+    in_file = precision_of(_graph(content, model), precision)
     if in_file != precision:
         raise ExportError(
             f"'{model}' at version {version} computes in {in_file}, as its file says, and its {CONFIG_FILE} says {precision}: "
@@ -398,6 +395,7 @@ def _member(files: Files, model: str, version: int, config: schema.ModelConfig) 
         names,
         parameter(config, f"mask_digest.{version}"),
         precision,
+        preprocessing=preprocessing_from_text(parameter(config, PREPROCESSING), f"'{model}'"),
     )
 
 
@@ -405,15 +403,14 @@ def _class_names(files: Files, model: str, content: bytes, num_classes: int) -> 
     """Names of a member's classes: its labels, else what its ONNX file says, else their numbers, as the client has it."""
     labels = files.content(f"{model}/{LABELS_FILE}")
     if labels is not None:
-        return tuple(labels.decode(errors="replace").removesuffix("\n").split("\n"))
-    metadata = _metadata(content, model)
+        return class_names_from_labels(labels)
+    metadata = {entry.key: entry.value for entry in _graph(content, model).metadata_props}
     return tuple(json.loads(metadata[CLASS_NAMES])) if CLASS_NAMES in metadata else tuple(str(index) for index in range(num_classes))
 
 
-def _metadata(content: bytes, model: str) -> dict[str, str]:
-    """What an ONNX file says of itself."""
+def _graph(content: bytes, model: str) -> onnx.ModelProto:
     try:
-        return {entry.key: entry.value for entry in onnx.load_model_from_string(content).metadata_props}
+        return onnx.load_model_from_string(content)
     except DecodeError as error:
         raise ExportError(f"the file of '{model}' is no ONNX file: {error}. It was damaged: export it again") from error
 
@@ -426,5 +423,5 @@ def _check_same_interface(folder: Path, fused: Member) -> None:
     if got != expected:
         raise ExistsError(f"{folder} takes and gives {got}, the new version {expected}: choose another name (--fuse NAME)")
     labels = folder / LABELS_FILE
-    if labels.is_file() and labels.read_bytes() != labels_text(fused):
+    if labels.is_file() and class_names_from_labels(labels.read_bytes()) != fused.class_names:
         raise ExistsError(f"the class names in {labels} differ from the new version's: choose another name (--fuse NAME)")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,7 +27,8 @@ from .averaging import IR_VERSION, OPSET, average_onnx
 from .foreign_file import graphs_of, subgraphs, tensors_of, translated
 from .foreign_graph import names_of, redirect, rename
 from .graph import shape_of, tidy_copy
-from .metadata import CLASS_NAMES, FUSED_AVERAGE, FUSED_MEMBERS, MASK_DIGEST, SPEC
+from .labels import first_difference
+from .metadata import CLASS_NAMES, FUSED_AVERAGE, FUSED_MEMBERS, MASK_DIGEST, PREPROCESSING, SPEC
 
 # Protobuf's limit of a message; a file beyond it would need its weights beside it, which no part of a repository here has.
 _LARGEST_FILE = 2**31 - 1
@@ -38,13 +40,13 @@ WAY_OUT = "serve the ensemble of the members, which computes the same"
 _QUANTISERS = frozenset(("QuantizeLinear", "DequantizeLinear"))
 
 
-def fused_onnx(members: Sequence[bytes | onnx.ModelProto], ensemble: Ensemble) -> bytes:
+def fused_onnx(members: Sequence[bytes | onnx.ModelProto], ensemble: Ensemble, *, preprocessing: str | None = None) -> bytes:
     """Merge ``members``, the networks of the ensemble's votes in their order, and its average into one graph.
 
     ``images`` FP32 [N,C,H,W], any N, to ``probabilities`` [N,K], ``member_probabilities`` [N,M,K], ``entropy`` [N,1] and
     ``mutual_information`` [N,1], each as the ensemble computes it. In whatever precision a member computes, its input and output are FP32.
     What members do alike, such as the normalisation of the images, is done once, and equal constants are held once; masks each stay.
-    The same members give the same bytes.
+    The same members give the same bytes. ``preprocessing`` is what the file's metadata state of how images are brought to size (JSON).
 
     Raises:
         EnsembleError: the members differ in classes or image size, are not one for each vote, or are larger than a file can be together.
@@ -56,6 +58,8 @@ def fused_onnx(members: Sequence[bytes | onnx.ModelProto], ensemble: Ensemble) -
     models = [_network(member, name) for member, name in zip(members, names, strict=True)]
     shape, num_classes = _shared_interface(models, names)
     metadata = _metadata(models, [member if isinstance(member, bytes) else None for member in members], names, ensemble)
+    if preprocessing is not None:
+        metadata[PREPROCESSING] = preprocessing
     opsets = _opsets(models, names)
     logits: dict[str, str] = {}
     for position, (model, name) in enumerate(zip(models, names, strict=True)):
@@ -158,10 +162,13 @@ def _metadata(models: Sequence[onnx.ModelProto], files: Sequence[bytes | None], 
     """The fused file's metadata; the members' own are taken off."""
     told = [{entry.key: entry.value for entry in model.metadata_props} for model in models]
     known = {name: one[CLASS_NAMES] for name, one in zip(names, told, strict=True) if CLASS_NAMES in one}
-    for name, classes in known.items():
-        first = next(iter(known))
-        if classes != known[first]:
-            raise EnsembleError(f"members must share their class names: '{first}' has {known[first]}, '{name}' has {classes}")
+    classes = {name: tuple(unicodedata.normalize("NFC", one) for one in json.loads(text)) for name, text in known.items()}
+    for name, some in classes.items():
+        first = next(iter(classes))
+        if some != classes[first]:
+            raise EnsembleError(
+                f"members must share their class names: '{first}' and '{name}' have {first_difference(classes[first], some)}"
+            )
     votes = [
         {
             "member": vote.model,

@@ -241,7 +241,9 @@ def edit_from_line(line: bytes, where: str) -> Edit:
         if not isinstance(values, dict):
             raise TypeError("it is no JSON object")
         if values.get("schema") != SCHEMA:
-            raise ValueError(f"its schema is {values.get('schema')!r}, expected {SCHEMA!r}: if a newer defensemble wrote it, use that one")
+            raise ValueError(
+                f"its schema is {values.get('schema')!r:.80}, expected {SCHEMA!r}: if a newer defensemble wrote it, use that one"
+            )
         ensemble = _kept(values, "ensemble", str)
         message = values.get("message")
         return Edit(

@@ -15,8 +15,10 @@ import onnx
 from defensemble_repository.reader import checked_batch
 
 from ._errors import ExportError
+from .foreign_file import check_is_checkpoint
 from .form import Form, Network, check_place, report_beside, write_form
-from .metadata import CLASS_NAMES, MASK_DIGEST, PRECISION, RECORD, SPEC
+from .labels import checked_class_names
+from .metadata import CLASS_NAMES, MASK_DIGEST, PRECISION, PREPROCESSING, RECORD, SPEC, preprocessing_from_text
 from .plan import DEFAULT_MAX_BATCH_SIZE, Member
 from .real_images import ImagePool, RealImages, dataset_of, images_for_verification
 from .tracing import graph_from_module
@@ -38,17 +40,19 @@ def onnx_from_checkpoint(
 ) -> Path:
     """Export a checkpoint to ``path``: ``images`` FP32 [N,C,H,W] in [0, 1] to ``logits`` FP32 [N,K], any N, computed as ``form`` says.
 
-    The file is what ``onnx_from_module`` writes, and its metadata hold the spec and the training record too. It is verified, unless
+    The file is what ``onnx_from_module`` writes, and its metadata hold the spec, the training record and, where that states it, how images
+    are brought to size too. It is verified, unless
     ``verify`` is False, on ``images`` (N,C,H,W), by default test images of the data that the checkpoint was trained on (from ``data_dir``
     where it is given), and on random ones. An int8 graph is calibrated on training images of these data, unless ``form`` has others.
 
     Raises:
-        ExportError: ``images`` are not float32 of the checkpoint's shape, or there are none; ``max_batch_size`` is not 1 to 4096; ``path``
-            is no place; the network cannot be converted to the precision.
+        ExportError: the checkpoint is ONNX, or of another framework; ``images`` are not float32 of its shape, or there are none;
+            ``max_batch_size`` is not 1 to 4096; ``path`` is no place; the network cannot be converted to the precision.
         VerificationError: the graph answers otherwise than the checkpoint, by more than the precision may; no file is left.
         OSError: the file cannot be written; names ``path``.
         defensemble_training.CheckpointError: the checkpoint cannot be read.
     """
+    check_is_checkpoint(Path(checkpoint))
     from defensemble_training import load_checkpoint
 
     form = Form() if form is None else form
@@ -62,11 +66,12 @@ def onnx_from_checkpoint(
         real = images_for_verification(dataset) if real is None else real
         if pool is None:
             pool = ImagePool(dataset.train.images, len(dataset.train), f"training images of {dataset.name}")
+    resized = {} if record.preprocessing is None else {PREPROCESSING: json.dumps(record.preprocessing)}
     network = _network(
         module,
         spec.input_shape,
         record.class_names,
-        {SPEC: spec.to_json(), RECORD: json.dumps(record.to_values())},
+        {SPEC: spec.to_json(), RECORD: json.dumps(record.to_values()), **resized},
         {"kind": "checkpoint", "name": Path(checkpoint).name, "sha256": hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest()},
         None if not verify else real,
     )
@@ -106,7 +111,7 @@ def member_from_onnx(path: str | os.PathLike[str], name: str) -> Member:
     """Read back what this package wrote, with the report beside it where there is one, as the member ``name`` of a repository.
 
     Raises:
-        ExportError: the file is not such a file.
+        ExportError: the file is not such a file, or its metadata state a rule for the size of images that is not known here.
     """
     content = Path(path).read_bytes()
     model = onnx.load_model_from_string(content)
@@ -125,6 +130,7 @@ def member_from_onnx(path: str | os.PathLike[str], name: str) -> Member:
         metadata.get(MASK_DIGEST),
         metadata.get(PRECISION, "fp32"),
         report.read_bytes() if report.exists() else None,
+        preprocessing_from_text(metadata.get(PREPROCESSING), str(path)),
     )
 
 
@@ -142,9 +148,10 @@ def _network(
 
     if real is not None:
         real.check_fit(input_shape)  # before the slow work
+    names = checked_class_names(class_names, "class_names")
     masks = defect_masks(module)
     digest = mask_digest(masks)
     graph = graph_from_module(module, input_shape, masks)
-    onnx.helper.set_model_props(graph, {MASK_DIGEST: digest, CLASS_NAMES: json.dumps(list(class_names)), **metadata})
+    onnx.helper.set_model_props(graph, {MASK_DIGEST: digest, CLASS_NAMES: json.dumps(names), **metadata})
     against = f"torch {torch.__version__}"
     return Network(graph, answers_from_module(module), against, input_shape, {**origin, "mask_digest": digest}, masks)

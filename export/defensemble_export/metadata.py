@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from defensemble_images import ImagesError, Preprocessing
+
+from ._errors import ExportError
 
 SPEC, RECORD = "defensemble.spec", "defensemble.record"
 CLASS_NAMES = "defensemble.class_names"
 MASK_DIGEST = "defensemble.mask_digest"
 # Absent in float32.
 PRECISION = "defensemble.precision"
+# How images are brought to size (JSON); absent where it is not known.
+PREPROCESSING = "defensemble.preprocessing"
 # Of a fused graph, beside its class names: who votes (JSON, in step order), and what is averaged.
 FUSED_MEMBERS, FUSED_AVERAGE = "defensemble.members", "defensemble.average"
 
 
-def precision_in(notes: Mapping[str, str], stated: str | None) -> str:
-    """What a graph with this metadata computes in: as it says itself, or, where an export of ours did not write it, as ``stated``."""
-    if PRECISION in notes:
-        return notes[PRECISION]
-    return "fp32" if CLASS_NAMES in notes and FUSED_MEMBERS not in notes else stated or "fp32"
+def preprocessing_from_text(text: str | None, where: str) -> Preprocessing | None:
+    """Read the rule in the metadata of an ONNX file or in the parameter of a configuration; None where there is none.
+
+    Args:
+        text: the JSON text.
+        where: what carries it, for errors.
+
+    Raises:
+        ExportError: it is something else.
+    """
+    try:
+        return None if text is None else Preprocessing.from_json(text, where)
+    except ImagesError as error:
+        raise ExportError(str(error)) from error

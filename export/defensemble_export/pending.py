@@ -215,7 +215,7 @@ def read_pending(repository: Path) -> Pending | None:
         if values["schema"] != _SCHEMA and str(values["schema"]).startswith("defensemble.pending-edit/"):
             raise HistoryError(f"{path} is of another version of defensemble ({values['schema']}): finish or undo its edit with that one")
         if values["schema"] != _SCHEMA:
-            raise ValueError(f"its schema is {values['schema']!r}, expected {_SCHEMA!r}")
+            raise ValueError(f"its schema is {values['schema']!r:.80}, expected {_SCHEMA!r}")
         return Pending(
             repository,
             edit_from_line(values["edit"].encode(), str(path)),

@@ -7,17 +7,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from defensemble_images import Preprocessing
 from defensemble_repository.configs import member_config
 from defensemble_repository.ensemble import Ensemble, Vote
 from defensemble_repository.errors import EnsembleError
+from defensemble_repository.labels import class_names_from_labels
 from defensemble_repository.names import CONFIG_FILE, LABELS_FILE, MODEL_FILE, PROFILES_FOLDER, REPORT_FILE, check_name
 from defensemble_repository.pbtxt import config_from_file, pbtxt_from_config
-from defensemble_repository.reader import checked_batch, existing_batch, interface_of, next_version, read_config, read_ensemble
+from defensemble_repository.preprocessing import PREPROCESSING, agreed_preprocessing, set_preprocessing
+from defensemble_repository.reader import checked_batch, existing_batch, interface_of, next_version, parameter, read_config, read_ensemble
 from defensemble_repository.view import Files
 
 from ._errors import ExistsError, ExportError
 from .ensemble_files import ensemble_files
-from .labels import is_plain
+from .labels import checked_class_names, first_difference
+from .stamp import keep_stamp
 
 DEFAULT_MAX_BATCH_SIZE = 64
 DEFAULT_AVERAGE = "probabilities"
@@ -27,7 +31,8 @@ DEFAULT_AVERAGE = "probabilities"
 class Member:
     """One exported network: the bytes of its ONNX file, what its configuration has to say, and the report of its verification.
 
-    ``mask_digest`` is None where there are no masks that we know of: a network of somebody else's.
+    ``mask_digest`` is None where there are no masks that we know of: a network of somebody else's; ``preprocessing`` where it is not known
+    how images are brought to size.
     """
 
     name: str
@@ -38,17 +43,13 @@ class Member:
     mask_digest: str | None
     precision: str = "fp32"
     report: bytes | None = None
+    preprocessing: Preprocessing | None = None
 
     def __post_init__(self) -> None:
         check_name(self.name)
         if len(self.class_names) != self.num_classes:
             raise ExportError(f"'{self.name}' has {self.num_classes} classes, but {len(self.class_names)} class names")
-        if len(set(self.class_names)) < self.num_classes:
-            raise ExportError(f"class names of '{self.name}' must differ, got {self.class_names}")
-        if not all(label and is_plain(label) for label in self.class_names):
-            raise ExportError(
-                f"class names of '{self.name}' must be non-empty, on one line, without control characters: {self.class_names}"
-            )
+        object.__setattr__(self, "class_names", checked_class_names(self.class_names, f"the class names of '{self.name}'"))
 
 
 def repository_plan(
@@ -89,7 +90,7 @@ def repository_plan(
         files |= _member_files(repository, member, batches[member.name])
     if ensemble is not None:
         planned = _planned_ensemble(repository, list(batches), ensemble, average, weights or {})
-        files |= _ensemble_files(repository, planned, members, batches)
+        files |= _ensemble_files(Files(repository, files), planned, members, batches)
     return {path: content for path, content in files.items() if not is_there(repository / path, content)}
 
 
@@ -147,24 +148,24 @@ def _check_free(repository: Path, members: Sequence[str], ensemble: str | None, 
     for name in members:
         check_name(name)
         if (repository / name).exists():
+            if read_config(repository / name).platform == "ensemble":
+                raise ExistsError(f"{repository / name} is an ensemble, and cannot become a member: choose another name (--as NAME)")
             if not replace:
                 raise ExistsError(
                     f"{repository / name} exists already: choose another name (--as NAME, or another file name), or pass --replace, "
                     "which adds the next version and keeps the old"
                 )
-            if read_config(repository / name).platform == "ensemble":
-                raise ExistsError(f"{repository / name} is an ensemble, and cannot become a member: choose another name (--as NAME)")
     if ensemble is None:
         return
     check_name(ensemble)
     if (repository / ensemble).exists():
+        if read_config(repository / ensemble).platform != "ensemble":
+            raise ExistsError(f"{repository / ensemble} is not an ensemble: choose another --ensemble name")
         if not replace:
             raise ExistsError(
                 f"ensemble {repository / ensemble} exists already: choose another --ensemble name, or pass --replace, "
                 "which adds the members exported here and keeps the others"
             )
-        if read_config(repository / ensemble).platform != "ensemble":
-            raise ExistsError(f"{repository / ensemble} is not an ensemble: choose another --ensemble name")
 
 
 def _member_files(repository: Path, member: Member, max_batch_size: int) -> dict[str, bytes]:
@@ -179,22 +180,26 @@ def _member_files(repository: Path, member: Member, max_batch_size: int) -> dict
             digests={1: digest},
             mask_digests={} if member.mask_digest is None else {1: member.mask_digest},
             precisions={1: member.precision},
+            preprocessing=_rule(member),
         )
         return {
             **_version_files(member, 1),
             f"{member.name}/{LABELS_FILE}": labels_text(member),
             f"{member.name}/{CONFIG_FILE}": pbtxt_from_config(config),
         }
-    _check_same_interface(folder, member)
+    check_same_interface(folder, member)
     version = next_version(folder)
     files = {}
     for path in [*sorted((folder / PROFILES_FOLDER).glob("*.pbtxt")), folder / CONFIG_FILE]:
-        config = config_from_file(path)
+        before, config = config_from_file(path), config_from_file(path)
         if config.default_model_filename in ("", MODEL_FILE):  # a profile that serves another file, a plan, has a digest of its own
             config.parameters[f"sha256.{version}"].string_value = digest
         if member.mask_digest is not None:
             config.parameters[f"mask_digest.{version}"].string_value = member.mask_digest
         config.parameters[f"precision.{version}"].string_value = member.precision
+        if member.preprocessing is not None:
+            set_preprocessing(config, _rule(member))
+            keep_stamp(before, config)
         files[path.relative_to(repository).as_posix()] = pbtxt_from_config(config)
     return files | _version_files(member, version)
 
@@ -209,26 +214,48 @@ def labels_text(member: Member) -> bytes:
     return "".join(f"{label}\n" for label in member.class_names).encode()
 
 
-def _check_same_interface(folder: Path, member: Member) -> None:
+def check_same_interface(folder: Path, member: Member) -> None:
+    """Refuse a new version of the model in `folder` that differs from it for callers.
+
+    Raises:
+        ExistsError: it takes or gives something else, or has other class names.
+        EnsembleError: images are brought to its size by another rule.
+        ConfigError: the configuration cannot be read.
+    """
     shapes, labels = interface_of(folder)
     expected = [list(member.input_shape), [member.num_classes]]
     if shapes != expected:
         raise ExistsError(f"{folder} takes and gives {shapes}, the new version {expected}: export it under another name")
-    if labels not in (None, labels_text(member)):
+    if labels is not None and class_names_from_labels(labels) != member.class_names:
         raise ExistsError(f"the class names in {folder / LABELS_FILE} differ from the new version's: export it under another name")
+    agreed_preprocessing(
+        {member.name: parameter(read_config(folder), PREPROCESSING), f"{member.name}@{next_version(folder)}": _rule(member)},
+        "export the new version under another name; where a stated rule is wrong, correct the parameter in "
+        f"{folder / CONFIG_FILE}, or export the ONNX file with another --resize",
+    )
+
+
+def _rule(member: Member) -> str | None:
+    """Return the parameter `preprocessing` of a member."""
+    return None if member.preprocessing is None else member.preprocessing.to_json()
 
 
 def check_same(members: Sequence[Member], *, shape: str = "input shape") -> None:
-    """Whether members take the same images and know the same classes; ``shape`` is what errors call the size of an image.
+    """Whether members take the same images, brought to size alike, and know the same classes; ``shape`` is what errors call their size.
 
     Raises:
         EnsembleError: they do not.
     """
     first = members[0]
     for member in members[1:]:
-        for what, got, expected in ((shape, member.input_shape, first.input_shape), ("class names", member.class_names, first.class_names)):
-            if got != expected:
-                raise EnsembleError(f"members must share their {what}: '{first.name}' has {expected}, '{member.name}' has {got}")
+        mend = "average only networks that agree, and export others into an ensemble of their own (--ensemble NAME)"
+        if member.input_shape != first.input_shape:
+            differ = f"'{first.name}' has {first.input_shape}, '{member.name}' has {member.input_shape}"
+            raise EnsembleError(f"members must share their {shape}: {differ}; {mend}")
+        if member.class_names != first.class_names:
+            differ = f"'{first.name}' and '{member.name}' have {first_difference(first.class_names, member.class_names)}"
+            raise EnsembleError(f"members must share their class names: {differ}; {mend}")
+    agreed_preprocessing({member.name: _rule(member) for member in members})
 
 
 def check_members_fit(repository: Path, ensemble: str | None, members: Sequence[Member]) -> None:
@@ -249,14 +276,18 @@ def check_members_fit(repository: Path, ensemble: str | None, members: Sequence[
         shapes, labels = interface_of(repository / name)
         if shapes[:2] != [shape, classes]:
             raise EnsembleError(f"'{name}' takes and gives {shapes[:2]}, '{first.name}' {[shape, classes]}: choose another --ensemble name")
-        if labels not in (None, labels_text(first)):
+        if labels is not None and class_names_from_labels(labels) != first.class_names:
             raise EnsembleError(
                 f"the class names in {repository / name / LABELS_FILE} differ from those of '{first.name}': choose another --ensemble "
                 "name, or, for an ONNX file, name its classes as there (--labels FILE)"
             )
+    stated = {name: parameter(read_config(repository / name), PREPROCESSING) for name in sorted(there)}
+    agreed_preprocessing(stated | {member.name: _rule(member) for member in members})
 
 
-def _ensemble_files(repository: Path, ensemble: Ensemble, members: Sequence[Member], batches: Mapping[str, int]) -> dict[str, bytes]:
+def _ensemble_files(files: Files, ensemble: Ensemble, members: Sequence[Member], batches: Mapping[str, int]) -> dict[str, bytes]:
+    """Compute the files of an ensemble; `files` are the repository with its members as they will be."""
+    repository = files.repository
     check_members_fit(repository, ensemble.name, members)
     input_shape, num_classes = members[0].input_shape, members[0].num_classes
     folder = repository / ensemble.name
@@ -270,7 +301,7 @@ def _ensemble_files(repository: Path, ensemble: Ensemble, members: Sequence[Memb
         ]
     )
     return ensemble_files(
-        Files(repository),
+        files,
         ensemble,
         input_shape=input_shape,
         num_classes=num_classes,

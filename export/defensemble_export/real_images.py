@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
-from ._errors import ExportError
+from ._errors import ExportError, OtherImagesWarning
 from .metadata import CLASS_NAMES, RECORD
 
 if TYPE_CHECKING:
@@ -91,26 +92,43 @@ class ImagePool:
 
 
 def dataset_of(record: TrainingRecord, input_shape: tuple[int, int, int], data_dir: str | os.PathLike[str] | None) -> Dataset:
-    """The data that a checkpoint was trained on.
+    """The data that a checkpoint was trained on: in `data_dir`, else decoded in the cache, by their digest, else in the usual places.
+
+    Other images than those of the record, by their digest, are used with an `OtherImagesWarning`.
 
     Raises:
         ExportError: they are not there, or have other classes.
     """
-    return _dataset(record.data, record.class_names, input_shape[1], data_dir, "the export is verified")
+    return _dataset(record.to_values(), record.class_names, input_shape[1], data_dir, "the export is verified")
 
 
-def _dataset(data: str, class_names: tuple[str, ...], size: int, data_dir: str | os.PathLike[str] | None, what: str) -> Dataset:
-    from defensemble_training import DataError, load_dataset
+def _dataset(
+    record: Mapping[str, Any], class_names: tuple[str, ...], size: int, data_dir: str | os.PathLike[str] | None, what: str
+) -> Dataset:
+    from defensemble_training import DataError, decoded_dataset, load_dataset
 
+    data, digest, command = (str(record.get(key, "")) for key in ("data", "data_digest", "command"))
+    dataset = decoded_dataset(data, digest, class_names) if data_dir is None else None
+    if dataset is not None:
+        return dataset
     try:
         dataset = load_dataset(data, size, data_dir=None if data_dir is None else Path(data_dir))
     except DataError as error:
-        raise ExportError(f"{what} on test images of {data!r}, which the checkpoint was trained on: {error}. {_MEND}") from error
-    if dataset.class_names != class_names:
+        by = f" by `defensemble {command:.300}`" if command else ""
+        raise ExportError(f"{what} on test images of {data!r}, which the checkpoint was trained on{by}: {error}. {_MEND}") from error
+    try:
+        dataset = dataset.numbered_as(class_names, "the checkpoint")
+    except DataError as error:
         raise ExportError(
-            f"the data for the verification ({dataset.source}) have the classes {_some(dataset.class_names)}, the checkpoint was "
-            f"trained on {_some(class_names)}: name the folder of the data that it was trained on (--data-dir), or pass "
-            "others (--images FILE.npy)"
+            f"the data for the verification have other classes than the checkpoint was trained on: {error}; name the folder of the data "
+            "that it was trained on (--data-dir), or pass other images (--images FILE.npy)"
+        ) from error
+    if digest and dataset.digest != digest:
+        warnings.warn(
+            f"the images for the verification ({dataset.source}) are not those that the checkpoint was trained on: their digest is "
+            f"{dataset.digest}, the training record says {digest}; the report compares accuracies on these",
+            OtherImagesWarning,
+            stacklevel=2,
         )
     return dataset
 
@@ -130,7 +148,7 @@ def images_of_record(graph: onnx.ModelProto, name: str, data_dir: str | os.PathL
     names = tuple(json.loads(notes[CLASS_NAMES]))
     shape = tuple(side.dim_value for side in graph.graph.input[0].type.tensor_type.shape.dim[1:])
     try:
-        dataset = _dataset(str(record["data"]), names, shape[1], data_dir, f"'{name}' is compared")
+        dataset = _dataset(record, names, shape[1], data_dir, f"'{name}' is compared")
     except ModuleNotFoundError as error:
         raise ExportError(f"the data that '{name}' was trained on cannot be loaded here, {error.name} is missing. {_MEND}") from error
     return images_for_verification(dataset)
@@ -140,8 +158,5 @@ def images_for_verification(dataset: Dataset) -> RealImages:
     """The first thousand test images, or all where they are fewer."""
     chosen = slice(0, _COMPARED)
     labels = dataset.test.labels[chosen]
-    return RealImages(dataset.test.images(chosen), f"the first {len(labels)} test images of {dataset.name}", labels)
-
-
-def _some(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:4])}{', ...' if len(names) > 4 else ''} ({len(names)})"
+    source = f"the first {len(labels)} test images of {dataset.name} ({dataset.source}; digest {dataset.digest})"
+    return RealImages(dataset.test.images(chosen), source, labels)

@@ -107,7 +107,7 @@ def report_values(content: bytes) -> dict[str, Any]:
     """
     values: dict[str, Any] = json.loads(content)
     if values["schema"] != SCHEMA:
-        raise ValueError(f"its schema is {values['schema']!r}, expected {SCHEMA!r}")
+        raise ValueError(f"its schema is {values['schema']!r:.80}, expected {SCHEMA!r}")
     file, verified, calibration = values["onnx"], values["verification"], values["calibration"]
     numbers = [file["bytes"], file["mask_bytes"]]
     texts = [values["precision"], file["sha256"]]

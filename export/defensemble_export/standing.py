@@ -17,7 +17,8 @@ from defensemble_repository.pbtxt import schema
 from defensemble_repository.reader import parameter
 from defensemble_repository.view import Files
 
-from .metadata import CLASS_NAMES, MASK_DIGEST, PRECISION, RECORD, SPEC
+from .metadata import MASK_DIGEST, RECORD, SPEC
+from .precision import precision_of
 from .report import report_values
 
 
@@ -57,11 +58,13 @@ def member_standing(files: Files, vote: Vote, share: float) -> Standing:
     """
     problems: list[str] = []
     config = _config(files, vote.model, problems)
-    notes, size = _graph(files, vote, config, problems)
+    graph, size = _graph(files, vote, config, problems)
+    notes = {} if graph is None else {entry.key: entry.value for entry in graph.metadata_props}
     network = _network(notes, problems, f"{files.repository / vote.model / str(vote.version) / MODEL_FILE}")
     stated, sha256 = parameter(config, f"precision.{vote.version}"), parameter(config, f"sha256.{vote.version}")
-    # A graph that an export of ours wrote says nothing of it where it computes in float32.
-    precision = notes.get(PRECISION) or stated or ("fp32" if CLASS_NAMES in notes else None)
+    own = None if graph is None else precision_of(graph, stated)
+    # A graph in float32 does not contradict its configuration.
+    precision = stated or own if own == "fp32" else own or stated
     return Standing(
         vote.model,
         vote.version,
@@ -98,25 +101,25 @@ def _content(files: Files, path: str, problems: list[str], missing: str) -> byte
     return content
 
 
-def _graph(files: Files, vote: Vote, config: schema.ModelConfig | None, problems: list[str]) -> tuple[Mapping[str, str], int | None]:
-    """The metadata of a version's ONNX file, and the size of the file that is served."""
+def _graph(files: Files, vote: Vote, config: schema.ModelConfig | None, problems: list[str]) -> tuple[onnx.ModelProto | None, int | None]:
+    """A version's graph, and the size of the file that is served."""
     folder = f"{vote.model}/{vote.version}"
     served = (config.default_model_filename if config is not None else "") or MODEL_FILE
     content = _content(files, f"{folder}/{served}", problems, "export the model again")
     if content is None:
-        return {}, None
+        return None, None
     size = len(content)
     if served != MODEL_FILE:  # a plan says nothing of itself; the graph that it was built from lies beside it
         beside = _content(files, f"{folder}/{MODEL_FILE}", problems, f"what {served} was made from is not known")
         if beside is None:
-            return {}, size
+            return None, size
         content = beside
     try:
         graph = onnx.load_model_from_string(content)
     except DecodeError as error:
         problems.append(f"{files.repository / folder / MODEL_FILE} is no ONNX file: {error}; export the model again")
-        return {}, size
-    return {entry.key: entry.value for entry in graph.metadata_props}, size
+        return None, size
+    return graph, size
 
 
 def _network(notes: Mapping[str, str], problems: list[str], where: str) -> dict[str, Any]:

@@ -183,6 +183,8 @@ class _Comparison:
     def add(self, got: Array, expected: Array, where: str, *, real: bool) -> None:
         if got.shape != expected.shape:
             raise VerificationError(f"{where}: the graph answers shape {got.shape}, {self.against} {expected.shape}")
+        if not np.isfinite(expected).all():
+            raise VerificationError(f"{where}: {self.against} answers values that are not finite; the export is not used")
         if not np.isfinite(got).all():
             raise VerificationError(f"{where}: the graph answers values that are not finite; the export is not used")
         scale = max(1.0, float(np.abs(expected).max()))

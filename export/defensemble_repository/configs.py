@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from .ensemble import Ensemble
 from .names import BACKEND, LABELS_FILE
 from .pbtxt import schema
+from .preprocessing import set_preprocessing
 
 # What an averaging model computes, and a fused graph and an ensemble give.
 OUTPUTS = ("probabilities", "member_probabilities", "entropy", "mutual_information")
@@ -22,12 +23,14 @@ def member_config(
     digests: Mapping[int, str],
     mask_digests: Mapping[int, str],
     precisions: Mapping[int, str],
+    preprocessing: str | None = None,
 ) -> schema.ModelConfig:
     """Describe a member: ``images`` FP32 [C,H,W] to ``logits`` FP32 [K].
 
     ``digests`` maps each version to the SHA-256 of its model file, ``mask_digests`` to that of its masks, where it has any, ``precisions``
-    to what it computes in (``fp32``, ``fp16``, ``int8``). All versions stay loaded (``version_policy { all {} }``): under the default
-    policy, loading version 2 unloads version 1 under an ensemble that is pinned to it.
+    to what it computes in (``fp32``, ``fp16``, ``int8``). ``preprocessing`` is the parameter of that name (JSON), one for all versions. All
+    versions stay loaded (``version_policy { all {} }``): under the default policy, loading version 2 unloads version 1 under an ensemble
+    that is pinned to it.
     """
     config = schema.ModelConfig(name=name, backend=BACKEND, max_batch_size=max_batch_size)
     config.input.add(name="images", data_type=schema.TYPE_FP32, dims=input_shape)
@@ -39,6 +42,7 @@ def member_config(
     _set_parameters(config, {f"sha256.{version}": digest for version, digest in digests.items()})
     _set_parameters(config, {f"mask_digest.{version}": digest for version, digest in mask_digests.items()})
     _set_parameters(config, {f"precision.{version}": precision for version, precision in precisions.items()})
+    set_preprocessing(config, preprocessing)
     return config
 
 
@@ -72,13 +76,15 @@ def fused_config(
     digest: str | None,
     member_digests: Sequence[str],
     precision: str,
+    preprocessing: str | None = None,
     existing: schema.ModelConfig | None = None,
 ) -> schema.ModelConfig:
     """Describe a fused graph: the inputs, outputs and labels of the ensemble whose votes it holds, and the parameters of its average.
 
     ``digest`` is the SHA-256 of the version's model file, None where an ``existing`` configuration, a profile, serves another file;
-    ``member_digests`` are those of the members' files, by which a server knows whether it serves the same networks beside this. Of an
-    ``existing`` one all that does not follow from who votes stays as it is.
+    ``member_digests`` are those of the members' files, by which a server knows whether it serves the same networks beside this;
+    ``preprocessing`` is the parameter that the members have in common. Of an ``existing`` one all that does not follow from who votes stays
+    as it is.
     """
     config = schema.ModelConfig(name=name, backend=BACKEND, max_batch_size=max_batch_size)
     if existing is not None:
@@ -94,6 +100,7 @@ def fused_config(
     config.version_policy.specific.versions[:] = [version]
     _set_parameters(config, {**_votes(ensemble), "member_digests": json.dumps(list(member_digests)), f"precision.{version}": precision})
     _set_parameters(config, {"ensemble": ensemble.name})  # whose edits make it outdated
+    set_preprocessing(config, preprocessing)
     if digest is not None:
         _set_parameters(config, {f"sha256.{version}": digest})
     return config
@@ -106,11 +113,13 @@ def ensemble_config(
     input_shape: tuple[int, int, int],
     num_classes: int,
     max_batch_size: int,
+    preprocessing: str | None = None,
     existing: schema.ModelConfig | None = None,
 ) -> schema.ModelConfig:
     """Describe the ensemble: ``images`` FP32 [C,H,W] to what ``averaging_outputs`` names.
 
-    Every step pins an explicit version: what ``-1`` means changes when a version is added. Of an ``existing`` configuration all that does
+    Every step pins an explicit version: what ``-1`` means changes when a version is added. ``preprocessing`` is the parameter that the
+    members have in common. Of an ``existing`` configuration all that does
     not follow from who votes stays as it is: fields that were added to it, outputs that were taken out.
     """
     config = schema.ModelConfig(name=ensemble.name, platform="ensemble")
@@ -119,6 +128,7 @@ def ensemble_config(
     else:
         _add_interface(config, input_shape)
     config.max_batch_size = max_batch_size
+    set_preprocessing(config, preprocessing)
     _set_dims(config, ensemble, num_classes)
     outputs = [tensor.name for tensor in config.output]
     del config.ensemble_scheduling.step[:]

@@ -42,9 +42,8 @@ def check_name(name: str, *, generated: bool = False) -> str:
             with a letter or digit, begins as the averaging models' names do, or is that of a file that edits write.
     """
     if not MODEL_NAME.fullmatch(name):
-        raise EnsembleError(
-            f"a model's name has 1 to 100 letters, digits, '_', '.' or '-' and begins with a letter or digit, got {name!r}: choose another"
-        )
+        expected = "a model's name has 1 to 100 letters, digits, '_', '.' or '-' and begins with a letter or digit"
+        raise EnsembleError(f"{expected}, got {name!r:.120}: choose another")
     if name.startswith(RESERVED) and not generated:
         raise EnsembleError(f"names that begin with {' or '.join(RESERVED)} are kept for averaging models, got {name!r}")
     if name in ROOT_FILES:

@@ -110,7 +110,7 @@ def ensemble_from_configs(name: str, configs: Mapping[str, schema.ModelConfig]) 
     """
     config = configs[name]
     refused = f"ensemble '{name}' is not wired as `defensemble export` wires one, so its votes cannot be edited"
-    mend = f"mend its {CONFIG_FILE} by hand, or name another ensemble"
+    mend = "fix that by hand, say what is to vote with `defensemble ensemble apply FILE`, or name another ensemble"
     steps = list(config.ensemble_scheduling.step)
     inputs = {tensor.name for tensor in config.input}
     outputs = [tensor.name for tensor in config.output]

@@ -33,6 +33,8 @@ def prepare(folder: Path, options: ServeOptions, *, say: Callable[[str], None] =
     if unused:
         models = "model" if len(unused) == 1 else "models"
         say(f"not loaded: {len(unused)} averaging {models} that no ensemble uses (`defensemble ensemble prune` deletes what is not used)")
+    for remark in content.remarks:
+        say(remark)
     for name in content.two_averaging_models:
         say(
             f"'{name}' is averaged by two models, as earlier versions wrote it: a gRPC call that is cancelled or expires can crash the "

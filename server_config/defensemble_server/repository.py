@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -87,11 +88,15 @@ class Model:
 
 @dataclass(frozen=True)
 class Repository:
-    """A folder of models: those that can be served, and for the others a text that says what is wrong."""
+    """A folder of models: those that can be served, and for the others a text that says what is wrong.
+
+    `remarks` are findings that keep no model from being served.
+    """
 
     path: Path
     models: Mapping[str, Model]
     problems: Mapping[str, str]
+    remarks: tuple[str, ...] = ()
 
     @property
     def configs(self) -> dict[str, schema.ModelConfig]:
@@ -119,14 +124,14 @@ class Repository:
         while broken := _broken_ensembles(models, all_problems):
             all_problems |= broken
             models = {name: model for name, model in models.items() if name not in broken}
-        return Repository(self.path, models, all_problems)
+        return dataclasses.replace(self, models=models, problems=all_problems)
 
     def without_unused_averages(self) -> tuple[Repository, list[str]]:
         """The same without averaging models that no ensemble runs, which edits leave behind for a rollback; and the names of these."""
         used = {step.model_name for model in self.ensembles for step in model.config.ensemble_scheduling.step}
         unused = [name for name in self.models if AVERAGING_NAME.fullmatch(name) and name not in used]
         kept = {name: model for name, model in self.models.items() if name not in unused}
-        return Repository(self.path, kept, self.problems), unused
+        return dataclasses.replace(self, models=kept), unused
 
     def threads_per_member(self, cores: int) -> int:
         """How many threads each member may take so that the members of the largest ensemble share the machine; all where there is none."""
@@ -161,7 +166,8 @@ def read_repository(path: Path, *, profile: str | None = None, target: Target = 
         models[name] = Model(name, config, tuple(found.versions(name)))
     if links:  # Triton would not start
         raise NotServableError("; ".join(str(one) for one in found.findings if one.model in links))
-    return Repository(path, models, {}).without(problems_from_findings(found.findings))
+    remarks = tuple(str(one) for one in found.findings if not one.refuses)
+    return Repository(path, models, {}, remarks).without(problems_from_findings(found.findings))
 
 
 def read_model(folder: Path, profile: str | None) -> Model:

@@ -14,9 +14,13 @@ from tests.tiny import CLASSES, SHAPE, logits, softmax
 Array = NDArray[Any]
 
 
-def member(seed: int, *, class_names: Sequence[str] = CLASSES, max_batch_size: int = 8) -> FakeModel:
+def member(seed: int, *, class_names: Sequence[str] = CLASSES, max_batch_size: int = 8, preprocessing: str | None = None) -> FakeModel:
     return FakeModel(
-        lambda images: {"logits": logits(seed, images).astype(np.float32)}, SHAPE, class_names=class_names, max_batch_size=max_batch_size
+        lambda images: {"logits": logits(seed, images).astype(np.float32)},
+        SHAPE,
+        class_names=class_names,
+        max_batch_size=max_batch_size,
+        preprocessing=preprocessing,
     )
 
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +17,6 @@ from defensemble import (
     ConnectionFailedError,
     FakeTransport,
     InputError,
-    MissingExtraError,
     ModelNotFoundError,
     NotReadyError,
     wilson,
@@ -26,7 +24,6 @@ from defensemble import (
 from defensemble.cli import cli
 from defensemble.cli._predicting import predict_files
 from defensemble.cli._probing import probe_noise_and_report
-from defensemble.probes._data import choose_data
 from tests.client.fakes import ensemble, ensemble_answer, house, member
 from tests.client.scripted import free_port
 from tests.tiny import CLASSES, SHAPE, images
@@ -118,8 +115,15 @@ def test_predict_over_both_protocols(triton: Any, tmp_path: Path) -> None:
         (["URL", "missing.npy"], "Error: No such file or directory: missing.npy"),
         (["URL", "x.npy", "--model", "nope"], "serves no model 'nope', only alpha"),
         (["URL", "x.npy", "--outputs", "logits"], "unknown outputs logits"),
-        (["URL", "wide.png"], "is 9 x 4 pixels, the model takes 4 x 4: pass --resize"),
-        (["URL", "bright.npy"], "must lie in [0, 1], got values from 7 to 7"),
+        (["URL", "wide.png"], "wide.png is 9 x 4 pixels"),
+        (["URL", "wide.png"], "--resize crop"),
+        (["URL", "wide.png", "--resize"], "'crop', 'squash'"),
+        (["URL", "--resize", "wide.png"], "'crop', 'squash'"),
+        (["URL", "x.npy", "--max-memory", "much"], "4G"),
+        (["URL", "x.npy", "--max-memory", "0"], "4G"),
+        (["URL", "x.npy", "--max-memory", "100"], "x.npy would take"),
+        (["URL", "wide.png", "--max-memory", "0.5K", "--resize", "crop"], "wide.png would take"),
+        (["URL", "bright.npy"], "image 0 of bright.npy has values from 7 to 7"),
         (["URL", "--labelled", "nowhere"], "nowhere is not a folder"),
         (["URL"], "Give files of images, or --labelled FOLDER."),
     ],
@@ -264,7 +268,7 @@ def test_what_was_measured_is_shown_even_where_it_cannot_be_written_any_more(tmp
 
 
 def test_probe_noise_at_the_command_line(triton: Any, tmp_path: Path) -> None:
-    told = []
+    told: list[Any] = []
     for url in (triton.grpc_url, triton.http_url):
         out = tmp_path / "noise.json"
         data = str(write_npz(tmp_path))
@@ -313,82 +317,6 @@ def test_models_that_do_not_belong_together_are_not_compared(tmp_path: Path) -> 
         probe_noise_and_report(fake(transport), str(write_npz(tmp_path)), tmp_path / "noise.json", console=console)
     with quiet_console() as console, pytest.raises(ModelNotFoundError, match="serves no model that classifies images, only none at all"):
         probe_noise_and_report(fake(FakeTransport({})), "digits", tmp_path / "noise.json", console=console)
-
-
-def test_data_that_does_not_fit_is_refused(tmp_path: Path) -> None:
-    info = fake().describe()
-    cases: dict[str, tuple[dict[str, Array], str]] = {
-        "names": ({"x": images(2)}, "holds x, expected"),
-        "types": ({"images": images(2).astype(np.int32), "labels": np.zeros(2, int)}, "holds int32"),
-        "labels": ({"images": images(2), "labels": np.zeros(2)}, "labels of .* are float64"),
-        "range": ({"images": images(2), "labels": np.array([0, 3])}, r"must lie in \[0, 3\), the classes of 'ensemble', got from 0 to 3"),
-        "shape": (
-            {"images": np.zeros((2, 3, 4, 4)), "labels": np.zeros(2, int)},
-            r"have the shape \(3, 4, 4\), model 'ensemble' takes \(1, 4, 4\)",
-        ),
-        "length": ({"images": images(2), "labels": np.zeros(3, int)}, "labels must be 2 integers"),
-    }
-    for name, (arrays, told) in cases.items():
-        np.savez(tmp_path / f"{name}.npz", **arrays)  # type: ignore[arg-type]
-        with pytest.raises(InputError, match=told):
-            choose_data(str(tmp_path / f"{name}.npz"), info, None, 0)
-    (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04 no zip")
-    with pytest.raises(InputError, match="cannot be read"):
-        choose_data(str(tmp_path / "broken.npz"), info, None, 0)
-    np.save(tmp_path / "single.npy", images(2))
-    (tmp_path / "single.npy").rename(tmp_path / "single.npz")
-    with pytest.raises(InputError, match="holds a single array"):
-        choose_data(str(tmp_path / "single.npz"), info, None, 0)
-
-
-def test_data_of_a_folder_and_a_sample_of_it(tmp_path: Path) -> None:
-    info = fake().describe()
-    values = write_pictures(tmp_path / "pictures")
-    whole = choose_data(str(tmp_path / "pictures"), info, None, 0)
-    assert sorted(map(bytes, whole.data.images)) == sorted(map(bytes, values))
-    some = choose_data(str(tmp_path / "pictures"), info, 5, 1)
-    again = choose_data(str(tmp_path / "pictures"), info, 5, 1)
-    other = choose_data(str(tmp_path / "pictures"), info, 5, 2)
-    assert len(some.data) == 5
-    assert some.source == again.source
-    assert some.data.digest == again.data.digest
-    assert some.source["indices_sha256"] != other.source["indices_sha256"]
-    assert some.source["n_available"] == 12
-
-
-def test_a_dataset_comes_from_the_training_package() -> None:
-    pytest.importorskip("sklearn")
-    digits = fake(FakeTransport({"ensemble": digits_model()}))
-    chosen = choose_data("digits", digits.describe(), 50, 0)
-    assert chosen.data.images.shape == (50, 1, 16, 16)
-    assert chosen.source["kind"] == "dataset, test split"
-
-
-def test_a_dataset_in_a_folder_is_probed_with_its_test_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("defensemble_training")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for split, value in (("train", 0), ("test", 51)):
-        for digit in range(10):
-            (tmp_path / f"set/{split}/{digit}").mkdir(parents=True)
-            Image.new("L", (28, 28), value).save(tmp_path / f"set/{split}/{digit}/a.png")
-    info = fake(FakeTransport({"ensemble": digits_model()})).describe()
-    chosen = choose_data("mnist", info, 4, 0, data_dir=tmp_path / "set")
-    assert chosen.data.images.shape == (4, 1, 16, 16)
-    np.testing.assert_array_equal(chosen.data.images, np.float32(0.2))
-    assert chosen.source["n_available"] == 10
-
-
-def digits_model() -> Any:
-    from defensemble import FakeModel
-
-    names = tuple("0123456789")
-    return FakeModel(lambda batch: {"logits": np.zeros((len(batch), 10), np.float32)}, (1, 16, 16), class_names=names, platform="ensemble")
-
-
-def test_a_dataset_without_the_training_package_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "defensemble_training", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'defensemble\[train\]'"):
-        choose_data("digits", fake().describe(), None, 0)
 
 
 def test_a_failure_that_is_not_the_server_s_is_not_hidden(tmp_path: Path) -> None:

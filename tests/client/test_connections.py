@@ -77,7 +77,7 @@ def test_an_answer_may_end_with_its_connection(head: str) -> None:
             if status == "200 OK":
                 assert transport.server_metadata(5).name == "triton"
             else:
-                with pytest.raises(ServiceError, match=f"HTTP {status[:3]}, '"):
+                with pytest.raises(ServiceError, match=f"HTTP {status[:3]}"):
                     transport.server_metadata(5)
             assert not transport._pool._idle
             transport.close()

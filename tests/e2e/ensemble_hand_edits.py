@@ -59,6 +59,8 @@ AVERAGES: dict[str, Edit] = {
 # Edits of an ensemble of `alpha` and `beta`.
 ENSEMBLES: dict[str, Edit] = {
     "ensemble-comment": append("# one more line\n"),
+    "ensemble-preprocessing-of-its-own": parameter("preprocessing", '{"version": 1, "resize": "squash", "filter": "bicubic"}'),
+    "ensemble-preprocessing-unreadable": parameter("preprocessing", "squash"),
     "ensemble-inflight": text("ensemble_scheduling {", "ensemble_scheduling { max_inflight_requests: 4"),
     "ensemble-inflight-0": text("ensemble_scheduling {", "ensemble_scheduling { max_inflight_requests: 0"),
     "ensemble-model-metrics": append("model_metrics { }\n"),

@@ -53,6 +53,16 @@ def append(lines: str | bytes) -> Edit:
     return edit
 
 
+def encoded(change: Callable[[bytes], bytes]) -> Edit:
+    """Change the bytes of a configuration."""
+
+    def edit(folder: Path) -> None:
+        path = folder / "config.pbtxt"
+        path.write_bytes(change(path.read_bytes()))
+
+    return edit
+
+
 def parameter(key: str, value: str) -> Edit:
     """Set a parameter of a configuration."""
     return config(lambda one: setattr(one.parameters[key], "string_value", value))
@@ -150,8 +160,28 @@ EDITS: dict[str, Edit] = {
     "unclosed": append("parameters {\n"),
     "empty-config": lambda folder: (folder / "config.pbtxt").write_text(""),
     "scalar-twice": append("max_batch_size: 8\n"),
-    "byte-order-mark": lambda folder: (folder / "config.pbtxt").write_bytes(b"\xef\xbb\xbf" + (folder / "config.pbtxt").read_bytes()),
-    "crlf": lambda folder: (folder / "config.pbtxt").write_bytes((folder / "config.pbtxt").read_bytes().replace(b"\n", b"\r\n")),
+    "byte-order-mark": encoded(lambda content: b"\xef\xbb\xbf" + content),
+    "byte-order-mark-at-the-end": append(b"\xef\xbb\xbf"),
+    "utf-16": encoded(lambda content: content.decode().encode("utf-16")),
+    "utf-16-le": encoded(lambda content: content.decode().encode("utf-16-le")),
+    "zero-width-space": append("\u200b\n"),
+    "no-break-space": encoded(lambda content: content.replace(b": ", b":\xc2\xa0", 1)),
+    "form-feed": append(b"\x0c\x0b\n"),
+    "nul-at-the-end": append(b"\0"),
+    "nul-in-comment": append(b"# a\0b\n"),
+    "nul-in-comment-then-field": append(b"# a\0b\nno_such_field: 1\n"),
+    "nul-in-string": append(b'parameters { key: "note" value { string_value: "a\0b" } }\n'),
+    "nul-between-fields": append(b"\0\n"),
+    "crlf": encoded(lambda content: content.replace(b"\n", b"\r\n")),
+    "digits-of-another-script": text("max_batch_size: 8\n", "max_batch_size: \u0668\n"),
+    "number-with-underscore": text("max_batch_size: 8\n", "max_batch_size: 1_6\n"),
+    "number-with-underscore-in-comment": append("# 1_0\n"),
+    "number-hexadecimal": text("max_batch_size: 8\n", "max_batch_size: 0x8\n"),
+    "number-octal": text("max_batch_size: 8\n", "max_batch_size: 010\n"),
+    "field-separator-character": append("\x1f\n"),
+    "next-line-character": append("\u0085\n"),
+    "cr": encoded(lambda content: content.replace(b"\n", b"\r")),
+    "cr-after-comment": encoded(lambda content: b"# first\r" + content.replace(b"\n", b"\r")),
     "large-number": append("version_policy { specific { versions: 99999999999999999999 } }\n"),
     "no-name": config(lambda one: one.ClearField("name")),
     "other-name": config(lambda one: setattr(one, "name", "other")),
@@ -277,6 +307,7 @@ EDITS: dict[str, Edit] = {
     "model-metrics": append('model_metrics { metric_control { metric_identifier { family: "a" } histogram_options { buckets: 1 } } }\n'),
     "model-metrics-empty": append("model_metrics { }\n"),
     "metric-tags": append('metric_tags { key: "a" value: "b" }\n'),
+    "preprocessing-unreadable": parameter("preprocessing", "crop"),
     "threads-abc": parameter("intra_op_thread_count", "abc"),
     "threads-2": parameter("intra_op_thread_count", "2"),
     "threads-empty": parameter("intra_op_thread_count", ""),

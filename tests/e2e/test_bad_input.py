@@ -229,17 +229,17 @@ def write_bad_images(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["nan.npy"], "images must be finite, got 32 values that are NaN or infinite"),
-        (["range.npy"], "must lie in [0, 1], got values from -0.5 to -0.5"),
-        (["type.npy"], "type.npy holds int64, expected floats in [0, 1], or uint8"),
-        (["shape.npy"], "shape.npy holds an array of shape (2, 3, 4, 4), expected (N, 1, 4, 4) or (1, 4, 4)"),
-        (["empty.npy"], "empty.npy holds an array of shape (0, 1, 4, 4), expected (N, 1, 4, 4)"),
+        (["nan.npy"], "image 0 of nan.npy has 16 values that are NaN or infinite"),
+        (["range.npy"], "image 0 of range.npy has values from -0.5 to -0.5"),
+        (["type.npy"], "type.npy holds int64, expected floats in [0, 1], uint8"),
+        (["shape.npy"], "shape.npy has the shape (2, 3, 4, 4), expected images of the shape (1, 4, 4)"),
+        (["empty.npy"], "empty.npy has the shape (0, 1, 4, 4)"),
         (["good.npy", "--batch-size", "9"], "takes at most 8 images a call, got 9: predict them 8 at a time"),
-        (["pickled.npy"], "pickled.npy is not a .npy file of numbers"),
-        (["text.npy"], "text.npy is not a .npy file of numbers"),
-        (["cut.png"], "cut.png is not a whole picture: "),
-        (["text.png"], "text.png is not a picture that can be read"),
-        (["data.csv"], "data.csv is neither a picture ("),
+        (["pickled.npy"], "pickled.npy holds Python objects"),
+        (["text.npy"], "text.npy is not an array of numbers"),
+        (["cut.png"], "cut.png cannot be decoded: "),
+        (["text.png"], "text.png cannot be decoded: "),
+        (["data.csv"], "data.csv is neither an image ("),
     ],
 )
 def test_predict_refuses_images_that_the_model_cannot_take(

@@ -18,6 +18,7 @@ COUNTS = {
     "export.md": (9, 2),
     "networks.md": (3, 0),
     "precisions.md": (0, 0),
+    "predict.md": (1, 1),
     "security.md": (0, 0),
     "training.md": (9, 3),
 }
@@ -29,7 +30,7 @@ def test_every_page_is_run() -> None:
     elsewhere = {"networks.md": "tests/training/test_networks_page.py", "ensembles.md": "tests/e2e/test_ensembles_page.py"}
     root = DOCS.parent
     assert [name for name, file in elsewhere.items() if name not in (root / file).read_text()] == []
-    here = {"data.md", "export.md", "precisions.md", "security.md", "training.md"}
+    here = {"data.md", "export.md", "precisions.md", "predict.md", "security.md", "training.md"}
     assert here | set(elsewhere) == set(COUNTS)
 
 
@@ -51,7 +52,7 @@ def test_what_a_page_links_to_is_there(page: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["data.md", pytest.param("export.md", marks=pytest.mark.slow), "precisions.md", "security.md", "training.md"]
+    "name", ["data.md", pytest.param("export.md", marks=pytest.mark.slow), "precisions.md", "predict.md", "security.md", "training.md"]
 )
 def test_the_blocks_work_as_they_stand(name: str, tmp_path: Path, ports: Ports) -> None:
     told = run_blocks(DOCS / name, tmp_path, ports)

@@ -248,7 +248,7 @@ def test_batches(repository: Path) -> None:
 
 PARAMETERS = [
     ("weights", "[1.0, -3.0]", "the weight of 'beta' is -3.0, expected a finite number above 0"),
-    ("weights", "[1.0, 0]", "`defensemble ensemble remove ensemble beta`"),
+    ("weights", "[1.0, 0]", "`defensemble ensemble apply FILE`"),
     ("weights", "[NaN, 3.0]", "the weight of 'alpha' is NaN"),
     ("weights", "[1.0, Infinity]", "the weight of 'beta' is Infinity"),
     ("weights", f"[1.0, 1{'0' * 400}]", "expected a finite number above 0"),

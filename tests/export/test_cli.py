@@ -11,10 +11,20 @@ import pytest
 from click.testing import CliRunner, Result
 
 from defensemble.cli.export import command
-from defensemble_export import Ensemble, RepositoryError, Verification, Vote, config_from_pbtxt, pbtxt_from_config, read_ensemble
+from defensemble_export import (
+    Ensemble,
+    ExportError,
+    RepositoryError,
+    Verification,
+    Vote,
+    config_from_pbtxt,
+    pbtxt_from_config,
+    read_ensemble,
+)
 from defensemble_export import repository_plan as real_plan
 from defensemble_export import verify_onnx as real_verify
 from tests.e2e.broken import content, untrained_checkpoint
+from tests.export import foreign_models as theirs
 
 
 def run(*arguments: str | Path) -> Result:
@@ -86,6 +96,8 @@ def test_replace_extends_the_ensemble_and_tells_what_it_is(tmp_path: Path, monke
         (["--from-onnx", "n.onnx"], "--from-onnx needs --as NAME"),
         (["--output", "scores", "--labels", "l.txt"], "--output, --labels: of use with --from-onnx alone"),
         (["--mean", "0.5"], "--mean: of use with --from-onnx alone"),
+        (["--resize", "crop"], "--resize: of use with --from-onnx alone"),
+        (["--resize", "stretch"], "'stretch' is not one of 'crop', 'squash'"),
         (["--mean", "a,b"], "expected numbers with commas between them, such as 0.485,0.456,0.406, got 'a,b'"),
         (["--calibration-count", "9"], "--calibration-count: of use with --precision int8 alone"),
         (["--precision", "fp16", "--calibration-images", "a.npy"], "--calibration-images: of use with --precision int8 alone"),
@@ -113,3 +125,42 @@ def test_options_without_a_network(options: list[str], text: str) -> None:
     result = run(*options)
     assert result.exit_code == 2
     assert text in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("net.onnx", ["--from-onnx {path} --as NAME"]),
+        ("net.pt", ["PyTorch", "torch.onnx.export", "onnx_from_module", "--from-onnx"]),
+        ("net.pth", ["PyTorch"]),
+        ("net.CKPT", ["PyTorch"]),
+        ("pytorch_model.bin", ["PyTorch"]),
+        ("net.keras", ["tf2onnx", "--from-onnx"]),
+    ],
+)
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04", theirs.classifier().SerializeToString()])
+def test_files_that_are_no_checkpoints_by_their_name(tmp_path: Path, name: str, told: list[str], content: bytes) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    result = run(path, "--repository", tmp_path / "repository", "--as", "a")
+    assert isinstance(result.exception, ExportError)
+    for text in told:
+        assert text.format(path=path) in str(result.exception)
+    assert not (tmp_path / "repository").exists()
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "told"),
+    [
+        ("123.675,116.28,103.53", "58.395,57.12,57.375", "--mean 0.485,0.456,0.406 --std 0.229,0.224,0.225"),
+        ("127.5", "127.5", "--mean 0.5 --std 0.5"),
+        ("0", "255", "--mean 0 --std 1"),
+        ("0.485,0.456,0.406", "0.229,0.224,0.225", None),
+    ],
+)
+def test_statistics_of_0_to_255_are_warned_of(tmp_path: Path, mean: str, std: str, told: str | None) -> None:
+    path = theirs.write(tmp_path, theirs.classifier())
+    result = run("--from-onnx", path, "--as", "a", "--repository", tmp_path / "r", "--no-ensemble", "--mean", mean, "--std", std)
+    assert result.exit_code == 0, result.output
+    assert ("Warning" in result.stderr) == (told is not None)
+    assert (told or "") in result.stderr

@@ -156,7 +156,7 @@ def _average_elsewhere(config: schema.ModelConfig) -> None:
 def test_an_ensemble_of_somebody_else_is_refused(repository: Path, change: Callable[[schema.ModelConfig], None], text: str) -> None:
     edit(repository / "ensemble/config.pbtxt", change)
     with pytest.raises(
-        EnsembleError, match=f"^ensemble 'ensemble' is not wired as .* cannot be edited: .*{text}.*; mend its config.pbtxt by hand"
+        EnsembleError, match=f"^ensemble 'ensemble' is not wired as .* cannot be edited: .*{text}.*; .*`defensemble ensemble apply FILE`"
     ):
         repository_plan(repository, [member("d")], replace=True)
     assert repository_plan(repository, [member("d")], ensemble="other"), "another ensemble is no matter of this one"
@@ -170,7 +170,7 @@ def test_weights_that_cannot_be_read_are_refused(repository: Path, weights: str)
         config.parameters["weights"].string_value = weights
 
     edit(average, break_weights)
-    with pytest.raises(EnsembleError, match=r"3 votes with the weights .*; mend its .* by hand, or name another"):
+    with pytest.raises(EnsembleError, match=r"3 votes with the weights .*; .*`defensemble ensemble apply FILE`, or name another"):
         repository_plan(repository, [member("d")], replace=True)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -134,6 +136,93 @@ def test_sides_that_the_file_leaves_open_can_be_given(tmp_path: Path) -> None:
     assert np.allclose(asked(onnx_from_foreign(path, input_shape=theirs.SHAPE)), theirs.answer(IMAGES), atol=1e-5)
     with pytest.raises(ExportError, match=r"does not agree with \(C, H, W\) = \(1, 6, 8\)"):
         onnx_from_foreign(path, input_shape=(1, 6, 8))
+
+
+def written_as(entry: onnx.ValueInfoProto, extents: theirs.Shape) -> None:
+    """Write a shape as it is given: negative numbers, zeros and empty names too."""
+    entry.type.tensor_type.ClearField("shape")
+    for extent in extents:
+        one = entry.type.tensor_type.shape.dim.add()
+        if isinstance(extent, int):
+            one.dim_value = extent
+        elif extent is not None:
+            one.dim_param = extent
+
+
+FREE = [-1, -5, None, "", "N", "?", "-1"]
+
+
+@pytest.mark.parametrize("free", FREE)
+@pytest.mark.parametrize("opset", [9, 21])
+def test_free_extents_however_they_are_written(tmp_path: Path, free: int | str | None, opset: int) -> None:
+    """The batch at the input, the output and in notes on inner values, and sides of the image with `input_shape`."""
+    for sides, shape in ((theirs.SHAPE, None), ((3, free, free), theirs.SHAPE), ((free, free, free), theirs.SHAPE)):
+        model = theirs.classifier(opset=opset)
+        written_as(model.graph.input[0], (free, *sides))
+        written_as(model.graph.output[0], (free, free))
+        for name, extents in (("conv", (free, 4, free, free)), ("flat", (free, free)), ("bn", (7, 4, 1, 1))):
+            note = helper.make_tensor_value_info(name, TensorProto.FLOAT, [])
+            written_as(note, extents)
+            model.graph.value_info.append(note)
+        path = theirs.write(tmp_path, model)
+        assert np.allclose(asked(onnx_from_foreign(path, input_shape=shape)), theirs.answer(IMAGES), atol=1e-5)
+        assert np.allclose(foreign_reference(path, input_shape=shape)(IMAGES), theirs.answer(IMAGES), atol=1e-5)
+
+
+def test_an_extent_of_zero_is_refused_and_the_way_out_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = theirs.classifier(opset=13)
+    written_as(model.graph.input[0], (0, 3, 0, 8))
+    path = theirs.write(tmp_path, model)
+    with pytest.raises(ExportError, match=r"\(0, 3, 0, 8\).* at least 1") as caught:
+        onnx_from_foreign(path)
+    program = str(caught.value).split('python -c "')[1].removesuffix('"')
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
+    assert np.allclose(asked(onnx_from_foreign(tmp_path / "free.onnx", input_shape=theirs.SHAPE)), theirs.answer(IMAGES), atol=1e-5)
+    written_as(model.graph.input[0], ("N", *theirs.SHAPE))
+    written_as(model.graph.output[0], (0, 0))
+    assert np.allclose(asked(onnx_from_foreign(theirs.write(tmp_path, model))), theirs.answer(IMAGES), atol=1e-5)
+
+
+@pytest.mark.parametrize("missing", ["shape", "type", "type of a custom operator"])
+def test_shapes_that_the_file_does_not_state(tmp_path: Path, missing: str) -> None:
+    tail = [helper.make_node("FusedMatMul", ["scores", "identity"], ["logits"], domain="com.microsoft")]
+    more = [numpy_helper.from_array(np.eye(5, dtype=np.float32), "identity")]
+    outputs: list[tuple[str, int, theirs.Shape]] = [("logits", TensorProto.FLOAT, ("N", 5))]
+    model = (
+        theirs.classifier(tail=tail, more=more, outputs=outputs, domains=["com.microsoft"]) if "custom" in missing else theirs.classifier()
+    )
+    if missing != "shape":
+        model.graph.output[0].ClearField("type")
+    else:
+        model.graph.output[0].type.tensor_type.ClearField("shape")
+        model.graph.input[0].type.tensor_type.ClearField("shape")
+    path = theirs.write(tmp_path, model)
+    if missing == "shape":
+        with pytest.raises(ExportError, match=r"--input-shape C,H,W"):
+            onnx_from_foreign(path)
+    taken = onnx_from_foreign(path, input_shape=theirs.SHAPE, custom_domains=["com.microsoft"])
+    assert np.allclose(asked(taken), theirs.answer(IMAGES), atol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [-1, 2])
+@pytest.mark.parametrize(
+    ("axes", "sides"), [([2, 3], (5, 1, 1)), ([2], (5, 1)), ([1], (1, 5)), ([1, 2], (1, 1, 5)), ([2, 3], (None, "h", -1))]
+)
+@pytest.mark.parametrize("is_softmax", [False, True])
+def test_logits_with_axes_of_one_value_become_rows(
+    tmp_path: Path, axes: list[int], sides: theirs.Shape, batch: int | str, is_softmax: bool
+) -> None:
+    """As SqueezeNet and DenseNet of the ONNX model zoo give (N, K, 1, 1), by a convolution and a pool at the end."""
+    tail = [helper.make_node("Unsqueeze", ["scores", "axes"], ["map"])]
+    if is_softmax:
+        tail.append(helper.make_node("Softmax", ["map"], ["sure"], axis=1))
+    more = [numpy_helper.from_array(np.array(axes, np.int64), "axes")]
+    name = "sure" if is_softmax else "map"
+    model = theirs.classifier(shape=(batch, *theirs.SHAPE), tail=tail, more=more, outputs=[(name, TensorProto.FLOAT, (batch, *sides))])
+    path = theirs.write(tmp_path, model)
+    output = "map" if is_softmax else None
+    assert np.allclose(asked(onnx_from_foreign(path, output=output)), theirs.answer(IMAGES), atol=1e-5)
+    assert np.allclose(foreign_reference(path, output=output)(IMAGES), theirs.answer(IMAGES), atol=1e-5)
 
 
 @pytest.mark.parametrize("flatten", [[1, 4], [1, -1], [-1, 4], [0, -1]])

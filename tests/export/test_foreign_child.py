@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -43,8 +45,8 @@ def test_a_tensor_that_no_memory_holds(tmp_path: Path, operator: str) -> None:
 def test_functions_that_double_are_stopped_and_the_next_file_is_read(tmp_path: Path) -> None:
     path = theirs.write(tmp_path, theirs.doubling(40))
     with pytest.raises(ExportError, match=rf"{path} took longer than 0\.4 s"):
-        _ = FromOnnx(path, "a", timeout_s=0.4).network
-    assert FromOnnx(theirs.write(tmp_path, theirs.doubling(3)), "a").network.input_shape == theirs.SHAPE
+        _ = FromOnnx(path, "a", timeout_s=0.4).graph
+    assert FromOnnx(theirs.write(tmp_path, theirs.doubling(3)), "a").outline().input_shape == theirs.SHAPE
 
 
 def test_the_child_gives_the_same_graph_and_the_same_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,6 +60,53 @@ def test_the_child_gives_the_same_graph_and_the_same_errors(tmp_path: Path, monk
     with pytest.raises(OSError, match="too long") as caught:
         onnx_from_foreign_limited("x" * 300)
     assert caught.value.filename == "x" * 300
+
+
+def busy_where_bright(work: Sequence[onnx.NodeProto], size: int) -> onnx.ModelProto:
+    """A classifier that does `work` on a square matrix in a loop of 10,000 trips, where the smallest value of an image is above 0.9."""
+    busy = [theirs.loop("trips", "m", "worked", work), helper.make_node("ReduceMax", ["worked"], ["extra"], keepdims=0)]
+    branches: dict[str, Any] = {
+        "then_branch": helper.make_graph(busy, "busy", [], [helper.make_tensor_value_info("extra", TensorProto.FLOAT, None)]),
+        "else_branch": helper.make_graph(
+            [helper.make_node("Identity", ["least"], ["same"])],
+            "idle",
+            [],
+            [helper.make_tensor_value_info("same", TensorProto.FLOAT, None)],
+        ),
+    }
+    tail = [
+        helper.make_node("ReduceMin", ["x"], ["least"], keepdims=0),
+        helper.make_node("Greater", ["least", "limit"], ["bright"]),
+        helper.make_node("If", ["bright"], ["chosen"], **branches),
+        helper.make_node("Sub", ["chosen", "chosen"], ["nothing"]),
+        helper.make_node("Add", ["scores", "nothing"], ["logits"]),
+    ]
+    constants = {"trips": np.array(10_000), "limit": np.array(0.9, np.float32), "m": np.full((size, size), 1e-3, np.float32)}
+    return theirs.classifier(tail=tail, more=[numpy_helper.from_array(value, name) for name, value in constants.items()], outputs=LOGITS)
+
+
+def test_real_images_that_keep_a_graph_busy_are_bounded_too(tmp_path: Path) -> None:
+    """At its import, on random images, the graph answers at once."""
+    work = [helper.make_node("MatMul", ["worked_in", "worked_in"], ["worked_out"])]
+    path = theirs.write(tmp_path, busy_where_bright(work, 400))
+    network, target = FromOnnx(path, "a", timeout_s=0.5), tmp_path / "a.onnx"
+    bright = np.full((2, *theirs.SHAPE), 0.95, np.float32)
+    start = time.monotonic()
+    with pytest.raises(ExportError, match=rf"{path} took longer than .* s to answer \d+ images.*--import-timeout"):
+        network.write_onnx(target, max_batch_size=2, images=bright)
+    assert time.monotonic() - start < 10
+    assert [one.name for one in tmp_path.iterdir()] == ["theirs.onnx"]
+    network.write_onnx(target, max_batch_size=2, images=bright / 2)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["a.onnx", "a.onnx.json", "theirs.onnx"]
+
+
+def test_what_fails_on_real_images_alone_names_the_file(tmp_path: Path) -> None:
+    work = [helper.make_node("Div", ["worked_in", "worked_in"], ["one"]), helper.make_node("Log", ["chosen_low"], ["worked_out"])]
+    low = helper.make_node("Sub", ["one", "one"], ["chosen_low"])
+    path = theirs.write(tmp_path, busy_where_bright([work[0], low, work[1]], 1))
+    bright = np.full((1, *theirs.SHAPE), 0.95, np.float32)
+    with pytest.raises(VerificationError, match=rf"^{path}: 1 real image: the file itself.* not finite"):
+        FromOnnx(path, "a").write_onnx(tmp_path / "a.onnx", max_batch_size=1, images=bright)
 
 
 @pytest.mark.parametrize("timeout_s", [0, -1, float("nan"), float("inf")])

@@ -410,7 +410,7 @@ def test_what_cannot_be_fused(other: bytes, error: type[Exception], text: str) -
 
 def test_members_of_other_classes_or_another_number_are_refused() -> None:
     members = [named(GOOD, class_names='["a", "b", "c"]'), named(GOOD, class_names='["a", "b", "d"]')]
-    with pytest.raises(EnsembleError, match="share their class names: 'm0' has"):
+    with pytest.raises(EnsembleError, match="share their class names: 'm0' and 'm1' have 'c' and 'd' for class 2"):
         fused_onnx(members, ensemble_of(2))
     with pytest.raises(EnsembleError, match="has 3 votes, and 2 networks are to be fused"):
         fused_onnx([GOOD, GOOD], ensemble_of(3))

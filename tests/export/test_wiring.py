@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from google.protobuf import text_format
@@ -19,7 +20,7 @@ from defensemble_repository.configs import averaging_config, ensemble_config, me
 def wired(members: int, classes: int = 3, batch: int = 8) -> tuple[schema.ModelConfig, dict[str, schema.ModelConfig]]:
     """An ensemble of `m0`, `m1`, ... as an export writes it, and the configurations of its steps' models."""
     ensemble = Ensemble("e", tuple(Vote(f"m{index}") for index in range(members)))
-    size = {"num_classes": classes, "max_batch_size": batch}
+    size: dict[str, Any] = {"num_classes": classes, "max_batch_size": batch}
     known = {
         f"m{index}": member_config(f"m{index}", input_shape=(1, 4, 4), digests={}, mask_digests={}, precisions={}, **size)
         for index in range(members)

@@ -1,5 +1,6 @@
 """The digits, real images split in the same way for ever; parts of a dataset, and what is held out of them."""
 
+import dataclasses
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from defensemble_images import Preprocessing
 from defensemble_training import DataError, Dataset, SpecError, load_dataset
 from defensemble_training.data import Part, Rows, held_out
 from defensemble_training.digits import bilinear_enlarged
 from defensemble_training.splits import stratified_test_part
+
+from .data.written import write_split
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +38,12 @@ def test_digits_have_the_contracts_form(digits: Dataset) -> None:
     assert digits.class_names == tuple("0123456789")
     assert digits.input_shape == (1, 16, 16)
     assert repr(digits) == "Dataset('digits', 1x16x16, 1438 train, 359 test, 10 classes)"
+
+
+def test_images_from_files_say_how_they_are_brought_to_size(digits: Dataset, tmp_path: Path) -> None:
+    write_split(tmp_path)
+    assert load_dataset("folder", 8, data_dir=tmp_path).preprocessing == Preprocessing("crop")
+    assert digits.preprocessing is None
 
 
 def test_split_never_changes(digits: Dataset) -> None:
@@ -239,3 +249,14 @@ def test_a_dataset_may_be_of_rows_and_of_floats() -> None:
     assert len(data.train) == 3
     with pytest.raises(DataError, match="a part must hold at least one image, got no rows"):
         Rows(rows, np.array([], np.intp))
+
+
+def test_a_dataset_takes_the_class_numbers_of_a_model() -> None:
+    data = load_dataset("digits", 8)
+    names = [f"digit {name}" for name in data.class_names]
+    named = dataclasses.replace(data, class_names=tuple(names))
+    found = named.numbered_as(["none", *reversed(names)], "net")
+    np.testing.assert_array_equal(found.test_labels, 10 - data.test_labels)
+    assert found.train.pixels is data.train.pixels
+    with pytest.raises(DataError, match=r"'net' does not know: digit 9"):
+        named.numbered_as(names[:9], "net")

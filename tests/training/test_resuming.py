@@ -25,6 +25,7 @@ from defensemble_training import (
     RunFolder,
     TrainingError,
     TrainingProgress,
+    UncheckedContentWarning,
     load_checkpoint,
     recipe_from_preset,
     train,
@@ -219,7 +220,8 @@ def test_a_state_of_before_the_digest_is_read(tmp_path: Path) -> None:
     del described["content_digest"]
     new = load_state(tmp_path)
     save_file(load_file(path), path, {"defensemble.run": json.dumps({**described, "format": 1})})
-    old = load_state(tmp_path)
+    with pytest.warns(UncheckedContentWarning, match=STATE_FILE):
+        old = load_state(tmp_path)
     assert old is not None
     assert new is not None
     assert (old.identity, old.step, old.history) == (new.identity, new.step, new.history)

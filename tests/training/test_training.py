@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from defensemble_images import Preprocessing
 from defensemble_training import (
     Compute,
     Dataset,
@@ -70,6 +71,12 @@ def test_a_run_learns_and_is_written_down(bars: Dataset) -> None:
     assert [progress.epoch for progress in seen] == [epoch for epoch in range(1, 16) for _ in range(4)]
     assert seen[-1].loss == record.loss
     assert seen[-1].train_accuracy > seen[3].train_accuracy
+
+
+def test_how_images_were_brought_to_size_is_in_the_record(bars: Dataset) -> None:
+    assert run(tiny_spec(), bars)[1].preprocessing is None
+    rule = Preprocessing("squash")
+    assert run(tiny_spec(), replace(bars, preprocessing=rule))[1].preprocessing == rule.to_values()
 
 
 def test_the_same_seed_gives_the_same_weights(bars: Dataset) -> None:

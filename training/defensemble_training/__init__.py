@@ -7,12 +7,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ._errors import CheckpointError, DataError, DivergedError, Interrupted, SpecError, TrainingError
+    from ._errors import (
+        CheckpointError,
+        DataError,
+        DivergedError,
+        Interrupted,
+        SpecError,
+        TrainingError,
+        UncheckedContentWarning,
+    )
     from .attack_presets import ATTACKS, AttackPreset, gradient_queries
     from .attacks import AveragedLogits, attack, carlini_wagner, fgsm, mifgsm, pgd
     from .checkpoint import CheckpointMetadata, load_checkpoint, read_metadata, save_checkpoint
     from .compute import Compute
     from .data import Dataset, Part, held_out, load_dataset
+    from .decoded_copy import decoded_dataset
     from .defect import Defect, defect_masks
     from .evaluation import predicted
     from .loop import TrainingProgress
@@ -48,10 +57,12 @@ __all__ = [
     "TrainingError",
     "TrainingProgress",
     "TrainingRecord",
+    "UncheckedContentWarning",
     "adversarial_examples",
     "attack",
     "build",
     "carlini_wagner",
+    "decoded_dataset",
     "defect_mask",
     "defect_masks",
     "defective",
@@ -73,12 +84,13 @@ __all__ = [
 ]
 
 _HOMES = {
-    "_errors": ("CheckpointError", "DataError", "DivergedError", "Interrupted", "SpecError", "TrainingError"),
+    "_errors": ("CheckpointError", "DataError", "DivergedError", "Interrupted", "SpecError", "TrainingError", "UncheckedContentWarning"),
     "attack_presets": ("ATTACKS", "AttackPreset", "gradient_queries"),
     "attacks": ("AveragedLogits", "attack", "carlini_wagner", "fgsm", "mifgsm", "pgd"),
     "checkpoint": ("CheckpointMetadata", "load_checkpoint", "read_metadata", "save_checkpoint"),
     "compute": ("Compute",),
     "data": ("Dataset", "Part", "held_out", "load_dataset"),
+    "decoded_copy": ("decoded_dataset",),
     "defect": ("Defect", "defect_masks"),
     "evaluation": ("predicted",),
     "loop": ("TrainingProgress",),

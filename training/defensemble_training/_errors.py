@@ -7,6 +7,8 @@ TrainingError                     everything below, and a run that cannot begin,
 ├── DataError                     a dataset that does not exist or cannot be read
 └── CheckpointError               a checkpoint that is missing, damaged, of another kind, or whose masks are not its own
 
+UncheckedContentWarning(UserWarning)    a file of an older version, which carries no digest of its content
+
 What the operating system refuses (a full disk, a folder without permission) stays an `OSError` that names the file.
 """
 
@@ -33,3 +35,7 @@ class DataError(TrainingError):
 
 class CheckpointError(TrainingError):
     """A checkpoint is missing, damaged, of another kind, or does not hold what its metadata says."""
+
+
+class UncheckedContentWarning(UserWarning):
+    """A checkpoint or a state of an older version carries no digest, so damage of its content cannot be noticed."""

@@ -2,7 +2,7 @@
 
 The file's metadata has one key, `defensemble`, whose text is a JSON object with the keys
 
-- `format`: 3 (2, which has no `content_digest`, is read too)
+- `format`: 3 (2, which has no `content_digest`, is read too, with a warning)
 - `spec`: the `ModelSpec`, one key a field
 - `mask_digest`: `mask_digest` of the masks, full buffer names
 - `record`: the `TrainingRecord`, one key a field; class names are in it
@@ -14,6 +14,7 @@ torch's `state_dict`. Nothing is pickled.
 
 import json
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
-from ._errors import CheckpointError, SpecError
+from defensemble_images.regular_files import irregular
+
+from ._errors import CheckpointError, SpecError, UncheckedContentWarning
 from .content_digest import DIGEST_KEY, content_digest, digest_mismatch
 from .defect import defect_masks
 from .masks import mask_digest
 from .networks import build
 from .record import TrainingRecord
-from .sources import irregular
 from .spec import ModelSpec
 from .writing import name_aside, named, write_aside
 
@@ -87,6 +89,8 @@ def save_checkpoint(
 
 def load_checkpoint(path: str | os.PathLike[str]) -> tuple[nn.Module, ModelSpec, TrainingRecord]:
     """Read a network: a float32 module in eval mode, whatever the file's precision, its spec and its training record.
+
+    A file of an older version, which carries no digest of its content, loads with an `UncheckedContentWarning`.
 
     Raises:
         CheckpointError: the file is missing, truncated, no safetensors file, one of another kind, lacks a tensor or has one too many,
@@ -175,7 +179,14 @@ def _read(path: Path, *, with_tensors: bool) -> tuple[CheckpointMetadata, dict[s
             f"{path} is no whole safetensors file ({error}): it is truncated, damaged or of another format; "
             "take an unchanged copy, or train the network again"
         ) from error
-    if with_tensors and values["format"] != _FORMAT_WITHOUT_DIGEST:
+    if with_tensors and values["format"] == _FORMAT_WITHOUT_DIGEST:
+        warnings.warn(
+            f"{path} is of an older version and carries no digest of its content, so damage cannot be noticed; this adds one: "
+            "save_checkpoint(path, *load_checkpoint(path))",
+            UncheckedContentWarning,
+            stacklevel=3,  # of who calls load_checkpoint
+        )
+    elif with_tensors:
         mismatch = digest_mismatch(values, tensors)
         if mismatch is not None:
             raise CheckpointError(f"{path} is damaged or was changed: {mismatch}; take an unchanged copy, or train the network again")

@@ -1,13 +1,15 @@
 """Which images a network is trained and judged on: datasets by name, from a folder or the hub, with a split that never changes."""
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from defensemble_images import Preprocessing
 
 from ._errors import DataError, SpecError
 from .catalogue import KNOWN
@@ -117,6 +119,8 @@ class Dataset:
         flip: whether a mirrored image is still an image of its class.
         source: one line, where the images came from and in which state.
         digest: 16 hexadecimal digits over pixels and labels of both parts.
+        preprocessing: how image files were brought to this size; None where the images came as arrays.
+        notes: what a user should know of how the images were read, such as files that were skipped; one line each.
 
     Raises:
         DataError: the parts differ in the shape of their images, fewer than 2 classes, a label of no class, another number of means
@@ -132,6 +136,8 @@ class Dataset:
     flip: bool
     source: str
     digest: str
+    preprocessing: Preprocessing | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         shapes = [part.stored(slice(0, 1)).shape[1:] for part in (self.train, self.test)]
@@ -161,6 +167,27 @@ class Dataset:
         """(C, H, W) of one image."""
         _, channels, height, width = self.train.stored(slice(0, 1)).shape
         return channels, height, width
+
+    def numbered_as(self, class_names: Sequence[str], model: str) -> "Dataset":
+        """Return this dataset with the class numbers of a model; classes are matched by name, after Unicode NFC.
+
+        Args:
+            class_names: of the model, in the order of its outputs.
+            model: its name, for errors.
+
+        Raises:
+            DataError: a class of the dataset is none of the model's.
+        """
+        from defensemble_images import ClassNamesError, matched_classes
+
+        if self.class_names == tuple(class_names):
+            return self
+        try:
+            numbers = matched_classes(self.class_names, class_names, f"the dataset {self.name!r} ({self.source})", model)
+        except ClassNamesError as error:
+            raise DataError(str(error)) from error
+        train, test = (Part(part.pixels, numbers[part.labels]) for part in (self.train, self.test))
+        return replace(self, class_names=tuple(class_names), train=train, test=test)
 
     @property
     def train_images(self) -> Images:
@@ -194,6 +221,7 @@ def load_dataset(
     *,
     data_dir: str | Path | None = None,
     skip_damaged: bool = False,
+    max_memory: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> Dataset:
     """Load a dataset: the digits that are installed, or images from a folder or the Hugging Face hub, decoded once.
@@ -207,7 +235,8 @@ def load_dataset(
         size: height and width of the images, 8 to 1024 (digits: to 128); None: 16 for digits, for the others what they usually have, and
             for `folder` that of the images, if all have the same.
         data_dir: the folder that holds the dataset, as parquet files or class folders.
-        skip_damaged: leave out images that cannot be decoded, and say so in `source`.
+        skip_damaged: leave out images that cannot be decoded, and say so in `source` and `notes`.
+        max_memory: bytes that a row group of a parquet file may take; None: half of the free memory.
         on_progress: called with what is being done, how many images are done, and of how many.
 
     Raises:
@@ -222,10 +251,16 @@ def load_dataset(
     if size is not None and (isinstance(size, bool) or not isinstance(size, int) or not SMALLEST_SIZE <= size <= LARGEST_SIZE):
         raise DataError(f"size must be an integer from {SMALLEST_SIZE} to {LARGEST_SIZE}, got {size!r}")
     # Pillow, pyarrow and the hub's client are not needed for digits.
+    from defensemble_images import ImagesError, reading_notes
+
     from .places import find_entry
 
     allowed = (SMALLEST_SIZE, LARGEST_SIZE)
-    entry = find_entry(name, KNOWN[name], size, allowed, data_dir, skip_damaged, on_progress or (lambda what, done, total: None))
+    on_progress = on_progress or (lambda what, done, total: None)
+    try:
+        entry, skipped = find_entry(name, KNOWN[name], size, allowed, data_dir, skip_damaged, max_memory, on_progress)
+    except ImagesError as error:
+        raise DataError(str(error)) from error
     return Dataset(
         name=name,
         class_names=entry.meta.class_names,
@@ -236,6 +271,14 @@ def load_dataset(
         flip=KNOWN[name].flip,
         source=entry.meta.source,
         digest=entry.meta.digest,
+        preprocessing=Preprocessing("crop"),
+        notes=reading_notes(
+            skipped,
+            damaged=entry.meta.damaged,
+            first_damage=entry.meta.first_damage[0] if entry.meta.first_damage else None,
+            animations=entry.meta.animations,
+            first_animation=entry.meta.first_animation,
+        ),
     )
 
 

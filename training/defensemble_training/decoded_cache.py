@@ -1,8 +1,9 @@
 """Decoded images in the user's cache: written once, as a whole or not at all, and memory-mapped from then on.
 
-An entry is a folder `$XDG_CACHE_HOME/defensemble/datasets/<key>/` with `train.npy` and `test.npy` (uint8, (n, C, H, W)),
-`train_labels.npy` and `test_labels.npy` (int64) and `meta.json`. It is written in `.<key>.part` beside it, under a lock that ends with
-its process, and renamed. Arrays are written as files, not through a memory map: where the disk is full, a map kills the process.
+An entry is a folder `$XDG_CACHE_HOME/defensemble/datasets/<key>/` with `train.npy` and `test.npy` ((n, C, H, W), uint8, or float32 in
+[0, 1] where an image has 16 bits a pixel), `train_labels.npy` and `test_labels.npy` (int64) and `meta.json`. It is written in `.<key>.part`
+beside it, under a lock that ends with its process, and renamed. Arrays are written as files, not through a memory map: where the disk is
+full, a map kills the process.
 """
 
 import errno
@@ -20,9 +21,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import decoding
+from defensemble_images.errors import DamagedImageError
+from defensemble_images.reader import RULES, Pixels
+
 from ._errors import DataError
-from .decoding import Damage
 from .part_writer import OnProgress, WrittenPart, write_part
 from .sources import Source, check_classes
 
@@ -42,6 +44,8 @@ class Meta:
         digest: 16 hexadecimal digits over pixels and labels of both parts.
         damaged: images that were left out.
         first_damage: where the first of them is, and why; None where there are none.
+        animations: images of which only the first frame was read.
+        first_animation: where the first of them is; None where there are none.
         train_shape: (n, C, H, W).
         test_shape: as train_shape.
     """
@@ -53,6 +57,8 @@ class Meta:
     digest: str
     damaged: int
     first_damage: tuple[str, str] | None
+    animations: int
+    first_animation: str | None
     train_shape: tuple[int, ...]
     test_shape: tuple[int, ...]
 
@@ -78,9 +84,9 @@ class Entry:
     """A decoded dataset; the pixels are read-only memory maps."""
 
     meta: Meta
-    train_pixels: npt.NDArray[np.uint8]
+    train_pixels: Pixels
     train_labels: npt.NDArray[np.int64]
-    test_pixels: npt.NDArray[np.uint8]
+    test_pixels: Pixels
     test_labels: npt.NDArray[np.int64]
 
 
@@ -92,7 +98,7 @@ def cache_folder() -> Path:
 
 def entry_key(name: str, size: int | None, origin: object) -> str:
     """Return the name of an entry: the same for the same dataset, size, way of decoding and `origin` (anything that JSON holds)."""
-    text = json.dumps([decoding.VERSION, name, size, origin])
+    text = json.dumps([RULES, name, size, origin])
     return f"{name}-{size or 'as-is'}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
@@ -140,7 +146,7 @@ def entry_of(key: str, prepare: Callable[[], Undecoded], *, skip_damaged: bool, 
     if entry is None:
         raise DataError(f"{cache_folder() / key} cannot be read back; expected what was just written; is another program at work in it?")
     if entry.meta.first_damage is not None and not skip_damaged:
-        raise Damage(*entry.meta.first_damage).error()
+        raise DamagedImageError(*entry.meta.first_damage)
     return entry
 
 
@@ -215,6 +221,7 @@ def _write(folder: Path, undecoded: Undecoded, skip_damaged: bool, on_progress: 
         parts.append(write_part(folder, split, part, (undecoded.channels, undecoded.size, undecoded.size), skip_damaged, on_progress))
     train, test = parts
     damage = (*train.damage, *test.damage)
+    animations = (*train.animations, *test.animations)
     where = f"{origin} (without {len(damage)} damaged images)" if damage else origin
     check_classes(source.class_names, train.labels, test.labels, where)
     formats = " and ".join(sorted(train.formats | test.formats))
@@ -227,6 +234,8 @@ def _write(folder: Path, undecoded: Undecoded, skip_damaged: bool, on_progress: 
         digest=hashlib.sha256(train.digest + test.digest).hexdigest()[:16],
         damaged=len(damage),
         first_damage=(damage[0].where, damage[0].reason) if damage else None,
+        animations=len(animations),
+        first_animation=animations[0] if animations else None,
         train_shape=train.shape,
         test_shape=test.shape,
     )

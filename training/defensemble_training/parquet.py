@@ -10,8 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from defensemble_images.class_names import distinct_names
+from defensemble_images.memory import check_memory
+from defensemble_images.reader import Encoded
+from defensemble_images.regular_files import irregular
+
 from ._errors import DataError
-from .sources import Encoded, EncodedPart, Source, file_state, irregular
+from .sources import EncodedPart, Source, file_state
 
 IMAGE_COLUMNS = ("img", "image")
 LABEL_COLUMNS = ("label", "fine_label")
@@ -22,7 +27,7 @@ _FILE = re.compile(r"(?P<split>[a-z]+)(-(?P<shard>\d+)-of-(?P<shards>\d+))?(-[^/
 _POINTER = b"version https://git-lfs"
 
 
-def parquet_source(folder: Path, test_splits: Sequence[str]) -> Source | None:
+def parquet_source(folder: Path, test_splits: Sequence[str], max_memory: int | None = None) -> Source | None:
     """Recognise parquet files in a folder or in one below it (such as data/ or plain_text/); None where there are none.
 
     Raises:
@@ -33,7 +38,7 @@ def parquet_source(folder: Path, test_splits: Sequence[str]) -> Source | None:
     for place in places:
         splits = split_files([path.name for path in place.iterdir()])
         if splits.keys() & {"train", *test_splits}:
-            return _of_splits(place, splits, test_splits)
+            return _of_splits(place, splits, test_splits, max_memory)
     return None
 
 
@@ -46,7 +51,7 @@ def split_files(names: Sequence[str]) -> dict[str, list[str]]:
     return splits
 
 
-def _of_splits(folder: Path, splits: dict[str, list[str]], test_splits: Sequence[str]) -> Source:
+def _of_splits(folder: Path, splits: dict[str, list[str]], test_splits: Sequence[str], max_memory: int | None) -> Source:
     test_split = next((split for split in test_splits if split in splits), None)
     if "train" not in splits or test_split is None:
         missing = "train-*.parquet" if "train" not in splits else " or ".join(f"{split}-*.parquet" for split in test_splits)
@@ -58,7 +63,7 @@ def _of_splits(folder: Path, splits: dict[str, list[str]], test_splits: Sequence
     for other in (*train[1:], *test):
         if other.class_names != first.class_names:
             raise DataError(f"{other.path} names other classes than {first.path}; expected the same in every file")
-    parts = [_part(files) for files in (train, test)]
+    parts = [_part(files, max_memory) for files in (train, test)]
     class_names = first.class_names or tuple(str(label) for label in range(1 + max(int(part.labels.max(initial=-1)) for part in parts)))
     return Source("parquet", class_names, parts[0], parts[1], tuple(file_state(folder, file.path) for file in (*train, *test)))
 
@@ -96,21 +101,23 @@ def _opened(path: Path) -> _File:
             f"{' or '.join(LABEL_COLUMNS)} (int64), as the Hugging Face hub has image datasets"
         )
     try:
-        # -1 is how the hub marks an image whose class is not published.
-        labels = np.array(file.read(columns=[label_column]).column(0).fill_null(-1).to_numpy(), dtype=np.int64)
+        column = file.read(columns=[label_column]).column(0)
+        missing = column.is_null().to_numpy()
+        labels = column.fill_null(0).to_numpy()
     except (OSError, ValueError) as error:
         raise _damaged(path, error) from error
     finally:
         file.close()
-    names = _class_names(schema.metadata, label_column)
-    wrong = np.flatnonzero((labels < 0) | (labels >= (len(names) or MOST_CLASSES)))
+    names = distinct_names(_class_names(schema.metadata, label_column), str(path))
+    # -1 is how the hub marks an image whose class is not published.
+    wrong = np.flatnonzero(missing | (labels < 0) | (labels >= (len(names) or MOST_CLASSES)))
     if wrong.size:
         expected = f"0 to {len(names) - 1}" if names else f"0 to {MOST_CLASSES - 1}, as no class names are stated,"
         raise DataError(
-            f"{path} has the {label_column} {labels[wrong[0]]} in row {wrong[0]} (-1: none); expected {expected} in every row; "
-            "take a split whose classes are published"
+            f"{path} has the {label_column} {'null' if missing[wrong[0]] else labels[wrong[0]]} in row {wrong[0]} (null or -1: none); "
+            f"expected {expected} in every row; take a split whose classes are published"
         )
-    return _File(path, image_column, labels, names)
+    return _File(path, image_column, labels.astype(np.int64), names)
 
 
 def _parquet_file(path: Path) -> Any:
@@ -155,15 +162,28 @@ def _class_names(metadata: dict[bytes, bytes] | None, label_column: str) -> tupl
     return tuple(str(name) for name in names)
 
 
-def _part(files: Sequence[_File]) -> EncodedPart:
-    return EncodedPart(np.concatenate([file.labels for file in files]), lambda: _images(files))
+def _check_memory(file: Any, held: _File, max_memory: int | None) -> None:
+    """Raise where the images of one row group, which pyarrow may hold at once, are too large."""
+    index = next(number for number, name in enumerate(_column_paths(file)) if name == f"{held.image_column}.bytes")
+    for number in range(file.metadata.num_row_groups):
+        group = file.metadata.row_group(number).column(index)
+        check_memory(f"the images in row group {number} of {held.path}", group.total_uncompressed_size, max_memory)
 
 
-def _images(files: Sequence[_File]) -> Iterator[Encoded]:
+def _column_paths(file: Any) -> list[str]:
+    return [file.metadata.schema.column(number).path for number in range(file.metadata.num_columns)]
+
+
+def _part(files: Sequence[_File], max_memory: int | None) -> EncodedPart:
+    return EncodedPart(np.concatenate([file.labels for file in files]), lambda: _images(files, max_memory))
+
+
+def _images(files: Sequence[_File], max_memory: int | None) -> Iterator[Encoded]:
     for held in files:
         file = _parquet_file(held.path)
         row = 0
         try:
+            _check_memory(file, held, max_memory)
             for batch in file.iter_batches(ROWS_AT_ONCE, columns=[held.image_column]):
                 # `flatten` and not `field`: a row that is null as a whole has no bytes either.
                 column = batch.column(0)

@@ -3,6 +3,8 @@
 import numpy as np
 import torch
 
+from defensemble_images.memory import free_memory
+
 from .data import Part
 
 # Of what is free on a GPU, and of a processor's memory, this much at most: the network wants its own.
@@ -34,6 +36,4 @@ class Pixels:
 def _free_bytes(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    with open("/proc/meminfo") as file:
-        told = dict(line.split(":") for line in file)
-    return float(told["MemAvailable"].split()[0]) * 1024
+    return free_memory()

@@ -4,11 +4,13 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from defensemble_images.decoding import survey
+from defensemble_images.folders import Skipped
+
 from . import hub
 from ._errors import DataError
 from .catalogue import Known
 from .decoded_cache import Entry, Undecoded, entry_key, entry_of
-from .decoding import survey
 from .part_writer import OnProgress
 from .sources import EXPECTED, Source, source_in
 
@@ -20,9 +22,12 @@ def find_entry(
     allowed: tuple[int, int],
     data_dir: str | Path | None,
     skip_damaged: bool,
+    max_memory: int | None,
     on_progress: OnProgress,
-) -> Entry:
+) -> tuple[Entry, Skipped]:
     """Open a dataset decoded, and decode or download it first where that was not done before.
+
+    Returns it with what was passed over in its class folders.
 
     Args:
         name: of the dataset.
@@ -31,21 +36,23 @@ def find_entry(
         allowed: lowest and highest size.
         data_dir: the folder that holds it; None: `$DEFENSEMBLE_DATA_DIR/<name>` where that is a folder, else the hub.
         skip_damaged: leave out what cannot be decoded.
+        max_memory: bytes that a row group of a parquet file may take; None: half of the free memory.
         on_progress: called with what is done, how many are done, and of how many.
 
     Raises:
-        DataError: it is nowhere, damaged, of another layout, or cannot be kept.
+        DataError: it is nowhere, of another layout, or cannot be kept.
+        defensemble_images.ImagesError: an image is damaged, or a name or a place of a file is not accepted.
     """
     size = size or known.size
     folder = _local_folder(name, data_dir)
     if folder is not None:
-        source = source_in(folder, known.test_splits)
+        source = source_in(folder, known.test_splits, max_memory)
         _check_number_of_classes(name, known, source, folder)
         origin = f"{'images' if name == 'folder' else name} from a local folder"
         undecoded = _undecoded(source, origin, known, size, allowed, folder)
         # With the path: copies may agree in all else, such as bitmaps of one size whose times were set by an archive.
         key = entry_key(name, size, [str(folder.resolve()), source.files])
-        return entry_of(key, undecoded, skip_damaged=skip_damaged, on_progress=on_progress)
+        return entry_of(key, undecoded, skip_damaged=skip_damaged, on_progress=on_progress), source.skipped
     if known.repository is None:
         why = "is what you make of it" if name == "folder" else "has no copy on the Hugging Face hub"
         raise DataError(f"the dataset {name!r} {why}: pass the folder that holds it, data_dir (--data-dir); {EXPECTED}")
@@ -54,10 +61,11 @@ def find_entry(
     def from_hub() -> Undecoded:
         place, revision = hub.downloaded(name, repository, known.test_splits, on_progress)
         origin = f"{repository} (revision {revision[:12]})"
-        return _undecoded(source_in(place, known.test_splits), origin, known, size, allowed, place)()
+        return _undecoded(source_in(place, known.test_splits, max_memory), origin, known, size, allowed, place)()
 
     # The revision is no part of the key: what was decoded once is found without a network, and stays what it is.
-    return entry_of(entry_key(name, size, ["hub", repository]), from_hub, skip_damaged=skip_damaged, on_progress=on_progress)
+    entry = entry_of(entry_key(name, size, ["hub", repository]), from_hub, skip_damaged=skip_damaged, on_progress=on_progress)
+    return entry, Skipped()
 
 
 def _local_folder(name: str, data_dir: str | Path | None) -> Path | None:

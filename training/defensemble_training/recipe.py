@@ -23,12 +23,12 @@ LARGEST_SEED = 2**63 - 1
 
 def _check_number(name: str, value: object, expected: str, holds: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, REAL) or not holds(value):
-        raise SpecError(f"{name} must be {expected}, got {value!r}")
+        raise SpecError(f"{name} must be {expected}, got {value!r:.120}")
 
 
 def _checked_milestones(milestones: object, schedule: str) -> tuple[int, ...]:
     if isinstance(milestones, (str, bytes)) or not isinstance(milestones, (list, tuple)):
-        raise SpecError(f"milestones must be epochs, such as (150, 250); got {milestones!r}")
+        raise SpecError(f"milestones must be epochs, such as (150, 250); got {milestones!r:.120}")
     checked = tuple(checked_integer("each of the milestones", milestone, minimum=0) for milestone in milestones)
     if list(checked) != sorted(checked):
         raise SpecError(f"milestones must rise, got {checked}")

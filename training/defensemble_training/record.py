@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from defensemble_images import ImagesError, Preprocessing, normalised
+
 from ._errors import SpecError
 
 
@@ -17,7 +19,7 @@ class TrainingRecord:
         data: the dataset's name.
         data_source: where the images came from, and in which state.
         data_digest: of the images and labels, 16 hexadecimal digits.
-        class_names: the name of every class, in the order of the logits.
+        class_names: the name of every class, in the order of the logits, kept in Unicode NFC.
         recipe: the `Recipe`, one key a field.
         epochs: that were done; 0, as all counts, where a network was not trained.
         seed: of the weights, the order of the images and their shifts.
@@ -34,6 +36,8 @@ class TrainingRecord:
         seconds: the run took, without loading the data.
         command: how the run was asked for; empty where it was not by a command.
         versions: of Python and of the libraries that took part.
+        preprocessing: `Preprocessing.to_values()`, how the image files were brought to the network's size; None where it is not known, or
+            where the images came as arrays.
 
     Raises:
         SpecError: a value of the wrong type, or outside of its range.
@@ -59,6 +63,7 @@ class TrainingRecord:
     seconds: float
     command: str
     versions: Mapping[str, str] = field(hash=False)
+    preprocessing: Mapping[str, Any] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
         texts = isinstance(self.class_names, tuple) and all(_is_text(name) for name in self.class_names)
@@ -81,6 +86,12 @@ class TrainingRecord:
             value = getattr(self, name)
             named = isinstance(value, Mapping) and all(isinstance(key, str) and isinstance(one, kind) for key, one in value.items())
             _check(name, value, "values by name", named)
+        if self.preprocessing is not None:
+            try:
+                Preprocessing.from_values(self.preprocessing, "a training record")
+            except ImagesError as error:
+                raise SpecError(str(error)) from error
+        object.__setattr__(self, "class_names", tuple(normalised(name) for name in self.class_names))
 
     @classmethod
     def untrained(cls, class_names: tuple[str, ...], **changes: Any) -> "TrainingRecord":
@@ -97,13 +108,13 @@ class TrainingRecord:
 
     @classmethod
     def from_values(cls, values: object) -> "TrainingRecord":
-        """Read a record from the values of a JSON object.
+        """Read a record from the values of a JSON object; older records have no key `preprocessing`.
 
         Raises:
             SpecError: a key is missing or unknown, or a value is wrong.
         """
         names = [item.name for item in dataclasses.fields(cls)]
-        if not isinstance(values, dict) or set(values) != set(names):
+        if not isinstance(values, dict) or {*values, "preprocessing"} != set(names):
             got = ", ".join(map(str, values)) if isinstance(values, dict) else json.dumps(values)[:80]
             raise SpecError(f"a training record must have the keys {', '.join(names)}; got {got}")
         names_of_classes = values["class_names"]
@@ -117,4 +128,4 @@ def _is_text(value: object) -> bool:
 
 def _check(name: str, value: object, expected: str, holds: bool) -> None:
     if not holds:
-        raise SpecError(f"{name} of a training record must be {expected}, got {value!r}")
+        raise SpecError(f"{name} of a training record must be {expected}, got {value!r:.200}")

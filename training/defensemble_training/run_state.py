@@ -4,6 +4,7 @@ Nothing random is in it: what a step draws follows from the seed and the step (`
 """
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +14,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from ._errors import TrainingError
+from defensemble_images.regular_files import irregular
+
+from ._errors import TrainingError, UncheckedContentWarning
 from .content_digest import DIGEST_KEY, content_digest, digest_mismatch
-from .sources import irregular
 from .writing import write_aside
 
 FORMAT = 2
@@ -103,6 +105,8 @@ def save_state(folder: Path, state: RunState) -> None:
 def load_state(folder: Path) -> RunState | None:
     """Read the state of a run; None where there is none.
 
+    One of an older version, which carries no digest of its content, is read with an `UncheckedContentWarning`.
+
     Raises:
         TrainingError: the file is damaged, or of another version.
         OSError: it cannot be read.
@@ -120,8 +124,14 @@ def load_state(folder: Path) -> RunState | None:
             if got not in (FORMAT, _FORMAT_WITHOUT_DIGEST):
                 raise TrainingError(f"{path} is no state of a run that this version reads (format {got!r}, expected {FORMAT}); {mend}")
             tensors = {key: file.get_tensor(key) for key in file.keys()}
-            mismatch = digest_mismatch(described, tensors) if got == FORMAT else None
-            if mismatch is not None:
+            if got != FORMAT:
+                warnings.warn(
+                    f"{path} is of an older version and carries no digest of its content, so damage cannot be noticed; the run's next "
+                    "state carries one",
+                    UncheckedContentWarning,
+                    stacklevel=2,
+                )
+            elif (mismatch := digest_mismatch(described, tensors)) is not None:
                 raise TrainingError(f"{path} is damaged or was changed: {mismatch}; {mend}")
             groups: dict[str, dict[str, torch.Tensor]] = {"weights": {}, "momentum": {}, "best": {}}
             for key, tensor in tensors.items():

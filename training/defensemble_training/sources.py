@@ -1,13 +1,14 @@
 """What a dataset looks like before it is decoded: labels, encoded images, and the files that hold them, whatever the layout."""
 
-import os
-import stat
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+
+from defensemble_images.folders import Skipped, contents
+from defensemble_images.reader import Encoded
 
 from ._errors import DataError
 
@@ -18,19 +19,6 @@ EXPECTED = (
     "expected train-*.parquet and test-*.parquet (or validation-*, valid-*, val-*), in the folder itself or one folder below it; "
     "or TRAIN/CLASS/IMAGE and TEST/CLASS/IMAGE with the folders train and test (or val, validation, valid); or CLASS/IMAGE alone"
 )
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """One image as it lies on the disk.
-
-    Attributes:
-        where: how an error names it, such as a path, or a file with a row.
-        data: the encoded bytes, the file that holds nothing else, or None where there are none.
-    """
-
-    where: str
-    data: bytes | Path | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +39,7 @@ class Source:
         train: the training part.
         test: the test part.
         files: the state of every file that was read or will be.
+        skipped: what was passed over in class folders.
     """
 
     layout: str
@@ -58,14 +47,16 @@ class Source:
     train: EncodedPart
     test: EncodedPart
     files: tuple[FileState, ...]
+    skipped: Skipped = field(default_factory=Skipped)
 
 
-def source_in(folder: Path, test_splits: Sequence[str]) -> Source:
+def source_in(folder: Path, test_splits: Sequence[str], max_memory: int | None = None) -> Source:
     """Recognise what a folder holds: parquet files as the Hugging Face hub has them, or class folders of images.
 
     Args:
         folder: where the dataset lies.
         test_splits: names of the test part, the preferred one first.
+        max_memory: bytes that a row group of a parquet file may take; None: half of the free memory.
 
     Raises:
         DataError: there is no such folder, it holds neither, or what it holds is damaged or incomplete.
@@ -75,7 +66,7 @@ def source_in(folder: Path, test_splits: Sequence[str]) -> Source:
 
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder; {EXPECTED}")
-    source = parquet_source(folder, test_splits) or folders_source(folder, test_splits)
+    source = parquet_source(folder, test_splits, max_memory) or folders_source(folder, test_splits)
     if source is None:
         raise DataError(f"{folder} holds no dataset of a layout that is known, but {contents(folder)}; {EXPECTED}")
     check_classes(source.class_names, source.train.labels, source.test.labels, folder)
@@ -113,21 +104,6 @@ def check_classes(
             f"no test images of {what} {named} in {where}: accuracy would not speak of {them}; "
             f"expected at least one of each of the {len(class_names)} classes in the test part; add test images, or remove {them}"
         )
-
-
-def contents(folder: Path) -> str:
-    """Say what lies in a folder, for an error: the first ten names."""
-    names = sorted(entry.name + "/" * entry.is_dir() for entry in os.scandir(folder))
-    shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
-    return shown or "nothing"
-
-
-def irregular(mode: int) -> str | None:
-    """Say what a path is that is no regular file, from its `st_mode`; None for a regular one. Opening another may wait for ever."""
-    if stat.S_ISREG(mode):
-        return None
-    kinds = {stat.S_IFIFO: "a FIFO", stat.S_IFDIR: "a folder", stat.S_IFSOCK: "a socket"}
-    return kinds.get(stat.S_IFMT(mode), "a device")
 
 
 def file_state(folder: Path, path: Path) -> FileState:

@@ -159,6 +159,7 @@ def _record(dataset: Dataset, recipe: Recipe, seed: int, compute: Compute, loop:
         seconds=round(loop.state.seconds, 3),
         command=command,
         versions={"python": platform.python_version(), **{name: _version(name) for name in VERSIONS_OF}},
+        preprocessing=None if dataset.preprocessing is None else dataset.preprocessing.to_values(),
     )
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import io
 import sys
+import warnings
 from typing import Any
 
 import click
 
 from defensemble._version import __version__
 from defensemble.cli import build_engine, demo, doctor, ensemble, export, predict, probe, profile, serve, train
+from defensemble.cli._notes import warnings_as_notes
 from defensemble.cli._os_errors import text_from_os_error
 
 # Which pip extra brings a sibling, and the base class of its errors.
@@ -39,7 +41,8 @@ class _Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with warnings_as_notes():
+                return super().invoke(ctx)
         except ModuleNotFoundError as error:
             extra = _EXTRAS.get((error.name or "").split(".")[0])
             if extra is None:
@@ -48,14 +51,21 @@ class _Commands(click.Group):
         except BrokenPipeError:
             raise  # who reads our output has had enough, as `head` has: click ends without a word
         except OSError as error:
-            raise click.ClickException(text_from_os_error(error, ctx.invoked_subcommand)) from error
+            raise _shown(text_from_os_error(error, ctx.invoked_subcommand)) from error
         except Exception as error:
             if isinstance(error, _users_errors()):
-                raise click.ClickException(str(error)) from error
+                raise _shown(str(error)) from error
             raise
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
+
+
+def _shown(text: str) -> click.ClickException:
+    """An error as it is printed: what it quotes may be of any length."""
+    from defensemble_repository.texts import shortened
+
+    return click.ClickException(shortened(text))
 
 
 def _users_errors() -> tuple[type[Exception], ...]:
@@ -100,4 +110,6 @@ def main() -> None:
     # A path that is no UTF-8 is printed as it is; most locales' standard output raises an error instead, after the work is done.
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="surrogateescape")
+    # The reader of images reports what is damaged; Pillow's warnings of what it passes over, such as a corrupt EXIF block, add nothing.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     cli(prog_name="defensemble")

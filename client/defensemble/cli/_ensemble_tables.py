@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import unicodedata
 from collections.abc import Container, Sequence
@@ -108,6 +109,8 @@ def print_state(state: EnsembleState) -> None:
         table.add_row(*(escape(cell) for cell in cells))
     console = Console(width=None if sys.stdout.isatty() else _WIDTH_OF_A_FILE)
     console.print(table)
+    rule = "unknown" if state.preprocessing is None else json.dumps(dict(state.preprocessing))
+    console.print(f"preprocessing: {rule}", highlight=False, markup=False, soft_wrap=True)
     for url, answer in state.served.items():
         restarts = restarts_at(url)
         console.print(f"served by {url}: {answer}{restarts and f'; {restarts}'}", highlight=False, markup=False, soft_wrap=True)
@@ -131,6 +134,7 @@ def values_from_state(state: EnsembleState) -> dict[str, Any]:
         "input_shape": list(state.input_shape),
         "num_classes": state.num_classes,
         "max_batch_size": state.max_batch_size,
+        "preprocessing": None if state.preprocessing is None else dict(state.preprocessing),
         "members": [{**dataclasses.asdict(one.standing), "served": dict(one.served)} for one in state.members],
         "served": dict(state.served),
         "problems": list(state.problems),

@@ -55,6 +55,7 @@ class Request:
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
     input_shape: tuple[int, int, int] | None
+    resize: str | None
     custom_operators: tuple[str, ...]
     import_timeout: float | None
     report: bool
@@ -73,6 +74,7 @@ class Request:
             "--mean": self.mean,
             "--std": self.std,
             "--input-shape": self.input_shape,
+            "--resize": self.resize,
             "--custom-operators": self.custom_operators or None,
             "--import-timeout": self.import_timeout,
         }
@@ -155,6 +157,7 @@ def _export(request: Request) -> list[str]:
     # After the cheap checks: this imports torch, onnx and ONNX Runtime.
     from defensemble_export import export_networks
 
+    _warn_of_pixel_statistics(request)
     form, networks = _form(request, calibration), _networks(request)
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -184,6 +187,18 @@ def _export(request: Request) -> list[str]:
         )
     _tell(request, written)
     return written
+
+
+def _warn_of_pixel_statistics(request: Request) -> None:
+    """Warn of a mean or deviation above 1: images are in [0, 1] when it is applied."""
+    if request.mean is None or request.std is None or max(*request.mean, *request.std) <= 1:
+        return
+    mean, std = (",".join(f"{value / 255:.6g}" for value in values) for values in (request.mean, request.std))
+    click.echo(
+        f"Warning: --mean and --std are for images in [0, 1], and {max(*request.mean, *request.std):g} is above 1. If these values are for "
+        f"images of 0 to 255, divide all of them by 255: --mean {mean} --std {std}",
+        err=True,
+    )
 
 
 def _fuse(request: Request) -> list[str]:
@@ -299,6 +314,7 @@ def _networks(request: Request) -> list[FromCheckpoint | FromOnnx]:
                 mean=request.mean,
                 std=request.std,
                 input_shape=request.input_shape,
+                resize=request.resize,
                 class_names=None if request.labels_file is None else labels_from_file(request.labels_file),
                 custom_domains=request.custom_operators,
                 **limits,
@@ -322,4 +338,4 @@ def _weight(text: str) -> tuple[str, float]:
     try:
         return name, float(value)
     except ValueError:
-        raise click.BadParameter(f"expected NAME=NUMBER, got {text!r}", param_hint="--weight") from None
+        raise click.BadParameter(f"expected NAME=NUMBER, got {text!r:.120}", param_hint="--weight") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import click
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -13,6 +14,7 @@ from rich.table import Table
 
 from defensemble._client import Client
 from defensemble._exceptions import InputError, ModelNotFoundError
+from defensemble._images import ReadOptions
 from defensemble._intervals import Rate
 from defensemble._model import ModelInfo
 from defensemble._provenance import provenance
@@ -22,6 +24,8 @@ from defensemble.probes._data import choose_data
 from defensemble.probes.noise import PAPER_SIGMAS, NoiseResult, check_sigmas, probe_noise
 
 _BATCH_SIZE = 64
+_FEW = 30  # images, of which a Wilson 95 % interval can be 34 points wide
+_NAMED = 4
 
 
 def probe_noise_and_report(
@@ -35,30 +39,52 @@ def probe_noise_and_report(
     sigmas: Sequence[float] | None = None,
     batch_size: int | None = None,
     data_dir: Path | None = None,
+    options: ReadOptions | None = None,
     console: Console | None = None,
 ) -> dict[str, str]:
-    """Probes served models with noise, prints the table, writes the JSON; answers why models failed, by name.
+    """Probe served models with noise, print the table, write the JSON; returns why models failed, by name.
 
-    Without names: the ensembles, their members, and every other model that classifies images. `source` and `data_dir`: as in `choose_data`.
+    Args:
+        client: of the server.
+        source: as in `choose_data`.
+        out: where the JSON goes; an earlier result there is kept under another name.
+        names: of the models; empty: the ensembles, their members, and every other model that classifies images.
+        limit: as in `choose_data`.
+        seed: of the noise and of the sample.
+        sigmas: in 1/255; None: those of the paper.
+        batch_size: images a call; None: 64, or fewer where a model takes fewer.
+        data_dir: as in `choose_data`.
+        options: how image files are read.
+        console: where the table goes.
 
     Raises:
-        DefensembleError: Targets or data are not what they must be, or the server cannot be reached.
-        OSError: The JSON cannot be written, which is found out before the first query where it can be.
+        DefensembleError: targets or data are not what they must be, or the server cannot be reached.
+        OSError: the JSON cannot be written, which is found out before the first query where it can be.
     """
     console = console or Console()
+    options = options or ReadOptions()
     sigmas = PAPER_SIGMAS if sigmas is None else sigmas
     check_sigmas(sigmas)
     check_writable(out)
     server = client.server_metadata()
-    targets = _targets(client, names)
+    targets = _targets(client, names, options.resize)
     infos = list(targets)
-    chosen = choose_data(source, infos[0], limit, seed, data_dir)
+    rule = next((info for info in infos if info.preprocessing is not None), infos[0])
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        reading = progress.add_task("reading images", total=None)
+
+        def on_reading(what: str, done: int, total: int | None) -> None:
+            progress.update(reading, description=what, completed=done, total=total)
+
+        chosen = choose_data(source, rule, limit, seed, data_dir, options=options, on_progress=on_reading)
+    for note in chosen.notes:
+        click.echo(note, err=True)
     size = batch_size or min(_BATCH_SIZE, *(info.max_batch_size or _BATCH_SIZE for info in infos))
     n, rounds = len(chosen.data), 1 + len(sigmas)
     total = n * rounds * len(infos)
     settings = f"{rounds} settings (clean and {_counted(len(sigmas), 'sigma')})"
     console.print(f"{_counted(len(infos), 'model')} x {_counted(n, 'image')} x {settings} = {total} queries", highlight=False)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("noise", total=total)
         result = probe_noise(
@@ -80,12 +106,16 @@ def probe_noise_and_report(
     console.print("accuracy under Gaussian noise, %", highlight=False)
     console.print(_table(result))
     console.print(_caption(result), highlight=False)
-    write_result(out, report)  # after the table: what was measured is seen even where the disk has filled up meanwhile
-    console.print(str(out), highlight=False, soft_wrap=True, markup=False)
+    if (few := _few_common(result)) is not None:
+        console.print(few, highlight=False, markup=False)
+    # After the table: what was measured is seen even where the disk has filled up meanwhile.
+    earlier = write_result(out, report, keep=True)
+    kept = "" if earlier is None else f" (the earlier result is kept as {earlier})"
+    console.print(f"{out}{kept}", highlight=False, soft_wrap=True, markup=False)
     return result.failures
 
 
-def _targets(client: Client, names: Sequence[str]) -> dict[ModelInfo, str]:
+def _targets(client: Client, names: Sequence[str], resize: str | None) -> dict[ModelInfo, str]:
     """The models to probe, each with its role: ensembles, their members, and the others; or those that were named."""
     if len(set(names)) != len(names):
         raise InputError(f"a target was named twice: {', '.join(names)}")
@@ -97,6 +127,13 @@ def _targets(client: Client, names: Sequence[str]) -> dict[ModelInfo, str]:
             raise InputError(
                 f"models {found[0].name!r} and {info.name!r} differ in image shape or classes ({found[0].image_shape} and "
                 f"{info.image_shape}, {len(found[0].class_names)} and {len(info.class_names)} classes): choose some by --target"
+            )
+    stated = [info for info in found if info.preprocessing is not None]
+    for info in stated[1:] if resize is None else ():
+        if info.preprocessing != stated[0].preprocessing:
+            raise InputError(
+                f"models {stated[0].name!r} and {info.name!r} differ in how images are brought to their size "
+                f"({stated[0].preprocessing} and {info.preprocessing}): choose some by --target, or one rule for all by --resize"
             )
     members = {step for info in found for step in info.steps}
     roles = {info: "ensemble" if info.is_ensemble else "member" if info.name in members else "other" for info in found}
@@ -119,6 +156,27 @@ def _caption(result: NoiseResult) -> str:
         if halves:
             caption += f"; half-widths of their Wilson 95 % intervals: up to {100 * max(halves):.1f} points"
     return caption
+
+
+def _few_common(result: NoiseResult) -> str | None:
+    """Say why few images are classified correctly by all models, where they are fewer than 30 or than half of all."""
+    if result.n_common is None or result.n_common >= max(_FEW, result.n / 2):
+        return None
+    every = f"all {len(result.targets)} models" if len(result.targets) > 1 else result.targets[0].name
+    text = f"only {result.n_common} of {_counted(result.n, 'image')} {'is' if result.n == 1 else 'are'} classified correctly by {every}"
+    right = {target.name: target.clean.successes for target in result.targets if target.clean is not None}
+    weak = sorted((name for name, count in right.items() if count < result.n / 2), key=lambda name: right[name])
+    strong = [name for name in right if name not in weak]
+    if weak and strong:
+        alone = ", ".join(f"{name} alone gets {right[name]}" for name in weak[:_NAMED]) + ", ..." * (len(weak) > _NAMED)
+        rest = " ".join(f"--target {name}" for name in strong[:_NAMED]) + " ..." * (len(strong) > _NAMED)
+        return f"{text}; {alone}: leave {'it' if len(weak) == 1 else 'them'} out with {rest}"
+    if weak:
+        most = f"; none gets more than {max(right.values())}" if len(right) > 1 else ""
+        return f"{text}{most}: are these images of the kind that was trained on, and their classes the right ones?"
+    if result.n_common < result.n / 2:
+        return f"{text}, since they are wrong about different images: compare fewer models with --target"
+    return f"only {_counted(result.n, 'image')}: the intervals are wide, take more"
 
 
 def _table(result: NoiseResult) -> Table:

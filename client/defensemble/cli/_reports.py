@@ -43,7 +43,7 @@ def summary(member: Member) -> str:
     if verified is None:
         return ""
     kept = f"{100 * verified['agreement']:.2f} % of {verified['n']} images keep their class"
-    return f": {member.precision}, {kept}, probabilities within {verified['largest_probability_difference']:.1g}"
+    return f": {member.precision}, {kept}, probabilities within {verified['largest_probability_difference']:.1g}; on {verified['images']}"
 
 
 def _table(reports: list[Reported]) -> Table:

@@ -22,7 +22,7 @@ def _weights(context: click.Context, option: click.Parameter, values: tuple[str,
         except ValueError:
             weight = None
         if not equals or not name or weight is None:
-            raise click.BadParameter(f"expected {_EXAMPLE_OF_A_WEIGHT}, got {value!r}")
+            raise click.BadParameter(f"expected {_EXAMPLE_OF_A_WEIGHT}, got {value!r:.120}")
         if name in found:
             raise click.BadParameter(f"{name} is given two weights: name it once")
         found[name] = weight
@@ -35,7 +35,7 @@ def _replicas(context: click.Context, option: click.Parameter, values: tuple[str
     for value in values:
         url, equals, folder = value.partition("=")
         if not equals or not url or not folder:
-            raise click.BadParameter(f"expected URL=FOLDER, such as http://10.0.0.7:8000=/mnt/seven/models, got {value!r}")
+            raise click.BadParameter(f"expected URL=FOLDER, such as http://10.0.0.7:8000=/mnt/seven/models, got {value!r:.120}")
         found.append((url, Path(folder)))
     return tuple(found)
 
@@ -146,6 +146,8 @@ def command() -> None:
 )
 def show(name: str | None, form: str, **where: Any) -> None:
     r"""Show the ensemble NAME, or all of them: votes, weights, precision, digest of the masks, accuracy as the checkpoint has it.
+
+    Below stands how images of another size are resized (`preprocessing`).
 
     The column `served` says whether all servers serve what lies on disk; where one does not, a line below says why.
 

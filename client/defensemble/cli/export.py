@@ -13,14 +13,14 @@ def _numbers(context: click.Context, option: click.Parameter, value: str | None)
     try:
         return None if value is None else tuple(float(number) for number in value.split(","))
     except ValueError:
-        raise click.BadParameter(f"expected numbers with commas between them, such as 0.485,0.456,0.406, got {value!r}") from None
+        raise click.BadParameter(f"expected numbers with commas between them, such as 0.485,0.456,0.406, got {value!r:.120}") from None
 
 
 def _shape(context: click.Context, option: click.Parameter, value: str | None) -> tuple[int, ...] | None:
     """Channels, height and width, with commas between them."""
     sides = [] if value is None else value.split(",")
     if value is not None and (len(sides) != 3 or not all(side.strip().isdecimal() and int(side) > 0 for side in sides)):
-        raise click.BadParameter(f"expected three positive integers, channels,height,width, such as 3,224,224, got {value!r}")
+        raise click.BadParameter(f"expected three positive integers, channels,height,width, such as 3,224,224, got {value!r:.120}")
     return None if value is None else tuple(int(side) for side in sides)
 
 
@@ -87,12 +87,18 @@ def _shape(context: click.Context, option: click.Parameter, value: str | None) -
 )
 @click.option("--std", metavar="NUMBERS", callback=_numbers, help="With --from-onnx: then divide by this.")
 @click.option("--input-shape", metavar="C,H,W", callback=_shape, help="With --from-onnx: of an image, where the file leaves it open.")
+@click.option(
+    "--resize",
+    type=click.Choice(["crop", "squash"]),
+    help="With --from-onnx: how images of another size were resized in its training; crop: scale, then cut out the centre; squash: scale "
+    "height and width separately.  [default: unknown, images must have the exact size]",
+)
 @click.option("--custom-operators", multiple=True, metavar="DOMAIN", help="With --from-onnx: operators to allow, by domain. Repeatable.")
 @click.option(
     "--import-timeout",
     type=click.FloatRange(0, min_open=True),
     metavar="SECONDS",
-    help="With --from-onnx: longest time to load and try the file.  [default: 120]",
+    help="With --from-onnx: longest time to load and try the file, and again for each 64 images that it is compared on.  [default: 120]",
 )
 @click.option("--report", is_flag=True, help="Show what the verification came to; without a network: of all that is in the repository.")
 def command(**given: Any) -> None:

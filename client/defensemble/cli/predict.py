@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from defensemble.cli._invocation import bytes_from_size
+
 
 @click.command("predict", short_help="Images to labels, probabilities and uncertainty.")
 @click.argument("url")
@@ -21,14 +23,28 @@ import click
     "--labelled",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
-    help="A folder with one folder of pictures for each class: prints the accuracy with its Wilson 95 % interval.",
+    help="A folder with a folder of images for each class, matched by name: prints the accuracy with its Wilson 95 % interval.",
 )
 @click.option("--top", type=click.IntRange(min=1), default=1, show_default=True, help="How many classes to show for each image.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Images a call.  [default: 64, or the model's largest batch]")
 @click.option(
     "--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), default=60.0, show_default=True, help="Seconds a call."
 )
-@click.option("--resize", is_flag=True, help="Bring pictures of another size to the model's.")
+@click.option(
+    "--resize",
+    type=click.Choice(["crop", "squash"]),
+    is_flag=False,
+    flag_value="",  # without a value: an error that names the choices
+    help="Bring image files to the model's size: scale and cut out the centre, or scale height and width separately.  [default: as the "
+    "model records it; where it records nothing, images must have its size]",
+)
+@click.option("--skip-damaged", is_flag=True, help="Leave out and count images that cannot be decoded, instead of stopping at the first.")
+@click.option(
+    "--max-memory",
+    callback=bytes_from_size,
+    metavar="SIZE",
+    help="Memory that the images may take, such as 4G.  [default: half of what is free]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON in place of the table.")
 def command(
     url: str,
@@ -39,23 +55,31 @@ def command(
     top: int,
     batch_size: int | None,
     timeout_s: float,
-    resize: bool,
+    resize: str | None,
+    skip_damaged: bool,
+    max_memory: int | None,
     as_json: bool,
 ) -> None:
-    r"""Ask a served model about pictures (.png, .jpg, ...) and .npy files of images, (N, C, H, W) or (C, H, W).
+    r"""Ask a served model about image files (.png, .jpg, ...) and .npy files of images, (N, C, H, W) or (C, H, W).
+
+    Image files are read as in training. A .npy file holds floats in [0, 1], uint8 (divided by 255) or uint16 (divided by 65,535). In a
+    labelled folder, hidden files and files that are not images are skipped and counted, and folders below a class are read.
 
     \b
     Examples:
       defensemble predict http://localhost:8000 three.png seven.png
       defensemble predict http://localhost:8000 images.npy --top 3 --json
       defensemble predict http://localhost:8000 --labelled test_images/ --model alpha
+      defensemble predict http://localhost:8000 --labelled photos/test/ --resize crop --skip-damaged --max-memory 2G
       defensemble predict http://localhost:8000 a.png --outputs probabilities,entropy,mutual_information
     """
     if not files and labelled is None:
         raise click.UsageError("Give files of images, or --labelled FOLDER.")
     from defensemble import Client
+    from defensemble._images import ReadOptions
     from defensemble.cli._predicting import predict_files
 
     asked = [name.strip() for name in outputs.split(",") if name.strip()]
     with Client(url, model, timeout_s=timeout_s) as client:
-        predict_files(client, files, asked, labelled, top=top, batch_size=batch_size, resize=resize, as_json=as_json)
+        options = ReadOptions(resize, skip_damaged, max_memory)
+        predict_files(client, files, asked, labelled, top=top, batch_size=batch_size, options=options, as_json=as_json)

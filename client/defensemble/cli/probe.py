@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from defensemble.cli._invocation import bytes_from_size
+
 
 def _numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, ...] | None:
     if value is None:
@@ -13,7 +15,7 @@ def _numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> t
     try:
         return tuple(float(one) for one in value.split(","))
     except ValueError as error:
-        raise click.BadParameter(f"{value!r} is not a list of numbers separated by commas, such as 4,8,16") from error
+        raise click.BadParameter(f"{value!r:.120} is not a list of numbers separated by commas, such as 4,8,16") from error
 
 
 @click.group("probe", short_help="How served models hold up, seen from outside.")
@@ -32,7 +34,8 @@ def command() -> None:
     "--data",
     required=True,
     metavar="NAME|FOLDER|FILE.npz",
-    help="Labelled images: a dataset's test split (digits, cifar10, ...), a folder of class folders, or arrays `images` and `labels`.",
+    help="Labelled images: a dataset's test split (digits, cifar10, ...), a folder of class folders, or arrays `images` and `labels`, and "
+    "`class_names` where the labels are not the model's own indices.",
 )
 @click.option("--data-dir", type=click.Path(path_type=Path), metavar="FOLDER", help="Where the dataset that --data names lies.")
 @click.option(
@@ -49,7 +52,28 @@ def command() -> None:
 @click.option(
     "--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), default=60.0, show_default=True, help="Seconds a call."
 )
-@click.option("--out", type=click.Path(path_type=Path), default=Path("noise.json"), show_default=True, help="Where the JSON goes.")
+@click.option(
+    "--resize",
+    type=click.Choice(["crop", "squash"]),
+    is_flag=False,
+    flag_value="",  # without a value: an error that names the choices
+    help="Bring image files to the models' size: scale and cut out the centre, or scale height and width separately.  [default: as the "
+    "models record it; where they record nothing, images must have their size]",
+)
+@click.option("--skip-damaged", is_flag=True, help="Leave out and count images that cannot be decoded, instead of stopping at the first.")
+@click.option(
+    "--max-memory",
+    callback=bytes_from_size,
+    metavar="SIZE",
+    help="Memory that the images may take, such as 4G.  [default: half of what is free]",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("noise.json"),
+    show_default=True,
+    help="Where the JSON goes; an earlier file is kept as NAME.1.json, NAME.2.json, ...",
+)
 def noise(
     url: str,
     data: str,
@@ -60,11 +84,15 @@ def noise(
     sigmas: tuple[float, ...] | None,
     batch_size: int | None,
     timeout_s: float,
+    resize: str | None,
+    skip_damaged: bool,
+    max_memory: int | None,
     out: Path,
 ) -> None:
     r"""Add Gaussian noise of growing strength to labelled images, and see how accuracy falls, model beside model.
 
     Every model sees the same noisy images. The table counts the images that all of them get right without noise; the JSON holds all rates.
+    Classes of the data and of the models are matched by name. Image files are read as in training.
 
     \b
     Examples:
@@ -72,13 +100,24 @@ def noise(
       defensemble probe noise http://localhost:8000 --data digits --target ensemble --target standard --limit 100
       defensemble probe noise http://localhost:8000 --data test.npz --sigmas 8,16,32 --seed 1 --out noise.json
       defensemble probe noise http://localhost:8000 --data cifar10 --data-dir cifar10/ --limit 1000
+      defensemble probe noise http://localhost:8000 --data photos/test/ --resize crop --max-memory 2G
     """
     from defensemble import Client
+    from defensemble._images import ReadOptions
     from defensemble.cli._probing import probe_noise_and_report
 
     with Client(url, timeout_s=timeout_s) as client:
         failures = probe_noise_and_report(
-            client, data, out, targets, limit=limit, seed=seed, sigmas=sigmas, batch_size=batch_size, data_dir=data_dir
+            client,
+            data,
+            out,
+            targets,
+            limit=limit,
+            seed=seed,
+            sigmas=sigmas,
+            batch_size=batch_size,
+            data_dir=data_dir,
+            options=ReadOptions(resize, skip_damaged, max_memory),
         )
     if failures:
         told = "; ".join(f"{name}: {why}" for name, why in failures.items())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from defensemble.cli._invocation import as_typed, this_command
+from defensemble.cli._invocation import as_typed, bytes_from_size, this_command
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,7 +26,7 @@ def _numbers(context: click.Context, option: click.Parameter, text: str | None) 
     try:
         return tuple(int(part) for part in text.split(",")) if text else ()
     except ValueError:
-        raise click.BadParameter(f"expected whole numbers with commas between them, such as 0,1,2; got {text!r}") from None
+        raise click.BadParameter(f"expected whole numbers with commas between them, such as 0,1,2; got {text!r:.120}") from None
 
 
 def _recipe_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -62,6 +62,12 @@ def _recipe_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder with the images (parquet files or class folders), not the hub.")
 @click.option("--size", type=int, help="Height and width that the images are brought to.  [default: the dataset's]")
 @click.option("--skip-damaged", is_flag=True, help="Leave out images that cannot be read, instead of stopping at the first.")
+@click.option(
+    "--max-memory",
+    callback=bytes_from_size,
+    metavar="SIZE",
+    help="Memory that images of one row group of a parquet file may take, such as 4G.  [default: half of the free memory]",
+)
 @click.option("--arch", default="resnet18", show_default=True, help="resnet18, resnet50, densenet121, senet18, vgg19, wrn32_4.")
 @click.option("--keep", type=float, default=0.3, show_default=True, help="Keep probability of the masks, in (0, 1]; 1.0 is a standard CNN.")
 @click.option("--blocks", callback=_numbers, default="0,1,2", show_default=True, metavar="N,N,...", help="Defective blocks; 0 is the stem.")
@@ -95,6 +101,7 @@ def command(
     data_dir: Path | None,
     size: int | None,
     skip_damaged: bool,
+    max_memory: int | None,
     arch: str,
     keep: float,
     blocks: tuple[int, ...],
@@ -179,7 +186,9 @@ def command(
     recipe_from_preset(preset, **{**({"held_out": 1} if best else {}), **changes})
     ModelSpec(**described, stem=stem, input_shape=(3, 224, 224) if stem == "imagenet" else (3, 32, 32))
     with _shown_loading(shown=first) as on_loading:
-        dataset = load_dataset(data, size, data_dir=data_dir, skip_damaged=skip_damaged, on_progress=on_loading)
+        dataset = load_dataset(data, size, data_dir=data_dir, skip_damaged=skip_damaged, max_memory=max_memory, on_progress=on_loading)
+    for note in dataset.notes if first else ():
+        click.echo(f"note: {note}", err=True)
     if best:
         changes.setdefault("held_out", len(dataset.train) // 10)
     recipe = recipe_from_preset(preset, **changes)

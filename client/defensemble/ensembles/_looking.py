@@ -72,9 +72,11 @@ def check_there(repository: Path, name: str) -> None:
     there = files.has(check_name(name))
     if there and files.config(name).platform == "ensemble":
         return
-    known = ", ".join(ensembles_in(files)) or "none"
+    known = ensembles_in(files)
     what = f"'{name}' in {repository} is not an ensemble" if there else f"{repository} holds no ensemble '{name}'"
-    raise EnsembleError(f"{what}, the ensembles there are: {known}; name one, or make one (`defensemble ensemble create`)")
+    make = "make one " + ("under another name " if there else "") + "(`defensemble ensemble create`)"
+    mend = f"the ensembles there are: {', '.join(known)}; name one, or {make}" if known else f"nor is there any other: {make}"
+    raise EnsembleError(f"{what}, {mend}")
 
 
 def existing(repository: Path, name: str) -> Ensemble:
@@ -111,8 +113,10 @@ def look_at(places: Sequence[Place], name: str) -> EnsembleState:
     Raises:
         defensemble_export.RepositoryError, ServiceError, OSError: It cannot be read; a server does not answer.
     """
-    from defensemble_export import EnsembleError, read_ensemble
+    from defensemble_export import ConfigError, EnsembleError, read_ensemble
     from defensemble_export.standing import member_standing
+    from defensemble_repository.preprocessing import PREPROCESSING, preprocessing_values
+    from defensemble_repository.reader import parameter
     from defensemble_repository.view import Files
 
     check_there(places[0].repository, name)
@@ -124,6 +128,12 @@ def look_at(places: Sequence[Place], name: str) -> EnsembleState:
         votes = read_ensemble(places[0].repository, name)
     except EnsembleError as error:
         problems.append(str(error))
+    preprocessing = None
+    if (text := parameter(config, PREPROCESSING)) is not None:
+        try:
+            preprocessing = preprocessing_values(name, text)
+        except ConfigError as error:
+            problems.append(str(error))
     problems += differences_of(places, name)
     served = {one.url: _serving(one, place.repository) for place in places for one in place.served}
     members = []
@@ -141,6 +151,7 @@ def look_at(places: Sequence[Place], name: str) -> EnsembleState:
         tuple(members),
         {url: serving.of_ensemble(name) for url, serving in served.items()},
         tuple(problems),
+        preprocessing,
     )
 
 

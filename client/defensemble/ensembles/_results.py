@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from defensemble._client import Client
@@ -51,7 +51,10 @@ class MemberState:
 
 @dataclass(frozen=True)
 class EnsembleState:
-    """An ensemble as it lies on disk; `votes` is None where it is not wired as ours are, and `served` as of a member."""
+    """An ensemble as it lies on disk; `votes` is None where it is not wired as ours are, and `served` as of a member.
+
+    `preprocessing` is the rule by which images are brought to size, as its configuration states it (JSON); None where it states none.
+    """
 
     name: str
     votes: Ensemble | None
@@ -61,3 +64,4 @@ class EnsembleState:
     members: tuple[MemberState, ...]
     served: Mapping[str, str] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
+    preprocessing: Mapping[str, Any] | None = None

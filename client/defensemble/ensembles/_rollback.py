@@ -81,6 +81,9 @@ def _way(history: list[Edit], name: str, count: int, to: str | None, repository:
     if to is None:
         if count > len(stack) + other:
             known = len(stack) + other
+            if not known:
+                others = ", ".join(dict.fromkeys(edit.ensemble for edit in history)) or "none"
+                raise InputError(f"'{name}' has 0 edits that can be undone, got {count}; ensembles whose edits were recorded: {others}")
             raise InputError(
                 f"'{name}' has {known} edit{'' if known == 1 else 's'} that can be undone, got {count}: "
                 f"`defensemble ensemble history {name}` lists them"

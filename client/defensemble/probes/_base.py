@@ -49,7 +49,7 @@ class Data:
     def digest(self) -> str:
         """SHA-256 over shape, pixels and labels, in order: the same digest, the same images in the same order."""
         digest = hashlib.sha256(repr(self.images.shape).encode())
-        digest.update(np.ascontiguousarray(self.images, "<f4").tobytes())
+        digest.update(np.ascontiguousarray(self.images, "<f4").data)
         digest.update(self.labels.astype("<i8").tobytes())
         return digest.hexdigest()
 

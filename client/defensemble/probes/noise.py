@@ -172,6 +172,7 @@ def probe_noise(
                     accuracy_on_common=_rate_on(right, common),
                 )
             )
+        del noisy  # before the next is made: there would be three copies of the images
     return NoiseResult(
         seed=seed,
         sigmas=tuple(float(sigma) for sigma in sigmas),

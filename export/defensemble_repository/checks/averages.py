@@ -63,8 +63,7 @@ def _stated(found: Inspection, ensemble: str, model: str, config: schema.ModelCo
         if text is None:
             found.say(
                 model,
-                f"lacks the parameter {key}, from which it is generated: put it back, or go back to a state that was whole with "
-                "`defensemble ensemble rollback`",
+                f"lacks the parameter {key}, from which it is generated: put it back, or {found.way_back(ensemble)}",
                 path,
                 refuses=found.for_edit,
             )
@@ -93,11 +92,11 @@ def _stated(found: Inspection, ensemble: str, model: str, config: schema.ModelCo
         if not _is_weight(weight):
             vote = votes[index] if index < len(votes) else None
             name = f"{index + 1}" if vote is None else f"of '{vote[0]}'"
-            remove = f"`defensemble ensemble remove {ensemble} {'MEMBER' if vote is None else vote[0]}`"
+            # No edit of single votes reads such parameters.
             found.say(
                 model,
-                f"the weight {name} is {json.dumps(weight)[:40]}, expected a finite number above 0: mend it, or stop that vote "
-                f"with {remove}",
+                f"the weight {name} is {json.dumps(weight)[:40]}, expected a finite number above 0: mend it, or say what is "
+                "to vote with `defensemble ensemble apply FILE`",
                 path,
                 *_value("weights"),
             )

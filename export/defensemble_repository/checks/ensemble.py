@@ -13,6 +13,7 @@ from .averages import IsGenerated, check_averages
 from .inspection import Inspection
 from .members import check_members
 from .model import check_label_files, check_links, check_model
+from .preprocessing import check_agreement, check_preprocessing
 from .queue_limits import queue_limit_text, queue_limits
 from .wiring import said_step, way_to_step, wiring_faults
 
@@ -77,6 +78,7 @@ def check_wired(
         if is_ours:
             members = [step for step in votes if step.model_name in pinned and (set(step.input_map), set(step.output_map)) == _OF_A_MEMBER]
             bad |= check_members(found, name, [(step.model_name, step.model_version) for step in members], averages)
+            check_agreement(found, name, config, {step.model_name: known[step.model_name] for step in members if step.model_name in known})
         for fault in wiring_faults(config, {model: one for model, one in known.items() if model not in bad}):
             found.say_fault(name, fault, path)
         if not any(one.refuses and one.stops in (name, *averages) for one in found.findings):
@@ -130,6 +132,7 @@ def _ensemble(found: Inspection, name: str) -> schema.ModelConfig | None:
         found.say(name, "an ensemble is the same on every machine, and must have no profile file: remove this one", profile)
     _check_link(found, name)
     check_label_files(found, name, config)
+    check_preprocessing(found, name, config)
     return config
 
 
@@ -152,13 +155,10 @@ def _check_step(found: Inspection, name: str, index: int, step: schema.ModelEnse
     except EnsembleError as error:
         found.say(name, f"step {index + 1}: {error}", path, *way)
         return False
-    remove = f"`defensemble ensemble remove {name} {model}`"
     if not found.has(model):
-        mend = (
-            f"put it back, or take its vote out with {remove}"
-            if is_vote
-            else "put it back, go back with `defensemble ensemble rollback`, or say what is to vote with `defensemble ensemble apply FILE`"
-        )
+        mend = f"put it back, or {found.without_votes(name, model) if is_vote else found.way_back(name)}"
+        if not is_ours:
+            mend = "put it back, or take the step out"
         found.say(model, f"{said_step(index, step)} is not in {files.repository}, which has no {model}/{CONFIG_FILE}: {mend}", path, *way)
         return False
     config = found.config(model)

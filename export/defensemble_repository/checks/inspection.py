@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,13 +11,17 @@ from pathlib import Path
 
 from google.protobuf import text_format
 
-from ..errors import ConfigError
-from ..names import CONFIG_FILE, MODEL_NAME, PROFILES_FOLDER
-from ..pbtxt import config_from_pbtxt, schema
-from ..reader import LARGEST_VERSION, checked_config
+from ..ensemble import Vote
+from ..errors import ConfigError, RepositoryError
+from ..names import CONFIG_FILE, HISTORY_FILE, MODEL_NAME, PROFILES_FOLDER
+from ..pbtxt import LONGEST_REASON, config_from_pbtxt, schema
+from ..reader import LARGEST_VERSION, checked_config, read_ensemble
 from ..target import ANY, Target
+from ..texts import shortened
 from ..view import Files
 from .finding import Fault, Finding, Lines, Step
+
+_APPLY = "say what is to vote with `defensemble ensemble apply FILE`"
 
 
 @lru_cache(maxsize=64)
@@ -72,7 +77,7 @@ class Inspection:
             content = self.content(path)
             line = None if content is None else _lines(content.decode(errors="replace")).of(*way)
         file = None if path is None else self.files.repository / path
-        found = Finding(model, text, file, line, refuses, self._stops or model, unchecked)
+        found = Finding(model, shortened(text), file, line, refuses, self._stops or model, unchecked)
         if found not in self.findings:
             self.findings.append(found)
 
@@ -181,7 +186,7 @@ class Inspection:
         except ConfigError as error:
             cause = error.__cause__
             line = cause.GetLine() if isinstance(cause, text_format.ParseError) else None
-            self.say(model, f"not a valid model configuration: {cause}: mend that line", path, line=line)
+            self.say(model, f"not a valid model configuration: {shortened(str(cause), LONGEST_REASON)}: mend that line", path, line=line)
             return None
 
     def versions(self, model: str) -> list[int]:
@@ -204,6 +209,31 @@ class Inspection:
         on_disk = {path.relative_to(self.files.repository).as_posix() for path in (self.files.repository / folder).glob("*.pbtxt")}
         planned = {path for path in self.files.planned if path.startswith(f"{folder}/") and path.endswith(".pbtxt")}
         return sorted(path for path in on_disk | planned if self.files.exists(path))
+
+    def without_votes(self, ensemble: str, *models: str) -> str:
+        """Advise how `models` stop voting in `ensemble`: by an edit that works on the repository as it is, or out of the planned edit."""
+        voting: tuple[Vote, ...] = ()
+        if (self.files.repository / ensemble / CONFIG_FILE).exists():
+            try:
+                voting = read_ensemble(self.files.repository, ensemble).members
+            except (RepositoryError, OSError):  # edits of single votes read it too
+                return _APPLY
+        gone = [vote for vote in voting if vote.model in models]
+        if len({vote.model for vote in gone}) < len(set(models)):
+            return f"leave {', '.join(models)} out"
+        if len(gone) == len(voting):
+            return _APPLY
+        names = [vote.model for vote in gone]
+        # A model that votes at several versions is named with each.
+        named = [vote.model if names.count(vote.model) == 1 else f"{vote.model}@{vote.version}" for vote in gone]
+        return f"`defensemble ensemble remove {ensemble} {' '.join(named)}`"
+
+    def way_back(self, ensemble: str) -> str:
+        """Advise which edit makes `ensemble` whole again: a rollback where an edit of it was recorded."""
+        history = self.content(HISTORY_FILE) or b""
+        if f'"ensemble": {json.dumps(ensemble)}'.encode() in history:
+            return f"go back with `defensemble ensemble rollback --ensemble {ensemble}`"
+        return _APPLY
 
     def leads_out(self, path: str) -> Path | None:
         """Where a link leads on the way to ``path``, where that is outside of the repository."""

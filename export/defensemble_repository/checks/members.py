@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
+from ..labels import class_names_from_labels
 from ..names import CONFIG_FILE, LABELS_FILE
 from ..pbtxt import schema
 from ..reader import LARGEST_BATCH, parameter
@@ -43,7 +44,6 @@ def _is_member(found: Inspection, ensemble: str, model: str, config: schema.Mode
     path = f"{model}/{CONFIG_FILE}"
     if not config.backend and not config.platform:
         return False  # which is told as such
-    remove = f"`defensemble ensemble remove {ensemble} {model}`"
     inputs, outputs = (
         [(tensor.name, tensor.data_type, len(tensor.dims), min(tensor.dims, default=0) > 0) for tensor in tensors]
         for tensors in (config.input, config.output)
@@ -52,7 +52,7 @@ def _is_member(found: Inspection, ensemble: str, model: str, config: schema.Mode
         found.say(
             model,
             f"takes {said_tensors(config.input)} and gives {said_tensors(config.output)}, but {_MEMBER}: mend its configuration, "
-            f"or {remove}",
+            f"or {found.without_votes(ensemble, model)}",
             path,
             "input" if inputs != [("images", schema.TYPE_FP32, 3, True)] else "output",
         )
@@ -60,7 +60,8 @@ def _is_member(found: Inspection, ensemble: str, model: str, config: schema.Mode
     if not 1 <= config.max_batch_size <= LARGEST_BATCH:
         found.say(
             model,
-            f"says max_batch_size: {config.max_batch_size}, expected 1 to {LARGEST_BATCH}: mend it, or {remove}",
+            f"says max_batch_size: {config.max_batch_size}, expected 1 to {LARGEST_BATCH}: mend it, or "
+            f"{found.without_votes(ensemble, model)}",
             path,
             "max_batch_size",
         )
@@ -87,7 +88,7 @@ def _same(found: Inspection, ensemble: str, dims: Mapping[str, list[int]], expec
         found.say(
             model,
             f"its {tensor} are {size}, those of {whose} {expected}: all members need the same {what}; export it again as the others "
-            f"are, or `defensemble ensemble remove {ensemble} {model}`",
+            f"are, or {found.without_votes(ensemble, *other)}",
             f"{model}/{CONFIG_FILE}",
             (kind, "name", tensor),
             "dims",
@@ -107,7 +108,7 @@ def _check_labels(found: Inspection, ensemble: str, config: schema.ModelConfig, 
     own = _labels(found, ensemble, config, "probabilities")
     if not told:
         return
-    agreed = len({tuple(labels) for _, labels in told.values()}) == 1
+    agreed = len({labels for _, labels in told.values()}) == 1
     if own is not None and agreed:
         _, expected = next(iter(told.values()))
         _say_other_labels(found, ensemble, *own, expected, "its members")
@@ -117,7 +118,7 @@ def _check_labels(found: Inspection, ensemble: str, config: schema.ModelConfig, 
         _say_other_labels(found, model, path, labels, expected, reference)
 
 
-def _say_other_labels(found: Inspection, model: str, path: str, labels: list[str], expected: list[str], whose: str) -> None:
+def _say_other_labels(found: Inspection, model: str, path: str, labels: tuple[str, ...], expected: tuple[str, ...], whose: str) -> None:
     if labels == expected:
         return
     line = next((number for number, pair in enumerate(zip(labels, expected, strict=False), 1) if pair[0] != pair[1]), None)
@@ -128,13 +129,13 @@ def _say_other_labels(found: Inspection, model: str, path: str, labels: list[str
     found.say(model, f"{text}: make the files equal, in the order of the logits", path, line=line)
 
 
-def _labels(found: Inspection, model: str, config: schema.ModelConfig, output: str) -> tuple[str, list[str]] | None:
+def _labels(found: Inspection, model: str, config: schema.ModelConfig, output: str) -> tuple[str, tuple[str, ...]] | None:
     """The path of a model's class names, and these; None where there are none."""
     name = next((tensor.label_filename for tensor in config.output if tensor.name == output), "") or LABELS_FILE
     if name != PurePosixPath(name).name or name == ".." or "\0" in name:
         return None
     content = found.content(f"{model}/{name}")
-    return None if content is None else (f"{model}/{name}", content.decode(errors="replace").removesuffix("\n").split("\n"))
+    return None if content is None else (f"{model}/{name}", class_names_from_labels(content))
 
 
 def _say_precisions(found: Inspection, ensemble: str, votes: Sequence[tuple[str, int]], members: Mapping[str, schema.ModelConfig]) -> None:

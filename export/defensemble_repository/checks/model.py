@@ -15,6 +15,7 @@ from ..reader import backend_of, file_of, is_ensemble, parameter, versions_by_po
 from ..view import Files
 from .config_rules import config_faults, warmup_size
 from .inspection import Inspection
+from .preprocessing import check_preprocessing
 from .wiring import said_type
 
 _EXPORT_AGAIN = "put it back, or export the model again (--replace), which adds a version"
@@ -49,6 +50,7 @@ def check_model(
         check_label_files(found, model, config)
         _check_warmup_files(found, model, config)
         _check_averaging(found, model, config)
+        check_preprocessing(found, model, config)
         _check_folders(found, model, config)
         for version in served:
             _check_file(found, model, version, config, path, pinned=version in votes, digests=digests, mend=mend)

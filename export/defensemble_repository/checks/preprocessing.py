@@ -1,0 +1,49 @@
+"""Whether the parameter `preprocessing` can be read, and whether an ensemble and its members state the same rule.
+
+Triton serves such models all the same, and images of the right size are not affected: these findings do not refuse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..errors import ConfigError, EnsembleError
+from ..pbtxt import schema
+from ..preprocessing import PREPROCESSING, agreed_preprocessing, preprocessing_values
+from ..reader import parameter
+from .inspection import Inspection
+
+
+def check_preprocessing(found: Inspection, model: str, config: schema.ModelConfig) -> None:
+    """Find a parameter that is not JSON."""
+    text = parameter(config, PREPROCESSING)
+    if text is not None:
+        try:
+            preprocessing_values(model, text)
+        except ConfigError as error:
+            _add(found, model, str(error))
+
+
+def check_agreement(found: Inspection, ensemble: str, config: schema.ModelConfig, members: Mapping[str, schema.ModelConfig]) -> None:
+    """Find members that state different rules, and an ensemble that states another rule than its members."""
+    own = parameter(config, PREPROCESSING)
+    try:
+        agreed = agreed_preprocessing({name: parameter(member, PREPROCESSING) for name, member in members.items()})
+        contradicts = own is not None and (agreed is None or preprocessing_values(ensemble, own) != preprocessing_values(ensemble, agreed))
+    except ConfigError:
+        return  # `check_preprocessing` reports it
+    except EnsembleError as error:
+        _add(found, ensemble, str(error))
+        return
+    if contradicts:
+        text = (
+            f"`{PREPROCESSING}` is {str(own)[:200]} here, its members state {(agreed or 'none')[:200]}, so images of another size may be "
+            f"resized wrongly: `defensemble ensemble reload {ensemble}` makes it what the members state; where these are wrong, correct "
+            "them first"
+        )
+        _add(found, ensemble, text)
+
+
+def _add(found: Inspection, model: str, text: str) -> None:
+    way = (("parameters", "key", PREPROCESSING), "value", "string_value")
+    found.say(model, text, found.config_path(model), *way, refuses=False)

@@ -1,0 +1,73 @@
+"""How images are brought to the size of a network, as the parameter `preprocessing` of its configuration states it.
+
+The parameter is what `defensemble_images.Preprocessing.to_json` returns. Here it is only compared. Where it is absent, the rule is unknown.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from .errors import ConfigError, EnsembleError
+from .pbtxt import schema
+
+PREPROCESSING = "preprocessing"
+_FIX = (
+    "average only networks that agree: leave one of them out, or export it into an ensemble of its own; where a stated rule is wrong, "
+    "correct the parameter in that config.pbtxt, or export the ONNX file with another --resize"
+)
+
+
+def agreed_preprocessing(stated: Mapping[str, str | None], fix: str = _FIX) -> str | None:
+    """Return the parameter `preprocessing` that several models have in common.
+
+    Args:
+        stated: the parameter of each model by its name, None where it is absent; such a model agrees with any.
+        fix: how to fix a disagreement.
+
+    Returns:
+        The first parameter that is present, None where none is.
+
+    Raises:
+        ConfigError: a parameter is not a JSON object.
+        EnsembleError: two models state different rules.
+    """
+    known = {name: text for name, text in stated.items() if text is not None}
+    rules = {name: preprocessing_values(name, text) for name, text in known.items()}
+    first = next(iter(known), None)
+    if first is None:
+        return None
+    other = next((name for name, rule in rules.items() if rule != rules[first]), None)
+    if other is not None:
+        raise EnsembleError(
+            f"images must be brought to size by one rule: `{PREPROCESSING}` of '{first}' is {known[first][:200]}, that of '{other}' is "
+            f"{known[other][:200]}: {fix}"
+        )
+    return known[first]
+
+
+def preprocessing_values(name: str, text: str) -> dict[str, Any]:
+    """Read the parameter `preprocessing` of the model `name`.
+
+    Raises:
+        ConfigError: it is not a JSON object.
+    """
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"the parameter `{PREPROCESSING}` of '{name}' is {text[:80]!r}, expected a JSON object such as "
+            '{"version": 1, "resize": "crop", "filter": "bicubic"}: correct it, or remove it'
+        )
+    return values
+
+
+def set_preprocessing(config: schema.ModelConfig, text: str | None) -> None:
+    """Write the parameter `preprocessing` into a configuration, or remove it (None)."""
+    if text is not None:
+        config.parameters[PREPROCESSING].string_value = text
+    elif PREPROCESSING in config.parameters:
+        del config.parameters[PREPROCESSING]

@@ -1,0 +1,30 @@
+"""To which size images of a folder are brought."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from defensemble_training import DataError, load_dataset
+
+from .written import pictures, write_split
+
+
+def test_images_of_several_sizes_need_a_size(tmp_path: Path) -> None:
+    write_split(tmp_path)
+    Image.fromarray(pictures(1, 12)[0]).save(tmp_path / "test/ant/other.png")
+    with pytest.raises(
+        DataError, match=r"have 2 sizes \(width x height\), 8x8, 12x12; expected one for all, square, from 8 to 1024; pass a"
+    ):
+        load_dataset("folder", data_dir=tmp_path)
+    assert load_dataset("folder", 10, data_dir=tmp_path).input_shape == (3, 10, 10)
+
+
+def test_images_that_are_not_square_need_a_size(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for name in ("ant", "bee"):
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new("L", (16, 8)).save(tmp_path / split / name / "a.png")
+    with pytest.raises(DataError, match=r"have 1 size \(width x height\), 16x8; expected one for all, square"):
+        load_dataset("folder", data_dir=tmp_path)
+    assert load_dataset("folder", 8, data_dir=tmp_path).input_shape == (1, 8, 8)

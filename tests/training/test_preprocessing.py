@@ -1,0 +1,47 @@
+"""What a training record states of how images were brought to size, in this version's checkpoints and in older ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from defensemble_images import Preprocessing
+from defensemble_training import SpecError, TrainingRecord, build, load_checkpoint, read_metadata, save_checkpoint
+
+from .untrained import record_of, tiny_spec
+
+ZOO = sorted((Path(__file__).parents[2] / "zoo/cifar10").glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("rule", [None, Preprocessing("crop").to_values(), Preprocessing("squash").to_values()])
+def test_a_checkpoint_keeps_the_rule(tmp_path: Path, rule: dict[str, object] | None) -> None:
+    path, spec = tmp_path / "network.safetensors", tiny_spec()
+    save_checkpoint(path, build(spec), spec, record_of(spec, preprocessing=rule))
+    assert load_checkpoint(path)[2].preprocessing == rule
+    assert read_metadata(path).record.preprocessing == rule
+
+
+def test_an_older_record_states_none() -> None:
+    record = record_of(tiny_spec())
+    values = record.to_values()
+    assert values.pop("preprocessing", "lacking") is None
+    assert TrainingRecord.from_values(values) == record
+    with pytest.raises(SpecError, match="preprocess"):
+        TrainingRecord.from_values({**values, "preprocess": None})
+
+
+@pytest.mark.parametrize("rule", [{}, [], "crop", {"resize": "crop"}, {**Preprocessing().to_values(), "version": 99}])
+def test_an_unknown_rule_is_refused(rule: object) -> None:
+    values = {**record_of(tiny_spec()).to_values(), "preprocessing": rule}
+    with pytest.raises(SpecError) as error:
+        TrainingRecord.from_values(values)
+    assert str(rule) in str(error.value)
+    assert Preprocessing().to_json() in str(error.value)
+
+
+def test_the_shipped_networks_state_it() -> None:
+    assert len(ZOO) == 7
+    assert {path.stem: read_metadata(path).record.preprocessing for path in ZOO} == {
+        path.stem: Preprocessing("crop").to_values() for path in ZOO
+    }

@@ -1,0 +1,68 @@
+"""Image files, folders and class names: one rule for training, export, `predict` and the probes.
+
+Names are loaded on first use, and Pillow where an image is decoded.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .arrays import StoredArray, npy_array, npz_arrays
+    from .class_names import distinct_names, matched_classes, normalised
+    from .decoding import Decoded, decode_images, memory_to_decode, survey
+    from .errors import ClassNamesError, DamagedImageError, ImagesError, ImageSizeError, MemoryLimitError
+    from .folders import LabelledFiles, labelled_files
+    from .memory import check_memory
+    from .notes import reading_notes
+    from .preprocessing import RESIZES, Preprocessing
+    from .reader import SUFFIXES, DecodedImage, Encoded, decode_image, floats_from_pixels
+
+__all__ = [
+    "RESIZES",
+    "SUFFIXES",
+    "ClassNamesError",
+    "DamagedImageError",
+    "Decoded",
+    "DecodedImage",
+    "Encoded",
+    "ImageSizeError",
+    "ImagesError",
+    "LabelledFiles",
+    "MemoryLimitError",
+    "Preprocessing",
+    "StoredArray",
+    "check_memory",
+    "decode_image",
+    "decode_images",
+    "distinct_names",
+    "floats_from_pixels",
+    "labelled_files",
+    "matched_classes",
+    "memory_to_decode",
+    "normalised",
+    "npy_array",
+    "npz_arrays",
+    "reading_notes",
+    "survey",
+]
+
+_HOMES = {
+    "arrays": ("StoredArray", "npy_array", "npz_arrays"),
+    "class_names": ("distinct_names", "matched_classes", "normalised"),
+    "decoding": ("Decoded", "decode_images", "memory_to_decode", "survey"),
+    "errors": ("ClassNamesError", "DamagedImageError", "ImageSizeError", "ImagesError", "MemoryLimitError"),
+    "folders": ("LabelledFiles", "labelled_files"),
+    "memory": ("check_memory",),
+    "notes": ("reading_notes",),
+    "preprocessing": ("RESIZES", "Preprocessing"),
+    "reader": ("SUFFIXES", "DecodedImage", "Encoded", "decode_image", "floats_from_pixels"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f".{home}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,200 @@
+"""Class folders: CLASS/IMAGE, where a class folder may hold more folders.
+
+Hidden entries and `__MACOSX` are skipped, and so are files that are not images; both are counted. Links are followed, but links to folders
+only where they are class folders.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .class_names import distinct_names
+from .errors import ImagesError
+from .reader import SUFFIXES, Encoded
+
+_CONTENTS_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image file, and the state by which a change is noticed.
+
+    Attributes:
+        name: within the folder of the data set, with slashes.
+        size: bytes.
+        modified_ns: time of the last modification.
+        changed_ns: time of the last change of the inode, which no program can set.
+    """
+
+    name: str
+    size: int
+    modified_ns: int
+    changed_ns: int
+
+
+@dataclass
+class Skipped:
+    """What was passed over in class folders: how many hidden entries, and how many files that are not images."""
+
+    hidden: int = 0
+    others: int = 0
+
+    def __add__(self, other: Skipped) -> Skipped:
+        """Return what was passed over in both."""
+        return Skipped(self.hidden + other.hidden, self.others + other.others)
+
+    def __str__(self) -> str:
+        """Return such as `2 hidden entries and 1 file that is not an image`, empty where nothing was skipped."""
+        counted = ((self.hidden, "hidden entry", "hidden entries"), (self.others, "file that is not an image", "files that are not images"))
+        return " and ".join(f"{count} {one if count == 1 else many}" for count, one, many in counted if count)
+
+
+@dataclass
+class LabelledFiles:
+    """The images of class folders.
+
+    Attributes:
+        root: the folder that the names of the files are relative to.
+        below: the folder with the class folders, within `root`.
+        class_names: names of the class folders in NFC, sorted; some may hold no image.
+        folders: their names in the file system, in the same order.
+        files: sorted by class and name.
+        labels: for each file, the index of its class in `class_names`.
+        skipped: what was passed over.
+    """
+
+    root: Path
+    below: str
+    class_names: tuple[str, ...]
+    folders: tuple[str, ...] = ()
+    files: list[ImageFile] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    skipped: Skipped = field(default_factory=Skipped)
+
+    @property
+    def place(self) -> Path:
+        """The folder with the class folders."""
+        return self.root / self.below
+
+    @property
+    def indices(self) -> NDArray[np.int64]:
+        """The labels as int64 (n,)."""
+        return np.array(self.labels, np.int64)
+
+    @property
+    def empty(self) -> list[str]:
+        """The classes without an image."""
+        filled = set(self.labels)
+        return [name for label, name in enumerate(self.class_names) if label not in filled]
+
+    def encoded(self) -> list[Encoded]:
+        """Return the files as what `decode_images` takes."""
+        return [Encoded.file(self.root / file.name) for file in self.files]
+
+
+def labelled_files(root: Path, below: str = "") -> LabelledFiles:
+    """List the images of the class folders in `root/below`.
+
+    Args:
+        root: the folder that names of files are relative to.
+        below: the folder that holds the class folders, relative to `root`.
+
+    Raises:
+        ImagesError: there is no such folder, a name of a class folder is not one line of UTF-8 or equals another after NFC, or an image
+            is next to the class folders.
+        OSError: a folder cannot be read.
+    """
+    place = root / below
+    if not place.is_dir():
+        raise ImagesError(f"{place} is not a folder; expected a folder with a folder of images for each class: CLASS/IMAGE")
+    folders = class_folders(place)
+    named = sorted(zip(distinct_names(folders, str(place)), folders, strict=True))
+    found = LabelledFiles(root, below, tuple(name for name, _ in named), tuple(folder for _, folder in named), skipped=_beside(place))
+    for label, folder in enumerate(found.folders):
+        files = images_in(root, Path(below, folder).as_posix(), found.skipped)
+        found.files += files
+        found.labels += [label] * len(files)
+    return found
+
+
+def class_folders(place: Path) -> list[str]:
+    """Return the names of the class folders in a folder, sorted; they are what the file system has, not yet in NFC.
+
+    Raises:
+        ImagesError: a name cannot be a class name, which is kept as UTF-8 text on one line.
+        OSError: the folder cannot be read.
+    """
+    with os.scandir(place) as entries:
+        names = sorted(one.name for one in entries if one.is_dir() and not _is_hidden(one.name))
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            wrong = "is not valid UTF-8"
+        else:
+            if name.splitlines() == [name]:
+                continue
+            wrong = "holds a line break"
+        raise ImagesError(f"the name of the class folder {name!r} in {str(place)!r} {wrong}; expected one line of UTF-8; rename the folder")
+    return names
+
+
+def images_in(root: Path, name: str, skipped: Skipped) -> list[ImageFile]:
+    """Return the images in the folder `root/name` and in folders below it, sorted by name; what is passed over is added to `skipped`.
+
+    Raises:
+        OSError: a folder or a file cannot be read.
+    """
+    files: list[ImageFile] = []
+    with os.scandir(root / name) as entries:
+        for entry in sorted(entries, key=lambda one: one.name):
+            if _is_hidden(entry.name):  # macOS leaves ._a.jpg beside a.jpg
+                skipped.hidden += 1
+            elif entry.is_dir(follow_symlinks=False):
+                files += images_in(root, f"{name}/{entry.name}", skipped)
+            elif is_image(entry.name):
+                status = entry.stat()
+                files.append(ImageFile(f"{name}/{entry.name}", status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+            else:
+                skipped.others += 1
+    return files
+
+
+def is_image(name: str) -> bool:
+    """Whether a file name has one of the suffixes of images."""
+    return name.lower().endswith(SUFFIXES)
+
+
+def contents(folder: Path) -> str:
+    """Return the first ten names in a folder, for an error."""
+    names = sorted(entry.name + "/" * entry.is_dir() for entry in os.scandir(folder))
+    more = f" and {len(names) - _CONTENTS_SHOWN} more" if len(names) > _CONTENTS_SHOWN else ""
+    return ", ".join(names[:_CONTENTS_SHOWN]) + more or "nothing"
+
+
+def _beside(place: Path) -> Skipped:
+    """Count what lies in a folder next to the class folders.
+
+    Raises:
+        ImagesError: there is an image, which has no class.
+    """
+    with os.scandir(place) as entries:
+        names = sorted(one.name for one in entries if _is_hidden(one.name) or not one.is_dir())
+    hidden = [name for name in names if _is_hidden(name)]
+    stray = [name for name in names if is_image(name) and not _is_hidden(name)]
+    if stray:
+        more = f" (and {len(stray) - 1} more images)" if len(stray) > 1 else ""
+        raise ImagesError(
+            f"the image {place / stray[0]}{more} is next to the class folders and has no class; expected CLASS/IMAGE; move it into the "
+            "folder of its class, or remove it"
+        )
+    return Skipped(len(hidden), len(names) - len(hidden))
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"

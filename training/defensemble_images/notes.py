@@ -1,0 +1,26 @@
+"""What a user should know of how images were read, one line each."""
+
+from __future__ import annotations
+
+from .folders import Skipped
+
+
+def reading_notes(
+    skipped: Skipped, *, damaged: int = 0, first_damage: str | None = None, animations: int = 0, first_animation: str | None = None
+) -> tuple[str, ...]:
+    """Return lines on what was skipped, and on animations; empty where there is nothing to note.
+
+    Args:
+        skipped: what was passed over in class folders.
+        damaged: how many images could not be decoded and were left out.
+        first_damage: where the first of them is.
+        animations: how many images hold more frames than the one that was read.
+        first_animation: where the first of them is.
+    """
+    notes = [f"skipped {skipped}"] if str(skipped) else []
+    if damaged:
+        notes.append(f"left out {damaged} damaged {'image' if damaged == 1 else 'images'}, such as {first_damage}")
+    if animations:
+        what = "1 image is an animation" if animations == 1 else f"{animations} images are animations"
+        notes.append(f"{what}, such as {first_animation}: only the first frame was read")
+    return tuple(notes)
