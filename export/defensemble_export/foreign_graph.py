@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,24 +41,48 @@ def keep_only(graph: onnx.GraphProto, output: str) -> None:
 
 
 def _read_by(node: onnx.NodeProto) -> set[str]:
-    inner = [graph for body in subgraphs(node) for graph in graphs_of(body)]
-    captured = {name for graph in inner for one in graph.node for name in one.input} | {one.name for graph in inner for one in graph.output}
-    return {name for name in (*node.input, *captured) if name}
+    return {*node.input, *(name for body in subgraphs(node) for name in names_of(body))} - {""}
 
 
-def rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
-    """Give tensors other names; those that have a new name already and are not renamed themselves get fresh ones."""
-    taken = names_of(graph)
-    names = {old: new for old, new in names.items() if old != new}
-    for name in set(names.values()) & taken - set(names):
-        names[name] = fresh(f"{name}_inner", taken | set(names.values()))
-    for inner in graphs_of(graph):
+def rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
+    """Give tensors other names, each its own: afterwards no two have the same, whichever bodies they are in.
+
+    A tensor that is not in `names` keeps its name, unless another one gets it, or it hides a tensor of the graph around its body.
+    """
+    given, used = set(names.values()), set()
+    taken = names_of(graph) | given
+
+    def name_of(old: str) -> str:
+        new = names.get(old, old)
+        if new in used or (old not in names and new in given):
+            new = fresh(f"{new}_inner", taken)
+        used.add(new)
+        taken.add(new)
+        return new
+
+    def rename_in(inner: onnx.GraphProto, outer: Mapping[str, str]) -> None:
+        entries = _entries(inner)
+        own = dict.fromkeys([*(entry.name for entry in entries), *(name for node in inner.node for name in node.output)])
+        known = {**outer, "": "", **{name: name_of(name) for name in own if name}}
+        for entry in (*entries, *inner.output, *inner.value_info):
+            entry.name = known.get(entry.name, entry.name)
         for node in inner.node:
-            node.input[:] = [names.get(name, name) for name in node.input]
-            node.output[:] = [names.get(name, name) for name in node.output]
-        named: list[Any] = [*inner.initializer, *inner.input, *inner.output, *inner.value_info]
-        for entry in named:
-            entry.name = names.get(entry.name, entry.name)
+            node.input[:] = [known.get(name, name) for name in node.input]
+            node.output[:] = [known[name] for name in node.output]
+            for body in subgraphs(node):
+                rename_in(body, known)
+
+    rename_in(graph, {})
+
+
+def redirect(nodes: Iterable[onnx.NodeProto], names: Mapping[str, str]) -> None:
+    """Let nodes, and bodies inside them, read other tensors, in a graph in which no name is used twice, as after `rename`."""
+    for node in nodes:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        for body in subgraphs(node):
+            redirect(body.node, names)
+            for entry in body.output:
+                entry.name = names.get(entry.name, entry.name)
 
 
 def names_of(graph: onnx.GraphProto) -> set[str]:
@@ -66,9 +90,14 @@ def names_of(graph: onnx.GraphProto) -> set[str]:
     found: set[str] = set()
     for inner in graphs_of(graph):
         found.update(name for node in inner.node for name in (*node.input, *node.output))
-        named: list[Any] = [*inner.initializer, *inner.input, *inner.output]
-        found.update(entry.name for entry in named)
+        found.update(entry.name for entry in (*_entries(inner), *inner.output))
     return found - {""}
+
+
+def _entries(graph: onnx.GraphProto) -> list[Any]:
+    """What carries the names of a graph's inputs and constants."""
+    sparse = [tensor for one in graph.sparse_initializer for tensor in (one.values, one.indices)]
+    return [*graph.input, *graph.initializer, *sparse]
 
 
 def fresh(name: str, taken: Collection[str]) -> str:
@@ -112,14 +141,12 @@ def normalise(graph: onnx.GraphProto, mean: np.ndarray[Any, Any], std: np.ndarra
     """Put (images - mean) / std before the graph, whose only input is ``images``."""
     taken = names_of(graph)
     centred, normalised = fresh("normalize.centred", taken), fresh("normalize.images", taken)
-    rename(graph, {"images": normalised})
-    for name, value in ((MEAN, mean), (STD, std)):
-        if name in taken:
-            rename(graph, {name: fresh(f"{name}_inner", taken)})
-        graph.initializer.append(numpy_helper.from_array(value, name))
+    rename(graph, {"images": normalised} | {name: fresh(f"{name}_inner", taken) for name in (MEAN, STD) if name in taken})
+    graph.initializer.extend([numpy_helper.from_array(mean, MEAN), numpy_helper.from_array(std, STD)])
+    nodes_taken = {node.name for node in graph.node}  # ONNX Runtime refuses a graph that has a node's name twice
     nodes = [
-        helper.make_node("Sub", ["images", MEAN], [centred], name="normalize.Sub"),
-        helper.make_node("Div", [centred, STD], [normalised], name="normalize.Div"),
+        helper.make_node("Sub", ["images", MEAN], [centred], name=fresh("normalize.Sub", nodes_taken)),
+        helper.make_node("Div", [centred, STD], [normalised], name=fresh("normalize.Div", nodes_taken)),
         *(onnx.NodeProto.FromString(node.SerializeToString()) for node in graph.node),
     ]
     del graph.node[:]
@@ -132,12 +159,14 @@ def free_reshapes(graph: onnx.GraphProto, batch: int) -> bool:
 
     What a Reshape meant cannot be known from its numbers: the result has to be tried.
     """
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    for node in graph.node:
+    graphs = list(graphs_of(graph))  # after `rename`: no name is used twice
+    nodes = [node for inner in graphs for node in inner.node]
+    constants = {tensor.name: tensor for inner in graphs for tensor in inner.initializer}
+    for node in nodes:
         if node.op_type == "Constant" and node.attribute[0].HasField("t"):
             constants[node.output[0]] = node.attribute[0].t
     taken, found = names_of(graph), False
-    for node in graph.node:
+    for node in nodes:
         if node.op_type != "Reshape" or node.input[1] not in constants:
             continue
         target = numpy_helper.to_array(constants[node.input[1]]).copy()

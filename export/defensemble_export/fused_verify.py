@@ -12,9 +12,12 @@ from defensemble_repository.ensemble import Ensemble
 
 from ._errors import ExportError, VerificationError
 from .averaging import average_onnx
+from .foreign_file import translated
+from .fusing import WAY_OUT
 from .real_images import RANDOM_ALONE
 
 Array = np.ndarray[Any, Any]
+_FUSED = "the fused graph"
 # Largest difference of a value, in units of max(1, largest |value|): both compute the same, and differ where ONNX Runtime rounds otherwise.
 FUSED_TOLERANCE = 1e-6
 
@@ -29,18 +32,20 @@ def verify_fused(
     for a JSON file.
 
     Raises:
-        ExportError: ``images`` are not float32 of the members' shape in [0, 1].
+        ExportError: ``images`` are not float32 of the members' shape in [0, 1], or ONNX Runtime does not run the graph or a member.
         VerificationError: names, shapes or values differ; says where and by how much.
     """
-    one = _session(fused)
+    one = _session(fused, f"is not loaded by ONNX Runtime; {WAY_OUT}", _FUSED)
     expected = {"probabilities", "member_probabilities", "entropy", "mutual_information"}
     if [tensor.name for tensor in one.get_inputs()] != ["images"] or {tensor.name for tensor in one.get_outputs()} != expected:
         tensors = [tensor.name for tensor in (*one.get_inputs(), *one.get_outputs())]
         raise VerificationError(f"the fused graph takes and gives {tensors}, expected images to {sorted(expected)}")
     shape = tuple(one.get_inputs()[0].shape[1:])
+    if not all(isinstance(side, int) for side in shape):
+        raise ExportError(f"the members take images of {shape}: export them with a fixed size, of which images can be made to compare them")
     if images is not None:
         _check_images(images, shape)
-    pipeline = _Pipeline(members, ensemble)
+    pipeline = _Pipeline(members, ensemble, next(tensor.shape[1] for tensor in one.get_outputs() if tensor.name == "probabilities"))
     generator = np.random.default_rng(seed)
     batches = sorted({1, 2, max_batch_size})
     order = generator.permutation(0 if images is None else len(images))  # no image twice before all were taken once
@@ -53,7 +58,8 @@ def verify_fused(
         for kind, sample in samples.items():
             where = f"{batch} {kind} image{'s' if batch > 1 else ''}"
             right = pipeline.answers(sample)
-            got = dict(zip([tensor.name for tensor in one.get_outputs()], one.run(None, {"images": sample}), strict=True))
+            with translated(f"does not run in ONNX Runtime on {where}; {WAY_OUT}", file=_FUSED):
+                got = dict(zip([tensor.name for tensor in one.get_outputs()], one.run(None, {"images": sample}), strict=True))
             for output in worst:
                 if got[output].shape != right[output].shape:
                     raise VerificationError(
@@ -74,21 +80,26 @@ def verify_fused(
 class _Pipeline:
     """What Triton does with an ensemble, in this process."""
 
-    def __init__(self, members: Sequence[bytes], ensemble: Ensemble) -> None:
-        self.members = [_session(member) for member in members]
-        num_classes = self.members[0].get_outputs()[0].shape[1]
-        self.average = _session(average_onnx(ensemble, num_classes))
+    def __init__(self, members: Sequence[bytes], ensemble: Ensemble, num_classes: int) -> None:
+        self.names = [f"'{vote.model}' (version {vote.version})" for vote in ensemble.members]
+        message = "is not loaded by ONNX Runtime; export it again, or take it out of the ensemble"
+        self.members = [_session(member, message, name) for member, name in zip(members, self.names, strict=True)]
+        self.average = _session(average_onnx(ensemble, num_classes), "is not loaded by ONNX Runtime", "the averaging graph")
 
     def answers(self, images: Array) -> dict[str, Array]:
         """Every output of the ensemble, by name."""
-        logits = {f"logits_{index}": member.run(["logits"], {"images": images})[0] for index, member in enumerate(self.members)}
+        logits = {}
+        for index, (member, name) in enumerate(zip(self.members, self.names, strict=True)):
+            with translated("does not run in ONNX Runtime; export it again, or take it out of the ensemble", file=name):
+                logits[f"logits_{index}"] = member.run(["logits"], {"images": images})[0]
         return dict(zip([tensor.name for tensor in self.average.get_outputs()], self.average.run(None, logits), strict=True))
 
 
-def _session(content: bytes) -> onnxruntime.InferenceSession:
+def _session(content: bytes, message: str, what: str) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # sessions that wait for each other's cores
-    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    with translated(message, file=what):
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
 def _check_images(images: Array, shape: tuple[Any, ...]) -> None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import onnx
+import onnx.inliner
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper
 
@@ -22,6 +23,9 @@ from defensemble_repository.names import RESERVED
 
 from ._errors import ExportError
 from .averaging import IR_VERSION, OPSET, average_onnx
+from .foreign_file import graphs_of, subgraphs, tensors_of, translated
+from .foreign_graph import names_of, redirect, rename
+from .graph import shape_of, tidy_copy
 from .metadata import CLASS_NAMES, FUSED_AVERAGE, FUSED_MEMBERS, MASK_DIGEST, SPEC
 
 # Protobuf's limit of a message; a file beyond it would need its weights beside it, which no part of a repository here has.
@@ -30,6 +34,7 @@ _LARGEST_FILE = 2**31 - 1
 _RANDOM = frozenset(
     ("Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
 )  # fmt: skip
+WAY_OUT = "serve the ensemble of the members, which computes the same"
 _QUANTISERS = frozenset(("QuantizeLinear", "DequantizeLinear"))
 
 
@@ -55,11 +60,10 @@ def fused_onnx(members: Sequence[bytes | onnx.ModelProto], ensemble: Ensemble) -
     logits: dict[str, str] = {}
     for position, (model, name) in enumerate(zip(models, names, strict=True)):
         # `images` keeps its name, and so is one input of all.
-        onnx.compose.add_prefix(model, f"{name}/", rename_inputs=False, inplace=True)
+        _prefix(model.graph, f"{name}/", {"images": "images"})
         logits[f"logits_{position}"] = f"{name}/logits"
     average = onnx.load_model_from_string(average_onnx(ensemble, num_classes))
-    onnx.compose.add_prefix(average, f"{RESERVED[0]}/", rename_inputs=False, rename_outputs=False, inplace=True)
-    _rename(average.graph.node, logits)
+    _prefix(average.graph, f"{RESERVED[0]}/", logits | {output.name: output.name for output in average.graph.output})
     models.append(average)
 
     fused = helper.make_model(
@@ -78,7 +82,7 @@ def fused_onnx(members: Sequence[bytes | onnx.ModelProto], ensemble: Ensemble) -
     )
     _merge(fused, models)
     helper.set_model_props(fused, metadata)
-    _check(fused, names)
+    _check(fused, dict(zip(names, members, strict=True)))
     content: bytes = fused.SerializeToString(deterministic=True)
     return content
 
@@ -91,52 +95,57 @@ def _prefixes(ensemble: Ensemble) -> list[str]:
 
 def _network(member: bytes | onnx.ModelProto, name: str) -> onnx.ModelProto:
     """A copy of a member, without what says nothing of the values, that takes ``images`` and gives ``logits`` and nothing else."""
-    model = onnx.ModelProto()
     if not isinstance(member, (bytes, onnx.ModelProto)):
         raise ExportError(f"'{name}' must be the bytes of an ONNX file or a ModelProto, got {type(member).__name__}: read the file first")
-    if isinstance(member, onnx.ModelProto):
-        model.CopyFrom(member)
-    else:
-        try:
-            model.ParseFromString(member)
-        except DecodeError as error:
-            raise ExportError(f"'{name}' is no ONNX file: {error}. It was damaged: export it again") from error
-    constants = {tensor.name for tensor in model.graph.initializer}
-    inputs = [tensor for tensor in model.graph.input if tensor.name not in constants]  # IR 3 lists constants as inputs too
-    del model.graph.input[:]
-    model.graph.input.extend(inputs)
-    del model.graph.value_info[:]
+    model = tidy_copy(_parsed(member, name))
+    if model.functions:  # two members may have different ones of one name
+        with translated("cannot be fused, since its functions cannot be inlined", file=f"'{name}'"):
+            model = tidy_copy(onnx.inliner.inline_local_functions(model, convert_version=True))
     for what, tensors, expected, rank in (("input", model.graph.input, "images", 4), ("output", model.graph.output, "logits", 2)):
-        got = [(tensor.name, tensor.type.tensor_type.elem_type, len(_dims(tensor))) for tensor in tensors]
+        got = [(tensor.name, tensor.type.tensor_type.elem_type, len(shape_of(tensor))) for tensor in tensors]
         if got != [(expected, TensorProto.FLOAT, rank)]:
             told = ", ".join(f"'{one}' ({TensorProto.DataType.Name(kind)}, {count} axes)" for one, kind, count in got)
             raise ExportError(
                 f"'{name}' cannot be fused: its {what}s are {told or 'none'}, expected one, '{expected}' (FLOAT, {rank} axes)"
             )
-    batch = _dims(model.graph.input[0])[0]
-    if isinstance(batch, int):
+    batch = shape_of(model.graph.input[0])[0]
+    if batch is not None:
         raise ExportError(f"'{name}' cannot be fused: it takes exactly {batch} images at a time; export it with a free batch axis")
-    outside = [tensor.name for tensor in model.graph.initializer if tensor.data_location == TensorProto.EXTERNAL]
+    outside = [tensor.name for tensor in tensors_of(model) if tensor.data_location == TensorProto.EXTERNAL]
     if outside:
         raise ExportError(f"'{name}' cannot be fused: the values of '{outside[0]}' lie outside of its file; save it as one file")
     return model
 
 
-def _dims(tensor: onnx.ValueInfoProto) -> list[int | str]:
-    return [size.dim_value if size.HasField("dim_value") else size.dim_param for size in tensor.type.tensor_type.shape.dim]
+def _parsed(member: bytes | onnx.ModelProto, name: str) -> onnx.ModelProto:
+    if isinstance(member, onnx.ModelProto):
+        return member
+    try:
+        return onnx.ModelProto.FromString(member)
+    except DecodeError as error:
+        raise ExportError(f"'{name}' is no ONNX file: {error}. It was damaged: export it again") from error
 
 
-def _shared_interface(models: Sequence[onnx.ModelProto], names: Sequence[str]) -> tuple[list[int | str], int]:
+def _shared_interface(models: Sequence[onnx.ModelProto], names: Sequence[str]) -> tuple[tuple[int | None, ...], int]:
     """Channels, height and width of the images, and the number of classes, which all must have in common."""
-    interfaces = [(_dims(model.graph.input[0])[1:], _dims(model.graph.output[0])[1]) for model in models]
+    interfaces = [(shape_of(model.graph.input[0])[1:], shape_of(model.graph.output[0])[1]) for model in models]
+    for name, (_, known) in zip(names, interfaces, strict=True):
+        if known is None:
+            raise ExportError(f"'{name}' cannot be fused: its file does not say how many classes it knows; {WAY_OUT}")
     shape, num_classes = interfaces[0]
-    if not isinstance(num_classes, int):
-        raise ExportError(f"'{names[0]}' cannot be fused: its file does not say how many classes it knows")
+    assert num_classes is not None
     for name, (other_shape, other_classes) in zip(names, interfaces, strict=True):
         for what, got, expected in (("image size", other_shape, shape), ("number of classes", other_classes, num_classes)):
             if got != expected:
                 raise EnsembleError(f"members must share their {what}: '{names[0]}' has {expected}, '{name}' has {got}")
     return shape, num_classes
+
+
+def _prefix(graph: onnx.GraphProto, prefix: str, names: Mapping[str, str]) -> None:
+    """Put `prefix` before the name of every tensor and node of a graph, except for tensors that get their new names from `names`."""
+    rename(graph, {name: f"{prefix}{name}" for name in names_of(graph)} | names)
+    for node in graph.node:
+        node.name = node.name and f"{prefix}{node.name}"
 
 
 def digests_of_members(fused: bytes) -> list[str | None]:
@@ -180,12 +189,15 @@ def _opsets(models: Sequence[onnx.ModelProto], names: Sequence[str]) -> dict[str
     """Domain to version, of all members together."""
     opsets = {"": OPSET}
     for model, name in zip(models, names, strict=True):
+        used = {node.domain for graph in graphs_of(model.graph) for node in graph.node}
         for entry in model.opset_import:
+            if entry.domain not in used | {"", "ai.onnx"}:
+                continue
             domain = "" if entry.domain == "ai.onnx" else entry.domain
             if opsets.setdefault(domain, entry.version) != entry.version:
                 raise ExportError(
                     f"'{name}' cannot be fused: it is written for version {entry.version} of the operators of '{domain or 'ai.onnx'}', "
-                    f"expected {opsets[domain]}: export it again"
+                    f"expected {opsets[domain]}: export it again, or {WAY_OUT}"
                 )
     return opsets
 
@@ -203,10 +215,8 @@ def _merge(fused: onnx.ModelProto, models: Sequence[onnx.ModelProto]) -> None:
     constants: dict[tuple[Any, ...], str] = {}
     results: dict[tuple[Any, ...], onnx.NodeProto] = {}
     for model in models:
-        fused.functions.extend(model.functions)
-        functions = {(function.domain, function.name) for function in model.functions}
         graph.sparse_initializer.extend(model.graph.sparse_initializer)
-        scales = {name for node in model.graph.node if node.op_type in _QUANTISERS for name in node.input}
+        scales = {name for inner in graphs_of(model.graph) for node in inner.node if node.op_type in _QUANTISERS for name in node.input}
         for tensor in model.graph.initializer:
             # A mask is what tells one member from another: each stays, under its own name.
             apart = tensor.data_type == TensorProto.BOOL or tensor.name in scales
@@ -216,8 +226,8 @@ def _merge(fused: onnx.ModelProto, models: Sequence[onnx.ModelProto]) -> None:
             else:
                 same[tensor.name] = kept
         for node in model.graph.node:
-            _rename([node], same)
-            alone = node.op_type in _QUANTISERS | _RANDOM or (node.domain, node.op_type) in functions or any(_subgraphs(node))
+            redirect([node], same)
+            alone = node.op_type in _QUANTISERS | _RANDOM or subgraphs(node)
             if not alone and outputs.isdisjoint(node.output):
                 earlier = results.setdefault(_computation_of(node), node)
                 if earlier is not node:
@@ -245,33 +255,26 @@ def _computation_of(node: onnx.NodeProto) -> tuple[Any, ...]:
     return node.op_type, node.domain, node.overload, tuple(node.input), tuple(bool(name) for name in node.output), tuple(attributes)
 
 
-def _rename(nodes: Sequence[onnx.NodeProto], names: dict[str, str]) -> None:
-    """Let nodes, and what is nested in them, read from other names."""
-    for node in nodes:
-        for position, name in enumerate(node.input):
-            if name in names:
-                node.input[position] = names[name]
-        for graph in _subgraphs(node):
-            _rename(graph.node, names)
-            for tensor in graph.output:
-                tensor.name = names.get(tensor.name, tensor.name)
-
-
-def _subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
-
-
-def _check(fused: onnx.ModelProto, names: Sequence[str]) -> None:
+def _check(fused: onnx.ModelProto, members: Mapping[str, bytes | onnx.ModelProto]) -> None:
     size = fused.ByteSize()
     if size > _LARGEST_FILE:
         raise EnsembleError(
-            f"{', '.join(names)} take {size / 1e9:.1f} GB together, one ONNX file at most {_LARGEST_FILE / 1e9:.1f}: "
+            f"{', '.join(members)} take {size / 1e9:.1f} GB together, one ONNX file at most {_LARGEST_FILE / 1e9:.1f}: "
             "fuse fewer, export them in fp16, or serve them as an ensemble"
         )
+    reason = _invalid(fused)
+    if reason is None:
+        return
+    for name, member in members.items():
+        if own := _invalid(_network(member, name)):
+            raise ExportError(f"'{name}' cannot be fused: onnx's checker refuses its graph: {own}; export it again, or {WAY_OUT}")
+    raise ExportError(f"{', '.join(members)} cannot be fused, though onnx's checker passes each of them: {reason}; {WAY_OUT}")
+
+
+def _invalid(model: onnx.ModelProto) -> str | None:
+    """Why a graph is not valid; None where it is."""
     try:
-        onnx.checker.check_model(fused, full_check=True)
+        onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"{', '.join(names)} cannot be fused: one is no valid ONNX graph: {error}. Export it again") from error
+        return " ".join(str(error).split())
+    return None
