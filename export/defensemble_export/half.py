@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from ._errors import ExportError
 from .averaging import IR_VERSION
 from .foreign_file import graphs_of, subgraphs
-from .foreign_graph import fresh, names_of, real_inputs
+from .foreign_graph import fresh, names_of
 from .graph import checked, named_copy
 
 LARGEST = float(np.finfo(np.float16).max)
@@ -51,11 +51,6 @@ def fp16_from_onnx(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     copy = named_copy(model)
     copy.ir_version = IR_VERSION
-    inputs = [onnx.ValueInfoProto.FromString(one.SerializeToString()) for one in real_inputs(copy.graph)]
-    del copy.graph.input[:]
-    copy.graph.input.extend(inputs)
-    for value in (value for inner in graphs_of(copy.graph) for value in inner.value_info if value.type.HasField("tensor_type")):
-        value.type.tensor_type.ClearField("shape")  # notes of other tools, which write a free axis in many ways; the types are needed
     _check_valid(copy)
     _refuse_quantised(copy.graph)
     _make_initializers(copy.graph)
@@ -177,7 +172,6 @@ class _Conversion:
                     nodes.append(self._cast(halves[name], name, TensorProto.FLOAT))
         del self.graph.node[:]
         self.graph.node.extend(nodes)
-        del self.graph.value_info[:]
 
     def _half_name(self, name: str, kept: Container[str]) -> str:
         if name not in kept:

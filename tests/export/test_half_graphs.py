@@ -37,12 +37,17 @@ def answers(model: onnx.ModelProto, images: Array, level: Any, names: list[str] 
     return given
 
 
+def interface(model: onnx.ModelProto) -> list[list[tuple[str, int]]]:
+    """Names and types of the inputs that are no constants, and of the outputs."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    entries = [one for one in model.graph.input if one.name not in constants], model.graph.output
+    return [[(one.name, one.type.tensor_type.elem_type) for one in some] for some in entries]
+
+
 def check_converted(half: onnx.ModelProto, model: onnx.ModelProto, images: Array) -> None:
     """Valid, float32 outside, and of the same answers, as written and optimised."""
     onnx.checker.check_model(half, full_check=True)
-    constants = {tensor.name for tensor in model.graph.initializer}
-    assert [one for one in model.graph.input if one.name not in constants] == list(half.graph.input)
-    assert list(model.graph.output) == list(half.graph.output)
+    assert interface(half) == interface(model)
     types = {tensor.data_type for tensor in half.graph.initializer}
     assert _HALF in types or any(entry.i == _HALF for one in half.graph.node if one.op_type == "Cast" for entry in one.attribute)
     for level in _LEVELS:
@@ -69,14 +74,7 @@ def check_any_graph(recipe: Recipe, naming: int | None) -> None:
     images = np.random.default_rng(recipe.seed).random((3, *SHAPE), np.float32)
     try:
         plain, optimised = (answers(model, images, level)[0] for level in _LEVELS)
-        onnx.checker.check_model(model, full_check=True)
-    except (
-        Fail,
-        InvalidArgument,
-        onnx.checker.ValidationError,
-        onnx.shape_inference.InferenceError,
-    ):
-        # Not a network: a name that hides another, or a free axis of 0 that ONNX Runtime believes.
+    except (Fail, InvalidArgument):  # a free axis of 0 that ONNX Runtime believes
         assume(False)
     assume(np.isfinite(plain).all() and np.abs(plain - optimised).max() <= 1e-4 * np.abs(plain).max())
     before = model.SerializeToString(deterministic=True)
