@@ -229,7 +229,7 @@ def main(out: Path | None, quick: bool, zoo: Path, data_dir: Path | None, rounds
 
 def _told(load: float, began: float) -> dict[str, Any]:
     told = provenance()
-    told["versions"] |= {name: metadata.version(name) for name in ("torch", "onnx", "onnxruntime", "onnxconverter-common")}
+    told["versions"] |= {name: metadata.version(name) for name in ("torch", "onnx", "onnxruntime")}
     info = Path("/proc/cpuinfo")
     flags = set(info.read_text(errors="replace").split()) if info.exists() else set()
     told["hardware"] |= {

@@ -21,7 +21,7 @@ from defensemble_repository.reader import versions_in
 from ._errors import ExportError
 
 SCHEMA = "defensemble.export/1"
-_PACKAGES = ("defensemble", "onnx", "onnxruntime", "onnxruntime-gpu", "torch", "numpy", "onnxconverter-common")
+_PACKAGES = ("defensemble", "onnx", "onnxruntime", "onnxruntime-gpu", "torch", "numpy")
 
 
 def report_from_export(

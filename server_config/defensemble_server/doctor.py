@@ -36,7 +36,7 @@ PASS, WARN, FAIL = "PASS", "WARN", "FAIL"
 _PYTHONS = ((3, 10), (3, 13))
 # The GPU build is installed in the place of the other, never beside it.
 _STANDS_FOR = {"onnxruntime": "onnxruntime-gpu"}
-_EXTRAS = {"train": ("torch", "safetensors", "scikit-learn"), "export": ("onnx", "onnxconverter-common", "onnxruntime", "onnxscript")}
+_EXTRAS = {"train": ("torch", "safetensors", "scikit-learn"), "export": ("onnx", "onnxruntime", "onnxscript")}
 
 
 @dataclass(frozen=True)

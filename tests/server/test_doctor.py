@@ -134,13 +134,13 @@ def test_a_compiler_that_does_not_run_fails_and_the_other_checks_are_made(monkey
 
 
 def test_the_gpu_build_of_onnxruntime_stands_for_the_other(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("onnx", "onnxconverter-common", "onnxscript", "onnxruntime-gpu"):
+    for name in ("onnx", "onnxscript", "onnxruntime-gpu"):
         folder = tmp_path / f"{name.replace('-', '_')}-1.30.0.dist-info"
         folder.mkdir()
         (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.30.0\n")
     monkeypatch.setattr(sys, "path", [str(tmp_path), *[entry for entry in sys.path if not list(Path(entry).glob("onnxruntime-*"))]])
     (check,) = found(diagnose([]), "export")
-    assert (check.status, check.text) == (PASS, "onnx 1.30.0, onnxconverter-common 1.30.0, onnxruntime-gpu 1.30.0, onnxscript 1.30.0")
+    assert (check.status, check.text) == (PASS, "onnx 1.30.0, onnxruntime-gpu 1.30.0, onnxscript 1.30.0")
 
 
 def test_a_damaged_server_file_is_told_with_the_command_that_removes_it(own_state_folder: Path) -> None:

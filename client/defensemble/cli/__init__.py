@@ -29,7 +29,6 @@ _EXTRAS = {
     "safetensors": "train",
     "sklearn": "train",
     "onnx": "export",
-    "onnxconverter_common": "export",
     "onnxruntime": "export",
     "onnxscript": "export",
     "yaml": "export",
