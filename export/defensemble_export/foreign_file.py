@@ -8,6 +8,7 @@ import re
 import shlex
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import onnx
@@ -93,6 +94,7 @@ def read_foreign(path: str | os.PathLike[str], custom_domains: Collection[str] =
             if not _has_shape(entry):  # operators beyond the standard's: what they give is found out by a run
                 entry.CopyFrom(onnx.helper.make_tensor_value_info(entry.name, TensorProto.FLOAT, [None, None]))
         _forget_shapes(model)
+    _sort_nodes(model.graph)
     with translated("is not valid ONNX", file=file):
         onnx.checker.check_model(model)
     if model.functions:
@@ -102,6 +104,33 @@ def read_foreign(path: str | os.PathLike[str], custom_domains: Collection[str] =
     _check_loops(model.graph, file, {}, 1)
     _check_domains(model, file, custom_domains)
     return model
+
+
+def _sort_nodes(graph: onnx.GraphProto) -> None:
+    """Sort nodes behind those whose results they read, which onnx's checker asks for; ONNX Runtime asks for it in bodies alone."""
+    made_by = {name: number for number, node in enumerate(graph.node) for name in node.output if name}
+    reads = {number: {made_by[name] for name in _names_read(node) & made_by.keys()} for number, node in enumerate(graph.node)}
+    if all(number > max(earlier, default=-1) for number, earlier in reads.items()):
+        return
+    try:
+        order = list(TopologicalSorter(reads).static_order())
+    except CycleError:  # the checker says where
+        return
+    nodes = [onnx.NodeProto.FromString(graph.node[number].SerializeToString()) for number in order]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _names_read(node: onnx.NodeProto) -> set[str]:
+    """The names that a node reads, and those that its bodies read or give without making them."""
+    found = set(node.input)
+    for body in subgraphs(node):
+        read = {name for one in body.node for name in _names_read(one)} | {one.name for one in body.output}
+        made = (
+            {name for one in body.node for name in one.output} | {one.name for one in body.input} | {one.name for one in body.initializer}
+        )
+        found |= read - made
+    return found
 
 
 def opset_of(model: onnx.ModelProto, file: os.PathLike[str] | str) -> int:

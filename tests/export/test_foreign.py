@@ -56,6 +56,29 @@ def test_every_opset_and_batch_answers_as_numpy_and_the_file_do(tmp_path: Path, 
     assert onnx_from_foreign(path).SerializeToString(deterministic=True) == model.SerializeToString(deterministic=True)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_nodes_in_any_order_are_sorted_as_the_runtime_sorts_them(tmp_path: Path, seed: int) -> None:
+    branch = helper.make_graph(
+        [helper.make_node("Add", ["scores", "scores"], ["twice"]), helper.make_node("Mul", ["twice", "scores"], ["product"])],
+        "branch",
+        [],
+        [helper.make_tensor_value_info("product", TensorProto.FLOAT, None)],
+    )
+    nodes = [
+        helper.make_node("If", ["yes"], ["logits"], then_branch=branch, else_branch=branch),
+        helper.make_node("Constant", [], ["yes"], value=numpy_helper.from_array(np.array(True))),
+    ]
+    model = theirs.classifier(tail=nodes, outputs=[("logits", TensorProto.FLOAT, ("N", theirs.CLASSES))])
+    shuffled = [model.graph.node[number] for number in np.random.default_rng(seed).permutation(len(model.graph.node))]
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in shuffled]
+    del model.graph.node[:]
+    model.graph.node.extend(copies)
+    path = tmp_path / "unsorted.onnx"
+    path.write_bytes(model.SerializeToString())
+    scores = theirs.answer(IMAGES)
+    assert np.allclose(asked(onnx_from_foreign(path)), 2 * scores**2, atol=1e-4)
+
+
 def test_a_normalisation_is_put_before_it(tmp_path: Path) -> None:
     path = theirs.write(tmp_path, theirs.classifier())
     mean, std = [0.4, 0.5, 0.6], [0.2, 0.3, 0.25]

@@ -13,8 +13,8 @@ import onnx
 import pytest
 from click.testing import CliRunner, Result
 from onnx import TensorProto, helper, numpy_helper
-from onnxconverter_common import float16
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
+from onnxruntime.transformers import float16
 
 from defensemble.cli.export import command
 from defensemble_export import ExportError, Form, FromOnnx, Vote, read_config
