@@ -24,6 +24,7 @@ Array = np.ndarray[Any, Any]
 _TOLERANCE = 1e-4
 # What changes a free batch axis into a number, so that other batches fail or are mixed up.
 _TRIED_BATCHES = (1, 2, 3)
+_QUANTISERS = frozenset(("QuantizeLinear", "DequantizeLinear"))
 _FREE_BATCH_MEND = 'export it with a dynamic batch axis (torch.onnx.export(..., dynamic_shapes=({0: torch.export.Dim("batch")},)))'
 
 
@@ -153,6 +154,8 @@ def _converted(model: onnx.ModelProto, file: Path) -> onnx.ModelProto:
     del model.graph.value_info[:]
     if opset != OPSET:
         message = f"has opset {opset} and cannot be converted to {OPSET}; export it again with opset_version={OPSET}"
+        if any(node.op_type in _QUANTISERS for graph in graphs_of(model.graph) for node in graph.node):
+            message += " and quantised to 8 bits (onnxruntime.quantization raises the opset to 21 for 4 and 16 bits)"
         with translated(message, file=file):
             model = onnx.version_converter.convert_version(model, OPSET)
         model.ir_version = IR_VERSION
@@ -232,7 +235,13 @@ def _why_it_differs(graph: onnx.GraphProto, *, is_batch: bool) -> str:
     return f"it mixes the images of a batch, or is random: export it in eval mode and {_FREE_BATCH_MEND}"
 
 
-def _session(source: str | bytes, file: Path, message: str = "is not loaded by ONNX Runtime") -> onnxruntime.InferenceSession:
+_NOT_LOADED = (
+    f"is not loaded by ONNX Runtime {onnxruntime.__version__}; export it in float32 (few of its operators compute in float64 or bfloat16) "
+    f"with opset_version={OPSET}"
+)
+
+
+def _session(source: str | bytes, file: Path, message: str = _NOT_LOADED) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 4  # what matters comes as an exception

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
+import numpy as np
 import onnx
+import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
 
 from ._errors import ExportError
-from .foreign_file import graphs_of
-from .foreign_graph import real_inputs, rename
+from .foreign_file import graphs_of, subgraphs, translated
+from .foreign_graph import fresh, names_of, read_by, real_inputs, redirect, rename
+
+# What gives another value each time, and what others have quantised, which stays so.
+_NOT_FOLDED = frozenset(
+    (
+        *("Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
+        *("DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear"),
+    )
+)
 
 
 def tidy_copy(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -80,3 +91,65 @@ def shape_of(tensor: onnx.ValueInfoProto) -> tuple[int | None, ...]:
     """The extents of an input or output; None where one is free: named, not given, or negative, as ONNX Runtime reads it."""
     dims = tensor.type.tensor_type.shape.dim
     return tuple(dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else None for dim in dims)
+
+
+def make_initializers(graph: onnx.GraphProto) -> None:
+    """Replace Constant nodes by initialisers, which are converted."""
+    nodes = []
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name in ("value", "value_float", "value_floats"):
+            value = helper.get_attribute_value(node.attribute[0])
+            tensor = value if isinstance(value, TensorProto) else numpy_helper.from_array(np.array(value, np.float32))
+            graph.initializer.add().CopyFrom(tensor)
+            graph.initializer[-1].name = node.output[0]
+        else:
+            nodes.append(onnx.NodeProto.FromString(node.SerializeToString()))
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def fold(model: onnx.ModelProto, names: Collection[str]) -> None:
+    """Make initialisers of those of `names` that nodes compute from constants alone, such as a weight behind an Identity or a Reshape.
+
+    Nodes and constants that nothing reads any more are removed.
+
+    Args:
+        model: a graph in which no name is used twice, as after `tidy_copy`.
+        names: tensors of it.
+
+    Raises:
+        ExportError: ONNX Runtime does not compute them.
+    """
+    graph = model.graph
+    make_initializers(graph)
+    known = {tensor.name for tensor in graph.initializer}
+    computed: list[onnx.NodeProto] = []
+    for node in graph.node:
+        if node.op_type not in _NOT_FOLDED and not subgraphs(node) and known.issuperset(read_by(node)):
+            known.update(node.output)
+            computed.append(node)
+    folded = {name: fresh(f"{name}_folded", names_of(graph)) for node in computed for name in node.output if name in names}
+    if not folded:
+        return
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    for field in ("input", "output", "node"):
+        probe.graph.ClearField(field)
+    probe.graph.node.extend(computed)
+    probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in folded)
+    with translated("computes its weights in a way that ONNX Runtime does not run; export it again", file="the graph"):
+        session = onnxruntime.InferenceSession(probe.SerializeToString(), providers=["CPUExecutionProvider"])
+        values = session.run(list(folded), {})
+    redirect(graph.node, folded)
+    read, nodes, left = {entry.name for entry in graph.output}, [], set[str]()
+    for node in reversed(graph.node):
+        if node not in computed or read.intersection(node.output):
+            nodes.append(onnx.NodeProto.FromString(node.SerializeToString()))
+            read |= read_by(node)
+        else:
+            left |= read_by(node)
+    constants = [onnx.TensorProto.FromString(one.SerializeToString()) for one in graph.initializer if one.name not in left - read]
+    constants += [numpy_helper.from_array(np.asarray(value), name) for name, value in zip(folded.values(), values, strict=True)]
+    for field, entries in (("node", reversed(nodes)), ("initializer", constants)):
+        graph.ClearField(field)
+        getattr(graph, field).extend(entries)

@@ -12,7 +12,7 @@ from ._errors import ExportError
 from .averaging import IR_VERSION
 from .foreign_file import graphs_of, subgraphs
 from .foreign_graph import fresh, names_of
-from .graph import checked, named_copy
+from .graph import checked, make_initializers, named_copy
 
 LARGEST = float(np.finfo(np.float16).max)
 SMALLEST = float(np.finfo(np.float16).smallest_normal)
@@ -53,7 +53,7 @@ def fp16_from_onnx(model: onnx.ModelProto) -> onnx.ModelProto:
     copy.ir_version = IR_VERSION
     _check_valid(copy)
     _refuse_quantised(copy.graph)
-    _make_initializers(copy.graph)
+    make_initializers(copy.graph)
     _Conversion(copy).convert()
     return checked(copy, "fp16")
 
@@ -75,21 +75,6 @@ def _refuse_quantised(graph: onnx.GraphProto) -> None:
                 f"the graph is quantised already (node '{node.name}', {node.op_type}), and fp16 is made of float32 graphs: export it "
                 "as fp32, which keeps it as it is, or convert the network that it was quantised from"
             )
-
-
-def _make_initializers(graph: onnx.GraphProto) -> None:
-    """Replace Constant nodes by initialisers, which are converted."""
-    nodes = []
-    for node in graph.node:
-        if node.op_type == "Constant" and node.attribute[0].name in ("value", "value_float", "value_floats"):
-            value = helper.get_attribute_value(node.attribute[0])
-            tensor = value if isinstance(value, TensorProto) else numpy_helper.from_array(np.array(value, np.float32))
-            graph.initializer.add().CopyFrom(tensor)
-            graph.initializer[-1].name = node.output[0]
-        else:
-            nodes.append(onnx.NodeProto.FromString(node.SerializeToString()))
-    del graph.node[:]
-    graph.node.extend(nodes)
 
 
 class _Conversion:

@@ -15,7 +15,7 @@ from ._errors import ExportError
 from .averaging import IR_VERSION
 from .foreign_file import graphs_of, subgraphs, translated
 from .foreign_graph import fresh, names_of, read_by, redirect
-from .graph import checked, named_copy, shape_of
+from .graph import checked, fold, named_copy, shape_of
 from .real_images import check_values
 
 Float32 = NDArray[np.float32]
@@ -55,11 +55,12 @@ def int8_from_onnx(model: onnx.ModelProto, images: Images, *, float_nodes: Colle
         names = ", ".join(tensor.name for tensor in graph.input) or "none"
         raise ExportError(f"int8 is calibrated on graphs of one input, the images; this one has {len(graph.input)} ({names})")
     _check_images(images, graph.input)
+    fold(copy, {node.input[1] for node in graph.node if node.op_type in _QUANTISED})
     kept = set(masked_region(copy) if float_nodes is None else float_nodes)
     multiplying = [node for node in graph.node if node.op_type in _QUANTISED]
     if unknown := kept - {node.name for node in multiplying}:
         raise ExportError(f"float_nodes names {', '.join(sorted(unknown)[:3])}: the graph has no Conv or Gemm of that name")
-    # A weight that another node computes stays what it is, and so does what is computed of constants alone.
+    # A weight that is computed from the images stays what it is, and so does what is computed of constants alone.
     constants = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT}
     chosen = [node for node in multiplying if node.name not in kept and node.input[1] in constants and node.input[0] not in constants]
     if not chosen:

@@ -214,11 +214,51 @@ def test_a_graph_that_quantises_its_input_at_any_or_a_fixed_batch(batch: int | s
     assert np.abs(logits(quantised, given) - logits(model, given)).max() < 0.05 * np.abs(logits(model, given)).max()
 
 
-def test_a_weight_that_is_computed_stays_in_float() -> None:
-    model, images = convolution("batch"), tiny.images(8)
-    (matrix,) = [tensor for tensor in model.graph.initializer if tensor.name == "matrix"]
-    model.graph.node.insert(0, helper.make_node("Constant", [], ["matrix"], value=matrix))
-    model.graph.initializer.remove(matrix)
+def held_by(kind: str, value: Array) -> tuple[list[onnx.NodeProto], dict[str, Array]]:
+    """Nodes that make `matrix` of constants, and these."""
+    if kind == "Constant":
+        return [helper.make_node("Constant", [], ["matrix"], value=numpy_helper.from_array(value))], {}
+    if kind == "Identity":
+        return [helper.make_node("Identity", ["held"], ["matrix"])], {"held": value}
+    if kind == "Reshape":
+        shape = helper.make_node("Constant", [], ["shape"], value_ints=value.shape)
+        return [shape, helper.make_node("Reshape", ["held", "shape"], ["matrix"])], {"held": value.ravel()}
+    if kind == "Cast":
+        return [helper.make_node("Cast", ["held"], ["matrix"], to=TensorProto.FLOAT)], {"held": value.astype(np.float64)}
+    assert kind == "Split"
+    split = helper.make_node("Split", ["held"], ["matrix", "bias"], num_outputs=2)
+    return [split, helper.make_node("Identity", ["bias"], ["unread"])], {"held": np.concatenate([value, value])}
+
+
+def with_matrix(nodes: list[onnx.NodeProto], held: dict[str, Array]) -> onnx.ModelProto:
+    """`convolution`, whose matrix `nodes` make."""
+    model = convolution("batch")
+    kept = [*nodes, *model.graph.node]
+    model.graph.ClearField("node")
+    model.graph.node.extend(kept)
+    model.graph.initializer.remove(next(tensor for tensor in model.graph.initializer if tensor.name == "matrix"))
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in held.items())
+    return model
+
+
+@pytest.mark.parametrize("kind", ["Constant", "Identity", "Reshape", "Cast", "Split"])
+def test_a_weight_that_is_computed_from_constants_is_int8(kind: str) -> None:
+    images, value = tiny.images(8), np.eye(3, dtype=np.float32)
+    model = with_matrix(*held_by(kind, value))
+    quantised, expected = int8_from_onnx(model, images, float_nodes=[]), int8_from_onnx(convolution("batch"), images, float_nodes=[])
+    assert np.array_equal(logits(quantised, images), logits(expected, images))
+    assert not {"held", "shape"} & {tensor.name for tensor in quantised.graph.initializer}
+    assert len(quantised.graph.node) == len(expected.graph.node)
+
+
+def test_a_weight_that_is_computed_from_the_images_stays_in_float() -> None:
+    images = tiny.images(8)
+    nodes = [
+        helper.make_node("ReduceMax", ["images"], ["largest"], keepdims=0),
+        helper.make_node("Div", ["largest", "largest"], ["one"]),
+        helper.make_node("Mul", ["held", "one"], ["matrix"]),
+    ]
+    model = with_matrix(nodes, {"held": np.eye(3, dtype=np.float32)})
     quantised = int8_from_onnx(model, images, float_nodes=[])
     (gemm,) = [node for node in quantised.graph.node if node.op_type == "Gemm"]
     assert gemm.input[1] == "matrix"
