@@ -236,8 +236,8 @@ def _why_it_differs(graph: onnx.GraphProto, *, is_batch: bool) -> str:
 
 
 _NOT_LOADED = (
-    f"is not loaded by ONNX Runtime {onnxruntime.__version__}; export it in float32 (few of its operators compute in float64 or bfloat16) "
-    f"with opset_version={OPSET}"
+    f"is not loaded by ONNX Runtime {onnxruntime.__version__}; export it with operators that this has (many compute in float32 alone, and "
+    "not in float64 or bfloat16)"
 )
 
 

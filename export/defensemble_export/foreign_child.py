@@ -152,7 +152,9 @@ def _reason(ended_by: signal.Signals, timeout_s: float, purpose: str) -> str:
         )
     if ended_by == signal.SIGKILL:
         return f"was stopped while it was loaded and run, probably as memory ended: {_LESS_MEMORY}"
-    return f"made ONNX or ONNX Runtime crash ({ended_by.name}): export it again, or with other versions"
+    return (
+        f"made ONNX or ONNX Runtime crash ({ended_by.name}): export it again, with other versions or, where --precision was given, as fp32"
+    )
 
 
 def _import(path: str, folder: Path, options: dict[str, Any]) -> None:

@@ -39,6 +39,7 @@ _FROM_TORCH = (
 _FROM_KERAS = "convert it with tf2onnx, and export what that writes: --from-onnx FILE.onnx --as NAME"
 _OTHER_FORMATS = {
     b"PK\x03\x04": f"a zip archive, as torch.save and Keras write: {_FROM_TORCH} (or use tf2onnx)",
+    b"\x1f\x8b": "compressed by gzip: unpack it (gunzip), and export what is in it",
     b"\x89HDF": f"an HDF5 file, as Keras writes: {_FROM_KERAS}",
     **{bytes([0x80, protocol]): f"a pickle, as torch.save used to write: {_FROM_TORCH}" for protocol in range(2, 6)},
 }
@@ -201,11 +202,15 @@ def _parsed(file: Path) -> onnx.ModelProto:
     for start, what in _OTHER_FORMATS.items():
         if content.startswith(start):
             raise ExportError(f"{file} is not ONNX but {what}")
+    if content[4:8] == b"ORTM":
+        raise ExportError(f"{file} is not ONNX but in ONNX Runtime's own format (.ort): export the ONNX file that it was made from")
     if content.startswith(b"version https://git-lfs"):
         raise ExportError(f"{file} is a pointer of Git LFS and not the file itself: fetch it with `git lfs pull`")
     if _is_text(content[:1024]):
+        beginning = content[:40].decode(errors="replace")
         raise ExportError(
-            f"{file} is a text file, expected ONNX, which is binary; it begins with {content[:40].decode(errors='replace')!r}"
+            f"{file} is a text file, expected ONNX, which is binary; it begins with {beginning!r}. What onnx wrote as text becomes binary "
+            "by onnx.save(onnx.load(FILE, FORMAT), 'new.onnx') with its FORMAT: 'textproto', 'json' or 'onnxtxt'"
         )
     try:
         model = onnx.ModelProto.FromString(content)

@@ -123,7 +123,7 @@ def fold(model: onnx.ModelProto, names: Collection[str]) -> None:
     graph = model.graph
     make_initializers(graph)
     known = {tensor.name for tensor in graph.initializer}
-    computed: list[onnx.NodeProto] = []
+    computed = []
     for node in graph.node:
         if node.op_type not in _NOT_FOLDED and not subgraphs(node) and known.issuperset(read_by(node)):
             known.update(node.output)
@@ -143,7 +143,7 @@ def fold(model: onnx.ModelProto, names: Collection[str]) -> None:
     redirect(graph.node, folded)
     read, nodes, left = {entry.name for entry in graph.output}, [], set[str]()
     for node in reversed(graph.node):
-        if node not in computed or read.intersection(node.output):
+        if not known.issuperset(node.output) or read.intersection(node.output):
             nodes.append(onnx.NodeProto.FromString(node.SerializeToString()))
             read |= read_by(node)
         else:

@@ -97,8 +97,8 @@ class _Conversion:
         chosen = {node.name: ports for node in self.graph.node if (ports := self._chosen(node))}
         if not any(node.op_type in _PRODUCTS for node in self.graph.node if node.name in chosen):
             raise ExportError(
-                f"the graph has nothing to convert to fp16: no {', '.join(sorted(_PRODUCTS))} computes in float32 outside of the bodies of "
-                "If, Loop and Scan, which stay as they are; export it as fp32, which keeps the graph as it is"
+                f"the graph has nothing to convert to fp16: no {', '.join(sorted(_PRODUCTS))} of ONNX's own computes in float32 outside of "
+                "the bodies of If, Loop and Scan, which stay as they are; export it as fp32, which keeps the graph as it is"
             )
         self._rewrite(chosen)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -41,7 +42,7 @@ PRECISIONS = tuple(TOLERANCES)
 _QUANTISING = frozenset(("QuantizeLinear", "DequantizeLinear", "ConvInteger", "MatMulInteger", "QGemm", "QAttention", "MatMulNBits"))
 _QUANTISING_PREFIXES = ("QLinear", "DynamicQuantize")
 _SIXTEEN_BITS = frozenset((TensorProto.FLOAT16, TensorProto.BFLOAT16))
-# Of weights. Masks are BOOL; zero points and axes have one dimension at most.
+# Of weights, which packing can make flat; masks are BOOL, axes INT64, and zero points belong to operators that are looked for by name.
 _FEW_BITS = frozenset(
     number
     for name, number in TensorProto.DataType.items()
@@ -75,7 +76,7 @@ def computed_precision(model: onnx.ModelProto) -> str:
     if any(node.op_type in _QUANTISING or node.op_type.startswith(_QUANTISING_PREFIXES) for node in nodes):
         return "int8"
     tensors = list(tensors_of(model))
-    if any(len(one.dims) > 1 and one.data_type in _FEW_BITS for one in tensors):
+    if any(math.prod(one.dims) > 1 and one.data_type in _FEW_BITS for one in tensors):
         return "int8"
     casts = {attribute.i for node in nodes if node.op_type == "Cast" for attribute in node.attribute if attribute.name == "to"}
     return "fp16" if _SIXTEEN_BITS & (casts | {one.data_type for one in tensors}) else "fp32"

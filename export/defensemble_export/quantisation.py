@@ -57,16 +57,17 @@ def int8_from_onnx(model: onnx.ModelProto, images: Images, *, float_nodes: Colle
     _check_images(images, graph.input)
     fold(copy, {node.input[1] for node in graph.node if node.op_type in _QUANTISED})
     kept = set(masked_region(copy) if float_nodes is None else float_nodes)
-    multiplying = [node for node in graph.node if node.op_type in _QUANTISED]
+    multiplying = [node for node in graph.node if node.op_type in _QUANTISED and node.domain in ("", "ai.onnx")]
     if unknown := kept - {node.name for node in multiplying}:
         raise ExportError(f"float_nodes names {', '.join(sorted(unknown)[:3])}: the graph has no Conv or Gemm of that name")
     # A weight that is computed from the images stays what it is, and so does what is computed of constants alone.
     constants = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT}
     chosen = [node for node in multiplying if node.name not in kept and node.input[1] in constants and node.input[0] not in constants]
     if not chosen:
+        products = any(node.op_type in _PRODUCTS | {"Einsum"} for node in graph.node)  # which fp16 converts
         raise ExportError(
-            "nothing of the graph is left to quantise: it has no Conv or Gemm with float32 weights that may leave it, outside of bodies "
-            "of If, Loop and Scan; export it as fp16 or fp32"
+            "nothing of the graph is left to quantise: it has no Conv or Gemm of ONNX's own with float32 weights that may leave it, "
+            f"outside of bodies of If, Loop and Scan; export it as {'fp16 or fp32' if products else 'fp32'}"
         )
     tensors = sorted({node.input[0] for node in chosen} | {node.output[0] for node in chosen if node.op_type == "Conv"})
     _insert_pairs(

@@ -195,7 +195,8 @@ class _Comparison:
         if not np.isfinite(expected).all():
             raise VerificationError(f"{where}: {self.against} answers values that are not finite; the export is not used")
         if not np.isfinite(got).all():
-            raise VerificationError(f"{where}: the graph answers values that are not finite; the export is not used")
+            hint = " (float16 ends at 65504: export it as fp32)" if self.tolerance is TOLERANCES["fp16"] else ""
+            raise VerificationError(f"{where}: the graph answers values that are not finite{hint}; the export is not used")
         scale = max(1.0, float(np.abs(expected).max()))
         logits = float(np.abs(got - expected).max()) / scale
         probabilities = float(np.abs(softmax(got) - softmax(expected)).max())

@@ -60,6 +60,21 @@ def with_weight(values: theirs.Array, *nodes: onnx.NodeProto) -> Callable[[Path]
     return lambda folder: theirs.write(folder, model)
 
 
+def packed_in_four_bits(folder: Path) -> Path:
+    """Its matrix, of 16 inputs, is a flat UINT8 constant that an operator of ONNX Runtime's unpacks."""
+    shape: dict[str, Any] = {"K": 16, "N": 5, "block_size": 16, "quant_type": 1}
+    product = helper.make_node("MatMulBnb4", ["flat16", "packed", "scales"], ["logits"], domain="com.microsoft", **shape)
+    values: dict[str, theirs.Array] = {
+        "packed": np.arange(40, dtype=np.uint8),
+        "scales": np.ones(5, np.float32),
+        "wide": np.ones((5, 16), np.float32),
+    }
+    tail = [helper.make_node("MatMul", ["scores", "wide"], ["flat16"]), product]
+    more = [numpy_helper.from_array(value, name) for name, value in values.items()]
+    outputs = [("logits", TensorProto.FLOAT, ("N", 5))]
+    return theirs.write(folder, theirs.classifier(tail=tail, more=more, outputs=outputs, domains=["com.microsoft"]))
+
+
 def in_a_branch(folder: Path) -> Path:
     half = [
         helper.make_node("Cast", ["scores"], ["halved"], to=TensorProto.FLOAT16),
@@ -90,6 +105,7 @@ FILES: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "dynamic": ("int8", dynamically),
     "dequantised weight": ("int8", with_weight(MATRIX.astype(np.int8), DEQUANTISED)),
     "integer weight": ("int8", with_weight(MATRIX.astype(np.uint8), TO_FLOAT)),
+    "flat integer weight": ("int8", packed_in_four_bits),
     "float8 weight": ("int8", with_weight(MATRIX.astype(ml_dtypes.float8_e4m3fn), TO_FLOAT)),
 }
 

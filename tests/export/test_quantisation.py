@@ -251,6 +251,13 @@ def test_a_weight_that_is_computed_from_constants_is_int8(kind: str) -> None:
     assert len(quantised.graph.node) == len(expected.graph.node)
 
 
+def test_operators_of_other_domains_stay_as_they_are() -> None:
+    model, images = convolution("batch"), tiny.images(8)
+    model.graph.node[0].domain = "com.microsoft.nchwc"
+    with pytest.raises(ExportError, match="float_nodes names Conv_0: the graph has no Conv or Gemm of that name"):
+        int8_from_onnx(model, images, float_nodes=["Conv_0"])
+
+
 def test_a_weight_that_is_computed_from_the_images_stays_in_float() -> None:
     images = tiny.images(8)
     nodes = [
@@ -266,7 +273,7 @@ def test_a_weight_that_is_computed_from_the_images_stays_in_float() -> None:
 
 
 def test_a_graph_in_float16_is_refused(model: onnx.ModelProto) -> None:
-    with pytest.raises(ExportError, match="nothing of the graph is left to quantise: it has no Conv or Gemm with float32 weights"):
+    with pytest.raises(ExportError, match="nothing of the graph is left to quantise: it has no Conv or Gemm of ONNX's own with float32"):
         int8_from_onnx(fp16_from_onnx(model), GOOD)
 
 
