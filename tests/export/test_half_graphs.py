@@ -166,9 +166,9 @@ QUANTISED = [
 DOUBLE = [node("Cast", ["images"], ["a"], to=TensorProto.DOUBLE), product("a", "b", "double"), node("Cast", ["b"], ["logits"], to=_FLOAT)]
 LARGE = numpy_helper.from_array(WEIGHT * np.float32(1e6))
 REFUSED: dict[str, tuple[onnx.ModelProto, str]] = {
-    "no product": (small([node("Relu", ["images"], ["logits"])]), "no Conv, .*Gemm, MatMul computes in float32"),
+    "no product": (small([node("Relu", ["images"], ["logits"])]), "no Conv, .*Gemm, MatMul of ONNX's own computes in float32"),
     "a product in a body alone": (small([INSIDE], yes=YES), "outside of the bodies of If, Loop and Scan"),
-    "products in float64": (small(DOUBLE, double=WEIGHT.astype(np.float64)), "no Conv, .*Gemm, MatMul computes in float32"),
+    "products in float64": (small(DOUBLE, double=WEIGHT.astype(np.float64)), "no Conv, .*Gemm, MatMul of ONNX's own computes in float32"),
     "quantised": (small(QUANTISED, scale=np.array(0.01, np.float32), zero=np.array(0, np.int8)), r"'first', QuantizeLinear"),
     "a large weight in a node": (small([node("Constant", [], ["w"], value=LARGE), product("images", "logits", "w")]), r"'w' holds .*65504"),
     "a large weight behind a node": (
