@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from defensemble.cli._reading_options import RESIZE
+
 
 def _numbers(context: click.Context, option: click.Parameter, value: str | None) -> tuple[float, ...] | None:
     """Numbers with commas between them, such as those of the channels."""
@@ -89,7 +91,7 @@ def _shape(context: click.Context, option: click.Parameter, value: str | None) -
 @click.option("--input-shape", metavar="C,H,W", callback=_shape, help="With --from-onnx: of an image, where the file leaves it open.")
 @click.option(
     "--resize",
-    type=click.Choice(["crop", "squash"]),
+    type=RESIZE,
     help="With --from-onnx: how images of another size were resized in its training; crop: scale, then cut out the centre; squash: scale "
     "height and width separately.  [default: unknown, images must have the exact size]",
 )

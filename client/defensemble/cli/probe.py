@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from defensemble.cli._invocation import bytes_from_size
+from defensemble.cli._reading_options import reading_options
 
 
 def _numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, ...] | None:
@@ -52,21 +52,7 @@ def command() -> None:
 @click.option(
     "--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), default=60.0, show_default=True, help="Seconds a call."
 )
-@click.option(
-    "--resize",
-    type=click.Choice(["crop", "squash"]),
-    is_flag=False,
-    flag_value="",  # without a value: an error that names the choices
-    help="Bring image files to the models' size: scale and cut out the centre, or scale height and width separately.  [default: as the "
-    "models record it; where they record nothing, images must have their size]",
-)
-@click.option("--skip-damaged", is_flag=True, help="Leave out and count images that cannot be decoded, instead of stopping at the first.")
-@click.option(
-    "--max-memory",
-    callback=bytes_from_size,
-    metavar="SIZE",
-    help="Memory that the images may take, such as 4G.  [default: half of what is free]",
-)
+@reading_options
 @click.option(
     "--out",
     type=click.Path(path_type=Path),

@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from defensemble.cli._invocation import as_typed, bytes_from_size, this_command
+from defensemble.cli._invocation import as_typed, this_command
+from defensemble.cli._notes import print_note
+from defensemble.cli._reading_options import bytes_from_size
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from defensemble_training import TrainingProgress
-
-
-_DATASETS = "digits, mnist, cifar10, tiny-imagenet, imagenet, stylized-imagenet, or folder: any image folder."
 
 
 def _numbers(context: click.Context, option: click.Parameter, text: str | None) -> tuple[int, ...] | None:
@@ -188,7 +187,7 @@ def command(
     with _shown_loading(shown=first) as on_loading:
         dataset = load_dataset(data, size, data_dir=data_dir, skip_damaged=skip_damaged, max_memory=max_memory, on_progress=on_loading)
     for note in dataset.notes if first else ():
-        click.echo(f"note: {note}", err=True)
+        print_note(note)
     if best:
         changes.setdefault("held_out", len(dataset.train) // 10)
     recipe = recipe_from_preset(preset, **changes)
