@@ -76,7 +76,7 @@ def input_errors() -> Iterator[None]:
 
 
 def preprocessing_of(info: ModelInfo, resize: str | None) -> tuple[Preprocessing | None, str | None]:
-    """Choose how images are brought to the size of a model, and say what the user should know about it.
+    """Choose how images are brought to the size of a model; returns the rule, and a note for the user where there is one.
 
     Args:
         info: the model.

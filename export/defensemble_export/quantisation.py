@@ -59,7 +59,7 @@ def int8_from_onnx(model: onnx.ModelProto, images: Images, *, float_nodes: Colle
     multiplying = [node for node in graph.node if node.op_type in _QUANTISED]
     if unknown := kept - {node.name for node in multiplying}:
         raise ExportError(f"float_nodes names {', '.join(sorted(unknown)[:3])}: the graph has no Conv or Gemm of that name")
-    # A weight that another node computes stays what it is, and so does what is computed of constants alone.
+    # A weight that another node computes stays what it is, and so does what is computed only from constants.
     constants = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT}
     chosen = [node for node in multiplying if node.name not in kept and node.input[1] in constants and node.input[0] not in constants]
     if not chosen:
@@ -133,7 +133,7 @@ def _insert_pairs(
 
 
 def _readers(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """The nodes that may read what int8 holds: all, but for bodies and what lies between the last product and a body.
+    """The nodes that may read what int8 holds: all except bodies and the nodes between the last product and a body.
 
     ONNX Runtime (1.32) moves a DequantizeLinear behind nodes that only move values, and aborts the process where a body reads these.
     """

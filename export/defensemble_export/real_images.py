@@ -126,7 +126,7 @@ def _dataset(
     if digest and dataset.digest != digest:
         warnings.warn(
             f"the images for the verification ({dataset.source}) are not those that the checkpoint was trained on: their digest is "
-            f"{dataset.digest}, the training record says {digest}; the report compares accuracies on these",
+            f"{dataset.digest}, the training record states {digest}; the report compares accuracies on these",
             OtherImagesWarning,
             stacklevel=2,
         )

@@ -30,7 +30,7 @@ _SCALES: dict[type[np.generic], int] = {np.uint8: 255, np.uint16: 65535}  # of e
 
 @dataclass(frozen=True)
 class StoredArray:
-    """An array in a file, of which the header alone was read.
+    """An array in a file of which only the header was read.
 
     Attributes:
         where: how errors name it.
@@ -56,7 +56,7 @@ class StoredArray:
         return 4 * math.prod(self.shape)
 
     def check_images(self, image_shape: tuple[int, int, int] | None = None) -> None:
-        """Raise where this does not hold images, as far as the header says.
+        """Raise where this does not hold images, as far as its header shows.
 
         Args:
             image_shape: (C, H, W) of each, -1 where any will do; None: any shape will do.

@@ -58,7 +58,7 @@ class Decoded:
 
 @dataclass(eq=False)
 class Survey:
-    """What the headers of images say: how many have which (width, height), and whether all are grey."""
+    """What the headers of images state: how many have which (width, height), and whether all are grey."""
 
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     all_grey: bool = True
@@ -99,7 +99,7 @@ def survey(images: Iterable[Encoded]) -> Survey:
 
 
 def memory_to_decode(images: Sequence[Encoded], channels: int, size: tuple[int, int]) -> int:
-    """Return how many bytes `decode_images` takes at its peak, beside what its caller keeps; reads the headers of all images.
+    """Return how many bytes `decode_images` takes at its peak, without what its caller keeps; reads the headers of all images.
 
     Args:
         images: what is to be decoded.

@@ -159,7 +159,7 @@ def _caption(result: NoiseResult) -> str:
 
 
 def _few_common(result: NoiseResult) -> str | None:
-    """Say why few images are classified correctly by all models, where they are fewer than 30 or than half of all."""
+    """Explain why few images are classified correctly by all models, where they are fewer than 30 or than half of all."""
     if result.n_common is None or result.n_common >= max(_FEW, result.n / 2):
         return None
     every = f"all {len(result.targets)} models" if len(result.targets) > 1 else result.targets[0].name
