@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from defensemble_images import DamagedImageError, Encoded, Preprocessing
 
 _SPLITS = ("test", "validation", "valid", "val", "train")
-_FREE_BYTES_A_PIXEL = 28  # 16 while it is decoded, and up to 3 channels of 4 bytes
 
 
 @dataclass(frozen=True)
@@ -147,13 +146,10 @@ def memory_to_read(files: Sequence[Path], info: ModelInfo) -> int:
         InputError: the model takes another number of channels than images have.
         OSError: a file cannot be read.
     """
-    from defensemble_images import memory_to_decode, survey
+    from defensemble_images import memory_to_decode
 
     channels, height, width = _checked_channels(info)
-    images = _encoded(files)
-    if not _is_free(info):
-        return memory_to_decode(images, channels, (height, width))
-    return _FREE_BYTES_A_PIXEL * max((width * height for width, height in survey(images).sizes), default=0)
+    return memory_to_decode(_encoded(files), channels, None if _is_free(info) else (height, width))
 
 
 def decoded_images(
