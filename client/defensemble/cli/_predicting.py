@@ -92,7 +92,7 @@ def predict_files(
         sources.append(_Source(images, classes.tolist()))
     preprocessing, note = preprocessing_of(info, options.resize) if any(source.files for source in sources) else (None, None)
     if note is not None:
-        click.echo(note, err=True)
+        click.echo(f"note: {note}", err=True)
     size = batch_size or min(_BATCH_SIZE, info.max_batch_size or _BATCH_SIZE)
     largest = None if batch_size else _BATCH_BYTES
     _check_memory(sources, info, size, largest, options.max_memory)
@@ -105,7 +105,7 @@ def predict_files(
             rows += _rows(batch, prediction, top)
             progress.advance(task, len(batch))
     for line in counts.lines():
-        click.echo(line, err=True)
+        click.echo(f"note: {line}", err=True)
     if not rows:
         raise InputError(f"none of the {total} images can be decoded, the first: {counts.damaged[0]}")
     accuracy = None

@@ -79,7 +79,7 @@ def probe_noise_and_report(
 
         chosen = choose_data(source, rule, limit, seed, data_dir, options=options, on_progress=on_reading)
     for note in chosen.notes:
-        click.echo(note, err=True)
+        click.echo(f"note: {note}", err=True)
     size = batch_size or min(_BATCH_SIZE, *(info.max_batch_size or _BATCH_SIZE for info in infos))
     n, rounds = len(chosen.data), 1 + len(sigmas)
     total = n * rounds * len(infos)
@@ -163,7 +163,9 @@ def _few_common(result: NoiseResult) -> str | None:
     if result.n_common is None or result.n_common >= max(_FEW, result.n / 2):
         return None
     every = f"all {len(result.targets)} models" if len(result.targets) > 1 else result.targets[0].name
-    text = f"only {result.n_common} of {_counted(result.n, 'image')} {'is' if result.n == 1 else 'are'} classified correctly by {every}"
+    text = (
+        f"only {result.n_common} of {_counted(result.n, 'image')} {'is' if result.n_common == 1 else 'are'} classified correctly by {every}"
+    )
     right = {target.name: target.clean.successes for target in result.targets if target.clean is not None}
     weak = sorted((name for name, count in right.items() if count < result.n / 2), key=lambda name: right[name])
     strong = [name for name in right if name not in weak]
