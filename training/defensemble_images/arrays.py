@@ -6,6 +6,7 @@ arrays may take gigabytes.
 
 from __future__ import annotations
 
+import errno
 import io
 import math
 from collections.abc import Iterator, Sequence
@@ -235,7 +236,8 @@ def _reading(path: Path, where: str) -> Iterator[None]:
     except (ImagesError, MemoryError):
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None:
+        # EINVAL: an offset in a damaged archive leads before the start of the file.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             if error.filename is None:
                 error.filename = str(path)
             raise

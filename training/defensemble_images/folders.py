@@ -190,8 +190,8 @@ def _skipped_in(place: Path) -> Skipped:
     if stray:
         more = f" (and {len(stray) - 1} more images)" if len(stray) > 1 else ""
         raise ImagesError(
-            f"the image {place / stray[0]}{more} is next to the class folders and has no class; expected CLASS/IMAGE; move it into the "
-            "folder of its class, or remove it"
+            f"the image {place / stray[0]}{more} is next to the class folders and has no class; expected CLASS/IMAGE; pass the folder "
+            "that holds the class folders, or move the image into the folder of its class, or remove it"
         )
     return Skipped(len(hidden), len(names) - len(hidden))
 

@@ -163,7 +163,9 @@ def _few_common(result: NoiseResult) -> str | None:
     if result.n_common is None or result.n_common >= max(_FEW, result.n / 2):
         return None
     every = f"all {len(result.targets)} models" if len(result.targets) > 1 else result.targets[0].name
-    text = f"only {result.n_common} of {_counted(result.n, 'image')} {'is' if result.n == 1 else 'are'} classified correctly by {every}"
+    text = (
+        f"only {result.n_common} of {_counted(result.n, 'image')} {'is' if result.n_common == 1 else 'are'} classified correctly by {every}"
+    )
     right = {target.name: target.clean.successes for target in result.targets if target.clean is not None}
     weak = sorted((name for name, count in right.items() if count < result.n / 2), key=lambda name: right[name])
     strong = [name for name in right if name not in weak]

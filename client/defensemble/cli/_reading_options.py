@@ -49,7 +49,7 @@ def reading_options(command: Callable[..., None]) -> Callable[..., None]:
             "--max-memory",
             callback=bytes_from_size,
             metavar="SIZE",
-            help="Memory that the images may take, such as 4G.  [default: half of what is free]",
+            help="Memory that the images may take, such as 4G.  [default: half of the free memory]",
         ),
     ]
     for option in reversed(options):

@@ -23,15 +23,15 @@ from defensemble.cli._reading_options import reading_options
     "--labelled",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
-    help="A folder with a folder of images for each class, matched by name: prints the accuracy with its Wilson 95 % interval.",
+    help="A folder of class folders (CLASS/IMAGE), matched by name: prints the accuracy with its Wilson 95 % interval.",
 )
-@click.option("--top", type=click.IntRange(min=1), default=1, show_default=True, help="How many classes to show for each image.")
-@click.option("--batch-size", type=click.IntRange(min=1), help="Images a call.  [default: 64, or the model's largest batch]")
+@click.option("--top", type=click.IntRange(min=1), default=1, show_default=True, help="Classes to show for each image.")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Images per call.  [default: 64, or the model's largest batch]")
 @click.option(
-    "--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), default=60.0, show_default=True, help="Seconds a call."
+    "--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), default=60.0, show_default=True, help="Seconds per call."
 )
 @reading_options
-@click.option("--json", "as_json", is_flag=True, help="Print JSON in place of the table.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def command(
     url: str,
     files: tuple[Path, ...],

@@ -34,10 +34,15 @@ def command() -> None:
     "--data",
     required=True,
     metavar="NAME|FOLDER|FILE.npz",
-    help="Labelled images: a dataset's test split (digits, cifar10, ...), a folder of class folders, or arrays `images` and `labels`, and "
-    "`class_names` where the labels are not the model's own indices.",
+    help="Labelled images: a dataset's test part (digits, cifar10, ...), a folder of class folders (CLASS/IMAGE), or arrays `images`, "
+    "`labels` and, where labels are not the model's own indices, `class_names`.",
 )
-@click.option("--data-dir", type=click.Path(path_type=Path), metavar="FOLDER", help="Where the dataset that --data names lies.")
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Folder of the dataset that --data names. With `--data folder`, the test part is the one of `train`.",
+)
 @click.option(
     "--target",
     "targets",
@@ -46,11 +51,11 @@ def command() -> None:
     help="A model to probe; repeat for more.  [default: the ensembles, their members, and every other model that classifies images]",
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Use a random sample of this many images.  [default: all]")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the noise, and of the sample.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the noise and of the sample.")
 @click.option("--sigmas", callback=_numbers, metavar="A,B,...", help="Standard deviations in 1/255.  [default: 1,2,4,8,12,16,20,24,28,32]")
-@click.option("--batch-size", type=click.IntRange(min=1), help="Images a call.  [default: 64, or the models' largest batch]")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Images per call.  [default: 64, or the models' largest batch]")
 @click.option(
-    "--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), default=60.0, show_default=True, help="Seconds a call."
+    "--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), default=60.0, show_default=True, help="Seconds per call."
 )
 @reading_options
 @click.option(
