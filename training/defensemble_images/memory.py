@@ -22,13 +22,18 @@ def check_memory(what: str, needed: int, limit: int | None = None, *, option: st
     Raises:
         MemoryLimitError: `needed` is above the limit.
     """
-    allowed = int(_SHARE * free_memory()) if limit is None else limit
+    allowed = default_limit() if limit is None else limit
     if needed > allowed:
         how = "the limit of --max-memory" if limit is not None else "half of the memory that is free"
         raise MemoryLimitError(
             f"{what} would take {_readable(needed)} of memory, expected at most {_readable(allowed)}, {how}: take less data"
             + ("" if option is None else f", or allow more ({option})")
         )
+
+
+def default_limit() -> int:
+    """Return half of the memory that this process can still take, in bytes."""
+    return int(_SHARE * free_memory())
 
 
 def free_memory() -> int:
