@@ -81,6 +81,11 @@ def test_each_package_knows_only_the_siblings_that_it_may() -> None:
     assert siblings("defensemble") <= set(PACKAGES)
 
 
+def test_the_image_reader_needs_numpy_and_pillow_where_it_decodes() -> None:
+    foreign = {(one.top, one.when) for one in imports_of("defensemble_images") if one.top not in sys.stdlib_module_names}
+    assert foreign == {("numpy", "module"), ("PIL", "function"), ("PIL", "types")}
+
+
 def test_the_exporter_needs_torch_and_training_only_where_a_checkpoint_is_read() -> None:
     heavy = [one for one in imports_of("defensemble_export") if one.top in ("torch", "defensemble_training")]
     assert {one.when for one in heavy} == {"function", "types"}
@@ -125,10 +130,10 @@ def test_the_modules_of_the_verbs_import_click_alone_at_their_top() -> None:
     assert len({one.file for one in at_once}) == len(cli.commands) + 1
     foreign = {one.top for one in at_once} - sys.stdlib_module_names - {"click"}
     assert foreign == {"defensemble"}
-    ours = {one.name for one in at_once if one.top == "defensemble" and one.file != "cli/__init__.py"}
-    assert ours == {f"defensemble.cli._invocation.{name}" for name in ("as_typed", "bytes_from_size", "this_command")}, (
-        "standard library alone"
-    )
+    ours = {one.name.rpartition(".")[0] for one in at_once if one.top == "defensemble" and one.file != "cli/__init__.py"}
+    assert ours == {f"defensemble.cli.{module}" for module in ("_invocation", "_notes", "_reading_options")}
+    inside = {one.top for one in imports_of("defensemble") if f"defensemble.{one.file[:-3].replace('/', '.')}" in ours}
+    assert inside - sys.stdlib_module_names == {"click"}
 
 
 def test_no_module_shadows_what_it_imports_and_the_outer_folders_are_no_packages() -> None:

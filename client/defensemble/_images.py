@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from defensemble_images import DamagedImageError, Encoded, Preprocessing
 
 _SPLITS = ("test", "validation", "valid", "val", "train")
-_FREE_BYTES_A_PIXEL = 28  # 16 while it is decoded, and up to 3 channels of 4 bytes
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def input_errors() -> Iterator[None]:
 
 
 def preprocessing_of(info: ModelInfo, resize: str | None) -> tuple[Preprocessing | None, str | None]:
-    """Choose how images are brought to the size of a model, and say what the user should know about it.
+    """Choose how images are brought to the size of a model; returns the rule, and a note for the user where there is one.
 
     Args:
         info: the model.
@@ -88,15 +87,27 @@ def preprocessing_of(info: ModelInfo, resize: str | None) -> tuple[Preprocessing
     from defensemble_images import Preprocessing
 
     if resize is None:
-        with input_errors():
-            recorded = info.preprocessing
-            return None if recorded is None else Preprocessing.from_json(recorded, f"model {info.name!r}"), None
+        return recorded_rule(info), None
     chosen = Preprocessing(resize)
     if _is_free(info):
         return chosen, f"model {info.name!r} takes images of any size, so that --resize {resize} changes nothing"
-    if info.preprocessing not in (None, chosen.to_json()):
-        return chosen, f"--resize {resize} is followed, but model {info.name!r} records another rule: {info.preprocessing}"
-    return chosen, None
+    try:
+        agrees = recorded_rule(info) in (None, chosen)
+    except InputError:  # the user's rule comes before one that this version does not know
+        agrees = False
+    return chosen, None if agrees else f"--resize {resize} is followed, but model {info.name!r} records another rule: {info.preprocessing}"
+
+
+def recorded_rule(info: ModelInfo) -> Preprocessing | None:
+    """Return how images are brought to the size of a model, as its configuration states it; None where it does not.
+
+    Raises:
+        InputError: the rule is not one that this version knows.
+    """
+    from defensemble_images import Preprocessing
+
+    with input_errors():
+        return None if info.preprocessing is None else Preprocessing.from_json(info.preprocessing, f"model {info.name!r}")
 
 
 def labelled_images(folder: Path, info: ModelInfo, counts: ReadCounts) -> tuple[list[Path], NDArray[np.int64]]:
@@ -107,6 +118,7 @@ def labelled_images(folder: Path, info: ModelInfo, counts: ReadCounts) -> tuple[
         OSError: a folder cannot be read.
     """
     from defensemble_images import labelled_files, matched_classes
+    from defensemble_images.class_names import listed
 
     splits = [name for name in _SPLITS if name not in info.class_names and (folder / name).is_dir()]
     if splits:
@@ -119,7 +131,7 @@ def labelled_images(folder: Path, info: ModelInfo, counts: ReadCounts) -> tuple[
         if not found.files:
             raise InputError(
                 f"{folder} holds no labelled images, only {str(found.skipped) or 'nothing'}; expected {folder}/CLASS/IMAGE with CLASS one "
-                f"of {', '.join(info.class_names[:20])}{', ...' if len(info.class_names) > 20 else ''}"
+                f"of {listed(info.class_names)}"
             )
         classes = matched_classes(found.class_names, info.class_names, str(folder), info.name)
     counts.hidden += found.skipped.hidden
@@ -134,13 +146,10 @@ def memory_to_read(files: Sequence[Path], info: ModelInfo) -> int:
         InputError: the model takes another number of channels than images have.
         OSError: a file cannot be read.
     """
-    from defensemble_images import memory_to_decode, survey
+    from defensemble_images import memory_to_decode
 
     channels, height, width = _checked_channels(info)
-    images = _encoded(files)
-    if not _is_free(info):
-        return memory_to_decode(images, channels, (height, width))
-    return _FREE_BYTES_A_PIXEL * max((width * height for width, height in survey(images).sizes), default=0)
+    return memory_to_decode(_encoded(files), channels, None if _is_free(info) else (height, width))
 
 
 def decoded_images(

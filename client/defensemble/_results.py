@@ -8,7 +8,6 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +63,9 @@ def _kept_earlier(path: Path) -> Path | None:
     """Rename a file to the first free of `NAME.1.json`, `NAME.2.json`, ...; None where there is none."""
     if not path.is_file():
         return None
-    for number in count(1):
+    number = 0
+    while True:
+        number += 1
         kept = path.with_suffix(f".{number}{path.suffix}")
         try:
             kept.open("xb").close()  # takes the name, also where two probes end at once
@@ -72,7 +73,6 @@ def _kept_earlier(path: Path) -> Path | None:
             continue
         os.replace(path, kept)
         return kept
-    raise AssertionError("count does not end")
 
 
 @contextmanager

@@ -114,7 +114,7 @@ def error_from_http(
     hints: Mapping[type[ServiceError], str] = NO_HINTS,
     headers: Mapping[bytes, bytes] = _NO_HEADERS,
 ) -> ServiceError:
-    """Our error for an HTTP status that is not 200, with the headers that say what would help."""
+    """Our error for an HTTP status that is not 200, with the headers that would help."""
     kind = _BY_HTTP_STATUS.get(status, RequestRefusedError if 400 <= status < 500 else ServerFailedError)
     text = _status_text(status, told)
     for name in (b"WWW-Authenticate", b"Proxy-Authenticate", b"Retry-After"):

@@ -234,7 +234,7 @@ def networks(files: Files) -> list[str]:
 
 
 def no_network_text(files: Files, names: str) -> str:
-    """Say that a repository lacks these networks, and how to name or export one."""
+    """State that a repository lacks these networks, and how to name or export one."""
     known = networks(files)
     there = f"it holds {', '.join(known)}: name one, or export it" if known else "nor any other: export it"
     return f"{files.repository} holds no network {names}, {there} first (`defensemble export`)"

@@ -29,6 +29,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from defensemble_images.memory import free_memory, proc_sizes
 from defensemble_repository.errors import RepositoryError
 
 from ._errors import ExportError, VerificationError
@@ -261,16 +262,7 @@ def _in_child(
 def _limit_memory() -> int:
     """Limit this process's data to what it has now and a share of what the machine has free; return how many bytes it may add."""
     Path("/proc/self/oom_score_adj").write_text("1000")  # should memory end nevertheless, let it be this process that is killed
-    free = _kibibytes("/proc/meminfo", "MemAvailable")
-    allowed = int(free * _MEMORY_SHARE) * 1024
-    limit = _kibibytes("/proc/self/status", "VmData") * 1024 + allowed
-    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-    if hard != resource.RLIM_INFINITY:
-        limit = min(limit, hard)
+    allowed = int(free_memory() * _MEMORY_SHARE)
+    limit = proc_sizes("/proc/self/status")["VmData"] + allowed
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     return allowed
-
-
-def _kibibytes(file: str, field: str) -> int:
-    line = next(line for line in Path(file).read_text().splitlines() if line.startswith(f"{field}:"))
-    return int(line.split()[1])

@@ -52,10 +52,10 @@ _ALSO_ONNX = (".bin", ".pb")
 
 
 def check_is_checkpoint(path: Path) -> None:
-    """Refuse a file whose name says that it is no checkpoint.
+    """Refuse a file that is not a checkpoint by its name.
 
     Raises:
-        ExportError: it is ONNX, or of another framework; says how to export it.
+        ExportError: it is ONNX, or of another framework; the message names the command that exports it.
     """
     suffix = path.suffix.lower()
     if suffix == ".onnx":
@@ -108,14 +108,14 @@ def read_foreign(path: str | os.PathLike[str], custom_domains: Collection[str] =
 
 
 def _sort_nodes(graph: onnx.GraphProto) -> None:
-    """Sort nodes behind those whose results they read, which onnx's checker asks for; ONNX Runtime asks for it in bodies alone."""
+    """Sort nodes behind those whose results they read, as onnx's checker asks; ONNX Runtime asks for it only in bodies."""
     made_by = {name: number for number, node in enumerate(graph.node) for name in node.output if name}
     reads = {number: {made_by[name] for name in _names_read(node) & made_by.keys()} for number, node in enumerate(graph.node)}
     if all(number > max(earlier, default=-1) for number, earlier in reads.items()):
         return
     try:
         order = list(TopologicalSorter(reads).static_order())
-    except CycleError:  # the checker says where
+    except CycleError:  # the checker names the place
         return
     nodes = [onnx.NodeProto.FromString(graph.node[number].SerializeToString()) for number in order]
     del graph.node[:]

@@ -172,7 +172,7 @@ def check_finite(answers: Array, graph: onnx.GraphProto, file: Path) -> None:
     """Whether what the file itself answers is finite.
 
     Raises:
-        ExportError: it is not; says why, as far as that can be seen.
+        ExportError: it is not; the message gives the reason where it can be seen.
     """
     if np.isfinite(answers).all():
         return

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ import onnx.inliner
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper
 
+from defensemble_images import normalised
 from defensemble_repository.configs import averaging_outputs
 from defensemble_repository.ensemble import Ensemble
 from defensemble_repository.errors import EnsembleError
@@ -162,7 +162,7 @@ def _metadata(models: Sequence[onnx.ModelProto], files: Sequence[bytes | None], 
     """The fused file's metadata; the members' own are taken off."""
     told = [{entry.key: entry.value for entry in model.metadata_props} for model in models]
     known = {name: one[CLASS_NAMES] for name, one in zip(names, told, strict=True) if CLASS_NAMES in one}
-    classes = {name: tuple(unicodedata.normalize("NFC", one) for one in json.loads(text)) for name, text in known.items()}
+    classes = {name: tuple(normalised(one) for one in json.loads(text)) for name, text in known.items()}
     for name, some in classes.items():
         first = next(iter(classes))
         if some != classes[first]:

@@ -7,6 +7,8 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
+from defensemble_images import normalised
+
 from ._errors import ExportError
 
 _MOST_NAMES = 20  # that an error lists
@@ -56,7 +58,7 @@ def checked_class_names(names: Sequence[str], where: str, *, place: str = "class
     """
     places: dict[str, list[int]] = {}
     for number, name in enumerate(names, first):
-        places.setdefault(unicodedata.normalize("NFC", name), []).append(number)
+        places.setdefault(normalised(name), []).append(number)
     if "" in places:
         raise ExportError(
             f"{where}, {_numbered(place, places[''])} blank: each {place} names a class, in the order of the logits; fill or remove it"

@@ -41,9 +41,9 @@ def onnx_from_checkpoint(
     """Export a checkpoint to ``path``: ``images`` FP32 [N,C,H,W] in [0, 1] to ``logits`` FP32 [N,K], any N, computed as ``form`` says.
 
     The file is what ``onnx_from_module`` writes, and its metadata hold the spec, the training record and, where that states it, how images
-    are brought to size too. It is verified, unless
-    ``verify`` is False, on ``images`` (N,C,H,W), by default test images of the data that the checkpoint was trained on (from ``data_dir``
-    where it is given), and on random ones. An int8 graph is calibrated on training images of these data, unless ``form`` has others.
+    are brought to size too. It is verified, unless ``verify`` is False, on ``images`` (N,C,H,W), by default test images of the data that
+    the checkpoint was trained on (from ``data_dir`` where it is given), and on random ones. An int8 graph is calibrated on training images
+    of these data, unless ``form`` has others.
 
     Raises:
         ExportError: the checkpoint is ONNX, or of another framework; ``images`` are not float32 of its shape, or there are none;

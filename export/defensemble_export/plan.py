@@ -248,13 +248,13 @@ def check_same(members: Sequence[Member], *, shape: str = "input shape") -> None
     """
     first = members[0]
     for member in members[1:]:
-        mend = "average only networks that agree, and export others into an ensemble of their own (--ensemble NAME)"
+        fix = "average only networks that agree, and export others into an ensemble of their own (--ensemble NAME)"
         if member.input_shape != first.input_shape:
             differ = f"'{first.name}' has {first.input_shape}, '{member.name}' has {member.input_shape}"
-            raise EnsembleError(f"members must share their {shape}: {differ}; {mend}")
+            raise EnsembleError(f"members must share their {shape}: {differ}; {fix}")
         if member.class_names != first.class_names:
             differ = f"'{first.name}' and '{member.name}' have {first_difference(first.class_names, member.class_names)}"
-            raise EnsembleError(f"members must share their class names: {differ}; {mend}")
+            raise EnsembleError(f"members must share their class names: {differ}; {fix}")
     agreed_preprocessing({member.name: _rule(member) for member in members})
 
 

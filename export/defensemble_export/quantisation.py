@@ -55,12 +55,12 @@ def int8_from_onnx(model: onnx.ModelProto, images: Images, *, float_nodes: Colle
         names = ", ".join(tensor.name for tensor in graph.input) or "none"
         raise ExportError(f"int8 is calibrated on graphs of one input, the images; this one has {len(graph.input)} ({names})")
     _check_images(images, graph.input)
-    fold(copy, {node.input[1] for node in graph.node if node.op_type in _QUANTISED})
+    fold(copy, {node.input[1] for node in graph.node if _is_quantised(node)})
     kept = set(masked_region(copy) if float_nodes is None else float_nodes)
-    multiplying = [node for node in graph.node if node.op_type in _QUANTISED and node.domain in ("", "ai.onnx")]
+    multiplying = [node for node in graph.node if _is_quantised(node)]
     if unknown := kept - {node.name for node in multiplying}:
         raise ExportError(f"float_nodes names {', '.join(sorted(unknown)[:3])}: the graph has no Conv or Gemm of that name")
-    # A weight that is computed from the images stays what it is, and so does what is computed of constants alone.
+    # A weight that is computed from the images stays what it is, and so does what is computed only from constants.
     constants = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT}
     chosen = [node for node in multiplying if node.name not in kept and node.input[1] in constants and node.input[0] not in constants]
     if not chosen:
@@ -135,7 +135,7 @@ def _insert_pairs(
 
 
 def _readers(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """The nodes that may read what int8 holds: all, but for bodies and what lies between the last product and a body.
+    """The nodes that may read what int8 holds: all except bodies and the nodes between the last product and a body.
 
     ONNX Runtime (1.32) moves a DequantizeLinear behind nodes that only move values, and aborts the process where a body reads these.
     """
@@ -164,6 +164,11 @@ def _scale(largest: Float32) -> Float32:
     return np.where(scale < np.finfo(np.float32).tiny, 1.0, scale).astype(np.float32)
 
 
+def _is_quantised(node: onnx.NodeProto) -> bool:
+    """Whether a node is of a kind that int8 multiplies; operators of other domains can be called alike."""
+    return node.op_type in _QUANTISED and node.domain in ("", "ai.onnx")
+
+
 def masked_region(model: onnx.ModelProto) -> list[str]:
     """Names of the Conv and Gemm nodes whose output a constant mask is put on, and of the convolutions that read such outputs.
 
@@ -190,7 +195,7 @@ def masked_region(model: onnx.ModelProto) -> list[str]:
                 found.add(node.output[0])
             elif node.op_type not in _PRODUCTS:
                 leaving.update(node.output)
-    return [node.name for node in model.graph.node if node.op_type in _QUANTISED and node.output[0] in found]
+    return [node.name for node in model.graph.node if _is_quantised(node) and node.output[0] in found]
 
 
 def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,7 +94,10 @@ class ImagePool:
 
 
 def dataset_of(record: TrainingRecord, input_shape: tuple[int, int, int], data_dir: str | os.PathLike[str] | None) -> Dataset:
-    """The data that a checkpoint was trained on: in `data_dir`, else decoded in the cache, by their digest, else in the usual places.
+    """The data that a checkpoint was trained on.
+
+    Looked for in `data_dir`; without it in the cache of decoded images, by their digest; in the folder that the command of the training
+    named; and in the usual places.
 
     Other images than those of the record, by their digest, are used with an `OtherImagesWarning`.
 
@@ -108,11 +113,14 @@ def _dataset(
     from defensemble_training import DataError, decoded_dataset, load_dataset
 
     data, digest, command = (str(record.get(key, "")) for key in ("data", "data_digest", "command"))
-    dataset = decoded_dataset(data, digest, class_names) if data_dir is None else None
-    if dataset is not None:
-        return dataset
+    words = _words(command)
+    if data_dir is None:
+        dataset = decoded_dataset(data, digest, class_names)
+        if dataset is not None:
+            return dataset
+        data_dir = next((value for option, value in pairwise(words) if option == "--data-dir" and Path(value).is_dir()), None)
     try:
-        dataset = load_dataset(data, size, data_dir=None if data_dir is None else Path(data_dir))
+        dataset = load_dataset(data, size, data_dir=None if data_dir is None else Path(data_dir), skip_damaged="--skip-damaged" in words)
     except DataError as error:
         by = f" by `defensemble {command:.300}`" if command else ""
         raise ExportError(f"{what} on test images of {data!r}, which the checkpoint was trained on{by}: {error}. {_MEND}") from error
@@ -126,11 +134,18 @@ def _dataset(
     if digest and dataset.digest != digest:
         warnings.warn(
             f"the images for the verification ({dataset.source}) are not those that the checkpoint was trained on: their digest is "
-            f"{dataset.digest}, the training record says {digest}; the report compares accuracies on these",
+            f"{dataset.digest}, the training record states {digest}; the report compares accuracies on these",
             OtherImagesWarning,
             stacklevel=2,
         )
     return dataset
+
+
+def _words(command: str) -> list[str]:
+    try:
+        return shlex.split(command)
+    except ValueError:  # records are made by other programs, too
+        return []
 
 
 def images_of_record(graph: onnx.ModelProto, name: str, data_dir: str | os.PathLike[str] | None) -> RealImages | None:

@@ -119,8 +119,8 @@ def ensemble_config(
     """Describe the ensemble: ``images`` FP32 [C,H,W] to what ``averaging_outputs`` names.
 
     Every step pins an explicit version: what ``-1`` means changes when a version is added. ``preprocessing`` is the parameter that the
-    members have in common. Of an ``existing`` configuration all that does
-    not follow from who votes stays as it is: fields that were added to it, outputs that were taken out.
+    members have in common. Of an ``existing`` configuration all that does not follow from who votes stays as it is: fields that were added
+    to it, outputs that were taken out.
     """
     config = schema.ModelConfig(name=ensemble.name, platform="ensemble")
     if existing is not None:

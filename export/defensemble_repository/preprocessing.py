@@ -14,8 +14,8 @@ from .pbtxt import schema
 
 PREPROCESSING = "preprocessing"
 _FIX = (
-    "average only networks that agree: leave one of them out, or export it into an ensemble of its own; where a stated rule is wrong, "
-    "correct the parameter in that config.pbtxt, or export the ONNX file with another --resize"
+    "leave one of them out, or give it an ensemble of its own; if a rule is wrong, correct the parameter in that config.pbtxt, or export "
+    "the ONNX file under another name with another --resize"
 )
 
 
@@ -41,7 +41,7 @@ def agreed_preprocessing(stated: Mapping[str, str | None], fix: str = _FIX) -> s
     other = next((name for name, rule in rules.items() if rule != rules[first]), None)
     if other is not None:
         raise EnsembleError(
-            f"images must be brought to size by one rule: `{PREPROCESSING}` of '{first}' is {known[first][:200]}, that of '{other}' is "
+            f"'{first}' and '{other}' differ in `{PREPROCESSING}`, how images of another size are resized: {known[first][:200]} and "
             f"{known[other][:200]}: {fix}"
         )
     return known[first]

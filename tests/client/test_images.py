@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from defensemble_images import RESIZES, DamagedImageError, Preprocessing
 
 RNG = np.random.default_rng(0)
 CROP, SQUASH = (Preprocessing(resize).to_json() for resize in RESIZES)
+REORDERED = json.dumps(dict(reversed(json.loads(CROP).items())))
 
 
 def model(shape: tuple[int, int, int] = (1, 4, 6), names: tuple[str, ...] = ("a", "b"), preprocessing: str | None = None) -> ModelInfo:
@@ -55,6 +57,7 @@ def test_what_a_model_records_is_known_to_the_client_where_its_configuration_is_
         (SQUASH, None, "squash", False),
         (None, "crop", "crop", False),
         (CROP, "crop", "crop", False),
+        (REORDERED, "crop", "crop", False),
         (CROP, "squash", "squash", True),
         ("later", "crop", "crop", True),
     ],

@@ -29,7 +29,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.write_repository(tmp_path_factory.mktemp("long") / "repository")
 
 
-def told(*words: str | Path) -> str:
+def output_of(*words: str | Path) -> str:
     done = CliRunner().invoke(cli, [str(word) for word in words])
     assert isinstance(done.exception, SystemExit), done.exception
     assert done.exit_code != 0
@@ -54,7 +54,7 @@ def told(*words: str | Path) -> str:
 def test_a_long_argument_is_not_repeated(repository: Path, words: list[str]) -> None:
     where = ["--repository", str(repository)] if words[0] == "ensemble" else []
     files_only = ["--files-only"] if where and "history" not in words else []
-    text = told(*words, *where, *files_only)
+    text = output_of(*words, *where, *files_only)
     assert "xxxx" in text
     assert len(text) < 4000
 
@@ -76,7 +76,7 @@ def test_a_long_configuration_is_not_repeated(repository: Path, old: str, new: s
     path.write_text(good.replace(old, new), newline="")
     try:
         for words in (["check"], ["weight", "ensemble", "alpha=2", "--files-only"]):
-            text = told("ensemble", *words, "--repository", repository)
+            text = output_of("ensemble", *words, "--repository", repository)
             assert str(path) in text
             assert len(text) < 4000
     finally:

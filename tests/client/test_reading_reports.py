@@ -139,6 +139,9 @@ def test_models_that_resize_otherwise_are_not_compared_unless_one_rule_is_given(
     with pytest.raises(InputError, match=r"'ensemble' and 'beta'.*--resize"):
         probed(transport, data, tmp_path / "a.json")
     probed(transport, data, tmp_path / "b.json", options=ReadOptions("crop"))
+    reordered = json.dumps(dict(reversed(json.loads(CROP).items())))
+    alike = FakeTransport({"alpha": member(1, preprocessing=CROP), "beta": member(2, preprocessing=reordered)})
+    probed(alike, data, tmp_path / "alike.json", "alpha", "beta")
     Image.new("L", (8, 4)).save(tmp_path / "wide.png")
     for label in ("pictures/" + name for name in transport._models["alpha"].class_names):
         (tmp_path / label).mkdir(parents=True)

@@ -111,22 +111,26 @@ def run(*arguments: str | Path) -> str:
 
 
 def test_every_kind_of_file_is_read_alike_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     data, checkpoint, repository = tmp_path / "data", tmp_path / "net.safetensors", tmp_path / "repository"
     n = write_every_kind(data)
-    small = ("--width", "4", "--epochs", "3", "--batch-size", "16", "--keep", "0.7", "--no-flip", "--threads", "1")
-    trained = run("train", "--data", "folder", "--data-dir", data, "--size", "16", *small, checkpoint)
-    module, _, record = load_checkpoint(checkpoint)
-    assert record.n_test == n
-    assert record.accuracy > 0.9, "images that are read otherwise are then recognised less often"
-    assert f"{round(record.accuracy * n)} of {n} images" in trained
-    run("export", checkpoint, "--data-dir", data, "--repository", repository)
-    report = json.loads((repository / "net/1/model.onnx.json").read_text())["verification"]["accuracy"]
-    assert report == pytest.approx(record.accuracy)
+    cache = str(tmp_path / "cache")
+    with monkeypatch.context() as until_served:
+        until_served.setenv("XDG_CACHE_HOME", cache)
+        small = ("--width", "4", "--epochs", "3", "--batch-size", "16", "--keep", "0.7", "--no-flip", "--threads", "1")
+        trained = run("train", "--data", "folder", "--data-dir", data, "--size", "16", *small, checkpoint)
+        module, _, record = load_checkpoint(checkpoint)
+        assert record.n_test == n
+        assert record.accuracy > 0.9, "images that are read otherwise are then recognised less often"
+        assert f"{round(record.accuracy * n)} of {n} images" in trained
+        run("export", checkpoint, "--data-dir", data, "--repository", repository)
+        report = json.loads((repository / "net/1/model.onnx.json").read_text())["verification"]["accuracy"]
+        assert report == pytest.approx(record.accuracy)
 
-    dataset = load_dataset("folder", 16, data_dir=data)
-    expected = [dataset.class_names[label] for label in predicted(module, dataset.test_images)]
+        dataset = load_dataset("folder", 16, data_dir=data)
+        expected = [dataset.class_names[label] for label in predicted(module, dataset.test_images)]
+
     with serve(repository, ServeOptions(http_port=0, grpc_port=0, metrics_port=0, drain_s=1)) as server:
+        monkeypatch.setenv("XDG_CACHE_HOME", cache)  # not earlier: a server would build its backend anew
         for model in ("net", "ensemble"):
             found = json.loads(run("predict", server.http_url, "--labelled", data / "test", "--model", model, "--json"))
             assert found["accuracy"]["n"] == n

@@ -28,7 +28,7 @@ def repository(tmp_path: Path) -> Path:
     return folder
 
 
-def told(repository: Path, *words: str) -> tuple[int, str]:
+def run(repository: Path, *words: str) -> tuple[int, str]:
     done = CliRunner().invoke(
         cli, ["ensemble", *words, "--repository", str(repository), *([] if words[0] == "check" else ["--files-only"])]
     )
@@ -55,12 +55,12 @@ def edit_parameter(repository: Path, key: str, value: str | None) -> None:
     ],
 )
 def test_a_member_that_does_not_fit_is_left_out_of_the_edit(repository: Path, edit: list[str], advice: str) -> None:
-    status, text = told(repository, *edit)
+    status, text = run(repository, *edit)
     assert status == 1
     assert advice in text
     assert "ensemble remove" not in text
     if edit[0] == "create":
-        assert told(repository, *edit[:3])[0] == 0
+        assert run(repository, *edit[:3])[0] == 0
 
 
 def spoil_sizes(repository: Path) -> None:
@@ -90,35 +90,35 @@ SPOILT: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("kind", list(SPOILT))
 def test_the_commands_that_are_advised_work(repository: Path, tmp_path: Path, kind: str, recorded: bool) -> None:
     if recorded:
-        assert told(repository, "weight", "ensemble", "alpha=2")[0] == 0
+        assert run(repository, "weight", "ensemble", "alpha=2")[0] == 0
         config = (repository / "ensemble/config.pbtxt").read_text()
         for unused in (path for path in repository.glob("average_*") if path.name not in config):
             shutil.rmtree(unused)
     SPOILT[kind](repository)
-    _, text = told(repository, "check", "ensemble")
+    _, text = run(repository, "check", "ensemble")
     commands = re.findall(r"`defensemble ensemble ((?:remove|rollback|apply|reload)[^`]*)`", text)
     assert commands, text
     (tmp_path / "FILE").write_text(DECLARATION)
     for number, command in enumerate(dict.fromkeys(commands)):
         copy = tmp_path / f"copy{number}"
         shutil.copytree(repository, copy)
-        status, output = told(copy, *(str(tmp_path / word) if word == "FILE" else word for word in command.split()))
+        status, output = run(copy, *(str(tmp_path / word) if word == "FILE" else word for word in command.split()))
         assert status == 0, (command, output)
-        status, output = told(copy, "check", "ensemble")
+        status, output = run(copy, "check", "ensemble")
         assert status == 0, (command, output)
 
 
 def test_what_cannot_be_edited_is_not_advised(repository: Path, tmp_path: Path) -> None:
-    _, text = told(repository, "create", "alpha", "beta")
+    _, text = run(repository, "create", "alpha", "beta")
     assert "another name" in text
     assert "`" not in text
-    _, text = told(repository, "rollback", "--ensemble", "nowhere")
+    _, text = run(repository, "rollback", "--ensemble", "nowhere")
     assert "0 edits" in text
     assert "`" not in text
-    told(repository, "remove", "ensemble", "beta")
-    _, text = told(repository, "weight", "ensemble", "alpha=0")
+    run(repository, "remove", "ensemble", "beta")
+    _, text = run(repository, "weight", "ensemble", "alpha=0")
     assert "`defensemble ensemble remove ensemble --all`" in text
     empty = tmp_path / "empty"
     empty.mkdir()
     for words in (["create", "a", "b"], ["remove", "a", "b"]):
-        assert "name one" not in told(empty, *words)[1]
+        assert "name one" not in run(empty, *words)[1]

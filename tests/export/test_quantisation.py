@@ -256,6 +256,7 @@ def test_operators_of_other_domains_stay_as_they_are() -> None:
     model.graph.node[0].domain = "com.microsoft.nchwc"
     with pytest.raises(ExportError, match="float_nodes names Conv_0: the graph has no Conv or Gemm of that name"):
         int8_from_onnx(model, images, float_nodes=["Conv_0"])
+    assert masked_region(model) == []
 
 
 def test_a_weight_that_is_computed_from_the_images_stays_in_float() -> None:

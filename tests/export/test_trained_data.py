@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +98,16 @@ def test_where_nothing_is_found_the_command_of_the_training_is_named(
     (entry / name).write_bytes(damaged)
     with pytest.raises(ExportError, match=r"train --data folder --data-dir /was/here.*--data-dir"):
         dataset_of(record, data.input_shape, None)
+
+
+def test_the_folder_of_the_training_is_read_again(record: TrainingRecord, data: Dataset, tmp_path: Path) -> None:
+    shutil.rmtree(tmp_path / "cache")
+    (tmp_path / "data/test/ant/damaged.png").write_bytes(b"")
+    command = shlex.join(["train", "--data", "folder", "--skip-damaged", "--data-dir", str(tmp_path / "data"), "net.safetensors"])
+    found = dataset_of(replace(record, command=command), data.input_shape, None)
+    assert (found.digest, len(found.test)) == (data.digest, len(data.test))
+    with pytest.raises(ExportError, match=r"damaged\.png"):
+        dataset_of(replace(record, command=command.replace("--skip-damaged", "'")), data.input_shape, tmp_path / "data")
 
 
 @pytest.mark.slow

@@ -110,6 +110,16 @@ def test_names_in_an_archive(tmp_path: Path) -> None:
             read(tmp_path / name)
 
 
+def test_an_archive_whose_offsets_lead_before_its_start_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, images=BYTES)
+    content = bytearray(path.read_bytes())
+    content[-6:-2] = (len(content) - 60).to_bytes(4, "little")  # where the table of contents starts, in the last 22 bytes
+    path.write_bytes(content)
+    with pytest.raises(ImagesError, match=r"a\.npz.*damaged"):
+        npz_arrays(path, ["images"])
+
+
 @MANY
 @given(st.data())
 def test_damaged_files_are_one_error(tmp_path: Path, data: st.DataObject) -> None:

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .arrays import StoredArray, npy_array, npz_arrays
     from .class_names import distinct_names, matched_classes, normalised
-    from .decoding import Decoded, decode_images, memory_to_decode, survey
+    from .decoding import Decoded, decode_images, memory_to_decode
     from .errors import ClassNamesError, DamagedImageError, ImagesError, ImageSizeError, MemoryLimitError
     from .folders import LabelledFiles, labelled_files
     from .memory import check_memory
     from .notes import reading_notes
     from .preprocessing import RESIZES, Preprocessing
-    from .reader import SUFFIXES, DecodedImage, Encoded, decode_image, floats_from_pixels
+    from .reader import SUFFIXES, DecodedImage, Encoded, decode_image
 
 __all__ = [
     "RESIZES",
@@ -37,7 +37,6 @@ __all__ = [
     "decode_image",
     "decode_images",
     "distinct_names",
-    "floats_from_pixels",
     "labelled_files",
     "matched_classes",
     "memory_to_decode",
@@ -45,19 +44,18 @@ __all__ = [
     "npy_array",
     "npz_arrays",
     "reading_notes",
-    "survey",
 ]
 
 _HOMES = {
     "arrays": ("StoredArray", "npy_array", "npz_arrays"),
     "class_names": ("distinct_names", "matched_classes", "normalised"),
-    "decoding": ("Decoded", "decode_images", "memory_to_decode", "survey"),
+    "decoding": ("Decoded", "decode_images", "memory_to_decode"),
     "errors": ("ClassNamesError", "DamagedImageError", "ImageSizeError", "ImagesError", "MemoryLimitError"),
     "folders": ("LabelledFiles", "labelled_files"),
     "memory": ("check_memory",),
     "notes": ("reading_notes",),
     "preprocessing": ("RESIZES", "Preprocessing"),
-    "reader": ("SUFFIXES", "DecodedImage", "Encoded", "decode_image", "floats_from_pixels"),
+    "reader": ("SUFFIXES", "DecodedImage", "Encoded", "decode_image"),
 }
 
 

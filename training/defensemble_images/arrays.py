@@ -6,6 +6,7 @@ arrays may take gigabytes.
 
 from __future__ import annotations
 
+import errno
 import io
 import math
 from collections.abc import Iterator, Sequence
@@ -30,7 +31,7 @@ _SCALES: dict[type[np.generic], int] = {np.uint8: 255, np.uint16: 65535}  # of e
 
 @dataclass(frozen=True)
 class StoredArray:
-    """An array in a file, of which the header alone was read.
+    """An array in a file of which only the header was read.
 
     Attributes:
         where: how errors name it.
@@ -56,7 +57,7 @@ class StoredArray:
         return 4 * math.prod(self.shape)
 
     def check_images(self, image_shape: tuple[int, int, int] | None = None) -> None:
-        """Raise where this does not hold images, as far as the header says.
+        """Raise where this does not hold images, as far as its header shows.
 
         Args:
             image_shape: (C, H, W) of each, -1 where any will do; None: any shape will do.
@@ -235,7 +236,8 @@ def _reading(path: Path, where: str) -> Iterator[None]:
     except (ImagesError, MemoryError):
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None:
+        # EINVAL: an offset in a damaged archive leads before the start of the file.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             if error.filename is None:
                 error.filename = str(path)
             raise

@@ -58,7 +58,7 @@ class Decoded:
 
 @dataclass(eq=False)
 class Survey:
-    """What the headers of images say: how many have which (width, height), and whether all are grey."""
+    """What the headers of images state: how many have which (width, height), and whether all are grey."""
 
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     all_grey: bool = True
@@ -98,20 +98,22 @@ def survey(images: Iterable[Encoded]) -> Survey:
     return found
 
 
-def memory_to_decode(images: Sequence[Encoded], channels: int, size: tuple[int, int]) -> int:
-    """Return how many bytes `decode_images` takes at its peak, beside what its caller keeps; reads the headers of all images.
+def memory_to_decode(images: Sequence[Encoded], channels: int, size: tuple[int, int] | None) -> int:
+    """Return how many bytes decoding takes at its peak, without what the caller keeps; reads the headers of all images.
 
     Args:
         images: what is to be decoded.
         channels: 1 or 3.
-        size: (height, width) that all are brought to.
+        size: (height, width) that all are brought to by `decode_images`; None: each is decoded as it is, one after the other.
 
     Raises:
         OSError: a file cannot be read.
     """
+    largest = max((width * height for width, height in survey(images).sizes), default=0)
+    if size is None:
+        return largest * (_BYTES_A_PIXEL + 4 * channels)  # and the result as float32
     at_once, threads = _at_once(channels, size), _threads()
     waiting = min(len(images), at_once * (2 * threads + 2)) * channels * math.prod(size)
-    largest = max((width * height for width, height in survey(images).sizes), default=0)
     return waiting + min(threads, -(-len(images) // at_once)) * largest * _BYTES_A_PIXEL
 
 

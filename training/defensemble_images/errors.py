@@ -2,7 +2,7 @@
 
 ImagesError(ValueError)           everything below, and a folder that is not laid out as expected
 ├── DamagedImageError             an image that cannot be decoded, or is larger than is accepted
-├── ImageSizeError                an image of another size than the network takes, and no rule that says how to resize it
+├── ImageSizeError                an image of another size than the network takes, and no rule to resize it by
 ├── MemoryLimitError              data that would take more memory than is allowed
 └── ClassNamesError               class names that are repeated, or that do not match those of the model
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 
 class ImagesError(ValueError):
-    """Image data is not what it must be; the message says what was found, what was expected and how to fix it."""
+    """Image data is not what it must be; the message states what was found, what was expected and how to fix it."""
 
 
 class DamagedImageError(ImagesError):
@@ -37,7 +37,7 @@ class DamagedImageError(ImagesError):
 
 
 class ImageSizeError(ImagesError):
-    """An image has another size than the network takes, and nothing says how to resize it."""
+    """An image has another size than the network takes, and there is no rule to resize it by."""
 
 
 class MemoryLimitError(ImagesError):

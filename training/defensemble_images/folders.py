@@ -114,7 +114,7 @@ def labelled_files(root: Path, below: str = "") -> LabelledFiles:
         raise ImagesError(f"{place} is not a folder; expected a folder with a folder of images for each class: CLASS/IMAGE")
     folders = class_folders(place)
     named = sorted(zip(distinct_names(folders, str(place)), folders, strict=True))
-    found = LabelledFiles(root, below, tuple(name for name, _ in named), tuple(folder for _, folder in named), skipped=_beside(place))
+    found = LabelledFiles(root, below, tuple(name for name, _ in named), tuple(folder for _, folder in named), skipped=_skipped_in(place))
     for label, folder in enumerate(found.folders):
         files = images_in(root, Path(below, folder).as_posix(), found.skipped)
         found.files += files
@@ -177,8 +177,8 @@ def contents(folder: Path) -> str:
     return ", ".join(names[:_CONTENTS_SHOWN]) + more or "nothing"
 
 
-def _beside(place: Path) -> Skipped:
-    """Count what lies in a folder next to the class folders.
+def _skipped_in(place: Path) -> Skipped:
+    """Count the entries of a folder that are no class folders.
 
     Raises:
         ImagesError: there is an image, which has no class.
@@ -190,8 +190,8 @@ def _beside(place: Path) -> Skipped:
     if stray:
         more = f" (and {len(stray) - 1} more images)" if len(stray) > 1 else ""
         raise ImagesError(
-            f"the image {place / stray[0]}{more} is next to the class folders and has no class; expected CLASS/IMAGE; move it into the "
-            "folder of its class, or remove it"
+            f"the image {place / stray[0]}{more} is next to the class folders and has no class; expected CLASS/IMAGE; pass the folder "
+            "that holds the class folders, or move the image into the folder of its class, or remove it"
         )
     return Skipped(len(hidden), len(names) - len(hidden))
 

@@ -38,8 +38,8 @@ def default_limit() -> int:
 
 def free_memory() -> int:
     """Return how many bytes this process can still take: of the machine, of its control group, and of its own limits."""
-    own = _fields("/proc/self/status")
-    found = [_fields("/proc/meminfo")["MemAvailable"]]
+    own = proc_sizes("/proc/self/status")
+    found = [proc_sizes("/proc/meminfo")["MemAvailable"]]
     for kind, used in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
         allowed = resource.getrlimit(kind)[0]
         if allowed != resource.RLIM_INFINITY:
@@ -58,7 +58,7 @@ def free_memory() -> int:
     return max(0, min(found))
 
 
-def _fields(path: str) -> dict[str, int]:
+def proc_sizes(path: str) -> dict[str, int]:
     """Return the entries of a file of /proc that are given in kB, in bytes."""
     lines = (line.split() for line in Path(path).read_text().splitlines())
     return {words[0].rstrip(":"): 1024 * int(words[1]) for words in lines if len(words) == 3 and words[2] == "kB"}

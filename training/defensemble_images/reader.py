@@ -80,7 +80,7 @@ class DecodedImage:
 
 @dataclass(frozen=True)
 class Header:
-    """What the header of an image says: (width, height) before its orientation is followed, and whether it is grey."""
+    """What the header of an image states: (width, height) before its orientation is followed, and whether it is grey."""
 
     size: tuple[int, int]
     grey: bool

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from defensemble_images import Preprocessing
+from defensemble_images import ClassNamesError, ImagesError, Preprocessing, matched_classes, reading_notes
 
 from ._errors import DataError, SpecError
 from .catalogue import KNOWN
@@ -178,8 +178,6 @@ class Dataset:
         Raises:
             DataError: a class of the dataset is none of the model's.
         """
-        from defensemble_images import ClassNamesError, matched_classes
-
         if self.class_names == tuple(class_names):
             return self
         try:
@@ -251,8 +249,6 @@ def load_dataset(
     if size is not None and (isinstance(size, bool) or not isinstance(size, int) or not SMALLEST_SIZE <= size <= LARGEST_SIZE):
         raise DataError(f"size must be an integer from {SMALLEST_SIZE} to {LARGEST_SIZE}, got {size!r}")
     # Pillow, pyarrow and the hub's client are not needed for digits.
-    from defensemble_images import ImagesError, reading_notes
-
     from .places import find_entry
 
     allowed = (SMALLEST_SIZE, LARGEST_SIZE)

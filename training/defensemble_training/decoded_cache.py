@@ -224,7 +224,7 @@ def _write(folder: Path, undecoded: Undecoded, skip_damaged: bool, on_progress: 
     animations = (*train.animations, *test.animations)
     where = f"{origin} (without {len(damage)} damaged images)" if damage else origin
     check_classes(source.class_names, train.labels, test.labels, where)
-    formats = " and ".join(sorted(train.formats | test.formats))
+    formats = "/".join(sorted(train.formats | test.formats))
     skipped = f", {len(damage)} damaged {'image' if len(damage) == 1 else 'images'} left out" if damage else ""
     meta = Meta(
         class_names=source.class_names,

@@ -164,14 +164,11 @@ def _class_names(metadata: dict[bytes, bytes] | None, label_column: str) -> tupl
 
 def _check_memory(file: Any, held: _File, max_memory: int | None) -> None:
     """Raise where the images of one row group, which pyarrow may hold at once, are too large."""
-    index = next(number for number, name in enumerate(_column_paths(file)) if name == f"{held.image_column}.bytes")
     for number in range(file.metadata.num_row_groups):
-        group = file.metadata.row_group(number).column(index)
-        check_memory(f"the images in row group {number} of {held.path}", group.total_uncompressed_size, max_memory)
-
-
-def _column_paths(file: Any) -> list[str]:
-    return [file.metadata.schema.column(number).path for number in range(file.metadata.num_columns)]
+        group = file.metadata.row_group(number)
+        columns = (group.column(index) for index in range(group.num_columns))
+        size = next(column.total_uncompressed_size for column in columns if column.path_in_schema == f"{held.image_column}.bytes")
+        check_memory(f"the images in row group {number} of {held.path}", size, max_memory)
 
 
 def _part(files: Sequence[_File], max_memory: int | None) -> EncodedPart:

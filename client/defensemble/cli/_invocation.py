@@ -1,16 +1,11 @@
-"""How the reader can call this command again (not everybody has the environment's `bin` on PATH), and options of several commands."""
+"""How the reader can call this command again: not everybody has the environment's `bin` on PATH."""
 
 from __future__ import annotations
 
-import re
 import shlex
 import shutil
 import sys
 from pathlib import Path
-
-import click
-
-_UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 
 
 def this_command() -> str:
@@ -28,23 +23,3 @@ def as_typed(*, with_option: str | None = None) -> str:
     if with_option is not None and with_option not in words:
         words = [*words[:1], with_option, *words[1:]]
     return shlex.join(words)
-
-
-def bytes_from_size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    """Read the value of an option such as `--max-memory 4G`; a callback of click.
-
-    Args:
-        ctx: of the command.
-        param: the option.
-        value: a number with K, M, G or T (powers of 1024), or of bytes.
-
-    Raises:
-        click.BadParameter: it is something else.
-    """
-    if value is None:
-        return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?", value.strip(), re.ASCII | re.IGNORECASE)
-    size = 0 if match is None else int(float(match[1]) * (1 << _UNITS[match[2].upper()]))
-    if size < 1:
-        raise click.BadParameter(f"{value!r} is not a size: expected a number of bytes, or one with K, M, G or T, such as 4G", ctx, param)
-    return size

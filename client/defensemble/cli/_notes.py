@@ -1,4 +1,4 @@
-"""Warnings of our packages on the command line: a line each, without the place in the code."""
+"""Notes on the command line: a line each on standard error, `note: ...`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,14 @@ from typing import TextIO
 import click
 
 
+def print_note(text: str) -> None:
+    """Print what a user should know, and what stops nothing."""
+    click.echo(f"note: {text}", err=True)
+
+
 @contextmanager
 def warnings_as_notes() -> Iterator[None]:
-    """Print each warning that one of our packages gives as one line on standard error, once; leave others as Python shows them."""
+    """Print each warning of our packages as a note, once, without its place in the code; leave others as Python shows them."""
     shown: set[str] = set()
     others = warnings.showwarning
 
@@ -23,7 +28,7 @@ def warnings_as_notes() -> Iterator[None]:
             others(message, category, filename, lineno, file, line)
         elif str(message) not in shown:
             shown.add(str(message))
-            click.echo(f"note: {message}", err=True)
+            print_note(str(message))
 
     warnings.showwarning = show
     try:

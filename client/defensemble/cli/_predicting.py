@@ -33,6 +33,7 @@ from defensemble._images import (
 from defensemble._intervals import rate
 from defensemble._model import ModelInfo
 from defensemble._prediction import Prediction
+from defensemble.cli._notes import print_note
 
 if TYPE_CHECKING:
     from defensemble_images import Preprocessing, StoredArray
@@ -92,7 +93,7 @@ def predict_files(
         sources.append(_Source(images, classes.tolist()))
     preprocessing, note = preprocessing_of(info, options.resize) if any(source.files for source in sources) else (None, None)
     if note is not None:
-        click.echo(note, err=True)
+        print_note(note)
     size = batch_size or min(_BATCH_SIZE, info.max_batch_size or _BATCH_SIZE)
     largest = None if batch_size else _BATCH_BYTES
     _check_memory(sources, info, size, largest, options.max_memory)
@@ -105,7 +106,7 @@ def predict_files(
             rows += _rows(batch, prediction, top)
             progress.advance(task, len(batch))
     for line in counts.lines():
-        click.echo(line, err=True)
+        print_note(line)
     if not rows:
         raise InputError(f"none of the {total} images can be decoded, the first: {counts.damaged[0]}")
     accuracy = None

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import click
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -14,11 +13,12 @@ from rich.table import Table
 
 from defensemble._client import Client
 from defensemble._exceptions import InputError, ModelNotFoundError
-from defensemble._images import ReadOptions
+from defensemble._images import ReadOptions, recorded_rule
 from defensemble._intervals import Rate
 from defensemble._model import ModelInfo
 from defensemble._provenance import provenance
 from defensemble._results import check_writable, write_result
+from defensemble.cli._notes import print_note
 from defensemble.probes._base import served
 from defensemble.probes._data import choose_data
 from defensemble.probes.noise import PAPER_SIGMAS, NoiseResult, check_sigmas, probe_noise
@@ -79,7 +79,7 @@ def probe_noise_and_report(
 
         chosen = choose_data(source, rule, limit, seed, data_dir, options=options, on_progress=on_reading)
     for note in chosen.notes:
-        click.echo(note, err=True)
+        print_note(note)
     size = batch_size or min(_BATCH_SIZE, *(info.max_batch_size or _BATCH_SIZE for info in infos))
     n, rounds = len(chosen.data), 1 + len(sigmas)
     total = n * rounds * len(infos)
@@ -128,9 +128,9 @@ def _targets(client: Client, names: Sequence[str], resize: str | None) -> dict[M
                 f"models {found[0].name!r} and {info.name!r} differ in image shape or classes ({found[0].image_shape} and "
                 f"{info.image_shape}, {len(found[0].class_names)} and {len(info.class_names)} classes): choose some by --target"
             )
-    stated = [info for info in found if info.preprocessing is not None]
-    for info in stated[1:] if resize is None else ():
-        if info.preprocessing != stated[0].preprocessing:
+    stated = [info for info in found if info.preprocessing is not None] if resize is None else []
+    for info in stated[1:]:
+        if recorded_rule(info) != recorded_rule(stated[0]):
             raise InputError(
                 f"models {stated[0].name!r} and {info.name!r} differ in how images are brought to their size "
                 f"({stated[0].preprocessing} and {info.preprocessing}): choose some by --target, or one rule for all by --resize"
@@ -159,11 +159,13 @@ def _caption(result: NoiseResult) -> str:
 
 
 def _few_common(result: NoiseResult) -> str | None:
-    """Say why few images are classified correctly by all models, where they are fewer than 30 or than half of all."""
+    """Explain why few images are classified correctly by all models, where they are fewer than 30 or than half of all."""
     if result.n_common is None or result.n_common >= max(_FEW, result.n / 2):
         return None
     every = f"all {len(result.targets)} models" if len(result.targets) > 1 else result.targets[0].name
-    text = f"only {result.n_common} of {_counted(result.n, 'image')} {'is' if result.n == 1 else 'are'} classified correctly by {every}"
+    text = (
+        f"only {result.n_common} of {_counted(result.n, 'image')} {'is' if result.n_common == 1 else 'are'} classified correctly by {every}"
+    )
     right = {target.name: target.clean.successes for target in result.targets if target.clean is not None}
     weak = sorted((name for name, count in right.items() if count < result.n / 2), key=lambda name: right[name])
     strong = [name for name in right if name not in weak]

@@ -48,7 +48,7 @@ def _places(command: _Command) -> _Command:
             type=click.Path(path_type=Path),
             default=Path("model_repository"),
             show_default=True,
-            help="Folder of the models; the servers read the same.",
+            help="Folder of the models, which the servers read too.",
         ),
         click.option(
             "--url",
@@ -64,22 +64,22 @@ def _places(command: _Command) -> _Command:
             multiple=True,
             callback=_replicas,
             metavar="URL=FOLDER",
-            help="A server with a folder of its own, in the place of --repository and --url. Repeatable: all are edited, or none.",
+            help="A server with its own folder, instead of --repository and --url. Repeatable: all are edited, or none.",
         ),
-        click.option("--files-only", is_flag=True, help="Tell no server, even where one runs on the folder here."),
+        click.option("--files-only", is_flag=True, help="Use the files only: contact no server, even if one runs on the folder here."),
         click.option(
             "--admin-key-file",
             type=click.Path(path_type=Path),
             help="File with the key that the servers were started with.  [default: the one that `serve` noted here, else none]",
         ),
-        click.option("--timeout", "timeout_s", type=click.FloatRange(min=0.1), default=60.0, show_default=True, help="Seconds for a call."),
+        click.option("--timeout", "timeout_s", type=click.FloatRange(min=0.1), default=60.0, show_default=True, help="Seconds per call."),
         click.option(
             "--wait",
             "wait_s",
             type=click.FloatRange(min=0),
             default=60.0,
             show_default=True,
-            help="Seconds to wait for somebody else's edit of the folder.",
+            help="Seconds to wait for another edit of the folder to finish.",
         ),
     ]
     for option in reversed(options):
@@ -90,7 +90,7 @@ def _places(command: _Command) -> _Command:
 def _edits(command: _Command) -> _Command:
     """What all edits take."""
     options = [
-        click.option("-m", "--message", help="Why; goes into the history."),
+        click.option("-m", "--message", help="Reason of the edit, for the history."),
         click.option("--dry-run", is_flag=True, help="Check, say what would change, and change nothing."),
         click.option(
             "--load-timeout",
@@ -106,7 +106,7 @@ def _edits(command: _Command) -> _Command:
             type=click.FloatRange(min=0.1),
             default=10.0,
             show_default=True,
-            help="Seconds that a model which nobody needs any more gets to be asked no more; else it stays loaded.",
+            help="Seconds to wait until no requests reach a model that is no longer needed; if some still do, it stays loaded.",
         ),
         click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON."),
     ]
@@ -138,18 +138,17 @@ def command() -> None:
     """
 
 
-@command.command("show", short_help="Who votes, what is known of each network, and whether that is served.")
+@command.command("show", short_help="Show members, their weights and accuracies, and whether they are served.")
 @click.argument("name", required=False)
 @_places
 @click.option(
     "--format", "form", type=click.Choice(["table", "yaml", "json"]), default="table", show_default=True, help="yaml: for `apply`."
 )
 def show(name: str | None, form: str, **where: Any) -> None:
-    r"""Show the ensemble NAME, or all of them: votes, weights, precision, digest of the masks, accuracy as the checkpoint has it.
+    r"""Show the ensemble NAME, or all: members, weights, precision, digest of the masks, accuracy that the checkpoint records.
 
-    Below stands how images of another size are resized (`preprocessing`).
-
-    The column `served` says whether all servers serve what lies on disk; where one does not, a line below says why.
+    A line below the table shows how images of another size are resized (`preprocessing`). The column `served` shows whether all servers
+    serve the files on disk; where one does not, a line below gives the reason.
 
     \b
     Examples:
@@ -203,16 +202,25 @@ def check(name: str | None, runtime: str, **where: Any) -> None:
     check_ensembles(name, runtime, where)
 
 
-@command.command("create", short_help="A new ensemble of models that are there.")
+@command.command("create", short_help="Create an ensemble from models of the repository.")
 @click.argument("name")
 @click.argument("members", nargs=-1, required=True, metavar="MODEL[@VERSION]...")
 @click.option(
-    "--weight", "weights", multiple=True, callback=_weights, metavar="MODEL[@VERSION]=W", help="Above 0. Repeatable.  [default: 1]"
+    "--weight",
+    "weights",
+    multiple=True,
+    callback=_weights,
+    metavar="MODEL[@VERSION]=W",
+    help="Weight of a member, above 0. Repeatable.  [default: 1]",
 )
-@click.option("--average", type=click.Choice(["probabilities", "logits"]), default="probabilities", show_default=True)
+@click.option(
+    "--average", type=click.Choice(["probabilities", "logits"]), default="probabilities", show_default=True, help="What is averaged."
+)
 @_edits
 def create(name: str, members: tuple[str, ...], weights: dict[str, float], average: str, **rest: Any) -> None:
-    r"""Make the ensemble NAME of models that the repository holds; without a version, of their newest.
+    r"""Create the ensemble NAME from models of the repository; without a version, the newest of each.
+
+    The members must agree in input shape, class names and `preprocessing` (how images of another size are resized).
 
     \b
     Examples:
@@ -224,14 +232,18 @@ def create(name: str, members: tuple[str, ...], weights: dict[str, float], avera
     edit(rest, lambda ensembles, settings: ensembles.create(name, members, weights=weights, average=average, **settings))
 
 
-@command.command("add", short_help="Let models vote too, or one in the place of another.")
+@command.command("add", short_help="Add members, or replace one by another.")
 @click.argument("name")
 @click.argument("members", nargs=-1, required=True, metavar="MODEL[@VERSION]...")
-@click.option("--weight", type=float, metavar="W", help="Of each, above 0.  [default: 1, or that of the vote that goes]")
-@click.option("--in-place-of", metavar="MODEL[@VERSION]", help="The vote that goes in the same edit.")
+@click.option(
+    "--weight", type=float, metavar="W", help="Weight of each new member, above 0.  [default: 1, or that of the member that it replaces]"
+)
+@click.option("--in-place-of", metavar="MODEL[@VERSION]", help="Member that is removed in the same edit.")
 @_edits
 def add(name: str, members: tuple[str, ...], weight: float | None, in_place_of: str | None, **rest: Any) -> None:
-    r"""Let models vote in the ensemble NAME; without a version, their newest.
+    r"""Add models of the repository to the ensemble NAME; without a version, the newest of each.
+
+    They must agree with the members in input shape, class names and `preprocessing` (how images of another size are resized).
 
     \b
     Examples:

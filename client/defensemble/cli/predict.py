@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from defensemble.cli._invocation import bytes_from_size
+from defensemble.cli._reading_options import reading_options
 
 
 @click.command("predict", short_help="Images to labels, probabilities and uncertainty.")
@@ -23,29 +23,15 @@ from defensemble.cli._invocation import bytes_from_size
     "--labelled",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
-    help="A folder with a folder of images for each class, matched by name: prints the accuracy with its Wilson 95 % interval.",
+    help="A folder of class folders (CLASS/IMAGE), matched by name: prints the accuracy with its Wilson 95 % interval.",
 )
-@click.option("--top", type=click.IntRange(min=1), default=1, show_default=True, help="How many classes to show for each image.")
-@click.option("--batch-size", type=click.IntRange(min=1), help="Images a call.  [default: 64, or the model's largest batch]")
+@click.option("--top", type=click.IntRange(min=1), default=1, show_default=True, help="Classes to show for each image.")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Images per call.  [default: 64, or the model's largest batch]")
 @click.option(
-    "--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), default=60.0, show_default=True, help="Seconds a call."
+    "--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), default=60.0, show_default=True, help="Seconds per call."
 )
-@click.option(
-    "--resize",
-    type=click.Choice(["crop", "squash"]),
-    is_flag=False,
-    flag_value="",  # without a value: an error that names the choices
-    help="Bring image files to the model's size: scale and cut out the centre, or scale height and width separately.  [default: as the "
-    "model records it; where it records nothing, images must have its size]",
-)
-@click.option("--skip-damaged", is_flag=True, help="Leave out and count images that cannot be decoded, instead of stopping at the first.")
-@click.option(
-    "--max-memory",
-    callback=bytes_from_size,
-    metavar="SIZE",
-    help="Memory that the images may take, such as 4G.  [default: half of what is free]",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON in place of the table.")
+@reading_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def command(
     url: str,
     files: tuple[Path, ...],

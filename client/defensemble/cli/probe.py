@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from defensemble.cli._invocation import bytes_from_size
+from defensemble.cli._reading_options import reading_options
 
 
 def _numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, ...] | None:
@@ -34,10 +34,15 @@ def command() -> None:
     "--data",
     required=True,
     metavar="NAME|FOLDER|FILE.npz",
-    help="Labelled images: a dataset's test split (digits, cifar10, ...), a folder of class folders, or arrays `images` and `labels`, and "
-    "`class_names` where the labels are not the model's own indices.",
+    help="Labelled images: a dataset's test part (digits, cifar10, ...), a folder of class folders (CLASS/IMAGE), or arrays `images`, "
+    "`labels` and, where labels are not the model's own indices, `class_names`.",
 )
-@click.option("--data-dir", type=click.Path(path_type=Path), metavar="FOLDER", help="Where the dataset that --data names lies.")
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Folder of the dataset that --data names. With `--data folder`, the test part is the one of `train`.",
+)
 @click.option(
     "--target",
     "targets",
@@ -46,27 +51,13 @@ def command() -> None:
     help="A model to probe; repeat for more.  [default: the ensembles, their members, and every other model that classifies images]",
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Use a random sample of this many images.  [default: all]")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the noise, and of the sample.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the noise and of the sample.")
 @click.option("--sigmas", callback=_numbers, metavar="A,B,...", help="Standard deviations in 1/255.  [default: 1,2,4,8,12,16,20,24,28,32]")
-@click.option("--batch-size", type=click.IntRange(min=1), help="Images a call.  [default: 64, or the models' largest batch]")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Images per call.  [default: 64, or the models' largest batch]")
 @click.option(
-    "--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), default=60.0, show_default=True, help="Seconds a call."
+    "--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), default=60.0, show_default=True, help="Seconds per call."
 )
-@click.option(
-    "--resize",
-    type=click.Choice(["crop", "squash"]),
-    is_flag=False,
-    flag_value="",  # without a value: an error that names the choices
-    help="Bring image files to the models' size: scale and cut out the centre, or scale height and width separately.  [default: as the "
-    "models record it; where they record nothing, images must have their size]",
-)
-@click.option("--skip-damaged", is_flag=True, help="Leave out and count images that cannot be decoded, instead of stopping at the first.")
-@click.option(
-    "--max-memory",
-    callback=bytes_from_size,
-    metavar="SIZE",
-    help="Memory that the images may take, such as 4G.  [default: half of what is free]",
-)
+@reading_options
 @click.option(
     "--out",
     type=click.Path(path_type=Path),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,15 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from defensemble.cli._invocation import as_typed, bytes_from_size, this_command
+from defensemble.cli._invocation import as_typed, this_command
+from defensemble.cli._notes import print_note
+from defensemble.cli._reading_options import bytes_from_size
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from defensemble_training import TrainingProgress
-
-
-_DATASETS = "digits, mnist, cifar10, tiny-imagenet, imagenet, stylized-imagenet, or folder: any image folder."
 
 
 def _numbers(context: click.Context, option: click.Parameter, text: str | None) -> tuple[int, ...] | None:
@@ -35,19 +35,27 @@ def _recipe_options(command: Callable[..., None]) -> Callable[..., None]:
         [
             click.option("--preset", default="fast", show_default=True, help="Recipe: fast (one-cycle, 8 epochs) or paper (the authors')."),
             click.option("--epochs", type=int, help="Passes over the training images.  [default: the preset's, as below]"),
-            click.option("--batch-size", type=int, help="Images a step, over all processes."),
-            click.option("--learning-rate", type=float, help="The highest of the schedule."),
-            click.option("--schedule", help="one-cycle, or steps: a tenth after each milestone."),
+            click.option("--batch-size", type=int, help="Images per step, over all processes."),
+            click.option("--learning-rate", type=float, help="Highest learning rate of the schedule."),
+            click.option("--schedule", help="Learning rate schedule: one-cycle, or steps (a tenth after each milestone)."),
             click.option("--milestones", callback=_numbers, metavar="N,N,...", help="Epochs after which the learning rate falls."),
-            click.option("--momentum", type=float, help="Of SGD."),
-            click.option("--nesterov/--no-nesterov", default=None, help="Whether the momentum is Nesterov's."),
-            click.option("--weight-decay", type=float, help="Of SGD."),
-            click.option("--label-smoothing", type=float, help="0.1 is the usual baseline."),
-            click.option("--largest-shift", type=float, help="Random moves, as a fraction of height and width; 0.125 is padding 4 of 32."),
+            click.option("--momentum", type=float, help="Momentum of SGD."),
+            click.option("--nesterov/--no-nesterov", default=None, help="Use Nesterov momentum."),
+            click.option("--weight-decay", type=float, help="Weight decay of SGD."),
+            click.option("--label-smoothing", type=float, help="Label smoothing; 0.1 is the usual baseline."),
+            click.option(
+                "--largest-shift",
+                type=float,
+                help="Largest random shift, as a fraction of height and width; 0.125 is a padding of 4 for 32 pixels.",
+            ),
             click.option("--flip/--no-flip", default=None, help="Mirror images at random, where the dataset allows it."),
-            click.option("--adversarial", metavar="ATTACK", help="Train on the examples of an attack, such as adversarial-training."),
-            click.option("--choose", help="last: the last epoch's weights; best: the best by held-out images."),
-            click.option("--held-out", type=int, help="Training images to hold out.  [default: a tenth with --choose best, else none]"),
+            click.option(
+                "--adversarial", metavar="ATTACK", help="Train on adversarial examples of this attack, such as adversarial-training."
+            ),
+            click.option("--choose", help="Weights to keep: last (of the last epoch) or best (on held-out images)."),
+            click.option(
+                "--held-out", type=int, help="Number of training images to hold out.  [default: a tenth with --choose best, else none]"
+            ),
         ]
     ):
         command = option(command)
@@ -57,10 +65,19 @@ def _recipe_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.command("train", short_help="A defective or standard CNN, trained and saved as a checkpoint.")
 @click.argument("output", type=click.Path(path_type=Path), metavar="OUTPUT.safetensors")
 @click.option(
-    "--data", default="digits", show_default=True, help="digits, mnist, cifar10, tiny-imagenet, imagenet, stylized-imagenet, folder."
+    "--data",
+    default="digits",
+    show_default=True,
+    help="Dataset: digits, mnist, cifar10, tiny-imagenet, imagenet, stylized-imagenet, or folder (your own images in --data-dir).",
 )
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder with the images (parquet files or class folders), not the hub.")
-@click.option("--size", type=int, help="Height and width that the images are brought to.  [default: the dataset's]")
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path),
+    help="Folder with the images (parquet files or class folders), instead of a download from the hub.",
+)
+@click.option(
+    "--size", type=int, help="Height and width of the network's input; other images are scaled and cropped to it.  [default: the dataset's]"
+)
 @click.option("--skip-damaged", is_flag=True, help="Leave out images that cannot be read, instead of stopping at the first.")
 @click.option(
     "--max-memory",
@@ -74,27 +91,29 @@ def _recipe_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--pattern", default="neuron", show_default=True, help="What a mask drops: neuron, channel or shared (over channels).")
 @click.option("--sampling", default="bernoulli", show_default=True, help="How a mask is drawn: bernoulli, or exact (a fixed count).")
 @click.option("--mask-seed", type=int, default=0, show_default=True, help="Seed of the masks.")
-@click.option("--width", type=int, help="Channels of the first stage; 64 is the paper's.  [default: 8 for digits and mnist, else 64]")
+@click.option("--width", type=int, help="Channels of the first stage; the paper uses 64.  [default: 8 for digits and mnist, else 64]")
 @click.option(
-    "--channel-multiplier", type=int, default=1, show_default=True, help="Times the channels in the defective blocks (the paper's xn)."
+    "--channel-multiplier", type=int, default=1, show_default=True, help="Factor on the channels of the defective blocks (the paper's xn)."
 )
 @click.option("--stem", default="cifar", show_default=True, help="cifar, or imagenet (7x7 and a max-pool, for 224x224).")
 @click.option("--drop", metavar="KIND", help="Baseline: spatial_dropout or drop_block, in --drop-blocks.")
 @click.option("--drop-keep", type=float, help="Keep probability of --drop.  [default: 0.9]")
 @click.option("--drop-blocks", callback=_numbers, metavar="N,N,...", help="Blocks of --drop.  [default: 3,4]")
 @_recipe_options
-@click.option("--seed", type=int, default=0, show_default=True, help="Of initialisation, order and shifts.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of initialisation, order and shifts.")
 @click.option("--device", default="auto", show_default=True, help="cpu, gpu, or auto: a GPU where there is one.")
-@click.option("--processes", type=int, default=1, show_default=True, help="On this machine, one a GPU; `torchrun` brings its own number.")
+@click.option(
+    "--processes", type=int, default=1, show_default=True, help="Processes on this machine, one per GPU; `torchrun` sets its own number."
+)
 @click.option("--precision", help="fp32 or bf16.  [default: bf16 on GPUs, else fp32]")
 @click.option("--channels-last/--no-channels-last", default=None, help="Memory format; refused on CPUs.  [default: on GPUs]")
-@click.option("--compile", "compiled", is_flag=True, help="Fuse the network by torch.compile: a minute first, faster then.")
-@click.option("--threads", type=int, help="Processor threads, a process.  [default: torch's choice]")
-@click.option("--half", is_flag=True, help="Write the weights in float16: half the file.")
+@click.option("--compile", "compiled", is_flag=True, help="Use torch.compile: takes a minute at the start, faster afterwards.")
+@click.option("--threads", type=int, help="CPU threads per process.  [default: torch's choice]")
+@click.option("--half", is_flag=True, help="Write the weights in float16: half the file size.")
 @click.option("--run", "run_folder", type=click.Path(path_type=Path), help="Folder for state, log and curve.  [default: OUTPUT.run]")
-@click.option("--resume", is_flag=True, help="Go on where an interrupted run of the same options stopped; start where there is none.")
+@click.option("--resume", is_flag=True, help="Continue an interrupted run with the same options; start one if there is none.")
 @click.option("--tensorboard", type=click.Path(path_type=Path), metavar="DIR", help="Write the log for TensorBoard too.")
-@click.option("--force", is_flag=True, help="Overwrite OUTPUT, and start anew where an interrupted run was left.")
+@click.option("--force", is_flag=True, help="Overwrite OUTPUT, and discard an interrupted run.")
 def command(
     output: Path,
     data: str,
@@ -132,14 +151,15 @@ def command(
     r"""Train a CNN and write it with its masks, spec and training record to OUTPUT.safetensors.
 
     Test images choose nothing: the last epoch's weights are kept, or with --choose best those that do best on held-out images. A run can be
-    interrupted or killed at any time; --resume goes on, and the result is the same, bit for bit on a processor. Beside OUTPUT lies a
-    folder with the log (log.jsonl) and the learning curve (learning_curve.png).
+    interrupted or killed at any time; --resume continues it, and the result is the same, bit for bit on a CPU. The folder OUTPUT.run gets
+    the log (log.jsonl) and the learning curve (learning_curve.png). Next: `defensemble export OUTPUT.safetensors`.
 
     \b
     Examples:
       defensemble train keep0.3.safetensors
       defensemble train --keep 1.0 standard.safetensors
       defensemble train --data cifar10 --data-dir data/cifar10 --width 16 --epochs 12 --batch-size 128 keep0.3.safetensors
+      defensemble train --data folder --data-dir photos --size 64 photos.safetensors      # photos/CLASS/IMAGE, a fifth is the test part
       defensemble train --data cifar10 --preset paper --keep 0.1 --device gpu --resume keep0.1.safetensors
       defensemble train --data cifar10 --preset paper --keep 1.0 --adversarial adversarial-training robust.safetensors
       defensemble train --pattern channel --sampling exact --blocks 3,4 --force top.safetensors
@@ -188,7 +208,7 @@ def command(
     with _shown_loading(shown=first) as on_loading:
         dataset = load_dataset(data, size, data_dir=data_dir, skip_damaged=skip_damaged, max_memory=max_memory, on_progress=on_loading)
     for note in dataset.notes if first else ():
-        click.echo(f"note: {note}", err=True)
+        print_note(note)
     if best:
         changes.setdefault("held_out", len(dataset.train) // 10)
     recipe = recipe_from_preset(preset, **changes)
@@ -249,6 +269,7 @@ def _tell(output: Path, module: Any, record: Any, run: Any) -> None:
     click.echo(f"test accuracy {record.accuracy:.4f} ({right} of {record.n_test} images), trained in {record.seconds:.1f} s")
     click.echo(f"{len(masks)} masks, digest {mask_digest(masks)}" if masks else "no masks: a standard network")
     click.echo(f"wrote {output}; log and learning curve in {run.path}")
+    click.echo(f"export it: defensemble export {shlex.quote(str(output))}")
 
 
 @contextmanager

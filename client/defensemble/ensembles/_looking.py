@@ -75,8 +75,8 @@ def check_there(repository: Path, name: str) -> None:
     known = ensembles_in(files)
     what = f"'{name}' in {repository} is not an ensemble" if there else f"{repository} holds no ensemble '{name}'"
     make = "make one " + ("under another name " if there else "") + "(`defensemble ensemble create`)"
-    mend = f"the ensembles there are: {', '.join(known)}; name one, or {make}" if known else f"nor is there any other: {make}"
-    raise EnsembleError(f"{what}, {mend}")
+    fix = f"the ensembles there are: {', '.join(known)}; name one, or {make}" if known else f"nor is there any other: {make}"
+    raise EnsembleError(f"{what}, {fix}")
 
 
 def existing(repository: Path, name: str) -> Ensemble:

@@ -87,7 +87,7 @@ class _Request:
         notes: tuple[str, ...] = (),
         **more: Any,
     ) -> ChosenData:
-        """Return images with what says which ones they are."""
+        """Return images with a description of their origin."""
         digest = hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()
         source = {"name": self.name, "kind": kind, "n_available": available, "indices_sha256": digest, **more}
         return ChosenData(Data(*data), source, notes)

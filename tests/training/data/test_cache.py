@@ -54,6 +54,14 @@ def test_what_changed_is_decoded_anew(tmp_path: Path, cache: Path) -> None:
     assert len(entries(cache)) == 3
 
 
+def test_other_rules_of_reading_decode_anew(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_split(tmp_path / "set")
+    for rules in ("1", "2", "2"):
+        monkeypatch.setattr("defensemble_training.decoded_cache.RULES", rules)
+        load_dataset("folder", data_dir=tmp_path / "set")
+    assert len(entries(cache)) == 2
+
+
 def test_folders_that_agree_in_names_sizes_and_times_are_told_apart(tmp_path: Path, cache: Path) -> None:
     def write(place: Path, seed: int) -> None:
         for split, base in (("train", seed), ("test", seed + 1)):
