@@ -94,9 +94,18 @@ def preprocessing_of(info: ModelInfo, resize: str | None) -> tuple[Preprocessing
     chosen = Preprocessing(resize)
     if _is_free(info):
         return chosen, f"model {info.name!r} takes images of any size, so that --resize {resize} changes nothing"
-    if info.preprocessing not in (None, chosen.to_json()):
+    if info.preprocessing is not None and not _states(info.preprocessing, chosen):
         return chosen, f"--resize {resize} is followed, but model {info.name!r} records another rule: {info.preprocessing}"
     return chosen, None
+
+
+def _states(recorded: str, rule: Preprocessing) -> bool:
+    from defensemble_images import ImagesError, Preprocessing
+
+    try:
+        return Preprocessing.from_json(recorded, "a model") == rule
+    except ImagesError:  # of another version, which the user's choice replaces
+        return False
 
 
 def labelled_images(folder: Path, info: ModelInfo, counts: ReadCounts) -> tuple[list[Path], NDArray[np.int64]]:
