@@ -112,7 +112,8 @@ def _dataset(
     if dataset is not None:
         return dataset
     try:
-        dataset = load_dataset(data, size, data_dir=None if data_dir is None else Path(data_dir))
+        # As in a training with skip_damaged; where an image was damaged since then, the digest differs.
+        dataset = load_dataset(data, size, data_dir=None if data_dir is None else Path(data_dir), skip_damaged=True)
     except DataError as error:
         by = f" by `defensemble {command:.300}`" if command else ""
         raise ExportError(f"{what} on test images of {data!r}, which the checkpoint was trained on{by}: {error}. {_MEND}") from error

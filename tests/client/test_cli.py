@@ -121,6 +121,7 @@ def test_predict_over_both_protocols(triton: Any, tmp_path: Path) -> None:
         (["URL", "--resize", "wide.png"], "'crop', 'squash'"),
         (["URL", "x.npy", "--max-memory", "much"], "4G"),
         (["URL", "x.npy", "--max-memory", "0"], "4G"),
+        (["URL", "x.npy", "--max-memory", "9" * 400], "4G"),
         (["URL", "x.npy", "--max-memory", "100"], "x.npy would take"),
         (["URL", "wide.png", "--max-memory", "0.5K", "--resize", "crop"], "wide.png would take"),
         (["URL", "bright.npy"], "image 0 of bright.npy has values from 7 to 7"),

@@ -87,6 +87,15 @@ def test_a_folder_that_is_named_wins_and_other_images_are_told(record: TrainingR
     assert dataset_of(record, data.input_shape, tmp_path / "data").source == data.source
 
 
+def test_images_that_the_training_left_out_are_left_out_again(record: TrainingRecord, data: Dataset, tmp_path: Path) -> None:
+    folder = tmp_path / "damaged"
+    shutil.copytree(tmp_path / "data", folder)
+    (folder / "train/ant/broken.png").write_bytes(b"damaged")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert dataset_of(record, data.input_shape, folder).digest == data.digest
+
+
 @pytest.mark.parametrize("damaged", [b"", b"damaged", b"\xff\xfe"])
 @pytest.mark.parametrize("name", ["meta.json", "test.npy", "test_labels.npy"])
 def test_where_nothing_is_found_the_command_of_the_training_is_named(

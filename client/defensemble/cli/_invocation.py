@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 import shutil
@@ -44,7 +45,7 @@ def bytes_from_size(ctx: click.Context, param: click.Parameter, value: str | Non
     if value is None:
         return None
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?", value.strip(), re.ASCII | re.IGNORECASE)
-    size = 0 if match is None else int(float(match[1]) * (1 << _UNITS[match[2].upper()]))
-    if size < 1:
+    size = 0 if match is None else float(match[1]) * (1 << _UNITS[match[2].upper()])
+    if not 1 <= size < math.inf:
         raise click.BadParameter(f"{value!r} is not a size: expected a number of bytes, or one with K, M, G or T, such as 4G", ctx, param)
-    return size
+    return int(size)
