@@ -113,14 +113,14 @@ def _dataset(
     from defensemble_training import DataError, decoded_dataset, load_dataset
 
     data, digest, command = (str(record.get(key, "")) for key in ("data", "data_digest", "command"))
-    words = _words(command)
     if data_dir is None:
         dataset = decoded_dataset(data, digest, class_names)
         if dataset is not None:
             return dataset
-        data_dir = next((value for option, value in pairwise(words) if option == "--data-dir" and Path(value).is_dir()), None)
+        data_dir = next((value for option, value in pairwise(_words(command)) if option == "--data-dir" and Path(value).is_dir()), None)
     try:
-        dataset = load_dataset(data, size, data_dir=None if data_dir is None else Path(data_dir), skip_damaged="--skip-damaged" in words)
+        # As in a training with skip_damaged; where an image was damaged since then, the digest differs.
+        dataset = load_dataset(data, size, data_dir=None if data_dir is None else Path(data_dir), skip_damaged=True)
     except DataError as error:
         by = f" by `defensemble {command:.300}`" if command else ""
         raise ExportError(f"{what} on test images of {data!r}, which the checkpoint was trained on{by}: {error}. {_MEND}") from error

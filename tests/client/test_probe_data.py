@@ -133,13 +133,14 @@ def test_classes_of_folders_and_datasets_are_matched_by_name(tmp_path: Path) -> 
 @pytest.mark.usefixtures("own_cache")
 @pytest.mark.parametrize(
     ("recorded", "resize", "accepted"),
-    [(None, None, False), (CROP, None, True), (SQUASH, None, False), (None, "crop", True), (SQUASH, "crop", True), (CROP, "squash", False)],
+    [(None, None, False), (CROP, None, True), (SQUASH, None, True), (None, "crop", True), (SQUASH, "crop", True), (CROP, "squash", True)],
 )
 @pytest.mark.parametrize("name", ["mnist", "folder"])
-def test_datasets_are_cropped_only_where_that_is_the_rule(
+def test_datasets_are_resized_only_by_a_rule_that_is_known(
     tmp_path: Path, recorded: str | None, resize: str | None, accepted: bool, name: str
 ) -> None:
     write_stripes(tmp_path / "set", (28, 28))
+    # Of 28 x 28, crop and squash make the same; `test_a_dataset_is_resized_by_the_rule_of_the_model` tells them apart.
     for size, fits in ((28, True), (16, accepted)):
         info = model(tuple("0123456789"), (1, size, size), recorded)
         if fits:
@@ -149,6 +150,22 @@ def test_datasets_are_cropped_only_where_that_is_the_rule(
             continue
         with pytest.raises(InputError, match=r"28 x 28 .* takes 16 x 16.*--resize crop"):
             choose_data(name, info, 4, 0, tmp_path / "set", options=ReadOptions(resize))
+
+
+@pytest.mark.usefixtures("own_cache")
+@pytest.mark.parametrize("name", ["mnist", "folder"])
+def test_a_dataset_is_resized_by_the_rule_of_the_model(tmp_path: Path, name: str) -> None:
+    write_stripes(tmp_path / "set", (64, 16))
+    for path in (tmp_path / "set").rglob("*.png"):  # bright at the sides, which only squash keeps
+        image = Image.open(path)
+        image.paste(255, (0, 0, 20, 16))
+        image.paste(255, (44, 0, 64, 16))
+        image.save(path)
+    for rule, bright in ((CROP, 0), (SQUASH, 0.6)):
+        images = choose_data(name, model(tuple("0123456789"), (1, 16, 16), rule), None, 0, tmp_path / "set").data.images
+        assert (images > 0.9).mean() == pytest.approx(bright, abs=0.05)
+    with pytest.raises(InputError, match=r"64 x 16 .*--resize crop"):
+        choose_data(name, model(tuple("0123456789"), (1, 16, 16)), None, 0, tmp_path / "set")
 
 
 @pytest.mark.usefixtures("own_cache")
@@ -193,12 +210,12 @@ def test_data_above_the_limit_is_refused_by_name_before_it_is_read(tmp_path: Pat
     write_stripes(tmp_path / "set", (16, 16))
     archive = save(tmp_path / "a.npz", images=np.zeros((1000, 1, 16, 16), np.uint8), labels=np.zeros(1000, int))
     digits = model(tuple("0123456789"), (1, 16, 16))
-    for source, info, data_dir in (
-        (archive, digits, None),
-        (str(tmp_path / "pictures"), model(), None),
-        ("folder", digits, tmp_path / "set"),
+    for source, info, data_dir, named in (
+        (archive, digits, None, archive),
+        (str(tmp_path / "pictures"), model(), None, str(tmp_path / "pictures")),
+        ("folder", digits, tmp_path / "set", str(tmp_path / "set/train/0/a.png")),
     ):
-        with pytest.raises(InputError, match=rf"{re.escape(source)} would take .*--max-memory"):
+        with pytest.raises(InputError, match=rf"{re.escape(named)} would take .*--max-memory"):
             choose_data(source, info, None, 0, data_dir, options=ReadOptions(max_memory=1000))
         assert len(choose_data(source, info, 1, 0, data_dir, options=ReadOptions(max_memory=10_000)).data) == 1
 

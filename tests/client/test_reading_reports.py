@@ -148,7 +148,16 @@ def test_models_that_resize_otherwise_are_not_compared_unless_one_rule_is_given(
         (tmp_path / label / "wide.png").write_bytes((tmp_path / "wide.png").read_bytes())
     probed(transport, tmp_path / "pictures", tmp_path / "c.json", "alpha", "ensemble")
     found = json.loads((tmp_path / "c.json").read_text())
-    assert found["data"]["preprocessing"] == json.loads(CROP), "alpha follows the one that is known"
+    assert found["data"]["preprocessing"] == json.loads(CROP), "alpha follows its ensemble"
+    for names in (("gamma", "ensemble"), ("ensemble", "gamma"), ("alpha",)):  # no ensemble speaks for these
+        with pytest.raises(InputError, match=r"8 x 4 .* 4 x 4.*--resize crop"):
+            probed(transport, tmp_path / "pictures", tmp_path / "d.json", *names)
+
+
+def test_one_rule_in_two_spellings_is_one_rule(tmp_path: Path) -> None:
+    spelling = json.dumps(dict(reversed(json.loads(CROP).items())))
+    transport = FakeTransport({"alpha": member(1, preprocessing=CROP), "beta": member(2, preprocessing=spelling)})
+    probed(transport, write_npz(tmp_path), tmp_path / "a.json", "alpha", "beta")
 
 
 def shifted(seed: int) -> Any:

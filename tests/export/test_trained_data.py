@@ -89,6 +89,15 @@ def test_a_folder_that_is_named_wins_and_other_images_are_told(record: TrainingR
     assert dataset_of(record, data.input_shape, tmp_path / "data").source == data.source
 
 
+def test_images_that_the_training_left_out_are_left_out_again(record: TrainingRecord, data: Dataset, tmp_path: Path) -> None:
+    folder = tmp_path / "damaged"
+    shutil.copytree(tmp_path / "data", folder)
+    (folder / "train/ant/broken.png").write_bytes(b"damaged")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert dataset_of(record, data.input_shape, folder).digest == data.digest
+
+
 @pytest.mark.parametrize("damaged", [b"", b"damaged", b"\xff\xfe"])
 @pytest.mark.parametrize("name", ["meta.json", "test.npy", "test_labels.npy"])
 def test_where_nothing_is_found_the_command_of_the_training_is_named(
@@ -103,11 +112,12 @@ def test_where_nothing_is_found_the_command_of_the_training_is_named(
 def test_the_folder_of_the_training_is_read_again(record: TrainingRecord, data: Dataset, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "cache")
     (tmp_path / "data/test/ant/damaged.png").write_bytes(b"")
-    command = shlex.join(["train", "--data", "folder", "--skip-damaged", "--data-dir", str(tmp_path / "data"), "net.safetensors"])
+    command = shlex.join(["train", "--data", "folder", "--data-dir", str(tmp_path / "data"), "net.safetensors"])
     found = dataset_of(replace(record, command=command), data.input_shape, None)
     assert (found.digest, len(found.test)) == (data.digest, len(data.test))
-    with pytest.raises(ExportError, match=r"damaged\.png"):
-        dataset_of(replace(record, command=command.replace("--skip-damaged", "'")), data.input_shape, tmp_path / "data")
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.raises(ExportError, match="--data-dir"):
+        dataset_of(replace(record, command="train '"), data.input_shape, None)
 
 
 @pytest.mark.slow

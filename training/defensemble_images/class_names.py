@@ -19,6 +19,19 @@ def normalised(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def name_fault(name: str) -> str | None:
+    """Say what keeps a text from being the name of a class, which files of labels hold as one line of UTF-8; None where nothing does."""
+    if not name:
+        return "is empty"
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return "is not valid UTF-8"
+    if name.splitlines() != [name]:
+        return "holds a line break"
+    return "holds a control character" if any(unicodedata.category(character) == "Cc" for character in name) else None
+
+
 def distinct_names(names: Sequence[str], where: str) -> tuple[str, ...]:
     """Return class names in NFC.
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from .errors import DamagedImageError
 from .preprocessing import Preprocessing
-from .reader import Encoded, Pixels, decode_image, floats_from_pixels, read_header
+from .reader import DecodedImage, Encoded, Pixels, decode_image, floats_from_pixels, read_header
 
 AT_ONCE = 64
 _CHUNK = 16 << 20  # bytes of decoded pixels that a thread works on; fewer than 64 images where they are large
@@ -65,7 +65,13 @@ class Survey:
 
 
 def decode_images(
-    images: Iterable[Encoded], channels: int, size: tuple[int, int], preprocessing: Preprocessing | None, *, skip_damaged: bool = False
+    images: Iterable[Encoded],
+    channels: int,
+    size: tuple[int, int],
+    preprocessing: Preprocessing | None,
+    *,
+    skip_damaged: bool = False,
+    check: Callable[[str, int], None] | None = None,
 ) -> Iterator[Decoded]:
     """Decode images of one shape, at most 64 at a time, and fewer where they are large.
 
@@ -75,11 +81,21 @@ def decode_images(
         size: (height, width) that all are brought to.
         preprocessing: how; None: all must have that size.
         skip_damaged: leave out what cannot be decoded and report it in `Decoded.damage`, instead of raising the first.
+        check: called before an image is decoded, with where it is and the bytes that images of its size take, one on each thread; it may
+            raise.
 
     Raises:
         DamagedImageError, ImageSizeError, OSError: see `decode_image`.
     """
-    for some in _on_threads(lambda chunk: _decode_chunk(chunk, channels, size, preprocessing), images, _at_once(channels, size)):
+    threads = _threads()
+
+    def work(chunk: list[Encoded]) -> Decoded:
+        return _decode_chunk(chunk, lambda image: decode_image(image, channels, size, preprocessing, on_pixels(image)), (channels, *size))
+
+    def on_pixels(image: Encoded) -> Callable[[int], None] | None:
+        return None if check is None else lambda pixels: check(image.where, threads * pixels * _BYTES_A_PIXEL)
+
+    for some in _on_threads(work, images, _at_once(channels, size)):
         if some.damage and not skip_damaged:
             raise some.damage[0]
         yield some
@@ -143,15 +159,15 @@ def _on_threads(work: Callable[[list[Encoded]], Result], images: Iterable[Encode
                 future.cancel()
 
 
-def _decode_chunk(chunk: list[Encoded], channels: int, size: tuple[int, int], preprocessing: Preprocessing | None) -> Decoded:
-    pixels: Pixels = np.empty((len(chunk), channels, *size), np.uint8)
+def _decode_chunk(chunk: list[Encoded], decode: Callable[[Encoded], DecodedImage], image_shape: tuple[int, int, int]) -> Decoded:
+    pixels: Pixels = np.empty((len(chunk), *image_shape), np.uint8)
     kept = np.zeros(len(chunk), np.bool_)
     damage: list[DamagedImageError] = []
     formats: Counter[str] = Counter()
     animations: list[str] = []
     for number, image in enumerate(chunk):
         try:
-            decoded = decode_image(image, channels, size, preprocessing)
+            decoded = decode(image)
         except DamagedImageError as error:
             damage.append(error)
             continue

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .class_names import distinct_names
+from .class_names import distinct_names, name_fault
 from .errors import ImagesError
 from .reader import SUFFIXES, Encoded
 
@@ -132,15 +132,10 @@ def class_folders(place: Path) -> list[str]:
     with os.scandir(place) as entries:
         names = sorted(one.name for one in entries if one.is_dir() and not _is_hidden(one.name))
     for name in names:
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            wrong = "is not valid UTF-8"
-        else:
-            if name.splitlines() == [name]:
-                continue
-            wrong = "holds a line break"
-        raise ImagesError(f"the name of the class folder {name!r} in {str(place)!r} {wrong}; expected one line of UTF-8; rename the folder")
+        if (fault := name_fault(name)) is not None:
+            raise ImagesError(
+                f"the name of the class folder {name!r} in {str(place)!r} {fault}; expected one line of UTF-8; rename the folder"
+            )
     return names
 
 
@@ -148,21 +143,25 @@ def images_in(root: Path, name: str, skipped: Skipped) -> list[ImageFile]:
     """Return the images in the folder `root/name` and in folders below it, sorted by name; what is passed over is added to `skipped`.
 
     Raises:
+        ImagesError: an image is a link that leads nowhere.
         OSError: a folder or a file cannot be read.
     """
     files: list[ImageFile] = []
-    with os.scandir(root / name) as entries:
-        for entry in sorted(entries, key=lambda one: one.name):
-            if _is_hidden(entry.name):  # macOS leaves ._a.jpg beside a.jpg
-                skipped.hidden += 1
-            elif entry.is_dir(follow_symlinks=False):
-                files += images_in(root, f"{name}/{entry.name}", skipped)
-            elif is_image(entry.name):
-                status = entry.stat()
-                files.append(ImageFile(f"{name}/{entry.name}", status.st_size, status.st_mtime_ns, status.st_ctime_ns))
-            else:
-                skipped.others += 1
-    return files
+    folders = [name]  # no recursion: paths can be deeper than Python's stack
+    while folders:
+        folder = folders.pop()
+        with os.scandir(root / folder) as entries:
+            for entry in entries:
+                if _is_hidden(entry.name):  # macOS leaves ._a.jpg beside a.jpg
+                    skipped.hidden += 1
+                elif entry.is_dir(follow_symlinks=False):
+                    folders.append(f"{folder}/{entry.name}")
+                elif is_image(entry.name):
+                    status = _status(entry)
+                    files.append(ImageFile(f"{folder}/{entry.name}", status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+                else:
+                    skipped.others += 1
+    return sorted(files, key=lambda file: file.name.split("/"))
 
 
 def is_image(name: str) -> bool:
@@ -181,10 +180,14 @@ def _skipped_in(place: Path) -> Skipped:
     """Count the entries of a folder that are no class folders.
 
     Raises:
-        ImagesError: there is an image, which has no class.
+        ImagesError: there is an image, which has no class, or a link that leads nowhere, which may stand for a class.
     """
     with os.scandir(place) as entries:
-        names = sorted(one.name for one in entries if _is_hidden(one.name) or not one.is_dir())
+        others = [one for one in entries if _is_hidden(one.name) or not one.is_dir()]
+    for one in others:
+        if not _is_hidden(one.name):
+            _status(one)
+    names = sorted(one.name for one in others)
     hidden = [name for name in names if _is_hidden(name)]
     stray = [name for name in names if is_image(name) and not _is_hidden(name)]
     if stray:
@@ -194,6 +197,18 @@ def _skipped_in(place: Path) -> Skipped:
             "that holds the class folders, or move the image into the folder of its class, or remove it"
         )
     return Skipped(len(hidden), len(names) - len(hidden))
+
+
+def _status(entry: os.DirEntry[str]) -> os.stat_result:
+    """Return the status of what an entry is or leads to. A link that leads nowhere may stand for an image, or for a whole class."""
+    try:
+        return entry.stat()
+    except OSError as error:
+        if not entry.is_symlink():
+            raise
+        raise ImagesError(
+            f"{entry.path} cannot be read: {error.strerror}; it is a link: restore what it leads to, or remove the link"
+        ) from error
 
 
 def _is_hidden(name: str) -> bool:

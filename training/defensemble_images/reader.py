@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import DamagedImageError, ImageSizeError
+from .errors import DamagedImageError, ImagesError, ImageSizeError
 from .preprocessing import Preprocessing
 from .regular_files import irregular
 
@@ -94,7 +94,13 @@ def floats_from_pixels(pixels: Pixels) -> NDArray[np.float32]:
     return pixels.astype(np.float32, copy=False)
 
 
-def decode_image(image: Encoded, channels: int, size: tuple[int, int] | None, preprocessing: Preprocessing | None = None) -> DecodedImage:
+def decode_image(
+    image: Encoded,
+    channels: int,
+    size: tuple[int, int] | None,
+    preprocessing: Preprocessing | None = None,
+    on_pixels: Callable[[int], None] | None = None,
+) -> DecodedImage:
     """Decode an image.
 
     Args:
@@ -102,6 +108,7 @@ def decode_image(image: Encoded, channels: int, size: tuple[int, int] | None, pr
         channels: 1 for grey, 3 for RGB.
         size: (height, width) that the network takes; None: as the image has it.
         preprocessing: how to bring the image to `size`; None: it must have that size.
+        on_pixels: called with the number of pixels that the header states, before they are decoded; it may raise an `ImagesError`.
 
     Raises:
         DamagedImageError: it cannot be decoded, has a mode without a known range, or more than `LARGEST_IMAGE` pixels.
@@ -112,6 +119,8 @@ def decode_image(image: Encoded, channels: int, size: tuple[int, int] | None, pr
 
     with _opened(image) as opened:
         animated = opened.format != "MPO" and bool(getattr(opened, "is_animated", False))
+        if on_pixels is not None:
+            on_pixels(opened.width * opened.height)
         opened.load()
         try:
             ImageOps.exif_transpose(opened, in_place=True)
@@ -161,7 +170,7 @@ def _opened(image: Encoded) -> Iterator[Image.Image]:
                     f"it has {opened.width} x {opened.height} pixels, expected at most {LARGEST_IMAGE:,} in all",
                 )
             yield opened
-    except (DamagedImageError, ImageSizeError, MemoryError):
+    except (ImagesError, MemoryError):
         raise
     except UnidentifiedImageError as error:  # Pillow's text names an object in memory
         raise DamagedImageError(image.where, f"it is not one of the formats {', '.join(FORMATS)}") from error

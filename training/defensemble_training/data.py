@@ -21,6 +21,7 @@ DATASETS = ("digits", *KNOWN)
 SMALLEST_SIZE, LARGEST_SIZE = 8, 1024
 LARGEST_COPY = 2**31  # bytes that a split may take of memory
 CHECKED_AT_ONCE = 1024  # images
+CROP = Preprocessing()
 
 Images = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
@@ -218,6 +219,7 @@ def load_dataset(
     size: int | None = None,
     *,
     data_dir: str | Path | None = None,
+    preprocessing: Preprocessing | None = CROP,
     skip_damaged: bool = False,
     max_memory: int | None = None,
     on_progress: OnProgress | None = None,
@@ -233,8 +235,9 @@ def load_dataset(
         size: height and width of the images, 8 to 1024 (digits: to 128); None: 16 for digits, for the others what they usually have, and
             for `folder` that of the images, if all have the same.
         data_dir: the folder that holds the dataset, as parquet files or class folders.
+        preprocessing: how images of another size are brought to `size`; None: all images must have it. Digits are not files.
         skip_damaged: leave out images that cannot be decoded, and say so in `source` and `notes`.
-        max_memory: bytes that a row group of a parquet file may take; None: half of the free memory.
+        max_memory: bytes that a row group of a parquet file, and images while they are decoded, may take; None: half of the free memory.
         on_progress: called with what is being done, how many images are done, and of how many.
 
     Raises:
@@ -254,7 +257,7 @@ def load_dataset(
     allowed = (SMALLEST_SIZE, LARGEST_SIZE)
     on_progress = on_progress or (lambda what, done, total: None)
     try:
-        entry, skipped = find_entry(name, KNOWN[name], size, allowed, data_dir, skip_damaged, max_memory, on_progress)
+        entry, skipped = find_entry(name, KNOWN[name], size, allowed, data_dir, preprocessing, skip_damaged, max_memory, on_progress)
     except ImagesError as error:
         raise DataError(str(error)) from error
     return Dataset(
@@ -267,7 +270,7 @@ def load_dataset(
         flip=KNOWN[name].flip,
         source=entry.meta.source,
         digest=entry.meta.digest,
-        preprocessing=Preprocessing("crop"),
+        preprocessing=preprocessing,
         notes=reading_notes(
             skipped,
             damaged=entry.meta.damaged,

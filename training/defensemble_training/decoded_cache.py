@@ -25,7 +25,7 @@ from defensemble_images.errors import DamagedImageError
 from defensemble_images.reader import RULES, Pixels
 
 from ._errors import DataError
-from .part_writer import OnProgress, WrittenPart, write_part
+from .part_writer import OnProgress, Reading, WrittenPart, write_part
 from .sources import Source, check_classes
 
 SPACE_BESIDE = 2**20  # bytes for headers and meta.json
@@ -65,12 +65,13 @@ class Meta:
 
 @dataclass(frozen=True, eq=False)
 class Undecoded:
-    """What an entry is made from: a source, where it is from (for `Meta.source`), and the shape that its images are brought to."""
+    """What an entry is made from: a source, where it is from (for `Meta.source`), and how its images are decoded to which shape."""
 
     source: Source
     origin: str
     channels: int
     size: int
+    reading: Reading
 
     @property
     def nbytes(self) -> int:
@@ -139,7 +140,7 @@ def entry_of(key: str, prepare: Callable[[], Undecoded], *, skip_damaged: bool, 
                 undecoded = prepare()
                 _check_space(undecoded)
                 with _told(undecoded):
-                    _write(part, undecoded, skip_damaged, on_progress)
+                    _write(part, undecoded, on_progress)
                     shutil.rmtree(cache_folder() / key, ignore_errors=True)  # a damaged one
                     part.rename(cache_folder() / key)
                 entry = read_entry(key)
@@ -214,11 +215,12 @@ def _is_still(path: Path, descriptor: int) -> bool:
         return False
 
 
-def _write(folder: Path, undecoded: Undecoded, skip_damaged: bool, on_progress: OnProgress) -> None:
+def _write(folder: Path, undecoded: Undecoded, on_progress: OnProgress) -> None:
     source, origin = undecoded.source, undecoded.origin
     parts: list[WrittenPart] = []
     for split, part in (("train", source.train), ("test", source.test)):
-        parts.append(write_part(folder, split, part, (undecoded.channels, undecoded.size, undecoded.size), skip_damaged, on_progress))
+        shape = (undecoded.channels, undecoded.size, undecoded.size)
+        parts.append(write_part(folder, split, part, shape, undecoded.reading, on_progress))
     train, test = parts
     damage = (*train.damage, *test.damage)
     animations = (*train.animations, *test.animations)

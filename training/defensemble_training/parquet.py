@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from defensemble_images.class_names import distinct_names
+from defensemble_images.class_names import distinct_names, name_fault
 from defensemble_images.memory import check_memory
 from defensemble_images.reader import Encoded
 from defensemble_images.regular_files import irregular
@@ -92,8 +92,8 @@ class _File:
 def _opened(path: Path) -> _File:
     file = _parquet_file(path)
     schema = file.schema_arrow
-    image_column = next((name for name in IMAGE_COLUMNS if name in schema.names), None)
-    label_column = next((name for name in LABEL_COLUMNS if name in schema.names), None)
+    image_column = next((name for name in IMAGE_COLUMNS if schema.names.count(name) == 1), None)
+    label_column = next((name for name in LABEL_COLUMNS if schema.names.count(name) == 1), None)
     if image_column is None or label_column is None or not _fit(schema.field(image_column).type, schema.field(label_column).type):
         columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
         raise DataError(
@@ -104,11 +104,11 @@ def _opened(path: Path) -> _File:
         column = file.read(columns=[label_column]).column(0)
         missing = column.is_null().to_numpy()
         labels = column.fill_null(0).to_numpy()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, NotImplementedError) as error:
         raise _damaged(path, error) from error
     finally:
         file.close()
-    names = distinct_names(_class_names(schema.metadata, label_column), str(path))
+    names = distinct_names(_class_names(schema.metadata, label_column, path), str(path))
     # -1 is how the hub marks an image whose class is not published.
     wrong = np.flatnonzero(missing | (labels < 0) | (labels >= (len(names) or MOST_CLASSES)))
     if wrong.size:
@@ -136,7 +136,7 @@ def _parquet_file(path: Path) -> Any:
         if error.errno is None:
             raise _damaged(path, error) from error
         raise DataError(f"{path} cannot be read: {error.strerror}; mend its permissions, or remove it") from error
-    except ValueError as error:  # pyarrow's ArrowInvalid
+    except (ValueError, NotImplementedError) as error:  # pyarrow's ArrowInvalid and ArrowNotImplementedError
         raise _damaged(path, error) from error
 
 
@@ -153,13 +153,23 @@ def _fit(image: Any, label: Any) -> bool:
     return bool(types.is_integer(label) and (types.is_binary(held) or types.is_large_binary(held)))
 
 
-def _class_names(metadata: dict[bytes, bytes] | None, label_column: str) -> tuple[str, ...]:
+def _class_names(metadata: dict[bytes, bytes] | None, label_column: str, path: Path) -> tuple[str, ...]:
     """The names in the metadata that the library `datasets` writes; empty where there are none."""
     try:
         names = json.loads((metadata or {})[b"huggingface"])["info"]["features"][label_column]["names"]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return ()
-    return tuple(str(name) for name in names)
+    if names is None:
+        return ()
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DataError(
+            f"{path} states the class names {str(names)[:100]} in its `huggingface` metadata, expected a list of texts; correct them, or "
+            "remove the metadata (labels are numbers then)"
+        )
+    for name in names:
+        if (fault := name_fault(name)) is not None:
+            raise DataError(f"{path} states the class name {name!r}, which {fault}; expected one line of text; correct the metadata")
+    return tuple(names)
 
 
 def _check_memory(file: Any, held: _File, max_memory: int | None) -> None:

@@ -13,12 +13,38 @@ import numpy.typing as npt
 
 from defensemble_images.decoding import Decoded, decode_images
 from defensemble_images.errors import DamagedImageError
+from defensemble_images.memory import check_memory, default_limit
 from defensemble_images.preprocessing import Preprocessing
 
 from ._errors import DataError
 from .sources import EncodedPart
 
 OnProgress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the images of a part are decoded.
+
+    Attributes:
+        preprocessing: how they are brought to their size; None: all must have it.
+        skip_damaged: leave out what cannot be decoded.
+        max_memory: bytes that images may take while they are decoded; None: half of the free memory.
+    """
+
+    preprocessing: Preprocessing | None
+    skip_damaged: bool = False
+    max_memory: int | None = None
+
+    def memory_check(self) -> Callable[[str, int], None]:
+        """Return what `decode_images` calls with where an image is and how many bytes it takes; it raises where these are too many."""
+        allowed = default_limit() if self.max_memory is None else self.max_memory  # once: asking the system takes longer than an image
+
+        def check(where: str, needed: int) -> None:
+            if needed > allowed:
+                check_memory(f"decoding {where}", needed, self.max_memory)
+
+        return check
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +73,7 @@ class WrittenPart:
 
 
 def write_part(
-    folder: Path, split: str, part: EncodedPart, image_shape: tuple[int, int, int], skip_damaged: bool, on_progress: OnProgress
+    folder: Path, split: str, part: EncodedPart, image_shape: tuple[int, int, int], reading: Reading, on_progress: OnProgress
 ) -> WrittenPart:
     """Decode one part into `<split>.npy` and `<split>_labels.npy`: as uint8, or as float32 in [0, 1] where an image has 16 bits a pixel.
 
@@ -57,9 +83,9 @@ def write_part(
         OSError: what is decoded cannot be written.
     """
     try:
-        return _written(folder, split, part, image_shape, skip_damaged, on_progress, np.dtype(np.uint8))
+        return _written(folder, split, part, image_shape, reading, on_progress, np.dtype(np.uint8))
     except _MoreBitsError:
-        return _written(folder, split, part, image_shape, skip_damaged, on_progress, np.dtype(np.float32))
+        return _written(folder, split, part, image_shape, reading, on_progress, np.dtype(np.float32))
 
 
 class _MoreBitsError(Exception):
@@ -71,7 +97,7 @@ def _written(
     split: str,
     part: EncodedPart,
     image_shape: tuple[int, int, int],
-    skip_damaged: bool,
+    reading: Reading,
     on_progress: OnProgress,
     dtype: "np.dtype[np.uint8] | np.dtype[np.float32]",
 ) -> WrittenPart:
@@ -86,7 +112,7 @@ def _written(
     animations: list[str] = []
     with (folder / f"{split}.npy").open("wb") as file:
         _write_header(file, dtype, (total, *image_shape))
-        for some in _decoded(part, channels, size, skip_damaged):
+        for some in _decoded(part, channels, size, reading):
             if seen + len(some.kept) > total:
                 raise DataError(f"the {split} part has more images than labels ({total}); was it changed while it was read? try again")
             pixels = some.pixels
@@ -122,9 +148,11 @@ def _written(
     return WrittenPart(shape, labels, mean, std, digest.digest(), tuple(damage), frozenset(formats), tuple(animations))
 
 
-def _decoded(part: EncodedPart, channels: int, size: int, skip_damaged: bool) -> Iterator[Decoded]:
+def _decoded(part: EncodedPart, channels: int, size: int, reading: Reading) -> Iterator[Decoded]:
     try:
-        yield from decode_images(part.images(), channels, (size, size), Preprocessing(), skip_damaged=skip_damaged)
+        yield from decode_images(
+            part.images(), channels, (size, size), reading.preprocessing, skip_damaged=reading.skip_damaged, check=reading.memory_check()
+        )
     except OSError as error:
         raise DataError(f"{error.filename} cannot be read: {error.strerror}; fix its permissions, or remove it") from error
 

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from defensemble_images.decoding import survey
 from defensemble_images.folders import Skipped
+from defensemble_images.preprocessing import Preprocessing
 
 from . import hub
 from ._errors import DataError
 from .catalogue import Known
 from .decoded_cache import Entry, Undecoded, entry_key, entry_of
-from .part_writer import OnProgress
+from .part_writer import OnProgress, Reading
 from .sources import EXPECTED, Source, source_in
 
 
@@ -21,6 +22,7 @@ def find_entry(
     size: int | None,
     allowed: tuple[int, int],
     data_dir: str | Path | None,
+    preprocessing: Preprocessing | None,
     skip_damaged: bool,
     max_memory: int | None,
     on_progress: OnProgress,
@@ -35,8 +37,9 @@ def find_entry(
         size: height and width; None: what the dataset usually has, or what all its images have.
         allowed: lowest and highest size.
         data_dir: the folder that holds it; None: `$DEFENSEMBLE_DATA_DIR/<name>` where that is a folder, else the hub.
+        preprocessing: how images of another size are brought to `size`; None: all must have it.
         skip_damaged: leave out what cannot be decoded.
-        max_memory: bytes that a row group of a parquet file may take; None: half of the free memory.
+        max_memory: bytes that a row group of a parquet file, and images while they are decoded, may take; None: half of the free memory.
         on_progress: called with what is done, how many are done, and of how many.
 
     Raises:
@@ -44,14 +47,16 @@ def find_entry(
         defensemble_images.ImagesError: an image is damaged, or a name or a place of a file is not accepted.
     """
     size = size or known.size
+    rule = None if preprocessing is None else preprocessing.to_values()
+    reading = Reading(preprocessing, skip_damaged, max_memory)
     folder = _local_folder(name, data_dir)
     if folder is not None:
         source = source_in(folder, known.test_splits, max_memory)
         _check_number_of_classes(name, known, source, folder)
         origin = f"{'images' if name == 'folder' else name} from a local folder"
-        undecoded = _undecoded(source, origin, known, size, allowed, folder)
+        undecoded = _undecoded(source, origin, known, size, allowed, folder, reading)
         # With the path: copies may agree in all else, such as bitmaps of one size whose times were set by an archive.
-        key = entry_key(name, size, [str(folder.resolve()), source.files])
+        key = entry_key(name, size, [rule, str(folder.resolve()), source.files])
         return entry_of(key, undecoded, skip_damaged=skip_damaged, on_progress=on_progress), source.skipped
     if known.repository is None:
         why = "is what you make of it" if name == "folder" else "has no copy on the Hugging Face hub"
@@ -61,10 +66,10 @@ def find_entry(
     def from_hub() -> Undecoded:
         place, revision = hub.downloaded(name, repository, known.test_splits, on_progress)
         origin = f"{repository} (revision {revision[:12]})"
-        return _undecoded(source_in(place, known.test_splits, max_memory), origin, known, size, allowed, place)()
+        return _undecoded(source_in(place, known.test_splits, max_memory), origin, known, size, allowed, place, reading)()
 
     # The revision is no part of the key: what was decoded once is found without a network, and stays what it is.
-    entry = entry_of(entry_key(name, size, ["hub", repository]), from_hub, skip_damaged=skip_damaged, on_progress=on_progress)
+    entry = entry_of(entry_key(name, size, [rule, "hub", repository]), from_hub, skip_damaged=skip_damaged, on_progress=on_progress)
     return entry, Skipped()
 
 
@@ -85,16 +90,16 @@ def _check_number_of_classes(name: str, known: Known, source: Source, folder: Pa
 
 
 def _undecoded(
-    source: Source, origin: str, known: Known, size: int | None, allowed: tuple[int, int], folder: Path
+    source: Source, origin: str, known: Known, size: int | None, allowed: tuple[int, int], folder: Path, reading: Reading
 ) -> Callable[[], Undecoded]:
     def looked_at() -> Undecoded:
         if known.channels is not None and size is not None:
-            return Undecoded(source, origin, known.channels, size)
+            return Undecoded(source, origin, known.channels, size, reading)
         surveys = [survey(part.images()) for part in (source.train, source.test)]
         sizes = surveys[0].sizes + surveys[1].sizes
         channels = known.channels or (1 if surveys[0].all_grey and surveys[1].all_grey else 3)
         if size is not None or not sizes:  # without sizes all are damaged, which decoding tells
-            return Undecoded(source, origin, channels, size or allowed[0])
+            return Undecoded(source, origin, channels, size or allowed[0], reading)
         shown = ", ".join(f"{width}x{height}" for (width, height), _ in sizes.most_common(5))
         width, height = next(iter(sizes))
         if len(sizes) > 1 or width != height or not allowed[0] <= width <= allowed[1]:
@@ -102,6 +107,6 @@ def _undecoded(
                 f"the images of {folder} have {len(sizes)} {'sizes' if len(sizes) > 1 else 'size'} (width x height), {shown}; "
                 f"expected one for all, square, from {allowed[0]} to {allowed[1]}; pass a size (--size): they are scaled and cropped to it"
             )
-        return Undecoded(source, origin, channels, width)
+        return Undecoded(source, origin, channels, width, reading)
 
     return looked_at

@@ -69,7 +69,7 @@ def probe_noise_and_report(
     server = client.server_metadata()
     targets = _targets(client, names, options.resize)
     infos = list(targets)
-    rule = next((info for info in infos if info.preprocessing is not None), infos[0])
+    rule = _rule_giver(infos, options.resize)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         reading = progress.add_task("reading images", total=None)
@@ -141,6 +141,17 @@ def _targets(client: Client, names: Sequence[str], resize: str | None) -> dict[M
         return roles
     rank = {"ensemble": 0, "member": 1, "other": 2}
     return dict(sorted(roles.items(), key=lambda item: rank[item[1]]))
+
+
+def _rule_giver(infos: Sequence[ModelInfo], resize: str | None) -> ModelInfo:
+    """Return the model whose rule all targets follow: one without a rule, which takes only images of its own size, comes first.
+
+    A member without a rule follows that of its ensemble, and all follow the user's.
+    """
+    stated = [info for info in infos if info.preprocessing is not None]
+    members = {step for info in stated for step in info.steps}
+    alone = [info for info in infos if info.preprocessing is None and info.name not in members] if resize is None else []
+    return next(iter([*alone, *stated, *infos]))
 
 
 def _counted(count: int, noun: str) -> str:

@@ -83,7 +83,8 @@ def _recipe_options(command: Callable[..., None]) -> Callable[..., None]:
     "--max-memory",
     callback=bytes_from_size,
     metavar="SIZE",
-    help="Memory that images of one row group of a parquet file may take, such as 4G.  [default: half of the free memory]",
+    help="Memory that images may take while they are decoded, and those of one row group of a parquet file, such as 4G.  "
+    "[default: half of the free memory]",
 )
 @click.option("--arch", default="resnet18", show_default=True, help="resnet18, resnet50, densenet121, senet18, vgg19, wrn32_4.")
 @click.option("--keep", type=float, default=0.3, show_default=True, help="Keep probability of the masks, in (0, 1]; 1.0 is a standard CNN.")

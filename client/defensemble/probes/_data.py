@@ -246,26 +246,17 @@ def _loaded(request: _Request, data_dir: Path | None) -> tuple[Dataset, dict[str
             "folders, --data FOLDER"
         )
     rule, note = preprocessing_of(info, request.options.resize)
-    cropped = height > 0 and (request.name == "digits" or (rule is not None and rule.resize == "crop"))
     try:
         dataset = load_dataset(
             request.name,
-            size=height if cropped else None,
+            size=height if height > 0 else None,
             data_dir=data_dir,
+            preprocessing=rule,
             skip_damaged=request.options.skip_damaged,
             max_memory=request.options.max_memory,
             on_progress=request.on_progress,
         )
     except DataError as error:
-        if cropped or height <= 0:
-            raise
-        raise InputError(
-            f"{error} (where their size is the reason: model {info.name!r} takes {width} x {height}, --resize crop)"
-        ) from error
-    if not cropped and height > 0 and dataset.size != height:
-        got = "no rule is known by which its images are resized" if rule is None else f"its images are brought to size by {rule.resize!r}"
-        raise InputError(
-            f"the images of {request.name} are {dataset.size} x {dataset.size} pixels, model {info.name!r} takes {width} x {height}, and "
-            f"{got}; datasets are scaled and cropped: pass --resize crop, or a folder of class folders, --data FOLDER"
-        )
+        any_size = "" if height > 0 else f" (model {info.name!r} takes images of any size, but a probe needs images of one size)"
+        raise InputError(f"{error}{any_size}") from error
     return dataset, None if rule is None else rule.to_values(), note

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import socket
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -151,6 +152,38 @@ def test_a_file_that_is_not_there_any_more_is_named(tmp_path: Path) -> None:
         load_dataset("folder", data_dir=tmp_path, skip_damaged=True)
 
 
+def test_a_class_whose_link_leads_nowhere_is_named(tmp_path: Path) -> None:
+    write_split(tmp_path)
+    (tmp_path / "train/emu").symlink_to("nowhere")
+    with pytest.raises(DataError, match=r"train/emu cannot be read: No such file or directory.* link"):
+        load_dataset("folder", data_dir=tmp_path, skip_damaged=True)
+
+
+def test_folders_deeper_than_the_stack_are_read_in_the_order_of_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_split(tmp_path)
+    (tmp_path / "test/ant/000.png").rename(tmp_path / "test/ant/z.png")
+    monkeypatch.chdir(tmp_path / "test/ant")
+    for _ in range(1100):
+        os.mkdir("n")
+        os.chdir("n")
+    Image.new("RGB", (8, 8), (7, 7, 7)).save("a.png")
+    try:
+        test = load_dataset("folder", data_dir=tmp_path).test
+    finally:  # pytest cannot remove it
+        monkeypatch.chdir(tmp_path)
+        subprocess.run(["rm", "-r", "test/ant/n"], check=True)
+    assert len(test) == 7
+    assert (test.pixels[1] == 7).all(), "after 003.png, before z.png"
+
+
+def test_an_image_above_the_memory_limit_is_named_before_it_is_decoded(tmp_path: Path) -> None:
+    write_split(tmp_path)
+    Image.new("L", (2000, 1000)).save(tmp_path / "train/bee/large.png")
+    with pytest.raises(DataError, match=r"train/bee/large.png would take .* MiB .*20.0 MiB.*--max-memory"):
+        load_dataset("folder", 8, data_dir=tmp_path, max_memory=20 << 20, skip_damaged=True)
+    assert len(load_dataset("folder", 8, data_dir=tmp_path, max_memory=20 << 40).train) == 13
+
+
 @pytest.mark.parametrize("kind", ["a FIFO", "a socket", "a device", "a folder"])
 def test_what_is_no_regular_file_is_not_opened(tmp_path: Path, kind: str) -> None:
     write_split(tmp_path)
@@ -171,7 +204,9 @@ def test_what_is_no_regular_file_is_not_opened(tmp_path: Path, kind: str) -> Non
 
 
 @pytest.mark.parametrize("layout", ["train", "test", "without a split"])
-@pytest.mark.parametrize(("name", "wrong"), [(b"d\xffg", "is not valid UTF-8"), (b"d\ng", "holds a line break")])
+@pytest.mark.parametrize(
+    ("name", "wrong"), [(b"d\xffg", "is not valid UTF-8"), (b"d\ng", "holds a line break"), (b"d\tg", "holds a control character")]
+)
 def test_a_class_name_that_is_no_line_of_utf_8_is_shown(tmp_path: Path, layout: str, name: bytes, wrong: str) -> None:
     write_split(tmp_path)
     place = tmp_path / ("train" if layout == "without a split" else layout)

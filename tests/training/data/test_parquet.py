@@ -1,6 +1,7 @@
 """Parquet files as the Hugging Face hub has them."""
 
 import io
+import json
 import os
 from pathlib import Path
 
@@ -260,6 +261,36 @@ def test_a_label_without_a_class_is_shown_as_it_is(tmp_path: Path, kind: str, la
 def test_class_names_that_are_equal_are_refused(tmp_path: Path) -> None:
     write_tables(tmp_path, names=("ant", "caf\u00e9", "cafe\u0301"))
     with pytest.raises(DataError, match="caf\u00e9"):
+        load_dataset("folder", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"), [("abc", "abc"), (5, "5"), (["a", None, "c"], "None"), (["a\nb", "c", "d"], r"a\\nb"), (["", "c", "d"], "empty")]
+)
+def test_class_names_that_are_no_names_are_refused(tmp_path: Path, names: object, shown: str) -> None:
+    _with_names(tmp_path, {"info": {"features": {"label": {"names": names}}}})
+    with pytest.raises(DataError, match=rf"train-00000-of-00001.parquet .*{shown}"):
+        load_dataset("folder", data_dir=tmp_path)
+
+
+def test_names_of_null_are_none(tmp_path: Path) -> None:
+    _with_names(tmp_path, {"info": {"features": {"label": {"names": None}}}})
+    assert load_dataset("folder", data_dir=tmp_path).class_names == ("0", "1", "2")
+
+
+def _with_names(folder: Path, metadata: object) -> None:
+    write_tables(folder)
+    for path in folder.glob("*.parquet"):
+        table = parquet.read_table(path).replace_schema_metadata({b"huggingface": json.dumps(metadata).encode()})
+        parquet.write_table(table, path)
+
+
+def test_a_column_that_is_there_twice_is_shown(tmp_path: Path) -> None:
+    write_tables(tmp_path)
+    for path in tmp_path.glob("*.parquet"):
+        table = parquet.read_table(path)
+        parquet.write_table(table.append_column("label", table.column("label")), path)
+    with pytest.raises(DataError, match=r"label \(int64\), label \(int64\)"):
         load_dataset("folder", data_dir=tmp_path)
 
 
