@@ -138,7 +138,8 @@ def _at_once(channels: int, size: tuple[int, int]) -> int:
 
 
 def _threads() -> int:
-    return max(2, len(os.sched_getaffinity(0)))
+    """Return 2 to 4: each may hold one of the largest images, and more of them gain little (see the top of this file)."""
+    return min(4, max(2, len(os.sched_getaffinity(0))))
 
 
 def _on_threads(work: Callable[[list[Encoded]], Result], images: Iterable[Encoded], at_once: int) -> Iterator[Result]:
