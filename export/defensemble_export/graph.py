@@ -94,16 +94,18 @@ def shape_of(tensor: onnx.ValueInfoProto) -> tuple[int | None, ...]:
 
 
 def make_initializers(graph: onnx.GraphProto) -> None:
-    """Replace Constant nodes by initialisers, which are converted."""
+    """Replace Constant nodes by initialisers, which are converted; those of BOOL stay, because a BOOL initialiser is taken for a mask."""
     nodes = []
     for node in graph.node:
+        tensor = None
         if node.op_type == "Constant" and node.attribute[0].name in ("value", "value_float", "value_floats"):
             value = helper.get_attribute_value(node.attribute[0])
             tensor = value if isinstance(value, TensorProto) else numpy_helper.from_array(np.array(value, np.float32))
+        if tensor is None or tensor.data_type == TensorProto.BOOL:
+            nodes.append(onnx.NodeProto.FromString(node.SerializeToString()))
+        else:
             graph.initializer.add().CopyFrom(tensor)
             graph.initializer[-1].name = node.output[0]
-        else:
-            nodes.append(onnx.NodeProto.FromString(node.SerializeToString()))
     del graph.node[:]
     graph.node.extend(nodes)
 
