@@ -1,7 +1,8 @@
 """One image, whatever its format, as pixels: the rule that training, export, `predict` and the probes share.
 
 - EXIF orientation is followed, also where it is kept in XMP.
-- Transparent pixels are shown over black: alpha channels, transparent palette entries, and the colour key of a PNG.
+- Transparent pixels are shown over black: alpha channels, transparent palette entries, and the colour key of a PNG (which Pillow
+  finds at 8 bits, and in grey at 16).
 - A channel of 8 bits is divided by 255, a grey one of 16 bits by 65,535. Pillow keeps the upper 8 bits of 16-bit colour.
 - CMYK, YCbCr and palettes become RGB as Pillow converts them; colours become grey by its weights (ITU-R 601-2).
 - Modes I and F (32 bits a pixel) have no known range and are refused.
