@@ -5,7 +5,6 @@ import json
 import math
 import os
 import re
-import resource
 import subprocess
 import sys
 import tempfile
@@ -312,12 +311,11 @@ def test_a_spec_of_a_network_that_no_memory_holds(saved: Path, changes: dict[str
     metadata = metadata_of(saved)
     metadata["spec"].update(changes)
     rewrite(saved, metadata=metadata)
-    code = f"from defensemble_training import load_checkpoint\nload_checkpoint({str(saved)!r})"
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_DATA, (2**31, 2**31))
-
-    done = subprocess.run([sys.executable, "-c", code], preexec_fn=limit, capture_output=True, text=True, timeout=60, check=False)
+    code = (
+        "import resource\nresource.setrlimit(resource.RLIMIT_DATA, (2**31, 2**31))\n"
+        f"from defensemble_training import load_checkpoint\nload_checkpoint({str(saved)!r})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     last = done.stderr.splitlines()[-1]
     assert re.search(r"CheckpointError: .* does not hold the network of its spec: .* is \w+ \(.*\), expected", last), done.stderr
 
@@ -408,15 +406,14 @@ def test_a_folder_without_permission() -> None:
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(saved: Path) -> None:
     before = saved.read_bytes()
 
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-
+    # In the child itself: a `preexec_fn` would run between fork and exec, where gRPC's threads of this process can end it.
     code = (
+        "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         "from defensemble_training import load_checkpoint, save_checkpoint\n"
         f"path = {str(saved)!r}\n"
         "try:\n    save_checkpoint(path, *load_checkpoint(path))\nexcept OSError as error:\n    print(error)"
     )
-    done = subprocess.run([sys.executable, "-c", code], preexec_fn=limit, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout == f"[Errno 27] File too large: '{saved}'\n", done.stderr
     assert saved.read_bytes() == before
     assert list(saved.parent.iterdir()) == [saved]
