@@ -167,8 +167,9 @@ def _read(path: Path, *, with_tensors: bool) -> tuple[CheckpointMetadata, dict[s
         kind = irregular(path.stat().st_mode)
         if kind is not None:
             raise CheckpointError(f"{path} is {kind}, expected a checkpoint (a .safetensors file)")
-        path.open("rb").close()  # safetensors' own errors do not tell a file without permission from a damaged one
-        with safe_open(path, framework="pt") as file:
+        # Opened here, as safetensors' own errors do not tell a file without permission from a damaged one, and read by its descriptor:
+        # safetensors opens a file twice, between which another may be renamed to this path.
+        with path.open("rb") as opened, safe_open(f"/proc/self/fd/{opened.fileno()}", framework="pt") as file:
             values = _values(path, file.metadata())
             metadata = _parsed(path, values)
             tensors = {name: file.get_tensor(name) for name in file.keys()} if with_tensors else {}

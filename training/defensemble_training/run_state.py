@@ -117,8 +117,8 @@ def load_state(folder: Path) -> RunState | None:
         kind = irregular(path.stat().st_mode)
         if kind is not None:
             raise TrainingError(f"{path} is {kind}, expected the state of a run; {mend}")
-        path.open("rb").close()
-        with safe_open(path, framework="pt") as file:
+        # By its descriptor: safetensors opens the file twice, between which a run that goes on may rename a new one to this path.
+        with path.open("rb") as opened, safe_open(f"/proc/self/fd/{opened.fileno()}", framework="pt") as file:
             described = json.loads((file.metadata() or {}).get(METADATA_KEY, "null"))
             got = described.get("format") if isinstance(described, dict) else None
             if got not in (FORMAT, _FORMAT_WITHOUT_DIGEST):
