@@ -26,16 +26,12 @@ from ._errors import ExportError
 from .averaging import IR_VERSION, OPSET, average_onnx
 from .foreign_file import graphs_of, subgraphs, tensors_of, translated
 from .foreign_graph import names_of, redirect, rename
-from .graph import shape_of, tidy_copy
+from .graph import RANDOM, shape_of, tidy_copy
 from .labels import first_difference
 from .metadata import CLASS_NAMES, FUSED_AVERAGE, FUSED_MEMBERS, MASK_DIGEST, PREPROCESSING, SPEC
 
 # Protobuf's limit of a message; a file beyond it would need its weights beside it, which no part of a repository here has.
 _LARGEST_FILE = 2**31 - 1
-# Equal nodes over equal inputs give equal values, but for these.
-_RANDOM = frozenset(
-    ("Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
-)  # fmt: skip
 WAY_OUT = "serve the ensemble of the members, which computes the same"
 _QUANTISERS = frozenset(("QuantizeLinear", "DequantizeLinear"))
 
@@ -234,7 +230,7 @@ def _merge(fused: onnx.ModelProto, models: Sequence[onnx.ModelProto]) -> None:
                 same[tensor.name] = kept
         for node in model.graph.node:
             redirect([node], same)
-            alone = node.op_type in _QUANTISERS | _RANDOM or subgraphs(node)
+            alone = node.op_type in _QUANTISERS | RANDOM or subgraphs(node)
             if not alone and outputs.isdisjoint(node.output):
                 earlier = results.setdefault(_computation_of(node), node)
                 if earlier is not node:

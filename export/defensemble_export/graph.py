@@ -13,13 +13,9 @@ from ._errors import ExportError
 from .foreign_file import graphs_of, subgraphs, translated
 from .foreign_graph import fresh, names_of, read_by, real_inputs, redirect, rename
 
-# What gives another value each time, and what others have quantised, which stays so.
-_NOT_FOLDED = frozenset(
-    (
-        *("Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
-        *("DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear"),
-    )
-)
+# Equal nodes over equal inputs give equal values, except these.
+RANDOM = frozenset(("Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"))
+QUANTISERS = frozenset(("DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear"))
 
 
 def tidy_copy(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -113,7 +109,7 @@ def make_initializers(graph: onnx.GraphProto) -> None:
 def fold(model: onnx.ModelProto, names: Collection[str]) -> None:
     """Make initialisers of those of `names` that nodes compute from constants alone, such as a weight behind an Identity or a Reshape.
 
-    Nodes and constants that nothing reads any more are removed.
+    Nodes and constants that nothing reads any more are removed. What others have quantised stays so.
 
     Args:
         model: a graph in which no name is used twice, as after `tidy_copy`.
@@ -127,7 +123,7 @@ def fold(model: onnx.ModelProto, names: Collection[str]) -> None:
     known = {tensor.name for tensor in graph.initializer}
     computed = []
     for node in graph.node:
-        if node.op_type not in _NOT_FOLDED and not subgraphs(node) and known.issuperset(read_by(node)):
+        if node.op_type not in RANDOM | QUANTISERS and not subgraphs(node) and known.issuperset(read_by(node)):
             known.update(node.output)
             computed.append(node)
     folded = {name: fresh(f"{name}_folded", names_of(graph)) for node in computed for name in node.output if name in names}

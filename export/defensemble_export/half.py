@@ -12,7 +12,7 @@ from ._errors import ExportError
 from .averaging import IR_VERSION
 from .foreign_file import graphs_of, subgraphs
 from .foreign_graph import fresh, names_of
-from .graph import checked, make_initializers, named_copy
+from .graph import QUANTISERS, checked, make_initializers, named_copy
 
 LARGEST = float(np.finfo(np.float16).max)
 SMALLEST = float(np.finfo(np.float16).smallest_normal)
@@ -34,7 +34,6 @@ _LOCAL = frozenset(  # these compute each number from a few, and none is steep
 )
 # Sums over many values are computed in float32, which takes next to no time; a mean of features is no larger than they are.
 _MEANS = frozenset(("AveragePool", "GlobalAveragePool", "ReduceMean"))
-_QUANTISERS = frozenset(("DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear"))
 
 
 def fp16_from_onnx(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -70,7 +69,7 @@ def _check_valid(model: onnx.ModelProto) -> None:
 
 def _refuse_quantised(graph: onnx.GraphProto) -> None:
     for node in (node for inner in graphs_of(graph) for node in inner.node):
-        if node.op_type in _QUANTISERS:
+        if node.op_type in QUANTISERS:
             raise ExportError(
                 f"the graph is quantised already (node '{node.name}', {node.op_type}), and fp16 is made of float32 graphs: export it "
                 "as fp32, which keeps it as it is, or convert the network that it was quantised from"

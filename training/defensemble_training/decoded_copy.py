@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from .catalogue import KNOWN
 from .data import Dataset, Part
+from .decoded_cache import cache_folder, read_entry
 
 
 def decoded_dataset(name: str, digest: str, class_names: Sequence[str]) -> Dataset | None:
@@ -16,8 +17,6 @@ def decoded_dataset(name: str, digest: str, class_names: Sequence[str]) -> Datas
     """
     if not digest or name not in KNOWN:
         return None
-    from .decoded_cache import cache_folder, read_entry  # needs Pillow, which digits do without
-
     for path in sorted(cache_folder().glob("[!.]*/meta.json")):
         try:
             may_be = f'"{digest}"' in path.read_text()
