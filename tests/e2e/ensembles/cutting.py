@@ -7,6 +7,7 @@ loading and unloading also its end. Where nothing lies between, being killed aft
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import json
@@ -134,8 +135,9 @@ def _acts(case: dict[str, Any], how: str) -> Callable[[str, str], None]:
     def signal_server(number: int) -> None:
         guard = case["server"]
         for child in map(int, Path(f"/proc/{guard}/task/{guard}/children").read_text().split()):
-            if Path(f"/proc/{child}/comm").read_text().strip() == "tritonserver":
-                os.kill(child, number)
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended since the list was read
+                if Path(f"/proc/{child}/comm").read_text().strip() == "tritonserver":
+                    os.kill(child, number)
 
     def kill_server(kind: str, what: str) -> None:
         signal_server(signal.SIGKILL)
