@@ -44,7 +44,7 @@ endif
 	  echo "no C++ compiler on PATH: the wheel ziglang brings one"; \
 	  $(BIN)/python -m pip install --quiet --constraint constraints.txt ziglang; \
 	fi
-	$(BIN)/python -c "from defensemble_server.backend import main; raise SystemExit(main())"
+	$(BIN)/python -c "from defensemble_server.runtime.backend_build import main; raise SystemExit(main())"
 	@touch $(STAMP)
 
 demo: $(STAMP) ## Train, export, serve, call and probe a small ensemble: a minute once installed (ARGS=--keep-serving leaves it up)

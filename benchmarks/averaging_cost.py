@@ -28,8 +28,8 @@ from benchmarks.figures import exit_status, spread
 from benchmarks.serving.forms import session_of
 from benchmarks.serving.processes import pin, started
 from defensemble import Client, DefensembleError
-from defensemble._provenance import provenance
-from defensemble._results import write_result
+from defensemble.results.provenance import provenance
+from defensemble.results.result_file import write_result
 from defensemble_export import Ensemble, RepositoryError, Vote, average_onnx, repository_plan, write_plan
 from defensemble_server import ServerError
 

@@ -29,7 +29,7 @@ from benchmarks.fused.served import CALLERS, LARGEST_BATCH, compare_served
 from benchmarks.running import run_and_tell
 from benchmarks.serving.forms import WrongAnswerError, average_of_logits
 from defensemble import DefensembleError
-from defensemble._provenance import provenance
+from defensemble.results.provenance import provenance
 from defensemble_export import Member, RepositoryError
 from defensemble_server import ServerError
 

@@ -28,11 +28,11 @@ from benchmarks.precision.masks import mask_bytes, with_packed_masks
 from benchmarks.precision.measuring import FORMS, Images, Labels, beside_float32, forms_of, load_times, logits_of, speeds
 from benchmarks.precision.page import page
 from benchmarks.zoo.plan import FOLDER, PLAN, ROOT
-from defensemble._provenance import provenance
-from defensemble._results import check_writable, write_result
+from defensemble.results.provenance import provenance
+from defensemble.results.result_file import check_writable, write_result
 from defensemble_export import RepositoryError, onnx_from_checkpoint
-from defensemble_export.calibration import calibration_images
-from defensemble_server.int8 import INSTRUCTIONS
+from defensemble_export.members.calibration import calibration_images
+from defensemble_server.doctor.cpu_int8 import INSTRUCTIONS
 from defensemble_training import ModelSpec, TrainingError, TrainingRecord, build, load_dataset, save_checkpoint
 
 SCHEMA = "defensemble.benchmark.precisions/1"

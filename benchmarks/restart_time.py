@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.running import run_and_tell
-from defensemble._provenance import provenance
+from defensemble.results.provenance import provenance
 from defensemble_export import Member, RepositoryError, repository_plan, write_plan
 from defensemble_server import ServeOptions, Server, ServerError, serve, server_status
-from defensemble_server.state import process_start
+from defensemble_server.process.state import process_start
 
 SCHEMA = "defensemble.benchmark.restart_time/1"
 GOAL_S = 1.0

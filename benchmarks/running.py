@@ -12,7 +12,7 @@ from rich.console import Console
 
 from benchmarks.figures import exit_status
 from benchmarks.serving.processes import pin
-from defensemble._results import check_writable, write_result
+from defensemble.results.result_file import check_writable, write_result
 
 Say = Callable[[str], None]
 

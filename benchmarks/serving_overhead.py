@@ -32,8 +32,8 @@ from benchmarks.serving.processes import memory, pin, started
 from benchmarks.serving.tables import show
 from benchmarks.serving.timing import Timing, time_form
 from defensemble import Client, DefensembleError
-from defensemble._provenance import provenance
-from defensemble._results import write_result
+from defensemble.results.provenance import provenance
+from defensemble.results.result_file import write_result
 from defensemble_export import Member, RepositoryError, repository_plan, write_plan
 from defensemble_server import ServerError
 

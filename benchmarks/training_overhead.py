@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.figures import exit_status, round_ratios, spread
 from benchmarks.training.forms import FORMS, Run, Task, same_weights
-from defensemble._provenance import provenance
-from defensemble._results import write_result
+from defensemble.results.provenance import provenance
+from defensemble.results.result_file import write_result
 from defensemble_training import DataError, Dataset, ModelSpec, Part, SpecError, TrainingError, load_dataset, recipe_from_preset
 
 SCHEMA = "defensemble.benchmark.training_overhead/1"

@@ -27,8 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.zoo.measuring import ATTACKED, AVERAGE, SETS, Images, Labels, classes_of, comparison, figures_of, image_sets, rates_of
 from benchmarks.zoo.page import page
 from benchmarks.zoo.plan import FOLDER, PLAN, ROOT, SOURCE
-from defensemble._provenance import provenance
-from defensemble._results import check_writable, write_result
+from defensemble.results.provenance import provenance
+from defensemble.results.result_file import check_writable, write_result
 from defensemble_training import ATTACKS, TrainingError, load_checkpoint, load_dataset, read_metadata
 
 SCHEMA = "defensemble.benchmark.zoo_table/1"

@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.zoo.card import model_card
 from benchmarks.zoo.plan import FOLDER, PLAN, ROOT, RUNS, Network, check_is
 from defensemble_training import DataError, TrainingError, load_dataset
-from defensemble_training.run_state import STATE_FILE
-from defensemble_training.writing import write_aside
+from defensemble_training.atomic_write import write_aside
+from defensemble_training.trainer.run_state import STATE_FILE
 
 
 def state_of(network: Network, root: Path = ROOT) -> str:

@@ -21,12 +21,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Files whose tests take long: first, so that no worker is left with one of them when the others have ended.
 _LONG = (
-    "tests/training/test_resuming.py",
+    "tests/training/trainer/test_run_state.py",
     "tests/e2e/test_docs.py",
     "tests/e2e/test_ensembles_page.py",
     "tests/e2e/test_flow.py",
     "tests/e2e/test_readme.py",
-    "tests/training/test_processes.py",
+    "tests/training/trainer/test_processes.py",
     "tests/e2e/ensembles/test_crash_walk.py",
     "tests/e2e/ensembles/test_failing_steps.py",
 )
@@ -55,7 +55,7 @@ def own_state_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]
 def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server of the linear members `alpha` (seed 1) and `beta` (seed 2), weights 1 and 3, and their ensemble `ensemble`."""
     from defensemble_server import ServeOptions, serve
-    from tests.tiny import leftovers, write_repository
+    from tests.support.tiny import leftovers, write_repository
 
     folder = write_repository(tmp_path_factory.mktemp("served") / "repository", weight={"beta": 3.0})
     shared_memory = set(os.listdir("/dev/shm"))

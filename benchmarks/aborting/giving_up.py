@@ -27,7 +27,7 @@ from benchmarks.aborting.plan import OUTPUTS, Abort, planned
 from benchmarks.editing.answers import Array, rows_of
 from defensemble import ServiceError
 from defensemble._exceptions import DeadlineExceededError
-from defensemble._transport import OutputRequest, address_from_url, transport_from_url
+from defensemble._transport.base import OutputRequest, address_from_url, transport_from_url
 
 ABORTED, ANSWERED, REFUSED, PLAIN, WRONG = "aborted", "answered", "refused", "plain", "wrong"
 """Given up before the answer; answered before it was given up; no server; a call that is not given up; such a call, answered wrongly."""

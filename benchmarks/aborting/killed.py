@@ -22,7 +22,7 @@ from benchmarks.aborting.patient import PATIENCE_S
 from benchmarks.aborting.plan import OUTPUTS, Abort, planned
 from benchmarks.editing.answers import rows_of
 from defensemble import ServiceError
-from defensemble._transport import OutputRequest, transport_from_url
+from defensemble._transport.base import OutputRequest, transport_from_url
 
 _PAUSE_S = 0.05
 _LONGEST_LIFE_S = 120

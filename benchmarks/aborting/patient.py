@@ -18,9 +18,9 @@ from benchmarks.editing.answers import Array, rows_of
 from benchmarks.editing.callers import in_threads
 from defensemble import Client, ServiceError
 from defensemble._exceptions import ConnectionFailedError, NotReadyError, ServerFailedError
-from defensemble._grpc import GrpcTransport
-from defensemble._http import HttpTransport
-from defensemble._transport import OutputRequest
+from defensemble._transport.base import OutputRequest
+from defensemble._transport.grpc_transport import GrpcTransport
+from defensemble._transport.http_transport import HttpTransport
 
 PATIENCE_S = 30.0
 RIGHT, WRONG, LOST = "right", "wrong", "lost"

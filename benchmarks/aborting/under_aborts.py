@@ -21,7 +21,7 @@ from benchmarks.editing.answers import Array
 from benchmarks.editing.callers import CONTEXT, Callers, Job, calling
 from benchmarks.serving.processes import started
 from defensemble import Client
-from defensemble._provenance import provenance
+from defensemble.results.provenance import provenance
 from defensemble_export import Member, repository_plan, write_plan
 from defensemble_server import Server, ServerEvent
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.serving.processes import pss_bytes
 from defensemble_server import Server
-from defensemble_server.state import process_start
+from defensemble_server.process.state import process_start
 
 _POLL_S = 0.005
 _SAMPLE_S = 2.0

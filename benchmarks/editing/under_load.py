@@ -17,8 +17,8 @@ from benchmarks.editing.plan import Ballot, Change, State, make
 from benchmarks.serving.forms import session_of
 from benchmarks.serving.processes import pss_bytes, started
 from defensemble import Client
-from defensemble._provenance import provenance
 from defensemble.ensembles import Applied, Ensembles
+from defensemble.results.provenance import provenance
 from defensemble_export import Member, repository_plan, write_plan
 
 ENSEMBLE = "ensemble"

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from benchmarks.figures import round_ratios, spread
 from defensemble import rate
-from defensemble_export.half import fp16_from_onnx
-from defensemble_export.quantisation import int8_from_onnx
+from defensemble_export.graphs.fp16 import fp16_from_onnx
+from defensemble_export.graphs.int8 import int8_from_onnx
 
 Images = NDArray[np.float32]
 Labels = NDArray[np.int64]

@@ -15,7 +15,7 @@ import click
 import urllib3
 
 from defensemble_server import ServeOptions, Server, serve
-from defensemble_server.state import process_start
+from defensemble_server.process.state import process_start
 
 CORES = 2
 _POLL_S = 0.003

@@ -13,9 +13,9 @@ import torch
 from rich.console import Console
 from torch.nn import functional
 
-from defensemble.cli.train import shown_as_bar
+from defensemble.cli.commands.train import shown_as_bar
 from defensemble_training import Compute, Dataset, ModelSpec, Recipe, RunFolder, TrainingProgress, build, train_module
-from defensemble_training.augmentation import derived_seed
+from defensemble_training.trainer.augmentation import derived_seed
 
 
 @dataclass(frozen=True)

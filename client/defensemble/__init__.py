@@ -9,11 +9,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from defensemble._version import __version__
+from ._version import __version__
 
 if TYPE_CHECKING:
-    from defensemble._client import Client
-    from defensemble._exceptions import (
+    from ._client.client import Client
+    from ._client.model_info import ModelInfo
+    from ._client.prediction import Prediction
+    from ._exceptions import (
         ClientClosedError,
         ConnectionFailedError,
         DeadlineExceededError,
@@ -28,13 +30,7 @@ if TYPE_CHECKING:
         ServerFailedError,
         ServiceError,
     )
-    from defensemble._fake import FakeModel, FakeTransport
-    from defensemble._grpc import GrpcTransport
-    from defensemble._http import HttpTransport
-    from defensemble._intervals import Rate, rate, wilson
-    from defensemble._model import ModelInfo
-    from defensemble._prediction import Prediction
-    from defensemble._transport import (
+    from ._transport.base import (
         ModelMetadata,
         ModelState,
         ModelStatistics,
@@ -43,6 +39,10 @@ if TYPE_CHECKING:
         TensorMetadata,
         Transport,
     )
+    from ._transport.fake import FakeModel, FakeTransport
+    from ._transport.grpc_transport import GrpcTransport
+    from ._transport.http_transport import HttpTransport
+    from .results.intervals import Rate, rate, wilson
 
 __all__ = [
     "Client",
@@ -79,7 +79,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "_client": ("Client",),
+    "_client.client": ("Client",),
     "_exceptions": (
         "ClientClosedError",
         "ConnectionFailedError",
@@ -95,13 +95,13 @@ _HOMES = {
         "ServerFailedError",
         "ServiceError",
     ),
-    "_fake": ("FakeModel", "FakeTransport"),
-    "_grpc": ("GrpcTransport",),
-    "_http": ("HttpTransport",),
-    "_intervals": ("Rate", "rate", "wilson"),
-    "_model": ("ModelInfo",),
-    "_prediction": ("Prediction",),
-    "_transport": (
+    "_transport.fake": ("FakeModel", "FakeTransport"),
+    "_transport.grpc_transport": ("GrpcTransport",),
+    "_transport.http_transport": ("HttpTransport",),
+    "results.intervals": ("Rate", "rate", "wilson"),
+    "_client.model_info": ("ModelInfo",),
+    "_client.prediction": ("Prediction",),
+    "_transport.base": (
         "ModelMetadata",
         "ModelState",
         "ModelStatistics",

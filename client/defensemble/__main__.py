@@ -1,6 +1,6 @@
 """`python -m defensemble` is the command line."""
 
-from defensemble.cli import main
+from .cli import main
 
 if __name__ == "__main__":
     main()

@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn import functional
 
 from defensemble_training import Compute, Dataset, ModelSpec, RunFolder, defect_mask, defect_masks, load_dataset, recipe_from_preset, train
-from defensemble_training.masks import PATTERNS
+from defensemble_training.models.masks import PATTERNS
 
 Grid = NDArray[Any]
 

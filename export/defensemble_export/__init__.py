@@ -7,9 +7,20 @@ from defensemble_repository.names import HISTORY_FILE, RESERVED
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from defensemble_repository.plan_manifest import Manifest
 from defensemble_repository.reader import ensemble_from_configs, read_config, read_ensemble
+from defensemble_repository.transaction import write_plan
 
 from . import _telemetry as _telemetry
-from ._errors import (
+from .checks.ensemble import check_ensemble, check_repository
+from .editing.changes import changes_between
+from .editing.declaration import ensemble_from_yaml, read_declaration, yaml_from_ensemble
+from .editing.history import Edit, Snapshot, append_edit, new_id, now_text, read_history, snapshot_of, this_user, undoable
+from .editing.member_info import Standing, member_standing
+from .editing.pruning import Prunable, prune_files, prune_plan
+from .engines.build_all import BuiltEngine, EngineOptions, PlannedEngine, build_engines, planned_engines
+from .engines.builder import engine_from_onnx
+from .engines.target import check_target, find_target
+from .entries.members import Member, repository_plan
+from .errors import (
     DeclarationError,
     EngineError,
     ExistsError,
@@ -20,35 +31,24 @@ from ._errors import (
     ProfileError,
     VerificationError,
 )
-from .averaging import average_onnx
-from .calibration import Calibration, calibration_images
-from .changes import changes_between
-from .checking import check_ensemble, check_repository
-from .declaring import ensemble_from_yaml, read_declaration, yaml_from_ensemble
-from .engine import engine_from_onnx
-from .engines import BuiltEngine, EngineOptions, PlannedEngine, build_engines, planned_engines
-from .exporting import FromCheckpoint, export_checkpoints, export_networks
-from .foreign import foreign_interface, foreign_reference, onnx_from_foreign
-from .form import Form, report_beside
-from .from_onnx import FromOnnx
-from .fused_plan import check_fuse_request, fuse_planned, fuse_repository, fused_member, fused_plan, outdated_graphs
-from .fused_verify import verify_fused
-from .fusing import fused_onnx
-from .half import fp16_from_onnx
-from .history import Edit, Snapshot, append_edit, new_id, now_text, read_history, snapshot_of, this_user, undoable
+from .export import FromCheckpoint, export_checkpoints, export_networks
+from .foreign.convert import foreign_interface, foreign_reference, onnx_from_foreign
+from .fused import check_fuse_request, fuse_planned, fuse_repository, fused_member, fused_plan, outdated_graphs
+from .graphs.averaging import average_onnx
+from .graphs.fp16 import fp16_from_onnx
+from .graphs.fusion import fused_onnx
+from .graphs.int8 import int8_from_onnx, masked_region
 from .labels import labels_from_file
-from .member import member_from_onnx, onnx_from_checkpoint, onnx_from_module
-from .plan import Member, repository_plan
-from .precision import PRECISIONS, TOLERANCES, Tolerance
+from .members.calibration import Calibration, calibration_images
+from .members.from_checkpoint import member_from_onnx, onnx_from_checkpoint, onnx_from_module
+from .members.from_onnx import FromOnnx
+from .members.report import Reported, read_reports
+from .members.write import Form, report_beside
 from .profiles import PROFILES, KeptEngines, ProfileState, profile_states, remove_profile, write_profile
-from .pruning import Prunable, prune_files, prune_plan
-from .quantisation import int8_from_onnx, masked_region
-from .real_images import RANDOM_ALONE
-from .report import Reported, read_reports
-from .standing import Standing, member_standing
-from .target import check_target, find_target
-from .verify import Verification, answers_from_module, verify_onnx
-from .writing import write_plan
+from .verification.fused import verify_fused
+from .verification.images import RANDOM_ALONE
+from .verification.network import Verification, answers_from_module, verify_onnx
+from .verification.tolerances import PRECISIONS, TOLERANCES, Tolerance
 
 __all__ = [
     "HISTORY_FILE",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from defensemble_images import normalised
 
-from ._errors import ExportError
+from .errors import ExportError
 
 _MOST_NAMES = 20  # that an error lists
 _MOST_PLACES = 5  # of each

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from defensemble_images import ImagesError, Preprocessing
 
-from ._errors import ExportError
+from .errors import ExportError
 
 SPEC, RECORD = "defensemble.spec", "defensemble.record"
 CLASS_NAMES = "defensemble.class_names"

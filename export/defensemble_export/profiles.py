@@ -14,15 +14,15 @@ from pathlib import Path, PurePosixPath
 from defensemble_repository.checks.model import refuse_configs
 from defensemble_repository.errors import ConfigError
 from defensemble_repository.filesystem.regular_files import LARGEST_TEXT, read_regular
+from defensemble_repository.lock import locked
 from defensemble_repository.names import BACKEND, MODEL_FILE, PLAN_FILE, PROFILES_FOLDER
 from defensemble_repository.pbtxt import config_from_file, config_from_pbtxt, pbtxt_from_config, schema
+from defensemble_repository.profile_digest import has_stamp, stamp
 from defensemble_repository.reader import backend_of, parameter, read_models, served_versions
+from defensemble_repository.transaction import check_writable, remove_files, remove_stale_staging, write_plan
 from defensemble_repository.view import Files
 
-from ._errors import ProfileError
-from .locking import locked
-from .stamp import has_stamp, stamp
-from .writing import check_writable, remove_files, remove_stale_staging, write_plan
+from .errors import ProfileError
 
 PROFILES: Mapping[str, str] = {
     "cpu": "ONNX Runtime on the CPU",

@@ -1,6 +1,6 @@
 """Start NVIDIA Triton on a model repository, check that it answers rightly, and leave nothing behind."""
 
-from ._errors import (
+from .errors import (
     BackendBuildError,
     NotServableError,
     PlanError,
@@ -10,11 +10,11 @@ from ._errors import (
     StartError,
     StateError,
 )
-from .events import DeadServer, ServerEvent, ServerStatus, dead_servers, server_events, server_status
 from .options import ServeOptions, read_admin_key
+from .process.events import DeadServer, ServerEvent, ServerStatus, dead_servers, server_events, server_status
+from .process.state import ServerState, find_state, find_states, read_states
 from .repository import Repository, read_repository
-from .serving import Server, serve, start_server, stop_server
-from .state import ServerState, find_state, find_states, read_states
+from .serve import Server, serve, start_server, stop_server
 
 __all__ = [
     "BackendBuildError",

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from defensemble_repository.filesystem.regular_files import read_argument
 
-from ._errors import PortError, ServerError
-from .runtime import CONTAINER, RUNTIMES, Runtime
-from .state import read_states
+from .errors import PortError, ServerError
+from .process.state import read_states
+from .runtime.find import CONTAINER, RUNTIMES, Runtime
 
 # Who may edit what is served, place memory in it, or choose where it logs, may do anything to it. Model configurations stay readable.
 RESTRICTED_APIS = ("model-repository", "shared-memory", "logging", "trace")

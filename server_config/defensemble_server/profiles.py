@@ -10,10 +10,10 @@ from pathlib import Path, PurePosixPath
 from defensemble_repository.names import BACKEND, CONFIG_FILE, PLAN_BACKEND, PROFILES_FOLDER
 from defensemble_repository.view import file_digest
 
-from ._errors import NotServableError, PlanError
-from .plans import Machine, problem_of_version, read_machine
+from .errors import NotServableError, PlanError
+from .plans.compatibility import Machine, problem_of_version, read_machine
 from .repository import Model, Repository, read_model
-from .runtime import CONTAINER, Runtime
+from .runtime.find import CONTAINER, Runtime
 
 # Those that `defensemble profile write` writes, for every network; any other is somebody's own, for the models that have it.
 PROFILES = ("cpu", "gpu", "gpu-ort-tensorrt", "gpu-tensorrt")

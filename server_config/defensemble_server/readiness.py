@@ -15,13 +15,13 @@ import urllib3
 from defensemble_repository.averaging import averaging_of, fused_averaging, serves_what_was_fused
 from defensemble_repository.names import PENDING_FILE
 
-from ._errors import NotServableError, ServerError, StartError
-from .guard import last_lines
-from .launching import listed, read_content
+from .errors import NotServableError, ServerError, StartError
 from .options import ADMIN_HEADER, ServeOptions, claim_ports, reached_at
-from .refusals import read_refusals
+from .process.guard import last_lines
+from .process.launch import listed, read_content
+from .process.refusals import read_refusals
+from .process.state import listens, process_start
 from .repository import Model, Repository, without_version
-from .state import listens, process_start
 
 # Between an ensemble's answer and numpy's average of its members' answers, both float32.
 TOLERANCE = 1e-5

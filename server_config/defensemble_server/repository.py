@@ -17,7 +17,7 @@ from defensemble_repository.reader import backend_of, file_of, is_ensemble, para
 from defensemble_repository.target import ANY, Target
 from defensemble_repository.view import Files
 
-from ._errors import NotServableError
+from .errors import NotServableError
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ from benchmarks.aborting.under_aborts import Effort, Run
 from benchmarks.aborting.watching import Outage, Sample, Watch, left_behind, outages, shared_memory, silences, watching
 from benchmarks.figures import exit_status
 from defensemble_server import Server, ServerEvent
-from tests import tiny
+from tests.support import tiny
+from tests.support.checkout import ROOT
 
 POOL = 8
 LOGITS = np.stack([tiny.logits(seed, tiny.images(POOL)) for seed in (1, 2, 3)])
@@ -329,6 +330,6 @@ def test_no_patient_caller_loses_a_call_while_thousands_are_given_up() -> None:
 
 
 def test_the_page_that_is_kept_is_made_of_the_json_that_is_kept() -> None:
-    folder = Path(__file__).parents[2] / "docs" / "results"
+    folder = ROOT / "docs" / "results"
     result = json.loads((folder / "aborted_calls.json").read_text())
     assert page(result, "aborted_calls.json") == (folder / "aborted_calls.md").read_text()

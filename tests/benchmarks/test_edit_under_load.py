@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,9 +23,9 @@ from benchmarks.editing.under_load import Effort, Made, Run, logits_of
 from benchmarks.figures import exit_status
 from defensemble.ensembles import Applied
 from defensemble_server import Server
-from tests import tiny
+from tests.support import tiny
+from tests.support.checkout import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "benchmarks" / "edit_under_load.py"
 POOL, BATCH, SEED = 12, 4, 7
 LOGITS = {(name, 1): tiny.logits(seed, tiny.images(POOL)) for name, seed in (("a", 1), ("b", 2), ("c", 3))}

@@ -17,9 +17,10 @@ from benchmarks.fused.page import page
 from benchmarks.fused.served import FUSED, IN_PROCESS, PIPELINE
 from benchmarks.pipeline_vs_fused import SCHEMA, Effort, measure
 from benchmarks.serving.forms import WrongAnswerError
-from tests import tiny
+from tests.support import tiny
+from tests.support.checkout import ROOT
 
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "pipeline_vs_fused.py"
+SCRIPT = ROOT / "benchmarks" / "pipeline_vs_fused.py"
 EFFORT = Effort(rounds=2, seconds=0.2, warm_s=0.01, seconds_in_process=0.005, sizes=(1, 2))
 MEMBERS = [tiny.member(f"member{seed}", seed) for seed in range(2)]
 ABOUT = {"member_spec": {"arch": "resnet18", "keep": 0.3, "blocks": [0, 1, 2], "width": [16], "trained": False}, "seed": 0}

@@ -16,10 +16,10 @@ from benchmarks.precision.page import page
 from benchmarks.precisions import SCHEMA, figures_of, measure, verdicts_of
 from defensemble import wilson
 from defensemble_training import build, save_checkpoint
-from tests.export.converted import network
-from tests.training.untrained import record_of, tiny_spec
+from tests.support.checkout import ROOT
+from tests.support.converted import network
+from tests.support.untrained import record_of, tiny_spec
 
-ROOT = Path(__file__).parents[2]
 FORMS = {"fp32", "fp16", "int8"}
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.figures import exit_status
 from benchmarks.restart_time import GOAL_S, figures_of, measure, page
-from tests import tiny
+from tests.support import tiny
 
 
 @pytest.mark.slow

@@ -18,9 +18,9 @@ from benchmarks.zoo.plan import FOLDER, LARGEST_FILE, PLAN, ROOT, Network, check
 from benchmarks.zoo_table import SCHEMA
 from benchmarks.zoo_training import main, state_of, train_all
 from defensemble_training import CheckpointError, build, load_checkpoint, mask_digest, read_metadata, save_checkpoint
-from defensemble_training.defect import defect_masks
-from defensemble_training.run_state import STATE_FILE
-from tests.training.untrained import record_of, tiny_spec
+from defensemble_training.models.defect import defect_masks
+from defensemble_training.trainer.run_state import STATE_FILE
+from tests.support.untrained import record_of, tiny_spec
 
 RESULT = ROOT / "docs/results/zoo_cifar10.json"
 SHIPPED = sorted((ROOT / FOLDER).glob("*.safetensors"))
@@ -42,7 +42,7 @@ def test_the_plan_is_the_issue_s_in_its_order() -> None:
 
 
 def test_every_command_is_a_call_that_train_takes() -> None:
-    from defensemble.cli.train import command
+    from defensemble.cli.commands.train import command
 
     for network in PLAN:
         words = network.arguments("--precision", "bf16", "--compile", "--threads", "1")

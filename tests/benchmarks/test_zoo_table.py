@@ -15,7 +15,7 @@ from benchmarks.zoo.measuring import comparison, figures_of, image_sets, rates_o
 from benchmarks.zoo.page import page
 from benchmarks.zoo_table import measure
 from defensemble_training import TrainingError, build, load_checkpoint, save_checkpoint
-from tests.training.untrained import record_of, tiny_spec
+from tests.support.untrained import record_of, tiny_spec
 
 EPSILON = 8 / 255
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.pages import Ports, free_ports, stop_what_is_left
+from tests.support.pages import Ports, free_ports, stop_what_is_left
 
 
 @pytest.fixture

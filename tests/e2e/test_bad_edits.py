@@ -13,11 +13,11 @@ import pytest
 from click.testing import CliRunner
 
 from defensemble.cli import cli
-from tests.client.ensembles.world import write_world
-from tests.client.scripted import free_port
-from tests.e2e.broken import fill, make_read_only, small_disk
-from tests.e2e.command_line import environment, run, told
-from tests.tiny import content
+from tests.support.broken import fill, make_read_only, small_disk
+from tests.support.command_line import environment, run, told
+from tests.support.scripted import free_port
+from tests.support.tiny import content
+from tests.support.world import write_world
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +239,7 @@ def test_a_disk_that_cannot_be_written_is_told(place: Path) -> None:
 
 def test_a_server_that_has_started_while_an_edit_waited_is_told_of(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = iter([[], [("http://127.0.0.1:1", "k" * 24)]])
-    monkeypatch.setattr("defensemble.cli._ensembles.servers_of", lambda repository: next(found))
+    monkeypatch.setattr("defensemble.cli.actions.ensemble.servers_of", lambda repository: next(found))
     done = CliRunner().invoke(cli, ["ensemble", "weight", "ensemble", "a=2", *HERE])
     assert done.exit_code == 0
     assert "http://127.0.0.1:1 has started meanwhile, and may serve what was there before: " in done.stderr

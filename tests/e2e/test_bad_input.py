@@ -15,9 +15,8 @@ from PIL import Image
 
 from defensemble.cli import cli
 from defensemble_server import Server
-from tests import tiny
-from tests.client.scripted import cut_off, free_port, http, scripted, sends
-from tests.e2e.broken import (
+from tests.support import tiny
+from tests.support.broken import (
     broken_checkpoint,
     content,
     fill,
@@ -25,7 +24,8 @@ from tests.e2e.broken import (
     small_disk,
     untrained_checkpoint,
 )
-from tests.e2e.command_line import TIMEOUT_S, environment, start, told
+from tests.support.command_line import TIMEOUT_S, environment, start, told
+from tests.support.scripted import cut_off, free_port, http, scripted, sends
 
 QUICK = ("--width", "2", "--size", "8", "--epochs", "1", "--batch-size", "256", "--threads", "1")
 

@@ -18,15 +18,16 @@ import pytest
 import urllib3
 
 from defensemble_server import read_states, stop_server
-from defensemble_server.backend import FLAGS, find_compiler
-from defensemble_server.data import data_file
-from defensemble_server.state import state_file
-from tests import tiny
-from tests.e2e.broken import content, fill, python_path, small_disk, without_programs
-from tests.e2e.command_line import TIMEOUT_S, address_from, environment, run, start, succeed, told
-from tests.server.calls import processor_ticks, write_slow_model
+from defensemble_server.process.state import state_file
+from defensemble_server.runtime.backend_build import FLAGS, find_compiler
+from defensemble_server.runtime.package_data import data_file
+from tests.support import tiny
+from tests.support.broken import content, fill, python_path, small_disk, without_programs
+from tests.support.calls import processor_ticks, write_slow_model
+from tests.support.checkout import ROOT
+from tests.support.command_line import TIMEOUT_S, address_from, environment, run, start, succeed, told
 
-BACKEND_TESTS = Path(__file__).parents[1] / "server/backend"
+BACKEND_TESTS = ROOT / "tests/server/backend"
 
 
 @pytest.fixture

@@ -23,9 +23,10 @@ from benchmarks.serving.processes import pss_bytes
 from benchmarks.serving.timing import Timing, calls_in_window, time_form
 from benchmarks.serving_overhead import SCHEMA, Effort, measure
 from defensemble_export import Member
-from tests import tiny
+from tests.support import tiny
+from tests.support.checkout import ROOT
 
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "serving_overhead.py"
+SCRIPT = ROOT / "benchmarks" / "serving_overhead.py"
 SEEDS = {"alpha": 1, "beta": 2, "gamma": 3}
 
 

@@ -17,8 +17,8 @@ from defensemble_repository.checks.repository import problems_from_findings
 from defensemble_repository.target import EMBEDDED
 from defensemble_repository.view import Files
 from defensemble_server import Server, serve
-from tests import tiny
-from tests.server.calls import FREE
+from tests.support import tiny
+from tests.support.calls import FREE
 
 RANDOM = 60
 

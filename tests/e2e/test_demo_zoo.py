@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.command_line import run, succeed
+from tests.support.checkout import ROOT
+from tests.support.command_line import run, succeed
 
-ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared/cifar10"
 
 

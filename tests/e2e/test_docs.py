@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.pages import Ports, blocks_of, check_blocks, run_blocks
+from tests.support.checkout import ROOT
+from tests.support.pages import Ports, blocks_of, check_blocks, run_blocks
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 # Blocks, and those of them that are not run.
 COUNTS = {
@@ -27,7 +28,7 @@ _LINK = re.compile(r"!?\[[^\]]*\]\((?!https?:)([^)#]+)")
 
 def test_every_page_is_run() -> None:
     """By this file or, so that pages run beside each other, by one of its own."""
-    elsewhere = {"networks.md": "tests/training/test_networks_page.py", "ensembles.md": "tests/e2e/test_ensembles_page.py"}
+    elsewhere = {"networks.md": "tests/training/models/test_networks_page.py", "ensembles.md": "tests/e2e/test_ensembles_page.py"}
     root = DOCS.parent
     assert [name for name, file in elsewhere.items() if name not in (root / file).read_text()] == []
     here = {"data.md", "export.md", "precisions.md", "predict.md", "security.md", "training.md"}

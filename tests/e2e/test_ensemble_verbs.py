@@ -16,9 +16,9 @@ from click.testing import CliRunner, Result
 
 from defensemble.cli import cli
 from defensemble_server import read_states
-from tests.client.ensembles.world import ABC, KEY, World, times_of_change, write_world
-from tests.e2e.command_line import run, succeed
-from tests.tiny import content, leftovers
+from tests.support.command_line import run, succeed
+from tests.support.tiny import content, leftovers
+from tests.support.world import ABC, KEY, World, times_of_change, write_world
 
 PORTS = ("--grpc-port", "0", "--http-port", "0", "--metrics-port", "0", "--drain", "1")
 

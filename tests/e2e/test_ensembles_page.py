@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from tests.e2e.pages import Ports, run_blocks
+from tests.support.checkout import ROOT
+from tests.support.pages import Ports, run_blocks
 
-PAGE = Path(__file__).parents[2] / "docs" / "ensembles.md"
+PAGE = ROOT / "docs" / "ensembles.md"
 
 
 def test_the_blocks_work_as_they_stand(tmp_path: Path, ports: Ports) -> None:

@@ -8,8 +8,8 @@ import numpy as np
 
 from defensemble import Client
 from defensemble_server import ServeOptions, serve
-from tests import tiny
-from tests.e2e.command_line import succeed
+from tests.support import tiny
+from tests.support.command_line import succeed
 
 
 def test_a_server_takes_up_an_export_when_it_is_told_to(tmp_path: Path) -> None:

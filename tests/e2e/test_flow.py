@@ -22,11 +22,11 @@ from PIL import Image
 
 from defensemble import wilson
 from defensemble_server import find_state, read_states, stop_server
-from defensemble_server.runtime import EMBEDDED_CORE
-from defensemble_server.state import process_start
+from defensemble_server.process.state import process_start
+from defensemble_server.runtime.find import EMBEDDED_CORE
 from defensemble_training import load_dataset, read_metadata
-from tests import tiny
-from tests.e2e.command_line import Address, address_from, environment, finish, run, start, succeed
+from tests.support import tiny
+from tests.support.command_line import Address, address_from, environment, finish, run, start, succeed
 
 MEMBERS = {"half": "0.5", "standard": "1.0"}
 SIZE = 16

@@ -25,9 +25,9 @@ from defensemble_export import (
     write_plan,
 )
 from defensemble_server import Server, serve
-from tests import tiny
-from tests.e2e.command_line import run, succeed, told
-from tests.server.calls import FREE, ask
+from tests.support import tiny
+from tests.support.calls import FREE, ask
+from tests.support.command_line import run, succeed, told
 
 ALL = ("probabilities", "member_probabilities", "entropy", "mutual_information")
 PAIR = Ensemble("ensemble", (Vote("alpha"), Vote("beta", 1, 3.0)))

@@ -15,17 +15,17 @@ from click.testing import CliRunner
 
 from defensemble.cli import cli
 from defensemble_export import check_repository, write_plan
-from defensemble_export.edit_plan import plan_creation
+from defensemble_export.editing.plan import plan_creation
 from defensemble_repository.checks.finding import Finding
 from defensemble_repository.checks.repository import problems_from_findings
 from defensemble_repository.ensemble import Ensemble, Vote
 from defensemble_repository.target import DOCKER, EMBEDDED
 from defensemble_repository.view import Files
 from defensemble_server import NotServableError, Server, serve
-from tests import tiny
-from tests.e2e.ensemble_hand_edits import AVERAGES, ENSEMBLES
-from tests.e2e.hand_edits import CRASHING, EDITS, LIMITS
-from tests.server.calls import FREE, ask
+from tests.support import tiny
+from tests.support.calls import FREE, ask
+from tests.support.ensemble_hand_edits import AVERAGES, ENSEMBLES
+from tests.support.hand_edits import CRASHING, EDITS, LIMITS
 
 # What Triton loads and we refuse, with the reason.
 STRICTER = {

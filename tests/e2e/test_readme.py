@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.pages import Ports, blocks_of, check_blocks
+from tests.support.checkout import ROOT
+from tests.support.pages import Ports, blocks_of, check_blocks
 
-README = Path(__file__).parents[2] / "README.md"
+README = ROOT / "README.md"
 
 
 def test_every_block_is_valid_and_few_are_not_run() -> None:

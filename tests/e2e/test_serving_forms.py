@@ -13,10 +13,10 @@ import pytest
 import urllib3
 
 from defensemble_server import find_state, read_states, stop_server
-from defensemble_server.runtime import Runtime, find_runtime
-from tests import tiny
-from tests.e2e.command_line import Address, address_from, environment, run, succeed, told
-from tests.server.calls import port_is_free
+from defensemble_server.runtime.find import Runtime, find_runtime
+from tests.support import tiny
+from tests.support.calls import port_is_free
+from tests.support.command_line import Address, address_from, environment, run, succeed, told
 
 KEY = "0123456789abcdef-of-a-test"
 # Stands for Docker: it reads the words of `docker run` as Docker does, and runs in the place of the container the Triton that is here.

@@ -16,9 +16,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from defensemble_server import ServerState, find_state, read_states, server_status, stop_server
-from tests import tiny
-from tests.e2e.command_line import TIMEOUT_S, address_from, run, start, succeed, told
-from tests.server.calls import gone_within, without_digest, write_slow_model
+from tests.support import tiny
+from tests.support.calls import gone_within, without_digest, write_slow_model
+from tests.support.command_line import TIMEOUT_S, address_from, run, start, succeed, told
 
 pytestmark = pytest.mark.slow
 

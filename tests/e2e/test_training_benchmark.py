@@ -16,8 +16,9 @@ from benchmarks.figures import exit_status
 from benchmarks.training.forms import FORMS, Run, Task, bare, harness, same_weights
 from benchmarks.training_overhead import EPOCH, SCHEMA, DifferentWeightsError, Effort, cifar10_task, figures_of, measure, random_bytes
 from defensemble_training import ModelSpec, recipe_from_preset
+from tests.support.checkout import ROOT
 
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "training_overhead.py"
+SCRIPT = ROOT / "benchmarks" / "training_overhead.py"
 
 
 @pytest.fixture

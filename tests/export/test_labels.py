@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from defensemble_export import ExportError, FromOnnx
+from defensemble_export.entries.members import Member, repository_plan
 from defensemble_export.labels import checked_class_names, default_labels, labels_from_file
-from defensemble_export.plan import Member, repository_plan
-from defensemble_export.writing import write_plan
-from tests import tiny
+from defensemble_repository.transaction import write_plan
+from tests.support import tiny
 
 CAFE, CAFE_DECOMPOSED = "caf\u00e9", "cafe\u0301"
 

@@ -28,9 +28,9 @@ from defensemble_export import (
 from defensemble_export.profiles import networks
 from defensemble_repository.reader import served_versions
 from defensemble_server import read_repository
-from tests import tiny
-from tests.e2e.broken import content, fill, small_disk
-from tests.export.killing import killed_at_each_rename
+from tests.support import tiny
+from tests.support.broken import content, fill, small_disk
+from tests.support.killing import killed_at_each_rename
 
 GPU = schema.ModelInstanceGroup.KIND_GPU
 

@@ -13,7 +13,7 @@ from defensemble_repository.errors import ConfigError
 from defensemble_repository.pbtxt import config_from_file
 from defensemble_repository.target import ANY
 from defensemble_repository.view import Files
-from tests import tiny
+from tests.support import tiny
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import urllib3
 
 from defensemble_repository.target import DOCKER
 from defensemble_server import serve
-from tests import tiny
-from tests.server.calls import FREE, ask, without_digest
+from tests.support import tiny
+from tests.support.calls import FREE, ask, without_digest
 
 
 def test_broken_models_are_named_and_the_others_serve(repository: Path) -> None:
@@ -59,7 +59,7 @@ def test_a_member_that_triton_refuses_is_the_reason_of_its_ensemble(repository: 
 
 def test_what_only_the_log_of_triton_says_is_the_reason(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # As where a rule is missing: judged for a container, which may have this agent.
-    monkeypatch.setattr("defensemble_server.launching.target_of", lambda name: DOCKER)
+    monkeypatch.setattr("defensemble_server.process.launch.target_of", lambda name: DOCKER)
     tiny.write_repository(repository, {"gamma": 3}, ensemble=None)
     with (repository / "gamma/config.pbtxt").open("a") as file:
         file.write('model_repository_agents { agents { name: "checksum" } }\n')

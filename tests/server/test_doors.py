@@ -13,9 +13,9 @@ import urllib3
 from tritonclient.utils import InferenceServerException
 
 from defensemble_server import PortError, ServeOptions, Server, ServerError, find_state, serve
-from defensemble_server.doctor import WARN, diagnose
-from tests import tiny
-from tests.server.calls import FREE, ask, listening_ports
+from defensemble_server.doctor.diagnose import WARN, diagnose
+from tests.support import tiny
+from tests.support.calls import FREE, ask, listening_ports
 
 
 @pytest.mark.parametrize("path", ["/v2/repository/index", "/v2/repository/models/alpha/unload", "/v2/logging", "/v2/trace/setting"])

@@ -19,8 +19,8 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from defensemble_export import fuse_repository
 from defensemble_server import Server, serve
-from tests import tiny
-from tests.server.calls import FREE, processor_ticks, write_slow_model
+from tests.support import tiny
+from tests.support.calls import FREE, processor_ticks, write_slow_model
 
 pytestmark = pytest.mark.slow
 

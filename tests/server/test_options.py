@@ -12,7 +12,8 @@ import pytest
 
 from defensemble_server import PortError, RuntimeMissingError, ServeOptions, ServerError, read_admin_key
 from defensemble_server.options import address_from_host, triton_command
-from defensemble_server.runtime import Runtime, check_platform, find_runtime
+from defensemble_server.runtime.find import Runtime, check_platform, find_runtime
+from tests.support.checkout import ROOT
 
 PORTS = {"http": 18000, "grpc": 18001, "metrics": 18002}
 KEY = "0123456789abcdef"
@@ -162,9 +163,9 @@ def test_the_command_of_the_documents_makes_a_key_of_mode_600(tmp_path: Path) ->
     if shutil.which("openssl") is None:
         pytest.skip("no openssl to make a key with")
     command = "(umask 077; openssl rand -hex 24 > admin.key)"
-    root = Path(__file__).parents[2]
+
     for document in ("README.md", "docker-compose.yml", "docs/export.md"):
-        assert command in (root / document).read_text(), document
+        assert command in (ROOT / document).read_text(), document
     subprocess.run(["sh", "-c", f"umask 022; {command}"], cwd=tmp_path, check=True)
     assert stat.S_IMODE((tmp_path / "admin.key").stat().st_mode) == 0o600
     warnings: list[str] = []

@@ -15,15 +15,15 @@ import pytest
 import urllib3
 
 import defensemble_export
-from defensemble.cli.profile import _PROFILES
+from defensemble.cli.commands.profile import _PROFILES
 from defensemble_export import config_from_pbtxt, pbtxt_from_config, write_profile
-from defensemble_export.stamp import DIGEST_PARAMETER as WRITTEN_DIGEST
+from defensemble_repository.profile_digest import DIGEST_PARAMETER as WRITTEN_DIGEST
 from defensemble_server import NotServableError, PlanError, ServeOptions, read_repository, serve
 from defensemble_server.profiles import DIGEST_PARAMETER, PROFILES, check_gpu, check_profile, engine_caches, profiles_of
-from defensemble_server.runtime import CONTAINER, Runtime
-from tests import tiny
-from tests.server.calls import FREE, ask
-from tests.server.test_plans import H100, T4, VALUES
+from defensemble_server.runtime.find import CONTAINER, Runtime
+from tests.server.plans.test_compatibility import H100, T4, VALUES
+from tests.support import tiny
+from tests.support.calls import FREE, ask
 
 
 def write_plans(repository: Path, version: int = 1, names: tuple[str, ...] = ("alpha", "beta"), **changed: object) -> None:

@@ -12,8 +12,8 @@ from defensemble_export import config_from_pbtxt, fuse_repository, pbtxt_from_co
 from defensemble_repository.averaging import averaging_of, fused_averaging, votes_of
 from defensemble_repository.target import EMBEDDED
 from defensemble_server.repository import read_repository
-from tests import tiny
-from tests.two_models import write_old_repository
+from tests.support import tiny
+from tests.support.two_models import write_old_repository
 
 
 @pytest.mark.parametrize(("members", "cores", "threads"), [(5, 2, 1), (5, 16, 3), (2, 16, 8), (1, 4, 4), (5, 64, 12)])

@@ -33,9 +33,8 @@ from defensemble_training import (
 )
 from defensemble_training.checkpoint import check_writable
 from defensemble_training.content_digest import content_digest
-from defensemble_training.run_state import STATE_FILE, load_state
-
-from .untrained import record_of, tiny_spec
+from defensemble_training.trainer.run_state import STATE_FILE, load_state
+from tests.support.untrained import record_of, tiny_spec
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ import pytest
 
 from defensemble_images import Preprocessing
 from defensemble_training import SpecError, TrainingRecord, build, load_checkpoint, read_metadata, save_checkpoint
+from tests.support.checkout import ROOT
+from tests.support.untrained import record_of, tiny_spec
 
-from .untrained import record_of, tiny_spec
-
-ZOO = sorted((Path(__file__).parents[2] / "zoo/cifar10").glob("*.safetensors"))
+ZOO = sorted((ROOT / "zoo/cifar10").glob("*.safetensors"))
 
 
 @pytest.mark.parametrize("rule", [None, Preprocessing("crop").to_values(), Preprocessing("squash").to_values()])

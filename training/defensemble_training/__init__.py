@@ -7,7 +7,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ._errors import (
+    from .attacks.gradient import AveragedLogits, attack, carlini_wagner, fgsm, mifgsm, pgd
+    from .attacks.presets import ATTACKS, AttackPreset, gradient_queries
+    from .attacks.transfer import adversarial_examples, rounded_to_8_bits
+    from .checkpoint import CheckpointMetadata, load_checkpoint, read_metadata, save_checkpoint
+    from .data.cached_dataset import decoded_dataset
+    from .data.dataset import Dataset, Part, held_out, load_dataset
+    from .errors import (
         CheckpointError,
         DataError,
         DivergedError,
@@ -16,24 +22,18 @@ if TYPE_CHECKING:
         TrainingError,
         UncheckedContentWarning,
     )
-    from .attack_presets import ATTACKS, AttackPreset, gradient_queries
-    from .attacks import AveragedLogits, attack, carlini_wagner, fgsm, mifgsm, pgd
-    from .checkpoint import CheckpointMetadata, load_checkpoint, read_metadata, save_checkpoint
-    from .compute import Compute
-    from .data import Dataset, Part, held_out, load_dataset
-    from .decoded_copy import decoded_dataset
-    from .defect import Defect, defect_masks
     from .evaluation import predicted
-    from .loop import TrainingProgress
-    from .masks import defect_mask, mask_digest
-    from .networks import build
-    from .recipe import PRESETS, Recipe, recipe_from_preset
+    from .models.build import build
+    from .models.defect import Defect, defect_masks
+    from .models.masks import defect_mask, mask_digest
+    from .models.spec import Drop, ModelSpec
+    from .models.wrapping import defective
     from .record import TrainingRecord
-    from .run_state import RunFolder
-    from .spec import Drop, ModelSpec
-    from .training import train, train_module
-    from .transfer import adversarial_examples, rounded_to_8_bits
-    from .wrapping import defective
+    from .trainer.compute import Compute
+    from .trainer.loop import TrainingProgress
+    from .trainer.recipe import PRESETS, Recipe, recipe_from_preset
+    from .trainer.run_state import RunFolder
+    from .trainer.train import train, train_module
 
 __all__ = [
     "ATTACKS",
@@ -84,25 +84,25 @@ __all__ = [
 ]
 
 _HOMES = {
-    "_errors": ("CheckpointError", "DataError", "DivergedError", "Interrupted", "SpecError", "TrainingError", "UncheckedContentWarning"),
-    "attack_presets": ("ATTACKS", "AttackPreset", "gradient_queries"),
-    "attacks": ("AveragedLogits", "attack", "carlini_wagner", "fgsm", "mifgsm", "pgd"),
+    "errors": ("CheckpointError", "DataError", "DivergedError", "Interrupted", "SpecError", "TrainingError", "UncheckedContentWarning"),
+    "attacks.presets": ("ATTACKS", "AttackPreset", "gradient_queries"),
+    "attacks.gradient": ("AveragedLogits", "attack", "carlini_wagner", "fgsm", "mifgsm", "pgd"),
     "checkpoint": ("CheckpointMetadata", "load_checkpoint", "read_metadata", "save_checkpoint"),
-    "compute": ("Compute",),
-    "data": ("Dataset", "Part", "held_out", "load_dataset"),
-    "decoded_copy": ("decoded_dataset",),
-    "defect": ("Defect", "defect_masks"),
+    "trainer.compute": ("Compute",),
+    "data.dataset": ("Dataset", "Part", "held_out", "load_dataset"),
+    "data.cached_dataset": ("decoded_dataset",),
+    "models.defect": ("Defect", "defect_masks"),
     "evaluation": ("predicted",),
-    "loop": ("TrainingProgress",),
-    "masks": ("defect_mask", "mask_digest"),
-    "networks": ("build",),
-    "recipe": ("PRESETS", "Recipe", "recipe_from_preset"),
+    "trainer.loop": ("TrainingProgress",),
+    "models.masks": ("defect_mask", "mask_digest"),
+    "models.build": ("build",),
+    "trainer.recipe": ("PRESETS", "Recipe", "recipe_from_preset"),
     "record": ("TrainingRecord",),
-    "run_state": ("RunFolder",),
-    "spec": ("Drop", "ModelSpec"),
-    "training": ("train", "train_module"),
-    "transfer": ("adversarial_examples", "rounded_to_8_bits"),
-    "wrapping": ("defective",),
+    "trainer.run_state": ("RunFolder",),
+    "models.spec": ("Drop", "ModelSpec"),
+    "trainer.train": ("train", "train_module"),
+    "attacks.transfer": ("adversarial_examples", "rounded_to_8_bits"),
+    "models.wrapping": ("defective",),
 }
 
 

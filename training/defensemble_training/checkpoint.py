@@ -26,14 +26,14 @@ from torch import nn
 
 from defensemble_images.regular_files import irregular
 
-from ._errors import CheckpointError, SpecError, UncheckedContentWarning
+from .atomic_write import name_aside, named, write_aside
 from .content_digest import DIGEST_KEY, content_digest, digest_mismatch
-from .defect import defect_masks
-from .masks import mask_digest
-from .networks import build
+from .errors import CheckpointError, SpecError, UncheckedContentWarning
+from .models.build import build
+from .models.defect import defect_masks
+from .models.masks import mask_digest
+from .models.spec import ModelSpec
 from .record import TrainingRecord
-from .spec import ModelSpec
-from .writing import name_aside, named, write_aside
 
 FORMAT = 3
 _FORMAT_WITHOUT_DIGEST = 2

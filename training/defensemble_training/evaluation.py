@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from ._errors import SpecError
-from .attacks import in_eval_mode
-from .data import Images, Labels, Part
-from .masks import checked_integer
+from .attacks.gradient import in_eval_mode
+from .data.dataset import Images, Labels, Part
+from .errors import SpecError
+from .models.masks import checked_integer
 
 
 def predicted(module: nn.Module, images: Images, batch_size: int = 256) -> Labels:

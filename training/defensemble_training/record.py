@@ -8,7 +8,7 @@ from typing import Any
 
 from defensemble_images import ImagesError, Preprocessing, normalised
 
-from ._errors import SpecError
+from .errors import SpecError
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from typing import Any
 
 import click
 
-from defensemble._version import __version__
-from defensemble.cli import build_engine, demo, doctor, ensemble, export, predict, probe, profile, serve, train
-from defensemble.cli._notes import warnings_as_notes
-from defensemble.cli._os_errors import text_from_os_error
+from .._version import __version__
+from .commands import build_engine, demo, doctor, ensemble, export, predict, probe, profile, serve, train
+from .notes import warnings_as_notes
+from .os_errors import text_from_os_error
 
 # Which pip extra brings a sibling, and the base class of its errors.
 _SIBLINGS = {
@@ -69,7 +69,7 @@ def _shown(text: str) -> click.ClickException:
 
 def _users_errors() -> tuple[type[Exception], ...]:
     """The bases of the errors that the packages loaded so far raise on purpose."""
-    from defensemble._exceptions import DefensembleError
+    from .._exceptions import DefensembleError
 
     loaded = [getattr(sys.modules[package], base) for package, base in _SIBLINGS.items() if package in sys.modules]
     return (DefensembleError, *loaded)

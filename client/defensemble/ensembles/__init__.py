@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from defensemble.ensembles._ensembles import Ensembles
-from defensemble.ensembles._errors import EditFailedError, EditRefusedError
-from defensemble.ensembles._results import Applied, EnsembleState, MemberState, Replica
+from .ensembles import Ensembles
+from .errors import EditFailedError, EditRefusedError
+from .results import Applied, EnsembleState, MemberState, Replica
 
 __all__ = ["Applied", "EditFailedError", "EditRefusedError", "EnsembleState", "Ensembles", "MemberState", "Replica"]

@@ -6,12 +6,12 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from defensemble.probes._base import Target, served
-    from defensemble.probes.noise import NoiseResult, noisy_images, probe_noise
+    from .base import Target, served
+    from .noise import NoiseResult, noisy_images, probe_noise
 
 __all__ = ["NoiseResult", "Target", "noisy_images", "probe_noise", "served"]
 
-_HOME_OF = {"Target": "_base", "served": "_base", "NoiseResult": "noise", "noisy_images": "noise", "probe_noise": "noise"}
+_HOME_OF = {"Target": "base", "served": "base", "NoiseResult": "noise", "noisy_images": "noise", "probe_noise": "noise"}
 
 
 def __getattr__(name: str) -> object:

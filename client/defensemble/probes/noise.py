@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from defensemble._exceptions import InputError
-from defensemble._intervals import Rate, rate
-from defensemble.probes._base import Data, Questioner, Target
+from .._exceptions import InputError
+from ..results.intervals import Rate, rate
+from .base import Data, Questioner, Target
 
 SCHEMA = "defensemble.probe.noise/1"
 PAPER_SIGMAS = (1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 20.0, 24.0, 28.0, 32.0)

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from defensemble.ensembles import Ensembles
-from tests.client.ensembles.world import KEY, World, write_world
-from tests.tiny import content, leftovers
+from tests.support.tiny import content, leftovers
+from tests.support.world import KEY, World, write_world
 
 
 @pytest.fixture(scope="module")

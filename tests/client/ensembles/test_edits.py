@@ -10,8 +10,8 @@ import pytest
 from defensemble import InputError
 from defensemble.ensembles import Applied, EditRefusedError, Ensembles
 from defensemble_export import ConfigError, Ensemble, EnsembleError, ExistsError, ExportError, Vote, ensemble_from_yaml, yaml_from_ensemble
-from tests.client.ensembles.world import ABC, SEEDS, World, calling, recorded, times_of_change
-from tests.tiny import CLASSES, content, images, write_second_version
+from tests.support.tiny import CLASSES, content, images, write_second_version
+from tests.support.world import ABC, SEEDS, World, calling, recorded, times_of_change
 
 Act = Callable[[Ensembles], Applied]
 

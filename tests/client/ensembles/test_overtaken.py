@@ -14,17 +14,17 @@ import pytest
 
 from defensemble import DefensembleError, InputError
 from defensemble.ensembles import EditFailedError, EditRefusedError, Ensembles
-from defensemble.ensembles._flow import Flow
+from defensemble.ensembles.edit import Flow
 from defensemble_export import Edit, Ensemble, EnsembleError, HistoryError, LockedError, Vote, write_plan
-from defensemble_export.edit_plan import EditPlan, plan_ensemble
-from defensemble_export.editing import reweighted
-from defensemble_export.history import new_id, now_text, snapshot_of, this_user
-from defensemble_export.locking import held, locked
-from defensemble_export.pending import Pending
+from defensemble_export.editing.history import new_id, now_text, snapshot_of, this_user
+from defensemble_export.editing.journal import Pending
+from defensemble_export.editing.plan import EditPlan, plan_ensemble
+from defensemble_export.editing.requests import reweighted
+from defensemble_repository.lock import held, locked
 from defensemble_repository.reader import read_ensemble
 from defensemble_repository.view import Files
-from tests import tiny
-from tests.client.ensembles.world import ABC, World, write_world
+from tests.support import tiny
+from tests.support.world import ABC, World, write_world
 
 
 def cut_short(folder: Path, group: list[str] | None = None) -> tuple[EditPlan, Pending]:

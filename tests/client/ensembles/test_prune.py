@@ -9,8 +9,8 @@ import pytest
 from defensemble import InputError
 from defensemble.ensembles import Ensembles
 from defensemble_export import EnsembleError, HistoryError
-from tests.client.ensembles.world import ABC, World, calling, recorded, times_of_change
-from tests.tiny import content
+from tests.support.tiny import content
+from tests.support.world import ABC, World, calling, recorded, times_of_change
 
 
 @pytest.fixture

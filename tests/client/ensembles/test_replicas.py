@@ -12,9 +12,9 @@ import pytest
 from defensemble import Client, ConnectionFailedError, InputError
 from defensemble.ensembles import EditFailedError, EditRefusedError, Ensembles, Replica
 from defensemble_export import Ensemble, Vote, read_history, repository_plan, write_plan
-from tests.client.ensembles.world import ABC, KEY, World, calling, times_of_change, write_world
-from tests.client.scripted import free_port
-from tests.tiny import content, leftovers, member
+from tests.support.scripted import free_port
+from tests.support.tiny import content, leftovers, member
+from tests.support.world import ABC, KEY, World, calling, times_of_change, write_world
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ import pytest
 from defensemble import Client
 from defensemble.ensembles import EditFailedError, Ensembles
 from defensemble_server import ServeOptions, serve
-from tests import tiny
-from tests.client.ensembles.world import ABC, KEY, Votes, answers
+from tests.support import tiny
+from tests.support.world import ABC, KEY, Votes, answers
 
 pytestmark = pytest.mark.slow
 

@@ -12,10 +12,10 @@ import pytest
 from defensemble import InputError
 from defensemble.ensembles import EditRefusedError, Ensembles
 from defensemble_export import Ensemble, EnsembleError, HistoryError, Vote, repository_plan, write_plan
-from defensemble_export.history import this_user
-from tests import tiny
-from tests.client.ensembles.world import ABC, World, calling
-from tests.tiny import content
+from defensemble_export.editing.history import this_user
+from tests.support import tiny
+from tests.support.tiny import content
+from tests.support.world import ABC, World, calling
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ import pytest
 from defensemble import Client, ConnectionFailedError, ForbiddenError, InputError
 from defensemble.ensembles import EditFailedError, Ensembles
 from defensemble_export import Ensemble, Vote
-from tests.client.ensembles.world import ABC, KEY, World, calling, recorded, times_of_change, write_world
-from tests.client.scripted import free_port
-from tests.tiny import content, leftovers
+from tests.support.scripted import free_port
+from tests.support.tiny import content, leftovers
+from tests.support.world import ABC, KEY, World, calling, recorded, times_of_change, write_world
 
 
 def serving(folder: Path, **options: Any) -> Iterator[World]:
@@ -177,8 +177,8 @@ def test_to_delete_from_another_folder_is_told_and_put_back(world: World, tmp_pa
 
 
 def test_a_server_that_loads_nothing_on_request_is_told_and_nothing_is_left(tmp_path: Path, kind: str) -> None:
-    from defensemble_server import launching as start
     from defensemble_server import options
+    from defensemble_server.process import launch
 
     folder = write_world(tmp_path / "place" / "repository")
     written = options.triton_command
@@ -189,7 +189,7 @@ def test_a_server_that_loads_nothing_on_request_is_told_and_nothing_is_left(tmp_
 
     before = content(folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(start, "triton_command", command)
+        patch.setattr(launch, "triton_command", command)
         for world in serving(folder):
             with world.client(kind) as client, pytest.raises(EditFailedError, match="--model-control-mode=explicit") as failed:
                 Ensembles(folder, client).weight("ensemble", {"a": 2.0})

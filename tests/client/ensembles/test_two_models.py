@@ -15,12 +15,12 @@ from defensemble import Client, DefensembleError, OutputRequest
 from defensemble.cli import cli
 from defensemble.ensembles import Ensembles, Replica
 from defensemble_export import read_config, read_ensemble, read_history, write_plan
-from defensemble_export.edit_plan import plan_ensemble
+from defensemble_export.editing.plan import plan_ensemble
 from defensemble_repository.names import AVERAGING_NAME
 from defensemble_server import ServeOptions, serve
-from tests import tiny
-from tests.client.ensembles.world import KEY, World
-from tests.two_models import write_cut_short, write_old_repository
+from tests.support import tiny
+from tests.support.two_models import write_cut_short, write_old_repository
+from tests.support.world import KEY, World
 
 NAMES = ("ensemble", "plain", "trimmed")
 SEEDS = {"alpha": 1, "beta": 2, "gamma": 3}

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.ensembles.walking import Cutter
+from tests.support.walking import Cutter
 
 
 @pytest.fixture(scope="module")

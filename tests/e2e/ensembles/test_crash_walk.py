@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.ensembles.edits import REWEIGH, SCENES, Scene
-from tests.e2e.ensembles.walking import (
+from tests.support.edits import REWEIGH, SCENES, Scene
+from tests.support.walking import (
     Cutter,
     FreshStarts,
     answers_as,

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.ensembles.edits import REWEIGH, SCENES, Scene
-from tests.e2e.ensembles.walking import Cut, Cutter, Edit, Stage, answers_as, history, leftovers, models_of, uncut
+from tests.support.edits import REWEIGH, SCENES, Scene
+from tests.support.walking import Cut, Cutter, Edit, Stage, answers_as, history, leftovers, models_of, uncut
 
 DISK_FULL = {"how": "fail", "kinds": ["files"], "errno": "ENOSPC"}
 FORBIDDEN = {"how": "fail", "kinds": ["files"], "errno": "EACCES"}

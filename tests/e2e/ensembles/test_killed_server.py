@@ -9,8 +9,8 @@ import pytest
 from defensemble import Client
 from defensemble.ensembles import Ensembles
 from defensemble_server import serve
-from tests.e2e.ensembles.edits import REWEIGH, SCENES, Scene
-from tests.e2e.ensembles.walking import QUIET, Cut, Cutter, answers_as, history, leftovers, models_of
+from tests.support.edits import REWEIGH, SCENES, Scene
+from tests.support.walking import QUIET, Cut, Cutter, answers_as, history, leftovers, models_of
 
 # Of an edit of weights: the first call, the end of the ensemble's load, and an unload.
 LOOK_AT = ["repository_index", "after load_model ensemble", "unload_model average_"]

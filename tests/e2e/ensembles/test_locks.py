@@ -15,13 +15,13 @@ import pytest
 
 from defensemble.ensembles import Ensembles
 from defensemble_export import LockedError, read_ensemble, read_history
-from defensemble_export.locking import locked
-from tests.e2e.ensembles.edits import three_models
+from defensemble_repository.lock import locked
+from tests.support.edits import three_models
 
 _HOLDS = """
 import sys
 from pathlib import Path
-from defensemble_export.locking import locked
+from defensemble_repository.lock import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.ensembles.edits import REWEIGH, SCENES, Scene
-from tests.e2e.ensembles.walking import Cutter, Edit, Stage, answers_as, disk_state, history, leftovers, models_of, uncut
+from tests.support.edits import REWEIGH, SCENES, Scene
+from tests.support.walking import Cutter, Edit, Stage, answers_as, disk_state, history, leftovers, models_of, uncut
 
 LOOK = Edit("show", [], None, None)
 # By what comes of it, before which of its steps an edit is killed: the last that begins so.

@@ -9,8 +9,8 @@ import pytest
 from defensemble.ensembles import EditFailedError
 from defensemble_export import check_ensemble, config_from_pbtxt
 from defensemble_repository.view import Files
-from tests.e2e.ensembles.edits import BOTH, Scene, three_models
-from tests.e2e.ensembles.walking import Cutter, Edit, Stage, answers_as, history, leftovers, stage_of
+from tests.support.edits import BOTH, Scene, three_models
+from tests.support.walking import Cutter, Edit, Stage, answers_as, history, leftovers, stage_of
 
 # Triton refuses the first while it loads, and the second before, when it reads the folder.
 REFUSED = {

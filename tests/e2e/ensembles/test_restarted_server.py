@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from defensemble import Client
-from defensemble.ensembles import Ensembles, _served
-from defensemble.ensembles._served import is_averaging
-from defensemble_export.edit_plan import used_models
+from defensemble.ensembles import Ensembles, server_models
+from defensemble.ensembles.server_models import is_averaging
+from defensemble_export.editing.plan import used_models
 from defensemble_repository.view import Files
-from tests.e2e.ensembles.edits import REWEIGH, SCENES, SWITCHED, Scene
-from tests.e2e.ensembles.walking import Cut, Cutter, Edit, Stage, Votes, answers_as, history, leftovers, models_of, uncut
+from tests.support.edits import REWEIGH, SCENES, SWITCHED, Scene
+from tests.support.walking import Cut, Cutter, Edit, Stage, Votes, answers_as, history, leftovers, models_of, uncut
 
 LOOK = Edit("show", [], None, None)
 # Of an edit of weights: a call before the new configuration lies on disk, and one after it.
@@ -225,7 +225,7 @@ def test_prune_finishes_while_the_server_restarts(cutter: Cutter, tmp_path: Path
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["http", "grpc"])
 def test_an_edit_that_begins_while_the_server_restarts(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_served, "RESTART_WAIT_S", 30.0)  # for a busy machine
+    monkeypatch.setattr(server_models, "RESTART_WAIT_S", 30.0)  # for a busy machine
     with REWEIGH.staged(tmp_path, restart=True) as stage:
         (server,) = stage.servers
         url = server.http_url if kind == "http" else server.grpc_url

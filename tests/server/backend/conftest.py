@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from defensemble_server.backend import FLAGS, Compiler, ensure_backend, find_compiler, onnxruntime_library
-from defensemble_server.data import data_file
-
-from .triton import Triton
+from defensemble_server.runtime.backend_build import FLAGS, Compiler, ensure_backend, find_compiler, onnxruntime_library
+from defensemble_server.runtime.package_data import data_file
+from tests.support.backend_triton import Triton
 
 HERE = Path(__file__).parent
 

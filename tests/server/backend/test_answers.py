@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from tritonclient.utils import InferenceServerException
 
-from . import graphs
-from .triton import Triton, infer_inputs, infer_outputs
+from tests.support import backend_graphs as graphs
+from tests.support.backend_triton import Triton, infer_inputs, infer_outputs
 
 FEW = settings(max_examples=25, deadline=None)
 

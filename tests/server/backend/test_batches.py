@@ -23,8 +23,8 @@ from onnx import TensorProto, helper
 from tritonclient.grpc import InferInput, InferRequestedOutput, InferResult
 from tritonclient.utils import InferenceServerException
 
-from . import graphs
-from .triton import Triton, arrays, infer_inputs, infer_outputs, records
+from tests.support import backend_graphs as graphs
+from tests.support.backend_triton import Triton, arrays, infer_inputs, infer_outputs, records
 
 ANSWER_DEADLINE_S = 20.0
 Answer: TypeAlias = "dict[str, npt.NDArray[Any]] | InferenceServerException"

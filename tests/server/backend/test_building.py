@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from defensemble_server import BackendBuildError, RuntimeMissingError
-from defensemble_server.backend import (
+from defensemble_server.runtime.backend_build import (
     LIBRARY_NAME,
     Compiler,
     build_digest,
@@ -23,9 +23,8 @@ from defensemble_server.backend import (
     find_compiler,
     onnxruntime_library,
 )
-
-from . import graphs
-from .triton import Triton
+from tests.support import backend_graphs as graphs
+from tests.support.backend_triton import Triton
 
 
 def script(folder: Path, name: str, body: str) -> str:
@@ -244,7 +243,7 @@ def test_no_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_as_a_program(tmp_path: Path, stand_in: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", stand_in)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    command = [sys.executable, "-c", "import sys; from defensemble_server.backend import main; sys.exit(main())"]
+    command = [sys.executable, "-c", "import sys; from defensemble_server.runtime.backend_build import main; sys.exit(main())"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert (Path(done.stdout.rstrip("\n")) / "onnxruntime" / LIBRARY_NAME).is_file()
@@ -272,7 +271,7 @@ def test_the_real_ziglang_builds_a_backend_that_answers(tmp_path: Path, monkeypa
 def test_without_a_compiler_an_earlier_build_of_the_same_source_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = tmp_path / "cache"
     built = ensure_backend(cache_dir=cache)
-    monkeypatch.setattr("defensemble_server.backend.find_compiler", lambda: None)
+    monkeypatch.setattr("defensemble_server.runtime.backend_build.find_compiler", lambda: None)
     assert ensure_backend(cache_dir=cache) == built == built_backend(cache_dir=cache)
     assert built_backend(cache_dir=tmp_path / "other") is None
     with pytest.raises(BackendBuildError, match="apt-get install g\\+\\+"):

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from defensemble_server.backend import LIBRARY_NAME, Compiler
-
-from . import graphs
-from .triton import Triton
+from defensemble_server.runtime.backend_build import LIBRARY_NAME, Compiler
+from tests.support import backend_graphs as graphs
+from tests.support.backend_triton import Triton
 
 
 def load_error(folder: Path, backend_directory: Path, settings: dict[str, str], environment: dict[str, str] | None = None) -> str:

@@ -7,7 +7,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from defensemble_server.backend import Compiler
+from defensemble_server.runtime.backend_build import Compiler
 
 REAL = json.loads((Path(__file__).parent / "real_headers.json").read_text())
 

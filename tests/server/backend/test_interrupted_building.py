@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from defensemble_server import BackendBuildError
-from defensemble_server.backend import Compiler, ensure_backend
+from defensemble_server.runtime.backend_build import Compiler, ensure_backend
 from tests.server.backend.test_building import COMPILES, script
 
 # Stands for g++ and the cc1plus that it starts: it writes a temporary file, and its child would run for long.
@@ -26,7 +26,7 @@ exit 4
 BUILD = """
 import sys
 from pathlib import Path
-from defensemble_server.backend import ensure_backend
+from defensemble_server.runtime.backend_build import ensure_backend
 ensure_backend(cache_dir=Path(sys.argv[1]), compiler=sys.argv[2:], say=lambda text: None)
 """
 
@@ -95,7 +95,7 @@ def test_the_real_compiler_ends_with_a_killed_build(tmp_path: Path, compiler: Co
 
 
 def test_a_build_that_takes_too_long_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("defensemble_server.backend._BUILD_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("defensemble_server.runtime.backend_build._BUILD_TIMEOUT_S", 0.3)
     with pytest.raises(BackendBuildError, match="timed out"):
         ensure_backend(cache_dir=tmp_path / "cache", compiler=[script(tmp_path, "compiler", SLOW)], say=lambda text: None)
     assert within(5, lambda: not runs(int((tmp_path / "compiler.child").read_text())))

@@ -11,8 +11,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from . import graphs
-from .triton import Triton
+from tests.support import backend_graphs as graphs
+from tests.support.backend_triton import Triton
 
 FLOAT = TensorProto.FLOAT
 NO_SUCH = "which the graph does not have"

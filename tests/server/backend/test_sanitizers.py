@@ -14,10 +14,9 @@ import pytest
 from onnx import TensorProto, helper
 from tritonclient.utils import InferenceServerException
 
-from defensemble_server.backend import LIBRARY_NAME, Compiler, onnxruntime_library
-
-from . import graphs
-from .triton import Triton, arrays, infer_inputs, infer_outputs
+from defensemble_server.runtime.backend_build import LIBRARY_NAME, Compiler, onnxruntime_library
+from tests.support import backend_graphs as graphs
+from tests.support.backend_triton import Triton, arrays, infer_inputs, infer_outputs
 
 pytestmark = pytest.mark.slow
 

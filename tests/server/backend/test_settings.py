@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from defensemble_server.backend import onnxruntime_library
-
-from . import graphs
-from .triton import Triton, records
+from defensemble_server.runtime.backend_build import onnxruntime_library
+from tests.support import backend_graphs as graphs
+from tests.support.backend_triton import Triton, records
 
 INTRA_SPIN, INTER_SPIN = "session.intra_op.allow_spinning", "session.inter_op.allow_spinning"
 A_COUNT = "must be an integer from 0 (one thread per core) to 1024"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from defensemble_training.catalogue import KNOWN
+from defensemble_training.data.registry import KNOWN
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from defensemble_training import DataError, load_dataset
-
-from .written import pictures, write_class_folders, write_split, write_tables
+from tests.support.written import pictures, write_class_folders, write_split, write_tables
 
 LOAD_ALOUD = """
 import sys
@@ -57,7 +56,7 @@ def test_what_changed_is_decoded_anew(tmp_path: Path, cache: Path) -> None:
 def test_other_rules_of_reading_decode_anew(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_split(tmp_path / "set")
     for rules in ("1", "2", "2"):
-        monkeypatch.setattr("defensemble_training.decoded_cache.RULES", rules)
+        monkeypatch.setattr("defensemble_training.data.cache.RULES", rules)
         load_dataset("folder", data_dir=tmp_path / "set")
     assert len(entries(cache)) == 2
 

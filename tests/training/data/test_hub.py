@@ -15,9 +15,8 @@ from threading import Thread
 
 import pytest
 
-from defensemble_training.hub import HubFile, wanted_files
-
-from .written import write_tables
+from defensemble_training.data.hub import HubFile, wanted_files
+from tests.support.written import write_tables
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 LOAD = """

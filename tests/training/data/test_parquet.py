@@ -12,8 +12,7 @@ from PIL import Image
 from pyarrow import parquet  # type: ignore[import-untyped,unused-ignore]
 
 from defensemble_training import DataError, load_dataset
-
-from .written import CIFAR10, CLASSES, WITHOUT_CIFAR10, pictures, png, write_split, write_table, write_tables
+from tests.support.written import CIFAR10, CLASSES, WITHOUT_CIFAR10, pictures, png, write_split, write_table, write_tables
 
 
 @pytest.mark.parametrize("below", ["", "data", "plain_text", "anything"])

@@ -6,8 +6,7 @@ import pytest
 from PIL import Image
 
 from defensemble_training import DataError, load_dataset
-
-from .written import pictures, write_split
+from tests.support.written import pictures, write_split
 
 
 def test_images_of_several_sizes_need_a_size(tmp_path: Path) -> None:

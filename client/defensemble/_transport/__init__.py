@@ -1,0 +1,1 @@
+"""How requests reach a server: gRPC, HTTP, or a fake for tests."""

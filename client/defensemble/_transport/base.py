@@ -1,0 +1,248 @@
+"""The one seam at the network: what a client needs of a server, whatever the protocol."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .._exceptions import InputError
+
+DEFAULT_PORTS = {"grpc": 8001, "grpcs": 8001, "http": 8000, "https": 8000}
+
+
+@dataclass(frozen=True)
+class OutputRequest:
+    """An output to ask for; with `class_count` k, its k largest values as `value:index:name` texts (Triton's classification extension)."""
+
+    name: str
+    class_count: int = 0
+
+
+@dataclass(frozen=True)
+class TensorMetadata:
+    """Name, KServe datatype (`FP32`) and shape of a tensor, batch dimension included; -1 is any size."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ModelMetadata:
+    """What a server tells everyone about a model."""
+
+    name: str
+    platform: str
+    inputs: tuple[TensorMetadata, ...]
+    outputs: tuple[TensorMetadata, ...]
+
+
+@dataclass(frozen=True)
+class ServerMetadata:
+    """The server's name and version, as it says them."""
+
+    name: str
+    version: str
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """A line of the server's repository index: a version of a model, and whether it serves.
+
+    `version` is None where the server gives none; `state` is READY, UNAVAILABLE, LOADING, UNLOADING, or empty where it was never loaded;
+    `reason` is why it is unavailable, in the server's words ("unloaded" where it was asked to).
+    """
+
+    name: str
+    version: int | None
+    state: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ModelStatistics:
+    """What a loaded version of a model has done since it was loaded.
+
+    `requests` ended, well or not (one that was refused for its form never began); `executions` ran, several requests in a batch being one;
+    `last_ms` is when the last request came, in milliseconds since 1970, 0 for never.
+    """
+
+    name: str
+    version: int
+    requests: int
+    executions: int
+    last_ms: int
+
+
+class Transport(Protocol):
+    """What a client needs of a server; every method may be called by several threads, and raises errors of `_exceptions.py` only.
+
+    A `version` of None leaves it to the server, which takes the newest that it has loaded.
+    """
+
+    @property
+    def url(self) -> str:
+        """Where the server is, for messages."""
+
+    def infer(
+        self,
+        model: str,
+        inputs: Mapping[str, NDArray[np.float32]],
+        outputs: Sequence[OutputRequest],
+        timeout_s: float,
+        version: int | None = None,
+    ) -> dict[str, NDArray[Any]]:
+        """Runs a model; numeric outputs come as arrays in their own type, texts as object arrays of bytes."""
+
+    def model_metadata(self, model: str, timeout_s: float) -> ModelMetadata:
+        """What the server tells everyone about a model."""
+
+    def model_config(self, model: str, timeout_s: float, version: int | None = None) -> dict[str, Any]:
+        """The model's configuration as the JSON form of Triton's `ModelConfig` (field names as in `config.pbtxt`).
+
+        Raises:
+            ForbiddenError: The server keeps configurations to itself, and no admin key or a wrong one was sent.
+        """
+
+    def models(self, timeout_s: float) -> list[str]:
+        """Names of the models that are loaded, sorted; from the statistics API, since the repository's is closed to callers."""
+
+    def repository_index(self, timeout_s: float) -> list[ModelState]:
+        """The models in the server's repository, loaded or not.
+
+        Raises:
+            ForbiddenError: The server takes this with its admin key alone.
+        """
+
+    def load_model(self, model: str, timeout_s: float) -> None:
+        """Loads a model as it lies in the repository, or again where its files changed; an ensemble's members with it.
+
+        A server may answer well to a second load of a model that it refused: `repository_index` tells what serves.
+
+        Raises:
+            ForbiddenError: The server takes this with its admin key alone.
+            RequestRefusedError: The server does not load it, or loads nothing on request; its words are in the text.
+            ServerFailedError: The server could not read the model's folder, or failed.
+        """
+
+    def unload_model(self, model: str, timeout_s: float) -> None:
+        """Takes a model out of service, and ensembles that need it; requests that have begun are answered. One not loaded is no error.
+
+        Raises:
+            ForbiddenError: The server takes this with its admin key alone.
+            RequestRefusedError: The server unloads nothing on request.
+        """
+
+    def statistics(self, timeout_s: float) -> list[ModelStatistics]:
+        """What each version of each loaded model has done."""
+
+    def server_metadata(self, timeout_s: float) -> ServerMetadata:
+        """The server's name and version."""
+
+    def live(self, timeout_s: float) -> bool:
+        """Whether the server says that it lives."""
+
+    def ready(self, timeout_s: float) -> bool:
+        """Whether the server says that it is ready; `Client.wait_ready` asks a model instead, which is stricter."""
+
+    def close(self) -> None:
+        """Lets go of the connections; may be called twice."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """A server's address, taken from a URL."""
+
+    scheme: str
+    host: str
+    port: int
+
+    @property
+    def netloc(self) -> str:
+        """Host and port as URLs and gRPC targets write them."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        """The URL with its port."""
+        return f"{self.scheme}://{self.netloc}"
+
+
+def address_from_url(url: str) -> Address:
+    """Splits a server's URL, such as `http://localhost:8000`; without a port, 8000 for HTTP and 8001 for gRPC.
+
+    Raises:
+        InputError: It is not such a URL.
+    """
+    expected = "expected http://HOST:PORT, https://HOST:PORT, grpc://HOST:PORT or grpcs://HOST:PORT, such as http://localhost:8000"
+    if not isinstance(url, str):
+        raise InputError(f"url must be a str, got {type(url).__name__}: {expected}")
+    if "://" not in url:
+        raise InputError(f"the URL {url!r:.120} has no scheme: {expected}")
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise InputError(f"the URL {url!r:.120} cannot be read ({error}): {expected}") from error
+    if parts.scheme not in DEFAULT_PORTS:
+        raise InputError(f"the URL {url!r:.120} has the unknown scheme {parts.scheme!r}: {expected}")
+    if not parts.hostname:
+        raise InputError(f"the URL {url!r:.120} has no host: {expected}")
+    if parts.path not in ("", "/") or parts.query or parts.fragment or parts.username or parts.password:
+        raise InputError(f"the URL {url!r:.120} holds more than scheme, host and port: {expected}")
+    try:
+        parts.hostname.encode("idna").decode("ascii")
+    except UnicodeError as error:
+        raise InputError(f"the URL {url!r:.120} has no valid host name ({error}): {expected}") from error
+    return Address(parts.scheme, parts.hostname, DEFAULT_PORTS[parts.scheme] if port is None else port)
+
+
+def version_text(version: int) -> str:
+    """A model's version as it is sent.
+
+    Raises:
+        InputError: It is no whole number of 1 or more; Triton would take -1 for its own choice.
+    """
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise InputError(f"a model's version is a whole number of 1 or more, or None for the server's choice, got {version!r:.100}")
+    return str(version)
+
+
+def check_admin_key(key: object) -> str | None:
+    """The key where there is none or a header takes it; the errors do not show it.
+
+    Raises:
+        InputError: It is no text, or has fewer than 16 characters, more than 256, or others than letters, digits, `_` and `-`.
+    """
+    if key is None:
+        return None
+    expected = "expected 16 to 256 letters, digits, '_' or '-', as the server was started with"
+    if not isinstance(key, str):
+        raise InputError(f"admin_key must be a str or None, got {type(key).__name__}: {expected}")
+    if not re.fullmatch(r"[A-Za-z0-9_\-]{16,256}", key):
+        raise InputError(f"the admin key has {len(key)} characters, or some that a header does not take: {expected}")
+    return key
+
+
+def transport_from_url(url: str, admin_key: str | None = None) -> Transport:
+    """The transport for a URL's scheme; no connection is made yet.
+
+    `admin_key` goes with what a server may keep to its operator: the repository's index, loading, unloading and configurations.
+
+    Raises:
+        InputError: It is not a server's URL, or no admin key.
+    """
+    address = address_from_url(url)
+    if address.scheme in ("grpc", "grpcs"):
+        from .grpc_transport import GrpcTransport  # half a second: not paid by callers of HTTP
+
+        return GrpcTransport(url, admin_key=admin_key)
+    from .http_transport import HttpTransport
+
+    return HttpTransport(url, admin_key=admin_key)

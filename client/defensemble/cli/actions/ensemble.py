@@ -1,0 +1,235 @@
+"""What the verbs of `defensemble ensemble` do once their arguments are read."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..._client.client import Client
+from ..._exceptions import InputError
+from ...ensembles import Applied, Ensembles, Replica
+from ..local_servers import deaths_of, noted_key, servers_of
+from ..shell import this_command
+from .ensemble_tables import print_applied, print_edits, print_prunable, print_state, values_from_applied
+
+
+@contextmanager
+def opened(where: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> Iterator[Ensembles]:
+    """The ensembles that the options of `_places` name, with the clients of their servers.
+
+    Raises:
+        InputError, defensemble_server.ServerError: The options do not go together; the key cannot be read.
+        ServiceError: see `Ensembles`.
+    """
+    with ExitStack() as stack:
+
+        def client(url: str, key: str | None) -> Client:
+            made = Client(url, timeout_s=where["timeout_s"], admin_key=key)
+            return stack.enter_context(made)
+
+        replicas = _replicas(where, client)
+        yield Ensembles.over(
+            replicas,
+            wait_s=where["wait_s"],
+            say=_say if sys.stderr.isatty() else lambda text: None,
+            warn=lambda text: click.echo(text, err=True),
+            **(settings or {}),
+        )
+
+
+def edit(rest: Mapping[str, Any], act: Callable[[Ensembles, dict[str, Any]], Applied | list[Applied]]) -> None:
+    """Carries out an edit, and says what was done; `rest` are the options of `_edits`."""
+    given = {key: rest[key] for key in ("message", "dry_run")}
+    with opened(rest, {key: rest[key] for key in ("load_timeout_s", "drain_s")}) as ensembles:
+        # What ends it, too, has to be undone, and waits where Ctrl-C does.
+        signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+        try:
+            done = act(ensembles, given)
+        except KeyboardInterrupt:
+            raise click.ClickException(
+                "interrupted: what became of it is told above, else nothing had been changed (`defensemble ensemble history` tells too)"
+            ) from None
+    applied = [done] if isinstance(done, Applied) else done
+    _tell_of_new_servers(rest, {url for one in applied for url in one.servers})
+    if rest["as_json"]:
+        values = [values_from_applied(one) for one in applied]
+        click.echo(json.dumps(values[0] if isinstance(done, Applied) else values, indent=2))
+        return
+    for one in applied:
+        print_applied(one, _typed_again(rest))
+
+
+def show_ensembles(name: str | None, form: str, where: Mapping[str, Any]) -> None:
+    """Prints ensembles as a table, as YAML that `apply` reads, or as JSON."""
+    from defensemble_export import yaml_from_ensemble
+
+    from .ensemble_tables import values_from_state
+
+    with opened(where) as ensembles:
+        if form == "yaml":
+            known = ensembles.names()
+            if name is None and len(known) != 1:
+                raise InputError(
+                    f"the repository holds {len(known)} ensembles ({', '.join(known) or 'none'}), and a file declares one: name it"
+                )
+            click.echo(yaml_from_ensemble(ensembles.declared(name or known[0])), nl=False)
+            return
+        states = ensembles.show(name)
+    if not (where["urls"] or where["replicas"] or where["files_only"]):
+        for death in deaths_of(where["repository"]):
+            click.echo(death, err=True)
+    if form == "json":
+        click.echo(json.dumps([values_from_state(state) for state in states], indent=2))
+        return
+    if not states:
+        click.echo(f"no ensemble yet: {this_command()} ensemble create NAME MODEL...", err=True)
+    for state in states:
+        print_state(state)
+
+
+def check_ensembles(name: str | None, runtime: str, where: Mapping[str, Any]) -> None:
+    """Prints what the checks found; exit status 1 where one of them refuses."""
+    from defensemble_repository.target import TARGETS
+
+    with opened(where) as ensembles:
+        findings = ensembles.check(name, runtime=runtime)
+        refused = 0
+        for finding in findings:
+            refused += finding.refuses
+            click.echo(f"{'' if finding.refuses else 'remark: '}{finding}")
+        if refused:
+            raise click.ClickException(f"{refused} finding{'' if refused == 1 else 's'} to mend (judged for {TARGETS[runtime]})")
+        looked_at = [name] if name is not None else ensembles.names()
+    unchecked = ", ".join(dict.fromkeys(finding.model for finding in findings if finding.unchecked))
+    judged = f"{TARGETS[runtime]} can load it, and it computes what it says"
+    if unchecked:
+        judged = f"nothing was found that keeps {TARGETS[runtime]} from loading it, and the files of {unchecked} were not checked"
+    click.echo(f"{', '.join(looked_at)}: {judged}" if looked_at else "no ensemble yet")
+
+
+def show_differences(file: Path | None, where: Mapping[str, Any]) -> bool:
+    """Prints what differs, between file and disk, or between disk and servers; returns whether anything does."""
+    from defensemble_export import read_declaration
+
+    with opened(where) as ensembles:
+        if file is not None:
+            wanted = read_declaration(file)
+            applied = ensembles.apply(wanted, dry_run=True)
+            for change in applied.changes:
+                click.echo(f"{wanted.name}: {change}")
+            lag = [f"{url}: would load {', '.join(models)}" for url, models in applied.loaded.items()]
+            for line in lag:
+                click.echo(line)
+            differs = bool(applied.changes or lag)
+        else:
+            differs = False
+            for state in ensembles.show():
+                told = {**{f"'{state.name}'": state.served}}
+                told |= {f"{one.standing.model}@{one.standing.version}": one.served for one in state.members}
+                for what, by_server in told.items():
+                    for url, answer in by_server.items():
+                        if answer != "yes":
+                            differs = True
+                            click.echo(f"{state.name}: {what} on {url}: {answer}")
+    if not differs:
+        click.echo("nothing differs", err=True)
+    return differs
+
+
+def show_history(name: str | None, last: int, as_json: bool, where: Mapping[str, Any]) -> None:
+    """Prints the edits."""
+    from defensemble_export import undoable
+    from defensemble_export.editing.history import line_from_edit
+
+    with opened({**where, "files_only": not where["replicas"], "urls": ()}) as ensembles:
+        edits = ensembles.history(name)
+        if name is not None and not edits and name not in ensembles.names():
+            raise InputError(
+                f"no edit of '{name}' is in the history, and there is no such ensemble: {', '.join(ensembles.names())} there are"
+            )
+    standing = {edit.id for one in {edit.ensemble for edit in edits} for edit in undoable(edits, one)}
+    earlier = max(0, len(edits) - last) if last else 0
+    edits = edits[earlier:]
+    if as_json:
+        for one in edits:
+            click.echo(line_from_edit(one).decode())
+        return
+    if not edits:
+        click.echo("no edit yet", err=True)
+    if earlier:
+        click.echo(f"{earlier} earlier edits: --last 0 shows them all", err=True)
+    print_edits(edits, standing)
+
+
+def prune_repository(keep: int, dry_run: bool, yes: bool, where: Mapping[str, Any]) -> None:
+    """Lists what can be deleted, asks, and deletes it."""
+    with opened(where) as ensembles:
+        found = ensembles.prune(keep=keep, dry_run=True)
+        if not found:
+            click.echo("nothing to prune")
+            return
+        print_prunable(found)
+        if dry_run:
+            return
+        if not yes:
+            if not sys.stdin.isatty():
+                raise click.UsageError("nothing was deleted: nobody is there to be asked, so say --yes, or --dry-run")
+            click.confirm("delete these?", abort=True)
+        gone = ensembles.prune(keep=keep)
+    click.echo(f"deleted {len(gone)}, {sum(one.bytes for one in gone):,} bytes")
+
+
+def _tell_of_new_servers(rest: Mapping[str, Any], told: Container[str]) -> None:
+    """Servers that were looked for before the edit, which may have waited for another, are looked for once more."""
+    if rest["urls"] or rest["replicas"] or rest["files_only"]:
+        return
+    for url, _ in servers_of(rest["repository"]):
+        if url not in told:
+            click.echo(f"{url} has started meanwhile, and may serve what was there before: {this_command()} ensemble reload", err=True)
+
+
+def _typed_again(where: Mapping[str, Any]) -> str:
+    """The options that said where, for another command there."""
+    words = [] if where["replicas"] or where["repository"] == Path("model_repository") else ["--repository", str(where["repository"])]
+    words += [word for url in where["urls"] for word in ("--url", url)]
+    words += [word for url, folder in where["replicas"] for word in ("--replica", f"{url}={folder}")]
+    words += ["--files-only"] if where["files_only"] else []
+    words += ["--admin-key-file", str(where["admin_key_file"])] if where["admin_key_file"] is not None else []
+    return f" {shlex.join(words)}" if words else ""
+
+
+def _say(text: str) -> None:
+    click.secho(f"  {text}", err=True, dim=True)
+
+
+def _replicas(where: Mapping[str, Any], client: Callable[[str, str | None], Client]) -> Sequence[Replica]:
+    key = _key_from(where["admin_key_file"])
+    if where["replicas"]:
+        if where["urls"] or where["files_only"]:
+            raise InputError("--replica names servers and folders together: give it without --url and --files-only")
+        folders: dict[Path, list[Client]] = {}
+        for url, folder in where["replicas"]:
+            folders.setdefault(folder, []).append(client(url, key or noted_key(url)))
+        return [Replica(folder, tuple(clients)) for folder, clients in folders.items()]
+    repository = where["repository"]
+    if where["files_only"]:
+        if where["urls"]:
+            raise InputError("--files-only tells no server: give it without --url")
+        return [Replica(repository)]
+    if where["urls"]:
+        return [Replica(repository, tuple(client(url, key or noted_key(url)) for url in where["urls"]))]
+    return [Replica(repository, tuple(client(url, key or noted) for url, noted in servers_of(repository)))]
+
+
+def _key_from(file: Path | None) -> str | None:
+    from defensemble_server import read_admin_key
+
+    return None if file is None else read_admin_key(file, lambda message: click.echo(message, err=True))

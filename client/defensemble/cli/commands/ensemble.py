@@ -1,0 +1,445 @@
+"""`defensemble ensemble`: who votes, with which weight, averaged how; edited while it serves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+_EXAMPLE_OF_A_WEIGHT = "a vote and its weight, such as keep0.3=2 or keep0.3@2=0.5"
+
+
+def _weights(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> dict[str, float]:
+    """MODEL=W or MODEL@VERSION=W, each named once."""
+    found: dict[str, float] = {}
+    for value in values:
+        name, equals, number = value.rpartition("=")
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = None
+        if not equals or not name or weight is None:
+            raise click.BadParameter(f"expected {_EXAMPLE_OF_A_WEIGHT}, got {value!r:.120}")
+        if name in found:
+            raise click.BadParameter(f"{name} is given two weights: name it once")
+        found[name] = weight
+    return found
+
+
+def _replicas(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> tuple[tuple[str, Path], ...]:
+    """URL=FOLDER."""
+    found = []
+    for value in values:
+        url, equals, folder = value.partition("=")
+        if not equals or not url or not folder:
+            raise click.BadParameter(f"expected URL=FOLDER, such as http://10.0.0.7:8000=/mnt/seven/models, got {value!r:.120}")
+        found.append((url, Path(folder)))
+    return tuple(found)
+
+
+def _places(command: _Command) -> _Command:
+    """Where the ensembles are: a folder, and the servers that read it."""
+    options = [
+        click.option(
+            "--repository",
+            type=click.Path(path_type=Path),
+            default=Path("model_repository"),
+            show_default=True,
+            help="Folder of the models, which the servers read too.",
+        ),
+        click.option(
+            "--url",
+            "urls",
+            multiple=True,
+            metavar="URL",
+            help="A server that reads the folder, http://HOST:PORT or grpc://HOST:PORT. Repeatable.  [default: those that "
+            "`defensemble serve` runs on it here, else none]",
+        ),
+        click.option(
+            "--replica",
+            "replicas",
+            multiple=True,
+            callback=_replicas,
+            metavar="URL=FOLDER",
+            help="A server with its own folder, instead of --repository and --url. Repeatable: all are edited, or none.",
+        ),
+        click.option("--files-only", is_flag=True, help="Use the files only: contact no server, even if one runs on the folder here."),
+        click.option(
+            "--admin-key-file",
+            type=click.Path(path_type=Path),
+            help="File with the key that the servers were started with.  [default: the one that `serve` noted here, else none]",
+        ),
+        click.option("--timeout", "timeout_s", type=click.FloatRange(min=0.1), default=60.0, show_default=True, help="Seconds per call."),
+        click.option(
+            "--wait",
+            "wait_s",
+            type=click.FloatRange(min=0),
+            default=60.0,
+            show_default=True,
+            help="Seconds to wait for another edit of the folder to finish.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _edits(command: _Command) -> _Command:
+    """What all edits take."""
+    options = [
+        click.option("-m", "--message", help="Reason of the edit, for the history."),
+        click.option("--dry-run", is_flag=True, help="Check, say what would change, and change nothing."),
+        click.option(
+            "--load-timeout",
+            "load_timeout_s",
+            type=click.FloatRange(min=0.1),
+            default=300.0,
+            show_default=True,
+            help="Seconds for a server to load a model.",
+        ),
+        click.option(
+            "--drain",
+            "drain_s",
+            type=click.FloatRange(min=0.1),
+            default=10.0,
+            show_default=True,
+            help="Seconds to wait until no requests reach a model that is no longer needed; if some still do, it stays loaded.",
+        ),
+        click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return _places(command)
+
+
+class _InOrder(click.Group):
+    """Lists its verbs in the order in which they are written here: to look, to edit, to go back."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group("ensemble", cls=_InOrder, short_help="Edit an ensemble while it serves: who votes, with which weight, averaged how.")
+def command() -> None:
+    r"""Look at the ensembles of a model repository, and edit them while they serve.
+
+    An edit is checked before anything changes, takes effect under full load without a failed request, and is undone by `rollback`. Where
+    a step of it fails, the old state is put back. Without --url, servers that `defensemble serve` runs here on the folder are told; where
+    none runs, the files alone are edited.
+
+    \b
+    Examples:
+      defensemble ensemble show
+      defensemble ensemble weight ensemble keep0.3=2 -m "does best on the new camera"
+      defensemble ensemble rollback
+    """
+
+
+@command.command("show", short_help="Show members, their weights and accuracies, and whether they are served.")
+@click.argument("name", required=False)
+@_places
+@click.option(
+    "--format", "form", type=click.Choice(["table", "yaml", "json"]), default="table", show_default=True, help="yaml: for `apply`."
+)
+def show(name: str | None, form: str, **where: Any) -> None:
+    r"""Show the ensemble NAME, or all: members, weights, precision, digest of the masks, accuracy that the checkpoint records.
+
+    A line below the table shows how images of another size are resized (`preprocessing`). The column `served` shows whether all servers
+    serve the files on disk; where one does not, a line below gives the reason.
+
+    \b
+    Examples:
+      defensemble ensemble show
+      defensemble ensemble show ensemble --format yaml        # a file that `apply` reads
+      defensemble ensemble show --url http://10.0.0.7:8000 --admin-key-file admin.key
+    """
+    from ..actions.ensemble import show_ensembles
+
+    show_ensembles(name, form, where)
+
+
+@command.command("list", short_help="The names of the ensembles.")
+@_places
+def names(**where: Any) -> None:
+    r"""List the ensembles of the repository, one a line.
+
+    \b
+    Examples:
+      defensemble ensemble list
+      defensemble ensemble list --repository models
+    """
+    from ..actions.ensemble import opened
+
+    with opened(where) as ensembles:
+        for name in ensembles.names():
+            click.echo(name)
+
+
+@command.command("check", short_help="What `serve` would refuse, and what else is wrong.")
+@click.argument("name", required=False)
+@click.option(
+    "--runtime",
+    type=click.Choice(["embedded", "docker"]),
+    default="embedded",
+    show_default=True,
+    help="Which Triton is to serve it, as for `defensemble serve`.",
+)
+@_places
+def check(name: str | None, runtime: str, **where: Any) -> None:
+    r"""Check the ensemble NAME, or all models of the repository, as they are on disk; exit status 1 where `serve` would refuse one.
+
+    \b
+    Examples:
+      defensemble ensemble check
+      defensemble ensemble check ensemble --repository models
+      defensemble ensemble check --runtime docker
+    """
+    from ..actions.ensemble import check_ensembles
+
+    check_ensembles(name, runtime, where)
+
+
+@command.command("create", short_help="Create an ensemble from models of the repository.")
+@click.argument("name")
+@click.argument("members", nargs=-1, required=True, metavar="MODEL[@VERSION]...")
+@click.option(
+    "--weight",
+    "weights",
+    multiple=True,
+    callback=_weights,
+    metavar="MODEL[@VERSION]=W",
+    help="Weight of a member, above 0. Repeatable.  [default: 1]",
+)
+@click.option(
+    "--average", type=click.Choice(["probabilities", "logits"]), default="probabilities", show_default=True, help="What is averaged."
+)
+@_edits
+def create(name: str, members: tuple[str, ...], weights: dict[str, float], average: str, **rest: Any) -> None:
+    r"""Create the ensemble NAME from models of the repository; without a version, the newest of each.
+
+    The members must agree in input shape, class names and `preprocessing` (how images of another size are resized).
+
+    \b
+    Examples:
+      defensemble ensemble create canary keep0.1 keep0.3@2
+      defensemble ensemble create sharp keep0.1 keep0.3 --weight keep0.1=2 --average logits
+    """
+    from ..actions.ensemble import edit
+
+    edit(rest, lambda ensembles, settings: ensembles.create(name, members, weights=weights, average=average, **settings))
+
+
+@command.command("add", short_help="Add members, or replace one by another.")
+@click.argument("name")
+@click.argument("members", nargs=-1, required=True, metavar="MODEL[@VERSION]...")
+@click.option(
+    "--weight", type=float, metavar="W", help="Weight of each new member, above 0.  [default: 1, or that of the member that it replaces]"
+)
+@click.option("--in-place-of", metavar="MODEL[@VERSION]", help="Member that is removed in the same edit.")
+@_edits
+def add(name: str, members: tuple[str, ...], weight: float | None, in_place_of: str | None, **rest: Any) -> None:
+    r"""Add models of the repository to the ensemble NAME; without a version, the newest of each.
+
+    They must agree with the members in input shape, class names and `preprocessing` (how images of another size are resized).
+
+    \b
+    Examples:
+      defensemble ensemble add ensemble keep0.5
+      defensemble ensemble add ensemble keep0.5 --weight 0.5 -m "try it with half a vote"
+      defensemble ensemble add ensemble keep0.3@2 --in-place-of keep0.3@1
+    """
+    from ..actions.ensemble import edit
+
+    edit(rest, lambda ensembles, settings: ensembles.add(name, members, weight=weight, in_place_of=in_place_of, **settings))
+
+
+@command.command("remove", short_help="Let members vote no more, or take a whole ensemble out of service.")
+@click.argument("name")
+@click.argument("members", nargs=-1, metavar="[MODEL[@VERSION]]...")
+@click.option("--all", "whole", is_flag=True, help="The ensemble itself, in the place of members: its folder goes, its members stay.")
+@_edits
+def remove(name: str, members: tuple[str, ...], whole: bool, **rest: Any) -> None:
+    r"""Let members of the ensemble NAME vote no more. Their files stay (`prune` deletes what nobody uses).
+
+    \b
+    Examples:
+      defensemble ensemble remove ensemble keep0.1
+      defensemble ensemble remove canary --all
+    """
+    from ..actions.ensemble import edit
+
+    if whole == bool(members):
+        raise click.UsageError("name the members to remove, or, to take the whole ensemble out of service, --all")
+    if whole:
+        edit(rest, lambda ensembles, settings: ensembles.delete(name, **settings))
+    else:
+        edit(rest, lambda ensembles, settings: ensembles.remove(name, members, **settings))
+
+
+@command.command("weight", short_help="Give votes other weights.")
+@click.argument("name")
+@click.argument("weights", nargs=-1, required=True, callback=_weights, metavar="MODEL[@VERSION]=W...")
+@_edits
+def weight(name: str, weights: dict[str, float], **rest: Any) -> None:
+    r"""Give votes of the ensemble NAME other weights: above 0, and counted relative to each other.
+
+    \b
+    Examples:
+      defensemble ensemble weight ensemble keep0.3=2
+      defensemble ensemble weight ensemble keep0.1=1 keep0.3=3 --dry-run
+    """
+    from ..actions.ensemble import edit
+
+    edit(rest, lambda ensembles, settings: ensembles.weight(name, weights, **settings))
+
+
+@command.command("average", short_help="Average probabilities, or logits.")
+@click.argument("name")
+@click.argument("average", type=click.Choice(["probabilities", "logits"]))
+@_edits
+def average(name: str, average: str, **rest: Any) -> None:
+    r"""Let the ensemble NAME average its members' probabilities, or their logits.
+
+    \b
+    Examples:
+      defensemble ensemble average ensemble logits
+      defensemble ensemble average ensemble probabilities
+    """
+    from ..actions.ensemble import edit
+
+    edit(rest, lambda ensembles, settings: ensembles.average(name, average, **settings))
+
+
+@command.command("apply", short_help="Make repository and servers equal to a YAML file.")
+@click.argument("file", type=click.Path(path_type=Path))
+@_edits
+def apply(file: Path, **rest: Any) -> None:
+    r"""Make the ensemble that FILE declares what it says there, on disk and in the servers; nothing happens where nothing differs.
+
+    \b
+      name: ensemble
+      average: probabilities
+      members:
+        - model: keep0.1
+          version: 1
+          weight: 1
+        - model: keep0.3
+          version: 2
+          weight: 0.5
+
+    `show NAME --format yaml` prints such a file.
+
+    \b
+    Examples:
+      defensemble ensemble apply ensemble.yaml --dry-run
+      defensemble ensemble apply ensemble.yaml -m "as agreed on Monday"
+    """
+    from defensemble_export import read_declaration
+
+    from ..actions.ensemble import edit
+
+    edit(rest, lambda ensembles, settings: ensembles.apply(read_declaration(file), **settings))
+
+
+@command.command("diff", short_help="What differs: between file and disk, and between disk and servers.")
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+@_places
+@click.option("--exit-code", is_flag=True, help="Exit with status 1 where something differs.")
+def diff(file: Path | None, exit_code: bool, **where: Any) -> None:
+    r"""Say what `apply FILE` would change; without FILE, where the servers serve something else than lies on disk.
+
+    \b
+    Examples:
+      defensemble ensemble diff ensemble.yaml
+      defensemble ensemble diff --exit-code
+    """
+    from ..actions.ensemble import show_differences
+
+    if show_differences(file, where) and exit_code:
+        raise SystemExit(1)
+
+
+@command.command("reload", short_help="Take up hand edits of configurations.")
+@click.argument("name", required=False)
+@click.option("--all", "everything", is_flag=True, help="All ensembles of the repository, as without NAME.")
+@_edits
+def reload(name: str | None, everything: bool, **rest: Any) -> None:
+    r"""Take up what was edited by hand in the config.pbtxt files of the ensemble NAME, or of all, and of their members.
+
+    An averaging model whose parameters were edited is generated again, under its new name. Ensembles that an earlier version wrote with
+    two averaging models get one. Servers load what has changed.
+
+    \b
+    Examples:
+      defensemble ensemble reload --all
+      defensemble ensemble reload ensemble -m "two instances of keep0.1"
+    """
+    from ..actions.ensemble import edit
+
+    if name is not None and everything:
+        raise click.UsageError("give either NAME or --all")
+    edit(rest, lambda ensembles, settings: ensembles.reload(name, **settings))
+
+
+@command.command("history", short_help="All edits: when, who, what and why.")
+@click.argument("name", required=False)
+@click.option("--last", type=click.IntRange(min=0), default=20, show_default=True, metavar="N", help="The last N alone; 0: all.")
+@click.option("--json", "as_json", is_flag=True, help="Print the edits as JSON, one a line, with all that was kept.")
+@_places
+def history(name: str | None, last: int, as_json: bool, **where: Any) -> None:
+    r"""Show the edits of the ensemble NAME, or of all, the latest last; those that were undone are marked.
+
+    \b
+    Examples:
+      defensemble ensemble history
+      defensemble ensemble history canary --last 5
+    """
+    from ..actions.ensemble import show_history
+
+    show_history(name, last, as_json, where)
+
+
+@command.command("rollback", short_help="Undo the last edits of an ensemble.")
+@click.argument("count", type=click.IntRange(min=1), required=False, metavar="[N]")
+@click.option("--ensemble", "name", metavar="NAME", help="Of this ensemble.  [default: the one that was edited last]")
+@click.option("--to", metavar="ID", help="Go to what the edit ID left, in the place of N: back, or forward again.")
+@_edits
+def rollback(count: int | None, name: str | None, to: str | None, **rest: Any) -> None:
+    r"""Undo the last N edits (default: 1) of an ensemble, as one edit; it is again what it was, to the byte.
+
+    Two rollbacks in a row go back two edits.
+
+    \b
+    Examples:
+      defensemble ensemble rollback
+      defensemble ensemble rollback 3 --ensemble ensemble
+      defensemble ensemble rollback --to 5f0c1d2e3a4b
+    """
+    from ..actions.ensemble import edit
+
+    if count is not None and to is not None:
+        raise click.UsageError("give either N or --to ID: both say how far to go back")
+    edit(rest, lambda ensembles, settings: ensembles.rollback(count or 1, name=name, to=to, **settings))
+
+
+@command.command("prune", short_help="Delete what no ensemble and no way back uses.")
+@click.option("--keep", type=click.IntRange(min=0), default=10, show_default=True, help="Edits of each ensemble that can still be undone.")
+@click.option("--dry-run", is_flag=True, help="List it, and delete nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@_places
+def prune(keep: int, dry_run: bool, yes: bool, **where: Any) -> None:
+    r"""Delete members and averaging models that no ensemble uses, nor any of its last --keep edits; they are listed first.
+
+    A network that never voted is left alone.
+
+    \b
+    Examples:
+      defensemble ensemble prune --dry-run
+      defensemble ensemble prune --keep 3 --yes
+    """
+    from ..actions.ensemble import prune_repository
+
+    prune_repository(keep, dry_run, yes, where)

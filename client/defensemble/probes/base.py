@@ -1,0 +1,93 @@
+"""What every probe does beside its own attack: asking targets in batches, and checking what goes in and comes out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .._client.client import Client
+from .._exceptions import InputError, ServiceError
+
+Target = Callable[[NDArray[np.float32]], NDArray[np.intp]]
+"""Anything that tells the classes, (n,), of images, float32 (n, C, H, W) in [0, 1]."""
+
+
+def served(client: Client, model: str | None = None) -> Target:
+    """A served model as a target."""
+
+    def classes(images: NDArray[np.float32]) -> NDArray[np.intp]:
+        return client.predict(images, model=model).indices
+
+    return classes
+
+
+@dataclass(frozen=True)
+class Data:
+    """Labelled images: float32 (n, C, H, W) in [0, 1], and class indices (n,)."""
+
+    images: NDArray[np.float32]
+    labels: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 4 or self.images.dtype != np.float32:
+            raise InputError(f"images must be float32 of shape (n, C, H, W), got {self.images.dtype} of shape {self.images.shape}")
+        if self.labels.shape != (len(self.images),) or self.labels.dtype.kind not in "iu":
+            raise InputError(f"labels must be {len(self.images)} integers, got {self.labels.dtype} of shape {self.labels.shape}")
+        if len(self.images) == 0:
+            raise InputError("there are no images to probe with: pass at least one")
+        if not (self.images.min() >= 0 and self.images.max() <= 1):
+            raise InputError(f"images must lie in [0, 1], got values from {self.images.min():.6g} to {self.images.max():.6g}")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over shape, pixels and labels, in order: the same digest, the same images in the same order."""
+        digest = hashlib.sha256(repr(self.images.shape).encode())
+        digest.update(np.ascontiguousarray(self.images, "<f4").data)
+        digest.update(self.labels.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+
+class Questioner:
+    """Asks targets in batches, counts images asked, and stops asking a target that failed."""
+
+    def __init__(self, targets: dict[str, Target], batch_size: int, on_answer: Callable[[int], None] | None = None) -> None:
+        if not targets:
+            raise InputError("there are no targets to probe: pass at least one")
+        if batch_size < 1:
+            raise InputError(f"batch_size must be at least 1, got {batch_size}")
+        self._targets = targets
+        self._batch_size = batch_size
+        self._on_answer = on_answer
+        self.queries = dict.fromkeys(targets, 0)
+        self.failures: dict[str, str] = {}
+
+    def classes(self, name: str, images: NDArray[np.float32]) -> NDArray[np.intp] | None:
+        """A target's classes of the images, (n,); None where the target failed, now or before, which `failures` tells.
+
+        Raises:
+            InputError: The target does not take these images, or answers something else than one class for each.
+        """
+        if name in self.failures:
+            return None
+        answers = []
+        for start in range(0, len(images), self._batch_size):
+            batch = images[start : start + self._batch_size]
+            try:
+                answer = np.asarray(self._targets[name](batch))
+            except ServiceError as error:
+                self.failures[name] = f"{type(error).__name__}: {error}"
+                return None
+            if answer.shape != (len(batch),) or answer.dtype.kind not in "iu":
+                raise InputError(f"target {name!r} must answer {len(batch)} class indices, got {answer.dtype} of shape {answer.shape}")
+            self.queries[name] += len(batch)
+            answers.append(answer)
+            if self._on_answer is not None:
+                self._on_answer(len(batch))
+        return np.concatenate(answers).astype(np.intp)

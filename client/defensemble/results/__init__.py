@@ -1,0 +1,1 @@
+"""Result files: rates with intervals, and what they were measured with."""

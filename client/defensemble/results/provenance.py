@@ -1,0 +1,74 @@
+"""What a measured result says of where it was measured."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from .._transport.base import ServerMetadata
+from .._version import __version__
+
+_PACKAGES = ("numpy", "tritonclient", "grpcio")
+
+
+def provenance(server: ServerMetadata | None = None) -> dict[str, Any]:
+    """Hardware, versions, server, git commit and time, as JSON; what is not known is None."""
+    return {
+        "measured_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "hardware": {"cpu": _cpu_model(), "cores": _cores(), "memory_bytes": _memory_bytes()},
+        "versions": {
+            "defensemble": __version__,
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            **{name: _version(name) for name in _PACKAGES},
+        },
+        "server": None if server is None else {"name": server.name, "version": server.version},
+        "git_commit": git_commit(Path(__file__).resolve().parents[3]),
+    }
+
+
+def git_commit(checkout: Path) -> str | None:
+    """The commit of the project's checkout, with `-dirty` where tracked files differ from it.
+
+    None outside a checkout, before the first commit, or without git.
+    """
+    if not ((checkout / ".git").exists() and (checkout / "pyproject.toml").exists()):
+        return None  # installed, perhaps inside somebody else's checkout
+    command = ["git", "-C", str(checkout), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        described = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return None
+    return described.stdout.strip() or None
+
+
+def _cpu_model() -> str | None:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or None
+
+
+def _cores() -> int | None:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _memory_bytes() -> int | None:
+    names = getattr(os, "sysconf_names", {})
+    if "SC_PAGE_SIZE" not in names or "SC_PHYS_PAGES" not in names:
+        return None
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

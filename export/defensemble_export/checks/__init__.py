@@ -1,0 +1,1 @@
+"""Checks of a repository that open its ONNX files."""

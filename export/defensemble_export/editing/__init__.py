@@ -1,0 +1,1 @@
+"""Edits of ensembles: what they ask for, what they write, their history and their journal."""

@@ -1,0 +1,1 @@
+"""TensorRT plans: how they are built, verified and kept."""

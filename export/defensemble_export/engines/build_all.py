@@ -1,0 +1,319 @@
+"""TensorRT plans for what lies in a model repository: each built from its ONNX file, compared with it, and put beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from defensemble_repository.errors import ManifestError, RepositoryError
+from defensemble_repository.filesystem.regular_files import read_regular
+from defensemble_repository.filesystem.signals import interrupts_held
+from defensemble_repository.lock import locked
+from defensemble_repository.names import BACKEND, CONFIG_FILE, MANIFEST_FILE, MODEL_FILE, PLAN_FILE
+from defensemble_repository.pbtxt import schema
+from defensemble_repository.plan_manifest import Manifest, read_manifest
+from defensemble_repository.reader import backend_of, parameter, read_models, served_versions, versions_in
+from defensemble_repository.transaction import check_writable, remove_stale_staging, write_plan
+
+from ..errors import EngineError
+from ..verification.images import images_of_record
+from ..verification.tolerances import precision_of
+from .build_steps import DEFAULT_BUILDER_LEVEL, INPUT, BuildRequest
+from .builder import OnProgress, engine_from_onnx, request_from_onnx
+from .target import Target, check_target, find_target
+from .timing_cache import default_timing_cache
+from .verify import Agreement, check_images, verify_plan
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How plans are to be built; see ``engine_from_onnx``. All take batches from 1 on: Triton hands on requests of one image too."""
+
+    opt_batch: int | None = None
+    builder_level: int = DEFAULT_BUILDER_LEVEL
+    workspace_bytes: int | None = None
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+
+
+@dataclass(frozen=True)
+class PlannedEngine:
+    """A version of a model that a plan can be built for: its ONNX file as it is now, and what will be asked of TensorRT."""
+
+    model: str
+    version: int
+    graph: Path
+    onnx_sha256: str
+    request: BuildRequest
+
+    @property
+    def name(self) -> str:
+        """Model and version, as ``model@version``."""
+        return f"{self.model}@{self.version}"
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """What became of a planned engine; ``agreement`` is None where it was up to date already, or was not compared."""
+
+    model: str
+    version: int
+    manifest: Manifest
+    built: bool
+    agreement: Agreement | None
+
+
+def planned_engines(
+    repository: Path,
+    *,
+    models: Sequence[str] | None = None,
+    versions: Sequence[int] | None = None,
+    options: EngineOptions | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> list[PlannedEngine]:
+    """What plans can be built for: the versions named, or those served, of the models named, or of all that take ``images``.
+
+    Members and fused graphs do; averaging models and ensembles do not: they stay as they are beside TensorRT. Nothing is built, and neither
+    TensorRT nor a GPU is needed: what a plan would fail by is found here, as far as it can be known. ``say`` is told of folders that are no
+    models.
+
+    Raises:
+        EngineError: there is no such model or version, a graph is missing, was changed, or is not one that TensorRT reads.
+        ConfigError, ExportError, OSError: the repository cannot be read, a number is out of its range.
+    """
+    options = options or EngineOptions()
+    if not repository.is_dir():
+        raise EngineError(f"there is no model repository {repository}: name a folder that `defensemble export` has written")
+    configs = read_models(repository, say)
+    able = [name for name, config in configs.items() if _why_not(config) is None]
+    for name in models or ():
+        if name not in configs:
+            raise EngineError(f"{repository} has no model '{name}'; plans can be built for {', '.join(able) or 'none of its models'}")
+        why_not = _why_not(configs[name])
+        if why_not is not None:
+            raise EngineError(f"no plan is built for '{name}': {why_not}; plans can be built for {', '.join(able) or 'none'}")
+    chosen = [name for name in able if models is None or name in models]
+    if not chosen:
+        raise EngineError(f"{repository} has no model that a plan can be built for: write one into it with `defensemble export`")
+    planned = []
+    for name in chosen:
+        folder = repository / name
+        there = versions_in(folder)
+        served = served_versions(folder, configs[name])
+        if versions is None and not served:
+            raise EngineError(
+                f"{folder} has no version that is served (there are {', '.join(map(str, there)) or 'none'}): put the folder back, "
+                f"export '{name}' again, or move {folder} out of the repository"
+            )
+        if versions is not None and models is not None and (missing := sorted(set(versions) - set(there))):
+            raise EngineError(f"'{name}' has no version {', '.join(map(str, missing))}; there are {', '.join(map(str, there)) or 'none'}")
+        planned += [
+            _planned(folder, configs[name], version, options)
+            for version in (served if versions is None else there)
+            if versions is None or version in versions
+        ]
+    if not planned:
+        raise EngineError(f"none of {', '.join(chosen)} has a version {', '.join(map(str, versions or ()))}")
+    return planned
+
+
+def build_engines(
+    repository: Path,
+    *,
+    models: Sequence[str] | None = None,
+    versions: Sequence[int] | None = None,
+    options: EngineOptions | None = None,
+    timing_cache: Path | None = None,
+    images: Array | None = None,
+    data_dir: Path | None = None,
+    compare: bool = True,
+    force: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+    on_progress: OnProgress | None = None,
+) -> list[BuiltEngine]:
+    """Build ``model.plan`` and ``model.plan.json`` for what ``planned_engines`` lists, each written as soon as it has proved right.
+
+    A plan that is there already, built from the same graph by the same TensorRT for the same GPU and options, stays, unless ``force``. A
+    new one is compared, unless ``compare`` is False, with ONNX Runtime on real ``images`` (N,C,H,W), by default test images of the data
+    that the model was trained on (from ``data_dir`` where it is given), and is not kept where it differs by more than the precision's
+    tolerances. ``timing_cache`` None is ``default_timing_cache``. ``say`` is told a line about each plan.
+
+    Raises:
+        EngineError: see ``planned_engines``, ``engine_from_onnx`` and ``verify_plan``; plans that were written before it stay.
+        ExportError, OSError, defensemble_training.DataError: likewise.
+    """
+    options = options or EngineOptions()
+    planned = planned_engines(repository, models=models, versions=versions, options=options, say=say)
+    target = find_target()
+    for one in planned:
+        check_target(target, one.request.precision, hardware_compatible=options.hardware_compatible)
+        if compare and images is not None:
+            check_images(images, one.request.profile)
+    check_writable(repository)
+    timing_cache = default_timing_cache(target) if timing_cache is None else timing_cache
+    outcomes = []
+    for one in planned:
+        current = None if force else _current(one, target)
+        if current is not None:
+            say(f"{one.name}: up to date, built {current.date} with TensorRT {current.tensorrt}")
+            outcomes.append(BuiltEngine(one.model, one.version, current, built=False, agreement=None))
+            continue
+        real = None if not compare else _real_images(one, data_dir) if images is None else images  # before the build: there may be none
+        outcomes.append(_build(repository, one, target, timing_cache, real, say, on_progress))
+    return outcomes
+
+
+def _build(
+    repository: Path,
+    one: PlannedEngine,
+    target: Target,
+    timing_cache: Path,
+    images: Array | None,
+    say: Callable[[str], None],
+    on_progress: OnProgress | None,
+) -> BuiltEngine:
+    request = one.request
+    with tempfile.TemporaryDirectory(prefix="defensemble-engine-") as folder:
+        plan = Path(folder) / PLAN_FILE
+        manifest = engine_from_onnx(
+            one.graph,
+            plan,
+            max_batch_size=request.max_batch_size,
+            min_batch=request.min_batch,
+            opt_batch=request.opt_batch,
+            precision=request.precision,
+            builder_level=request.builder_level,
+            workspace_bytes=request.workspace_bytes,
+            version_compatible=request.version_compatible,
+            hardware_compatible=request.hardware_compatible,
+            timing_cache=timing_cache,
+            target=target,
+            on_progress=on_progress,
+        )
+        agreement = None
+        if images is not None:
+            agreement = verify_plan(plan, one.graph, images, profile=request.profile, precision=request.precision)
+        with locked(repository), interrupts_held() as interrupts:
+            for stale in remove_stale_staging(repository):
+                say(f"removed {stale}, which a command that was killed had left")
+            if _digest(one.graph) != manifest.onnx_sha256:
+                raise EngineError(f"{one.graph} was changed while its plan was built, so the plan is not kept: build it again")
+            place = f"{one.model}/{one.version}"
+            content = {f"{place}/{PLAN_FILE}": plan.read_bytes(), f"{place}/{MANIFEST_FILE}": manifest.to_bytes()}
+            interrupts.deliver()
+            write_plan(repository, content)
+            compared = "not compared" if agreement is None else str(agreement)
+            # Before an interrupt that came too late for this plan ends the command.
+            say(f"{one.name}: built in {manifest.build_s:.1f} s for batches of {_batches(request)}, {request.precision}; {compared}")
+    return BuiltEngine(one.model, one.version, manifest, built=True, agreement=agreement)
+
+
+def _why_not(config: schema.ModelConfig) -> str | None:
+    """Why no plan can be built for a model; None where one can."""
+    if config.platform == "ensemble":
+        return "it is an ensemble, which is steps and no graph: name its members"
+    if backend_of(config) != BACKEND:
+        return f"its backend is '{config.backend or config.platform}', and plans are built from the graphs of '{BACKEND}'"
+    inputs = [(tensor.name, tensor.data_type, len(tensor.dims)) for tensor in config.input]
+    if inputs != [(INPUT, schema.TYPE_FP32, 3)]:
+        return f"it takes {', '.join(name for name, _, _ in inputs)} and no images: it is small, and stays on ONNX Runtime"
+    return None
+
+
+def _planned(folder: Path, config: schema.ModelConfig, version: int, options: EngineOptions) -> PlannedEngine:
+    graph = folder / str(version) / (config.default_model_filename or MODEL_FILE)
+    try:
+        content = read_regular(graph)
+    except FileNotFoundError as error:
+        raise EngineError(f"{graph} is missing: export the model again, or move {graph.parent} away") from error
+    digest = hashlib.sha256(content).hexdigest()
+    stated = parameter(config, f"sha256.{version}")
+    if stated is not None and stated != digest:
+        raise EngineError(
+            f"{graph} has SHA-256 {digest[:16]}..., {folder / CONFIG_FILE} says {stated[:16]}...: the file was changed or damaged after it "
+            "was exported; export it again, or, if you changed it on purpose, write the new digest into the configuration"
+        )
+    try:
+        request = request_from_onnx(
+            content,
+            str(graph),
+            max_batch_size=int(config.max_batch_size),
+            opt_batch=options.opt_batch,
+            precision=_precision(content, graph, parameter(config, f"precision.{version}")),
+            builder_level=options.builder_level,
+            workspace_bytes=options.workspace_bytes,
+            version_compatible=options.version_compatible,
+            hardware_compatible=options.hardware_compatible,
+        )
+    except EngineError:
+        raise
+    except RepositoryError as error:  # of a number, which does not say where it comes from
+        raise EngineError(f"{folder.name}@{version}: {error}") from error
+    return PlannedEngine(folder.name, version, graph, digest, request)
+
+
+def _precision(content: bytes, graph: Path, stated: str | None) -> str:
+    """What a graph computes in, as `precision_of` finds it."""
+    try:
+        model = onnx.load_model_from_string(content)
+    except Exception as error:  # protobuf's error is of one of several packages
+        raise EngineError(f"{graph} is no ONNX file, or is damaged: {error}; export the model again") from error
+    own = precision_of(model, stated) or "fp32"
+    if stated not in (None, own):
+        raise EngineError(
+            f"{graph} computes in {own}, and {graph.parent.parent / CONFIG_FILE} says precision.{graph.parent.name} {stated!r}, by which "
+            f"its plan would be judged: write {own!r} there, or export the model again"
+        )
+    return own
+
+
+def _current(one: PlannedEngine, target: Target) -> Manifest | None:
+    """The manifest of the plan that is there, where it is what would be built now."""
+    plan = one.graph.with_name(PLAN_FILE)
+    try:
+        manifest = read_manifest(one.graph.with_name(MANIFEST_FILE))
+    except ManifestError:
+        return None  # damaged: built anew
+    if manifest is None or not plan.exists():
+        return None
+    request = one.request
+    wanted = (
+        (target.tensorrt, target.gpu, target.compute_capability, one.onnx_sha256),
+        (request.profile, request.precision, request.builder_level, request.workspace_bytes),
+        (request.version_compatible, request.hardware_compatible),
+    )
+    found = (
+        (manifest.tensorrt, manifest.gpu, manifest.compute_capability, manifest.onnx_sha256),
+        (manifest.profile, manifest.precision, manifest.builder_level, manifest.workspace_bytes),
+        (manifest.version_compatible, manifest.hardware_compatible),
+    )
+    return manifest if found == wanted and _digest(plan) == manifest.plan_sha256 else None
+
+
+def _real_images(one: PlannedEngine, data_dir: Path | None) -> Array:
+    """Test images of the data that the graph names."""
+    found = images_of_record(onnx.load_model_from_string(read_regular(one.graph)), one.name, data_dir)
+    if found is None:
+        raise EngineError(
+            f"{one.graph} does not say which data its network was trained on, to compare its plan on: "
+            "pass images (--images FILE.npy), or leave the comparison out (--no-compare)"
+        )
+    return found.images
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(read_regular(path)).hexdigest()
+
+
+def _batches(request: BuildRequest) -> str:
+    profile = request.profile
+    return f"{profile.min[0]} to {profile.max[0]}, best at {profile.opt[0]}"

@@ -1,0 +1,279 @@
+"""A TensorRT plan from an ONNX file: the calls of ``engine_plan.build_plan``, carried out."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from defensemble_repository.filesystem.atomic_write import write_aside
+from defensemble_repository.filesystem.regular_files import read_regular
+from defensemble_repository.names import MANIFEST_FILE, PLAN_FILE
+from defensemble_repository.plan_manifest import Manifest
+
+from ..errors import EngineError
+from ..foreign.rewrite import real_inputs
+from .build_steps import (
+    BUILD,
+    DEFAULT_BUILDER_LEVEL,
+    INPUT,
+    Assignment,
+    Bit,
+    BuildRequest,
+    Constant,
+    Result,
+    Step,
+    config_steps,
+    network_steps,
+)
+from .parser_support import parser_list, problems_of_graph
+from .target import Target, check_target, find_target, load_tensorrt
+from .timing_cache import attach_timings, save_timings
+
+# What TensorRT says while it builds; `defensemble build-engine --log` writes it to a file.
+logger = logging.getLogger("defensemble_export.tensorrt")
+# (phase, the phase that it is part of or "", steps done, steps in all), from threads of TensorRT's.
+OnProgress = Callable[[str, str, int, int], None]
+
+
+def engine_from_onnx(
+    onnx_path: str | os.PathLike[str],
+    plan_path: str | os.PathLike[str],
+    *,
+    max_batch_size: int,
+    min_batch: int = 1,
+    opt_batch: int | None = None,
+    precision: str = "fp32",
+    builder_level: int = DEFAULT_BUILDER_LEVEL,
+    workspace_bytes: int | None = None,
+    version_compatible: bool = False,
+    hardware_compatible: bool = False,
+    timing_cache: str | os.PathLike[str] | None = None,
+    target: Target | None = None,
+    on_progress: OnProgress | None = None,
+) -> Manifest:
+    """Build a TensorRT plan of a graph that takes ``images`` FP32 [N,C,H,W], for this machine's TensorRT and GPU, and a manifest beside it.
+
+    The network is strongly typed: ``precision`` says what the graph computes in, and changes nothing. ``builder_level`` is 0 (built fast)
+    to 5 (runs fastest). ``timing_cache`` is read where it is there, merged and written back. ``version_compatible`` plans run on newer
+    TensorRT too, ``hardware_compatible`` ones on other GPUs of compute capability 8.0 or newer. ``plan_path`` (``model.plan``) and
+    ``<plan_path>.json`` appear when all is done. ``target`` is what ``find_target`` gave, where it was asked already.
+
+    Raises:
+        EngineError: TensorRT or a GPU is missing or cannot do this; the parser refuses the graph; the build fails.
+        RepositoryError: a number is out of its range, the file is no such graph.
+        OSError: a file cannot be read or written.
+    """
+    source, place = Path(onnx_path), Path(plan_path)
+    content = read_regular(source)
+    request = request_from_onnx(
+        content,
+        str(source),
+        max_batch_size=max_batch_size,
+        min_batch=min_batch,
+        opt_batch=opt_batch,
+        precision=precision,
+        builder_level=builder_level,
+        workspace_bytes=workspace_bytes,
+        version_compatible=version_compatible,
+        hardware_compatible=hardware_compatible,
+    )
+    trt = load_tensorrt()
+    target = find_target() if target is None else target
+    check_target(target, precision, hardware_compatible=hardware_compatible)
+    started = time.monotonic()
+    plan = _built(trt, request, content, str(source), None if timing_cache is None else Path(timing_cache), on_progress)
+    manifest = Manifest(
+        tensorrt=target.tensorrt,
+        gpu=target.gpu,
+        compute_capability=target.compute_capability,
+        driver=target.driver,
+        onnx_sha256=hashlib.sha256(content).hexdigest(),
+        plan_sha256=hashlib.sha256(plan).hexdigest(),
+        profile=request.profile,
+        precision=precision,
+        version_compatible=version_compatible,
+        hardware_compatible=hardware_compatible,
+        builder_level=builder_level,
+        workspace_bytes=workspace_bytes,
+        build_s=round(time.monotonic() - started, 3),
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
+    # The manifest last: a plan whose manifest is another's is refused, a manifest without a plan is not asked for.
+    write_aside(place, plan)
+    write_aside(place.with_name(place.name + MANIFEST_FILE.removeprefix(PLAN_FILE)), manifest.to_bytes())
+    return manifest
+
+
+def request_from_onnx(content: bytes, where: str, **options: Any) -> BuildRequest:
+    """Read from a graph which images it takes, and check all that can be known before TensorRT is asked; ``where`` names it in errors.
+
+    ``options`` are those of ``BuildRequest``.
+
+    Raises:
+        EngineError: it is no graph that takes ``images``, or has what TensorRT's parser is not documented to read.
+        RepositoryError: a number is out of its range.
+    """
+    try:
+        model = onnx.load_model_from_string(content)
+    except Exception as error:  # protobuf's error is of one of several packages
+        raise EngineError(f"{where} is no ONNX file, or is damaged: {error}; export the model again") from error
+    inputs = real_inputs(model.graph)
+    sizes = [size.dim_value for size in inputs[0].type.tensor_type.shape.dim] if len(inputs) == 1 else []
+    element = inputs[0].type.tensor_type.elem_type if inputs else 0
+    if [value.name for value in inputs] != [INPUT] or element != onnx.TensorProto.FLOAT or len(sizes) != 4 or 0 in sizes[1:]:
+        listed = ", ".join(f"{value.name} of {value.type.tensor_type.elem_type and _type_name(value)}" for value in inputs) or "none"
+        raise EngineError(f"{where} must take one input, '{INPUT}' FLOAT [N,C,H,W] with known C, H and W; its inputs are {listed}")
+    batch, channels, height, width = sizes
+    if batch and batch != options["max_batch_size"]:
+        raise EngineError(
+            f"{where} takes {batch} images and no other number, max_batch_size is {options['max_batch_size']}: make them equal"
+        )
+    problems = problems_of_graph(model)
+    if problems:
+        known = parser_list()
+        raise EngineError(
+            f"{where} holds what TensorRT's parser is not documented to read (the list of {known.tensorrt}, {known.source}):\n  "
+            + "\n  ".join(problems)
+        )
+    return BuildRequest((channels, height, width), fixed_batch=batch > 0, **options)
+
+
+def carry_out(trt: Any, steps: Iterable[Step], results: dict[str, Any]) -> None:
+    """Make the calls of a plan on TensorRT's module; what they give is added to ``results``, by name."""
+    for step in steps:
+        target = results[step.target] if step.target else trt
+        if isinstance(step, Assignment):
+            setattr(target, step.name, _value(trt, step.value, results))
+        else:
+            given = getattr(target, step.name)(**{key: _value(trt, value, results) for key, value in step.arguments.items()})
+            if step.gives:
+                results[step.gives] = given
+
+
+def _value(trt: Any, value: Any, results: dict[str, Any]) -> Any:
+    if isinstance(value, Result):
+        return results[value.name]
+    if isinstance(value, Constant):
+        return getattr(getattr(trt, value.enumeration), value.member)
+    if isinstance(value, Bit):
+        return 1 << int(_value(trt, value.flag, results))
+    return value
+
+
+def _built(trt: Any, request: BuildRequest, content: bytes, where: str, timing_cache: Path | None, on_progress: OnProgress | None) -> bytes:
+    said = _Said()
+    results: dict[str, Any] = {"logger": _logger(trt, said), "monitor": _monitor(trt, said, on_progress), "onnx": content, "path": where}
+    try:
+        carry_out(trt, network_steps(request), results)
+        if not results["parsed"]:
+            raise EngineError(f"TensorRT cannot read {where}:\n  " + "\n  ".join(_parser_errors(results["parser"]) or said.errors))
+        carry_out(trt, config_steps(request), results)
+        if results["added"] < 0:
+            raise EngineError(f"TensorRT refuses the profile {request.profile} for {where}: {said.last()}")
+        if timing_cache is not None:
+            attach_timings(trt, carry_out, results, timing_cache, logger)
+        carry_out(trt, [BUILD], results)
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:  # pybind11's, from a TensorRT that is another than is known
+        raise EngineError(f"TensorRT {trt.__version__} cannot build a plan of {where}: {error}. It said: {said.last()}") from error
+    if said.interruption is not None:
+        raise said.interruption
+    if results["plan"] is None:
+        raise EngineError(
+            f"TensorRT built no plan of {where}. It said: {said.last()}\nIf memory ran out: end what else uses the GPU (nvidia-smi lists "
+            "it), lower max_batch_size, or limit the workspace (--workspace)"
+        )
+    if timing_cache is not None:
+        save_timings(results["config"], results["cache"], timing_cache)
+    return bytes(results["plan"])
+
+
+def _parser_errors(parser: Any) -> list[str]:
+    """Every error of the parser with the node that it is about."""
+    lines = []
+    for index in range(parser.num_errors):
+        error = parser.get_error(index)
+        lines.append(f"node '{error.node_name()}' ({error.node_operator()}): {error.desc()}")
+    return lines
+
+
+class _Said:
+    """What TensorRT said in errors, and what interrupted it: its callbacks must not raise."""
+
+    def __init__(self) -> None:
+        self.errors: list[str] = []
+        self.interruption: BaseException | None = None
+
+    def last(self) -> str:
+        return "; ".join(self.errors[-3:]) or "nothing"
+
+
+def _logger(trt: Any, said: _Said) -> Any:
+    severity = trt.ILogger.Severity
+    levels = {
+        severity.INTERNAL_ERROR: logging.ERROR,
+        severity.ERROR: logging.ERROR,
+        severity.WARNING: logging.WARNING,
+        severity.INFO: logging.INFO,
+        severity.VERBOSE: logging.DEBUG,
+    }
+
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, msg: str) -> None:
+            try:
+                level = levels[severity]
+                if level >= logging.ERROR:
+                    said.errors.append(msg)
+                logger.log(level, "%s", msg)
+            except BaseException as error:  # an exception would end the process: `log` is noexcept in C++
+                said.interruption = said.interruption or error
+
+    return Logger()
+
+
+def _monitor(trt: Any, said: _Said, on_progress: OnProgress | None) -> Any:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.phases: dict[str, tuple[str, int]] = {}
+            self.told: dict[str, int] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self.phases[phase_name] = (parent_phase or "", num_steps)
+            self.told.pop(phase_name, None)
+            self._tell(phase_name, 0)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            self._tell(phase_name, step + 1)
+            return said.interruption is None  # False ends the build
+
+        def phase_finish(self, phase_name: str) -> None:
+            self._tell(phase_name, None)
+
+        def _tell(self, phase: str, done: int | None) -> None:
+            try:
+                parent, steps = self.phases[phase]
+                done = steps if done is None else done
+                if on_progress is not None and self.told.get(phase) != done:  # the last step and the end are told once
+                    self.told[phase] = done
+                    on_progress(phase, parent, done, steps)
+            except BaseException as error:  # Ctrl-C too: it must not pass through C++
+                said.interruption = said.interruption or error
+
+    return Monitor()
+
+
+def _type_name(value: onnx.ValueInfoProto) -> str:
+    tensor = value.type.tensor_type
+    shape = [size.dim_value or size.dim_param or "?" for size in tensor.shape.dim]
+    return f"{onnx.TensorProto.DataType.Name(tensor.elem_type)} {shape}"

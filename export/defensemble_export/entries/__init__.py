@@ -1,0 +1,1 @@
+"""Folders of a model repository: what they hold, as paths and bytes."""

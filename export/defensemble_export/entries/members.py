@@ -1,0 +1,315 @@
+"""What an export puts into a model repository: every file as a path and its bytes, before anything is written."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from defensemble_images import Preprocessing
+from defensemble_repository.configs import member_config
+from defensemble_repository.ensemble import Ensemble, Vote
+from defensemble_repository.errors import EnsembleError
+from defensemble_repository.labels import class_names_from_labels
+from defensemble_repository.names import CONFIG_FILE, LABELS_FILE, MODEL_FILE, PROFILES_FOLDER, REPORT_FILE, check_name
+from defensemble_repository.pbtxt import config_from_file, pbtxt_from_config
+from defensemble_repository.preprocessing import PREPROCESSING, agreed_preprocessing, set_preprocessing
+from defensemble_repository.profile_digest import keep_stamp
+from defensemble_repository.reader import checked_batch, existing_batch, interface_of, next_version, parameter, read_config, read_ensemble
+from defensemble_repository.view import Files
+
+from ..errors import ExistsError, ExportError
+from ..labels import checked_class_names, first_difference
+from .ensemble import ensemble_files
+
+DEFAULT_MAX_BATCH_SIZE = 64
+DEFAULT_AVERAGE = "probabilities"
+
+
+@dataclass(frozen=True)
+class Member:
+    """One exported network: the bytes of its ONNX file, what its configuration has to say, and the report of its verification.
+
+    ``mask_digest`` is None where there are no masks that we know of: a network of somebody else's; ``preprocessing`` where it is not known
+    how images are brought to size.
+    """
+
+    name: str
+    onnx: bytes
+    input_shape: tuple[int, int, int]
+    num_classes: int
+    class_names: tuple[str, ...]
+    mask_digest: str | None
+    precision: str = "fp32"
+    report: bytes | None = None
+    preprocessing: Preprocessing | None = None
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        if len(self.class_names) != self.num_classes:
+            raise ExportError(f"'{self.name}' has {self.num_classes} classes, but {len(self.class_names)} class names")
+        object.__setattr__(self, "class_names", checked_class_names(self.class_names, f"the class names of '{self.name}'"))
+
+
+def repository_plan(
+    repository: Path,
+    members: Sequence[Member],
+    *,
+    ensemble: str | None = "ensemble",
+    average: str | None = None,
+    weights: Mapping[str, float] | None = None,
+    max_batch_size: int | None = None,
+    replace: bool = False,
+) -> dict[str, bytes]:
+    """Compute the files that add ``members`` and, unless ``ensemble`` is None, an ensemble of them to ``repository``.
+
+    Paths are relative to the repository, in the order in which they are to appear, so that each state on the way can be served: a member's
+    configuration before the version that it describes, an ensemble's last. A member that exists already gets its next version
+    (``replace``), never new bytes for an old one, and keeps the hand edits of its configuration. An ensemble that exists keeps its other
+    members, weights, average and hand edits: ``members`` are pinned at their new versions, and added with weight 1 where they did not vote;
+    ``weights`` and ``average`` change what they name. None stands for what is there, else for ``"probabilities"`` and 64.
+
+    Raises:
+        ExistsError: a member or the ensemble exists already, and ``replace`` is False.
+        EnsembleError: the members cannot be averaged, a name or weight is not allowed, or the ensemble is not one that was exported.
+        ConfigError: a configuration in the repository cannot be read.
+        ExportError: ``max_batch_size`` is out of its range, or not what an existing configuration says.
+    """
+    batches = check_request(
+        repository,
+        [member.name for member in members],
+        ensemble,
+        average=average,
+        weights=weights or {},
+        max_batch_size=max_batch_size,
+        replace=replace,
+    )
+    files: dict[str, bytes] = {}
+    for member in members:
+        files |= _member_files(repository, member, batches[member.name])
+    if ensemble is not None:
+        planned = _planned_ensemble(repository, list(batches), ensemble, average, weights or {})
+        files |= _ensemble_files(Files(repository, files), planned, members, batches)
+    return {path: content for path, content in files.items() if not is_there(repository / path, content)}
+
+
+def check_request(
+    repository: Path,
+    members: Sequence[str],
+    ensemble: str | None,
+    *,
+    average: str | None,
+    weights: Mapping[str, float],
+    max_batch_size: int | None,
+    replace: bool,
+) -> dict[str, int]:
+    """Refuse what can be refused by names and numbers alone, before any slow work; return the largest batch that each member will take.
+
+    Raises:
+        ExistsError, EnsembleError, ConfigError, ExportError: see ``repository_plan``.
+    """
+    if max_batch_size is not None:
+        checked_batch(max_batch_size, "max_batch_size")
+    twice = sorted({name for name in members if members.count(name) > 1})
+    if twice:
+        raise EnsembleError(f"{', '.join(twice)}: given twice; members are named after their files, so rename one")
+    _check_free(repository, members, ensemble, replace=replace)
+    usual = DEFAULT_MAX_BATCH_SIZE if max_batch_size is None else max_batch_size
+    if ensemble is not None:
+        _planned_ensemble(repository, members, ensemble, average, weights)
+        if (repository / ensemble).exists():
+            # A new member is not to be what makes an ensemble take less than it did.
+            usual = max(usual, existing_batch(repository / ensemble, max_batch_size))
+    return {name: existing_batch(repository / name, max_batch_size) if (repository / name).exists() else usual for name in members}
+
+
+def _planned_ensemble(repository: Path, members: Sequence[str], name: str, average: str | None, weights: Mapping[str, float]) -> Ensemble:
+    """The ensemble as it will be: the existing one with ``members`` at their next versions, else one of these alone."""
+    versions = {member: next_version(repository / member) for member in members}
+    if (repository / name).exists():
+        known = read_ensemble(repository, name)
+    else:
+        known = Ensemble(name, tuple(Vote(member, version) for member, version in versions.items()), average or DEFAULT_AVERAGE)
+    voting = {vote.model: None for vote in known.members} | dict.fromkeys(members)
+    unknown = sorted(set(weights) - set(voting))
+    if unknown:
+        raise EnsembleError(f"a weight is given for {', '.join(unknown)}, which does not vote in '{name}': {', '.join(voting)} do")
+    planned = known.extended(versions, weights, average)
+    gone = [vote.model for vote in planned.members if vote.model not in versions and not (repository / vote.model).exists()]
+    if gone:
+        raise EnsembleError(
+            f"'{name}' lets {', '.join(gone)} vote, which {repository} lacks: put it back, or choose another --ensemble name"
+        )
+    return planned
+
+
+def _check_free(repository: Path, members: Sequence[str], ensemble: str | None, *, replace: bool) -> None:
+    for name in members:
+        check_name(name)
+        if (repository / name).exists():
+            if read_config(repository / name).platform == "ensemble":
+                raise ExistsError(f"{repository / name} is an ensemble, and cannot become a member: choose another name (--as NAME)")
+            if not replace:
+                raise ExistsError(
+                    f"{repository / name} exists already: choose another name (--as NAME, or another file name), or pass --replace, "
+                    "which adds the next version and keeps the old"
+                )
+    if ensemble is None:
+        return
+    check_name(ensemble)
+    if (repository / ensemble).exists():
+        if read_config(repository / ensemble).platform != "ensemble":
+            raise ExistsError(f"{repository / ensemble} is not an ensemble: choose another --ensemble name")
+        if not replace:
+            raise ExistsError(
+                f"ensemble {repository / ensemble} exists already: choose another --ensemble name, or pass --replace, "
+                "which adds the members exported here and keeps the others"
+            )
+
+
+def _member_files(repository: Path, member: Member, max_batch_size: int) -> dict[str, bytes]:
+    folder = repository / member.name
+    digest = hashlib.sha256(member.onnx).hexdigest()
+    if not folder.exists():
+        config = member_config(
+            member.name,
+            input_shape=member.input_shape,
+            num_classes=member.num_classes,
+            max_batch_size=max_batch_size,
+            digests={1: digest},
+            mask_digests={} if member.mask_digest is None else {1: member.mask_digest},
+            precisions={1: member.precision},
+            preprocessing=_rule(member),
+        )
+        return {
+            **_version_files(member, 1),
+            f"{member.name}/{LABELS_FILE}": labels_text(member),
+            f"{member.name}/{CONFIG_FILE}": pbtxt_from_config(config),
+        }
+    check_same_interface(folder, member)
+    version = next_version(folder)
+    files = {}
+    for path in [*sorted((folder / PROFILES_FOLDER).glob("*.pbtxt")), folder / CONFIG_FILE]:
+        before, config = config_from_file(path), config_from_file(path)
+        if config.default_model_filename in ("", MODEL_FILE):  # a profile that serves another file, a plan, has a digest of its own
+            config.parameters[f"sha256.{version}"].string_value = digest
+        if member.mask_digest is not None:
+            config.parameters[f"mask_digest.{version}"].string_value = member.mask_digest
+        config.parameters[f"precision.{version}"].string_value = member.precision
+        if member.preprocessing is not None:
+            set_preprocessing(config, _rule(member))
+            keep_stamp(before, config)
+        files[path.relative_to(repository).as_posix()] = pbtxt_from_config(config)
+    return files | _version_files(member, version)
+
+
+def _version_files(member: Member, version: int) -> dict[str, bytes]:
+    report = {} if member.report is None else {f"{member.name}/{version}/{REPORT_FILE}": member.report}
+    return {f"{member.name}/{version}/{MODEL_FILE}": member.onnx, **report}
+
+
+def labels_text(member: Member) -> bytes:
+    """The class names as Triton reads them, one a line."""
+    return "".join(f"{label}\n" for label in member.class_names).encode()
+
+
+def check_same_interface(folder: Path, member: Member) -> None:
+    """Refuse a new version of the model in `folder` that differs from it for callers.
+
+    Raises:
+        ExistsError: it takes or gives something else, or has other class names.
+        EnsembleError: images are brought to its size by another rule.
+        ConfigError: the configuration cannot be read.
+    """
+    shapes, labels = interface_of(folder)
+    expected = [list(member.input_shape), [member.num_classes]]
+    if shapes != expected:
+        raise ExistsError(f"{folder} takes and gives {shapes}, the new version {expected}: export it under another name")
+    if labels is not None and class_names_from_labels(labels) != member.class_names:
+        raise ExistsError(f"the class names in {folder / LABELS_FILE} differ from the new version's: export it under another name")
+    agreed_preprocessing(
+        {member.name: parameter(read_config(folder), PREPROCESSING), f"{member.name}@{next_version(folder)}": _rule(member)},
+        "export the new version under another name; where a stated rule is wrong, correct the parameter in "
+        f"{folder / CONFIG_FILE}, or export the ONNX file with another --resize",
+    )
+
+
+def _rule(member: Member) -> str | None:
+    """Return the parameter `preprocessing` of a member."""
+    return None if member.preprocessing is None else member.preprocessing.to_json()
+
+
+def check_same(members: Sequence[Member], *, shape: str = "input shape") -> None:
+    """Whether members take the same images, brought to size alike, and know the same classes; ``shape`` is what errors call their size.
+
+    Raises:
+        EnsembleError: they do not.
+    """
+    first = members[0]
+    for member in members[1:]:
+        fix = "average only networks that agree, and export others into an ensemble of their own (--ensemble NAME)"
+        if member.input_shape != first.input_shape:
+            differ = f"'{first.name}' has {first.input_shape}, '{member.name}' has {member.input_shape}"
+            raise EnsembleError(f"members must share their {shape}: {differ}; {fix}")
+        if member.class_names != first.class_names:
+            differ = f"'{first.name}' and '{member.name}' have {first_difference(first.class_names, member.class_names)}"
+            raise EnsembleError(f"members must share their class names: {differ}; {fix}")
+    agreed_preprocessing({member.name: _rule(member) for member in members})
+
+
+def check_members_fit(repository: Path, ensemble: str | None, members: Sequence[Member]) -> None:
+    """Whether ``members`` can be averaged with each other, and with those that vote in ``ensemble`` where it is in ``repository``.
+
+    Raises:
+        EnsembleError: they take other images, or know other classes.
+        ConfigError: a configuration cannot be read.
+    """
+    first = members[0]
+    check_same(members)
+    if ensemble is None or not (repository / ensemble).exists():
+        return
+    new = {member.name for member in members}
+    there = {vote.model for vote in read_ensemble(repository, ensemble).members if (repository / vote.model).exists()} - new
+    shape, classes = list(first.input_shape), [first.num_classes]
+    for name in sorted({*there, ensemble}):
+        shapes, labels = interface_of(repository / name)
+        if shapes[:2] != [shape, classes]:
+            raise EnsembleError(f"'{name}' takes and gives {shapes[:2]}, '{first.name}' {[shape, classes]}: choose another --ensemble name")
+        if labels is not None and class_names_from_labels(labels) != first.class_names:
+            raise EnsembleError(
+                f"the class names in {repository / name / LABELS_FILE} differ from those of '{first.name}': choose another --ensemble "
+                "name, or, for an ONNX file, name its classes as there (--labels FILE)"
+            )
+    stated = {name: parameter(read_config(repository / name), PREPROCESSING) for name in sorted(there)}
+    agreed_preprocessing(stated | {member.name: _rule(member) for member in members})
+
+
+def _ensemble_files(files: Files, ensemble: Ensemble, members: Sequence[Member], batches: Mapping[str, int]) -> dict[str, bytes]:
+    """Compute the files of an ensemble; `files` are the repository with its members as they will be."""
+    repository = files.repository
+    check_members_fit(repository, ensemble.name, members)
+    input_shape, num_classes = members[0].input_shape, members[0].num_classes
+    folder = repository / ensemble.name
+    others = [vote.model for vote in ensemble.members if vote.model not in batches]
+    # At most what each member takes: the configuration of one that was there already may allow less.
+    max_batch_size = min(
+        [
+            *batches.values(),
+            *(existing_batch(repository / name, None) for name in others),
+            *([existing_batch(folder, None)] if folder.exists() else []),
+        ]
+    )
+    return ensemble_files(
+        files,
+        ensemble,
+        input_shape=input_shape,
+        num_classes=num_classes,
+        max_batch_size=max_batch_size,
+        labels=labels_text(members[0]),
+    )
+
+
+def is_there(path: Path, content: bytes) -> bool:
+    """Whether a file holds this already: a model whose files are touched is loaded again for nothing."""
+    return path.is_file() and path.read_bytes() == content

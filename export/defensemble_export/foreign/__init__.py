@@ -1,0 +1,1 @@
+"""ONNX files of any origin: read, checked and brought to a member's interface."""

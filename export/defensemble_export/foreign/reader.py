@@ -1,0 +1,369 @@
+"""Somebody else's ONNX file, read without trust: what it is, its weights outside of it, its operators and its opset."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shlex
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import onnx
+import onnx.inliner
+from google.protobuf.message import DecodeError
+from onnx import TensorProto, numpy_helper
+
+from ..errors import ExportError
+from ..graphs.averaging import IR_VERSION, OPSET
+
+# ONNX Runtime guarantees nothing older, and its kernels for what opset 7 changed are gone (tried on 1.32: BatchNormalization of opset 6).
+OLDEST_OPSET = 7
+# What protobuf can hold in one message, and a model repository's file is one message.
+LARGEST_FILE = 2**31 - 1
+# Of the body of a Loop, those of nested ones multiplied. What is unrolled for images has fewer: one a layer, head or recurrent step.
+LARGEST_TRIPS = 10_000
+_STANDARD = ("", "ai.onnx")
+# Element types of less than a byte.
+_PACKED_BITS = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
+# What onnx puts before the reason: /project/onnx/version_converter/helper.cc:76: adapt: Assertion `false` failed:
+_PLACE_IN_SOURCE = re.compile(r"^\S+:\d+: \w+: Assertion `.*?` failed: ")
+# And ONNX Runtime: /onnxruntime_src/onnxruntime/core/framework/bfc_arena.cc:360 void* onnxruntime::BFCArena::AllocateRawInternal(size_t)
+_PLACE_IN_RUNTIME = re.compile(r"/onnxruntime_src/\S+ [^()]*\([^()]*\) ")
+_FROM_TORCH = (
+    "load the network in torch, write it as ONNX (torch.onnx.export, or defensemble_export.onnx_from_module, which verifies it), and "
+    "export that file: --from-onnx FILE.onnx --as NAME"
+)
+_FROM_KERAS = "convert it with tf2onnx, and export what that writes: --from-onnx FILE.onnx --as NAME"
+_OTHER_FORMATS = {
+    b"PK\x03\x04": f"a zip archive, as torch.save and Keras write: {_FROM_TORCH} (or use tf2onnx)",
+    b"\x1f\x8b": "compressed by gzip: unpack it (gunzip), and export what is in it",
+    b"\x89HDF": f"an HDF5 file, as Keras writes: {_FROM_KERAS}",
+    **{bytes([0x80, protocol]): f"a pickle, as torch.save used to write: {_FROM_TORCH}" for protocol in range(2, 6)},
+}
+_OTHER_SUFFIXES = {
+    **dict.fromkeys((".pt", ".pth", ".ckpt", ".pt2", ".pkl", ".pickle", ".bin"), f"a PyTorch file: {_FROM_TORCH}"),
+    **dict.fromkeys((".h5", ".hdf5", ".keras", ".tflite", ".pb"), f"a file of Keras or TensorFlow: {_FROM_KERAS}"),
+}
+# A suffix that ONNX files bear too.
+_ALSO_ONNX = (".bin", ".pb")
+
+
+def check_is_checkpoint(path: Path) -> None:
+    """Refuse a file that is not a checkpoint by its name.
+
+    Raises:
+        ExportError: it is ONNX, or of another framework; the message names the command that exports it.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".onnx":
+        raise ExportError(f"{path} is an ONNX file and no checkpoint: export it by --from-onnx {shlex.quote(str(path))} --as NAME")
+    if suffix in _OTHER_SUFFIXES:
+        raise ExportError(f"{path} is no checkpoint of `defensemble train` (.safetensors) but, by its name, {_OTHER_SUFFIXES[suffix]}")
+
+
+@contextmanager
+def translated(message: str, *, file: os.PathLike[str] | str) -> Iterator[None]:
+    """Let what a library refuses be an ExportError that begins with the file and ``message``.
+
+    onnx, ONNX Runtime and protobuf share no class of errors below Exception, hence around one call each.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = _PLACE_IN_RUNTIME.sub("", _PLACE_IN_SOURCE.sub("", " ".join(str(error).split())))
+        raise ExportError(f"{file} {message}: {reason[:400] or type(error).__name__}") from error
+
+
+def read_foreign(path: str | os.PathLike[str], custom_domains: Collection[str] = ()) -> onnx.ModelProto:
+    """Read an ONNX file: weights that lie beside it inside, local functions inlined, of the standard's operators and ``custom_domains``'.
+
+    Raises:
+        ExportError: it is no such file; says why, and how to mend it.
+    """
+    file = Path(path)
+    model = _parsed(file)
+    _inline_external_data(model, file)
+    opset_of(model, file)
+    _forget_shapes(model)
+    if any(not _has_shape(entry) for entry in model.graph.output):
+        with translated("is not consistent in its shapes", file=file):
+            model = onnx.shape_inference.infer_shapes(model)
+        for entry in model.graph.output:
+            if not _has_shape(entry):  # operators beyond the standard's: what they give is found out by a run
+                entry.CopyFrom(onnx.helper.make_tensor_value_info(entry.name, TensorProto.FLOAT, [None, None]))
+        _forget_shapes(model)
+    _sort_nodes(model.graph)
+    with translated("is not valid ONNX", file=file):
+        onnx.checker.check_model(model)
+    if model.functions:
+        with translated("has functions that cannot be inlined", file=file):
+            model = onnx.inliner.inline_local_functions(model, convert_version=True)
+        _forget_shapes(model)
+    _check_loops(model.graph, file, {}, 1)
+    _check_domains(model, file, custom_domains)
+    return model
+
+
+def _sort_nodes(graph: onnx.GraphProto) -> None:
+    """Sort nodes behind those whose results they read, as onnx's checker asks; ONNX Runtime asks for it only in bodies."""
+    made_by = {name: number for number, node in enumerate(graph.node) for name in node.output if name}
+    reads = {number: {made_by[name] for name in _names_read(node) & made_by.keys()} for number, node in enumerate(graph.node)}
+    if all(number > max(earlier, default=-1) for number, earlier in reads.items()):
+        return
+    try:
+        order = list(TopologicalSorter(reads).static_order())
+    except CycleError:  # the checker names the place
+        return
+    nodes = [onnx.NodeProto.FromString(graph.node[number].SerializeToString()) for number in order]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _names_read(node: onnx.NodeProto) -> set[str]:
+    """The names that a node reads, and those that its bodies read or give without making them."""
+    found = set(node.input)
+    for body in subgraphs(node):
+        read = {name for one in body.node for name in _names_read(one)} | {one.name for one in body.output}
+        made = (
+            {name for one in body.node for name in one.output} | {one.name for one in body.input} | {one.name for one in body.initializer}
+        )
+        found |= read - made
+    return found
+
+
+def opset_of(model: onnx.ModelProto, file: os.PathLike[str] | str) -> int:
+    """The opset of the standard's operators.
+
+    Raises:
+        ExportError: there is none, or it is out of the range that is taken.
+    """
+    newest = onnx.defs.onnx_opset_version()
+    found = [entry.version for entry in model.opset_import if entry.domain in _STANDARD]
+    if len(found) != 1:
+        raise ExportError(f"{file} must name one opset of the standard's operators, got {found or 'none'}: export it again")
+    if not OLDEST_OPSET <= found[0] <= newest:
+        raise ExportError(
+            f"{file} has opset {found[0]}; {OLDEST_OPSET} to {newest} are taken (the newest that the installed onnx {onnx.__version__} "
+            f"knows) and become {OPSET}: export it again with opset_version={OPSET}"
+        )
+    return int(found[0])
+
+
+def graphs_of(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """``graph`` and those inside its nodes: bodies of If, Loop and Scan."""
+    yield graph
+    for node in graph.node:
+        for inner in subgraphs(node):
+            yield from graphs_of(inner)
+
+
+def subgraphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """The graphs among a node's attributes."""
+    return [inner for entry in node.attribute for inner in ([entry.g] if entry.HasField("g") else list(entry.graphs))]
+
+
+def tensors_of(model: onnx.ModelProto) -> Iterator[TensorProto]:
+    """Every tensor of a model: initialisers and attributes, in subgraphs and local functions too."""
+    graphs = list(graphs_of(model.graph))
+    nodes = [node for graph in graphs for node in graph.node]
+    for function in model.functions:
+        inner = [graph for node in function.node for body in subgraphs(node) for graph in graphs_of(body)]
+        graphs += inner
+        nodes += [*function.node, *(node for graph in inner for node in graph.node)]
+    for graph in graphs:
+        yield from graph.initializer
+    for node in nodes:
+        for entry in node.attribute:
+            yield from [entry.t] if entry.HasField("t") else entry.tensors
+            for sparse in [entry.sparse_tensor] if entry.HasField("sparse_tensor") else entry.sparse_tensors:
+                yield from (sparse.values, sparse.indices)
+
+
+def _parsed(file: Path) -> onnx.ModelProto:
+    if not file.is_file():
+        what = "is a folder" if file.is_dir() else "is no file" if file.exists() else "does not exist"
+        raise ExportError(f"{file} {what}: name an .onnx file")
+    size = file.stat().st_size
+    if size > LARGEST_FILE:
+        raise ExportError(f"{file} has {size} bytes, and an ONNX file at most {LARGEST_FILE}: this is something else")
+    content = file.read_bytes()
+    if file.suffix.lower() in _OTHER_SUFFIXES and file.suffix.lower() not in _ALSO_ONNX:
+        raise ExportError(f"{file} is not ONNX but, by its name, {_OTHER_SUFFIXES[file.suffix.lower()]}")
+    if file.suffix.lower() == ".safetensors" or _is_safetensors(content):
+        raise ExportError(
+            f"{file} is not ONNX but a safetensors file, which holds weights and no graph: if `defensemble train` wrote it, name it "
+            f"without --from-onnx (defensemble export {shlex.quote(str(file))}); else {_FROM_TORCH}"
+        )
+    if not content:
+        raise ExportError(f"{file} is empty: export or download it again")
+    for start, what in _OTHER_FORMATS.items():
+        if content.startswith(start):
+            raise ExportError(f"{file} is not ONNX but {what}")
+    if content[4:8] == b"ORTM":
+        raise ExportError(f"{file} is not ONNX but in ONNX Runtime's own format (.ort): export the ONNX file that it was made from")
+    if content.startswith(b"version https://git-lfs"):
+        raise ExportError(f"{file} is a pointer of Git LFS and not the file itself: fetch it with `git lfs pull`")
+    if _is_text(content[:1024]):
+        beginning = content[:40].decode(errors="replace")
+        raise ExportError(
+            f"{file} is a text file, expected ONNX, which is binary; it begins with {beginning!r}. What onnx wrote as text becomes binary "
+            "by onnx.save(onnx.load(FILE, FORMAT), 'new.onnx') with its FORMAT: 'textproto', 'json' or 'onnxtxt'"
+        )
+    try:
+        model = onnx.ModelProto.FromString(content)
+    except DecodeError as error:
+        raise ExportError(f"{file} is not ONNX, or is truncated or corrupt ({error}): export or download it again") from error
+    if not model.ir_version or not model.graph.node:
+        raise ExportError(f"{file} is not an ONNX model: it has {'no nodes' if model.ir_version else 'no IR version'}; export it again")
+    if model.ir_version > onnx.IR_VERSION:
+        raise ExportError(
+            f"{file} has IR version {model.ir_version}, the installed onnx {onnx.__version__} reads up to {onnx.IR_VERSION}: "
+            f"update onnx, or export it again with opset_version={OPSET} (its IR version is {IR_VERSION})"
+        )
+    if any(graph.sparse_initializer for graph in graphs_of(model.graph)):
+        raise ExportError(f"{file} has sparse initialisers, which are not taken: export it with dense weights")
+    names = [name for graph in graphs_of(model.graph) for node in graph.node for name in (node.op_type, *node.input, *node.output)]
+    if any(isinstance(name, bytes) for name in (*names, *(tensor.name for tensor in tensors_of(model)))):
+        raise ExportError(f"{file} is corrupt: a name in it is not UTF-8; export or download it again")
+    return model
+
+
+def _is_safetensors(content: bytes) -> bool:
+    """Whether it begins as safetensors do: with the length of a header, which is JSON."""
+    return content[8:9] == b"{" and int.from_bytes(content[:8], "little") <= len(content) - 8
+
+
+def _has_shape(entry: onnx.ValueInfoProto) -> bool:
+    kind = entry.type.WhichOneof("value")
+    return kind is not None and (kind != "tensor_type" or entry.type.tensor_type.HasField("shape"))
+
+
+def _forget_shapes(model: onnx.ModelProto) -> None:
+    """Drop notes about the shapes of inner values, and make free every extent that is written as a negative number.
+
+    ONNX Runtime takes such a number as free; ONNX's shape inference takes it as it is, and contradicts itself. An input without a shape
+    gets four free extents.
+    """
+    known = {tensor.name for tensor in model.graph.initializer}
+    for entry in model.graph.input:
+        if entry.name not in known and entry.type.HasField("tensor_type") and not _has_shape(entry):
+            for _ in range(4):
+                entry.type.tensor_type.shape.dim.add()
+    graphs = list(graphs_of(model.graph))
+    for function in model.functions:
+        graphs += [graph for node in function.node for body in subgraphs(node) for graph in graphs_of(body)]
+        if "value_info" in function.DESCRIPTOR.fields_by_name:  # since IR 10
+            function.ClearField("value_info")
+    for graph in graphs:
+        graph.ClearField("value_info")
+        for entry in (*graph.input, *graph.output):
+            for extent in entry.type.tensor_type.shape.dim if _has_shape(entry) else ():
+                if extent.dim_value < 0:
+                    extent.Clear()
+
+
+def _is_text(start: bytes) -> bool:
+    return all(32 <= byte < 127 or byte in b"\t\n\r" for byte in start)
+
+
+def _inline_external_data(model: onnx.ModelProto, file: Path) -> None:
+    """Read what tensors keep outside of the file, from its own folder alone: a file of a stranger must not read others."""
+    outside = [tensor for tensor in tensors_of(model) if tensor.data_location == TensorProto.EXTERNAL]
+    total = model.ByteSize()
+    plans = []
+    for tensor in outside:
+        place, offset, length = _place(tensor, file)
+        total += length
+        plans.append((tensor, place, offset, length))
+    if total > LARGEST_FILE:
+        raise ExportError(
+            f"{file} and its external data have {total} bytes; a member is one protobuf file of at most {LARGEST_FILE}: "
+            "export a smaller network, or one of float16 weights"
+        )
+    for tensor, place, offset, length in plans:
+        with place.open("rb") as stream:
+            stream.seek(offset)
+            tensor.raw_data = stream.read(length)
+        del tensor.external_data[:]
+        tensor.data_location = TensorProto.DEFAULT
+
+
+def _place(tensor: TensorProto, file: Path) -> tuple[Path, int, int]:
+    """Where a tensor's bytes are: file, offset and length. What ONNX Runtime reads is taken, and no more of other folders than it takes."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location = entries.get("location", "")
+    what = f"{file} keeps the tensor '{tensor.name}' in {location!r}"
+    mend = "put all its files into one folder (links replaced by copies: cp -L), or save it as one file: onnx.save(onnx.load(FILE), NEW)"
+    if not location or Path(location).is_absolute() or "\0" in location:
+        raise ExportError(f"{what}: external data are read from the file's own folder alone; {mend}")
+    place = file.parent / location
+    # Where the file is a link, as in the Hugging Face cache, also the folder of the file itself.
+    if not any(place.resolve().is_relative_to(folder) for folder in (file.parent.resolve(), file.resolve().parent)):
+        raise ExportError(f"{what}, which leads to {place.resolve()}: external data are read from the file's own folder alone; {mend}")
+    if not place.is_file():
+        raise ExportError(f"{what}, which is {'not a file' if place.exists() else 'missing'} in {file.parent.resolve()}; {mend}")
+    try:
+        kind = TensorProto.DataType.Name(tensor.data_type)
+        bits = _PACKED_BITS.get(kind) or onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize * 8
+        offset, length = int(entries.get("offset", 0)), int(entries.get("length", 0))
+    except (KeyError, ValueError) as error:
+        raise ExportError(f"{what} with an offset, length or type that is none ({error}); export it again") from error
+    expected = (math.prod(tensor.dims) * bits + 7) // 8
+    size = place.stat().st_size
+    if length not in (0, expected):  # 0: as if it were absent
+        raise ExportError(f"{what} with {length} bytes, but {list(tensor.dims)} of its type take {expected}: export it again")
+    if offset < 0 or any(side < 0 for side in tensor.dims) or offset + expected > size:
+        raise ExportError(
+            f"{what}, bytes {offset} to {offset + expected}, but that file has {size}: it is truncated, or not the one that belongs to it; "
+            "copy or export both again"
+        )
+    return place, offset, expected
+
+
+def _check_loops(graph: onnx.GraphProto, file: Path, outer: Mapping[str, TensorProto], times: int) -> None:
+    """Refuse loops without a constant number of trips, or with so many that a request would occupy a server for good.
+
+    Args:
+        graph: the graph, or the body of a node.
+        file: the file, for errors.
+        outer: the constants that are visible in the graph's surroundings.
+        times: how often the loops around the graph run it.
+    """
+    # The inputs of a body hide constants of the same name outside of it.
+    constants = {name: tensor for name, tensor in outer.items() if name not in {entry.name for entry in graph.input}}
+    constants |= {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        for name in node.output:
+            constants.pop(name, None)
+        if node.op_type == "Constant" and node.domain in _STANDARD and node.attribute[0].HasField("t"):
+            constants[node.output[0]] = node.attribute[0].t
+    for node in graph.node:
+        trips = 1
+        if node.op_type == "Loop" and node.domain in _STANDARD:
+            loop = f"{file}: the Loop that makes '{node.output[0]}'"
+            expected = f"expected a constant of at most {LARGEST_TRIPS} (nested loops multiplied): export the network without that loop"
+            known = constants.get(node.input[0])
+            if known is None:
+                raise ExportError(f"{loop} takes a number of trips that is computed or missing, {expected}")
+            trips = int(numpy_helper.to_array(known).max(initial=1))
+            if times * trips > LARGEST_TRIPS:
+                raise ExportError(f"{loop} runs its body {times * trips} times, {expected}")
+        for body in subgraphs(node):
+            _check_loops(body, file, constants, times * trips)
+
+
+def _check_domains(model: onnx.ModelProto, file: Path, custom_domains: Collection[str]) -> None:
+    used: dict[str, set[str]] = {}
+    for graph in graphs_of(model.graph):
+        for node in graph.node:
+            if node.domain not in (*_STANDARD, *custom_domains):
+                used.setdefault(node.domain, set()).add(node.op_type)
+    if used:
+        listed = "; ".join(f"{domain}: {', '.join(sorted(operators))}" for domain, operators in sorted(used.items()))
+        raise ExportError(
+            f"{file} uses operators that are not of the ONNX standard ({listed}): export it without them or, if every server that is to "
+            f"run it has them, allow their domains ({' '.join(f'--custom-operators {domain}' for domain in sorted(used))})"
+        )

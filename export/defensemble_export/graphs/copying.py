@@ -1,0 +1,153 @@
+"""What the converters of graphs share."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
+
+from ..errors import ExportError
+from ..foreign.reader import graphs_of, subgraphs, translated
+from ..foreign.rewrite import fresh, names_of, read_by, real_inputs, redirect, rename
+
+# Equal nodes over equal inputs give equal values, except these.
+RANDOM = frozenset(("Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"))
+QUANTISERS = frozenset(("DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear"))
+
+
+def tidy_copy(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy in which no tensor's name is used twice, no constant is an input too, and nothing is declared that is not needed.
+
+    What is left out are shapes of values inside, and extents of -1, and of 0 except in the graph's input. ONNX Runtime (1.32) reads -1 as a
+    free axis and ignores the 0 of an output, unless a body allocates by it; onnx's checker takes both for extents.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    inputs = real_inputs(copy.graph)
+    del copy.graph.input[:]
+    copy.graph.input.extend(inputs)
+    for number, graph in enumerate(graphs_of(copy.graph)):
+        for field in ("value_info", "quantization_annotation"):
+            graph.ClearField(field)
+        _free(graph.input, 1 if number else 0)
+        _free(graph.output, 1)
+    rename(copy.graph, {})
+    return copy
+
+
+def _free(entries: Iterable[onnx.ValueInfoProto], least: int) -> None:
+    """Leave open every extent below `least`."""
+    for entry in entries:
+        for dim in entry.type.tensor_type.shape.dim:
+            if dim.HasField("dim_value") and dim.dim_value < least:
+                dim.ClearField("dim_value")
+
+
+def named_copy(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A `tidy_copy` whose every node has a name of its own: converters choose nodes by name.
+
+    Raises:
+        ExportError: the model holds functions, which converters do not look into.
+    """
+    if model.functions:
+        functions = ", ".join(function.name for function in model.functions[:3])
+        raise ExportError(
+            f"the graph calls functions of its own ({functions}): inline them first, with onnx.inliner.inline_local_functions"
+        )
+    copy = tidy_copy(model)
+    taken = {node.name for node in copy.graph.node}
+    seen: set[str] = set()
+    for number, node in enumerate(copy.graph.node):
+        if not node.name or node.name in seen:
+            while (name := f"{node.op_type}_{number}") in taken:
+                number += 1
+            node.name = name
+            taken.add(name)
+        seen.add(node.name)
+    return copy
+
+
+def checked(converted: onnx.ModelProto, precision: str) -> onnx.ModelProto:
+    """Return what a converter made of a graph, once onnx's checker has passed it with its types and order.
+
+    Raises:
+        ExportError: it has not.
+    """
+    try:
+        onnx.checker.check_model(converted, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"the graph cannot be converted to {precision}: {error}; export it as fp32") from error
+    return converted
+
+
+def shape_of(tensor: onnx.ValueInfoProto) -> tuple[int | None, ...]:
+    """The extents of an input or output; None where one is free: named, not given, or negative, as ONNX Runtime reads it."""
+    dims = tensor.type.tensor_type.shape.dim
+    return tuple(dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else None for dim in dims)
+
+
+def make_initializers(graph: onnx.GraphProto) -> None:
+    """Replace Constant nodes by initialisers, which are converted; those of BOOL stay, because a BOOL initialiser is taken for a mask."""
+    nodes = []
+    for node in graph.node:
+        tensor = None
+        if node.op_type == "Constant" and node.attribute[0].name in ("value", "value_float", "value_floats"):
+            value = helper.get_attribute_value(node.attribute[0])
+            tensor = value if isinstance(value, TensorProto) else numpy_helper.from_array(np.array(value, np.float32))
+        if tensor is None or tensor.data_type == TensorProto.BOOL:
+            nodes.append(onnx.NodeProto.FromString(node.SerializeToString()))
+        else:
+            graph.initializer.add().CopyFrom(tensor)
+            graph.initializer[-1].name = node.output[0]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def fold(model: onnx.ModelProto, names: Collection[str]) -> None:
+    """Make initialisers of those of `names` that nodes compute from constants alone, such as a weight behind an Identity or a Reshape.
+
+    Nodes and constants that nothing reads any more are removed. What others have quantised stays so.
+
+    Args:
+        model: a graph in which no name is used twice, as after `tidy_copy`.
+        names: tensors of it.
+
+    Raises:
+        ExportError: ONNX Runtime does not compute them.
+    """
+    graph = model.graph
+    make_initializers(graph)
+    known = {tensor.name for tensor in graph.initializer}
+    computed = []
+    for node in graph.node:
+        if node.op_type not in RANDOM | QUANTISERS and not subgraphs(node) and known.issuperset(read_by(node)):
+            known.update(node.output)
+            computed.append(node)
+    folded = {name: fresh(f"{name}_folded", names_of(graph)) for node in computed for name in node.output if name in names}
+    if not folded:
+        return
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    for field in ("input", "output", "node"):
+        probe.graph.ClearField(field)
+    probe.graph.node.extend(computed)
+    probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in folded)
+    with translated("computes its weights in a way that ONNX Runtime does not run; export it again", file="the graph"):
+        session = onnxruntime.InferenceSession(probe.SerializeToString(), providers=["CPUExecutionProvider"])
+        values = session.run(list(folded), {})
+    redirect(graph.node, folded)
+    read, nodes, left = {entry.name for entry in graph.output}, [], set[str]()
+    for node in reversed(graph.node):
+        if not known.issuperset(node.output) or read.intersection(node.output):
+            nodes.append(onnx.NodeProto.FromString(node.SerializeToString()))
+            read |= read_by(node)
+        else:
+            left |= read_by(node)
+    constants = [onnx.TensorProto.FromString(one.SerializeToString()) for one in graph.initializer if one.name not in left - read]
+    constants += [numpy_helper.from_array(np.asarray(value), name) for name, value in zip(folded.values(), values, strict=True)]
+    for field, entries in (("node", reversed(nodes)), ("initializer", constants)):
+        graph.ClearField(field)
+        getattr(graph, field).extend(entries)

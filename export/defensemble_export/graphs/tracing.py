@@ -1,0 +1,110 @@
+"""A torch module as an ONNX graph in float32, its masks BOOL initialisers under their own names."""
+
+from __future__ import annotations
+
+import ast
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from ..errors import VerificationError
+from .averaging import IR_VERSION, OPSET
+
+if TYPE_CHECKING:
+    import torch
+
+
+def graph_from_module(
+    module: torch.nn.Module, input_shape: tuple[int, int, int], masks: Mapping[str, np.ndarray[Any, Any]]
+) -> onnx.ModelProto:
+    """Trace ``images`` FP32 [N,C,H,W] to ``logits`` FP32 [N,K], any N: IR 10, opset 20, BatchNorm folded, nothing of this machine noted.
+
+    Raises:
+        VerificationError: one of ``masks`` (by name) is not in the graph as it should be.
+    """
+    import torch
+
+    # Two images: an example batch of one would be taken for a constant.
+    example = (torch.zeros(2, *input_shape),)
+    with _quiet():
+        program = torch.onnx.export(
+            module,
+            example,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            verbose=False,
+        )
+    assert program is not None, "the dynamo exporter returns a program"
+    model: onnx.ModelProto = program.model_proto
+    model.ir_version = IR_VERSION
+    _name_masks(model, masks)
+    strip(model)
+    check_masks(model, masks)
+    return model
+
+
+def _name_masks(model: onnx.ModelProto, masks: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    """Give each ``Where`` its own mask again: torch's optimiser merges initialisers that are equal, as small masks can be by chance."""
+    present = {tensor.name for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type != "Where":
+            continue
+        notes = {entry.key: entry.value for entry in node.metadata_props}
+        scopes = ast.literal_eval(notes.get("pkg.torch.onnx.name_scopes", "[]"))
+        for name in (f"{scope}.mask" for scope in reversed(scopes)):
+            if name in masks:
+                node.input[0] = name
+                if name not in present:
+                    model.graph.initializer.append(numpy_helper.from_array(masks[name], name))
+                    present.add(name)
+                break
+
+
+def strip(model: onnx.ModelProto) -> None:
+    """Drop what the exporter notes about its own run: it names this machine's paths and changes nothing that is computed."""
+    graph = model.graph
+    entries: list[Any] = [graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer]
+    for entry in entries:
+        del entry.metadata_props[:]
+        entry.doc_string = ""
+    del graph.value_info[:]
+    del model.metadata_props[:]
+    model.producer_name = "defensemble"
+    model.producer_version = ""
+
+
+def check_masks(model: onnx.ModelProto, masks: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    """Whether each mask is a BOOL initialiser under its name, bit for bit.
+
+    Raises:
+        VerificationError: one is not.
+    """
+    found = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.BOOL}
+    for name, mask in masks.items():
+        if name not in found:
+            raise VerificationError(f"mask '{name}' is not a BOOL initialiser of the exported graph, which has {sorted(found) or 'none'}")
+        if not np.array_equal(found[name], mask):
+            raise VerificationError(f"mask '{name}' in the exported graph differs from the checkpoint's")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch's exporter from printing notes about packages that are not needed here."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,1 @@
+"""Models of an ensemble, from a checkpoint or from an ONNX file, with their report."""

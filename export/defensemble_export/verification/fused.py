@@ -1,0 +1,126 @@
+"""Does a fused graph answer what the ensemble of its members does?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from defensemble_repository.ensemble import Ensemble
+
+from ..errors import ExportError, VerificationError
+from ..foreign.reader import translated
+from ..graphs.averaging import average_onnx
+from ..graphs.fusion import WAY_OUT
+from .images import RANDOM_ALONE
+
+Array = np.ndarray[Any, Any]
+_FUSED = "the fused graph"
+# Largest difference of a value, in units of max(1, largest |value|): both compute the same, and differ where ONNX Runtime rounds otherwise.
+FUSED_TOLERANCE = 1e-6
+
+
+def verify_fused(
+    fused: bytes, members: Sequence[bytes], ensemble: Ensemble, images: Array | None, *, max_batch_size: int, seed: int = 0
+) -> dict[str, Any]:
+    """Compare a fused graph with ONNX Runtime's answers of ``members``, averaged by the ensemble's own graph, output by output.
+
+    On ``images`` (N,C,H,W), where there are any, and on random ones, at batch 1, 2 and ``max_batch_size``, both with ONNX Runtime's graph
+    optimisation, as they are served: it decides by what stands around a node whether that is run in integers. Returns what was measured,
+    for a JSON file.
+
+    Raises:
+        ExportError: ``images`` are not float32 of the members' shape in [0, 1], or ONNX Runtime does not run the graph or a member.
+        VerificationError: names, shapes or values differ; says where and by how much.
+    """
+    one = _session(fused, f"is not loaded by ONNX Runtime; {WAY_OUT}", _FUSED)
+    expected = {"probabilities", "member_probabilities", "entropy", "mutual_information"}
+    if [tensor.name for tensor in one.get_inputs()] != ["images"] or {tensor.name for tensor in one.get_outputs()} != expected:
+        tensors = [tensor.name for tensor in (*one.get_inputs(), *one.get_outputs())]
+        raise VerificationError(f"the fused graph takes and gives {tensors}, expected images to {sorted(expected)}")
+    shape = tuple(one.get_inputs()[0].shape[1:])
+    if not all(isinstance(side, int) for side in shape):
+        raise ExportError(f"the members take images of {shape}: export them with a fixed size, of which images can be made to compare them")
+    if images is not None:
+        _check_images(images, shape)
+    pipeline = _Pipeline(members, ensemble, next(tensor.shape[1] for tensor in one.get_outputs() if tensor.name == "probabilities"))
+    generator = np.random.default_rng(seed)
+    batches = sorted({1, 2, max_batch_size})
+    order = generator.permutation(0 if images is None else len(images))  # no image twice before all were taken once
+    worst: dict[str, float] = dict.fromkeys(sorted(expected), 0.0)
+    for batch in batches:
+        samples = {"random": generator.random((batch, *shape), np.float32)}
+        if images is not None:
+            samples["real"] = images[np.resize(order, batch)]
+            order = np.roll(order, -batch)
+        for kind, sample in samples.items():
+            where = f"{batch} {kind} image{'s' if batch > 1 else ''}"
+            right = pipeline.answers(sample)
+            with translated(f"does not run in ONNX Runtime on {where}; {WAY_OUT}", file=_FUSED):
+                got = dict(zip([tensor.name for tensor in one.get_outputs()], one.run(None, {"images": sample}), strict=True))
+            for output in worst:
+                if got[output].shape != right[output].shape:
+                    raise VerificationError(
+                        f"{where}: {output}: the fused graph answers shape {got[output].shape}, the ensemble {right[output].shape}"
+                    )
+            for output in worst:
+                worst[output] = max(worst[output], _difference(got[output], right[output], f"{where}: {output}"))
+    return {
+        "against": f"the members one by one and their averaging graph, in ONNX Runtime {onnxruntime.__version__}",
+        "images": RANDOM_ALONE if images is None else "random images, and the user's or those of the members' data",
+        "n": 0 if images is None else min(sum(batches), len(images)),
+        "batches": batches,
+        "graph_optimisation": "all",
+        "largest_difference": worst,
+    }
+
+
+class _Pipeline:
+    """What Triton does with an ensemble, in this process."""
+
+    def __init__(self, members: Sequence[bytes], ensemble: Ensemble, num_classes: int) -> None:
+        self.names = [f"'{vote.model}' (version {vote.version})" for vote in ensemble.members]
+        message = "is not loaded by ONNX Runtime; export it again, or take it out of the ensemble"
+        self.members = [_session(member, message, name) for member, name in zip(members, self.names, strict=True)]
+        self.average = _session(average_onnx(ensemble, num_classes), "is not loaded by ONNX Runtime", "the averaging graph")
+
+    def answers(self, images: Array) -> dict[str, Array]:
+        """Every output of the ensemble, by name."""
+        logits = {}
+        for index, (member, name) in enumerate(zip(self.members, self.names, strict=True)):
+            with translated("does not run in ONNX Runtime; export it again, or take it out of the ensemble", file=name):
+                logits[f"logits_{index}"] = member.run(["logits"], {"images": images})[0]
+        return dict(zip([tensor.name for tensor in self.average.get_outputs()], self.average.run(None, logits), strict=True))
+
+
+def _session(content: bytes, message: str, what: str) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # sessions that wait for each other's cores
+    with translated(message, file=what):
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def _check_images(images: Array, shape: tuple[Any, ...]) -> None:
+    if images.shape[1:] != shape or not len(images):
+        raise ExportError(
+            f"the members take images of {shape}, those for the verification have the shape {images.shape}: "
+            "pass at least one image of that shape, (N, C, H, W)"
+        )
+    if images.dtype != np.float32 or not (images.min() >= 0 and images.max() <= 1):  # also where one is NaN
+        raise ExportError(
+            f"the images for the verification must be float32 in [0, 1], got {images.dtype} from {images.min():g} to {images.max():g}: "
+            "divide those of 0 to 255 by 255, and convert them with .astype"
+        )
+
+
+def _difference(got: Array, right: Array, where: str) -> float:
+    scale = max(1.0, float(np.abs(right).max()))
+    difference = float(np.abs(got - right).max()) / scale
+    if not difference <= FUSED_TOLERANCE:  # also where it is NaN
+        raise VerificationError(
+            f"{where}: the fused graph differs from the ensemble by {difference * scale:.3g}, allowed is {FUSED_TOLERANCE * scale:.3g}; "
+            "it is not used"
+        )
+    return difference

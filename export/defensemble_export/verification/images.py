@@ -1,0 +1,177 @@
+"""On which real images an export is verified and calibrated: those of the data that a checkpoint was trained on, or what the user gives."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+
+from ..errors import ExportError, OtherImagesWarning
+from ..metadata import CLASS_NAMES, RECORD
+
+if TYPE_CHECKING:
+    from defensemble_training import Dataset, TrainingRecord
+
+# What a report says of the images where there are no real ones.
+RANDOM_ALONE = "random images alone"
+# Of the test images, so many are compared.
+_COMPARED = 1000
+_MEND = "Say where they are (--data-dir), or pass others (--images FILE.npy)"
+
+
+@dataclass(frozen=True, eq=False)
+class RealImages:
+    """Images (N,C,H,W), float32 in [0, 1], their classes int64 (N,) where they are known, and in words where they are from.
+
+    Raises:
+        ExportError: there are none, or they are something else.
+    """
+
+    images: np.ndarray[Any, Any]
+    source: str
+    labels: np.ndarray[Any, Any] | None = None
+
+    def check_fit(self, input_shape: tuple[int, int, int], what: str = "verification") -> None:
+        """Whether a network that takes ``input_shape`` takes them.
+
+        Raises:
+            ExportError: it does not.
+        """
+        images: object = self.images
+        if not isinstance(images, np.ndarray):
+            raise ExportError(f"the images for the {what} must be a numpy array (N, C, H, W), got {type(images).__name__}")
+        if images.shape[1:] != input_shape or not len(images):
+            raise ExportError(
+                f"the network takes images of {input_shape}, those for its {what} have the shape {images.shape}: "
+                "pass at least one image of that shape, (N, C, H, W)"
+            )
+        check_values(images, what)
+        if self.labels is not None and self.labels.shape != images.shape[:1]:
+            raise ExportError(f"the {what} has {len(images)} images and classes of the shape {self.labels.shape}: one for each image")
+
+
+def check_values(images: np.ndarray[Any, Any], what: str) -> None:
+    """Whether images, of which there is one at least, are float32 in [0, 1]; ``what`` says in errors what they are for.
+
+    Raises:
+        ExportError: they are not.
+    """
+    if images.dtype != np.float32:
+        raise ExportError(f"the images for the {what} are {images.dtype}, expected float32 in [0, 1]: convert them with .astype")
+    if not (images.min() >= 0 and images.max() <= 1):  # also where one is NaN
+        raise ExportError(
+            f"the images for the {what} must lie in [0, 1], got values from {images.min():g} to {images.max():g}: "
+            "divide those of 0 to 255 by 255, and leave out what is not a number"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class ImagePool:
+    """``total`` images to draw from, of which ``images_at`` gives those with some numbers, float32 (n,C,H,W), and in words where from."""
+
+    images_at: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]
+    total: int
+    source: str
+
+    @classmethod
+    def of(cls, images: np.ndarray[Any, Any], input_shape: tuple[int, int, int]) -> ImagePool:
+        """The user's own images, to calibrate on.
+
+        Raises:
+            ExportError: they are not float32 (N,C,H,W) in [0, 1] of ``input_shape``.
+        """
+        RealImages(images, "").check_fit(input_shape, "calibration")
+        return cls(images.__getitem__, len(images), "images of the user's")
+
+
+def dataset_of(record: TrainingRecord, input_shape: tuple[int, int, int], data_dir: str | os.PathLike[str] | None) -> Dataset:
+    """The data that a checkpoint was trained on.
+
+    Looked for in `data_dir`; without it in the cache of decoded images, by their digest; in the folder that the command of the training
+    named; and in the usual places.
+
+    Other images than those of the record, by their digest, are used with an `OtherImagesWarning`.
+
+    Raises:
+        ExportError: they are not there, or have other classes.
+    """
+    return _dataset(record.to_values(), record.class_names, input_shape[1], data_dir, "the export is verified")
+
+
+def _dataset(
+    record: Mapping[str, Any], class_names: tuple[str, ...], size: int, data_dir: str | os.PathLike[str] | None, what: str
+) -> Dataset:
+    from defensemble_training import DataError, decoded_dataset, load_dataset
+
+    data, digest, command = (str(record.get(key, "")) for key in ("data", "data_digest", "command"))
+    if data_dir is None:
+        dataset = decoded_dataset(data, digest, class_names)
+        if dataset is not None:
+            return dataset
+        data_dir = next((value for option, value in pairwise(_words(command)) if option == "--data-dir" and Path(value).is_dir()), None)
+    try:
+        # As in a training with skip_damaged; where an image was damaged since then, the digest differs.
+        dataset = load_dataset(data, size, data_dir=None if data_dir is None else Path(data_dir), skip_damaged=True)
+    except DataError as error:
+        by = f" by `defensemble {command:.300}`" if command else ""
+        raise ExportError(f"{what} on test images of {data!r}, which the checkpoint was trained on{by}: {error}. {_MEND}") from error
+    try:
+        dataset = dataset.numbered_as(class_names, "the checkpoint")
+    except DataError as error:
+        raise ExportError(
+            f"the data for the verification have other classes than the checkpoint was trained on: {error}; name the folder of the data "
+            "that it was trained on (--data-dir), or pass other images (--images FILE.npy)"
+        ) from error
+    if digest and dataset.digest != digest:
+        warnings.warn(
+            f"the images for the verification ({dataset.source}) are not those that the checkpoint was trained on: their digest is "
+            f"{dataset.digest}, the training record states {digest}; the report compares accuracies on these",
+            OtherImagesWarning,
+            stacklevel=2,
+        )
+    return dataset
+
+
+def _words(command: str) -> list[str]:
+    try:
+        return shlex.split(command)
+    except ValueError:  # records are made by other programs, too
+        return []
+
+
+def images_of_record(graph: onnx.ModelProto, name: str, data_dir: str | os.PathLike[str] | None) -> RealImages | None:
+    """Test images of the data that an exported graph says that its network was trained on; None where it says nothing.
+
+    Foreign graphs say nothing, nor do those of networks that nobody trained.
+
+    Raises:
+        ExportError: they are not there, or cannot be loaded here; ``name`` says whose.
+    """
+    notes = {entry.key: entry.value for entry in graph.metadata_props}
+    record = json.loads(notes[RECORD]) if RECORD in notes else {"data": ""}
+    if not record["data"]:
+        return None
+    names = tuple(json.loads(notes[CLASS_NAMES]))
+    shape = tuple(side.dim_value for side in graph.graph.input[0].type.tensor_type.shape.dim[1:])
+    try:
+        dataset = _dataset(record, names, shape[1], data_dir, f"'{name}' is compared")
+    except ModuleNotFoundError as error:
+        raise ExportError(f"the data that '{name}' was trained on cannot be loaded here, {error.name} is missing. {_MEND}") from error
+    return images_for_verification(dataset)
+
+
+def images_for_verification(dataset: Dataset) -> RealImages:
+    """The first thousand test images, or all where they are fewer."""
+    chosen = slice(0, _COMPARED)
+    labels = dataset.test.labels[chosen]
+    source = f"the first {len(labels)} test images of {dataset.name} ({dataset.source}; digest {dataset.digest})"
+    return RealImages(dataset.test.images(chosen), source, labels)

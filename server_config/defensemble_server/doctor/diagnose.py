@@ -1,0 +1,247 @@
+"""What this machine can run, what is missing, and the command that mends it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import urllib3
+
+from defensemble_repository.errors import ManifestError
+from defensemble_repository.names import MANIFEST_FILE, PLAN_FILE
+from defensemble_repository.plan_manifest import read_manifest
+
+from ..errors import NotServableError, RuntimeMissingError, ServerError
+from ..options import ServeOptions, reached_at
+from ..plans.compatibility import Gpu, Machine, problem_of_version, read_machine
+from ..process.state import read_states
+from ..profiles import check_profile, profiles_of
+from ..repository import read_model
+from ..runtime.backend_build import built_backend, find_compiler, onnxruntime_library
+from ..runtime.find import CONTAINER, EMBEDDED_CORE, check_platform, embedded_triton
+from .cpu_int8 import int8_check
+from .known_cves import Weakness, known_cves, known_faults
+from .server_faults import server_faults
+
+PASS, WARN, FAIL = "PASS", "WARN", "FAIL"
+_PYTHONS = ((3, 10), (3, 13))
+# The GPU build is installed in the place of the other, never beside it.
+_STANDS_FOR = {"onnxruntime": "onnxruntime-gpu"}
+_EXTRAS = {"train": ("torch", "safetensors", "scikit-learn"), "export": ("onnx", "onnxruntime", "onnxscript")}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at: PASS, WARN or FAIL, what was found, and the command that mends it (empty: nothing to be done)."""
+
+    name: str
+    status: str
+    text: str
+    mend: str = ""
+
+
+def diagnose(urls: list[str], repository: Path | None = None) -> list[Check]:
+    """Look at this machine, at our servers that run on it, and at the servers behind ``urls`` (``http://HOST:PORT``).
+
+    Of a model ``repository`` its profiles are looked at, and whether its TensorRT plans fit this machine.
+    """
+    machine = read_machine()
+    return [
+        *_platform(),
+        *_packages(),
+        *_runtime(),
+        *_accelerators(machine),
+        *(_repository(repository, machine) if repository is not None else ()),
+        *_ports(),
+        *_servers(urls),
+    ]
+
+
+def _platform() -> Iterator[Check]:
+    libc = platform.libc_ver()
+    what = f"{platform.system()} {platform.machine()}, {' '.join(libc)}"
+    try:
+        check_platform(platform.system(), platform.machine(), libc)
+        yield Check("platform", PASS, what)
+    except RuntimeMissingError as error:
+        yield Check("platform", FAIL, str(error), "defensemble serve --runtime docker")
+    version = sys.version_info[:2]
+    fits = _PYTHONS[0] <= version <= _PYTHONS[1]
+    text = f"{platform.python_version()}{'' if fits else ': tried are 3.10 to 3.13'}"
+    yield Check("Python", PASS if fits else WARN, text, "" if fits else "use Python 3.10 to 3.13")
+
+
+def _packages() -> Iterator[Check]:
+    for extra, packages in _EXTRAS.items():
+        found, missing = [], []
+        for package in packages:
+            installed = _installed(package) or _installed(_STANDS_FOR.get(package, package))
+            if installed is None:
+                missing.append(package)
+            else:
+                found.append(installed)
+        if missing:
+            yield Check(extra, WARN, f"`defensemble {extra}` lacks {', '.join(missing)}", f"pip install 'defensemble[{extra}]'")
+        else:
+            yield Check(extra, PASS, ", ".join(found))
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return f"{package} {importlib.metadata.version(package)}"
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _runtime() -> Iterator[Check]:
+    if embedded_triton() is None:
+        yield Check(
+            "Triton", WARN, "the embedded runtime is not installed; `defensemble serve` installs it", "defensemble serve, or make install"
+        )
+    else:
+        yield Check(
+            "Triton", PASS, f"embedded runtime, core {EMBEDDED_CORE} (nvidia-pytriton {importlib.metadata.version('nvidia-pytriton')})"
+        )
+    yield Check(
+        "core's age",
+        WARN,
+        f"core {EMBEDDED_CORE} is of October 2024; it is only for this machine, and listens on loopback. Fixed since then:\n"
+        f"{_listing(known_cves(EMBEDDED_CORE))}",
+        "for anything that strangers reach: NVIDIA's container, 26.07 or later, behind a proxy",
+    )
+    yield Check(
+        "core's faults",
+        WARN,
+        f"callers can end core {EMBEDDED_CORE}, or take memory that it does not return:\n{_listing(known_faults(EMBEDDED_CORE))}",
+        "call it over HTTP, and only by callers that you trust; docs/security.md explains each",
+    )
+    yield _tried("ONNX Runtime", onnxruntime_library, "pip install 'defensemble[server]'")
+    yield Check(*int8_check())
+    mend = "apt-get install g++, or pip install ziglang" + ("; unset CXX, or set it to a compiler that runs" if "CXX" in os.environ else "")
+    yield _tried("compiler", find_compiler, mend, none="no C++ compiler for the native backend")
+    yield _tried("backend", built_backend, "defensemble serve, or make install", none="not built yet; `defensemble serve` builds it, once")
+
+
+def _listing(weaknesses: list[Weakness]) -> str:
+    return "\n".join(f"{'':>8}- {weakness}: {weakness.advice}" for weakness in weaknesses)
+
+
+def _tried(name: str, find: Callable[[], object], mend: str, *, none: str = "") -> Check:
+    """FAIL where ``find`` raises, WARN with the text ``none`` where it finds nothing."""
+    try:
+        found = find()
+    except ServerError as error:
+        return Check(name, FAIL, str(error), mend)
+    return Check(name, WARN, none, mend) if found is None else Check(name, PASS, str(found))
+
+
+def _accelerators(machine: Machine) -> Iterator[Check]:
+    """No GPU is nothing to be mended; a GPU without TensorRT serves all but plans."""
+    if not machine.gpus:
+        yield Check("GPU", PASS, f"none ({machine.why_no_gpu}): of the profiles only `cpu` is for this machine")
+    for gpu in machine.gpus:
+        yield Check("GPU", PASS, f"{gpu.name}, compute capability {gpu.compute_capability}, driver {gpu.driver}")
+    if machine.tensorrt is not None:
+        yield Check("TensorRT", PASS, machine.tensorrt)
+    elif machine.gpus:
+        mend = f"serve with --runtime docker, whose image {CONTAINER} has it, or make install GPU=1"
+        yield Check("TensorRT", WARN, f"none ({machine.why_no_tensorrt}): plans cannot be built or served outside of a container", mend)
+    else:
+        yield Check("TensorRT", PASS, f"none ({machine.why_no_tensorrt}), nor a GPU for it")
+
+
+def _repository(repository: Path, machine: Machine) -> Iterator[Check]:
+    if not repository.is_dir():
+        yield Check("repository", FAIL, f"{repository} is no folder", "name the folder that `defensemble export` has written")
+        return
+    for profile in profiles_of(repository):
+        try:
+            check_profile(repository, profile, only_cpus=False)
+            yield Check(f"profile {profile}", PASS, f"complete in {repository}")
+        except NotServableError as error:
+            mend = f"defensemble profile list {shlex.quote(str(repository))}"
+            yield Check(f"profile {profile}", WARN, str(error), mend)
+    for plan in sorted(repository.glob(f"*/[1-9]*/{PLAN_FILE}")):
+        if plan.parent.name.isdecimal():  # Triton looks at no other folder
+            yield _plan(plan.parent.parent, int(plan.parent.name), machine)
+
+
+def _plan(folder: Path, version: int, machine: Machine) -> Check:
+    name = f"plan {folder.name}/{version}"
+    build = f"defensemble build-engine {shlex.quote(str(folder.parent))} --model {shlex.quote(folder.name)} --version {version}"
+    try:
+        model = read_model(folder, None)
+        takes: dict[str, Any] = {"max_batch_size": model.config.max_batch_size, "image_shape": model.image_shape}
+        problem = problem_of_version(folder, version, machine, **takes)
+        # On the very machine that it was built on: what is wrong there too is wrong with the plan.
+        manifest = read_manifest(folder / str(version) / MANIFEST_FILE)
+        origin = machine
+        if manifest is not None:
+            origin = Machine(manifest.tensorrt, (Gpu(manifest.gpu, manifest.compute_capability, manifest.driver),))
+        broken = manifest is None or problem_of_version(folder, version, origin, **takes) is not None
+    except (NotServableError, ManifestError) as error:
+        return Check(name, FAIL, str(error), build)
+    if problem is None:
+        assert manifest is not None, "a plan without one is a problem"
+        return Check(name, PASS, f"built with TensorRT {manifest.tensorrt} on {manifest.gpu}, fits this machine")
+    elsewhere = machine.tensorrt is None or not machine.gpus
+    return Check(name, WARN if elsewhere and not broken else FAIL, problem, build)
+
+
+def _ports() -> Iterator[Check]:
+    ours = {port: state for state in read_states() for port in (state.http_port, state.grpc_port, state.metrics_port)}
+    for what, port in ServeOptions().ports.items():
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                if port in ours:
+                    yield Check(f"{what} port", PASS, f"{port} is used by our server of {ours[port].repository}")
+                else:
+                    yield Check(f"{what} port", WARN, f"{port} is taken by another program", "defensemble serve --free-ports")
+            else:
+                yield Check(f"{what} port", PASS, f"{port} is free")
+
+
+def _servers(urls: list[str]) -> Iterator[Check]:
+    damaged: list[Check] = []
+    for state in read_states(on_damaged=lambda path, why: damaged.append(Check("server file", WARN, why, f"rm {shlex.quote(str(path))}"))):
+        name = f"server {state.grpc_port}"
+        yield Check(name, PASS, f"gRPC {state.grpc_port}, HTTP {state.http_port}, serves {state.repository} (process {state.pid})")
+        yield _version(name, f"http://{reached_at(state.host)}:{state.http_port}", local=state.host in ("127.0.0.1", "::1", "localhost"))
+    yield from damaged
+    yield from (Check(name, WARN, text, command) for name, text, command in server_faults())
+    for url in urls:
+        yield _version(url, url, local=False)
+
+
+def _version(name: str, url: str, *, local: bool) -> Check:
+    if not url.startswith(("http://", "https://")):
+        scheme = url.partition("://")[0] if "://" in url else None
+        what = f"{url!r} has no scheme" if scheme is None else f"{scheme}:// cannot be asked for the version here, got {url!r}"
+        return Check(name, FAIL, what, "expected http://HOST:PORT of the HTTP front end")
+    try:
+        answer = urllib3.request("GET", f"{url.rstrip('/')}/v2", retries=False, timeout=3.0)
+        version = str(json.loads(answer.data)["version"])
+        weaknesses = known_cves(version) + known_faults(version)
+    except (urllib3.exceptions.HTTPError, ValueError, KeyError, TypeError, RecursionError, ServerError) as error:
+        return Check(
+            name, FAIL, f"{url} does not answer as a Triton does: {error}", "is the URL right (http://HOST:PORT of the HTTP front end)?"
+        )
+    if not weaknesses:
+        return Check(name, PASS, f"core {version}")
+    if local and version == EMBEDDED_CORE:
+        return Check(name, WARN, f"core {version}, on loopback; its known faults are listed above", "keep it on this machine")
+    return Check(
+        name, WARN, f"core {version} has known faults:\n{_listing(weaknesses)}", "NVIDIA's container, 26.07 or later, behind a proxy"
+    )

@@ -1,0 +1,1 @@
+"""Whether TensorRT plans fit a machine."""

@@ -1,0 +1,1 @@
+"""The guard process, and what is known of running servers."""

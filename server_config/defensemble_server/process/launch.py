@@ -1,0 +1,84 @@
+"""What is served of a repository, and the command that serves it: the same at a start and at a restart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from defensemble_repository.names import PENDING_FILE
+
+from ..errors import NotServableError
+from ..options import ServeOptions, cores, triton_command
+from ..plans.compatibility import hold_code
+from ..profiles import check_gpu, check_profile, engine_caches
+from ..repository import Repository, read_repository
+from ..runtime.find import Runtime, find_runtime, target_of
+
+
+def prepare(folder: Path, options: ServeOptions, *, say: Callable[[str], None] = lambda text: None) -> tuple[Runtime, Repository]:
+    """The runtime that `options` name, and what of the repository in `folder` it can serve.
+
+    Raises:
+        NotServableError: no model can be served, or the profile is missing, not complete, or not for this runtime and machine.
+        RuntimeMissingError, BackendBuildError: the runtime is not complete.
+    """
+    content = read_content(folder, options)
+    if options.profile is not None:
+        check_profile(folder, options.profile, only_cpus=options.runtime == "embedded", say=say)
+    _check_not_empty(content)
+    whole = content
+    content, unused = content.without_unused_averages()
+    if not content.models:
+        content, unused = whole, []
+    if unused:
+        models = "model" if len(unused) == 1 else "models"
+        say(f"not loaded: {len(unused)} averaging {models} that no ensemble uses (`defensemble ensemble prune` deletes what is not used)")
+    for remark in content.remarks:
+        say(remark)
+    for name in content.two_averaging_models:
+        say(
+            f"'{name}' is averaged by two models, as earlier versions wrote it: a gRPC call that is cancelled or expires can crash the "
+            f"server; `defensemble ensemble reload {name}` makes one model of them"
+        )
+    if (folder / PENDING_FILE).exists():
+        fix = "`defensemble ensemble show` finishes or undoes it"
+        say(f"{folder / PENDING_FILE}: an edit of an ensemble is under way, or was cut short: {fix}")
+    runtime = find_runtime(options.runtime, say=say)
+    content = check_gpu(content, runtime, strict=options.profile is not None, say=say)
+    _check_not_empty(content)
+    return runtime, content
+
+
+def read_content(folder: Path, options: ServeOptions) -> Repository:
+    """Read a repository as the server of `options` sees it.
+
+    Raises:
+        NotServableError: it is no repository.
+    """
+    return read_repository(folder, profile=options.profile, target=target_of(options.runtime))
+
+
+def command_line(runtime: Runtime, content: Repository, options: ServeOptions, ports: dict[str, int], admin_key: str) -> list[str]:
+    """The command that starts Triton on all models of `content`."""
+    return triton_command(
+        runtime,
+        content.path,
+        list(content.models),
+        options=options,
+        ports=ports,
+        admin_key=admin_key,
+        threads=content.threads_per_member(cores()),
+        gpus=any(model.wants_gpu for model in content.models.values()),
+        caches=engine_caches(content),
+        plans_hold_code=hold_code(content),
+    )
+
+
+def listed(problems: Mapping[str, str]) -> str:
+    """Problems by model, one on each line."""
+    return "\n".join(f"  {name}: {text}" for name, text in problems.items())
+
+
+def _check_not_empty(content: Repository) -> None:
+    if not content.models:
+        raise NotServableError(f"no model in {content.path} can be served:\n{listed(content.problems)}")

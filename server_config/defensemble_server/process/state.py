@@ -1,0 +1,185 @@
+"""Which servers run here: one small file each, readable by their owner alone, since it holds the admin key."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from defensemble_repository.filesystem.regular_files import LARGEST_TEXT, read_regular
+
+from ..errors import StateError
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """A server that was started here: its guard (``pid``, with its start time: numbers are used again), ports, folder, key."""
+
+    pid: int
+    started: int
+    runtime: str
+    host: str
+    http_port: int
+    grpc_port: int
+    metrics_port: int
+    repository: str
+    admin_key: str
+    log: str
+
+    def __post_init__(self) -> None:
+        numbers = (self.pid, self.started, self.http_port, self.grpc_port, self.metrics_port)
+        texts = (self.runtime, self.host, self.repository, self.admin_key, self.log)
+        # A pid of 0 or -1 would be a signal to many processes.
+        if (
+            not all(type(number) is int and number > 0 for number in numbers)
+            or self.pid == 1
+            or not all(isinstance(text, str) for text in texts)
+        ):
+            raise ValueError("it holds other values than a server's")
+
+    @property
+    def ports(self) -> tuple[int, int, int]:
+        """The ports that it listens on."""
+        return self.http_port, self.grpc_port, self.metrics_port
+
+    @property
+    def alive(self) -> bool:
+        """Whether that very process still runs."""
+        return process_start(self.pid) == self.started
+
+    def terminate(self) -> None:
+        """Ask that very process to stop; nothing where it has ended, even if its number belongs to another now."""
+        try:
+            process = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            return
+        try:
+            if self.alive:
+                signal.pidfd_send_signal(process, signal.SIGTERM)
+        finally:
+            os.close(process)
+
+
+def state_folder() -> Path:
+    """``$XDG_STATE_HOME/defensemble``, by default ``~/.local/state/defensemble``."""
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "defensemble"
+
+
+def state_file(grpc_port: int) -> Path:
+    """Where the server on ``grpc_port`` is written down."""
+    return state_folder() / "servers" / f"{grpc_port}.json"
+
+
+def events_file(grpc_port: int) -> Path:
+    """Where the guards of the servers on `grpc_port` write down what happens; it stays when the server has ended."""
+    return state_folder() / "servers" / f"{grpc_port}.events.jsonl"
+
+
+def write_state(state: ServerState) -> Path:
+    """Write a server down, readable by its owner alone, aside and then renamed.
+
+    Raises:
+        OSError: it cannot be written (names the file); nothing is left of it.
+    """
+    path = state_file(state.grpc_port)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".")  # mode 600
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                json.dump(asdict(state), file)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        # That of a failed `write` has no name, others name the file aside.
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    return path
+
+
+def read_states(*, on_damaged: Callable[[Path, str], None] = lambda path, why: None) -> list[ServerState]:
+    """All servers that are written down and run; files of dead ones are removed, of damaged ones told to ``on_damaged`` and left."""
+    states = []
+    for path in sorted((state_folder() / "servers").glob("*.json")):
+        try:
+            state = ServerState(**json.loads(read_regular(path, LARGEST_TEXT)))
+        except FileNotFoundError:
+            continue  # its server ended just now
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            on_damaged(path, f"{path} is damaged ({error})")
+            continue
+        if state.alive:
+            states.append(state)
+        else:
+            path.unlink(missing_ok=True)
+    return states
+
+
+def find_states(grpc_port: int | None = None, repository: Path | None = None) -> list[ServerState]:
+    """The running servers on `grpc_port`, of the folder `repository`, or all.
+
+    Raises:
+        StateError: there is none; the text lists those that run.
+    """
+    damaged: list[str] = []
+    states = read_states(on_damaged=lambda path, why: damaged.append(f"{why}: remove it"))
+    found = [
+        state
+        for state in states
+        if grpc_port in (None, state.grpc_port) and (repository is None or Path(state.repository) == repository.resolve())
+    ]
+    if found:
+        return found
+    if grpc_port is None and repository is None:
+        raise StateError("; ".join(["no server of ours runs here: start one with `defensemble serve`", *damaged]))
+    of = f" of {repository}" if repository is not None else ""
+    on = f" on gRPC port {grpc_port}" if grpc_port is not None else ""
+    raise StateError("; ".join([f"no server of ours{of} runs{on}; running: {_known(states) or 'none'}", *damaged]))
+
+
+def find_state(grpc_port: int | None = None, repository: Path | None = None) -> ServerState:
+    """The running server on `grpc_port`, of the folder `repository`, or the only one there is.
+
+    Raises:
+        StateError: there is none, or there are several.
+    """
+    states = find_states(grpc_port, repository)
+    if len(states) > 1:
+        raise StateError(f"several servers run here: name one by --grpc-port: {_known(states)}")
+    return states[0]
+
+
+def _known(states: list[ServerState]) -> str:
+    return ", ".join(f"{state.grpc_port} ({state.repository})" for state in states)
+
+
+def process_start(pid: int) -> int | None:
+    """When a process began, in clock ticks since boot; None where it does not run."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = stat.rpartition(")")[2].split()
+    return None if fields[0] == "Z" else int(fields[19])
+
+
+def listens(pid: int, port: int) -> bool:
+    """Whether it is that very process that listens on a TCP port: another one may have taken it first."""
+    sockets = set()
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            sockets.add(os.readlink(descriptor))
+        except FileNotFoundError:
+            continue  # closed meanwhile
+    for table in ("tcp", "tcp6"):
+        path = Path(f"/proc/{pid}/net/{table}")
+        for line in path.read_text().splitlines()[1:] if path.exists() else ():
+            fields = line.split()
+            if int(fields[1].rpartition(":")[2], 16) == port and fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
+                return True
+    return False

@@ -1,0 +1,1 @@
+"""Where Triton and its ONNX Runtime backend come from."""

@@ -1,0 +1,247 @@
+"""The native backend `onnxruntime`: built from its C++ source where it is first needed, then kept in the user's cache.
+
+`python -m defensemble_server.runtime.backend_build` builds it and prints the backend directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import importlib.util
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import BackendBuildError, RuntimeMissingError, ServerError
+from .compiler_process import building_folder, run_compiler
+from .package_data import data_file
+
+LIBRARY_NAME = "libtriton_onnxruntime.so"
+FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror")
+COMPILERS_TRIED = ("c++", "g++", "clang++")
+OLDEST_ONNXRUNTIME = "1.20"
+
+# The oldest glibc that a library built by zig asks for.
+_ZIG_GLIBC = "2.31"
+_BUILD_TIMEOUT_S = 600
+_BUILD_BYTES = 1 << 20  # more than a build writes (seen: 171,224 with g++), less than a disk has that is not full
+_VERSION_TIMEOUT_S = 60
+_LINES_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """A C++ compiler: the words that start it, and the first line of what it says its version is."""
+
+    command: tuple[str, ...]
+    version: str
+
+    def __str__(self) -> str:
+        return f"{shlex.join(self.command)} ({self.version})"
+
+
+def find_compiler() -> Compiler | None:
+    """Find a C++ compiler: `$CXX`, else c++, g++ or clang++ on PATH, else the wheel ziglang; None where there is none of them.
+
+    Raises:
+        BackendBuildError: `$CXX` is set to something that does not run.
+    """
+    stated = os.environ.get("CXX", "").strip()
+    if stated:
+        return _compiler_from_command(tuple(shlex.split(stated)), "the environment variable CXX")
+    for name in COMPILERS_TRIED:
+        if (path := shutil.which(name)) is not None:
+            return _compiler_from_command((path,), "PATH")
+    if importlib.util.find_spec("ziglang") is not None:
+        target = f"{platform.machine()}-linux-gnu.{_ZIG_GLIBC}"
+        return _compiler_from_command((sys.executable, "-m", "ziglang", "c++", "-target", target), "the wheel ziglang")
+    return None
+
+
+def ensure_backend(
+    *,
+    cache_dir: Path | None = None,
+    compiler: Sequence[str] | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Path:
+    """Build the backend if it is not in the cache yet; return the directory for Triton's `--backend-directory`.
+
+    The cache keeps one build for each source, flags and compiler version; it is built aside and renamed, so that two processes may do
+    so at once, and a failed or interrupted build leaves nothing; what a killed one left is removed by the next.
+
+    Args:
+        cache_dir: Where builds are kept; `$XDG_CACHE_HOME/defensemble/backend` (`~/.cache/...`) by default.
+        compiler: The words that start the compiler; `find_compiler()` by default.
+        say: Is called with one line before a build; by default the line goes to standard error.
+
+    Raises:
+        BackendBuildError: There is no compiler, or the build failed; the text then ends in the compiler's last lines.
+        OSError: The source is missing, or the cache, or the compiler's folder for temporary files, is full or cannot be written.
+    """
+    chosen = find_compiler() if compiler is None else _compiler_from_command(tuple(compiler), "the argument `compiler`")
+    if chosen is None:
+        if (kept := built_backend(cache_dir=cache_dir)) is not None:
+            return kept  # built when there was a compiler: the same source and flags
+        raise BackendBuildError(
+            "no C++ compiler to build the onnxruntime backend with: looked for $CXX, "
+            f"{', '.join(COMPILERS_TRIED)} on PATH and the wheel ziglang; run `apt-get install g++` or `pip install ziglang`"
+        )
+    source = data_file("onnxruntime_backend")
+    cache = _default_cache_dir() if cache_dir is None else cache_dir
+    built = cache / build_digest(source, chosen)
+    if (built / "onnxruntime" / LIBRARY_NAME).is_file():
+        return built
+    (say or _say_on_stderr)(f"building the onnxruntime backend, once, with {chosen} ...")
+    with building_folder(cache) as folder:
+        aside = folder / "built"
+        try:
+            _compile(source, chosen, aside / "onnxruntime" / LIBRARY_NAME, temporary=folder / "temporary")
+        except BackendBuildError:
+            _check_space(cache)
+            raise
+        aside.chmod(0o755)
+        _rename_unless_there(aside, built)
+    return built
+
+
+def built_backend(*, cache_dir: Path | None = None) -> Path | None:
+    """Find a build of this very source and these flags in the cache, by whichever compiler; None where there is none."""
+    cache = _default_cache_dir() if cache_dir is None else cache_dir
+    builds = cache.glob(f"{_source_digest(data_file('onnxruntime_backend'))}-*/onnxruntime/{LIBRARY_NAME}")
+    return next((library.parent.parent for library in sorted(builds)), None)
+
+
+def onnxruntime_library() -> Path:
+    """Find the shared library of the installed ONNX Runtime wheel, without importing it.
+
+    Raises:
+        RuntimeMissingError: The wheel is not installed, or is too old to hold its library.
+    """
+    mend = f"run `pip install --upgrade 'onnxruntime>={OLDEST_ONNXRUNTIME}'`"
+    spec = importlib.util.find_spec("onnxruntime")
+    if spec is None or not spec.submodule_search_locations:
+        raise RuntimeMissingError(f"ONNX Runtime is not installed, serving needs {OLDEST_ONNXRUNTIME} or later: {mend}")
+    folders = [Path(location) / "capi" for location in spec.submodule_search_locations]
+    libraries = sorted(library for folder in folders for library in folder.glob("libonnxruntime.so*"))
+    if not libraries:
+        raise RuntimeMissingError(
+            f"the installed ONNX Runtime ({_installed_onnxruntime()}) holds no libonnxruntime.so in {folders[0]}; "
+            f"serving needs {OLDEST_ONNXRUNTIME} or later: {mend}"
+        )
+    return libraries[-1]
+
+
+def build_digest(source: Path, compiler: Compiler) -> str:
+    """Return a name that differs wherever a build could: 16 hex digits for source, flags and machine, a dash, 16 for the compiler."""
+    digest = hashlib.sha256("\0".join((*compiler.command, compiler.version)).encode())
+    return f"{_source_digest(source)}-{digest.hexdigest()[:16]}"
+
+
+def _source_digest(source: Path) -> str:
+    digest = hashlib.sha256()
+    for part in (*FLAGS, platform.machine()):
+        digest.update(part.encode() + b"\0")
+    for path in _source_files(source):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(source).as_posix()}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()[:16]
+
+
+def _say_on_stderr(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+
+
+def _source_files(source: Path) -> list[Path]:
+    return sorted([*source.glob("*.cc"), *source.glob("*.h"), *source.glob("include/*.h")])
+
+
+def _default_cache_dir() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "defensemble" / "backend"
+
+
+def _compiler_from_command(command: tuple[str, ...], origin: str) -> Compiler:
+    # `zig c++ -target T --version` prints clang's version, as the others print theirs.
+    try:
+        answer = subprocess.run(
+            [*command, "--version"], capture_output=True, text=True, errors="replace", timeout=_VERSION_TIMEOUT_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BackendBuildError(f"the C++ compiler from {origin}, `{shlex.join(command)}`, does not run: {error}") from error
+    if answer.returncode != 0 or not answer.stdout.strip():
+        raise BackendBuildError(
+            f"the C++ compiler from {origin}, `{shlex.join(command)}`, does not tell its version (exit status {answer.returncode}): "
+            f"{_last_lines(answer.stderr)}"
+        )
+    return Compiler(command, answer.stdout.strip().splitlines()[0])
+
+
+def _compile(source: Path, compiler: Compiler, library: Path, *, temporary: Path) -> None:
+    library.parent.mkdir(parents=True)
+    temporary.mkdir()
+    units = [str(path) for path in _source_files(source) if path.suffix == ".cc"]
+    command = [*compiler.command, *FLAGS, f"-I{source}", *units, "-o", str(library), "-ldl"]
+    try:
+        result = run_compiler(command, temporary=temporary, timeout_s=_BUILD_TIMEOUT_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BackendBuildError(f"building the onnxruntime backend with {compiler} failed: {error}") from error
+    if result.returncode != 0 or not library.is_file():
+        raise BackendBuildError(
+            f"building the onnxruntime backend with {compiler} failed with exit status {result.returncode}; expected C++17 and its "
+            f"standard library (`apt-get install g++`, or set CXX to another compiler). The compiler's last lines:\n"
+            f"{_last_lines(result.stdout)}"
+        )
+
+
+def _check_space(cache: Path) -> None:
+    """Raise what the system says where a full disk is why a build failed: a compiler tells it in words alone, and in many languages."""
+    try:
+        with tempfile.TemporaryFile(dir=cache) as file:
+            os.posix_fallocate(file.fileno(), 0, _BUILD_BYTES)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(error.errno, error.strerror, str(cache)) from error
+
+
+def _rename_unless_there(aside: Path, built: Path) -> None:
+    try:
+        aside.rename(built)
+    except OSError:
+        # Onto a folder that is not empty no folder can be renamed. Another process was first: its build is the same.
+        if not (built / "onnxruntime" / LIBRARY_NAME).is_file():
+            raise
+
+
+def _last_lines(text: str) -> str:
+    return "\n".join(text.strip().splitlines()[-_LINES_SHOWN:])
+
+
+def _installed_onnxruntime() -> str:
+    import importlib.metadata  # 0.03 s that no start waits for
+
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return f"{name} {importlib.metadata.version(name)}"
+    return "of unknown version"
+
+
+def main() -> int:
+    """Build the backend, print the backend directory; return the exit status."""
+    try:
+        sys.stdout.write(f"{ensure_backend()}\n")
+    except (ServerError, OSError) as error:
+        sys.stderr.write(f"Error: {error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""Where Triton comes from: the wheel that pip installs (embedded), a ``tritonserver`` on PATH, or NVIDIA's container."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from defensemble_repository.target import EMBEDDED_CORE as EMBEDDED_CORE
+from defensemble_repository.target import TARGETS, Target
+
+from ..errors import RuntimeMissingError
+from .backend_build import ensure_backend, onnxruntime_library
+from .package_data import data_file
+
+RUNTIMES = ("embedded", "path", "docker")
+# NVIDIA advises 26.07 or later for anything that strangers can reach.
+NGC_TAG = "26.07"
+CONTAINER = f"nvcr.io/nvidia/tritonserver:{NGC_TAG}-py3"
+# Of the same month, so with the same TensorRT: what plans are built in.
+TENSORRT_CONTAINER = f"nvcr.io/nvidia/tensorrt:{NGC_TAG}-py3"
+_OLDEST_GLIBC = (2, 35)
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A Triton that can be started: its executable, what it needs of the environment, and where its backends lie (None: its own place)."""
+
+    name: str
+    executable: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+    backend_directory: Path | None = None
+    backend_settings: Mapping[str, str] = field(default_factory=dict)
+
+
+def find_runtime(name: str, *, say: Callable[[str], None]) -> Runtime:
+    """Return the runtime called ``name``, one of ``embedded``, ``path``, ``docker``; what the embedded one lacks is installed, with a word.
+
+    Raises:
+        RuntimeMissingError: it is not there and cannot be installed here.
+        BackendBuildError: the embedded runtime's backend cannot be built.
+    """
+    if name == "embedded":
+        return _embedded(say)
+    if name == "path":
+        return Runtime("path", _on_path("tritonserver", "run inside NVIDIA's container, or use --runtime embedded"), dict(os.environ))
+    if name == "docker":
+        return Runtime("docker", _on_path("docker", "install Docker, or use --runtime embedded"), dict(os.environ))
+    raise RuntimeMissingError(f"runtime must be one of {', '.join(RUNTIMES)}, got {name!r}")
+
+
+def target_of(name: str) -> Target:
+    """What a repository is judged for that the runtime ``name`` is to serve; NVIDIA's containers say their core's version."""
+    return TARGETS[name] if name in TARGETS else Target.of_core(os.environ.get("TRITON_SERVER_VERSION", ""))
+
+
+def check_platform(system: str, machine: str, libc: tuple[str, str]) -> None:
+    """Refuse a platform that the embedded wheel does not run on.
+
+    Raises:
+        RuntimeMissingError: not Linux on x86-64 with glibc 2.35 or newer.
+    """
+    if (system, machine) != ("Linux", "x86_64"):
+        raise RuntimeMissingError(f"the embedded Triton runs on Linux x86_64, this is {system} {machine}: use --runtime docker")
+    name, version = libc
+    if name != "glibc":
+        raise RuntimeMissingError(f"the embedded Triton needs glibc, this system has {name or 'another C library'}: use --runtime docker")
+    if tuple(int(part) for part in version.split(".")[:2]) < _OLDEST_GLIBC:
+        raise RuntimeMissingError(
+            f"the embedded Triton needs glibc 2.35 or newer, this system has {version}: "
+            "use Debian 12, Ubuntu 22.04 or later, or --runtime docker"
+        )
+
+
+def embedded_triton() -> tuple[Path, Path] | None:
+    """The wheel's ``tritonserver`` and the folder of its libraries, or None where the wheel is not installed. Nothing of it is imported."""
+    spec = importlib.util.find_spec("pytriton")
+    for location in (spec.submodule_search_locations or []) if spec else []:
+        executable = Path(location) / "tritonserver" / "bin" / "tritonserver"
+        libraries = Path(location).parent / "nvidia_pytriton.libs"
+        if executable.exists() and libraries.exists():
+            return executable, libraries
+    return None
+
+
+def install_embedded_triton(say: Callable[[str], None]) -> None:
+    """Install the pinned wheel, its hash checked and without the packages that its Python API would need.
+
+    Raises:
+        RuntimeMissingError: pip fails; its last lines are shown.
+    """
+    requirements = data_file("triton-runtime.txt")
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--require-hashes", "-r", str(requirements)]
+    say("installing NVIDIA's Triton from its wheel (55 MB), once")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    importlib.invalidate_caches()
+    if done.returncode != 0 or embedded_triton() is None:
+        last = "\n".join((done.stderr or done.stdout).strip().splitlines()[-5:])
+        raise RuntimeMissingError(f"Triton could not be installed; try `{' '.join(command)}`. pip said:\n{last}")
+
+
+def _embedded(say: Callable[[str], None]) -> Runtime:
+    check_platform(platform.system(), platform.machine(), platform.libc_ver())
+    library = onnxruntime_library()  # before anything is downloaded
+    found = embedded_triton()
+    if found is None:
+        install_embedded_triton(say)
+        found = embedded_triton()
+        assert found is not None, "install_embedded_triton raises where it leaves nothing"
+    executable, libraries = found
+    # ONNX Runtime's wheels (seen: 1.32) send events to Microsoft, and keep an identifier in the user's cache, unless told otherwise.
+    # What models leave in glibc's heaps (8 a core) when they are unloaded lies between what stays, so that the next ones take new memory,
+    # unless large blocks are mapped one by one, which glibc by itself does no more once one was freed. (Measured, 50 edits under load:
+    # memory from 155 to 210 MB, so from 115 to 117; five members after load 113 MB, so 76; the time of a call is the same.)
+    usual = {"ORT_DISABLE_TELEMETRY": "1", "MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "131072"}
+    environment = {**usual, **os.environ, "LD_LIBRARY_PATH": str(libraries)}
+    return Runtime("embedded", executable, environment, ensure_backend(say=say), {"library": str(library)})
+
+
+def _on_path(program: str, mend: str) -> Path:
+    found = shutil.which(program)
+    if found is None:
+        raise RuntimeMissingError(f"there is no `{program}` on PATH: {mend}")
+    return Path(found)

@@ -1,0 +1,88 @@
+"""What the command line says where the operating system refuses something."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from defensemble.cli import cli
+from defensemble.cli.os_errors import text_from_os_error
+from tests.support.fakes import house
+from tests.support.tiny import images
+
+
+@pytest.mark.parametrize(
+    ("number", "verb", "mend"),
+    [
+        (errno.ENOSPC, "probe", "free some space there, or name another place (--out)"),
+        (errno.EDQUOT, "train", "free some space there, or name another place (OUTPUT, --run or --tensorboard, whichever lies there)"),
+        (
+            errno.ENOSPC,
+            "serve",
+            "free some space there, or name another place (XDG_STATE_HOME, for logs and the list of servers, or XDG_CACHE_HOME",
+        ),
+        (errno.ENOSPC, "doctor", "free some space there, or name another place"),
+        (errno.EROFS, "export", "nothing can be written there: name another place (--repository)"),
+        (errno.EACCES, "demo", "let this user do that there (chmod, chown), or name another place (--folder)"),
+        (errno.ENOENT, "predict", "look at how it is spelt and where it begins"),
+        (errno.EISDIR, "probe", "it is a folder: name a file"),
+        (errno.ENOTDIR, None, "a part of that path is a file: name a folder"),
+    ],
+)
+def test_an_error_of_the_system_says_how_to_mend_it(number: int, verb: str | None, mend: str) -> None:
+    for names in ((), ("some/file",)):
+        text = text_from_os_error(OSError(number, os.strerror(number), *names), verb)
+        assert text.startswith(": ".join([os.strerror(number), *names, mend]))
+
+
+def test_other_errors_of_the_system_keep_their_words() -> None:
+    assert text_from_os_error(OSError("no number"), "probe") == "no number"
+    assert text_from_os_error(OSError(errno.EIO, "Input/output error", "a"), "probe") == "Input/output error: a"
+    assert text_from_os_error(OSError(errno.EXDEV, "Cross-device link", "a", None, "b"), "probe") == "Cross-device link: a: b"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["predict", "fake", "missing.npy"], "No such file or directory: missing.npy: look at how it is spelt"),
+        (["predict", "fake", "folder.npy"], "Is a directory: folder.npy: it is a folder: name a file"),
+        (
+            ["probe", "noise", "fake", "--data", "data.npz", "--out", "folder.npy"],
+            "Is a directory: folder.npy: it is a folder: name a file",
+        ),
+        (
+            ["probe", "noise", "fake", "--data", "data.npz", "--out", "data.npz/x"],
+            "Not a directory: data.npz/x: a part of that path is a file",
+        ),
+    ],
+)
+def test_the_command_line_says_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], told: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("defensemble._client.client.transport_from_url", lambda url, admin_key: house())
+    (tmp_path / "folder.npy").mkdir()
+    np.savez(tmp_path / "data.npz", images=images(2), labels=np.zeros(2, int))
+    done: Any = CliRunner().invoke(cli, arguments)
+    assert done.exit_code == 1
+    assert done.stderr.startswith(f"Error: {told}")
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stdout == ""
+
+
+def test_a_reader_that_has_had_enough_is_no_error_to_tell() -> None:
+    # More than a pipe holds, so that the end of its reader is noticed.
+    long = "lambda **_: [print('x' * 99) for _ in range(9999)]"
+    script = f"from defensemble.cli import cli; cli.commands['doctor'].callback = {long}; cli()"
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed:
+        done = subprocess.run([sys.executable, "-c", script, "doctor"], stdout=closed, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.stderr == ""
+    assert done.returncode == 1

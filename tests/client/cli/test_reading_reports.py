@@ -1,0 +1,196 @@
+"""What `predict` and `probe noise` say about the files that they read, and about what they measured on them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from defensemble import FakeTransport, InputError
+from defensemble._image_files import ReadOptions
+from defensemble.cli.actions.predict import predict_files
+from defensemble.cli.actions.probe import probe_noise_and_report
+from defensemble_images import Preprocessing
+from tests.client.cli.test_cli import fake, quiet_console, run, write_npz, write_pictures
+from tests.support.command_line import run as run_alone
+from tests.support.fakes import ensemble, house, member
+from tests.support.tiny import SHAPE, images
+
+CROP, SQUASH = (Preprocessing(resize).to_json() for resize in ("crop", "squash"))
+
+
+def litter(folder: Path) -> None:
+    """Add to class folders what is skipped, an animation, and a damaged image."""
+    place = sorted(one for one in folder.iterdir() if one.is_dir())[0]
+    for name in ("._00.png", ".DS_Store", "notes.txt"):
+        (place / name).write_bytes(b"\x00")
+    (folder / "__MACOSX").mkdir()
+    frames = [Image.new("L", SHAPE[1:], value) for value in (10, 20)]
+    (place / "below").mkdir()
+    frames[0].save(place / "below/film.gif", save_all=True, append_images=frames[1:])
+    (place / "cut.png").write_bytes(sorted(folder.rglob("[0-9]*.png"))[0].read_bytes()[:50])
+
+
+def test_predict_counts_what_it_leaves_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_pictures(tmp_path / "pictures")
+    litter(tmp_path / "pictures")
+    with pytest.raises(InputError, match=r"cut\.png"):
+        predict_files(fake(), [], ["probabilities"], tmp_path / "pictures", as_json=True)
+    predict_files(fake(), [], ["probabilities"], tmp_path / "pictures", options=ReadOptions(skip_damaged=True), as_json=True)
+    out, err = capsys.readouterr()
+    result = json.loads(out)
+    assert (len(result["predictions"]), result["accuracy"]["n"], result["animations"]) == (13, 13, 1)
+    assert result["skipped"] == {"hidden": 3, "not_images": 1, "damaged": 1}
+    assert result["preprocessing"] is None
+    for line, words in zip(
+        err.splitlines(), (["3 hidden", "1 file"], ["1 damaged", "cut.png"], ["1", "animation", "film.gif"]), strict=True
+    ):
+        assert [word for word in words if word not in line] == []
+    cut = next((tmp_path / "pictures").rglob("cut.png"))
+    with pytest.raises(InputError, match=r"none of the 1 images.*cut\.png"):
+        predict_files(fake(), [cut], ["probabilities"], options=ReadOptions(skip_damaged=True))
+
+
+def test_predict_follows_the_model_and_says_where_it_does_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wide = np.zeros((4, 12), np.uint8)
+    wide[:, 4:8] = (images(1)[0, 0] * 255).astype(np.uint8)
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    Image.fromarray(wide[:, 4:8]).save(tmp_path / "middle.png")
+    client = fake(FakeTransport({"ensemble": ensemble(preprocessing=CROP)}))
+
+    def predicted(name: str, resize: str | None = None) -> tuple[Any, str]:
+        predict_files(client, [tmp_path / name], ["probabilities"], options=ReadOptions(resize), as_json=True)
+        out, err = capsys.readouterr()
+        return json.loads(out), err
+
+    cropped, silence = predicted("wide.png")
+    assert cropped["predictions"][0]["top"] == predicted("middle.png")[0]["predictions"][0]["top"]
+    assert (cropped["preprocessing"], silence) == (json.loads(CROP), "")
+    squashed, note = predicted("wide.png", "squash")
+    assert squashed["predictions"][0]["top"] != cropped["predictions"][0]["top"]
+    assert squashed["preprocessing"] == json.loads(SQUASH)
+    assert "squash" in note
+    assert CROP in note
+
+
+def test_predict_asks_in_batches_of_one_shape(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = write_pictures(tmp_path / "pictures")
+    files = sorted((tmp_path / "pictures").rglob("*.png"))
+    np.save(tmp_path / "f.npy", np.asfortranarray(values[:5]))
+    transport = house()
+    predict_files(fake(transport), [*files[:2], tmp_path / "f.npy", *files[2:]], ["probabilities"], batch_size=4, as_json=True)
+    rows = json.loads(capsys.readouterr().out)["predictions"]
+    names = [str(file) for file in files]
+    assert [row["file"] for row in rows] == [*names[:2], *(f"{tmp_path / 'f.npy'}[{index}]" for index in range(5)), *names[2:]]
+    assert transport.calls["ensemble"] == 1 + 5
+
+
+@pytest.mark.parametrize(("names", "text"), [(["a.txt"], r"a\.txt"), (["pictures"], "--labelled")])
+def test_files_that_are_not_images_are_found_before_the_first_query(tmp_path: Path, names: Sequence[str], text: str) -> None:
+    write_pictures(tmp_path / "pictures")
+    np.save(tmp_path / "x.npy", images(3))
+    transport = house()
+    with pytest.raises(InputError, match=text):
+        predict_files(fake(transport), [tmp_path / "x.npy", *(tmp_path / name for name in names)], ["probabilities"])
+    assert transport.calls["ensemble"] == 1, "its class names"
+
+
+def test_a_corrupt_exif_block_prints_nothing(triton: Any, tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "a.jpg", exif=b"Exif\x00\x00II*\x00\x08\x00\x00\x00\xff\xff" + bytes(30))
+    done = run_alone("predict", triton.http_url, "a.jpg", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def probed(transport: FakeTransport, source: str | Path, out: Path, *names: str, **options: Any) -> str:
+    with quiet_console() as console:
+        probe_noise_and_report(fake(transport), str(source), out, names, sigmas=[8], console=console, **options)
+        return " ".join(console.export_text().split())
+
+
+def test_earlier_results_are_kept(tmp_path: Path) -> None:
+    data, out, transport = write_npz(tmp_path), tmp_path / "noise.json", house()
+    for text in ("first", "second"):
+        out.write_text(text)
+        assert "earlier result is kept" in probed(transport, data, out, "alpha")
+        assert json.loads(out.read_text())["data"]["n"] == 30
+    assert [(tmp_path / f"noise.{number}.json").read_text() for number in (1, 2)] == ["first", "second"]
+
+
+def test_the_probe_counts_what_it_leaves_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_pictures(tmp_path / "pictures")
+    litter(tmp_path / "pictures")
+    probed(house(), tmp_path / "pictures", tmp_path / "noise.json", options=ReadOptions(skip_damaged=True))
+    data = json.loads((tmp_path / "noise.json").read_text())["data"]
+    assert (data["n"], data["n_available"], data["animations"]) == (13, 14, 1)
+    assert data["skipped"] == {"hidden": 3, "not_images": 1, "damaged": 1}
+    assert len(capsys.readouterr().err.splitlines()) == 3
+
+
+def test_models_that_resize_otherwise_are_not_compared_unless_one_rule_is_given(tmp_path: Path) -> None:
+    transport = FakeTransport(
+        {"ensemble": ensemble(preprocessing=CROP), "alpha": member(1), "beta": member(2, preprocessing=SQUASH), "gamma": member(3)}
+    )
+    data = write_npz(tmp_path)
+    with pytest.raises(InputError, match=r"'ensemble' and 'beta'.*--resize"):
+        probed(transport, data, tmp_path / "a.json")
+    probed(transport, data, tmp_path / "b.json", options=ReadOptions("crop"))
+    reordered = json.dumps(dict(reversed(json.loads(CROP).items())))
+    alike = FakeTransport({"alpha": member(1, preprocessing=CROP), "beta": member(2, preprocessing=reordered)})
+    probed(alike, data, tmp_path / "alike.json", "alpha", "beta")
+    Image.new("L", (8, 4)).save(tmp_path / "wide.png")
+    for label in ("pictures/" + name for name in transport._models["alpha"].class_names):
+        (tmp_path / label).mkdir(parents=True)
+        (tmp_path / label / "wide.png").write_bytes((tmp_path / "wide.png").read_bytes())
+    probed(transport, tmp_path / "pictures", tmp_path / "c.json", "alpha", "ensemble")
+    found = json.loads((tmp_path / "c.json").read_text())
+    assert found["data"]["preprocessing"] == json.loads(CROP), "alpha follows its ensemble"
+    for names in (("gamma", "ensemble"), ("ensemble", "gamma"), ("alpha",)):  # no ensemble speaks for these
+        with pytest.raises(InputError, match=r"8 x 4 .* 4 x 4.*--resize crop"):
+            probed(transport, tmp_path / "pictures", tmp_path / "d.json", *names)
+
+
+def test_one_rule_in_two_spellings_is_one_rule(tmp_path: Path) -> None:
+    spelling = json.dumps(dict(reversed(json.loads(CROP).items())))
+    transport = FakeTransport({"alpha": member(1, preprocessing=CROP), "beta": member(2, preprocessing=spelling)})
+    probed(transport, write_npz(tmp_path), tmp_path / "a.json", "alpha", "beta")
+
+
+def shifted(seed: int) -> Any:
+    """A member that is wrong about everything that `member(seed)` is right about."""
+    right = member(seed)
+    return type(right)(lambda batch: {"logits": np.roll(right.answer(batch)["logits"], 1, axis=1)}, SHAPE, right.class_names, 8)
+
+
+@pytest.mark.parametrize(
+    ("models", "count", "texts"),
+    [
+        ({"alpha": member(1), "bad": shifted(1)}, 40, ["only 0 of 40 images", "all 2 models", "bad alone gets 0", "--target alpha"]),
+        ({"bad": shifted(1)}, 40, ["only 0 of 40 images", "by bad"]),
+        ({"alpha": member(1)}, 12, ["only 12 images"]),
+        ({"alpha": member(1)}, 40, []),
+    ],
+)
+def test_few_common_images_are_explained(tmp_path: Path, models: dict[str, Any], count: int, texts: list[str]) -> None:
+    batch = images(count)
+    labels = member(1).answer(batch)["logits"]
+    np.savez(tmp_path / "data.npz", images=batch, labels=np.asarray(labels).argmax(axis=1))
+    shown = probed(FakeTransport(models), tmp_path / "data.npz", tmp_path / "noise.json")
+    assert [text for text in texts if text not in shown] == []
+    assert ("only" in shown) is bool(texts)
+
+
+def test_the_command_line_of_a_probe_names_what_is_wrong(triton: Any, tmp_path: Path) -> None:
+    data = str(write_npz(tmp_path))
+    for options, text in (
+        (["--out", str(tmp_path / "a.json"), "--max-memory", "1K"], "data.npz would take"),
+        (["--out", str(tmp_path / "a.json"), "--resize"], "'crop', 'squash'"),
+    ):
+        done = run("probe", "noise", triton.http_url, "--data", data, *options)
+        assert done.exit_code in (1, 2)
+        assert text in done.output
+    assert not (tmp_path / "a.json").exists()

@@ -1,0 +1,354 @@
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from defensemble import (
+    Client,
+    ClientClosedError,
+    ConnectionFailedError,
+    DeadlineExceededError,
+    FakeModel,
+    FakeTransport,
+    ForbiddenError,
+    InputError,
+    ModelNotFoundError,
+    NotReadyError,
+    OutputRequest,
+    RequestRefusedError,
+    ServerFailedError,
+)
+from defensemble._client.model_info import ModelInfo, check_images, steps_from_config
+from tests.support.fakes import ensemble, ensemble_answer, fused, house, member
+from tests.support.tiny import CLASSES, SHAPE, images, logits, softmax
+
+ALL = ("probabilities", "member_probabilities", "entropy", "mutual_information")
+
+
+def client_of(transport: FakeTransport, model: str | None = None, **options: Any) -> Client:
+    return Client("fake", model, transport=transport, **options)
+
+
+def test_the_only_ensemble_is_asked_for_what_is_named_alone() -> None:
+    transport = house()
+    client = client_of(transport, timeout_s=7)
+    batch = images(5)
+    prediction = client.predict(batch)
+    np.testing.assert_array_equal(prediction.probabilities, ensemble_answer(batch)["probabilities"])
+    assert prediction.labels == [CLASSES[index] for index in ensemble_answer(batch)["probabilities"].argmax(axis=1)]
+    assert transport.requests == [
+        ("ensemble", (OutputRequest("probabilities", 3),), pytest.approx(7, abs=1)),  # what finding the ensemble has left
+        ("ensemble", (OutputRequest("probabilities"),), 7.0),
+    ]
+    client.predict(batch)
+    assert transport.calls == Counter(ensemble=3)
+    assert transport.images == Counter(ensemble=11)
+
+
+def test_all_outputs_have_the_shapes_that_are_promised() -> None:
+    batch = images(5)
+    prediction = client_of(house()).predict(batch, outputs=ALL)
+    expected = ensemble_answer(batch)
+    assert prediction.probabilities.shape == (5, 3)
+    assert prediction.member_probabilities.shape == (5, 2, 3)
+    np.testing.assert_array_equal(prediction.entropy, expected["entropy"][:, 0])
+    np.testing.assert_array_equal(prediction.mutual_information, expected["mutual_information"][:, 0])
+
+
+def test_entropy_is_computed_here_where_it_was_not_asked_for() -> None:
+    client, batch = client_of(house()), images(5)
+    np.testing.assert_allclose(client.predict(batch).entropy, client.predict(batch, outputs=("entropy",)).entropy, atol=1e-6)
+
+
+@settings(max_examples=20)
+@given(st.integers(1, 8), st.integers(0, 1000))
+def test_a_single_network_gets_its_softmax_from_the_client(count: int, seed: int) -> None:
+    batch = images(count, seed)
+    prediction = client_of(house(), "alpha").predict(batch, outputs=("probabilities", "entropy"))
+    np.testing.assert_allclose(prediction.probabilities, softmax(logits(1, batch)), atol=1e-6)
+    np.testing.assert_allclose(prediction.probabilities.sum(axis=1), 1, atol=1e-6)
+    assert prediction.entropy.shape == (count,)
+
+
+def test_a_single_network_has_no_members() -> None:
+    with pytest.raises(InputError, match="'alpha' is a single network, which has no member_probabilities and no mutual_information"):
+        client_of(house()).predict(images(1), outputs=ALL, model="alpha")
+
+
+@pytest.mark.parametrize(
+    ("outputs", "told"),
+    [
+        ("entropy", r"got the text 'entropy': pass outputs=\('entropy',\)"),
+        ((), "outputs is empty"),
+        (("probabilities", "logits"), "unknown outputs logits: pass some of probabilities, member_probabilities"),
+        (["probability"], "unknown outputs probability"),
+        ([["a"]], r"outputs must be a sequence of names, some of probabilities, .*, got the list \['a'\] in it"),
+        ((3,), "got the int 3 in it"),
+        (None, r"got None: pass outputs=\('probabilities',\), or leave it out"),
+        (5, "got 5: pass"),
+    ],
+)
+def test_outputs_that_are_none(outputs: Any, told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        client_of(house()).predict(images(1), outputs=outputs)
+
+
+def test_an_ensemble_without_uncertainty_says_so() -> None:
+    plain = FakeModel(lambda batch: {"probabilities": ensemble_answer(batch)["probabilities"]}, SHAPE, platform="ensemble")
+    client = client_of(FakeTransport({"plain": plain}))
+    with pytest.raises(InputError, match="'plain' has no output mutual_information: it has probabilities"):
+        client.predict(images(1), outputs=("mutual_information",))
+    assert client.predict(images(2), outputs=("entropy",)).entropy.shape == (2,)
+
+
+BAD_IMAGES: dict[str, tuple[Any, str]] = {
+    "a list": ([[0.0]], "must be a numpy array, got builtins.list"),
+    "uint8": (np.zeros((1, *SHAPE), np.uint8), r"got uint8: pass images.astype\(numpy.float32\) / 255"),
+    "float64": (np.zeros((1, *SHAPE)), r"got float64: pass images.astype\(numpy.float32\)"),
+    "big endian": (np.zeros((1, *SHAPE), ">f4"), "got >f4"),
+    "three dimensions": (
+        np.zeros(SHAPE, np.float32),
+        r"shape \(N, 1, 4, 4\) for model 'ensemble', got \(1, 4, 4\): pass images\[numpy.newaxis\]",
+    ),
+    "another size": (np.zeros((2, 1, 5, 4), np.float32), r"shape \(N, 1, 4, 4\) for model 'ensemble', got \(2, 1, 5, 4\)"),
+    "channels last": (np.zeros((2, 4, 4, 1), np.float32), r"pass images.transpose\(0, 3, 1, 2\), channels first"),
+    "nothing": (np.zeros((0, *SHAPE), np.float32), "empty batch"),
+    "too many": (np.zeros((9, *SHAPE), np.float32), "at most 8 images a call, got 9: predict them 8 at a time"),
+    "NaN": (np.full((1, *SHAPE), np.nan, np.float32), "must be finite, got 16 values that are NaN or infinite"),
+    "infinity": (np.full((1, *SHAPE), np.inf, np.float32), "must be finite"),
+    "grey levels": (np.full((1, *SHAPE), 200, np.float32), r"must lie in \[0, 1\], got values from 200 to 200: divide by 255"),
+    "normalised": (np.full((1, *SHAPE), -0.5, np.float32), r"got values from -0.5 to -0.5: undo the normalisation"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_IMAGES)
+def test_bad_images_are_not_sent(case: str) -> None:
+    batch, told = BAD_IMAGES[case]
+    transport = house()
+    client = client_of(transport)
+    client.describe()
+    with pytest.raises(InputError, match=told):
+        client.predict(batch)
+    black = [outputs for _, outputs, _ in transport.requests if outputs[0].class_count]
+    assert len(transport.requests) == len(black) == transport.images["ensemble"], "only look-ups were sent"
+    assert len(black) == (2 if case in ("too many", "another size", "channels last") else 1)
+
+
+@given(st.integers(0, 15), st.sampled_from([np.nan, np.inf, -np.inf, 1.0001, -0.0001]))
+def test_one_bad_pixel_is_enough(position: int, value: float) -> None:
+    batch = images(3)
+    batch.reshape(3, -1)[1, position] = value
+    with pytest.raises(InputError):
+        client_of(house()).predict(batch)
+
+
+def test_the_ends_of_the_range_are_fine_and_so_are_views() -> None:
+    batch = np.concatenate([np.zeros((4, *SHAPE), np.float32), np.ones((4, *SHAPE), np.float32)])
+    client = client_of(house())
+    np.testing.assert_array_equal(client.predict(batch[::2]).probabilities, client.predict(batch).probabilities[::2])
+
+
+def test_several_ensembles_are_listed_and_none_is_guessed() -> None:
+    client = client_of(FakeTransport({"one": ensemble(), "two": ensemble(), "alpha": member(1)}))
+    with pytest.raises(InputError, match="serves 2 ensembles, one, two: name one"):
+        client.predict(images(1))
+    assert client.predict(images(1), model="two").model == "two"
+
+
+def test_a_fused_graph_is_an_ensemble_even_where_its_configuration_is_kept_from_callers() -> None:
+    client = client_of(FakeTransport({"graph": fused(config_is_open=False), "alpha": member(1)}))
+    assert client.predict(images(2)).model == "graph"
+    assert client.describe().is_ensemble
+    assert client.describe().steps == ()
+    assert not client.describe("alpha").is_ensemble
+    client = client_of(FakeTransport({"graph": fused(), "ensemble": ensemble()}))
+    with pytest.raises(InputError, match="serves 2 ensembles, ensemble, graph: name one"):
+        client.predict(images(1))
+
+
+@pytest.mark.parametrize(
+    ("config", "steps"),
+    [
+        ({"ensemble_scheduling": {"step": [{"model_name": "a"}, {"model_name": "average_0"}]}}, ("a", "average_0")),
+        ({"parameters": {"members": {"string_value": '["a@1", "b@2"]'}}}, ("a", "b")),
+        ({"parameters": {"members": {"string_value": "somebody else's"}}}, ()),
+        ({"parameters": {"members": {"string_value": "[" * 200_000}}}, ()),
+        ({"parameters": {"members": {"string_value": "[1]"}}}, ()),
+        ({"parameters": {"members": {"string_value": "7"}}}, ()),
+        ({}, ()),
+    ],
+)
+def test_what_an_ensemble_is_made_of_is_read_from_its_configuration(config: dict[str, object], steps: tuple[str, ...]) -> None:
+    assert steps_from_config(config) == steps
+
+
+@pytest.mark.parametrize(("models", "told"), [({"alpha": member(1)}, "only alpha"), ({}, "no model at all")])
+def test_no_ensemble_is_said(models: dict[str, FakeModel], told: str) -> None:
+    with pytest.raises(ModelNotFoundError, match=f"serves no ensemble, {told}"):
+        client_of(FakeTransport(models)).predict(images(1))
+
+
+def test_an_unknown_model_is_named_beside_those_that_are_served() -> None:
+    with pytest.raises(ModelNotFoundError, match="serves no model 'gamma', only alpha, beta, ensemble, standard"):
+        client_of(house()).predict(images(1), model="gamma")
+
+
+def test_a_model_of_another_kind_is_refused() -> None:
+    average = FakeModel(lambda batch: {"mean": batch.mean(axis=(1, 2, 3))[:, None]}, SHAPE)
+    client = client_of(FakeTransport({"average": average, "ensemble": ensemble()}))
+    with pytest.raises(InputError, match=r"'average' does not classify: its outputs are mean FP32 \[-1, 1\], expected"):
+        client.predict(images(1), model="average")
+    assert [info.name for info in client.classifiers()] == ["ensemble"]
+
+
+def test_a_closed_configuration_leaves_the_limit_to_the_server() -> None:
+    client = client_of(FakeTransport({"ensemble": ensemble(config_is_open=False)}))
+    assert client.describe().max_batch_size is None
+    with pytest.raises(RequestRefusedError, match="batch-size must be <= 8"):
+        client.predict(images(9))
+
+
+def test_labels_are_indices_where_there_are_no_names_and_may_hold_colons() -> None:
+    nameless = client_of(FakeTransport({"ensemble": ensemble(class_names=())}))
+    assert nameless.describe().class_names == ("0", "1", "2")
+    odd = client_of(FakeTransport({"ensemble": ensemble(class_names=("a:b", "é"))}))
+    assert odd.describe().class_names == ("a:b", "é", "2")
+
+
+def test_labels_outlive_the_client() -> None:
+    with client_of(house()) as client:
+        prediction = client.predict(images(2))
+    assert len(prediction.labels) == 2
+    client.close()
+    for call in (lambda: client.predict(images(1)), client.models, client.wait_ready, client.describe, client.server_metadata):
+        with pytest.raises(ClientClosedError, match="is closed: make another"):
+            call()
+
+
+def test_a_replaced_model_is_looked_up_again() -> None:
+    transport = FakeTransport({"ensemble": ensemble()})
+    client = client_of(transport)
+    client.predict(images(1))
+    transport._models["ensemble"] = FakeModel(
+        lambda batch: {"probabilities": np.full((len(batch), 2), 0.5, np.float32)}, SHAPE, class_names=("x", "y"), platform="ensemble"
+    )
+    assert [client.predict(images(1)).labels for _ in range(2)] == [["x"], ["x"]]
+    transport._models["renamed"] = transport._models.pop("ensemble")
+    with pytest.raises(ModelNotFoundError):
+        client.predict(images(1))
+    assert client.predict(images(1)).model == "renamed"
+
+
+def test_a_model_is_looked_at_once_more_before_images_are_refused() -> None:
+    transport = FakeTransport({"ensemble": ensemble(), "alpha": member(1)})
+    client = client_of(transport)
+    client.describe()
+    transport._models["ensemble"] = ensemble(max_batch_size=16)
+    assert len(client.predict(images(16))) == 16
+    client.describe("alpha")
+    transport._models["alpha"] = FakeModel(lambda batch: {"logits": batch.reshape(len(batch), -1)[:, :3]}, (1, 5, 5))
+    assert client.predict(np.zeros((2, 1, 5, 5), np.float32), model="alpha").labels == ["0", "0"]
+    with pytest.raises(InputError, match="takes at most 16 images a call, got 17"):
+        client.predict(images(17))
+
+
+@pytest.mark.parametrize("model", [5, ["ensemble"], b"ensemble"])
+def test_a_model_s_name_is_a_text(model: Any) -> None:
+    calls = (
+        lambda: client_of(house(), model),
+        lambda: client_of(house()).predict(images(1), model=model),
+        lambda: client_of(house()).wait_ready(1, model),
+    )
+    for call in calls:
+        with pytest.raises(InputError, match=f"model must be the name of a model, .* got the {type(model).__name__}"):
+            call()
+
+
+def test_threads_that_start_together_ask_about_a_model_once() -> None:
+    transport = house()
+    client = client_of(transport)
+    barrier = threading.Barrier(8)
+
+    def call() -> None:
+        barrier.wait(5)
+        client.predict(images(1))
+
+    threads = [threading.Thread(target=call) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(5)
+    assert transport.calls == Counter(ensemble=9)
+
+
+@pytest.mark.parametrize("timeout_s", [0, -1, float("nan"), "a", None, [1]])
+def test_a_timeout_must_be_positive(timeout_s: Any) -> None:
+    with pytest.raises(InputError, match="timeout_s must be a positive number of seconds"):
+        Client("http://localhost", timeout_s=timeout_s)
+
+
+def test_a_client_shows_itself_and_its_server() -> None:
+    client = client_of(house(), "alpha", timeout_s=3)
+    assert repr(client) == "Client('fake://server', model='alpha', timeout_s=3)"
+    assert client.url == "fake://server"
+    assert client.models() == ["alpha", "beta", "ensemble", "standard"]
+    assert client.server_metadata().name == "fake"
+    assert [info.name for info in client.classifiers()] == ["ensemble", "alpha", "beta", "standard"]
+
+
+class Starting(FakeTransport):
+    """Fails in a new way at each attempt, then serves."""
+
+    def __init__(self, *failures: Exception) -> None:
+        super().__init__({"ensemble": ensemble()})
+        self._failures = list(failures)
+
+    def models(self, timeout_s: float) -> list[str]:
+        if self._failures:
+            raise self._failures.pop(0)
+        return super().models(timeout_s)
+
+
+def test_waiting_goes_on_until_a_model_answers() -> None:
+    transport = Starting(ConnectionFailedError("down"), NotReadyError("loading"), ServerFailedError("broken"), ModelNotFoundError("gone"))
+    client = client_of(transport)
+    client.wait_ready(5)
+    assert transport.calls["ensemble"] == 1
+    client.predict(images(1))
+    assert transport.calls["ensemble"] == 2
+
+
+def test_waiting_ends_at_the_deadline_and_says_what_was_seen_last() -> None:
+    started = time.monotonic()
+    with pytest.raises(DeadlineExceededError, match=r"fake://server was not ready within 0.1 s; last seen: still loading") as caught:
+        client_of(Starting(*[NotReadyError("still loading")] * 1000)).wait_ready(0.1)
+    assert time.monotonic() - started < 1
+    assert isinstance(caught.value.__cause__, NotReadyError)
+    with pytest.raises(DeadlineExceededError, match="serves no ensemble, only alpha"):
+        client_of(FakeTransport({"alpha": member(1)})).wait_ready(0.05)
+    with pytest.raises(DeadlineExceededError, match="within 0 s"):
+        client_of(house()).wait_ready(0)
+
+
+@pytest.mark.parametrize("failure", [ForbiddenError("no"), RequestRefusedError("wrong"), InputError("two ensembles")])
+def test_waiting_does_not_mend_these(failure: Exception) -> None:
+    with pytest.raises(type(failure), match=str(failure)):
+        client_of(Starting(failure)).wait_ready(5)
+
+
+def test_masked_arrays_are_refused_and_of_subclasses_the_data_is_sent() -> None:
+    class Named(np.ndarray):
+        pass
+
+    plain = np.full((1, 1, 4, 4), 0.5, np.float32)
+    info = ModelInfo("m", "ensemble", "images", (1, 4, 4), ("probabilities",), 8, ("a", "b"), ())
+    with pytest.raises(InputError, match="got a masked one"):
+        check_images(np.ma.masked_array(plain, mask=plain > 0.1), info)
+    assert type(check_images(plain.view(Named), info)) is np.ndarray

@@ -1,0 +1,143 @@
+"""A TensorRT plan that an edit brings is held against the plans that the server runs already, by their manifests."""
+
+from __future__ import annotations
+
+import json
+import re
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from google.protobuf.json_format import MessageToDict
+
+from defensemble import Client, FakeModel, FakeTransport
+from defensemble.ensembles import EditRefusedError, Ensembles
+from defensemble_export import config_from_pbtxt, repository_plan, write_plan, write_profile
+from tests.support import tiny
+from tests.support.fakes import ensemble, member
+from tests.support.tiny import content
+
+BUILT_WITH = {
+    "schema": "defensemble.plan/1",
+    "tensorrt": "10.13.3.9",
+    "gpu": "NVIDIA H100 80GB HBM3",
+    "compute_capability": "9.0",
+    "driver": "570.124.06",
+    "profile": {name: [size, *tiny.SHAPE] for name, size in (("min", 1), ("opt", 8), ("max", 8))},
+    "precision": "fp16",
+    "version_compatible": False,
+    "hardware_compatible": False,
+    "builder_level": 3,
+    "workspace_bytes": None,
+    "build_s": 12.5,
+    "date": "2026-11-25T12:00:00+00:00",
+}
+
+
+class Serving(FakeTransport):
+    """A server of a folder, started with `profile`: its configurations are the files as they were when it started."""
+
+    def __init__(self, folder: Path, loaded: list[str], profile: str) -> None:
+        (average,) = (entry.name for entry in folder.iterdir() if "_" in entry.name)
+
+        def nothing(images: tiny.Array) -> dict[str, tiny.Array]:
+            return {"probabilities": np.zeros((len(images), 3), np.float32)}
+
+        models = {name: member(1) for name in loaded} | {average: FakeModel(nothing, tiny.SHAPE)}
+        super().__init__(models | {"ensemble": ensemble(steps=(*loaded, average))}, "fake://gpu")
+        self.loads: list[str] = []
+        self._configs = {}
+        for name in (*loaded, average, "ensemble"):
+            path = folder / name / "configs" / f"{profile}.pbtxt"
+            text = (path if path.exists() else folder / name / "config.pbtxt").read_text()
+            self._configs[name] = MessageToDict(config_from_pbtxt(text, name), preserving_proto_field_name=True)
+
+    def load_model(self, model: str, timeout_s: float) -> None:
+        self.loads.append(model)
+        super().load_model(model, timeout_s)
+
+    def model_config(self, model: str, timeout_s: float, version: int | None = None) -> dict[str, Any]:
+        super().model_config(model, timeout_s, version)
+        return self._configs[model]
+
+
+def build(folder: Path, model: str, **other: object) -> None:
+    """A plan of a member which no TensorRT has built, and its manifest."""
+    place = folder / model / "1"
+    (place / "model.plan").write_bytes(f"plan of {model}".encode())
+    digests = {f"{kind}_sha256": sha256((place / f"model.{kind}").read_bytes()).hexdigest() for kind in ("onnx", "plan")}
+    (place / "model.plan.json").write_text(json.dumps({**BUILT_WITH, **digests, **other}))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """`alpha` and `beta` vote, both plans; `gamma` is there."""
+    folder = tiny.write_repository(tmp_path / "place" / "repository")
+    write_plan(folder, repository_plan(folder, [tiny.member("gamma", 3)], ensemble=None, max_batch_size=8))
+    for model in ("alpha", "beta", "gamma"):
+        build(folder, model)
+    return folder
+
+
+def remarks_of_adding_gamma(folder: Path, profile: str = "gpu-tensorrt") -> tuple[str, ...]:
+    with Client("fake", transport=Serving(folder, ["alpha", "beta"], profile)) as client:
+        return Ensembles(folder, client).add("ensemble", ["gamma"], dry_run=True).remarks
+
+
+def test_a_plan_that_was_built_with_the_same_is_let_in(folder: Path) -> None:
+    write_profile(folder, "gpu-tensorrt")
+    assert not [remark for remark in remarks_of_adding_gamma(folder) if "plan" in remark]
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        (
+            {"tensorrt": "10.9.0.34"},
+            "built with TensorRT 10.9.0.34 on NVIDIA H100 .*, this server has TensorRT 10.13.3.9: rebuild with `def",
+        ),
+        (
+            {"gpu": "Tesla T4", "compute_capability": "7.5"},
+            "built with .* on Tesla T4 .compute capability 7.5., this server has NVIDIA H100 ",
+        ),
+    ],
+)
+def test_a_plan_that_the_server_cannot_run_is_refused_before_anything_changes(folder: Path, other: dict[str, object], told: str) -> None:
+    build(folder, "gamma", **other)
+    write_profile(folder, "gpu-tensorrt")
+    before = content(folder)
+    transport = Serving(folder, ["alpha", "beta"], "gpu-tensorrt")
+    with Client("fake", transport=transport) as client, pytest.raises(EditRefusedError) as refused:
+        Ensembles(folder, client).add("ensemble", ["gamma"])
+    (finding,) = refused.value.findings
+    assert re.match(f"gamma: version 1: {told}", finding)
+    assert finding.endswith("(what fake://gpu has is told by the plans that it serves)")
+    assert content(folder) == before
+    assert transport.loads == []
+
+
+def test_an_onnx_file_on_a_server_of_plans_is_no_plan(folder: Path) -> None:
+    write_profile(folder, "gpu-tensorrt")
+    (folder / "gamma/configs/gpu-tensorrt.pbtxt").unlink()
+    for name in ("model.plan", "model.plan.json"):
+        (folder / "gamma/1" / name).unlink()
+    assert not [remark for remark in remarks_of_adding_gamma(folder) if "TensorRT" in remark]
+
+
+def test_a_plan_on_a_server_of_onnx_files_is_not_asked_for(folder: Path) -> None:
+    build(folder, "gamma", tensorrt="10.9.0.34")
+    write_profile(folder, "gpu-tensorrt")
+    assert not [remark for remark in remarks_of_adding_gamma(folder, "none") if "TensorRT" in remark]
+
+
+def test_where_no_plan_is_served_it_is_said_that_nothing_is_known(folder: Path) -> None:
+    write_profile(folder, "gpu-tensorrt")
+    text = (folder / "gamma/configs/gpu-tensorrt.pbtxt").read_text()
+    (folder / "gamma/config.pbtxt").write_text(text)
+    (folder / "gamma/configs/gpu-tensorrt.pbtxt").unlink()
+    remarks = [remark for remark in remarks_of_adding_gamma(folder, "none") if "whether" in remark]
+    assert len(remarks) == 1
+    assert "gamma" in remarks[0]
+    assert "version 1 is a TensorRT plan; whether fake://gpu has what it was built with is not known from here" in remarks[0]

@@ -1,0 +1,273 @@
+"""Labelled images for probes: which are chosen, in which order of classes, and what they may take."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from defensemble import FakeModel, FakeTransport, InputError, MissingExtraError
+from defensemble._client.model_info import ModelInfo
+from defensemble._image_files import ReadOptions
+from defensemble.probes.data import choose_data
+from defensemble_images import Preprocessing
+from tests.client.cli.test_cli import fake, write_pictures
+from tests.support.tiny import CLASSES, SHAPE, images
+
+Array = np.ndarray[Any, Any]
+CROP, SQUASH = (Preprocessing(resize).to_json() for resize in ("crop", "squash"))
+
+
+def model(names: tuple[str, ...] = CLASSES, shape: tuple[int, int, int] = SHAPE, preprocessing: str | None = None) -> ModelInfo:
+    return ModelInfo("net", "", "images", shape, ("logits",), 8, names, (), preprocessing)
+
+
+def save(path: Path, **arrays: Any) -> str:
+    np.savez(path, **arrays)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "texts"),
+    [
+        ({"x": images(2)}, ["images and labels", "holds x"]),
+        ({}, ["images and labels", "nothing"]),
+        ({"images": images(2).astype(np.int32), "labels": np.zeros(2, int)}, ["`images`", "int32", "uint16"]),
+        ({"images": images(0), "labels": np.zeros(0, int)}, ["`images`", "(0, 1, 4, 4)", "at least 1"]),
+        ({"images": np.zeros((2, 3, 4, 4)), "labels": np.zeros(2, int)}, ["(2, 3, 4, 4)", "(N, 1, 4, 4)"]),
+        ({"images": images(2), "labels": np.zeros(2)}, ["`labels`", "float64", "integers"]),
+        ({"images": images(2), "labels": np.zeros(3, int)}, ["`labels`", "(3,)", "(2,)"]),
+        ({"images": images(2), "labels": np.zeros((2, 1), int)}, ["`labels`", "(2, 1)", "(2,)"]),
+        ({"images": images(2), "labels": np.array([0, 3])}, ["[0, 3)", "'net'", "0 to 3"]),
+        ({"images": images(2), "labels": np.array([-1, 0], np.int8)}, ["[0, 3)", "-1 to 0"]),
+        ({"images": images(2), "labels": np.array([0, 2**64 - 1], np.uint64)}, ["[0, 3)", str(2**64 - 1)]),
+        ({"images": images(2) * np.float32(np.nan), "labels": np.zeros(2, int)}, ["image 0", "NaN"]),
+        ({"images": images(2), "labels": np.array([0, 1]), "class_names": np.array(["x", "y"])}, ["x, y", ", ".join(CLASSES)]),
+        ({"images": images(2), "labels": np.array([0, 1]), "class_names": np.array(CLASSES[:1])}, ["[0, 1)", "class names"]),
+        ({"images": images(2), "labels": np.array([0, 1]), "class_names": np.array([1, 2])}, ["`class_names`", "int64"]),
+        ({"images": images(2), "labels": np.array([0, 1]), "class_names": np.array([["a"]])}, ["`class_names`", "(1, 1)"]),
+    ],
+)
+def test_archives_that_do_not_fit_are_one_error_that_names_them(tmp_path: Path, arrays: dict[str, Array], texts: list[str]) -> None:
+    path = save(tmp_path / "data.npz", **arrays)
+    with pytest.raises(InputError) as caught:
+        choose_data(path, model(), None, 0)
+    assert [text for text in (path, *texts) if text not in str(caught.value)] == []
+
+
+def test_a_file_that_is_no_archive(tmp_path: Path) -> None:
+    for name, content in (("broken.npz", b"PK\x03\x04 no zip"), ("empty.NPZ", b"")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match=rf"{name} is not a \.npz file"):
+            choose_data(str(tmp_path / name), model(), None, 0)
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, ">i2", np.uint16, np.int32, np.uint32, np.int64, np.uint64])
+def test_labels_of_an_archive_are_matched_by_name_where_it_has_names(tmp_path: Path, kind: Any) -> None:
+    batch, labels = images(6), np.array([2, 0, 1, 2, 1, 0], kind)
+    plain = choose_data(save(tmp_path / "a.npz", images=batch, labels=labels), model(), None, 0)
+    assert plain.data.labels.tolist() == labels.tolist()
+    np.testing.assert_array_equal(plain.data.images, batch)
+    named = choose_data(save(tmp_path / "b.npz", images=batch, labels=labels, class_names=np.array(CLASSES[::-1])), model(), None, 0)
+    assert named.data.labels.tolist() == [0, 2, 1, 0, 1, 2]
+
+
+def test_data_of_a_folder_and_a_sample_of_it(tmp_path: Path) -> None:
+    info = fake().describe()
+    values = write_pictures(tmp_path / "pictures")
+    whole = choose_data(str(tmp_path / "pictures"), info, None, 0)
+    assert sorted(map(bytes, whole.data.images)) == sorted(map(bytes, values))
+    some = choose_data(str(tmp_path / "pictures"), info, 5, 1)
+    again = choose_data(str(tmp_path / "pictures"), info, 5, 1)
+    other = choose_data(str(tmp_path / "pictures"), info, 5, 2)
+    assert len(some.data) == 5
+    assert some.source == again.source
+    assert some.data.digest == again.data.digest
+    assert some.source["indices_sha256"] != other.source["indices_sha256"]
+    assert some.source["n_available"] == 12
+    (tmp_path / "pictures/a-note.txt").touch()
+    first = sorted((tmp_path / "pictures").rglob("*.png"))[0]
+    first.write_bytes(b"")
+    with pytest.raises(InputError, match=first.name):
+        choose_data(str(tmp_path / "pictures"), info, None, 0)
+    rest = choose_data(str(tmp_path / "pictures"), info, None, 0, options=ReadOptions(skip_damaged=True))
+    np.testing.assert_array_equal(rest.data.images, whole.data.images[1:])
+    np.testing.assert_array_equal(rest.data.labels, whole.data.labels[1:])
+    assert rest.source["skipped"] == {"hidden": 0, "not_images": 1, "damaged": 1}
+    assert [first.name in note for note in rest.notes] == [False, True]
+
+
+def write_stripes(folder: Path, size: tuple[int, int] = (28, 28), order: str = "0123456789") -> None:
+    """Two splits of ten classes, each with one image of a grey of its own, 20 times its number."""
+    for split in ("train", "test"):
+        for digit in order:
+            place = folder / split / digit
+            place.mkdir(parents=True)
+            Image.new("L", size, 20 * int(digit)).save(place / "a.png")
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_classes_of_folders_and_datasets_are_matched_by_name(tmp_path: Path) -> None:
+    write_stripes(tmp_path / "set", (16, 16))
+    info = model(tuple("9081726354"), (1, 16, 16))
+    for source, data_dir in ((str(tmp_path / "set/test"), None), ("folder", tmp_path / "set"), ("mnist", tmp_path / "set")):
+        chosen = choose_data(source, info, None, 0, data_dir, options=ReadOptions(resize="crop"))
+        greys = (chosen.data.images[:, 0, 0, 0] * 255 / 20).round().astype(int)
+        assert [info.class_names[label] for label in chosen.data.labels] == [str(grey) for grey in greys]
+        with pytest.raises(InputError, match=r"0, 1, 2.*zero, one"):
+            choose_data(source, model(("zero", "one"), (1, 16, 16)), None, 0, data_dir, options=ReadOptions(resize="crop"))
+
+
+@pytest.mark.usefixtures("own_cache")
+@pytest.mark.parametrize(
+    ("recorded", "resize", "accepted"),
+    [(None, None, False), (CROP, None, True), (SQUASH, None, True), (None, "crop", True), (SQUASH, "crop", True), (CROP, "squash", True)],
+)
+@pytest.mark.parametrize("name", ["mnist", "folder"])
+def test_datasets_are_resized_only_by_a_rule_that_is_known(
+    tmp_path: Path, recorded: str | None, resize: str | None, accepted: bool, name: str
+) -> None:
+    write_stripes(tmp_path / "set", (28, 28))
+    # Of 28 x 28, crop and squash make the same; `test_a_dataset_is_resized_by_the_rule_of_the_model` tells them apart.
+    for size, fits in ((28, True), (16, accepted)):
+        info = model(tuple("0123456789"), (1, size, size), recorded)
+        if fits:
+            chosen = choose_data(name, info, 4, 0, tmp_path / "set", options=ReadOptions(resize))
+            assert chosen.data.images.shape == (4, 1, size, size)
+            assert chosen.source["n_available"] == 10
+            continue
+        with pytest.raises(InputError, match=r"28 x 28 .* takes 16 x 16.*--resize crop"):
+            choose_data(name, info, 4, 0, tmp_path / "set", options=ReadOptions(resize))
+
+
+@pytest.mark.usefixtures("own_cache")
+@pytest.mark.parametrize("name", ["mnist", "folder"])
+def test_a_dataset_is_resized_by_the_rule_of_the_model(tmp_path: Path, name: str) -> None:
+    write_stripes(tmp_path / "set", (64, 16))
+    for path in (tmp_path / "set").rglob("*.png"):  # bright at the sides, which only squash keeps
+        image = Image.open(path)
+        image.paste(255, (0, 0, 20, 16))
+        image.paste(255, (44, 0, 64, 16))
+        image.save(path)
+    for rule, bright in ((CROP, 0), (SQUASH, 0.6)):
+        images = choose_data(name, model(tuple("0123456789"), (1, 16, 16), rule), None, 0, tmp_path / "set").data.images
+        assert (images > 0.9).mean() == pytest.approx(bright, abs=0.05)
+    with pytest.raises(InputError, match=r"64 x 16 .*--resize crop"):
+        choose_data(name, model(tuple("0123456789"), (1, 16, 16)), None, 0, tmp_path / "set")
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_a_dataset_of_several_sizes_names_an_option_of_the_probe(tmp_path: Path) -> None:
+    write_stripes(tmp_path / "set")
+    Image.new("L", (30, 20)).save(tmp_path / "set/test/0/b.png")
+    with pytest.raises(InputError, match="--resize crop"):
+        choose_data("folder", model(tuple("0123456789"), (1, 16, 16)), None, 0, tmp_path / "set")
+
+
+def test_a_dataset_comes_from_the_training_package() -> None:
+    pytest.importorskip("sklearn")
+    names = tuple("0123456789")
+    digits = FakeModel(
+        lambda batch: {"logits": np.zeros((len(batch), 10), np.float32)}, (1, 16, 16), class_names=names, platform="ensemble"
+    )
+    chosen = choose_data("digits", fake(FakeTransport({"ensemble": digits})).describe(), 50, 0)
+    assert chosen.data.images.shape == (50, 1, 16, 16)
+    assert chosen.source["kind"] == "dataset, test split"
+
+
+def test_a_dataset_without_the_training_package_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "defensemble_training", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'defensemble\[train\]'"):
+        choose_data("digits", fake().describe(), None, 0)
+
+
+def test_a_model_of_any_size_takes_images_of_one_size(tmp_path: Path) -> None:
+    info = model(shape=(1, -1, -1))
+    write_pictures(tmp_path / "pictures")
+    assert choose_data(str(tmp_path / "pictures"), info, None, 0).data.images.shape == (12, *SHAPE)
+    assert choose_data(save(tmp_path / "a.npz", images=images(3), labels=np.zeros(3, int)), info, None, 0).data.images.shape == (3, *SHAPE)
+    last = sorted((tmp_path / "pictures").rglob("*.png"))[-1]
+    Image.new("L", (5, 9)).save(last)
+    with pytest.raises(InputError, match=rf"{last.name} has the shape \(1, 9, 5\)"):
+        choose_data(str(tmp_path / "pictures"), info, None, 0)
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_data_above_the_limit_is_refused_by_name_before_it_is_read(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "pictures")
+    write_stripes(tmp_path / "set", (16, 16))
+    archive = save(tmp_path / "a.npz", images=np.zeros((1000, 1, 16, 16), np.uint8), labels=np.zeros(1000, int))
+    digits = model(tuple("0123456789"), (1, 16, 16))
+    for source, info, data_dir, named in (
+        (archive, digits, None, archive),
+        (str(tmp_path / "pictures"), model(), None, str(tmp_path / "pictures")),
+        ("folder", digits, tmp_path / "set", str(tmp_path / "set/train/0/a.png")),
+    ):
+        with pytest.raises(InputError, match=rf"{re.escape(named)} would take .*--max-memory"):
+            choose_data(source, info, None, 0, data_dir, options=ReadOptions(max_memory=1000))
+        assert len(choose_data(source, info, 1, 0, data_dir, options=ReadOptions(max_memory=10_000)).data) == 1
+
+
+CHILD = """
+import json, re, sys
+from pathlib import Path
+import numpy as np
+from rich.console import Console
+from defensemble import Client, FakeModel, FakeTransport
+from defensemble.cli.actions.predict import predict_files
+from defensemble.cli.actions.probe import probe_noise_and_report
+import PIL.Image, defensemble_images.arrays, defensemble_images.decoding
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) << 10
+def answer(images):
+    return {"logits": np.tile(np.float32([1, 0]), (len(images), 1))}
+client = Client("fake", "m", transport=FakeTransport({"m": FakeModel(answer, (3, 64, 64), class_names=("a", "b"))}))
+client.describe()
+before, what, path = peak(), sys.argv[1], Path(sys.argv[2])
+if what == "probe":
+    console = Console(file=open("/dev/null", "w"))
+    probe_noise_and_report(client, str(path), path.parent / "noise.json", ["m"], sigmas=[8, 16], console=console)
+else:
+    sys.stdout = open("/dev/null", "w")
+    files, labelled = ([path], None) if path.is_file() else ([], path)
+    predict_files(client, files, ["probabilities"], labelled, as_json=True)
+    sys.stdout = sys.__stdout__
+print(peak() - before)
+"""
+
+
+@pytest.mark.slow
+def test_peaks_of_memory(tmp_path: Path) -> None:
+    count = 4000
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 3, 64, 64), np.uint8)
+    labels = np.arange(count) % 2
+    np.savez_compressed(tmp_path / "small.npz", images=pixels, labels=labels)
+    np.savez(tmp_path / "floats.npz", images=pixels / np.float32(255), labels=labels)
+    np.save(tmp_path / "floats.npy", pixels / np.float32(255))
+    for index, image in enumerate(pixels):
+        place = tmp_path / "folder" / "ab"[index % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.transpose(1, 2, 0)).save(place / f"{index}.bmp")
+    found = {}
+    for what, name, limit in (
+        ("probe", "small.npz", 2.4),
+        ("probe", "floats.npz", 2.4),
+        ("probe", "folder", 2.4),
+        ("predict", "folder", 0.4),
+        ("predict", "floats.npy", 0.4),
+    ):
+        done = subprocess.run([sys.executable, "-c", CHILD, what, tmp_path / name], capture_output=True, text=True, check=True)
+        found[what, name] = int(done.stdout.split()[-1]) / (4 * pixels.size)
+        assert found[what, name] < limit, json.dumps({str(key): value for key, value in found.items()})

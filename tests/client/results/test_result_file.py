@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from defensemble import ServerMetadata, __version__
+from defensemble.results.provenance import git_commit, provenance
+from defensemble.results.result_file import check_writable, write_result
+
+
+def test_a_result_is_written_whole(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "result.json"
+    write_result(target, {"a": 1})
+    write_result(target, {"a": None})
+    assert json.loads(target.read_text()) == {"a": None}
+    assert os.listdir(target.parent) == ["result.json"]
+    assert not stat.S_IMODE(target.stat().st_mode) & 0o111
+
+
+@pytest.mark.parametrize("bad", [{"a": float("nan")}, {"a": np.zeros(2)}])
+def test_what_is_no_json_changes_nothing(tmp_path: Path, bad: dict[str, object]) -> None:
+    target = tmp_path / "result.json"
+    write_result(target, {"a": 1})
+    with pytest.raises((ValueError, TypeError)):
+        write_result(target, bad)
+    assert json.loads(target.read_text()) == {"a": 1}
+    assert os.listdir(tmp_path) == ["result.json"]
+
+
+def test_a_place_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "result.json").mkdir()
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "result.json", tmp_path / "file/new/result.json"):
+        for write in (check_writable, lambda path: write_result(path, {"a": 1})):
+            with pytest.raises((IsADirectoryError, NotADirectoryError)) as caught:
+                write(place)
+            assert caught.value.filename == str(place), "the user's name for it, and not that of a file aside"
+    assert sorted(os.listdir(tmp_path)) == ["file", "result.json"]
+
+
+def test_a_look_whether_a_place_can_be_written_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "old.json").write_text("{}")
+    for name in ("old.json", "new.json", "new/folder/new.json"):
+        check_writable(tmp_path / name)
+    assert os.listdir(tmp_path) == ["old.json"]
+    assert (tmp_path / "old.json").read_text() == "{}"
+
+
+def test_provenance_names_machine_versions_and_server() -> None:
+    told = provenance(ServerMetadata("triton", "2.51.0"))
+    assert told["hardware"]["cores"] == len(os.sched_getaffinity(0))
+    assert told["hardware"]["memory_bytes"] > 1 << 28
+    assert told["versions"]["numpy"] == np.__version__
+    assert told["versions"]["defensemble"] == __version__
+    assert told["server"] == {"name": "triton", "version": "2.51.0"}
+    assert json.loads(json.dumps(told)) == told
+    assert provenance()["server"] is None
+
+
+def test_the_commit_is_the_checkout_s(tmp_path: Path) -> None:
+    def git(*arguments: str) -> str:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+        return subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
+
+    assert git_commit(tmp_path) is None
+    (tmp_path / "pyproject.toml").write_text("a")
+    git("init", "-q")
+    assert git_commit(tmp_path) is None
+    git("add", ".")
+    git("commit", "-qm", "first")
+    commit = git("rev-parse", "HEAD")
+    assert git_commit(tmp_path) == commit
+    (tmp_path / "pyproject.toml").write_text("b")
+    assert git_commit(tmp_path) == f"{commit}-dirty"
+    assert git_commit(tmp_path / "sub") is None

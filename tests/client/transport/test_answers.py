@@ -1,0 +1,126 @@
+"""Answers that no well-behaved server gives: the client believes none of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from defensemble import (
+    Client,
+    FakeModel,
+    FakeTransport,
+    InputError,
+    ModelMetadata,
+    OutputRequest,
+    ServerFailedError,
+    TensorMetadata,
+)
+from tests.support.fakes import ensemble, ensemble_answer, member
+from tests.support.tiny import SHAPE, images, logits
+
+ALL = ("probabilities", "member_probabilities", "entropy", "mutual_information")
+
+
+def client_of(transport: FakeTransport, model: str | None = None) -> Client:
+    return Client("fake", model, transport=transport)
+
+
+@pytest.mark.parametrize("rows", [0, 3])
+def test_an_answer_of_other_rows_is_not_believed(rows: int) -> None:
+    strange = FakeModel(lambda batch: {"probabilities": np.full((1 if len(batch) == 1 else rows, 3), 1 / 3, np.float32)}, SHAPE)
+    with pytest.raises(ServerFailedError, match=f"{rows} rows for output 'probabilities' and 2 images"):
+        client_of(FakeTransport({"strange": strange}), "strange").predict(images(2))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("output", ["logits", "probabilities", "member_probabilities", "entropy", "mutual_information"])
+def test_an_answer_that_is_not_finite_is_no_class(output: str, value: float) -> None:
+    def answer(batch: Any) -> Any:
+        answered = dict(ensemble_answer(batch)) if output != "logits" else {"logits": logits(1, batch).astype(np.float32)}
+        answered[output].reshape(len(batch), -1)[:2, 0] = value if len(batch) > 1 else 0.5
+        return answered
+
+    client = client_of(FakeTransport({"sick": FakeModel(answer, SHAPE, max_batch_size=8)}), "sick")
+    asked = "probabilities" if output == "logits" else output
+    told = f"fake://server, asked to run model 'sick': it answered values that are not finite for 2 of 5 images in output '{output}'. "
+    with pytest.raises(ServerFailedError) as caught:
+        client.predict(images(5), outputs=(asked,))
+    assert str(caught.value).startswith(told)
+    assert len(client.predict(images(1), outputs=(asked,))) == 1
+
+
+@pytest.mark.parametrize(
+    ("output", "shape"),
+    [
+        ("probabilities", ()),
+        ("probabilities", (3, 1)),
+        ("probabilities", (2,)),
+        ("member_probabilities", (3,)),
+        ("member_probabilities", (2, 2)),
+        ("entropy", (2,)),
+        ("mutual_information", (1, 1)),
+    ],
+)
+def test_an_answer_of_another_shape_than_the_model_says_is_not_believed(output: str, shape: tuple[int, ...]) -> None:
+    class Other(FakeTransport):
+        def infer(self, model: str, inputs: Any, outputs: Any, timeout_s: float, version: int | None = None) -> Any:
+            answer = super().infer(model, inputs, outputs, timeout_s, version)
+            return answer if outputs[0].class_count else {**answer, output: np.full((len(inputs["images"]), *shape), 0.5, np.float32)}
+
+    with pytest.raises(ServerFailedError) as caught:
+        client_of(Other({"ensemble": ensemble()})).predict(images(4), outputs=ALL)
+    assert f"it answered float32 of shape {(4, *shape)} for output '{output}', expected floats of shape (4, " in str(caught.value)
+
+
+def test_texts_in_the_place_of_numbers_are_not_believed() -> None:
+    class Texts(FakeTransport):
+        def infer(self, model: str, inputs: Any, outputs: Any, timeout_s: float, version: int | None = None) -> Any:
+            return super().infer(model, inputs, [OutputRequest(output.name, 3) for output in outputs], timeout_s, version)
+
+    with pytest.raises(ServerFailedError, match="answered object of shape"):
+        client_of(Texts({"ensemble": ensemble()})).predict(images(2))
+
+
+@pytest.mark.parametrize("config", [{"max_batch_size": "many"}, {"max_batch_size": []}, {"ensemble_scheduling": []}])
+def test_a_configuration_that_is_none_is_told(config: dict[str, Any]) -> None:
+    class Odd(FakeTransport):
+        def model_config(self, model: str, timeout_s: float, version: int | None = None) -> dict[str, Any]:
+            return config
+
+    with pytest.raises(ServerFailedError, match="asked for the configuration of model 'ensemble': its answer is not what"):
+        client_of(Odd({"ensemble": ensemble()})).describe()
+
+
+@pytest.mark.parametrize("text", [b"", b"1.0", b"1.0:x:a", b"1.0:3:a", b"1.0:-1:a"])
+def test_class_names_that_are_none_are_told(text: bytes) -> None:
+    class Odd(FakeTransport):
+        def infer(self, model: str, inputs: Any, outputs: Any, timeout_s: float, version: int | None = None) -> Any:
+            return {outputs[0].name: np.array([[text]], dtype=object)}
+
+    with pytest.raises(ServerFailedError, match="asked for the class names of model 'ensemble': its answer is not what"):
+        client_of(Odd({"ensemble": ensemble()})).describe()
+
+
+def test_a_model_larger_than_any_is_refused_before_memory_is_asked_for() -> None:
+    class Huge(FakeTransport):
+        def model_metadata(self, model: str, timeout_s: float) -> Any:
+            shape = (-1, 1, 10**6, 10**6) if model == "alpha" else (-1, *SHAPE)
+            classes = 3 if model == "alpha" else 10**12
+            outputs = (TensorMetadata("logits", "FP32", (-1, classes)),)
+            return ModelMetadata(model, "", (TensorMetadata("images", "FP32", shape),), outputs)
+
+    client = client_of(Huge({"alpha": member(1), "beta": member(2)}))
+    for name in ("alpha", "beta"):
+        with pytest.raises(InputError, match=f"model '{name}' says that an image has .* values and .* classes, expected at most"):
+            client.describe(name)
+
+
+def test_a_server_that_ignores_the_classification_extension_is_told() -> None:
+    class Ignoring(FakeTransport):
+        def infer(self, model: str, inputs: Any, outputs: Any, timeout_s: float, version: int | None = None) -> Any:
+            return super().infer(model, inputs, [OutputRequest(output.name) for output in outputs], timeout_s, version)
+
+    with pytest.raises(ServerFailedError, match="ignores Triton's classification extension"):
+        client_of(Ignoring({"ensemble": ensemble()})).predict(images(1))

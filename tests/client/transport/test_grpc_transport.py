@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from contextlib import contextmanager
+from typing import Any
+
+import grpc  # type: ignore[import-untyped]
+import numpy as np
+import pytest
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from defensemble import (
+    ConnectionFailedError,
+    DeadlineExceededError,
+    ForbiddenError,
+    GrpcTransport,
+    ModelNotFoundError,
+    NotReadyError,
+    OutputRequest,
+    RequestRefusedError,
+    ServerFailedError,
+    ServiceError,
+)
+from tests.support.scripted import cut_off, free_port, scripted
+
+IMAGES = np.arange(32, dtype=np.float32).reshape(2, 1, 4, 4) / np.float32(32)
+
+
+class Triton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
+    """A gRPC server whose answers the test writes."""
+
+    def __init__(self, answer: Callable[[Any, Any], Any]) -> None:
+        self.answer = answer
+        self.requests: list[Any] = []
+        self.model_ready = True
+
+    def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self.requests.append(request)
+        return self.answer(request, context)
+
+    ModelConfig = ModelInfer
+    ModelStatistics = ModelInfer
+    RepositoryIndex = ModelInfer
+
+    def ServerLive(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return service_pb2.ServerLiveResponse(live=True)
+
+    def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return service_pb2.ModelReadyResponse(ready=self.model_ready)
+
+
+@contextmanager
+def serving(answer: Callable[[Any, Any], Any]) -> Iterator[tuple[Triton, GrpcTransport]]:
+    server = grpc.server(futures.ThreadPoolExecutor(4))
+    triton = Triton(answer)
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(triton, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    transport = GrpcTransport(f"grpc://127.0.0.1:{port}")
+    try:
+        yield triton, transport
+    finally:
+        transport.close()
+        server.stop(0).wait(5)
+
+
+def infer(transport: GrpcTransport, timeout_s: float = 5.0) -> Any:
+    return transport.infer("m", {"images": IMAGES[:, :, ::-1]}, [OutputRequest("y"), OutputRequest("z", 3)], timeout_s)
+
+
+def good(request: Any, context: Any) -> Any:
+    answer = service_pb2.ModelInferResponse()
+    answer.outputs.add(name="y", datatype="FP32", shape=[2, 1])
+    answer.raw_output_contents.append(np.array([[1], [2]], np.float32).tobytes())
+    return answer
+
+
+def refusing(code: Any) -> Callable[[Any, Any], Any]:
+    def answer(request: Any, context: Any) -> Any:
+        context.abort(code, "its words")
+
+    return answer
+
+
+def test_a_request_is_what_the_protocol_says() -> None:
+    with serving(good) as (triton, transport):
+        assert infer(transport)["y"].tolist() == [[1.0], [2.0]]
+        (request,) = triton.requests
+        assert (request.model_name, request.inputs[0].name, request.inputs[0].datatype) == ("m", "images", "FP32")
+        assert list(request.inputs[0].shape) == [2, 1, 4, 4]
+        assert request.raw_input_contents[0] == IMAGES[:, :, ::-1].tobytes()
+        assert [output.name for output in request.outputs] == ["y", "z"]
+        assert request.outputs[1].parameters["classification"].int64_param == 3
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (grpc.StatusCode.NOT_FOUND, ModelNotFoundError),
+        (grpc.StatusCode.INVALID_ARGUMENT, RequestRefusedError),
+        (grpc.StatusCode.UNAVAILABLE, NotReadyError),
+        (grpc.StatusCode.INTERNAL, ServerFailedError),
+        (grpc.StatusCode.UNAUTHENTICATED, ForbiddenError),
+    ],
+)
+def test_what_a_server_says_becomes_our_error(code: Any, kind: type[ServiceError]) -> None:
+    with serving(refusing(code)) as (_, transport), pytest.raises(ServiceError, match="'its words'") as caught:
+        infer(transport)
+    assert type(caught.value) is kind
+    assert str(caught.value).startswith(f"{transport.url}, asked to run model 'm': {code.name}")
+    assert isinstance(caught.value.__cause__, grpc.RpcError)
+
+
+def test_a_restricted_configuration_is_forbidden_and_a_model_that_loads_is_not_ready() -> None:
+    with serving(refusing(grpc.StatusCode.UNAVAILABLE)) as (triton, transport):
+        with pytest.raises(
+            ForbiddenError, match=r"asked for the configuration of model 'm': UNAVAILABLE, 'its words'. No admin key was sent: pass the"
+        ):
+            transport.model_config("m", 5)
+        triton.model_ready = False
+        with pytest.raises(NotReadyError):
+            transport.model_config("m", 5)
+
+
+def test_a_deadline_ends_a_call() -> None:
+    def slow(request: Any, context: Any) -> Any:
+        time.sleep(0.5)
+        return good(request, context)
+
+    with serving(slow) as (_, transport):
+        started = time.monotonic()
+        with pytest.raises(DeadlineExceededError, match="Raise timeout_s"):
+            infer(transport, 0.1)
+        assert time.monotonic() - started < 0.4
+
+
+@pytest.mark.parametrize(
+    ("contents", "told"), [([], "1 outputs and the data of 0"), ([b"123"], "holds 3 bytes for an output of type FP32 and shape \\[2, 1\\]")]
+)
+def test_an_answer_that_breaks_the_protocol(contents: list[bytes], told: str) -> None:
+    def broken(request: Any, context: Any) -> Any:
+        answer = good(request, context)
+        del answer.raw_output_contents[:]
+        answer.raw_output_contents.extend(contents)
+        return answer
+
+    with serving(broken) as (_, transport), pytest.raises(ServerFailedError, match=told):
+        infer(transport)
+
+
+def test_versions_that_are_no_numbers() -> None:
+    def statistics(request: Any, context: Any) -> Any:
+        return service_pb2.ModelStatisticsResponse(model_stats=[service_pb2.ModelStatistics(name="m", version="x")])
+
+    def index(request: Any, context: Any) -> Any:
+        return service_pb2.RepositoryIndexResponse(models=[service_pb2.RepositoryIndexResponse.ModelIndex(name="m", version="x")])
+
+    with serving(statistics) as (_, transport), pytest.raises(ServerFailedError, match="which models it serves: its answer is not what"):
+        transport.models(5)
+    with serving(index) as (_, transport), pytest.raises(ServerFailedError, match="its repository's index: its answer is not what"):
+        transport.repository_index(5)
+
+
+def test_a_server_that_is_not_there() -> None:
+    transport = GrpcTransport(f"grpc://127.0.0.1:{free_port()}")
+    for call in (lambda: infer(transport), lambda: transport.models(2), lambda: transport.live(2)):
+        with pytest.raises(ConnectionFailedError, match="Is the server up"):
+            call()
+    transport.close()
+
+
+def test_a_server_that_closes_during_the_call() -> None:
+    with scripted(cut_off) as server:
+        transport = GrpcTransport(f"grpc://127.0.0.1:{server.port}")
+        with pytest.raises(ConnectionFailedError, match="Is the server up"):
+            infer(transport)
+        assert server.connections > 0
+        transport.close()
+
+
+def test_a_server_that_comes_late_is_found_within_a_second() -> None:
+    port = free_port()
+    transport = GrpcTransport(f"grpc://127.0.0.1:{port}")
+    for _ in range(3):
+        with pytest.raises(ConnectionFailedError):
+            transport.live(1)
+    server = grpc.server(futures.ThreadPoolExecutor(2))
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Triton(good), server)
+    assert server.add_insecure_port(f"127.0.0.1:{port}") == port
+    server.start()
+    deadline = time.monotonic() + 3
+    live = False
+    while not live and time.monotonic() < deadline:
+        try:
+            live = transport.live(1)
+        except ConnectionFailedError:
+            time.sleep(0.05)
+    transport.close()
+    server.stop(0).wait(5)
+    assert live
+
+
+@pytest.mark.slow
+def test_a_server_that_is_gone_for_seconds_is_tried_four_times_a_second() -> None:
+    with scripted(cut_off) as server:
+        transport = GrpcTransport(f"grpc://127.0.0.1:{server.port}")
+        deadline = time.monotonic() + 4
+        while time.monotonic() < deadline:
+            with pytest.raises(ConnectionFailedError):
+                transport.live(1)
+            time.sleep(0.01)
+        transport.close()
+    assert server.connections >= 10  # about 16; 8 where the pauses grow to a second
+
+
+def test_a_closed_transport_refuses() -> None:
+    transport = GrpcTransport("grpc://127.0.0.1:1")
+    transport.close()
+    transport.close()
+    with pytest.raises(ConnectionFailedError, match="this transport is closed"):
+        transport.live(1)

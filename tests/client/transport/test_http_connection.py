@@ -1,0 +1,161 @@
+"""Connections: how long making one may take, where an answer ends, and what a fork does to them."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import time
+from typing import Any
+
+import pytest
+
+from defensemble import ConnectionFailedError, DeadlineExceededError, HttpTransport, ServerFailedError, ServiceError
+from tests.client.transport.test_grpc_transport import good, serving
+from tests.support.scripted import free_port, http, scripted, sends
+
+VERSION = b'{"name": "triton", "version": "1"}'
+
+
+def addresses(monkeypatch: pytest.MonkeyPatch, *ports: int) -> None:
+    """A host with several addresses."""
+    found = [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("127.0.0.1", port)) for port in ports]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **options: found)
+
+
+@pytest.fixture
+def silent() -> Any:
+    """A port that takes no connection and refuses none: its queue is full."""
+    listening = socket.create_server(("127.0.0.1", 0), backlog=0)
+    place = listening.getsockname()
+    waiting = []
+    for _ in range(8):
+        one = socket.socket()
+        one.settimeout(0.1)
+        waiting.append(one)
+        if one.connect_ex(place) != 0:
+            break
+    yield place[1]
+    for one in waiting:
+        one.close()
+    listening.close()
+
+
+def test_a_time_out_covers_all_addresses_of_a_host(silent: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    addresses(monkeypatch, *[silent] * 4)
+    began = time.monotonic()
+    with pytest.raises(DeadlineExceededError):
+        HttpTransport("http://many.example").live(0.5)
+    assert time.monotonic() - began < 1.5
+
+
+def test_each_address_of_a_host_gets_its_turn(silent: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    with scripted(sends(http(VERSION))) as server:
+        addresses(monkeypatch, silent, free_port(), server.port)
+        transport = HttpTransport("http://many.example")
+        assert transport.server_metadata(2).name == "triton"
+        transport.close()
+    addresses(monkeypatch, free_port())
+    with pytest.raises(ConnectionFailedError, match="ConnectionRefusedError"):
+        HttpTransport("http://many.example").live(1)
+
+
+@pytest.mark.parametrize("head", ["HTTP/1.1 {}\r\nConnection: close\r\n", "HTTP/1.1 {}\r\nConnection: x, Close\r\n", "HTTP/1.0 {}\r\n"])
+def test_an_answer_may_end_with_its_connection(head: str) -> None:
+    answers = {"200 OK": VERSION * 1, "502 Bad Gateway": b"<html>" + bytes(100_000), "503 Service Unavailable": b"", "404 Not Found": b"no"}
+    for status, body in answers.items():
+
+        def script(connection: socket.socket, received: bytes, status: str = status, body: bytes = body) -> None:
+            connection.sendall(head.format(status).encode() + b"\r\n" + body[:5])
+            time.sleep(0.01)
+            connection.sendall(body[5:])
+            connection.shutdown(socket.SHUT_RDWR)
+
+        with scripted(script) as server:
+            transport = HttpTransport(server.url)
+            if status == "200 OK":
+                assert transport.server_metadata(5).name == "triton"
+            else:
+                with pytest.raises(ServiceError, match=f"HTTP {status[:3]}"):
+                    transport.server_metadata(5)
+            assert not transport._pool._idle
+            transport.close()
+
+
+def test_an_answer_that_never_ends_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("defensemble._transport.http_connection._MAX_BODY_BYTES", 100_000)
+
+    def endless(connection: socket.socket, received: bytes) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
+        while True:
+            connection.sendall(bytes(1000))
+
+    chunks = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + (b"fff0\r\n" + bytes(0xFFF0) + b"\r\n") * 2
+    for script in (endless, sends(chunks)):
+        with scripted(script) as server:
+            with pytest.raises(ServerFailedError, match=r"an answer of \d+ bytes, expected at most 100000"):
+                HttpTransport(server.url).server_metadata(5)
+
+
+FORK_OVER_HTTP = """
+import os, sys
+from defensemble import HttpTransport
+transport = HttpTransport(sys.argv[1])
+before = transport.server_metadata(5).version
+child = os.fork()
+mine = {transport.server_metadata(5).version for _ in range(50)}
+if child == 0:
+    transport.close()
+    print("child", *mine, flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+mine.add(transport.server_metadata(5).version)
+print("parent", before, *mine)
+"""
+
+FORK_OVER_GRPC = """
+import os, signal, sys
+from defensemble import Client, ConnectionFailedError, GrpcTransport
+transport = GrpcTransport(sys.argv[1])
+assert transport.live(5)
+child = os.fork()
+if child == 0:
+    signal.alarm(20)
+    try:
+        transport.live(5)
+    except ConnectionFailedError as error:
+        print(error)
+    transport.close()
+    new = GrpcTransport(sys.argv[1])
+    print("new", new.live(5), flush=True)
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+print("parent", transport.live(5))
+transport.close()
+"""
+
+
+def run(script: str, url: str) -> list[str]:
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script, url], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_a_forked_child_makes_connections_of_its_own() -> None:
+    def names_the_connection(connection: socket.socket, received: bytes) -> None:
+        told = {"name": "triton", "version": str(connection.getpeername()[1])}
+        connection.sendall(http(json.dumps(told).encode()))
+
+    with scripted(names_the_connection) as server:
+        (_, child), (_, before, parent) = (line.split() for line in run(FORK_OVER_HTTP, server.url))
+    assert before == parent, "the parent keeps its connection, and nobody has ended it"
+    assert child != parent
+
+
+def test_a_forked_child_is_told_that_grpc_does_not_survive_it() -> None:
+    with serving(good) as (_, transport):
+        told, new, parent = run(FORK_OVER_GRPC, transport.url)
+    assert "asked whether it lives: gRPC does not survive a fork, and this was opened by process " in told
+    assert told.endswith(": make a new client in this process, or use http://")
+    assert (new, parent) == ("new True", "parent True")

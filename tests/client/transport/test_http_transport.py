@@ -1,0 +1,395 @@
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from defensemble import (
+    Client,
+    ConnectionFailedError,
+    DeadlineExceededError,
+    DefensembleError,
+    ForbiddenError,
+    HttpTransport,
+    ModelNotFoundError,
+    NotReadyError,
+    OutputRequest,
+    RequestRefusedError,
+    ServerFailedError,
+    ServiceError,
+)
+from tests.support.scripted import Script, free_port, http, scripted, sends
+
+IMAGES = np.arange(32, dtype=np.float32).reshape(2, 1, 4, 4) / np.float32(32)
+
+
+def answer_of(values: np.ndarray[Any, Any]) -> bytes:
+    told = {"outputs": [{"name": "y", "datatype": "FP32", "shape": values.shape, "parameters": {"binary_data_size": values.nbytes}}]}
+    head = json.dumps(told).encode()
+    return http(head + values.tobytes(), headers=f"Inference-Header-Content-Length: {len(head)}\r\n")
+
+
+def infer(transport: HttpTransport, timeout_s: float = 5.0, images: np.ndarray[Any, Any] = IMAGES) -> Any:
+    return transport.infer("m", {"images": images}, [OutputRequest("y")], timeout_s)["y"]
+
+
+VALUES = np.array([[1, 2], [3, 4]], np.float32)
+
+
+def test_a_request_is_what_the_protocol_says() -> None:
+    with scripted(sends(answer_of(VALUES))) as server:
+        transport = HttpTransport(server.url)
+        np.testing.assert_array_equal(
+            transport.infer("a b/c", {"images": IMAGES[:, :, ::-1]}, [OutputRequest("y"), OutputRequest("z", 3)], 5)["y"], VALUES
+        )
+        transport.close()
+    head, _, body = server.requests[0].partition(b"\r\n\r\n")
+    lines = head.decode().split("\r\n")
+    assert lines[0] == "POST /v2/models/a%20b%2Fc/infer HTTP/1.1"
+    headers = dict(line.split(": ") for line in lines[1:])
+    size = int(headers["Inference-Header-Content-Length"])
+    assert int(headers["Content-Length"]) == len(body) == size + IMAGES.nbytes
+    told = json.loads(body[:size])
+    assert told["inputs"] == [{"name": "images", "shape": [2, 1, 4, 4], "datatype": "FP32", "parameters": {"binary_data_size": 128}}]
+    assert told["outputs"] == [
+        {"name": "y", "parameters": {"binary_data": True}},
+        {"name": "z", "parameters": {"binary_data": True, "classification": 3}},
+    ]
+    np.testing.assert_array_equal(np.frombuffer(body[size:], np.float32).reshape(IMAGES.shape), IMAGES[:, :, ::-1])
+
+
+def test_connections_are_kept_and_each_thread_has_its_own() -> None:
+    with scripted(sends(answer_of(VALUES))) as server:
+        transport = HttpTransport(server.url)
+        for _ in range(5):
+            infer(transport)
+        assert server.connections == 1
+        barrier = threading.Barrier(4)
+        got: list[list[float]] = []
+
+        def call() -> None:
+            barrier.wait(5)
+            got.extend(infer(transport)[1].tolist() for _ in range(20))
+
+        threads = [threading.Thread(target=call) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(10)
+        assert got == [[3.0, 4.0]] * 80
+        assert server.connections <= 4
+        transport.close()
+        transport.close()
+
+
+def test_a_connection_that_the_server_closed_while_idle_is_not_used() -> None:
+    def closes(connection: socket.socket, received: bytes) -> None:
+        connection.sendall(answer_of(VALUES))
+        connection.shutdown(socket.SHUT_RDWR)
+
+    with scripted(closes) as server:
+        transport = HttpTransport(server.url)
+        for _ in range(3):
+            np.testing.assert_array_equal(infer(transport), VALUES)
+            deadline = time.monotonic() + 5
+            while transport._pool._idle and transport._pool._idle[0].usable() and time.monotonic() < deadline:
+                time.sleep(0.001)
+        assert server.connections == 3
+        transport.close()
+
+
+def test_large_bodies_go_in_parts_and_come_back_whole() -> None:
+    big = np.random.default_rng(0).random((64, 3, 32, 32), np.float32)
+
+    def echo(connection: socket.socket, received: bytes) -> None:
+        head, _, body = received.partition(b"\r\n\r\n")
+        headers = dict(line.split(": ") for line in head.decode().split("\r\n")[1:])
+        while len(body) < int(headers["Content-Length"]):
+            body += connection.recv(1 << 20)
+        values = np.frombuffer(body[int(headers["Inference-Header-Content-Length"]) :], np.float32).reshape(64, -1)
+        answer = answer_of(values)
+        for start in range(0, len(answer), 100_000):
+            connection.sendall(answer[start : start + 100_000])
+
+    with scripted(echo) as server:
+        transport = HttpTransport(server.url)
+        np.testing.assert_array_equal(infer(transport, images=big), big.reshape(64, -1))
+        transport.close()
+
+
+def test_chunks_and_interim_answers_are_read() -> None:
+    whole = answer_of(VALUES)
+    head, _, body = whole.partition(b"\r\n\r\n")
+    kept = b"\r\n".join(line for line in head.split(b"\r\n") if not line.startswith(b"Content-Length"))
+    chunked = b"HTTP/1.1 100 Continue\r\n\r\n" + kept + b"\r\nTransfer-Encoding: chunked\r\n\r\n"
+    for start in range(0, len(body), 7):
+        part = body[start : start + 7]
+        chunked += f"{len(part):X};extension=1\r\n".encode() + part + b"\r\n"
+    chunked += b"0\r\nTrailer: x\r\n\r\n"
+
+    def slowly(connection: socket.socket, received: bytes) -> None:
+        for start in range(0, len(chunked), 11):
+            connection.sendall(chunked[start : start + 11])
+
+    with scripted(slowly) as server:
+        transport = HttpTransport(server.url)
+        for _ in range(2):
+            np.testing.assert_array_equal(infer(transport), VALUES)
+        assert server.connections == 1
+        transport.close()
+
+
+def cut(answer: bytes, at: int) -> Script:
+    def script(connection: socket.socket, received: bytes) -> None:
+        connection.sendall(answer[:at])
+        connection.shutdown(socket.SHUT_RDWR)
+
+    return script
+
+
+def silent(connection: socket.socket, received: bytes) -> None:
+    pass
+
+
+def trickling(connection: socket.socket, received: bytes) -> None:
+    for byte in answer_of(VALUES):
+        connection.sendall(bytes([byte]))
+        time.sleep(0.02)
+
+
+BROKEN_ANSWERS: dict[str, tuple[Script, type[ServiceError], str]] = {
+    "dies before it answers": (cut(b"", 0), ConnectionFailedError, "before its answer was complete"),
+    "dies within the head": (cut(answer_of(VALUES), 20), ConnectionFailedError, "before its answer was complete"),
+    "dies within the body": (cut(answer_of(VALUES), len(answer_of(VALUES)) - 3), ConnectionFailedError, "bytes"),
+    "says nothing": (silent, DeadlineExceededError, "Raise timeout_s"),
+    "trickles": (trickling, DeadlineExceededError, "Raise timeout_s"),
+    "is no HTTP": (sends(b"\0\0\x12\x04\0\0\0\0\0\0\x03"), ServerFailedError, "is this its gRPC port"),
+    "has no length": (sends(b"HTTP/1.1 200 OK\r\n\r\n"), ServerFailedError, "neither Content-Length nor chunks"),
+    "has a wrong length": (sends(b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n"), ServerFailedError, "not a number"),
+    "has a negative length": (sends(b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n"), ServerFailedError, "negative"),
+    "is encoded strangely": (sends(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n"), ServerFailedError, "gzip"),
+    "never ends its head": (sends(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 20_000), ServerFailedError, "begins with"),
+    "has no binary data": (sends(http(b'{"outputs":[]}')), ServerFailedError, "no binary data"),
+    "states a length that nobody has": (
+        sends(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000000000\r\n\r\n"),
+        ServerFailedError,
+        "an answer of 1000000000000000 bytes, expected at most 2147483648",
+    ),
+    "states a length beyond any machine": (
+        sends(b"HTTP/1.1 200 OK\r\nContent-Length: 1" + b"0" * 30 + b"\r\n\r\n"),
+        ServerFailedError,
+        "expected at most",
+    ),
+    "states a length of too many digits": (
+        sends(b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n"),
+        ServerFailedError,
+        "not a number",
+    ),
+    "states a chunk that nobody has": (
+        sends(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffff\r\n"),
+        ServerFailedError,
+        "expected at most",
+    ),
+    "has JSON of too many digits": (
+        sends(http(b"{}", headers="Inference-Header-Content-Length: " + "9" * 5000 + "\r\n")),
+        ServerFailedError,
+        "not what the KServe protocol says",
+    ),
+    "has JSON that is too deep": (
+        sends(http(b"[" * 200_000, headers="Inference-Header-Content-Length: 200000\r\n")),
+        ServerFailedError,
+        "not JSON",
+    ),
+    "fails with JSON that is too deep": (sends(http(b"[" * 200_000, "500 Internal Server Error")), ServerFailedError, "HTTP 500"),
+    "is no JSON": (sends(http(b"hello", headers="Inference-Header-Content-Length: 5\r\n")), ServerFailedError, "not JSON"),
+    "is another JSON": (sends(http(b"[1,2]", headers="Inference-Header-Content-Length: 5\r\n")), ServerFailedError, "not a JSON object"),
+    "lacks outputs": (sends(http(b"{}", headers="Inference-Header-Content-Length: 2\r\n")), ServerFailedError, "KeyError"),
+    "forbids": (sends(http(b'{"error":"restricted"}', "403 Forbidden")), ForbiddenError, "HTTP 403, 'restricted'"),
+    "does not know the model": (sends(http(b'{"error":"unknown"}', "404 Not Found")), ModelNotFoundError, "HTTP 404, 'unknown'"),
+    "refuses": (sends(http(b'{"error":"shape"}', "400 Bad Request")), RequestRefusedError, "HTTP 400, 'shape'"),
+    "is not ready": (sends(http(b"busy", "503 Service Unavailable")), NotReadyError, "HTTP 503, 'busy'"),
+    "failed": (sends(http(b"<html>", "500 Internal Server Error")), ServerFailedError, "HTTP 500, '<html>'"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN_ANSWERS)
+def test_a_server_that(case: str) -> None:
+    script, kind, told = BROKEN_ANSWERS[case]
+    with scripted(script) as server:
+        transport = HttpTransport(server.url)
+        started = time.monotonic()
+        with pytest.raises(ServiceError, match=told) as caught:
+            infer(transport, timeout_s=0.2)
+        assert type(caught.value) is kind
+        assert str(caught.value).startswith(f"{server.url}, asked to run model 'm': ")
+        assert time.monotonic() - started < 2
+        assert not transport._pool._idle or kind not in (ConnectionFailedError, DeadlineExceededError)
+        transport.close()
+
+
+def test_a_deadline_covers_sending_too() -> None:
+    def deaf(connection: socket.socket, received: bytes) -> None:
+        time.sleep(1)
+
+    with scripted(deaf) as server:
+        transport = HttpTransport(server.url)
+        with pytest.raises(DeadlineExceededError):
+            infer(transport, 0.2, np.zeros((4000, 1, 64, 64), np.float32))
+        transport.close()
+
+
+def test_a_server_that_is_not_there() -> None:
+    transport = HttpTransport(f"http://127.0.0.1:{free_port()}")
+    calls: list[Callable[[], object]] = [lambda: infer(transport), lambda: transport.models(1), lambda: transport.live(1)]
+    for call in calls:
+        with pytest.raises(ConnectionFailedError, match="Is the server up") as caught:
+            call()
+        assert isinstance(caught.value.__cause__, ConnectionRefusedError)
+    with pytest.raises(ConnectionFailedError):
+        HttpTransport("http://no-such-host.invalid").live(1)
+
+
+def test_health() -> None:
+    with scripted(
+        sends(http(b""), http(b"", "400 Bad Request"), http(b"", "503 Service Unavailable"), http(b"", "403 Forbidden"))
+    ) as server:
+        transport = HttpTransport(server.url)
+        assert transport.live(1) is True
+        assert transport.ready(1) is False
+        assert transport.ready(1) is False
+        with pytest.raises(ForbiddenError):
+            transport.ready(1)
+        transport.close()
+
+
+@pytest.mark.parametrize(
+    "told", [b"{}", b'{"name":"m","inputs":[{}]}', b'{"name":"m","inputs":[{"name":"x","datatype":"FP32","shape":["q"]}]}', b"[]", b""]
+)
+def test_metadata_that_is_none(told: bytes) -> None:
+    with scripted(sends(http(told))) as server:
+        transport = HttpTransport(server.url)
+        for call in (lambda: transport.model_metadata("m", 1), lambda: transport.models(1), lambda: transport.server_metadata(1)):
+            with pytest.raises(ServerFailedError, match="its answer is not"):
+                call()
+        transport.close()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.binary(max_size=200), st.booleans())
+def test_any_answer_is_read_or_refused(garbage: bytes, with_head: bool) -> None:
+    answer = http(garbage, headers=f"Inference-Header-Content-Length: {len(garbage) // 2}\r\n") if with_head else garbage
+    with scripted(cut(answer, len(answer))) as server:
+        transport = HttpTransport(server.url)
+        with pytest.raises(ServiceError):
+            infer(transport, 1.0)
+        transport.close()
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 3) | st.integers() | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def mostly(right: object) -> st.SearchStrategy[Any]:
+    return st.just(right) | st.just(right) | st.just(right) | JSON
+
+
+def tensors(name: str, datatype: str, shape: list[int], size: int = 0) -> st.SearchStrategy[Any]:
+    shapes = mostly(shape) | st.lists(st.integers(-2, 9) | st.sampled_from([10**6, 2**31, 2**63, 10**30]), max_size=5)
+    described: dict[str, st.SearchStrategy[Any]] = {"name": mostly(name), "datatype": mostly(datatype), "shape": shapes}
+    if size:
+        described["parameters"] = st.fixed_dictionaries({"binary_data_size": mostly(size)}) | JSON
+    tensor = st.fixed_dictionaries(described) | JSON
+    return st.tuples(tensor).map(list) | st.lists(tensor, max_size=2) | JSON
+
+
+METADATA = (
+    st.fixed_dictionaries(
+        {
+            "name": mostly("m"),
+            "platform": mostly("ensemble"),
+            "inputs": tensors("images", "FP32", [-1, 1, 4, 4]),
+            "outputs": tensors("probabilities", "FP32", [-1, 2]),
+        }
+    )
+    | JSON
+)
+CONFIG = st.fixed_dictionaries({"max_batch_size": mostly(8), "ensemble_scheduling": mostly({"step": [{"model_name": "a"}]})}) | JSON
+CLASSES = st.fixed_dictionaries({"outputs": tensors("probabilities", "BYTES", [1, 2], 22)}) | JSON
+SCORES = st.fixed_dictionaries({"outputs": tensors("probabilities", "FP32", [2, 2], 16)}) | JSON
+TEXTS = b"".join(len(text).to_bytes(4, "little") + text for text in (b"0.5:0:a", b"0.5:1:b"))
+
+
+@settings(max_examples=300, deadline=None)
+@given(METADATA, CONFIG, CLASSES, SCORES, st.just(TEXTS) | st.binary(max_size=40), st.just(VALUES.tobytes()) | st.binary(max_size=40))
+def test_any_json_in_a_well_formed_answer_is_read_or_refused(
+    metadata: Any, config: Any, classes: Any, scores: Any, texts: bytes, numbers: bytes
+) -> None:
+    def with_data(told: Any, content: bytes) -> bytes:
+        head = json.dumps(told).encode()
+        return http(head + content, headers=f"Inference-Header-Content-Length: {len(head)}\r\n")
+
+    def script(connection: socket.socket, received: bytes) -> None:
+        if b"/infer HTTP/1.1\r\n" in received:
+            connection.sendall(with_data(classes, texts) if b'"classification"' in received else with_data(scores, numbers))
+        else:
+            connection.sendall(http(json.dumps(config if b"/config " in received else metadata).encode()))
+
+    with scripted(script) as server, Client(server.url, "m", timeout_s=5) as client:
+        try:
+            assert client.predict(IMAGES).probabilities.shape == (2, len(client.describe().class_names))
+        except DefensembleError:
+            pass
+        for call in (client.models, client.server_metadata, client.classifiers):
+            with contextlib.suppress(DefensembleError):
+                call()
+
+
+def test_https_with_a_certificate_of_our_own(tmp_path: Path) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl to make a certificate with")
+    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
+    make = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=localhost",
+    ]
+    subprocess.run(
+        [*make, "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", key, "-out", certificate],
+        check=True,
+        capture_output=True,
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with scripted(sends(answer_of(VALUES)), context) as server:
+        url = f"https://127.0.0.1:{server.port}"
+        trusting = HttpTransport(url, context=ssl.create_default_context(cafile=str(certificate)))
+        for _ in range(3):
+            np.testing.assert_array_equal(infer(trusting), VALUES)
+        trusting.close()
+        with Client(url) as distrusting, pytest.raises(ConnectionFailedError, match="CERTIFICATE_VERIFY_FAILED"):
+            distrusting.predict(IMAGES)

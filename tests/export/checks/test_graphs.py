@@ -1,0 +1,155 @@
+"""What a check says of a model's files: graphs and their digests, links, profiles, TensorRT plans."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace as with_values
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from defensemble_export import Manifest, read_config, write_profile
+from defensemble_repository.plan_manifest import Profile
+from tests.export.checks.test_ensemble import average_of, check, edit, only, replace
+from tests.repository.test_plan_manifest import MANIFEST
+from tests.support import tiny
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    return tiny.write_repository(tmp_path / "repository")
+
+
+def test_model_files_that_are_missing(repository: Path) -> None:
+    tiny.write_second_version(repository, "beta", 7)
+    (repository / "beta/2/model.onnx").unlink()
+    found = only(repository, "Triton loads it along with the version that votes", model="beta")
+    assert found.file == repository / "beta/2/model.onnx"
+    (repository / "beta/1/model.onnx").rename(repository / "beta/1/other.onnx")
+    edit(repository, "beta", lambda config: config.version_policy.specific.versions.append(1))
+    assert "version 1 lacks its model file" in only(repository, "export the model again", model="beta").text
+    edit(repository, "beta", lambda config: setattr(config, "default_model_filename", "other.onnx"))
+    assert check(repository) == []
+
+
+def test_digests_are_those_of_the_files_that_are_loaded(repository: Path) -> None:
+    (repository / "beta/1/model.onnx").write_bytes(tiny.linear_onnx(99))
+    only(repository, "it was changed or damaged after that was written", model="beta")
+    assert check(repository, loads=["alpha"]) == []
+    assert len(check(repository, loads=["beta"])) == 1
+    edit(repository, "beta", lambda config: config.parameters.pop("sha256.1"))
+    assert check(repository) == []
+
+
+def test_links_that_lead_out_of_the_repository(repository: Path) -> None:
+    store = repository.parent / "store"
+    store.mkdir()
+    for model in ("beta", "ensemble"):
+        (repository / model).rename(store / model)
+        (repository / model).symlink_to(store / model)
+    found = {one.model: one for one in check(repository)}
+    assert {model: one.refuses for model, one in found.items()} == {"beta": False, "ensemble": True}
+    assert "an edit would write there: put a copy in its place" in found["ensemble"].text
+    (repository / "beta").unlink()
+    (repository / "beta").symlink_to(repository / "beta")
+    assert "step 2 (beta) is not in" in check(repository)[-1].text
+
+
+def test_profiles_agree_with_their_configuration(repository: Path) -> None:
+    write_profile(repository, "cpu")
+    path = repository / "beta/configs/cpu.pbtxt"
+    whole = path.read_text()
+    for old, new, told, line in (
+        ("max_batch_size: 8", "max_batch_size: 4", "this profile says max_batch_size: 4, config.pbtxt says 8", "max_batch_size"),
+        ("dims: 4", "dims: 5", "this profile's inputs are images FP32 [1, 5, 4]", "input"),
+        ("  dims: 3", "  dims: 4", "this profile's outputs are logits FP32 [4]", "output"),
+        ('name: "beta"', 'name: "gamma"', "the model is called 'beta'", "name"),
+        ("  all {\n  }\n", "  specific {\n    versions: 2\n  }\n", "version 1 votes, and this profile serves none", "version_policy"),
+        ("backend:", "backend: [", "not a valid model configuration", "backend: ["),
+        (json.dumps(read_config(repository / "beta").parameters["sha256.1"].string_value), '"abc"', "says sha256.1 abc...", "abc"),
+    ):
+        path.write_text(whole)
+        replace(path, old, new)
+        found = only(repository, told, model="beta", line=line)
+        assert found.file == path
+
+
+def test_averages_and_ensembles_have_no_profiles(repository: Path) -> None:
+    for model in (average_of(repository), "ensemble"):
+        path = repository / model / "configs/gpu.pbtxt"
+        path.parent.mkdir()
+        shutil.copy(repository / model / "config.pbtxt", path)
+        found = only(repository, "must have no profile file", model=model)
+        assert found.file == path
+        path.unlink()
+
+
+def write_plans(repository: Path, **other: Any) -> None:
+    """A plan of each member, which no TensorRT has built, its manifest, and the profile that serves it."""
+    for model in ("alpha", "beta"):
+        place = repository / model / "1"
+        (place / "model.plan").write_bytes(f"plan of {model}".encode())
+        (place / "model.plan.json").write_bytes(manifest(place, **other).to_bytes())
+    write_profile(repository, "gpu-tensorrt")
+
+
+def manifest(place: Path, **other: Any) -> Manifest:
+    shapes = Profile((1, *tiny.SHAPE), (8, *tiny.SHAPE), (8, *tiny.SHAPE))
+    digests: dict[str, Any] = {f"{kind}_sha256": sha256((place / f"model.{kind}").read_bytes()).hexdigest() for kind in ("onnx", "plan")}
+    return with_values(MANIFEST, **{"profile": shapes, **digests, **other})
+
+
+def test_plans_that_fit_are_in_order(repository: Path) -> None:
+    write_plans(repository)
+    assert check(repository) == []
+
+
+@pytest.mark.parametrize(
+    ("shapes", "told"),
+    [
+        (((1, 1, 4, 4), (4, 1, 4, 4), (4, 1, 4, 4)), "max_batch_size is 8, and the plan takes at most 4 images"),
+        (((2, 1, 4, 4), (8, 1, 4, 4), (8, 1, 4, 4)), "the plan takes no fewer than 2 images"),
+        (((1, 1, 5, 5), (8, 1, 5, 5), (8, 1, 5, 5)), "the plan takes images of [1, 5, 5], the configuration says [1, 4, 4]"),
+    ],
+)
+def test_a_plan_of_other_shapes(repository: Path, shapes: tuple[tuple[int, ...], ...], told: str) -> None:
+    write_plans(repository)
+    place = repository / "beta/1"
+    (place / "model.plan.json").write_bytes(manifest(place, profile=Profile(*shapes)).to_bytes())
+    found = only(repository, told, model="beta")
+    assert f"`defensemble build-engine {repository} --model beta --version 1 --force`" in found.text
+    assert found.file == place / "model.plan.json"
+
+
+def test_a_plan_without_its_manifest_or_with_another(repository: Path) -> None:
+    write_plans(repository)
+    place = repository / "beta/1"
+    (place / "model.plan.json").write_text("{}")
+    only(repository, "the plan's manifest has the schema None", model="beta")
+    (place / "model.plan.json").write_bytes(manifest(place, plan_sha256="b" * 64).to_bytes())
+    assert only(repository, "the plan was changed after it was built", model="beta").file == place / "model.plan"
+    (place / "model.plan.json").write_bytes(manifest(place, onnx_sha256="b" * 64).to_bytes())
+    assert only(repository, "built from another model.onnx", model="beta").file == place / "model.onnx"
+    assert check(repository, loads=["alpha"]) == []
+    (place / "model.plan.json").unlink()
+    only(repository, "the plan of version 1 has no manifest", model="beta")
+    (place / "model.plan").unlink()
+    only(repository, "version 1 lacks its model file", model="beta")
+
+
+def test_a_plan_that_its_profile_does_not_know(repository: Path) -> None:
+    write_plans(repository)
+    (repository / "beta/1/model.plan").write_bytes(b"another plan")
+    found = only(repository, "beta/configs/gpu-tensorrt.pbtxt says", model="beta")
+    assert found.file == repository / "beta/1/model.plan"
+
+
+def test_a_plan_may_be_what_the_configuration_itself_serves(repository: Path) -> None:
+    write_plans(repository)
+    shutil.move(repository / "beta/configs/gpu-tensorrt.pbtxt", repository / "beta/config.pbtxt")
+    assert check(repository) == []
+    (repository / "beta/1/model.plan.json").unlink()
+    only(repository, "has no manifest", model="beta")

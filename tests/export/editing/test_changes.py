@@ -1,0 +1,74 @@
+"""What differs between two ensembles, in words: nothing exactly where nothing does."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from defensemble_export import Ensemble, Vote, changes_between
+from tests.support.ensembles import ensembles
+
+A, B, C = Vote("keep0.1"), Vote("keep0.3"), Vote("keep0.5")
+REMOVED = ["removes keep0.3@1", "removes keep0.3@2"]
+
+
+def of(*votes: Vote, average: str = "probabilities", name: str = "ensemble") -> Ensemble:
+    return Ensemble(name, votes, average)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        (of(A, B), of(A, B), []),
+        (of(A, B, C, Vote("x")), of(A, B, C, Vote("x"), Vote("keep0.3", 2)), ["adds keep0.3@2 with weight 1 (20.0 %)"]),
+        (of(A, B, C), of(A, B), ["removes keep0.5@1"]),
+        (of(A, *map(Vote, "wxyz")), of(Vote("keep0.1", 1, 2), *map(Vote, "wxyz")), ["weight of keep0.1@1: 1 -> 2 (20.0 % -> 33.3 %)"]),
+        (of(A, B), of(A, B, average="logits"), ["averages logits, not probabilities"]),
+        (of(A, B), of(A, Vote("keep0.3", 2)), ["keep0.3: version 1 -> 2"]),
+        (of(A, B), of(A, Vote("keep0.3", 2, 0.25)), ["keep0.3: version 1 -> 2, weight 1 -> 0.25 (50.0 % -> 20.0 %)"]),
+        (of(A, B), of(B, A), ["order of members: keep0.3@1, keep0.1@1"]),
+        # Of several versions it is not told which became which.
+        (of(B, Vote("keep0.3", 2)), of(Vote("keep0.3", 3)), [*REMOVED, "adds keep0.3@3 with weight 1 (100.0 %)"]),
+        (of(A), of(C, A), ["adds keep0.5@1 with weight 1 (50.0 %)", "order of members: keep0.5@1, keep0.1@1"]),
+        (of(A, B), of(B, C), ["removes keep0.1@1", "adds keep0.5@1 with weight 1 (50.0 %)"]),
+        (of(A), of(A, name="other"), ["is called other, not ensemble"]),
+        (None, of(A), ["creates ensemble, which averages probabilities", "adds keep0.1@1 with weight 1 (100.0 %)"]),
+        (of(A), None, ["deletes ensemble"]),
+        (None, None, []),
+    ],
+)  # fmt: skip
+def test_changes_are_told_in_words(before: Ensemble | None, after: Ensemble | None, told: list[str]) -> None:
+    assert changes_between(before, after) == told
+
+
+@given(st.data())
+def test_nothing_is_told_exactly_where_nothing_differs(data: st.DataObject) -> None:
+    before = data.draw(ensembles())
+    votes = list(before.members)
+    kind = data.draw(st.sampled_from(["same", "order", "weight", "version", "average", "name", "any"]))
+    after = before
+    if kind == "order":
+        after = Ensemble(before.name, tuple(data.draw(st.permutations(votes))), before.average)
+    elif kind in ("weight", "version"):
+        index = data.draw(st.integers(0, len(votes) - 1))
+        old = votes[index]
+        version = (
+            old.version if kind == "weight" else next(v for v in range(1, 9) if (old.model, v) not in {(o.model, o.version) for o in votes})
+        )
+        # Half a weight or more of the largest: no share gets too small.
+        votes[index] = Vote(old.model, version, max(vote.weight for vote in votes) if kind == "weight" else old.weight)
+        after = Ensemble(before.name, tuple(votes), before.average)
+    elif kind == "average":
+        after = Ensemble(before.name, before.members, "logits" if before.average == "probabilities" else "probabilities")
+    elif kind in ("name", "any"):
+        after = Ensemble("another", before.members, before.average) if kind == "name" else data.draw(ensembles(before.name))
+    assert (changes_between(before, after) == []) == (before == after)
+    assert changes_between(after, after) == []
+
+
+@given(ensembles(), ensembles())
+def test_every_member_that_comes_or_goes_is_told_by_name(before: Ensemble, after: Ensemble) -> None:
+    told = "\n".join(changes_between(before, after))
+    for vote in {(vote.model, vote.version) for vote in before.members} ^ {(vote.model, vote.version) for vote in after.members}:
+        assert vote[0] in told

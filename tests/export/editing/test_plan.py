@@ -1,0 +1,367 @@
+"""What an edit changes on disk, and what it leaves as it is: computed before anything is written."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tritonclient.grpc import model_config_pb2 as schema
+
+from defensemble_export import (
+    ConfigError,
+    Edit,
+    Ensemble,
+    EnsembleError,
+    ExistsError,
+    RepositoryError,
+    Snapshot,
+    Vote,
+    append_edit,
+    check_ensemble,
+    config_from_pbtxt,
+    pbtxt_from_config,
+    read_config,
+    read_ensemble,
+    read_history,
+    repository_plan,
+    snapshot_of,
+    write_plan,
+)
+from defensemble_export.editing.history import undoable
+from defensemble_export.editing.plan import (
+    EditPlan,
+    networks,
+    plan_creation,
+    plan_deletion,
+    plan_ensemble,
+    plan_snapshot,
+    steps_of,
+    used_models,
+)
+from defensemble_export.editing.requests import added, removed, reweighted
+from defensemble_repository.transaction import remove_files
+from defensemble_repository.view import Files
+from tests.support import tiny
+
+A, B, C, B2 = Vote("alpha"), Vote("beta"), Vote("gamma"), Vote("beta", 2)
+SEEDS = {"alpha@1": 1, "beta@1": 2, "beta@2": 22, "gamma@1": 3}
+
+
+def write(folder: Path) -> Path:
+    """Three members, `beta` at two versions; `alpha` and `beta@1` vote."""
+    tiny.write_repository(folder)
+    write_plan(folder, repository_plan(folder, [tiny.member("gamma", 3)], ensemble=None, max_batch_size=8))
+    tiny.write_second_version(folder, "beta", 22)
+    return folder
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    return write(tmp_path / "place" / "repository")
+
+
+def carry_out(plan: EditPlan) -> None:
+    """As an edit does on disk."""
+    write_plan(plan.repository, plan.averaging)
+    if plan.deletes:
+        remove_files(plan.repository, [plan.name])
+    elif plan.files:
+        write_plan(plan.repository, plan.files)
+
+
+def change(folder: Path, after: Ensemble) -> EditPlan:
+    plan = plan_ensemble(folder, after)
+    carry_out(plan)
+    return plan
+
+
+def edit_config(folder: Path, model: str) -> schema.ModelConfig:
+    return config_from_pbtxt((folder / model / "config.pbtxt").read_text(), model)
+
+
+def write_config(folder: Path, model: str, config: schema.ModelConfig) -> None:
+    (folder / model / "config.pbtxt").write_bytes(pbtxt_from_config(config))
+
+
+def answers(folder: Path, name: str) -> dict[str, np.ndarray]:
+    """An ensemble's outputs for four images, run as its configuration wires it, by ONNX Runtime and without a server."""
+    tensors = {"images": tiny.images(4)}
+    for step in read_config(folder / name).ensemble_scheduling.step:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        session = onnxruntime.InferenceSession(folder / step.model_name / str(step.model_version) / "model.onnx", options)
+        inputs = {inner: tensors[outer] for inner, outer in step.input_map.items()}
+        outputs = dict(step.output_map)
+        tensors |= dict(zip(outputs.values(), session.run(list(outputs), inputs), strict=True))
+    return {tensor.name: tensors[tensor.name] for tensor in read_config(folder / name).output}
+
+
+def mean(votes: dict[str, float], average: str = "probabilities") -> np.ndarray:
+    scores = [tiny.logits(SEEDS[vote], tiny.images(4)) for vote in votes]
+    shares = np.array(list(votes.values())) / sum(votes.values())
+    if average == "logits":
+        return tiny.softmax(sum(share * one for share, one in zip(shares, scores, strict=True)))
+    return np.asarray(sum(share * tiny.softmax(one) for share, one in zip(shares, scores, strict=True)))
+
+
+def test_an_edit_writes_its_averages_and_the_ensemble_and_touches_nothing_else(repository: Path) -> None:
+    before = tiny.content(repository)
+    plan = plan_ensemble(repository, Ensemble("ensemble", (A, B2, dataclasses.replace(C, weight=2.0)), "logits"))
+    assert tiny.content(repository) == before, "a plan writes nothing"
+    assert list(plan.files) == ["ensemble/config.pbtxt"]
+    assert [name.partition("_")[0] for name in plan.new_models] == ["average"]
+    assert {path.partition("/")[0] for path in plan.averaging} == set(plan.new_models)
+    assert plan.before == Ensemble("ensemble", (A, B))
+    assert plan.steps() == [("alpha", 1), ("beta", 2), ("gamma", 1), *((model, 1) for model in plan.new_models)]
+    assert set(plan.released()) == {step for step, _ in steps_of(edit_config(repository, "ensemble"))} - {"alpha", "beta"}
+    outcome = plan.outcome()
+    carry_out(plan)
+    after = tiny.content(repository)
+    assert {name for name in before if after.get(name) != before[name]} == {"ensemble/config.pbtxt"}
+    for path in (*plan.averaging, *plan.files):
+        assert outcome.content(path) == after[path]
+    np.testing.assert_allclose(
+        answers(repository, "ensemble")["probabilities"], mean({"alpha@1": 1, "beta@2": 1, "gamma@1": 2}, "logits"), atol=1e-6
+    )
+    assert read_ensemble(repository, "ensemble") == plan.after
+    assert check_ensemble(Files(repository), "ensemble") == []
+
+
+def test_the_same_again_changes_nothing_and_comments_stay(repository: Path) -> None:
+    path = repository / "ensemble/config.pbtxt"
+    path.write_bytes(b"# who votes\n" + path.read_bytes())
+    plan = plan_ensemble(repository, Ensemble("ensemble", (A, B)))
+    assert not plan.changes_files
+    assert (plan.averaging, plan.files, plan.released()) == ({}, {}, ())
+    scaled = plan_ensemble(repository, Ensemble("ensemble", (dataclasses.replace(A, weight=3.0), dataclasses.replace(B, weight=3.0))))
+    assert not scaled.changes_files, "3 and 3 compute what 1 and 1 do"
+
+
+def test_hand_set_fields_of_an_ensemble_survive_and_outputs_taken_out_stay_out(repository: Path) -> None:
+    config = edit_config(repository, "ensemble")
+    config.parameters["owner"].string_value = "us"
+    config.max_batch_size = 4
+    for tensor in [tensor for tensor in config.output if tensor.name in ("entropy", "mutual_information", "member_probabilities")]:
+        config.output.remove(tensor)
+        del config.ensemble_scheduling.step[-1].output_map[tensor.name]
+    write_config(repository, "ensemble", config)
+    plan = change(repository, Ensemble("ensemble", (A, B, C)))
+    config = edit_config(repository, "ensemble")
+    assert (config.max_batch_size, config.parameters["owner"].string_value) == (4, "us")
+    assert [tensor.name for tensor in config.output] == ["probabilities"]
+    assert [name.partition("_")[0] for name in plan.new_models] == ["average"]
+    assert read_config(repository / plan.new_models[0]).max_batch_size == 4
+    np.testing.assert_allclose(answers(repository, "ensemble")["probabilities"], mean({"alpha@1": 1, "beta@1": 1, "gamma@1": 1}), atol=1e-6)
+
+
+def test_a_new_ensemble_takes_what_all_of_its_members_take_and_the_names_of_the_first(repository: Path) -> None:
+    tiny.edit_config(repository, "gamma", max_batch_size=5)
+    (repository / "alpha/labels.txt").write_bytes(b"circle\nsquare\ntriangle\n")
+    plan = plan_creation(repository, Ensemble("canary", (A, C)))
+    assert list(plan.files) == ["canary/1/placeholder", "canary/labels.txt", "canary/config.pbtxt"], "the configuration last"
+    assert plan.files["canary/labels.txt"] == (repository / "alpha/labels.txt").read_bytes()
+    carry_out(plan)
+    config = edit_config(repository, "canary")
+    assert config.max_batch_size == 5
+    assert {read_config(repository / model).max_batch_size for model in plan.new_models} == {5}
+    assert check_ensemble(Files(repository), "canary") == []
+    for model in ("alpha", "beta"):
+        (repository / model / "labels.txt").unlink()
+    assert "second/labels.txt" not in plan_creation(repository, Ensemble("second", (A, B))).files, "no names are made up"
+
+
+def test_a_batch_that_cannot_be_is_refused(repository: Path) -> None:
+    for batch in (0, 4097):
+        tiny.edit_config(repository, "gamma", max_batch_size=batch)
+        with pytest.raises(RepositoryError, match=f"max_batch_size in .*gamma/config.pbtxt must be 1 to 4096, got {batch}"):
+            plan_creation(repository, Ensemble("canary", (A, C)))
+
+
+@pytest.mark.parametrize("damage", ["weights", "graph", "both", "no members", "no graph"])
+def test_averages_that_were_changed_under_their_own_name_are_written_again(repository: Path, damage: str) -> None:
+    average = next(name for name in Files(repository).models() if name.startswith("average_"))
+    good = tiny.content(repository / average)
+    after = read_ensemble(repository, "ensemble")
+    config = edit_config(repository, average)
+    if damage in ("weights", "both"):
+        config.parameters["weights"].string_value = "[1, 9]"
+    if damage == "no members":
+        del config.parameters["members"]
+    write_config(repository, average, config)
+    if damage in ("graph", "both"):
+        (repository / average / "1/model.onnx").write_bytes(tiny.linear_onnx(1))
+    if damage == "no graph":
+        (repository / average / "1/model.onnx").unlink()
+    plan = change(repository, after)
+    assert set(plan.averaging) == {f"{average}/1/model.onnx", f"{average}/config.pbtxt"}
+    assert tiny.content(repository / average) == good
+    assert not plan_ensemble(repository, after).changes_files
+
+
+def test_ensembles_share_members_and_release_what_nobody_runs(repository: Path) -> None:
+    change(repository, Ensemble("canary", (A, C)))
+    plan = plan_ensemble(repository, Ensemble("ensemble", (B,)))
+    assert "alpha" not in plan.released()
+    carry_out(plan)
+    gone = plan_deletion(repository, "canary")
+    assert {"alpha", "gamma"} <= set(gone.released())
+    assert "beta" not in gone.released()
+    assert (gone.after, gone.steps(), gone.changes_files, gone.outcome().has("canary")) == (None, [], True, False)
+    assert used_models(gone.outcome()) == {step for step, _ in steps_of(edit_config(repository, "ensemble"))}
+    carry_out(gone)
+    assert not (repository / "canary").exists()
+    (repository / "alpha/config.pbtxt").write_text("nonsense: {")
+    assert plan_deletion(repository, "ensemble").released() == (), "what is used cannot be known"
+    assert networks(Files(repository)) == ["beta", "gamma"]
+
+
+def test_two_ensembles_of_the_same_votes_have_one_average(repository: Path) -> None:
+    plan = plan_creation(repository, Ensemble("twin", (A, B)))
+    assert plan.averaging == {}
+    carry_out(plan)
+    assert plan_deletion(repository, "twin").released() == ()
+
+
+def test_what_cannot_be_planned_is_refused(repository: Path) -> None:
+    with pytest.raises(ExistsError, match=r"ensemble exists already: choose another name, or edit what is there"):
+        plan_creation(repository, Ensemble("ensemble", (A,)))
+    with pytest.raises(EnsembleError, match="alpha is not an ensemble: name one"):
+        plan_deletion(repository, "alpha")
+    with pytest.raises(ConfigError, match=r"canary/config.pbtxt is not there"):
+        plan_deletion(repository, "canary")
+    with pytest.raises(EnsembleError, match="holds no network delta, epsilon, it holds alpha, beta, gamma: name one, or export it first"):
+        plan_ensemble(repository, Ensemble("ensemble", (A, Vote("delta"), Vote("epsilon"))))
+    with pytest.raises(EnsembleError, match="alpha is not an ensemble"):
+        plan_ensemble(repository, Ensemble("alpha", (B,)))
+
+
+def test_one_that_was_wired_by_hand_can_be_replaced_and_deleted(repository: Path) -> None:
+    config = edit_config(repository, "ensemble")
+    config.ensemble_scheduling.step[0].output_map["logits"] = "by_hand"
+    config.ensemble_scheduling.step[2].input_map["logits_0"] = "by_hand"
+    write_config(repository, "ensemble", config)
+    with pytest.raises(EnsembleError):
+        read_ensemble(repository, "ensemble")
+    assert plan_deletion(repository, "ensemble").deletes
+    plan = plan_ensemble(repository, Ensemble("ensemble", (A, B)))
+    assert plan.before is None
+    carry_out(plan)
+    assert read_ensemble(repository, "ensemble") == Ensemble("ensemble", (A, B))
+
+
+def test_a_snapshot_is_laid_down_again_to_the_byte(repository: Path) -> None:
+    path = repository / "ensemble/config.pbtxt"
+    path.write_bytes(b"# by hand \xff\n" + path.read_bytes())
+    (repository / "ensemble/labels.txt").write_bytes(b"circle\nsquare\ntriangle")
+    first, snapshot = tiny.content(repository), snapshot_of(Files(repository), "ensemble")
+    change(repository, Ensemble("ensemble", (C,), "logits"))
+    (repository / "ensemble/labels.txt").write_bytes(b"other\n")
+    for model in snapshot.averaging:
+        shutil.rmtree(repository / model)
+    plan = plan_snapshot(repository, "ensemble", snapshot)
+    assert set(plan.new_models) == set(snapshot.averaging)
+    carry_out(plan)
+    assert {name: content for name, content in tiny.content(repository).items() if name in first} == first
+    assert not plan_snapshot(repository, "ensemble", snapshot).changes_files
+    carry_out(plan_snapshot(repository, "ensemble", None))
+    assert not (repository / "ensemble").exists()
+    assert not plan_snapshot(repository, "ensemble", None).changes_files
+    carry_out(plan_snapshot(repository, "ensemble", snapshot))
+    assert {name: content for name, content in tiny.content(repository).items() if name in first} == first
+
+
+def test_a_snapshot_of_a_version_that_is_gone_is_refused(repository: Path) -> None:
+    change(repository, Ensemble("ensemble", (A, B2)))
+    snapshot = snapshot_of(Files(repository), "ensemble")
+    shutil.rmtree(repository / "beta/2")
+    with pytest.raises(
+        EnsembleError, match=r"beta@2, which voted in 'ensemble' then, is not in .* any more: export it again, or go back less far"
+    ):
+        plan_snapshot(repository, "ensemble", snapshot)
+
+
+_ACTS = st.lists(
+    st.tuples(
+        st.sampled_from(["add", "remove", "weight", "average", "switch", "rollback", "delete"]),
+        st.integers(0, 9),
+        st.sampled_from([0.25, 1.0, 2.0, 3.5]),
+    ),
+    max_size=8,
+)
+
+
+@given(acts=_ACTS)
+@settings(max_examples=25, deadline=None)
+def test_any_edits_are_undone_one_by_one_to_the_first_bytes(
+    tmp_path_factory: pytest.TempPathFactory, acts: list[tuple[str, int, float]]
+) -> None:
+    repository = write(tmp_path_factory.mktemp("any") / "repository")
+    kept = dict(tiny.content(repository))
+    states: list[Snapshot | None] = [snapshot_of(Files(repository), "ensemble")]
+    for number, (action, pick, weight) in enumerate(acts):
+        now = None if states[-1] is None else states[-1].votes
+        undone: tuple[str, ...] = ()
+        if action == "rollback":
+            stack = undoable(read_history(repository), "ensemble")
+            if not stack:
+                continue
+            undone = (stack[-1].id,)
+            plan = plan_snapshot(repository, "ensemble", stack[-1].before)
+        elif action == "delete":
+            if now is None:
+                continue
+            plan = plan_deletion(repository, "ensemble")
+        else:
+            try:
+                plan = plan_ensemble(repository, _changed(now, action, pick, weight))
+            except EnsembleError:
+                continue
+        before = states[-1]
+        carry_out(plan)
+        after = snapshot_of(Files(repository), "ensemble") if plan.after is not None else None
+        _is_whole(repository, after)
+        name = action if action not in ("switch",) else "add"
+        append_edit(
+            repository, Edit(f"{number:012x}", "2026-01-31T12:00:00+00:00", "a@b", "ensemble", name, None, (), undone, before, after)
+        )
+        states.append(after)
+    for edit in reversed(undoable(read_history(repository), "ensemble")):
+        carry_out(plan_snapshot(repository, "ensemble", edit.before))
+        _is_whole(repository, edit.before)
+    now_there = tiny.content(repository)
+    assert {name: now_there.get(name) for name in kept} == kept
+
+
+def _changed(now: Ensemble | None, action: str, pick: int, weight: float) -> Ensemble:
+    if now is None:
+        return Ensemble("ensemble", (A, B))
+    vote = now.members[pick % len(now.members)]
+    name = f"{vote.model}@{vote.version}"
+    if action == "add":
+        return added(now, [dataclasses.replace((A, B, C, B2)[pick % 4], weight=weight)])
+    if action == "switch":
+        return added(now, [dataclasses.replace(vote, version=3 - vote.version)] if vote.model == "beta" else [C], in_place_of=name)
+    if action == "remove":
+        return removed(now, [name])
+    if action == "weight":
+        return reweighted(now, {name: weight})
+    return dataclasses.replace(now, average="logits" if now.average == "probabilities" else "probabilities")
+
+
+def _is_whole(repository: Path, state: Snapshot | None) -> None:
+    """The ensemble answers as numpy does, under names that are digests of what is computed."""
+    if state is None:
+        assert not (repository / "ensemble").exists()
+        return
+    votes = state.votes
+    weights = {f"{vote.model}@{vote.version}": vote.weight for vote in votes.members}
+    np.testing.assert_allclose(answers(repository, "ensemble")["probabilities"], mean(weights, votes.average), atol=1e-6)
+    names = [step for step, _ in steps_of(read_config(repository / "ensemble"))][len(votes.members) :]
+    assert names == [f"average_{votes.digest(3, 8)}"]
+    assert check_ensemble(Files(repository), "ensemble") == []

@@ -1,0 +1,155 @@
+"""Whether a server has loaded what lies on disk, told from the configurations that a real one gives back."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from google.protobuf import json_format, text_format
+
+from defensemble import Client
+from defensemble_export import ConfigError, config_from_pbtxt, pbtxt_from_config, repository_plan, write_plan, write_profile
+from defensemble_export.editing.served_config import is_served_as_on_disk, served_config
+from defensemble_repository.view import Files
+from tests.support import tiny
+
+if TYPE_CHECKING:
+    from defensemble_server import Server
+
+
+def told_by(server: Server) -> dict[str, dict[str, Any]]:
+    """The configurations of all models that a server has loaded, over both protocols, which say the same."""
+    told: dict[str, dict[str, Any]] = {}
+    for url in (server.grpc_url, server.http_url):
+        with Client(url, admin_key=server.state.admin_key) as client:
+            for model in client.models():
+                config = client.transport.model_config(model, 20)
+                assert served_config(config) == served_config(told.setdefault(model, config))
+    return told
+
+
+@pytest.fixture(scope="module")
+def told(triton: Server) -> tuple[Path, dict[str, dict[str, Any]]]:
+    return Path(triton.state.repository), told_by(triton)
+
+
+@pytest.fixture(scope="module")
+def profiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, dict[str, Any]]]]:
+    """A server that was started with a profile, which says other things than `config.pbtxt`."""
+    from defensemble_server import ServeOptions, serve
+
+    folder = tiny.write_repository(tmp_path_factory.mktemp("profiled") / "repository")
+    write_profile(folder, "cpu")
+    path = folder / "alpha/configs/cpu.pbtxt"
+    config = config_from_pbtxt(path.read_text(), "alpha")
+    config.parameters["intra_op_thread_count"].string_value = "1"
+    path.write_bytes(pbtxt_from_config(config))
+    with serve(folder, ServeOptions(http_port=0, grpc_port=0, metrics_port=0, drain_s=1, profile="cpu")) as server:
+        yield folder, told_by(server)
+
+
+def test_what_a_real_server_has_loaded_lies_on_disk(told: tuple[Path, dict[str, dict[str, Any]]]) -> None:
+    folder, configs = told
+    assert set(configs) == {"alpha", "beta", "ensemble", *(entry.name for entry in folder.iterdir() if "_" in entry.name)}
+    for model, config in configs.items():
+        assert is_served_as_on_disk(Files(folder), model, config), model
+
+
+def test_a_profile_lies_on_disk_too(profiled: tuple[Path, dict[str, dict[str, Any]]]) -> None:
+    folder, configs = profiled
+    assert configs["alpha"]["parameters"]["intra_op_thread_count"]["string_value"] == "1"
+    for model, config in configs.items():
+        assert is_served_as_on_disk(Files(folder), model, config), model
+    content = (folder / "alpha/configs/cpu.pbtxt").read_bytes()
+    other = Files(folder, {"alpha/configs/cpu.pbtxt": content.replace(b'"1"', b'"2"')})
+    assert not is_served_as_on_disk(other, "alpha", configs["alpha"]), "neither the profile nor config.pbtxt says this"
+
+
+@pytest.mark.parametrize(
+    ("model", "change"),
+    [
+        ("alpha", "max_batch_size: 8 -> max_batch_size: 4"),
+        ("alpha", "dims: 3 -> dims: 4"),
+        ("alpha", 'key: "mask_digest.1" -> key: "mask_digest.2"'),
+        ("alpha", 'string_value: "masks-1" -> string_value: "masks-2"'),
+        ("alpha", "version_policy -> instance_group { count: 2 kind: KIND_CPU } version_policy"),
+        ("alpha", "version_policy -> parameters { key: 'x' value { string_value: 'y' } } version_policy"),
+        ("ensemble", "model_version: 1 -> model_version: 2"),
+        ("ensemble", 'model_name: "alpha" -> model_name: "gamma"'),
+        ("ensemble", "max_batch_size: 8 -> max_batch_size: 7"),
+    ],
+)
+def test_a_file_that_says_something_else_is_not_served(told: tuple[Path, dict[str, dict[str, Any]]], model: str, change: str) -> None:
+    folder, configs = told
+    old, new = change.split(" -> ")
+    text = (folder / model / "config.pbtxt").read_text()
+    assert old in text
+    changed = Files(folder, {f"{model}/config.pbtxt": text.replace(old, new, 1).encode()})
+    assert not is_served_as_on_disk(changed, model, configs[model])
+
+
+@pytest.mark.parametrize(
+    "added",
+    [
+        "parameters { key: 'x' value { string_value: 'y' } }",
+        "model_warmup { name: 'w' batch_size: 1 }",
+        "response_cache { enable: true }",
+        "dynamic_batching { max_queue_delay_microseconds: 100 }",
+        "dynamic_batching { default_queue_policy { max_queue_size: 9 } }",
+    ],
+)
+def test_what_was_taken_out_of_a_file_is_served_still(told: tuple[Path, dict[str, dict[str, Any]]], added: str) -> None:
+    folder, configs = told
+    served = served_config(configs["beta"])
+    text_format.Merge(added, served)
+    before = json_format.MessageToDict(served, preserving_proto_field_name=True)
+    assert served_config(before) == served
+    bare = config_from_pbtxt((folder / "beta/config.pbtxt").read_text(), "beta")
+    bare.ClearField("parameters")
+    if "parameters" not in added:
+        before.pop("parameters")
+    else:
+        assert not is_served_as_on_disk(Files(folder, {"beta/config.pbtxt": pbtxt_from_config(bare)}), "beta", configs["beta"])
+    assert not is_served_as_on_disk(Files(folder, {"beta/config.pbtxt": pbtxt_from_config(bare)}), "beta", before)
+    text_format.Merge(added, bare)
+    if "parameters" not in added:
+        assert is_served_as_on_disk(Files(folder, {"beta/config.pbtxt": pbtxt_from_config(bare)}), "beta", before)
+
+
+def test_an_output_that_was_taken_out_is_not_served(told: tuple[Path, dict[str, dict[str, Any]]]) -> None:
+    folder, configs = told
+    config = config_from_pbtxt((folder / "ensemble/config.pbtxt").read_text(), "ensemble")
+    del config.output[-1]
+    changed = Files(folder, {"ensemble/config.pbtxt": pbtxt_from_config(config)})
+    assert not is_served_as_on_disk(changed, "ensemble", configs["ensemble"])
+
+
+def test_comments_and_what_a_server_fills_in_make_no_difference(told: tuple[Path, dict[str, dict[str, Any]]]) -> None:
+    folder, configs = told
+    text = (folder / "alpha/config.pbtxt").read_bytes()
+    assert is_served_as_on_disk(Files(folder, {"alpha/config.pbtxt": b"# a comment\n\n" + text}), "alpha", configs["alpha"])
+    without = text.replace(b'name: "alpha"\n', b"", 1)
+    assert without != text
+    assert is_served_as_on_disk(Files(folder, {"alpha/config.pbtxt": without}), "alpha", configs["alpha"])
+
+
+def test_a_version_that_was_added_is_told_by_its_digest(tmp_path: Path, told: tuple[Path, dict[str, dict[str, Any]]]) -> None:
+    folder, configs = tiny.write_repository(tmp_path / "place" / "repository"), told[1]
+    assert is_served_as_on_disk(Files(folder), "alpha", configs["alpha"])
+    write_plan(folder, repository_plan(folder, [tiny.member("alpha", 9)], ensemble=None, replace=True))
+    assert not is_served_as_on_disk(Files(folder), "alpha", configs["alpha"])
+
+
+def test_what_cannot_be_read_is_told(told: tuple[Path, dict[str, dict[str, Any]]]) -> None:
+    folder, configs = told
+    broken = Files(folder, {"alpha/config.pbtxt": b"name: alpha {"})
+    with pytest.raises(ConfigError, match=r"alpha/config.pbtxt: not a valid model configuration"):
+        is_served_as_on_disk(broken, "alpha", configs["alpha"])
+    newer = copy.deepcopy(configs["alpha"]) | {"a_field_of_a_newer_server": {"x": 1}}
+    assert is_served_as_on_disk(Files(folder), "alpha", newer)
+    with pytest.raises(ConfigError, match="the server's configuration of 'alpha' cannot be read: "):
+        served_config({"name": "alpha", "max_batch_size": "many"})
+    assert not is_served_as_on_disk(Files(folder), "not-there", configs["alpha"])

@@ -1,0 +1,159 @@
+"""Ensembles that two models average: read as an earlier version wrote them, and written again with one, whatever writes them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from defensemble_export import (
+    Ensemble,
+    Vote,
+    check_ensemble,
+    fuse_repository,
+    read_config,
+    read_ensemble,
+    read_history,
+    repository_plan,
+    write_plan,
+)
+from defensemble_export.editing.journal import read_pending
+from defensemble_export.editing.plan import EditPlan, plan_creation, plan_ensemble, plan_snapshot, steps_of
+from defensemble_repository.configs import OUTPUTS
+from defensemble_repository.names import AVERAGING_NAME
+from defensemble_repository.view import Files
+from tests.support import tiny
+from tests.support.two_models import write_cut_short, write_old_repository
+
+VOTES = {
+    "ensemble": Ensemble("ensemble", (Vote("alpha", 1, 2.0), Vote("beta"), Vote("gamma", 1, 0.5))),
+    "trimmed": Ensemble("trimmed", (Vote("alpha"), Vote("gamma", 1, 3.0))),
+    "plain": Ensemble("plain", (Vote("beta"), Vote("gamma")), "logits"),
+}
+GIVEN = {"ensemble": OUTPUTS, "trimmed": OUTPUTS[:2], "plain": OUTPUTS[:1]}
+SEEDS = {"alpha": 1, "beta": 2, "gamma": 3}
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    return write_old_repository(tmp_path / "repository")
+
+
+def averaging_of(repository: Path, name: str) -> list[str]:
+    return [model for model, _ in steps_of(read_config(repository / name)) if AVERAGING_NAME.fullmatch(model)]
+
+
+def carry_out(plan: EditPlan) -> None:
+    write_plan(plan.repository, {**plan.averaging, **plan.files})
+
+
+def check_new_form(repository: Path, name: str) -> None:
+    """One averaging model gives what the ensemble declares, and computes what numpy does."""
+    votes = read_ensemble(repository, name)
+    (model,) = averaging_of(repository, name)
+    assert check_ensemble(Files(repository), name) == []
+    step = read_config(repository / name).ensemble_scheduling.step[-1]
+    assert dict(step.output_map) == {output: output for output in GIVEN[name]}
+    assert [tensor.name for tensor in read_config(repository / model).output] == list(OUTPUTS)
+    logits = np.stack([tiny.logits(SEEDS[vote.model], tiny.images(4)) for vote in votes.members])
+    shares = np.array(votes.weights)
+    members = tiny.softmax(logits)
+    expected = np.tensordot(shares, members, 1) if votes.average == "probabilities" else tiny.softmax(np.tensordot(shares, logits, 1))
+    session = onnxruntime.InferenceSession(repository / model / "1/model.onnx")
+    inputs = {f"logits_{index}": one.astype(np.float32) for index, one in enumerate(logits)}
+    np.testing.assert_allclose(session.run(["probabilities"], inputs)[0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", VOTES)
+def test_they_are_read_and_the_same_votes_are_written_with_one_model(repository: Path, name: str) -> None:
+    before, config = tiny.content(repository), read_config(repository / name)
+    votes = read_ensemble(repository, name)
+    assert votes == VOTES[name]
+    plan = plan_ensemble(repository, votes)
+    assert plan.converts
+    assert plan.released() == tuple(averaging_of(repository, name))
+    carry_out(plan)
+    check_new_form(repository, name)
+    after = tiny.content(repository)
+    assert {path for path in before if after[path] != before[path]} == {f"{name}/config.pbtxt"}, "the old models are left as they were"
+    again = plan_ensemble(repository, votes)
+    assert not again.converts
+    assert not again.changes_files
+    converted = read_config(repository / name)
+    for one in (config, converted):
+        one.ClearField("ensemble_scheduling")
+    assert converted == config, "outputs that were taken out and parameters that were added stay so"
+
+
+@pytest.mark.parametrize("name", VOTES)
+def test_an_edit_writes_one_model(repository: Path, name: str) -> None:
+    votes = VOTES[name]
+    changed = dataclasses.replace(votes, members=(dataclasses.replace(votes.members[0], weight=7.0), *votes.members[1:]))
+    carry_out(plan_ensemble(repository, changed))
+    assert read_ensemble(repository, name) == changed
+    check_new_form(repository, name)
+
+
+def test_an_export_writes_one_model(repository: Path) -> None:
+    write_plan(repository, repository_plan(repository, [tiny.member("alpha", 9)], ensemble="trimmed", replace=True))
+    assert [vote.version for vote in read_ensemble(repository, "trimmed").members] == [2, 1]
+    assert [len(averaging_of(repository, name)) for name in ("trimmed", "ensemble")] == [1, 2]
+    assert check_ensemble(Files(repository), "trimmed") == []
+
+
+def test_weights_that_were_edited_by_hand_are_taken_up(repository: Path) -> None:
+    for model in averaging_of(repository, "trimmed"):
+        path = repository / model / "config.pbtxt"
+        path.write_text(path.read_text().replace("[1.0, 3.0]", "[1.0, 9.0]"))
+    votes = read_ensemble(repository, "trimmed")
+    assert [vote.weight for vote in votes.members] == [1.0, 9.0]
+    carry_out(plan_ensemble(repository, votes))
+    check_new_form(repository, "trimmed")
+
+
+def test_a_new_ensemble_of_the_same_votes_shares_no_model_with_an_old_one(repository: Path) -> None:
+    plan = plan_creation(repository, dataclasses.replace(VOTES["ensemble"], name="twin"))
+    assert not set(plan.new_models) & set(averaging_of(repository, "ensemble"))
+    carry_out(plan)
+    carry_out(plan_ensemble(repository, VOTES["ensemble"]))
+    assert averaging_of(repository, "ensemble") == averaging_of(repository, "twin") == list(plan.new_models)
+
+
+@pytest.mark.parametrize("converted", [False, True])
+def test_every_state_of_an_old_history_is_restored_with_one_model(repository: Path, converted: bool) -> None:
+    history = read_history(repository)
+    assert [edit.action for edit in history if edit.ensemble == "ensemble"] == ["weight", "add", "reload", "average", "rollback"]
+    if converted:
+        for name in VOTES:
+            carry_out(plan_ensemble(repository, VOTES[name]))
+    owners = set()
+    for state in [state for edit in history for state in (edit.before, edit.after) if state is not None and edit.ensemble == "ensemble"]:
+        (repository / "ensemble/labels.txt").write_text("of\nanother\nstate\n")
+        carry_out(plan_snapshot(repository, "ensemble", state))
+        assert read_ensemble(repository, "ensemble") == state.votes
+        assert (repository / "ensemble/labels.txt").read_text() == state.labels
+        check_new_form(repository, "ensemble")
+        parameters = read_config(repository / "ensemble").parameters
+        assert ("owner" in parameters) == ('key: "owner"' in state.config)
+        owners.add("owner" in parameters)
+        assert not plan_snapshot(repository, "ensemble", state).changes_files
+    assert owners == {False, True}
+
+
+@pytest.mark.parametrize(("when", "is_done"), [("before_config", False), ("after_config", True)])
+def test_an_edit_of_an_earlier_version_that_was_cut_short_is_read(tmp_path: Path, when: str, is_done: bool) -> None:
+    pending = read_pending(write_cut_short(tmp_path / "repository", when))
+    assert pending is not None
+    assert pending.took_place == is_done
+    assert [name.partition("_")[0] for name in pending.new_models] == ["average", "uncertainty"]
+
+
+def test_they_are_fused(repository: Path) -> None:
+    fuse_repository(repository, "ensemble", "fused", images=tiny.images(4))
+    assert [tensor.name for tensor in read_config(repository / "fused").output] == list(OUTPUTS)
+    (repository / averaging_of(repository, "trimmed")[1] / "1/model.onnx").write_bytes(tiny.linear_onnx(1))
+    with pytest.raises(ValueError, match=r"uncertainty_[0-9a-f]{16}, whose model.onnx were changed"):
+        fuse_repository(repository, "trimmed", "other", images=tiny.images(4))

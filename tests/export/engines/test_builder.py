@@ -1,0 +1,338 @@
+"""A plan from an ONNX file: the calls without TensorRT, carried out on a double that records them, and every way that it can fail."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+from onnx import TensorProto, helper
+
+from defensemble_export import EngineError, RepositoryError, engine_from_onnx
+from defensemble_export.engines.build_steps import BuildRequest, build_plan
+from defensemble_export.engines.builder import request_from_onnx
+from defensemble_export.engines.target import Target, check_target, find_target
+from defensemble_export.engines.timing_cache import default_timing_cache
+from defensemble_repository.plan_manifest import Profile, read_manifest
+from tests.support import tiny
+from tests.support.fake_tensorrt import GPU, MARK, VERSION, FakeTensorRT, ParserError, Severity, install_gpu, install_tensorrt
+
+TARGET = Target(VERSION, *GPU)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeTensorRT:
+    return install_tensorrt(monkeypatch, tmp_path)
+
+
+@pytest.fixture
+def graph(tmp_path: Path) -> Path:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(tiny.linear_onnx(1))
+    return path
+
+
+def test_the_calls_of_a_build_are_known_without_tensorrt() -> None:
+    request = BuildRequest((3, 32, 32), 64, opt_batch=16, workspace_bytes=2**30, version_compatible=True, hardware_compatible=True)
+    assert [str(step) for step in build_plan(request)] == [
+        "builder = tensorrt.Builder(logger=logger)",
+        "network = builder.create_network(flags=1 << NetworkDefinitionCreationFlag.STRONGLY_TYPED)",
+        "parser = tensorrt.OnnxParser(network=network, logger=logger)",
+        "parser.set_flag(flag=OnnxParserFlag.NATIVE_INSTANCENORM)",
+        "parsed = parser.parse(model=onnx, path=path)",
+        "config = builder.create_builder_config()",
+        "config.progress_monitor = monitor",
+        "config.builder_optimization_level = 3",
+        "config.clear_flag(flag=BuilderFlag.TF32)",
+        "config.set_memory_pool_limit(pool=MemoryPoolType.WORKSPACE, pool_size=1073741824)",
+        "config.set_flag(flag=BuilderFlag.VERSION_COMPATIBLE)",
+        "config.hardware_compatibility_level = HardwareCompatibilityLevel.AMPERE_PLUS",
+        "profile = builder.create_optimization_profile()",
+        "profile.set_shape(input=images, min=(1, 3, 32, 32), opt=(16, 3, 32, 32), max=(64, 3, 32, 32))",
+        "added = config.add_optimization_profile(profile=profile)",
+        "cache = config.create_timing_cache(serialized_timing_cache=timings)",
+        "attached = config.set_timing_cache(cache=cache, ignore_mismatch=False)",
+        "plan = builder.build_serialized_network(network=network, config=config)",
+    ]
+    plain = [str(step) for step in build_plan(BuildRequest((3, 32, 32), 64), timing_cache=False)]
+    assert len(plain) == 12
+    assert not [line for line in plain if "COMPATIBLE" in line or "WORKSPACE" in line or "timing" in line or "INSTANCENORM" in line]
+    assert "profile.set_shape(input=images, min=(1, 3, 32, 32), opt=(64, 3, 32, 32), max=(64, 3, 32, 32))" in plain
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_precision_is_in_the_graph_and_changes_no_call(precision: str) -> None:
+    assert build_plan(BuildRequest((3, 32, 32), 64, precision=precision)) == build_plan(BuildRequest((3, 32, 32), 64))
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"max_batch_size": 0}, "max_batch_size must be 1 to 4096, got 0"),
+        ({"max_batch_size": 8, "opt_batch": 9}, "min <= opt <= max, got 1, 9 and 8"),
+        ({"max_batch_size": 8, "min_batch": 9}, "min <= opt <= max, got 9, 8 and 8"),
+        ({"max_batch_size": 8, "min_batch": 0}, "above 0"),
+        ({"max_batch_size": 8, "precision": "fp8"}, "precision must be one of fp32, fp16, int8, got 'fp8'"),
+        ({"max_batch_size": 8, "builder_level": 6}, r"level must be 0 .* to 5 .*, got 6"),
+        ({"max_batch_size": 8, "workspace_bytes": 0}, "workspace must be at least 1 byte, got 0"),
+    ],
+)
+def test_numbers_out_of_their_range(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(RepositoryError, match=told):
+        BuildRequest((3, 32, 32), **options)
+
+
+def test_a_plan_and_its_manifest_are_written(fake: FakeTensorRT, graph: Path, tmp_path: Path) -> None:
+    plan = tmp_path / "model.plan"
+    told: list[tuple[str, str, int, int]] = []
+    cache = tmp_path / "timings" / "file.cache"
+    manifest = engine_from_onnx(
+        graph,
+        plan,
+        max_batch_size=8,
+        opt_batch=4,
+        precision="fp16",
+        builder_level=5,
+        workspace_bytes=1000,
+        version_compatible=True,
+        hardware_compatible=True,
+        timing_cache=cache,
+        on_progress=lambda *progress: told.append(progress),
+    )
+    assert fake.calls == [
+        "network flags 2",
+        "parser NATIVE_INSTANCENORM",
+        "progress_monitor",
+        "builder_optimization_level = 5",
+        "clear TF32",
+        "WORKSPACE 1000",
+        "set VERSION_COMPATIBLE",
+        "hardware_compatibility_level = <HardwareCompatibilityLevel.AMPERE_PLUS: 1>",
+        "profile images 1 4 8",
+        "build",
+    ]
+    assert plan.read_bytes() == MARK + graph.read_bytes()
+    assert read_manifest(tmp_path / "model.plan.json") == manifest
+    assert (manifest.tensorrt, manifest.gpu, manifest.compute_capability, manifest.driver) == (VERSION, *GPU)
+    assert manifest.onnx_sha256 == hashlib.sha256(graph.read_bytes()).hexdigest()
+    assert manifest.plan_sha256 == hashlib.sha256(plan.read_bytes()).hexdigest()
+    assert manifest.profile == Profile((1, *tiny.SHAPE), (4, *tiny.SHAPE), (8, *tiny.SHAPE))
+    assert (manifest.precision, manifest.builder_level, manifest.workspace_bytes) == ("fp16", 5, 1000)
+    assert (manifest.version_compatible, manifest.hardware_compatible) == (True, True)
+    assert told == [("Building Engine", "", 0, 2), ("Building Engine", "", 1, 2), ("Building Engine", "", 2, 2)]
+    assert cache.read_bytes() == b"10.13.3.9|conv"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["driver", "model.onnx", "model.plan", "model.plan.json", "timings"]
+
+
+def test_timings_are_read_merged_and_written_back(fake: FakeTensorRT, graph: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+
+    def build() -> bytes:
+        engine_from_onnx(graph, tmp_path / "model.plan", max_batch_size=8, timing_cache=cache)
+        return cache.read_bytes()
+
+    cache.write_bytes(b"10.13.3.9|pool")
+
+    # Another process writes its own while this one builds.
+    def other_process() -> None:
+        cache.write_bytes(b"10.13.3.9|pool,theirs")
+
+    fake.during_build = other_process
+    assert build() == b"10.13.3.9|conv,pool,theirs"
+    fake.during_build, fake.times = lambda: None, "gemm"
+    assert build() == b"10.13.3.9|conv,gemm,pool,theirs"
+    assert [path.name for path in tmp_path.glob(".*")] == []
+
+
+@pytest.mark.parametrize("content", [b"11.4.0.106|theirs", b"\xff\xfe damaged"])
+def test_timings_of_another_tensorrt_are_begun_afresh_with_a_word(
+    fake: FakeTensorRT, graph: Path, tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = tmp_path / "cache"
+    cache.write_bytes(content)
+    engine_from_onnx(graph, tmp_path / "model.plan", max_batch_size=8, timing_cache=cache)
+    assert cache.read_bytes() == b"10.13.3.9|conv"
+    assert f"{cache} is of another TensorRT or GPU, or damaged: this build begins it afresh" in caplog.text
+
+
+def test_each_tensorrt_and_gpu_has_a_file_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_timing_cache(TARGET) == tmp_path / "defensemble/timings/10.13.3.9-NVIDIA-H100-80GB-HBM3-9.0.cache"
+
+
+def test_every_error_of_the_parser_is_told_with_its_node(fake: FakeTensorRT, graph: Path, tmp_path: Path) -> None:
+    fake.parser_errors = [ParserError("conv1", "Conv", "no weights"), ParserError("fc", "Gemm", "no bias")]
+    with pytest.raises(EngineError) as raised:
+        engine_from_onnx(graph, tmp_path / "model.plan", max_batch_size=8)
+    assert str(raised.value) == f"TensorRT cannot read {graph}:\n  node 'conv1' (Conv): no weights\n  node 'fc' (Gemm): no bias"
+    assert not list(tmp_path.glob("*.plan*"))
+
+
+def test_no_plan_says_what_tensorrt_said(fake: FakeTensorRT, graph: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fake.plan = None
+    fake.says = [(Severity.VERBOSE, "timing"), (Severity.WARNING, "slow"), (Severity.ERROR, "requested 9 GiB, out of memory")]
+    with caplog.at_level(logging.DEBUG, "defensemble_export.tensorrt"), pytest.raises(EngineError) as raised:
+        engine_from_onnx(graph, tmp_path / "model.plan", max_batch_size=8)
+    assert f"TensorRT built no plan of {graph}. It said: requested 9 GiB, out of memory" in str(raised.value)
+    assert "lower max_batch_size, or limit the workspace (--workspace)" in str(raised.value)
+    assert [(record.levelname, record.message) for record in caplog.records] == [
+        ("DEBUG", "timing"),
+        ("WARNING", "slow"),
+        ("ERROR", "requested 9 GiB, out of memory"),
+    ]
+    assert not list(tmp_path.glob("*.plan*"))
+
+
+def test_a_profile_that_tensorrt_refuses(fake: FakeTensorRT, graph: Path, tmp_path: Path) -> None:
+    fake.added = -1
+    with pytest.raises(EngineError, match=r"TensorRT refuses the profile Profile\(min=\(1, 1, 4, 4\)"):
+        engine_from_onnx(graph, tmp_path / "model.plan", max_batch_size=8)
+
+
+def test_a_tensorrt_that_lacks_a_name_is_told_and_no_traceback(fake: FakeTensorRT, graph: Path, tmp_path: Path) -> None:
+    del sys.modules["tensorrt"].MemoryPoolType
+    with pytest.raises(EngineError, match=f"TensorRT {VERSION} cannot build a plan of .*MemoryPoolType"):
+        engine_from_onnx(graph, tmp_path / "model.plan", max_batch_size=8, workspace_bytes=1)
+
+
+def test_ctrl_c_in_a_callback_ends_the_build_and_is_raised_after_it(fake: FakeTensorRT, graph: Path, tmp_path: Path) -> None:
+    steps: list[int] = []
+
+    def on_progress(phase: str, parent: str, done: int, total: int) -> None:
+        steps.append(done)
+        if done == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        engine_from_onnx(graph, tmp_path / "model.plan", max_batch_size=8, on_progress=on_progress)
+    assert steps == [0, 1, 2], "the second step was not begun, its phase was finished"
+    assert not list(tmp_path.glob("*.plan*"))
+
+
+def test_a_place_that_cannot_be_written_is_named(fake: FakeTensorRT, graph: Path, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"No such file or directory: '.*none/model\.plan'"):
+        engine_from_onnx(graph, tmp_path / "none" / "model.plan", max_batch_size=8)
+
+
+def other_graph(shape: list[Any], name: str = "images", element: int = TensorProto.FLOAT, operator: str = "Relu") -> bytes:
+    images = helper.make_tensor_value_info(name, element, shape)
+    node = helper.make_node(operator, [name], ["logits"], name="first")
+    output = helper.make_tensor_value_info("logits", TensorProto.FLOAT, None)
+    model = helper.make_model(helper.make_graph([node], "g", [images], [output]), opset_imports=[helper.make_opsetid("", 20)])
+    content: bytes = model.SerializeToString()
+    return content
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"no graph", "here is no ONNX file, or is damaged"),
+        (
+            other_graph(["n", 3, 4, 4], name="x"),
+            r"must take one input, 'images' FLOAT \[N,C,H,W\].*its inputs are x of FLOAT \['n', 3, 4, 4\]",
+        ),
+        (other_graph(["n", 3, 4, 4], element=TensorProto.FLOAT16), r"its inputs are images of FLOAT16"),
+        (other_graph(["n", 3, "h", "w"]), "with known C, H and W"),
+        (other_graph(["n", 3]), "with known C, H and W"),
+        (other_graph([2, 3, 4, 4]), "here takes 2 images and no other number, max_batch_size is 8: make them equal"),
+        (
+            other_graph(["n", 3, 4, 4], operator="Det"),
+            r"not documented to read \(the list of 10.15, onnx/onnx-tensorrt.*\n  node 'first' \(Det\)",
+        ),
+    ],
+)
+def test_a_graph_that_cannot_be_built_is_refused_before_tensorrt_is_asked(content: bytes, told: str) -> None:
+    assert "tensorrt" not in sys.modules
+    with pytest.raises(EngineError, match=told):
+        request_from_onnx(content, "here", max_batch_size=8)
+
+
+def test_a_graph_of_one_batch_alone_gets_a_profile_of_it() -> None:
+    request = request_from_onnx(other_graph([8, 3, 4, 4]), "here", max_batch_size=8, opt_batch=4)
+    assert request.profile == Profile((8, 3, 4, 4), (8, 3, 4, 4), (8, 3, 4, 4))
+
+
+CONTAINER = r"docker compose --profile gpu run --rm engines \(nvcr.io/nvidia/tensorrt:26.07-py3\).*make install GPU=1"
+
+
+def test_tensorrt_missing_names_the_command_and_the_container(graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(EngineError, match=f"TensorRT's Python package is not installed: .*{CONTAINER}"):
+        engine_from_onnx(graph, tmp_path / "model.plan", max_batch_size=8)
+
+
+def test_tensorrt_without_its_libraries(graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "site" / "tensorrt"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise ImportError('libnvinfer.so.10: cannot open shared object file')\n")
+    monkeypatch.syspath_prepend(package.parent)
+    with pytest.raises(EngineError, match=f"installed, but cannot be loaded: libnvinfer.so.10: cannot open.*{CONTAINER}"):
+        engine_from_onnx(graph, tmp_path / "model.plan", max_batch_size=8)
+
+
+def test_tensorrt_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    old: Any = types.ModuleType("tensorrt")
+    old.__version__ = "8.6.1.6"
+    monkeypatch.setitem(sys.modules, "tensorrt", old)
+    with pytest.raises(EngineError, match=r"TensorRT 8\.6\.1\.6 is installed, expected 10\.13 or newer"):
+        find_target()
+
+
+def test_the_target_is_what_nvidia_smi_lists(fake: FakeTensorRT, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert find_target() == TARGET
+    install_gpu(monkeypatch, tmp_path, GPU, GPU)
+    assert find_target() == TARGET
+    chosen = f"[ \"$3\" = --id=1 ] && echo '{', '.join(GPU)}' || exit 4"
+    (tmp_path / "driver/nvidia-smi").write_text(f"#!/bin/sh\n{chosen}\n")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert find_target() == TARGET, "of the GPU that is chosen alone"
+    install_gpu(monkeypatch, tmp_path, GPU, ("Tesla T4", "7.5", "570.124.06"))
+    with pytest.raises(
+        EngineError, match=r"GPUs of several kinds \(NVIDIA H100.*Tesla T4 \(compute capability 7.5\)\).*CUDA_VISIBLE_DEVICES=N"
+    ):
+        find_target()
+
+
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [
+        ("echo no driver >&2; exit 9", "there is no GPU here: nvidia-smi ended with status 9: no driver; run this on a machine with"),
+        ("true", "there is no GPU here: nvidia-smi lists none"),
+        ("echo strange", "nvidia-smi said 'strange', expected a name"),
+    ],
+)
+def test_no_gpu(fake: FakeTensorRT, tmp_path: Path, script: str, told: str) -> None:
+    (tmp_path / "driver/nvidia-smi").write_text(f"#!/bin/sh\n{script}\n")
+    with pytest.raises(EngineError, match=told):
+        find_target()
+
+
+def test_no_driver_and_a_hidden_gpu(fake: FakeTensorRT, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(EngineError, match="CUDA_VISIBLE_DEVICES is ''; unset it"):
+        find_target()
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    with pytest.raises(EngineError, match="there is no GPU here: no nvidia-smi is on PATH"):
+        find_target()
+
+
+def test_a_precision_that_the_gpu_cannot_run_is_refused_before_the_build(
+    fake: FakeTensorRT, graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_gpu(monkeypatch, tmp_path, ("Tesla V100-SXM2-16GB", "7.0", "570.124.06"))
+    with pytest.raises(EngineError, match=r"cannot run int8, nor anything else, on Tesla V100.* is 7.0, needed is 7.5 \(Turing\) or newer"):
+        engine_from_onnx(graph, tmp_path / "model.plan", max_batch_size=8, precision="int8")
+    assert fake.calls == []
+
+
+def test_hardware_compatible_from_ampere_on() -> None:
+    turing = Target(VERSION, "Tesla T4", "7.5", "1")
+    check_target(turing, "int8", hardware_compatible=False)
+    with pytest.raises(EngineError, match=r"8.0 \(Ampere\) or newer, and must be built on one; Tesla T4 has 7.5: leave out"):
+        check_target(turing, "fp32", hardware_compatible=True)
+    check_target(TARGET, "fp32", hardware_compatible=True)

@@ -1,0 +1,144 @@
+"""What TensorRT's parser is documented to read: the list, every graph that is written, and what is found in graphs that it does not read.
+
+The graphs of every architecture and pattern in fp32 are compared with the list where they are exported anyway: `test_architectures.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from defensemble_export import Ensemble, Vote, average_onnx, fused_onnx, onnx_from_checkpoint
+from defensemble_export.engines.parser_support import operators_of_graph, parser_list, problems_of_graph
+from defensemble_export.graphs.fp16 import fp16_from_onnx
+from defensemble_export.graphs.int8 import int8_from_onnx
+from defensemble_export.verification.tolerances import PRECISIONS
+from tests.export.graphs.test_tracing import SPECS, spec_of, untrained
+from tests.support import tiny
+
+
+def graph_of(
+    nodes: Sequence[onnx.NodeProto],
+    constants: dict[str, tiny.Array] | None = None,
+    *,
+    opset: int = 20,
+    element: int = TensorProto.FLOAT,
+    domains: Sequence[str] = (),
+) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info("images", element, ["batch", 3, 4, 4])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(value, name) for name, value in (constants or {}).items()],
+    )
+    opsets = [helper.make_opsetid("", opset), *(helper.make_opsetid(domain, 1) for domain in domains)]
+    return helper.make_model(graph, ir_version=10, opset_imports=opsets)
+
+
+def test_the_list_says_where_it_is_from_and_holds_what_classifiers_are_made_of() -> None:
+    known = parser_list()
+    assert "onnx-tensorrt" in known.source
+    assert known.opsets[0] <= 20 <= known.opsets[1], "the opset of what we export"
+    assert len(known.operators) == 158
+    assert {"Conv", "Gemm", "Relu", "Where", "GlobalAveragePool", "QuantizeLinear", "DequantizeLinear", "Softmax"} <= set(known.operators)
+    assert not {"BitwiseAnd", "QLinearConv", "ConvInteger", "DynamicQuantizeLinear", "Unique"} & set(known.operators)
+    assert known.operators["Where"] >= {"BOOL", "FP32", "FP16"}
+    assert known.operators["DequantizeLinear"] == {"INT8", "FP8", "FP4", "INT4"}
+
+
+@pytest.mark.parametrize("arch", [arch if arch == "vgg19" else pytest.param(arch, marks=pytest.mark.slow) for arch in SPECS])
+def test_every_architecture_is_read_in_every_precision(tmp_path: Path, arch: str) -> None:
+    spec = spec_of(arch, "neuron")
+    images = np.random.default_rng(0).random((8, *spec.input_shape), np.float32)
+    model = onnx.load(onnx_from_checkpoint(untrained(tmp_path / "net.safetensors", spec), tmp_path / "net.onnx", verify=False))
+    graphs = {"fp32": model, "fp16": fp16_from_onnx(model), "int8": int8_from_onnx(model, images)}
+    assert set(graphs) == set(PRECISIONS)
+    assert {precision: problems_of_graph(graph) for precision, graph in graphs.items()} == {precision: [] for precision in PRECISIONS}
+    assert operators_of_graph(graphs["int8"]) >= {"QuantizeLinear", "DequantizeLinear", "Where"}
+    fused = fused_onnx([graph.SerializeToString() for graph in graphs.values()], Ensemble("e", tuple(Vote(name) for name in graphs)))
+    assert problems_of_graph(onnx.load_model_from_string(fused)) == []
+
+
+@pytest.mark.parametrize("average", ["probabilities", "logits"])
+@pytest.mark.parametrize("members", [1, 3])
+def test_averaging_and_fused_graphs_are_read(average: str, members: int) -> None:
+    ensemble = Ensemble("e", tuple(Vote(f"m{index}", 1, 1.0 + index) for index in range(members)), average)
+    graphs = [average_onnx(ensemble, 3), fused_onnx([tiny.linear_onnx(m) for m in range(members)], ensemble)]
+    for content in graphs:
+        model = onnx.load_model_from_string(content)
+        assert operators_of_graph(model) >= {"Softmax"}
+        assert problems_of_graph(model) == []
+
+
+def test_symmetric_quantisation_is_read() -> None:
+    zero, scale = np.array(0, np.int8), np.array(0.1, np.float32)
+    nodes = [
+        helper.make_node("QuantizeLinear", ["images", "scale", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["logits"]),
+    ]
+    assert problems_of_graph(graph_of(nodes, {"zero": zero, "scale": scale})) == []
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        (
+            graph_of([helper.make_node("Det", ["images"], ["logits"], name="det")]),
+            "node 'det' (Det): the parser of TensorRT 10.15 is not documented to read this operator",
+        ),
+        (
+            graph_of([helper.make_node("Mine", ["images"], ["logits"], domain="acme")], domains=["acme"]),
+            "node '0' (Mine): an operator of the domain 'acme' needs a plugin",
+        ),
+        (
+            graph_of([helper.make_node("DequantizeLinear", ["bias", "scale"], ["logits"], name="bias")], {
+                "bias": np.zeros(4, np.int32), "scale": np.array(0.1, np.float32)
+            }),
+            "node 'bias' (DequantizeLinear): its input 'bias' is INT32, the parser reads FP4, FP8, INT4, INT8",
+        ),
+        (
+            graph_of([helper.make_node("QuantizeLinear", ["images", "scale", "zero"], ["logits"])], {
+                "zero": np.array(3, np.int8), "scale": np.array(0.1, np.float32)
+            }),
+            "its zero point 'zero' must be a constant 0: quantise symmetrically",
+        ),
+        (
+            graph_of([
+                helper.make_node("Shape", ["images"], ["axes"]),
+                helper.make_node("ReduceSum", ["images", "axes"], ["logits"], name="sum"),
+            ]),
+            "node 'sum' (ReduceSum): its axes 'axes' must be an initialiser",
+        ),
+        (
+            graph_of([helper.make_node("MaxPool", ["images"], ["logits", "where"], kernel_shape=[2, 2])]),
+            "node '0' (MaxPool): its output of indices is not supported",
+        ),
+        (
+            graph_of([helper.make_node("Relu", ["images"], ["logits"])], element=TensorProto.INT8),
+            "node '0' (Relu): its input 'images' is INT8, the parser reads BF16, FP16, FP32, INT32, INT64",
+        ),
+        (graph_of([helper.make_node("Relu", ["images"], ["logits"])], opset=8), "the graph is of opset 8, the parser reads 9 to 24"),
+        (graph_of([helper.make_node("Relu", ["images"], ["logits"])], opset=25), "the graph is of opset 25, the parser reads 9 to 24"),
+    ],
+)  # fmt: skip
+def test_what_the_parser_does_not_read_is_found_with_its_node(model: onnx.ModelProto, told: str) -> None:
+    (problem,) = problems_of_graph(model)
+    assert told in problem
+
+
+def test_branches_are_looked_into() -> None:
+    def branch(name: str, operator: str) -> onnx.GraphProto:
+        output = helper.make_tensor_value_info(f"{name}_out", TensorProto.FLOAT, None)
+        return helper.make_graph([helper.make_node(operator, ["images"], [f"{name}_out"], name=name)], name, [], [output])
+
+    node = helper.make_node("If", ["yes"], ["logits"], then_branch=branch("then", "Relu"), else_branch=branch("else", "Det"))
+    model = graph_of([node], {"yes": np.array(True)})
+    assert operators_of_graph(model) == {"If", "Relu", "Det"}
+    (problem,) = problems_of_graph(model)
+    assert "node 'else' (Det)" in problem

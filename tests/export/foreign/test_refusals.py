@@ -1,0 +1,412 @@
+"""Anyone's ONNX: what is refused, and with which words."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from defensemble_export import ExportError
+from defensemble_export.foreign import reader
+from defensemble_export.foreign.convert import foreign_reference, onnx_from_foreign
+from tests.support import foreign_models as theirs
+
+
+def refused(path: Path, text: str, **options: Any) -> None:
+    with pytest.raises(ExportError, match=text) as caught:
+        onnx_from_foreign(path, **options)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"", "is empty: export or download it again"),
+        (b"this is a text\nof two lines", "is a text file, expected ONNX, which is binary; it begins with 'this is a text.*'textproto'"),
+        (b"\x1f\x8b\x08\0", "gzip: unpack it"),
+        (b"\x18\0\0\0ORTM\0", r"ONNX Runtime's own format \(.ort\)"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "pointer of Git LFS .* `git lfs pull`"),
+        (b"\x89HDF\r\n\x1a\n", "HDF5 file, as Keras writes: convert it with tf2onnx"),
+        (b"\x80\x02}q\x00.", "a pickle"),
+        (b"\x80\x05\x95", "a pickle"),
+        (b"\x02\0\0\0\0\0\0\0{}", "a safetensors file, which holds weights and no graph: .*defensemble export .*torch.onnx.export"),
+        (b"\x00" * 100, "is not ONNX, or is truncated or corrupt"),
+        (theirs.classifier().SerializeToString()[:-30], "is not ONNX, or is truncated or corrupt"),
+        (onnx.ModelProto(ir_version=8).SerializeToString(), "is not an ONNX model: it has no nodes"),
+        (onnx.ModelProto(producer_name="x").SerializeToString(), "is not an ONNX model: it has no IR version"),
+    ],
+)
+def test_what_is_no_onnx(tmp_path: Path, content: bytes, text: str) -> None:
+    refused(theirs.write(tmp_path, content), text)
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    refused(tmp_path / "none.onnx", "does not exist: name an .onnx file")
+    refused(tmp_path, "is a folder: name an .onnx file")
+    with zipfile.ZipFile(tmp_path / "net.pt", "w") as archive:
+        archive.writestr("data.pkl", b"")
+    refused(tmp_path / "net.pt", r"by its name, a PyTorch file.*torch\.onnx\.export.*--from-onnx")
+    (tmp_path / "net.pt").rename(tmp_path / "net.onnx")
+    refused(tmp_path / "net.onnx", r"a zip archive, as torch.save .*torch\.onnx\.export")
+
+
+def test_a_file_larger_than_protobuf_s(tmp_path: Path) -> None:
+    path = tmp_path / "large.onnx"
+    with path.open("wb") as stream:
+        stream.truncate(2**31)  # sparse: takes no room
+    refused(path, "has 2147483648 bytes, and an ONNX file at most 2147483647")
+
+
+def of_opset(version: int, ir_version: int = 8) -> onnx.ModelProto:
+    model = theirs.classifier(opset=17)
+    model.opset_import[0].version = version
+    model.ir_version = ir_version
+    return model
+
+
+def without_opset() -> onnx.ModelProto:
+    model = theirs.classifier(domains=["com.microsoft"])
+    del model.opset_import[0]
+    return model
+
+
+def bytes_that_are_no_text() -> bytes:
+    return theirs.classifier().SerializeToString().replace(b"pooled", b"\xff\xfeoled")
+
+
+def sparse() -> onnx.ModelProto:
+    model = theirs.classifier()
+    values = numpy_helper.from_array(np.ones(1, np.float32), "sparse")
+    model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, numpy_helper.from_array(np.zeros(1, np.int64), "at"), [4]))
+    return model
+
+
+def unknown_operator() -> onnx.ModelProto:
+    return theirs.classifier(tail=[helper.make_node("Wobble", ["scores"], ["logits"])])
+
+
+NEWEST = onnx.defs.onnx_opset_version()
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: of_opset(6), rf"has opset 6; 7 to {NEWEST} are taken .* export it again with opset_version=20"),
+        (lambda: of_opset(NEWEST + 1), rf"has opset {NEWEST + 1}; 7 to {NEWEST} are taken"),
+        (lambda: of_opset(0), "has opset 0; 7 to"),
+        (without_opset, "must name one opset of the standard's operators, got none"),
+        (lambda: of_opset(17, ir_version=99), "has IR version 99, the installed onnx .* reads up to .*: update onnx, or export it again"),
+        (bytes_that_are_no_text, "is corrupt: a name in it is not UTF-8"),
+        (sparse, "has sparse initialisers, which are not taken"),
+        (unknown_operator, "is not valid ONNX: No Op registered for Wobble"),
+    ],
+)
+def test_what_is_onnx_of_another_kind(tmp_path: Path, make: Callable[[], onnx.ModelProto | bytes], text: str) -> None:
+    refused(theirs.write(tmp_path, make()), text)
+
+
+LOGITS = [("logits", TensorProto.FLOAT, ("N", theirs.CLASSES))]
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_loops_of_many_trips(tmp_path: Path, nested: bool) -> None:
+    counts = [numpy_helper.from_array(np.array(trips, np.int64), f"n{trips}") for trips in (200, 2**62)]
+    inner = [theirs.loop("n200", "logits_in", "logits_out")] if nested else []
+    tail = [theirs.loop("n200" if nested else f"n{2**62}", "scores", "logits", inner)]
+    path = theirs.write(tmp_path, theirs.classifier(tail=tail, more=counts, outputs=LOGITS))
+    refused(path, rf"'logits\w*' runs its body {40_000 if nested else 2**62} times, expected .* 10000")
+
+
+@pytest.mark.parametrize("trips", ["", "batch"])
+def test_loops_whose_trips_are_not_constant(tmp_path: Path, trips: str) -> None:
+    tail = [
+        helper.make_node("Shape", ["x"], ["sizes"], start=0, end=1),
+        helper.make_node("Squeeze", ["sizes"], ["batch"]),
+        theirs.loop(trips, "scores", "logits"),
+    ]
+    refused(theirs.write(tmp_path, theirs.classifier(tail=tail, outputs=LOGITS)), "computed or missing, expected .* 10000")
+
+
+def test_a_loop_whose_trips_only_look_constant(tmp_path: Path) -> None:
+    """An input of the outer body is called as a constant of three trips; what it holds is 2^62."""
+    inner = theirs.loop("n3", "scores", "inner")
+    inputs = [("i", TensorProto.INT64), ("c", TensorProto.BOOL), ("n3", TensorProto.INT64)]
+    outputs = [("g", TensorProto.BOOL), ("n", TensorProto.INT64)]
+    body: Any = helper.make_graph(
+        [helper.make_node("Identity", ["c"], ["g"]), helper.make_node("Identity", ["n3"], ["n"]), inner],
+        "body",
+        [helper.make_tensor_value_info(name, kind, []) for name, kind in inputs],
+        [
+            *(helper.make_tensor_value_info(name, kind, []) for name, kind in outputs),
+            helper.make_tensor_value_info("inner", TensorProto.FLOAT, None),
+        ],
+    )
+    tail = [helper.make_node("Loop", ["n3", "", "endless"], ["last", "all"], body=body), helper.make_node("ReduceMax", ["all"], ["logits"])]
+    more = [numpy_helper.from_array(np.array(trips, np.int64), name) for name, trips in (("n3", 3), ("endless", 2**62))]
+    path = theirs.write(tmp_path, theirs.classifier(tail=tail, more=more, outputs=LOGITS))
+    refused(path, "'inner' takes a number of trips that is computed or missing")
+
+
+def test_a_loop_of_few_trips_is_accepted(tmp_path: Path) -> None:
+    three = [numpy_helper.from_array(np.array(3, np.int64), "n3")]
+    path = theirs.write(tmp_path, theirs.classifier(tail=[theirs.loop("n3", "scores", "logits")], more=three, outputs=LOGITS))
+    onnx_from_foreign(path)
+    images = np.random.default_rng(0).random((2, *theirs.SHAPE), np.float32)
+    assert np.allclose(foreign_reference(path)(images), 8 * theirs.answer(images), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("entries", "text"),
+    [
+        (
+            {"location": "/etc/hostname"},
+            r"keeps the tensor 'fc\.w' in '/etc/hostname': external data are read from the file's own folder alone",
+        ),
+        ({"location": "../weights.bin"}, r"'\.\./weights\.bin', which leads to .*from the file's own folder alone"),
+        ({"location": "inner/../../weights.bin"}, "from the file's own folder alone"),
+        ({"location": ""}, "from the file's own folder alone"),
+        ({"location": "a\0b"}, "from the file's own folder alone"),
+        ({"location": "link.bin"}, "which leads to .*outside/weights.bin.* put all its files into one folder"),
+        ({"location": "linked/weights.bin"}, "which leads to .*outside/weights.bin"),
+        ({"location": "none.bin"}, "which is missing in "),
+        ({"location": "inner"}, "which is not a file in "),
+        ({"length": "40"}, r"with 40 bytes, but \[5, 4\] of its type take 80"),
+        ({"length": "-1"}, "with -1 bytes, but"),
+        ({"length": "many"}, r"with an offset, length or type that is none \(invalid literal"),
+        ({"offset": "17"}, "bytes 17 to 97, but that file has 96: it is truncated"),
+        ({"offset": "-8"}, "bytes -8 to 72, but that file has 96"),
+    ],
+)
+def test_external_data_that_are_elsewhere_or_of_another_length(tmp_path: Path, entries: dict[str, str], text: str) -> None:
+    outside, folder = tmp_path / "outside", tmp_path / "theirs"
+    for made in (outside, folder, folder / "inner"):
+        made.mkdir()
+    path = theirs.write_external(folder, **entries)
+    for place in (outside, tmp_path):
+        (place / "weights.bin").write_bytes((folder / "weights.bin").read_bytes())
+    (folder / "link.bin").symlink_to(outside / "weights.bin")
+    (folder / "linked").symlink_to(outside)
+    refused(path, text)
+
+
+def test_external_data_hidden_in_a_function_or_an_attribute(tmp_path: Path) -> None:
+    secret = helper.make_tensor("secret", TensorProto.FLOAT, [1], [0.0])
+    secret.ClearField("float_data")
+    secret.data_location = TensorProto.EXTERNAL
+    secret.external_data.add(key="location", value="/etc/hostname")
+    hidden = helper.make_node("Constant", [], ["hidden"], value=secret)
+    body = [hidden, helper.make_node("Add", ["a", "hidden"], ["b"])]
+    in_function = theirs.classifier(tail=[helper.make_node("Plus", ["scores"], ["more"], domain="mine")], domains=["mine"])
+    in_function.functions.append(helper.make_function("mine", "Plus", ["a"], ["b"], body, [helper.make_opsetid("", 18)]))
+    branch: Any = helper.make_graph([hidden], "branch", [], [helper.make_tensor_value_info("hidden", TensorProto.FLOAT, [1])])
+    choice = helper.make_node("If", ["yes"], ["chosen"], then_branch=branch, else_branch=branch)
+    in_branch = theirs.classifier(tail=[choice], more=[numpy_helper.from_array(np.array(True), "yes")])
+    few = onnx.SparseTensorProto(values=secret, indices=numpy_helper.from_array(np.zeros(1, np.int64)), dims=[1])
+    in_sparse = theirs.classifier(tail=[helper.make_node("Constant", [], ["hidden"], sparse_value=few)])
+    for model in (theirs.classifier(tail=[hidden]), in_function, in_branch, in_sparse):
+        refused(theirs.write(tmp_path, model), "keeps the tensor 'secret' in '/etc/hostname'")
+
+
+def test_links_and_folders_inside_the_folder_are_followed(tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir()
+    path = theirs.write_external(tmp_path, location="inner/link.bin")
+    (tmp_path / "inner/link.bin").symlink_to("../weights.bin")
+    assert onnx_from_foreign(path).graph.output[0].name == "logits"
+
+
+def test_external_data_that_make_the_file_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = theirs.write_external(tmp_path)
+    monkeypatch.setattr(reader, "LARGEST_FILE", path.stat().st_size + 10)
+    refused(path, "and its external data have .* bytes; a member is one protobuf file of at most")
+
+
+def test_weights_of_four_bits_which_opset_20_does_not_know(tmp_path: Path) -> None:
+    (tmp_path / "bits.bin").write_bytes(bytes(10))
+    packed = onnx.TensorProto(name="packed", data_type=TensorProto.INT4, dims=[4, 5], data_location=TensorProto.EXTERNAL)
+    packed.external_data.add(key="location", value="bits.bin")
+    scale = numpy_helper.from_array(np.array(1, np.float32), "scale")
+    tail = [helper.make_node("DequantizeLinear", ["packed", "scale"], ["w"]), helper.make_node("MatMul", ["kept", "w"], ["logits"])]
+    outputs = [("logits", TensorProto.FLOAT, ("N", 5))]
+    path = theirs.write(tmp_path, theirs.classifier(opset=21, tail=tail, more=[packed, scale], outputs=outputs))
+    refused(path, r"has opset 21 and cannot be converted to 20; .* quantised to 8 bits .*: DataType \(22\) .*'DequantizeLinear'")
+
+
+def test_a_custom_domain_that_the_runtime_does_not_know(tmp_path: Path) -> None:
+    tail = [helper.make_node("Wobble", ["scores"], ["logits"], domain="theirs.own")]
+    outputs = [("logits", TensorProto.FLOAT, ("N", 5))]
+    path = theirs.write(tmp_path, theirs.classifier(tail=tail, outputs=outputs, domains=["theirs.own", "ai.onnx.ml"]))
+    refused(path, r"not of the ONNX standard \(theirs\.own: Wobble\): export it without them or, .* \(--custom-operators theirs\.own\)")
+    refused(path, r"is not loaded by ONNX Runtime \d.*theirs\.own", custom_domains=["theirs.own"])
+
+
+def with_two_inputs() -> onnx.ModelProto:
+    model = theirs.classifier(tail=[helper.make_node("Add", ["scores", "more"], ["logits"])])
+    model.graph.input.append(helper.make_tensor_value_info("more", TensorProto.FLOAT, ["N", 5]))
+    return model
+
+
+def with_a_sequence() -> onnx.ModelProto:
+    model = theirs.classifier(tail=[helper.make_node("SequenceAt", ["many", "zero"], ["one"])])
+    model.graph.initializer.append(numpy_helper.from_array(np.array(0, np.int64), "zero"))
+    model.graph.node[-1].input[0] = "x"
+    model.graph.input[0].CopyFrom(helper.make_tensor_sequence_value_info("x", TensorProto.FLOAT, ["N", *theirs.SHAPE]))
+    model.graph.node[0].input[0] = "one"
+    nodes = [model.graph.node[-1], *list(model.graph.node)[:-1]]
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del model.graph.node[:]
+    model.graph.node.extend(copies)
+    return model
+
+
+def of_constants() -> onnx.ModelProto:
+    model = theirs.classifier()
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros((1, *theirs.SHAPE), np.float32), "x"))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (with_two_inputs, r"must have one input, the images, got 2 \('x', 'more'\)"),
+        (of_constants, r"must have one input, the images, got 0 \(none\)"),
+        (with_a_sequence, "the input 'x' is a sequence_type, expected a tensor"),
+        (lambda: theirs.classifier(elem_type=TensorProto.UINT8), r"the input 'x' is uint8, expected float32 in \[0, 1\].* std=1/255"),
+        (lambda: theirs.classifier(elem_type=TensorProto.FLOAT16), "the input 'x' is float16, expected float32"),
+        (lambda: theirs.classifier(elem_type=TensorProto.DOUBLE), r"the input 'x' is float64 \(double\), expected float32"),
+        (lambda: theirs.classifier(elem_type=TensorProto.STRING), "the input 'x' is string, expected float32"),
+        (lambda: theirs.classifier(elem_type=99), r"the input 'x' is of an unknown type \(99\), expected float32"),
+        (lambda: theirs.classifier(shape=("N", 12)), r"has the shape \(N, 12\), expected 4 dimensions"),
+        (lambda: theirs.classifier(shape=("N", 6, 8, 3)), r"\(N, 6, 8, 3\), which looks like channels last .* --inputs-as-nchw x"),
+        (lambda: theirs.classifier(shape=("N", "h", "w", 3)), r"\(N, h, w, 3\), which looks like channels last"),
+        (lambda: theirs.classifier(shape=("N", None, 6, 8)), r"\(N, \?, 6, 8\), which leaves C, H or W open"),
+        (lambda: theirs.classifier(shape=("N", 3, 0, 8)), r"must be at least 1.*d\[2\]\.Clear\(\)"),
+        (lambda: theirs.classifier(shape=(0, 3, 6, 8)), r"must be at least 1.*d\[0\]\.Clear\(\)"),
+        (lambda: theirs.classifier(shape=("N", 3, 30_000, 30_000)), "an image has at most 67108864 values"),
+        (lambda: theirs.classifier(shape=(10_000_000, 3, 6, 8)), "a fixed batch 268435456"),
+    ],
+)
+def test_inputs_that_are_not_images(tmp_path: Path, make: Callable[[], onnx.ModelProto], text: str) -> None:
+    refused(theirs.write(tmp_path, make()), text)
+
+
+def ending(operator: str, kind: int, sides: theirs.Shape, inputs: tuple[str, ...] = ("scores",), **attributes: Any) -> onnx.ModelProto:
+    more = [
+        numpy_helper.from_array(np.array([2, 3], np.int64), "axes"),
+        numpy_helper.from_array(np.array([[0]], np.int64), "first"),
+        numpy_helper.from_array(np.zeros((1, 5), np.float32), "constant"),
+        numpy_helper.from_array(np.array([-1], np.int64), "line"),
+    ]
+    tail = [helper.make_node(operator, inputs, ["logits"], **attributes)]
+    return theirs.classifier(tail=tail, more=more, outputs=[("logits", kind, sides)])
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: ending("Identity", 1, ("N", 4, 6, 8), ("relu",)), r"\(1, 4, 6, 8\) for 1 image.*a map and no classification"),
+        (lambda: ending("Reshape", 1, ("M",), ("scores", "line")), r"has the shape \(5,\) for 1 image, expected \(N, K\): name another"),
+        (
+            lambda: ending("Slice", 1, ("N", 1), ("scores", "zero", "one", "one")),
+            r"\(N, 1\), expected \(N, K\).* at least 2.* two logits, 0 and z",
+        ),
+        (lambda: ending("Cast", TensorProto.DOUBLE, ("N", 5), to=TensorProto.DOUBLE), r"'logits' is float64 \(double\), expected float32"),
+        (lambda: ending("Cast", TensorProto.FLOAT16, ("N", 5), to=TensorProto.FLOAT16), "'logits' is float16, expected float32"),
+        (lambda: ending("ArgMax", TensorProto.INT64, ("N", 1), axis=1), "'logits' is int64, expected float32"),
+        (lambda: ending("Identity", 1, (1, 5), ("constant",)), "the output 'logits' does not depend on the input 'x': name another"),
+    ],
+)
+def test_outputs_that_are_not_logits(tmp_path: Path, make: Callable[[], onnx.ModelProto], text: str) -> None:
+    model = make()
+    for name, value in (("zero", 0), ("one", 1)):
+        model.graph.initializer.append(numpy_helper.from_array(np.array([value], np.int64), name))
+    refused(theirs.write(tmp_path, model), text)
+
+
+@pytest.mark.parametrize("output", [None, "scores"])
+@pytest.mark.parametrize("sides", [("N", 1), ("N", None), ("N", "K", 1, 1)])
+def test_a_sigmoid_of_one_value_has_no_logits_to_name(tmp_path: Path, sides: theirs.Shape, output: str | None) -> None:
+    more = [numpy_helper.from_array(value, name) for name, value in (("one", np.ones((5, 1), np.float32)), ("axes", np.array([2, 3])))]
+    tail = [helper.make_node("MatMul", ["scores", "one"], ["z"]), helper.make_node("Sigmoid", ["z"], ["sure"])]
+    if len(sides) > 2:
+        tail = [tail[0], helper.make_node("Unsqueeze", ["z", "axes"], ["map"]), helper.make_node("Sigmoid", ["map"], ["sure"])]
+    path = theirs.write(tmp_path, theirs.classifier(tail=tail, more=more, outputs=[("sure", TensorProto.FLOAT, sides)]))
+    name = "sure" if output is None else "z"
+    refused(path, rf"'{name}' has the shape \(N, 1\), expected \(N, K\).* at least 2.*torch\.cat", output=output and "z")
+    # What the message proposes works.
+    zero = helper.make_node("Sub", ["z", "z"], ["zero"])
+    both = helper.make_node("Concat", ["zero", "z"], ["logits"], axis=1)
+    two = theirs.classifier(tail=[tail[0], zero, both], more=more, outputs=[("logits", TensorProto.FLOAT, ("N", 2))])
+    onnx_from_foreign(theirs.write(tmp_path, two))
+
+
+@pytest.mark.parametrize("form", ["initializer", "Constant", "float16"])
+def test_weights_that_are_no_numbers_are_named(tmp_path: Path, form: str) -> None:
+    values = np.array([1, 2, np.nan, 4, 5], np.float16 if form == "float16" else np.float32)
+    tail = [helper.make_node("Cast", ["bad"], ["bad32"], to=TensorProto.FLOAT), helper.make_node("Add", ["scores", "bad32"], ["logits"])]
+    more = [numpy_helper.from_array(values, "bad")]
+    if form == "Constant":
+        tail, more = [helper.make_node("Constant", [], ["bad"], value=more[0]), *tail], []
+    path = theirs.write(tmp_path, theirs.classifier(tail=tail, more=more, outputs=LOGITS))
+    refused(path, "'bad' holds NaN")
+
+
+@pytest.mark.parametrize(("scale", "text"), [(np.inf, "'factors' holds infinite values"), (3e38, "weights are finite, .* overflows")])
+def test_answers_that_are_no_numbers(tmp_path: Path, scale: float, text: str) -> None:
+    more = [numpy_helper.from_array(np.full(5, scale, np.float32), "factors")]
+    tail = [helper.make_node("Mul", ["scores", "factors"], ["large"]), helper.make_node("Mul", ["large", "factors"], ["logits"])]
+    path = theirs.write(tmp_path, theirs.classifier(tail=tail, more=more, outputs=LOGITS))
+    refused(path, rf"itself answers .*{text}")
+
+
+def test_infinite_weights_are_taken_where_the_answers_are_finite(tmp_path: Path) -> None:
+    more = [numpy_helper.from_array(np.array([1.0, np.inf], np.float32), "limits")]
+    smallest = [helper.make_node("ReduceMin", ["limits"], ["least"]), helper.make_node("Mul", ["scores", "least"], ["logits"])]
+    onnx_from_foreign(theirs.write(tmp_path, theirs.classifier(tail=smallest, more=more, outputs=LOGITS)))
+
+
+def test_an_output_that_is_a_sequence(tmp_path: Path) -> None:
+    model = ending("SequenceConstruct", 1, ("N", 5))
+    model.graph.output[0].CopyFrom(helper.make_tensor_sequence_value_info("logits", TensorProto.FLOAT, ["N", 5]))
+    refused(theirs.write(tmp_path, model), "the output 'logits' is a sequence_type, expected a float32 tensor")
+
+
+def test_an_output_inside_of_another_type(tmp_path: Path) -> None:
+    path = theirs.write(tmp_path, theirs.classifier(tail=[helper.make_node("Shape", ["x"], ["sides"])]))
+    refused(path, r"the output 'sides' is int64, expected float32: .*; outputs: 'scores'", output="sides")
+
+
+@pytest.mark.parametrize("batch", [1, 2, "N"])
+def test_a_batch_that_is_fixed_inside(tmp_path: Path, batch: int | str) -> None:
+    """An Expand to one image's shape: what was meant by it cannot be known."""
+    size = batch if isinstance(batch, int) else 2
+    more = [numpy_helper.from_array(np.zeros((size, 5), np.float32), "offsets")]
+    tail = [helper.make_node("Concat", ["scores", "offsets"], ["logits"], axis=1)]
+    model = theirs.classifier(shape=(batch, *theirs.SHAPE), tail=tail, more=more, outputs=[("logits", TensorProto.FLOAT, (batch, 10))])
+    text = f"has a fixed batch of {batch}, and does not run on" if isinstance(batch, int) else "does not run in ONNX Runtime on 1 image of"
+    refused(theirs.write(tmp_path, model), text)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"mean": [0.1, 0.2]}, r"mean must be 1 or 3 numbers, one for each channel, got 2"),
+        ({"std": []}, r"std must be 1 or 3 numbers, one for each channel, got 0"),
+        ({"mean": [float("nan")]}, "mean must be finite in float32"),
+        ({"mean": [1e39]}, "mean must be finite in float32"),
+        ({"std": [0.0]}, "std must be finite and above 0 in float32"),
+        ({"std": [1e-60]}, "std must be finite and above 0 in float32"),
+        ({"std": [-1.0, 1.0, 1.0]}, "std must be finite and above 0 in float32"),
+    ],
+)
+def test_a_normalisation_that_is_none(tmp_path: Path, options: dict[str, Any], text: str) -> None:
+    path = theirs.write(tmp_path, theirs.classifier())
+    for ask in (onnx_from_foreign, foreign_reference):
+        with pytest.raises(ExportError, match=text):
+            ask(path, **options)

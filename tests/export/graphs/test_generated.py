@@ -1,0 +1,106 @@
+"""Converters on networks that nobody wrote: bodies, misleading names, axes written in every way; against ONNX Runtime's own answers."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto
+
+from defensemble_export import Ensemble, ExportError, Vote, fused_onnx
+from defensemble_export.foreign.convert import onnx_from_foreign
+from defensemble_export.graphs.int8 import int8_from_onnx
+from tests.support import tiny
+from tests.support.foreign_models import write
+from tests.support.generated_graphs import SHAPE, Array, Recipe, graph_from_recipe, recipes
+
+IMAGES = np.random.default_rng(0).random((8, *SHAPE), np.float32)
+NAMINGS = st.integers(0, 10_000)
+
+
+def few_or_many(few: int, many: int, **strategies: st.SearchStrategy[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Run a property on `few` examples, and on `many` where the slow tests run."""
+
+    def decorate(test: Callable[..., None]) -> Callable[..., None]:
+        def run(count: int) -> None:
+            settings(max_examples=count, deadline=None, suppress_health_check=list(HealthCheck))(given(**strategies)(test))()
+
+        return pytest.mark.parametrize("count", [few, pytest.param(many, marks=pytest.mark.slow)])(run)
+
+    return decorate
+
+
+def answer(model: onnx.ModelProto | bytes, images: Array, output: str = "logits", *, optimised: bool = True) -> Array:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # it warns of the extents that the recipes write
+    if not optimised:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    content = model if isinstance(model, bytes) else model.SerializeToString()
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    (values,) = session.run([output], {"images": images})
+    assert isinstance(values, np.ndarray)
+    return values
+
+
+@few_or_many(8, 400, members=st.lists(st.tuples(recipes(), NAMINGS), min_size=2, max_size=3), again=st.booleans(), logits=st.booleans())
+def test_a_fused_graph_is_numpy_s_average(members: list[tuple[Recipe, int]], again: bool, logits: bool) -> None:
+    if again:  # what members do alike is done once
+        members[1] = (members[0][0], members[1][1])
+    weights = np.arange(1.0, len(members) + 1) / np.arange(1.0, len(members) + 1).sum()
+    votes = tuple(Vote(f"m{index}", 1, weight) for index, weight in enumerate(weights))
+    fused = fused_onnx([graph_from_recipe(*member) for member in members], Ensemble("e", votes, "logits" if logits else "probabilities"))
+    onnx.checker.check_model(onnx.load_model_from_string(fused), full_check=True)
+    each = np.stack([answer(graph_from_recipe(recipe), IMAGES).astype(np.float64) for recipe, _ in members])
+    tolerance = 1e-5 * max(1.0, float(np.abs(each).max()))
+    softmax = tiny.softmax(each)
+    expected = tiny.softmax(np.tensordot(weights, each, 1)) if logits else np.tensordot(weights, softmax, 1)
+    assert np.abs(answer(fused, IMAGES, "member_probabilities") - softmax.transpose(1, 0, 2)).max() <= tolerance
+    assert np.abs(answer(fused, IMAGES, "probabilities") - expected).max() <= tolerance
+
+
+def outcome(model: onnx.ModelProto, float_nodes: list[str] | None) -> onnx.ModelProto | str:
+    """The network in int8, or why not."""
+    try:
+        return int8_from_onnx(model, IMAGES, float_nodes=float_nodes)
+    except ExportError as error:
+        return str(error)
+
+
+@few_or_many(8, 400, recipe=recipes(), naming=NAMINGS, everything=st.booleans())
+def test_int8_does_not_depend_on_names_and_is_near(recipe: Recipe, naming: int, everything: bool) -> None:
+    plain, odd = graph_from_recipe(recipe), graph_from_recipe(recipe, naming)
+    named, quantised = (outcome(model, [] if everything else None) for model in (plain, odd))
+    if isinstance(named, str) or isinstance(quantised, str):
+        assert named == quantised
+        assert "nothing of the graph is left to quantise" in str(named)
+        return
+    onnx.checker.check_model(quantised, full_check=True)
+    same = answer(named, IMAGES, optimised=False)
+    np.testing.assert_array_equal(answer(quantised, IMAGES, optimised=False), same)
+    right = answer(plain, IMAGES)
+    for got in (same, answer(quantised, IMAGES)):
+        assert np.abs(got - right).max() <= 0.25 * np.abs(right).max() + 0.01
+    masks = [
+        {tensor.name: tensor.raw_data for tensor in model.graph.initializer if tensor.data_type == TensorProto.BOOL}
+        for model in (odd, quantised)
+    ]
+    assert masks[0] == masks[1], "masks keep their names, and other constants are none"
+
+
+@few_or_many(4, 200, recipe=recipes(), naming=NAMINGS)
+def test_a_normalisation_is_put_before_whatever_reads_the_images(recipe: Recipe, naming: int) -> None:
+    named = graph_from_recipe(replace(recipe, axes=("N", "N", "N")), naming)
+    with tempfile.TemporaryDirectory() as folder:
+        imported = onnx_from_foreign(write(Path(folder), named), mean=[0.5, 0.25, 0.5], std=[0.25])
+    mean = np.array([0.5, 0.25, 0.5], np.float32).reshape(3, 1, 1)
+    expected = answer(graph_from_recipe(recipe), (IMAGES - mean) / np.float32(0.25))
+    assert np.abs(answer(imported, IMAGES) - expected).max() <= 1e-4 * max(1.0, float(np.abs(expected).max()))

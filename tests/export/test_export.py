@@ -1,0 +1,166 @@
+"""`defensemble export` onto a repository that exists: what it says, and that it verifies and writes as the configurations there ask."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from defensemble.cli.commands.export import command
+from defensemble_export import (
+    Ensemble,
+    ExportError,
+    RepositoryError,
+    Verification,
+    Vote,
+    config_from_pbtxt,
+    pbtxt_from_config,
+    read_ensemble,
+)
+from defensemble_export import repository_plan as real_plan
+from defensemble_export import verify_onnx as real_verify
+from tests.support import foreign_models as theirs
+from tests.support.broken import content, untrained_checkpoint
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(command, [str(argument) for argument in arguments])
+
+
+def told_of_the_ensemble(result: Result) -> str:
+    assert result.exit_code == 0, result.output
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("ensemble: ")]
+    return line.removeprefix("ensemble: ")
+
+
+def test_replace_extends_the_ensemble_and_tells_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository = tmp_path / "repository"
+    a, b = (untrained_checkpoint(tmp_path / f"{name}.safetensors", seed) for seed, name in enumerate("ab"))
+    first = run(a, "--repository", repository, "--average", "logits", "--weight", "a=3", "--max-batch-size", "5")
+    assert told_of_the_ensemble(first) == "a@1 (weight 3); average of logits, batches of up to 5"
+
+    path = repository / "a" / "config.pbtxt"
+    config = config_from_pbtxt(path.read_text(), "a")
+    config.max_batch_size = 7
+    path.write_bytes(pbtxt_from_config(config))
+    stale = tmp_path / ".repository.staging-a1b2_c3d"
+    (stale / "a").mkdir(parents=True)
+    verified: list[int] = []
+    held: list[bool] = []
+
+    def verify(*arguments: Any, max_batch_size: int, **named: Any) -> Verification:
+        verified.append(max_batch_size)
+        return real_verify(*arguments, max_batch_size=max_batch_size, **named)
+
+    def plan(*arguments: Any, **named: Any) -> dict[str, bytes]:
+        descriptor = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held.append(False)
+        except BlockingIOError:
+            held.append(True)
+        finally:
+            os.close(descriptor)
+        return real_plan(*arguments, **named)
+
+    monkeypatch.setattr("defensemble_export.members.write.verify_onnx", verify)
+    monkeypatch.setattr("defensemble_export.export.repository_plan", plan)
+    again = run(a, b, "--repository", repository, "--replace")
+    assert told_of_the_ensemble(again) == "a@2 (weight 3), b@1 (weight 1); average of logits, batches of up to 5"
+    assert read_ensemble(repository, "ensemble") == Ensemble("ensemble", (Vote("a", 2, 3.0), Vote("b")), "logits")
+    assert verified == [7, 64], "each at the largest batch that its configuration allows"
+    assert held == [True], "what is planned on this state is written onto it"
+    assert f"removed {stale}, which an export that was killed had left" in again.stderr
+    assert not stale.exists()
+
+    before = content(tmp_path)
+    refused = run(a, "--repository", repository, "--replace", "--max-batch-size", "64")
+    assert type(refused.exception) is RepositoryError
+    assert f"{repository / 'ensemble/config.pbtxt'} says max_batch_size 5, and --max-batch-size says 64" in str(refused.exception)
+    assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--no-ensemble", "--ensemble", "mine"], "--ensemble names an ensemble, and --no-ensemble asks for none"),
+        (["--no-ensemble", "--weight", "a=2"], "--weight and --average are about an ensemble or a fused graph, and --no-ensemble asks for"),
+        (["--no-ensemble", "--average", "logits"], "--weight and --average are about an ensemble or a fused graph"),
+        (["--weight", "a=2", "--weight", "a=3"], "--weight names a member twice"),
+        (["--weight", "a"], "expected NAME=NUMBER, got 'a'"),
+        (["b.safetensors", "--as", "c"], "--as names one network, and 2 are given"),
+        (["--from-onnx", "n.onnx"], "--from-onnx needs --as NAME"),
+        (["--output", "scores", "--labels", "l.txt"], "--output, --labels: of use with --from-onnx alone"),
+        (["--mean", "0.5"], "--mean: of use with --from-onnx alone"),
+        (["--resize", "crop"], "--resize: of use with --from-onnx alone"),
+        (["--resize", "stretch"], "'stretch' is not one of 'crop', 'squash'"),
+        (["--mean", "a,b"], "expected numbers with commas between them, such as 0.485,0.456,0.406, got 'a,b'"),
+        (["--calibration-count", "9"], "--calibration-count: of use with --precision int8 alone"),
+        (["--precision", "fp16", "--calibration-images", "a.npy"], "--calibration-images: of use with --precision int8 alone"),
+        (["--precision", "fp8"], "'fp8' is not one of 'fp32', 'fp16', 'int8'"),
+    ],
+)
+def test_options_that_do_not_go_together(options: list[str], text: str) -> None:
+    result = run("a.safetensors", *options)
+    assert result.exit_code == 2
+    assert text in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ([], "no network is given: name a CHECKPOINT, or an ONNX file by --from-onnx"),
+        (["--as", "a"], "--as names one network, and 0 are given"),
+        (["--from-onnx", "n.onnx", "--as", "a", "--mean", "0.5"], "--mean and --std go together"),
+        (["--from-onnx", "n.onnx", "--as", "a", "--input-shape", "3,224"], "expected three positive integers, channels,height,width"),
+        (["--fuse", "f", "--no-ensemble"], "--fuse without networks fuses an ensemble that is in the repository"),
+        (["--fuse", "f", "--weight", "a=2", "--precision", "fp16"], "--weight, --precision: of use with networks to export"),
+    ],
+)
+def test_options_without_a_network(options: list[str], text: str) -> None:
+    result = run(*options)
+    assert result.exit_code == 2
+    assert text in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("net.onnx", ["--from-onnx {path} --as NAME"]),
+        ("net.pt", ["PyTorch", "torch.onnx.export", "onnx_from_module", "--from-onnx"]),
+        ("net.pth", ["PyTorch"]),
+        ("net.CKPT", ["PyTorch"]),
+        ("pytorch_model.bin", ["PyTorch"]),
+        ("net.keras", ["tf2onnx", "--from-onnx"]),
+    ],
+)
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04", theirs.classifier().SerializeToString()])
+def test_files_that_are_no_checkpoints_by_their_name(tmp_path: Path, name: str, told: list[str], content: bytes) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    result = run(path, "--repository", tmp_path / "repository", "--as", "a")
+    assert isinstance(result.exception, ExportError)
+    for text in told:
+        assert text.format(path=path) in str(result.exception)
+    assert not (tmp_path / "repository").exists()
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "told"),
+    [
+        ("123.675,116.28,103.53", "58.395,57.12,57.375", "--mean 0.485,0.456,0.406 --std 0.229,0.224,0.225"),
+        ("127.5", "127.5", "--mean 0.5 --std 0.5"),
+        ("0", "255", "--mean 0 --std 1"),
+        ("0.485,0.456,0.406", "0.229,0.224,0.225", None),
+    ],
+)
+def test_statistics_of_0_to_255_are_warned_of(tmp_path: Path, mean: str, std: str, told: str | None) -> None:
+    path = theirs.write(tmp_path, theirs.classifier())
+    result = run("--from-onnx", path, "--as", "a", "--repository", tmp_path / "r", "--no-ensemble", "--mean", mean, "--std", std)
+    assert result.exit_code == 0, result.output
+    assert ("Warning" in result.stderr) == (told is not None)
+    assert (told or "") in result.stderr

@@ -1,0 +1,362 @@
+"""A fused graph as a model of a repository: what is written, what is kept, what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from defensemble.ensembles import Ensembles
+from defensemble_export import (
+    ConfigError,
+    Ensemble,
+    EnsembleError,
+    ExistsError,
+    RepositoryError,
+    Vote,
+    check_ensemble,
+    config_from_pbtxt,
+    fuse_planned,
+    fuse_repository,
+    fused_member,
+    fused_onnx,
+    fused_plan,
+    pbtxt_from_config,
+    read_config,
+    repository_plan,
+    write_plan,
+)
+from defensemble_repository.view import Files
+from tests.support import tiny
+from tests.support.tiny import member
+
+PAIR = Ensemble("ensemble", (Vote("alpha"), Vote("beta", 1, 3.0)))
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """Linear members `alpha` (seed 1) and `beta` (seed 2), weights 1 and 3, batches of up to 8."""
+    return tiny.write_repository(tmp_path / "repository", weight={"beta": 3.0})
+
+
+def content_of(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_a_repository_is_fused_from_what_it_holds(repository: Path) -> None:
+    before = content_of(repository)
+    written = fuse_repository(repository, "ensemble", "fused", images=tiny.images(9))
+    assert written == ["fused/1/model.onnx", "fused/1/model.onnx.json", "fused/labels.txt", "fused/config.pbtxt"]
+    after = content_of(repository)
+    assert {path: after[path] for path in before} == before
+    assert set(after) - set(before) == set(written)
+    assert [path.name for path in repository.parent.iterdir()] == ["repository"], "nothing is left beside it"
+    assert after["fused/1/model.onnx"] == fused_onnx([tiny.linear_onnx(1), tiny.linear_onnx(2)], PAIR)
+    config, ensemble = read_config(repository / "fused"), read_config(repository / "ensemble")
+    assert list(config.input) == list(ensemble.input)
+    assert [(tensor.name, tensor.data_type, list(tensor.dims)) for tensor in config.output] == [
+        (tensor.name, tensor.data_type, list(tensor.dims)) for tensor in ensemble.output
+    ]
+    assert config.output[0].label_filename == "labels.txt"
+    assert after["fused/labels.txt"] == after["ensemble/labels.txt"]
+    assert (config.backend, config.max_batch_size) == ("onnxruntime", 8)
+    assert config.HasField("dynamic_batching")
+    assert list(config.version_policy.specific.versions) == [1]
+    assert {key: value.string_value for key, value in config.parameters.items()} == {
+        "average": "probabilities",
+        "weights": "[1.0, 3.0]",
+        "members": '["alpha@1", "beta@1"]',
+        "member_digests": json.dumps([hashlib.sha256(tiny.linear_onnx(seed)).hexdigest() for seed in (1, 2)]),
+        "ensemble": "ensemble",
+        "intra_op_thread_count": "0",
+        "precision.1": "fp32",
+        "sha256.1": hashlib.sha256(after["fused/1/model.onnx"]).hexdigest(),
+    }
+    report = json.loads(after["fused/1/model.onnx.json"])
+    assert report["schema"] == "defensemble.export/1"
+    assert report["onnx"]["sha256"] == hashlib.sha256(after["fused/1/model.onnx"]).hexdigest()
+    assert (report["verification"]["batches"], report["verification"]["n"]) == ([1, 2, 8], 9)
+    assert max(report["verification"]["largest_difference"].values()) <= report["tolerance"]["largest_difference"] == 1e-6
+    voted = [(member["member"], member["precision"], member["weight"]) for member in report["origin"]["members"]]
+    assert voted == [("alpha@1", "fp32", 1.0), ("beta@1", "fp32", 3.0)]
+
+
+def test_it_fuses_the_versions_that_the_ensemble_pins(repository: Path) -> None:
+    tiny.write_second_version(repository, "alpha", 5)
+    fuse_repository(repository, "ensemble", "old")
+    assert (repository / "old/1/model.onnx").read_bytes() == fused_onnx([tiny.linear_onnx(1), tiny.linear_onnx(2)], PAIR)
+    write_plan(repository, repository_plan(repository, [member("alpha", 6)], replace=True))
+    fuse_repository(repository, "ensemble", "new")
+    pair = Ensemble("ensemble", (Vote("alpha", 3), Vote("beta", 1, 3.0)))
+    assert (repository / "new/1/model.onnx").read_bytes() == fused_onnx([tiny.linear_onnx(6), tiny.linear_onnx(2)], pair)
+    assert read_config(repository / "new").parameters["members"].string_value == '["alpha@3", "beta@1"]'
+
+
+def test_replace_adds_the_next_version_and_keeps_hand_edits(repository: Path) -> None:
+    fuse_repository(repository, "ensemble", "fused")
+    with pytest.raises(ExistsError, match=r"fused exists already: choose another name .* or pass --replace"):
+        fuse_repository(repository, "ensemble", "fused")
+    path = repository / "fused/config.pbtxt"
+    config = read_config(repository / "fused")
+    config.max_batch_size = 4
+    config.parameters["intra_op_thread_count"].string_value = "1"
+    del config.output[3]
+    path.write_bytes(pbtxt_from_config(config))
+    (repository / "fused/configs").mkdir()
+    config.default_model_filename = "model.plan"
+    (repository / "fused/configs/gpu-tensorrt.pbtxt").write_bytes(pbtxt_from_config(config))
+    write_plan(repository, repository_plan(repository, [member("gamma", 3)], replace=True, average="logits"))
+    first = (repository / "fused/1/model.onnx").read_bytes()
+
+    written = fuse_repository(repository, "ensemble", "fused", replace=True)
+    assert written == ["fused/2/model.onnx", "fused/2/model.onnx.json", "fused/configs/gpu-tensorrt.pbtxt", "fused/config.pbtxt"]
+    assert (repository / "fused/1/model.onnx").read_bytes() == first
+    for file, keys in (("config.pbtxt", {"sha256.1", "sha256.2"}), ("configs/gpu-tensorrt.pbtxt", {"sha256.1"})):
+        config = config_from_pbtxt((repository / "fused" / file).read_text(), file)
+        assert config.max_batch_size == 4
+        assert [(tensor.name, list(tensor.dims)) for tensor in config.output] == [
+            ("probabilities", [3]),
+            ("member_probabilities", [3, 3]),
+            ("entropy", [1]),
+        ]
+        assert list(config.version_policy.specific.versions) == [2]
+        assert config.parameters["intra_op_thread_count"].string_value == "1"
+        assert config.parameters["average"].string_value == "logits"
+        assert json.loads(config.parameters["members"].string_value) == ["alpha@1", "beta@1", "gamma@1"]
+        assert json.loads(config.parameters["weights"].string_value) == [1, 3, 1]
+        assert {key for key in config.parameters if key.startswith("sha256.")} == keys
+    assert json.loads((repository / "fused/2/model.onnx.json").read_text())["verification"]["batches"] == [1, 2, 4]
+
+
+def test_what_was_just_planned_is_fused_before_it_is_written(tmp_path: Path) -> None:
+    half = member("beta", 2, precision="fp16")
+    planned = repository_plan(tmp_path, [member("alpha", 1), half], weights={"beta": 3.0}, max_batch_size=4)
+    plan = fuse_planned(tmp_path, "ensemble", "fused", planned, images=tiny.images(3))
+    assert not list(tmp_path.iterdir()), "a plan writes nothing"
+    config = config_from_pbtxt(plan["fused/config.pbtxt"].decode(), "fused")
+    assert config.max_batch_size == 4
+    assert config.parameters["precision.1"].string_value == "fp16"
+    write_plan(tmp_path, {**planned, **plan})
+    other = tmp_path / "other"
+    tiny.write_repository(other, weight={"beta": 3.0}, max_batch_size=4)
+    fuse_repository(other, "ensemble", "fused")
+    assert plan["fused/1/model.onnx"] == (other / "fused/1/model.onnx").read_bytes()
+    # Beside members that are in the repository already.
+    later = repository_plan(tmp_path, [member("gamma", 3)], replace=True)
+    plan = fuse_planned(tmp_path, "ensemble", "fused", later, replace=True)
+    assert json.loads(config_from_pbtxt(plan["fused/config.pbtxt"].decode(), "f").parameters["members"].string_value) == [
+        "alpha@1",
+        "beta@1",
+        "gamma@1",
+    ]
+    with pytest.raises(EnsembleError, match="'gamma' is the name of the ensemble or of a member"):
+        fuse_planned(tmp_path, "ensemble", "gamma", later)
+
+
+@pytest.mark.parametrize(
+    ("precisions", "told"), [(("fp32", "fp32"), "fp32"), (("fp16", "fp32"), "fp16"), (("int8", "fp16"), "int8"), (("fp32", "int8"), "int8")]
+)
+def test_a_graph_of_mixed_precisions_says_the_lowest(precisions: tuple[str, str], told: str) -> None:
+    members = [tiny.member(name, 1, precision=precision) for name, precision in zip(("alpha", "beta"), precisions, strict=True)]
+    assert fused_member("fused", PAIR, members, None, max_batch_size=2).precision == told
+
+
+def test_a_precision_that_there_is_not_is_refused() -> None:
+    members = [tiny.member("alpha", 1), tiny.member("beta", 2, precision="fp8")]
+    with pytest.raises(RepositoryError, match="precision must be one of fp32, fp16, int8, got 'fp8'"):
+        fused_member("fused", PAIR, members, None, max_batch_size=2)
+
+
+def test_a_fused_graph_needs_no_ensemble_in_the_repository(tmp_path: Path) -> None:
+    members = [member("alpha", 1), member("beta", 2)]
+    fused = fused_member("fused", PAIR, members, None, max_batch_size=4)
+    write_plan(tmp_path, fused_plan(tmp_path, fused, PAIR, max_batch_size=4))
+    assert [path.name for path in tmp_path.iterdir()] == ["fused"]
+    assert read_config(tmp_path / "fused").parameters["members"].string_value == '["alpha@1", "beta@1"]'
+
+
+@pytest.mark.parametrize(
+    ("other", "text"),
+    [
+        ({"class_names": ("x", "y", "z")}, r"share their class names: 'alpha' and 'beta' have 'circle' and 'x' for class 0"),
+        ({"input_shape": (1, 2, 8)}, r"share their image size: 'alpha' has \(1, 4, 4\), 'beta' has \(1, 2, 8\)"),
+        ({"onnx": tiny.linear_onnx(2, shape=(1, 2, 8))}, r"share their image size: 'alpha' has \(1, 4, 4\)"),
+    ],
+)
+def test_members_that_do_not_fit_are_refused(other: dict[str, object], text: str) -> None:
+    with pytest.raises(EnsembleError, match=text):
+        fused_member("fused", PAIR, [member("alpha", 1), member("beta", 2, **other)], None, max_batch_size=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "text"),
+    [
+        ("alpha", ExistsError, "alpha exists and is a single network, no fused graph: choose another name"),
+        ("ensemble", EnsembleError, "'ensemble' is the name of the ensemble or of a member"),
+        ("second", ExistsError, "second exists and is an ensemble, no fused graph"),
+        ("average_mine", EnsembleError, "are kept for averaging models"),
+        ("../out", EnsembleError, "a model's name has 1 to 100 letters"),
+    ],
+)
+@pytest.mark.parametrize("replace", [False, True])
+def test_names_that_are_taken(repository: Path, name: str, error: type[Exception], text: str, replace: bool) -> None:
+    write_plan(repository, repository_plan(repository, [member("gamma", 3)], ensemble="second"))
+    before = content_of(repository)
+    with pytest.raises(error, match=text):
+        fuse_repository(repository, "ensemble", name, replace=replace)
+    assert content_of(repository) == before
+
+
+def test_what_is_no_ensemble_is_not_fused(repository: Path) -> None:
+    with pytest.raises(EnsembleError, match="alpha is not an ensemble: name one"):
+        fuse_repository(repository, "alpha", "fused")
+    with pytest.raises(ConfigError, match=r"nobody/config\.pbtxt is not there: name a model or an ensemble of this repository"):
+        fuse_repository(repository, "nobody", "fused")
+    fuse_repository(repository, "ensemble", "fused")
+    with pytest.raises(EnsembleError, match="fused is not an ensemble"):
+        fuse_repository(repository, "fused", "again")
+
+
+def test_a_member_that_was_changed_or_is_gone_is_found(repository: Path) -> None:
+    file = repository / "alpha/1/model.onnx"
+    good = file.read_bytes()
+    file.write_bytes(tiny.linear_onnx(9))
+    with pytest.raises(RepositoryError, match=r"alpha/1/model\.onnx has SHA-256 .*changed or damaged .* export 'alpha' again"):
+        fuse_repository(repository, "ensemble", "fused")
+    file.unlink()
+    with pytest.raises(RepositoryError, match=r"alpha/1/model\.onnx is missing: export 'alpha' again"):
+        fuse_repository(repository, "ensemble", "fused")
+    file.write_bytes(good)
+    (repository / "alpha/config.pbtxt").unlink()
+    with pytest.raises(EnsembleError, match=r"lets alpha vote, which .* lacks"):
+        fuse_repository(repository, "ensemble", "fused")
+    assert not (repository / "fused").exists()
+
+
+def test_a_member_that_says_nothing_of_its_file_is_taken_as_it_is(repository: Path) -> None:
+    model = onnx.load_model_from_string(tiny.linear_onnx(1))
+    onnx.helper.set_model_props(model, {"defensemble.class_names": '["circle", "square", "triangle"]'})
+    (repository / "alpha/1/model.onnx").write_bytes(model.SerializeToString())
+    (repository / "alpha/labels.txt").unlink()
+    config = read_config(repository / "alpha")
+    config.parameters.clear()
+    (repository / "alpha/config.pbtxt").write_bytes(pbtxt_from_config(config))
+    fuse_repository(repository, "ensemble", "fused")
+    config = read_config(repository / "fused")
+    assert config.parameters["precision.1"].string_value == "fp32"
+    assert (repository / "fused/labels.txt").read_text() == "circle\nsquare\ntriangle\n"
+    (repository / "alpha/1/model.onnx").write_bytes(tiny.linear_onnx(1))
+    with pytest.raises(
+        EnsembleError, match=r"has other class names than 'alpha', 'circle' and '0' for class 0: a graph has one set of names"
+    ):
+        fuse_repository(repository, "ensemble", "other")
+    (repository / "alpha/1/model.onnx").write_bytes(b"damaged")
+    with pytest.raises(RepositoryError, match="the file of 'alpha' is no ONNX file"):
+        fuse_repository(repository, "ensemble", "other")
+
+
+def test_numbers_and_images_are_checked(repository: Path) -> None:
+    with pytest.raises(RepositoryError, match="max_batch_size must be 1 to 4096, got 0"):
+        fuse_repository(repository, "ensemble", "fused", max_batch_size=0)
+    with pytest.raises(RepositoryError, match=r"take images of \(1, 4, 4\), those for the verification have the shape \(2, 3, 8, 8\)"):
+        fuse_repository(repository, "ensemble", "fused", images=np.zeros((2, 3, 8, 8), np.float32))
+    fuse_repository(repository, "ensemble", "fused", max_batch_size=2)
+    with pytest.raises(RepositoryError, match="says max_batch_size 2, and --max-batch-size says 4"):
+        fuse_repository(repository, "ensemble", "fused", max_batch_size=4, replace=True)
+
+
+def test_another_network_is_not_the_next_version(repository: Path) -> None:
+    fuse_repository(repository, "ensemble", "fused")
+    one = Ensemble("e", (Vote("x"),))
+    smaller = fused_member(
+        "fused", one, [member("x", 1, onnx=tiny.linear_onnx(1, (1, 2, 8)), input_shape=(1, 2, 8))], None, max_batch_size=8
+    )
+    with pytest.raises(ExistsError, match=r"fused takes and gives \{'images': \[1, 4, 4\], .*the new version \{'images': \[1, 2, 8\]"):
+        fused_plan(repository, smaller, one, max_batch_size=8, replace=True)
+    renamed = fused_member("fused", one, [member("x", 1, class_names=("x", "y", "z"))], None, max_batch_size=8)
+    with pytest.raises(ExistsError, match=r"the class names in .* differ from the new version's"):
+        fused_plan(repository, renamed, one, max_batch_size=8, replace=True)
+
+
+def test_a_checkpoint_cannot_take_the_name_of_a_fused_graph(repository: Path) -> None:
+    fuse_repository(repository, "ensemble", "fused")
+    with pytest.raises(ExistsError, match="export it under another name"):
+        repository_plan(repository, [member("fused", 1)], ensemble=None, replace=True)
+    with pytest.raises(ExistsError, match="is not an ensemble: choose another --ensemble name"):
+        repository_plan(repository, [member("gamma", 1)], ensemble="fused", replace=True)
+
+
+def test_an_ensemble_that_is_edited_meanwhile_is_not_fused_as_it_was(repository: Path) -> None:
+    (repository.parent / ".repository.staging-abcdefgh").mkdir()  # what an export that was killed leaves; `say` is told in the lock
+
+    def edit(text: str) -> None:
+        write_plan(repository, repository_plan(repository, [member("gamma", 3)], replace=True))
+
+    with pytest.raises(RepositoryError, match="'ensemble' was edited while its members were fused: run the same command again"):
+        fuse_repository(repository, "ensemble", "fused", say=edit)
+    assert not (repository / "fused").exists()
+    fuse_repository(repository, "ensemble", "fused")
+    assert read_config(repository / "fused").parameters["members"].string_value == '["alpha@1", "beta@1", "gamma@1"]'
+
+
+@pytest.fixture
+def several(tmp_path: Path) -> Path:
+    """Ensembles of some of the members alpha, beta and gamma, and `fused`, the graph of `ensemble`."""
+    folder = tiny.write_repository(tmp_path / "repository", {"alpha": 1, "beta": 2, "gamma": 3}, weight={"beta": 3.0})
+    ensembles = Ensembles(folder)
+    ensembles.create("canary", ["alpha", "beta"])
+    ensembles.create("zoo", ["alpha", "beta", "gamma"])
+    fuse_repository(folder, "ensemble", "fused", images=tiny.images(2))
+    return folder
+
+
+def told_by(folder: Path) -> list[str]:
+    """The ensembles whose check says that `fused` is outdated."""
+    names = Ensembles(folder).names()
+    return [name for name in names if any(finding.model == "fused" for finding in check_ensemble(Files(folder), name))]
+
+
+def without_name(folder: Path) -> None:
+    """Make `fused` one of an older version, which names no ensemble."""
+    config = read_config(folder / "fused")
+    del config.parameters["ensemble"]
+    (folder / "fused/config.pbtxt").write_bytes(pbtxt_from_config(config))
+
+
+@pytest.mark.parametrize("is_old", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_graph_that_equals_an_ensemble_is_not_outdated(several: Path, is_old: bool) -> None:
+    if is_old:
+        without_name(several)
+    assert told_by(several) == []
+    Ensembles(several).weight("ensemble", {"alpha": 2.0, "beta": 6.0, "gamma": 2.0})  # the same shares
+    assert told_by(several) == []
+    edited = Ensembles(several).weight("canary", {"beta": 2.0})
+    assert not [remark for remark in edited.remarks if "fused" in remark]
+
+
+@pytest.mark.parametrize("is_old", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_graph_whose_ensemble_is_edited_is_outdated_for_that_ensemble_only(several: Path, is_old: bool) -> None:
+    if is_old:
+        without_name(several)
+    edited = Ensembles(several).weight("ensemble", {"beta": 2.0})
+    assert [("fused" in remark, "--ensemble ensemble " in remark) for remark in edited.remarks] == [(True, True)]
+    assert len(told_by(several)) == 1
+    if not is_old:
+        assert told_by(several) == ["ensemble"]
+    for other, weights in (("canary", {"alpha": 2.0}), ("zoo", {"alpha": 2.0})):
+        remarks = Ensembles(several).weight(other, weights).remarks
+        assert is_old or not [remark for remark in remarks if "fused" in remark], other
+    Ensembles(several).weight("zoo", {"alpha": 1.0, "beta": 3.0})  # now what the graph holds
+    assert told_by(several) == []
+
+
+def test_a_graph_of_no_ensemble_is_never_outdated(several: Path) -> None:
+    alone = Ensemble("fused", (Vote("alpha"), Vote("beta")))
+    graph = fused_member("fused", alone, [member("alpha", 1), member("beta", 2)], None, max_batch_size=8)
+    write_plan(several, fused_plan(several, graph, alone, max_batch_size=8, replace=True))
+    Ensembles(several).weight("canary", {"beta": 2.0})
+    assert told_by(several) == []

@@ -1,0 +1,83 @@
+"""What the comparison of a fused graph with the ensemble of its members notices: each output, every batch size, real and random images."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from defensemble_export import ExportError, VerificationError, fused_onnx, verify_fused
+from tests.export.graphs.test_fusion import GOOD, OUTPUTS, ensemble_of
+from tests.support import tiny
+
+
+@pytest.mark.parametrize("output", sorted(OUTPUTS))
+def test_an_output_that_differs_is_found(output: str) -> None:
+    members, ensemble = [tiny.linear_onnx(1), tiny.linear_onnx(2)], ensemble_of(2)
+    model = onnx.load_model_from_string(fused_onnx(members, ensemble))
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            names[:] = ["differing" if name == output else name for name in names]
+    model.graph.node.append(helper.make_node("Mul", ["differing", "factor"], [output]))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(1 + 1e-4, np.float32), "factor"))
+    with pytest.raises(VerificationError, match=f"1 random image: {output}: the fused graph differs from the ensemble by .*not used"):
+        verify_fused(model.SerializeToString(), members, ensemble, None, max_batch_size=2)
+
+
+def test_a_fault_in_the_largest_batch_of_real_images_is_found() -> None:
+    members, ensemble = [tiny.linear_onnx(1), tiny.linear_onnx(2)], ensemble_of(2)
+    black = np.zeros((3, *tiny.SHAPE), np.float32)
+    faulty = onnx.load_model_from_string(fused_onnx(members, ensemble))
+    nodes = [
+        helper.make_node("ReduceMax", ["images"], ["brightest"], keepdims=0),
+        helper.make_node("Equal", ["brightest", "none"], ["is_black"]),
+        helper.make_node("Shape", ["images"], ["size"], start=0, end=1),
+        helper.make_node("Equal", ["size", "seven"], ["is_seven"]),
+        helper.make_node("And", ["is_black", "is_seven"], ["met"]),
+        helper.make_node("Cast", ["met"], ["fault"], to=TensorProto.FLOAT),
+        helper.make_node("Add", ["right", "fault"], ["entropy"]),
+    ]
+    next(node for node in faulty.graph.node if node.output[0] == "entropy").output[0] = "right"
+    faulty.graph.node.extend(nodes)
+    faulty.graph.initializer.extend(
+        [numpy_helper.from_array(np.array(0, np.float32), "none"), numpy_helper.from_array(np.array([7], np.int64), "seven")]
+    )
+    content = faulty.SerializeToString()
+    verify_fused(content, members, ensemble, black, max_batch_size=6)
+    verify_fused(content, members, ensemble, None, max_batch_size=7)
+    with pytest.raises(VerificationError, match="7 real images: entropy: the fused graph differs"):
+        verify_fused(content, members, ensemble, black, max_batch_size=7)
+
+
+def test_another_graph_is_not_taken_for_a_fused_one() -> None:
+    members, ensemble = [tiny.linear_onnx(1), tiny.linear_onnx(2)], ensemble_of(2)
+    with pytest.raises(VerificationError, match=r"takes and gives \['images', 'logits'\], expected images to"):
+        verify_fused(members[0], members, ensemble, None, max_batch_size=2)
+    with pytest.raises(
+        VerificationError, match=r"member_probabilities: the fused graph answers shape \(1, 1, 3\), the ensemble \(1, 2, 3\)"
+    ):
+        verify_fused(fused_onnx(members[:1], ensemble_of(1)), members, ensemble, None, max_batch_size=2)
+
+
+@pytest.mark.parametrize(
+    ("images", "text"),
+    [
+        (np.zeros((2, 1, 8, 2), np.float32), r"take images of \(1, 4, 4\), those for the verification have the shape \(2, 1, 8, 2\)"),
+        (np.zeros((0, *tiny.SHAPE), np.float32), "at least one image"),
+        (np.zeros((2, *tiny.SHAPE)), "got float64 from 0 to 0"),
+        (np.full((2, *tiny.SHAPE), 2, np.float32), "got float32 from 2 to 2"),
+        (np.full((2, *tiny.SHAPE), np.nan, np.float32), "got float32 from nan to nan"),
+    ],
+)
+def test_images_that_are_none(images: tiny.Array, text: str) -> None:
+    with pytest.raises(ExportError, match=text):
+        verify_fused(fused_onnx([GOOD], ensemble_of(1)), [GOOD], ensemble_of(1), images, max_batch_size=2)
+
+
+def test_what_was_measured_is_json() -> None:
+    measured = verify_fused(fused_onnx([GOOD], ensemble_of(1)), [GOOD], ensemble_of(1), tiny.images(2), max_batch_size=1)
+    assert json.loads(json.dumps(measured, allow_nan=False)) == measured
+    assert measured["batches"] == [1, 2]

@@ -1,0 +1,278 @@
+"""The rules of the house: who imports whom and when, what `--help` costs, what `make` offers, and how long a file may be."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import pytest
+
+from defensemble.cli import cli
+from tests.support.checkout import ROOT
+
+PACKAGES = {
+    "defensemble_images": ROOT / "training/defensemble_images",
+    "defensemble_training": ROOT / "training/defensemble_training",
+    "defensemble_repository": ROOT / "export/defensemble_repository",
+    "defensemble_export": ROOT / "export/defensemble_export",
+    "defensemble_server": ROOT / "server_config/defensemble_server",
+    "defensemble": ROOT / "client/defensemble",
+}
+HEAVY = {"numpy", "tritonclient", "grpc", "PIL", "rich", "urllib3", "torch", "onnx", "onnxruntime", *PACKAGES} - {"defensemble"}
+LONGEST_FILE = 450
+
+
+@dataclass(frozen=True)
+class Import:
+    """An import of a module; `when` is "module" (when its file is imported), "function" (when that runs) or "types" (never)."""
+
+    file: str
+    name: str
+    when: str
+
+    @property
+    def top(self) -> str:
+        return self.name.partition(".")[0]
+
+
+def imports_of(package: str) -> list[Import]:
+    folder = PACKAGES[package]
+    found: list[Import] = []
+    for path in sorted(folder.rglob("*.py")):
+        file = path.relative_to(folder)
+        parents = (package, *file.parent.parts)
+        found += _imports(ast.parse(path.read_text()), file.as_posix(), parents, "module")
+    return found
+
+
+def _imports(node: ast.AST, file: str, parents: tuple[str, ...], when: str) -> Iterator[Import]:
+    if isinstance(node, ast.Import):
+        yield from (Import(file, alias.name, when) for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        above = parents[: len(parents) - node.level + 1] if node.level else ()
+        module = ".".join((*above, *([node.module] if node.module else [])))
+        yield from (Import(file, f"{module}.{alias.name}", when) for alias in node.names)
+    elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("importlib.import_module", "import_module", "__import__"):
+        if isinstance(node.args[0], ast.Constant):
+            yield Import(file, str(node.args[0].value), when)
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+        when = "function" if when == "module" else when
+    for child in ast.iter_child_nodes(node):
+        for_types = isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING") and child in node.body
+        yield from _imports(child, file, parents, "types" if for_types else when)
+
+
+def test_each_package_knows_only_the_siblings_that_it_may() -> None:
+    def siblings(package: str) -> set[str]:
+        return {one.top for one in imports_of(package)} & (set(PACKAGES) - {package})
+
+    assert siblings("defensemble_images") == set()
+    assert siblings("defensemble_training") <= {"defensemble_images"}
+    assert siblings("defensemble_repository") == set()
+    assert siblings("defensemble_server") <= {"defensemble_repository"}
+    assert siblings("defensemble_export") <= {"defensemble_images", "defensemble_training", "defensemble_repository"}
+    assert siblings("defensemble") <= set(PACKAGES)
+
+
+def test_the_image_reader_needs_numpy_and_pillow_where_it_decodes() -> None:
+    foreign = {(one.top, one.when) for one in imports_of("defensemble_images") if one.top not in {*sys.stdlib_module_names, *PACKAGES}}
+    assert foreign == {("numpy", "module"), ("PIL", "function"), ("PIL", "types")}
+
+
+def test_the_exporter_needs_torch_and_training_only_where_a_checkpoint_is_read() -> None:
+    heavy = [one for one in imports_of("defensemble_export") if one.top in ("torch", "defensemble_training")]
+    assert {one.when for one in heavy} == {"function", "types"}
+    assert {one.file for one in heavy} <= {
+        "engines/build_all.py",
+        "export.py",
+        "graphs/tracing.py",
+        "members/from_checkpoint.py",
+        "verification/images.py",
+        "verification/network.py",
+    }
+
+
+def test_the_client_imports_no_machine_learning_and_its_siblings_only_where_a_verb_runs() -> None:
+    found = imports_of("defensemble")
+    assert not {one.top for one in found} & {"torch", "onnx", "onnxruntime", "onnxscript", "safetensors", "sklearn", "scipy"}
+    siblings = [one for one in found if one.top in PACKAGES and one.top != "defensemble"]
+    assert {one.when for one in siblings} == {"function", "types"}
+    places = {one.file for one in siblings}
+    assert places <= {"_image_files.py", "probes/data.py"} | {
+        file for file in places if file.startswith(("cli/", "ensembles/"))
+    }
+
+
+def test_the_client_imports_tritonclient_only_in_the_transport_that_uses_it() -> None:
+    # 0.5 s, which a caller over HTTP does not pay; the schema of model configurations lies in it too.
+    at_once = {one.file for one in imports_of("defensemble") if one.top in ("tritonclient", "grpc") and one.when == "module"}
+    assert at_once == {"_transport/grpc_transport.py"}
+
+
+def test_the_repository_package_opens_no_graph() -> None:
+    assert not {one.top for one in imports_of("defensemble_repository")} & {"torch", "onnx", "onnxruntime"}
+
+
+def test_the_server_imports_neither_torch_nor_onnx_nor_the_runtime_whose_library_it_finds() -> None:
+    assert not {one.top for one in imports_of("defensemble_server")} & {"torch", "onnx", "onnxruntime", "pytriton", "ziglang"}
+
+
+def test_the_guard_is_run_without_site_packages() -> None:
+    names = {one.top for one in imports_of("defensemble_server") if one.file == "process/guard_main.py"}
+    assert names
+    assert names <= sys.stdlib_module_names
+
+
+def test_the_modules_of_the_commands_import_click_alone_at_their_top() -> None:
+    at_once = [one for one in imports_of("defensemble") if one.file.startswith(("cli/__init__", "cli/commands/")) and one.when == "module"]
+    assert len({one.file for one in at_once}) == len(cli.commands) + 1
+    foreign = {one.top for one in at_once} - sys.stdlib_module_names - {"click"}
+    assert foreign == {"defensemble"}
+    ours = {one.name.rpartition(".")[0] for one in at_once if one.top == "defensemble" and one.file != "cli/__init__.py"}
+    assert ours == {f"defensemble.cli.{module}" for module in ("shell", "notes", "reading_options")}
+    inside = {one.top for one in imports_of("defensemble") if f"defensemble.{one.file[:-3].replace('/', '.')}" in ours}
+    assert inside - sys.stdlib_module_names - {"defensemble"} == {"click"}
+
+
+def test_no_module_shadows_what_it_imports_and_the_outer_folders_are_no_packages() -> None:
+    files = [path.name for folder in PACKAGES.values() for path in folder.rglob("*.py")]
+    assert not {"onnx.py", "tensorrt.py", "torch.py", "utils.py", "helpers.py"} & set(files)
+    assert not [folder for folder in PACKAGES.values() if (folder.parent / "__init__.py").exists()]
+    assert [folder for folder in (ROOT / "tests").rglob("*") if list(folder.glob("*.py")) and not (folder / "__init__.py").exists()] == []
+
+
+def calls(group: click.Group, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The words of every command and group, the top one first."""
+    yield words
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from calls(command, (*words, name))
+        else:
+            yield (*words, name)
+
+
+def test_version_and_every_help_answer_at_once_with_examples() -> None:
+    def ask(words: tuple[str, ...]) -> tuple[tuple[str, ...], subprocess.CompletedProcess[str]]:
+        command = [sys.executable, "-X", "importtime", "-m", "defensemble", *words]
+        return words, subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    verbs = list(calls(cli))
+    assert {("train",), ("export",), ("serve",), ("predict",), ("probe", "noise"), ("doctor",), ("demo",)} <= set(verbs)
+    with ThreadPoolExecutor(2) as pool:
+        for words, done in pool.map(ask, [("--version",), *((*words, "--help") for words in verbs)]):
+            assert done.returncode == 0, done.stderr
+            loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+            assert "click" in loaded, "the list of imports was not read"
+            assert {name.partition(".")[0] for name in loaded} & HEAVY == set(), words
+            if words == ("--version",):
+                assert re.fullmatch(r"defensemble, version \d+\.\d+\.\d+\n", done.stdout)
+            else:
+                examples = done.stdout.partition("\n  Examples:\n")[2].partition("\n\n")[0].splitlines()
+                assert examples, words
+                assert all(line.startswith("    defensemble ") for line in examples), words
+
+
+def test_every_example_is_a_call_that_its_command_takes() -> None:
+    examples = 0
+    for words in calls(cli):
+        command: click.Command = cli
+        for word in words:
+            assert isinstance(command, click.Group)
+            command = command.commands[word]
+        for line in re.findall(r"^ +defensemble (.*)$", command.help or "", re.MULTILINE):
+            called, rest = find_command(shlex.split(line, comments=True))
+            called.make_context("example", rest)
+            examples += 1
+    assert examples >= 20
+
+
+def find_command(words: list[str]) -> tuple[click.Command, list[str]]:
+    command: click.Command = cli
+    while isinstance(command, click.Group):
+        command, words = command.commands[words[0]], words[1:]
+    return command, words
+
+
+def test_make_help_lists_the_targets() -> None:
+    done = subprocess.run(["make", "--silent", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    lines = [re.fullmatch(r"  make (\w+) +(\S.*)", line) for line in done.stdout.splitlines()]
+    targets = [line[1] for line in lines if line is not None]
+    assert targets == "help install demo test lint types serve bench zoo clean".split()
+    assert len(lines) == len(targets), "every line names a target and says what it does"
+    phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert phony is not None
+    assert phony[1].split() == targets
+
+
+def test_git_ignores_the_key_that_the_readme_makes(tmp_path: Path) -> None:
+    assert "> admin.key" in (ROOT / "README.md").read_text()
+    if shutil.which("git") is None:
+        pytest.skip("there is no git to ask")
+    shutil.copy(ROOT / ".gitignore", tmp_path)
+    subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
+    asked = subprocess.run(["git", "check-ignore", "admin.key"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert asked.stdout == "admin.key\n"
+
+
+def test_contributing_tells_what_the_readme_promises_on_one_page() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    assert "how to add a network, a probe or a backend" in " ".join((ROOT / "README.md").read_text().split())
+    assert [word for word in ("network", "probe", "backend") if f"\n**a {word}**: " not in text] == []
+    assert len(text.splitlines()) <= 60
+
+
+def test_ci_calls_make_and_is_a_valid_script() -> None:
+    script = ROOT / ".ci/run"
+    assert os.access(script, os.X_OK)
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    assert "\nmake lint types test\n" in script.read_text()
+
+
+@pytest.fixture(scope="module")
+def files() -> list[Path]:
+    """All files of the repository, those that git does not yet know among them, but none that it ignores."""
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        pytest.skip("this is no git checkout, or there is no git: what belongs to the repository is not known")
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listing = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if listing.returncode != 0:
+        pytest.skip(f"git does not list the files: {listing.stderr.strip()}")
+    found = [ROOT / name for name in listing.stdout.split("\0") if name]
+    return [path for path in found if path.is_file()]
+
+
+def test_no_file_is_long(files: list[Path]) -> None:
+    # Measured results are data; a licence has the length that it has.
+    read_by_people = [path for path in files if path.suffix in (".py", ".cc", ".h", ".md", ".toml", ".yml", ".txt", "")]
+    assert len(read_by_people) > 100
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in read_by_people}
+    assert {name: length for name, length in lengths.items() if length > LONGEST_FILE} == {}
+
+
+def test_no_file_holds_what_a_merge_could_not_decide(files: list[Path]) -> None:
+    marks = ("<" * 7 + " ", ">" * 7 + " ")
+    assert [str(path.relative_to(ROOT)) for path in files if any(line.startswith(marks) for line in _lines(path))] == []
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_bytes().decode(errors="replace").splitlines()
+
+
+def test_no_file_names_a_folder_of_somebody_s_machine(files: list[Path]) -> None:
+    told = []
+    for path in files:
+        for number, line in enumerate(path.read_bytes().decode(errors="replace").splitlines(), 1):
+            # In two halves, or this line would be found.
+            if re.search("/" + r"(work|root|home/\w+|Users/\w+)/", line):
+                told.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()[:120]}")
+    assert told == []

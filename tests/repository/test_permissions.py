@@ -1,0 +1,275 @@
+"""Users who lack a permission: what can be written all the same is written, and what cannot is refused by the folder's name."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from defensemble.ensembles import EditFailedError, Ensembles
+from defensemble_export import repository_plan, write_plan, write_profile
+from defensemble_repository.lock import locked
+from defensemble_repository.transaction import check_writable, remove_files, remove_stale_staging
+from tests.support import tiny
+
+NOBODY = 65534
+IS_ROOT = os.geteuid() == 0
+SLOW = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imported(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What is imported late, once: Python itself may be where only root can read it."""
+    repository = tiny.write_repository(tmp_path_factory.mktemp("imported") / "repository")
+    ensembles = Ensembles(repository)
+    ensembles.weight("ensemble", {"beta": 3.0})
+    ensembles.rollback(name="ensemble")
+    ensembles.check()
+    ensembles.prune(keep=0)
+    write_profile(repository, "gpu")
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A folder of root's (of this user's, where that is not root) that everybody can reach, unlike pytest's."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+        for path in Path(folder).rglob("*"):
+            if path.is_dir():
+                path.chmod(0o755)
+        Path(folder).chmod(0o755)
+
+
+def give(*paths: Path) -> None:
+    """Make the unprivileged user the owner of files and folders and of all in them."""
+    for top in paths if IS_ROOT else ():
+        for path in (top, *top.rglob("*")):
+            os.chown(path, NOBODY, NOBODY)
+
+
+@contextmanager
+def unprivileged() -> Iterator[None]:
+    """Act as a user for whom permissions count."""
+    if not IS_ROOT:
+        yield
+        return
+    os.setegid(NOBODY)
+    os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+
+
+def own(repository: Path, parent_mode: int = 0o555) -> Path:
+    """A repository of the unprivileged user's, in a folder with these permissions for that user."""
+    tiny.write_repository(repository)
+    give(repository)
+    repository.parent.chmod(parent_mode)
+    return repository
+
+
+def modes(folder: Path) -> dict[str, int]:
+    return {str(path.relative_to(folder)): stat.S_IMODE(path.stat().st_mode) for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("parent_mode", [pytest.param(0o555, marks=SLOW), 0o711, pytest.param(0o111, marks=SLOW)], ids=oct)
+def test_an_owner_who_may_not_write_the_parent_edits_and_exports(place: Path, parent_mode: int) -> None:
+    repository = own(place / "repository", parent_mode)
+    with unprivileged():
+        check_writable(repository)
+        Ensembles(repository).weight("ensemble", {"beta": 3.0})
+        write_plan(repository, repository_plan(repository, [tiny.member("gamma", 3)], ensemble=None))
+        write_profile(repository, "gpu")
+        Ensembles(repository).remove("ensemble", ["alpha"])
+        Ensembles(repository).prune(keep=0)
+        assert [vote.model for vote in Ensembles(repository).declared("ensemble").members] == ["beta"]
+    place.chmod(0o755)
+    assert os.listdir(place) == ["repository"]
+    assert not list(repository.rglob(".*"))
+    assert Ensembles(repository).check() == []
+
+
+def test_an_edit_waits_inside_a_model_that_changes_anyway(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository = own(place / "repository")
+    made: list[Path] = []
+    make = tempfile.mkdtemp
+
+    def recorded(suffix: str | None = None, prefix: str | None = None, dir: str | None = None) -> str:
+        folder = make(suffix, prefix, dir)
+        made.append(Path(folder))
+        return folder
+
+    monkeypatch.setattr(tempfile, "mkdtemp", recorded)
+    with unprivileged():
+        write_plan(repository, {"beta/note.txt": b"x"})
+        write_plan(repository, {"gamma/config.pbtxt": b"x"})
+    where = [folder.parent.name for folder in made if ".staging-" in folder.name]
+    assert where[0] == "beta"
+    assert where[1].startswith("average_"), "a member whose folder changes is loaded again"
+
+
+def test_an_empty_repository_holds_the_staging_folder_itself(place: Path) -> None:
+    repository = place / "repository"
+    repository.mkdir()
+    give(repository)
+    place.chmod(0o555)
+    with unprivileged():
+        check_writable(repository)
+        tiny.write_repository(repository)
+        assert not list(repository.glob(".*"))
+        remove_files(repository, sorted(os.listdir(repository)))
+        assert os.listdir(repository) == []
+        (stale := repository / ".repository.staging-a1b2_c3d").mkdir()
+        assert remove_stale_staging(repository) == [stale]
+
+
+def refusal(act: Callable[[], object]) -> PermissionError:
+    with unprivileged(), pytest.raises(PermissionError) as refused:
+        act()
+    return refused.value
+
+
+def test_without_the_right_to_write_the_repository_it_is_named(place: Path) -> None:
+    repository = tiny.write_repository(place / "repository")
+    if not IS_ROOT:
+        repository.chmod(0o555)
+    place.chmod(0o777)  # the parent can be written
+    before = tiny.content(repository)
+    for act in (
+        lambda: check_writable(repository),
+        lambda: Ensembles(repository).weight("ensemble", {"beta": 3.0}),
+        lambda: write_plan(repository, {"gamma/config.pbtxt": b"x"}),
+        lambda: remove_files(repository, ["alpha"]),
+    ):
+        error = refusal(act)
+        assert (error.filename, "write permission" in str(error)) == (str(repository), True)
+    assert tiny.content(repository) == before
+    assert os.listdir(place) == ["repository"]
+
+
+@pytest.mark.parametrize("name", ["missing", "missing/deeper"])
+def test_a_repository_that_cannot_be_made_names_the_folder_that_is_there(place: Path, name: str) -> None:
+    place.chmod(0o555)
+    assert refusal(lambda: check_writable(place / name)).filename == str(place)
+
+
+@pytest.mark.parametrize("model", ["ensemble", pytest.param("alpha", marks=SLOW)])
+def test_without_the_right_to_write_one_model_it_is_named_and_nothing_changes(place: Path, model: str) -> None:
+    repository = own(place / "repository", 0o777)
+    if IS_ROOT:
+        os.chown(repository / model, 0, 0)
+    else:
+        (repository / model).chmod(0o555)
+    before = tiny.content(repository)
+    plan = {"gamma/config.pbtxt": b"x", f"{model}/config.pbtxt": b"x"}
+    assert refusal(lambda: write_plan(repository, plan)).filename == str(repository / model)
+    if model == "ensemble":
+        with unprivileged(), pytest.raises(EditFailedError, match=rf"write permission.*{repository / model}'") as failed:
+            Ensembles(repository).weight("ensemble", {"beta": 3.0})
+        assert isinstance(failed.value.__cause__, PermissionError)
+    else:
+        with unprivileged():
+            Ensembles(repository).weight("ensemble", {"beta": 3.0})
+            Ensembles(repository).rollback(name="ensemble")
+    assert {path: value for path, value in tiny.content(repository).items() if path in before} == before
+    assert os.listdir(place) == ["repository"]
+    assert not list(repository.rglob(".*"))
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="needs two users, so root")
+def test_files_of_somebody_else_in_a_folder_of_ones_own_are_replaced_and_put_back(place: Path) -> None:
+    """Under fs.protected_hardlinks they cannot be linked."""
+    repository = own(place / "repository")
+    config = repository / "ensemble/config.pbtxt"
+    os.chown(config, 0, 0)
+    before = config.read_bytes()
+    with unprivileged():
+        with pytest.raises(OSError, match="File name too long"):
+            write_plan(repository, {"ensemble/config.pbtxt": b"new", "ensemble/" + "x" * 250 + "/" + "y" * 300: b"x"})
+        assert config.read_bytes() == before
+        Ensembles(repository).weight("ensemble", {"beta": 3.0})
+    assert config.read_bytes() != before
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="needs two users, so root")
+def test_a_model_that_holds_a_folder_of_somebody_else_is_not_removed_by_halves(place: Path) -> None:
+    repository = own(place / "repository", 0o777)
+    os.chown(repository / "alpha/1", 0, 0)
+    before = tiny.content(repository)
+    error = refusal(lambda: remove_files(repository, ["beta", "alpha"]))
+    assert error.filename == str(repository / "alpha/1")
+    assert tiny.content(repository) == before
+    assert os.listdir(place) == ["repository"]
+
+
+@SLOW
+def test_an_edit_that_waits_inside_a_model_loads_no_member_again(place: Path) -> None:
+    from defensemble import Client
+    from defensemble_server import ServeOptions, serve
+
+    repository = own(place / "repository[1]")
+    with serve(repository, ServeOptions(http_port=0, grpc_port=0, metrics_port=0, drain_s=1)) as server:
+        log = Path(server.state.log)
+        before = log.read_text().count("loading: alpha:1")
+        with Client(server.grpc_url, admin_key=server.state.admin_key) as client, unprivileged():
+            edited = Ensembles(repository, client).weight("ensemble", {"beta": 3.0})
+        assert edited.edit is not None
+        assert log.read_text().count("loading: alpha:1") == before
+        answer = Client(server.grpc_url).predict(tiny.images(2), model="ensemble").probabilities
+    shares = 0.25 * tiny.softmax(tiny.logits(1, tiny.images(2))) + 0.75 * tiny.softmax(tiny.logits(2, tiny.images(2)))
+    assert abs(answer - shares).max() < 1e-5
+    assert not list(repository.rglob(".*"))
+
+
+@SLOW
+def test_in_a_sticky_folder_of_all_users_it_is_staged_beside(place: Path) -> None:
+    repository = own(place / "repository", 0o1777)
+    with unprivileged():
+        Ensembles(repository).weight("ensemble", {"beta": 3.0})
+    assert os.listdir(place) == ["repository"]
+
+
+@SLOW
+def test_through_a_link_the_permissions_of_the_real_parent_count(place: Path) -> None:
+    (place / "real").mkdir()
+    repository = own(place / "real/repository")
+    place.chmod(0o777)
+    (place / "link").symlink_to(repository)
+    with unprivileged():
+        Ensembles(place / "link").weight("ensemble", {"beta": 3.0})
+    assert sorted(os.listdir(place)) == ["link", "real"]
+    assert os.listdir(place / "real") == ["repository"]
+
+
+def test_who_may_not_read_the_parent_is_kept_apart_by_the_lock_on_the_repository(place: Path) -> None:
+    from defensemble_export import LockedError
+    from defensemble_repository.lock import locked_within
+
+    repository = own(place / "repository", 0o711 if IS_ROOT else 0o311)
+    with unprivileged(), locked(repository):
+        pass
+    with locked(repository), unprivileged(), pytest.raises(LockedError), locked_within([repository], 0.0):
+        pass
+
+
+@SLOW
+def test_a_repository_on_another_file_system_than_the_link_to_it(place: Path) -> None:
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK) or memory.stat().st_dev == place.stat().st_dev:
+        pytest.skip("needs a second file system at /dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory) as other:
+        tiny.write_repository(Path(other) / "repository")
+        (place / "link").symlink_to(Path(other) / "repository")
+        Ensembles(place / "link").weight("ensemble", {"beta": 3.0})
+        assert os.listdir(other) == ["repository"]
+        assert os.listdir(place) == ["link"]
+        shutil.rmtree(Path(other) / "repository")

@@ -1,0 +1,38 @@
+"""Where Triton runs, and what its environment says."""
+
+from __future__ import annotations
+
+import pytest
+
+from defensemble_server import RuntimeMissingError
+from defensemble_server.runtime.find import check_platform, find_runtime
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "libc", "expected"),
+    [
+        ("Linux", "x86_64", ("glibc", "2.34"), "needs glibc 2.35 or newer, this system has 2.34: use Debian 12, Ubuntu 22.04 or later"),
+        ("Linux", "x86_64", ("glibc", "2.9"), "needs glibc 2.35 or newer, this system has 2.9"),
+        ("Linux", "x86_64", ("", ""), "needs glibc, this system has another C library: use --runtime docker"),
+        ("Linux", "aarch64", ("glibc", "2.36"), "runs on Linux x86_64, this is Linux aarch64: use --runtime docker"),
+        ("Darwin", "x86_64", ("", ""), "runs on Linux x86_64, this is Darwin x86_64: use --runtime docker"),
+    ],
+)
+def test_a_platform_that_the_wheel_does_not_run_on_is_named(system: str, machine: str, libc: tuple[str, str], expected: str) -> None:
+    with pytest.raises(RuntimeMissingError) as caught:
+        check_platform(system, machine, libc)
+    assert expected in str(caught.value)
+    check_platform("Linux", "x86_64", ("glibc", "2.35"))
+    check_platform("Linux", "x86_64", ("glibc", "3.0"))
+
+
+@pytest.mark.parametrize(
+    ("name", "usual"), [("ORT_DISABLE_TELEMETRY", "1"), ("MALLOC_ARENA_MAX", "2"), ("MALLOC_MMAP_THRESHOLD_", "131072")]
+)
+def test_telemetry_is_off_and_memory_is_given_back_unless_the_user_said_otherwise(
+    name: str, usual: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(name, raising=False)
+    assert find_runtime("embedded", say=lambda text: None).environment[name] == usual
+    monkeypatch.setenv(name, "0")
+    assert find_runtime("embedded", say=lambda text: None).environment[name] == "0"

@@ -1,0 +1,295 @@
+"""What the tests of edits that are cut short share: a stage of real servers, numpy's answers, and what must hold afterwards."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from defensemble import Client, ServiceError
+from defensemble._transport.base import OutputRequest
+from defensemble.ensembles import Ensembles, Replica
+from defensemble_export import ExistsError, check_ensemble, read_history
+from defensemble_repository.view import Files
+from defensemble_server import ServeOptions, Server, serve
+from tests.support import tiny
+
+SEEDS = {"alpha@1": 1, "alpha@2": 77, "beta@1": 2, "gamma@1": 3}
+IMAGES = tiny.images(2, seed=5)
+ENSEMBLES = ("ensemble", "canary")
+ROOT_FILES = ("history.jsonl", "pending-edit.json")
+Content = Mapping[str, bytes | None]
+
+
+@dataclass(frozen=True)
+class Votes:
+    """An ensemble as a test states it: MODEL@VERSION to weight."""
+
+    weights: Mapping[str, float]
+    average: str = "probabilities"
+
+    def answers(self) -> dict[str, tiny.Array]:
+        """What it has to answer to `IMAGES`, by numpy."""
+        logits = np.stack([tiny.logits(SEEDS[name], IMAGES) for name in self.weights], axis=1)
+        shares = np.array(list(self.weights.values()))[np.newaxis, :, np.newaxis] / sum(self.weights.values())
+        members = tiny.softmax(logits)
+        mixture = (shares * members).sum(axis=1)
+        return {
+            "probabilities": mixture if self.average == "probabilities" else tiny.softmax((shares * logits).sum(axis=1)),
+            "member_probabilities": members,
+        }
+
+
+def answers_as(client: Client, ensemble: str, votes: Votes | None) -> bool:
+    """Whether a server answers as `votes` would, or, for None, has no such model."""
+    try:
+        outputs = [OutputRequest("probabilities"), OutputRequest("member_probabilities")]
+        got = client.transport.infer(ensemble, {"images": IMAGES}, outputs, 10.0)
+    except ServiceError:
+        return votes is None
+    if votes is None:
+        return False
+    return all(
+        got[name].shape == wanted.shape and bool(np.abs(got[name] - wanted).max() < 1e-5) for name, wanted in votes.answers().items()
+    )
+
+
+@dataclass(frozen=True)
+class Edit:
+    """An edit of `ensemble`: the verb of `Ensembles` and what it is given, and who votes before and after it."""
+
+    verb: str
+    arguments: Sequence[Any]
+    before: Votes | None
+    after: Votes | None
+    named: Mapping[str, Any] = field(default_factory=dict)
+    ensemble: str = "ensemble"
+    by_hand: bool = False  # the disk is ahead of the servers before it
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What became of an edit that was cut short: the exit status of its process, the steps that it made, and what it said."""
+
+    status: int
+    steps: Sequence[str]
+    said: Sequence[str]
+    warned: Sequence[str]
+    error: str | None
+    text: str = ""
+    step: str = ""
+    why: str = ""
+    put_back: Sequence[str] = ()
+    remarks: Sequence[str] = ()
+    left_loaded: Mapping[str, str] = field(default_factory=dict)
+
+
+class Cutter:
+    """The process in which edits are cut short (`cutting.py`)."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-m", "tests.support.cutting"]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def cut(self, stage: Stage, edit: Edit, at: int, **how: Any) -> Cut:
+        """Makes the edit, and lets what `how` says happen at its `at`-th step."""
+        case = {
+            "verb": edit.verb,
+            "arguments": list(edit.arguments),
+            "named": dict(edit.named),
+            "places": [[str(folder), [[url, key]]] for folder, (url, key) in zip(stage.folders, stage.addresses, strict=True)],
+            "at": at,
+            "kinds": ["files", "network"],
+            "how": "kill",
+            **how,
+        }
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(case) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        assert line, "the process that edits has ended"
+        return Cut(**json.loads(line))
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait(60)
+        self._process.stdout.close()
+
+
+class Stage:
+    """Repositories with a server each, and how they were at first, which `restore` brings back."""
+
+    def __init__(self, folders: Sequence[Path], servers: Sequence[Server]) -> None:
+        self.folders = list(folders)
+        self.servers = list(servers)
+        self.addresses = [(server.http_url, server.state.admin_key) for server in servers]
+        self.clients = [Client(url, admin_key=key) for url, key in self.addresses]
+        self.warned: list[str] = []
+        self.note()
+
+    def note(self) -> None:
+        """Takes what is there now for what was at first."""
+        self.first: list[Content] = [models_of(folder) for folder in self.folders]
+        self.root = [{name: (folder / name).read_bytes() for name in ROOT_FILES if (folder / name).exists()} for folder in self.folders]
+        self.known = [history(folder) for folder in self.folders]
+        self.loaded = [self.ready(index) for index in range(len(self.folders))]
+
+    def close(self) -> None:
+        for client in self.clients:
+            client.close()
+
+    def ready(self, index: int) -> set[str]:
+        """The models that a server has loaded, be they on disk or not."""
+        return set(self.clients[index].transport.models(10.0))
+
+    def wait_restarted(self, index: int, known: int) -> None:
+        """Wait until the guard of a server has checked the answers of a new Triton: its process is not `known` any more."""
+        deadline = time.monotonic() + 60
+        while self.servers[index].triton_pid == known:
+            assert time.monotonic() < deadline, self.servers[index].events()
+            time.sleep(0.02)
+
+    def ensembles(self) -> Ensembles:
+        """A new one, whose warnings are noted."""
+        self.warned = []
+        replicas = [Replica(folder, (client,)) for folder, client in zip(self.folders, self.clients, strict=True)]
+        return Ensembles.over(replicas, warn=self.warned.append, drain_s=5.0)
+
+    def tidy(self) -> None:
+        """Begins an edit, which is refused: before, what is left of others is finished, undone, or taken away."""
+        with pytest.raises(ExistsError):
+            self.ensembles().create("ensemble", ["alpha"])
+
+    def restore(self) -> None:
+        """Brings back how it was at first: files, and what is loaded."""
+        for folder, first, root, loaded, client in zip(self.folders, self.first, self.root, self.loaded, self.clients, strict=True):
+            for name in ROOT_FILES:
+                (folder / name).unlink(missing_ok=True)
+            for name, content in root.items():
+                (folder / name).write_bytes(content)
+            now = models_of(folder)
+            changed = {path for path, _ in set(now.items()) ^ set(first.items())}
+            for path in sorted(changed - set(first), reverse=True):
+                (folder / path).rmdir() if now[path] is None else (folder / path).unlink()
+            for path in sorted(changed & set(first)):
+                wanted = first[path]
+                (folder / path).mkdir() if wanted is None else (folder / path).write_bytes(wanted)
+            transport = client.transport
+            ready = set(transport.models(10.0))
+            touched = {path.partition("/")[0] for path in changed}
+            for name in sorted(loaded, key=lambda name: name in ENSEMBLES):
+                if name not in ready or name in touched:
+                    transport.load_model(name, 30.0)
+            for name in sorted(ready - loaded, key=lambda name: name not in ENSEMBLES):
+                transport.unload_model(name, 30.0)
+
+
+def models_of(folder: Path) -> dict[str, bytes | None]:
+    """What lies in a repository, without the files at its root."""
+    return {path: content for path, content in tiny.content(folder).items() if "/" in path or content is None}
+
+
+def disk_state(folder: Path, edit: Edit, old: Content, new: Content) -> str:
+    """Whether a repository holds the old or the new state of what was edited: to the byte, and by all checks."""
+    path = f"{edit.ensemble}/config.pbtxt"
+    now = models_of(folder)
+    state = next((name for name, content in (("old", old), ("new", new)) if content.get(path) == now.get(path)), None)
+    assert state is not None, f"{folder / path} is neither the old nor the new one"
+    wanted = old if state == "old" else new
+    assert {name: now.get(name) for name in wanted} == dict(wanted), f"{folder} lacks files of the {state} state"
+    for name in Files(folder).models() if not (edit.by_hand and state == "old") else ():
+        if Files(folder).config(name).platform == "ensemble":
+            assert [str(finding) for finding in check_ensemble(Files(folder), name) if finding.refuses] == []
+    return state
+
+
+def leftovers(folder: Path) -> list[str]:
+    """Staging folders, files aside and the note of an edit under way."""
+    beside = [path.name for path in folder.parent.iterdir() if path.name.startswith(f".{folder.name}.")]
+    inside = [str(path.relative_to(folder)) for path in folder.rglob(".*")]
+    return [*beside, *inside, *(["pending-edit.json"] if (folder / "pending-edit.json").exists() else [])]
+
+
+def history(folder: Path) -> list[str]:
+    """The actions in a history, each line of which must be whole."""
+    return [edit.action for edit in read_history(folder)]
+
+
+class FreshStarts:
+    """Every state of disk that was left is loaded by a Triton of its own, once."""
+
+    def __init__(self) -> None:
+        self._left: dict[tuple[tuple[str, bytes | None], ...], tuple[str, Votes | None]] = {}
+
+    def add(self, folder: Path, ensemble: str, votes: Votes | None) -> None:
+        """Notes what lies there now, and what it has to serve as."""
+        self._left.setdefault(tuple(models_of(folder).items()), (ensemble, votes))
+
+    def check(self, place: Path) -> int:
+        """Starts them; how many they were."""
+        for number, (content, (ensemble, votes)) in enumerate(self._left.items()):
+            folder = place / str(number) / "repository"
+            for path, bytes_ in content:
+                if bytes_ is None:
+                    (folder / path).mkdir(parents=True, exist_ok=True)
+                else:
+                    (folder / path).write_bytes(bytes_)
+            with serve(folder, QUIET) as server, Client(server.http_url) as client:
+                assert dict(server.problems) == {}
+                assert answers_as(client, ensemble, votes)
+        return len(self._left)
+
+
+QUIET = ServeOptions(http_port=0, grpc_port=0, metrics_port=0, drain_s=0, restart=False)
+
+
+@contextmanager
+def stage_of(
+    place: Path,
+    prepare: Callable[[Path], None],
+    *,
+    replicas: int = 1,
+    unload: Sequence[str] = (),
+    late: Callable[[Path], None] | None = None,
+    restart: bool = False,
+) -> Iterator[Stage]:
+    """Servers of equal repositories, which `prepare` writes; `unload` is not loaded, and `late` comes when they run already."""
+    with ExitStack() as stack:
+        folders = [place / str(index) / "repository" for index in range(replicas)]
+        servers = []
+        for folder in folders:
+            prepare(folder)
+            servers.append(stack.enter_context(serve(folder, replace(QUIET, restart=restart))))
+        stage = Stage(folders, servers)
+        stack.callback(stage.close)
+        for client, folder in zip(stage.clients, folders, strict=True):
+            for model in unload:
+                client.transport.unload_model(model, 10.0)
+            if late is not None:
+                late(folder)
+        stage.note()
+        yield stage
+
+
+def uncut(stage: Stage, cutter: Cutter, edit: Edit, **how: Any) -> tuple[Cut, list[Content], list[set[str]]]:
+    """The edit as a whole, undone again: its steps, and what it leaves on disk and in the servers."""
+    whole = cutter.cut(stage, edit, 0, **{"how": "count", **how})
+    assert (whole.status, whole.error) == (0, None), whole.text
+    new: list[Content] = [models_of(folder) for folder in stage.folders]
+    loaded = [stage.ready(index) for index in range(len(stage.folders))]
+    assert all(answers_as(client, edit.ensemble, edit.after) for client in stage.clients)
+    stage.restore()
+    assert all(answers_as(client, edit.ensemble, edit.before) for client in stage.clients)
+    return whole, new, loaded

@@ -1,0 +1,272 @@
+"""The attacks: within their norm and range for any input, and without a trace in the module that they attack."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional
+
+from defensemble_training import ATTACKS, AveragedLogits, SpecError, TrainingError, attack, carlini_wagner, fgsm, mifgsm, pgd
+from tests.support.attacked import batch, defective_resnet, small_net
+from tests.support.attacked import one_thread as one_thread
+
+Attack = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
+SHORT_CW = partial(carlini_wagner, search_steps=4, steps=30, step_size=0.05)
+EVERY_ATTACK: dict[str, Attack] = {
+    "fgsm": partial(fgsm, epsilon=0.1),
+    "pgd": partial(pgd, epsilon=0.1, step_size=0.03, steps=4),
+    "mifgsm": partial(mifgsm, epsilon=0.1, step_size=0.03, steps=4),
+    "cw": SHORT_CW,
+}
+every_attack = pytest.mark.parametrize("name", EVERY_ATTACK)
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor]:
+    values = st.lists(st.sampled_from([0.0, 1e-7, 0.1, 0.3, 1 / 3, 0.5, 0.7, 200 / 255, 1 - 2**-24, 1.0]), min_size=64, max_size=64)
+    images = torch.tensor([draw(values) for _ in range(2)], dtype=torch.float32).reshape(2, 1, 8, 8)
+    return images, torch.tensor(draw(st.lists(st.integers(0, 2), min_size=2, max_size=2)))
+
+
+NET = small_net(5)
+LINEAR = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).requires_grad_(False)
+nn.init.normal_(LINEAR[1].weight, generator=torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+nn.init.zeros_(LINEAR[1].bias)  # type: ignore[arg-type]
+
+
+@settings(deadline=None)  # the machine may be busy
+@given(batches(), st.floats(0, 1), st.floats(1e-3, 1), st.integers(1, 4), st.sampled_from(["fgsm", "pgd", "start", "mifgsm"]))
+def test_within_norm_and_range(given_batch: Any, epsilon: float, step_size: float, steps: int, which: str) -> None:
+    images, labels = given_batch
+    if which == "fgsm":
+        moved = fgsm(NET, images, labels, epsilon)
+    elif which == "mifgsm":
+        moved = mifgsm(NET, images, labels, epsilon, step_size, steps)
+    else:
+        moved = pgd(NET, images, labels, epsilon, step_size, steps, which == "start", torch.Generator().manual_seed(steps))
+    assert moved.dtype == torch.float32
+    assert moved.shape == images.shape
+    assert 0 <= moved.min()
+    assert moved.max() <= 1
+    assert (moved.double() - images.double()).abs().max() <= epsilon + 1e-7
+
+
+@settings(deadline=None)  # the machine may be busy
+@given(batches(), st.floats(0, 1))
+def test_fgsm_never_lowers_the_loss_of_a_linear_model(given_batch: Any, epsilon: float) -> None:
+    images, labels = given_batch
+    before, after = (
+        functional.cross_entropy(LINEAR(part), labels, reduction="none") for part in (images, fgsm(LINEAR, images, labels, epsilon))
+    )
+    assert (after >= before - 1e-5).all()
+
+
+@pytest.mark.parametrize("name", ["fgsm", "pgd", "mifgsm"])
+def test_epsilon_0_gives_the_images(name: str) -> None:
+    module, (images, labels) = small_net(), batch()
+    method: Any = EVERY_ATTACK[name]
+    assert torch.equal(method(module, images, labels, epsilon=0), images)
+
+
+@every_attack
+def test_the_same_input_gives_the_same_bytes_and_is_not_changed(name: str) -> None:
+    module, (images, labels) = small_net(), batch()
+    before = images.clone(), labels.clone()
+    first = EVERY_ATTACK[name](module, images, labels)
+    torch.rand(3)
+    assert torch.equal(EVERY_ATTACK[name](module, images, labels), first)
+    assert torch.equal(images, before[0])
+    assert torch.equal(labels, before[1])
+    assert not first.requires_grad
+    assert first.grad_fn is None
+
+
+@every_attack
+@pytest.mark.parametrize("gradients_before", [False, True])
+def test_no_trace_in_the_module(name: str, gradients_before: bool) -> None:
+    module, (images, labels) = small_net(), batch()
+    module.train()
+    module[1].eval()  # type: ignore[index]
+    module[0].bias.requires_grad_(False)  # type: ignore[index]
+    if gradients_before:
+        module(images).sum().backward()
+    modes = [submodule.training for submodule in module.modules()]
+    gradients = [parameter.grad if parameter.grad is None else parameter.grad.clone() for parameter in module.parameters()]
+    asking = [parameter.requires_grad for parameter in module.parameters()]
+    state = {key: value.clone() for key, value in module.state_dict().items()}
+    EVERY_ATTACK[name](module, images, labels)
+    assert [submodule.training for submodule in module.modules()] == modes
+    assert [parameter.requires_grad for parameter in module.parameters()] == asking
+    assert all(torch.equal(value, state[key]) for key, value in module.state_dict().items())
+    for parameter, gradient in zip(module.parameters(), gradients, strict=True):
+        assert (parameter.grad is None) == (gradient is None)
+        if gradient is not None and parameter.grad is not None:
+            assert torch.equal(parameter.grad, gradient)
+
+
+@every_attack
+def test_the_mode_of_the_module_does_not_matter(name: str) -> None:
+    module, (images, labels) = small_net(), batch()
+    expected = EVERY_ATTACK[name](module, images, labels)
+    assert torch.equal(EVERY_ATTACK[name](module.train(), images, labels), expected)
+    assert module.training
+
+
+@every_attack
+@pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode])
+def test_callers_who_need_no_gradients(name: str, guard: Callable[[], Any]) -> None:
+    module, (images, labels) = small_net(), batch()
+    expected = EVERY_ATTACK[name](module, images, labels)
+    with guard():
+        assert torch.equal(EVERY_ATTACK[name](module, images.clone(), labels.clone()), expected)
+
+
+def test_a_random_start_is_the_generators_alone() -> None:
+    module, (images, labels) = small_net(), batch()
+
+    def run(seed: int) -> torch.Tensor:
+        return attack("adversarial-training", module, images, labels, generator=torch.Generator().manual_seed(seed))
+
+    state = torch.random.get_rng_state()
+    first = run(1)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    torch.rand(3)
+    assert torch.equal(run(1), first)
+    assert not torch.equal(run(2), first)
+    assert not torch.equal(first, attack("table2-pgd", module, images, labels))
+    with pytest.raises(SpecError, match=r"^a random start must have a generator, got None; give torch\.Generator\(\)\.manual_seed\("):
+        attack("adversarial-training", module, images, labels)
+
+
+def test_a_random_start_is_uniform_in_the_ball() -> None:
+    images = torch.full((400, 1, 8, 8), 0.5)
+    labels = torch.zeros(400, dtype=torch.int64)
+    # Steps that are too small to move anything leave the start.
+    start = pgd(small_net(), images, labels, 0.2, 1e-12, 1, random_start=True, generator=torch.Generator().manual_seed(0))
+    counts = np.histogram((start - images).numpy(), bins=10, range=(-0.2, 0.2))[0]
+    assert counts.sum() == 25_600
+    assert np.abs(counts - 2560).max() < 5 * 2560**0.5
+
+
+def test_attacks_raise_the_loss_more_by_more_steps() -> None:
+    module, (images, labels) = small_net(), batch(40)
+
+    def loss(moved: torch.Tensor) -> float:
+        with torch.no_grad():
+            return functional.cross_entropy(module(moved), labels).item()
+
+    clean, one, many = loss(images), loss(fgsm(module, images, labels, 0.1)), loss(pgd(module, images, labels, 0.1, 0.02, 20))
+    assert clean < one <= many + 1e-6
+
+
+def test_presets_run_by_name() -> None:
+    module, (images, labels) = small_net(), batch()
+    assert torch.equal(attack("fgsm16", module, images, labels), fgsm(module, images, labels, 16 / 255))
+    assert torch.equal(attack("pgd2,16", module, images, labels), pgd(module, images, labels, 16 / 255, 2 / 255, 10))
+    assert torch.equal(attack("mifgsm16", module, images, labels), mifgsm(module, images, labels, 16 / 255, 1 / 255, 40, 1.0))
+    short = dataclasses.replace(ATTACKS["cw"], confidence=0.5, search_steps=3, steps=20, step_size=0.05)
+    assert torch.equal(attack(short, module, images, labels), carlini_wagner(module, images, labels, 0.5, 3, 20, 0.05))
+    with pytest.raises(SpecError, match=r"^an attack must be an AttackPreset or one of "):
+        attack("pgd", module, images, labels)
+
+
+def test_cw_without_foolbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "foolbox", None)
+    module, (images, labels) = small_net(), batch()
+    with pytest.raises(TrainingError, match=r"^the attack cw needs Foolbox, .*; install it with: pip install 'foolbox>=3\.3\.4'"):
+        attack("cw", module, images, labels)
+
+
+def test_averaged_logits() -> None:
+    first, second = small_net(1), defective_resnet(2)
+    module, (images, labels) = AveragedLogits([first, second]), batch()
+    with torch.no_grad():
+        assert torch.allclose(module(images), (first(images) + second(images)) / 2, atol=1e-6)
+    moved = pgd(module, images, labels, 0.1, 0.02, 5)
+    assert not first.training
+    assert all(parameter.grad is None for parameter in module.parameters())
+    with torch.no_grad():
+        before, after = (functional.cross_entropy(module(part), labels) for part in (images, moved))
+    assert after > before
+    with pytest.raises(SpecError, match=r"^AveragedLogits must have at least one module, got none$"):
+        AveragedLogits([])
+
+
+def test_the_memory_format_is_kept() -> None:
+    module, labels = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 3)), torch.tensor([0, 1])
+    images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    expected = pgd(module, images, labels, 0.1, 0.02, 3)
+    moved = pgd(module, images.to(memory_format=torch.channels_last), labels, 0.1, 0.02, 3)
+    assert moved.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(moved, expected)
+
+
+IMAGES, LABELS = batch(4)
+
+
+@every_attack
+@pytest.mark.parametrize(
+    ("images", "labels", "text"),
+    [
+        (IMAGES * 1.5, LABELS, r"^images must be in \[0, 1\] .*, got values from 0 to 1.5$"),
+        (IMAGES - 0.25, LABELS, r"^images must be in \[0, 1\] .*, got values from -0.25 to 0.75$"),
+        (IMAGES.masked_fill(IMAGES > 0.9, torch.nan), LABELS, r"^images must be in \[0, 1\] .*, got values from nan to nan$"),
+        (IMAGES.double(), LABELS, r"^images must be float32 \(N, C, H, W\), at least one, got torch.float64 \(4, 1, 8, 8\)$"),
+        (IMAGES[0], LABELS, r"^images must be float32 .*, got torch.float32 \(1, 8, 8\)$"),
+        (IMAGES[:0], LABELS[:0], r"^images must be float32 .*, at least one, got torch.float32 \(0, 1, 8, 8\)$"),
+        (IMAGES, LABELS[:3], r"^labels must be int64 \(4,\), one an image, got torch.int64 \(3,\)$"),
+        (IMAGES, LABELS[:, None], r"^labels must be int64 \(4,\), one an image, got torch.int64 \(4, 1\)$"),
+        (IMAGES, LABELS.float(), r"^labels must be int64 \(4,\), one an image, got torch.float32 \(4,\)$"),
+        (IMAGES, LABELS.to("meta"), r"^labels must be on the images' device, cpu, got meta$"),
+        (IMAGES, LABELS - 3, r"^labels must be classes from 0, got -[123]$"),
+        (IMAGES, torch.full((4,), 3), r"^labels must be classes from 0 to 2, as the module has 3, got 3$"),
+    ],
+)
+def test_bad_images_and_labels(name: str, images: torch.Tensor, labels: torch.Tensor, text: str) -> None:
+    with pytest.raises(SpecError, match=text):
+        EVERY_ATTACK[name](small_net(), images, labels)
+
+
+def test_bad_arguments() -> None:
+    module = small_net()
+    with pytest.raises(SpecError, match=r"^epsilon must be in \[0, 1\]; images are in \[0, 1\], .*; got 8$"):
+        fgsm(module, IMAGES, LABELS, 8)
+    with pytest.raises(SpecError, match=r"^step_size must be in \(0, 1\]; .*; got 0$"):
+        pgd(module, IMAGES, LABELS, 0.1, 0, 3)
+    with pytest.raises(SpecError, match=r"^steps must be an integer of at least 1, got 0$"):
+        mifgsm(module, IMAGES, LABELS, 0.1, 0.01, 0)
+    with pytest.raises(SpecError, match=r"^momentum must be in \[0, 2\]; .*; got -1$"):
+        mifgsm(module, IMAGES, LABELS, 0.1, 0.01, 3, momentum=-1)
+    with pytest.raises(SpecError, match=r"^search_steps must be an integer of at least 1, got 0$"):
+        carlini_wagner(module, IMAGES, LABELS, search_steps=0)
+
+
+class Constant(nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(images), 3)
+
+
+def test_bad_modules() -> None:
+    with pytest.raises(SpecError, match=r"^the module must be differentiable with respect to its images, but "):
+        fgsm(Constant(), IMAGES, LABELS, 0.1)
+    with pytest.raises(SpecError, match=r"^the module must take 4 images to logits \(4, K\), got \(4, 8, 8, 8\)$"):
+        fgsm(small_net()[0], IMAGES, LABELS, 0.1)  # type: ignore[index]
+
+
+@every_attack
+def test_a_module_with_a_weight_that_is_not_a_number(name: str) -> None:
+    module = small_net()
+    with torch.no_grad():
+        module[-1].weight[0, 0] = torch.nan  # type: ignore[index]
+    with pytest.raises(TrainingError, match=r"^the (gradient of the module's loss is|module's logits for the images are) not finite; "):
+        EVERY_ATTACK[name](module, IMAGES, LABELS)
+    assert all(parameter.requires_grad for parameter in module.parameters())

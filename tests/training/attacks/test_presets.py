@@ -1,0 +1,119 @@
+"""The presets are the paper's settings; the numbers here were typed from the paper's tables, not read from the code."""
+
+import dataclasses
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from defensemble_training import ATTACKS, AttackPreset, SpecError, gradient_queries
+from defensemble_training.attacks.presets import attack_preset
+
+FGSM = {  # epsilon of 255
+    "table2-fgsm": 8,
+    "fgsm8": 8,
+    "fgsm16": 16,
+    "fgsm32": 32,
+    "table12-fgsm1": 1,
+    "table12-fgsm2": 2,
+    "table12-fgsm4": 4,
+}
+PGD = {  # (step, steps, epsilon), step and epsilon of 255
+    "table2-pgd": (2, 7, 8),
+    "table3-pgd": (2, 20, 8),
+    "table4-pgd": (1, 20, 16),
+    "pgd16": (1, 20, 16),
+    "pgd2,16": (2, 10, 16),
+    "pgd32": (1, 40, 32),
+    "mnist-pgd": (2.55, 40, 76.5),
+    "table12-pgd2": (1, 4, 2),
+    "table12-pgd4": (1, 6, 4),
+    "table12-pgd8": (1, 10, 8),
+    "adversarial-training": (2, 7, 8),
+}
+MIFGSM = {
+    "mifgsm16": (1, 40, 16),
+    "mifgsm32": (1, 40, 32),
+    "mifgsm32-tiny-imagenet": (1, 80, 32),
+    "mifgsm64-tiny-imagenet": (1, 80, 64),
+}
+CW = {"cw": 40, "cw-resnet18": 20}  # kappa
+
+
+def test_every_setting_is_the_papers() -> None:
+    assert set(ATTACKS) == {*FGSM, *PGD, *MIFGSM, *CW}
+    for name, preset in ATTACKS.items():
+        assert preset.name == name
+        assert preset.paper
+        assert preset.random_start == (name == "adversarial-training")
+        if name in FGSM:
+            assert (preset.algorithm, preset.step_size, preset.steps, preset.momentum) == ("fgsm", None, None, None)
+            assert preset.epsilon == pytest.approx(FGSM[name] / 255, rel=1e-12)
+        elif name in CW:
+            assert (preset.algorithm, preset.confidence, preset.search_steps, preset.epsilon) == ("cw", CW[name], 30, None)
+        else:
+            step, steps, epsilon = {**PGD, **MIFGSM}[name]
+            assert (preset.algorithm, preset.steps) == ("pgd" if name in PGD else "mifgsm", steps)
+            assert preset.step_size == pytest.approx(step / 255, rel=1e-12)
+            assert preset.epsilon == pytest.approx(epsilon / 255, rel=1e-12)
+            assert preset.momentum == (1.0 if name in MIFGSM else None)
+
+
+@pytest.mark.parametrize(("name", "queries"), [("fgsm8", 1), ("table2-pgd", 7), ("mifgsm64-tiny-imagenet", 80), ("cw", 30_000)])
+def test_gradient_queries(name: str, queries: int) -> None:
+    assert gradient_queries(name) == queries
+    assert gradient_queries(ATTACKS[name]) == queries
+
+
+def test_a_preset_changes_by_replace_and_is_checked_again() -> None:
+    shorter = dataclasses.replace(ATTACKS["cw"], steps=np.int64(50), confidence=np.float32(0.5))
+    assert (shorter.steps, shorter.confidence) == (50, 0.5)
+    assert type(shorter.confidence) is float
+    assert attack_preset(shorter) is shorter
+    with pytest.raises(SpecError, match=r"^steps must be an integer of at least 1, got 0$"):
+        dataclasses.replace(ATTACKS["pgd16"], steps=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"epsilon": 8}, r"^epsilon must be in \[0, 1\]; images are in \[0, 1\], so that 8 grey levels of 255 are 8 / 255; got 8$"),
+        ({"epsilon": -0.1}, r"^epsilon must be in \[0, 1\].*got -0.1$"),
+        ({"epsilon": float("nan")}, r"^epsilon must be in .*got nan$"),
+        ({"epsilon": True}, r"^epsilon must be in .*got True$"),
+        ({"epsilon": "8"}, r"^epsilon must be in .*got '8'$"),
+        ({"step_size": 0}, r"^step_size must be in \(0, 1\]; .*got 0$"),
+        ({"step_size": 2}, r"^step_size must be in \(0, 1\]; .*got 2$"),
+        ({"momentum": 2.5}, r"^momentum must be in \[0, 2\]; the paper's is 1; got 2.5$"),
+        ({"steps": 1.5}, r"^steps must be an integer of at least 1, got 1.5$"),
+        ({"momentum": None}, r"^mifgsm is described by epsilon, step_size, steps, momentum; got momentum=None in the preset 'mine'$"),
+        ({"confidence": 1.0}, r"^mifgsm is described by .*; got confidence=1.0 in the preset 'mine'$"),
+        ({"random_start": True}, r"^random_start must be False for mifgsm \(pgd alone has it\), got True in the preset 'mine'$"),
+        ({"algorithm": "ifgsm"}, r"^algorithm must be one of fgsm, pgd, mifgsm, cw; got 'ifgsm'$"),
+    ],
+)
+def test_bad_settings(changes: dict[str, Any], text: str) -> None:
+    values: dict[str, Any] = {"name": "mine", "algorithm": "mifgsm", "epsilon": 0.1, "step_size": 0.01, "steps": 3, "momentum": 1.0}
+    with pytest.raises(SpecError, match=text):
+        AttackPreset(**{**values, **changes})
+
+
+@pytest.mark.parametrize("confidence", [-1, float("inf"), float("nan")])
+def test_bad_confidence(confidence: float) -> None:
+    with pytest.raises(SpecError, match=r"^confidence must be in \[0, inf\); .*got "):
+        dataclasses.replace(ATTACKS["cw"], confidence=confidence)
+
+
+@pytest.mark.parametrize("name", ["pgd", "", None, 3])
+def test_an_unknown_name(name: Any) -> None:
+    with pytest.raises(SpecError, match=r"^an attack must be an AttackPreset or one of table2-fgsm, table2-pgd, .*; got "):
+        attack_preset(name)
+
+
+def test_presets_need_no_torch_and_cannot_be_changed() -> None:
+    code = "import sys; from defensemble_training import ATTACKS; ATTACKS['pgd16']; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True).stdout == "False\n"
+    with pytest.raises(TypeError):
+        ATTACKS["mine"] = ATTACKS["pgd16"]  # type: ignore[index]

@@ -1,0 +1,104 @@
+"""Adversarial examples as arrays: batches, devices, rounding, and what is refused before any work is done."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from defensemble_training import SpecError, TrainingError, adversarial_examples, attack, predicted, rounded_to_8_bits
+from tests.support.attacked import batch, small_net
+from tests.support.attacked import one_thread as one_thread
+
+IMAGES, LABELS = (tensor.numpy() for tensor in batch(11))
+
+
+def test_examples_are_the_attacks_in_order() -> None:
+    source, seen = small_net(), list[tuple[int, int]]()
+    examples = adversarial_examples(source, IMAGES, LABELS, "pgd2,16", batch_size=4, on_progress=lambda *done: seen.append(done))
+    expected = attack("pgd2,16", source, torch.from_numpy(IMAGES), torch.from_numpy(LABELS))
+    assert examples.dtype == np.float32
+    assert np.abs(examples - expected.numpy()).max() < 1e-6
+    assert seen == [(4, 11), (8, 11), (11, 11)]
+
+
+def test_a_random_start_follows_the_seed() -> None:
+    def run(seed: int) -> bytes:
+        return adversarial_examples(small_net(), IMAGES, LABELS, "adversarial-training", batch_size=4, seed=seed).tobytes()
+
+    first = run(1)
+    torch.rand(3)
+    assert run(1) == first
+    assert run(2) != first
+
+
+def test_memory_mapped_images_and_small_integers(tmp_path: Path) -> None:
+    np.save(tmp_path / "images.npy", IMAGES)
+    mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
+    examples = adversarial_examples(small_net(), mapped, LABELS.astype(np.uint8), "fgsm8", batch_size=5)
+    assert np.array_equal(examples, adversarial_examples(small_net(), IMAGES, LABELS, "fgsm8", batch_size=5))
+    assert np.array_equal(predicted(small_net(), mapped), predicted(small_net(), IMAGES))
+
+
+def test_examples_round_as_their_pngs_do(tmp_path: Path) -> None:
+    """From images of 8 bits, examples of 8 bits stay within the epsilon ball."""
+    images = rounded_to_8_bits(IMAGES)
+    examples = adversarial_examples(small_net(), images, LABELS, "mnist-pgd", eight_bit=True)
+    grey = np.rint(examples[0, 0] * 255).astype(np.uint8)
+    Image.fromarray(grey).save(tmp_path / "example.png")
+    with Image.open(tmp_path / "example.png") as image:
+        assert np.array_equal(np.asarray(image).astype(np.float32) / np.float32(255), examples[0, 0])
+    as_they_are = adversarial_examples(small_net(), images, LABELS, "mnist-pgd")
+    assert 0 < np.abs(examples - as_they_are).max() <= 0.5 / 255 + 1e-7
+    whole = adversarial_examples(small_net(), images, LABELS, "pgd16", eight_bit=True)
+    assert np.abs(whole.astype(np.float64) - images).max() <= 16 / 255 + 1e-7
+
+
+@given(st.integers(0, 255))
+def test_grey_levels_are_fixed_points(level: int) -> None:
+    image = np.full((1, 1, 1, 1), level, dtype=np.uint8).astype(np.float32) / np.float32(255)
+    assert np.array_equal(rounded_to_8_bits(image), image)
+
+
+def test_predicted_is_in_eval_mode_and_leaves_the_mode() -> None:
+    module = small_net()
+    expected = module(torch.from_numpy(IMAGES)).argmax(dim=1).numpy()
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    classes = predicted(module.train(), IMAGES, batch_size=3)
+    assert module.training
+    assert classes.dtype == np.int64
+    assert np.array_equal(classes, expected)
+    assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"images": IMAGES.astype(np.float64)}, r"^images must be float32 \(n, C, H, W\), at least one, got float64 \(11, 1, 8, 8\)$"),
+        ({"images": IMAGES[:0]}, r"^images must be float32 .*, got float32 \(0, 1, 8, 8\)$"),
+        ({"images": IMAGES * 2}, r"^images must be in \[0, 1\] .*, got values from 0 to 2$"),
+        ({"images": np.where(IMAGES > 0.9, np.float32(np.nan), IMAGES)}, r"^images must be in \[0, 1\] .*, got values from nan to nan$"),
+        ({"labels": LABELS[:10]}, r"^labels must be integers \(11,\), one an image, got int64 \(10,\)$"),
+        ({"labels": LABELS / 2}, r"^labels must be integers \(11,\), one an image, got float64 \(11,\)$"),
+        ({"batch_size": 0}, r"^batch_size must be an integer of at least 1, got 0$"),
+        ({"seed": -1}, r"^seed must be an integer of at least 0, got -1$"),
+        ({"preset": "none"}, r"^an attack must be an AttackPreset or one of table2-fgsm, "),
+    ],
+)
+def test_bad_arguments(changes: dict[str, Any], text: str) -> None:
+    values: dict[str, Any] = {"images": IMAGES, "labels": LABELS, "preset": "fgsm8"}
+    with pytest.raises(SpecError, match=text):
+        adversarial_examples(small_net(), **{**values, **changes})
+
+
+def test_an_error_in_a_later_batch_leaves_the_mode() -> None:
+    source = small_net().train()
+    with torch.no_grad():
+        source[0].weight.fill_(torch.inf)  # type: ignore[index]
+    with pytest.raises(TrainingError, match="not finite"):
+        adversarial_examples(source, IMAGES, LABELS, "fgsm8")
+    assert source.training

@@ -1,0 +1,320 @@
+"""Class folders of images, and what can be wrong with them."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from defensemble_training import DataError, load_dataset
+from tests.support.written import CLASSES, by_class, pictures, write_class_folders, write_split
+
+
+def test_the_images_are_those_of_the_files(tmp_path: Path) -> None:
+    train, test = write_split(tmp_path)
+    (tmp_path / "train/ant/._000.png").write_bytes(b"of macOS")
+    (tmp_path / "train/.hidden").mkdir()
+    (tmp_path / "train/ant/notes.txt").write_text("words")
+    data = load_dataset("folder", data_dir=str(tmp_path))
+    np.testing.assert_array_equal(data.train.pixels, by_class(train))
+    np.testing.assert_array_equal(data.test.pixels, by_class(test))
+    assert data.train.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert data.class_names == CLASSES
+    assert data.source == "images from a local folder as class folders, PNG-coded"
+
+
+@pytest.mark.parametrize("test_split", ["val", "validation", "valid"])
+def test_the_test_part_may_have_other_names(tmp_path: Path, test_split: str) -> None:
+    write_split(tmp_path)
+    (tmp_path / "test").rename(tmp_path / test_split)
+    assert len(load_dataset("folder", 8, data_dir=tmp_path).test) == 6
+
+
+def test_without_a_split_a_fifth_of_every_class_is_for_the_test_always_the_same(tmp_path: Path) -> None:
+    images = pictures(45)
+    for place in ("one", "other"):
+        write_class_folders(tmp_path / place, images, [number % 3 for number in range(45)])
+    one, other = (load_dataset("folder", data_dir=tmp_path / place) for place in ("one", "other"))
+    assert np.bincount(one.train.labels).tolist() == [12] * 3
+    assert np.bincount(one.test.labels).tolist() == [3] * 3
+    assert one.digest == other.digest
+    together = np.concatenate([one.train.pixels, one.test.pixels])
+    assert sorted(image.tobytes() for image in together) == sorted(image.tobytes() for image in by_class(images))
+    assert "without a split (of every class a fifth, chosen by a fixed seed, is the test part)" in one.source
+
+
+@pytest.mark.usefixtures("three_classes")
+def test_tiny_imagenet_as_its_authors_have_packed_it(tmp_path: Path) -> None:
+    images = pictures(9, 64)
+    for number, image in enumerate(images[:6]):
+        place = tmp_path / "train" / CLASSES[number % 3] / "images"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(place / f"{number}.png")
+        (place.parent / "boxes.txt").write_text("0.png\t0\t0\t1\t1\n")
+    (tmp_path / "val/images").mkdir(parents=True)
+    for number, image in enumerate(images[6:]):
+        Image.fromarray(image).save(tmp_path / f"val/images/val_{number}.png")
+    annotations = tmp_path / "val/val_annotations.txt"
+    annotations.write_text("val_2.png\tant\t0\t0\t1\t1\nval_0.png\tcow\t0\t0\t1\t1\nval_1.png\tbee\t0\t0\t1\t1\n")
+    (tmp_path / "test/images").mkdir(parents=True)
+    data = load_dataset("tiny-imagenet", data_dir=tmp_path)
+    np.testing.assert_array_equal(data.train.pixels, by_class(images[:6]))
+    np.testing.assert_array_equal(data.test.pixels, images[[8, 6, 7]].transpose(0, 3, 1, 2))
+    assert data.test.labels.tolist() == [0, 2, 1]
+    annotations.write_text("val_2.png\tant\nval_9.png\tcow\n")
+    with pytest.raises(DataError, match=r"names in line 2 the image val/images/val_9.png, which is not there; expected image, tab"):
+        load_dataset("tiny-imagenet", data_dir=tmp_path)
+    annotations.write_text("val_2.png\tdog\n")
+    with pytest.raises(DataError, match="names in line 1 the class 'dog', which train lacks"):
+        load_dataset("tiny-imagenet", data_dir=tmp_path)
+
+
+def test_a_damaged_image_is_named_and_left_out_only_if_asked(tmp_path: Path) -> None:
+    write_split(tmp_path)
+    damaged = tmp_path / "train/bee/004.png"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    with pytest.raises(DataError, match=f"{damaged} cannot be decoded: .*truncated"):
+        load_dataset("folder", data_dir=tmp_path)
+    data = load_dataset("folder", data_dir=tmp_path, skip_damaged=True)
+    assert data.train.labels.tolist() == [0] * 4 + [1] * 3 + [2] * 4
+    assert data.source == "images from a local folder as class folders, PNG-coded, 1 damaged image left out"
+    damaged.write_text("no image at all")
+    with pytest.raises(DataError, match=r"train/bee/004.png cannot be decoded: .*JPEG, PNG"):
+        load_dataset("folder", data_dir=tmp_path)
+
+
+def test_a_class_that_is_left_with_damaged_images_alone_is_named(tmp_path: Path) -> None:
+    write_split(tmp_path)
+    for path in (tmp_path / "train/cow").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match=r"\(without 4 damaged images\) has 1 of 3 classes that the training part has no image of: cow"):
+        load_dataset("folder", data_dir=tmp_path, skip_damaged=True)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_an_empty_class_folder_is_named(tmp_path: Path, split: str) -> None:
+    write_split(tmp_path)
+    for path in (tmp_path / split / "bee").iterdir():
+        path.unlink()
+    (tmp_path / split / "bee/notes.txt").write_text("words")
+    with pytest.raises(
+        DataError, match=rf"the class folder \S*{split}/bee holds no image, but notes.txt; expected .png, .*; fill or remove it"
+    ):
+        load_dataset("folder", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize(("split", "missing"), [("train", "test or validation or valid or val"), ("test", "train")])
+def test_a_missing_split_is_named(tmp_path: Path, split: str, missing: str) -> None:
+    images, _ = write_split(tmp_path / "whole")
+    write_class_folders(tmp_path / "half" / split, images, [0, 1, 2] * 4)
+    with pytest.raises(DataError, match=rf"lacks a split: it holds {split}/, expected a folder {missing} too"):
+        load_dataset("folder", data_dir=tmp_path / "half")
+
+
+def test_a_class_of_the_test_that_training_lacks_is_named(tmp_path: Path) -> None:
+    write_split(tmp_path)
+    (tmp_path / "test/cow").rename(tmp_path / "test/dog")
+    with pytest.raises(DataError, match=r"1 classes that the training part does not have: dog; expected some of ant, bee, cow"):
+        load_dataset("folder", data_dir=tmp_path)
+
+
+def test_another_layout_is_shown_beside_those_that_are_known(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels.csv").write_text("a,b")
+    with pytest.raises(
+        DataError, match=r"of a layout that is known, but images/, labels.csv; expected train-\*.parquet and .*TRAIN/CLASS/IMAGE"
+    ):
+        load_dataset("cifar10", data_dir=tmp_path)
+    (tmp_path / "train").mkdir()
+    (tmp_path / "test").mkdir()
+    Image.fromarray(pictures(1)[0]).save(tmp_path / "train/a.png")
+    with pytest.raises(DataError, match=r"train/a.png is next to the class folders"):
+        load_dataset("cifar10", data_dir=tmp_path)
+
+
+def test_a_folder_that_is_missing_or_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("words")
+    for name in ("nothing", "file"):
+        with pytest.raises(DataError, match=f"{tmp_path / name} is not a folder; expected train"):
+            load_dataset("cifar10", data_dir=tmp_path / name)
+
+
+def test_a_file_that_is_not_there_any_more_is_named(tmp_path: Path) -> None:
+    write_split(tmp_path)
+    (tmp_path / "train/ant/link.png").symlink_to("nowhere")
+    with pytest.raises(DataError, match=r"train/ant/link.png cannot be read: No such file or directory"):
+        load_dataset("folder", data_dir=tmp_path, skip_damaged=True)
+
+
+def test_a_class_whose_link_leads_nowhere_is_named(tmp_path: Path) -> None:
+    write_split(tmp_path)
+    (tmp_path / "train/emu").symlink_to("nowhere")
+    with pytest.raises(DataError, match=r"train/emu cannot be read: No such file or directory.* link"):
+        load_dataset("folder", data_dir=tmp_path, skip_damaged=True)
+
+
+def test_folders_deeper_than_the_stack_are_read_in_the_order_of_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_split(tmp_path)
+    (tmp_path / "test/ant/000.png").rename(tmp_path / "test/ant/z.png")
+    monkeypatch.chdir(tmp_path / "test/ant")
+    for _ in range(1100):
+        os.mkdir("n")
+        os.chdir("n")
+    Image.new("RGB", (8, 8), (7, 7, 7)).save("a.png")
+    try:
+        test = load_dataset("folder", data_dir=tmp_path).test
+    finally:  # pytest cannot remove it
+        monkeypatch.chdir(tmp_path)
+        subprocess.run(["rm", "-r", "test/ant/n"], check=True)
+    assert len(test) == 7
+    assert (test.pixels[1] == 7).all(), "after 003.png, before z.png"
+
+
+def test_an_image_above_the_memory_limit_is_named_before_it_is_decoded(tmp_path: Path) -> None:
+    write_split(tmp_path)
+    Image.new("L", (2000, 1000)).save(tmp_path / "train/bee/large.png")
+    with pytest.raises(DataError, match=r"train/bee/large.png would take .* MiB .*20.0 MiB.*--max-memory"):
+        load_dataset("folder", 8, data_dir=tmp_path, max_memory=20 << 20, skip_damaged=True)
+    assert len(load_dataset("folder", 8, data_dir=tmp_path, max_memory=20 << 40).train) == 13
+
+
+@pytest.mark.parametrize("kind", ["a FIFO", "a socket", "a device", "a folder"])
+def test_what_is_no_regular_file_is_not_opened(tmp_path: Path, kind: str) -> None:
+    write_split(tmp_path)
+    path = tmp_path / "train/ant/004.png"
+    if kind == "a FIFO":
+        os.mkfifo(tmp_path / "pipe")
+        path.symlink_to(tmp_path / "pipe")
+    elif kind == "a socket":
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind(os.path.relpath(path))
+    else:
+        path.symlink_to("/dev/zero" if kind == "a device" else tmp_path)
+    with pytest.raises(DataError, match=f"{path} cannot be decoded: it is not a regular file but {kind}; .*--skip"):
+        load_dataset("folder", data_dir=tmp_path)
+    data = load_dataset("folder", data_dir=tmp_path, skip_damaged=True)
+    assert len(data.train) == 12
+    assert data.source.endswith(", 1 damaged image left out")
+
+
+@pytest.mark.parametrize("layout", ["train", "test", "without a split"])
+@pytest.mark.parametrize(
+    ("name", "wrong"), [(b"d\xffg", "is not valid UTF-8"), (b"d\ng", "holds a line break"), (b"d\tg", "holds a control character")]
+)
+def test_a_class_name_that_is_no_line_of_utf_8_is_shown(tmp_path: Path, layout: str, name: bytes, wrong: str) -> None:
+    write_split(tmp_path)
+    place = tmp_path / ("train" if layout == "without a split" else layout)
+    (place / "cow").rename(place / os.fsdecode(name))
+    told: list[object] = []
+    with pytest.raises(
+        DataError, match=re.escape(f"the name of the class folder {os.fsdecode(name)!r} in ") + f".* {wrong}; expected one"
+    ) as raised:
+        load_dataset("folder", data_dir=place if layout == "without a split" else tmp_path, on_progress=lambda *what: told.append(what))
+    str(raised.value).encode()
+    assert told == []
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_an_image_beside_the_class_folders_is_named(tmp_path: Path, split: str) -> None:
+    write_split(tmp_path)
+    (tmp_path / split / "notes.txt").write_text("words")
+    (tmp_path / split / "._a.png").write_bytes(b"of macOS")
+    assert len(load_dataset("folder", data_dir=tmp_path).train) == 12
+    for name in ("a.png", "b.JPG"):
+        Image.fromarray(pictures(1)[0]).save(tmp_path / split / name)
+    with pytest.raises(DataError, match=rf"the image {tmp_path}/{split}/a.png \(and 1 more images\) is next to the class folders"):
+        load_dataset("folder", data_dir=tmp_path)
+
+
+def test_a_class_without_test_images_is_named(tmp_path: Path) -> None:
+    write_split(tmp_path)
+    shutil.rmtree(tmp_path / "test/bee")
+    with pytest.raises(
+        DataError, match=rf"no test images of class bee in {tmp_path}: accuracy would not speak of it; expected at least one"
+    ):
+        load_dataset("folder", data_dir=tmp_path)
+
+
+def test_a_class_too_small_for_a_fifth_is_named(tmp_path: Path) -> None:
+    write_class_folders(tmp_path, pictures(12), [0] * 5 + [1] * 5 + [2] * 2)
+    with pytest.raises(DataError, match="no test images of class cow in"):
+        load_dataset("folder", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("place", ["", "train"])
+def test_one_class_is_named(tmp_path: Path, place: str) -> None:
+    write_class_folders(tmp_path / place, pictures(1), [0])
+    if place:
+        write_class_folders(tmp_path / "test", pictures(1), [0])
+    with pytest.raises(DataError, match=f"{tmp_path}: found one class, ant; expected at least 2 class folders"):
+        load_dataset("folder", data_dir=tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+def test_a_file_that_may_not_be_read_is_named(tmp_path: Path) -> None:
+    write_split(tmp_path)
+    (tmp_path / "train/ant/000.png").chmod(0)
+    with pytest.raises(DataError, match=r"train/ant/000.png cannot be read: Permission denied"):
+        load_dataset("folder", data_dir=tmp_path, skip_damaged=True)
+
+
+def test_what_is_skipped_is_counted_and_folders_below_a_class_are_read(tmp_path: Path) -> None:
+    images, _ = write_split(tmp_path)
+    nested = tmp_path / "train/bee/more/still"
+    nested.mkdir(parents=True)
+    (tmp_path / "train/bee/004.png").rename(nested / "004.png")
+    for name in ("train/._a.png", "train/ant/._000.png", "train/ant/.DS_Store", "test/__MACOSX/ant/._000.png", "test/cow/Thumbs.db"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"litter")
+    data = load_dataset("folder", data_dir=tmp_path)
+    assert sorted(image.tobytes() for image in data.train.pixels) == sorted(image.tobytes() for image in by_class(images))
+    assert data.notes == ("skipped 4 hidden entries and 1 file that is not an image",)
+
+
+def test_an_animation_is_noted_also_when_it_comes_from_the_cache(tmp_path: Path) -> None:
+    images, _ = write_split(tmp_path)
+    first, second = (Image.fromarray(image) for image in images[:2])
+    first.save(tmp_path / "train/ant/film.png", save_all=True, append_images=[second])
+    for _ in range(2):
+        data = load_dataset("folder", data_dir=tmp_path)
+        assert data.notes == (f"1 image is an animation, such as {tmp_path}/train/ant/film.png: only the first frame was read",)
+    np.testing.assert_array_equal(data.train.pixels[4], images[0].transpose(2, 0, 1))
+
+
+def test_names_in_another_normal_form_are_the_same_class(tmp_path: Path) -> None:
+    write_split(tmp_path)
+    (tmp_path / "train/cow").rename(tmp_path / "train/cafe\u0301")
+    (tmp_path / "test/cow").rename(tmp_path / "test/caf\u00e9")
+    data = load_dataset("folder", data_dir=tmp_path)
+    assert data.class_names == ("ant", "bee", "caf\u00e9")
+    assert data.test.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    (tmp_path / "train/caf\u00e9").mkdir()
+    with pytest.raises(DataError, match="caf\u00e9"):
+        load_dataset("folder", data_dir=tmp_path)
+
+
+def test_the_orientation_of_exif_is_followed(tmp_path: Path) -> None:
+    images, _ = write_split(tmp_path)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for number, path in enumerate(sorted((tmp_path / "train").rglob("*.png"))):
+        Image.fromarray(np.rot90(by_class(images)[number].transpose(1, 2, 0))).save(path, exif=exif)
+    np.testing.assert_array_equal(load_dataset("folder", data_dir=tmp_path).train.pixels, by_class(images))
+
+
+def test_images_of_16_bits_keep_them(tmp_path: Path) -> None:
+    deep = np.random.default_rng(0).integers(0, 65536, (4, 8, 8), dtype=np.uint16)
+    for split in ("train", "test"):
+        write_class_folders(tmp_path / split, pictures(4, channels=1), [0, 1, 0, 1])
+    for number, image in enumerate(deep):
+        Image.fromarray(image).save(tmp_path / "train" / CLASSES[number % 2] / f"deep{number}.png")
+    data = load_dataset("folder", data_dir=tmp_path)
+    assert [str(part.pixels.dtype) for part in (data.train, data.test)] == ["float32", "uint8"]
+    np.testing.assert_array_equal(data.train.images()[[2, 3, 6, 7], 0], deep[[0, 2, 1, 3]] / np.float32(65535))
+    assert data.mean == (round(float(data.train_images.mean(dtype=np.float64)), 4),)
+    assert data.std == (round(float(data.train_images.std(dtype=np.float64)), 4),)

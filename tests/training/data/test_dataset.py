@@ -1,0 +1,261 @@
+"""The digits, real images split in the same way for ever; parts of a dataset, and what is held out of them."""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from defensemble_images import Preprocessing
+from defensemble_training import DataError, Dataset, SpecError, load_dataset
+from defensemble_training.data.dataset import Part, Rows, held_out
+from defensemble_training.data.digits import bilinear_enlarged
+from defensemble_training.data.splits import stratified_test_part
+from tests.support.written import write_split
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    return load_dataset("digits")
+
+
+def test_digits_have_the_contracts_form(digits: Dataset) -> None:
+    for images, labels in ((digits.train_images, digits.train_labels), (digits.test_images, digits.test_labels)):
+        assert images.dtype == np.float32
+        assert images.shape == (len(labels), 1, 16, 16)
+        assert images.flags.c_contiguous
+        assert images.min() == 0.0
+        assert images.max() == 1.0
+        assert labels.dtype == np.int64
+    assert (len(digits.train_labels), len(digits.test_labels)) == (1438, 359)
+    assert digits.class_names == tuple("0123456789")
+    assert digits.input_shape == (1, 16, 16)
+    assert repr(digits) == "Dataset('digits', 1x16x16, 1438 train, 359 test, 10 classes)"
+
+
+def test_images_from_files_say_how_they_are_brought_to_size(digits: Dataset, tmp_path: Path) -> None:
+    write_split(tmp_path)
+    assert load_dataset("folder", 8, data_dir=tmp_path).preprocessing == Preprocessing("crop")
+    assert digits.preprocessing is None
+
+
+def test_split_never_changes(digits: Dataset) -> None:
+    assert hashlib.sha256(digits.test_labels.tobytes()).hexdigest() == "30f402f8b75f127faa6ce300c1fcb93250d7559ead7ab928fb07a9af8dabe9c9"
+    assert hashlib.sha256(digits.test_images.tobytes()).hexdigest() == "011fc9709b50d908f05c2410da1aad25212d1a4818b9acf638293e432dd98219"
+    assert (digits.mean, digits.std) == ((0.3055,), (0.3192,))
+
+
+def test_split_is_stratified(digits: Dataset) -> None:
+    test, train = np.bincount(digits.test_labels), np.bincount(digits.train_labels)
+    np.testing.assert_array_equal(test, np.round((test + train) / 5))
+
+
+def test_split_is_the_same_at_every_size_and_shares_no_image(digits: Dataset) -> None:
+    small = load_dataset("digits", size=8)
+    np.testing.assert_array_equal(small.test_labels, digits.test_labels)
+    np.testing.assert_array_equal(bilinear_enlarged(small.test_images, 16), digits.test_images)
+    train = {image.tobytes() for image in digits.train_images}
+    assert not any(image.tobytes() in train for image in digits.test_images)
+
+
+def test_every_image_is_in_one_part() -> None:
+    from sklearn.datasets import load_digits
+
+    small = load_dataset("digits", size=8)
+    ours = sorted(image.tobytes() for image in np.concatenate([small.train_images, small.test_images]))
+    theirs = sorted((image / 16).astype(np.float32).tobytes() for image in load_digits().images)
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("size", [8, 9, 16, 20, 32])
+def test_enlarging_is_bilinear(size: int) -> None:
+    images = np.random.default_rng(1).random((3, 2, 8, 8), dtype=np.float32)
+    expected = functional.interpolate(torch.from_numpy(images), size=(size, size), mode="bilinear", align_corners=False)
+    np.testing.assert_allclose(bilinear_enlarged(images, size), expected.numpy(), atol=1e-6)
+
+
+def test_test_part_follows_from_its_text() -> None:
+    labels = np.repeat(np.arange(3), (10, 20, 7)).astype(np.int64)
+    part = stratified_test_part(labels, "a")
+    assert np.bincount(labels[part]).tolist() == [2, 4, 1]
+    np.testing.assert_array_equal(part, stratified_test_part(labels, "a"))
+    assert (part != stratified_test_part(labels, "b")).any()
+
+
+def test_unknown_datasets_are_refused() -> None:
+    with pytest.raises(DataError, match="unknown dataset 'cifar11'; there is digits, mnist, cifar10, tiny-imagenet, imagenet, stylized-"):
+        load_dataset("cifar11")
+
+
+@pytest.mark.parametrize("size", [7, 0, -16, 129, True, 16.0])
+def test_bad_sizes_are_refused(size: int) -> None:
+    with pytest.raises(DataError, match="size must be an integer from 8 to 128, got"):
+        load_dataset("digits", size=size)
+
+
+def test_sizes_of_decoded_datasets_are_checked_before_anything_is_read(tmp_path: Path) -> None:
+    for size in (7, 1025, True):
+        with pytest.raises(DataError, match="size must be an integer from 8 to 1024, got"):
+            load_dataset("cifar10", size, data_dir=tmp_path / "nothing")
+
+
+def test_digits_come_from_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="the dataset 'digits' comes with scikit-learn, got data_dir"):
+        load_dataset("digits", data_dir=tmp_path)
+
+
+def test_digits_say_what_they_are(digits: Dataset) -> None:
+    assert digits.source == "scikit-learn's digits, enlarged from 8x8 to 16x16, a fifth of every class as the test part"
+    assert not digits.flip
+    assert digits.digest == load_dataset("digits").digest != load_dataset("digits", 8).digest
+
+
+def part_of(labels: list[int]) -> Part:
+    pixels = np.random.default_rng(0).integers(0, 256, (len(labels), 3, 2, 2), dtype=np.uint8)
+    return Part(pixels, np.array(labels, np.int64))
+
+
+def test_images_of_a_part_are_copies_in_0_to_1() -> None:
+    part = part_of([0, 1, 2, 0])
+    assert len(part) == 4
+    for selection in (slice(None), slice(1, 3), np.array([3, 0, 3]), np.array([True, False, False, True])):
+        images = part.images(selection)
+        assert images.dtype == np.float32
+        np.testing.assert_array_equal(images, part.pixels[selection].astype(np.float32) / np.float32(255))
+    floats = Part(part.images(), part.labels)
+    floats.images()[:] = 7
+    assert floats.pixels.max() <= 1
+    assert part.nbytes == 4 * 12
+
+
+@given(st.lists(st.integers(0, 5), min_size=2, max_size=60), st.data())
+def test_what_is_held_out_is_exact_and_as_even_as_can_be(labels: list[int], data: st.DataObject) -> None:
+    part = part_of(labels)
+    count = data.draw(st.integers(1, len(labels) - 1))
+    rest, held = held_out(part, count, "a text")
+    assert (len(held), len(rest)) == (count, len(labels) - count)
+    taken, there = np.bincount(held.labels, minlength=6), np.bincount(part.labels, minlength=6)
+    # No class gives two more than another that has images left.
+    assert all(taken[giving] <= taken[other] + 1 for giving in range(6) for other in range(6) if taken[other] < there[other])
+    both = sorted(zip(np.concatenate([rest.labels, held.labels]), map(bytes, np.concatenate([rest.pixels, held.pixels])), strict=True))
+    assert both == sorted(zip(part.labels, map(bytes, part.pixels), strict=True))
+    again = held_out(part, count, "a text")
+    np.testing.assert_array_equal(again[1].pixels, held.pixels)
+
+
+def test_5000_of_cifar10_s_labels_are_500_of_each_class_and_always_the_same() -> None:
+    labels = np.arange(50_000, dtype=np.int64) % 10
+    part = Part(np.arange(50_000, dtype=np.float32).reshape(-1, 1, 1, 1), labels)
+    rest, held = held_out(part, 5000, "defensemble-validation-v1:cifar10")
+    assert np.bincount(held.labels).tolist() == [500] * 10
+    assert (np.diff(held.pixels.ravel()) > 0).all()
+    assert (np.diff(rest.pixels.ravel()) > 0).all()
+    assert (held_out(part, 5000, "another text")[1].pixels != held.pixels).any()
+    digest = hashlib.sha256(held.pixels.astype("<i4").tobytes()).hexdigest()
+    assert digest.startswith("3e9a34e7e1cd4f71")
+
+
+def test_parts_too_large_to_copy_read_what_they_are_asked_for() -> None:
+    part = part_of([0, 1, 2, 0, 1])
+    rows = Rows(part, np.array([4, 0, 2]))
+    copied = Part(part.pixels[[4, 0, 2]], part.labels[[4, 0, 2]])
+    assert (len(rows), rows.nbytes) == (3, copied.nbytes)
+    np.testing.assert_array_equal(rows.labels, copied.labels)
+    np.testing.assert_array_equal(rows.pixels, copied.pixels)
+    for selection in (slice(None), slice(1, 3), np.array([2, 0])):
+        np.testing.assert_array_equal(rows.images(selection), copied.images(selection))
+        np.testing.assert_array_equal(rows.stored(selection), copied.stored(selection))
+
+
+@pytest.mark.parametrize("count", [-1, 0, 4, 5, 2.0, True])
+def test_holding_out_none_or_all_is_refused_with_both_ends(count: int) -> None:
+    with pytest.raises(SpecError, match=f"the number of images to hold out must be an integer from 1 to 3, got {count}; both parts need"):
+        held_out(part_of([0, 1, 2, 0]), count, "a text")
+
+
+def test_nothing_is_held_out_of_one_image() -> None:
+    with pytest.raises(SpecError, match="must leave at least one image, got a part of 1; expected 2 or more"):
+        held_out(part_of([0]), 1, "a text")
+
+
+PIXELS, LABELS = np.zeros((4, 3, 2, 2), np.uint8), np.array([0, 1, 2, 0], np.int64)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "labels", "text"),
+    [
+        (PIXELS.tolist(), LABELS, r"pixels must be an array \(n, C, H, W\) of uint8 or float32, got the list"),
+        (torch.zeros(4, 3, 2, 2), LABELS, "got the Tensor"),
+        (PIXELS[0], LABELS, r"of uint8 or float32, got uint8 \(3, 2, 2\)"),
+        (PIXELS[:, :0], LABELS, r"got uint8 \(4, 0, 2, 2\)"),
+        (PIXELS.astype(np.float64), LABELS, r"got float64 \(4, 3, 2, 2\)"),
+        (PIXELS, [0, 1, 2, 0], r"labels must be an array \(n,\) of int64, got the list \[0, 1, 2, 0\]"),
+        (PIXELS, LABELS.astype(np.int32), r"of int64, got int32 \(4,\)"),
+        (PIXELS, LABELS[:, None], r"of int64, got int64 \(4, 1\)"),
+        (PIXELS, LABELS[:3], "must be equally many, got 4 images and 3 labels"),
+        (PIXELS[:0], LABELS[:0], "a part must hold at least one image, got none"),
+    ],
+)
+def test_what_is_no_part_is_refused(pixels: Any, labels: Any, text: str) -> None:
+    with pytest.raises(DataError, match=text):
+        Part(pixels, labels)
+
+
+def small_dataset(**changes: Any) -> Dataset:
+    values: dict[str, Any] = {"name": "mine", "class_names": ("a", "b", "c"), "train": Part(PIXELS, LABELS), "test": Part(PIXELS, LABELS)}
+    values |= {"mean": (0.5,) * 3, "std": (0.25,) * 3, "flip": True, "source": "made", "digest": "0" * 16}
+    return Dataset(**(values | changes))
+
+
+def float_part(value: float, count: int = 3000) -> Part:
+    pixels = np.full((count, 3, 2, 2), 0.5, np.float32)
+    pixels[-1, 2, 1, 1] = value
+    return Part(pixels, np.arange(count, dtype=np.int64) % 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"test": Part(PIXELS[:, :1], LABELS)}, r"images of one shape \(C, H, W\), got \(3, 2, 2\) and \(1, 2, 2\)"),
+        ({"test": Part(PIXELS[:, :, :1], LABELS)}, r"got \(3, 2, 2\) and \(3, 1, 2\)"),
+        ({"mean": (0.5,)}, r"mean of 'mine' must be one value for each of 3 channels, got \(0.5,\)"),
+        ({"mean": 0.5}, "mean of 'mine' must be one value for each of 3 channels, got 0.5"),
+        ({"std": (0.5,) * 4}, "std of 'mine' must be one value for each of 3 channels, got"),
+        ({"class_names": ("a",)}, r"class_names of 'mine' must be at least 2, got \('a',\)"),
+        ({"class_names": ("a", "b")}, "training labels of 'mine' must be from 0 to 1, .* its 2 class names, got 2"),
+        ({"test": Part(PIXELS, LABELS - 1)}, "test labels of 'mine' must be from 0 to 2, .*, got -1"),
+        ({"train": float_part(1.5)}, "training pixels of 'mine' must be from 0 to 1 as float32, got 0.5 to 1.5 in images 2048 to 2999"),
+        ({"test": float_part(-0.1)}, "test pixels of 'mine' must be from 0 to 1 as float32, got -0.1 to 0.5"),
+        ({"test": float_part(float("nan"))}, "got nan to nan in images 2048 to 2999"),
+        ({"test": float_part(float("inf"))}, "got 0.5 to inf"),
+    ],
+)
+def test_what_is_no_dataset_is_refused(changes: dict[str, Any], text: str) -> None:
+    with pytest.raises(DataError, match=text):
+        small_dataset(**changes)
+
+
+def test_a_dataset_may_be_of_rows_and_of_floats() -> None:
+    rows = Rows(Part(PIXELS, LABELS), np.array([3, 1, 2]))
+    data = small_dataset(train=rows, test=float_part(1.0))
+    assert data.input_shape == (3, 2, 2)
+    assert len(data.train) == 3
+    with pytest.raises(DataError, match="a part must hold at least one image, got no rows"):
+        Rows(rows, np.array([], np.intp))
+
+
+def test_a_dataset_takes_the_class_numbers_of_a_model() -> None:
+    data = load_dataset("digits", 8)
+    names = [f"digit {name}" for name in data.class_names]
+    named = dataclasses.replace(data, class_names=tuple(names))
+    found = named.numbered_as(["none", *reversed(names)], "net")
+    np.testing.assert_array_equal(found.test_labels, 10 - data.test_labels)
+    assert found.train.pixels is data.train.pixels
+    with pytest.raises(DataError, match=r"'net' does not know: digit 9"):
+        named.numbered_as(names[:9], "net")

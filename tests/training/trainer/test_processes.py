@@ -1,0 +1,69 @@
+"""Several processes train as one: two on a processor, by gloo, started by Fabric and by torchrun."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.support.checkout import ROOT
+
+# A network without BatchNorm, whose statistics are each process's own on a processor.
+SCRIPT = """
+import sys
+from pathlib import Path
+import torch
+from torch import nn
+from defensemble_training import Compute, RunFolder, recipe_from_preset, train_module
+from tests.training.bars import bars_dataset
+
+def make():
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+
+recipe = recipe_from_preset("fast", epochs=5, batch_size=16, held_out=9)
+compute = Compute("cpu", int(sys.argv[2]), threads=1)
+run = RunFolder(Path(sys.argv[1]), anew=True, save_every_s=0.0)
+module, record = train_module(make, bars_dataset(), recipe=recipe, compute=compute, run=run)
+torch.distributed.is_initialized() and torch.distributed.destroy_process_group()
+"""
+
+
+def trained(folder: Path, processes: int, *, torchrun: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    script = folder.parent / f"{folder.name}.py"
+    script.write_text(SCRIPT)
+    python = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)] if torchrun else [sys.executable]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), "OMP_NUM_THREADS": "1"}
+    command = [*python, str(script), str(folder), "1" if torchrun else str(processes)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    epochs = [row for row in rows if row["event"] == "epoch"]
+    assert len(epochs) == 5
+    return np.array([row["loss"] for row in epochs]), np.array([[row["train_accuracy"], row["held_out_accuracy"]] for row in epochs])
+
+
+def test_two_processes_have_the_loss_curve_of_one(tmp_path: Path) -> None:
+    loss, accuracies = trained(tmp_path / "one", 1)
+    losses, accuracies_of_two = trained(tmp_path / "two", 2)
+    assert losses == pytest.approx(loss, rel=1e-4)
+    assert accuracies_of_two == pytest.approx(accuracies, abs=1e-9)
+    assert loss[-1] < 0.7 * loss[0], "nothing was learnt, and equal curves would say little"
+
+
+def test_more_processes_than_a_batch_has_pairs_of_images_are_refused(tmp_path: Path) -> None:
+    options = ["--processes", "2", "--batch-size", "2", "--width", "1", "--threads", "1"]
+    command = [sys.executable, "-m", "defensemble", "train", *options, "a.safetensors"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "Error: each of 2 processes must see at least 2 images a step (BatchNorm needs two), got batches of 2 of the 1438" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_torchrun_brings_its_own_number_of_processes(tmp_path: Path) -> None:
+    loss, _ = trained(tmp_path / "one", 1)
+    losses, _ = trained(tmp_path / "two", 2, torchrun=True)
+    assert losses == pytest.approx(loss, rel=1e-4)

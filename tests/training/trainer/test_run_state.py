@@ -1,0 +1,266 @@
+"""Runs that are killed, interrupted or ended by an error go on as if nothing had been."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from defensemble_training import (
+    Compute,
+    Dataset,
+    DivergedError,
+    Drop,
+    RunFolder,
+    TrainingError,
+    TrainingProgress,
+    UncheckedContentWarning,
+    load_checkpoint,
+    recipe_from_preset,
+    train,
+)
+from defensemble_training.trainer.run_state import STATE_FILE, RunState, load_state, save_state
+from tests.support.bars import bars_dataset
+from tests.support.untrained import tiny_spec
+
+EPOCHS = 6
+
+
+@pytest.fixture(scope="module")
+def bars() -> Dataset:
+    return bars_dataset()
+
+
+class Killed(Exception):  # noqa: N818
+    """What ends a run in the middle of a step's callback, as a kill would."""
+
+
+def run(bars: Dataset, folder: Path, *, kill_at: int | None = None, spec: dict[str, Any] | None = None, **changes: Any) -> bytes:
+    def on_progress(progress: TrainingProgress) -> None:
+        if progress.step == kill_at:
+            raise Killed
+
+    recipe = recipe_from_preset("fast", **{"epochs": EPOCHS, "batch_size": 16, "choose": "best", "held_out": 10, **changes})
+    run_folder = RunFolder(folder, resume=True, save_every_s=0.0)
+    compute = Compute("cpu", threads=1)
+    module, _ = train(tiny_spec(**(spec or {})), bars, recipe=recipe, compute=compute, run=run_folder, on_progress=on_progress)
+    return b"".join(tensor.numpy().tobytes() for tensor in module.state_dict().values())
+
+
+def history(folder: Path) -> list[dict[str, Any]]:
+    found = load_state(folder)
+    assert found is not None
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in found.history]
+
+
+@pytest.mark.parametrize(
+    ("spec", "changes"),
+    [
+        pytest.param({}, {}, marks=pytest.mark.slow),
+        ({"keep": 1.0, "drop": Drop("drop_block", 0.5, (1, 2))}, {"label_smoothing": 0.1}),
+        ({}, {"adversarial": "adversarial-training"}),
+        pytest.param({"drop": Drop("spatial_dropout", 0.5, (3, 4))}, {}, marks=pytest.mark.slow),
+        pytest.param({"keep": 1.0}, {"adversarial": "adversarial-training"}, marks=pytest.mark.slow),
+    ],
+    ids=["masks", "DropBlock and label smoothing", "masks, adversarial", "masks and SpatialDropout", "standard, adversarial"],
+)
+def test_a_run_that_ends_anywhere_goes_on_bit_for_bit(bars: Dataset, tmp_path: Path, spec: dict[str, Any], changes: dict[str, Any]) -> None:
+    whole = run(bars, tmp_path / "whole", spec=spec, **changes)
+    steps = len(history(tmp_path / "whole")) * 4
+    assert steps == EPOCHS * 4
+    for kill_at in (1, 4, 6, 13, steps):
+        with pytest.raises(Killed):
+            run(bars, tmp_path / "ended", kill_at=kill_at, spec=spec, **changes)
+    assert run(bars, tmp_path / "ended", spec=spec, **changes) == whole
+    assert history(tmp_path / "ended") == history(tmp_path / "whole")
+    events = [json.loads(line)["event"] for line in (tmp_path / "ended/log.jsonl").read_text().splitlines()]
+    assert (events.count("start"), events.count("resume")) == (2, 4), "killed at step 1, before any state was saved"
+    assert events[-1] == "end"
+    assert (tmp_path / "ended/learning_curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def call(folder: Path, *options: str) -> subprocess.Popen[str]:
+    arguments = ["--width", "2", "--epochs", "12", "--batch-size", "64", "--threads", "1", "--resume", *options, "a.safetensors"]
+    command = [sys.executable, "-m", "defensemble", "train", *arguments]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def tensors(path: Path) -> dict[str, bytes]:
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name).numpy().tobytes() for name in file.keys()}
+
+
+def until_state(folder: Path, epochs: int) -> None:
+    """Wait until a run has saved so many epochs."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        found = load_state(folder)
+        if found is not None and len(found.history) >= epochs:
+            return
+        time.sleep(0.01)
+    raise AssertionError("no state was saved in time")
+
+
+def test_a_killed_run_is_resumed_bit_for_bit_and_sigint_says_how(tmp_path: Path) -> None:
+    whole, ended = tmp_path / "whole", tmp_path / "ended"
+    whole.mkdir()
+    ended.mkdir()
+    with call(whole) as process:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+
+    with call(ended) as process:
+        until_state(ended / "a.run", 2)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait(timeout=30) == -signal.SIGKILL
+    assert not (ended / "a.safetensors").exists()
+    with call(ended) as process:
+        until_state(ended / "a.run", 5)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 1
+    assert "Traceback" not in errors
+    (line,) = [line for line in errors.splitlines() if line.startswith("go on with: ")]
+    assert "Error: interrupted after step" in errors
+    assert "train --width 2 --epochs 12" in line
+    assert "--resume" in line
+    with call(ended) as process:
+        printed, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    assert "wrote a.safetensors" in printed
+    assert tensors(ended / "a.safetensors") == tensors(whole / "a.safetensors")
+    assert not (ended / "a.run" / STATE_FILE).exists(), "what it was kept for is done"
+    events = [json.loads(line) for line in (ended / "a.run/log.jsonl").read_text().splitlines()]
+    assert [event["event"] for event in events if event["event"] != "epoch"] == ["start", "resume", "interrupted", "resume", "end"]
+    epochs = [event["epoch"] for event in events if event["event"] == "epoch"]
+    assert sorted(set(epochs)) == list(range(1, 13))
+    with call(ended) as process:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0
+    assert "a.safetensors is there already: nothing to resume" in errors
+    with call(ended, "--seed", "5") as process:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 1
+    assert "Error: a.safetensors is finished, and was trained otherwise: its seed is 0, asked for was 5" in errors
+
+
+def test_another_run_s_folder_is_refused_and_kept(bars: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        run(bars, tmp_path, kill_at=9)
+    before = (tmp_path / STATE_FILE).read_bytes()
+    with pytest.raises(TrainingError, match=r"was begun otherwise: spec.keep: the run has 0.3, asked for was 0.5. Ask for the same"):
+        run(bars, tmp_path, spec={"keep": 0.5})
+    with pytest.raises(TrainingError, match=r"recipe.epochs: the run has 6, asked for was 7"):
+        run(bars, tmp_path, epochs=7)
+    with pytest.raises(TrainingError, match=r"holds a run that was interrupted at step \d+; go on with resume \(--resume\)"):
+        train(tiny_spec(), bars, run=RunFolder(tmp_path), compute=Compute("cpu"))
+    assert (tmp_path / STATE_FILE).read_bytes() == before
+
+
+def test_two_runs_in_one_folder_are_refused_and_the_first_goes_on(tmp_path: Path) -> None:
+    with call(tmp_path, "--epochs", "200") as process:
+        until_state(tmp_path / "a.run", 1)
+        with call(tmp_path, "--force") as other:
+            _, errors = other.communicate(timeout=60)
+        assert other.returncode == 1
+        assert "Error: another run is at work in a.run: wait for its end, stop it, or name another folder (--run)" in errors
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Error: interrupted after step" in errors
+    assert load_state(tmp_path / "a.run") is not None
+
+
+def test_a_finished_run_s_log_stays_unless_it_is_forced(bars: Dataset, tmp_path: Path) -> None:
+    for seed in (1, 2):
+        recipe = recipe_from_preset("fast", epochs=1, batch_size=16)
+        run_folder = RunFolder(tmp_path)
+        train(tiny_spec(), bars, recipe=recipe, seed=seed, compute=Compute("cpu", threads=1), run=run_folder)
+        run_folder.finish()
+    told = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [row["seed"] for row in told if row["event"] == "start"] == [1, 2]
+
+
+def some_state(folder: Path) -> Path:
+    momentum = {"a": torch.arange(4.0)}
+    save_state(
+        folder, RunState({"seed": 1}, 3, 1.5, (0.5, 1, 2), [{"epoch": 1}], 0.5, {"a": torch.ones(4), "n": torch.tensor(3)}, momentum)
+    )
+    return folder / STATE_FILE
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(share=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_a_flipped_bit_in_a_state_is_found(tmp_path: Path, share: float, bit: int) -> None:
+    path = some_state(tmp_path)
+    content = bytearray(path.read_bytes())
+    content[int(share * len(content))] ^= 1 << bit
+    path.write_bytes(content)
+    with pytest.raises(TrainingError, match=re.escape(str(path))):
+        load_state(tmp_path)
+
+
+def test_a_state_of_before_the_digest_is_read(tmp_path: Path) -> None:
+    path = some_state(tmp_path)
+    with safe_open(path, framework="pt") as file:
+        described = json.loads(file.metadata()["defensemble.run"])
+    del described["content_digest"]
+    new = load_state(tmp_path)
+    save_file(load_file(path), path, {"defensemble.run": json.dumps({**described, "format": 1})})
+    with pytest.warns(UncheckedContentWarning, match=STATE_FILE):
+        old = load_state(tmp_path)
+    assert old is not None
+    assert new is not None
+    assert (old.identity, old.step, old.history) == (new.identity, new.step, new.history)
+    assert torch.equal(old.momentum["a"], new.momentum["a"])
+
+
+@pytest.mark.parametrize("damage", ["cut", "emptied", "another file"])
+def test_a_damaged_state_is_told(bars: Dataset, tmp_path: Path, damage: str) -> None:
+    with pytest.raises(Killed):
+        run(bars, tmp_path, kill_at=9)
+    state = tmp_path / STATE_FILE
+    content = state.read_bytes()
+    state.write_bytes({"cut": content[: len(content) // 2], "emptied": b"", "another file": b"{}" * 100}[damage])
+    with pytest.raises(TrainingError, match=r"cannot be read as the state of a run .* it is damaged; remove it to start the run anew"):
+        run(bars, tmp_path)
+
+
+def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(bars: Dataset, tmp_path: Path) -> None:
+    def poison(progress: TrainingProgress) -> None:
+        if progress.epoch == 3:
+            bars_poisoned.train.pixels[:] = float("nan")
+
+    bars_poisoned = bars_dataset()
+    recipe = recipe_from_preset("fast", epochs=8, batch_size=16)
+    compute = Compute("cpu", threads=1)
+    from defensemble_training.trainer.device_data import Pixels
+
+    class Poisoned(Pixels):
+        def __getitem__(self, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            _, labels = super().__getitem__(chosen)
+            return torch.from_numpy(bars_poisoned.train.pixels)[chosen], labels
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("defensemble_training.trainer.loop.Pixels", Poisoned)
+        with pytest.raises(
+            DivergedError, match=r"the loss is nan at epoch 3, .*; the last good weights, of epoch 2, are kept in .*last_good"
+        ):
+            train(tiny_spec(), bars_poisoned, recipe=recipe, compute=compute, run=RunFolder(tmp_path), on_progress=poison)
+    _, spec, record = load_checkpoint(tmp_path / "last_good.safetensors")
+    assert spec == tiny_spec()
+    assert record.epochs == 2
+    events = [json.loads(line)["event"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert events == ["start", "epoch", "epoch", "failed"]

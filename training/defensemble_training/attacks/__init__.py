@@ -1,0 +1,1 @@
+"""Gradient attacks on a network, and transfer of their images to others."""

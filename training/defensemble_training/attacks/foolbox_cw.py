@@ -1,0 +1,41 @@
+"""The one place that knows Foolbox, which is imported where an attack of its own is asked for."""
+
+import warnings
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import TrainingError
+
+
+def l2_carlini_wagner(
+    module: nn.Module, images: torch.Tensor, labels: torch.Tensor, confidence: float, search_steps: int, steps: int, step_size: float
+) -> torch.Tensor:
+    """Run Foolbox's CW on a module in eval mode; an image for which nothing is found comes back black.
+
+    Raises:
+        TrainingError: Foolbox cannot be imported.
+    """
+    foolbox = _foolbox()
+    method = foolbox.attacks.L2CarliniWagnerAttack(
+        binary_search_steps=search_steps, steps=steps, stepsize=step_size, confidence=confidence, initial_const=1e-3, abort_early=True
+    )
+    model = foolbox.PyTorchModel(module, bounds=(0, 1), device=images.device)
+    found: torch.Tensor = method(model, images, labels, epsilons=None)[0]
+    return found
+
+
+def _foolbox() -> Any:
+    try:
+        with warnings.catch_warnings():
+            # Foolbox 3.3.4 imports from a namespace that scipy deprecates.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return import_module("foolbox")
+    except ImportError as error:
+        cause = (str(error).strip() or "no reason given").splitlines()[0]
+        raise TrainingError(
+            f"the attack cw needs Foolbox, which cannot be imported ({cause}); install it with: pip install 'foolbox>=3.3.4' "
+            "(it needs the program git beside it)"
+        ) from error

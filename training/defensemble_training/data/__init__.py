@@ -1,0 +1,1 @@
+"""Datasets: where they are found, how they are decoded, and the cache of decoded images."""

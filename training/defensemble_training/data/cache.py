@@ -1,0 +1,244 @@
+"""Decoded images in the user's cache: written once, as a whole or not at all, and memory-mapped from then on.
+
+An entry is a folder `$XDG_CACHE_HOME/defensemble/datasets/<key>/` with `train.npy` and `test.npy` ((n, C, H, W), uint8, or float32 in
+[0, 1] where an image has 16 bits a pixel), `train_labels.npy` and `test_labels.npy` (int64) and `meta.json`. It is written in `.<key>.part`
+beside it, under a lock that ends with its process, and renamed. Arrays are written as files, not through a memory map: where the disk is
+full, a map kills the process.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from defensemble_images.errors import DamagedImageError
+from defensemble_images.reader import RULES, Pixels
+
+from ..errors import DataError
+from .cache_writer import OnProgress, Reading, WrittenPart, write_part
+from .source import Source, check_classes
+
+SPACE_BESIDE = 2**20  # bytes for headers and meta.json
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclass(frozen=True)
+class Meta:
+    """What an entry says of itself.
+
+    Attributes:
+        class_names: label i is class_names[i].
+        mean: of the training images, in [0, 1], one value a channel, rounded to 4 decimals.
+        std: as mean.
+        source: one line, where the images came from and in which state.
+        digest: 16 hexadecimal digits over pixels and labels of both parts.
+        damaged: images that were left out.
+        first_damage: where the first of them is, and why; None where there are none.
+        animations: images of which only the first frame was read.
+        first_animation: where the first of them is; None where there are none.
+        train_shape: (n, C, H, W).
+        test_shape: as train_shape.
+    """
+
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    source: str
+    digest: str
+    damaged: int
+    first_damage: tuple[str, str] | None
+    animations: int
+    first_animation: str | None
+    train_shape: tuple[int, ...]
+    test_shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Undecoded:
+    """What an entry is made from: a source, where it is from (for `Meta.source`), and how its images are decoded to which shape."""
+
+    source: Source
+    origin: str
+    channels: int
+    size: int
+    reading: Reading
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the entry takes."""
+        count = len(self.source.train.labels) + len(self.source.test.labels)
+        return count * (self.channels * self.size**2 + 8) + SPACE_BESIDE
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """A decoded dataset; the pixels are read-only memory maps."""
+
+    meta: Meta
+    train_pixels: Pixels
+    train_labels: npt.NDArray[np.int64]
+    test_pixels: Pixels
+    test_labels: npt.NDArray[np.int64]
+
+
+def cache_folder() -> Path:
+    """Return where decoded datasets lie: below `$XDG_CACHE_HOME`, or `~/.cache` where that is unset or relative."""
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (base if base.is_absolute() else Path.home() / ".cache") / "defensemble" / "datasets"
+
+
+def entry_key(name: str, size: int | None, origin: object) -> str:
+    """Return the name of an entry: the same for the same dataset, size, way of decoding and `origin` (anything that JSON holds)."""
+    text = json.dumps([RULES, name, size, origin])
+    return f"{name}-{size or 'as-is'}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def read_entry(key: str) -> Entry | None:
+    """Open an entry; None where there is none, or only a damaged one."""
+    folder = cache_folder() / key
+    try:
+        held: dict[str, Any] = json.loads((folder / "meta.json").read_text())
+        held = {name: tuple(value) if isinstance(value, list) else value for name, value in held.items()}
+        meta = Meta(**held)
+        # As plain arrays: what is computed from a memmap is one too, without a map.
+        pixels = [np.asarray(np.load(folder / f"{split}.npy", mmap_mode="r", allow_pickle=False)) for split in ("train", "test")]
+        labels = [np.load(folder / f"{split}_labels.npy", allow_pickle=False) for split in ("train", "test")]
+    except (OSError, ValueError, TypeError, EOFError, AttributeError):
+        return None
+    entry = Entry(meta, pixels[0], labels[0], pixels[1], labels[1])
+    shapes = (meta.train_shape, meta.test_shape)
+    fitting = all(one.dtype == np.int64 and one.shape == shape[:1] for one, shape in zip(labels, shapes, strict=True))
+    return entry if fitting and (entry.train_pixels.shape, entry.test_pixels.shape) == shapes else None
+
+
+def entry_of(key: str, prepare: Callable[[], Undecoded], *, skip_damaged: bool, on_progress: OnProgress) -> Entry:
+    """Open an entry; where there is none yet, decode it first, or wait for the process that does.
+
+    Args:
+        key: of the entry.
+        prepare: finds out what to decode; called only where there is no entry.
+        skip_damaged: leave out what cannot be decoded, where an error is raised otherwise.
+        on_progress: called with what is done, how many are done, and of how many.
+
+    Raises:
+        DataError: an image is damaged, or the cache has no room or cannot be written.
+    """
+    entry = read_entry(key)
+    if entry is None:
+        with _alone(cache_folder() / f".{key}.part", on_progress) as part:
+            if (entry := read_entry(key)) is None:  # nobody else wrote it while we waited
+                undecoded = prepare()
+                _check_space(undecoded)
+                with _told(undecoded):
+                    _write(part, undecoded, on_progress)
+                    shutil.rmtree(cache_folder() / key, ignore_errors=True)  # a damaged one
+                    part.rename(cache_folder() / key)
+                entry = read_entry(key)
+    if entry is None:
+        raise DataError(f"{cache_folder() / key} cannot be read back; expected what was just written; is another program at work in it?")
+    if entry.meta.first_damage is not None and not skip_damaged:
+        raise DamagedImageError(*entry.meta.first_damage)
+    return entry
+
+
+def _check_space(undecoded: Undecoded) -> None:
+    free = shutil.disk_usage(cache_folder()).free
+    if free < undecoded.nbytes:
+        raise DataError(
+            f"decoding needs {undecoded.nbytes:,} bytes in {cache_folder()}, of which {free:,} are free; "
+            "make room, take a smaller size, or let XDG_CACHE_HOME name a folder on a larger disk"
+        )
+
+
+@contextmanager
+def _told(undecoded: Undecoded | None = None) -> Iterator[None]:
+    """Say what it means for the cache that it cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL and undecoded is not None:
+            raise DataError(
+                f"the disk of {cache_folder()} was full before all images were decoded ({error.strerror}): they need "
+                f"{undecoded.nbytes:,} bytes; what was written is removed; make room, "
+                "or let XDG_CACHE_HOME name a folder on a larger disk"
+            ) from error
+        raise DataError(
+            f"the cache of decoded images, {cache_folder()}, cannot be written: {error}; "
+            "mend its permissions, or let XDG_CACHE_HOME name another folder"
+        ) from error
+
+
+@contextmanager
+def _alone(part: Path, on_progress: OnProgress) -> Iterator[Path]:
+    """Hold an empty folder that no other process holds; it is removed in the end unless it was renamed."""
+    while True:
+        try:
+            with _told():
+                part.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(part, os.O_RDONLY)
+        except FileNotFoundError:  # its holder was done with it in between
+            continue
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                on_progress("waiting for another process that decodes the same images", 0, 1)
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if not _is_still(part, descriptor):  # renamed or removed by its holder
+                continue
+            for left in part.iterdir():  # by a process that was killed
+                left.unlink()
+            try:
+                yield part
+            finally:
+                if _is_still(part, descriptor):
+                    shutil.rmtree(part)
+            return
+        finally:
+            os.close(descriptor)
+
+
+def _is_still(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _write(folder: Path, undecoded: Undecoded, on_progress: OnProgress) -> None:
+    source, origin = undecoded.source, undecoded.origin
+    parts: list[WrittenPart] = []
+    for split, part in (("train", source.train), ("test", source.test)):
+        shape = (undecoded.channels, undecoded.size, undecoded.size)
+        parts.append(write_part(folder, split, part, shape, undecoded.reading, on_progress))
+    train, test = parts
+    damage = (*train.damage, *test.damage)
+    animations = (*train.animations, *test.animations)
+    where = f"{origin} (without {len(damage)} damaged images)" if damage else origin
+    check_classes(source.class_names, train.labels, test.labels, where)
+    formats = "/".join(sorted(train.formats | test.formats))
+    skipped = f", {len(damage)} damaged {'image' if len(damage) == 1 else 'images'} left out" if damage else ""
+    meta = Meta(
+        class_names=source.class_names,
+        mean=train.mean,
+        std=train.std,
+        source=f"{origin} as {source.layout}, {formats}-coded{skipped}",
+        digest=hashlib.sha256(train.digest + test.digest).hexdigest()[:16],
+        damaged=len(damage),
+        first_damage=(damage[0].where, damage[0].reason) if damage else None,
+        animations=len(animations),
+        first_animation=animations[0] if animations else None,
+        train_shape=train.shape,
+        test_shape=test.shape,
+    )
+    (folder / "meta.json").write_text(json.dumps(asdict(meta), indent=1))

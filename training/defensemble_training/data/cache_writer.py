@@ -1,0 +1,182 @@
+"""One part of a dataset, decoded and written as .npy files image by image, so that it never has to fit into memory."""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from defensemble_images.decoding import Decoded, decode_images
+from defensemble_images.errors import DamagedImageError
+from defensemble_images.memory import check_memory, default_limit
+from defensemble_images.preprocessing import Preprocessing
+
+from ..errors import DataError
+from .source import EncodedPart
+
+OnProgress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the images of a part are decoded.
+
+    Attributes:
+        preprocessing: how they are brought to their size; None: all must have it.
+        skip_damaged: leave out what cannot be decoded.
+        max_memory: bytes that images may take while they are decoded; None: half of the free memory.
+    """
+
+    preprocessing: Preprocessing | None
+    skip_damaged: bool = False
+    max_memory: int | None = None
+
+    def memory_check(self) -> Callable[[str, int], None]:
+        """Return what `decode_images` calls with where an image is and how many bytes it takes; it raises where these are too many."""
+        allowed = default_limit() if self.max_memory is None else self.max_memory  # once: asking the system takes longer than an image
+
+        def check(where: str, needed: int) -> None:
+            if needed > allowed:
+                check_memory(f"decoding {where}", needed, self.max_memory)
+
+        return check
+
+
+@dataclass(frozen=True, eq=False)
+class WrittenPart:
+    """What was written of one part.
+
+    Attributes:
+        shape: (n, C, H, W) of the pixels.
+        labels: int64 (n,).
+        mean: of the images in [0, 1], one value a channel, rounded to 4 decimals.
+        std: as mean.
+        digest: SHA-256 over pixels and labels.
+        damage: the images that were left out.
+        formats: such as {"JPEG"}.
+        animations: where the images are of which only the first frame was read.
+    """
+
+    shape: tuple[int, int, int, int]
+    labels: npt.NDArray[np.int64]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    digest: bytes
+    damage: tuple[DamagedImageError, ...]
+    formats: frozenset[str]
+    animations: tuple[str, ...]
+
+
+def write_part(
+    folder: Path, split: str, part: EncodedPart, image_shape: tuple[int, int, int], reading: Reading, on_progress: OnProgress
+) -> WrittenPart:
+    """Decode one part into `<split>.npy` and `<split>_labels.npy`: as uint8, or as float32 in [0, 1] where an image has 16 bits a pixel.
+
+    Raises:
+        defensemble_images.DamagedImageError: an image is damaged and not to be left out.
+        DataError: a file cannot be read.
+        OSError: what is decoded cannot be written.
+    """
+    try:
+        return _written(folder, split, part, image_shape, reading, on_progress, np.dtype(np.uint8))
+    except _MoreBitsError:
+        return _written(folder, split, part, image_shape, reading, on_progress, np.dtype(np.float32))
+
+
+class _MoreBitsError(Exception):
+    """An image has 16 bits a pixel, and what was written so far has 8."""
+
+
+def _written(
+    folder: Path,
+    split: str,
+    part: EncodedPart,
+    image_shape: tuple[int, int, int],
+    reading: Reading,
+    on_progress: OnProgress,
+    dtype: "np.dtype[np.uint8] | np.dtype[np.float32]",
+) -> WrittenPart:
+    channels, size, _ = image_shape
+    levels = 256 if dtype == np.uint8 else 65536
+    total, seen, written = len(part.labels), 0, 0
+    kept = np.zeros(total, dtype=np.bool_)
+    counts = np.zeros((channels, levels), dtype=np.int64)  # of every pixel value: exact sums, the same on every platform
+    digest = hashlib.sha256()
+    damage: list[DamagedImageError] = []
+    formats: Counter[str] = Counter()
+    animations: list[str] = []
+    with (folder / f"{split}.npy").open("wb") as file:
+        _write_header(file, dtype, (total, *image_shape))
+        for some in _decoded(part, channels, size, reading):
+            if seen + len(some.kept) > total:
+                raise DataError(f"the {split} part has more images than labels ({total}); was it changed while it was read? try again")
+            pixels = some.pixels
+            if pixels.dtype != dtype:
+                if dtype == np.uint8:
+                    raise _MoreBitsError
+                pixels = some.floats
+            file.write(pixels.data)
+            digest.update(pixels.data)
+            for channel in range(channels):
+                values = pixels[:, channel].ravel()
+                whole = values if values.dtype == np.uint8 else np.rint(values * np.float32(levels - 1)).astype(np.int64)
+                counts[channel] += np.bincount(whole, minlength=levels)
+            damage += some.damage
+            formats += some.formats
+            animations += some.animations
+            kept[seen : seen + len(some.kept)] = some.kept
+            seen += len(some.kept)
+            written += len(pixels)
+            on_progress(f"decoding {split} images", seen, total)
+        if seen != total:
+            raise DataError(f"the {split} part has {seen} images and {total} labels; was it changed while it was read? try again")
+        if written != total:
+            _rewrite_header(file, dtype, (written, *image_shape))
+        _to_disk(file)
+    labels = part.labels[kept]
+    with (folder / f"{split}_labels.npy").open("wb") as file:
+        np.save(file, labels, allow_pickle=False)
+        _to_disk(file)
+    digest.update(labels.astype("<i8").tobytes())
+    mean, std = mean_and_std(counts)
+    shape = (written, *image_shape)
+    return WrittenPart(shape, labels, mean, std, digest.digest(), tuple(damage), frozenset(formats), tuple(animations))
+
+
+def _decoded(part: EncodedPart, channels: int, size: int, reading: Reading) -> Iterator[Decoded]:
+    try:
+        yield from decode_images(
+            part.images(), channels, (size, size), reading.preprocessing, skip_damaged=reading.skip_damaged, check=reading.memory_check()
+        )
+    except OSError as error:
+        raise DataError(f"{error.filename} cannot be read: {error.strerror}; fix its permissions, or remove it") from error
+
+
+def mean_and_std(counts: npt.NDArray[np.int64]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of values in [0, 1] from how often each of L levels occurs, (C, L), rounded to 4 decimals."""
+    values = np.arange(counts.shape[1]) / (counts.shape[1] - 1)
+    totals = np.maximum(counts.sum(axis=1), 1)
+    means = (counts * values).sum(axis=1) / totals
+    variances = (counts * (values - means[:, None]) ** 2).sum(axis=1) / totals
+    return tuple(round(float(mean), 4) for mean in means), tuple(round(float(variance) ** 0.5, 4) for variance in variances)
+
+
+def _write_header(file: BinaryIO, dtype: "np.dtype[Any]", shape: tuple[int, ...]) -> None:
+    np.lib.format.write_array_header_1_0(file, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape})
+
+
+def _rewrite_header(file: BinaryIO, dtype: "np.dtype[Any]", shape: tuple[int, ...]) -> None:
+    """Lower the number of images in place; numpy leaves room for the largest number in the first axis, so the length stays."""
+    file.seek(0)
+    _write_header(file, dtype, shape)
+
+
+def _to_disk(file: BinaryIO) -> None:
+    # Before the folder is renamed, or a crash of the machine could leave an entry whose files hold zeros.
+    file.flush()
+    os.fsync(file.fileno())

@@ -1,0 +1,44 @@
+"""The handwritten digits that come with scikit-learn, enlarged; no network is used.
+
+1,797 real images of 8x8 with one channel and 10 classes, of the UCI repository (Alpaydin and Kaynak, 1998).
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import DataError
+
+SMALLEST_SIZE, USUAL_SIZE, LARGEST_SIZE = 8, 16, 128
+
+Images = npt.NDArray[np.float32]
+
+
+def digits_of_size(size: int) -> tuple[Images, npt.NDArray[np.int64]]:
+    """Return the images, float32 (1797, 1, size, size) in [0, 1], bilinearly enlarged, and their labels.
+
+    Raises:
+        DataError: a size that they cannot have, or scikit-learn is not installed.
+    """
+    if isinstance(size, bool) or not isinstance(size, int) or not SMALLEST_SIZE <= size <= LARGEST_SIZE:
+        raise DataError(f"size must be an integer from {SMALLEST_SIZE} to {LARGEST_SIZE}, got {size!r}")
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise DataError("the dataset 'digits' needs scikit-learn; install it with: pip install 'defensemble[train]'") from error
+    digits = load_digits()
+    return bilinear_enlarged((digits.images / 16.0).astype(np.float32)[:, None], size), digits.target.astype(np.int64)
+
+
+def bilinear_enlarged(images: Images, size: int) -> Images:
+    """Enlarge square images (n, C, H, H) to (n, C, size, size), first the rows, then the columns.
+
+    Pixel centres are at half positions, edges are repeated. Only elementwise float32 arithmetic is used, so the bits are the same on
+    every platform (a matrix product's are not).
+    """
+    before = images.shape[-1]
+    position = np.clip((np.arange(size) + 0.5) * before / size - 0.5, 0, before - 1)
+    low = np.floor(position).astype(np.int64)
+    high = np.minimum(low + 1, before - 1)
+    share = (position - low).astype(np.float32)
+    rows = images[:, :, low] * (1 - share)[:, None] + images[:, :, high] * share[:, None]
+    return np.ascontiguousarray(rows[..., low] * (1 - share) + rows[..., high] * share)

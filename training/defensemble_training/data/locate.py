@@ -1,0 +1,112 @@
+"""Where the images of a dataset are looked for, in order: a folder that is named, the cache of decoded images, the hub."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from defensemble_images.decoding import survey
+from defensemble_images.folders import Skipped
+from defensemble_images.preprocessing import Preprocessing
+
+from ..errors import DataError
+from . import hub
+from .cache import Entry, Undecoded, entry_key, entry_of
+from .cache_writer import OnProgress, Reading
+from .registry import Known
+from .source import EXPECTED, Source, source_in
+
+
+def find_entry(
+    name: str,
+    known: Known,
+    size: int | None,
+    allowed: tuple[int, int],
+    data_dir: str | Path | None,
+    preprocessing: Preprocessing | None,
+    skip_damaged: bool,
+    max_memory: int | None,
+    on_progress: OnProgress,
+) -> tuple[Entry, Skipped]:
+    """Open a dataset decoded, and decode or download it first where that was not done before.
+
+    Returns it with what was passed over in its class folders.
+
+    Args:
+        name: of the dataset.
+        known: what is known of it.
+        size: height and width; None: what the dataset usually has, or what all its images have.
+        allowed: lowest and highest size.
+        data_dir: the folder that holds it; None: `$DEFENSEMBLE_DATA_DIR/<name>` where that is a folder, else the hub.
+        preprocessing: how images of another size are brought to `size`; None: all must have it.
+        skip_damaged: leave out what cannot be decoded.
+        max_memory: bytes that a row group of a parquet file, and images while they are decoded, may take; None: half of the free memory.
+        on_progress: called with what is done, how many are done, and of how many.
+
+    Raises:
+        DataError: it is nowhere, of another layout, or cannot be kept.
+        defensemble_images.ImagesError: an image is damaged, or a name or a place of a file is not accepted.
+    """
+    size = size or known.size
+    rule = None if preprocessing is None else preprocessing.to_values()
+    reading = Reading(preprocessing, skip_damaged, max_memory)
+    folder = _local_folder(name, data_dir)
+    if folder is not None:
+        source = source_in(folder, known.test_splits, max_memory)
+        _check_number_of_classes(name, known, source, folder)
+        origin = f"{'images' if name == 'folder' else name} from a local folder"
+        undecoded = _undecoded(source, origin, known, size, allowed, folder, reading)
+        # With the path: copies may agree in all else, such as bitmaps of one size whose times were set by an archive.
+        key = entry_key(name, size, [rule, str(folder.resolve()), source.files])
+        return entry_of(key, undecoded, skip_damaged=skip_damaged, on_progress=on_progress), source.skipped
+    if known.repository is None:
+        why = "is what you make of it" if name == "folder" else "has no copy on the Hugging Face hub"
+        raise DataError(f"the dataset {name!r} {why}: pass the folder that holds it, data_dir (--data-dir); {EXPECTED}")
+    repository = known.repository
+
+    def from_hub() -> Undecoded:
+        place, revision = hub.downloaded(name, repository, known.test_splits, on_progress)
+        origin = f"{repository} (revision {revision[:12]})"
+        return _undecoded(source_in(place, known.test_splits, max_memory), origin, known, size, allowed, place, reading)()
+
+    # The revision is no part of the key: what was decoded once is found without a network, and stays what it is.
+    entry = entry_of(entry_key(name, size, [rule, "hub", repository]), from_hub, skip_damaged=skip_damaged, on_progress=on_progress)
+    return entry, Skipped()
+
+
+def _local_folder(name: str, data_dir: str | Path | None) -> Path | None:
+    if data_dir is not None:
+        return Path(data_dir)
+    base = os.environ.get("DEFENSEMBLE_DATA_DIR")
+    return Path(base) / name if base and (Path(base) / name).is_dir() else None
+
+
+def _check_number_of_classes(name: str, known: Known, source: Source, folder: Path) -> None:
+    if known.classes is not None and len(source.class_names) != known.classes:
+        shown = ", ".join(source.class_names[:10]) + (", ..." if len(source.class_names) > 10 else "")
+        raise DataError(
+            f"{folder} holds {len(source.class_names)} classes ({shown}), expected the {known.classes} of {name}; pass the folder of "
+            f"{name}, or take the dataset 'folder' (--data folder) for a set of your own"
+        )
+
+
+def _undecoded(
+    source: Source, origin: str, known: Known, size: int | None, allowed: tuple[int, int], folder: Path, reading: Reading
+) -> Callable[[], Undecoded]:
+    def looked_at() -> Undecoded:
+        if known.channels is not None and size is not None:
+            return Undecoded(source, origin, known.channels, size, reading)
+        surveys = [survey(part.images()) for part in (source.train, source.test)]
+        sizes = surveys[0].sizes + surveys[1].sizes
+        channels = known.channels or (1 if surveys[0].all_grey and surveys[1].all_grey else 3)
+        if size is not None or not sizes:  # without sizes all are damaged, which decoding tells
+            return Undecoded(source, origin, channels, size or allowed[0], reading)
+        shown = ", ".join(f"{width}x{height}" for (width, height), _ in sizes.most_common(5))
+        width, height = next(iter(sizes))
+        if len(sizes) > 1 or width != height or not allowed[0] <= width <= allowed[1]:
+            raise DataError(
+                f"the images of {folder} have {len(sizes)} {'sizes' if len(sizes) > 1 else 'size'} (width x height), {shown}; "
+                f"expected one for all, square, from {allowed[0]} to {allowed[1]}; pass a size (--size): they are scaled and cropped to it"
+            )
+        return Undecoded(source, origin, channels, width, reading)
+
+    return looked_at

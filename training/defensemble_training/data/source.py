@@ -1,0 +1,119 @@
+"""What a dataset looks like before it is decoded: labels, encoded images, and the files that hold them, whatever the layout."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from defensemble_images.folders import Skipped, contents
+from defensemble_images.reader import Encoded
+
+from ..errors import DataError
+
+# Name within the folder, size in bytes, time of modification, and of any change at all (which no program can set), both in ns.
+FileState = tuple[str, int, int, int]
+
+EXPECTED = (
+    "expected train-*.parquet and test-*.parquet (or validation-*, valid-*, val-*), in the folder itself or one folder below it; "
+    "or TRAIN/CLASS/IMAGE and TEST/CLASS/IMAGE with the folders train and test (or val, validation, valid); or CLASS/IMAGE alone"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedPart:
+    """The labels (n,) of one part, int64, and a function that goes through its n images in the same order."""
+
+    labels: npt.NDArray[np.int64]
+    images: Callable[[], Iterator[Encoded]]
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A dataset on the disk.
+
+    Attributes:
+        layout: what was recognised, in a few words.
+        class_names: label i is class_names[i].
+        train: the training part.
+        test: the test part.
+        files: the state of every file that was read or will be.
+        skipped: what was passed over in class folders.
+    """
+
+    layout: str
+    class_names: tuple[str, ...]
+    train: EncodedPart
+    test: EncodedPart
+    files: tuple[FileState, ...]
+    skipped: Skipped = field(default_factory=Skipped)
+
+
+def source_in(folder: Path, test_splits: Sequence[str], max_memory: int | None = None) -> Source:
+    """Recognise what a folder holds: parquet files as the Hugging Face hub has them, or class folders of images.
+
+    Args:
+        folder: where the dataset lies.
+        test_splits: names of the test part, the preferred one first.
+        max_memory: bytes that a row group of a parquet file may take; None: half of the free memory.
+
+    Raises:
+        DataError: there is no such folder, it holds neither, or what it holds is damaged or incomplete.
+    """
+    from .class_folders import folders_source
+    from .parquet import parquet_source
+
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder; {EXPECTED}")
+    source = parquet_source(folder, test_splits, max_memory) or folders_source(folder, test_splits)
+    if source is None:
+        raise DataError(f"{folder} holds no dataset of a layout that is known, but {contents(folder)}; {EXPECTED}")
+    check_classes(source.class_names, source.train.labels, source.test.labels, folder)
+    return source
+
+
+def check_classes(
+    class_names: Sequence[str], train_labels: npt.NDArray[np.int64], test_labels: npt.NDArray[np.int64], where: object
+) -> None:
+    """Raise unless there are two classes or more, and both parts hold images of every one.
+
+    Raises:
+        DataError: they do not.
+    """
+    if len(class_names) == 1:
+        raise DataError(
+            f"{where}: found one class, {class_names[0]}; expected at least 2 class folders (or labels, in parquet files), "
+            "as there is nothing to tell apart otherwise"
+        )
+    for split, labels in (("training", train_labels), ("test", test_labels)):
+        if labels.size == 0:
+            raise DataError(f"the {split} part of {where} holds no image; expected at least one")
+    unseen = np.setdiff1d(test_labels, train_labels)
+    if unseen.size:
+        named = ", ".join(class_names[label] for label in unseen[:10])
+        raise DataError(
+            f"the test part of {where} has {unseen.size} of {len(class_names)} classes that the training part has no image of: {named}; "
+            "expected the same classes in both; add training images, or remove these from the test part"
+        )
+    unjudged = np.setdiff1d(np.arange(len(class_names)), test_labels)
+    if unjudged.size:
+        named = ", ".join(class_names[label] for label in unjudged[:10]) + (", ..." if unjudged.size > 10 else "")
+        what, them = ("class", "it") if unjudged.size == 1 else (f"{unjudged.size} classes,", "them")
+        raise DataError(
+            f"no test images of {what} {named} in {where}: accuracy would not speak of {them}; "
+            f"expected at least one of each of the {len(class_names)} classes in the test part; add test images, or remove {them}"
+        )
+
+
+def file_state(folder: Path, path: Path) -> FileState:
+    """Return name, size and times of change of a file, by which a changed one is noticed.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}; mend or remove it") from error
+    return path.relative_to(folder).as_posix(), status.st_size, status.st_mtime_ns, status.st_ctime_ns

@@ -1,0 +1,100 @@
+"""The pieces that architectures share: normalisation, convolution with BatchNorm and mask, and what stands where a mask goes."""
+
+import torch
+from torch import nn
+
+from ..errors import SpecError
+from .defect import Defect
+from .drop import DefectThenDrop, drop_of
+from .masks import defect_mask, mask_shape
+from .spec import ModelSpec
+
+Shape = tuple[int, int, int]
+
+
+class Normalize(nn.Module):
+    """Takes images float32 (N, C, H, W) in [0, 1] to (image - mean) / std; the first layer of every network.
+
+    `mean` and `std` are buffers that follow from the spec alone, hence they are not saved with the weights.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(spec.mean, dtype=torch.float32).reshape(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(spec.std, dtype=torch.float32).reshape(-1, 1, 1), persistent=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Normalise images."""
+        return (images - self.mean) / self.std
+
+    def extra_repr(self) -> str:
+        """Return both statistics."""
+        return f"mean={self.mean.flatten().tolist()}, std={self.std.flatten().tolist()}"
+
+
+class ConvUnit(nn.Module):
+    """Convolution, BatchNorm, then what `site` gave; no activation."""
+
+    def __init__(self, conv: nn.Conv2d, defect: nn.Module) -> None:
+        super().__init__()
+        self.conv = conv
+        self.bn = nn.BatchNorm2d(conv.out_channels)
+        self.defect = defect
+
+    def forward(self, activations: torch.Tensor) -> torch.Tensor:
+        """Apply all three."""
+        return self.defect(self.bn(self.conv(activations)))  # type: ignore[no-any-return]
+
+
+def site(spec: ModelSpec, block: int, path: str, shape: Shape) -> nn.Module:
+    """Return what follows the tensor (C, H, W) of a block: its `Defect`, the spec's drop, both as one module, or an identity.
+
+    The module path is the name that seeds the mask.
+    """
+    drop = drop_of(spec.drop) if spec.drop is not None and spec.drop.keep < 1 and block in spec.drop.blocks else None
+    if spec.keep == 1.0 or block not in spec.blocks:
+        return nn.Identity() if drop is None else drop
+    undrawn = torch.get_default_device().type == "meta"  # there a mask has its shape and, as everything else, no values
+    drawn = (1, 1, 1) if undrawn else shape
+    mask = defect_mask(drawn, spec.keep, spec.pattern, spec.sampling, seed=spec.mask_seed, name=path)
+    defect = Defect(mask) if drop is None else DefectThenDrop(mask, drop)
+    if undrawn:
+        defect.mask = torch.empty(mask_shape(shape, spec.pattern), dtype=torch.bool)
+    return defect
+
+
+def keeps_nothing(layer: nn.Module) -> bool:
+    """Tell whether a mask zeroes its whole tensor; one without values, on the device `meta`, is not known to."""
+    return isinstance(layer, Defect) and not layer.mask.is_meta and not bool(layer.mask.any())
+
+
+def constant_network(spec: ModelSpec, path: str, shape: Shape) -> SpecError:
+    """Return the error for masks at a module path, of tensors (C, H, W), that let nothing of the image through."""
+    return SpecError(
+        f"with keep={spec.keep}, pattern={spec.pattern!r}, sampling={spec.sampling!r} and mask_seed={spec.mask_seed} the masks at {path} "
+        f"({'x'.join(str(extent) for extent in shape)}) keep nothing, and the network would be constant; "
+        "take a larger keep, another mask_seed, or sampling='exact', which keeps at least one position a mask"
+    )
+
+
+def channels_in_block(spec: ModelSpec, block: int, channels: int) -> int:
+    """Return the channels of a layer of a block, from what it has where `channel_multiplier` is 1."""
+    return channels * spec.channel_multiplier if block in spec.blocks else channels
+
+
+def strided(shape: Shape, channels: int, stride: int) -> Shape:
+    """Return the shape behind a convolution or pooling that is padded by half of its odd kernel."""
+    return channels, (shape[1] - 1) // stride + 1, (shape[2] - 1) // stride + 1
+
+
+def conv3x3(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:
+    """Return a padded 3x3 convolution without bias."""
+    return nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False)
+
+
+def conv1x1(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:
+    """Return a 1x1 convolution without bias."""
+    return nn.Conv2d(channels_in, channels_out, 1, stride, bias=False)

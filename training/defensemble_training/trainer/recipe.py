@@ -1,0 +1,161 @@
+"""How a network is trained: every choice as a value of one frozen dataclass, two presets, and the schedule of the learning rate.
+
+`paper` is the authors' recipe for CIFAR-10 to the letter (arXiv 1911.08432 and its code): SGD with momentum, 350 epochs, the learning rate
+divided by ten after 150 and 250. The authors keep the best epoch by test accuracy; here the test images choose nothing, so the last epoch
+is kept, or with `choose="best"` the best by held-out images. `fast` is a one-cycle schedule with few epochs.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..attacks.presets import ATTACKS
+from ..errors import SpecError
+from ..models.masks import REAL, checked_choice, checked_integer
+
+SCHEDULES = ("one-cycle", "steps")
+CHOICES = ("last", "best")
+WARM_UP = 0.25  # fraction of the steps in which a one-cycle learning rate rises
+LARGEST_SEED = 2**63 - 1
+
+
+def _check_number(name: str, value: object, expected: str, holds: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, REAL) or not holds(value):
+        raise SpecError(f"{name} must be {expected}, got {value!r:.120}")
+
+
+def _checked_milestones(milestones: object, schedule: str) -> tuple[int, ...]:
+    if isinstance(milestones, (str, bytes)) or not isinstance(milestones, (list, tuple)):
+        raise SpecError(f"milestones must be epochs, such as (150, 250); got {milestones!r:.120}")
+    checked = tuple(checked_integer("each of the milestones", milestone, minimum=0) for milestone in milestones)
+    if list(checked) != sorted(checked):
+        raise SpecError(f"milestones must rise, got {checked}")
+    if checked and schedule != "steps":
+        raise SpecError(f"milestones belong to the schedule 'steps', got them with {schedule!r}")
+    return checked
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All hyper-parameters of a training run but the seed.
+
+    Attributes:
+        epochs: passes over the training images, at least 1.
+        batch_size: images a step over all processes, at least 2 (BatchNorm needs two); an epoch's batches differ by one image at most.
+        learning_rate: the highest of the schedule, above 0.
+        schedule: `one-cycle` (a linear rise over the first quarter, then half a cosine to 0) or `steps` (divided by ten at each milestone).
+        milestones: of `steps`: the epochs after which the learning rate falls.
+        momentum: of SGD, in [0, 1).
+        nesterov: whether the momentum is Nesterov's.
+        weight_decay: of SGD, on all parameters, at least 0.
+        label_smoothing: of the cross-entropy, in [0, 1).
+        largest_shift: images are moved at random by whole pixels, zeros coming in, by at most this fraction of height and width each way
+            (1/8 is the usual crop of 32 pixels with a padding of 4).
+        flip: whether images are mirrored at random, where the dataset says that a mirrored image keeps its class.
+        adversarial: name of the attack (of `ATTACKS`) whose examples are trained on in the place of the images, or None.
+        choose: whether the weights of the `last` epoch are kept, or those of the `best` by accuracy on held-out images.
+        held_out: training images that are not trained on, but looked at after each epoch; at least 1 where `choose` is `best`.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    schedule: str
+    milestones: tuple[int, ...] = ()
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 5e-4
+    label_smoothing: float = 0.0
+    largest_shift: float = 1 / 8
+    flip: bool = True
+    adversarial: str | None = None
+    choose: str = "last"
+    held_out: int = 0
+
+    def __post_init__(self) -> None:
+        for name, minimum in (("epochs", 1), ("batch_size", 2), ("held_out", 0)):
+            object.__setattr__(self, name, checked_integer(name, getattr(self, name), minimum=minimum))
+        for name in ("nesterov", "flip"):
+            if not isinstance(getattr(self, name), bool):
+                raise SpecError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        _check_number("learning_rate", self.learning_rate, "above 0 and at most 1e+30", lambda value: 0 < value <= 1e30)
+        checked_choice("schedule", self.schedule, SCHEDULES)
+        object.__setattr__(self, "milestones", _checked_milestones(self.milestones, self.schedule))
+        for name, value in (("momentum", self.momentum), ("label_smoothing", self.label_smoothing)):
+            _check_number(name, value, "at least 0 and below 1", lambda number: 0 <= number < 1)
+        _check_number("weight_decay", self.weight_decay, "at least 0 and at most 1e+6", lambda value: 0 <= value <= 1e6)
+        _check_number("largest_shift", self.largest_shift, "at least 0 and at most 0.5", lambda value: 0 <= value <= 0.5)
+        if self.nesterov and not self.momentum:
+            raise SpecError("nesterov needs a momentum above 0, got momentum=0")
+        if self.adversarial is not None:
+            # CW takes up to 30,000 gradients an image.
+            checked_choice("adversarial", self.adversarial, tuple(name for name, one in ATTACKS.items() if one.algorithm != "cw"))
+        checked_choice("choose", self.choose, CHOICES)
+        for name in ("learning_rate", "momentum", "weight_decay", "label_smoothing", "largest_shift"):
+            object.__setattr__(self, name, float(getattr(self, name)))
+        if self.milestones and self.milestones[-1] >= self.epochs:
+            raise SpecError(f"milestones must lie below the {self.epochs} epochs, got {self.milestones}")
+        if self.choose == "best" and not self.held_out:
+            raise SpecError("choose='best' needs held_out of at least 1: the epoch is chosen by images that are not trained on")
+
+    def to_values(self) -> dict[str, Any]:
+        """Return the recipe as values for JSON, one key a field."""
+        return {**dataclasses.asdict(self), "milestones": list(self.milestones)}
+
+    @classmethod
+    def from_values(cls, values: object) -> "Recipe":
+        """Read a recipe from the values of a JSON object.
+
+        Raises:
+            SpecError: a key is missing or unknown, or a value is outside of its range.
+        """
+        names = [item.name for item in dataclasses.fields(cls)]
+        if not isinstance(values, dict) or set(values) != set(names):
+            got = ", ".join(map(str, values)) if isinstance(values, dict) else repr(values)[:80]
+            raise SpecError(f"a recipe must have the keys {', '.join(names)}; got {got}")
+        return cls(**values)
+
+    def learning_rate_at(self, step: int, steps_per_epoch: int) -> float:
+        """Return the learning rate of a step, counted from 0 over the whole run."""
+        if self.schedule == "one-cycle":
+            return self.learning_rate * one_cycle(step, self.epochs * steps_per_epoch)
+        return self.learning_rate * 0.1 ** sum(step >= milestone * steps_per_epoch for milestone in self.milestones)
+
+
+PRESETS: Mapping[str, Recipe] = {
+    "fast": Recipe(epochs=8, batch_size=64, learning_rate=0.1, schedule="one-cycle", nesterov=True, largest_shift=1 / 16),
+    "paper": Recipe(epochs=350, batch_size=128, learning_rate=0.1, schedule="steps", milestones=(150, 250)),
+}
+
+
+def recipe_from_preset(preset: str = "fast", **changes: Any) -> Recipe:
+    """Return a preset with some of its values changed.
+
+    Where `epochs` changes and `milestones` do not, these move with it: of 35 epochs, `paper` has them after 15 and 25.
+
+    Raises:
+        SpecError: no such preset, no such field, or a value outside of its range.
+    """
+    checked_choice("preset", preset, tuple(PRESETS))
+    base = PRESETS[preset]
+    unknown = sorted(set(changes) - {item.name for item in dataclasses.fields(Recipe)})
+    if unknown:
+        raise SpecError(f"a recipe has no {', '.join(unknown)}; it has {', '.join(item.name for item in dataclasses.fields(Recipe))}")
+    if base.milestones and "milestones" not in changes:
+        if changes.get("schedule", base.schedule) != "steps":
+            changes["milestones"] = ()
+        elif "epochs" in changes:
+            epochs = checked_integer("epochs", changes["epochs"], minimum=1)
+            moved = (round(milestone * epochs / base.epochs) for milestone in base.milestones)
+            changes["milestones"] = tuple(milestone for milestone in moved if 0 < milestone < epochs)
+    return dataclasses.replace(base, **changes)
+
+
+def one_cycle(step: int, steps: int) -> float:
+    """Return the factor in (0, 1] on the highest learning rate at a step, 0 to steps - 1: a linear rise, then half a cosine."""
+    rise = math.ceil(WARM_UP * steps)
+    if step < rise:
+        return (step + 1) / rise
+    return (1 + math.cos(math.pi * (step + 1 - rise) / (steps + 1 - rise))) / 2
