@@ -2,7 +2,7 @@
 
 from defensemble_repository.checks.finding import Finding
 from defensemble_repository.ensemble import Ensemble, Vote
-from defensemble_repository.errors import ConfigError, EnsembleError, RepositoryError
+from defensemble_repository.errors import ConfigError, EnsembleError, LockedError, RepositoryError
 from defensemble_repository.names import HISTORY_FILE, RESERVED
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from defensemble_repository.plan_manifest import Manifest
@@ -26,7 +26,6 @@ from .errors import (
     ExistsError,
     ExportError,
     HistoryError,
-    LockedError,
     OtherImagesWarning,
     ProfileError,
     VerificationError,

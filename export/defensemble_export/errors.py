@@ -6,7 +6,6 @@ ExportError (a RepositoryError)
 ├── HistoryError         a history of edits that is damaged
 ├── ProfileError         a profile that cannot be written or removed as it was asked for
 ├── EngineError          a TensorRT plan cannot be built here, or does not answer as its graph does
-├── LockedError          another program is changing the repository
 └── ExistsError          the repository holds it already
 OtherImagesWarning (a UserWarning)   an export is verified on other images than those that the checkpoint was trained with
 """
@@ -38,10 +37,6 @@ class ProfileError(ExportError):
 
 class EngineError(ExportError):
     """A TensorRT plan cannot be built here, or does not answer as the graph that it was built from."""
-
-
-class LockedError(ExportError):
-    """Another program is changing the repository, and did not end in time."""
 
 
 class ExistsError(ExportError):

@@ -3,6 +3,7 @@
 RepositoryError
 ├── ConfigError          a config.pbtxt that cannot be read, or would not be read back as it was meant
 ├── EnsembleError        members that cannot be averaged, weights or names that are not allowed
+├── LockedError          another program is changing the repository
 └── ManifestError        the manifest of a TensorRT plan is damaged, or of another schema
 """
 
@@ -19,6 +20,10 @@ class ConfigError(RepositoryError):
 
 class EnsembleError(RepositoryError, ValueError):
     """Members that cannot be averaged, or a name, weight or average that is not allowed."""
+
+
+class LockedError(RepositoryError):
+    """Another program is changing the repository, and did not end in time."""
 
 
 class ManifestError(RepositoryError):

@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from defensemble_export.errors import LockedError
-
+from .errors import LockedError
 from .filesystem.atomic_write import has_access
 from .names import PENDING_FILE
 

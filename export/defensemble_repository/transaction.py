@@ -14,8 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from defensemble_export.errors import ExportError
-
+from .errors import RepositoryError
 from .filesystem.atomic_write import error_of_folder, may_write, named, shared_mode
 from .filesystem.signals import interrupts_held
 from .lock import held, place_beside
@@ -120,12 +119,12 @@ def check_writable(repository: Path) -> None:
     """Find out before slow work whether ``write_plan`` could write.
 
     Raises:
-        ExportError: the repository is behind a link that leads nowhere.
+        RepositoryError: the repository is behind a link that leads nowhere.
         OSError: a folder in which files must be created cannot be written; names that folder.
     """
     for link in (repository, *repository.parents):
         if link.is_symlink() and not link.exists():
-            raise ExportError(
+            raise RepositoryError(
                 f"{link} is a link to {os.readlink(link)}, which is not there, or leads back to it: mend the link, or name another folder"
             )
     place = repository.resolve()
