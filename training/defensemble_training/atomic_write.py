@@ -36,14 +36,17 @@ def sync(path: Path) -> None:
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    except PermissionError:  # a folder that this user may write and not read
+        os.sync()
+        return
+    try:
+        os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EINVAL):
+        if error.errno != errno.EINVAL:
             raise
-        os.sync()  # a folder that this user may write and not read, or a file system that flushes no folders: flush everything
+        os.sync()  # a file system that flushes no folders
+    finally:
+        os.close(descriptor)
 
 
 def temporary_path(target: Path) -> Path:
