@@ -84,6 +84,10 @@ class Disk:
         found = self._found(path)
         return found is not None and _is_whole(found)
 
+    def after_kill(self) -> Tree:
+        """What is left of it where a process is killed, and not the machine."""
+        return _in_memory(self._root)
+
     def after_power_cut(self) -> Iterator[Tree]:
         """What may be left of it."""
         yield _left(self._root, None, everything=False)
@@ -142,6 +146,10 @@ def _folders(folder: _Folder) -> Iterator[_Folder]:
     for below in {**folder.entries, **folder.flushed}.values():
         if isinstance(below, _Folder):
             yield from _folders(below)
+
+
+def _in_memory(folder: _Folder) -> Tree:
+    return {name: one.content if isinstance(one, _File) else _in_memory(one) for name, one in folder.entries.items()}
 
 
 def _left(folder: _Folder, only: tuple[_Folder, str] | None, *, everything: bool) -> Tree:

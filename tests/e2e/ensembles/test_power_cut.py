@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,11 @@ from defensemble.ensembles import Ensembles
 arguments, named = json.loads(sys.argv[3])
 getattr(Ensembles(sys.argv[1]), sys.argv[2])(*arguments, **named)
 """
+_RECOVERS = """
+import sys
+from defensemble.ensembles import Ensembles
+Ensembles(sys.argv[1]).show()
+"""
 
 
 class Recorded:
@@ -36,13 +42,14 @@ class Recorded:
         self.old, self.known = models_of(self.repository), history(self.repository)
         self.disk = Disk(self.place)
         told = json.dumps([list(self.edit.arguments), dict(self.edit.named)])
-        self.calls = [call for call in traced(_EDITS, [str(self.repository), self.edit.verb, told], place) if self._concerns(call)]
+        self.calls = self.concerning(traced(_EDITS, [str(self.repository), self.edit.verb, told], place))
         self.new = models_of(self.repository)
         assert self.new != self.old
         assert history(self.repository) == [*self.known, self.edit.verb]
 
-    def _concerns(self, call: Call) -> bool:
-        return any(map(self.disk.holds, call.paths))
+    def concerning(self, calls: Sequence[Call]) -> list[Call]:
+        """Those of the calls that are about this disk."""
+        return [call for call in calls if any(map(self.disk.holds, call.paths))]
 
 
 def check_order(recorded: Recorded, call: Call) -> str | None:
@@ -90,8 +97,7 @@ def walk(scene: Scene, place: Path) -> None:
 def recovered_state(recorded: Recorded, tree: Tree) -> str:
     """Let the next command recover what is left, and check all of it; returns whether that is the old or the new state."""
     repository = recorded.repository
-    shutil.rmtree(recorded.place)  # the same place: the note of an edit names it
-    write_tree(recorded.place, tree)
+    put_back(recorded, tree)
     with pytest.raises(ExistsError):  # before an edit is planned, and here refused, what is left of others is recovered and removed
         Ensembles(repository).create("ensemble", ["alpha"])
     state = disk_state(repository, recorded.edit, recorded.old, recorded.new)
@@ -102,6 +108,12 @@ def recovered_state(recorded: Recorded, tree: Tree) -> str:
     return state
 
 
+def put_back(recorded: Recorded, tree: Tree) -> None:
+    """Put files where the edit was made: its note names the place."""
+    shutil.rmtree(recorded.place)
+    write_tree(recorded.place, tree)
+
+
 def test_a_power_cut_at_any_call_of_an_edit_of_weights(tmp_path: Path) -> None:
     walk(REWEIGH, tmp_path)
 
@@ -110,3 +122,23 @@ def test_a_power_cut_at_any_call_of_an_edit_of_weights(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", sorted(set(SCENES) - {"weight"}))
 def test_a_power_cut_at_any_call_of_any_other_edit(tmp_path: Path, name: str) -> None:
     walk(SCENES[name], tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["weight", "create", "delete", "reload of a weight"])
+@pytest.mark.parametrize("step", ["note", "ensemble", "history", "note removed"])
+def test_a_power_cut_at_any_call_of_what_recovers_a_killed_edit(tmp_path: Path, name: str, step: str) -> None:
+    recorded = Recorded(SCENES[name], tmp_path)
+    for call in recorded.calls:  # killed when this step is done, and before it is flushed
+        found = check_order(recorded, call)
+        recorded.disk.apply(call)
+        if found == step:
+            break
+    put_back(recorded, recorded.disk.after_kill())
+    calls = recorded.concerning(traced(_RECOVERS, [str(recorded.repository)], tmp_path))
+    left = {}
+    for call in calls:
+        recorded.disk.apply(call)
+        left |= {repr(tree): tree for tree in recorded.disk.after_power_cut()}
+    states = [recovered_state(recorded, tree) for tree in left.values()]
+    assert states[-1] == ("old" if step == "note" else "new")
