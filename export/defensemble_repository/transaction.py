@@ -10,8 +10,8 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from .errors import RepositoryError
@@ -53,14 +53,19 @@ def write_plan(repository: Path, plan: Mapping[str, bytes]) -> None:
                     interrupts.deliver()
                     target = staging / path
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    with _renamed_error(staging, repository), open(target, "wb") as file:
-                        fill(file, content)
+                    try:
+                        with open(target, "wb") as file:
+                            fill(file, content)
+                    except OSError as error:  # that of a failed `write` has no name
+                        raise OSError(error.errno, error.strerror, str(repository / path)) from error
                 units = _units(repository, plan)
                 for unit in units:
                     _settle(staging / unit, repository / unit)
                 interrupts.deliver()
-                with _renamed_error(staging, repository):
+                try:
                     sync([path for unit in units for path in (staging / unit, *(staging / unit).rglob("*"))])
+                except OSError as error:
+                    raise OSError(error.errno, error.strerror, str(repository / Path(error.filename).relative_to(staging))) from error
                 for unit in units:
                     interrupts.deliver()
                     if any(Path(path).name == CONFIG_FILE for path in plan if path == unit or path.startswith(f"{unit}/")):
@@ -223,16 +228,6 @@ def _missing_folders(repository: Path) -> list[Path]:
 def _remove_if_empty(folder: Path) -> None:
     with suppress(OSError):  # somebody else put something there
         folder.rmdir()
-
-
-@contextmanager
-def _renamed_error(staging: Path, repository: Path) -> Iterator[None]:
-    """Let an error of a staged file name the file in the repository; that of a failed `write` has no name."""
-    try:
-        yield
-    except OSError as error:
-        name = Path(error.filename or staging)
-        raise OSError(error.errno, error.strerror, str(repository / name.relative_to(staging))) from error
 
 
 def _units(repository: Path, plan: Mapping[str, bytes]) -> list[str]:

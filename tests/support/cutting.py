@@ -94,7 +94,7 @@ def _fill_in_halves(file: BinaryIO, content: bytes) -> None:
     file.write(content[: len(content) // 2])
     file.flush()
     if _steps is not None:
-        _steps.step("files", f"half of {_path_of(file.fileno())}")
+        _steps.step("files", f"halve {_path_of(file.fileno())}")
     file.write(content[len(content) // 2 :])
 
 
