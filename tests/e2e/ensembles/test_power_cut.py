@@ -136,7 +136,7 @@ def test_a_power_cut_at_any_call_of_what_recovers_a_killed_edit(tmp_path: Path, 
             break
     put_back(recorded, recorded.disk.after_kill())
     calls = recorded.concerning(traced(_RECOVERS, [str(recorded.repository)], tmp_path))
-    left = {}
+    left: dict[str, Tree] = {}
     for call in calls:
         recorded.disk.apply(call)
         left |= {repr(tree): tree for tree in recorded.disk.after_power_cut()}
