@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.zoo.card import model_card
 from benchmarks.zoo.plan import FOLDER, PLAN, ROOT, RUNS, Network, check_is
 from defensemble_training import DataError, TrainingError, load_dataset
-from defensemble_training.atomic_write import write_aside
+from defensemble_training.atomic_write import write_atomic
 from defensemble_training.trainer.run_state import STATE_FILE
 
 
@@ -65,7 +65,7 @@ def train_all(
         check_is(network, place)
         card, text = place.with_suffix(".md"), model_card(place)
         if not card.exists() or card.read_text() != text:
-            write_aside(card, text.encode())
+            write_atomic(card, text.encode())
             say(f"  wrote {card.relative_to(root)}")
 
 

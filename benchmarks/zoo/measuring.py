@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import nn
 from benchmarks.zoo.paper import CLEAN_GOAL, PGD_GOAL, STANDARD_GOAL
 from defensemble import rate
 from defensemble_training import ATTACKS, adversarial_examples, rounded_to_8_bits
+from defensemble_training.atomic_write import write_atomic
 
 Images = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -63,10 +64,9 @@ def _kept(path: Path, craft: Callable[[], Images]) -> Images:
         return kept
     examples = craft()
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with aside.open("wb") as file:
-        np.save(file, np.rint(examples * 255).astype(np.uint8))
-    aside.replace(path)
+    content = io.BytesIO()
+    np.save(content, np.rint(examples * 255).astype(np.uint8))
+    write_atomic(path, content.getvalue())
     return examples
 
 

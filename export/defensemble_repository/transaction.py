@@ -15,92 +15,115 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from .errors import RepositoryError
-from .filesystem.atomic_write import error_of_folder, may_write, named, shared_mode
-from .filesystem.signals import interrupts_held
-from .lock import held, place_beside
-from .names import AVERAGING_NAME
+from .filesystem.atomic_write import ChangedFolders, error_of_folder, fill, may_write, named, shared_mode, sync
+from .filesystem.locks import held
+from .filesystem.signals import defer_sigint
+from .lock import place_beside
+from .names import AVERAGING_NAME, CONFIG_FILE
 
 # By how much a file is newer than the one that it replaces, at least.
 _TICK_NS = 1_000_000
 
 
 def write_plan(repository: Path, plan: Mapping[str, bytes]) -> None:
-    """Write ``plan`` (path relative to ``repository``, to bytes) so that a failure on the way leaves the repository as it was.
+    """Write `plan` (path relative to `repository`, to bytes), so that a failure on the way leaves the repository as it was.
 
-    Everything is first written to a folder beside the repository, or where `_staging_place` says, then renamed into place: a new model as
-    one folder, a new version of a model as one folder, changed files one by one, in the plan's order. Hold ``locked`` meanwhile. An
-    interrupt (SIGINT) is heeded between two files, and undoes all; one that comes after the last changes nothing any more.
+    Everything is first written to a folder beside the repository, or where `_staging_place` says, and flushed to disk. Then it is renamed
+    into place: a new model as one folder, a new version of a model as one folder, changed files one by one, in the plan's order. What was
+    renamed is on disk before a `config.pbtxt` that comes after it, and all of it when this returns. Hold `locked` meanwhile. An interrupt
+    (SIGINT) is heeded between two files, and undoes all; one that comes after the last changes nothing any more.
 
     Raises:
-        OSError: a disk that is full or read-only, a missing permission (names the file); what had been moved is put back, and no
-            folder is left.
-        KeyboardInterrupt: likewise.
+        OSError: A disk that is full or read-only, a missing permission (names the file); what was moved is put back, and no folder is
+            left.
+        KeyboardInterrupt: Likewise.
     """
-    with interrupts_held() as interrupts, ExitStack() as unmake:
+    with defer_sigint() as interrupts, ExitStack() as unmake:
+        changed = ChangedFolders()
         for folder in _missing_folders(repository):
             folder.mkdir()
             unmake.callback(_remove_if_empty, folder)
+            changed.add(folder.parent)
         place = repository.resolve()
         staging = _make_staging(place, _staging_place(place, changing=plan))
         try:
             with held(staging, fcntl.LOCK_EX), ExitStack() as undo:
+                undo.callback(changed.sync_all)
                 for path, content in plan.items():
                     interrupts.deliver()
                     target = staging / path
                     target.parent.mkdir(parents=True, exist_ok=True)
                     try:
-                        target.write_bytes(content)
+                        with open(target, "wb") as file:
+                            fill(file, content)
                     except OSError as error:  # that of a failed `write` has no name
                         raise OSError(error.errno, error.strerror, str(repository / path)) from error
-                for unit in _units(repository, plan):
+                units = _units(repository, plan)
+                for unit in units:
+                    _settle(staging / unit, repository / unit)
+                interrupts.deliver()
+                try:
+                    sync([path for unit in units for path in (staging / unit, *(staging / unit).rglob("*"))])
+                except OSError as error:
+                    raise OSError(error.errno, error.strerror, str(repository / Path(error.filename).relative_to(staging))) from error
+                for unit in units:
                     interrupts.deliver()
+                    if any(Path(path).name == CONFIG_FILE for path in plan if path == unit or path.startswith(f"{unit}/")):
+                        changed.sync()
                     with named(repository / unit):
                         _move(staging / unit, repository / unit, staging, undo)
+                    changed.add((repository / unit).parent)
                 interrupts.deliver()
+                changed.sync()
                 undo.pop_all()
-                interrupts.too_late()
+                interrupts.mark_committed()
         finally:
             shutil.rmtree(staging)
         unmake.pop_all()
 
 
 def remove_files(repository: Path, paths: Sequence[str]) -> None:
-    """Remove files and folders of ``repository`` (relative paths), and the folders that this leaves empty, all or none.
+    """Remove files and folders of `repository` (relative paths), and the folders that this leaves empty, all or none.
 
-    Each is renamed to where ``write_plan`` stages, a folder as one, and deleted when the last one was. Hold ``locked`` meanwhile.
-    An interrupt is heeded as by ``write_plan``.
+    Each is renamed to where `write_plan` stages, a folder as one, and deleted when the renames are on disk. Hold `locked` meanwhile. An
+    interrupt is heeded as by `write_plan`.
 
     Raises:
-        OSError: a file that is not there, a missing permission; what had been moved is put back.
-        KeyboardInterrupt: likewise.
+        OSError: A file that is not there, a missing permission; what was moved is put back.
+        KeyboardInterrupt: Likewise.
     """
     if not paths:
         return
-    with interrupts_held() as interrupts:
+    with defer_sigint() as interrupts:
+        changed = ChangedFolders()
         place = repository.resolve()
         staging = _make_staging(place, _staging_place(place, changing=paths, leaving=paths))
         try:
             with held(staging, fcntl.LOCK_EX), ExitStack() as undo:
+                undo.callback(changed.sync_all)
                 for path in paths:
                     interrupts.deliver()
-                    aside = staging / path
-                    aside.parent.mkdir(parents=True, exist_ok=True)
+                    moved = staging / path
+                    moved.parent.mkdir(parents=True, exist_ok=True)
                     with named(repository / path):
-                        os.rename(repository / path, aside)
-                    undo.callback(os.rename, aside, repository / path)
-                    _check_deletable(aside, repository / path)
+                        os.rename(repository / path, moved)
+                    undo.callback(os.rename, moved, repository / path)
+                    changed.add((repository / path).parent)
+                    _check_deletable(moved, repository / path)
                 interrupts.deliver()
+                changed.sync()
                 undo.pop_all()
-                interrupts.too_late()
+                interrupts.mark_committed()
         finally:
             shutil.rmtree(staging)
+        # Not flushed: an empty folder that comes back after a power cut does no harm.
         for folder in dict.fromkeys((repository / path).parent for path in paths):
             if folder != repository:
                 _remove_if_empty(folder)
 
 
 def remove_stale_staging(repository: Path) -> list[Path]:
-    """Remove what killed calls of ``write_plan`` and ``remove_files`` have left, and return it; one that is at work holds its own."""
+    """Remove and return what killed calls of `write_plan` and `remove_files` have left; one that is at work holds its own."""
     place = repository.resolve()
     prefix = _staging_prefix(place)
     name = re.compile(re.escape(prefix) + "[a-z0-9_]{8}")  # the end is `mkdtemp`'s
@@ -110,6 +133,8 @@ def remove_stale_staging(repository: Path) -> list[Path]:
     for folder in sorted([*place.parent.glob(pattern), *place.glob(pattern), *place.glob(f"*/{pattern}")]):
         if name.fullmatch(folder.name):
             with suppress(OSError), held(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):  # else at work, or somebody else's
+                # What a killed call moved out must not come back after a power cut without its files.
+                sync([path for path in (place, *place.rglob("*")) if path.is_dir() and folder not in (path, *path.parents)])
                 shutil.rmtree(folder, ignore_errors=True)
                 removed += [] if folder.exists() else [folder]
     return removed
@@ -218,7 +243,6 @@ def _units(repository: Path, plan: Mapping[str, bytes]) -> list[str]:
 
 
 def _move(source: Path, target: Path, staging: Path, undo: ExitStack) -> None:
-    _settle(source, target)
     if target.exists():
         kept = Path(tempfile.mkdtemp(dir=staging)) / "kept"
         try:

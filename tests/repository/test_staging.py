@@ -8,7 +8,8 @@ import pytest
 from click.testing import CliRunner
 
 from defensemble.cli import cli
-from defensemble_export import ExportError, remove_profile, write_profile
+from defensemble_export import remove_profile, write_profile
+from defensemble_repository.errors import RepositoryError
 from defensemble_repository.transaction import check_writable, remove_stale_staging
 from tests.support import tiny
 from tests.support.broken import bound, content, untrained_checkpoint
@@ -39,7 +40,7 @@ def test_a_bound_folder_without_a_model_is_staged_inside_itself(tmp_path: Path) 
 @pytest.mark.parametrize("target", ["other", "link"], ids=["dangling", "loop"])
 def test_a_link_that_leads_nowhere_is_refused_early(tmp_path: Path, target: str, below: str) -> None:
     (tmp_path / "link").symlink_to(tmp_path / target)
-    with pytest.raises(ExportError, match=rf"link is a link to .*{target}, which is not there, or leads back to it: mend the link"):
+    with pytest.raises(RepositoryError, match=rf"link is a link to .*{target}, which is not there, or leads back to it: mend the link"):
         check_writable(tmp_path / "link" / below)
 
 

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 
 from defensemble_export import write_plan
+from defensemble_repository import transaction
 from defensemble_repository.lock import locked
 from defensemble_repository.transaction import remove_files
 
+CALLS = ((os, "rename"), (os, "replace"), (os, "link"), (os, "fsync"), (transaction, "fill"), (Path, "mkdir"))
 FIRST = {"a/1/model.onnx": b"one", "a/config.pbtxt": b"old", "e/config.pbtxt": b"ensemble"}
 SECOND = {"a/2/model.onnx": b"two", "a/config.pbtxt": b"new", "b/1/model.onnx": b"b", "b/config.pbtxt": b"b", "e/config.pbtxt": b"changed"}
 
@@ -37,7 +39,7 @@ class DiskFaults:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, fail_at: int) -> None:
         self.calls = 0
         self.fail_at = fail_at
-        for place, name in ((os, "rename"), (os, "replace"), (os, "link"), (Path, "write_bytes"), (Path, "mkdir")):
+        for place, name in CALLS:
             monkeypatch.setattr(place, name, self.wrap(getattr(place, name)))
 
     def wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,8 +1,8 @@
 """The process that edits, cut short at its n-th step: each case is a fork of one Python that has imported everything.
 
 Reads a `Case` a line from its input, as JSON, and answers each with what its fork did. A step is a call of the file system that
-changes something, as Python's own audit events tell before it happens, half of a file's content written, or a call of the network; of
-loading and unloading also its end. Where nothing lies between, being killed after a step is being killed before the next one.
+changes something, as Python's own audit events tell before it happens, half of a file's content written, a flush to disk, or a call of the
+network; of loading and unloading also its end. Where nothing lies between, being killed after a step is being killed before the next one.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ import errno
 import importlib
 import json
 import os
-import pathlib
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -27,13 +26,17 @@ from defensemble import Client
 from defensemble._exceptions import ConnectionFailedError, ServerFailedError
 from defensemble._transport.http_transport import HttpTransport
 from defensemble.ensembles import Applied, EditFailedError, Ensembles, Replica, server_models
+from defensemble_repository import transaction
+from defensemble_repository.filesystem import atomic_write
 
 _FILES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate"}
+_WRITES = os.O_WRONLY | os.O_RDWR
+_fsync = os.fsync
 _NETWORK = ("infer", "model_config", "repository_index", "load_model", "unload_model", "statistics")
 
 
 class Steps:
-    """Counts the steps of one of `kinds` ("files", "network"), and lets `act` happen at the `at`-th.
+    """Counts the steps of one of `kinds` ("files", "flushes", "network"), and lets `act` happen at the `at`-th.
 
     What `lasts`, as a full disk does, happens from then on at every step that needs room. `later` happens at steps after it.
     """
@@ -83,17 +86,26 @@ def _heard(event: str, arguments: tuple[Any, ...]) -> None:
         return
     if event in _FILES:
         _steps.step("files", f"{event} {arguments[0]}")
-    elif event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR):
+    elif event == "open" and isinstance(arguments[0], str | Path) and isinstance(arguments[2], int) and arguments[2] & _WRITES:
         _steps.step("files", f"open {arguments[0]}")
 
 
-def _written_in_halves(path: Path, content: bytes) -> int:
-    with path.open("wb") as file:
-        file.write(content[: len(content) // 2])
-        file.flush()
-        if _steps is not None:
-            _steps.step("files", f"half of {path}")
-        return file.write(content[len(content) // 2 :])
+def _fill_in_halves(file: BinaryIO, content: bytes) -> None:
+    file.write(content[: len(content) // 2])
+    file.flush()
+    if _steps is not None:
+        _steps.step("files", f"halve {_path_of(file.fileno())}")
+    file.write(content[len(content) // 2 :])
+
+
+def _counted_fsync(descriptor: int) -> None:
+    if _steps is not None:
+        _steps.step("flushes", f"os.fsync {_path_of(descriptor)}")
+    _fsync(descriptor)
+
+
+def _path_of(descriptor: int) -> str:
+    return os.readlink(f"/proc/self/fd/{descriptor}")
 
 
 class Counted:
@@ -163,7 +175,7 @@ def _acts(case: dict[str, Any], how: str) -> Callable[[str, str], None]:
         os.kill(os.getpid(), signal.SIGINT)
 
     def fail(kind: str, what: str) -> None:
-        if kind == "files":
+        if kind in ("files", "flushes"):
             raise OSError(getattr(errno, case["errno"]), os.strerror(getattr(errno, case["errno"])), what.partition(" ")[2])
         kinds = {"lost": ConnectionFailedError, "failed": ServerFailedError}
         raise kinds[case["error"]](f"told to fail at {what}")
@@ -237,7 +249,9 @@ def main() -> None:
     sys.dont_write_bytecode = True
     server_models.RESTART_WAIT_S = 30.0  # where many tests run at once, a restart takes more than five seconds
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    pathlib.Path.write_bytes = _written_in_halves  # type: ignore[method-assign, assignment]
+    for writer in (atomic_write, transaction):
+        writer.fill = _fill_in_halves  # type: ignore[attr-defined]
+    os.fsync = _counted_fsync  # type: ignore[assignment]
     for module in ("history", "journal", "member_info", "plan", "pruning", "requests", "served_config"):
         importlib.import_module(f"defensemble_export.editing.{module}")  # once, and not in each fork
     np.random.default_rng(0)

@@ -26,7 +26,7 @@ from torch import nn
 
 from defensemble_images.regular_files import irregular
 
-from .atomic_write import name_aside, named, write_aside
+from .atomic_write import named, temporary_path, write_atomic
 from .content_digest import DIGEST_KEY, content_digest, digest_mismatch
 from .errors import CheckpointError, SpecError, UncheckedContentWarning
 from .models.build import build
@@ -58,7 +58,7 @@ class CheckpointMetadata:
 def save_checkpoint(
     path: str | os.PathLike[str], module: nn.Module, spec: ModelSpec, record: TrainingRecord, *, half: bool = False
 ) -> None:
-    """Write a network to one safetensors file, aside and then renamed: at every moment the old file is there, or the whole new one.
+    """Write a network to one safetensors file, durably: at every moment the old file is there, or the whole new one.
 
     With `half`, floating-point tensors are rounded to float16; they are read back as float32.
 
@@ -138,17 +138,17 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     """
     target = Path(path)
     _check_place(target)
-    aside = name_aside(target)
+    temporary = temporary_path(target)
     try:
-        aside.open("xb").close()
-        aside.unlink()
+        temporary.open("xb").close()
+        temporary.unlink()
     except OSError as error:
         raise named(error, target) from error
 
 
 def _write(target: Path, content: bytes) -> None:
     _check_place(target)
-    write_aside(target, content)
+    write_atomic(target, content)
 
 
 def _check_place(target: Path) -> None:

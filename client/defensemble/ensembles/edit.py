@@ -51,7 +51,7 @@ class Flow:
             OSError: A folder cannot be written.
         """
         from defensemble_export.editing.history import check_history
-        from defensemble_export.editing.journal import read_pending, remove_stale_asides
+        from defensemble_export.editing.journal import read_pending, remove_stale_temporaries
         from defensemble_repository.lock import locked_within
         from defensemble_repository.transaction import check_writable, remove_stale_staging
 
@@ -73,7 +73,7 @@ class Flow:
                     break
                 locks.close()  # an edit of more folders was cut short just now
             for folder in group if may_write else ():
-                for stale in (*remove_stale_staging(folder), *remove_stale_asides(folder)):
+                for stale in (*remove_stale_staging(folder), *remove_stale_temporaries(folder)):
                     self.warn(f"removed {stale}, which a command that was killed had left")
             for folder in folders if writes else ():
                 check_history(folder)

@@ -111,10 +111,10 @@ class Carrying:
         Raises:
             EditFailedError: A step failed; says which, why, and whether the old state is back everywhere.
         """
-        from defensemble_repository.filesystem.signals import never_too_late
+        from defensemble_repository.filesystem.signals import sigint_raises
 
         try:
-            with never_too_late():
+            with sigint_raises():
                 self._carry_out()
         except BaseException as error:
             lines = [*self._put_back(), *self.restarted]
@@ -169,6 +169,8 @@ class Carrying:
                 elif share.plan.files:
                     self._at(f"write '{share.name}' into {share.place.repository}")
                     write_plan(share.place.repository, share.plan.files)
+                elif share.pending is not None:  # the history is to record what an operator wrote, which may be in memory only
+                    share.pending.sync_files()
         for share, served in self._servers():
             self._touched[served.url] = True
             with self._timings.of("loads"):
@@ -303,10 +305,10 @@ class Carrying:
 
     def _put_back(self) -> list[str]:
         """Puts the old state back, on disk first, since servers read from there; returns, in words, where that worked and where not."""
-        from defensemble_repository.filesystem.signals import interrupts_held
+        from defensemble_repository.filesystem.signals import defer_sigint
 
         told: list[str] = []
-        with interrupts_held():
+        with defer_sigint():
             # First the history: as long as it holds the edit anywhere, the next command finishes it.
             if not all([self._on_disk(share, self._withdraw, told) for share in self._shares]):
                 return [*told, "the edit is in place, and the next command goes on with it"]

@@ -42,7 +42,7 @@ def recover(places: Sequence[Place], group: Sequence[Path], say: Callable[[str],
     """
     from defensemble_export import read_history
     from defensemble_export.editing.history import append_edit
-    from defensemble_export.editing.journal import read_pending, remove_stale_asides
+    from defensemble_export.editing.journal import read_pending, remove_stale_temporaries
 
     found = [pending for repository in group if (pending := read_pending(repository)) is not None]
     for first in {pending.edit.id: pending for pending in found}.values():
@@ -73,6 +73,7 @@ def recover(places: Sequence[Place], group: Sequence[Path], say: Callable[[str],
                 finishes, refused = False, True
         if finishes:
             for pending in same:
+                pending.sync_files()
                 append_edit(pending.repository, pending.edit)
         else:
             for pending in same:
@@ -84,8 +85,9 @@ def recover(places: Sequence[Place], group: Sequence[Path], say: Callable[[str],
             _bring_in_line(places, same, undone=True)
             for pending in same:
                 pending.remove_new_models()
+                pending.sync_files()
         for pending in same:
-            remove_stale_asides(pending.repository)
+            remove_stale_temporaries(pending.repository)
             pending.clear()
         lost = sorted({url for pending in same for url in pending.urls} - {served.url for place in places for served in place.served})
         urls = " ".join(f"--url {url}" for url in lost)

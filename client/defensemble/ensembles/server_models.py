@@ -158,7 +158,7 @@ class Served:
             ServiceError: The server refuses it, does not see it, or does not answer.
             OSError: It takes the files for older than what it has loaded, and the configuration cannot be written again.
         """
-        from defensemble_repository.filesystem.atomic_write import shared_mode, write_aside
+        from defensemble_repository.filesystem.atomic_write import shared_mode, write_atomic
         from defensemble_repository.names import CONFIG_FILE
 
         try:
@@ -174,7 +174,7 @@ class Served:
         # Triton (2.51, seen) takes a loaded model for unchanged whose files, by the later of their times of content and of status, are not
         # newer than those that it has loaded: a backup that was moved into place. Written again, the configuration is.
         config = folder / model / CONFIG_FILE
-        write_aside(config, config.read_bytes(), mode=shared_mode(config))
+        write_atomic(config, config.read_bytes(), mode=shared_mode(config))
         self.load(model)
         return not self.differs(folder, model)
 

@@ -31,7 +31,7 @@ def check_writable(path: Path) -> None:
 
 
 def write_result(path: Path, result: Mapping[str, Any], *, keep: bool = False) -> Path | None:
-    """Write a result as JSON, whole or not at all: to a temporary file first, which is then renamed.
+    """Write a result as JSON, durably, as a whole or not at all.
 
     Args:
         path: of the file.
@@ -41,21 +41,18 @@ def write_result(path: Path, result: Mapping[str, Any], *, keep: bool = False) -
     Raises:
         OSError: It cannot be written, and nothing is left behind; names the path that was given.
     """
-    text = json.dumps(result, indent=2, allow_nan=False) + "\n"
+    from defensemble_repository.filesystem.atomic_write import rename_durably, temporary_path
+
+    content = (json.dumps(result, indent=2, allow_nan=False) + "\n").encode()
     with _naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        temporary = temporary_path(path)
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(name, 0o666 & ~_umask())
+            temporary.write_bytes(content)
             earlier = _kept_earlier(path) if keep else None
-            os.replace(name, path)
-        except BaseException:
-            os.unlink(name)
-            raise
+            rename_durably([(temporary, path)])
+        finally:
+            temporary.unlink(missing_ok=True)
         return earlier
 
 
@@ -77,14 +74,8 @@ def _kept_earlier(path: Path) -> Path | None:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Gives errors the name that the user gave: that of a failed `write` has none, others name the file aside."""
+    """Gives errors the name that the user gave: that of a failed `write` has none, others name the temporary file."""
     try:
         yield
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask

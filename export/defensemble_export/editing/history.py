@@ -17,7 +17,7 @@ from typing import Any
 
 from defensemble_repository.ensemble import Ensemble, Vote
 from defensemble_repository.errors import EnsembleError, RepositoryError
-from defensemble_repository.filesystem.atomic_write import remove_asides, shared_mode, write_aside
+from defensemble_repository.filesystem.atomic_write import remove_temporaries, shared_mode, sync, write_atomic
 from defensemble_repository.filesystem.regular_files import read_regular
 from defensemble_repository.names import CONFIG_FILE, HISTORY_FILE, LABELS_FILE, check_name
 from defensemble_repository.reader import ensemble_from_configs, parameter
@@ -186,7 +186,7 @@ def check_history(repository: Path) -> None:
 
 
 def append_edit(repository: Path, edit: Edit) -> None:
-    """Add an edit to the end of the history, all of it or nothing; one that is there already is not written twice.
+    """Add an edit to the end of the history, durably, all of it or nothing; one that is there already is not written twice.
 
     What is there stays byte for byte, and is not read but for the edit's id: ``read_history`` tells of damage, before an edit. Hold
     ``locked`` meanwhile.
@@ -203,8 +203,8 @@ def append_edit(repository: Path, edit: Edit) -> None:
     end = b"" if not known or known.endswith(b"\n") else b"\n"
     # One that is a link stays one.
     target = path.resolve() if path.is_symlink() else path
-    write_aside(target, known + end + line_from_edit(edit) + b"\n", mode=shared_mode(target))
-    remove_asides(target)
+    write_atomic(target, known + end + line_from_edit(edit) + b"\n", mode=shared_mode(target))
+    remove_temporaries(target)
 
 
 def withdraw_edit(repository: Path, edit: Edit) -> None:
@@ -220,9 +220,10 @@ def withdraw_edit(repository: Path, edit: Edit) -> None:
         return
     target = path.resolve() if path.is_symlink() else path
     if len(lines) > 1:
-        write_aside(target, b"".join(lines[:-1]), mode=shared_mode(target))
+        write_atomic(target, b"".join(lines[:-1]), mode=shared_mode(target))
     else:
         target.unlink()
+        sync([target.parent])
 
 
 def line_from_edit(edit: Edit) -> bytes:

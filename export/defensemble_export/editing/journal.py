@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from defensemble_repository.filesystem.atomic_write import remove_asides, shared_mode, write_aside
+from defensemble_repository.filesystem.atomic_write import remove_temporaries, shared_mode, sync, write_atomic
 from defensemble_repository.filesystem.regular_files import read_regular
 from defensemble_repository.names import CONFIG_FILE, HISTORY_FILE, PENDING_FILE
 from defensemble_repository.transaction import remove_files, write_plan
@@ -89,7 +89,7 @@ class Pending:
         return all(self._disk.digest(path) == digest for path, digest in self.after.items())
 
     def write(self) -> None:
-        """Write it down.
+        """Write it down, durably: nothing may change before.
 
         Raises:
             OSError: it cannot be written.
@@ -109,8 +109,24 @@ class Pending:
         _write(self.repository / PENDING_FILE, json.dumps(values, indent=1).encode() + b"\n")
 
     def clear(self) -> None:
-        """Let it be over."""
+        """Delete it, durably: one that came back after a power cut would undo what was done since.
+
+        Raises:
+            OSError: It cannot be deleted.
+        """
         (self.repository / PENDING_FILE).unlink(missing_ok=True)
+        sync([self.repository])
+
+    def sync_files(self) -> None:
+        """Flush the files of the edit and their folders: those that another process, or an operator, wrote may be in memory only.
+
+        Raises:
+            OSError: One cannot be flushed.
+        """
+        models = {path.partition("/")[0] for path in (*self.before, *self.after)}
+        folders = [folder for model in sorted(models) if (folder := self.repository / model).is_dir()]
+        sync([path for folder in folders for path in (*folder.rglob("*"), folder) if path.is_file() or path.is_dir()])
+        sync([self.repository])
 
     def changed_meanwhile(self) -> Path | None:
         """A file of the ensemble's that somebody else has changed since this was written down, or this note itself; else None."""
@@ -171,6 +187,7 @@ class Pending:
         else:
             for path in sorted(gone, key=lambda path: path != config):
                 (self.repository / path).unlink()
+                sync([(self.repository / path).parent])  # the configuration is gone before what it needs
         if writes:
             write_plan(self.repository, writes)
 
@@ -187,19 +204,19 @@ class Pending:
         return Files(self.repository)
 
 
-def remove_stale_asides(repository: Path) -> list[Path]:
-    """Remove what edits that were killed had written beside the place of a file, and return it; hold ``locked``.
+def remove_stale_temporaries(repository: Path) -> list[Path]:
+    """Remove and return the temporary files that killed edits have left; hold `locked`.
 
     Raises:
         OSError: one cannot be removed.
     """
     models = [folder for folder in sorted(repository.iterdir()) if folder.is_dir()]
     own = [folder / f"{CONFIG_FILE}{end}" for folder in models for end in ("", ".rejected")]
-    return [left for target in (repository / PENDING_FILE, repository / HISTORY_FILE, *own) for left in remove_asides(target)]
+    return [left for target in (repository / PENDING_FILE, repository / HISTORY_FILE, *own) for left in remove_temporaries(target)]
 
 
 def _write(target: Path, content: bytes) -> None:
-    write_aside(target, content, mode=shared_mode(target))
+    write_atomic(target, content, mode=shared_mode(target))
 
 
 def read_pending(repository: Path) -> Pending | None:

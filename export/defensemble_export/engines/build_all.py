@@ -14,7 +14,7 @@ import onnx
 
 from defensemble_repository.errors import ManifestError, RepositoryError
 from defensemble_repository.filesystem.regular_files import read_regular
-from defensemble_repository.filesystem.signals import interrupts_held
+from defensemble_repository.filesystem.signals import defer_sigint
 from defensemble_repository.lock import locked
 from defensemble_repository.names import BACKEND, CONFIG_FILE, MANIFEST_FILE, MODEL_FILE, PLAN_FILE
 from defensemble_repository.pbtxt import schema
@@ -202,7 +202,7 @@ def _build(
         agreement = None
         if images is not None:
             agreement = verify_plan(plan, one.graph, images, profile=request.profile, precision=request.precision)
-        with locked(repository), interrupts_held() as interrupts:
+        with locked(repository), defer_sigint() as interrupts:
             for stale in remove_stale_staging(repository):
                 say(f"removed {stale}, which a command that was killed had left")
             if _digest(one.graph) != manifest.onnx_sha256:

@@ -13,7 +13,7 @@ from typing import Any
 
 import onnx
 
-from defensemble_repository.filesystem.atomic_write import write_aside
+from defensemble_repository.filesystem.atomic_write import write_atomic
 from defensemble_repository.filesystem.regular_files import read_regular
 from defensemble_repository.names import MANIFEST_FILE, PLAN_FILE
 from defensemble_repository.plan_manifest import Manifest
@@ -107,8 +107,8 @@ def engine_from_onnx(
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
     # The manifest last: a plan whose manifest is another's is refused, a manifest without a plan is not asked for.
-    write_aside(place, plan)
-    write_aside(place.with_name(place.name + MANIFEST_FILE.removeprefix(PLAN_FILE)), manifest.to_bytes())
+    write_atomic(place, plan)
+    write_atomic(place.with_name(place.name + MANIFEST_FILE.removeprefix(PLAN_FILE)), manifest.to_bytes())
     return manifest
 
 

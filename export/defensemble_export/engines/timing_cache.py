@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import fcntl
 import logging
-import os
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from defensemble_repository.filesystem.atomic_write import write_aside
+import platformdirs
+
+from defensemble_repository.filesystem.atomic_write import write_atomic
+from defensemble_repository.filesystem.locks import held
 from defensemble_repository.filesystem.regular_files import read_regular
-from defensemble_repository.lock import held
 
 from .build_steps import TIMING_STEPS, Step
 from .target import Target
@@ -23,9 +24,8 @@ from .target import Target
 
 def default_timing_cache(target: Target) -> Path:
     """Where the timings of a TensorRT on a GPU are kept: ``$XDG_CACHE_HOME/defensemble/timings/<TensorRT>-<GPU>-<capability>.cache``."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     gpu = re.sub("[^A-Za-z0-9]+", "-", target.gpu).strip("-")
-    return base / "defensemble" / "timings" / f"{target.tensorrt}-{gpu}-{target.compute_capability}.cache"
+    return platformdirs.user_cache_path("defensemble") / "timings" / f"{target.tensorrt}-{gpu}-{target.compute_capability}.cache"
 
 
 def attach_timings(
@@ -58,7 +58,7 @@ def attach_timings(
 
 
 def save_timings(config: Any, cache: Any, path: Path) -> None:
-    """Write the timings back, with those that another build has written meanwhile, aside and then renamed.
+    """Write the timings back, with those that another build has written meanwhile.
 
     Raises:
         OSError: the file cannot be written.
@@ -71,4 +71,4 @@ def save_timings(config: Any, cache: Any, path: Path) -> None:
             others = None
         if others is not None:
             cache.combine(input_cache=others, ignore_mismatch=False)  # False, and nothing done, where they are of another TensorRT
-        write_aside(path, bytes(cache.serialize()))
+        write_atomic(path, bytes(cache.serialize()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from defensemble_repository.filesystem.atomic_write import aside, named
+from defensemble_repository.filesystem.atomic_write import named, rename_durably, temporary_path
 from defensemble_repository.names import MODEL_FILE, REPORT_FILE
 
 from ..errors import ExportError
@@ -89,7 +88,7 @@ def write_form(network: Network, target: Path, form: Form, real: RealImages | No
     check_masks(model, network.masks)
     onnx.checker.check_model(model, full_check=True)
     content: bytes = model.SerializeToString(deterministic=True)
-    temporary, temporary_report = aside(target), aside(report_beside(target))
+    temporary, temporary_report = temporary_path(target), temporary_path(report_beside(target))
     try:
         with named(target):
             temporary.write_bytes(content)
@@ -115,8 +114,7 @@ def write_form(network: Network, target: Path, form: Form, real: RealImages | No
         )
         with named(target):
             temporary_report.write_bytes(report)
-            os.replace(temporary_report, report_beside(target))
-            os.replace(temporary, target)
+        rename_durably([(temporary_report, report_beside(target)), (temporary, target)])
     except BaseException:
         temporary.unlink(missing_ok=True)
         temporary_report.unlink(missing_ok=True)
@@ -143,15 +141,15 @@ def move_form(written: Path, target: Path) -> None:
     Raises:
         OSError: it cannot be written; names ``target``.
     """
-    files = [(report_beside(written), aside(report_beside(target)), report_beside(target)), (written, aside(target), target)]
+    places = [(report_beside(written), report_beside(target)), (written, target)]
+    renames = [(temporary_path(place), place) for _, place in places]
     try:
         with named(target):
-            for source, temporary, _ in files:
+            for (source, _), (temporary, _) in zip(places, renames, strict=True):
                 shutil.copyfile(source, temporary)
-            for _, temporary, place in files:
-                os.replace(temporary, place)
+        rename_durably(renames)
     except BaseException:
-        for _, temporary, _ in files:
+        for temporary, _ in renames:
             temporary.unlink(missing_ok=True)
         raise
 
@@ -167,5 +165,5 @@ def check_place(target: Path) -> None:
     if not target.parent.is_dir():
         raise ExportError(f"cannot write {target}: there is no folder {target.parent}; make it with: mkdir -p {target.parent}")
     with named(target):
-        aside(target).touch()
-        aside(target).unlink()
+        temporary_path(target).touch()
+        temporary_path(target).unlink()

@@ -1,4 +1,4 @@
-"""An interrupt (SIGINT) that comes while files change places: it waits until nothing is half done."""
+"""Defer an interrupt (SIGINT) that comes while files change until nothing is half done."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from types import FrameType
 from typing import Any
 
 
-class HeldInterrupts:
-    """Notes an interrupt in the place of the handler that was there."""
+class DeferredSigint:
+    """A handler that notes an interrupt, and passes it on later to the handler that it replaces."""
 
     def __init__(self, before: Callable[[int, FrameType | None], Any]) -> None:
         self.came = False
-        self.done = False
+        self.committed = False
         self._before = before
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
@@ -23,43 +23,43 @@ class HeldInterrupts:
         self.came = True
 
     def deliver(self) -> None:
-        """Hand an interrupt that came to the handler that was there, which usually raises KeyboardInterrupt: where all can be undone."""
+        """Pass an interrupt that came to the earlier handler, which usually raises KeyboardInterrupt: call it where all can be undone."""
         if self.came:
             self.came = False
             self._before(signal.SIGINT, None)
 
-    def too_late(self) -> None:
-        """Say that the work is done: a KeyboardInterrupt would from here on report as broken off what has taken effect."""
-        self.done = True
+    def mark_committed(self) -> None:
+        """Note that the work has taken effect: a KeyboardInterrupt would report it as cancelled."""
+        self.committed = True
 
     def end(self) -> None:
-        """Deliver what came, unless Python's own handler would raise for what is done."""
-        if not (self.done and self._before is signal.default_int_handler):
+        """Deliver what came, unless Python's own handler would raise for work that is committed."""
+        if not (self.committed and self._before is signal.default_int_handler):
             self.deliver()
 
 
 @contextmanager
-def interrupts_held() -> Iterator[HeldInterrupts]:
-    """Let interrupts wait until the end of the block, or until ``deliver`` is called.
+def defer_sigint() -> Iterator[DeferredSigint]:
+    """Defer interrupts until the end of the block, or until `deliver` is called.
 
-    Only the main thread is ever interrupted; in others, and where the program has no handler of Python's, nothing changes.
+    Python interrupts the main thread only; in others, and where the program has no handler of Python's, nothing changes.
     """
     before = signal.getsignal(signal.SIGINT)
     if not callable(before) or threading.current_thread() is not threading.main_thread():
-        yield HeldInterrupts(signal.default_int_handler)
+        yield DeferredSigint(signal.default_int_handler)
         return
-    held = HeldInterrupts(before)
-    signal.signal(signal.SIGINT, held)
+    deferred = DeferredSigint(before)
+    signal.signal(signal.SIGINT, deferred)
     try:
-        yield held
+        yield deferred
     finally:
         signal.signal(signal.SIGINT, before)
-        held.end()
+        deferred.end()
 
 
 @contextmanager
-def never_too_late() -> Iterator[None]:
-    """Let an interrupt be raised also where ``interrupts_held`` holds work that is done: for whoever undoes the whole of several such."""
+def sigint_raises() -> Iterator[None]:
+    """Raise an interrupt also where `defer_sigint` holds committed work: for a caller that undoes several such steps together."""
     before = signal.getsignal(signal.SIGINT)
     if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
         yield

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import platformdirs
+
+from defensemble_repository.filesystem.atomic_write import write_atomic
 from defensemble_repository.filesystem.regular_files import LARGEST_TEXT, read_regular
 
 from ..errors import StateError
@@ -65,8 +67,8 @@ class ServerState:
 
 
 def state_folder() -> Path:
-    """``$XDG_STATE_HOME/defensemble``, by default ``~/.local/state/defensemble``."""
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "defensemble"
+    """`$XDG_STATE_HOME/defensemble`, by default `~/.local/state/defensemble`."""
+    return platformdirs.user_state_path("defensemble")
 
 
 def state_file(grpc_port: int) -> Path:
@@ -80,7 +82,7 @@ def events_file(grpc_port: int) -> Path:
 
 
 def write_state(state: ServerState) -> Path:
-    """Write a server down, readable by its owner alone, aside and then renamed.
+    """Write a server down, readable by its owner only.
 
     Raises:
         OSError: it cannot be written (names the file); nothing is left of it.
@@ -88,17 +90,9 @@ def write_state(state: ServerState) -> Path:
     path = state_file(state.grpc_port)
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".")  # mode 600
-        try:
-            with os.fdopen(descriptor, "w") as file:
-                json.dump(asdict(state), file)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
     except OSError as error:
-        # That of a failed `write` has no name, others name the file aside.
         raise OSError(error.errno, error.strerror, str(path)) from error
+    write_atomic(path, json.dumps(asdict(state)).encode(), mode=0o600)
     return path
 
 

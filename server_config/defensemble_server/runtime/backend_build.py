@@ -20,6 +20,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import platformdirs
+
+from defensemble_repository.filesystem.atomic_write import sync
+
 from ..errors import BackendBuildError, RuntimeMissingError, ServerError
 from .compiler_process import building_folder, run_compiler
 from .package_data import data_file
@@ -74,8 +78,8 @@ def ensure_backend(
 ) -> Path:
     """Build the backend if it is not in the cache yet; return the directory for Triton's `--backend-directory`.
 
-    The cache keeps one build for each source, flags and compiler version; it is built aside and renamed, so that two processes may do
-    so at once, and a failed or interrupted build leaves nothing; what a killed one left is removed by the next.
+    The cache keeps one build for each source, flags and compiler version. A build gets its name when it is complete, so that two
+    processes may build at once, and a failed or interrupted one leaves nothing; what a killed one left is removed by the next.
 
     Args:
         cache_dir: Where builds are kept; `$XDG_CACHE_HOME/defensemble/backend` (`~/.cache/...`) by default.
@@ -95,26 +99,27 @@ def ensure_backend(
             f"{', '.join(COMPILERS_TRIED)} on PATH and the wheel ziglang; run `apt-get install g++` or `pip install ziglang`"
         )
     source = data_file("onnxruntime_backend")
-    cache = _default_cache_dir() if cache_dir is None else cache_dir
+    cache = platformdirs.user_cache_path("defensemble") / "backend" if cache_dir is None else cache_dir
     built = cache / build_digest(source, chosen)
     if (built / "onnxruntime" / LIBRARY_NAME).is_file():
         return built
     (say or _say_on_stderr)(f"building the onnxruntime backend, once, with {chosen} ...")
     with building_folder(cache) as folder:
-        aside = folder / "built"
+        finished = folder / "built"
         try:
-            _compile(source, chosen, aside / "onnxruntime" / LIBRARY_NAME, temporary=folder / "temporary")
+            _compile(source, chosen, finished / "onnxruntime" / LIBRARY_NAME, temporary=folder / "temporary")
         except BackendBuildError:
             _check_space(cache)
             raise
-        aside.chmod(0o755)
-        _rename_unless_there(aside, built)
+        finished.chmod(0o755)
+        sync([finished / "onnxruntime" / LIBRARY_NAME, finished / "onnxruntime", finished])  # half a library would be taken for a whole one
+        _rename_unless_there(finished, built)
     return built
 
 
 def built_backend(*, cache_dir: Path | None = None) -> Path | None:
     """Find a build of this very source and these flags in the cache, by whichever compiler; None where there is none."""
-    cache = _default_cache_dir() if cache_dir is None else cache_dir
+    cache = platformdirs.user_cache_path("defensemble") / "backend" if cache_dir is None else cache_dir
     builds = cache.glob(f"{_source_digest(data_file('onnxruntime_backend'))}-*/onnxruntime/{LIBRARY_NAME}")
     return next((library.parent.parent for library in sorted(builds)), None)
 
@@ -163,11 +168,6 @@ def _source_files(source: Path) -> list[Path]:
     return sorted([*source.glob("*.cc"), *source.glob("*.h"), *source.glob("include/*.h")])
 
 
-def _default_cache_dir() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "defensemble" / "backend"
-
-
 def _compiler_from_command(command: tuple[str, ...], origin: str) -> Compiler:
     # `zig c++ -target T --version` prints clang's version, as the others print theirs.
     try:
@@ -211,9 +211,9 @@ def _check_space(cache: Path) -> None:
             raise OSError(error.errno, error.strerror, str(cache)) from error
 
 
-def _rename_unless_there(aside: Path, built: Path) -> None:
+def _rename_unless_there(finished: Path, built: Path) -> None:
     try:
-        aside.rename(built)
+        finished.rename(built)
     except OSError:
         # Onto a folder that is not empty no folder can be renamed. Another process was first: its build is the same.
         if not (built / "onnxruntime" / LIBRARY_NAME).is_file():

@@ -13,6 +13,7 @@ from tests.support.walking import Cut, Cutter, Edit, Stage, answers_as, history,
 
 DISK_FULL = {"how": "fail", "kinds": ["files"], "errno": "ENOSPC"}
 FORBIDDEN = {"how": "fail", "kinds": ["files"], "errno": "EACCES"}
+UNFLUSHED = {"how": "fail", "kinds": ["flushes"], "errno": "EIO"}
 LOST = {"how": "fail", "kinds": ["network"], "error": "lost"}
 FAILED = {"how": "fail", "kinds": ["network"], "error": "failed"}
 INTERRUPTED = {"how": "interrupt"}
@@ -86,6 +87,16 @@ def test_a_disk_that_fails_at_any_step(cutter: Cutter, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", sorted(SCENES))
 def test_a_disk_that_fails_at_any_step_of_any_edit(cutter: Cutter, tmp_path: Path, name: str) -> None:
     assert all("Permission denied" in cut.why for cut in told_of(walk(SCENES[name], cutter, tmp_path, FORBIDDEN)))
+
+
+def test_a_flush_that_fails_at_any_third_step(cutter: Cutter, tmp_path: Path) -> None:
+    assert all("Input/output error" in cut.why for cut in told_of(walk(REWEIGH, cutter, tmp_path, UNFLUSHED, every=3)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(SCENES))
+def test_a_flush_that_fails_at_any_step_of_any_edit(cutter: Cutter, tmp_path: Path, name: str) -> None:
+    told_of(walk(SCENES[name], cutter, tmp_path, UNFLUSHED))
 
 
 def test_a_connection_that_is_lost_for_a_moment_at_any_step(cutter: Cutter, tmp_path: Path) -> None:

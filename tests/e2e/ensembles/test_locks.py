@@ -1,4 +1,4 @@
-"""Two edits at once: the second waits, or fails naming the first; and nobody waits for the dead."""
+"""Two edits at once: the second waits, or fails; and nobody waits for the dead."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ def held_by_another(repository: Path) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-def test_who_does_not_wait_is_told_whose_edit_is_under_way(repository: Path) -> None:
-    with held_by_another(repository) as other:
-        with pytest.raises(LockedError, match=rf"process {other.pid} .*were not free within 0 s"):
+def test_an_edit_that_does_not_wait_fails(repository: Path) -> None:
+    with held_by_another(repository):
+        with pytest.raises(LockedError, match="within 0 s"):
             Ensembles(repository, wait_s=0).weight("ensemble", {"alpha": 3.0})
     assert read_history(repository) == []
 
@@ -70,7 +70,7 @@ def test_who_waits_edits_when_the_other_has_ended(repository: Path) -> None:
     with held_by_another(repository) as other:
         Ensembles(repository, wait_s=60, warn=heard).weight("ensemble", {"alpha": 3.0})
     assert len(warned) == 1
-    assert f"waiting for process {other.pid}" in warned[0]
+    assert str(repository.parent) in warned[0]
     assert [edit.action for edit in read_history(repository)] == ["weight"]
 
 
@@ -84,7 +84,7 @@ def test_the_lock_of_a_killed_process_is_nobodys(repository: Path) -> None:
 
 def test_threads_do_not_share_a_lock(repository: Path) -> None:
     with locked(repository):
-        with ThreadPoolExecutor(1) as pool, pytest.raises(LockedError, match=f"process {os.getpid()} "):
+        with ThreadPoolExecutor(1) as pool, pytest.raises(LockedError, match="within 0 s"):
             pool.submit(Ensembles(repository, wait_s=0).weight, "ensemble", {"alpha": 3.0}).result()
     Ensembles(repository, wait_s=0).weight("ensemble", {"alpha": 3.0})
 

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from defensemble_export import write_plan
-from defensemble_repository.filesystem.signals import interrupts_held
+from defensemble_repository.filesystem.signals import defer_sigint
 from defensemble_repository.transaction import remove_files
-from tests.repository.test_transaction import FIRST, SECOND, content
+from tests.repository.test_transaction import CALLS, FIRST, SECOND, content
 
-PLACES = ((os, "rename"), (os, "replace"), (os, "link"), (Path, "write_bytes"), (Path, "mkdir"), (shutil, "rmtree"), (os, "rmdir"))
+PLACES = (*CALLS, (shutil, "rmtree"), (os, "rmdir"))
 
 
 @pytest.fixture(autouse=True)
@@ -121,7 +121,7 @@ def test_what_holds_around_it_hears_of_one_that_came_too_late(tmp_path: Path, mo
         removed(path)
 
     def build() -> None:
-        with interrupts_held():
+        with defer_sigint():
             write_plan(tmp_path / "repository", FIRST)
             said.append("written")
 

@@ -20,10 +20,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import platformdirs
 
 from defensemble_images.errors import DamagedImageError
 from defensemble_images.reader import RULES, Pixels
 
+from ..atomic_write import sync, write_atomic
 from ..errors import DataError
 from .cache_writer import OnProgress, Reading, WrittenPart, write_part
 from .source import Source, check_classes
@@ -92,9 +94,8 @@ class Entry:
 
 
 def cache_folder() -> Path:
-    """Return where decoded datasets lie: below `$XDG_CACHE_HOME`, or `~/.cache` where that is unset or relative."""
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (base if base.is_absolute() else Path.home() / ".cache") / "defensemble" / "datasets"
+    """Return the folder of the decoded datasets: in `$XDG_CACHE_HOME`, or in `~/.cache` where that is unset or relative."""
+    return platformdirs.user_cache_path("defensemble") / "datasets"
 
 
 def entry_key(name: str, size: int | None, origin: object) -> str:
@@ -143,6 +144,7 @@ def entry_of(key: str, prepare: Callable[[], Undecoded], *, skip_damaged: bool, 
                     _write(part, undecoded, on_progress)
                     shutil.rmtree(cache_folder() / key, ignore_errors=True)  # a damaged one
                     part.rename(cache_folder() / key)
+                    sync(cache_folder())
                 entry = read_entry(key)
     if entry is None:
         raise DataError(f"{cache_folder() / key} cannot be read back; expected what was just written; is another program at work in it?")
@@ -241,4 +243,4 @@ def _write(folder: Path, undecoded: Undecoded, on_progress: OnProgress) -> None:
         train_shape=train.shape,
         test_shape=test.shape,
     )
-    (folder / "meta.json").write_text(json.dumps(asdict(meta), indent=1))
+    write_atomic(folder / "meta.json", json.dumps(asdict(meta), indent=1).encode())

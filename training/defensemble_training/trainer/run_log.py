@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ..atomic_write import write_aside
+from ..atomic_write import write_atomic
 from ..errors import TrainingError
 
 LOG_FILE = "log.jsonl"
@@ -87,4 +87,4 @@ def write_curve(path: Path, history: Iterable[Mapping[str, Any]], title: str) ->
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the font lacks a letter of the run's name
         figure.savefig(content, format="png", dpi=120)
-    write_aside(path, content.getvalue())
+    write_atomic(path, content.getvalue())

@@ -16,7 +16,7 @@ from safetensors.torch import save
 
 from defensemble_images.regular_files import irregular
 
-from ..atomic_write import write_aside
+from ..atomic_write import write_atomic
 from ..content_digest import DIGEST_KEY, content_digest, digest_mismatch
 from ..errors import TrainingError, UncheckedContentWarning
 
@@ -82,7 +82,7 @@ class RunState:
 
 
 def save_state(folder: Path, state: RunState) -> None:
-    """Write a state, aside and then renamed: at every moment the old one is there, or the whole new one.
+    """Write a state, durably: at every moment the old one is there, or the whole new one.
 
     Raises:
         OSError: it cannot be written (names the file).
@@ -99,7 +99,7 @@ def save_state(folder: Path, state: RunState) -> None:
         "best_accuracy": state.best_accuracy,
     }
     described[DIGEST_KEY] = content_digest(described, tensors)
-    write_aside(folder / STATE_FILE, save(tensors, {METADATA_KEY: json.dumps(described)}))
+    write_atomic(folder / STATE_FILE, save(tensors, {METADATA_KEY: json.dumps(described)}))
 
 
 def load_state(folder: Path) -> RunState | None:
