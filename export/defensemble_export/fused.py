@@ -19,6 +19,7 @@ from defensemble_repository.errors import ConfigError, EnsembleError, Repository
 from defensemble_repository.labels import class_names_from_labels
 from defensemble_repository.lock import locked
 from defensemble_repository.names import CONFIG_FILE, LABELS_FILE, MODEL_FILE, PROFILES_FOLDER, REPORT_FILE, RESERVED, check_name
+from defensemble_repository.onnx_metadata import CLASS_NAMES
 from defensemble_repository.pbtxt import config_from_file, pbtxt_from_config, schema
 from defensemble_repository.preprocessing import PREPROCESSING
 from defensemble_repository.profile_digest import keep_stamp
@@ -34,12 +35,11 @@ from defensemble_repository.reader import (
 from defensemble_repository.transaction import check_writable, remove_stale_staging, write_plan
 from defensemble_repository.view import Files
 
-from .entries.members import DEFAULT_MAX_BATCH_SIZE, Member, check_same, is_there, labels_text
+from .entries.members import DEFAULT_MAX_BATCH_SIZE, Member, check_same, is_there, labels_text, preprocessing_from_text
 from .errors import ExistsError, ExportError
 from .graphs.fusion import digests_of_members, fused_onnx
 from .labels import first_difference
 from .members.report import report_from_export
-from .metadata import CLASS_NAMES, preprocessing_from_text
 from .verification.fused import FUSED_TOLERANCE, verify_fused
 from .verification.images import images_of_record
 from .verification.tolerances import checked_precision, lowest_precision, precision_of

@@ -12,13 +12,13 @@ from google.protobuf.message import DecodeError
 
 from defensemble_repository.ensemble import Vote
 from defensemble_repository.errors import ConfigError
+from defensemble_repository.export_report import report_values
 from defensemble_repository.names import MODEL_FILE, REPORT_FILE
+from defensemble_repository.onnx_metadata import MASK_DIGEST, RECORD, SPEC
 from defensemble_repository.pbtxt import schema
 from defensemble_repository.reader import parameter
 from defensemble_repository.view import Files
 
-from ..members.report import report_values
-from ..metadata import MASK_DIGEST, RECORD, SPEC
 from ..verification.tolerances import precision_of
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from defensemble_images import Preprocessing
+from defensemble_images import ImagesError, Preprocessing
 from defensemble_repository.configs import member_config
 from defensemble_repository.ensemble import Ensemble, Vote
 from defensemble_repository.errors import EnsembleError
@@ -233,6 +233,22 @@ def check_same_interface(folder: Path, member: Member) -> None:
         "export the new version under another name; where a stated rule is wrong, correct the parameter in "
         f"{folder / CONFIG_FILE}, or export the ONNX file with another --resize",
     )
+
+
+def preprocessing_from_text(text: str | None, where: str) -> Preprocessing | None:
+    """Read the rule in the metadata of an ONNX file or in the parameter of a configuration; None where there is none.
+
+    Args:
+        text: the JSON text.
+        where: what carries it, for errors.
+
+    Raises:
+        ExportError: it is something else.
+    """
+    try:
+        return None if text is None else Preprocessing.from_json(text, where)
+    except ImagesError as error:
+        raise ExportError(str(error)) from error
 
 
 def _rule(member: Member) -> str | None:

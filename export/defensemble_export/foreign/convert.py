@@ -13,8 +13,9 @@ import onnx.version_converter
 import onnxruntime
 from onnx import TensorProto, helper
 
+from defensemble_repository.onnx_metadata import IR_VERSION, OPSET
+
 from ..errors import ExportError, VerificationError
-from ..graphs.averaging import IR_VERSION, OPSET
 from .interface import add_output, as_rows, check_finite, check_weights, chosen_output, image_input, one_class, wrong_output
 from .reader import graphs_of, opset_of, read_foreign, tensors_of, translated
 from .rewrite import free_reshapes, fresh, keep_only, names_of, normalise, read_by, rename, set_type, statistics, strip

@@ -16,8 +16,9 @@ import onnx.inliner
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, numpy_helper
 
+from defensemble_repository.onnx_metadata import IR_VERSION, OPSET
+
 from ..errors import ExportError
-from ..graphs.averaging import IR_VERSION, OPSET
 
 # ONNX Runtime guarantees nothing older, and its kernels for what opset 7 changed are gone (tried on 1.32: BatchNormalization of opset 6).
 OLDEST_OPSET = 7

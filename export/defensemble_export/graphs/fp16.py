@@ -8,10 +8,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from defensemble_repository.onnx_metadata import IR_VERSION
+
 from ..errors import ExportError
 from ..foreign.reader import graphs_of, subgraphs
 from ..foreign.rewrite import fresh, names_of
-from .averaging import IR_VERSION
 from .copying import QUANTISERS, checked, make_initializers, named_copy
 
 LARGEST = float(np.finfo(np.float16).max)

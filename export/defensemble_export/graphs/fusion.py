@@ -21,13 +21,22 @@ from defensemble_repository.configs import averaging_outputs
 from defensemble_repository.ensemble import Ensemble
 from defensemble_repository.errors import EnsembleError
 from defensemble_repository.names import RESERVED
+from defensemble_repository.onnx_metadata import (
+    CLASS_NAMES,
+    FUSED_AVERAGE,
+    FUSED_MEMBERS,
+    IR_VERSION,
+    MASK_DIGEST,
+    OPSET,
+    PREPROCESSING,
+    SPEC,
+)
 
 from ..errors import ExportError
 from ..foreign.reader import graphs_of, subgraphs, tensors_of, translated
 from ..foreign.rewrite import names_of, redirect, rename
 from ..labels import first_difference
-from ..metadata import CLASS_NAMES, FUSED_AVERAGE, FUSED_MEMBERS, MASK_DIGEST, PREPROCESSING, SPEC
-from .averaging import IR_VERSION, OPSET, average_onnx
+from .averaging import average_onnx
 from .copying import RANDOM, shape_of, tidy_copy
 
 # Protobuf's limit of a message; a file beyond it would need its weights beside it, which no part of a repository here has.

@@ -11,11 +11,12 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from defensemble_repository.onnx_metadata import IR_VERSION
+
 from ..errors import ExportError
 from ..foreign.reader import graphs_of, subgraphs, translated
 from ..foreign.rewrite import fresh, names_of, read_by, redirect
 from ..verification.images import check_values
-from .averaging import IR_VERSION
 from .copying import checked, fold, named_copy, shape_of
 
 Float32 = NDArray[np.float32]

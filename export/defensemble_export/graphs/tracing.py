@@ -13,8 +13,9 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from defensemble_repository.onnx_metadata import IR_VERSION, OPSET
+
 from ..errors import VerificationError
-from .averaging import IR_VERSION, OPSET
 
 if TYPE_CHECKING:
     import torch

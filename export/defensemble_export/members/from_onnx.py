@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 
 from defensemble_images import RESIZES, Preprocessing
+from defensemble_repository.onnx_metadata import CLASS_NAMES, PREPROCESSING
 from defensemble_repository.reader import checked_batch
 
 from ..entries.members import Member
@@ -22,7 +23,6 @@ from ..errors import ExportError
 from ..foreign.child import DEFAULT_TIMEOUT_S, ForeignExport, onnx_from_foreign_limited, write_foreign_limited
 from ..foreign.convert import foreign_interface
 from ..labels import checked_class_names, default_labels
-from ..metadata import CLASS_NAMES, PREPROCESSING
 from ..verification.images import RANDOM_ALONE, ImagePool, RealImages
 from ..verification.tolerances import computed_precision
 from .write import Form, check_place

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
+from defensemble_repository.onnx_metadata import CLASS_NAMES, RECORD
+
 from ..errors import ExportError, OtherImagesWarning
-from ..metadata import CLASS_NAMES, RECORD
 
 if TYPE_CHECKING:
     from defensemble_training import Dataset, TrainingRecord

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import onnx
 from onnx import TensorProto
 
+from defensemble_repository.onnx_metadata import CLASS_NAMES, FUSED_MEMBERS, PRECISION
+
 from ..errors import ExportError
 from ..foreign.reader import graphs_of, tensors_of
-from ..metadata import CLASS_NAMES, FUSED_MEMBERS, PRECISION
 
 
 @dataclass(frozen=True)

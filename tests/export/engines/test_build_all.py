@@ -25,7 +25,7 @@ from defensemble_export import (
     pbtxt_from_config,
     planned_engines,
 )
-from defensemble_export.metadata import CLASS_NAMES, RECORD
+from defensemble_repository.onnx_metadata import CLASS_NAMES, RECORD
 from defensemble_repository.plan_manifest import read_manifest
 from defensemble_server import read_repository
 from defensemble_server.plans.compatibility import Gpu, Machine, problem_of_version
