@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
 
 from defensemble_repository.configs import fused_config
 from defensemble_repository.ensemble import Ensemble, averaging_model, two_model_names
@@ -38,6 +37,8 @@ from defensemble_repository.view import Files
 from .entries.members import DEFAULT_MAX_BATCH_SIZE, Member, check_same, is_there, labels_text, preprocessing_from_text
 from .errors import ExistsError, ExportError
 from .graphs.fusion import digests_of_members, fused_onnx
+from .graphs.loading import model_from_bytes
+from .graphs.traversal import metadata_of
 from .labels import first_difference
 from .members.report import report_from_export
 from .verification.fused import FUSED_TOLERANCE, verify_fused
@@ -381,7 +382,7 @@ def _member(files: Files, model: str, version: int, config: schema.ModelConfig) 
     channels, height, width = tensors["images"]
     names = _class_names(files, model, content, tensors["logits"][0])
     precision = checked_precision(parameter(config, f"precision.{version}") or "fp32")
-    in_file = precision_of(_graph(content, model), precision)
+    in_file = precision_of(model_from_bytes(content, model), precision)
     if in_file != precision:
         raise ExportError(
             f"'{model}' at version {version} computes in {in_file}, as its file says, and its {CONFIG_FILE} says {precision}: "
@@ -404,15 +405,8 @@ def _class_names(files: Files, model: str, content: bytes, num_classes: int) -> 
     labels = files.content(f"{model}/{LABELS_FILE}")
     if labels is not None:
         return class_names_from_labels(labels)
-    metadata = {entry.key: entry.value for entry in _graph(content, model).metadata_props}
+    metadata = metadata_of(model_from_bytes(content, model))
     return tuple(json.loads(metadata[CLASS_NAMES])) if CLASS_NAMES in metadata else tuple(str(index) for index in range(num_classes))
-
-
-def _graph(content: bytes, model: str) -> onnx.ModelProto:
-    try:
-        return onnx.load_model_from_string(content)
-    except DecodeError as error:
-        raise ExportError(f"the file of '{model}' is no ONNX file: {error}. It was damaged: export it again") from error
 
 
 def _check_same_interface(folder: Path, fused: Member) -> None:

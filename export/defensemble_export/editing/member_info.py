@@ -19,6 +19,7 @@ from defensemble_repository.pbtxt import schema
 from defensemble_repository.reader import parameter
 from defensemble_repository.view import Files
 
+from ..graphs.traversal import metadata_of
 from ..verification.tolerances import precision_of
 
 
@@ -59,7 +60,7 @@ def member_standing(files: Files, vote: Vote, share: float) -> Standing:
     problems: list[str] = []
     config = _config(files, vote.model, problems)
     graph, size = _graph(files, vote, config, problems)
-    notes = {} if graph is None else {entry.key: entry.value for entry in graph.metadata_props}
+    notes = {} if graph is None else metadata_of(graph)
     network = _network(notes, problems, f"{files.repository / vote.model / str(vote.version) / MODEL_FILE}")
     stated, sha256 = parameter(config, f"precision.{vote.version}"), parameter(config, f"sha256.{vote.version}")
     own = None if graph is None else precision_of(graph, stated)

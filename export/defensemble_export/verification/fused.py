@@ -11,9 +11,9 @@ import onnxruntime
 from defensemble_repository.ensemble import Ensemble
 
 from ..errors import ExportError, VerificationError
-from ..foreign.reader import translated
 from ..graphs.averaging import average_onnx
 from ..graphs.fusion import WAY_OUT
+from ..graphs.loading import cpu_session, translated
 from .images import RANDOM_ALONE
 
 Array = np.ndarray[Any, Any]
@@ -96,10 +96,8 @@ class _Pipeline:
 
 
 def _session(content: bytes, message: str, what: str) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # sessions that wait for each other's cores
     with translated(message, file=what):
-        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        return cpu_session(content)
 
 
 def _check_images(images: Array, shape: tuple[Any, ...]) -> None:

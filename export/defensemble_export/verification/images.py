@@ -18,6 +18,7 @@ import onnx
 from defensemble_repository.onnx_metadata import CLASS_NAMES, RECORD
 
 from ..errors import ExportError, OtherImagesWarning
+from ..graphs.traversal import metadata_of, shape_of
 
 if TYPE_CHECKING:
     from defensemble_training import Dataset, TrainingRecord
@@ -157,14 +158,15 @@ def images_of_record(graph: onnx.ModelProto, name: str, data_dir: str | os.PathL
     Raises:
         ExportError: they are not there, or cannot be loaded here; ``name`` says whose.
     """
-    notes = {entry.key: entry.value for entry in graph.metadata_props}
+    notes = metadata_of(graph)
     record = json.loads(notes[RECORD]) if RECORD in notes else {"data": ""}
     if not record["data"]:
         return None
     names = tuple(json.loads(notes[CLASS_NAMES]))
-    shape = tuple(side.dim_value for side in graph.graph.input[0].type.tensor_type.shape.dim[1:])
+    _, _, height, _ = shape_of(graph.graph.input[0])
+    assert height is not None
     try:
-        dataset = _dataset(record, names, shape[1], data_dir, f"'{name}' is compared")
+        dataset = _dataset(record, names, height, data_dir, f"'{name}' is compared")
     except ModuleNotFoundError as error:
         raise ExportError(f"the data that '{name}' was trained on cannot be loaded here, {error.name} is missing. {_MEND}") from error
     return images_for_verification(dataset)
