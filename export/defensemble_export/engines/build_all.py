@@ -23,13 +23,14 @@ from defensemble_repository.reader import backend_of, parameter, read_models, se
 from defensemble_repository.transaction import check_writable, remove_stale_staging, write_plan
 
 from ..errors import EngineError
+from ..image_checks import check_images
 from ..verification.images import images_of_record
 from ..verification.tolerances import precision_of
 from .build_steps import DEFAULT_BUILDER_LEVEL, INPUT, BuildRequest
 from .builder import OnProgress, engine_from_onnx, request_from_onnx
 from .target import Target, check_target, find_target
 from .timing_cache import default_timing_cache
-from .verify import Agreement, check_images, verify_plan
+from .verify import PURPOSE, Agreement, verify_plan
 
 Array = np.ndarray[Any, Any]
 
@@ -157,7 +158,7 @@ def build_engines(
     for one in planned:
         check_target(target, one.request.precision, hardware_compatible=options.hardware_compatible)
         if compare and images is not None:
-            check_images(images, one.request.profile)
+            check_images(images, one.request.profile.max[1:], PURPOSE, error=EngineError)
     check_writable(repository)
     timing_cache = default_timing_cache(target) if timing_cache is None else timing_cache
     outcomes = []

@@ -15,11 +15,12 @@ from onnx import TensorProto, helper
 
 from defensemble_repository.onnx_metadata import IR_VERSION, OPSET
 
-from ..errors import ExportError, VerificationError
+from ..errors import ExportError
 from ..graphs.copying import strip
 from ..graphs.loading import cpu_session, translated
 from ..graphs.operators import QUANTISERS, STANDARD_DOMAINS
 from ..graphs.traversal import fresh, names_of, nodes_of, read_by, rename, tensors_of
+from ..verification.compare import Comparison
 from .interface import add_output, as_rows, check_finite, check_weights, chosen_output, image_input, one_class, wrong_output
 from .reader import opset_of, read_foreign
 from .rewrite import free_reshapes, keep_only, normalise, set_type, statistics
@@ -217,13 +218,9 @@ def _try(
         got = as_rows(given)
         if got.shape != (size, num_classes):
             raise ExportError(f"{file} {fixed}: it answers the shape {got.shape} to {size} images; {_FREE_BATCH_MEND}")
-        scale = max(1.0, float(np.abs(expected).max()))
-        if not np.allclose(got, expected[:size], rtol=0, atol=_TOLERANCE * scale):
-            difference = float(np.nan_to_num(np.abs(got - expected[:size])).max())
-            raise VerificationError(
-                f"{file}: the logits of {size} image{'s' if size > 1 else ''} at once differ from those of the file itself, one by one, by "
-                f"{difference:.3g}, allowed is {_TOLERANCE * scale:.3g}; {_why_it_differs(model.graph, is_batch=tried)}"
-            )
+        comparison = Comparison("the converted graph", "the file itself, image by image", _why_it_differs(model.graph, is_batch=tried))
+        where = f"{file}, on {size} image{'s' if size > 1 else ''} at once"
+        comparison.check(comparison.difference(got, expected[:size], where), _TOLERANCE, "logits", where)
         tried = True
     return num_classes, given.ndim == 2
 

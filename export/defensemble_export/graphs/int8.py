@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from defensemble_repository.onnx_metadata import IR_VERSION
 
 from ..errors import ExportError
-from ..verification.images import check_values
+from ..image_checks import check_images
 from .copying import checked, fold, named_copy
 from .loading import cpu_session, translated
 from .operators import is_standard
@@ -202,14 +202,7 @@ def _check_images(images: Images, inputs: Sequence[onnx.ValueInfoProto]) -> None
     batch, *expected = shape_of(inputs[0])
     if batch == 0:
         raise ExportError("the graph takes 0 images at a time, and ONNX Runtime runs it on no others: export it with a free batch axis")
-    shown = "(N, " + ", ".join("any" if extent is None else str(extent) for extent in expected) + ")"
-    fits = images.ndim == len(expected) + 1 and all(want in (None, got) for want, got in zip(expected, images.shape[1:], strict=True))
-    if not fits or not len(images):
-        raise ExportError(
-            f"the images for the calibration have the shape {images.shape}, expected {shown} with N of at least 2: "
-            "pass training images of the network's size"
-        )
-    check_values(images, "calibration")
+    check_images(images, expected, "calibration")
     if (images == images[0]).all():
         raise ExportError(
             f"the images for the calibration are all the same ({len(images)}): the ranges of the network's values cannot be learnt from "

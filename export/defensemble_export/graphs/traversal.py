@@ -44,8 +44,9 @@ def tensors_of(model: onnx.ModelProto) -> Iterator[TensorProto]:
     graphs = graphs_of_model(model)
     for graph in graphs:
         yield from graph.initializer
-    for owner in (*graphs, *model.functions):
-        for entry in (entry for node in owner.node for entry in node.attribute):
+    nodes = [*(node for graph in graphs for node in graph.node), *(node for function in model.functions for node in function.node)]
+    for node in nodes:
+        for entry in node.attribute:
             yield from [entry.t] if entry.HasField("t") else entry.tensors
             for sparse in [entry.sparse_tensor] if entry.HasField("sparse_tensor") else entry.sparse_tensors:
                 yield from (sparse.values, sparse.indices)

@@ -20,12 +20,12 @@ from defensemble_repository.reader import checked_batch
 
 from ..entries.members import Member
 from ..errors import ExportError
-from ..foreign.child import DEFAULT_TIMEOUT_S, ForeignExport, onnx_from_foreign_limited, write_foreign_limited
 from ..foreign.convert import foreign_interface
 from ..graphs.traversal import metadata_of
 from ..labels import checked_class_names, default_labels
 from ..verification.images import RANDOM_ALONE, ImagePool, RealImages
 from ..verification.tolerances import computed_precision
+from .foreign_child import DEFAULT_TIMEOUT_S, ForeignExport, onnx_from_foreign_limited, write_foreign_limited
 from .write import Form, check_place
 
 _RANDOM = 16
