@@ -17,10 +17,10 @@ from defensemble_repository.filesystem.regular_files import LARGEST_TEXT, read_r
 from defensemble_repository.lock import locked
 from defensemble_repository.names import BACKEND, MODEL_FILE, PLAN_FILE, PROFILES_FOLDER
 from defensemble_repository.pbtxt import config_from_file, config_from_pbtxt, pbtxt_from_config, schema
-from defensemble_repository.profile_digest import has_stamp, stamp
+from defensemble_repository.profile_digest import matches_digest, write_digest
 from defensemble_repository.reader import backend_of, parameter, read_models, served_versions
 from defensemble_repository.transaction import check_writable, remove_files, remove_stale_staging, write_plan
-from defensemble_repository.view import Files
+from defensemble_repository.view import RepositoryView
 
 from .errors import ProfileError
 
@@ -113,7 +113,7 @@ def profile_config(profile: str, config: schema.ModelConfig, digests: Mapping[in
         derived.optimization.ClearField("execution_accelerators")
     if not derived.optimization.ListFields():
         derived.ClearField("optimization")
-    stamp(derived)
+    write_digest(derived)
     return derived
 
 
@@ -145,7 +145,7 @@ def profile_plan(repository: Path, profile: str, settings: KeptEngines | None = 
     missing = {name: problem for name, config in found.items() if (problem := _missing(repository / name, config, profile))}
     if missing:
         raise ProfileError(_missing_text(repository, profile, missing))
-    refuse_configs(Files(repository), found)
+    refuse_configs(RepositoryView(repository), found)
     if not force:
         _check_unedited(repository, profile, found, "write")
     files = {}
@@ -291,7 +291,7 @@ def _is_edited(path: Path) -> bool:
         config = config_from_pbtxt(content.decode(errors="replace"), str(path))
     except ConfigError:
         return True
-    return not has_stamp(config) or content != pbtxt_from_config(config)
+    return not matches_digest(config) or content != pbtxt_from_config(config)
 
 
 def _check_unedited(repository: Path, profile: str, models: Sequence[str] | Mapping[str, object], verb: str) -> None:

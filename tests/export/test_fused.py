@@ -30,7 +30,7 @@ from defensemble_export import (
     repository_plan,
     write_plan,
 )
-from defensemble_repository.view import Files
+from defensemble_repository.view import RepositoryView
 from tests.support import tiny
 from tests.support.tiny import member
 
@@ -317,7 +317,7 @@ def several(tmp_path: Path) -> Path:
 def told_by(folder: Path) -> list[str]:
     """The ensembles whose check says that `fused` is outdated."""
     names = Ensembles(folder).names()
-    return [name for name in names if any(finding.model == "fused" for finding in check_ensemble(Files(folder), name))]
+    return [name for name in names if any(finding.model == "fused" for finding in check_ensemble(RepositoryView(folder), name))]
 
 
 def without_name(folder: Path) -> None:

@@ -18,7 +18,7 @@ from defensemble_repository.names import (
     REPORT_FILE,
 )
 from defensemble_repository.pbtxt import config_from_file, pbtxt_from_config, schema
-from defensemble_repository.profile_digest import keep_stamp
+from defensemble_repository.profile_digest import update_digest
 from defensemble_repository.reader import read_models, versions_in
 
 from ..errors import ExportError
@@ -112,7 +112,7 @@ def prune_files(repository: Path, chosen: Sequence[Prunable]) -> tuple[dict[str,
             before = config_from_file(path)
             after = _without(before, versions)
             if after != before:
-                keep_stamp(before, after)
+                update_digest(before, after)
                 writes[path.relative_to(repository).as_posix()] = pbtxt_from_config(after)
     return writes, removals
 

@@ -15,9 +15,9 @@ from defensemble_repository.labels import class_names_from_labels
 from defensemble_repository.names import CONFIG_FILE, LABELS_FILE, MODEL_FILE, PROFILES_FOLDER, REPORT_FILE, check_name
 from defensemble_repository.pbtxt import config_from_file, pbtxt_from_config
 from defensemble_repository.preprocessing import PREPROCESSING, agreed_preprocessing, set_preprocessing
-from defensemble_repository.profile_digest import keep_stamp
+from defensemble_repository.profile_digest import update_digest
 from defensemble_repository.reader import checked_batch, existing_batch, interface_of, next_version, parameter, read_config, read_ensemble
-from defensemble_repository.view import Files
+from defensemble_repository.view import RepositoryView
 
 from ..errors import ExistsError, ExportError
 from ..labels import checked_class_names, first_difference
@@ -90,7 +90,7 @@ def repository_plan(
         files |= _member_files(repository, member, batches[member.name])
     if ensemble is not None:
         planned = _planned_ensemble(repository, list(batches), ensemble, average, weights or {})
-        files |= _ensemble_files(Files(repository, files), planned, members, batches)
+        files |= _ensemble_files(RepositoryView(repository, files), planned, members, batches)
     return {path: content for path, content in files.items() if not is_there(repository / path, content)}
 
 
@@ -199,7 +199,7 @@ def _member_files(repository: Path, member: Member, max_batch_size: int) -> dict
         config.parameters[f"precision.{version}"].string_value = member.precision
         if member.preprocessing is not None:
             set_preprocessing(config, _rule(member))
-            keep_stamp(before, config)
+            update_digest(before, config)
         files[path.relative_to(repository).as_posix()] = pbtxt_from_config(config)
     return files | _version_files(member, version)
 
@@ -301,7 +301,7 @@ def check_members_fit(repository: Path, ensemble: str | None, members: Sequence[
     agreed_preprocessing(stated | {member.name: _rule(member) for member in members})
 
 
-def _ensemble_files(files: Files, ensemble: Ensemble, members: Sequence[Member], batches: Mapping[str, int]) -> dict[str, bytes]:
+def _ensemble_files(files: RepositoryView, ensemble: Ensemble, members: Sequence[Member], batches: Mapping[str, int]) -> dict[str, bytes]:
     """Compute the files of an ensemble; `files` are the repository with its members as they will be."""
     repository = files.repository
     check_members_fit(repository, ensemble.name, members)
