@@ -1,6 +1,7 @@
 """Checkpoints to ONNX, and to entries of a Triton model repository."""
 
 from defensemble_repository.checks.finding import Finding
+from defensemble_repository.checks.outdated_graphs import outdated_graphs
 from defensemble_repository.ensemble import Ensemble, Vote
 from defensemble_repository.errors import ConfigError, EnsembleError, LockedError, RepositoryError
 from defensemble_repository.export_report import Reported, read_reports
@@ -33,7 +34,7 @@ from .errors import (
 )
 from .export import FromCheckpoint, export_checkpoints, export_networks
 from .foreign.convert import foreign_interface, foreign_reference, onnx_from_foreign
-from .fused import check_fuse_request, fuse_planned, fuse_repository, fused_member, fused_plan, outdated_graphs
+from .fused import check_fuse_request, fuse_planned, fuse_repository, fused_member, fused_plan
 from .graphs.averaging import average_onnx
 from .graphs.fp16 import fp16_from_onnx
 from .graphs.fusion import fused_onnx

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,16 +13,17 @@ import onnx
 
 from defensemble_repository.configs import fused_config
 from defensemble_repository.ensemble import Ensemble, averaging_model, two_model_names
-from defensemble_repository.errors import ConfigError, EnsembleError, RepositoryError
+from defensemble_repository.errors import EnsembleError
 from defensemble_repository.labels import class_names_from_labels
 from defensemble_repository.lock import locked
-from defensemble_repository.names import CONFIG_FILE, LABELS_FILE, MODEL_FILE, PROFILES_FOLDER, REPORT_FILE, RESERVED, check_name
+from defensemble_repository.names import CONFIG_FILE, LABELS_FILE, MODEL_FILE, RESERVED, check_name
 from defensemble_repository.onnx_metadata import CLASS_NAMES
 from defensemble_repository.pbtxt import config_from_file, pbtxt_from_config, schema
 from defensemble_repository.preprocessing import PREPROCESSING
 from defensemble_repository.profile_digest import update_digest
 from defensemble_repository.reader import (
     checked_batch,
+    config_paths,
     ensemble_from_configs,
     existing_batch,
     next_version,
@@ -34,7 +34,7 @@ from defensemble_repository.reader import (
 from defensemble_repository.transaction import check_writable, remove_stale_staging, write_plan
 from defensemble_repository.view import RepositoryView
 
-from .entries.members import DEFAULT_MAX_BATCH_SIZE, Member, check_same, is_there, labels_text, preprocessing_from_text
+from .entries.members import DEFAULT_MAX_BATCH_SIZE, Member, changed_files, check_same, labels_text, preprocessing_from_text, version_files
 from .errors import ExistsError, ExportError
 from .graphs.fusion import digests_of_members, fused_onnx
 from .graphs.loading import model_from_bytes
@@ -172,79 +172,6 @@ def voting_members(repository: Path, ensemble: str, planned: Mapping[str, bytes]
     return votes, members, checked_batch(int(config.max_batch_size), f"max_batch_size in {repository / ensemble / CONFIG_FILE}")
 
 
-def outdated_graphs(files: RepositoryView, now: Ensemble) -> list[str]:
-    """Return the fused graphs that belong to `now`, an ensemble of `files`, but hold the votes of no ensemble there any more.
-
-    A graph belongs to the ensemble that its configuration names. One that an older version wrote names none: it belongs to the ensemble
-    that has its votes on disk, before what is planned in `files`, else to the one that shares most votes with it.
-    """
-    candidates = {}
-    for name in files.models():
-        config = _config_of_graph(files, name)
-        graph = None if config is None else stated_votes(config, now.name)  # None too where edited by hand, which the server reports
-        if config is not None and graph is not None and {vote.model for vote in graph.members} & {vote.model for vote in now.members}:
-            candidates[name] = (graph, parameter(config, "ensemble"))
-    if not candidates:
-        return []
-    ensembles = [now, *(other for name in files.models() if name != now.name and (other := _ensemble_in(files, name)) is not None)]
-    before = _ensemble_in(RepositoryView(files.repository), now.name)
-    found = []
-    for name, (graph, origin) in candidates.items():
-        if any(_same_votes(graph, other) for other in ensembles):
-            continue
-        if origin is None and before is not None and _same_votes(graph, before):
-            origin = now.name
-        if origin is None:
-            origin = max(ensembles, key=lambda other: (_likeness(graph, other), other.name)).name
-        if origin == now.name:
-            found.append(name)
-    return found
-
-
-def _config_of_graph(files: RepositoryView, model: str) -> schema.ModelConfig | None:
-    """Return the configuration of a model that could be a fused graph, else None."""
-    try:
-        content = files.content(f"{model}/{CONFIG_FILE}") or b""
-        # Parsing takes a millisecond a model, and most are none.
-        config = files.config(model) if b"images" in content and b"members" in content else None
-    except (ConfigError, OSError):
-        return None  # what is wrong with another model is no concern of an ensemble's
-    if config is None or config.platform == "ensemble" or [tensor.name for tensor in config.input] != ["images"]:
-        return None
-    return config
-
-
-def _ensemble_in(files: RepositoryView, name: str) -> Ensemble | None:
-    """Return an ensemble, or None where the model is none, or none that can be read."""
-    try:
-        if b"ensemble_scheduling" not in (files.content(f"{name}/{CONFIG_FILE}") or b""):
-            return None
-        config = files.config(name)
-        models = dict.fromkeys(step.model_name for step in config.ensemble_scheduling.step)
-        return ensemble_from_configs(name, {**{model: files.config(model) for model in models if files.has(model)}, name: config})
-    except (RepositoryError, OSError):
-        return None
-
-
-def _shares(ensemble: Ensemble) -> dict[tuple[str, int], float]:
-    return {(vote.model, vote.version): weight for vote, weight in zip(ensemble.members, ensemble.weights, strict=True)}
-
-
-def _same_votes(one: Ensemble, other: Ensemble) -> bool:
-    """Whether two ensembles have the same members, versions, shares of the weights, and average, in whatever order."""
-    mine, theirs = _shares(one), _shares(other)
-    if one.average != other.average or mine.keys() != theirs.keys():
-        return False
-    return all(math.isclose(weight, theirs[vote], rel_tol=1e-9) for vote, weight in mine.items())
-
-
-def _likeness(graph: Ensemble, ensemble: Ensemble) -> tuple[int, int, int, bool]:
-    """How much of a graph's votes an ensemble has: more members of the same version, of any version, fewer others, the same average."""
-    mine, theirs = _shares(graph), _shares(ensemble)
-    models = {model for model, _ in mine} & {model for model, _ in theirs}
-    return len(mine.keys() & theirs.keys()), len(models), -len(theirs), graph.average == ensemble.average
-
-
 def fused_member(
     name: str, ensemble: Ensemble, members: Sequence[Member], images: np.ndarray[Any, Any] | None, *, max_batch_size: int
 ) -> Member:
@@ -291,17 +218,14 @@ def fused_plan(repository: Path, fused: Member, ensemble: Ensemble, *, max_batch
     check_fuse_request(repository, fused.name, [vote.model for vote in ensemble.members], max_batch_size=max_batch_size, replace=replace)
     folder = repository / fused.name
     version = next_version(folder)
-    files = {f"{fused.name}/{version}/{MODEL_FILE}": fused.onnx}
-    if fused.report is not None:
-        files[f"{fused.name}/{version}/{REPORT_FILE}"] = fused.report
+    files = version_files(fused, version)
     configs: dict[str, schema.ModelConfig | None]
     if not folder.exists():
         files[f"{fused.name}/{LABELS_FILE}"] = labels_text(fused)
         configs = {f"{fused.name}/{CONFIG_FILE}": None}
     else:
         _check_same_interface(folder, fused)
-        paths = [*sorted((folder / PROFILES_FOLDER).glob("*.pbtxt")), folder / CONFIG_FILE]
-        configs = {p.relative_to(repository).as_posix(): config_from_file(p) for p in paths}
+        configs = {path.relative_to(repository).as_posix(): config_from_file(path) for path in config_paths(folder)}
     digest = hashlib.sha256(fused.onnx).hexdigest()
     for path, existing in configs.items():
         serves_graph = existing is None or existing.default_model_filename in ("", MODEL_FILE)  # a plan has a digest of its own
@@ -321,7 +245,7 @@ def fused_plan(repository: Path, fused: Member, ensemble: Ensemble, *, max_batch
         if existing is not None:
             update_digest(existing, config)
         files[path] = pbtxt_from_config(config)
-    return {path: content for path, content in files.items() if not is_there(repository / path, content)}
+    return changed_files(repository, files)
 
 
 def _check_averaging(repository: Path, ensemble: str, config: schema.ModelConfig, votes: Ensemble, num_classes: int) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from defensemble_repository.checks.ensemble import check_wired
 from defensemble_repository.checks.finding import Finding
 from defensemble_repository.checks.inspection import Inspection
+from defensemble_repository.checks.outdated_graphs import outdated_graphs
 from defensemble_repository.checks.repository import check_folders, check_root_links
 from defensemble_repository.checks.wiring import way_to_step
 from defensemble_repository.ensemble import Ensemble, averaging_model, two_model_names
@@ -17,7 +18,6 @@ from defensemble_repository.reader import ensemble_from_configs
 from defensemble_repository.target import ANY, Target
 from defensemble_repository.view import RepositoryView
 
-from ..fused import outdated_graphs
 from ..graphs.averaging import average_onnx, is_same_graph
 from .graphs import check_graphs
 

@@ -15,7 +15,7 @@ from defensemble_repository.reader import existing_batch, is_ensemble, read_ense
 from defensemble_repository.view import RepositoryView
 
 from ..entries.ensemble import PLACEHOLDER, PLACEHOLDER_TEXT, averaging_files, ensemble_files, is_of_two_models, members_preprocessing
-from ..entries.members import is_there
+from ..entries.members import changed_files
 from ..errors import ExistsError
 from ..graphs.averaging import average_onnx, is_same_graph
 from .history import Snapshot
@@ -202,8 +202,7 @@ def plan_snapshot(repository: Path, name: str, snapshot: Snapshot | None) -> Edi
         before = _read_or_none(files, name) if files.has(name) else None
     except ConfigError:
         before = None  # a hand edit that no parser takes, which goes
-    changed = {path: content for path, content in own.items() if not is_there(repository / path, content)}
-    return EditPlan(repository, name, before, snapshot.votes, averaging=averaging, files=changed)
+    return EditPlan(repository, name, before, snapshot.votes, averaging=averaging, files=changed_files(repository, own))
 
 
 def steps_of(config: schema.ModelConfig) -> list[tuple[str, int]]:

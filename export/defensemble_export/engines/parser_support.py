@@ -13,7 +13,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from ..graphs.operators import STANDARD_DOMAINS, is_standard
-from ..graphs.traversal import constants_of, graphs_of, nodes_of
+from ..graphs.traversal import constants_of, graphs_of
 
 # The list's words for ONNX's types. DOUBLE is cast down to FP32, as the list says.
 _TYPES: dict[int, str] = {
@@ -76,11 +76,6 @@ def problems_of_graph(model: onnx.ModelProto) -> list[str]:
             name = f"node '{node.name or index}' ({node.op_type})"
             problems += [f"{name}: {problem}" for problem in _problems_of_node(node, types, constants, known)]
     return problems
-
-
-def operators_of_graph(model: onnx.ModelProto) -> set[str]:
-    """The operators that a graph uses, those in the branches of others too."""
-    return {node.op_type for node in nodes_of(model.graph)}
 
 
 def _problems_of_node(

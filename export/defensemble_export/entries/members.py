@@ -12,11 +12,20 @@ from defensemble_repository.configs import member_config
 from defensemble_repository.ensemble import Ensemble, Vote
 from defensemble_repository.errors import EnsembleError
 from defensemble_repository.labels import class_names_from_labels
-from defensemble_repository.names import CONFIG_FILE, LABELS_FILE, MODEL_FILE, PROFILES_FOLDER, REPORT_FILE, check_name
+from defensemble_repository.names import CONFIG_FILE, LABELS_FILE, MODEL_FILE, REPORT_FILE, check_name
 from defensemble_repository.pbtxt import config_from_file, pbtxt_from_config
 from defensemble_repository.preprocessing import PREPROCESSING, agreed_preprocessing, set_preprocessing
 from defensemble_repository.profile_digest import update_digest
-from defensemble_repository.reader import checked_batch, existing_batch, interface_of, next_version, parameter, read_config, read_ensemble
+from defensemble_repository.reader import (
+    checked_batch,
+    config_paths,
+    existing_batch,
+    interface_of,
+    next_version,
+    parameter,
+    read_config,
+    read_ensemble,
+)
 from defensemble_repository.view import RepositoryView
 
 from ..errors import ExistsError, ExportError
@@ -91,7 +100,7 @@ def repository_plan(
     if ensemble is not None:
         planned = _planned_ensemble(repository, list(batches), ensemble, average, weights or {})
         files |= _ensemble_files(RepositoryView(repository, files), planned, members, batches)
-    return {path: content for path, content in files.items() if not is_there(repository / path, content)}
+    return changed_files(repository, files)
 
 
 def check_request(
@@ -183,14 +192,14 @@ def _member_files(repository: Path, member: Member, max_batch_size: int) -> dict
             preprocessing=_rule(member),
         )
         return {
-            **_version_files(member, 1),
+            **version_files(member, 1),
             f"{member.name}/{LABELS_FILE}": labels_text(member),
             f"{member.name}/{CONFIG_FILE}": pbtxt_from_config(config),
         }
     check_same_interface(folder, member)
     version = next_version(folder)
     files = {}
-    for path in [*sorted((folder / PROFILES_FOLDER).glob("*.pbtxt")), folder / CONFIG_FILE]:
+    for path in config_paths(folder):
         before, config = config_from_file(path), config_from_file(path)
         if config.default_model_filename in ("", MODEL_FILE):  # a profile that serves another file, a plan, has a digest of its own
             config.parameters[f"sha256.{version}"].string_value = digest
@@ -201,10 +210,11 @@ def _member_files(repository: Path, member: Member, max_batch_size: int) -> dict
             set_preprocessing(config, _rule(member))
             update_digest(before, config)
         files[path.relative_to(repository).as_posix()] = pbtxt_from_config(config)
-    return files | _version_files(member, version)
+    return files | version_files(member, version)
 
 
-def _version_files(member: Member, version: int) -> dict[str, bytes]:
+def version_files(member: Member, version: int) -> dict[str, bytes]:
+    """Return the files of a version of a model: its graph, and the report of its verification where there is one."""
     report = {} if member.report is None else {f"{member.name}/{version}/{REPORT_FILE}": member.report}
     return {f"{member.name}/{version}/{MODEL_FILE}": member.onnx, **report}
 
@@ -326,6 +336,8 @@ def _ensemble_files(files: RepositoryView, ensemble: Ensemble, members: Sequence
     )
 
 
-def is_there(path: Path, content: bytes) -> bool:
-    """Whether a file holds this already: a model whose files are touched is loaded again for nothing."""
-    return path.is_file() and path.read_bytes() == content
+def changed_files(repository: Path, files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Return the files that are not there with this content: a model whose files are touched is loaded again for nothing."""
+    return {
+        path: content for path, content in files.items() if not (repository / path).is_file() or (repository / path).read_bytes() != content
+    }
