@@ -219,7 +219,7 @@ def _try(
         if got.shape != (size, num_classes):
             raise ExportError(f"{file} {fixed}: it answers the shape {got.shape} to {size} images; {_FREE_BATCH_MEND}")
         comparison = Comparison("the converted graph", "the file itself, image by image", _why_it_differs(model.graph, is_batch=tried))
-        where = f"{file}, on {size} image{'s' if size > 1 else ''} at once"
+        where = f"{file}: {size} image{'s' if size > 1 else ''} at once"
         comparison.check(comparison.difference(got, expected[:size], where), _TOLERANCE, "logits", where)
         tried = True
     return num_classes, given.ndim == 2
