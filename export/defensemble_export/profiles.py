@@ -173,9 +173,7 @@ def profile_files(repository: Path, profile: str, *, force: bool = False) -> lis
     return paths
 
 
-def profile_states(
-    repository: Path, settings: KeptEngines | None = None, *, say: Callable[[str], None] = lambda text: None
-) -> list[ProfileState]:
+def profile_states(repository: Path, *, say: Callable[[str], None] = lambda text: None) -> list[ProfileState]:
     """How each network stands with each profile, those that somebody has written by hand among them (state "by hand").
 
     ``say`` is told of folders that are no models.
@@ -187,7 +185,7 @@ def profile_states(
     states = []
     for profile in [*PROFILES, *sorted(set(_written(repository, found)) - set(PROFILES))]:
         for name, config in found.items():
-            states.append(ProfileState(name, profile, _state(repository / name, config, profile, settings)))
+            states.append(ProfileState(name, profile, _state(repository / name, config, profile)))
     return states
 
 
@@ -311,7 +309,7 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names) or "none"
 
 
-def _state(folder: Path, config: schema.ModelConfig, profile: str, settings: KeptEngines | None) -> str:
+def _state(folder: Path, config: schema.ModelConfig, profile: str) -> str:
     path = folder / PROFILES_FOLDER / f"{profile}.pbtxt"
     if profile not in PROFILES:
         return "by hand" if path.exists() else "not written"
@@ -322,13 +320,8 @@ def _state(folder: Path, config: schema.ModelConfig, profile: str, settings: Kep
         return "not written"
     if _is_edited(path):
         return "edited by hand"
-    return "written" if _is_current(folder, config, profile, path, settings) else "out of date"
-
-
-def _is_current(folder: Path, config: schema.ModelConfig, profile: str, path: Path, settings: KeptEngines | None) -> bool:
-    """Whether writing the profile again, with the settings that it was written with, would change nothing."""
-    there = config_from_file(path)
-    return bool(there == _derived(folder, config, profile, settings or _settings_of(there)))
+    there = config_from_file(path)  # written again with the same settings, would it change?
+    return "written" if there == _derived(folder, config, profile, _settings_of(there)) else "out of date"
 
 
 def _settings_of(config: schema.ModelConfig) -> KeptEngines:
