@@ -35,15 +35,15 @@ from defensemble_repository.transaction import check_writable, remove_stale_stag
 from defensemble_repository.view import RepositoryView
 
 from .entries.members import DEFAULT_MAX_BATCH_SIZE, Member, changed_files, check_same, labels_text, preprocessing_from_text, version_files
+from .entries.stored_graph import stored_graph
 from .errors import ExistsError, ExportError
 from .graphs.fusion import digests_of_members, fused_onnx
-from .graphs.loading import model_from_bytes
 from .graphs.traversal import metadata_of
-from .labels import first_difference
+from .labels import default_labels, first_difference
 from .members.report import report_from_export
 from .verification.fused import FUSED_TOLERANCE, verify_fused
 from .verification.images import images_of_record
-from .verification.tolerances import checked_precision, lowest_precision, precision_of
+from .verification.tolerances import checked_precision, lowest_precision
 
 
 def fuse_repository(
@@ -287,50 +287,31 @@ def fused_batch(folder: Path, asked: int | None, usual: int = DEFAULT_MAX_BATCH_
 
 def _member(files: RepositoryView, model: str, version: int, config: schema.ModelConfig) -> Member:
     """A member of the repository as it was when it was exported."""
-    path = f"{model}/{version}/{MODEL_FILE}"
-    content = files.content(path)
-    if content is None:
-        raise ExportError(f"{files.repository / path} is missing: export '{model}' again, or fuse an ensemble without it")
-    expected = parameter(config, f"sha256.{version}") if config.default_model_filename in ("", MODEL_FILE) else None
-    got = hashlib.sha256(content).hexdigest()
-    if expected not in (None, got):
-        raise ExportError(
-            f"{files.repository / path} has SHA-256 {got[:16]}..., its {CONFIG_FILE} says {expected[:16]}...: the file was changed or "
-            f"damaged after it was exported; export '{model}' again (--replace)"
-        )
+    graph = stored_graph(files, model, version, config)
     tensors = {tensor.name: list(tensor.dims) for tensor in (*config.input, *config.output)}
     if set(tensors) != {"images", "logits"} or len(tensors["images"]) != 3 or len(tensors["logits"]) != 1:
         raise EnsembleError(
             f"'{model}' takes and gives {tensors}, expected images (C, H, W) and logits (K): it is no member that can be fused"
         )
     channels, height, width = tensors["images"]
-    names = _class_names(files, model, content, tensors["logits"][0])
-    precision = checked_precision(parameter(config, f"precision.{version}") or "fp32")
-    in_file = precision_of(model_from_bytes(content, model), precision)
-    if in_file != precision:
-        raise ExportError(
-            f"'{model}' at version {version} computes in {in_file}, as its file says, and its {CONFIG_FILE} says {precision}: "
-            f"write precision.{version} as {in_file} there"
-        )
+    labels = files.content(f"{model}/{LABELS_FILE}")
+    metadata = metadata_of(graph.model)
+    if labels is not None:
+        names = class_names_from_labels(labels)
+    elif CLASS_NAMES in metadata:
+        names = tuple(json.loads(metadata[CLASS_NAMES]))
+    else:
+        names = default_labels(tensors["logits"][0])  # as the client has it
     return Member(
         model,
-        content,
+        graph.content,
         (channels, height, width),
         tensors["logits"][0],
         names,
         parameter(config, f"mask_digest.{version}"),
-        precision,
+        checked_precision(graph.precision),
         preprocessing=preprocessing_from_text(parameter(config, PREPROCESSING), f"'{model}'"),
     )
-
-
-def _class_names(files: RepositoryView, model: str, content: bytes, num_classes: int) -> tuple[str, ...]:
-    """Names of a member's classes: its labels, else what its ONNX file says, else their numbers, as the client has it."""
-    labels = files.content(f"{model}/{LABELS_FILE}")
-    if labels is not None:
-        return class_names_from_labels(labels)
-    metadata = metadata_of(model_from_bytes(content, model))
-    return tuple(json.loads(metadata[CLASS_NAMES])) if CLASS_NAMES in metadata else tuple(str(index) for index in range(num_classes))
 
 
 def _check_same_interface(folder: Path, fused: Member) -> None:

@@ -106,7 +106,7 @@ def test_a_graph_that_was_changed_or_is_missing(repository: Path) -> None:
     with pytest.raises(EngineError, match=r"alpha/2/model.onnx has SHA-256 .*config.pbtxt says .*changed or damaged after it was exported"):
         planned_engines(repository)
     graph.unlink()
-    with pytest.raises(EngineError, match=r"alpha/2/model.onnx is missing: export the model again"):
+    with pytest.raises(EngineError, match=r"alpha/2/model.onnx is missing: export 'alpha' again"):
         planned_engines(repository)
 
 
