@@ -26,6 +26,7 @@ from defensemble_repository.reader import (
     config_paths,
     ensemble_from_configs,
     existing_batch,
+    is_ensemble,
     next_version,
     parameter,
     read_config,
@@ -128,8 +129,8 @@ def check_fuse_request(repository: Path, name: str, taken: Sequence[str], *, max
     if not folder.exists():
         return
     config = read_config(folder)
-    if config.platform == "ensemble" or not {"average", "weights", "members"} <= set(config.parameters):
-        what = "an ensemble" if config.platform == "ensemble" else "a single network"
+    if is_ensemble(config) or not {"average", "weights", "members"} <= set(config.parameters):
+        what = "an ensemble" if is_ensemble(config) else "a single network"
         raise ExistsError(f"{folder} exists and is {what}, no fused graph: choose another name (--fuse NAME)")
     if not replace:
         raise ExistsError(
@@ -149,7 +150,7 @@ def voting_members(repository: Path, ensemble: str, planned: Mapping[str, bytes]
     """
     files = RepositoryView(repository, planned or {})
     config = files.config(ensemble)
-    if config.platform != "ensemble":
+    if not is_ensemble(config):
         raise EnsembleError(f"{repository / ensemble} is not an ensemble: name one, or export its members into one first")
     models = [step.model_name for step in config.ensemble_scheduling.step]
     known = {model: files.config(model) for model in models if files.content(f"{model}/{CONFIG_FILE}") is not None}

@@ -221,7 +221,7 @@ def _build(
 
 def _why_not(config: schema.ModelConfig) -> str | None:
     """Why no plan can be built for a model; None where one can."""
-    if config.platform == "ensemble":
+    if is_ensemble(config):
         return "it is an ensemble, which is steps and no graph: name its members"
     if backend_of(config) != BACKEND:
         return f"its backend is '{config.backend or config.platform}', and plans are built from the graphs of '{BACKEND}'"

@@ -157,7 +157,7 @@ def _check_free(repository: Path, members: Sequence[str], ensemble: str | None, 
     for name in members:
         check_name(name)
         if (repository / name).exists():
-            if read_config(repository / name).platform == "ensemble":
+            if is_ensemble(read_config(repository / name)):
                 raise ExistsError(f"{repository / name} is an ensemble, and cannot become a member: choose another name (--as NAME)")
             if not replace:
                 raise ExistsError(
@@ -168,7 +168,7 @@ def _check_free(repository: Path, members: Sequence[str], ensemble: str | None, 
         return
     check_name(ensemble)
     if (repository / ensemble).exists():
-        if read_config(repository / ensemble).platform != "ensemble":
+        if not is_ensemble(read_config(repository / ensemble)):
             raise ExistsError(f"{repository / ensemble} is not an ensemble: choose another --ensemble name")
         if not replace:
             raise ExistsError(

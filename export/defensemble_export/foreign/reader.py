@@ -17,14 +17,12 @@ from onnx import TensorProto, numpy_helper
 from defensemble_repository.onnx_metadata import IR_VERSION, OPSET
 
 from ..errors import ExportError
-from ..graphs.loading import translated
+from ..graphs.loading import LARGEST_FILE, translated
 from ..graphs.operators import STANDARD_DOMAINS, is_standard
 from ..graphs.traversal import constants_of, graphs_of, graphs_of_model, nodes_of, producers_of, read_by, replace, subgraphs, tensors_of
 
 # ONNX Runtime guarantees nothing older, and its kernels for what opset 7 changed are gone (tried on 1.32: BatchNormalization of opset 6).
 OLDEST_OPSET = 7
-# What protobuf can hold in one message, and a model repository's file is one message.
-LARGEST_FILE = 2**31 - 1
 # Of the body of a Loop, those of nested ones multiplied. What is unrolled for images has fewer: one a layer, head or recurrent step.
 LARGEST_TRIPS = 10_000
 # Element types of less than a byte.

@@ -35,12 +35,10 @@ from ..errors import ExportError
 from ..labels import first_difference
 from .averaging import average_onnx
 from .copying import tidy_copy
-from .loading import invalid_reason, model_from_bytes, translated
+from .loading import LARGEST_FILE, invalid_reason, model_from_bytes, translated
 from .operators import QUANTISERS, RANDOM, STANDARD_DOMAINS
 from .traversal import metadata_of, names_of, nodes_of, redirect, rename, shape_of, subgraphs, tensors_of
 
-# Protobuf's limit of a message; a file beyond it would need its weights beside it, which no part of a repository here has.
-_LARGEST_FILE = 2**31 - 1
 WAY_OUT = "serve the ensemble of the members, which computes the same"
 
 
@@ -258,9 +256,9 @@ def _computation_of(node: onnx.NodeProto) -> tuple[Any, ...]:
 
 def _check(fused: onnx.ModelProto, members: Mapping[str, bytes | onnx.ModelProto]) -> None:
     size = fused.ByteSize()
-    if size > _LARGEST_FILE:
+    if size > LARGEST_FILE:
         raise EnsembleError(
-            f"{', '.join(members)} take {size / 1e9:.1f} GB together, one ONNX file at most {_LARGEST_FILE / 1e9:.1f}: "
+            f"{', '.join(members)} take {size / 1e9:.1f} GB together, one ONNX file at most {LARGEST_FILE / 1e9:.1f}: "
             "fuse fewer, export them in fp16, or serve them as an ensemble"
         )
     reason = invalid_reason(fused)

@@ -13,6 +13,8 @@ from google.protobuf.message import DecodeError
 
 from ..errors import ExportError
 
+# Protobuf's limit of a message; a larger file needs its weights in other files, which no part of a repository here has.
+LARGEST_FILE = 2**31 - 1
 _LONGEST_REASON = 400
 # What onnx puts before the reason: /project/onnx/version_converter/helper.cc:76: adapt: Assertion `false` failed:
 _PLACE_IN_SOURCE = re.compile(r"^\S+:\d+: \w+: Assertion `.*?` failed: ")
