@@ -19,7 +19,7 @@ from defensemble_repository.lock import locked
 from defensemble_repository.names import BACKEND, MANIFEST_FILE, PLAN_FILE
 from defensemble_repository.pbtxt import schema
 from defensemble_repository.plan_manifest import Manifest, read_manifest
-from defensemble_repository.reader import backend_of, read_models, served_versions, versions_in
+from defensemble_repository.reader import backend_of, is_ensemble, read_models, served_versions, versions_in
 from defensemble_repository.transaction import check_writable, remove_stale_staging, write_plan
 from defensemble_repository.view import RepositoryView
 

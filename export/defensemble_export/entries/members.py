@@ -21,6 +21,7 @@ from defensemble_repository.reader import (
     config_paths,
     existing_batch,
     interface_of,
+    is_ensemble,
     next_version,
     parameter,
     read_config,
