@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.aborting.figures import result_of
-from benchmarks.aborting.oracle import TOLERANCE
 from benchmarks.aborting.page import page
 from benchmarks.aborting.under_aborts import Effort, served_under_aborts
 from benchmarks.editing.callers import CallersGoneError
@@ -31,6 +30,7 @@ from benchmarks.editing.under_load import logits_of
 from benchmarks.running import run_and_tell
 from defensemble import DefensembleError
 from defensemble_export import Member, RepositoryError
+from defensemble_repository.averaging import TOLERANCE
 from defensemble_server import ServerError
 
 SCHEMA = "defensemble.benchmark.aborted_calls/1"

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 # Run as a file, Python looks for modules beside it alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.editing.answers import APART, TOLERANCE, answer_of, apart, judge
+from benchmarks.editing.answers import APART, answer_of, apart, judge
 from benchmarks.editing.callers import CallersGoneError
 from benchmarks.editing.figures import result_of
 from benchmarks.editing.page import page
@@ -33,6 +33,7 @@ from benchmarks.editing.under_load import Effort, edited_under_load, logits_of, 
 from benchmarks.running import run_and_tell
 from defensemble import DefensembleError
 from defensemble_export import Member, RepositoryError
+from defensemble_repository.averaging import TOLERANCE
 from defensemble_server import ServerError
 
 SCHEMA = "defensemble.benchmark.edit_under_load/1"

@@ -1,4 +1,4 @@
-"""The right answers, by numpy in float64 from each member's own logits: no code of the product."""
+"""The right answers, by numpy in float64 from each member's own logits: no code that is being measured."""
 
 from __future__ import annotations
 
@@ -9,28 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.aborting.plan import OUTPUTS
-from benchmarks.editing.answers import Array, softmax
+from defensemble_repository.averaging import TOLERANCE, averages_by_numpy
 
-TOLERANCE = 1e-5
-"""Of every number of an answer."""
-
-
-def entropy(probabilities: Array) -> Array:
-    """Over the last axis, in nats."""
-    nats: Array = -np.sum(probabilities * np.log(np.maximum(probabilities, np.finfo(np.float64).tiny)), axis=-1)
-    return nats
+Array = NDArray[np.float64]
 
 
 def expected(logits: Array) -> dict[str, Array]:
     """All outputs of an ensemble with equal weights that averages probabilities, from its members' logits (M, P, K) for P images."""
-    by_member = softmax(logits.astype(np.float64))
-    mean = by_member.mean(axis=0)
-    return {
-        "probabilities": mean,
-        "member_probabilities": by_member.transpose(1, 0, 2),
-        "entropy": entropy(mean),
-        "mutual_information": entropy(mean) - entropy(by_member).mean(axis=0),
-    }
+    return averages_by_numpy([*logits], "probabilities", [1.0] * len(logits))
 
 
 def mistake(answer: Mapping[str, NDArray[Any]], right: Mapping[str, Array], rows: NDArray[np.int64], wanted: Sequence[str]) -> str | None:

@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.editing.plan import State
+from defensemble_repository.averaging import TOLERANCE, averages_by_numpy, largest_difference
 
-TOLERANCE = 1e-5
-"""Of a probability, between an answer and numpy's."""
 APART = 1e-3
 """By so much at least the answers of two states in a row differ, in every batch."""
 
@@ -48,20 +47,10 @@ class Verdict:
     largest_difference: float = 0.0
 
 
-def softmax(logits: Array) -> Array:
-    """Over the last axis."""
-    powers: Array = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    shares: Array = powers / powers.sum(axis=-1, keepdims=True)
-    return shares
-
-
 def answer_of(state: State, logits: Mapping[tuple[str, int], Array]) -> Array:
     """The probabilities (P, K) of a state for P images, from the `logits` (P, K) of each model's version."""
-    weights = np.array([vote.weight for vote in state.votes], np.float64)
-    weights /= weights.sum()
-    votes = np.stack([logits[vote.model, vote.version] for vote in state.votes]).astype(np.float64)
-    mixed: Array = np.tensordot(weights, softmax(votes) if state.average == "probabilities" else votes, axes=1)
-    return mixed if state.average == "probabilities" else softmax(mixed)
+    votes = [logits[vote.model, vote.version] for vote in state.votes]
+    return averages_by_numpy(votes, state.average, [vote.weight for vote in state.votes])["probabilities"]
 
 
 def apart(ours: Array, theirs: Array, batch: int) -> float:
@@ -110,7 +99,7 @@ def judge(
             continue
         rows = rows_of(seed, call.caller, call.number, len(expected[0]), batch)
         states = in_force(edits, call.sent, call.arrived)
-        differences = {state: _difference(call.answer, expected[state][rows]) for state in states}
+        differences = {state: largest_difference(call.answer, expected[state][rows]) for state in states}
         fits = [state for state, difference in differences.items() if difference <= tolerance]
         allowed = [state for state in fits if state >= seen[call.caller]]
         if not fits:
@@ -125,15 +114,8 @@ def judge(
     return verdict
 
 
-def _difference(answer: NDArray[np.floating[Any]], expected: Array) -> float:
-    if answer.shape != expected.shape:
-        return float("inf")
-    difference = float(np.abs(answer.astype(np.float64) - expected).max())
-    return difference if np.isfinite(difference) else float("inf")
-
-
 def _told(answer: NDArray[np.floating[Any]], expected: Sequence[Array], states: range, tolerance: float) -> str:
-    nearest = min(range(len(expected)), key=lambda state: _difference(answer, expected[state]))
-    difference = _difference(answer, expected[nearest])
+    nearest = min(range(len(expected)), key=lambda state: largest_difference(answer, expected[state]))
+    difference = largest_difference(answer, expected[nearest])
     what = f"the answer of state {nearest}" if difference <= tolerance else f"no state's answer, {difference:.3g} from that of {nearest}"
     return f"{what}, while {' and '.join(map(str, states))} {'was' if len(states) == 1 else 'were'} in force"

@@ -1,8 +1,10 @@
 """Checkpoints to ONNX, and to entries of a Triton model repository."""
 
 from defensemble_repository.checks.finding import Finding
+from defensemble_repository.checks.outdated_graphs import outdated_graphs
 from defensemble_repository.ensemble import Ensemble, Vote
 from defensemble_repository.errors import ConfigError, EnsembleError, LockedError, RepositoryError
+from defensemble_repository.export_report import Reported, read_reports
 from defensemble_repository.names import HISTORY_FILE, RESERVED
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from defensemble_repository.plan_manifest import Manifest
@@ -32,7 +34,7 @@ from .errors import (
 )
 from .export import FromCheckpoint, export_checkpoints, export_networks
 from .foreign.convert import foreign_interface, foreign_reference, onnx_from_foreign
-from .fused import check_fuse_request, fuse_planned, fuse_repository, fused_member, fused_plan, outdated_graphs
+from .fused import check_fuse_request, fuse_planned, fuse_repository, fused_member, fused_plan
 from .graphs.averaging import average_onnx
 from .graphs.fp16 import fp16_from_onnx
 from .graphs.fusion import fused_onnx
@@ -41,7 +43,6 @@ from .labels import labels_from_file
 from .members.calibration import Calibration, calibration_images
 from .members.from_checkpoint import member_from_onnx, onnx_from_checkpoint, onnx_from_module
 from .members.from_onnx import FromOnnx
-from .members.report import Reported, read_reports
 from .members.write import Form, report_beside
 from .profiles import PROFILES, KeptEngines, ProfileState, profile_states, remove_profile, write_profile
 from .verification.fused import verify_fused

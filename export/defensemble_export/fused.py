@@ -4,45 +4,47 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
 
 from defensemble_repository.configs import fused_config
 from defensemble_repository.ensemble import Ensemble, averaging_model, two_model_names
-from defensemble_repository.errors import ConfigError, EnsembleError, RepositoryError
+from defensemble_repository.errors import EnsembleError
 from defensemble_repository.labels import class_names_from_labels
 from defensemble_repository.lock import locked
-from defensemble_repository.names import CONFIG_FILE, LABELS_FILE, MODEL_FILE, PROFILES_FOLDER, REPORT_FILE, RESERVED, check_name
+from defensemble_repository.names import CONFIG_FILE, LABELS_FILE, MODEL_FILE, RESERVED, check_name
+from defensemble_repository.onnx_metadata import CLASS_NAMES
 from defensemble_repository.pbtxt import config_from_file, pbtxt_from_config, schema
 from defensemble_repository.preprocessing import PREPROCESSING
-from defensemble_repository.profile_digest import keep_stamp
+from defensemble_repository.profile_digest import update_digest
 from defensemble_repository.reader import (
     checked_batch,
+    config_paths,
     ensemble_from_configs,
     existing_batch,
+    is_ensemble,
     next_version,
     parameter,
     read_config,
     stated_votes,
 )
 from defensemble_repository.transaction import check_writable, remove_stale_staging, write_plan
-from defensemble_repository.view import Files
+from defensemble_repository.view import RepositoryView
 
-from .entries.members import DEFAULT_MAX_BATCH_SIZE, Member, check_same, is_there, labels_text
+from .entries.members import DEFAULT_MAX_BATCH_SIZE, Member, changed_files, check_same, labels_text, preprocessing_from_text, version_files
+from .entries.stored_graph import stored_graph
 from .errors import ExistsError, ExportError
 from .graphs.fusion import digests_of_members, fused_onnx
-from .labels import first_difference
+from .graphs.traversal import metadata_of
+from .labels import default_labels, first_difference
 from .members.report import report_from_export
-from .metadata import CLASS_NAMES, preprocessing_from_text
 from .verification.fused import FUSED_TOLERANCE, verify_fused
 from .verification.images import images_of_record
-from .verification.tolerances import checked_precision, lowest_precision, precision_of
+from .verification.tolerances import checked_precision, lowest_precision
 
 
 def fuse_repository(
@@ -127,8 +129,8 @@ def check_fuse_request(repository: Path, name: str, taken: Sequence[str], *, max
     if not folder.exists():
         return
     config = read_config(folder)
-    if config.platform == "ensemble" or not {"average", "weights", "members"} <= set(config.parameters):
-        what = "an ensemble" if config.platform == "ensemble" else "a single network"
+    if is_ensemble(config) or not {"average", "weights", "members"} <= set(config.parameters):
+        what = "an ensemble" if is_ensemble(config) else "a single network"
         raise ExistsError(f"{folder} exists and is {what}, no fused graph: choose another name (--fuse NAME)")
     if not replace:
         raise ExistsError(
@@ -146,9 +148,9 @@ def voting_members(repository: Path, ensemble: str, planned: Mapping[str, bytes]
         EnsembleError, ConfigError: the ensemble cannot be read, or is not one that was exported.
         ExportError: a member's file is missing, or is not the one that its configuration describes.
     """
-    files = Files(repository, planned or {})
+    files = RepositoryView(repository, planned or {})
     config = files.config(ensemble)
-    if config.platform != "ensemble":
+    if not is_ensemble(config):
         raise EnsembleError(f"{repository / ensemble} is not an ensemble: name one, or export its members into one first")
     models = [step.model_name for step in config.ensemble_scheduling.step]
     known = {model: files.config(model) for model in models if files.content(f"{model}/{CONFIG_FILE}") is not None}
@@ -169,79 +171,6 @@ def voting_members(repository: Path, ensemble: str, planned: Mapping[str, bytes]
                     "names; make the files equal"
                 )
     return votes, members, checked_batch(int(config.max_batch_size), f"max_batch_size in {repository / ensemble / CONFIG_FILE}")
-
-
-def outdated_graphs(files: Files, now: Ensemble) -> list[str]:
-    """Return the fused graphs that belong to `now`, an ensemble of `files`, but hold the votes of no ensemble there any more.
-
-    A graph belongs to the ensemble that its configuration names. One that an older version wrote names none: it belongs to the ensemble
-    that has its votes on disk, before what is planned in `files`, else to the one that shares most votes with it.
-    """
-    candidates = {}
-    for name in files.models():
-        config = _config_of_graph(files, name)
-        graph = None if config is None else stated_votes(config, now.name)  # None too where edited by hand, which the server reports
-        if config is not None and graph is not None and {vote.model for vote in graph.members} & {vote.model for vote in now.members}:
-            candidates[name] = (graph, parameter(config, "ensemble"))
-    if not candidates:
-        return []
-    ensembles = [now, *(other for name in files.models() if name != now.name and (other := _ensemble_in(files, name)) is not None)]
-    before = _ensemble_in(Files(files.repository), now.name)
-    found = []
-    for name, (graph, origin) in candidates.items():
-        if any(_same_votes(graph, other) for other in ensembles):
-            continue
-        if origin is None and before is not None and _same_votes(graph, before):
-            origin = now.name
-        if origin is None:
-            origin = max(ensembles, key=lambda other: (_likeness(graph, other), other.name)).name
-        if origin == now.name:
-            found.append(name)
-    return found
-
-
-def _config_of_graph(files: Files, model: str) -> schema.ModelConfig | None:
-    """Return the configuration of a model that could be a fused graph, else None."""
-    try:
-        content = files.content(f"{model}/{CONFIG_FILE}") or b""
-        # Parsing takes a millisecond a model, and most are none.
-        config = files.config(model) if b"images" in content and b"members" in content else None
-    except (ConfigError, OSError):
-        return None  # what is wrong with another model is no concern of an ensemble's
-    if config is None or config.platform == "ensemble" or [tensor.name for tensor in config.input] != ["images"]:
-        return None
-    return config
-
-
-def _ensemble_in(files: Files, name: str) -> Ensemble | None:
-    """Return an ensemble, or None where the model is none, or none that can be read."""
-    try:
-        if b"ensemble_scheduling" not in (files.content(f"{name}/{CONFIG_FILE}") or b""):
-            return None
-        config = files.config(name)
-        models = dict.fromkeys(step.model_name for step in config.ensemble_scheduling.step)
-        return ensemble_from_configs(name, {**{model: files.config(model) for model in models if files.has(model)}, name: config})
-    except (RepositoryError, OSError):
-        return None
-
-
-def _shares(ensemble: Ensemble) -> dict[tuple[str, int], float]:
-    return {(vote.model, vote.version): weight for vote, weight in zip(ensemble.members, ensemble.weights, strict=True)}
-
-
-def _same_votes(one: Ensemble, other: Ensemble) -> bool:
-    """Whether two ensembles have the same members, versions, shares of the weights, and average, in whatever order."""
-    mine, theirs = _shares(one), _shares(other)
-    if one.average != other.average or mine.keys() != theirs.keys():
-        return False
-    return all(math.isclose(weight, theirs[vote], rel_tol=1e-9) for vote, weight in mine.items())
-
-
-def _likeness(graph: Ensemble, ensemble: Ensemble) -> tuple[int, int, int, bool]:
-    """How much of a graph's votes an ensemble has: more members of the same version, of any version, fewer others, the same average."""
-    mine, theirs = _shares(graph), _shares(ensemble)
-    models = {model for model, _ in mine} & {model for model, _ in theirs}
-    return len(mine.keys() & theirs.keys()), len(models), -len(theirs), graph.average == ensemble.average
 
 
 def fused_member(
@@ -290,17 +219,14 @@ def fused_plan(repository: Path, fused: Member, ensemble: Ensemble, *, max_batch
     check_fuse_request(repository, fused.name, [vote.model for vote in ensemble.members], max_batch_size=max_batch_size, replace=replace)
     folder = repository / fused.name
     version = next_version(folder)
-    files = {f"{fused.name}/{version}/{MODEL_FILE}": fused.onnx}
-    if fused.report is not None:
-        files[f"{fused.name}/{version}/{REPORT_FILE}"] = fused.report
+    files = version_files(fused, version)
     configs: dict[str, schema.ModelConfig | None]
     if not folder.exists():
         files[f"{fused.name}/{LABELS_FILE}"] = labels_text(fused)
         configs = {f"{fused.name}/{CONFIG_FILE}": None}
     else:
         _check_same_interface(folder, fused)
-        paths = [*sorted((folder / PROFILES_FOLDER).glob("*.pbtxt")), folder / CONFIG_FILE]
-        configs = {p.relative_to(repository).as_posix(): config_from_file(p) for p in paths}
+        configs = {path.relative_to(repository).as_posix(): config_from_file(path) for path in config_paths(folder)}
     digest = hashlib.sha256(fused.onnx).hexdigest()
     for path, existing in configs.items():
         serves_graph = existing is None or existing.default_model_filename in ("", MODEL_FILE)  # a plan has a digest of its own
@@ -318,9 +244,9 @@ def fused_plan(repository: Path, fused: Member, ensemble: Ensemble, *, max_batch
             existing=existing,
         )
         if existing is not None:
-            keep_stamp(existing, config)
+            update_digest(existing, config)
         files[path] = pbtxt_from_config(config)
-    return {path: content for path, content in files.items() if not is_there(repository / path, content)}
+    return changed_files(repository, files)
 
 
 def _check_averaging(repository: Path, ensemble: str, config: schema.ModelConfig, votes: Ensemble, num_classes: int) -> None:
@@ -360,59 +286,33 @@ def fused_batch(folder: Path, asked: int | None, usual: int = DEFAULT_MAX_BATCH_
     return usual if asked is None else asked
 
 
-def _member(files: Files, model: str, version: int, config: schema.ModelConfig) -> Member:
+def _member(files: RepositoryView, model: str, version: int, config: schema.ModelConfig) -> Member:
     """A member of the repository as it was when it was exported."""
-    path = f"{model}/{version}/{MODEL_FILE}"
-    content = files.content(path)
-    if content is None:
-        raise ExportError(f"{files.repository / path} is missing: export '{model}' again, or fuse an ensemble without it")
-    expected = parameter(config, f"sha256.{version}") if config.default_model_filename in ("", MODEL_FILE) else None
-    got = hashlib.sha256(content).hexdigest()
-    if expected not in (None, got):
-        raise ExportError(
-            f"{files.repository / path} has SHA-256 {got[:16]}..., its {CONFIG_FILE} says {expected[:16]}...: the file was changed or "
-            f"damaged after it was exported; export '{model}' again (--replace)"
-        )
+    graph = stored_graph(files, model, version, config)
     tensors = {tensor.name: list(tensor.dims) for tensor in (*config.input, *config.output)}
     if set(tensors) != {"images", "logits"} or len(tensors["images"]) != 3 or len(tensors["logits"]) != 1:
         raise EnsembleError(
             f"'{model}' takes and gives {tensors}, expected images (C, H, W) and logits (K): it is no member that can be fused"
         )
     channels, height, width = tensors["images"]
-    names = _class_names(files, model, content, tensors["logits"][0])
-    precision = checked_precision(parameter(config, f"precision.{version}") or "fp32")
-    in_file = precision_of(_graph(content, model), precision)
-    if in_file != precision:
-        raise ExportError(
-            f"'{model}' at version {version} computes in {in_file}, as its file says, and its {CONFIG_FILE} says {precision}: "
-            f"write precision.{version} as {in_file} there"
-        )
+    labels = files.content(f"{model}/{LABELS_FILE}")
+    metadata = metadata_of(graph.model)
+    if labels is not None:
+        names = class_names_from_labels(labels)
+    elif CLASS_NAMES in metadata:
+        names = tuple(json.loads(metadata[CLASS_NAMES]))
+    else:
+        names = default_labels(tensors["logits"][0])  # as the client has it
     return Member(
         model,
-        content,
+        graph.content,
         (channels, height, width),
         tensors["logits"][0],
         names,
         parameter(config, f"mask_digest.{version}"),
-        precision,
+        checked_precision(graph.precision),
         preprocessing=preprocessing_from_text(parameter(config, PREPROCESSING), f"'{model}'"),
     )
-
-
-def _class_names(files: Files, model: str, content: bytes, num_classes: int) -> tuple[str, ...]:
-    """Names of a member's classes: its labels, else what its ONNX file says, else their numbers, as the client has it."""
-    labels = files.content(f"{model}/{LABELS_FILE}")
-    if labels is not None:
-        return class_names_from_labels(labels)
-    metadata = {entry.key: entry.value for entry in _graph(content, model).metadata_props}
-    return tuple(json.loads(metadata[CLASS_NAMES])) if CLASS_NAMES in metadata else tuple(str(index) for index in range(num_classes))
-
-
-def _graph(content: bytes, model: str) -> onnx.ModelProto:
-    try:
-        return onnx.load_model_from_string(content)
-    except DecodeError as error:
-        raise ExportError(f"the file of '{model}' is no ONNX file: {error}. It was damaged: export it again") from error
 
 
 def _check_same_interface(folder: Path, fused: Member) -> None:

@@ -17,10 +17,10 @@ from defensemble_repository.filesystem.regular_files import LARGEST_TEXT, read_r
 from defensemble_repository.lock import locked
 from defensemble_repository.names import BACKEND, MODEL_FILE, PLAN_FILE, PROFILES_FOLDER
 from defensemble_repository.pbtxt import config_from_file, config_from_pbtxt, pbtxt_from_config, schema
-from defensemble_repository.profile_digest import has_stamp, stamp
+from defensemble_repository.profile_digest import matches_digest, write_digest
 from defensemble_repository.reader import backend_of, parameter, read_models, served_versions
 from defensemble_repository.transaction import check_writable, remove_files, remove_stale_staging, write_plan
-from defensemble_repository.view import Files
+from defensemble_repository.view import RepositoryView
 
 from .errors import ProfileError
 
@@ -113,7 +113,7 @@ def profile_config(profile: str, config: schema.ModelConfig, digests: Mapping[in
         derived.optimization.ClearField("execution_accelerators")
     if not derived.optimization.ListFields():
         derived.ClearField("optimization")
-    stamp(derived)
+    write_digest(derived)
     return derived
 
 
@@ -145,7 +145,7 @@ def profile_plan(repository: Path, profile: str, settings: KeptEngines | None = 
     missing = {name: problem for name, config in found.items() if (problem := _missing(repository / name, config, profile))}
     if missing:
         raise ProfileError(_missing_text(repository, profile, missing))
-    refuse_configs(Files(repository), found)
+    refuse_configs(RepositoryView(repository), found)
     if not force:
         _check_unedited(repository, profile, found, "write")
     files = {}
@@ -173,9 +173,7 @@ def profile_files(repository: Path, profile: str, *, force: bool = False) -> lis
     return paths
 
 
-def profile_states(
-    repository: Path, settings: KeptEngines | None = None, *, say: Callable[[str], None] = lambda text: None
-) -> list[ProfileState]:
+def profile_states(repository: Path, *, say: Callable[[str], None] = lambda text: None) -> list[ProfileState]:
     """How each network stands with each profile, those that somebody has written by hand among them (state "by hand").
 
     ``say`` is told of folders that are no models.
@@ -187,7 +185,7 @@ def profile_states(
     states = []
     for profile in [*PROFILES, *sorted(set(_written(repository, found)) - set(PROFILES))]:
         for name, config in found.items():
-            states.append(ProfileState(name, profile, _state(repository / name, config, profile, settings)))
+            states.append(ProfileState(name, profile, _state(repository / name, config, profile)))
     return states
 
 
@@ -291,7 +289,7 @@ def _is_edited(path: Path) -> bool:
         config = config_from_pbtxt(content.decode(errors="replace"), str(path))
     except ConfigError:
         return True
-    return not has_stamp(config) or content != pbtxt_from_config(config)
+    return not matches_digest(config) or content != pbtxt_from_config(config)
 
 
 def _check_unedited(repository: Path, profile: str, models: Sequence[str] | Mapping[str, object], verb: str) -> None:
@@ -311,7 +309,7 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names) or "none"
 
 
-def _state(folder: Path, config: schema.ModelConfig, profile: str, settings: KeptEngines | None) -> str:
+def _state(folder: Path, config: schema.ModelConfig, profile: str) -> str:
     path = folder / PROFILES_FOLDER / f"{profile}.pbtxt"
     if profile not in PROFILES:
         return "by hand" if path.exists() else "not written"
@@ -322,13 +320,8 @@ def _state(folder: Path, config: schema.ModelConfig, profile: str, settings: Kep
         return "not written"
     if _is_edited(path):
         return "edited by hand"
-    return "written" if _is_current(folder, config, profile, path, settings) else "out of date"
-
-
-def _is_current(folder: Path, config: schema.ModelConfig, profile: str, path: Path, settings: KeptEngines | None) -> bool:
-    """Whether writing the profile again, with the settings that it was written with, would change nothing."""
-    there = config_from_file(path)
-    return bool(there == _derived(folder, config, profile, settings or _settings_of(there)))
+    there = config_from_file(path)  # written again with the same settings, would it change?
+    return "written" if there == _derived(folder, config, profile, _settings_of(there)) else "out of date"
 
 
 def _settings_of(config: schema.ModelConfig) -> KeptEngines:

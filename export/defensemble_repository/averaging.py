@@ -1,15 +1,79 @@
-"""What an average is, as parameters of configurations say it: probabilities or logits, weights, and whose."""
+"""What an average is: its parameters in configurations, its outputs by numpy, and how far an answer may be from these."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from .ensemble import AVERAGES
+import numpy as np
+from numpy.typing import NDArray
+
+from .ensemble import AVERAGES, normalised_weights
 from .errors import EnsembleError
 from .pbtxt import schema
 from .reader import is_ensemble, parameter, weights_from_text
+
+Array = NDArray[np.floating[Any]]
+Float64 = NDArray[np.float64]
+# How far an average in float32 may be from numpy's in float64, of the same logits: see `largest_difference`.
+TOLERANCE = 1e-5
+# Where members compute in fewer bits, or on a GPU: rounding depends on the size of the batch, and on which nodes a runtime runs as one.
+ROUNDED_TOLERANCE = 1e-2
+# How far the sum of probabilities may be from 1.
+SUM_TOLERANCE = 1e-3
+
+
+def averages_by_numpy(logits: Sequence[Array], average: str, weights: Sequence[float]) -> dict[str, Float64]:
+    """Compute all outputs of an ensemble by their definitions.
+
+    Args:
+        logits: of each member, (N, K).
+        average: `"probabilities"` or `"logits"`.
+        weights: one above 0 for each member.
+
+    Returns:
+        `probabilities` (N, K), `member_probabilities` (N, M, K), `entropy` and `mutual_information` (N, 1), in nats.
+    """
+    stacked = np.stack([one.astype(np.float64) for one in logits], axis=1)  # (N, M, K)
+    shares = np.array(normalised_weights(weights)).reshape(-1, 1)
+    members = softmax(stacked)
+    mixture = (shares * members).sum(axis=1)
+    probabilities = mixture if average == "probabilities" else softmax((shares * stacked).sum(axis=1))
+    expected_entropy = (shares[:, 0] * entropy(members)).sum(axis=1)
+    return {
+        "probabilities": probabilities,
+        "member_probabilities": members,
+        "entropy": entropy(probabilities)[:, np.newaxis],
+        "mutual_information": (entropy(mixture) - expected_entropy)[:, np.newaxis],
+    }
+
+
+def softmax(logits: Array) -> Float64:
+    """Return the softmax over the last axis."""
+    powers: Float64 = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
+    probabilities: Float64 = powers / powers.sum(axis=-1, keepdims=True)
+    return probabilities
+
+
+def entropy(probabilities: Float64) -> Float64:
+    """Return -sum p log p over the last axis, in nats; 0 log 0 is 0."""
+    logarithms = np.log(np.maximum(probabilities, np.finfo(np.float64).tiny))
+    nats: Float64 = -(probabilities * logarithms).sum(axis=-1)
+    return nats
+
+
+def scale_of(expected: Array) -> float:
+    """Return the unit of a difference from `expected`: max(1, largest absolute value)."""
+    return max(1.0, float(np.abs(expected).max(initial=0.0)))
+
+
+def largest_difference(got: Array, expected: Array) -> float:
+    """Return the largest difference of a value in units of `scale_of`; infinite where shapes differ or a value is not finite."""
+    if got.shape != expected.shape or not np.isfinite(got).all() or not np.isfinite(expected).all():
+        return math.inf
+    return float(np.abs(got.astype(np.float64) - expected).max(initial=0.0)) / scale_of(expected)
 
 
 def votes_of(ensemble: schema.ModelConfig) -> list[tuple[str, int]]:

@@ -80,10 +80,7 @@ class Ensemble:
     @property
     def weights(self) -> tuple[float, ...]:
         """The weights, normalised to sum 1."""
-        largest = max(member.weight for member in self.members)  # a sum of weights could overflow
-        shares = [member.weight / largest for member in self.members]
-        total = math.fsum(shares)
-        return tuple(share / total for share in shares)
+        return normalised_weights([member.weight for member in self.members])
 
     def extended(self, versions: Mapping[str, int], weights: Mapping[str, float], average: str | None = None) -> Ensemble:
         """Let the models in ``versions`` vote at these: those that vote already stay where they are, others are appended with weight 1.
@@ -122,6 +119,14 @@ class Ensemble:
         if form != TWO_MODEL_FORM:
             computed["form"] = form
         return hashlib.sha256(json.dumps(computed, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def normalised_weights(weights: Sequence[float]) -> tuple[float, ...]:
+    """Return weights above 0 so that they sum to 1."""
+    largest = max(weights)  # a sum of weights could overflow
+    shares = [weight / largest for weight in weights]
+    total = math.fsum(shares)
+    return tuple(share / total for share in shares)
 
 
 def averaging_model(ensemble: Ensemble, num_classes: int, max_batch_size: int) -> str:

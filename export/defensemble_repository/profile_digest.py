@@ -1,4 +1,4 @@
-"""The stamp of a profile: a digest in its parameters of what was written, by which an edit by hand is known from our own."""
+"""The digest of a profile, in its own parameters: by it an edit by hand is told from what was written."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ DIGEST_PARAMETER = "profile.sha256"
 _OF_A_VERSION = re.compile(r".+\.[0-9]+")
 
 
-def stamp(config: schema.ModelConfig) -> None:
-    """Write into a profile's configuration what it is now."""
+def write_digest(config: schema.ModelConfig) -> None:
+    """Write the digest of a profile's configuration into it."""
     config.parameters[DIGEST_PARAMETER].string_value = _digest(config)
 
 
-def has_stamp(config: schema.ModelConfig) -> bool:
-    """Whether a configuration is what its stamp says; one without a stamp is not."""
+def matches_digest(config: schema.ModelConfig) -> bool:
+    """Return whether a configuration has the digest that it states; one without a digest has not."""
     return DIGEST_PARAMETER in config.parameters and config.parameters[DIGEST_PARAMETER].string_value == _digest(config)
 
 
-def keep_stamp(before: schema.ModelConfig, after: schema.ModelConfig) -> None:
-    """Stamp ``after``, which an export has made of ``before``, anew, where ``before`` was as its stamp said."""
-    if has_stamp(before):
-        stamp(after)
+def update_digest(before: schema.ModelConfig, after: schema.ModelConfig) -> None:
+    """Write the digest of `after`, which an export has made of `before`, where `before` matched its own."""
+    if matches_digest(before):
+        write_digest(after)
 
 
 def _digest(config: schema.ModelConfig) -> str:

@@ -22,6 +22,7 @@ from .names import (
     MODEL_NAME,
     PLAN_BACKEND,
     PLAN_FILE,
+    PROFILES_FOLDER,
 )
 from .pbtxt import config_from_file, schema
 
@@ -149,6 +150,11 @@ def stated_votes(config: schema.ModelConfig, name: str) -> Ensemble | None:
         return Ensemble(name, members, said["average"])
     except (ValueError, TypeError, OverflowError, RecursionError):  # EnsembleError is a ValueError
         return None
+
+
+def config_paths(folder: Path) -> list[Path]:
+    """Return the configurations of a model: its profiles, then its `config.pbtxt`, which is written last."""
+    return [*sorted((folder / PROFILES_FOLDER).glob("*.pbtxt")), folder / CONFIG_FILE]
 
 
 def next_version(folder: Path) -> int:

@@ -12,7 +12,16 @@ from typing import Any
 import numpy as np
 import urllib3
 
-from defensemble_repository.averaging import averaging_of, fused_averaging, serves_what_was_fused
+from defensemble_repository.averaging import (
+    ROUNDED_TOLERANCE,
+    SUM_TOLERANCE,
+    TOLERANCE,
+    averages_by_numpy,
+    averaging_of,
+    fused_averaging,
+    largest_difference,
+    serves_what_was_fused,
+)
 from defensemble_repository.names import PENDING_FILE
 
 from .errors import NotServableError, ServerError, StartError
@@ -23,12 +32,6 @@ from .process.refusals import read_refusals
 from .process.state import listens, process_start
 from .repository import Model, Repository, without_version
 
-# Between an ensemble's answer and numpy's average of its members' answers, both float32.
-TOLERANCE = 1e-5
-# The same of a fused graph that holds members of a lower precision: its rounding depends on which nodes a runtime runs as one.
-ROUNDED_TOLERANCE = 1e-2
-# Between 1 and the sum of probabilities.
-SUM_TOLERANCE = 1e-3
 # A single call, where the time for the start allows that long.
 _CALL_TIMEOUT_S = 120.0
 # How long an edit that is under way may take before its ensemble is judged by what is on disk.
@@ -263,7 +266,8 @@ def _problem_of_ensemble(
     if averaging is None or any(vote not in logits for vote in model.votes):
         return None  # somebody else's averaging: it answered, and what it should have answered is not known
     average, weights = averaging
-    difference = _difference(got, average, weights, [logits[vote] for vote in model.votes])
+    expected = averages_by_numpy([logits[vote] for vote in model.votes], average, weights)
+    difference = largest_difference(got, expected["probabilities"])
     if difference <= TOLERANCE:
         return None
     return (
@@ -287,7 +291,8 @@ def _problem_of_fused(
         return None  # its members are not served here, or others of the same names are
     precisions = {model.parameter(f"precision.{version}") for version in model.served_versions}
     tolerance = TOLERANCE if precisions <= {None, "fp32"} else ROUNDED_TOLERANCE
-    difference = _difference(got, average, weights, [logits[vote] for vote in votes])
+    expected = averages_by_numpy([logits[vote] for vote in votes], average, weights)
+    difference = largest_difference(got, expected["probabilities"])
     if difference <= tolerance:
         return None
     return (
@@ -296,19 +301,5 @@ def _problem_of_fused(
     )
 
 
-def _difference(got: np.ndarray[Any, Any], average: str, weights: list[float], logits: list[np.ndarray[Any, Any]]) -> float:
-    """How far probabilities (1,K) are from numpy's average of the votes' logits."""
-    votes = np.stack(logits).astype(np.float64)  # (M,1,K)
-    normalised = np.array(weights).reshape(-1, 1, 1) / np.sum(weights)
-    expected = (normalised * _softmax(votes)).sum(0) if average == "probabilities" else _softmax((normalised * votes).sum(0))
-    return float(np.abs(got - expected).max())
-
-
 def _images_for(model: Model) -> np.ndarray[Any, Any]:
     return fixed_images(tuple(max(1, size) for size in model.config.input[0].dims))
-
-
-def _softmax(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    normalised: np.ndarray[Any, Any] = powers / powers.sum(axis=-1, keepdims=True)
-    return normalised

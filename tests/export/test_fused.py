@@ -30,7 +30,7 @@ from defensemble_export import (
     repository_plan,
     write_plan,
 )
-from defensemble_repository.view import Files
+from defensemble_repository.view import RepositoryView
 from tests.support import tiny
 from tests.support.tiny import member
 
@@ -262,7 +262,7 @@ def test_a_member_that_says_nothing_of_its_file_is_taken_as_it_is(repository: Pa
 def test_numbers_and_images_are_checked(repository: Path) -> None:
     with pytest.raises(RepositoryError, match="max_batch_size must be 1 to 4096, got 0"):
         fuse_repository(repository, "ensemble", "fused", max_batch_size=0)
-    with pytest.raises(RepositoryError, match=r"take images of \(1, 4, 4\), those for the verification have the shape \(2, 3, 8, 8\)"):
+    with pytest.raises(RepositoryError, match=r"have the shape \(2, 3, 8, 8\), expected \(N, 1, 4, 4\)"):
         fuse_repository(repository, "ensemble", "fused", images=np.zeros((2, 3, 8, 8), np.float32))
     fuse_repository(repository, "ensemble", "fused", max_batch_size=2)
     with pytest.raises(RepositoryError, match="says max_batch_size 2, and --max-batch-size says 4"):
@@ -317,7 +317,7 @@ def several(tmp_path: Path) -> Path:
 def told_by(folder: Path) -> list[str]:
     """The ensembles whose check says that `fused` is outdated."""
     names = Ensembles(folder).names()
-    return [name for name in names if any(finding.model == "fused" for finding in check_ensemble(Files(folder), name))]
+    return [name for name in names if any(finding.model == "fused" for finding in check_ensemble(RepositoryView(folder), name))]
 
 
 def without_name(folder: Path) -> None:

@@ -10,7 +10,7 @@ from .server_models import is_averaging
 
 if TYPE_CHECKING:
     from defensemble_export import Ensemble, Snapshot
-    from defensemble_repository.view import Files
+    from defensemble_repository.view import RepositoryView
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,14 @@ class Before:
 def before_reload(share: Share) -> Before:
     """What a hand edit had changed: the last state that the history knows, else what a server still serves, else what lies on disk."""
     from defensemble_export import read_history
-    from defensemble_repository.view import Files
+    from defensemble_repository.view import RepositoryView
 
     repository, name = share.place.repository, share.name
     overlay = _served_files(share)
     served = overlay.get(f"{name}/config.pbtxt")
     known = [edit.after for edit in read_history(repository) if edit.ensemble == name and edit.after is not None]
     now = snapshot_or_none(share.plan.disk(), name)
-    before = known[-1] if known else snapshot_or_none(Files(repository, dict(overlay)), name) if overlay else now
+    before = known[-1] if known else snapshot_or_none(RepositoryView(repository, dict(overlay)), name) if overlay else now
     if before is None or now is None or is_same_state(before, now):
         only = before or now
         # Averages whose parameters were edited before anything was recorded: what they were is not known.
@@ -59,7 +59,7 @@ def before_reload(share: Share) -> Before:
     return Before(before, _complete(share, served), was_edited_by_hand=True)
 
 
-def snapshot_or_none(files: Files, name: str) -> Snapshot | None:
+def snapshot_or_none(files: RepositoryView, name: str) -> Snapshot | None:
     """The ensemble as `files` hold it; None where there is none that can be read as ours."""
     from defensemble_export import ConfigError, EnsembleError, snapshot_of
 

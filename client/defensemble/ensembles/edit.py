@@ -149,20 +149,20 @@ class Flow:
 
     def _share(self, action: str, name: str, place: Place, change: Callable[[Path], EditPlan]) -> Share:
         from defensemble_repository.names import check_name
-        from defensemble_repository.view import Files
+        from defensemble_repository.view import RepositoryView
 
-        seen = Files(place.repository).digest(f"{check_name(name)}/config.pbtxt")
+        seen = RepositoryView(place.repository).digest(f"{check_name(name)}/config.pbtxt")
         return Share(place, self._planned(action, name, place.repository, change), seen)
 
     def _planned(self, action: str, name: str, repository: Path, change: Callable[[Path], EditPlan]) -> EditPlan:
         """A plan; where a hand edit cannot be read, all that the checks find in it."""
         from defensemble_export import RepositoryError, check_ensemble
-        from defensemble_repository.view import Files
+        from defensemble_repository.view import RepositoryView
 
         try:
             return change(repository)
         except RepositoryError as error:
-            found = check_ensemble(Files(repository), name) if action == "reload" and Files(repository).has(name) else []
+            found = check_ensemble(RepositoryView(repository), name) if action == "reload" and RepositoryView(repository).has(name) else []
             refused = [str(finding) for finding in found if finding.refuses]
             if refused:
                 raise EditRefusedError(f"{action} '{name}' is refused", refused) from error

@@ -123,9 +123,9 @@ class Ensembles:
         Raises:
             defensemble_export.ConfigError, OSError: A configuration cannot be read, so that this is not known; `check` tells more.
         """
-        from defensemble_repository.view import Files
+        from defensemble_repository.view import RepositoryView
 
-        files = Files(self.repository)
+        files = RepositoryView(self.repository)
         return [name for name in files.models() if files.config(name).platform == "ensemble"]
 
     def show(self, name: str | None = None) -> list[EnsembleState]:
@@ -158,11 +158,11 @@ class Ensembles:
         """
         from defensemble_export import Finding, check_repository
         from defensemble_repository.target import TARGETS
-        from defensemble_repository.view import Files
+        from defensemble_repository.view import RepositoryView
 
         settled_or_told(self._flow, self._warn)
-        found = [one for place in self._flow.places for one in check_repository(Files(place.repository), TARGETS[runtime], name)]
-        for one in [name] if name is not None else ensembles_in(Files(self.repository)):
+        found = [one for place in self._flow.places for one in check_repository(RepositoryView(place.repository), TARGETS[runtime], name)]
+        for one in [name] if name is not None else ensembles_in(RepositoryView(self.repository)):
             found += [Finding(one, text) for text in differences_of(self._flow.places, one)]
         return found
 

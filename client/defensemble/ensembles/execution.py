@@ -410,14 +410,14 @@ def unused_models(repository: Path, served: Served, candidates: Collection[str],
     """
     from defensemble_export import ConfigError
     from defensemble_export.editing.plan import used_models
-    from defensemble_repository.view import Files
+    from defensemble_repository.view import RepositoryView
 
     ready = served.ready()
     chosen = [model for model in ready if model in candidates or (all_averages and is_averaging(model))]
     if not chosen:
         return []
     try:
-        used = used_models(Files(repository)) | served.used(ready)
+        used = used_models(RepositoryView(repository)) | served.used(ready)
     except ConfigError:
         return []
     return [model for model in chosen if model not in used]

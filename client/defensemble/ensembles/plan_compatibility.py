@@ -10,7 +10,7 @@ from .server_models import Served, is_averaging
 
 if TYPE_CHECKING:
     from defensemble_export import Finding
-    from defensemble_repository.view import Files
+    from defensemble_repository.view import RepositoryView
 
 
 def plan_findings(share: Share, served: Served) -> list[Finding]:
@@ -59,7 +59,7 @@ def plan_findings(share: Share, served: Served) -> list[Finding]:
     return found
 
 
-def _comes_as_plan(files: Files, model: str, *, by_profile: bool) -> bool:
+def _comes_as_plan(files: RepositoryView, model: str, *, by_profile: bool) -> bool:
     """Whether a model that is to be loaded is a plan by its configuration, or, on a server that takes plans, by one of its profiles."""
     from defensemble_export import ConfigError
     from defensemble_repository.names import PLAN_BACKEND, PROFILES_FOLDER

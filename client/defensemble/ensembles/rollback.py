@@ -70,12 +70,12 @@ def _edited(history: list[Edit], to: str | None, repository: Path) -> str:
 
 def _way(history: list[Edit], name: str, count: int, to: str | None, repository: Path) -> _Way:
     from defensemble_export import undoable
-    from defensemble_repository.view import Files
+    from defensemble_repository.view import RepositoryView
 
     stack = undoable(history, name)
     last = next((edit for edit in reversed(history) if edit.ensemble == name), None)
     # What was changed since, by hand or by an export, lies on top of the stack, though nothing has recorded it.
-    now = snapshot_or_none(Files(repository), name)
+    now = snapshot_or_none(RepositoryView(repository), name)
     other = last is not None and not (now == last.after or (now is not None and last.after is not None and is_same_state(now, last.after)))
     since = last if other else None
     if to is None:

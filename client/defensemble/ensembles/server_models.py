@@ -186,10 +186,10 @@ class Served:
             defensemble_export.ConfigError: The configuration cannot be read.
         """
         from defensemble_export.editing.served_config import is_served_as_on_disk
-        from defensemble_repository.view import Files
+        from defensemble_repository.view import RepositoryView
 
         loaded = self.config(model)
-        return loaded is not None and Files(folder).has(model) and not is_served_as_on_disk(Files(folder), model, loaded)
+        return loaded is not None and RepositoryView(folder).has(model) and not is_served_as_on_disk(RepositoryView(folder), model, loaded)
 
     def load_surely(self, folder: Path, model: str) -> None:
         """Loads a model from `folder`, and looks whether it is loaded: of files that it has refused once, Triton says OK the next time.

@@ -16,7 +16,7 @@ from .server_models import Served, is_averaging
 
 if TYPE_CHECKING:
     from defensemble_export import Ensemble
-    from defensemble_repository.view import Files
+    from defensemble_repository.view import RepositoryView
 
 
 def settled_or_told(flow: Flow, warn: Callable[[str], None]) -> None:
@@ -43,7 +43,7 @@ def settled_or_told(flow: Flow, warn: Callable[[str], None]) -> None:
             warn(f"an edit of '{pending.edit.ensemble}' was cut short in {place.repository}, and cannot be finished or undone now: {error}")
 
 
-def ensembles_in(files: Files, warn: Callable[[str], None] = lambda text: None) -> list[str]:
+def ensembles_in(files: RepositoryView, warn: Callable[[str], None] = lambda text: None) -> list[str]:
     """The names of all ensembles, sorted; `warn` is told of configurations that cannot be read."""
     from defensemble_export import ConfigError
 
@@ -66,9 +66,9 @@ def check_there(repository: Path, name: str) -> None:
     """
     from defensemble_export import EnsembleError
     from defensemble_repository.names import check_name
-    from defensemble_repository.view import Files
+    from defensemble_repository.view import RepositoryView
 
-    files = Files(repository)
+    files = RepositoryView(repository)
     there = files.has(check_name(name))
     if there and files.config(name).platform == "ensemble":
         return
@@ -93,12 +93,12 @@ def existing(repository: Path, name: str) -> Ensemble:
 
 def differences_of(places: Sequence[Place], name: str) -> list[str]:
     """In which folders an ensemble is another than in the first."""
-    from defensemble_repository.view import Files
+    from defensemble_repository.view import RepositoryView
 
-    first = snapshot_or_none(Files(places[0].repository), name)
+    first = snapshot_or_none(RepositoryView(places[0].repository), name)
     found = []
     for place in places[1:]:
-        other = snapshot_or_none(Files(place.repository), name)
+        other = snapshot_or_none(RepositoryView(place.repository), name)
         if other != first and (first is None or other is None or not is_same_state(first, other)):
             found.append(
                 f"{place.repository} holds another '{name}' than {places[0].repository}, or none: make them equal with "
@@ -117,10 +117,10 @@ def look_at(places: Sequence[Place], name: str) -> EnsembleState:
     from defensemble_export.editing.member_info import member_standing
     from defensemble_repository.preprocessing import PREPROCESSING, preprocessing_values
     from defensemble_repository.reader import parameter
-    from defensemble_repository.view import Files
+    from defensemble_repository.view import RepositoryView
 
     check_there(places[0].repository, name)
-    files = Files(places[0].repository)
+    files = RepositoryView(places[0].repository)
     config = files.config(name)
     problems: list[str] = []
     votes: Ensemble | None = None
@@ -184,10 +184,10 @@ class _Serving:
     """What one server serves of one folder."""
 
     def __init__(self, served: Served, repository: Path) -> None:
-        from defensemble_repository.view import Files
+        from defensemble_repository.view import RepositoryView
 
         self._served = served
-        self._files = Files(repository)
+        self._files = RepositoryView(repository)
         self._ready = served.ready()
 
     def of(self, model: str, version: int | None) -> str:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 
-from onnxruntime import GraphOptimizationLevel, InferenceSession, NodeArg, SessionOptions
+from onnxruntime import InferenceSession, NodeArg
 
+from defensemble_repository.checks.config_rules import TYPE_SIZES
 from defensemble_repository.checks.finding import Fault, Step
 from defensemble_repository.checks.inspection import Inspection
 from defensemble_repository.checks.wiring import said_type, same_shape
@@ -18,21 +19,10 @@ from defensemble_repository.names import BACKEND, PLAN_BACKEND
 from defensemble_repository.pbtxt import schema
 from defensemble_repository.reader import backend_of, file_of, is_ensemble, versions_by_policy
 
-_TYPES = {
-    "bool": schema.TYPE_BOOL,
-    "uint8": schema.TYPE_UINT8,
-    "uint16": schema.TYPE_UINT16,
-    "uint32": schema.TYPE_UINT32,
-    "uint64": schema.TYPE_UINT64,
-    "int8": schema.TYPE_INT8,
-    "int16": schema.TYPE_INT16,
-    "int32": schema.TYPE_INT32,
-    "int64": schema.TYPE_INT64,
-    "float16": schema.TYPE_FP16,
-    "float": schema.TYPE_FP32,
-    "double": schema.TYPE_FP64,
-    "bfloat16": schema.TYPE_BF16,
-}
+from ..graphs.loading import cpu_session
+
+# ONNX Runtime's names of floating-point types, as Triton calls them; names of integers are the same but for their case.
+_FLOATS = {"float16": "FP16", "float": "FP32", "double": "FP64", "bfloat16": "BF16"}
 
 
 def check_graphs(found: Inspection, models: Iterable[str]) -> None:
@@ -65,15 +55,11 @@ def _unknown_runner(config: schema.ModelConfig) -> str | None:
 
 
 def _session(found: Inspection, model: str, version: int, path: str) -> InferenceSession | None:
-    options = SessionOptions()
-    options.graph_optimization_level = GraphOptimizationLevel.ORT_DISABLE_ALL  # a large network is then opened several times as fast
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
     file = found.files.repository / path
     try:
         # By its path, beside which a graph may keep its weights; ONNX Runtime takes paths that are UTF-8.
         source = str(file) if os.fsencode(file).decode(errors="replace") == str(file) else read_regular(file)
-        return InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        return cpu_session(source, optimise=False, threads=1, quiet=True)  # unoptimised, a large network opens several times as fast
     except Exception as error:
         found.say(model, f"version {version}: ONNX Runtime cannot load it: {str(error)[:500]}: export the model again", path)
         return None
@@ -98,11 +84,12 @@ def _faults(config: schema.ModelConfig, session: InferenceSession, *, embedded: 
 def _tensor_faults(
     config: schema.ModelConfig, who: str, stated: schema.ModelInput | schema.ModelOutput, tensor: NodeArg, way: tuple[Step, ...]
 ) -> Iterator[Fault]:
-    kind = _TYPES.get(tensor.type.removeprefix("tensor(").removesuffix(")"))
-    if kind is None:
+    name = tensor.type.removeprefix("tensor(").removesuffix(")")
+    kind = schema.DataType.DESCRIPTOR.values_by_name.get(f"TYPE_{_FLOATS.get(name, name.upper())}")
+    if kind is None or kind.number not in TYPE_SIZES:
         yield Fault(f"{who} is {tensor.type} in the graph, which the backend does not serve: export the model again", way)
-    elif stated.data_type not in (kind, schema.TYPE_INVALID):
-        yield Fault(f"{who} is {said_type(kind)} in the graph, and declared as {said_type(stated.data_type)}", (*way, "data_type"))
+    elif stated.data_type not in (kind.number, schema.TYPE_INVALID):
+        yield Fault(f"{who} is {said_type(kind.number)} in the graph, and declared as {said_type(stated.data_type)}", (*way, "data_type"))
     shape = [size if isinstance(size, int) else -1 for size in tensor.shape or ()]
     declared = list(stated.reshape.shape if stated.HasField("reshape") else stated.dims)
     if config.max_batch_size > 0:

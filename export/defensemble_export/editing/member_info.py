@@ -12,13 +12,14 @@ from google.protobuf.message import DecodeError
 
 from defensemble_repository.ensemble import Vote
 from defensemble_repository.errors import ConfigError
+from defensemble_repository.export_report import report_values
 from defensemble_repository.names import MODEL_FILE, REPORT_FILE
+from defensemble_repository.onnx_metadata import MASK_DIGEST, RECORD, SPEC
 from defensemble_repository.pbtxt import schema
 from defensemble_repository.reader import parameter
-from defensemble_repository.view import Files
+from defensemble_repository.view import RepositoryView
 
-from ..members.report import report_values
-from ..metadata import MASK_DIGEST, RECORD, SPEC
+from ..graphs.traversal import metadata_of
 from ..verification.tolerances import precision_of
 
 
@@ -51,7 +52,7 @@ class Standing:
     problem: str | None = None
 
 
-def member_standing(files: Files, vote: Vote, share: float) -> Standing:
+def member_standing(files: RepositoryView, vote: Vote, share: float) -> Standing:
     """How the member of ``vote``, with its ``share`` of all weights, stands in ``files``.
 
     Its file is not compared with its digest. Whatever is missing, damaged or cannot be read is told as ``problem``, and never raised.
@@ -59,7 +60,7 @@ def member_standing(files: Files, vote: Vote, share: float) -> Standing:
     problems: list[str] = []
     config = _config(files, vote.model, problems)
     graph, size = _graph(files, vote, config, problems)
-    notes = {} if graph is None else {entry.key: entry.value for entry in graph.metadata_props}
+    notes = {} if graph is None else metadata_of(graph)
     network = _network(notes, problems, f"{files.repository / vote.model / str(vote.version) / MODEL_FILE}")
     stated, sha256 = parameter(config, f"precision.{vote.version}"), parameter(config, f"sha256.{vote.version}")
     own = None if graph is None else precision_of(graph, stated)
@@ -80,7 +81,7 @@ def member_standing(files: Files, vote: Vote, share: float) -> Standing:
     )
 
 
-def _config(files: Files, model: str, problems: list[str]) -> schema.ModelConfig | None:
+def _config(files: RepositoryView, model: str, problems: list[str]) -> schema.ModelConfig | None:
     try:
         return files.config(model)
     except ConfigError as error:
@@ -90,7 +91,7 @@ def _config(files: Files, model: str, problems: list[str]) -> schema.ModelConfig
     return None
 
 
-def _content(files: Files, path: str, problems: list[str], missing: str) -> bytes | None:
+def _content(files: RepositoryView, path: str, problems: list[str], missing: str) -> bytes | None:
     try:
         content = files.content(path)
     except OSError as error:
@@ -101,7 +102,9 @@ def _content(files: Files, path: str, problems: list[str], missing: str) -> byte
     return content
 
 
-def _graph(files: Files, vote: Vote, config: schema.ModelConfig | None, problems: list[str]) -> tuple[onnx.ModelProto | None, int | None]:
+def _graph(
+    files: RepositoryView, vote: Vote, config: schema.ModelConfig | None, problems: list[str]
+) -> tuple[onnx.ModelProto | None, int | None]:
     """A version's graph, and the size of the file that is served."""
     folder = f"{vote.model}/{vote.version}"
     served = (config.default_model_filename if config is not None else "") or MODEL_FILE
@@ -139,7 +142,7 @@ def _network(notes: Mapping[str, str], problems: list[str], where: str) -> dict[
     return found
 
 
-def _exported(files: Files, vote: Vote, sha256: str | None, problems: list[str]) -> dict[str, Any]:
+def _exported(files: RepositoryView, vote: Vote, sha256: str | None, problems: list[str]) -> dict[str, Any]:
     """What the export's report says of the graph's accuracy, as the keywords of ``Standing``."""
     path = f"{vote.model}/{vote.version}/{REPORT_FILE}"
     content = _content(files, path, problems, "it was exported by other means")

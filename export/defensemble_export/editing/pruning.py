@@ -18,8 +18,8 @@ from defensemble_repository.names import (
     REPORT_FILE,
 )
 from defensemble_repository.pbtxt import config_from_file, pbtxt_from_config, schema
-from defensemble_repository.profile_digest import keep_stamp
-from defensemble_repository.reader import read_models, versions_in
+from defensemble_repository.profile_digest import update_digest
+from defensemble_repository.reader import config_paths, read_models, versions_in
 
 from ..errors import ExportError
 from .history import Edit, read_history, undoable
@@ -108,11 +108,11 @@ def prune_files(repository: Path, chosen: Sequence[Prunable]) -> tuple[dict[str,
     for model, versions in gone.items():
         folder = repository / model
         # The configuration last: from it a prune that was killed is told.
-        for path in [*sorted((folder / PROFILES_FOLDER).glob("*.pbtxt")), folder / CONFIG_FILE]:
+        for path in config_paths(folder):
             before = config_from_file(path)
             after = _without(before, versions)
             if after != before:
-                keep_stamp(before, after)
+                update_digest(before, after)
                 writes[path.relative_to(repository).as_posix()] = pbtxt_from_config(after)
     return writes, removals
 

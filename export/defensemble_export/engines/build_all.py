@@ -16,20 +16,22 @@ from defensemble_repository.errors import ManifestError, RepositoryError
 from defensemble_repository.filesystem.regular_files import read_regular
 from defensemble_repository.filesystem.signals import defer_sigint
 from defensemble_repository.lock import locked
-from defensemble_repository.names import BACKEND, CONFIG_FILE, MANIFEST_FILE, MODEL_FILE, PLAN_FILE
+from defensemble_repository.names import BACKEND, MANIFEST_FILE, PLAN_FILE
 from defensemble_repository.pbtxt import schema
 from defensemble_repository.plan_manifest import Manifest, read_manifest
-from defensemble_repository.reader import backend_of, parameter, read_models, served_versions, versions_in
+from defensemble_repository.reader import backend_of, is_ensemble, read_models, served_versions, versions_in
 from defensemble_repository.transaction import check_writable, remove_stale_staging, write_plan
+from defensemble_repository.view import RepositoryView
 
+from ..entries.stored_graph import stored_graph
 from ..errors import EngineError
+from ..image_checks import check_images
 from ..verification.images import images_of_record
-from ..verification.tolerances import precision_of
 from .build_steps import DEFAULT_BUILDER_LEVEL, INPUT, BuildRequest
 from .builder import OnProgress, engine_from_onnx, request_from_onnx
 from .target import Target, check_target, find_target
 from .timing_cache import default_timing_cache
-from .verify import Agreement, check_images, verify_plan
+from .verify import PURPOSE, Agreement, verify_plan
 
 Array = np.ndarray[Any, Any]
 
@@ -157,7 +159,7 @@ def build_engines(
     for one in planned:
         check_target(target, one.request.precision, hardware_compatible=options.hardware_compatible)
         if compare and images is not None:
-            check_images(images, one.request.profile)
+            check_images(images, one.request.profile.max[1:], PURPOSE, error=EngineError)
     check_writable(repository)
     timing_cache = default_timing_cache(target) if timing_cache is None else timing_cache
     outcomes = []
@@ -219,7 +221,7 @@ def _build(
 
 def _why_not(config: schema.ModelConfig) -> str | None:
     """Why no plan can be built for a model; None where one can."""
-    if config.platform == "ensemble":
+    if is_ensemble(config):
         return "it is an ensemble, which is steps and no graph: name its members"
     if backend_of(config) != BACKEND:
         return f"its backend is '{config.backend or config.platform}', and plans are built from the graphs of '{BACKEND}'"
@@ -230,25 +232,14 @@ def _why_not(config: schema.ModelConfig) -> str | None:
 
 
 def _planned(folder: Path, config: schema.ModelConfig, version: int, options: EngineOptions) -> PlannedEngine:
-    graph = folder / str(version) / (config.default_model_filename or MODEL_FILE)
     try:
-        content = read_regular(graph)
-    except FileNotFoundError as error:
-        raise EngineError(f"{graph} is missing: export the model again, or move {graph.parent} away") from error
-    digest = hashlib.sha256(content).hexdigest()
-    stated = parameter(config, f"sha256.{version}")
-    if stated is not None and stated != digest:
-        raise EngineError(
-            f"{graph} has SHA-256 {digest[:16]}..., {folder / CONFIG_FILE} says {stated[:16]}...: the file was changed or damaged after it "
-            "was exported; export it again, or, if you changed it on purpose, write the new digest into the configuration"
-        )
-    try:
+        graph = stored_graph(RepositoryView(folder.parent), folder.name, version, config)
         request = request_from_onnx(
-            content,
-            str(graph),
+            graph.content,
+            str(folder.parent / graph.path),
             max_batch_size=int(config.max_batch_size),
             opt_batch=options.opt_batch,
-            precision=_precision(content, graph, parameter(config, f"precision.{version}")),
+            precision=graph.precision,
             builder_level=options.builder_level,
             workspace_bytes=options.workspace_bytes,
             version_compatible=options.version_compatible,
@@ -258,22 +249,7 @@ def _planned(folder: Path, config: schema.ModelConfig, version: int, options: En
         raise
     except RepositoryError as error:  # of a number, which does not say where it comes from
         raise EngineError(f"{folder.name}@{version}: {error}") from error
-    return PlannedEngine(folder.name, version, graph, digest, request)
-
-
-def _precision(content: bytes, graph: Path, stated: str | None) -> str:
-    """What a graph computes in, as `precision_of` finds it."""
-    try:
-        model = onnx.load_model_from_string(content)
-    except Exception as error:  # protobuf's error is of one of several packages
-        raise EngineError(f"{graph} is no ONNX file, or is damaged: {error}; export the model again") from error
-    own = precision_of(model, stated) or "fp32"
-    if stated not in (None, own):
-        raise EngineError(
-            f"{graph} computes in {own}, and {graph.parent.parent / CONFIG_FILE} says precision.{graph.parent.name} {stated!r}, by which "
-            f"its plan would be judged: write {own!r} there, or export the model again"
-        )
-    return own
+    return PlannedEngine(folder.name, version, folder.parent / graph.path, graph.sha256, request)
 
 
 def _current(one: PlannedEngine, target: Target) -> Manifest | None:

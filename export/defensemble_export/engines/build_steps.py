@@ -3,7 +3,7 @@
 TensorRT's own API and not Polygraphy's builder (0.53.6 was read): that one hands everything that TensorRT says to one logger of its own,
 which prints, so an exception carries neither the parser's errors with their nodes nor why a build failed; it writes a timing cache in
 place, gives one of another TensorRT to the builder as it is, and asks for detailed profiling. It serves where a plan is run:
-``plan_answers.py``.
+``verify.py``.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from defensemble_repository.names import MANIFEST_FILE, PLAN_FILE
 from defensemble_repository.plan_manifest import Manifest
 
 from ..errors import EngineError
-from ..foreign.rewrite import real_inputs
+from ..graphs.traversal import real_inputs
 from .build_steps import (
     BUILD,
     DEFAULT_BUILDER_LEVEL,

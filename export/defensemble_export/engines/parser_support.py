@@ -12,7 +12,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from ..foreign.reader import graphs_of
+from ..graphs.operators import STANDARD_DOMAINS, is_standard
+from ..graphs.traversal import constants_of, graphs_of
 
 # The list's words for ONNX's types. DOUBLE is cast down to FP32, as the list says.
 _TYPES: dict[int, str] = {
@@ -62,7 +63,7 @@ def problems_of_graph(model: onnx.ModelProto) -> list[str]:
     problems = []
     for opset in model.opset_import:
         least, most = known.opsets
-        if opset.domain in ("", "ai.onnx") and not least <= opset.version <= most:
+        if opset.domain in STANDARD_DOMAINS and not least <= opset.version <= most:
             problems.append(f"the graph is of opset {opset.version}, the parser reads {least} to {most}")
     try:
         inferred = onnx.shape_inference.infer_shapes(model)
@@ -70,22 +71,17 @@ def problems_of_graph(model: onnx.ModelProto) -> list[str]:
         return [*problems, f"the graph's types cannot be inferred: {error}"]
     for graph in graphs_of(inferred.graph):
         types = _types_of(graph)
-        constants = _constants_of(graph)
+        constants = constants_of(graph)
         for index, node in enumerate(graph.node):
             name = f"node '{node.name or index}' ({node.op_type})"
             problems += [f"{name}: {problem}" for problem in _problems_of_node(node, types, constants, known)]
     return problems
 
 
-def operators_of_graph(model: onnx.ModelProto) -> set[str]:
-    """The operators that a graph uses, those in the branches of others too."""
-    return {node.op_type for graph in graphs_of(model.graph) for node in graph.node}
-
-
 def _problems_of_node(
     node: onnx.NodeProto, types: dict[str, int], constants: dict[str, onnx.TensorProto], known: ParserList
 ) -> Iterator[str]:
-    if node.domain not in ("", "ai.onnx"):
+    if not is_standard(node):
         yield f"an operator of the domain '{node.domain}' needs a plugin, and plugins are not built in"
         return
     if node.op_type not in known.operators:
@@ -112,13 +108,3 @@ def _types_of(graph: onnx.GraphProto) -> dict[str, int]:
     values = (*graph.input, *graph.value_info, *graph.output)
     types = {value.name: value.type.tensor_type.elem_type for value in values if value.type.tensor_type.elem_type}
     return types | {tensor.name: tensor.data_type for tensor in graph.initializer}
-
-
-def _constants_of(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "Constant":
-            for attribute in node.attribute:
-                if attribute.name == "value":
-                    constants[node.output[0]] = attribute.t
-    return constants

@@ -10,16 +10,22 @@ from typing import Any
 
 import numpy as np
 
+from defensemble_repository.averaging import softmax
 from defensemble_repository.plan_manifest import Profile
 
 from ..errors import EngineError
-from ..verification.network import session_as_verified, softmax
+from ..image_checks import check_images
+from ..verification.compare import Comparison, same_classes
+from ..verification.network import session_as_verified
 from ..verification.tolerances import TOLERANCES
 from .build_steps import INPUT
 
 Array = np.ndarray[Any, Any]
 Answers = Callable[[Array], dict[str, Array]]
 _SEED = 0
+# What images are for, as errors call it.
+PURPOSE = "comparison of plans (--images FILE.npy)"
+_COMPARISON = Comparison("the plan", "its graph", "the plan is not kept", EngineError)
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ def compared(answer: Answers, reference: Answers, images: Array, *, profile: Pro
     Raises:
         EngineError: they differ by more than the precision's tolerances.
     """
-    check_images(images, profile)
+    check_images(images, profile.max[1:], PURPOSE, error=EngineError)
     generator = np.random.default_rng(_SEED)
     pairs = []
     for batch in sorted({profile.min[0], profile.opt[0], profile.max[0]}):
@@ -69,64 +75,30 @@ def compared(answer: Answers, reference: Answers, images: Array, *, profile: Pro
         sample = np.ascontiguousarray(images[start : start + best])
         pairs.append(_pair(answer(sample), reference(sample), best))
     got, expected = (np.concatenate(parts) for parts in zip(*((one, other) for one, other, _ in pairs), strict=True))
-    return _agreement(got, expected, precision, are_logits=pairs[0][2])
+    return _agreement(got, expected, precision, pairs[0][2])
 
 
-def check_images(images: Array, profile: Profile) -> None:
-    """Whether plans of this profile can be compared on ``images``.
-
-    Raises:
-        EngineError: they are not float32 (N,C,H,W) of its size, or there are none.
-    """
-    if images.ndim != 4 or images.shape[1:] != profile.max[1:] or not len(images) or images.dtype != np.float32:
-        raise EngineError(
-            f"plans are compared on float32 images (N, {', '.join(map(str, profile.max[1:]))}), got {images.dtype} {images.shape}: "
-            "pass others (--images FILE.npy), or none (--no-compare)"
-        )
-
-
-def _pair(got: dict[str, Array], expected: dict[str, Array], batch: int) -> tuple[Array, Array, bool]:
-    """What decides of both answers, once all of the plan's outputs are of the right shape and finite."""
+def _pair(got: dict[str, Array], expected: dict[str, Array], batch: int) -> tuple[Array, Array, str]:
+    """What decides of both answers, and its name, once all of the plan's outputs are of the right shape and finite."""
     if set(got) != set(expected):
         raise EngineError(f"the plan gives {', '.join(sorted(got))}, its graph {', '.join(sorted(expected))}; the plan is not kept")
     for name, values in got.items():
-        if values.shape != expected[name].shape:
-            raise EngineError(
-                f"batch {batch}: '{name}' has the shape {values.shape}, of its graph {expected[name].shape}; the plan is not kept"
-            )
-        if not np.isfinite(values).all():
-            raise EngineError(f"batch {batch}: '{name}' of the plan is not finite; the plan is not kept")
+        _COMPARISON.difference(values, expected[name], f"batch {batch}: '{name}'")
     name = "logits" if "logits" in got else "probabilities"
     if name not in got:
         raise EngineError(f"the plan gives {', '.join(sorted(got))}, expected logits or probabilities; compare it yourself (--no-compare)")
-    return np.array(got[name], np.float64), np.array(expected[name], np.float64), name == "logits"
+    return got[name], expected[name], name
 
 
-def _agreement(got: Array, expected: Array, precision: str, *, are_logits: bool) -> Agreement:
-    allowed = TOLERANCES[precision]
-    scale = max(1.0, float(np.abs(expected).max()))
-    raw = float(np.abs(got - expected).max()) / scale
-    probabilities = float(np.abs(softmax(got) - softmax(expected)).max()) if are_logits else float(np.abs(got - expected).max())
-    same = got.argmax(1) == expected.argmax(1)
-    if allowed.logits is not None:  # where two classes are closer than the tolerance, either is right
-        best = np.sort(expected, axis=1)
-        same |= best[:, -1] - best[:, -2] <= allowed.logits * scale
-    found = Agreement(len(got), float(same.mean()), probabilities, raw if are_logits else None)
-    too_far = [
-        text
-        for text, broken in (
-            (f"the allowed difference is {allowed.logits}", allowed.logits is not None and raw > allowed.logits),
-            (
-                f"probabilities may differ by {allowed.probabilities}",
-                allowed.probabilities is not None and probabilities > allowed.probabilities,
-            ),
-            (f"{allowed.agreement:.2%} must get the same class", found.agreement < allowed.agreement),
-        )
-        if broken
-    ]
-    if too_far:
-        raise EngineError(f"the plan does not answer as its graph does: {found}; {', '.join(too_far)} ({precision}); the plan is not kept")
-    return found
+def _agreement(got: Array, expected: Array, precision: str, output: str) -> Agreement:
+    allowed, where = TOLERANCES[precision], f"{len(got)} images in {precision}"
+    values = _COMPARISON.difference(got, expected, where)
+    _COMPARISON.check(values, allowed.logits, output, where)
+    probabilities = _COMPARISON.difference(softmax(got), softmax(expected), where) if output == "logits" else values
+    _COMPARISON.check(probabilities, allowed.probabilities, "probabilities", where)
+    same = same_classes(got, expected, -1.0 if allowed.logits is None else allowed.logits * values.scale)
+    _COMPARISON.check_classes(same, allowed.agreement, where)
+    return Agreement(len(got), float(same.mean()), probabilities.relative, values.relative if output == "logits" else None)
 
 
 def onnx_runner(graph: Path, precision: str) -> Answers:

@@ -7,17 +7,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from defensemble_images import Preprocessing
+from defensemble_images import ImagesError, Preprocessing
 from defensemble_repository.configs import member_config
 from defensemble_repository.ensemble import Ensemble, Vote
 from defensemble_repository.errors import EnsembleError
 from defensemble_repository.labels import class_names_from_labels
-from defensemble_repository.names import CONFIG_FILE, LABELS_FILE, MODEL_FILE, PROFILES_FOLDER, REPORT_FILE, check_name
+from defensemble_repository.names import CONFIG_FILE, LABELS_FILE, MODEL_FILE, REPORT_FILE, check_name
 from defensemble_repository.pbtxt import config_from_file, pbtxt_from_config
 from defensemble_repository.preprocessing import PREPROCESSING, agreed_preprocessing, set_preprocessing
-from defensemble_repository.profile_digest import keep_stamp
-from defensemble_repository.reader import checked_batch, existing_batch, interface_of, next_version, parameter, read_config, read_ensemble
-from defensemble_repository.view import Files
+from defensemble_repository.profile_digest import update_digest
+from defensemble_repository.reader import (
+    checked_batch,
+    config_paths,
+    existing_batch,
+    interface_of,
+    is_ensemble,
+    next_version,
+    parameter,
+    read_config,
+    read_ensemble,
+)
+from defensemble_repository.view import RepositoryView
 
 from ..errors import ExistsError, ExportError
 from ..labels import checked_class_names, first_difference
@@ -90,8 +100,8 @@ def repository_plan(
         files |= _member_files(repository, member, batches[member.name])
     if ensemble is not None:
         planned = _planned_ensemble(repository, list(batches), ensemble, average, weights or {})
-        files |= _ensemble_files(Files(repository, files), planned, members, batches)
-    return {path: content for path, content in files.items() if not is_there(repository / path, content)}
+        files |= _ensemble_files(RepositoryView(repository, files), planned, members, batches)
+    return changed_files(repository, files)
 
 
 def check_request(
@@ -148,7 +158,7 @@ def _check_free(repository: Path, members: Sequence[str], ensemble: str | None, 
     for name in members:
         check_name(name)
         if (repository / name).exists():
-            if read_config(repository / name).platform == "ensemble":
+            if is_ensemble(read_config(repository / name)):
                 raise ExistsError(f"{repository / name} is an ensemble, and cannot become a member: choose another name (--as NAME)")
             if not replace:
                 raise ExistsError(
@@ -159,7 +169,7 @@ def _check_free(repository: Path, members: Sequence[str], ensemble: str | None, 
         return
     check_name(ensemble)
     if (repository / ensemble).exists():
-        if read_config(repository / ensemble).platform != "ensemble":
+        if not is_ensemble(read_config(repository / ensemble)):
             raise ExistsError(f"{repository / ensemble} is not an ensemble: choose another --ensemble name")
         if not replace:
             raise ExistsError(
@@ -183,14 +193,14 @@ def _member_files(repository: Path, member: Member, max_batch_size: int) -> dict
             preprocessing=_rule(member),
         )
         return {
-            **_version_files(member, 1),
+            **version_files(member, 1),
             f"{member.name}/{LABELS_FILE}": labels_text(member),
             f"{member.name}/{CONFIG_FILE}": pbtxt_from_config(config),
         }
     check_same_interface(folder, member)
     version = next_version(folder)
     files = {}
-    for path in [*sorted((folder / PROFILES_FOLDER).glob("*.pbtxt")), folder / CONFIG_FILE]:
+    for path in config_paths(folder):
         before, config = config_from_file(path), config_from_file(path)
         if config.default_model_filename in ("", MODEL_FILE):  # a profile that serves another file, a plan, has a digest of its own
             config.parameters[f"sha256.{version}"].string_value = digest
@@ -199,12 +209,13 @@ def _member_files(repository: Path, member: Member, max_batch_size: int) -> dict
         config.parameters[f"precision.{version}"].string_value = member.precision
         if member.preprocessing is not None:
             set_preprocessing(config, _rule(member))
-            keep_stamp(before, config)
+            update_digest(before, config)
         files[path.relative_to(repository).as_posix()] = pbtxt_from_config(config)
-    return files | _version_files(member, version)
+    return files | version_files(member, version)
 
 
-def _version_files(member: Member, version: int) -> dict[str, bytes]:
+def version_files(member: Member, version: int) -> dict[str, bytes]:
+    """Return the files of a version of a model: its graph, and the report of its verification where there is one."""
     report = {} if member.report is None else {f"{member.name}/{version}/{REPORT_FILE}": member.report}
     return {f"{member.name}/{version}/{MODEL_FILE}": member.onnx, **report}
 
@@ -233,6 +244,22 @@ def check_same_interface(folder: Path, member: Member) -> None:
         "export the new version under another name; where a stated rule is wrong, correct the parameter in "
         f"{folder / CONFIG_FILE}, or export the ONNX file with another --resize",
     )
+
+
+def preprocessing_from_text(text: str | None, where: str) -> Preprocessing | None:
+    """Read the rule in the metadata of an ONNX file or in the parameter of a configuration; None where there is none.
+
+    Args:
+        text: the JSON text.
+        where: what carries it, for errors.
+
+    Raises:
+        ExportError: it is something else.
+    """
+    try:
+        return None if text is None else Preprocessing.from_json(text, where)
+    except ImagesError as error:
+        raise ExportError(str(error)) from error
 
 
 def _rule(member: Member) -> str | None:
@@ -285,7 +312,7 @@ def check_members_fit(repository: Path, ensemble: str | None, members: Sequence[
     agreed_preprocessing(stated | {member.name: _rule(member) for member in members})
 
 
-def _ensemble_files(files: Files, ensemble: Ensemble, members: Sequence[Member], batches: Mapping[str, int]) -> dict[str, bytes]:
+def _ensemble_files(files: RepositoryView, ensemble: Ensemble, members: Sequence[Member], batches: Mapping[str, int]) -> dict[str, bytes]:
     """Compute the files of an ensemble; `files` are the repository with its members as they will be."""
     repository = files.repository
     check_members_fit(repository, ensemble.name, members)
@@ -310,6 +337,8 @@ def _ensemble_files(files: Files, ensemble: Ensemble, members: Sequence[Member],
     )
 
 
-def is_there(path: Path, content: bytes) -> bool:
-    """Whether a file holds this already: a model whose files are touched is loaded again for nothing."""
-    return path.is_file() and path.read_bytes() == content
+def changed_files(repository: Path, files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Return the files that are not there with this content: a model whose files are touched is loaded again for nothing."""
+    return {
+        path: content for path, content in files.items() if not (repository / path).is_file() or (repository / path).read_bytes() != content
+    }

@@ -13,18 +13,23 @@ import onnx.version_converter
 import onnxruntime
 from onnx import TensorProto, helper
 
-from ..errors import ExportError, VerificationError
-from ..graphs.averaging import IR_VERSION, OPSET
+from defensemble_repository.onnx_metadata import IR_VERSION, OPSET
+
+from ..errors import ExportError
+from ..graphs.copying import strip
+from ..graphs.loading import cpu_session, translated
+from ..graphs.operators import QUANTISERS, STANDARD_DOMAINS
+from ..graphs.traversal import fresh, names_of, nodes_of, read_by, rename, tensors_of
+from ..verification.compare import Comparison
 from .interface import add_output, as_rows, check_finite, check_weights, chosen_output, image_input, one_class, wrong_output
-from .reader import graphs_of, opset_of, read_foreign, tensors_of, translated
-from .rewrite import free_reshapes, fresh, keep_only, names_of, normalise, read_by, rename, set_type, statistics, strip
+from .reader import opset_of, read_foreign
+from .rewrite import free_reshapes, keep_only, normalise, set_type, statistics
 
 Array = np.ndarray[Any, Any]
 # Largest difference of a logit in units of max(1, largest |logit|), of a batch against images one by one: other kernels, other rounding.
 _TOLERANCE = 1e-4
 # What changes a free batch axis into a number, so that other batches fail or are mixed up.
 _TRIED_BATCHES = (1, 2, 3)
-_QUANTISERS = frozenset(("QuantizeLinear", "DequantizeLinear"))
 _FREE_BATCH_MEND = 'export it with a dynamic batch axis (torch.onnx.export(..., dynamic_shapes=({0: torch.export.Dim("batch")},)))'
 
 
@@ -68,6 +73,7 @@ def onnx_from_foreign(
     model = _converted(model, file)
     graph = model.graph
     strip(model)
+    graph.name = "network"
     rename(graph, {images: "images", logits: "logits"})
     set_type(graph.output[0], None)
     if normalisation is not None:
@@ -154,13 +160,13 @@ def _converted(model: onnx.ModelProto, file: Path) -> onnx.ModelProto:
     del model.graph.value_info[:]
     if opset != OPSET:
         message = f"has opset {opset} and cannot be converted to {OPSET}; export it again with opset_version={OPSET}"
-        if any(node.op_type in _QUANTISERS for graph in graphs_of(model.graph) for node in graph.node):
+        if any(node.op_type in QUANTISERS for node in nodes_of(model.graph)):
             message += " and quantised to 8 bits (onnxruntime.quantization raises the opset to 21 for 4 and 16 bits)"
         with translated(message, file=file):
             model = onnx.version_converter.convert_version(model, OPSET)
         model.ir_version = IR_VERSION
-    used = {node.domain for graph in graphs_of(model.graph) for node in graph.node} | {""}
-    kept = [entry for entry in model.opset_import if entry.domain in used and entry.domain not in ("", "ai.onnx")]
+    used = {node.domain for node in nodes_of(model.graph)}.difference(STANDARD_DOMAINS)
+    kept = [entry for entry in model.opset_import if entry.domain in used]
     del model.opset_import[:]
     model.opset_import.extend([helper.make_opsetid("", OPSET), *sorted(kept, key=lambda entry: entry.domain)])
     return model
@@ -212,13 +218,9 @@ def _try(
         got = as_rows(given)
         if got.shape != (size, num_classes):
             raise ExportError(f"{file} {fixed}: it answers the shape {got.shape} to {size} images; {_FREE_BATCH_MEND}")
-        scale = max(1.0, float(np.abs(expected).max()))
-        if not np.allclose(got, expected[:size], rtol=0, atol=_TOLERANCE * scale):
-            difference = float(np.nan_to_num(np.abs(got - expected[:size])).max())
-            raise VerificationError(
-                f"{file}: the logits of {size} image{'s' if size > 1 else ''} at once differ from those of the file itself, one by one, by "
-                f"{difference:.3g}, allowed is {_TOLERANCE * scale:.3g}; {_why_it_differs(model.graph, is_batch=tried)}"
-            )
+        comparison = Comparison("the converted graph", "the file itself, image by image", _why_it_differs(model.graph, is_batch=tried))
+        where = f"{file}: {size} image{'s' if size > 1 else ''} at once"
+        comparison.check(comparison.difference(got, expected[:size], where), _TOLERANCE, "logits", where)
         tried = True
     return num_classes, given.ndim == 2
 
@@ -227,7 +229,7 @@ def _why_it_differs(graph: onnx.GraphProto, *, is_batch: bool) -> str:
     """What may have caused another answer to several images at once, or to the very first."""
     if not is_batch:
         return f"it was not converted to opset {OPSET} faithfully, or is random: export it in eval mode with opset_version={OPSET}"
-    if any(node.op_type.startswith("DynamicQuantize") for inner in graphs_of(graph) for node in inner.node):
+    if any(node.op_type.startswith("DynamicQuantize") for node in nodes_of(graph)):
         return (
             "it is quantised dynamically (DynamicQuantizeLinear), by scales that depend on all images of a batch: quantise it statically "
             "(onnxruntime.quantization.quantize_static), or export the float32 network that it was made from (with --precision int8)"
@@ -242,8 +244,5 @@ _NOT_LOADED = (
 
 
 def _session(source: str | bytes, file: Path, message: str = _NOT_LOADED) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4  # what matters comes as an exception
     with translated(message, file=file):
-        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        return cpu_session(source, threads=1, quiet=True)

@@ -13,8 +13,9 @@ import onnx.shape_inference
 from onnx import TensorProto, helper, numpy_helper
 
 from ..errors import ExportError
-from .reader import graphs_of, translated
-from .rewrite import probabilities_from, real_inputs
+from ..graphs.loading import translated
+from ..graphs.traversal import graphs_of, real_inputs, shape_of
+from .rewrite import probabilities_from
 
 Array = np.ndarray[Any, Any]
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
@@ -47,7 +48,7 @@ def image_input(
             "float32 images (its first layer may convert them; what was meant for 0 to 255 can be had by mean=0, std=1/255)"
         )
     # ONNX Runtime takes every negative number as free, and a tensor without a shape as one of any shape.
-    sides = [side.dim_value if side.HasField("dim_value") and side.dim_value >= 0 else None for side in tensor.shape.dim]
+    sides = list(shape_of(entry))
     told = "(" + ", ".join(str(one.dim_value) if one.HasField("dim_value") else one.dim_param or "?" for one in tensor.shape.dim) + ")"
     if not tensor.HasField("shape"):
         sides, told = [None] * 4, "(?, ?, ?, ?)"

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import shlex
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -16,22 +14,19 @@ import onnx.inliner
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, numpy_helper
 
+from defensemble_repository.onnx_metadata import IR_VERSION, OPSET
+
 from ..errors import ExportError
-from ..graphs.averaging import IR_VERSION, OPSET
+from ..graphs.loading import LARGEST_FILE, translated
+from ..graphs.operators import STANDARD_DOMAINS, is_standard
+from ..graphs.traversal import constants_of, graphs_of, graphs_of_model, nodes_of, producers_of, read_by, replace, subgraphs, tensors_of
 
 # ONNX Runtime guarantees nothing older, and its kernels for what opset 7 changed are gone (tried on 1.32: BatchNormalization of opset 6).
 OLDEST_OPSET = 7
-# What protobuf can hold in one message, and a model repository's file is one message.
-LARGEST_FILE = 2**31 - 1
 # Of the body of a Loop, those of nested ones multiplied. What is unrolled for images has fewer: one a layer, head or recurrent step.
 LARGEST_TRIPS = 10_000
-_STANDARD = ("", "ai.onnx")
 # Element types of less than a byte.
 _PACKED_BITS = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
-# What onnx puts before the reason: /project/onnx/version_converter/helper.cc:76: adapt: Assertion `false` failed:
-_PLACE_IN_SOURCE = re.compile(r"^\S+:\d+: \w+: Assertion `.*?` failed: ")
-# And ONNX Runtime: /onnxruntime_src/onnxruntime/core/framework/bfc_arena.cc:360 void* onnxruntime::BFCArena::AllocateRawInternal(size_t)
-_PLACE_IN_RUNTIME = re.compile(r"/onnxruntime_src/\S+ [^()]*\([^()]*\) ")
 _FROM_TORCH = (
     "load the network in torch, write it as ONNX (torch.onnx.export, or defensemble_export.onnx_from_module, which verifies it), and "
     "export that file: --from-onnx FILE.onnx --as NAME"
@@ -62,19 +57,6 @@ def check_is_checkpoint(path: Path) -> None:
         raise ExportError(f"{path} is an ONNX file and no checkpoint: export it by --from-onnx {shlex.quote(str(path))} --as NAME")
     if suffix in _OTHER_SUFFIXES:
         raise ExportError(f"{path} is no checkpoint of `defensemble train` (.safetensors) but, by its name, {_OTHER_SUFFIXES[suffix]}")
-
-
-@contextmanager
-def translated(message: str, *, file: os.PathLike[str] | str) -> Iterator[None]:
-    """Let what a library refuses be an ExportError that begins with the file and ``message``.
-
-    onnx, ONNX Runtime and protobuf share no class of errors below Exception, hence around one call each.
-    """
-    try:
-        yield
-    except Exception as error:
-        reason = _PLACE_IN_RUNTIME.sub("", _PLACE_IN_SOURCE.sub("", " ".join(str(error).split())))
-        raise ExportError(f"{file} {message}: {reason[:400] or type(error).__name__}") from error
 
 
 def read_foreign(path: str | os.PathLike[str], custom_domains: Collection[str] = ()) -> onnx.ModelProto:
@@ -110,28 +92,14 @@ def read_foreign(path: str | os.PathLike[str], custom_domains: Collection[str] =
 def _sort_nodes(graph: onnx.GraphProto) -> None:
     """Sort nodes behind those whose results they read, as onnx's checker asks; ONNX Runtime asks for it only in bodies."""
     made_by = {name: number for number, node in enumerate(graph.node) for name in node.output if name}
-    reads = {number: {made_by[name] for name in _names_read(node) & made_by.keys()} for number, node in enumerate(graph.node)}
+    reads = {number: {made_by[name] for name in read_by(node) & made_by.keys()} for number, node in enumerate(graph.node)}
     if all(number > max(earlier, default=-1) for number, earlier in reads.items()):
         return
     try:
         order = list(TopologicalSorter(reads).static_order())
     except CycleError:  # the checker names the place
         return
-    nodes = [onnx.NodeProto.FromString(graph.node[number].SerializeToString()) for number in order]
-    del graph.node[:]
-    graph.node.extend(nodes)
-
-
-def _names_read(node: onnx.NodeProto) -> set[str]:
-    """The names that a node reads, and those that its bodies read or give without making them."""
-    found = set(node.input)
-    for body in subgraphs(node):
-        read = {name for one in body.node for name in _names_read(one)} | {one.name for one in body.output}
-        made = (
-            {name for one in body.node for name in one.output} | {one.name for one in body.input} | {one.name for one in body.initializer}
-        )
-        found |= read - made
-    return found
+    replace(graph, "node", [graph.node[number] for number in order])
 
 
 def opset_of(model: onnx.ModelProto, file: os.PathLike[str] | str) -> int:
@@ -141,7 +109,7 @@ def opset_of(model: onnx.ModelProto, file: os.PathLike[str] | str) -> int:
         ExportError: there is none, or it is out of the range that is taken.
     """
     newest = onnx.defs.onnx_opset_version()
-    found = [entry.version for entry in model.opset_import if entry.domain in _STANDARD]
+    found = [entry.version for entry in model.opset_import if entry.domain in STANDARD_DOMAINS]
     if len(found) != 1:
         raise ExportError(f"{file} must name one opset of the standard's operators, got {found or 'none'}: export it again")
     if not OLDEST_OPSET <= found[0] <= newest:
@@ -150,36 +118,6 @@ def opset_of(model: onnx.ModelProto, file: os.PathLike[str] | str) -> int:
             f"knows) and become {OPSET}: export it again with opset_version={OPSET}"
         )
     return int(found[0])
-
-
-def graphs_of(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """``graph`` and those inside its nodes: bodies of If, Loop and Scan."""
-    yield graph
-    for node in graph.node:
-        for inner in subgraphs(node):
-            yield from graphs_of(inner)
-
-
-def subgraphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
-    """The graphs among a node's attributes."""
-    return [inner for entry in node.attribute for inner in ([entry.g] if entry.HasField("g") else list(entry.graphs))]
-
-
-def tensors_of(model: onnx.ModelProto) -> Iterator[TensorProto]:
-    """Every tensor of a model: initialisers and attributes, in subgraphs and local functions too."""
-    graphs = list(graphs_of(model.graph))
-    nodes = [node for graph in graphs for node in graph.node]
-    for function in model.functions:
-        inner = [graph for node in function.node for body in subgraphs(node) for graph in graphs_of(body)]
-        graphs += inner
-        nodes += [*function.node, *(node for graph in inner for node in graph.node)]
-    for graph in graphs:
-        yield from graph.initializer
-    for node in nodes:
-        for entry in node.attribute:
-            yield from [entry.t] if entry.HasField("t") else entry.tensors
-            for sparse in [entry.sparse_tensor] if entry.HasField("sparse_tensor") else entry.sparse_tensors:
-                yield from (sparse.values, sparse.indices)
 
 
 def _parsed(file: Path) -> onnx.ModelProto:
@@ -225,7 +163,7 @@ def _parsed(file: Path) -> onnx.ModelProto:
         )
     if any(graph.sparse_initializer for graph in graphs_of(model.graph)):
         raise ExportError(f"{file} has sparse initialisers, which are not taken: export it with dense weights")
-    names = [name for graph in graphs_of(model.graph) for node in graph.node for name in (node.op_type, *node.input, *node.output)]
+    names = [name for node in nodes_of(model.graph) for name in (node.op_type, *node.input, *node.output)]
     if any(isinstance(name, bytes) for name in (*names, *(tensor.name for tensor in tensors_of(model)))):
         raise ExportError(f"{file} is corrupt: a name in it is not UTF-8; export or download it again")
     return model
@@ -252,12 +190,10 @@ def _forget_shapes(model: onnx.ModelProto) -> None:
         if entry.name not in known and entry.type.HasField("tensor_type") and not _has_shape(entry):
             for _ in range(4):
                 entry.type.tensor_type.shape.dim.add()
-    graphs = list(graphs_of(model.graph))
     for function in model.functions:
-        graphs += [graph for node in function.node for body in subgraphs(node) for graph in graphs_of(body)]
         if "value_info" in function.DESCRIPTOR.fields_by_name:  # since IR 10
             function.ClearField("value_info")
-    for graph in graphs:
+    for graph in graphs_of_model(model):
         graph.ClearField("value_info")
         for entry in (*graph.input, *graph.output):
             for extent in entry.type.tensor_type.shape.dim if _has_shape(entry) else ():
@@ -332,17 +268,12 @@ def _check_loops(graph: onnx.GraphProto, file: Path, outer: Mapping[str, TensorP
         outer: the constants that are visible in the graph's surroundings.
         times: how often the loops around the graph run it.
     """
-    # The inputs of a body hide constants of the same name outside of it.
-    constants = {name: tensor for name, tensor in outer.items() if name not in {entry.name for entry in graph.input}}
-    constants |= {tensor.name: tensor for tensor in graph.initializer}
-    for node in graph.node:
-        for name in node.output:
-            constants.pop(name, None)
-        if node.op_type == "Constant" and node.domain in _STANDARD and node.attribute[0].HasField("t"):
-            constants[node.output[0]] = node.attribute[0].t
+    # What a body takes and makes hides constants of the same name outside of it.
+    hidden = {entry.name for entry in graph.input} | producers_of(graph).keys()
+    constants = {name: tensor for name, tensor in outer.items() if name not in hidden} | constants_of(graph)
     for node in graph.node:
         trips = 1
-        if node.op_type == "Loop" and node.domain in _STANDARD:
+        if node.op_type == "Loop" and is_standard(node):
             loop = f"{file}: the Loop that makes '{node.output[0]}'"
             expected = f"expected a constant of at most {LARGEST_TRIPS} (nested loops multiplied): export the network without that loop"
             known = constants.get(node.input[0])
@@ -357,10 +288,9 @@ def _check_loops(graph: onnx.GraphProto, file: Path, outer: Mapping[str, TensorP
 
 def _check_domains(model: onnx.ModelProto, file: Path, custom_domains: Collection[str]) -> None:
     used: dict[str, set[str]] = {}
-    for graph in graphs_of(model.graph):
-        for node in graph.node:
-            if node.domain not in (*_STANDARD, *custom_domains):
-                used.setdefault(node.domain, set()).add(node.op_type)
+    for node in nodes_of(model.graph):
+        if node.domain not in (*STANDARD_DOMAINS, *custom_domains):
+            used.setdefault(node.domain, set()).add(node.op_type)
     if used:
         listed = "; ".join(f"{domain}: {', '.join(sorted(operators))}" for domain, operators in sorted(used.items()))
         raise ExportError(

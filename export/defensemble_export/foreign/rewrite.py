@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,15 +11,10 @@ from google.protobuf.message import Message
 from onnx import TensorProto, helper, numpy_helper
 
 from ..errors import ExportError
-from .reader import graphs_of, subgraphs
+from ..graphs.operators import is_standard
+from ..graphs.traversal import constants_of, fresh, graphs_of, names_of, producers_of, read_by, real_inputs, rename, replace
 
 MEAN, STD = "normalize.mean", "normalize.std"
-
-
-def real_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
-    """The inputs that a caller has to give; up to IR 3 initialisers were listed as inputs too."""
-    constants = {tensor.name for tensor in graph.initializer}
-    return [one for one in graph.input if one.name not in constants]
 
 
 def keep_only(graph: onnx.GraphProto, output: str) -> None:
@@ -30,82 +25,11 @@ def keep_only(graph: onnx.GraphProto, output: str) -> None:
         if needed & set(node.output):
             kept.append(node)
             needed |= read_by(node)
-    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in reversed(kept)]
     constants = [tensor for tensor in graph.initializer if tensor.name in needed]
     outputs = [one for one in graph.output if one.name == output]
-    copied: Sequence[Message]
-    for field, copied in (("node", nodes), ("initializer", constants), ("input", inputs), ("output", outputs)):
-        copies = [type(one).FromString(one.SerializeToString()) for one in copied]
-        graph.ClearField(field)
-        getattr(graph, field).extend(copies)
-
-
-def read_by(node: onnx.NodeProto) -> set[str]:
-    """The names that a node reads, and all that are in its bodies."""
-    return {*node.input, *(name for body in subgraphs(node) for name in names_of(body))} - {""}
-
-
-def rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
-    """Give tensors other names, each its own: afterwards no two have the same, whichever bodies they are in.
-
-    A tensor that is not in `names` keeps its name, unless another one gets it, or it hides a tensor of the graph around its body.
-    """
-    given, used = set(names.values()), set()
-    taken = names_of(graph) | given
-
-    def name_of(old: str) -> str:
-        new = names.get(old, old)
-        if new in used or (old not in names and new in given):
-            new = fresh(f"{new}_inner", taken)
-        used.add(new)
-        taken.add(new)
-        return new
-
-    def rename_in(inner: onnx.GraphProto, outer: Mapping[str, str]) -> None:
-        entries = _entries(inner)
-        own = dict.fromkeys([*(entry.name for entry in entries), *(name for node in inner.node for name in node.output)])
-        known = {**outer, "": "", **{name: name_of(name) for name in own if name}}
-        for entry in (*entries, *inner.output, *inner.value_info):
-            entry.name = known.get(entry.name, entry.name)
-        for node in inner.node:
-            node.input[:] = [known.get(name, name) for name in node.input]
-            node.output[:] = [known[name] for name in node.output]
-            for body in subgraphs(node):
-                rename_in(body, known)
-
-    rename_in(graph, {})
-
-
-def redirect(nodes: Iterable[onnx.NodeProto], names: Mapping[str, str]) -> None:
-    """Let nodes, and bodies inside them, read other tensors, in a graph in which no name is used twice, as after `rename`."""
-    for node in nodes:
-        node.input[:] = [names.get(name, name) for name in node.input]
-        for body in subgraphs(node):
-            redirect(body.node, names)
-            for entry in body.output:
-                entry.name = names.get(entry.name, entry.name)
-
-
-def names_of(graph: onnx.GraphProto) -> set[str]:
-    """Every name of a tensor in ``graph`` and its subgraphs."""
-    found: set[str] = set()
-    for inner in graphs_of(graph):
-        found.update(name for node in inner.node for name in (*node.input, *node.output))
-        found.update(entry.name for entry in (*_entries(inner), *inner.output))
-    return found - {""}
-
-
-def _entries(graph: onnx.GraphProto) -> list[Any]:
-    """What carries the names of a graph's inputs and constants."""
-    sparse = [tensor for one in graph.sparse_initializer for tensor in (one.values, one.indices)]
-    return [*graph.input, *graph.initializer, *sparse]
-
-
-def fresh(name: str, taken: Collection[str]) -> str:
-    """``name``, lengthened until it is not among ``taken``."""
-    while name in taken:
-        name += "_"
-    return name
+    fields: dict[str, Iterable[Message]] = {"node": reversed(kept), "initializer": constants, "input": inputs, "output": outputs}
+    for field, entries in fields.items():
+        replace(graph, field, entries)
 
 
 def statistics(
@@ -148,10 +72,9 @@ def normalise(graph: onnx.GraphProto, mean: np.ndarray[Any, Any], std: np.ndarra
     nodes = [
         helper.make_node("Sub", ["images", MEAN], [centred], name=fresh("normalize.Sub", nodes_taken)),
         helper.make_node("Div", [centred, STD], [normalised], name=fresh("normalize.Div", nodes_taken)),
-        *(onnx.NodeProto.FromString(node.SerializeToString()) for node in graph.node),
+        *graph.node,
     ]
-    del graph.node[:]
-    graph.node.extend(nodes)
+    replace(graph, "node", nodes)
     graph.input[0].name = "images"
 
 
@@ -162,10 +85,7 @@ def free_reshapes(graph: onnx.GraphProto, batch: int) -> bool:
     """
     graphs = list(graphs_of(graph))  # after `rename`: no name is used twice
     nodes = [node for inner in graphs for node in inner.node]
-    constants = {tensor.name: tensor for inner in graphs for tensor in inner.initializer}
-    for node in nodes:
-        if node.op_type == "Constant" and node.attribute[0].HasField("t"):
-            constants[node.output[0]] = node.attribute[0].t
+    constants = {name: tensor for inner in graphs for name, tensor in constants_of(inner).items()}
     taken, found = names_of(graph), False
     for node in nodes:
         if node.op_type != "Reshape" or node.input[1] not in constants:
@@ -185,30 +105,10 @@ def free_reshapes(graph: onnx.GraphProto, batch: int) -> bool:
 
 def probabilities_from(graph: onnx.GraphProto, output: str) -> str | None:
     """The tensor before the Softmax or Sigmoid that ``output`` comes from, through nothing but changes of shape; None where none does."""
-    made_by = {name: node for node in graph.node for name in node.output}
+    made_by = producers_of(graph)
     while (node := made_by.get(output)) is not None and node.op_type in ("Identity", "Flatten", "Reshape", "Squeeze"):
         output = node.input[0]
-    return node.input[0] if node is not None and node.domain in ("", "ai.onnx") and node.op_type in ("Softmax", "Sigmoid") else None
-
-
-def strip(model: onnx.ModelProto) -> None:
-    """Drop notes about who made the file, which can name folders and people, and what other tools may have noted of its shapes."""
-    for graph in graphs_of(model.graph):
-        for entry in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
-            entry.ClearField("metadata_props")
-            entry.ClearField("doc_string")
-        for node in graph.node:
-            for attribute in node.attribute:
-                attribute.ClearField("doc_string")
-                for tensor in [attribute.t] if attribute.HasField("t") else attribute.tensors:
-                    tensor.ClearField("doc_string")
-        for field in ("value_info", "quantization_annotation"):
-            graph.ClearField(field)
-    for field in ("metadata_props", "training_info", "doc_string", "domain", "model_version", "producer_version", "configuration"):
-        if field in model.DESCRIPTOR.fields_by_name:
-            model.ClearField(field)
-    model.graph.name = "network"
-    model.producer_name = "defensemble"
+    return node.input[0] if node is not None and is_standard(node) and node.op_type in ("Softmax", "Sigmoid") else None
 
 
 def set_type(entry: onnx.ValueInfoProto, shape: Sequence[int | str] | None) -> None:

@@ -17,10 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from defensemble_repository.configs import averaging_outputs
 from defensemble_repository.ensemble import Ensemble
-
-# What every file says that we write; libraries' newest defaults are ahead of what servers load.
-IR_VERSION = 10
-OPSET = 20
+from defensemble_repository.onnx_metadata import IR_VERSION, OPSET
 
 
 def average_onnx(ensemble: Ensemble, num_classes: int) -> bytes:

@@ -6,16 +6,12 @@ from collections.abc import Collection, Iterable
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from ..errors import ExportError
-from ..foreign.reader import graphs_of, subgraphs, translated
-from ..foreign.rewrite import fresh, names_of, read_by, real_inputs, redirect, rename
-
-# Equal nodes over equal inputs give equal values, except these.
-RANDOM = frozenset(("Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"))
-QUANTISERS = frozenset(("DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear"))
+from .loading import cpu_session, invalid_reason, translated
+from .operators import QUANTISERS, RANDOM
+from .traversal import fresh, graphs_of, names_of, read_by, real_inputs, redirect, rename, replace, subgraphs
 
 
 def tidy_copy(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -26,9 +22,7 @@ def tidy_copy(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    inputs = real_inputs(copy.graph)
-    del copy.graph.input[:]
-    copy.graph.input.extend(inputs)
+    replace(copy.graph, "input", real_inputs(copy.graph))
     for number, graph in enumerate(graphs_of(copy.graph)):
         for field in ("value_info", "quantization_annotation"):
             graph.ClearField(field)
@@ -76,17 +70,9 @@ def checked(converted: onnx.ModelProto, precision: str) -> onnx.ModelProto:
     Raises:
         ExportError: it has not.
     """
-    try:
-        onnx.checker.check_model(converted, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"the graph cannot be converted to {precision}: {error}; export it as fp32") from error
+    if reason := invalid_reason(converted):
+        raise ExportError(f"the graph cannot be converted to {precision}: {reason}; export it as fp32")
     return converted
-
-
-def shape_of(tensor: onnx.ValueInfoProto) -> tuple[int | None, ...]:
-    """The extents of an input or output; None where one is free: named, not given, or negative, as ONNX Runtime reads it."""
-    dims = tensor.type.tensor_type.shape.dim
-    return tuple(dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else None for dim in dims)
 
 
 def make_initializers(graph: onnx.GraphProto) -> None:
@@ -98,12 +84,11 @@ def make_initializers(graph: onnx.GraphProto) -> None:
             value = helper.get_attribute_value(node.attribute[0])
             tensor = value if isinstance(value, TensorProto) else numpy_helper.from_array(np.array(value, np.float32))
         if tensor is None or tensor.data_type == TensorProto.BOOL:
-            nodes.append(onnx.NodeProto.FromString(node.SerializeToString()))
+            nodes.append(node)
         else:
             graph.initializer.add().CopyFrom(tensor)
             graph.initializer[-1].name = node.output[0]
-    del graph.node[:]
-    graph.node.extend(nodes)
+    replace(graph, "node", nodes)
 
 
 def fold(model: onnx.ModelProto, names: Collection[str]) -> None:
@@ -136,18 +121,35 @@ def fold(model: onnx.ModelProto, names: Collection[str]) -> None:
     probe.graph.node.extend(computed)
     probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in folded)
     with translated("computes its weights in a way that ONNX Runtime does not run; export it again", file="the graph"):
-        session = onnxruntime.InferenceSession(probe.SerializeToString(), providers=["CPUExecutionProvider"])
-        values = session.run(list(folded), {})
+        values = cpu_session(probe.SerializeToString()).run(list(folded), {})
     redirect(graph.node, folded)
     read, nodes, left = {entry.name for entry in graph.output}, [], set[str]()
     for node in reversed(graph.node):
         if not known.issuperset(node.output) or read.intersection(node.output):
-            nodes.append(onnx.NodeProto.FromString(node.SerializeToString()))
+            nodes.append(node)
             read |= read_by(node)
         else:
             left |= read_by(node)
-    constants = [onnx.TensorProto.FromString(one.SerializeToString()) for one in graph.initializer if one.name not in left - read]
+    constants = [one for one in graph.initializer if one.name not in left - read]
     constants += [numpy_helper.from_array(np.asarray(value), name) for name, value in zip(folded.values(), values, strict=True)]
-    for field, entries in (("node", reversed(nodes)), ("initializer", constants)):
-        graph.ClearField(field)
-        getattr(graph, field).extend(entries)
+    replace(graph, "node", reversed(nodes))
+    replace(graph, "initializer", constants)
+
+
+def strip(model: onnx.ModelProto) -> None:
+    """Drop notes about who made the file, which can name folders and people, and what other tools may have noted of its shapes."""
+    for graph in graphs_of(model.graph):
+        for entry in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+            entry.ClearField("metadata_props")
+            entry.ClearField("doc_string")
+        for node in graph.node:
+            for attribute in node.attribute:
+                attribute.ClearField("doc_string")
+                for tensor in [attribute.t] if attribute.HasField("t") else attribute.tensors:
+                    tensor.ClearField("doc_string")
+        for field in ("value_info", "quantization_annotation"):
+            graph.ClearField(field)
+    for field in ("metadata_props", "training_info", "doc_string", "domain", "model_version", "producer_version", "configuration"):
+        if field in model.DESCRIPTOR.fields_by_name:
+            model.ClearField(field)
+    model.producer_name = "defensemble"

@@ -8,11 +8,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from defensemble_repository.onnx_metadata import IR_VERSION
+
 from ..errors import ExportError
-from ..foreign.reader import graphs_of, subgraphs
-from ..foreign.rewrite import fresh, names_of
-from .averaging import IR_VERSION
-from .copying import QUANTISERS, checked, make_initializers, named_copy
+from .copying import checked, make_initializers, named_copy
+from .loading import invalid_reason
+from .operators import QUANTISERS, STANDARD_DOMAINS, is_standard
+from .traversal import fresh, graphs_of, names_of, nodes_of, replace, subgraphs
 
 LARGEST = float(np.finfo(np.float16).max)
 SMALLEST = float(np.finfo(np.float16).smallest_normal)
@@ -50,25 +52,19 @@ def fp16_from_onnx(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     copy = named_copy(model)
     copy.ir_version = IR_VERSION
-    _check_valid(copy)
+    if reason := invalid_reason(copy):
+        raise ExportError(
+            f"the graph is not valid ONNX, in any precision: {reason}; export it again, and see that "
+            "onnx.checker.check_model(model, full_check=True) accepts it"
+        )
     _refuse_quantised(copy.graph)
     make_initializers(copy.graph)
     _Conversion(copy).convert()
     return checked(copy, "fp16")
 
 
-def _check_valid(model: onnx.ModelProto) -> None:
-    try:
-        onnx.checker.check_model(model, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(
-            f"the graph is not valid ONNX, in any precision: {error}; export it again, and see that "
-            "onnx.checker.check_model(model, full_check=True) accepts it"
-        ) from error
-
-
 def _refuse_quantised(graph: onnx.GraphProto) -> None:
-    for node in (node for inner in graphs_of(graph) for node in inner.node):
+    for node in nodes_of(graph):
         if node.op_type in QUANTISERS:
             raise ExportError(
                 f"the graph is quantised already (node '{node.name}', {node.op_type}), and fp16 is made of float32 graphs: export it "
@@ -82,7 +78,7 @@ class _Conversion:
     def __init__(self, model: onnx.ModelProto) -> None:
         inferred = onnx.shape_inference.infer_shapes(model).graph
         self.graph = model.graph
-        self.opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+        self.opset = next((entry.version for entry in model.opset_import if entry.domain in STANDARD_DOMAINS), 0)
         self.constants = {tensor.name: tensor for tensor in self.graph.initializer}
         values = (*inferred.input, *inferred.value_info, *inferred.output)
         self.floats = {value.name for value in values if value.type.tensor_type.elem_type == TensorProto.FLOAT}
@@ -103,7 +99,7 @@ class _Conversion:
 
     def _chosen(self, node: onnx.NodeProto) -> tuple[list[int], list[int]] | None:
         """The positions of the inputs and outputs of `node` that become float16; None where it stays as it is."""
-        if node.domain not in ("", "ai.onnx"):
+        if not is_standard(node):
             return None
         inputs = [name for name in node.input if name in self.floats]
         if node.op_type in _MOVES and all(name in self.sources for name in inputs):
@@ -154,8 +150,7 @@ class _Conversion:
                 node.output[port] = halves[name] = self._half_name(name, kept)
                 if name in kept:
                     nodes.append(self._cast(halves[name], name, TensorProto.FLOAT))
-        del self.graph.node[:]
-        self.graph.node.extend(nodes)
+        replace(self.graph, "node", nodes)
 
     def _half_name(self, name: str, kept: Container[str]) -> str:
         if name not in kept:

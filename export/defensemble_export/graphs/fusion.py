@@ -13,7 +13,6 @@ from typing import Any
 
 import onnx
 import onnx.inliner
-from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper
 
 from defensemble_images import normalised
@@ -21,19 +20,26 @@ from defensemble_repository.configs import averaging_outputs
 from defensemble_repository.ensemble import Ensemble
 from defensemble_repository.errors import EnsembleError
 from defensemble_repository.names import RESERVED
+from defensemble_repository.onnx_metadata import (
+    CLASS_NAMES,
+    FUSED_AVERAGE,
+    FUSED_MEMBERS,
+    IR_VERSION,
+    MASK_DIGEST,
+    OPSET,
+    PREPROCESSING,
+    SPEC,
+)
 
 from ..errors import ExportError
-from ..foreign.reader import graphs_of, subgraphs, tensors_of, translated
-from ..foreign.rewrite import names_of, redirect, rename
 from ..labels import first_difference
-from ..metadata import CLASS_NAMES, FUSED_AVERAGE, FUSED_MEMBERS, MASK_DIGEST, PREPROCESSING, SPEC
-from .averaging import IR_VERSION, OPSET, average_onnx
-from .copying import RANDOM, shape_of, tidy_copy
+from .averaging import average_onnx
+from .copying import tidy_copy
+from .loading import LARGEST_FILE, invalid_reason, model_from_bytes, translated
+from .operators import QUANTISERS, RANDOM, STANDARD_DOMAINS
+from .traversal import metadata_of, names_of, nodes_of, redirect, rename, shape_of, subgraphs, tensors_of
 
-# Protobuf's limit of a message; a file beyond it would need its weights beside it, which no part of a repository here has.
-_LARGEST_FILE = 2**31 - 1
 WAY_OUT = "serve the ensemble of the members, which computes the same"
-_QUANTISERS = frozenset(("QuantizeLinear", "DequantizeLinear"))
 
 
 def fused_onnx(members: Sequence[bytes | onnx.ModelProto], ensemble: Ensemble, *, preprocessing: str | None = None) -> bytes:
@@ -97,7 +103,7 @@ def _network(member: bytes | onnx.ModelProto, name: str) -> onnx.ModelProto:
     """A copy of a member, without what says nothing of the values, that takes ``images`` and gives ``logits`` and nothing else."""
     if not isinstance(member, (bytes, onnx.ModelProto)):
         raise ExportError(f"'{name}' must be the bytes of an ONNX file or a ModelProto, got {type(member).__name__}: read the file first")
-    model = tidy_copy(_parsed(member, name))
+    model = tidy_copy(model_from_bytes(member, name) if isinstance(member, bytes) else member)
     if model.functions:  # two members may have different ones of one name
         with translated("cannot be fused, since its functions cannot be inlined", file=f"'{name}'"):
             model = tidy_copy(onnx.inliner.inline_local_functions(model, convert_version=True))
@@ -115,15 +121,6 @@ def _network(member: bytes | onnx.ModelProto, name: str) -> onnx.ModelProto:
     if outside:
         raise ExportError(f"'{name}' cannot be fused: the values of '{outside[0]}' lie outside of its file; save it as one file")
     return model
-
-
-def _parsed(member: bytes | onnx.ModelProto, name: str) -> onnx.ModelProto:
-    if isinstance(member, onnx.ModelProto):
-        return member
-    try:
-        return onnx.ModelProto.FromString(member)
-    except DecodeError as error:
-        raise ExportError(f"'{name}' is no ONNX file: {error}. It was damaged: export it again") from error
 
 
 def _shared_interface(models: Sequence[onnx.ModelProto], names: Sequence[str]) -> tuple[tuple[int | None, ...], int]:
@@ -150,13 +147,12 @@ def _prefix(graph: onnx.GraphProto, prefix: str, names: Mapping[str, str]) -> No
 
 def digests_of_members(fused: bytes) -> list[str | None]:
     """The SHA-256 of each file that went into a graph of ``fused_onnx``, in the order of the votes; None where it came without a file."""
-    metadata = {entry.key: entry.value for entry in onnx.load_model_from_string(fused).metadata_props}
-    return [vote["sha256"] for vote in json.loads(metadata[FUSED_MEMBERS])]
+    return [vote["sha256"] for vote in json.loads(metadata_of(onnx.load_model_from_string(fused))[FUSED_MEMBERS])]
 
 
 def _metadata(models: Sequence[onnx.ModelProto], files: Sequence[bytes | None], names: Sequence[str], ensemble: Ensemble) -> dict[str, str]:
     """The fused file's metadata; the members' own are taken off."""
-    told = [{entry.key: entry.value for entry in model.metadata_props} for model in models]
+    told = [metadata_of(model) for model in models]
     known = {name: one[CLASS_NAMES] for name, one in zip(names, told, strict=True) if CLASS_NAMES in one}
     classes = {name: tuple(normalised(one) for one in json.loads(text)) for name, text in known.items()}
     for name, some in classes.items():
@@ -192,9 +188,9 @@ def _opsets(models: Sequence[onnx.ModelProto], names: Sequence[str]) -> dict[str
     """Domain to version, of all members together."""
     opsets = {"": OPSET}
     for model, name in zip(models, names, strict=True):
-        used = {node.domain for graph in graphs_of(model.graph) for node in graph.node}
+        used = {node.domain for node in nodes_of(model.graph)}
         for entry in model.opset_import:
-            if entry.domain not in used | {"", "ai.onnx"}:
+            if entry.domain not in used.union(STANDARD_DOMAINS):
                 continue
             domain = "" if entry.domain == "ai.onnx" else entry.domain
             if opsets.setdefault(domain, entry.version) != entry.version:
@@ -219,7 +215,7 @@ def _merge(fused: onnx.ModelProto, models: Sequence[onnx.ModelProto]) -> None:
     results: dict[tuple[Any, ...], onnx.NodeProto] = {}
     for model in models:
         graph.sparse_initializer.extend(model.graph.sparse_initializer)
-        scales = {name for inner in graphs_of(model.graph) for node in inner.node if node.op_type in _QUANTISERS for name in node.input}
+        scales = {name for node in nodes_of(model.graph) if node.op_type in QUANTISERS for name in node.input}
         for tensor in model.graph.initializer:
             # A mask is what tells one member from another: each stays, under its own name.
             apart = tensor.data_type == TensorProto.BOOL or tensor.name in scales
@@ -230,7 +226,7 @@ def _merge(fused: onnx.ModelProto, models: Sequence[onnx.ModelProto]) -> None:
                 same[tensor.name] = kept
         for node in model.graph.node:
             redirect([node], same)
-            alone = node.op_type in _QUANTISERS | RANDOM or subgraphs(node)
+            alone = node.op_type in QUANTISERS | RANDOM or subgraphs(node)
             if not alone and outputs.isdisjoint(node.output):
                 earlier = results.setdefault(_computation_of(node), node)
                 if earlier is not node:
@@ -260,24 +256,15 @@ def _computation_of(node: onnx.NodeProto) -> tuple[Any, ...]:
 
 def _check(fused: onnx.ModelProto, members: Mapping[str, bytes | onnx.ModelProto]) -> None:
     size = fused.ByteSize()
-    if size > _LARGEST_FILE:
+    if size > LARGEST_FILE:
         raise EnsembleError(
-            f"{', '.join(members)} take {size / 1e9:.1f} GB together, one ONNX file at most {_LARGEST_FILE / 1e9:.1f}: "
+            f"{', '.join(members)} take {size / 1e9:.1f} GB together, one ONNX file at most {LARGEST_FILE / 1e9:.1f}: "
             "fuse fewer, export them in fp16, or serve them as an ensemble"
         )
-    reason = _invalid(fused)
+    reason = invalid_reason(fused)
     if reason is None:
         return
     for name, member in members.items():
-        if own := _invalid(_network(member, name)):
+        if own := invalid_reason(_network(member, name)):
             raise ExportError(f"'{name}' cannot be fused: onnx's checker refuses its graph: {own}; export it again, or {WAY_OUT}")
     raise ExportError(f"{', '.join(members)} cannot be fused, though onnx's checker passes each of them: {reason}; {WAY_OUT}")
-
-
-def _invalid(model: onnx.ModelProto) -> str | None:
-    """Why a graph is not valid; None where it is."""
-    try:
-        onnx.checker.check_model(model, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        return " ".join(str(error).split())
-    return None

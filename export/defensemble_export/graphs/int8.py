@@ -11,12 +11,14 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from defensemble_repository.onnx_metadata import IR_VERSION
+
 from ..errors import ExportError
-from ..foreign.reader import graphs_of, subgraphs, translated
-from ..foreign.rewrite import fresh, names_of, read_by, redirect
-from ..verification.images import check_values
-from .averaging import IR_VERSION
-from .copying import checked, fold, named_copy, shape_of
+from ..image_checks import check_images
+from .copying import checked, fold, named_copy
+from .loading import cpu_session, translated
+from .operators import is_standard
+from .traversal import constants_of, fresh, graphs_of, names_of, nodes_of, read_by, redirect, replace, shape_of, subgraphs
 
 Float32 = NDArray[np.float32]
 Images = Float32
@@ -127,8 +129,7 @@ def _insert_pairs(
     nodes = [*weights.values(), *(node for name, pair in pairs.items() if name not in made for node in pair)]
     for node in graph.node:
         nodes += [node, *(new for name in node.output for new in pairs.get(name, ()))]
-    graph.ClearField("node")
-    graph.node.extend(nodes)
+    replace(graph, "node", nodes)
     read = {name for node in graph.node for name in read_by(node)} | {entry.name for entry in graph.output}
     for name in {name for name, _ in weights} - read:
         graph.initializer.remove(next(tensor for tensor in graph.initializer if tensor.name == name))
@@ -166,7 +167,7 @@ def _scale(largest: Float32) -> Float32:
 
 def _is_quantised(node: onnx.NodeProto) -> bool:
     """Whether a node is of a kind that int8 multiplies; operators of other domains can be called alike."""
-    return node.op_type in _QUANTISED and node.domain in ("", "ai.onnx")
+    return node.op_type in _QUANTISED and is_standard(node)
 
 
 def masked_region(model: onnx.ModelProto) -> list[str]:
@@ -176,9 +177,8 @@ def masked_region(model: onnx.ModelProto) -> list[str]:
     with everything quantised, 0.980 to 0.985 where what is masked stays in float32, and 0.987 where what reads it does too: the tensor that
     leaves the masked region takes more harm than any behind it.
     """
-    nodes = list(_nodes(model.graph))
-    constants = {tensor.name for graph in graphs_of(model.graph) for tensor in graph.initializer}
-    constants |= {node.output[0] for node in nodes if node.op_type == "Constant"}
+    nodes = list(nodes_of(model.graph))
+    constants = {name for graph in graphs_of(model.graph) for name in constants_of(graph)}
     masks = [node for node in nodes if node.op_type == "Where" and node.input[0] in constants]
     found = set()
     masked = {node.input[1] for node in masks}
@@ -190,7 +190,7 @@ def masked_region(model: onnx.ModelProto) -> list[str]:
                 found.add(node.output[0])
     leaving = {node.output[0] for node in masks}
     for node in nodes:
-        if leaving & read_by(node):
+        if leaving & {*node.input, *(name for body in subgraphs(node) for name in names_of(body))}:
             if node.op_type == "Conv":
                 found.add(node.output[0])
             elif node.op_type not in _PRODUCTS:
@@ -198,26 +198,11 @@ def masked_region(model: onnx.ModelProto) -> list[str]:
     return [node.name for node in model.graph.node if _is_quantised(node) and node.output[0] in found]
 
 
-def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """Every node, those of a node's bodies before it."""
-    for node in graph.node:
-        for body in subgraphs(node):
-            yield from _nodes(body)
-        yield node
-
-
 def _check_images(images: Images, inputs: Sequence[onnx.ValueInfoProto]) -> None:
     batch, *expected = shape_of(inputs[0])
     if batch == 0:
         raise ExportError("the graph takes 0 images at a time, and ONNX Runtime runs it on no others: export it with a free batch axis")
-    shown = "(N, " + ", ".join("any" if extent is None else str(extent) for extent in expected) + ")"
-    fits = images.ndim == len(expected) + 1 and all(want in (None, got) for want, got in zip(expected, images.shape[1:], strict=True))
-    if not fits or not len(images):
-        raise ExportError(
-            f"the images for the calibration have the shape {images.shape}, expected {shown} with N of at least 2: "
-            "pass training images of the network's size"
-        )
-    check_values(images, "calibration")
+    check_images(images, expected, "calibration")
     if (images == images[0]).all():
         raise ExportError(
             f"the images for the calibration are all the same ({len(images)}): the ranges of the network's values cannot be learnt from "
@@ -261,10 +246,8 @@ def _session_of(model: onnx.ModelProto, tensors: Sequence[str]) -> onnxruntime.I
     for name in tensors:
         if name not in inputs:
             probe.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
-    options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     with translated("is not loaded by ONNX Runtime to be calibrated; export it again", file="the graph"):
-        return onnxruntime.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return cpu_session(probe.SerializeToString())
 
 
 def _values(

@@ -13,8 +13,10 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from defensemble_repository.onnx_metadata import IR_VERSION, OPSET
+
 from ..errors import VerificationError
-from .averaging import IR_VERSION, OPSET
+from .copying import strip
 
 if TYPE_CHECKING:
     import torch
@@ -67,19 +69,6 @@ def _name_masks(model: onnx.ModelProto, masks: Mapping[str, np.ndarray[Any, Any]
                     model.graph.initializer.append(numpy_helper.from_array(masks[name], name))
                     present.add(name)
                 break
-
-
-def strip(model: onnx.ModelProto) -> None:
-    """Drop what the exporter notes about its own run: it names this machine's paths and changes nothing that is computed."""
-    graph = model.graph
-    entries: list[Any] = [graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer]
-    for entry in entries:
-        del entry.metadata_props[:]
-        entry.doc_string = ""
-    del graph.value_info[:]
-    del model.metadata_props[:]
-    model.producer_name = "defensemble"
-    model.producer_version = ""
 
 
 def check_masks(model: onnx.ModelProto, masks: Mapping[str, np.ndarray[Any, Any]]) -> None:

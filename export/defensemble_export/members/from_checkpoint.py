@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
+from defensemble_repository.onnx_metadata import CLASS_NAMES, MASK_DIGEST, PRECISION, PREPROCESSING, RECORD, SPEC
 from defensemble_repository.reader import checked_batch
 
-from ..entries.members import DEFAULT_MAX_BATCH_SIZE, Member
+from ..entries.members import DEFAULT_MAX_BATCH_SIZE, Member, preprocessing_from_text
 from ..errors import ExportError
 from ..foreign.reader import check_is_checkpoint
 from ..graphs.tracing import graph_from_module
+from ..graphs.traversal import metadata_of
 from ..labels import checked_class_names
-from ..metadata import CLASS_NAMES, MASK_DIGEST, PRECISION, PREPROCESSING, RECORD, SPEC, preprocessing_from_text
 from ..verification.images import ImagePool, RealImages, dataset_of, images_for_verification
 from ..verification.network import answers_from_module
 from .write import Form, Network, check_place, report_beside, write_form
@@ -115,7 +116,7 @@ def member_from_onnx(path: str | os.PathLike[str], name: str) -> Member:
     """
     content = Path(path).read_bytes()
     model = onnx.load_model_from_string(content)
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    metadata = metadata_of(model)
     if CLASS_NAMES not in metadata:
         raise ExportError(f"{path} does not carry {CLASS_NAMES} in its metadata: export it with --from-onnx")
     class_names = json.loads(metadata[CLASS_NAMES])

@@ -15,16 +15,17 @@ import numpy as np
 import onnx
 
 from defensemble_images import RESIZES, Preprocessing
+from defensemble_repository.onnx_metadata import CLASS_NAMES, PREPROCESSING
 from defensemble_repository.reader import checked_batch
 
 from ..entries.members import Member
 from ..errors import ExportError
-from ..foreign.child import DEFAULT_TIMEOUT_S, ForeignExport, onnx_from_foreign_limited, write_foreign_limited
 from ..foreign.convert import foreign_interface
+from ..graphs.traversal import metadata_of
 from ..labels import checked_class_names, default_labels
-from ..metadata import CLASS_NAMES, PREPROCESSING
 from ..verification.images import RANDOM_ALONE, ImagePool, RealImages
 from ..verification.tolerances import computed_precision
+from .foreign_child import DEFAULT_TIMEOUT_S, ForeignExport, onnx_from_foreign_limited, write_foreign_limited
 from .write import Form, check_place
 
 _RANDOM = 16
@@ -115,7 +116,7 @@ class FromOnnx:
 
     def outline(self) -> Member:
         """The member that it will be, without its graph: what it takes, and which classes it knows."""
-        names = tuple(json.loads(next(entry.value for entry in self.graph.metadata_props if entry.key == CLASS_NAMES)))
+        names = tuple(json.loads(metadata_of(self.graph)[CLASS_NAMES]))
         return Member(self.name, b"", foreign_interface(self.graph)[0], len(names), names, None, preprocessing=self.preprocessing)
 
     def write_onnx(

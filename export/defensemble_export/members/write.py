@@ -13,12 +13,12 @@ import onnx
 
 from defensemble_repository.filesystem.atomic_write import named, rename_durably, temporary_path
 from defensemble_repository.names import MODEL_FILE, REPORT_FILE
+from defensemble_repository.onnx_metadata import PRECISION
 
 from ..errors import ExportError
 from ..graphs.fp16 import fp16_from_onnx
 from ..graphs.int8 import int8_from_onnx
 from ..graphs.tracing import check_masks
-from ..metadata import PRECISION
 from ..verification.images import ImagePool, RealImages
 from ..verification.network import Answers, verify_onnx
 from ..verification.tolerances import TOLERANCES, checked_precision, computed_precision, lowest_precision

@@ -11,19 +11,22 @@ import onnxruntime
 from defensemble_repository.ensemble import Ensemble
 
 from ..errors import ExportError, VerificationError
-from ..foreign.reader import translated
 from ..graphs.averaging import average_onnx
 from ..graphs.fusion import WAY_OUT
+from ..graphs.loading import cpu_session, translated
+from ..image_checks import check_images
+from .compare import Comparison
 from .images import RANDOM_ALONE
 
 Array = np.ndarray[Any, Any]
 _FUSED = "the fused graph"
+_COMPARISON = Comparison(_FUSED, "the ensemble", "it is not used")
 # Largest difference of a value, in units of max(1, largest |value|): both compute the same, and differ where ONNX Runtime rounds otherwise.
 FUSED_TOLERANCE = 1e-6
 
 
 def verify_fused(
-    fused: bytes, members: Sequence[bytes], ensemble: Ensemble, images: Array | None, *, max_batch_size: int, seed: int = 0
+    fused: bytes, members: Sequence[bytes], ensemble: Ensemble, images: Array | None, *, max_batch_size: int
 ) -> dict[str, Any]:
     """Compare a fused graph with ONNX Runtime's answers of ``members``, averaged by the ensemble's own graph, output by output.
 
@@ -44,9 +47,9 @@ def verify_fused(
     if not all(isinstance(side, int) for side in shape):
         raise ExportError(f"the members take images of {shape}: export them with a fixed size, of which images can be made to compare them")
     if images is not None:
-        _check_images(images, shape)
+        check_images(images, shape, "verification")
     pipeline = _Pipeline(members, ensemble, next(tensor.shape[1] for tensor in one.get_outputs() if tensor.name == "probabilities"))
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     batches = sorted({1, 2, max_batch_size})
     order = generator.permutation(0 if images is None else len(images))  # no image twice before all were taken once
     worst: dict[str, float] = dict.fromkeys(sorted(expected), 0.0)
@@ -60,13 +63,10 @@ def verify_fused(
             right = pipeline.answers(sample)
             with translated(f"does not run in ONNX Runtime on {where}; {WAY_OUT}", file=_FUSED):
                 got = dict(zip([tensor.name for tensor in one.get_outputs()], one.run(None, {"images": sample}), strict=True))
-            for output in worst:
-                if got[output].shape != right[output].shape:
-                    raise VerificationError(
-                        f"{where}: {output}: the fused graph answers shape {got[output].shape}, the ensemble {right[output].shape}"
-                    )
-            for output in worst:
-                worst[output] = max(worst[output], _difference(got[output], right[output], f"{where}: {output}"))
+            found = {output: _COMPARISON.difference(got[output], right[output], f"{where}: {output}") for output in worst}
+            for output, difference in found.items():
+                _COMPARISON.check(difference, FUSED_TOLERANCE, "values", f"{where}: {output}")
+                worst[output] = max(worst[output], difference.relative)
     return {
         "against": f"the members one by one and their averaging graph, in ONNX Runtime {onnxruntime.__version__}",
         "images": RANDOM_ALONE if images is None else "random images, and the user's or those of the members' data",
@@ -96,31 +96,5 @@ class _Pipeline:
 
 
 def _session(content: bytes, message: str, what: str) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # sessions that wait for each other's cores
     with translated(message, file=what):
-        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-
-
-def _check_images(images: Array, shape: tuple[Any, ...]) -> None:
-    if images.shape[1:] != shape or not len(images):
-        raise ExportError(
-            f"the members take images of {shape}, those for the verification have the shape {images.shape}: "
-            "pass at least one image of that shape, (N, C, H, W)"
-        )
-    if images.dtype != np.float32 or not (images.min() >= 0 and images.max() <= 1):  # also where one is NaN
-        raise ExportError(
-            f"the images for the verification must be float32 in [0, 1], got {images.dtype} from {images.min():g} to {images.max():g}: "
-            "divide those of 0 to 255 by 255, and convert them with .astype"
-        )
-
-
-def _difference(got: Array, right: Array, where: str) -> float:
-    scale = max(1.0, float(np.abs(right).max()))
-    difference = float(np.abs(got - right).max()) / scale
-    if not difference <= FUSED_TOLERANCE:  # also where it is NaN
-        raise VerificationError(
-            f"{where}: the fused graph differs from the ensemble by {difference * scale:.3g}, allowed is {FUSED_TOLERANCE * scale:.3g}; "
-            "it is not used"
-        )
-    return difference
+        return cpu_session(content)

@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
+from defensemble_repository.onnx_metadata import CLASS_NAMES, RECORD
+
 from ..errors import ExportError, OtherImagesWarning
-from ..metadata import CLASS_NAMES, RECORD
+from ..graphs.traversal import metadata_of, shape_of
+from ..image_checks import check_images
 
 if TYPE_CHECKING:
     from defensemble_training import Dataset, TrainingRecord
@@ -46,32 +49,9 @@ class RealImages:
         Raises:
             ExportError: it does not.
         """
-        images: object = self.images
-        if not isinstance(images, np.ndarray):
-            raise ExportError(f"the images for the {what} must be a numpy array (N, C, H, W), got {type(images).__name__}")
-        if images.shape[1:] != input_shape or not len(images):
-            raise ExportError(
-                f"the network takes images of {input_shape}, those for its {what} have the shape {images.shape}: "
-                "pass at least one image of that shape, (N, C, H, W)"
-            )
-        check_values(images, what)
-        if self.labels is not None and self.labels.shape != images.shape[:1]:
-            raise ExportError(f"the {what} has {len(images)} images and classes of the shape {self.labels.shape}: one for each image")
-
-
-def check_values(images: np.ndarray[Any, Any], what: str) -> None:
-    """Whether images, of which there is one at least, are float32 in [0, 1]; ``what`` says in errors what they are for.
-
-    Raises:
-        ExportError: they are not.
-    """
-    if images.dtype != np.float32:
-        raise ExportError(f"the images for the {what} are {images.dtype}, expected float32 in [0, 1]: convert them with .astype")
-    if not (images.min() >= 0 and images.max() <= 1):  # also where one is NaN
-        raise ExportError(
-            f"the images for the {what} must lie in [0, 1], got values from {images.min():g} to {images.max():g}: "
-            "divide those of 0 to 255 by 255, and leave out what is not a number"
-        )
+        check_images(self.images, input_shape, what)
+        if self.labels is not None and self.labels.shape != self.images.shape[:1]:
+            raise ExportError(f"the {what} has {len(self.images)} images and classes of the shape {self.labels.shape}: one for each image")
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,14 +136,15 @@ def images_of_record(graph: onnx.ModelProto, name: str, data_dir: str | os.PathL
     Raises:
         ExportError: they are not there, or cannot be loaded here; ``name`` says whose.
     """
-    notes = {entry.key: entry.value for entry in graph.metadata_props}
+    notes = metadata_of(graph)
     record = json.loads(notes[RECORD]) if RECORD in notes else {"data": ""}
     if not record["data"]:
         return None
     names = tuple(json.loads(notes[CLASS_NAMES]))
-    shape = tuple(side.dim_value for side in graph.graph.input[0].type.tensor_type.shape.dim[1:])
+    _, _, height, _ = shape_of(graph.graph.input[0])
+    assert height is not None
     try:
-        dataset = _dataset(record, names, shape[1], data_dir, f"'{name}' is compared")
+        dataset = _dataset(record, names, height, data_dir, f"'{name}' is compared")
     except ModuleNotFoundError as error:
         raise ExportError(f"the data that '{name}' was trained on cannot be loaded here, {error.name} is missing. {_MEND}") from error
     return images_for_verification(dataset)

@@ -10,7 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnxruntime
 
+from defensemble_repository.averaging import softmax
+
 from ..errors import VerificationError
+from ..graphs.loading import cpu_session, translated
+from .compare import Comparison, same_classes
 from .tolerances import TOLERANCES, Tolerance, checked_precision
 
 if TYPE_CHECKING:
@@ -21,6 +25,7 @@ Answers = Callable[[Array], Array]
 """Images, float32 (N,C,H,W) in [0, 1], to logits, float32 (N,K)."""
 
 _AT_ONCE = 64
+_NOT_USED = "the export is not used"
 # Between answers of one int8 graph at different batches, in units of max(1, largest |logit|): the same integers, summed in another order.
 _BETWEEN_BATCHES = 1e-3
 
@@ -87,7 +92,6 @@ def verify_onnx(
     precision: str = "fp32",
     labels: Array | None = None,
     against: str = "torch",
-    seed: int = 0,
 ) -> Verification:
     """Compare ONNX Runtime with ``answers`` on real ``images`` (N,C,H,W) and on random ones, at batch 1, 2 and ``max_batch_size``.
 
@@ -105,15 +109,17 @@ def verify_onnx(
     if precision == "int8":
         _Graph(path, "fp32")(images[:1])  # a server optimises it, and optimisers can end in a graph that is not loaded
     graph.check_interface(images.shape[1:], answers(images[:1]).shape[1])
-    comparison = _Comparison(against, tolerance)
-    generator = np.random.default_rng(seed)
+    overflow = " (float16 ends at 65504: export it as fp32)" if precision == "fp16" else ""
+    comparison = Comparison("the graph", against, _NOT_USED, not_finite=overflow)
+    measured = _Measured(comparison, tolerance)
+    generator = np.random.default_rng(0)
     batches = tuple(sorted({1, 2, max_batch_size}))
     # No image twice before all were taken once.
     drawn = np.resize(generator.permutation(len(images)), sum(batches))
     chosen = np.split(drawn, np.cumsum(batches)[:-1])
     for batch, numbers in zip(batches, chosen, strict=True):
         for kind, sample in (("real", images[numbers]), ("random", generator.random(images[numbers].shape, np.float32))):
-            comparison.add(graph(sample), answers(sample), f"{batch} {kind} image{'s' if batch > 1 else ''}", real=kind == "real")
+            measured.add(graph(sample), answers(sample), f"{batch} {kind} image{'s' if batch > 1 else ''}", real=kind == "real")
     if precision == "fp32":
         numbers = drawn[: len(images)]
     else:
@@ -121,29 +127,27 @@ def verify_onnx(
         own = np.concatenate([graph(images[part]) for part in _parts(len(images))])
         expected = np.concatenate([answers(images[part]) for part in _parts(len(images))])
         _check_between_batches(graph, own, images, chosen)
-        comparison = _Comparison(against, tolerance)
-        comparison.add(own, expected, f"{len(images)} real images", real=True)
-        comparison.check_agreement()
-    right, rightly = comparison.right(None if labels is None else labels[numbers])
+        measured = _Measured(comparison, tolerance)
+        where = f"{len(images)} real images"
+        measured.add(own, expected, where, real=True)
+        comparison.check_classes(measured.same(), tolerance.agreement, where)
+    accuracy, reference_accuracy = measured.accuracies(None if labels is None else labels[numbers])
     return Verification(
         precision=precision,
         n=len(numbers),
         batches=batches,
         graph_optimisation=graph.optimisation,
-        largest_logit_difference=comparison.logits,
-        largest_probability_difference=comparison.probabilities,
-        agreement=comparison.agreement(len(numbers)),
-        accuracy=right,
-        reference_accuracy=rightly,
+        largest_logit_difference=measured.logits,
+        largest_probability_difference=measured.probabilities,
+        agreement=float(measured.same(len(numbers)).mean()),
+        accuracy=accuracy,
+        reference_accuracy=reference_accuracy,
     )
 
 
 def session_as_verified(path: str | os.PathLike[str], precision: str) -> onnxruntime.InferenceSession:
     """A graph in ONNX Runtime on the CPU; int8 as it is written, without optimisation: fused integer kernels saturate without VNNI."""
-    options = onnxruntime.SessionOptions()
-    if precision == "int8":
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+    return cpu_session(os.fspath(path), optimise=precision != "int8")
 
 
 class _Graph:
@@ -151,22 +155,14 @@ class _Graph:
 
     def __init__(self, path: str | os.PathLike[str], precision: str) -> None:
         self.optimisation = "none" if precision == "int8" else "all"
-        try:
+        message = f"is not loaded by ONNX Runtime with graph optimisation {self.optimisation}, and is not used: choose another --precision"
+        with translated(message, file="the graph", error=VerificationError):
             self.session = session_as_verified(path, precision)
-        except Exception as error:  # as below
-            reason = " ".join(str(error).split())[:400]
-            raise VerificationError(
-                f"the graph is not loaded by ONNX Runtime with graph optimisation {self.optimisation}: {reason}; the export is not used: "
-                "choose another precision (--precision)"
-            ) from error
 
     def __call__(self, images: Array) -> Array:
         logits: Array
-        try:
+        with translated(f"does not run on {len(images)} images; {_NOT_USED}", file="the graph", error=VerificationError):
             (logits,) = self.session.run(["logits"], {"images": np.ascontiguousarray(images)})
-        except Exception as error:  # the classes of ONNX Runtime have no other common base
-            reason = " ".join(str(error).split())[:400]
-            raise VerificationError(f"the graph does not run on {len(images)} images: {reason}; the export is not used") from error
         return logits
 
     def check_interface(self, shape: tuple[int, ...], num_classes: int) -> None:
@@ -180,93 +176,49 @@ class _Graph:
                 raise VerificationError(f"the graph's {what}s (name, type, shape, free batch) are {got}, expected {expected}")
 
 
-class _Comparison:
-    """What a graph answers beside what it should: the largest differences, and on real images the classes."""
+class _Measured:
+    """What a graph and its network answer: compared batch by batch, and the largest differences and the classes of all of them."""
 
-    def __init__(self, against: str, tolerance: Tolerance) -> None:
-        self.against, self.tolerance = against, tolerance
+    def __init__(self, comparison: Comparison, tolerance: Tolerance) -> None:
+        self.comparison, self.tolerance = comparison, tolerance
         self.logits = self.probabilities = 0.0
         self.classes: list[Array] = []
         self.expected: list[Array] = []
 
     def add(self, got: Array, expected: Array, where: str, *, real: bool) -> None:
-        if got.shape != expected.shape:
-            raise VerificationError(f"{where}: the graph answers shape {got.shape}, {self.against} {expected.shape}")
-        if not np.isfinite(expected).all():
-            raise VerificationError(f"{where}: {self.against} answers values that are not finite; the export is not used")
-        if not np.isfinite(got).all():
-            hint = " (float16 ends at 65504: export it as fp32)" if self.tolerance is TOLERANCES["fp16"] else ""
-            raise VerificationError(f"{where}: the graph answers values that are not finite{hint}; the export is not used")
-        scale = max(1.0, float(np.abs(expected).max()))
-        logits = float(np.abs(got - expected).max()) / scale
-        probabilities = float(np.abs(softmax(got) - softmax(expected)).max())
-        self._check_logits(got, expected, logits, scale, where)
-        self._check_probabilities(probabilities, where)
+        logits = self.comparison.difference(got, expected, where)
+        probabilities = self.comparison.difference(softmax(got), softmax(expected), where)
+        self.comparison.check(logits, self.tolerance.logits, "logits", where)
+        if self.tolerance.logits is not None:
+            self.comparison.check_classes(same_classes(got, expected, self.tolerance.logits * logits.scale), 1.0, where)
+        self.comparison.check(probabilities, self.tolerance.probabilities, "probabilities", where)
         if real or self.tolerance.logits is not None:
-            self.logits = max(self.logits, logits)
+            self.logits = max(self.logits, logits.relative)
         if real:
-            self.probabilities = max(self.probabilities, probabilities)
+            self.probabilities = max(self.probabilities, probabilities.relative)
             self.classes.append(got.argmax(1))
             self.expected.append(expected.argmax(1))
 
-    def agreement(self, count: int | None = None) -> float:
-        """Share of the first ``count`` real images (None: all) that get the same class."""
-        return float(np.mean(np.concatenate(self.classes)[:count] == np.concatenate(self.expected)[:count]))
+    def same(self, count: int | None = None) -> Array:
+        """Whether each of the first `count` real images (None: all) gets the same class."""
+        same: Array = np.concatenate(self.classes)[:count] == np.concatenate(self.expected)[:count]
+        return same
 
-    def right(self, labels: Array | None) -> tuple[float | None, float | None]:
+    def accuracies(self, labels: Array | None) -> tuple[float | None, float | None]:
         """Accuracy of the graph, and of what it is compared with, on as many of the first real images as there are labels."""
         if labels is None:
             return None, None
         got, expected = (np.concatenate(classes)[: len(labels)] for classes in (self.classes, self.expected))
         return float(np.mean(got == labels)), float(np.mean(expected == labels))
 
-    def check_agreement(self) -> None:
-        """One image may always get another class: a share of few images cannot be told."""
-        count = sum(len(classes) for classes in self.classes)
-        others = round(count * (1 - self.agreement()))
-        if others > max(1, int(count * (1 - self.tolerance.agreement) + 1e-9)):
-            raise VerificationError(
-                f"{others} of {count} real images get another class than by {self.against}, at least "
-                f"{100 * self.tolerance.agreement:g} % must keep theirs; the export is not used"
-            )
-
-    def _check_logits(self, got: Array, expected: Array, difference: float, scale: float, where: str) -> None:
-        allowed = self.tolerance.logits
-        if allowed is None:
-            return
-        if not difference <= allowed:  # also where it is NaN
-            raise VerificationError(
-                f"{where}: logits differ by {difference * scale:.3g}, allowed is {allowed * scale:.3g}; the export is not used"
-            )
-        best = np.sort(expected, axis=1)
-        clear = best[:, -1] - best[:, -2] > allowed * scale
-        if not np.array_equal(got.argmax(1)[clear], expected.argmax(1)[clear]):
-            raise VerificationError(f"{where}: the graph and {self.against} choose different classes; the export is not used")
-
-    def _check_probabilities(self, difference: float, where: str) -> None:
-        allowed = self.tolerance.probabilities
-        if allowed is not None and not difference <= allowed:
-            raise VerificationError(f"{where}: probabilities differ by {difference:.3g}, allowed is {allowed:g}; the export is not used")
-
 
 def _check_between_batches(graph: _Graph, own: Array, images: Array, chosen: Sequence[Array]) -> None:
     """The answer to an image must not depend on those beside it; where a tolerance is wide, only the graph's own answers can tell."""
-    scale = max(1.0, float(np.abs(own).max()))
+    comparison = Comparison("the graph in this batch", "the graph in others", _NOT_USED)
     for numbers in chosen:
-        difference = float(np.abs(graph(images[numbers]) - own[numbers]).max()) / scale
-        if not difference <= _BETWEEN_BATCHES:
-            raise VerificationError(
-                f"the graph answers otherwise in a batch of {len(numbers)} than in others: logits differ by {difference * scale:.3g}, "
-                f"allowed is {_BETWEEN_BATCHES * scale:.3g}; the export is not used"
-            )
+        where = f"a batch of {len(numbers)}"
+        comparison.check(comparison.difference(graph(images[numbers]), own[numbers], where), _BETWEEN_BATCHES, "logits", where)
 
 
 def _parts(count: int) -> Iterator[slice]:
     return (slice(start, start + _AT_ONCE) for start in range(0, count, _AT_ONCE))
-
-
-def softmax(logits: Array) -> Array:
-    """Over the classes of (N,K), in float64."""
-    powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    probabilities: Array = powers / powers.sum(axis=1, keepdims=True)
-    return probabilities

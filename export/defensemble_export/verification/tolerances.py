@@ -9,9 +9,11 @@ from dataclasses import dataclass
 import onnx
 from onnx import TensorProto
 
+from defensemble_repository.onnx_metadata import CLASS_NAMES, FUSED_MEMBERS, PRECISION
+
 from ..errors import ExportError
-from ..foreign.reader import graphs_of, tensors_of
-from ..metadata import CLASS_NAMES, FUSED_MEMBERS, PRECISION
+from ..graphs.operators import QUANTISERS
+from ..graphs.traversal import metadata_of, nodes_of, tensors_of
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ TOLERANCES = {
 }
 # From the most exact to the least.
 PRECISIONS = tuple(TOLERANCES)
-_QUANTISING = frozenset(("QuantizeLinear", "DequantizeLinear", "ConvInteger", "MatMulInteger", "QGemm", "QAttention", "MatMulNBits"))
+_QUANTISING = QUANTISERS | {"ConvInteger", "MatMulInteger", "QGemm", "QAttention", "MatMulNBits"}
 _QUANTISING_PREFIXES = ("QLinear", "DynamicQuantize")
 _SIXTEEN_BITS = frozenset((TensorProto.FLOAT16, TensorProto.BFLOAT16))
 # Of weights, which packing can make flat; masks are BOOL, axes INT64, and zero points belong to operators that are looked for by name.
@@ -72,7 +74,7 @@ def computed_precision(model: onnx.ModelProto) -> str:
     ``int8`` stands for every quantised form: Q/DQ pairs, integer operators, and weights of 8 bits and fewer. ``fp16`` stands for both
     16-bit floats.
     """
-    nodes = [node for graph in graphs_of(model.graph) for node in graph.node]
+    nodes = list(nodes_of(model.graph))
     if any(node.op_type in _QUANTISING or node.op_type.startswith(_QUANTISING_PREFIXES) for node in nodes):
         return "int8"
     tensors = list(tensors_of(model))
@@ -88,7 +90,7 @@ def precision_of(model: onnx.ModelProto, stated: str | None) -> str | None:
     A graph that no export of ours has marked, and that computes in float32 as far as can be seen, has the precision ``stated`` by its
     configuration.
     """
-    notes = {entry.key: entry.value for entry in model.metadata_props}
+    notes = metadata_of(model)
     noted = notes.get(PRECISION, "fp32")
     if noted not in TOLERANCES:
         return noted

@@ -26,7 +26,7 @@ from defensemble_export import (
     write_plan,
     write_profile,
 )
-from defensemble_export.metadata import CLASS_NAMES, PRECISION
+from defensemble_repository.onnx_metadata import CLASS_NAMES, PRECISION
 from defensemble_repository.plan_manifest import manifest_from_bytes
 from tests.support import tiny
 from tests.support.broken import content

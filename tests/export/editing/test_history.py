@@ -38,7 +38,7 @@ from defensemble_export import (
     this_user,
     undoable,
 )
-from defensemble_repository.view import Files
+from defensemble_repository.view import RepositoryView
 from tests.support import tiny
 from tests.support.ensembles import ensembles
 from tests.support.killing import killed_at_each_rename
@@ -332,7 +332,7 @@ def test_a_snapshot_holds_the_ensemble_as_it_lies_on_disk(tmp_path: Path) -> Non
     path = repository / "ensemble/config.pbtxt"
     by_hand = b"# \xe9dited by hand\r\n" + path.read_bytes()
     path.write_bytes(by_hand)
-    found = snapshot_of(Files(repository), "ensemble")
+    found = snapshot_of(RepositoryView(repository), "ensemble")
     assert found.votes == Ensemble("ensemble", (Vote("alpha"), Vote("beta", 1, 3.0)))
     assert found.num_classes == 3
     assert found.labels == "circle\nsquare\ntriangle\n"
@@ -351,7 +351,7 @@ def test_a_snapshot_knows_no_more_than_the_disk(tmp_path: Path) -> None:
     (repository / "ensemble/labels.txt").unlink()
     shutil.rmtree(repository / "beta")
     planned = {"ensemble/config.pbtxt": b"# planned\n" + (repository / "ensemble/config.pbtxt").read_bytes()}
-    found = snapshot_of(Files(repository, planned), "ensemble")
+    found = snapshot_of(RepositoryView(repository, planned), "ensemble")
     assert found.labels is None
     assert found.config.startswith("# planned\n")
     assert set(found.digests) == {"config.pbtxt", "alpha@1"}
@@ -359,7 +359,7 @@ def test_a_snapshot_knows_no_more_than_the_disk(tmp_path: Path) -> None:
 
 def test_what_is_no_ensemble_of_ours_has_no_snapshot(tmp_path: Path) -> None:
     repository = tiny.write_repository(tmp_path / "repository")
-    files = Files(repository)
+    files = RepositoryView(repository)
     for name in ("none", "alpha"):
         with pytest.raises((ConfigError, EnsembleError)):
             snapshot_of(files, name)

@@ -14,7 +14,7 @@ import pytest
 
 from defensemble_export import Standing, Vote, config_from_pbtxt, member_standing, pbtxt_from_config, repository_plan, write_plan
 from defensemble_export.members.report import report_from_export
-from defensemble_repository.view import Files
+from defensemble_repository.view import RepositoryView
 from tests.support import tiny
 
 RECORD = {"accuracy": 0.9123, "n_test": 10000, "data": "cifar10", "loss": 0.1}
@@ -55,7 +55,7 @@ def repository(tmp_path: Path) -> Path:
 
 
 def standing(repository: Path, name: str = "alpha", version: int = 1) -> Standing:
-    return member_standing(Files(repository), Vote(name, version, 2.0), 0.25)
+    return member_standing(RepositoryView(repository), Vote(name, version, 2.0), 0.25)
 
 
 def test_all_that_is_known_of_a_member_is_told(repository: Path) -> None:
@@ -67,7 +67,7 @@ def test_all_that_is_known_of_a_member_is_told(repository: Path) -> None:
         0.25,
         precision="fp16",
         mask_digest="masks-1",
-        sha256=Files(repository).digest("alpha/1/model.onnx"),
+        sha256=RepositoryView(repository).digest("alpha/1/model.onnx"),
         bytes=file.stat().st_size,
         arch="resnet18",
         keep=0.3,
@@ -98,7 +98,7 @@ def test_a_checkpoint_s_own_words_are_those_that_are_read(repository: Path) -> N
 def test_planned_files_count_as_written(repository: Path) -> None:
     content = graph(2, record=json.dumps({**RECORD, "accuracy": 0.5}))
     planned = {"alpha/1/model.onnx": content, "alpha/1/model.onnx.json": None}
-    found = member_standing(Files(repository, planned), Vote("alpha"), 1.0)
+    found = member_standing(RepositoryView(repository, planned), Vote("alpha"), 1.0)
     assert (found.record_accuracy, found.exported_accuracy, found.bytes) == (0.5, None, len(content))
     assert found.problem == f"{repository / 'alpha/1/model.onnx.json'} is missing: it was exported by other means"
 

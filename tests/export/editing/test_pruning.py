@@ -36,9 +36,9 @@ from defensemble_export import (
 from defensemble_export.editing.plan import plan_ensemble
 from defensemble_export.entries.ensemble import ensemble_files
 from defensemble_repository.names import AVERAGING_NAME
-from defensemble_repository.profile_digest import has_stamp
+from defensemble_repository.profile_digest import matches_digest
 from defensemble_repository.transaction import remove_files, remove_stale_staging
-from defensemble_repository.view import Files
+from defensemble_repository.view import RepositoryView
 from defensemble_server import read_repository
 from tests.support import tiny
 from tests.support.broken import bound
@@ -59,7 +59,7 @@ def repository(tmp_path: Path) -> Path:
 
 def edit(folder: Path, *votes: Vote, name: str = "ensemble", action: str = "apply", undoes: tuple[str, ...] = ()) -> None:
     """Let these vote, and write it into the history; without any the ensemble is deleted."""
-    files = Files(folder)
+    files = RepositoryView(folder)
     before = snapshot_of(files, name) if files.has(name) else None
     if votes:
         planned = ensemble_files(
@@ -69,7 +69,7 @@ def edit(folder: Path, *votes: Vote, name: str = "ensemble", action: str = "appl
     else:
         shutil.rmtree(folder / name)
     number = len(read_history(folder))
-    after = snapshot_of(Files(folder), name) if votes else None
+    after = snapshot_of(RepositoryView(folder), name) if votes else None
     append_edit(folder, Edit(f"{number:012x}", f"2026-01-31T12:00:{number:02}+00:00", "a@b", name, action, None, (), undoes, before, after))
 
 
@@ -280,7 +280,7 @@ def test_a_version_takes_along_what_the_configurations_say_of_it(repository: Pat
         before, after = read_text(repository / path), config_from_pbtxt(content.decode(), path)
         gone = {"sha256.1", "mask_digest.1", "precision.1"}
         assert set(before.parameters) - set(after.parameters) == gone
-        assert has_stamp(after) == has_stamp(before) == path.endswith("cpu.pbtxt")
+        assert matches_digest(after) == matches_digest(before) == path.endswith("cpu.pbtxt")
         for key in gone:
             del before.parameters[key]
         before.parameters["profile.sha256"].string_value = after.parameters["profile.sha256"].string_value = ""

@@ -25,7 +25,7 @@ from defensemble_export import (
     pbtxt_from_config,
     planned_engines,
 )
-from defensemble_export.metadata import CLASS_NAMES, RECORD
+from defensemble_repository.onnx_metadata import CLASS_NAMES, RECORD
 from defensemble_repository.plan_manifest import read_manifest
 from defensemble_server import read_repository
 from defensemble_server.plans.compatibility import Gpu, Machine, problem_of_version
@@ -106,7 +106,7 @@ def test_a_graph_that_was_changed_or_is_missing(repository: Path) -> None:
     with pytest.raises(EngineError, match=r"alpha/2/model.onnx has SHA-256 .*config.pbtxt says .*changed or damaged after it was exported"):
         planned_engines(repository)
     graph.unlink()
-    with pytest.raises(EngineError, match=r"alpha/2/model.onnx is missing: export the model again"):
+    with pytest.raises(EngineError, match=r"alpha/2/model.onnx is missing: export 'alpha' again"):
         planned_engines(repository)
 
 
@@ -172,7 +172,7 @@ def test_precision_and_batch_are_those_of_the_configuration(repository: Path, fa
 def test_a_plan_that_answers_otherwise_is_not_kept(repository: Path, fake: FakeTensorRT, monkeypatch: pytest.MonkeyPatch) -> None:
     before = content(repository)
     install_runner(monkeypatch, add=0.5)
-    with pytest.raises(EngineError, match="the plan does not answer as its graph does"):
+    with pytest.raises(EngineError, match="between the plan and its graph"):
         build_engines(repository, images=IMAGES)
     assert content(repository) == before
     assert [path.name for path in repository.parent.glob(".*")] == []
@@ -180,7 +180,7 @@ def test_a_plan_that_answers_otherwise_is_not_kept(repository: Path, fake: FakeT
 
 
 def test_images_of_another_size_are_refused_before_the_first_build(repository: Path, fake: FakeTensorRT) -> None:
-    with pytest.raises(EngineError, match=r"plans are compared on float32 images \(N, 1, 4, 4\), got float32 \(20, 1, 5, 5\)"):
+    with pytest.raises(EngineError, match=r"have the shape \(20, 1, 5, 5\), expected \(N, 1, 4, 4\)"):
         build_engines(repository, images=tiny.images(20, shape=(1, 5, 5)))
     assert fake.calls == []
 

@@ -14,9 +14,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from defensemble_export import Ensemble, Vote, average_onnx, fused_onnx, onnx_from_checkpoint
-from defensemble_export.engines.parser_support import operators_of_graph, parser_list, problems_of_graph
+from defensemble_export.engines.parser_support import parser_list, problems_of_graph
 from defensemble_export.graphs.fp16 import fp16_from_onnx
 from defensemble_export.graphs.int8 import int8_from_onnx
+from defensemble_export.graphs.traversal import nodes_of
 from defensemble_export.verification.tolerances import PRECISIONS
 from tests.export.graphs.test_tracing import SPECS, spec_of, untrained
 from tests.support import tiny
@@ -60,7 +61,7 @@ def test_every_architecture_is_read_in_every_precision(tmp_path: Path, arch: str
     graphs = {"fp32": model, "fp16": fp16_from_onnx(model), "int8": int8_from_onnx(model, images)}
     assert set(graphs) == set(PRECISIONS)
     assert {precision: problems_of_graph(graph) for precision, graph in graphs.items()} == {precision: [] for precision in PRECISIONS}
-    assert operators_of_graph(graphs["int8"]) >= {"QuantizeLinear", "DequantizeLinear", "Where"}
+    assert {node.op_type for node in nodes_of(graphs["int8"].graph)} >= {"QuantizeLinear", "DequantizeLinear", "Where"}
     fused = fused_onnx([graph.SerializeToString() for graph in graphs.values()], Ensemble("e", tuple(Vote(name) for name in graphs)))
     assert problems_of_graph(onnx.load_model_from_string(fused)) == []
 
@@ -72,7 +73,7 @@ def test_averaging_and_fused_graphs_are_read(average: str, members: int) -> None
     graphs = [average_onnx(ensemble, 3), fused_onnx([tiny.linear_onnx(m) for m in range(members)], ensemble)]
     for content in graphs:
         model = onnx.load_model_from_string(content)
-        assert operators_of_graph(model) >= {"Softmax"}
+        assert {node.op_type for node in nodes_of(model.graph)} >= {"Softmax"}
         assert problems_of_graph(model) == []
 
 
@@ -139,6 +140,6 @@ def test_branches_are_looked_into() -> None:
 
     node = helper.make_node("If", ["yes"], ["logits"], then_branch=branch("then", "Relu"), else_branch=branch("else", "Det"))
     model = graph_of([node], {"yes": np.array(True)})
-    assert operators_of_graph(model) == {"If", "Relu", "Det"}
+    assert {node.op_type for node in nodes_of(model.graph)} == {"If", "Relu", "Det"}
     (problem,) = problems_of_graph(model)
     assert "node 'else' (Det)" in problem

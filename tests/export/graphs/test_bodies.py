@@ -14,8 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from defensemble_export import ExportError, fused_onnx, verify_fused
 from defensemble_export.foreign.convert import onnx_from_foreign
-from defensemble_export.foreign.rewrite import names_of, rename
 from defensemble_export.graphs.int8 import int8_from_onnx, masked_region
+from defensemble_export.graphs.traversal import names_of, rename
 from tests.export.graphs.test_fusion import ensemble_of
 from tests.export.graphs.test_generated import answer
 from tests.support import tiny

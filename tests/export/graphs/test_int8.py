@@ -131,7 +131,7 @@ GOOD = tiny.images(4, shape=(1, 16, 16))
 @pytest.mark.parametrize(
     ("calibration", "text"),
     [
-        (GOOD[:0], r"have the shape \(0, 1, 16, 16\), expected \(N, 1, 16, 16\) with N of at least 2"),
+        (GOOD[:0], r"have the shape \(0, 1, 16, 16\), expected \(N, 1, 16, 16\) with N of at least 1"),
         (GOOD[0], r"have the shape \(1, 16, 16\), expected \(N, 1, 16, 16\)"),
         (GOOD[..., :8], r"have the shape \(4, 1, 16, 8\), expected \(N, 1, 16, 16\)"),
         (np.array(1, np.float32), r"have the shape \(\)"),

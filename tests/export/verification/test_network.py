@@ -87,7 +87,7 @@ def test_another_class_is_found_though_every_logit_is_close_enough(tmp_path: Pat
     weight, bias = np.zeros((INPUTS, 2), np.float32), np.array([0, 1.5e-5], np.float32)
     swap = np.array([0.9e-5, -0.9e-5], np.float32)
     path = graph_of(tmp_path, weight, bias, [helper.make_node("Identity", ["swap"], ["fault"])], swap=swap)
-    with pytest.raises(VerificationError, match="the graph and torch choose different classes"):
+    with pytest.raises(VerificationError, match="1 of 1 images get another class from the graph than from torch"):
         verify_onnx(path, network(weight, bias), tiny.images(4), max_batch_size=MAX_BATCH)
     # A tie within the tolerance may fall either way.
     near = np.array([0, 0.5e-5], np.float32)
@@ -120,7 +120,7 @@ def test_fp16_lets_one_image_in_a_thousand_get_another_class_or_one_where_there_
     assert (found.n, found.agreement, found.graph_optimisation) == (count, 1 - allowed / count, "all")
     assert (found.accuracy, found.reference_accuracy) == (1 - allowed / count, 1.0)
     path, answers, images, labels = flipping(tmp_path, allowed + 1, count)
-    with pytest.raises(VerificationError, match=f"{allowed + 1} of {count} real images get another class than by torch, at least 99.9 %"):
+    with pytest.raises(VerificationError, match=f"{allowed + 1} of {count} images get another class .*at least 99.9 %"):
         verify_onnx(path, answers, images, max_batch_size=MAX_BATCH, precision="fp16", labels=labels)
 
 
@@ -152,14 +152,14 @@ def test_int8_says_which_goals_it_misses_and_refuses_a_graph_that_has_lost_its_w
         assert len(found.goals_missed) == missed, found.goals_missed
         assert found.to_values()["goals_missed"] == found.goals_missed
     path, answers, images, labels = flipping(tmp_path, 11)
-    with pytest.raises(VerificationError, match="11 of 100 real images get another class than by torch, at least 90 % must keep theirs"):
+    with pytest.raises(VerificationError, match=r"11 of 100 images get another class .*at least 90 % must keep theirs"):
         verify_onnx(path, answers, images, max_batch_size=MAX_BATCH, precision="int8", labels=labels)
 
 
 def test_int8_answers_that_depend_on_the_batch_are_found(tmp_path: Path) -> None:
     nodes = [helper.make_node("ReduceMean", ["right", "first"], ["mean"]), helper.make_node("Mul", ["mean", "tenth"], ["fault"])]
     path = graph_of(tmp_path, WEIGHT, BIAS, nodes, first=np.array([0]), tenth=np.array(0.1, np.float32))
-    with pytest.raises(VerificationError, match=r"answers otherwise in a batch of \d than in others: logits differ by"):
+    with pytest.raises(VerificationError, match=r"a batch of \d: logits differ by"):
         verify_onnx(path, network(WEIGHT, BIAS), tiny.images(100), max_batch_size=MAX_BATCH, precision="int8")
 
 

@@ -33,13 +33,13 @@ from defensemble_images.memory import free_memory, proc_sizes
 from defensemble_repository.errors import RepositoryError
 
 from ..errors import ExportError, VerificationError
-from ..members.write import Form, Network, move_form, write_form
+from ..foreign.convert import foreign_interface, foreign_reference, onnx_from_foreign
 from ..verification.images import ImagePool, RealImages
-from .convert import foreign_interface, foreign_reference, onnx_from_foreign
+from .write import Form, Network, move_form, write_form
 
 DEFAULT_TIMEOUT_S = 120.0
 # `-c` puts the working directory first in the path of modules, where anything may lie.
-_START = "import sys; sys.path = [entry for entry in sys.path if entry]; from defensemble_export.foreign.child import main; main()"
+_START = "import sys; sys.path = [entry for entry in sys.path if entry]; from defensemble_export.members.foreign_child import main; main()"
 # The most derived first.
 _ERRORS: dict[str, type[Exception]] = {kind.__name__: kind for kind in (VerificationError, ExportError, RepositoryError, OSError)}
 _MODEL, _ERROR, _LOG = "model.onnx", "error.json", "log"

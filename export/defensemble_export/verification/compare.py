@@ -1,0 +1,96 @@
+"""The comparison of answers with the expected ones, in one unit: max(1, largest absolute expected value)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from defensemble_repository.averaging import scale_of
+
+from ..errors import ExportError, VerificationError
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far answers are from the expected ones at most.
+
+    `relative` is in units of `scale`, max(1, largest absolute expected value); `image` is the position of the worst image in its batch.
+    """
+
+    relative: float
+    scale: float
+    image: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two sources of answers, as errors call them, and what follows where they differ.
+
+    Example:
+        >>> plan = Comparison("the plan", "its graph", "the plan is not kept")
+        >>> plan.check(plan.difference(got, expected, "2 images"), 1e-5, "logits", "2 images")
+    """
+
+    subject: str
+    reference: str
+    consequence: str
+    error: type[ExportError] = VerificationError
+    # How to fix values that are not finite.
+    not_finite: str = ""
+
+    def difference(self, got: Array, expected: Array, where: str) -> Difference:
+        """Measure how far answers (N, ...) are from the expected ones; `where` says in errors which answers they are.
+
+        Raises:
+            ExportError: their shapes differ, or a value of either is not finite.
+        """
+        if got.shape != expected.shape:
+            raise self.error(
+                f"{where}: {self.subject} answers shape {got.shape}, {self.reference} answers {expected.shape}; {self.consequence}"
+            )
+        for source, values, fix in ((self.reference, expected, ""), (self.subject, got, self.not_finite)):
+            if not np.isfinite(values).all():
+                raise self.error(f"{where}: {source} answers values that are not finite{fix}; {self.consequence}")
+        scale = scale_of(expected)
+        by_image = np.abs(got.astype(np.float64) - expected).reshape(len(got), -1).max(axis=1) / scale
+        worst = int(by_image.argmax())
+        return Difference(float(by_image[worst]), scale, worst)
+
+    def check(self, found: Difference, allowed: float | None, what: str, where: str) -> None:
+        """Refuse a difference above what is allowed, in its own unit; None allows any.
+
+        Raises:
+            ExportError: it is above.
+        """
+        if allowed is not None and found.relative > allowed:
+            raise self.error(
+                f"{where}: {what} differ by {found.relative * found.scale:.3g} between {self.subject} and {self.reference} (most in image "
+                f"{found.image}), allowed is {allowed * found.scale:.3g}; {self.consequence}"
+            )
+
+    def check_classes(self, same: Array, agreement: float, where: str) -> None:
+        """Refuse a share of images with the same class below `agreement`; below 1, one image may always get another class.
+
+        A share of few images says too little.
+
+        Raises:
+            ExportError: it is below.
+        """
+        others = int(np.count_nonzero(~same))
+        allowed = 0 if agreement == 1 else max(1, int(len(same) * (1 - agreement) + 1e-9))
+        if others > allowed:
+            raise self.error(
+                f"{where}: {others} of {len(same)} images get another class from {self.subject} than from {self.reference}, at least "
+                f"{100 * agreement:g} % must keep theirs; {self.consequence}"
+            )
+
+
+def same_classes(got: Array, expected: Array, margin: float) -> Array:
+    """Return for each image of (N, K) whether it gets the expected class; where the two best are within `margin`, either is right."""
+    best = np.sort(expected, axis=1)
+    same: Array = (got.argmax(1) == expected.argmax(1)) | (best[:, -1] - best[:, -2] <= margin)
+    return same

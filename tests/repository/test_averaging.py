@@ -1,0 +1,54 @@
+"""The numpy average against scipy, and the unit of a difference."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import scipy.special
+import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
+
+from defensemble_repository.averaging import averages_by_numpy, largest_difference, scale_of
+from defensemble_repository.ensemble import normalised_weights
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    weights=st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=4),
+    average=st.sampled_from(["probabilities", "logits"]),
+    spread=st.sampled_from([0.1, 5.0, 300.0]),
+)
+def test_all_outputs_are_those_of_the_definition(seed: int, weights: list[float], average: str, spread: float) -> None:
+    logits = np.random.default_rng(seed).normal(0, spread, (len(weights), 3, 5)).astype(np.float32)
+    got = averages_by_numpy([*logits], average, weights)
+    share = np.array(weights) / math.fsum(weights)
+    members = scipy.special.softmax(logits.astype(np.float64), axis=2)
+    mixture = np.einsum("m,mnk->nk", share, members)
+    expected = mixture if average == "probabilities" else scipy.special.softmax(np.einsum("m,mnk->nk", share, logits), axis=1)
+    information = scipy.stats.entropy(mixture, axis=1) - share @ scipy.stats.entropy(members, axis=2)
+    np.testing.assert_allclose(got["probabilities"], expected, atol=1e-9)
+    np.testing.assert_allclose(got["member_probabilities"], members.transpose(1, 0, 2), atol=1e-12)
+    np.testing.assert_allclose(got["entropy"][:, 0], scipy.stats.entropy(expected, axis=1), atol=1e-9)
+    np.testing.assert_allclose(got["mutual_information"][:, 0], information, atol=1e-9)
+
+
+def test_weights_whose_sum_no_float_holds_are_normalised() -> None:
+    assert normalised_weights([1e308, 1e308]) == (0.5, 0.5)
+    assert math.fsum(normalised_weights([0.1] * 7)) == pytest.approx(1, abs=1e-15)
+
+
+def test_a_difference_is_in_units_of_the_largest_expected_value_above_one() -> None:
+    assert scale_of(np.array([[0.25, -0.5]])) == 1.0
+    assert largest_difference(np.array([[0.25, 0.0]]), np.array([[0.25, -0.5]])) == 0.5
+    assert largest_difference(np.array([[-8.0, 3.0]]), np.array([[-8.0, 1.0]])) == 0.25
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_value_that_is_not_finite_and_another_shape_are_infinitely_far(value: float) -> None:
+    broken = np.array([[value, 1.0]])
+    assert largest_difference(broken, broken) == math.inf
+    assert largest_difference(np.ones((1, 2)), broken) == math.inf
+    assert largest_difference(np.ones((1, 3)), np.ones((1, 2))) == math.inf
