@@ -238,8 +238,7 @@ def main() -> None:
     server_models.RESTART_WAIT_S = 30.0  # where many tests run at once, a restart takes more than five seconds
     signal.signal(signal.SIGINT, signal.default_int_handler)
     pathlib.Path.write_bytes = _written_in_halves  # type: ignore[method-assign, assignment]
-    for module in ("history", "journal", "member_info", "plan", "pruning", "requests", "served_config"):
-        importlib.import_module(f"defensemble_export.editing.{module}")  # once, and not in each fork
+    importlib.import_module("defensemble_export.editing")  # once, and not in each fork
     np.random.default_rng(0)
     sys.addaudithook(_heard)
     for line in sys.stdin:

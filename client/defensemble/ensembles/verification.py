@@ -21,7 +21,7 @@ ROUNDED_TOLERANCE = 1e-2
 
 
 @dataclass(frozen=True)
-class Weighed:
+class AveragingSpec:
     """What is averaged, and with which weights, normalised to sum 1."""
 
     average: str
@@ -33,13 +33,13 @@ def fixed_image(shape: Sequence[int]) -> NDArray[np.float32]:
     return np.random.default_rng(0).random((1, *(max(1, size) for size in shape)), np.float32)
 
 
-def averages_by_numpy(logits: Sequence[Array], weighed: Weighed) -> dict[str, Array]:
+def averages_by_numpy(logits: Sequence[Array], averaging: AveragingSpec) -> dict[str, Array]:
     """All outputs of an ensemble, by their definitions, from its members' logits, each (N, K)."""
     votes = np.stack(logits, axis=1)  # (N, M, K)
-    weights = np.array(weighed.weights).reshape(1, -1, 1)
+    weights = np.array(averaging.weights).reshape(1, -1, 1)
     members = _softmax(votes)
     mixture = (weights * members).sum(axis=1)
-    probabilities = mixture if weighed.average == "probabilities" else _softmax((weights * votes).sum(axis=1))
+    probabilities = mixture if averaging.average == "probabilities" else _softmax((weights * votes).sum(axis=1))
     expected = (weights[..., 0] * _entropy(members)).sum(axis=1, keepdims=True)
     return {
         "probabilities": probabilities,
@@ -49,14 +49,14 @@ def averages_by_numpy(logits: Sequence[Array], weighed: Weighed) -> dict[str, Ar
     }
 
 
-def check_averaging(served: Served, model: str, outputs: Sequence[str], logits: Sequence[Array], weighed: Weighed) -> None:
+def check_averaging(served: Served, model: str, outputs: Sequence[str], logits: Sequence[Array], averaging: AveragingSpec) -> None:
     """Compares an averaging model with numpy on the same logits.
 
     Raises:
         ServiceError: It does not answer, or answers something else.
     """
     inputs = {f"logits_{index}": votes.astype(np.float32) for index, votes in enumerate(logits)}
-    expected = averages_by_numpy([votes.astype(np.float64) for votes in inputs.values()], weighed)
+    expected = averages_by_numpy([votes.astype(np.float64) for votes in inputs.values()], averaging)
     _compare(served, model, served.infer(model, inputs, outputs, 1), expected, TOLERANCE, "numpy's of the same logits")
 
 
@@ -66,7 +66,7 @@ def check_answer(
     image: NDArray[np.float32],
     outputs: Sequence[str],
     logits: Sequence[Array],
-    weighed: Weighed,
+    averaging: AveragingSpec,
     tolerance: float,
 ) -> None:
     """Compares an ensemble's answer with numpy's average of its members' logits for the same image.
@@ -75,7 +75,7 @@ def check_answer(
         ServiceError: It does not answer, or answers something else.
     """
     got = served.infer(ensemble, {"images": image}, outputs)
-    _compare(served, ensemble, got, averages_by_numpy(logits, weighed), tolerance, "numpy's average of its members'")
+    _compare(served, ensemble, got, averages_by_numpy(logits, averaging), tolerance, "numpy's average of its members'")
 
 
 def tolerance_for(configs: Sequence[Mapping[str, Any]], versions: Sequence[int]) -> float:

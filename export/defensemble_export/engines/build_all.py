@@ -25,7 +25,7 @@ from defensemble_repository.transaction import check_writable, remove_stale_stag
 from ..errors import EngineError
 from ..verification.images import images_of_record
 from ..verification.tolerances import precision_of
-from .build_steps import DEFAULT_BUILDER_LEVEL, INPUT, BuildRequest
+from .build_steps import DEFAULT_BUILDER_LEVEL, INPUT, BuildRequest, build_plan
 from .builder import OnProgress, engine_from_onnx, request_from_onnx
 from .target import Target, check_target, find_target
 from .timing_cache import default_timing_cache
@@ -59,6 +59,11 @@ class PlannedEngine:
     def name(self) -> str:
         """Model and version, as ``model@version``."""
         return f"{self.model}@{self.version}"
+
+    @property
+    def calls(self) -> list[str]:
+        """The calls of TensorRT that build it, in their order."""
+        return [str(step) for step in build_plan(self.request)]
 
 
 @dataclass(frozen=True)

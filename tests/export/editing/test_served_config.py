@@ -11,8 +11,10 @@ import pytest
 from google.protobuf import json_format, text_format
 
 from defensemble import Client
-from defensemble_export import ConfigError, config_from_pbtxt, pbtxt_from_config, repository_plan, write_plan, write_profile
+from defensemble_export import repository_plan, write_plan, write_profile
 from defensemble_export.editing.served_config import is_served_as_on_disk, served_config
+from defensemble_repository.errors import ConfigError
+from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from defensemble_repository.view import Files
 from tests.support import tiny
 

@@ -69,7 +69,7 @@ def edit(rest: Mapping[str, Any], act: Callable[[Ensembles, dict[str, Any]], App
 
 def show_ensembles(name: str | None, form: str, where: Mapping[str, Any]) -> None:
     """Prints ensembles as a table, as YAML that `apply` reads, or as JSON."""
-    from defensemble_export import yaml_from_ensemble
+    from defensemble_export.editing import yaml_from_ensemble
 
     from .ensemble_tables import values_from_state
 
@@ -117,7 +117,7 @@ def check_ensembles(name: str | None, runtime: str, where: Mapping[str, Any]) ->
 
 def show_differences(file: Path | None, where: Mapping[str, Any]) -> bool:
     """Prints what differs, between file and disk, or between disk and servers; returns whether anything does."""
-    from defensemble_export import read_declaration
+    from defensemble_export.editing import read_declaration
 
     with opened(where) as ensembles:
         if file is not None:
@@ -133,7 +133,7 @@ def show_differences(file: Path | None, where: Mapping[str, Any]) -> bool:
             differs = False
             for state in ensembles.show():
                 told = {**{f"'{state.name}'": state.served}}
-                told |= {f"{one.standing.model}@{one.standing.version}": one.served for one in state.members}
+                told |= {f"{one.info.model}@{one.info.version}": one.served for one in state.members}
                 for what, by_server in told.items():
                     for url, answer in by_server.items():
                         if answer != "yes":
@@ -146,8 +146,7 @@ def show_differences(file: Path | None, where: Mapping[str, Any]) -> bool:
 
 def show_history(name: str | None, last: int, as_json: bool, where: Mapping[str, Any]) -> None:
     """Prints the edits."""
-    from defensemble_export import undoable
-    from defensemble_export.editing.history import line_from_edit
+    from defensemble_export.editing import line_from_edit, undoable
 
     with opened({**where, "files_only": not where["replicas"], "urls": ()}) as ensembles:
         edits = ensembles.history(name)

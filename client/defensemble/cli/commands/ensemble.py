@@ -337,7 +337,7 @@ def apply(file: Path, **rest: Any) -> None:
       defensemble ensemble apply ensemble.yaml --dry-run
       defensemble ensemble apply ensemble.yaml -m "as agreed on Monday"
     """
-    from defensemble_export import read_declaration
+    from defensemble_export.editing import read_declaration
 
     from ..actions.ensemble import edit
 

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from defensemble_export import Ensemble, EnsembleError, Vote
-from defensemble_export.editing.requests import added, found_vote, named_vote, new_vote, removed, reweighted
+from defensemble_export import EnsembleError
+from defensemble_export.editing.membership import added, found_vote, named_vote, new_vote, removed, reweighted
+from defensemble_repository.ensemble import Ensemble, Vote
 from tests.support import tiny
 from tests.support.ensembles import ensembles
 
