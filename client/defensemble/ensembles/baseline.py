@@ -73,25 +73,25 @@ def snapshot_or_none(files: Files, name: str) -> Snapshot | None:
 
 def _served_files(target_edit: TargetEdit) -> dict[str, bytes]:
     """The configurations of the ensemble and its averaging models, as the first server has them that serves it."""
-    from defensemble_export.editing import served_config
+    from defensemble_export.editing import config_from_server
     from defensemble_repository.pbtxt import pbtxt_from_config
 
     for served in target_edit.servers:
         told = served.config(target_edit.name) if target_edit.name in target_edit.ready[served.url] else None
         if told is None:
             continue
-        found = {f"{target_edit.name}/config.pbtxt": pbtxt_from_config(served_config(told))}
+        found = {f"{target_edit.name}/config.pbtxt": pbtxt_from_config(config_from_server(told))}
         for model, _ in served.steps(target_edit.name):
             config = served.config(model) if is_averaging(model) else None
             if config is not None:
-                found[f"{model}/config.pbtxt"] = pbtxt_from_config(served_config(config))
+                found[f"{model}/config.pbtxt"] = pbtxt_from_config(config_from_server(config))
         return found
     return {}
 
 
 def _served_otherwise(target_edit: TargetEdit) -> bytes | None:
     """The configuration of the ensemble that a server has loaded, where it is another one than lies on disk."""
-    from defensemble_export.editing import is_served_as_on_disk, served_config
+    from defensemble_export.editing import config_from_server, is_served_as_on_disk
     from defensemble_repository.errors import ConfigError
     from defensemble_repository.pbtxt import pbtxt_from_config
 
@@ -103,7 +103,7 @@ def _served_otherwise(target_edit: TargetEdit) -> bytes | None:
         except ConfigError:
             differs = True
         if told is not None and differs:
-            return pbtxt_from_config(served_config(told))
+            return pbtxt_from_config(config_from_server(told))
     return None
 
 

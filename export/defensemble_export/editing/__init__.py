@@ -38,7 +38,7 @@ from .requests import (
     SetAverage,
     SetWeights,
 )
-from .served_config import is_served_as_on_disk, is_subset, served_config
+from .served_config import config_from_server, is_served_as_on_disk, is_subset
 
 __all__ = [
     "AddMembers",
@@ -61,6 +61,7 @@ __all__ = [
     "changes_between",
     "check_ensemble_exists",
     "check_history",
+    "config_from_server",
     "ensemble_names",
     "existing_ensemble",
     "is_served_as_on_disk",
@@ -76,7 +77,6 @@ __all__ = [
     "read_journal",
     "read_member_info",
     "remove_stale_asides",
-    "served_config",
     "snapshot_of",
     "steps_of",
     "this_user",

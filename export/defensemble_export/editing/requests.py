@@ -80,7 +80,7 @@ class CreateEnsemble(EditRequest):
     """
 
     members: tuple[str, ...]
-    weights: Mapping[str, float] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict, hash=False)
     average: str = "probabilities"
     action = "create"
 
@@ -152,7 +152,7 @@ class RemoveMembers(_Change):
 class SetWeights(_Change):
     """Other `weights` of members, by `MODEL` or `MODEL@VERSION`."""
 
-    weights: Mapping[str, float]
+    weights: Mapping[str, float] = field(hash=False)
     action = "weight"
 
     def changed(self, now: Ensemble, repository: Path) -> Ensemble:

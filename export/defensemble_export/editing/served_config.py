@@ -22,7 +22,7 @@ _NEVER_FILLED_IN = {
 }
 
 
-def served_config(told: Mapping[str, Any]) -> schema.ModelConfig:
+def config_from_server(told: Mapping[str, Any]) -> schema.ModelConfig:
     """A configuration as a server tells it, in JSON.
 
     Raises:
@@ -44,7 +44,7 @@ def is_served_as_on_disk(files: Files, model: str, told: Mapping[str, Any], *, v
         ConfigError: the file, or the server's configuration, cannot be read.
         OSError: likewise.
     """
-    served = _of_version(served_config(told), version)
+    served = _of_version(config_from_server(told), version)
     folder = files.repository / model
     profiles = sorted((folder / PROFILES_FOLDER).glob("*.pbtxt")) if (folder / PROFILES_FOLDER).is_dir() else []
     for path in (folder / CONFIG_FILE, *profiles):
