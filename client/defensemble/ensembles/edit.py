@@ -85,7 +85,7 @@ class EditRunner:
                 return Applied(request.name, None, changes, remarks, urls, loads, seconds=timings.seconds, dry_run=dry_run)
             edit = prepare_journals(request, target_edits, baselines, message) if checked.changes_ensemble else None
             execution = EditExecution(target_edits, edit, timings, self._say, self.warn, self._drain_s)
-            execution.apply()
+            execution.execute()
         timings.seconds["total"] = time.perf_counter() - began
         return Applied(
             request.name,

@@ -29,7 +29,7 @@ class Timings:
 
     @contextmanager
     def of(self, kind: str) -> Iterator[None]:
-        """Adds the time that the block takes."""
+        """Add the time that the block takes."""
         began = time.perf_counter()
         try:
             yield
@@ -38,7 +38,7 @@ class Timings:
 
 
 class EditExecution:
-    """One edit on its way: `apply` carries it out, at all targets or at none."""
+    """One edit on its way: `execute` carries it out, at all targets or at none."""
 
     def __init__(
         self,
@@ -76,8 +76,8 @@ class EditExecution:
         lost = [(url, step) for url, steps in self._restarts.items() for step in steps]
         return [f"{url} was restarted during the edit, or the connection to it was lost, at the step '{step}'" for url, step in lost]
 
-    def apply(self) -> None:
-        """Carries the edit out.
+    def execute(self) -> None:
+        """Carry the edit out.
 
         Raises:
             EditFailedError: A step failed; says which, why, and whether the old state is back everywhere.
@@ -111,34 +111,58 @@ class EditExecution:
             self.cleanup_warnings.append(f"the edit is in place, but the note of it could not be removed ({error}): the next command does")
 
     def _carry_out(self) -> None:
-        from defensemble_export.editing import append_edit
-        from defensemble_repository.transaction import remove_files, write_plan
-
+        """The steps, in an order whose every state can be served: the ensembles' own configurations change last."""
         with self._timings.of("writes"):
-            for target_edit in self._target_edits:
-                if target_edit.journal is not None:
-                    self._at(f"note the edit in {target_edit.repository}")
-                    target_edit.journal.write()
-            for target_edit in self._target_edits:
-                if target_edit.plan.averaging:
-                    self._at(f"write {', '.join(target_edit.plan.new_models)} into {target_edit.repository}")
-                    write_plan(target_edit.repository, target_edit.plan.averaging)
-        proofs: dict[str, Callable[[], None]] = {}
+            self._write_journals()
+            self._write_averaging_models()
+        checks = self._load_members()
+        with self._timings.of("writes"):
+            self._write_ensembles()
+        self._load_ensembles()
+        for served, check in checks:
+            with self._timings.of("inferences"):
+                self._on(served, check)
+        with self._timings.of("writes"):
+            self._write_history()
+
+    def _write_journals(self) -> None:
+        for target_edit in self._target_edits:
+            if target_edit.journal is not None:
+                self._at(f"note the edit in {target_edit.repository}")
+                target_edit.journal.write()
+
+    def _write_averaging_models(self) -> None:
+        from defensemble_repository.transaction import write_plan
+
+        for target_edit in self._target_edits:
+            if target_edit.plan.averaging:
+                self._at(f"write {', '.join(target_edit.plan.new_models)} into {target_edit.repository}")
+                write_plan(target_edit.repository, target_edit.plan.averaging)
+
+    def _load_members(self) -> list[tuple[Served, Callable[[], None]]]:
+        """Load what the servers lack for the new ensemble. Returns what checks the ensemble on each, once it is loaded."""
+        checks = []
         for target_edit, served in self._servers():
             self._touched[served.url] = False
             # A server that restarts has not loaded the new averaging models, which no configuration on disk names yet.
-            if (proof := self._on(served, partial(self._load_and_prove, target_edit, served))) is not None:
-                proofs[served.url] = proof
-        with self._timings.of("writes"):
-            for target_edit in self._target_edits:
-                if target_edit.journal is not None and (changed := target_edit.journal.changed_meanwhile()):
-                    raise EditOvertakenError(f"{changed} was changed by somebody else meanwhile: look at it, and make the edit again")
-                if target_edit.plan.deletes:
-                    self._at(f"remove '{target_edit.name}' from {target_edit.repository}")
-                    remove_files(target_edit.repository, [target_edit.name])
-                elif target_edit.plan.files:
-                    self._at(f"write '{target_edit.name}' into {target_edit.repository}")
-                    write_plan(target_edit.repository, target_edit.plan.files)
+            if (check := self._on(served, partial(self._load_and_check, target_edit, served))) is not None:
+                checks.append((served, check))
+        return checks
+
+    def _write_ensembles(self) -> None:
+        from defensemble_repository.transaction import remove_files, write_plan
+
+        for target_edit in self._target_edits:
+            if target_edit.journal is not None and (changed := target_edit.journal.changed_meanwhile()):
+                raise EditOvertakenError(f"{changed} was changed by somebody else meanwhile: look at it, and make the edit again")
+            if target_edit.plan.deletes:
+                self._at(f"remove '{target_edit.name}' from {target_edit.repository}")
+                remove_files(target_edit.repository, [target_edit.name])
+            elif target_edit.plan.files:
+                self._at(f"write '{target_edit.name}' into {target_edit.repository}")
+                write_plan(target_edit.repository, target_edit.plan.files)
+
+    def _load_ensembles(self) -> None:
         for target_edit, served in self._servers():
             self._touched[served.url] = True
             with self._timings.of("loads"):
@@ -149,16 +173,15 @@ class EditExecution:
                     # Again after a restart, too: that may have read the old configuration.
                     self._at(f"load '{target_edit.name}' on {served.url}")
                     self._on(served, partial(self._load_from, target_edit, served, target_edit.name))
-        for _, served in self._servers():
-            if served.url in proofs:
-                with self._timings.of("inferences"):
-                    self._on(served, proofs[served.url])
-        with self._timings.of("writes"):
-            for target_edit in self._target_edits:
-                if self._edit is not None and target_edit.journal is not None:
-                    self._at(f"write the history of {target_edit.repository}")
-                    self._recorded.add(target_edit.repository)
-                    append_edit(target_edit.repository, target_edit.journal.edit)
+
+    def _write_history(self) -> None:
+        from defensemble_export.editing import append_edit
+
+        for target_edit in self._target_edits:
+            if self._edit is not None and target_edit.journal is not None:
+                self._at(f"write the history of {target_edit.repository}")
+                self._recorded.add(target_edit.repository)
+                append_edit(target_edit.repository, target_edit.journal.edit)
 
     def _on(self, served: Served, act: Callable[[], _T]) -> _T:
         """Do a part of the edit on a server, and do it again where that was restarted meanwhile."""
@@ -173,7 +196,7 @@ class EditExecution:
                 self._away.add(served.url)
             raise
 
-    def _load_and_prove(self, target_edit: TargetEdit, served: Served) -> Callable[[], None] | None:
+    def _load_and_check(self, target_edit: TargetEdit, served: Served) -> Callable[[], None] | None:
         """Load what a server lacks for the new ensemble. Returns what compares the ensemble with numpy, once it is loaded."""
         for model in (*target_edit.loads[served.url], *target_edit.reload_candidates[served.url]):
             self._at(f"load {model} on {served.url}")
@@ -182,7 +205,7 @@ class EditExecution:
         if target_edit.plan.after is None:
             return None
         with self._timings.of("inferences"):
-            return self._prove_averaging(target_edit, served)
+            return self._check_averaging(target_edit, served)
 
     def _load_from(self, target_edit: TargetEdit, served: Served, model: str) -> None:
         ignored = (
@@ -207,11 +230,11 @@ class EditExecution:
             if model not in target_edit.ready[served.url] or is_averaging(model):
                 raise
             path = target_edit.repository / model / "config.pbtxt"
-            told = f"'{model}' was changed on disk since it was loaded ({path}, or a new version): mend that, or put back what it was"
-            raise type(error)(f"{error} {told}; until then what was loaded serves on, but a server that starts anew refuses it") from error
+            text = f"'{model}' was changed on disk since it was loaded ({path}, or a new version): mend that, or put back what it was"
+            raise type(error)(f"{error} {text}; until then what was loaded serves on, but a server that starts anew refuses it") from error
 
-    def _prove_averaging(self, target_edit: TargetEdit, served: Served) -> Callable[[], None]:
-        """Compares the averaging model with numpy, and returns what does so with the ensemble, once it is loaded."""
+    def _check_averaging(self, target_edit: TargetEdit, served: Served) -> Callable[[], None]:
+        """Compare the averaging model with numpy. Returns what does so with the ensemble, once it is loaded."""
         ensemble = target_edit.plan.after
         assert ensemble is not None
         files = target_edit.plan.outcome()
@@ -231,7 +254,7 @@ class EditExecution:
         check_averaging(served, average, outputs, logits, averaging)
         tolerance = tolerance_for([served.config(model) or {} for model, _ in votes], [version for _, version in votes])
 
-        def prove() -> None:
+        def check() -> None:
             self._at(f"compare '{target_edit.name}' on {served.url} with numpy")
             check_answer(served, target_edit.name, image, outputs, logits, averaging, tolerance)
             # No request survives a restart, and a member whose files are gone does not either.
@@ -239,10 +262,10 @@ class EditExecution:
             gone = [one for one in leaving if one not in votes and lives]
             served.infer_all(gone, {"images": image}, "logits")
 
-        return prove
+        return check
 
     def _release(self) -> None:
-        """Unloads what no ensemble uses any more, once nobody asks it; what cannot be unloaded is told, and does no harm."""
+        """Unload what no ensemble uses any more, once nobody asks it; what cannot be unloaded is told, and does no harm."""
         self._at("wait until nobody asks what is not needed any more")
         for target_edit, served in self._servers():
             url = served.url
@@ -272,80 +295,79 @@ class EditExecution:
             )
 
     def _put_back(self) -> list[str]:
-        """Puts the old state back, on disk first, since servers read from there; returns, in words, where that worked and where not."""
+        """Put the old state back, on disk first, since servers read from there; returns, in words, where that worked and where not."""
         from defensemble_repository.filesystem.signals import interrupts_held
 
-        told: list[str] = []
+        report: list[str] = []
         with interrupts_held():
             # First the history: as long as it holds the edit anywhere, the next command finishes it.
-            if not all([self._on_disk(target_edit, self._withdraw, told) for target_edit in self._target_edits]):
-                return [*told, "the edit is in place, and the next command goes on with it"]
-            restored = [self._on_disk(target_edit, self._restore, told) for target_edit in self._target_edits]
+            if not all([self._on_disk(target_edit, self._withdraw, report) for target_edit in self._target_edits]):
+                return [*report, "the edit is in place, and the next command goes on with it"]
+            restored = [self._on_disk(target_edit, self._restore, report) for target_edit in self._target_edits]
             whole = all(restored)
             for target_edit, there in zip(self._target_edits, restored, strict=True):
                 for served in target_edit.servers if there else ():
                     if served.url in self._touched:
-                        whole = self._try_on(target_edit, served, told) and whole
+                        whole = self._try_on(target_edit, served, report) and whole
             if whole:
                 for target_edit in self._target_edits:
-                    self._on_disk(target_edit, self._tidy, told)
+                    self._on_disk(target_edit, self._tidy, report)
             elif any(target_edit.journal is not None for target_edit in self._target_edits):
-                told.append("what was not put back is noted: the next command tries again")
-        return told
+                report.append("what was not put back is noted: the next command tries again")
+        return report
 
-    def _on_disk(self, target_edit: TargetEdit, act: Callable[[TargetEdit, EditJournal, list[str]], None], told: list[str]) -> bool:
+    def _on_disk(self, target_edit: TargetEdit, act: Callable[[TargetEdit, EditJournal, list[str]], None], report: list[str]) -> bool:
         """Whether one part of putting a folder back worked."""
         from defensemble_repository.errors import RepositoryError
 
         if target_edit.journal is not None:
             try:
-                act(target_edit, target_edit.journal, told)
+                act(target_edit, target_edit.journal, report)
             except (OSError, RepositoryError) as error:
-                told.append(f"{target_edit.repository} could NOT be put back ({error})")
+                report.append(f"{target_edit.repository} could NOT be put back ({error})")
                 return False
         return True
 
-    def _withdraw(self, target_edit: TargetEdit, journal: EditJournal, told: list[str]) -> None:
+    def _withdraw(self, target_edit: TargetEdit, journal: EditJournal, report: list[str]) -> None:
         from defensemble_export.editing import withdraw_edit
 
         if target_edit.repository in self._recorded:
             withdraw_edit(target_edit.repository, journal.edit)
 
-    def _restore(self, target_edit: TargetEdit, journal: EditJournal, told: list[str]) -> None:
+    def _restore(self, target_edit: TargetEdit, journal: EditJournal, report: list[str]) -> None:
         refused = any(self._touched.values())
         foreign = journal.conflicting_config() is not None
         if foreign:
             where = f"kept as {journal.rejected_file}" if refused else "left as it is"
-            told.append(f"somebody else has changed '{target_edit.name}' meanwhile: that is {where}")
+            report.append(f"somebody else has changed '{target_edit.name}' meanwhile: that is {where}")
         journal.restore_ensemble(refused=refused, keep_conflicting=not refused)
         if journal.rejected is not None:
-            told.append(f"the hand edit is kept {'as ' + str(journal.rejected_file) if refused else 'where it was'}")
+            report.append(f"the hand edit is kept {'as ' + str(journal.rejected_file) if refused else 'where it was'}")
 
-    def _tidy(self, target_edit: TargetEdit, journal: EditJournal, told: list[str]) -> None:
+    def _tidy(self, target_edit: TargetEdit, journal: EditJournal, report: list[str]) -> None:
         journal.remove_new_models()
         journal.clear()
-        told.append(f"{target_edit.repository} holds the old state")
+        report.append(f"{target_edit.repository} holds the old state")
 
-    def _try_on(self, target_edit: TargetEdit, served: Served, told: list[str]) -> bool:
+    def _try_on(self, target_edit: TargetEdit, served: Served, report: list[str]) -> bool:
         """Whether a server could be put back."""
         from defensemble_repository.errors import RepositoryError
 
         try:
             self._on(served, partial(self._put_back_on, target_edit, served))
         except ConnectionFailedError as error:
-            told.append(f"{served.url} could not be reached to be put back ({error}): when it starts again, it reads the old state")
+            report.append(f"{served.url} could not be reached to be put back ({error}): when it starts again, it reads the old state")
         except (ServiceError, RepositoryError, OSError) as error:
-            told.append(f"{served.url} could NOT be put back ({error})")
+            report.append(f"{served.url} could NOT be put back ({error})")
         else:
-            told.append(f"{served.url} serves the old state")
+            report.append(f"{served.url} serves the old state")
             return True
         return False
 
     def _put_back_on(self, target_edit: TargetEdit, served: Served) -> None:
         before = target_edit.ready[served.url]
-        rewritten = {path.partition("/")[0] for path in (target_edit.journal.before if target_edit.journal is not None else ())} - {
-            target_edit.name
-        }
+        changed = () if target_edit.journal is None else target_edit.journal.before
+        rewritten = {path.partition("/")[0] for path in changed} - {target_edit.name}
         for model in target_edit.loads[served.url]:
             if model in before and model in rewritten:
                 served.load_from(target_edit.repository, model)
