@@ -23,7 +23,7 @@ from .ensemble_tables import print_applied, print_edits, print_prunable, print_s
 
 @contextmanager
 def opened(where: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> Iterator[Ensembles]:
-    """The ensembles that the options of `_places` name, with the clients of their servers.
+    """The ensembles that the options of `target_options` name, with the clients of their servers.
 
     Raises:
         InputError, defensemble_server.ServerError: The options do not go together; the key cannot be read.
@@ -46,7 +46,7 @@ def opened(where: Mapping[str, Any], settings: Mapping[str, Any] | None = None) 
 
 
 def edit(rest: Mapping[str, Any], act: Callable[[Ensembles, dict[str, Any]], Applied | list[Applied]]) -> None:
-    """Carries out an edit, and says what was done; `rest` are the options of `_edits`."""
+    """Carry out an edit, and print what was done; `rest` are the options of `edit_options`."""
     given = {key: rest[key] for key in ("message", "dry_run")}
     with opened(rest, {key: rest[key] for key in ("load_timeout_s", "drain_s")}) as ensembles:
         # What ends it, too, has to be undone, and waits where Ctrl-C does.
