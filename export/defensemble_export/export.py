@@ -15,7 +15,7 @@ from defensemble_repository.checks.model import refuse_configs
 from defensemble_repository.ensemble import Ensemble
 from defensemble_repository.lock import locked
 from defensemble_repository.transaction import check_writable, remove_stale_staging, write_plan
-from defensemble_repository.view import Files
+from defensemble_repository.view import RepositoryView
 
 from .entries.members import Member, check_members_fit, check_request, check_same_interface, repository_plan
 from .errors import ExportError
@@ -125,7 +125,7 @@ def export_networks(
         batches = check_request(
             repository, names, ensemble, average=average, weights=weights or {}, max_batch_size=max_batch_size, replace=replace
         )
-    refuse_configs(Files(repository), [name for name in batches if (repository / name).exists()])
+    refuse_configs(RepositoryView(repository), [name for name in batches if (repository / name).exists()])
     check_writable(repository)
     for network in networks:
         network.check(form, images)

@@ -32,7 +32,7 @@ from defensemble_repository.reader import (
     stated_votes,
 )
 from defensemble_repository.transaction import check_writable, remove_stale_staging, write_plan
-from defensemble_repository.view import Files
+from defensemble_repository.view import RepositoryView
 
 from .entries.members import DEFAULT_MAX_BATCH_SIZE, Member, check_same, is_there, labels_text
 from .errors import ExistsError, ExportError
@@ -146,7 +146,7 @@ def voting_members(repository: Path, ensemble: str, planned: Mapping[str, bytes]
         EnsembleError, ConfigError: the ensemble cannot be read, or is not one that was exported.
         ExportError: a member's file is missing, or is not the one that its configuration describes.
     """
-    files = Files(repository, planned or {})
+    files = RepositoryView(repository, planned or {})
     config = files.config(ensemble)
     if config.platform != "ensemble":
         raise EnsembleError(f"{repository / ensemble} is not an ensemble: name one, or export its members into one first")
@@ -171,7 +171,7 @@ def voting_members(repository: Path, ensemble: str, planned: Mapping[str, bytes]
     return votes, members, checked_batch(int(config.max_batch_size), f"max_batch_size in {repository / ensemble / CONFIG_FILE}")
 
 
-def outdated_graphs(files: Files, now: Ensemble) -> list[str]:
+def outdated_graphs(files: RepositoryView, now: Ensemble) -> list[str]:
     """Return the fused graphs that belong to `now`, an ensemble of `files`, but hold the votes of no ensemble there any more.
 
     A graph belongs to the ensemble that its configuration names. One that an older version wrote names none: it belongs to the ensemble
@@ -186,7 +186,7 @@ def outdated_graphs(files: Files, now: Ensemble) -> list[str]:
     if not candidates:
         return []
     ensembles = [now, *(other for name in files.models() if name != now.name and (other := _ensemble_in(files, name)) is not None)]
-    before = _ensemble_in(Files(files.repository), now.name)
+    before = _ensemble_in(RepositoryView(files.repository), now.name)
     found = []
     for name, (graph, origin) in candidates.items():
         if any(_same_votes(graph, other) for other in ensembles):
@@ -200,7 +200,7 @@ def outdated_graphs(files: Files, now: Ensemble) -> list[str]:
     return found
 
 
-def _config_of_graph(files: Files, model: str) -> schema.ModelConfig | None:
+def _config_of_graph(files: RepositoryView, model: str) -> schema.ModelConfig | None:
     """Return the configuration of a model that could be a fused graph, else None."""
     try:
         content = files.content(f"{model}/{CONFIG_FILE}") or b""
@@ -213,7 +213,7 @@ def _config_of_graph(files: Files, model: str) -> schema.ModelConfig | None:
     return config
 
 
-def _ensemble_in(files: Files, name: str) -> Ensemble | None:
+def _ensemble_in(files: RepositoryView, name: str) -> Ensemble | None:
     """Return an ensemble, or None where the model is none, or none that can be read."""
     try:
         if b"ensemble_scheduling" not in (files.content(f"{name}/{CONFIG_FILE}") or b""):
@@ -360,7 +360,7 @@ def fused_batch(folder: Path, asked: int | None, usual: int = DEFAULT_MAX_BATCH_
     return usual if asked is None else asked
 
 
-def _member(files: Files, model: str, version: int, config: schema.ModelConfig) -> Member:
+def _member(files: RepositoryView, model: str, version: int, config: schema.ModelConfig) -> Member:
     """A member of the repository as it was when it was exported."""
     path = f"{model}/{version}/{MODEL_FILE}"
     content = files.content(path)
@@ -399,7 +399,7 @@ def _member(files: Files, model: str, version: int, config: schema.ModelConfig) 
     )
 
 
-def _class_names(files: Files, model: str, content: bytes, num_classes: int) -> tuple[str, ...]:
+def _class_names(files: RepositoryView, model: str, content: bytes, num_classes: int) -> tuple[str, ...]:
     """Names of a member's classes: its labels, else what its ONNX file says, else their numbers, as the client has it."""
     labels = files.content(f"{model}/{LABELS_FILE}")
     if labels is not None:

@@ -20,7 +20,7 @@ from defensemble_repository.pbtxt import config_from_file, config_from_pbtxt, pb
 from defensemble_repository.profile_digest import has_stamp, stamp
 from defensemble_repository.reader import backend_of, parameter, read_models, served_versions
 from defensemble_repository.transaction import check_writable, remove_files, remove_stale_staging, write_plan
-from defensemble_repository.view import Files
+from defensemble_repository.view import RepositoryView
 
 from .errors import ProfileError
 
@@ -145,7 +145,7 @@ def profile_plan(repository: Path, profile: str, settings: KeptEngines | None = 
     missing = {name: problem for name, config in found.items() if (problem := _missing(repository / name, config, profile))}
     if missing:
         raise ProfileError(_missing_text(repository, profile, missing))
-    refuse_configs(Files(repository), found)
+    refuse_configs(RepositoryView(repository), found)
     if not force:
         _check_unedited(repository, profile, found, "write")
     files = {}

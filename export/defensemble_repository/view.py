@@ -35,7 +35,7 @@ def file_digest(file: Path) -> str:
     return _digest(str(file), known.st_ino, known.st_size, known.st_mtime_ns, known.st_ctime_ns)
 
 
-class Files:
+class RepositoryView:
     """The files of ``repository`` after ``planned``: path relative to it, to the bytes of the file, or None where it will be gone."""
 
     def __init__(self, repository: Path, planned: Mapping[str, bytes | None] | None = None) -> None:

@@ -15,7 +15,7 @@ from defensemble_repository.names import AVERAGING_NAME, PLAN_BACKEND
 from defensemble_repository.pbtxt import schema
 from defensemble_repository.reader import backend_of, file_of, is_ensemble, parameter, versions_by_policy
 from defensemble_repository.target import ANY, Target
-from defensemble_repository.view import Files
+from defensemble_repository.view import RepositoryView
 
 from .errors import NotServableError
 
@@ -157,7 +157,7 @@ def read_repository(path: Path, *, profile: str | None = None, target: Target = 
         raise NotServableError(
             f"model repository {path} is empty: write models into it with `defensemble export CHECKPOINT... --repository {path}`"
         )
-    found = Inspection(Files(path), target, profile=profile, plans=False)
+    found = Inspection(RepositoryView(path), target, profile=profile, plans=False)
     links = found.files.dangling_links()
     models = {}
     for name in itertools.chain(*check_folders(found)):
@@ -176,7 +176,7 @@ def read_model(folder: Path, profile: str | None) -> Model:
     Raises:
         NotServableError: it is no model, or its configuration cannot be read.
     """
-    found = Inspection(Files(folder.parent), profile=profile)
+    found = Inspection(RepositoryView(folder.parent), profile=profile)
     config = found.config(folder.name) if found.has(folder.name) else None
     if config is None:
         raise NotServableError("; ".join(map(str, found.findings)) or f"{folder} is no model: it holds no configuration")
@@ -185,7 +185,7 @@ def read_model(folder: Path, profile: str | None) -> Model:
 
 def config_path(folder: Path, profile: str | None) -> Path:
     """The file that configures a model under ``profile``."""
-    return folder.parent / Inspection(Files(folder.parent), profile=profile).config_path(folder.name)
+    return folder.parent / Inspection(RepositoryView(folder.parent), profile=profile).config_path(folder.name)
 
 
 def without_version(folder: Path, model: Model, version: int) -> str:

@@ -16,7 +16,7 @@ from defensemble_export import check_ensemble, check_repository, repository_plan
 from defensemble_repository.checks.repository import problems_from_findings
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from defensemble_repository.target import EMBEDDED
-from defensemble_repository.view import Files
+from defensemble_repository.view import RepositoryView
 from defensemble_server import Server, serve
 from tests.support import tiny
 from tests.support.calls import FREE
@@ -231,7 +231,7 @@ def server(repository: Path) -> Iterator[Server]:
 
 
 def test_serve_refuses_what_the_check_refuses_with_the_same_texts(repository: Path, server: Server) -> None:
-    check = problems_from_findings(check_repository(Files(repository), EMBEDDED))
+    check = problems_from_findings(check_repository(RepositoryView(repository), EMBEDDED))
     # An output that is an input too, or that a step reads, loads; Triton then answers no call for another output.
     unanswered = {name for name, text in server.problems.items() if text.startswith("/v2/models/") and "unexpected deadlock" in text}
     dependent = {name for name, text in server.problems.items() if text.startswith("its step '")}
@@ -254,7 +254,7 @@ def test_each_edit_by_hand_is_refused_where_triton_refuses_it_and_nowhere_else(r
     wrong, refused = [], 0
     for name in EDITS:
         triton = triton_refuses(server, name)
-        ours = [str(one) for one in check_ensemble(Files(repository), name) if one.refuses]
+        ours = [str(one) for one in check_ensemble(RepositoryView(repository), name) if one.refuses]
         refused += triton is not None
         if (triton is not None) != bool(ours):
             wrong.append((name, triton, ours))
@@ -266,7 +266,7 @@ def test_edits_at_random_are_refused_where_triton_refuses_them_and_nowhere_else(
     wrong, refused = [], 0
     for name in (f"random-{number}" for number in range(RANDOM)):
         triton = triton_refuses(server, name)
-        ours = [str(one) for one in check_ensemble(Files(repository), name) if one.refuses]
+        ours = [str(one) for one in check_ensemble(RepositoryView(repository), name) if one.refuses]
         refused += triton is not None
         if (triton is not None) != bool(ours):
             wrong.append((name, triton, ours))
@@ -277,4 +277,4 @@ def test_edits_at_random_are_refused_where_triton_refuses_them_and_nowhere_else(
 def test_where_the_check_is_stricter_than_triton(repository: Path, server: Server) -> None:
     for name in STRICTER:
         assert triton_refuses(server, name) is None, name
-        assert [one for one in check_ensemble(Files(repository), name) if one.refuses], name
+        assert [one for one in check_ensemble(RepositoryView(repository), name) if one.refuses], name

@@ -20,7 +20,7 @@ from defensemble_repository.checks.finding import Finding
 from defensemble_repository.checks.repository import problems_from_findings
 from defensemble_repository.ensemble import Ensemble, Vote
 from defensemble_repository.target import DOCKER, EMBEDDED
-from defensemble_repository.view import Files
+from defensemble_repository.view import RepositoryView
 from defensemble_server import NotServableError, Server, serve
 from tests.support import tiny
 from tests.support.calls import FREE, ask
@@ -87,7 +87,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Judged]:
     for number, (name, edit) in enumerate((AVERAGES | ENSEMBLES).items(), 2):
         average = write_ensemble(folder, name, weight=number)
         edit(folder / (average if name in AVERAGES else name))
-    findings = check_repository(Files(folder), EMBEDDED)
+    findings = check_repository(RepositoryView(folder), EMBEDDED)
     check = problems_from_findings(findings)
     with serve(folder, FREE) as server:
         yield Judged(folder, frozenset(server.models), dict(server.problems), check, server, findings)
@@ -160,7 +160,7 @@ def test_one_mistake_is_one_finding(judged: Judged) -> None:
 
 
 def test_the_container_takes_what_the_embedded_runtime_lacks(judged: Judged) -> None:
-    docker = problems_from_findings(check_repository(Files(judged.repository), DOCKER))
+    docker = problems_from_findings(check_repository(RepositoryView(judged.repository), DOCKER))
     assert docker.keys() <= judged.check.keys()
     assert ONLY_EMBEDDED <= judged.check.keys()
     assert ONLY_EMBEDDED.isdisjoint(docker)
@@ -187,7 +187,7 @@ def test_a_dangling_link_beside_the_models_keeps_all_from_being_served(tmp_path:
     tiny.write_repository(tmp_path, {"alpha": 1, "beta": 2}, ensemble="both")
     (tmp_path / "gone").symlink_to(goal)
     for name in (None, "both"):
-        (found,) = check_repository(Files(tmp_path), EMBEDDED, name)
+        (found,) = check_repository(RepositoryView(tmp_path), EMBEDDED, name)
         assert (found.file, found.refuses) == (tmp_path / "gone", True)
     with pytest.raises(NotServableError, match=goal), serve(tmp_path, FREE):
         pass

@@ -27,7 +27,7 @@ from defensemble_repository.ensemble import Ensemble, Vote
 from defensemble_repository.errors import ConfigError, RepositoryError
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from defensemble_repository.reader import read_config
-from defensemble_repository.view import Files
+from defensemble_repository.view import RepositoryView
 from tests.support import tiny
 from tests.support.tiny import member
 
@@ -314,7 +314,7 @@ def several(tmp_path: Path) -> Path:
 def told_by(folder: Path) -> list[str]:
     """The ensembles whose check says that `fused` is outdated."""
     names = Ensembles(folder).names()
-    return [name for name in names if any(finding.model == "fused" for finding in check_ensemble(Files(folder), name))]
+    return [name for name in names if any(finding.model == "fused" for finding in check_ensemble(RepositoryView(folder), name))]
 
 
 def without_name(folder: Path) -> None:

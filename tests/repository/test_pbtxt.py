@@ -12,7 +12,7 @@ from defensemble_export import check_repository
 from defensemble_repository.errors import ConfigError
 from defensemble_repository.pbtxt import config_from_file
 from defensemble_repository.target import ANY
-from defensemble_repository.view import Files
+from defensemble_repository.view import RepositoryView
 from tests.support import tiny
 
 
@@ -41,7 +41,7 @@ def test_what_cannot_be_seen_is_named(tmp_path: Path, content: bytes | str, line
         path.write_bytes(bad)
         with pytest.raises(ConfigError) as failed:
             config_from_file(path)
-        (found,) = [one for one in check_repository(Files(tmp_path), ANY) if one.model == "alpha" and one.file == path]
+        (found,) = [one for one in check_repository(RepositoryView(tmp_path), ANY) if one.model == "alpha" and one.file == path]
         assert found.line == line
         for text in (str(failed.value), found.text):
             assert [fact for fact in facts if fact not in text] == []

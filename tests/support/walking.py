@@ -20,7 +20,7 @@ from defensemble._transport.base import OutputRequest
 from defensemble.ensembles import Ensembles, Replica
 from defensemble_export import ExistsError, check_ensemble
 from defensemble_export.editing import read_history
-from defensemble_repository.view import Files
+from defensemble_repository.view import RepositoryView
 from defensemble_server import ServeOptions, Server, serve
 from tests.support import tiny
 
@@ -210,9 +210,9 @@ def disk_state(folder: Path, edit: Edit, old: Content, new: Content) -> str:
     assert state is not None, f"{folder / path} is neither the old nor the new one"
     wanted = old if state == "old" else new
     assert {name: now.get(name) for name in wanted} == dict(wanted), f"{folder} lacks files of the {state} state"
-    for name in Files(folder).models() if not (edit.by_hand and state == "old") else ():
-        if Files(folder).config(name).platform == "ensemble":
-            assert [str(finding) for finding in check_ensemble(Files(folder), name) if finding.refuses] == []
+    for name in RepositoryView(folder).models() if not (edit.by_hand and state == "old") else ():
+        if RepositoryView(folder).config(name).platform == "ensemble":
+            assert [str(finding) for finding in check_ensemble(RepositoryView(folder), name) if finding.refuses] == []
     return state
 
 

@@ -11,7 +11,7 @@ from .targets import TargetEdit
 if TYPE_CHECKING:
     from defensemble_export.editing import Snapshot
     from defensemble_repository.ensemble import Ensemble
-    from defensemble_repository.view import Files
+    from defensemble_repository.view import RepositoryView
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,14 @@ class Baseline:
 def baseline_before_reload(target_edit: TargetEdit) -> Baseline:
     """What a hand edit had changed: the last state that the history knows, else what a server still serves, else what lies on disk."""
     from defensemble_export.editing import read_history
-    from defensemble_repository.view import Files
+    from defensemble_repository.view import RepositoryView
 
     repository, name = target_edit.repository, target_edit.name
     overlay = _served_files(target_edit)
     served = overlay.get(f"{name}/config.pbtxt")
     known = [edit.after for edit in read_history(repository) if edit.ensemble == name and edit.after is not None]
     now = snapshot_or_none(target_edit.plan.disk(), name)
-    before = known[-1] if known else snapshot_or_none(Files(repository, dict(overlay)), name) if overlay else now
+    before = known[-1] if known else snapshot_or_none(RepositoryView(repository, dict(overlay)), name) if overlay else now
     if before is None or now is None or is_same_state(before, now):
         only = before or now
         # Averages whose parameters were edited before anything was recorded: what they were is not known.
@@ -60,7 +60,7 @@ def baseline_before_reload(target_edit: TargetEdit) -> Baseline:
     return Baseline(before, _complete(target_edit, served), was_edited_by_hand=True)
 
 
-def snapshot_or_none(files: Files, name: str) -> Snapshot | None:
+def snapshot_or_none(files: RepositoryView, name: str) -> Snapshot | None:
     """The ensemble as `files` hold it; None where there is none that can be read as ours."""
     from defensemble_export.editing import snapshot_of
     from defensemble_repository.errors import ConfigError, EnsembleError

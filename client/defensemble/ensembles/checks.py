@@ -29,9 +29,9 @@ def plan_or_refuse(request: EditRequest, target: EditTarget) -> TargetEdit:
     """
     from defensemble_export import check_ensemble
     from defensemble_repository.errors import RepositoryError
-    from defensemble_repository.view import Files
+    from defensemble_repository.view import RepositoryView
 
-    files = Files(target.repository)
+    files = RepositoryView(target.repository)
     try:
         return plan_at(request, target)
     except RepositoryError as error:

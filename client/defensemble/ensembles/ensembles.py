@@ -123,9 +123,9 @@ class Ensembles:
         Raises:
             defensemble_repository.errors.ConfigError, OSError: A configuration cannot be read, so this is not known; `check` says more.
         """
-        from defensemble_repository.view import Files
+        from defensemble_repository.view import RepositoryView
 
-        files = Files(self.repository)
+        files = RepositoryView(self.repository)
         return [name for name in files.models() if files.config(name).platform == "ensemble"]
 
     def show(self, name: str | None = None) -> list[EnsembleState]:
@@ -160,11 +160,11 @@ class Ensembles:
         from defensemble_export.editing import ensemble_names
         from defensemble_repository.checks.finding import Finding
         from defensemble_repository.target import TARGETS
-        from defensemble_repository.view import Files
+        from defensemble_repository.view import RepositoryView
 
         recover_or_warn(self._runner, self._warn)
-        found = [one for target in self._runner.targets for one in check_repository(Files(target.repository), TARGETS[runtime], name)]
-        for one in [name] if name is not None else ensemble_names(Files(self.repository)):
+        found = [one for target in self._runner.targets for one in check_repository(RepositoryView(target.repository), TARGETS[runtime], name)]
+        for one in [name] if name is not None else ensemble_names(RepositoryView(self.repository)):
             found += [Finding(one, text) for text in differences_of(self._runner.targets, one)]
         return found
 

@@ -82,10 +82,10 @@ class EditExecution:
         Raises:
             EditFailedError: A step failed; says which, why, and whether the old state is back everywhere.
         """
-        from defensemble_repository.filesystem.signals import never_too_late
+        from defensemble_repository.filesystem.signals import sigint_raises
 
         try:
-            with never_too_late():
+            with sigint_raises():
                 self._carry_out()
         except BaseException as error:
             lines = [*self._put_back(), *self._restarted_servers()]
@@ -296,10 +296,10 @@ class EditExecution:
 
     def _put_back(self) -> list[str]:
         """Put the old state back, on disk first, since servers read from there; returns, in words, where that worked and where not."""
-        from defensemble_repository.filesystem.signals import interrupts_held
+        from defensemble_repository.filesystem.signals import defer_sigint
 
         report: list[str] = []
-        with interrupts_held():
+        with defer_sigint():
             # First the history: as long as it holds the edit anywhere, the next command finishes it.
             if not all([self._on_disk(target_edit, self._withdraw, report) for target_edit in self._target_edits]):
                 return [*report, "the edit is in place, and the next command goes on with it"]

@@ -10,7 +10,7 @@ from .targets import TargetEdit
 
 if TYPE_CHECKING:
     from defensemble_repository.checks.finding import Finding
-    from defensemble_repository.view import Files
+    from defensemble_repository.view import RepositoryView
 
 
 def plan_findings(target_edit: TargetEdit, served: Served) -> list[Finding]:
@@ -59,7 +59,7 @@ def plan_findings(target_edit: TargetEdit, served: Served) -> list[Finding]:
     return found
 
 
-def _comes_as_plan(files: Files, model: str, *, by_profile: bool) -> bool:
+def _comes_as_plan(files: RepositoryView, model: str, *, by_profile: bool) -> bool:
     """Whether a model that is to be loaded is a plan by its configuration, or, on a server that takes plans, by one of its profiles."""
     from defensemble_repository.errors import ConfigError
     from defensemble_repository.names import PLAN_BACKEND, PROFILES_FOLDER

@@ -131,9 +131,9 @@ def reconcile_server(served: Served, repository: Path, name: str | None, candida
         ServiceError: It refuses, or does not answer.
         defensemble_repository.errors.ConfigError: The ensemble's configuration cannot be read.
     """
-    from defensemble_repository.view import Files
+    from defensemble_repository.view import RepositoryView
 
-    files = Files(repository)
+    files = RepositoryView(repository)
     ready = served.ready()
     if name is not None and files.has(name):
         if name not in ready or served.differs(repository, name):

@@ -67,11 +67,11 @@ def rollback_plan(history: list[Edit], name: str, count: int, to: str | None, re
         InputError: See `roll_back`.
     """
     from defensemble_export.editing import Restore, undoable
-    from defensemble_repository.view import Files
+    from defensemble_repository.view import RepositoryView
 
     stack = undoable(history, name)
     last = next((edit for edit in reversed(history) if edit.ensemble == name), None)
-    now = snapshot_or_none(Files(repository), name)
+    now = snapshot_or_none(RepositoryView(repository), name)
     changed = last is not None and not (
         now == last.after or (now is not None and last.after is not None and is_same_state(now, last.after))
     )

@@ -186,10 +186,10 @@ class Served:
             defensemble_repository.errors.ConfigError: The configuration cannot be read.
         """
         from defensemble_export.editing import is_served_as_on_disk
-        from defensemble_repository.view import Files
+        from defensemble_repository.view import RepositoryView
 
         loaded = self.config(model)
-        return loaded is not None and Files(folder).has(model) and not is_served_as_on_disk(Files(folder), model, loaded)
+        return loaded is not None and RepositoryView(folder).has(model) and not is_served_as_on_disk(RepositoryView(folder), model, loaded)
 
     def load_and_verify(self, folder: Path, model: str) -> None:
         """Loads a model from `folder`, and looks whether it is loaded: of files that it has refused once, Triton says OK the next time.
@@ -324,14 +324,14 @@ def unused_models(repository: Path, served: Served, candidates: Collection[str],
     """
     from defensemble_export.editing import used_models
     from defensemble_repository.errors import ConfigError
-    from defensemble_repository.view import Files
+    from defensemble_repository.view import RepositoryView
 
     ready = served.ready()
     chosen = [model for model in ready if model in candidates or (all_averages and is_averaging(model))]
     if not chosen:
         return []
     try:
-        used = used_models(Files(repository)) | served.used(ready)
+        used = used_models(RepositoryView(repository)) | served.used(ready)
     except ConfigError:
         return []
     return [model for model in chosen if model not in used]

@@ -47,12 +47,12 @@ def recover_or_warn(runner: EditRunner, warn: Callable[[str], None]) -> None:
 
 def differences_of(targets: Sequence[EditTarget], name: str) -> list[str]:
     """In which folders an ensemble is another than in the first."""
-    from defensemble_repository.view import Files
+    from defensemble_repository.view import RepositoryView
 
-    first = snapshot_or_none(Files(targets[0].repository), name)
+    first = snapshot_or_none(RepositoryView(targets[0].repository), name)
     found = []
     for target in targets[1:]:
-        other = snapshot_or_none(Files(target.repository), name)
+        other = snapshot_or_none(RepositoryView(target.repository), name)
         if other != first and (first is None or other is None or not is_same_state(first, other)):
             found.append(
                 f"{target.repository} holds another '{name}' than {targets[0].repository}, or none: make them equal with "
@@ -71,10 +71,10 @@ def look_at(targets: Sequence[EditTarget], name: str) -> EnsembleState:
     from defensemble_repository.errors import ConfigError, EnsembleError
     from defensemble_repository.preprocessing import PREPROCESSING, preprocessing_values
     from defensemble_repository.reader import parameter, read_ensemble
-    from defensemble_repository.view import Files
+    from defensemble_repository.view import RepositoryView
 
     check_ensemble_exists(targets[0].repository, name)
-    files = Files(targets[0].repository)
+    files = RepositoryView(targets[0].repository)
     config = files.config(name)
     problems: list[str] = []
     votes: Ensemble | None = None
@@ -138,10 +138,10 @@ class _Serving:
     """What one server serves of one folder."""
 
     def __init__(self, served: Served, repository: Path) -> None:
-        from defensemble_repository.view import Files
+        from defensemble_repository.view import RepositoryView
 
         self._served = served
-        self._files = Files(repository)
+        self._files = RepositoryView(repository)
         self._ready = served.ready()
 
     def of(self, model: str, version: int | None) -> str:

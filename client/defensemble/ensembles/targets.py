@@ -115,9 +115,9 @@ def plan_at(request: EditRequest, target: EditTarget) -> TargetEdit:
         defensemble_repository.errors.RepositoryError, OSError: It cannot be made there.
     """
     from defensemble_repository.names import check_name
-    from defensemble_repository.view import Files
+    from defensemble_repository.view import RepositoryView
 
-    digest = Files(target.repository).digest(f"{check_name(request.name)}/config.pbtxt")
+    digest = RepositoryView(target.repository).digest(f"{check_name(request.name)}/config.pbtxt")
     return TargetEdit(target, request.plan(target.repository), digest)
 
 

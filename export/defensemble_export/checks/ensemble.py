@@ -15,14 +15,14 @@ from defensemble_repository.names import CONFIG_FILE
 from defensemble_repository.pbtxt import schema
 from defensemble_repository.reader import ensemble_from_configs
 from defensemble_repository.target import ANY, Target
-from defensemble_repository.view import Files
+from defensemble_repository.view import RepositoryView
 
 from ..fused import outdated_graphs
 from ..graphs.averaging import average_onnx, is_same_graph
 from .graphs import check_graphs
 
 
-def check_ensemble(files: Files, name: str, *, loads: Collection[str] | None = None, target: Target = ANY) -> list[Finding]:
+def check_ensemble(files: RepositoryView, name: str, *, loads: Collection[str] | None = None, target: Target = ANY) -> list[Finding]:
     """Find all that is wrong with the ensemble `name`, its members and its averaging models, before an edit is written or loaded.
 
     Stricter than Triton on purpose: a step pins a version, names are those that an export gives, files are what their digests say, labels
@@ -39,7 +39,7 @@ def check_ensemble(files: Files, name: str, *, loads: Collection[str] | None = N
     return found.findings
 
 
-def check_repository(files: Files, target: Target, name: str | None = None) -> list[Finding]:
+def check_repository(files: RepositoryView, target: Target, name: str | None = None) -> list[Finding]:
     """Find all that keeps `target` from serving the ensemble `name`, or each model of a repository, graphs included.
 
     Raises:

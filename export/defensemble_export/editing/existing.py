@@ -8,10 +8,10 @@ from defensemble_repository.ensemble import Ensemble
 from defensemble_repository.errors import ConfigError, EnsembleError
 from defensemble_repository.names import check_name
 from defensemble_repository.reader import is_ensemble, read_ensemble
-from defensemble_repository.view import Files
+from defensemble_repository.view import RepositoryView
 
 
-def ensemble_names(files: Files) -> list[str]:
+def ensemble_names(files: RepositoryView) -> list[str]:
     """Return the names of all ensembles, sorted; models whose configuration cannot be read are left out."""
     found = []
     for name in files.models():
@@ -30,7 +30,7 @@ def check_ensemble_exists(repository: Path, name: str) -> None:
         EnsembleError: It is not a valid name, or there is no such ensemble.
         ConfigError: Its configuration cannot be read.
     """
-    files = Files(repository)
+    files = RepositoryView(repository)
     there = files.has(check_name(name))
     if there and is_ensemble(files.config(name)):
         return

@@ -21,7 +21,7 @@ from defensemble_repository.filesystem.atomic_write import remove_asides, shared
 from defensemble_repository.filesystem.regular_files import read_regular
 from defensemble_repository.names import CONFIG_FILE, HISTORY_FILE, LABELS_FILE, check_name
 from defensemble_repository.reader import ensemble_from_configs, parameter
-from defensemble_repository.view import Files
+from defensemble_repository.view import RepositoryView
 
 from ..errors import HistoryError
 
@@ -122,7 +122,7 @@ def this_user() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
-def snapshot_of(files: Files, name: str) -> Snapshot:
+def snapshot_of(files: RepositoryView, name: str) -> Snapshot:
     """The ensemble ``name`` as it lies in ``files``.
 
     Raises:
@@ -284,7 +284,7 @@ def undoable(history: Sequence[Edit], ensemble: str) -> list[Edit]:
     return list(stack.values())
 
 
-def _text(files: Files, path: str) -> str | None:
+def _text(files: RepositoryView, path: str) -> str | None:
     content = files.content(path)
     return None if content is None else content.decode(errors="surrogateescape")
 

@@ -13,7 +13,7 @@ from defensemble_repository.filesystem.atomic_write import remove_asides, shared
 from defensemble_repository.filesystem.regular_files import read_regular
 from defensemble_repository.names import CONFIG_FILE, HISTORY_FILE, PENDING_FILE
 from defensemble_repository.transaction import remove_files, write_plan
-from defensemble_repository.view import Files
+from defensemble_repository.view import RepositoryView
 
 from ..entries.ensemble import PLACEHOLDER, PLACEHOLDER_TEXT
 from ..errors import HistoryError
@@ -183,8 +183,8 @@ class EditJournal:
         remove_files(self.repository, [model for model in self.new_models if (self.repository / model).exists()])
 
     @property
-    def _disk(self) -> Files:
-        return Files(self.repository)
+    def _disk(self) -> RepositoryView:
+        return RepositoryView(self.repository)
 
 
 def remove_stale_asides(repository: Path) -> list[Path]:

@@ -15,7 +15,7 @@ from defensemble_repository.errors import ConfigError
 from defensemble_repository.names import MODEL_FILE, REPORT_FILE
 from defensemble_repository.pbtxt import schema
 from defensemble_repository.reader import parameter
-from defensemble_repository.view import Files
+from defensemble_repository.view import RepositoryView
 
 from ..members.report import report_values
 from ..metadata import MASK_DIGEST, RECORD, SPEC
@@ -51,7 +51,7 @@ class MemberInfo:
     problem: str | None = None
 
 
-def read_member_info(files: Files, vote: Vote, share: float) -> MemberInfo:
+def read_member_info(files: RepositoryView, vote: Vote, share: float) -> MemberInfo:
     """How the member of ``vote``, with its ``share`` of all weights, stands in ``files``.
 
     Its file is not compared with its digest. Whatever is missing, damaged or cannot be read is told as ``problem``, and never raised.
@@ -80,7 +80,7 @@ def read_member_info(files: Files, vote: Vote, share: float) -> MemberInfo:
     )
 
 
-def _config(files: Files, model: str, problems: list[str]) -> schema.ModelConfig | None:
+def _config(files: RepositoryView, model: str, problems: list[str]) -> schema.ModelConfig | None:
     try:
         return files.config(model)
     except ConfigError as error:
@@ -90,7 +90,7 @@ def _config(files: Files, model: str, problems: list[str]) -> schema.ModelConfig
     return None
 
 
-def _content(files: Files, path: str, problems: list[str], missing: str) -> bytes | None:
+def _content(files: RepositoryView, path: str, problems: list[str], missing: str) -> bytes | None:
     try:
         content = files.content(path)
     except OSError as error:
@@ -101,7 +101,7 @@ def _content(files: Files, path: str, problems: list[str], missing: str) -> byte
     return content
 
 
-def _graph(files: Files, vote: Vote, config: schema.ModelConfig | None, problems: list[str]) -> tuple[onnx.ModelProto | None, int | None]:
+def _graph(files: RepositoryView, vote: Vote, config: schema.ModelConfig | None, problems: list[str]) -> tuple[onnx.ModelProto | None, int | None]:
     """A version's graph, and the size of the file that is served."""
     folder = f"{vote.model}/{vote.version}"
     served = (config.default_model_filename if config is not None else "") or MODEL_FILE
@@ -139,7 +139,7 @@ def _network(notes: Mapping[str, str], problems: list[str], where: str) -> dict[
     return found
 
 
-def _exported(files: Files, vote: Vote, sha256: str | None, problems: list[str]) -> dict[str, Any]:
+def _exported(files: RepositoryView, vote: Vote, sha256: str | None, problems: list[str]) -> dict[str, Any]:
     """What the export's report says of the graph's accuracy, as the keywords of ``MemberInfo``."""
     path = f"{vote.model}/{vote.version}/{REPORT_FILE}"
     content = _content(files, path, problems, "it was exported by other means")

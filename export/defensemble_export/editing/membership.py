@@ -12,7 +12,7 @@ from defensemble_repository.ensemble import Ensemble, Vote
 from defensemble_repository.errors import ConfigError, EnsembleError
 from defensemble_repository.names import check_name
 from defensemble_repository.reader import LARGEST_VERSION, versions_in
-from defensemble_repository.view import Files
+from defensemble_repository.view import RepositoryView
 
 from .plan import no_network_text
 
@@ -39,8 +39,8 @@ def new_vote(repository: Path, text: str, weight: float = 1.0) -> Vote:
     folder = repository / model
     there = versions_in(folder) if folder.is_dir() else []
     if not there:
-        raise EnsembleError(no_network_text(Files(repository), f"'{model}'"))
-    if _is_ensemble(Files(repository), model):
+        raise EnsembleError(no_network_text(RepositoryView(repository), f"'{model}'"))
+    if _is_ensemble(RepositoryView(repository), model):
         raise EnsembleError(f"'{model}' is an ensemble, and only networks can vote: name its members (`defensemble ensemble show {model}`)")
     if version is not None and version not in there:
         raise EnsembleError(f"'{model}' has no version {version}: {folder} holds {', '.join(map(str, there))}")
@@ -128,7 +128,7 @@ def _number(name: str, weight: object) -> float:
         raise EnsembleError(f"weight of '{name}' must be a number above 0, got {weight!r:.80}") from error
 
 
-def _is_ensemble(files: Files, model: str) -> bool:
+def _is_ensemble(files: RepositoryView, model: str) -> bool:
     try:
         return files.has(model) and files.config(model).platform == "ensemble"
     except ConfigError:

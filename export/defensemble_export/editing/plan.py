@@ -12,7 +12,7 @@ from defensemble_repository.errors import ConfigError, EnsembleError
 from defensemble_repository.names import CONFIG_FILE, LABELS_FILE, MODEL_FILE, check_name
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config, schema
 from defensemble_repository.reader import existing_batch, is_ensemble, read_ensemble, stated_votes
-from defensemble_repository.view import Files
+from defensemble_repository.view import RepositoryView
 
 from ..entries.ensemble import PLACEHOLDER, PLACEHOLDER_TEXT, averaging_files, ensemble_files, is_of_two_models, members_preprocessing
 from ..entries.members import is_there
@@ -53,17 +53,17 @@ class EditPlan:
         """Whether the ensemble that it changes is of the two-model form, in which none is written: not by a rollback either."""
         return self.before is not None and bool(self.files) and is_of_two_models(self.disk(), self.name)
 
-    def disk(self) -> Files:
+    def disk(self) -> RepositoryView:
         """The repository as it is."""
-        return Files(self.repository)
+        return RepositoryView(self.repository)
 
-    def outcome(self) -> Files:
+    def outcome(self) -> RepositoryView:
         """The repository as it will be."""
         gone: dict[str, bytes | None] = {}
         if self.deletes:
             folder = self.repository / self.name
             gone = {path.relative_to(self.repository).as_posix(): None for path in folder.rglob("*") if path.is_file()}
-        return Files(self.repository, {**gone, **self.averaging, **self.files})
+        return RepositoryView(self.repository, {**gone, **self.averaging, **self.files})
 
     def steps(self) -> list[tuple[str, int]]:
         """The models that the ensemble will run, with their versions, in step order."""
@@ -95,7 +95,7 @@ def plan_ensemble(repository: Path, after: Ensemble) -> EditPlan:
         ConfigError, ExportError, OSError: a configuration cannot be read.
     """
     check_name(after.name)
-    files = Files(repository)
+    files = RepositoryView(repository)
     lacking = [vote.model for vote in after.members if not files.has(vote.model)]
     if lacking:
         raise EnsembleError(no_network_text(files, ", ".join(lacking)))
@@ -113,7 +113,7 @@ def plan_ensemble(repository: Path, after: Ensemble) -> EditPlan:
     input_shape, num_classes = _interface(interface, repository)
     damaged = _damaged_averaging(files, after, num_classes, batch)
     planned = ensemble_files(
-        Files(repository, dict.fromkeys(damaged)),
+        RepositoryView(repository, dict.fromkeys(damaged)),
         after,
         input_shape=input_shape,
         num_classes=num_classes,
@@ -138,7 +138,7 @@ def plan_creation(repository: Path, new: Ensemble) -> EditPlan:
     """
     check_name(new.name)
     if (repository / new.name).exists():
-        files = Files(repository)
+        files = RepositoryView(repository)
         is_one = files.has(new.name) and is_ensemble(files.config(new.name))
         edit = ", or edit what is there (`defensemble ensemble add|apply`)" if is_one else ", this is no ensemble to edit"
         raise ExistsError(f"{repository / new.name} exists already: choose another name{edit}")
@@ -152,7 +152,7 @@ def plan_deletion(repository: Path, name: str) -> EditPlan:
         EnsembleError: it is no ensemble.
         ConfigError, OSError: its configuration cannot be read.
     """
-    files = Files(repository)
+    files = RepositoryView(repository)
     return EditPlan(repository, name, _read_or_none(files, name), None, deletes=True)
 
 
@@ -167,7 +167,7 @@ def plan_snapshot(repository: Path, name: str, snapshot: Snapshot | None) -> Edi
             rules.
         ConfigError, ExportError, OSError: a configuration cannot be read.
     """
-    files = Files(repository)
+    files = RepositoryView(repository)
     if snapshot is None:
         return plan_deletion(repository, name) if files.has(name) else EditPlan(repository, name, None, None)
     for vote in snapshot.votes.members:
@@ -188,7 +188,7 @@ def plan_snapshot(repository: Path, name: str, snapshot: Snapshot | None) -> Edi
         existing=kept,
     )
     damaged = _damaged_averaging(files, snapshot.votes, snapshot.num_classes, batch)
-    laid = Files(repository, dict.fromkeys(damaged))
+    laid = RepositoryView(repository, dict.fromkeys(damaged))
     averaging = averaging_files(laid, snapshot.votes, config, num_classes=snapshot.num_classes, max_batch_size=batch)
     for model, text in snapshot.averaging.items():
         if f"{model}/{CONFIG_FILE}" in averaging:
@@ -211,7 +211,7 @@ def steps_of(config: schema.ModelConfig) -> list[tuple[str, int]]:
     return [(step.model_name, step.model_version) for step in config.ensemble_scheduling.step]
 
 
-def used_models(files: Files) -> set[str]:
+def used_models(files: RepositoryView) -> set[str]:
     """The models that any ensemble runs.
 
     Raises:
@@ -220,7 +220,7 @@ def used_models(files: Files) -> set[str]:
     return {model for name in files.models() for model, _ in steps_of(files.config(name))}
 
 
-def networks(files: Files) -> list[str]:
+def networks(files: RepositoryView) -> list[str]:
     """The models that can vote: those that take ``images`` and give ``logits``; what cannot be read is left out."""
     found = []
     for name in files.models():
@@ -233,14 +233,14 @@ def networks(files: Files) -> list[str]:
     return found
 
 
-def no_network_text(files: Files, names: str) -> str:
+def no_network_text(files: RepositoryView, names: str) -> str:
     """State that a repository lacks these networks, and how to name or export one."""
     known = networks(files)
     there = f"it holds {', '.join(known)}: name one, or export it" if known else "nor any other: export it"
     return f"{files.repository} holds no network {names}, {there} first (`defensemble export`)"
 
 
-def _read_or_none(files: Files, name: str) -> Ensemble | None:
+def _read_or_none(files: RepositoryView, name: str) -> Ensemble | None:
     """An ensemble as it is; None where it is one, but not wired as ours are."""
     if files.config(name).platform != "ensemble":
         raise EnsembleError(f"{files.repository / name} is not an ensemble: name one (`defensemble ensemble list`), or choose another name")
@@ -264,7 +264,7 @@ def _interface(config: schema.ModelConfig, repository: Path) -> tuple[tuple[int,
     return (channels, height, width), scores[0][0]
 
 
-def _damaged_averaging(files: Files, ensemble: Ensemble, num_classes: int, max_batch_size: int) -> list[str]:
+def _damaged_averaging(files: RepositoryView, ensemble: Ensemble, num_classes: int, max_batch_size: int) -> list[str]:
     """The files of an averaging model that is there under the name of what ``ensemble`` computes, and computes something else.
 
     Somebody has edited it: what serves under this name is what it was written as, and it is written so again.

@@ -23,7 +23,7 @@ from typing import ClassVar
 
 from defensemble_repository.ensemble import Ensemble
 from defensemble_repository.errors import EnsembleError
-from defensemble_repository.view import Files
+from defensemble_repository.view import RepositoryView
 
 from ..errors import HistoryError
 from .existing import check_ensemble_exists, existing_ensemble
@@ -68,7 +68,7 @@ class EditRequest(ABC):
 
         A rollback has to know that it takes such an ensemble away again.
         """
-        return "create" if self.action == "apply" and not Files(repository).has(self.name) else self.action
+        return "create" if self.action == "apply" and not RepositoryView(repository).has(self.name) else self.action
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 from defensemble_repository.errors import ConfigError
 from defensemble_repository.names import CONFIG_FILE, PROFILES_FOLDER
 from defensemble_repository.pbtxt import config_from_pbtxt, schema
-from defensemble_repository.view import Files
+from defensemble_repository.view import RepositoryView
 
 # What no server fills in where a file leaves it out, seen of 2.51: it has it from another file. It does fill in `instance_group`,
 # `optimization`, `version_policy` and the batcher's `preferred_batch_size`.
@@ -34,7 +34,7 @@ def config_from_server(told: Mapping[str, Any]) -> schema.ModelConfig:
         raise ConfigError(f"the server's configuration of {told.get('name', 'a model')!r} cannot be read: {error}") from error
 
 
-def is_served_as_on_disk(files: Files, model: str, told: Mapping[str, Any], *, version: int | None = None) -> bool:
+def is_served_as_on_disk(files: RepositoryView, model: str, told: Mapping[str, Any], *, version: int | None = None) -> bool:
     """Whether a server's configuration of ``model`` is that of its ``config.pbtxt``, or of one of its profiles.
 
     A server fills in what a file leaves out: what the file says has to be in it, and more may be. Model files are compared by the digests

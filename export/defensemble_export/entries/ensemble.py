@@ -10,7 +10,7 @@ from defensemble_repository.names import AVERAGING_NAME, CONFIG_FILE, LABELS_FIL
 from defensemble_repository.pbtxt import pbtxt_from_config, schema
 from defensemble_repository.preprocessing import PREPROCESSING, agreed_preprocessing
 from defensemble_repository.reader import parameter
-from defensemble_repository.view import Files
+from defensemble_repository.view import RepositoryView
 
 from ..graphs.averaging import average_onnx
 
@@ -20,7 +20,7 @@ PLACEHOLDER_TEXT = b"Triton wants a version folder; an ensemble has nothing to p
 
 
 def ensemble_files(
-    files: Files,
+    files: RepositoryView,
     ensemble: Ensemble,
     *,
     input_shape: tuple[int, int, int],
@@ -55,7 +55,7 @@ def ensemble_files(
     }
 
 
-def members_preprocessing(files: Files, ensemble: Ensemble) -> str | None:
+def members_preprocessing(files: RepositoryView, ensemble: Ensemble) -> str | None:
     """Return the parameter `preprocessing` that an ensemble has from its members; None where none of them has it.
 
     Raises:
@@ -65,7 +65,7 @@ def members_preprocessing(files: Files, ensemble: Ensemble) -> str | None:
     return agreed_preprocessing({vote.model: parameter(files.config(vote.model), PREPROCESSING) for vote in ensemble.members})
 
 
-def is_of_two_models(files: Files, name: str) -> bool:
+def is_of_two_models(files: RepositoryView, name: str) -> bool:
     """Whether the ensemble ``name`` is of the two-model form: a model that averages it computes only some of the outputs.
 
     Raises:
@@ -77,7 +77,7 @@ def is_of_two_models(files: Files, name: str) -> bool:
 
 
 def averaging_files(
-    files: Files, ensemble: Ensemble, config: schema.ModelConfig, *, num_classes: int, max_batch_size: int
+    files: RepositoryView, ensemble: Ensemble, config: schema.ModelConfig, *, num_classes: int, max_batch_size: int
 ) -> dict[str, bytes]:
     """Compute the files of the averaging model, where ``config``, that of ``ensemble``, has a step for it and ``files`` lack it."""
     name = averaging_model(ensemble, num_classes, max_batch_size)

@@ -17,7 +17,7 @@ from defensemble_repository.pbtxt import config_from_file, pbtxt_from_config
 from defensemble_repository.preprocessing import PREPROCESSING, agreed_preprocessing, set_preprocessing
 from defensemble_repository.profile_digest import keep_stamp
 from defensemble_repository.reader import checked_batch, existing_batch, interface_of, next_version, parameter, read_config, read_ensemble
-from defensemble_repository.view import Files
+from defensemble_repository.view import RepositoryView
 
 from ..errors import ExistsError, ExportError
 from ..labels import checked_class_names, first_difference
@@ -90,7 +90,7 @@ def repository_plan(
         files |= _member_files(repository, member, batches[member.name])
     if ensemble is not None:
         planned = _planned_ensemble(repository, list(batches), ensemble, average, weights or {})
-        files |= _ensemble_files(Files(repository, files), planned, members, batches)
+        files |= _ensemble_files(RepositoryView(repository, files), planned, members, batches)
     return {path: content for path, content in files.items() if not is_there(repository / path, content)}
 
 
@@ -285,7 +285,7 @@ def check_members_fit(repository: Path, ensemble: str | None, members: Sequence[
     agreed_preprocessing(stated | {member.name: _rule(member) for member in members})
 
 
-def _ensemble_files(files: Files, ensemble: Ensemble, members: Sequence[Member], batches: Mapping[str, int]) -> dict[str, bytes]:
+def _ensemble_files(files: RepositoryView, ensemble: Ensemble, members: Sequence[Member], batches: Mapping[str, int]) -> dict[str, bytes]:
     """Compute the files of an ensemble; `files` are the repository with its members as they will be."""
     repository = files.repository
     check_members_fit(repository, ensemble.name, members)

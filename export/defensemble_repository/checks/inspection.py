@@ -18,7 +18,7 @@ from ..pbtxt import LONGEST_REASON, config_from_pbtxt, schema
 from ..reader import LARGEST_VERSION, checked_config, read_ensemble
 from ..target import ANY, Target
 from ..texts import shortened
-from ..view import Files
+from ..view import RepositoryView
 from .finding import Fault, Finding, Lines, Step
 
 _APPLY = "say what is to vote with `defensemble ensemble apply FILE`"
@@ -44,7 +44,7 @@ class Inspection:
 
     def __init__(
         self,
-        files: Files,
+        files: RepositoryView,
         target: Target = ANY,
         *,
         profile: str | None = None,

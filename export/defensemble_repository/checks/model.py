@@ -12,7 +12,7 @@ from ..names import CONFIG_FILE, MANIFEST_FILE, MODEL_FILE, PLAN_BACKEND, PLAN_F
 from ..pbtxt import schema
 from ..plan_manifest import manifest_from_bytes
 from ..reader import backend_of, file_of, is_ensemble, parameter, versions_by_policy
-from ..view import Files
+from ..view import RepositoryView
 from .config_rules import config_faults, warmup_size
 from .inspection import Inspection
 from .preprocessing import check_preprocessing
@@ -60,7 +60,7 @@ def check_model(
                 _check_profile(found, model, usual, profile, profile_path, votes, digests=digests, mend=mend)
 
 
-def refuse_configs(files: Files, models: Iterable[str]) -> None:
+def refuse_configs(files: RepositoryView, models: Iterable[str]) -> None:
     """Refuse configurations that every Triton refuses, before something is written that is served by them.
 
     Raises:

@@ -25,7 +25,7 @@ from defensemble_repository.ensemble import Ensemble, Vote
 from defensemble_repository.errors import LockedError
 from defensemble_repository.lock import held, locked
 from defensemble_repository.reader import read_ensemble
-from defensemble_repository.view import Files
+from defensemble_repository.view import RepositoryView
 from tests.support import tiny
 from tests.support.world import ABC, World, write_world
 
@@ -33,7 +33,7 @@ from tests.support.world import ABC, World, write_world
 def cut_short(folder: Path, group: list[str] | None = None) -> tuple[EditPlan, EditJournal]:
     """An edit of weights that was noted, and got as far as its last file."""
     plan = plan_ensemble(folder, reweighted(read_ensemble(folder, "ensemble"), {"a": 5.0}))
-    before, after = snapshot_of(Files(folder), "ensemble"), snapshot_of(plan.outcome(), "ensemble")
+    before, after = snapshot_of(RepositoryView(folder), "ensemble"), snapshot_of(plan.outcome(), "ensemble")
     edit = Edit(new_id(), now_text(), this_user(), "ensemble", "weight", None, ("weight of a",), (), before, after)
     journal = EditJournal.of(plan, edit, group=group or [str(folder)], urls=[])
     journal.write()

@@ -9,7 +9,7 @@ import pytest
 from defensemble.ensembles import EditFailedError
 from defensemble_export import check_ensemble
 from defensemble_repository.pbtxt import config_from_pbtxt
-from defensemble_repository.view import Files
+from defensemble_repository.view import RepositoryView
 from tests.support.edits import BOTH, Scene, three_models
 from tests.support.walking import Cutter, Edit, Stage, answers_as, history, leftovers, stage_of
 
@@ -47,7 +47,7 @@ def test_a_hand_edit_that_the_server_refuses_goes_beside(tmp_path: Path, kind: s
     with stage_of(tmp_path, three_models) as stage:
         folder = stage.folders[0]
         edited = write_by_hand(folder, REFUSED[kind])
-        assert [finding for finding in check_ensemble(Files(folder), "ensemble") if finding.refuses] == []
+        assert [finding for finding in check_ensemble(RepositoryView(folder), "ensemble") if finding.refuses] == []
         with pytest.raises(EditFailedError) as failed:
             stage.ensembles().reload("ensemble")
         assert failed.value.step == f"load 'ensemble' on {stage.addresses[0][0]}"

@@ -14,7 +14,7 @@ from defensemble import Client
 from defensemble.ensembles import Ensembles, server_models
 from defensemble.ensembles.server_models import is_averaging
 from defensemble_export.editing.plan import used_models
-from defensemble_repository.view import Files
+from defensemble_repository.view import RepositoryView
 from tests.support.edits import REWEIGH, SCENES, SWITCHED, Scene
 from tests.support.walking import Cut, Cutter, Edit, Stage, Votes, answers_as, history, leftovers, models_of, uncut
 
@@ -53,7 +53,7 @@ def check_served(stage: Stage, index: int, edit: Edit, votes: Votes | None, step
     assert answers_as(client, edit.ensemble, votes), step
     shown = Ensembles(folder, client).show()
     assert {state.name: set(state.served.values()) for state in shown} == {state.name: {"yes"} for state in shown}, step
-    used = set(filter(is_averaging, used_models(Files(folder))))
+    used = set(filter(is_averaging, used_models(RepositoryView(folder))))
     assert set(filter(is_averaging, stage.ready(index))) == used, step
 
 
@@ -178,7 +178,7 @@ def test_a_server_loads_what_an_edit_has_written_so_far(cutter: Cutter, tmp_path
             step = f"{at}: {cut.steps[at - 1]}: {cut.text}"
             # It may report models that the edit unloads while it checks its answers.
             restarted = [event for event in stage.servers[0].events() if event.kind == "restarted"][-1]
-            assert not set(restarted.facts["problems"]) & used_models(Files(stage.folders[0])), step
+            assert not set(restarted.facts["problems"]) & used_models(RepositoryView(stage.folders[0])), step
             assert cut.error in (None, "EditFailedError"), step
             if cut.error is None:
                 check_all(stage, scene.edit, scene.edit.after, new, step, scene.edit.verb)

@@ -17,7 +17,7 @@ from defensemble_repository.checks.finding import Finding
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from defensemble_repository.reader import read_ensemble
 from defensemble_repository.target import EMBEDDED
-from defensemble_repository.view import Files
+from defensemble_repository.view import RepositoryView
 from tests.support import tiny
 from tests.support.two_models import write_cut_short, write_old_repository
 
@@ -46,7 +46,7 @@ def average_of(repository: Path, name: str = "ensemble", prefix: str = "average_
 
 
 def check(repository: Path, name: str = "ensemble", **other: object) -> list[Finding]:
-    return check_ensemble(Files(repository), name, **other)  # type: ignore[arg-type]
+    return check_ensemble(RepositoryView(repository), name, **other)  # type: ignore[arg-type]
 
 
 def only(repository: Path, told: str, *, name: str = "ensemble", model: str, line: str | None = None, refuses: bool = True) -> Finding:
@@ -76,22 +76,22 @@ def test_what_an_export_writes_is_in_order(tmp_path: Path, average: str, members
 
 def test_what_is_planned_counts_as_if_it_were_there(repository: Path) -> None:
     plan = repository_plan(repository, [tiny.member("gamma", 3)], replace=True)
-    assert check_ensemble(Files(repository, plan), "ensemble") == []
+    assert check_ensemble(RepositoryView(repository, plan), "ensemble") == []
     without: dict[str, bytes | None] = {**plan, "gamma/config.pbtxt": None}
-    (found,) = check_ensemble(Files(repository, without), "ensemble")
+    (found,) = check_ensemble(RepositoryView(repository, without), "ensemble")
     assert found.model == "gamma"
     assert "step 3 (gamma) is not in" in found.text
     damaged = {**plan, "gamma/1/model.onnx": b"damaged"}
-    (found,) = check_ensemble(Files(repository, damaged), "ensemble")
+    (found,) = check_ensemble(RepositoryView(repository, damaged), "ensemble")
     assert "has SHA-256" in found.text
     nothing: dict[str, bytes] = {}
-    assert check_ensemble(Files(repository, nothing), "ensemble") == []
+    assert check_ensemble(RepositoryView(repository, nothing), "ensemble") == []
 
 
 def test_there_is_no_such_ensemble(repository: Path) -> None:
     only(repository, "there is no ensemble 'other' in", name="other", model="other")
     only(repository, "is no ensemble: it says 'onnxruntime'", name="alpha", model="alpha")
-    (found,) = check_ensemble(Files(repository / "nowhere"), "ensemble")
+    (found,) = check_ensemble(RepositoryView(repository / "nowhere"), "ensemble")
     assert "there is no ensemble" in found.text
 
 
@@ -285,7 +285,7 @@ def test_a_parameter_that_is_gone_stops_edits_and_not_answers(repository: Path, 
     model = average_of(repository)
     edit(repository, model, lambda config: config.parameters.pop(key))
     only(repository, f"lacks the parameter {key}", model=model)
-    found = {(one.model, one.refuses) for one in check_repository(Files(repository), EMBEDDED)}
+    found = {(one.model, one.refuses) for one in check_repository(RepositoryView(repository), EMBEDDED)}
     assert {(model, False)} <= found <= {(model, False), ("ensemble", False)}
 
 
@@ -343,19 +343,19 @@ def test_votes_that_a_hand_has_moved_are_said_and_taken_up_by_a_reload(repositor
     edit(repository, "ensemble", lambda config: setattr(config.ensemble_scheduling.step[1], "model_version", 2))
     only(repository, "its averaging model is named for other members", model="ensemble", line="average_", refuses=False)
     # What a reload plans is in order.
-    files = Files(repository)
+    files = RepositoryView(repository)
     plan = ensemble_files(
         files, read_ensemble(repository, "ensemble"), input_shape=tiny.SHAPE, num_classes=3, max_batch_size=8, labels=None
     )
-    assert check_ensemble(Files(repository, plan), "ensemble") == []
+    assert check_ensemble(RepositoryView(repository, plan), "ensemble") == []
 
 
 def test_an_edit_of_weights_by_hand_is_taken_up_by_a_reload(repository: Path) -> None:
     edit(repository, average_of(repository), lambda config: setattr(config.parameters["weights"], "string_value", "[1.0, 5.0]"))
     assert [one.refuses for one in check(repository)] == [True]
     votes = read_ensemble(repository, "ensemble")
-    plan = ensemble_files(Files(repository), votes, input_shape=tiny.SHAPE, num_classes=3, max_batch_size=8, labels=None)
-    assert check_ensemble(Files(repository, plan), "ensemble") == []
+    plan = ensemble_files(RepositoryView(repository), votes, input_shape=tiny.SHAPE, num_classes=3, max_batch_size=8, labels=None)
+    assert check_ensemble(RepositoryView(repository, plan), "ensemble") == []
 
 
 def foreign(config: schema.ModelConfig) -> None:
@@ -401,22 +401,22 @@ def test_a_fused_graph_of_other_votes_is_said(repository: Path) -> None:
     fuse_repository(repository, "ensemble", "fused", images=tiny.images(4))
     assert check(repository) == []
     plan = repository_plan(repository, [tiny.member("gamma", 3)], replace=True)
-    (found,) = check_ensemble(Files(repository, plan), "ensemble")
+    (found,) = check_ensemble(RepositoryView(repository, plan), "ensemble")
     assert (found.model, found.refuses) == ("fused", False)
     assert "--ensemble ensemble --fuse fused --replace`" in found.text
     replace(repository / "fused/config.pbtxt", "backend:", "backend: [")
-    assert check_ensemble(Files(repository, plan), "ensemble") == []
+    assert check_ensemble(RepositoryView(repository, plan), "ensemble") == []
 
 
 def test_a_file_that_cannot_be_read_is_a_finding(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = Files.content
+    whole = RepositoryView.content
 
-    def content(files: Files, path: str) -> bytes | None:
+    def content(files: RepositoryView, path: str) -> bytes | None:
         if path == "beta/config.pbtxt":
             raise PermissionError(13, "Permission denied")
         return whole(files, path)
 
-    monkeypatch.setattr(Files, "content", content)
+    monkeypatch.setattr(RepositoryView, "content", content)
     only(repository, "cannot be read: Permission denied", model="beta")
 
 
@@ -438,6 +438,6 @@ def test_nothing_that_is_in_a_file_is_raised(shared: Path, data: st.DataObject) 
     new = data.draw(
         st.one_of(st.binary(max_size=8), st.sampled_from([b'"', b"}", b"{", b"-1", b"\\", b"99999999999", content[begin:end] * 2]))
     )
-    found = check_ensemble(Files(shared, {path: content[:begin] + new + content[end:]}), "ensemble")
+    found = check_ensemble(RepositoryView(shared, {path: content[:begin] + new + content[end:]}), "ensemble")
     assert all(str(one) for one in found)
     assert len(found) == len(set(found))

@@ -24,7 +24,7 @@ from defensemble_repository.ensemble import Ensemble, Vote
 from defensemble_repository.errors import ConfigError
 from defensemble_repository.names import HISTORY_FILE
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
-from defensemble_repository.view import Files
+from defensemble_repository.view import RepositoryView
 from tests.support import tiny
 from tests.support.ensembles import ensembles
 from tests.support.killing import killed_at_each_rename
@@ -317,7 +317,7 @@ def test_a_snapshot_holds_the_ensemble_as_it_lies_on_disk(tmp_path: Path) -> Non
     path = repository / "ensemble/config.pbtxt"
     by_hand = b"# \xe9dited by hand\r\n" + path.read_bytes()
     path.write_bytes(by_hand)
-    found = snapshot_of(Files(repository), "ensemble")
+    found = snapshot_of(RepositoryView(repository), "ensemble")
     assert found.votes == Ensemble("ensemble", (Vote("alpha"), Vote("beta", 1, 3.0)))
     assert found.num_classes == 3
     assert found.labels == "circle\nsquare\ntriangle\n"
@@ -336,7 +336,7 @@ def test_a_snapshot_knows_no_more_than_the_disk(tmp_path: Path) -> None:
     (repository / "ensemble/labels.txt").unlink()
     shutil.rmtree(repository / "beta")
     planned = {"ensemble/config.pbtxt": b"# planned\n" + (repository / "ensemble/config.pbtxt").read_bytes()}
-    found = snapshot_of(Files(repository, planned), "ensemble")
+    found = snapshot_of(RepositoryView(repository, planned), "ensemble")
     assert found.labels is None
     assert found.config.startswith("# planned\n")
     assert set(found.digests) == {"config.pbtxt", "alpha@1"}
@@ -344,7 +344,7 @@ def test_a_snapshot_knows_no_more_than_the_disk(tmp_path: Path) -> None:
 
 def test_what_is_no_ensemble_of_ours_has_no_snapshot(tmp_path: Path) -> None:
     repository = tiny.write_repository(tmp_path / "repository")
-    files = Files(repository)
+    files = RepositoryView(repository)
     for name in ("none", "alpha"):
         with pytest.raises((ConfigError, EnsembleError)):
             snapshot_of(files, name)

@@ -32,7 +32,7 @@ from defensemble_repository.errors import ConfigError, RepositoryError
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from defensemble_repository.reader import read_config, read_ensemble
 from defensemble_repository.transaction import remove_files
-from defensemble_repository.view import Files
+from defensemble_repository.view import RepositoryView
 from tests.support import tiny
 
 A, B, C, B2 = Vote("alpha"), Vote("beta"), Vote("gamma"), Vote("beta", 2)
@@ -116,7 +116,7 @@ def test_an_edit_writes_its_averages_and_the_ensemble_and_touches_nothing_else(r
         answers(repository, "ensemble")["probabilities"], mean({"alpha@1": 1, "beta@2": 1, "gamma@1": 2}, "logits"), atol=1e-6
     )
     assert read_ensemble(repository, "ensemble") == plan.after
-    assert check_ensemble(Files(repository), "ensemble") == []
+    assert check_ensemble(RepositoryView(repository), "ensemble") == []
 
 
 def test_the_same_again_changes_nothing_and_comments_stay(repository: Path) -> None:
@@ -156,7 +156,7 @@ def test_a_new_ensemble_takes_what_all_of_its_members_take_and_the_names_of_the_
     config = edit_config(repository, "canary")
     assert config.max_batch_size == 5
     assert {read_config(repository / model).max_batch_size for model in plan.new_models} == {5}
-    assert check_ensemble(Files(repository), "canary") == []
+    assert check_ensemble(RepositoryView(repository), "canary") == []
     for model in ("alpha", "beta"):
         (repository / model / "labels.txt").unlink()
     assert "second/labels.txt" not in plan_creation(repository, Ensemble("second", (A, B))).files, "no names are made up"
@@ -171,7 +171,7 @@ def test_a_batch_that_cannot_be_is_refused(repository: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["weights", "graph", "both", "no members", "no graph"])
 def test_averages_that_were_changed_under_their_own_name_are_written_again(repository: Path, damage: str) -> None:
-    average = next(name for name in Files(repository).models() if name.startswith("average_"))
+    average = next(name for name in RepositoryView(repository).models() if name.startswith("average_"))
     good = tiny.content(repository / average)
     after = read_ensemble(repository, "ensemble")
     config = edit_config(repository, average)
@@ -204,7 +204,7 @@ def test_ensembles_share_members_and_release_what_nobody_runs(repository: Path) 
     assert not (repository / "canary").exists()
     (repository / "alpha/config.pbtxt").write_text("nonsense: {")
     assert plan_deletion(repository, "ensemble").released() == (), "what is used cannot be known"
-    assert networks(Files(repository)) == ["beta", "gamma"]
+    assert networks(RepositoryView(repository)) == ["beta", "gamma"]
 
 
 def test_two_ensembles_of_the_same_votes_have_one_average(repository: Path) -> None:
@@ -245,7 +245,7 @@ def test_a_snapshot_is_laid_down_again_to_the_byte(repository: Path) -> None:
     path = repository / "ensemble/config.pbtxt"
     path.write_bytes(b"# by hand \xff\n" + path.read_bytes())
     (repository / "ensemble/labels.txt").write_bytes(b"circle\nsquare\ntriangle")
-    first, snapshot = tiny.content(repository), snapshot_of(Files(repository), "ensemble")
+    first, snapshot = tiny.content(repository), snapshot_of(RepositoryView(repository), "ensemble")
     change(repository, Ensemble("ensemble", (C,), "logits"))
     (repository / "ensemble/labels.txt").write_bytes(b"other\n")
     for model in snapshot.averaging:
@@ -264,7 +264,7 @@ def test_a_snapshot_is_laid_down_again_to_the_byte(repository: Path) -> None:
 
 def test_a_snapshot_of_a_version_that_is_gone_is_refused(repository: Path) -> None:
     change(repository, Ensemble("ensemble", (A, B2)))
-    snapshot = snapshot_of(Files(repository), "ensemble")
+    snapshot = snapshot_of(RepositoryView(repository), "ensemble")
     shutil.rmtree(repository / "beta/2")
     with pytest.raises(
         EnsembleError, match=r"beta@2, which voted in 'ensemble' then, is not in .* any more: export it again, or go back less far"
@@ -289,7 +289,7 @@ def test_any_edits_are_undone_one_by_one_to_the_first_bytes(
 ) -> None:
     repository = write(tmp_path_factory.mktemp("any") / "repository")
     kept = dict(tiny.content(repository))
-    states: list[Snapshot | None] = [snapshot_of(Files(repository), "ensemble")]
+    states: list[Snapshot | None] = [snapshot_of(RepositoryView(repository), "ensemble")]
     for number, (action, pick, weight) in enumerate(acts):
         now = None if states[-1] is None else states[-1].votes
         undone: tuple[str, ...] = ()
@@ -310,7 +310,7 @@ def test_any_edits_are_undone_one_by_one_to_the_first_bytes(
                 continue
         before = states[-1]
         carry_out(plan)
-        after = snapshot_of(Files(repository), "ensemble") if plan.after is not None else None
+        after = snapshot_of(RepositoryView(repository), "ensemble") if plan.after is not None else None
         _is_whole(repository, after)
         name = action if action not in ("switch",) else "add"
         append_edit(
@@ -350,4 +350,4 @@ def _is_whole(repository: Path, state: Snapshot | None) -> None:
     np.testing.assert_allclose(answers(repository, "ensemble")["probabilities"], mean(weights, votes.average), atol=1e-6)
     names = [step for step, _ in steps_of(read_config(repository / "ensemble"))][len(votes.members) :]
     assert names == [f"average_{votes.digest(3, 8)}"]
-    assert check_ensemble(Files(repository), "ensemble") == []
+    assert check_ensemble(RepositoryView(repository), "ensemble") == []

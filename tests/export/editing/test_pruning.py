@@ -22,7 +22,7 @@ from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from defensemble_repository.profile_digest import has_stamp
 from defensemble_repository.reader import read_config, read_ensemble
 from defensemble_repository.transaction import remove_files, remove_stale_staging
-from defensemble_repository.view import Files
+from defensemble_repository.view import RepositoryView
 from defensemble_server import read_repository
 from tests.support import tiny
 from tests.support.broken import bound
@@ -43,7 +43,7 @@ def repository(tmp_path: Path) -> Path:
 
 def edit(folder: Path, *votes: Vote, name: str = "ensemble", action: str = "apply", undoes: tuple[str, ...] = ()) -> None:
     """Let these vote, and write it into the history; without any the ensemble is deleted."""
-    files = Files(folder)
+    files = RepositoryView(folder)
     before = snapshot_of(files, name) if files.has(name) else None
     if votes:
         planned = ensemble_files(
@@ -53,7 +53,7 @@ def edit(folder: Path, *votes: Vote, name: str = "ensemble", action: str = "appl
     else:
         shutil.rmtree(folder / name)
     number = len(read_history(folder))
-    after = snapshot_of(Files(folder), name) if votes else None
+    after = snapshot_of(RepositoryView(folder), name) if votes else None
     append_edit(folder, Edit(f"{number:012x}", f"2026-01-31T12:00:{number:02}+00:00", "a@b", name, action, None, (), undoes, before, after))
 
 

@@ -15,7 +15,7 @@ from defensemble_export import repository_plan, write_plan, write_profile
 from defensemble_export.editing.served_config import config_from_server, is_served_as_on_disk
 from defensemble_repository.errors import ConfigError
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
-from defensemble_repository.view import Files
+from defensemble_repository.view import RepositoryView
 from tests.support import tiny
 
 if TYPE_CHECKING:
@@ -57,16 +57,16 @@ def test_what_a_real_server_has_loaded_lies_on_disk(told: tuple[Path, dict[str, 
     folder, configs = told
     assert set(configs) == {"alpha", "beta", "ensemble", *(entry.name for entry in folder.iterdir() if "_" in entry.name)}
     for model, config in configs.items():
-        assert is_served_as_on_disk(Files(folder), model, config), model
+        assert is_served_as_on_disk(RepositoryView(folder), model, config), model
 
 
 def test_a_profile_lies_on_disk_too(profiled: tuple[Path, dict[str, dict[str, Any]]]) -> None:
     folder, configs = profiled
     assert configs["alpha"]["parameters"]["intra_op_thread_count"]["string_value"] == "1"
     for model, config in configs.items():
-        assert is_served_as_on_disk(Files(folder), model, config), model
+        assert is_served_as_on_disk(RepositoryView(folder), model, config), model
     content = (folder / "alpha/configs/cpu.pbtxt").read_bytes()
-    other = Files(folder, {"alpha/configs/cpu.pbtxt": content.replace(b'"1"', b'"2"')})
+    other = RepositoryView(folder, {"alpha/configs/cpu.pbtxt": content.replace(b'"1"', b'"2"')})
     assert not is_served_as_on_disk(other, "alpha", configs["alpha"]), "neither the profile nor config.pbtxt says this"
 
 
@@ -89,7 +89,7 @@ def test_a_file_that_says_something_else_is_not_served(told: tuple[Path, dict[st
     old, new = change.split(" -> ")
     text = (folder / model / "config.pbtxt").read_text()
     assert old in text
-    changed = Files(folder, {f"{model}/config.pbtxt": text.replace(old, new, 1).encode()})
+    changed = RepositoryView(folder, {f"{model}/config.pbtxt": text.replace(old, new, 1).encode()})
     assert not is_served_as_on_disk(changed, model, configs[model])
 
 
@@ -114,44 +114,44 @@ def test_what_was_taken_out_of_a_file_is_served_still(told: tuple[Path, dict[str
     if "parameters" not in added:
         before.pop("parameters")
     else:
-        assert not is_served_as_on_disk(Files(folder, {"beta/config.pbtxt": pbtxt_from_config(bare)}), "beta", configs["beta"])
-    assert not is_served_as_on_disk(Files(folder, {"beta/config.pbtxt": pbtxt_from_config(bare)}), "beta", before)
+        assert not is_served_as_on_disk(RepositoryView(folder, {"beta/config.pbtxt": pbtxt_from_config(bare)}), "beta", configs["beta"])
+    assert not is_served_as_on_disk(RepositoryView(folder, {"beta/config.pbtxt": pbtxt_from_config(bare)}), "beta", before)
     text_format.Merge(added, bare)
     if "parameters" not in added:
-        assert is_served_as_on_disk(Files(folder, {"beta/config.pbtxt": pbtxt_from_config(bare)}), "beta", before)
+        assert is_served_as_on_disk(RepositoryView(folder, {"beta/config.pbtxt": pbtxt_from_config(bare)}), "beta", before)
 
 
 def test_an_output_that_was_taken_out_is_not_served(told: tuple[Path, dict[str, dict[str, Any]]]) -> None:
     folder, configs = told
     config = config_from_pbtxt((folder / "ensemble/config.pbtxt").read_text(), "ensemble")
     del config.output[-1]
-    changed = Files(folder, {"ensemble/config.pbtxt": pbtxt_from_config(config)})
+    changed = RepositoryView(folder, {"ensemble/config.pbtxt": pbtxt_from_config(config)})
     assert not is_served_as_on_disk(changed, "ensemble", configs["ensemble"])
 
 
 def test_comments_and_what_a_server_fills_in_make_no_difference(told: tuple[Path, dict[str, dict[str, Any]]]) -> None:
     folder, configs = told
     text = (folder / "alpha/config.pbtxt").read_bytes()
-    assert is_served_as_on_disk(Files(folder, {"alpha/config.pbtxt": b"# a comment\n\n" + text}), "alpha", configs["alpha"])
+    assert is_served_as_on_disk(RepositoryView(folder, {"alpha/config.pbtxt": b"# a comment\n\n" + text}), "alpha", configs["alpha"])
     without = text.replace(b'name: "alpha"\n', b"", 1)
     assert without != text
-    assert is_served_as_on_disk(Files(folder, {"alpha/config.pbtxt": without}), "alpha", configs["alpha"])
+    assert is_served_as_on_disk(RepositoryView(folder, {"alpha/config.pbtxt": without}), "alpha", configs["alpha"])
 
 
 def test_a_version_that_was_added_is_told_by_its_digest(tmp_path: Path, told: tuple[Path, dict[str, dict[str, Any]]]) -> None:
     folder, configs = tiny.write_repository(tmp_path / "place" / "repository"), told[1]
-    assert is_served_as_on_disk(Files(folder), "alpha", configs["alpha"])
+    assert is_served_as_on_disk(RepositoryView(folder), "alpha", configs["alpha"])
     write_plan(folder, repository_plan(folder, [tiny.member("alpha", 9)], ensemble=None, replace=True))
-    assert not is_served_as_on_disk(Files(folder), "alpha", configs["alpha"])
+    assert not is_served_as_on_disk(RepositoryView(folder), "alpha", configs["alpha"])
 
 
 def test_what_cannot_be_read_is_told(told: tuple[Path, dict[str, dict[str, Any]]]) -> None:
     folder, configs = told
-    broken = Files(folder, {"alpha/config.pbtxt": b"name: alpha {"})
+    broken = RepositoryView(folder, {"alpha/config.pbtxt": b"name: alpha {"})
     with pytest.raises(ConfigError, match=r"alpha/config.pbtxt: not a valid model configuration"):
         is_served_as_on_disk(broken, "alpha", configs["alpha"])
     newer = copy.deepcopy(configs["alpha"]) | {"a_field_of_a_newer_server": {"x": 1}}
-    assert is_served_as_on_disk(Files(folder), "alpha", newer)
+    assert is_served_as_on_disk(RepositoryView(folder), "alpha", newer)
     with pytest.raises(ConfigError, match="the server's configuration of 'alpha' cannot be read: "):
         config_from_server({"name": "alpha", "max_batch_size": "many"})
-    assert not is_served_as_on_disk(Files(folder), "not-there", configs["alpha"])
+    assert not is_served_as_on_disk(RepositoryView(folder), "not-there", configs["alpha"])

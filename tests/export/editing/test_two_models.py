@@ -17,7 +17,7 @@ from defensemble_repository.configs import OUTPUTS
 from defensemble_repository.ensemble import Ensemble, Vote
 from defensemble_repository.names import AVERAGING_NAME
 from defensemble_repository.reader import read_config, read_ensemble
-from defensemble_repository.view import Files
+from defensemble_repository.view import RepositoryView
 from tests.support import tiny
 from tests.support.two_models import write_cut_short, write_old_repository
 
@@ -47,7 +47,7 @@ def check_new_form(repository: Path, name: str) -> None:
     """One averaging model gives what the ensemble declares, and computes what numpy does."""
     votes = read_ensemble(repository, name)
     (model,) = averaging_of(repository, name)
-    assert check_ensemble(Files(repository), name) == []
+    assert check_ensemble(RepositoryView(repository), name) == []
     step = read_config(repository / name).ensemble_scheduling.step[-1]
     assert dict(step.output_map) == {output: output for output in GIVEN[name]}
     assert [tensor.name for tensor in read_config(repository / model).output] == list(OUTPUTS)
@@ -94,7 +94,7 @@ def test_an_export_writes_one_model(repository: Path) -> None:
     write_plan(repository, repository_plan(repository, [tiny.member("alpha", 9)], ensemble="trimmed", replace=True))
     assert [vote.version for vote in read_ensemble(repository, "trimmed").members] == [2, 1]
     assert [len(averaging_of(repository, name)) for name in ("trimmed", "ensemble")] == [1, 2]
-    assert check_ensemble(Files(repository), "trimmed") == []
+    assert check_ensemble(RepositoryView(repository), "trimmed") == []
 
 
 def test_weights_that_were_edited_by_hand_are_taken_up(repository: Path) -> None:

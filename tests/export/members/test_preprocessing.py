@@ -37,7 +37,7 @@ from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from defensemble_repository.preprocessing import agreed_preprocessing
 from defensemble_repository.reader import parameter, read_config, read_ensemble
 from defensemble_repository.target import EMBEDDED
-from defensemble_repository.view import Files
+from defensemble_repository.view import RepositoryView
 from defensemble_server import read_repository
 from tests.support import foreign_models, tiny
 
@@ -94,7 +94,7 @@ def test_members_ensemble_and_fused_graph_carry_it(tmp_path: Path, rule: Preproc
     assert [stated(repository, model) for model in ("alpha", "beta", "ensemble", "fused")] == [None, text, text, text]
     notes = {entry.key: entry.value for entry in onnx.load(repository / "fused/1/model.onnx").metadata_props}
     assert notes.get("defensemble.preprocessing") == text
-    assert check_repository(Files(repository), EMBEDDED) == []
+    assert check_repository(RepositoryView(repository), EMBEDDED) == []
 
 
 def test_older_members_and_ensembles_get_it_with_the_next_export(tmp_path: Path) -> None:
@@ -115,10 +115,10 @@ def test_older_members_and_ensembles_get_it_with_the_next_export(tmp_path: Path)
 def test_edits_keep_the_ensemble_equal_to_its_members(tmp_path: Path) -> None:
     repository = export(tmp_path / "repository", {"alpha": None, "beta": CROP}, ensemble=None)
     write(plan_creation(repository, Ensemble("ensemble", (Vote("alpha"),))))
-    before = snapshot_of(Files(repository), "ensemble")
+    before = snapshot_of(RepositoryView(repository), "ensemble")
     assert stated(repository, "ensemble") is None
     write(plan_ensemble(repository, added(read_ensemble(repository, "ensemble"), [Vote("beta")])))
-    after = snapshot_of(Files(repository), "ensemble")
+    after = snapshot_of(RepositoryView(repository), "ensemble")
     assert stated(repository, "ensemble") == CROP.to_json()
     write(plan_ensemble(repository, removed(read_ensemble(repository, "ensemble"), ["beta"])))
     assert stated(repository, "ensemble") is None
@@ -172,12 +172,12 @@ def test_members_that_differ_are_refused_wherever_they_meet(tmp_path: Path) -> N
 def test_a_hand_edit_that_contradicts_is_a_remark_of_check_and_serve(tmp_path: Path, model: str, text: str | None) -> None:
     repository = export(tmp_path / "repository", {"alpha": None, "beta": CROP})
     state(repository, model, text)
-    (found,) = check_ensemble(Files(repository), "ensemble")
+    (found,) = check_ensemble(RepositoryView(repository), "ensemble")
     assert (found.model, found.refuses, found.file) == ("ensemble", False, repository / "ensemble/config.pbtxt")
     assert found.line is not None
     assert "preprocessing" in found.text
     assert '"squash"' in found.text or "none" in found.text
-    assert check_repository(Files(repository), EMBEDDED) == [found]
+    assert check_repository(RepositoryView(repository), EMBEDDED) == [found]
     served = read_repository(repository)
     assert (served.remarks, served.problems) == ((str(found),), {})
 
@@ -188,7 +188,7 @@ def test_a_parameter_that_cannot_be_read_is_a_remark_of_check_and_serve(tmp_path
     repository = export(tmp_path / "repository", {"alpha": CROP, "beta": CROP})
     fuse_repository(repository, "ensemble", "fused", images=tiny.images(2))
     state(repository, model, text)
-    (found,) = check_repository(Files(repository), EMBEDDED)
+    (found,) = check_repository(RepositoryView(repository), EMBEDDED)
     assert (found.model, found.refuses, found.file) == (model, False, repository / model / "config.pbtxt")
     assert (repr(text[:80]) in found.text, CROP.to_json() in found.text) == (True, True)
     assert read_repository(repository).remarks == (str(found),)

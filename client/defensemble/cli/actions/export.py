@@ -227,7 +227,7 @@ def _tell(request: Request, written: Sequence[str]) -> None:
     """What was written, what of the goals was missed, and how it is served."""
     from defensemble_export import RANDOM_ALONE, outdated_graphs, read_reports
     from defensemble_repository.reader import read_ensemble
-    from defensemble_repository.view import Files
+    from defensemble_repository.view import RepositoryView
 
     models = sorted({path.split("/")[0] for path in written})
     click.echo(f"{request.repository}: wrote {', '.join(models)}")
@@ -242,7 +242,7 @@ def _tell(request: Request, written: Sequence[str]) -> None:
             if str(verified.get("images", "")).startswith(RANDOM_ALONE):
                 click.echo(f"{one.model}@{one.version}: compared on {RANDOM_ALONE}; real ones tell more: --images FILE.npy", err=True)
     if request.ensemble_name is not None and (request.repository / request.ensemble_name).exists():
-        for name in outdated_graphs(Files(request.repository), read_ensemble(request.repository, request.ensemble_name)):
+        for name in outdated_graphs(RepositoryView(request.repository), read_ensemble(request.repository, request.ensemble_name)):
             click.echo(
                 f"{name} is a graph of other versions or weights than '{request.ensemble_name}' votes with now: {this_command()} export "
                 f"--repository {request.repository} --ensemble {request.ensemble_name} --fuse {name} --replace",
