@@ -29,8 +29,9 @@ from benchmarks.editing.callers import CallersGoneError
 from benchmarks.editing.under_load import logits_of
 from benchmarks.running import run_and_tell
 from defensemble import DefensembleError
-from defensemble_export import Member, RepositoryError
+from defensemble_export import Member
 from defensemble_repository.averaging import TOLERANCE
+from defensemble_repository.errors import RepositoryError
 from defensemble_server import ServerError
 
 SCHEMA = "defensemble.benchmark.aborted_calls/1"

@@ -30,7 +30,9 @@ from benchmarks.serving.processes import pin, started
 from defensemble import Client, DefensembleError
 from defensemble.results.provenance import provenance
 from defensemble.results.result_file import write_result
-from defensemble_export import Ensemble, RepositoryError, Vote, average_onnx, repository_plan, write_plan
+from defensemble_export import average_onnx, repository_plan, write_plan
+from defensemble_repository.ensemble import Ensemble, Vote
+from defensemble_repository.errors import RepositoryError
 from defensemble_server import ServerError
 
 SCHEMA = "defensemble.benchmark.averaging_cost/1"

@@ -32,8 +32,9 @@ from benchmarks.editing.plan import State, planned
 from benchmarks.editing.under_load import Effort, edited_under_load, logits_of, starting_state, versions_of
 from benchmarks.running import run_and_tell
 from defensemble import DefensembleError
-from defensemble_export import Member, RepositoryError
+from defensemble_export import Member
 from defensemble_repository.averaging import TOLERANCE
+from defensemble_repository.errors import RepositoryError
 from defensemble_server import ServerError
 
 SCHEMA = "defensemble.benchmark.edit_under_load/1"

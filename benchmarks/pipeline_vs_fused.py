@@ -30,7 +30,8 @@ from benchmarks.running import run_and_tell
 from benchmarks.serving.forms import WrongAnswerError, average_of_logits
 from defensemble import DefensembleError
 from defensemble.results.provenance import provenance
-from defensemble_export import Member, RepositoryError
+from defensemble_export import Member
+from defensemble_repository.errors import RepositoryError
 from defensemble_server import ServerError
 
 SCHEMA = "defensemble.benchmark.pipeline_vs_fused/1"

@@ -30,8 +30,8 @@ from benchmarks.precision.page import page
 from benchmarks.zoo.plan import FOLDER, PLAN, ROOT
 from defensemble.results.provenance import provenance
 from defensemble.results.result_file import check_writable, write_result
-from defensemble_export import RepositoryError, onnx_from_checkpoint
-from defensemble_export.members.calibration import calibration_images
+from defensemble_export import calibration_images, onnx_from_checkpoint
+from defensemble_repository.errors import RepositoryError
 from defensemble_server.doctor.cpu_int8 import INSTRUCTIONS
 from defensemble_training import ModelSpec, TrainingError, TrainingRecord, build, load_dataset, save_checkpoint
 

@@ -26,7 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.running import run_and_tell
 from defensemble.results.provenance import provenance
-from defensemble_export import Member, RepositoryError, repository_plan, write_plan
+from defensemble_export import Member, repository_plan, write_plan
+from defensemble_repository.errors import RepositoryError
 from defensemble_server import ServeOptions, Server, ServerError, serve, server_status
 from defensemble_server.process.state import process_start
 

@@ -34,7 +34,8 @@ from benchmarks.serving.timing import Timing, time_form
 from defensemble import Client, DefensembleError
 from defensemble.results.provenance import provenance
 from defensemble.results.result_file import write_result
-from defensemble_export import Member, RepositoryError, repository_plan, write_plan
+from defensemble_export import Member, repository_plan, write_plan
+from defensemble_repository.errors import RepositoryError
 from defensemble_server import ServerError
 
 SCHEMA = "defensemble.benchmark.serving_overhead/1"

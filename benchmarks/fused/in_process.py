@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from benchmarks.figures import round_ratios, spread
 from benchmarks.serving.forms import session_of
-from defensemble_export import Ensemble, Member, Vote, fused_onnx
+from defensemble_export import Member, fused_onnx
+from defensemble_repository.ensemble import Ensemble, Vote
 
 SIZES = (1, 2, 4, 8)
 BATCHES = (1, 16, 64)

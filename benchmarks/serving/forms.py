@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from benchmarks.serving.timing import Predict
 from defensemble import Client
-from defensemble_export import Ensemble, Member, Vote, fused_onnx
+from defensemble_export import Member, fused_onnx
+from defensemble_repository.ensemble import Ensemble, Vote
 from defensemble_server import Server
 
 TOLERANCE = 1e-5

@@ -1,5 +1,6 @@
 """Start NVIDIA Triton on a model repository, check that it answers rightly, and leave nothing behind."""
 
+from .doctor.diagnose import diagnose
 from .errors import (
     BackendBuildError,
     NotServableError,
@@ -10,15 +11,19 @@ from .errors import (
     StartError,
     StateError,
 )
-from .options import ServeOptions, read_admin_key
+from .options import ServeOptions, reached_at, read_admin_key
+from .plans.compatibility import Gpu, Machine, problem_of_version
 from .process.events import DeadServer, ServerEvent, ServerStatus, dead_servers, server_events, server_status
 from .process.state import ServerState, find_state, find_states, read_states
 from .repository import Repository, read_repository
+from .runtime.find import find_runtime
 from .serve import Server, serve, start_server, stop_server
 
 __all__ = [
     "BackendBuildError",
     "DeadServer",
+    "Gpu",
+    "Machine",
     "NotServableError",
     "PlanError",
     "PortError",
@@ -33,8 +38,12 @@ __all__ = [
     "StartError",
     "StateError",
     "dead_servers",
+    "diagnose",
+    "find_runtime",
     "find_state",
     "find_states",
+    "problem_of_version",
+    "reached_at",
     "read_admin_key",
     "read_repository",
     "read_states",

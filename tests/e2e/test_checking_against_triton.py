@@ -12,8 +12,9 @@ import urllib3
 from onnx import TensorProto, helper
 from tritonclient.grpc import model_config_pb2 as schema
 
-from defensemble_export import check_ensemble, check_repository, config_from_pbtxt, pbtxt_from_config, repository_plan, write_plan
+from defensemble_export import check_ensemble, check_repository, repository_plan, write_plan
 from defensemble_repository.checks.repository import problems_from_findings
+from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from defensemble_repository.target import EMBEDDED
 from defensemble_repository.view import RepositoryView
 from defensemble_server import Server, serve

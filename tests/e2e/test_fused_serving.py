@@ -12,18 +12,10 @@ import pytest
 import urllib3
 
 from defensemble import Client, GrpcTransport, HttpTransport, InputError, OutputRequest, Prediction, Transport
-from defensemble_export import (
-    Ensemble,
-    Vote,
-    fuse_repository,
-    fused_member,
-    fused_onnx,
-    fused_plan,
-    pbtxt_from_config,
-    read_config,
-    repository_plan,
-    write_plan,
-)
+from defensemble_export import fuse_repository, fused_member, fused_onnx, fused_plan, repository_plan, write_plan
+from defensemble_repository.ensemble import Ensemble, Vote
+from defensemble_repository.pbtxt import pbtxt_from_config
+from defensemble_repository.reader import read_config
 from defensemble_server import Server, serve
 from tests.support import tiny
 from tests.support.calls import FREE, ask

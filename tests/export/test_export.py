@@ -11,18 +11,14 @@ import pytest
 from click.testing import CliRunner, Result
 
 from defensemble.cli.commands.export import command
-from defensemble_export import (
-    Ensemble,
-    ExportError,
-    RepositoryError,
-    Verification,
-    Vote,
-    config_from_pbtxt,
-    pbtxt_from_config,
-    read_ensemble,
-)
+from defensemble_export import ExportError
 from defensemble_export import repository_plan as real_plan
 from defensemble_export import verify_onnx as real_verify
+from defensemble_export.verification.network import Verification
+from defensemble_repository.ensemble import Ensemble, Vote
+from defensemble_repository.errors import RepositoryError
+from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
+from defensemble_repository.reader import read_ensemble
 from tests.support import foreign_models as theirs
 from tests.support.broken import content, untrained_checkpoint
 

@@ -12,24 +12,21 @@ import pytest
 
 from defensemble.ensembles import Ensembles
 from defensemble_export import (
-    ConfigError,
-    Ensemble,
     EnsembleError,
     ExistsError,
-    RepositoryError,
-    Vote,
     check_ensemble,
-    config_from_pbtxt,
-    fuse_planned,
     fuse_repository,
     fused_member,
     fused_onnx,
     fused_plan,
-    pbtxt_from_config,
-    read_config,
     repository_plan,
     write_plan,
 )
+from defensemble_export.fused import fuse_planned
+from defensemble_repository.ensemble import Ensemble, Vote
+from defensemble_repository.errors import ConfigError, RepositoryError
+from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
+from defensemble_repository.reader import read_config
 from defensemble_repository.view import RepositoryView
 from tests.support import tiny
 from tests.support.tiny import member

@@ -12,20 +12,18 @@ import pytest
 from tritonclient.grpc import model_config_pb2 as schema
 
 from defensemble_export import (
-    PROFILES,
-    ConfigError,
     KeptEngines,
     ProfileError,
-    config_from_pbtxt,
     fuse_repository,
-    pbtxt_from_config,
     profile_states,
     remove_profile,
     repository_plan,
     write_plan,
     write_profile,
 )
-from defensemble_export.profiles import networks
+from defensemble_export.profiles import PROFILES, networks
+from defensemble_repository.errors import ConfigError
+from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from defensemble_repository.reader import served_versions
 from defensemble_server import read_repository
 from tests.support import tiny

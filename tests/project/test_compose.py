@@ -19,8 +19,9 @@ import pytest
 import urllib3
 import yaml
 
-from defensemble_export import PROFILES, EngineError, KeptEngines
+from defensemble_export import EngineError, KeptEngines
 from defensemble_export.engines.target import load_tensorrt
+from defensemble_export.profiles import PROFILES
 from defensemble_server import serve
 from defensemble_server.options import ADMIN_HEADER, RESTRICTED_APIS, ServeOptions, triton_command
 from defensemble_server.runtime.find import CONTAINER, NGC_TAG, TENSORRT_CONTAINER, Runtime, find_runtime

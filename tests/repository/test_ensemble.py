@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from defensemble_export import Ensemble, EnsembleError, Vote, average_onnx
+from defensemble_export import EnsembleError, average_onnx
 from defensemble_repository.configs import averaging_config
+from defensemble_repository.ensemble import Ensemble, Vote
 from defensemble_repository.names import check_name
 
 VOTES = (Vote("a"), Vote("b", 2, 3.0))

@@ -251,7 +251,7 @@ def test_through_a_link_the_permissions_of_the_real_parent_count(place: Path) ->
 
 
 def test_who_may_not_read_the_parent_is_kept_apart_by_the_lock_on_the_repository(place: Path) -> None:
-    from defensemble_export import LockedError
+    from defensemble_repository.errors import LockedError
     from defensemble_repository.lock import locked_within
 
     repository = own(place / "repository", 0o711 if IS_ROOT else 0o311)

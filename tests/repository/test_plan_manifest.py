@@ -11,10 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from defensemble_export import Manifest
 from defensemble_repository.errors import ManifestError
 from defensemble_repository.names import MANIFEST_FILE
-from defensemble_repository.plan_manifest import Profile, manifest_from_bytes, read_manifest
+from defensemble_repository.plan_manifest import Manifest, Profile, manifest_from_bytes, read_manifest
 
 MANIFEST = Manifest(
     tensorrt="10.13.3.9",

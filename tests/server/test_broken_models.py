@@ -89,7 +89,8 @@ def test_a_member_that_answers_no_numbers_is_the_reason_of_its_ensemble(reposito
 
 
 def test_an_average_that_answers_otherwise_than_its_configuration_says_is_not_served(repository: Path) -> None:
-    from defensemble_export import Ensemble, Vote, average_onnx
+    from defensemble_export import average_onnx
+    from defensemble_repository.ensemble import Ensemble, Vote
 
     name = next(path.name for path in repository.iterdir() if path.name.startswith("average_"))
     file = without_digest(repository, name)

@@ -16,7 +16,9 @@ import urllib3
 
 import defensemble_export
 from defensemble.cli.commands.profile import _PROFILES
-from defensemble_export import config_from_pbtxt, pbtxt_from_config, write_profile
+from defensemble_export import write_profile
+from defensemble_export.profiles import PROFILES as WRITTEN_PROFILES
+from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from defensemble_repository.profile_digest import DIGEST_PARAMETER as WRITTEN_DIGEST
 from defensemble_server import NotServableError, PlanError, ServeOptions, read_repository, serve
 from defensemble_server.profiles import DIGEST_PARAMETER, PROFILES, check_gpu, check_profile, engine_caches, profiles_of
@@ -71,7 +73,7 @@ def docker(folder: Path, **variables: str) -> Runtime:
 
 
 def test_names_are_those_that_are_written() -> None:
-    assert PROFILES == tuple(defensemble_export.PROFILES) == _PROFILES
+    assert PROFILES == tuple(WRITTEN_PROFILES) == _PROFILES
     assert DIGEST_PARAMETER == WRITTEN_DIGEST
 
 

@@ -8,8 +8,9 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from defensemble_export import config_from_pbtxt, fuse_repository, pbtxt_from_config, write_profile
+from defensemble_export import fuse_repository, write_profile
 from defensemble_repository.averaging import averaging_of, fused_averaging, votes_of
+from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from defensemble_repository.target import EMBEDDED
 from defensemble_server.repository import read_repository
 from tests.support import tiny

@@ -63,7 +63,7 @@ def listening_ports(pid: int) -> set[int]:
 
 def without_digest(repository: Path, name: str, version: int = 1) -> Path:
     """Take a version's digest out of a member's configuration, as for a model of somebody else's; returns its model file."""
-    from defensemble_export import config_from_pbtxt, pbtxt_from_config
+    from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 
     path = repository / name / "config.pbtxt"
     config = config_from_pbtxt(path.read_text(), name)

@@ -252,8 +252,7 @@ def main() -> None:
     for writer in (atomic_write, transaction):
         writer.fill = _fill_in_halves  # type: ignore[attr-defined]
     os.fsync = _counted_fsync  # type: ignore[assignment]
-    for module in ("history", "journal", "member_info", "plan", "pruning", "requests", "served_config"):
-        importlib.import_module(f"defensemble_export.editing.{module}")  # once, and not in each fork
+    importlib.import_module("defensemble_export.editing")  # once, and not in each fork
     np.random.default_rng(0)
     sys.addaudithook(_heard)
     for line in sys.stdin:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from defensemble.ensembles import Ensembles
-from defensemble_export import config_from_pbtxt, pbtxt_from_config
+from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from tests.support import tiny
 from tests.support.walking import Edit, Stage, Votes, stage_of
 

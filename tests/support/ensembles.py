@@ -7,7 +7,8 @@ import math
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from defensemble_export import Ensemble, EnsembleError, Vote
+from defensemble_export import EnsembleError
+from defensemble_repository.ensemble import Ensemble, Vote
 
 # Some that YAML 1.1 reads as something else than a text.
 _NAMES = st.one_of(

@@ -104,7 +104,7 @@ def content(folder: Path) -> dict[str, bytes | None]:
 
 def edit_config(folder: Path, model: str, **values: object) -> None:
     """Change fields of a model's configuration in the repository `folder`, as by hand."""
-    from defensemble_export import config_from_pbtxt, pbtxt_from_config
+    from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 
     path = folder / model / "config.pbtxt"
     config = config_from_pbtxt(path.read_text(), model)

@@ -18,7 +18,8 @@ import pytest
 from defensemble import Client, ServiceError
 from defensemble._transport.base import OutputRequest
 from defensemble.ensembles import Ensembles, Replica
-from defensemble_export import ExistsError, check_ensemble, read_history
+from defensemble_export import ExistsError, check_ensemble
+from defensemble_export.editing import read_history
 from defensemble_repository.view import RepositoryView
 from defensemble_server import ServeOptions, Server, serve
 from tests.support import tiny

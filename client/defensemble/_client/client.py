@@ -20,7 +20,6 @@ from .._exceptions import (
     ServerFailedError,
     ServiceError,
 )
-from .._sharing import Asking
 from .._transport.base import OutputRequest, ServerMetadata, Transport, transport_from_url
 from .._transport.error_mapping import reading, service_error
 from .model_info import (
@@ -79,7 +78,6 @@ class Client:
         self._closed = False
         self._only_ensemble: str | None = None
         self._known: dict[str, ModelInfo] = {}
-        self._asking: Asking[ModelInfo] = Asking()
 
     def __repr__(self) -> str:
         return f"Client({self._url!r}, model={self._model!r}, timeout_s={self._timeout_s:g})"
@@ -148,17 +146,14 @@ class Client:
             ServiceError: The server could not be reached, or did not answer; its subclasses tell why.
         """
         self._check_open()
-        name = _checked_name(model) or self._model or self._only_ensemble or ""
-        known = self._known.get(name)
+        name = _checked_name(model) or self._model or self._only_ensemble
+        known = self._known.get(name or "")
         if known is None:
-            # Threads that start together ask once.
-            try:
-                known = self._asking.ask(name, lambda: self._looked_up(name), self._timeout_s)
-            except ServiceError:
-                raise
-            except TimeoutError as error:
-                what = f"{self._url}, asked about {f'model {name!r}' if name else 'its ensembles'}"
-                raise service_error(DeadlineExceededError, what, str(error)) from error
+            # Threads that start together each look it up: two look-ups cost one small request more.
+            ends = time.monotonic() + self._timeout_s
+            name = name or self._find_ensemble(ends)
+            known = self._known.get(name) or self._ask_about(name, ends)
+            self._known[name] = known
         return known
 
     def models(self) -> list[str]:
@@ -219,18 +214,6 @@ class Client:
             time.sleep(max(0.0, min(pause_s, deadline - time.monotonic())))
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
         raise DeadlineExceededError(f"{self._url} was not ready within {deadline_s:g} s; last seen: {last}") from last
-
-    def _looked_up(self, name: str) -> ModelInfo:
-        """What is known of a model, or of the only ensemble, by now: asked within `timeout_s` where nothing is."""
-        ends = time.monotonic() + self._timeout_s
-        if not name:
-            found = self._only_ensemble or self._find_ensemble(ends)
-            # Asked for by its name: a thread that came a little later knows it by now, and may be asking.
-            return self._asking.ask(found, lambda: self._looked_up(found), _left(ends))
-        known = self._known.get(name)
-        if known is None:
-            known = self._known[name] = self._ask_about(name, ends)
-        return known
 
     def _find_ensemble(self, ends: float) -> str:
         models = self._transport.models(_left(ends))

@@ -14,8 +14,7 @@ def servers_of(repository: Path) -> list[tuple[str, str]]:
 
     HTTP, because a gRPC call that is cut off, as by Ctrl-C or a kill, can crash core 2.51.
     """
-    from defensemble_server import read_states
-    from defensemble_server.options import reached_at
+    from defensemble_server import reached_at, read_states
 
     def warn(path: Path, why: str) -> None:
         click.echo(f"{why}: the server that it was written for, if it runs, is not found here; name it with --url", err=True)

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .._client.client import Client
 from .._exceptions import ConnectionFailedError, DefensembleError, InputError
-from .edit import Flow
-from .execution import Place
+from .edit import EditRunner
 from .prune import prune
 from .results import Applied, EnsembleState, Replica
-from .rollback import rolled_back
+from .rollback import roll_back
 from .server_models import Served
-from .status import check_there, differences_of, ensembles_in, existing, look_at, settled_or_told
+from .status import differences_of, look_at, recover_or_warn
+from .targets import EditTarget
 
 if TYPE_CHECKING:
-    from defensemble_export import Edit, Ensemble, Finding, Prunable
-    from defensemble_export.editing.plan import EditPlan
+    from defensemble_export.editing import Edit, Prunable
+    from defensemble_repository.checks.finding import Finding
+    from defensemble_repository.ensemble import Ensemble
 
 
 class Ensembles:
@@ -38,7 +38,7 @@ class Ensembles:
     unloaded to be asked no more. `say` is told each step, `warn` what was found of edits that were cut short.
 
     Edits raise `EditRefusedError` where the checks find what stands against them, `EditFailedError` where a step fails, a subclass of
-    `ServiceError` where a server does not answer or wants another admin key, and of `defensemble_export.RepositoryError`
+    `ServiceError` where a server does not answer or wants another admin key, and of `defensemble_repository.errors.RepositoryError`
     (`EnsembleError` and others) where what is asked for makes no sense: a name that is not there, a weight that is not above 0. Nothing is
     changed then.
 
@@ -101,27 +101,27 @@ class Ensembles:
             twice = sorted({value for value in values if values.count(value) > 1})
             if twice:
                 raise InputError(f"the {what} {', '.join(twice)} is named twice: name it once")
-        places = [
-            Place(replica.repository, tuple(Served(client, load_timeout_s=load_timeout_s, say=say) for client in replica.clients))
+        targets = [
+            EditTarget(replica.repository, tuple(Served(client, load_timeout_s=load_timeout_s, say=say) for client in replica.clients))
             for replica in replicas
         ]
-        self._flow = Flow(places, wait_s=wait_s, drain_s=drain_s, say=say, warn=warn)
+        self._runner = EditRunner(targets, wait_s=wait_s, drain_s=drain_s, say=say, warn=warn)
         self._warn = warn
 
     def __repr__(self) -> str:
-        places = ", ".join(f"{place.repository}: {[served.url for served in place.served]}" for place in self._flow.places)
-        return f"Ensembles({places})"
+        targets = ", ".join(f"{target.repository}: {[served.url for served in target.servers]}" for target in self._runner.targets)
+        return f"Ensembles({targets})"
 
     @property
     def repository(self) -> Path:
         """The folder, the first where there are several."""
-        return self._flow.places[0].repository
+        return self._runner.targets[0].repository
 
     def names(self) -> list[str]:
         """The names of all ensembles in the repository, sorted.
 
         Raises:
-            defensemble_export.ConfigError, OSError: A configuration cannot be read, so that this is not known; `check` tells more.
+            defensemble_repository.errors.ConfigError, OSError: A configuration cannot be read, so this is not known; `check` says more.
         """
         from defensemble_repository.view import RepositoryView
 
@@ -132,17 +132,17 @@ class Ensembles:
         """An ensemble, or all of them: who votes, what is known of each network, and whether the servers serve what lies on disk.
 
         Raises:
-            defensemble_export.RepositoryError, ServiceError, OSError: It cannot be read; a server does not answer.
+            defensemble_repository.errors.RepositoryError, ServiceError, OSError: It cannot be read; a server does not answer.
         """
-        settled_or_told(self._flow, self._warn)
+        recover_or_warn(self._runner, self._warn)
 
         def look() -> list[EnsembleState]:
-            return [look_at(self._flow.places, one) for one in ([name] if name is not None else self.names())]
+            return [look_at(self._runner.targets, one) for one in ([name] if name is not None else self.names())]
 
         try:
             return look()
         except ConnectionFailedError:
-            for served in self._flow.servers:
+            for served in self._runner.servers:
                 served.wait_until_back()
             return look()  # also where one is not back: it may be known since when it restarts
 
@@ -156,23 +156,28 @@ class Ensembles:
         Raises:
             OSError: A file cannot be read.
         """
-        from defensemble_export import Finding, check_repository
+        from defensemble_export import check_repository
+        from defensemble_export.editing import ensemble_names
+        from defensemble_repository.checks.finding import Finding
         from defensemble_repository.target import TARGETS
         from defensemble_repository.view import RepositoryView
 
-        settled_or_told(self._flow, self._warn)
-        found = [one for place in self._flow.places for one in check_repository(RepositoryView(place.repository), TARGETS[runtime], name)]
-        for one in [name] if name is not None else ensembles_in(RepositoryView(self.repository)):
-            found += [Finding(one, text) for text in differences_of(self._flow.places, one)]
+        recover_or_warn(self._runner, self._warn)
+        folders = [target.repository for target in self._runner.targets]
+        found = [one for folder in folders for one in check_repository(RepositoryView(folder), TARGETS[runtime], name)]
+        for one in [name] if name is not None else ensemble_names(RepositoryView(self.repository)):
+            found += [Finding(one, text) for text in differences_of(self._runner.targets, one)]
         return found
 
     def declared(self, name: str) -> Ensemble:
-        """An ensemble as it lies on disk: `defensemble_export.yaml_from_ensemble` makes a file of it.
+        """An ensemble as it lies on disk: `defensemble_export.editing.yaml_from_ensemble` makes a file of it.
 
         Raises:
-            defensemble_export.RepositoryError, OSError: It cannot be read, or is not wired as ours are.
+            defensemble_repository.errors.RepositoryError, OSError: It cannot be read, or is not wired as ours are.
         """
-        return existing(self.repository, name)
+        from defensemble_export.editing import existing_ensemble
+
+        return existing_ensemble(self.repository, name)
 
     def create(
         self,
@@ -187,24 +192,12 @@ class Ensembles:
         """A new ensemble of `members` (`MODEL` or `MODEL@VERSION`; without a version, the newest), each with weight 1 or that of `weights`.
 
         Raises:
-            EditRefusedError, EditFailedError, ServiceError, defensemble_export.RepositoryError, OSError: As all edits.
+            EditRefusedError, EditFailedError, ServiceError, defensemble_repository.errors.RepositoryError, OSError: As all edits.
         """
-        from defensemble_export import Ensemble as Votes
-        from defensemble_export import EnsembleError
-        from defensemble_export.editing.plan import plan_creation
-        from defensemble_export.editing.requests import new_vote
+        from defensemble_export.editing import CreateEnsemble
 
-        members = _names(members)
-        given = dict(weights or {})
-        unknown = sorted(set(given) - set(members))
-        if unknown:
-            raise EnsembleError(f"a weight is given for {', '.join(unknown)}, which is not among the members: {', '.join(members)}")
-
-        def change(repository: Path) -> EditPlan:
-            votes = tuple(new_vote(repository, member, given.get(member, 1.0)) for member in members)
-            return plan_creation(repository, Votes(name, votes, average))
-
-        return self._flow.edit("create", name, change, message=message, dry_run=dry_run)
+        request = CreateEnsemble(name, _names(members), dict(weights or {}), average)
+        return self._runner.run(request, message=message, dry_run=dry_run)
 
     def add(
         self,
@@ -222,92 +215,64 @@ class Ensembles:
         weight. So a vote is moved to another version of its model.
 
         Raises:
-            EditRefusedError, EditFailedError, ServiceError, defensemble_export.RepositoryError, OSError: As all edits.
+            EditRefusedError, EditFailedError, ServiceError, defensemble_repository.errors.RepositoryError, OSError: As all edits.
         """
-        from defensemble_export import EnsembleError
-        from defensemble_export.editing.requests import added, found_vote, named_vote, new_vote
+        from defensemble_export.editing import AddMembers
 
-        members = _names(members)
-
-        def changed(now: Ensemble, repository: Path) -> Ensemble:
-            usual = found_vote(now, in_place_of).weight if in_place_of is not None else 1.0
-            votes = []
-            for member in members:
-                model, version = named_vote(member)
-                there = [vote for vote in now.members if vote.model == model]
-                if version is None and there and in_place_of is None:
-                    raise EnsembleError(
-                        f"'{model}' votes in '{name}' already, at version {there[0].version}: to move its vote to the newest, name that "
-                        f"vote as the one to go (--in-place-of {model}@{there[0].version}); to let two versions vote, name the other one "
-                        f"({model}@VERSION)"
-                    )
-                votes.append(new_vote(repository, member, usual if weight is None else weight))
-            return added(now, votes, in_place_of=in_place_of)
-
-        return self._change("add", name, changed, message, dry_run)
+        request = AddMembers(name, _names(members), weight, in_place_of)
+        return self._runner.run(request, message=message, dry_run=dry_run)
 
     def remove(self, name: str, members: Sequence[str], *, message: str | None = None, dry_run: bool = False) -> Applied:
         """Let `members` (`MODEL` or `MODEL@VERSION`) vote no more; their files stay.
 
         Raises:
-            EditRefusedError, EditFailedError, ServiceError, defensemble_export.RepositoryError, OSError: As all edits.
+            EditRefusedError, EditFailedError, ServiceError, defensemble_repository.errors.RepositoryError, OSError: As all edits.
         """
-        from defensemble_export.editing.requests import removed
+        from defensemble_export.editing import RemoveMembers
 
-        members = _names(members)
-        return self._change("remove", name, lambda now, repository: removed(now, members), message, dry_run)
+        return self._runner.run(RemoveMembers(name, _names(members)), message=message, dry_run=dry_run)
 
     def delete(self, name: str, *, message: str | None = None, dry_run: bool = False) -> Applied:
         """Take an ensemble out of service and delete its folder; its members' files stay, and a rollback brings it back.
 
         Raises:
-            EditRefusedError, EditFailedError, ServiceError, defensemble_export.RepositoryError, OSError: As all edits.
+            EditRefusedError, EditFailedError, ServiceError, defensemble_repository.errors.RepositoryError, OSError: As all edits.
         """
-        from defensemble_export.editing.plan import plan_deletion
+        from defensemble_export.editing import DeleteEnsemble
 
-        def change(repository: Path) -> EditPlan:
-            check_there(repository, name)
-            return plan_deletion(repository, name)
-
-        return self._flow.edit("delete", name, change, message=message, dry_run=dry_run)
+        return self._runner.run(DeleteEnsemble(name), message=message, dry_run=dry_run)
 
     def weight(self, name: str, weights: Mapping[str, float], *, message: str | None = None, dry_run: bool = False) -> Applied:
         """Give votes (`MODEL` or `MODEL@VERSION`) other weights: finite, above 0, and counted relative to each other.
 
         Raises:
-            EditRefusedError, EditFailedError, ServiceError, defensemble_export.RepositoryError, OSError: As all edits.
+            EditRefusedError, EditFailedError, ServiceError, defensemble_repository.errors.RepositoryError, OSError: As all edits.
         """
-        from defensemble_export.editing.requests import reweighted
+        from defensemble_export.editing import SetWeights
 
-        return self._change("weight", name, lambda now, repository: reweighted(now, weights), message, dry_run)
+        return self._runner.run(SetWeights(name, dict(weights)), message=message, dry_run=dry_run)
 
     def average(self, name: str, average: str, *, message: str | None = None, dry_run: bool = False) -> Applied:
         """Average `"probabilities"` or `"logits"`.
 
         Raises:
-            EditRefusedError, EditFailedError, ServiceError, defensemble_export.RepositoryError, OSError: As all edits.
+            EditRefusedError, EditFailedError, ServiceError, defensemble_repository.errors.RepositoryError, OSError: As all edits.
         """
-        return self._change("average", name, lambda now, repository: dataclasses.replace(now, average=average), message, dry_run)
+        from defensemble_export.editing import SetAverage
+
+        return self._runner.run(SetAverage(name, average), message=message, dry_run=dry_run)
 
     def apply(self, wanted: Ensemble, *, message: str | None = None, dry_run: bool = False) -> Applied:
-        """Make the repository and the servers equal to `wanted` (`defensemble_export.read_declaration` reads one from YAML).
+        """Make the repository and the servers equal to `wanted` (`defensemble_export.editing.read_declaration` reads one from YAML).
 
         Nothing happens where nothing differs. Replicas that differ from each other are made equal.
 
         Raises:
-            EditRefusedError, EditFailedError, ServiceError, defensemble_export.RepositoryError, OSError: As all edits.
+            EditRefusedError, EditFailedError, ServiceError, defensemble_repository.errors.RepositoryError, OSError: As all edits.
         """
-        from defensemble_export.editing.plan import plan_ensemble
+        from defensemble_export.editing import ApplyDeclaration
 
-        new = all(not (place.repository / wanted.name).exists() for place in self._flow.places)
-        return self._flow.edit(
-            "create" if new else "apply",
-            wanted.name,
-            lambda repository: plan_ensemble(repository, wanted),
-            message=message,
-            dry_run=dry_run,
-            may_differ=True,
-        )
+        return self._runner.run(ApplyDeclaration(wanted), message=message, dry_run=dry_run)
 
     def reload(self, name: str | None = None, *, message: str | None = None, dry_run: bool = False) -> list[Applied]:
         """Take up hand edits of configurations, of one ensemble or of all.
@@ -316,19 +281,14 @@ class Ensembles:
         become one, and the servers load what has changed, members too.
 
         Raises:
-            EditRefusedError, EditFailedError, ServiceError, defensemble_export.RepositoryError, OSError: As all edits.
+            EditRefusedError, EditFailedError, ServiceError, defensemble_repository.errors.RepositoryError, OSError: As all edits.
         """
-        from defensemble_export import EnsembleError, RepositoryError, read_ensemble
-        from defensemble_export.editing.plan import plan_ensemble
-
-        def taken_up(one: str) -> Applied:
-            def change(repository: Path) -> EditPlan:
-                return plan_ensemble(repository, existing(repository, one))
-
-            return self._flow.edit("reload", one, change, message=message, dry_run=dry_run, reloads=True)
+        from defensemble_export.editing import Reload
+        from defensemble_repository.errors import EnsembleError, RepositoryError
+        from defensemble_repository.reader import read_ensemble
 
         if name is not None:
-            return [taken_up(name)]
+            return [self._runner.run(Reload(name), message=message, dry_run=dry_run)]
         done: list[Applied] = []
         failed: list[Exception] = []
         for one in self.names():
@@ -338,7 +298,7 @@ class Ensembles:
                 self._warn(f"'{one}' is left alone: {error}")
                 continue
             try:
-                done.append(taken_up(one))
+                done.append(self._runner.run(Reload(one), message=message, dry_run=dry_run))
             except (DefensembleError, RepositoryError) as error:
                 failed.append(error)
         if failed:
@@ -355,7 +315,7 @@ class Ensembles:
         Raises:
             defensemble_export.HistoryError, OSError: It cannot be read.
         """
-        from defensemble_export import read_history
+        from defensemble_export.editing import read_history
 
         return [edit for edit in read_history(self.repository) if name in (None, edit.ensemble)]
 
@@ -367,9 +327,9 @@ class Ensembles:
         `to`, the id of an edit, goes to what that left in the place of that: back, or forward again to one that was undone.
 
         Raises:
-            EditRefusedError, EditFailedError, ServiceError, defensemble_export.RepositoryError, OSError: As all edits.
+            EditRefusedError, EditFailedError, ServiceError, defensemble_repository.errors.RepositoryError, OSError: As all edits.
         """
-        return rolled_back(self._flow, count, name=name, to=to, message=message, dry_run=dry_run)
+        return roll_back(self._runner, count, name=name, to=to, message=message, dry_run=dry_run)
 
     def prune(self, *, keep: int = 10, dry_run: bool = False) -> list[Prunable]:
         """Delete members and averaging models that no ensemble, and no rollback point within the last `keep` edits, uses.
@@ -377,21 +337,13 @@ class Ensembles:
         Returns what was deleted, or would be (`dry_run`).
 
         Raises:
-            ServiceError, defensemble_export.RepositoryError, OSError: Nothing was deleted.
+            ServiceError, defensemble_repository.errors.RepositoryError, OSError: Nothing was deleted.
         """
-        return prune(self._flow, keep=keep, dry_run=dry_run)
-
-    def _change(self, action: str, name: str, changed: Callable[[Ensemble, Path], Ensemble], message: str | None, dry_run: bool) -> Applied:
-        from defensemble_export.editing.plan import plan_ensemble
-
-        def change(repository: Path) -> EditPlan:
-            return plan_ensemble(repository, changed(existing(repository, name), repository))
-
-        return self._flow.edit(action, name, change, message=message, dry_run=dry_run)
+        return prune(self._runner, keep=keep, dry_run=dry_run)
 
 
-def _names(members: Sequence[str]) -> list[str]:
-    """A list of names, which a text alone is not: its letters would be taken for names."""
+def _names(members: Sequence[str]) -> tuple[str, ...]:
+    """Refuse a single text, whose letters would be taken for names."""
     if isinstance(members, str) or not all(isinstance(member, str) for member in members):
         raise InputError(f"members must be a list of names, such as ['keep0.1', 'keep0.3@2'], got {members!r:.80}")
-    return list(members)
+    return tuple(members)

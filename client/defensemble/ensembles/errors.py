@@ -30,7 +30,7 @@ class EditOvertakenError(DefensembleError):
 
 
 class EditFailedError(DefensembleError):
-    """An edit whose step `step` failed because of `why`; `put_back` tells, place by place, what became of the old state."""
+    """An edit whose step `step` failed because of `why`; `put_back` tells, target by target, what became of the old state."""
 
     def __init__(self, step: str, why: str, put_back: Sequence[str]) -> None:
         super().__init__(step, why, put_back)

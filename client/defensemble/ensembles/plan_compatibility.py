@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .execution import Share
 from .server_models import Served, is_averaging
+from .targets import TargetEdit
 
 if TYPE_CHECKING:
-    from defensemble_export import Finding
+    from defensemble_repository.checks.finding import Finding
     from defensemble_repository.view import RepositoryView
 
 
-def plan_findings(share: Share, served: Served) -> list[Finding]:
+def plan_findings(target_edit: TargetEdit, served: Served) -> list[Finding]:
     """What stands against the plans that a server would load, in the place of ONNX files, for the new ensemble.
 
     A plan is bound to the version of TensorRT and the kind of GPU that it was built with (NVIDIA's documentation of TensorRT, "Version
@@ -23,15 +23,15 @@ def plan_findings(share: Share, served: Served) -> list[Finding]:
         ServiceError: The server does not answer.
         OSError: A manifest cannot be read.
     """
-    from defensemble_export import Finding
+    from defensemble_repository.checks.finding import Finding
     from defensemble_repository.errors import ManifestError
     from defensemble_repository.names import MANIFEST_FILE
     from defensemble_repository.plan_manifest import read_manifest
-    from defensemble_server.plans.compatibility import Gpu, Machine, problem_of_version
+    from defensemble_server import Gpu, Machine, problem_of_version
 
-    files, repository = share.plan.outcome(), share.place.repository
-    loads = set(share.loads[served.url])
-    votes = [(model, version) for model, version in share.plan.steps() if not is_averaging(model)]
+    files, repository = target_edit.plan.outcome(), target_edit.repository
+    loads = set(target_edit.loads[served.url])
+    votes = [(model, version) for model, version in target_edit.plan.steps() if not is_averaging(model)]
     serving = [(model, version) for model, version in votes if model not in loads and _is_plan(served, model)]
     arriving = [(model, version) for model, version in votes if model in loads and _comes_as_plan(files, model, by_profile=bool(serving))]
     machine = None
@@ -61,7 +61,7 @@ def plan_findings(share: Share, served: Served) -> list[Finding]:
 
 def _comes_as_plan(files: RepositoryView, model: str, *, by_profile: bool) -> bool:
     """Whether a model that is to be loaded is a plan by its configuration, or, on a server that takes plans, by one of its profiles."""
-    from defensemble_export import ConfigError
+    from defensemble_repository.errors import ConfigError
     from defensemble_repository.names import PLAN_BACKEND, PROFILES_FOLDER
     from defensemble_repository.pbtxt import config_from_file
     from defensemble_repository.reader import backend_of

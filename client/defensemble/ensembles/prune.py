@@ -7,49 +7,48 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from .._exceptions import InputError
-from .edit import Flow
+from .edit import EditRunner
 from .server_models import Served, is_averaging, repeat_after_restart
 
 if TYPE_CHECKING:
-    from defensemble_export import Prunable
+    from defensemble_export.editing import Prunable
 
 
-def prune(flow: Flow, *, keep: int, dry_run: bool) -> list[Prunable]:
-    """Deletes from all places what can be deleted at each: see `Ensembles.prune`.
+def prune(runner: EditRunner, *, keep: int, dry_run: bool) -> list[Prunable]:
+    """Deletes from all targets what can be deleted at each: see `Ensembles.prune`.
 
     What a server still runs in an ensemble stays, whatever lies on disk.
 
     Raises:
         InputError: `keep` is below 0.
-        ServiceError, defensemble_export.RepositoryError, OSError: Nothing was deleted there.
+        ServiceError, defensemble_repository.errors.RepositoryError, OSError: Nothing was deleted there.
     """
-    from defensemble_export import write_plan
-    from defensemble_export.editing.pruning import prune_files, prune_plan
-    from defensemble_repository.transaction import remove_files
+    from defensemble_export.editing import prune_files, prune_plan
+    from defensemble_repository.transaction import remove_files, write_plan
 
     if keep < 0:
         raise InputError(f"keep must be 0 or more edits, got {keep}")
     found: list[Prunable] = []
-    with flow.settled(writes=not dry_run):
+    with runner.locked_and_recovered(writes=not dry_run):
         chosen = []
-        for place in flow.places:
+        for target in runner.targets:
             used: set[str] = set()
-            for served in place.served:
+            for served in target.servers:
                 used |= repeat_after_restart([served], partial(_used, served))
-            chosen.append(prune_plan(place.repository, keep=keep, also_used=used, say=flow.warn))
+            chosen.append(prune_plan(target.repository, keep=keep, also_used=used, say=runner.warn))
             found += chosen[-1]
         if dry_run:
             return found
-        for place, gone in zip(flow.places, chosen, strict=True):
+        for target, gone in zip(runner.targets, chosen, strict=True):
             whole = [one.model for one in gone if one.version is None]
             versions = [one for one in gone if one.version is not None]
-            for served in place.served:
+            for served in target.servers:
                 repeat_after_restart([served], partial(_update, served, whole, ()))
-            writes, removals = prune_files(place.repository, gone)
-            remove_files(place.repository, removals)
+            writes, removals = prune_files(target.repository, gone)
+            remove_files(target.repository, removals)
             if writes:
-                write_plan(place.repository, writes)
-            for served in place.served:
+                write_plan(target.repository, writes)
+            for served in target.servers:
                 # One that was restarted in between may have loaded what was still on disk.
                 repeat_after_restart([served], partial(_update, served, whole, dict.fromkeys(one.model for one in versions)))
     return found

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from defensemble_export import Edit, Ensemble, Standing
+    from defensemble_export.editing import Edit, MemberInfo
+    from defensemble_repository.ensemble import Ensemble
 
     from .._client.client import Client
 
@@ -46,7 +47,7 @@ class Applied:
 class MemberState:
     """A member's vote, what is known of its network, and by server whether that serves what lies on disk: "yes", or why not."""
 
-    standing: Standing
+    info: MemberInfo
     served: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -1,4 +1,4 @@
-"""Going back to what an ensemble was before."""
+"""From "undo the last edits" or "go to that edit" to the request that restores a state: which edits are undone, by the history."""
 
 from __future__ import annotations
 
@@ -8,57 +8,47 @@ from typing import TYPE_CHECKING
 
 from .._exceptions import InputError
 from .baseline import is_same_state, snapshot_or_none
-from .edit import Flow
+from .edit import EditRunner
 from .results import Applied
 
 if TYPE_CHECKING:
-    from defensemble_export import Edit, Snapshot
-    from defensemble_export.editing.plan import EditPlan
+    from defensemble_export.editing import Edit, Restore
 
 
 @dataclass(frozen=True)
-class _Way:
-    """From which edits back (the last one first), or forward to which, to what state; and the edit since which others changed it."""
+class RollbackPlan:
+    """What is restored; `unrecorded` is the last edit where the ensemble was changed since, by hand or by an export."""
 
-    undone: tuple[Edit, ...]
-    forward: Edit | None
-    state: Snapshot | None
+    request: Restore
     unrecorded: Edit | None = None
 
 
-def rolled_back(flow: Flow, count: int, *, name: str | None, to: str | None, message: str | None, dry_run: bool) -> Applied:
-    """Undoes edits, or goes forward again: see `Ensembles.rollback`.
+def roll_back(runner: EditRunner, count: int, *, name: str | None, to: str | None, message: str | None, dry_run: bool) -> Applied:
+    """Undo edits, or make undone ones again: see `Ensembles.rollback`.
 
     Raises:
         InputError: There are not so many edits, no such edit, or what was before one is not known.
-        EditRefusedError, EditFailedError, ServiceError, defensemble_export.RepositoryError, OSError: see `Flow.edit`.
+        EditRefusedError, EditFailedError, ServiceError, defensemble_repository.errors.RepositoryError, OSError: See `EditRunner.run`.
     """
-    from defensemble_export import read_history
-    from defensemble_export.editing.plan import plan_snapshot
+    from defensemble_export.editing import read_history
 
     if count < 1:
         raise InputError(f"the number of edits to undo must be 1 or more, got {count}")
-    first = flow.places[0].repository
-    with flow.settled(writes=not dry_run):
+    first, *others = (target.repository for target in runner.targets)
+    with runner.locked_and_recovered(writes=not dry_run):
         history = read_history(first)
-    chosen = name or _edited(history, to, first)
-    way = _way(history, chosen, count, to, first)
-    if way.unrecorded is not None:
-        last = way.unrecorded
-        flow.warn(f"'{chosen}' was changed since its last edit ({last.id}), by hand or by an export: that counts as one edit, undone first")
-
-    def change(repository: Path) -> EditPlan:
-        # Each folder has a history of its own; the edits are the same, and read again under the lock.
-        here = _way(read_history(repository), chosen, count, to, repository)
-        if [edit.id for edit in here.undone] != [edit.id for edit in way.undone] or (here.forward is None) != (way.forward is None):
-            raise InputError(f"the history of {repository} has other last edits of '{chosen}': look at it (`defensemble ensemble history`)")
-        return plan_snapshot(repository, chosen, here.state)
-
-    ids = [edit.id for edit in way.undone]
-    if way.forward is not None:
-        told = message or f"goes forward again to {way.forward.id}"
-        return flow.edit("apply", chosen, change, message=told, dry_run=dry_run)
-    return flow.edit("rollback", chosen, change, message=message, dry_run=dry_run, undoes=ids)
+        chosen = name or _edited(history, to, first)
+        plan = rollback_plan(history, chosen, count, to, first)
+        for other in others:  # each folder has a history of its own, of the same edits
+            if rollback_plan(read_history(other), chosen, count, to, other).request != plan.request:
+                raise InputError(f"the history of {other} has other last edits of '{chosen}': look at it (`defensemble ensemble history`)")
+    if (last := plan.unrecorded) is not None:
+        runner.warn(
+            f"'{chosen}' was changed since its last edit ({last.id}), by hand or by an export: that counts as one edit, undone first"
+        )
+    if plan.request.redoes:
+        message = message or f"goes forward again to {plan.request.to}"
+    return runner.run(plan.request, message=message, dry_run=dry_run)
 
 
 def _edited(history: list[Edit], to: str | None, repository: Path) -> str:
@@ -68,19 +58,27 @@ def _edited(history: list[Edit], to: str | None, repository: Path) -> str:
     return next((edit.ensemble for edit in history if edit.id == to), history[-1].ensemble)
 
 
-def _way(history: list[Edit], name: str, count: int, to: str | None, repository: Path) -> _Way:
-    from defensemble_export import undoable
+def rollback_plan(history: list[Edit], name: str, count: int, to: str | None, repository: Path) -> RollbackPlan:
+    """Find the edits of `name` to undo: the last `count`, or those since `to`; or find that `to` is to be made again.
+
+    A change that no edit recorded counts as one, the last.
+
+    Raises:
+        InputError: See `roll_back`.
+    """
+    from defensemble_export.editing import Restore, undoable
     from defensemble_repository.view import RepositoryView
 
     stack = undoable(history, name)
     last = next((edit for edit in reversed(history) if edit.ensemble == name), None)
-    # What was changed since, by hand or by an export, lies on top of the stack, though nothing has recorded it.
     now = snapshot_or_none(RepositoryView(repository), name)
-    other = last is not None and not (now == last.after or (now is not None and last.after is not None and is_same_state(now, last.after)))
-    since = last if other else None
+    changed = last is not None and not (
+        now == last.after or (now is not None and last.after is not None and is_same_state(now, last.after))
+    )
+    unrecorded = last if changed else None
     if to is None:
-        if count > len(stack) + other:
-            known = len(stack) + other
+        known = len(stack) + changed
+        if count > known:
             if not known:
                 others = ", ".join(dict.fromkeys(edit.ensemble for edit in history)) or "none"
                 raise InputError(f"'{name}' has 0 edits that can be undone, got {count}; ensembles whose edits were recorded: {others}")
@@ -88,29 +86,31 @@ def _way(history: list[Edit], name: str, count: int, to: str | None, repository:
                 f"'{name}' has {known} edit{'' if known == 1 else 's'} that can be undone, got {count}: "
                 f"`defensemble ensemble history {name}` lists them"
             )
-        left = count - other
-        if left == 0 and last is not None:
-            return _Way((), None, last.after, since)
-        return _back(stack[len(stack) - left :], name, since)
-    known_ids = [edit.id for edit in stack]
-    if to in known_ids:
-        later = stack[known_ids.index(to) + 1 :]
+        recorded = count - changed
+        if recorded == 0 and last is not None:
+            return RollbackPlan(Restore(name, to=last.id), unrecorded)
+        return RollbackPlan(_undoing(stack[len(stack) - recorded :], name), unrecorded)
+    ids = [edit.id for edit in stack]
+    if to in ids:
+        later = stack[ids.index(to) + 1 :]
         if later:
-            return _back(later, name, since)
-        if since is None:
+            return RollbackPlan(_undoing(later, name), unrecorded)
+        if unrecorded is None:
             raise InputError(f"{to} is the last edit of '{name}' that stands: it is as that left it")
-        return _Way((), None, stack[-1].after, since)
-    for edit in history:
-        if edit.id == to and edit.ensemble == name:
-            return _Way((), edit, edit.after, since)
+        return RollbackPlan(Restore(name, to=to), unrecorded)
+    if any(edit.id == to and edit.ensemble == name for edit in history):
+        return RollbackPlan(Restore(name, to=to, redoes=True), unrecorded)
     raise InputError(f"no edit {to} of '{name}' is in the history: `defensemble ensemble history` lists them")
 
 
-def _back(chosen: list[Edit], name: str, since: Edit | None) -> _Way:
-    oldest = chosen[0]
+def _undoing(edits: list[Edit], name: str) -> Restore:
+    """The request that undoes these edits, of which the state before the first must be known."""
+    from defensemble_export.editing import Restore
+
+    oldest = edits[0]
     if oldest.before is None and oldest.action != "create":
         raise InputError(
             f"what '{name}' was before the edit {oldest.id} ({oldest.action}) is not known: nothing had been recorded then; "
             "`defensemble ensemble apply FILE` makes it what you say"
         )
-    return _Way(tuple(reversed(chosen)), None, oldest.before, since)
+    return Restore(name, undone=tuple(edit.id for edit in reversed(edits)))

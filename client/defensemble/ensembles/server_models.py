@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -172,7 +172,7 @@ class Served:
             if not self.differs(folder, model):
                 return True
         # Triton (2.51, seen) takes a loaded model for unchanged whose files, by the later of their times of content and of status, are not
-        # newer than those that it has loaded: a backup that was moved into place. Written again, the configuration is.
+        # newer than those that it has loaded: a backup that was moved into target. Written again, the configuration is.
         config = folder / model / CONFIG_FILE
         write_atomic(config, config.read_bytes(), mode=shared_mode(config))
         self.load(model)
@@ -183,15 +183,15 @@ class Served:
 
         Raises:
             ServiceError: The server does not answer.
-            defensemble_export.ConfigError: The configuration cannot be read.
+            defensemble_repository.errors.ConfigError: The configuration cannot be read.
         """
-        from defensemble_export.editing.served_config import is_served_as_on_disk
+        from defensemble_export.editing import is_served_as_on_disk
         from defensemble_repository.view import RepositoryView
 
         loaded = self.config(model)
         return loaded is not None and RepositoryView(folder).has(model) and not is_served_as_on_disk(RepositoryView(folder), model, loaded)
 
-    def load_surely(self, folder: Path, model: str) -> None:
+    def load_and_verify(self, folder: Path, model: str) -> None:
         """Loads a model from `folder`, and looks whether it is loaded: of files that it has refused once, Triton says OK the next time.
 
         Raises:
@@ -213,7 +213,7 @@ class Served:
         """
         self._transport.unload_model(model, self._timeout_s)
 
-    def unload_gone(self, folder: Path, model: str) -> None:
+    def unload_deleted(self, folder: Path, model: str) -> None:
         """Takes a model out of service that lies in `folder` no more; where the server sees it even so, says that it reads another folder.
 
         Raises:
@@ -262,7 +262,7 @@ class Served:
             answers = pool.map(lambda one: self.infer(one[0], inputs, [output], one[1])[output], asked)
             return dict(zip(asked, answers, strict=True))
 
-    def wait_drained(self, models: Sequence[str], deadline_s: float, *, clock: Callable[[], float] = time.monotonic) -> list[str]:
+    def wait_until_idle(self, models: Sequence[str], deadline_s: float, *, clock: Callable[[], float] = time.monotonic) -> list[str]:
         """Waits until nobody asks `models` any more; those that are asked even so when the time is over.
 
         Averaging models nobody calls but ensembles; who calls a network by its own name may do so once in a while.
@@ -312,3 +312,26 @@ def is_averaging(model: str) -> bool:
     from defensemble_repository.names import AVERAGING_NAME
 
     return AVERAGING_NAME.fullmatch(model) is not None
+
+
+def unused_models(repository: Path, served: Served, candidates: Collection[str], *, all_averages: bool = False) -> list[str]:
+    """The loaded ones of the `candidates`, or of `all_averages` too, that neither an ensemble that is served nor one on disk runs.
+
+    Empty where that is not known, since a configuration on disk cannot be read: `check` tells of it.
+
+    Raises:
+        ServiceError: The server does not answer.
+    """
+    from defensemble_export.editing import used_models
+    from defensemble_repository.errors import ConfigError
+    from defensemble_repository.view import RepositoryView
+
+    ready = served.ready()
+    chosen = [model for model in ready if model in candidates or (all_averages and is_averaging(model))]
+    if not chosen:
+        return []
+    try:
+        used = used_models(RepositoryView(repository)) | served.used(ready)
+    except ConfigError:
+        return []
+    return [model for model in chosen if model not in used]

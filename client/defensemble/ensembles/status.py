@@ -8,124 +8,78 @@ from typing import TYPE_CHECKING
 
 from .._exceptions import ServiceError
 from .baseline import is_same_state, snapshot_or_none
-from .edit import Flow
-from .execution import Place
+from .edit import EditRunner
 from .local_servers import restarting
 from .results import EnsembleState, MemberState
 from .server_models import Served, is_averaging
+from .targets import EditTarget
 
 if TYPE_CHECKING:
-    from defensemble_export import Ensemble
-    from defensemble_repository.view import RepositoryView
+    from defensemble_repository.ensemble import Ensemble
 
 
-def settled_or_told(flow: Flow, warn: Callable[[str], None]) -> None:
+def recover_or_warn(runner: EditRunner, warn: Callable[[str], None]) -> None:
     """Finishes or undoes an edit that was cut short; where one is under way, or may not be touched by this user, only tells."""
-    from defensemble_export import HistoryError, LockedError
-    from defensemble_export.editing.journal import read_pending
+    from defensemble_export import HistoryError
+    from defensemble_export.editing import read_journal
+    from defensemble_repository.errors import LockedError
 
-    for place in flow.places:
+    for target in runner.targets:
         try:
-            pending = read_pending(place.repository)
+            journal = read_journal(target.repository)
         except HistoryError as error:
             warn(str(error))
             continue
-        if pending is None:
+        if journal is None:
             continue
         try:
-            with flow.settled(wait_s=0.0):
+            with runner.locked_and_recovered(wait_s=0.0):
                 return
         except LockedError:
-            warn(f"an edit of '{pending.edit.ensemble}' is under way in {place.repository} ({pending.edit.action}, by {pending.edit.who})")
+            warn(f"an edit of '{journal.edit.ensemble}' is under way in {target.repository} ({journal.edit.action}, by {journal.edit.who})")
         except PermissionError as error:
-            warn(f"an edit of '{pending.edit.ensemble}' was cut short in {place.repository}, and this user may not mend it: {error}")
+            warn(f"an edit of '{journal.edit.ensemble}' was cut short in {target.repository}, and this user may not mend it: {error}")
         except ServiceError as error:
-            warn(f"an edit of '{pending.edit.ensemble}' was cut short in {place.repository}, and cannot be finished or undone now: {error}")
+            warn(
+                f"an edit of '{journal.edit.ensemble}' was cut short in {target.repository}, and cannot be finished or undone now: {error}"
+            )
 
 
-def ensembles_in(files: RepositoryView, warn: Callable[[str], None] = lambda text: None) -> list[str]:
-    """The names of all ensembles, sorted; `warn` is told of configurations that cannot be read."""
-    from defensemble_export import ConfigError
-
-    found = []
-    for name in files.models():
-        try:
-            if files.config(name).platform == "ensemble":
-                found.append(name)
-        except ConfigError as error:
-            warn(str(error))
-    return found
-
-
-def check_there(repository: Path, name: str) -> None:
-    """Refuses a name that is none of an ensemble's.
-
-    Raises:
-        defensemble_export.EnsembleError: It is no name, or there is no such ensemble.
-        defensemble_export.ConfigError: Its configuration cannot be read.
-    """
-    from defensemble_export import EnsembleError
-    from defensemble_repository.names import check_name
-    from defensemble_repository.view import RepositoryView
-
-    files = RepositoryView(repository)
-    there = files.has(check_name(name))
-    if there and files.config(name).platform == "ensemble":
-        return
-    known = ensembles_in(files)
-    what = f"'{name}' in {repository} is not an ensemble" if there else f"{repository} holds no ensemble '{name}'"
-    make = "make one " + ("under another name " if there else "") + "(`defensemble ensemble create`)"
-    fix = f"the ensembles there are: {', '.join(known)}; name one, or {make}" if known else f"nor is there any other: {make}"
-    raise EnsembleError(f"{what}, {fix}")
-
-
-def existing(repository: Path, name: str) -> Ensemble:
-    """The ensemble `name` as it lies on disk.
-
-    Raises:
-        defensemble_export.EnsembleError: There is none, or it is not wired as ours are.
-    """
-    from defensemble_export import read_ensemble
-
-    check_there(repository, name)
-    return read_ensemble(repository, name)
-
-
-def differences_of(places: Sequence[Place], name: str) -> list[str]:
+def differences_of(targets: Sequence[EditTarget], name: str) -> list[str]:
     """In which folders an ensemble is another than in the first."""
     from defensemble_repository.view import RepositoryView
 
-    first = snapshot_or_none(RepositoryView(places[0].repository), name)
+    first = snapshot_or_none(RepositoryView(targets[0].repository), name)
     found = []
-    for place in places[1:]:
-        other = snapshot_or_none(RepositoryView(place.repository), name)
+    for target in targets[1:]:
+        other = snapshot_or_none(RepositoryView(target.repository), name)
         if other != first and (first is None or other is None or not is_same_state(first, other)):
             found.append(
-                f"{place.repository} holds another '{name}' than {places[0].repository}, or none: make them equal with "
+                f"{target.repository} holds another '{name}' than {targets[0].repository}, or none: make them equal with "
                 "`defensemble ensemble apply FILE` and the same --replica options"
             )
     return found
 
 
-def look_at(places: Sequence[Place], name: str) -> EnsembleState:
-    """An ensemble as it lies in the first place, and by server whether that serves what lies in its folder.
+def look_at(targets: Sequence[EditTarget], name: str) -> EnsembleState:
+    """An ensemble as it lies in the first target, and by server whether that serves what lies in its folder.
 
     Raises:
-        defensemble_export.RepositoryError, ServiceError, OSError: It cannot be read; a server does not answer.
+        defensemble_repository.errors.RepositoryError, ServiceError, OSError: It cannot be read; a server does not answer.
     """
-    from defensemble_export import ConfigError, EnsembleError, read_ensemble
-    from defensemble_export.editing.member_info import member_standing
+    from defensemble_export.editing import check_ensemble_exists, read_member_info
+    from defensemble_repository.errors import ConfigError, EnsembleError
     from defensemble_repository.preprocessing import PREPROCESSING, preprocessing_values
-    from defensemble_repository.reader import parameter
+    from defensemble_repository.reader import parameter, read_ensemble
     from defensemble_repository.view import RepositoryView
 
-    check_there(places[0].repository, name)
-    files = RepositoryView(places[0].repository)
+    check_ensemble_exists(targets[0].repository, name)
+    files = RepositoryView(targets[0].repository)
     config = files.config(name)
     problems: list[str] = []
     votes: Ensemble | None = None
     try:
-        votes = read_ensemble(places[0].repository, name)
+        votes = read_ensemble(targets[0].repository, name)
     except EnsembleError as error:
         problems.append(str(error))
     preprocessing = None
@@ -134,12 +88,12 @@ def look_at(places: Sequence[Place], name: str) -> EnsembleState:
             preprocessing = preprocessing_values(name, text)
         except ConfigError as error:
             problems.append(str(error))
-    problems += differences_of(places, name)
-    served = {one.url: _serving(one, place.repository) for place in places for one in place.served}
+    problems += differences_of(targets, name)
+    served = {one.url: _serving(one, target.repository) for target in targets for one in target.servers}
     members = []
     for vote, share in zip(votes.members, votes.weights, strict=True) if votes is not None else ():
         told = {url: serving.of(vote.model, vote.version) for url, serving in served.items()}
-        members.append(MemberState(member_standing(files, vote, share), told))
+        members.append(MemberState(read_member_info(files, vote, share), told))
     shapes = [tuple(tensor.dims) for tensor in config.input if tensor.name == "images"]
     classes = [tensor.dims[0] for tensor in config.output if tensor.name == "probabilities" and len(tensor.dims) == 1]
     return EnsembleState(
@@ -192,7 +146,7 @@ class _Serving:
 
     def of(self, model: str, version: int | None) -> str:
         """Whether a model is served as it lies on disk: "yes", or why not."""
-        from defensemble_export.editing.served_config import is_served_as_on_disk
+        from defensemble_export.editing import is_served_as_on_disk
 
         there = self._ready.get(model, set())
         if not there or (version is not None and version not in there):
@@ -211,7 +165,7 @@ class _Serving:
 
     def of_ensemble(self, name: str) -> str:
         """The same of an ensemble, and of the averaging models that it runs."""
-        from defensemble_export.editing.plan import steps_of
+        from defensemble_export.editing import steps_of
 
         told = self.of(name, None)
         if told != "yes":

@@ -17,7 +17,7 @@ Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Weighed:
+class AveragingSpec:
     """What is averaged, and with which weights, normalised to sum 1."""
 
     average: str
@@ -29,7 +29,7 @@ def fixed_image(shape: Sequence[int]) -> NDArray[np.float32]:
     return np.random.default_rng(0).random((1, *(max(1, size) for size in shape)), np.float32)
 
 
-def check_averaging(served: Served, model: str, outputs: Sequence[str], logits: Sequence[Array], weighed: Weighed) -> None:
+def check_averaging(served: Served, model: str, outputs: Sequence[str], logits: Sequence[Array], averaging: AveragingSpec) -> None:
     """Compares an averaging model with numpy on the same logits.
 
     Raises:
@@ -38,7 +38,7 @@ def check_averaging(served: Served, model: str, outputs: Sequence[str], logits: 
     from defensemble_repository.averaging import TOLERANCE, averages_by_numpy
 
     inputs = {f"logits_{index}": votes.astype(np.float32) for index, votes in enumerate(logits)}
-    expected = averages_by_numpy([*inputs.values()], weighed.average, weighed.weights)
+    expected = averages_by_numpy([*inputs.values()], averaging.average, averaging.weights)
     _compare(served, model, served.infer(model, inputs, outputs, 1), expected, TOLERANCE, "numpy's of the same logits")
 
 
@@ -48,7 +48,7 @@ def check_answer(
     image: NDArray[np.float32],
     outputs: Sequence[str],
     logits: Sequence[Array],
-    weighed: Weighed,
+    averaging: AveragingSpec,
     tolerance: float,
 ) -> None:
     """Compares an ensemble's answer with numpy's average of its members' logits for the same image.
@@ -59,7 +59,7 @@ def check_answer(
     from defensemble_repository.averaging import averages_by_numpy
 
     got = served.infer(ensemble, {"images": image}, outputs)
-    expected = averages_by_numpy(logits, weighed.average, weighed.weights)
+    expected = averages_by_numpy(logits, averaging.average, averaging.weights)
     _compare(served, ensemble, got, expected, tolerance, "numpy's average of its members'")
 
 

@@ -24,7 +24,7 @@ _SCHEMA = "defensemble.pending-edit/1"
 
 
 @dataclass(frozen=True)
-class Pending:
+class EditJournal:
     """An edit under way in one repository.
 
     ``group`` are all repositories that it changes, or none of them; ``urls`` the servers that are told. ``before`` are the files that
@@ -56,7 +56,7 @@ class Pending:
         loads: Sequence[str] = (),
         released: Sequence[str] = (),
         served_before: bytes | None = None,
-    ) -> Pending:
+    ) -> EditJournal:
         """What is to be written down before ``plan`` is carried out; ``served_before`` is the configuration that a hand edit replaced."""
         disk, outcome = plan.disk(), plan.outcome()
         config = f"{plan.name}/{CONFIG_FILE}"
@@ -84,7 +84,7 @@ class Pending:
         )
 
     @property
-    def took_place(self) -> bool:
+    def is_applied(self) -> bool:
         """Whether all of it is there on disk; the ensemble's configuration changes last."""
         return all(self._disk.digest(path) == digest for path, digest in self.after.items())
 
@@ -135,10 +135,10 @@ class Pending:
         for path, content in known.items():
             if path.startswith(f"{self.edit.ensemble}/") and self._disk.content(path) != content:
                 return self.repository / path
-        noted = read_pending(self.repository)
+        noted = read_journal(self.repository)
         return None if noted is not None and noted.edit.id == self.edit.id else self.repository / PENDING_FILE
 
-    def foreign(self) -> bytes | None:
+    def conflicting_config(self) -> bytes | None:
         """The ensemble's configuration on disk where it is neither that before nor that after, so somebody else's since; else None."""
         path = f"{self.edit.ensemble}/{CONFIG_FILE}"
         content = self._disk.content(path)
@@ -147,7 +147,7 @@ class Pending:
         return None if self._disk.digest(path) == self.after.get(path) else content
 
     @property
-    def turned_back(self) -> bool:
+    def is_rolled_back(self) -> bool:
         """Whether its hand edit lies on disk no more: a server had refused it, and putting back what was served has begun."""
         path = f"{self.edit.ensemble}/{CONFIG_FILE}"
         return self.rejected is not None and self.before[path] != self.rejected and self._disk.content(path) == self.before[path]
@@ -157,11 +157,11 @@ class Pending:
         """Where a hand edit is kept that a server has refused."""
         return self.repository / self.edit.ensemble / f"{CONFIG_FILE}.rejected"
 
-    def restore_ensemble(self, *, refused: bool = False, leave_foreign: bool = False) -> None:
+    def restore_ensemble(self, *, refused: bool = False, keep_conflicting: bool = False) -> None:
         """Put the ensemble's own files back, all at once; the averaging models stay, for a server may have them loaded.
 
         A hand edit goes where a server has ``refused`` it; else it stays as the operator wrote it. What somebody else has made of the
-        configuration since stays where that is wanted (``leave_foreign``); else it is kept beside, as a hand edit that is refused.
+        configuration since stays where that is wanted (``keep_conflicting``); else it is kept beside, as a hand edit that is refused.
 
         Raises:
             OSError: a file cannot be written.
@@ -169,7 +169,7 @@ class Pending:
         name = self.edit.ensemble
         config = f"{name}/{CONFIG_FILE}"
         before = dict(self.before)
-        if (other := self.foreign()) is not None and leave_foreign:
+        if (other := self.conflicting_config()) is not None and keep_conflicting:
             del before[config]
         elif other is not None:
             _write(self.rejected_file, other)
@@ -219,7 +219,7 @@ def _write(target: Path, content: bytes) -> None:
     write_atomic(target, content, mode=shared_mode(target))
 
 
-def read_pending(repository: Path) -> Pending | None:
+def read_journal(repository: Path) -> EditJournal | None:
     """The edit that was under way, None where none is.
 
     Raises:
@@ -233,7 +233,7 @@ def read_pending(repository: Path) -> Pending | None:
             raise HistoryError(f"{path} is of another version of defensemble ({values['schema']}): finish or undo its edit with that one")
         if values["schema"] != _SCHEMA:
             raise ValueError(f"its schema is {values['schema']!r:.80}, expected {_SCHEMA!r}")
-        return Pending(
+        return EditJournal(
             repository,
             edit_from_line(values["edit"].encode(), str(path)),
             tuple(_texts(values["group"])),

@@ -24,7 +24,7 @@ from ..verification.tolerances import precision_of
 
 
 @dataclass(frozen=True)
-class Standing:
+class MemberInfo:
     """A member at the version that votes, as it lies on disk; None what is not known.
 
     ``share`` is its weight among those of all members, which sum to 1. ``sha256`` is what its configuration says of its file, of ``bytes``
@@ -52,7 +52,7 @@ class Standing:
     problem: str | None = None
 
 
-def member_standing(files: RepositoryView, vote: Vote, share: float) -> Standing:
+def read_member_info(files: RepositoryView, vote: Vote, share: float) -> MemberInfo:
     """How the member of ``vote``, with its ``share`` of all weights, stands in ``files``.
 
     Its file is not compared with its digest. Whatever is missing, damaged or cannot be read is told as ``problem``, and never raised.
@@ -66,7 +66,7 @@ def member_standing(files: RepositoryView, vote: Vote, share: float) -> Standing
     own = None if graph is None else precision_of(graph, stated)
     # A graph in float32 does not contradict its configuration.
     precision = stated or own if own == "fp32" else own or stated
-    return Standing(
+    return MemberInfo(
         vote.model,
         vote.version,
         vote.weight,
@@ -126,7 +126,7 @@ def _graph(
 
 
 def _network(notes: Mapping[str, str], problems: list[str], where: str) -> dict[str, Any]:
-    """What the checkpoint said of the network and its training, as the keywords of ``Standing``."""
+    """What the checkpoint said of the network and its training, as the keywords of ``MemberInfo``."""
     found: dict[str, Any] = {}
     try:
         if SPEC in notes:
@@ -143,7 +143,7 @@ def _network(notes: Mapping[str, str], problems: list[str], where: str) -> dict[
 
 
 def _exported(files: RepositoryView, vote: Vote, sha256: str | None, problems: list[str]) -> dict[str, Any]:
-    """What the export's report says of the graph's accuracy, as the keywords of ``Standing``."""
+    """What the export's report says of the graph's accuracy, as the keywords of ``MemberInfo``."""
     path = f"{vote.model}/{vote.version}/{REPORT_FILE}"
     content = _content(files, path, problems, "it was exported by other means")
     if content is None:

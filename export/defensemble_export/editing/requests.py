@@ -1,135 +1,267 @@
-"""Edits of an ensemble as values: who votes, at which version and weight, named as operators write it."""
+"""Edits of an ensemble as values: each says what is edited and plans the files that this changes in a repository.
+
+EditRequest
+├── CreateEnsemble       a new ensemble of models of the repository
+├── AddMembers           more members, or one in the place of another
+├── RemoveMembers        fewer members
+├── SetWeights           other weights of members
+├── SetAverage           the average of probabilities, or of logits
+├── ApplyDeclaration     an ensemble as a file declares it, whether it exists or not
+├── Reload               hand edits of the configurations take effect
+├── Restore              an earlier state, out of the history
+└── DeleteEnsemble       the ensemble, without its members
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-import re
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
-from defensemble_repository.ensemble import Ensemble, Vote
-from defensemble_repository.errors import ConfigError, EnsembleError
-from defensemble_repository.names import check_name
-from defensemble_repository.reader import LARGEST_VERSION, versions_in
+from defensemble_repository.ensemble import Ensemble
+from defensemble_repository.errors import EnsembleError
 from defensemble_repository.view import RepositoryView
 
-from .plan import no_network_text
+from ..errors import HistoryError
+from .existing import check_ensemble_exists, existing_ensemble
+from .history import Snapshot, read_history, undoable
+from .membership import added, found_vote, named_vote, new_vote, removed, reweighted
+from .plan import EditPlan, plan_creation, plan_deletion, plan_ensemble, plan_snapshot
 
 
-def named_vote(text: str) -> tuple[str, int | None]:
-    """Read ``MODEL`` or ``MODEL@VERSION``: the name, and the version where one is given.
+@dataclass(frozen=True)
+class EditRequest(ABC):
+    """An edit of the ensemble `name`, independent of the repository in which it is made.
+
+    `reloads`: servers load all members again, since files may have changed that their configurations do not describe. `may_differ`: the
+    repositories in which it is made may hold different ensembles before it.
+    """
+
+    name: str
+    reloads: ClassVar[bool] = False
+    may_differ: ClassVar[bool] = False
+
+    @property
+    @abstractmethod
+    def action(self) -> str:
+        """What the history calls it: one of `history.ACTIONS`."""
+
+    @property
+    def undone_edits(self) -> tuple[str, ...]:
+        """The ids of the edits that it undoes, the last one first."""
+        return ()
+
+    @abstractmethod
+    def plan(self, repository: Path) -> EditPlan:
+        """Compute what it changes in `repository`; nothing is written.
+
+        Raises:
+            RepositoryError: It cannot be made there.
+            OSError: A file cannot be read.
+        """
+
+    def action_in(self, repository: Path) -> str:
+        """Return what the history of `repository` calls it: a declared ensemble that is not there yet is created.
+
+        A rollback has to know that it takes such an ensemble away again.
+        """
+        return "create" if self.action == "apply" and not RepositoryView(repository).has(self.name) else self.action
+
+
+@dataclass(frozen=True)
+class CreateEnsemble(EditRequest):
+    """A new ensemble of `members` (`MODEL` or `MODEL@VERSION`), each with weight 1, or its weight of `weights`.
 
     Raises:
-        EnsembleError: it is neither.
+        EnsembleError: A weight is given for a model that is not among the members.
     """
-    model, at, version = text.partition("@")
-    if at and not (re.fullmatch("[1-9][0-9]{0,18}", version) and int(version) <= LARGEST_VERSION):
-        raise EnsembleError(f"a vote is named MODEL or MODEL@VERSION, the version a number from 1, such as keep0.3@2; got {text!r:.120}")
-    return check_name(model), int(version) if at else None
+
+    members: tuple[str, ...]
+    weights: Mapping[str, float] = field(default_factory=dict, hash=False)
+    average: str = "probabilities"
+    action = "create"
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.weights) - set(self.members))
+        if unknown:
+            raise EnsembleError(f"a weight is given for {', '.join(unknown)}, which is not among the members: {', '.join(self.members)}")
+
+    def plan(self, repository: Path) -> EditPlan:
+        """See `EditRequest.plan`; a model without a version votes at its newest."""
+        votes = tuple(new_vote(repository, member, self.weights.get(member, 1.0)) for member in self.members)
+        return plan_creation(repository, Ensemble(self.name, votes, self.average))
 
 
-def new_vote(repository: Path, text: str, weight: float = 1.0) -> Vote:
-    """The vote that ``MODEL`` or ``MODEL@VERSION`` names in ``repository``; without a version, the newest there is.
+class _Change(EditRequest):
+    """An edit that makes another ensemble of the one that is there."""
+
+    @abstractmethod
+    def changed(self, now: Ensemble, repository: Path) -> Ensemble:
+        """Return what `now` becomes."""
+
+    def plan(self, repository: Path) -> EditPlan:
+        """See `EditRequest.plan`."""
+        return plan_ensemble(repository, self.changed(existing_ensemble(repository, self.name), repository))
+
+
+@dataclass(frozen=True)
+class AddMembers(_Change):
+    """More `members` (`MODEL` or `MODEL@VERSION`, without a version the newest), each with `weight`, 1 by default.
+
+    With `in_place_of`, the only new member takes the row of that member and, by default, its weight.
+    """
+
+    members: tuple[str, ...]
+    weight: float | None = None
+    in_place_of: str | None = None
+    action = "add"
+
+    def changed(self, now: Ensemble, repository: Path) -> Ensemble:
+        """Return `now` with the new members."""
+        weight = self.weight
+        if weight is None:
+            weight = 1.0 if self.in_place_of is None else found_vote(now, self.in_place_of).weight
+        for member in self.members:
+            model, version = named_vote(member)
+            there = [vote for vote in now.members if vote.model == model]
+            if version is None and there and self.in_place_of is None:
+                raise EnsembleError(
+                    f"'{model}' votes in '{now.name}' already, at version {there[0].version}: to move its vote to the newest, name that "
+                    f"vote as the one to go (--in-place-of {model}@{there[0].version}); to let two versions vote, name the other one "
+                    f"({model}@VERSION)"
+                )
+        return added(now, [new_vote(repository, member, weight) for member in self.members], in_place_of=self.in_place_of)
+
+
+@dataclass(frozen=True)
+class RemoveMembers(_Change):
+    """Without `members` (`MODEL` or `MODEL@VERSION`); their files stay."""
+
+    members: tuple[str, ...]
+    action = "remove"
+
+    def changed(self, now: Ensemble, repository: Path) -> Ensemble:
+        """Return `now` without the members."""
+        return removed(now, self.members)
+
+
+@dataclass(frozen=True)
+class SetWeights(_Change):
+    """Other `weights` of members, by `MODEL` or `MODEL@VERSION`."""
+
+    weights: Mapping[str, float] = field(hash=False)
+    action = "weight"
+
+    def changed(self, now: Ensemble, repository: Path) -> Ensemble:
+        """Return `now` with the weights."""
+        return reweighted(now, self.weights)
+
+
+@dataclass(frozen=True)
+class SetAverage(_Change):
+    """The `average` of `"probabilities"` or `"logits"`."""
+
+    average: str
+    action = "average"
+
+    def changed(self, now: Ensemble, repository: Path) -> Ensemble:
+        """Return `now` with that average."""
+        return dataclasses.replace(now, average=self.average)
+
+
+@dataclass(frozen=True)
+class ApplyDeclaration(EditRequest):
+    """The ensemble as `wanted` declares it, whether it is there already or not."""
+
+    name: str = field(init=False)
+    wanted: Ensemble
+    action = "apply"
+    may_differ = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.wanted.name)
+
+    def plan(self, repository: Path) -> EditPlan:
+        """See `EditRequest.plan`."""
+        return plan_ensemble(repository, self.wanted)
+
+
+@dataclass(frozen=True)
+class Reload(_Change):
+    """Hand edits of the configurations take effect; averaging models whose parameters were edited are generated again."""
+
+    action = "reload"
+    reloads = True
+
+    def changed(self, now: Ensemble, repository: Path) -> Ensemble:
+        """Return `now`, which the hand edits have changed already."""
+        return now
+
+
+@dataclass(frozen=True)
+class Restore(EditRequest):
+    """The state before the edits `undone` (ids, the last one first); where there are none, what the edit `to` left.
+
+    `redoes` says that `to` had been undone, and is made again.
 
     Raises:
-        EnsembleError: it is no name, there is no such model or version, or the weight is not allowed.
+        ValueError: Neither edits to undo nor an edit to go to are given, or both.
     """
-    model, version = named_vote(text)
-    folder = repository / model
-    there = versions_in(folder) if folder.is_dir() else []
-    if not there:
-        raise EnsembleError(no_network_text(RepositoryView(repository), f"'{model}'"))
-    if _is_ensemble(RepositoryView(repository), model):
-        raise EnsembleError(f"'{model}' is an ensemble, and only networks can vote: name its members (`defensemble ensemble show {model}`)")
-    if version is not None and version not in there:
-        raise EnsembleError(f"'{model}' has no version {version}: {folder} holds {', '.join(map(str, there))}")
-    return Vote(model, there[-1] if version is None else version, _number(model, weight))
 
+    undone: tuple[str, ...] = ()
+    to: str | None = None
+    redoes: bool = False
 
-def added(ensemble: Ensemble, votes: Sequence[Vote], *, in_place_of: str | None = None) -> Ensemble:
-    """Let ``votes`` vote too, or the only one of them in the place of another, with its weight.
+    def __post_init__(self) -> None:
+        if bool(self.undone) == (self.to is not None):
+            raise ValueError(f"expected either edits to undo or an edit to go to, got {self.undone} and {self.to!r}")
 
-    Raises:
-        EnsembleError: one votes already, ``in_place_of`` does not, or it is given for several votes.
-    """
-    if in_place_of is None:
-        return dataclasses.replace(ensemble, members=(*ensemble.members, *votes))
-    if len(votes) != 1:
-        raise EnsembleError(f"one vote can take the place of '{in_place_of}', got {len(votes)}: name one")
-    old = found_vote(ensemble, in_place_of)
-    members = tuple(votes[0] if vote == old else vote for vote in ensemble.members)
-    return dataclasses.replace(ensemble, members=members)
+    @property
+    def action(self) -> str:
+        """What the history calls it."""
+        return "apply" if self.redoes else "rollback"
 
+    @property
+    def undone_edits(self) -> tuple[str, ...]:
+        """The ids of the edits that it undoes."""
+        return self.undone
 
-def removed(ensemble: Ensemble, names: Sequence[str]) -> Ensemble:
-    """Let what ``names`` (``MODEL`` or ``MODEL@VERSION``) name vote no more.
+    def plan(self, repository: Path) -> EditPlan:
+        """See `EditRequest.plan`.
 
-    Raises:
-        EnsembleError: one does not vote, or nobody is left.
-    """
-    gone = [found_vote(ensemble, name) for name in names]
-    left = tuple(vote for vote in ensemble.members if vote not in gone)
-    if not left:
-        raise EnsembleError(
-            f"'{ensemble.name}' would have no members, and needs at least one: to take it out of service as a whole, "
-            f"remove it: `defensemble ensemble remove {ensemble.name} --all`"
+        Raises:
+            HistoryError: The history of `repository` holds other edits.
+        """
+        return plan_snapshot(repository, self.name, self._state(repository))
+
+    def _state(self, repository: Path) -> Snapshot | None:
+        edits = [edit for edit in read_history(repository) if edit.ensemble == self.name]
+        stack = undoable(edits, self.name)
+        if self.undone:
+            last = stack[-len(self.undone) :]
+            if tuple(edit.id for edit in reversed(last)) == self.undone:
+                return last[0].before
+        else:
+            # A state that was not recorded is undone by going to what the last edit left.
+            for edit in edits if self.redoes else [*stack[-1:], *edits[-1:]]:
+                if edit.id == self.to:
+                    return edit.after
+        raise HistoryError(
+            f"the history of {repository} has other last edits of '{self.name}' than expected, {', '.join(self.undone) or self.to}: "
+            "look at it (`defensemble ensemble history`), and roll back again"
         )
-    return dataclasses.replace(ensemble, members=left)
 
 
-def reweighted(ensemble: Ensemble, weights: Mapping[str, float]) -> Ensemble:
-    """Give the votes that ``weights`` names (``MODEL`` or ``MODEL@VERSION``) these weights.
+@dataclass(frozen=True)
+class DeleteEnsemble(EditRequest):
+    """No such ensemble any more; its members stay."""
 
-    Raises:
-        EnsembleError: one does not vote, is named twice, or the weight is not finite and above 0.
-    """
-    chosen: dict[Vote, float] = {}
-    for name, weight in weights.items():
-        vote = found_vote(ensemble, name)
-        if vote in chosen:
-            raise EnsembleError(f"{vote.model}@{vote.version} is given two weights: name it once")
-        number = _number(name, weight)
-        if not (math.isfinite(number) and number > 0):
-            gone = name if len(ensemble.members) > 1 else "--all"
-            raise EnsembleError(
-                f"weight of '{name}' must be finite and above 0, got {number:g}; to stop its vote: "
-                f"`defensemble ensemble remove {ensemble.name} {gone}`"
-            )
-        chosen[vote] = number
-    members = tuple(dataclasses.replace(vote, weight=chosen.get(vote, vote.weight)) for vote in ensemble.members)
-    return dataclasses.replace(ensemble, members=members)
+    action = "delete"
 
-
-def found_vote(ensemble: Ensemble, text: str) -> Vote:
-    """The vote that ``MODEL`` or ``MODEL@VERSION`` names in ``ensemble``.
-
-    Raises:
-        EnsembleError: it does not vote, or does so at several versions.
-    """
-    model, version = named_vote(text)
-    found = [vote for vote in ensemble.members if vote.model == model and version in (None, vote.version)]
-    if len(found) > 1:
-        several = ", ".join(f"{vote.model}@{vote.version}" for vote in found)
-        raise EnsembleError(f"'{model}' votes at several versions in '{ensemble.name}': say which, {several}")
-    if not found:
-        voting = ", ".join(f"{vote.model}@{vote.version}" for vote in ensemble.members)
-        raise EnsembleError(f"'{text}' does not vote in '{ensemble.name}': {voting} do")
-    return found[0]
-
-
-def _number(name: str, weight: object) -> float:
-    """A weight as a plain float: one of numpy's could not be written down."""
-    try:
-        if isinstance(weight, (str, bytes, bool)):
-            raise TypeError("it is no number")
-        return float(weight)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError) as error:
-        raise EnsembleError(f"weight of '{name}' must be a number above 0, got {weight!r:.80}") from error
-
-
-def _is_ensemble(files: RepositoryView, model: str) -> bool:
-    try:
-        return files.has(model) and files.config(model).platform == "ensemble"
-    except ConfigError:
-        return False  # the checks tell
+    def plan(self, repository: Path) -> EditPlan:
+        """See `EditRequest.plan`."""
+        check_ensemble_exists(repository, self.name)
+        return plan_deletion(repository, self.name)

@@ -22,7 +22,7 @@ _NEVER_FILLED_IN = {
 }
 
 
-def served_config(told: Mapping[str, Any]) -> schema.ModelConfig:
+def config_from_server(told: Mapping[str, Any]) -> schema.ModelConfig:
     """A configuration as a server tells it, in JSON.
 
     Raises:
@@ -44,14 +44,14 @@ def is_served_as_on_disk(files: RepositoryView, model: str, told: Mapping[str, A
         ConfigError: the file, or the server's configuration, cannot be read.
         OSError: likewise.
     """
-    served = _of_version(served_config(told), version)
+    served = _of_version(config_from_server(told), version)
     folder = files.repository / model
     profiles = sorted((folder / PROFILES_FOLDER).glob("*.pbtxt")) if (folder / PROFILES_FOLDER).is_dir() else []
     for path in (folder / CONFIG_FILE, *profiles):
         content = files.content(path.relative_to(files.repository).as_posix())
         if content is not None:
             said = config_from_pbtxt(content.decode(errors="replace"), str(path))
-            if is_within(_of_version(said, version), served):
+            if is_subset(_of_version(said, version), served):
                 return True
     return False
 
@@ -67,7 +67,7 @@ def _of_version(config: schema.ModelConfig, version: int | None) -> schema.Model
     return kept
 
 
-def is_within(said: Message, served: Message) -> bool:
+def is_subset(said: Message, served: Message) -> bool:
     """Whether ``served`` says all that ``said`` does, and no more than a server fills in."""
     told = {field.name for field, _ in said.ListFields()}
     if any(field.name in _NEVER_FILLED_IN - told for field, _ in served.ListFields()):
@@ -78,7 +78,7 @@ def is_within(said: Message, served: Message) -> bool:
             if set(value) != set(other) or not all(_same(value[key], other[key]) for key in value):
                 return False
         elif isinstance(value, Message):
-            if not served.HasField(field.name) or not is_within(value, other):
+            if not served.HasField(field.name) or not is_subset(value, other):
                 return False
         elif hasattr(value, "__len__") and not isinstance(value, (str, bytes)):
             if len(value) != len(other) or not all(_same(one, another) for one, another in zip(value, other, strict=True)):
@@ -89,4 +89,4 @@ def is_within(said: Message, served: Message) -> bool:
 
 
 def _same(one: object, another: object) -> bool:
-    return is_within(one, another) if isinstance(one, Message) and isinstance(another, Message) else one == another
+    return is_subset(one, another) if isinstance(one, Message) and isinstance(another, Message) else one == another

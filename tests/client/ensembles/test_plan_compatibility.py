@@ -14,7 +14,8 @@ from google.protobuf.json_format import MessageToDict
 
 from defensemble import Client, FakeModel, FakeTransport
 from defensemble.ensembles import EditRefusedError, Ensembles
-from defensemble_export import config_from_pbtxt, repository_plan, write_plan, write_profile
+from defensemble_export import repository_plan, write_plan, write_profile
+from defensemble_repository.pbtxt import config_from_pbtxt
 from tests.support import tiny
 from tests.support.fakes import ensemble, member
 from tests.support.tiny import content

@@ -9,7 +9,7 @@ from tritonclient.grpc import model_config_pb2 as schema
 
 from defensemble import InputError
 from defensemble.ensembles import EditFailedError, EditRefusedError, Ensembles
-from defensemble_export import config_from_pbtxt, pbtxt_from_config
+from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from tests.support.tiny import content, edit_config
 from tests.support.world import ABC, World, calling, recorded, times_of_change
 

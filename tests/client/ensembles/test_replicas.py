@@ -11,7 +11,9 @@ import pytest
 
 from defensemble import Client, ConnectionFailedError, InputError
 from defensemble.ensembles import EditFailedError, EditRefusedError, Ensembles, Replica
-from defensemble_export import Ensemble, Vote, read_history, repository_plan, write_plan
+from defensemble_export import repository_plan, write_plan
+from defensemble_export.editing import read_history
+from defensemble_repository.ensemble import Ensemble, Vote
 from tests.support.scripted import free_port
 from tests.support.tiny import content, leftovers, member
 from tests.support.world import ABC, KEY, World, calling, times_of_change, write_world

@@ -11,8 +11,9 @@ import pytest
 
 from defensemble import InputError
 from defensemble.ensembles import EditRefusedError, Ensembles
-from defensemble_export import Ensemble, EnsembleError, HistoryError, Vote, repository_plan, write_plan
+from defensemble_export import EnsembleError, HistoryError, repository_plan, write_plan
 from defensemble_export.editing.history import this_user
+from defensemble_repository.ensemble import Ensemble, Vote
 from tests.support import tiny
 from tests.support.tiny import content
 from tests.support.world import ABC, World, calling

@@ -12,7 +12,7 @@ import pytest
 
 from defensemble import Client, ConnectionFailedError, ForbiddenError, InputError
 from defensemble.ensembles import EditFailedError, Ensembles
-from defensemble_export import Ensemble, Vote
+from defensemble_repository.ensemble import Ensemble, Vote
 from tests.support.scripted import free_port
 from tests.support.tiny import content, leftovers
 from tests.support.world import ABC, KEY, World, calling, recorded, times_of_change, write_world

@@ -14,9 +14,11 @@ from click.testing import CliRunner
 from defensemble import Client, DefensembleError, OutputRequest
 from defensemble.cli import cli
 from defensemble.ensembles import Ensembles, Replica
-from defensemble_export import read_config, read_ensemble, read_history, write_plan
+from defensemble_export import write_plan
+from defensemble_export.editing import read_history
 from defensemble_export.editing.plan import plan_ensemble
 from defensemble_repository.names import AVERAGING_NAME
+from defensemble_repository.reader import read_config, read_ensemble
 from defensemble_server import ServeOptions, serve
 from tests.support import tiny
 from tests.support.two_models import write_cut_short, write_old_repository

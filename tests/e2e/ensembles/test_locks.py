@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 
 from defensemble.ensembles import Ensembles
-from defensemble_export import LockedError, read_ensemble, read_history
+from defensemble_export.editing import read_history
+from defensemble_repository.errors import LockedError
 from defensemble_repository.lock import locked
+from defensemble_repository.reader import read_ensemble
 from tests.support.edits import three_models
 
 _HOLDS = """

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from defensemble.ensembles import EditFailedError
-from defensemble_export import check_ensemble, config_from_pbtxt
+from defensemble_export import check_ensemble
+from defensemble_repository.pbtxt import config_from_pbtxt
 from defensemble_repository.view import RepositoryView
 from tests.support.edits import BOTH, Scene, three_models
 from tests.support.walking import Cutter, Edit, Stage, answers_as, history, leftovers, stage_of

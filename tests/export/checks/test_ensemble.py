@@ -11,18 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2 as schema
 
-from defensemble_export import (
-    Finding,
-    check_ensemble,
-    check_repository,
-    config_from_pbtxt,
-    fuse_repository,
-    pbtxt_from_config,
-    repository_plan,
-    write_plan,
-    write_profile,
-)
+from defensemble_export import check_ensemble, check_repository, fuse_repository, repository_plan, write_plan, write_profile
 from defensemble_export.entries.ensemble import ensemble_files
+from defensemble_repository.checks.finding import Finding
+from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from defensemble_repository.reader import read_ensemble
 from defensemble_repository.target import EMBEDDED
 from defensemble_repository.view import RepositoryView
@@ -303,7 +295,8 @@ def test_weights_that_mean_the_same_are_the_same(repository: Path) -> None:
 
 
 def test_an_average_is_the_graph_that_its_parameters_generate(repository: Path) -> None:
-    from defensemble_export import Ensemble, Vote, average_onnx
+    from defensemble_export import average_onnx
+    from defensemble_repository.ensemble import Ensemble, Vote
 
     model = average_of(repository)
     other = average_onnx(Ensemble("e", (Vote("alpha", 1, 9.0), Vote("beta"))), 3)

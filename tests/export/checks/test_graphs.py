@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from defensemble_export import Manifest, read_config, write_profile
-from defensemble_repository.plan_manifest import Profile
+from defensemble_export import write_profile
+from defensemble_repository.plan_manifest import Manifest, Profile
+from defensemble_repository.reader import read_config
 from tests.export.checks.test_ensemble import average_of, check, edit, only, replace
 from tests.repository.test_plan_manifest import MANIFEST
 from tests.support import tiny

@@ -12,22 +12,20 @@ from click.testing import CliRunner
 
 from defensemble.cli import cli
 from defensemble_export import (
-    ConfigError,
     EngineError,
     EnsembleError,
     ProfileError,
-    config_from_pbtxt,
-    pbtxt_from_config,
     planned_engines,
     profile_states,
-    read_config,
-    read_ensemble,
     repository_plan,
     write_plan,
     write_profile,
 )
+from defensemble_repository.errors import ConfigError
 from defensemble_repository.onnx_metadata import CLASS_NAMES, PRECISION
+from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from defensemble_repository.plan_manifest import manifest_from_bytes
+from defensemble_repository.reader import read_config, read_ensemble
 from tests.support import tiny
 from tests.support.broken import content
 

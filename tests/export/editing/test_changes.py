@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from defensemble_export import Ensemble, Vote, changes_between
+from defensemble_export.editing import changes_between
+from defensemble_repository.ensemble import Ensemble, Vote
 from tests.support.ensembles import ensembles
 
 A, B, C = Vote("keep0.1"), Vote("keep0.3"), Vote("keep0.5")

@@ -11,17 +11,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from defensemble_export import (
-    DeclarationError,
-    Ensemble,
-    EnsembleError,
-    ExportError,
-    Vote,
-    ensemble_from_yaml,
-    read_declaration,
-    yaml_from_ensemble,
-)
-from defensemble_export.editing.declaration import LARGEST_FILE
+from defensemble_export import DeclarationError, EnsembleError, ExportError
+from defensemble_export.editing import read_declaration, yaml_from_ensemble
+from defensemble_export.editing.declaration import LARGEST_FILE, ensemble_from_yaml
+from defensemble_repository.ensemble import Ensemble, Vote
 from tests.support.ensembles import ensembles
 
 MEMBERS = "members:\n  - model: keep0.1\n"

@@ -18,26 +18,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from defensemble_export import (
-    HISTORY_FILE,
-    ConfigError,
-    Edit,
-    Ensemble,
-    EnsembleError,
-    ExportError,
-    HistoryError,
-    Snapshot,
-    Vote,
-    append_edit,
-    config_from_pbtxt,
-    new_id,
-    now_text,
-    pbtxt_from_config,
-    read_history,
-    snapshot_of,
-    this_user,
-    undoable,
-)
+from defensemble_export import EnsembleError, ExportError, HistoryError
+from defensemble_export.editing import Edit, Snapshot, append_edit, new_id, now_text, read_history, snapshot_of, this_user, undoable
+from defensemble_repository.ensemble import Ensemble, Vote
+from defensemble_repository.errors import ConfigError
+from defensemble_repository.names import HISTORY_FILE
+from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from defensemble_repository.view import RepositoryView
 from tests.support import tiny
 from tests.support.ensembles import ensembles
@@ -269,9 +255,8 @@ def test_a_kill_during_an_append_leaves_the_old_history_or_the_new(tmp_path: Pat
     old.mkdir(parents=True)
     append_edit(old, edit(1))
     (tmp_path / "edit").write_bytes(pickle.dumps(edit(2)))
-    prepare = (
-        f"import pickle; from defensemble_export import append_edit; one = pickle.loads(Path({str(tmp_path / 'edit')!r}).read_bytes())"
-    )
+    pickled = str(tmp_path / "edit")
+    prepare = f"import pickle; from defensemble_export.editing import append_edit; one = pickle.loads(Path({pickled!r}).read_bytes())"
     statuses = killed_at_each_rename(old, tmp_path, prepare=prepare, act="append_edit(repository, one)")
     assert statuses == [-signal.SIGKILL, 0]
     killed, whole = tmp_path / "1" / "repository", tmp_path / "2" / "repository"

@@ -12,8 +12,11 @@ from typing import Any
 import onnx
 import pytest
 
-from defensemble_export import Standing, Vote, config_from_pbtxt, member_standing, pbtxt_from_config, repository_plan, write_plan
+from defensemble_export import repository_plan, write_plan
+from defensemble_export.editing import MemberInfo, read_member_info
 from defensemble_export.members.report import report_from_export
+from defensemble_repository.ensemble import Vote
+from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from defensemble_repository.view import RepositoryView
 from tests.support import tiny
 
@@ -54,13 +57,13 @@ def repository(tmp_path: Path) -> Path:
     return tmp_path / "repository"
 
 
-def standing(repository: Path, name: str = "alpha", version: int = 1) -> Standing:
-    return member_standing(RepositoryView(repository), Vote(name, version, 2.0), 0.25)
+def standing(repository: Path, name: str = "alpha", version: int = 1) -> MemberInfo:
+    return read_member_info(RepositoryView(repository), Vote(name, version, 2.0), 0.25)
 
 
 def test_all_that_is_known_of_a_member_is_told(repository: Path) -> None:
     file = repository / "alpha/1/model.onnx"
-    assert standing(repository) == Standing(
+    assert standing(repository) == MemberInfo(
         "alpha",
         1,
         2.0,
@@ -98,7 +101,7 @@ def test_a_checkpoint_s_own_words_are_those_that_are_read(repository: Path) -> N
 def test_planned_files_count_as_written(repository: Path) -> None:
     content = graph(2, record=json.dumps({**RECORD, "accuracy": 0.5}))
     planned = {"alpha/1/model.onnx": content, "alpha/1/model.onnx.json": None}
-    found = member_standing(RepositoryView(repository, planned), Vote("alpha"), 1.0)
+    found = read_member_info(RepositoryView(repository, planned), Vote("alpha"), 1.0)
     assert (found.record_accuracy, found.exported_accuracy, found.bytes) == (0.5, None, len(content))
     assert found.problem == f"{repository / 'alpha/1/model.onnx.json'} is missing: it was exported by other means"
 
@@ -112,7 +115,7 @@ def test_what_is_not_known_is_none(tmp_path: Path) -> None:
     path.write_bytes(pbtxt_from_config(config))
     found = standing(repository)
     size = (repository / "alpha/1/model.onnx").stat().st_size
-    assert found == Standing("alpha", 1, 2.0, 0.25, bytes=size, problem=found.problem)
+    assert found == MemberInfo("alpha", 1, 2.0, 0.25, bytes=size, problem=found.problem)
     assert standing(repository, "beta").precision == "fp32"
 
 

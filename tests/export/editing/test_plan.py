@@ -13,27 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2 as schema
 
-from defensemble_export import (
-    ConfigError,
-    Edit,
-    Ensemble,
-    EnsembleError,
-    ExistsError,
-    RepositoryError,
-    Snapshot,
-    Vote,
-    append_edit,
-    check_ensemble,
-    config_from_pbtxt,
-    pbtxt_from_config,
-    read_config,
-    read_ensemble,
-    read_history,
-    repository_plan,
-    snapshot_of,
-    write_plan,
-)
+from defensemble_export import EnsembleError, ExistsError, check_ensemble, repository_plan, write_plan
+from defensemble_export.editing import Edit, Snapshot, append_edit, read_history, snapshot_of
 from defensemble_export.editing.history import undoable
+from defensemble_export.editing.membership import added, removed, reweighted
 from defensemble_export.editing.plan import (
     EditPlan,
     networks,
@@ -44,7 +27,10 @@ from defensemble_export.editing.plan import (
     steps_of,
     used_models,
 )
-from defensemble_export.editing.requests import added, removed, reweighted
+from defensemble_repository.ensemble import Ensemble, Vote
+from defensemble_repository.errors import ConfigError, RepositoryError
+from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
+from defensemble_repository.reader import read_config, read_ensemble
 from defensemble_repository.transaction import remove_files
 from defensemble_repository.view import RepositoryView
 from tests.support import tiny

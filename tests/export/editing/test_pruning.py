@@ -11,32 +11,16 @@ from pathlib import Path
 import pytest
 from tritonclient.grpc import model_config_pb2 as schema
 
-from defensemble_export import (
-    HISTORY_FILE,
-    ConfigError,
-    Edit,
-    Ensemble,
-    ExportError,
-    HistoryError,
-    Prunable,
-    Vote,
-    append_edit,
-    config_from_pbtxt,
-    pbtxt_from_config,
-    prune_files,
-    prune_plan,
-    read_config,
-    read_ensemble,
-    read_history,
-    repository_plan,
-    snapshot_of,
-    write_plan,
-    write_profile,
-)
+from defensemble_export import ExportError, HistoryError, repository_plan, write_plan, write_profile
+from defensemble_export.editing import Edit, Prunable, append_edit, prune_files, prune_plan, read_history, snapshot_of
 from defensemble_export.editing.plan import plan_ensemble
 from defensemble_export.entries.ensemble import ensemble_files
-from defensemble_repository.names import AVERAGING_NAME
+from defensemble_repository.ensemble import Ensemble, Vote
+from defensemble_repository.errors import ConfigError
+from defensemble_repository.names import AVERAGING_NAME, HISTORY_FILE
+from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from defensemble_repository.profile_digest import matches_digest
+from defensemble_repository.reader import read_config, read_ensemble
 from defensemble_repository.transaction import remove_files, remove_stale_staging
 from defensemble_repository.view import RepositoryView
 from defensemble_server import read_repository

@@ -1,140 +1,132 @@
-"""Edits of votes as values: named as operators write them, and never anything but what was named."""
+"""Edits as values: what each plans in a repository, and what the history calls it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
-from hypothesis import assume, given
-from hypothesis import strategies as st
 
-from defensemble_export import Ensemble, EnsembleError, Vote
-from defensemble_export.editing.requests import added, found_vote, named_vote, new_vote, removed, reweighted
+from defensemble_export import EnsembleError, ExistsError, HistoryError, write_plan
+from defensemble_export.editing import (
+    AddMembers,
+    ApplyDeclaration,
+    CreateEnsemble,
+    DeleteEnsemble,
+    EditRequest,
+    Reload,
+    RemoveMembers,
+    Restore,
+    SetAverage,
+    SetWeights,
+    read_history,
+)
+from defensemble_export.editing.history import ACTIONS
+from defensemble_repository.ensemble import Ensemble, Vote
+from defensemble_repository.reader import read_ensemble
 from tests.support import tiny
-from tests.support.ensembles import ensembles
+from tests.support.checkout import ROOT
 
-OURS = Ensemble("ours", (Vote("a", 1, 2.0), Vote("b", 1), Vote("b", 3, 0.5), Vote("c", 7)), "logits")
+ALPHA, BETA, GAMMA = Vote("alpha"), Vote("beta"), Vote("gamma")
+DECLARED = Ensemble("ensemble", (BETA, GAMMA), "logits")
+EDITS: dict[EditRequest, tuple[str, Ensemble | None]] = {
+    CreateEnsemble("new", ("gamma", "alpha@1"), average="logits"): ("create", Ensemble("new", (GAMMA, ALPHA), "logits")),
+    AddMembers("ensemble", ("gamma",), 0.5): ("add", Ensemble("ensemble", (ALPHA, BETA, Vote("gamma", 1, 0.5)))),
+    AddMembers("ensemble", ("gamma",), in_place_of="alpha"): ("add", Ensemble("ensemble", (GAMMA, BETA))),
+    RemoveMembers("ensemble", ("alpha",)): ("remove", Ensemble("ensemble", (BETA,))),
+    SetAverage("ensemble", "logits"): ("average", Ensemble("ensemble", (ALPHA, BETA), "logits")),
+    ApplyDeclaration(DECLARED): ("apply", DECLARED),
+    ApplyDeclaration(dataclasses.replace(DECLARED, name="new")): ("create", dataclasses.replace(DECLARED, name="new")),
+    Reload("ensemble"): ("reload", Ensemble("ensemble", (ALPHA, BETA))),
+    DeleteEnsemble("ensemble"): ("delete", None),
+}
 
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
     folder = tiny.write_repository(tmp_path / "place" / "repository")
-    tiny.write_second_version(folder, "beta", 5)
-    return folder
+    return tiny.write_repository(folder, {"gamma": 3}, ensemble=None)
+
+
+def check_plan(request: EditRequest, repository: Path, action: str, after: Ensemble | None) -> None:
+    before = tiny.content(repository)
+    plan = request.plan(repository)
+    assert tiny.content(repository) == before, "a plan writes nothing"
+    assert (plan.repository, plan.name, plan.after) == (repository, request.name, after)
+    assert plan.deletes == (after is None)
+    assert request.action in ACTIONS
+    assert request.action_in(repository) == action
+    assert request.undone_edits == ()
+    if after is not None:
+        write_plan(repository, {**plan.averaging, **plan.files})
+        assert read_ensemble(repository, request.name) == after
+
+
+@pytest.mark.parametrize("request_", EDITS, ids=str)
+def test_each_plans_what_it_says(request_: EditRequest, repository: Path) -> None:
+    check_plan(request_, repository, *EDITS[request_])
+
+
+def test_weights_are_given_by_name(repository: Path) -> None:
+    first = Vote("alpha", 1, 3.0)
+    check_plan(SetWeights("ensemble", {"alpha@1": 3.0}), repository, "weight", Ensemble("ensemble", (first, BETA)))
+    created = CreateEnsemble("new", ("alpha", "beta"), {"alpha": 3.0})
+    check_plan(created, repository, "create", Ensemble("new", (first, BETA)))
+    with pytest.raises(EnsembleError, match="gamma"):
+        CreateEnsemble("new", ("alpha", "beta"), {"gamma": 3.0})
+
+
+def test_only_a_reload_loads_all_members_and_only_a_declaration_may_make_replicas_equal() -> None:
+    assert {type(request) for request in EDITS if request.reloads} == {Reload}
+    assert {type(request) for request in EDITS if request.may_differ} == {ApplyDeclaration}
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"),
-    [("keep0.3", ("keep0.3", None)), ("a@1", ("a", 1)), ("a@12", ("a", 12)), (f"a@{2**63 - 1}", ("a", 2**63 - 1))],
-)
-def test_a_vote_is_named_by_model_and_version(text: str, expected: tuple[str, int | None]) -> None:
-    assert named_vote(text) == expected
-
-
-@pytest.mark.parametrize("text", ["a@", "a@0", "a@-1", "a@01", "a@1.0", "a@x", "a@1@2", "a@ 1", f"a@{2**63}", "a@" + "9" * 5000, "a@²"])
-def test_a_version_is_a_number_from_1(text: str) -> None:
-    with pytest.raises(EnsembleError, match=r"a vote is named MODEL or MODEL@VERSION, the version a number from 1, such as keep0.3@2; got"):
-        named_vote(text)
-
-
-@pytest.mark.parametrize("text", ["", "@1", "../a", "a/b@1", "a b", ".a", "average_0123", "uncertainty_x@1", "ä", "a\n", "x" * 101])
-def test_a_model_is_named_as_triton_and_a_file_system_take_it(text: str) -> None:
-    with pytest.raises(EnsembleError, match=r"a model's name has 1 to 100 letters|are kept for averaging models"):
-        named_vote(text)
-
-
-@pytest.mark.parametrize("text", ["history.jsonl", "pending-edit.json@1"])
-def test_no_model_has_the_name_of_a_file_that_edits_write(text: str) -> None:
-    with pytest.raises(EnsembleError, match="the repository keeps a file of its own under the name"):
-        named_vote(text)
-
-
-def test_a_weight_of_numpy_can_be_written_down(repository: Path) -> None:
-    vote = new_vote(repository, "alpha", np.float32(0.5))
-    assert (vote.weight, type(vote.weight)) == (0.5, float)
-    assert type(reweighted(OURS, {"a": np.int64(3)}).members[0].weight) is float
-
-
-def test_without_a_version_the_newest_is_meant(repository: Path) -> None:
-    assert new_vote(repository, "beta") == Vote("beta", 2)
-    assert new_vote(repository, "beta@1", 0.5) == Vote("beta", 1, 0.5)
-    for name in ("10", "9", "x", "03"):
-        (repository / "alpha" / name).mkdir()
-    assert new_vote(repository, "alpha") == Vote("alpha", 10), "by number"
-
-
-@pytest.mark.parametrize(
-    ("text", "told"),
+    ("request_", "error", "fact"),
     [
-        ("gamma", "holds no network 'gamma', it holds alpha, beta: name one, or export it first"),
-        ("alpha@2", "'alpha' has no version 2: .*/alpha holds 1"),
+        (CreateEnsemble("ensemble", ("alpha",)), ExistsError, "ensemble"),
+        (AddMembers("ensemble", ("alpha",)), EnsembleError, "alpha@1"),
+        (AddMembers("other", ("alpha",)), EnsembleError, "other"),
+        (RemoveMembers("ensemble", ("gamma",)), EnsembleError, "gamma"),
+        (SetAverage("ensemble", "votes"), EnsembleError, "votes"),
+        (Reload("alpha"), EnsembleError, "alpha"),
+        (DeleteEnsemble("../ensemble"), EnsembleError, r"\.\./ensemble"),
+        (DeleteEnsemble("alpha"), EnsembleError, "alpha"),
+        (Restore("ensemble", undone=("0123456789ab",)), HistoryError, "0123456789ab"),
     ],
+    ids=str,
 )
-def test_what_is_not_there_cannot_vote(repository: Path, text: str, told: str) -> None:
-    with pytest.raises(EnsembleError, match=told):
-        new_vote(repository, text)
+def test_what_cannot_be_made_is_refused(repository: Path, request_: EditRequest, error: type[Exception], fact: str) -> None:
+    with pytest.raises(error, match=fact):
+        request_.plan(repository)
 
 
-@pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])
-def test_a_weight_is_finite_and_above_0(repository: Path, weight: float) -> None:
-    with pytest.raises(EnsembleError, match=f"must be finite and above 0, got {weight}"):
-        new_vote(repository, "alpha", weight)
-    with pytest.raises(
-        EnsembleError, match=f"weight of 'a' must be finite and above 0, got {weight:g}; to stop its vote: `.* remove ours a`"
+def test_a_state_is_restored_by_the_history(tmp_path: Path) -> None:
+    folder = tmp_path / "repository"
+    shutil.copytree(ROOT / "tests/support/before_house/model_repository", folder)
+    edits = [edit for edit in read_history(folder) if edit.ensemble == "ensemble"]
+    weight, average, remove, add, apply, reload, rollback = edits
+    back = Restore("ensemble", undone=(apply.id, add.id))
+    assert (back.action, back.undone_edits) == ("rollback", (apply.id, add.id))
+    assert (plan := back.plan(folder)).after == Ensemble("ensemble", (Vote("alpha", 1, 3.0),), "logits")
+    assert add.before is not None
+    assert plan.outcome().content("ensemble/config.pbtxt") == add.before.files["ensemble/config.pbtxt"]
+    again = Restore("ensemble", to=reload.id, redoes=True)
+    assert (again.action, again.undone_edits) == ("apply", ())
+    assert again.plan(folder).outcome().config("ensemble").max_batch_size == 4
+    assert not Restore("ensemble", to=apply.id).plan(folder).changes_files, "it is as the last edit that stands left it"
+    assert not Restore("ensemble", to=rollback.id).plan(folder).changes_files
+    for other in (
+        Restore("ensemble", undone=(add.id,)),
+        Restore("ensemble", undone=(add.id, apply.id)),
+        Restore("ensemble", undone=(reload.id,)),
+        Restore("ensemble", to=weight.id),
+        Restore("canary", undone=(apply.id,)),
+        Restore("canary", to=average.id, redoes=True),
     ):
-        reweighted(OURS, {"a": weight})
-
-
-def test_votes_are_added_at_the_end_and_put_in_the_place_of_one() -> None:
-    assert added(OURS, [Vote("d"), Vote("a", 2)]).members == (*OURS.members, Vote("d"), Vote("a", 2))
-    assert added(OURS, [Vote("d", 1, 4.0)], in_place_of="b@3").members == (*OURS.members[:2], Vote("d", 1, 4.0), OURS.members[3])
-    assert added(OURS, [Vote("c", 8)], in_place_of="c").members[3] == Vote("c", 8)
-    refused: list[Callable[[], object]] = [
-        lambda: added(OURS, [Vote("a")]),
-        lambda: added(OURS, [Vote("b", 1)], in_place_of="a"),
-        lambda: added(OURS, [Vote("d"), Vote("e")], in_place_of="a"),
-        lambda: added(OURS, [], in_place_of="a"),
-        lambda: added(OURS, [Vote("d")], in_place_of="b"),
-        lambda: added(OURS, [Vote("d")], in_place_of="x"),
-    ]
-    for act in refused:
-        with pytest.raises(EnsembleError):
-            act()
-
-
-def test_a_vote_is_removed_by_name_and_somebody_is_left() -> None:
-    assert removed(OURS, ["b@1", "a"]).members == OURS.members[2:]
-    assert removed(OURS, ["a", "a@1"]).members == OURS.members[1:], "named twice is named once"
-    with pytest.raises(EnsembleError, match="'b' votes at several versions in 'ours': say which, b@1, b@3"):
-        removed(OURS, ["b"])
-    with pytest.raises(EnsembleError, match="'d' does not vote in 'ours': a@1, b@1, b@3, c@7 do"):
-        removed(OURS, ["d"])
-    with pytest.raises(EnsembleError, match="'c@1' does not vote"):
-        found_vote(OURS, "c@1")
-    with pytest.raises(
-        EnsembleError, match=r"'ours' would have no members, and needs at least one: .*`defensemble ensemble remove ours --all`"
-    ):
-        removed(OURS, ["a", "b@1", "b@3", "c"])
-
-
-def test_a_vote_is_reweighted_once() -> None:
-    assert reweighted(OURS, {"b@3": 2, "c": 0.25}).members == (*OURS.members[:2], Vote("b", 3, 2), Vote("c", 7, 0.25))
-    with pytest.raises(EnsembleError, match="a@1 is given two weights: name it once"):
-        reweighted(OURS, {"a": 1, "a@1": 2})
-
-
-@given(ensembles(), st.data())
-def test_what_is_added_and_removed_again_leaves_what_was(ensemble: Ensemble, data: st.DataObject) -> None:
-    new = Vote("new", data.draw(st.integers(1, 9)), max(vote.weight for vote in ensemble.members))
-    # Shares so uneven that one more vote could make one too small to count are refused, which is tested elsewhere.
-    assume(min(ensemble.weights) > 1e-6)
-    assume(ensemble.name != "new" and all(vote.model != "new" for vote in ensemble.members))
-    assert removed(added(ensemble, [new]), [f"new@{new.version}"]) == ensemble
-    gone = data.draw(st.sampled_from(ensemble.members))
-    swapped = added(ensemble, [new], in_place_of=f"{gone.model}@{gone.version}")
-    assert added(swapped, [gone], in_place_of="new") == ensemble
-    assert (swapped.name, swapped.average) == (ensemble.name, ensemble.average)
-    weights = {f"{vote.model}@{vote.version}": vote.weight for vote in ensemble.members}
-    assert reweighted(ensemble, weights) == ensemble
+        with pytest.raises(HistoryError, match=other.to or other.undone[0]):
+            other.plan(folder)
+    for undone, to in (((), None), ((remove.id,), add.id)):
+        with pytest.raises(ValueError, match="either"):
+            Restore("ensemble", undone, to)

@@ -11,8 +11,10 @@ import pytest
 from google.protobuf import json_format, text_format
 
 from defensemble import Client
-from defensemble_export import ConfigError, config_from_pbtxt, pbtxt_from_config, repository_plan, write_plan, write_profile
-from defensemble_export.editing.served_config import is_served_as_on_disk, served_config
+from defensemble_export import repository_plan, write_plan, write_profile
+from defensemble_export.editing.served_config import config_from_server, is_served_as_on_disk
+from defensemble_repository.errors import ConfigError
+from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from defensemble_repository.view import RepositoryView
 from tests.support import tiny
 
@@ -27,7 +29,7 @@ def told_by(server: Server) -> dict[str, dict[str, Any]]:
         with Client(url, admin_key=server.state.admin_key) as client:
             for model in client.models():
                 config = client.transport.model_config(model, 20)
-                assert served_config(config) == served_config(told.setdefault(model, config))
+                assert config_from_server(config) == config_from_server(told.setdefault(model, config))
     return told
 
 
@@ -103,10 +105,10 @@ def test_a_file_that_says_something_else_is_not_served(told: tuple[Path, dict[st
 )
 def test_what_was_taken_out_of_a_file_is_served_still(told: tuple[Path, dict[str, dict[str, Any]]], added: str) -> None:
     folder, configs = told
-    served = served_config(configs["beta"])
+    served = config_from_server(configs["beta"])
     text_format.Merge(added, served)
     before = json_format.MessageToDict(served, preserving_proto_field_name=True)
-    assert served_config(before) == served
+    assert config_from_server(before) == served
     bare = config_from_pbtxt((folder / "beta/config.pbtxt").read_text(), "beta")
     bare.ClearField("parameters")
     if "parameters" not in added:
@@ -151,5 +153,5 @@ def test_what_cannot_be_read_is_told(told: tuple[Path, dict[str, dict[str, Any]]
     newer = copy.deepcopy(configs["alpha"]) | {"a_field_of_a_newer_server": {"x": 1}}
     assert is_served_as_on_disk(RepositoryView(folder), "alpha", newer)
     with pytest.raises(ConfigError, match="the server's configuration of 'alpha' cannot be read: "):
-        served_config({"name": "alpha", "max_batch_size": "many"})
+        config_from_server({"name": "alpha", "max_batch_size": "many"})
     assert not is_served_as_on_disk(RepositoryView(folder), "not-there", configs["alpha"])

@@ -9,21 +9,14 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from defensemble_export import (
-    Ensemble,
-    Vote,
-    check_ensemble,
-    fuse_repository,
-    read_config,
-    read_ensemble,
-    read_history,
-    repository_plan,
-    write_plan,
-)
-from defensemble_export.editing.journal import read_pending
+from defensemble_export import check_ensemble, fuse_repository, repository_plan, write_plan
+from defensemble_export.editing import read_history
+from defensemble_export.editing.journal import read_journal
 from defensemble_export.editing.plan import EditPlan, plan_creation, plan_ensemble, plan_snapshot, steps_of
 from defensemble_repository.configs import OUTPUTS
+from defensemble_repository.ensemble import Ensemble, Vote
 from defensemble_repository.names import AVERAGING_NAME
+from defensemble_repository.reader import read_config, read_ensemble
 from defensemble_repository.view import RepositoryView
 from tests.support import tiny
 from tests.support.two_models import write_cut_short, write_old_repository
@@ -145,10 +138,10 @@ def test_every_state_of_an_old_history_is_restored_with_one_model(repository: Pa
 
 @pytest.mark.parametrize(("when", "is_done"), [("before_config", False), ("after_config", True)])
 def test_an_edit_of_an_earlier_version_that_was_cut_short_is_read(tmp_path: Path, when: str, is_done: bool) -> None:
-    pending = read_pending(write_cut_short(tmp_path / "repository", when))
-    assert pending is not None
-    assert pending.took_place == is_done
-    assert [name.partition("_")[0] for name in pending.new_models] == ["average", "uncertainty"]
+    journal = read_journal(write_cut_short(tmp_path / "repository", when))
+    assert journal is not None
+    assert journal.is_applied == is_done
+    assert [name.partition("_")[0] for name in journal.new_models] == ["average", "uncertainty"]
 
 
 def test_they_are_fused(repository: Path) -> None:

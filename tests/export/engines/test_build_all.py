@@ -15,17 +15,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from defensemble.cli import cli
-from defensemble_export import (
-    EngineError,
-    EngineOptions,
-    ExportError,
-    build_engines,
-    config_from_pbtxt,
-    fuse_repository,
-    pbtxt_from_config,
-    planned_engines,
-)
+from defensemble_export import EngineError, EngineOptions, ExportError, build_engines, fuse_repository, planned_engines
 from defensemble_repository.onnx_metadata import CLASS_NAMES, RECORD
+from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from defensemble_repository.plan_manifest import read_manifest
 from defensemble_server import read_repository
 from defensemble_server.plans.compatibility import Gpu, Machine, problem_of_version

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from onnx import TensorProto, helper
 
-from defensemble_export import EngineError, RepositoryError, engine_from_onnx
+from defensemble_export import EngineError
 from defensemble_export.engines.build_steps import BuildRequest, build_plan
-from defensemble_export.engines.builder import request_from_onnx
+from defensemble_export.engines.builder import engine_from_onnx, request_from_onnx
 from defensemble_export.engines.target import Target, check_target, find_target
 from defensemble_export.engines.timing_cache import default_timing_cache
+from defensemble_repository.errors import RepositoryError
 from defensemble_repository.plan_manifest import Profile, read_manifest
 from tests.support import tiny
 from tests.support.fake_tensorrt import GPU, MARK, VERSION, FakeTensorRT, ParserError, Severity, install_gpu, install_tensorrt

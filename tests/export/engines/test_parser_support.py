@@ -13,12 +13,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from defensemble_export import Ensemble, Vote, average_onnx, fused_onnx, onnx_from_checkpoint
+from defensemble_export import average_onnx, fused_onnx, onnx_from_checkpoint
 from defensemble_export.engines.parser_support import parser_list, problems_of_graph
 from defensemble_export.graphs.fp16 import fp16_from_onnx
 from defensemble_export.graphs.int8 import int8_from_onnx
 from defensemble_export.graphs.traversal import nodes_of
 from defensemble_export.verification.tolerances import PRECISIONS
+from defensemble_repository.ensemble import Ensemble, Vote
 from tests.export.graphs.test_tracing import SPECS, spec_of, untrained
 from tests.support import tiny
 

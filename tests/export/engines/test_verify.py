@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from defensemble_export import EngineError, Ensemble, Vote, fused_onnx
+from defensemble_export import EngineError, fused_onnx
 from defensemble_export.engines.verify import Answers, Array, compared, onnx_runner, verify_plan
+from defensemble_repository.ensemble import Ensemble, Vote
 from defensemble_repository.plan_manifest import Profile
 from tests.support import tiny
 from tests.support.fake_tensorrt import MARK, install_runner

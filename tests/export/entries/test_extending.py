@@ -10,21 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2 as schema
 
-from defensemble_export import (
-    Ensemble,
-    EnsembleError,
-    RepositoryError,
-    Vote,
-    config_from_pbtxt,
-    ensemble_from_configs,
-    pbtxt_from_config,
-    read_ensemble,
-    repository_plan,
-    write_plan,
-)
+from defensemble_export import EnsembleError, repository_plan, write_plan
 from defensemble_export.entries.members import check_request
 from defensemble_repository.averaging import averaging_of
 from defensemble_repository.configs import averaging_config, ensemble_config
+from defensemble_repository.ensemble import Ensemble, Vote
+from defensemble_repository.errors import RepositoryError
+from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
+from defensemble_repository.reader import ensemble_from_configs, read_ensemble
 from defensemble_server import read_repository
 from tests.support import tiny
 from tests.support.tiny import member

@@ -9,16 +9,9 @@ from pathlib import Path
 import pytest
 from tritonclient.grpc import model_config_pb2 as schema
 
-from defensemble_export import (
-    ConfigError,
-    EnsembleError,
-    ExistsError,
-    RepositoryError,
-    config_from_pbtxt,
-    pbtxt_from_config,
-    repository_plan,
-    write_plan,
-)
+from defensemble_export import EnsembleError, ExistsError, repository_plan, write_plan
+from defensemble_repository.errors import ConfigError, RepositoryError
+from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from tests.support import tiny
 from tests.support.tiny import member
 

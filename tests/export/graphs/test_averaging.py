@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from defensemble_export import Ensemble, Vote, average_onnx
+from defensemble_export import average_onnx
 from defensemble_export.graphs.averaging import is_same_graph
+from defensemble_repository.ensemble import Ensemble, Vote
 from tests.support.tiny import Array, softmax
 
 

@@ -15,19 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from defensemble_export import (
-    Ensemble,
-    EnsembleError,
-    ExportError,
-    Vote,
-    average_onnx,
-    fused_onnx,
-    onnx_from_checkpoint,
-    verify_fused,
-)
+from defensemble_export import EnsembleError, ExportError, average_onnx, fused_onnx, onnx_from_checkpoint, verify_fused
 from defensemble_export.graphs.fp16 import fp16_from_onnx
 from defensemble_export.graphs.fusion import digests_of_members
 from defensemble_export.graphs.int8 import int8_from_onnx
+from defensemble_repository.ensemble import Ensemble, Vote
 from defensemble_training import ModelSpec, build, save_checkpoint
 from tests.export.graphs.test_averaging import entropy
 from tests.support import tiny

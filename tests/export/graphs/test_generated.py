@@ -16,9 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto
 
-from defensemble_export import Ensemble, ExportError, Vote, fused_onnx
+from defensemble_export import ExportError, fused_onnx
 from defensemble_export.foreign.convert import onnx_from_foreign
 from defensemble_export.graphs.int8 import int8_from_onnx
+from defensemble_repository.ensemble import Ensemble, Vote
 from tests.support import tiny
 from tests.support.foreign_models import write
 from tests.support.generated_graphs import SHAPE, Array, Recipe, graph_from_recipe, recipes

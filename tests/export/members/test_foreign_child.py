@@ -13,7 +13,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from defensemble_export import ExportError, FromOnnx, VerificationError, onnx_from_foreign
+from defensemble_export import ExportError, FromOnnx, VerificationError
+from defensemble_export.foreign.convert import onnx_from_foreign
 from defensemble_export.members.foreign_child import onnx_from_foreign_limited
 from tests.support import foreign_models as theirs
 

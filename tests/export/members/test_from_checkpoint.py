@@ -16,9 +16,6 @@ from onnx import TensorProto, numpy_helper
 from torch import nn
 
 from defensemble_export import (
-    TOLERANCES,
-    RepositoryError,
-    Tolerance,
     VerificationError,
     answers_from_module,
     export_checkpoints,
@@ -27,6 +24,8 @@ from defensemble_export import (
     onnx_from_module,
     verify_onnx,
 )
+from defensemble_export.verification.tolerances import TOLERANCES, Tolerance
+from defensemble_repository.errors import RepositoryError
 from defensemble_training import (
     CheckpointError,
     ModelSpec,

@@ -14,32 +14,28 @@ from hypothesis import strategies as st
 
 from defensemble.cli import cli
 from defensemble_export import (
-    ConfigError,
-    Ensemble,
     EnsembleError,
     ExportError,
     FromOnnx,
-    Vote,
     check_ensemble,
     check_repository,
-    config_from_pbtxt,
     export_networks,
     fuse_repository,
     fused_member,
     member_from_onnx,
-    pbtxt_from_config,
-    read_config,
-    read_ensemble,
     repository_plan,
-    snapshot_of,
     write_plan,
     write_profile,
 )
+from defensemble_export.editing import snapshot_of
+from defensemble_export.editing.membership import added, removed
 from defensemble_export.editing.plan import EditPlan, plan_creation, plan_ensemble, plan_snapshot
-from defensemble_export.editing.requests import added, removed
 from defensemble_images import Preprocessing
+from defensemble_repository.ensemble import Ensemble, Vote
+from defensemble_repository.errors import ConfigError
+from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from defensemble_repository.preprocessing import agreed_preprocessing
-from defensemble_repository.reader import parameter
+from defensemble_repository.reader import parameter, read_config, read_ensemble
 from defensemble_repository.target import EMBEDDED
 from defensemble_repository.view import RepositoryView
 from defensemble_server import read_repository

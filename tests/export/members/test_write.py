@@ -16,18 +16,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from defensemble.cli import cli
-from defensemble_export import (
-    Ensemble,
-    ExportError,
-    Form,
-    FromOnnx,
-    Vote,
-    fused_onnx,
-    onnx_from_foreign,
-    read_config,
-    read_ensemble,
-    read_reports,
-)
+from defensemble_export import ExportError, Form, FromOnnx, fused_onnx
+from defensemble_export.foreign.convert import onnx_from_foreign
+from defensemble_repository.ensemble import Ensemble, Vote
+from defensemble_repository.export_report import read_reports
+from defensemble_repository.reader import read_config, read_ensemble
 from tests.export.members.test_from_checkpoint import digits_spec, untrained
 from tests.support.broken import content, small_disk, untrained_checkpoint
 from tests.support.foreign_models import CLASSES, SHAPE, answer, classifier

@@ -10,8 +10,9 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from defensemble_export import PRECISIONS, TOLERANCES, Tolerance, VerificationError, answers_from_module, verify_onnx
+from defensemble_export import VerificationError, answers_from_module, verify_onnx
 from defensemble_export.verification.network import Answers
+from defensemble_export.verification.tolerances import PRECISIONS, TOLERANCES, Tolerance
 from tests.support import tiny
 
 MAX_BATCH = 8

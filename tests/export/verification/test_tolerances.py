@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from defensemble_export import TOLERANCES, Tolerance
+from defensemble_export.verification.tolerances import TOLERANCES, Tolerance
 from tests.support.checkout import ROOT
 
 PAGE = ROOT / "docs" / "export.md"

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2 as schema
 
-from defensemble_export import Ensemble, Vote
 from defensemble_repository.checks.finding import Lines
 from defensemble_repository.checks.wiring import wiring_faults
 from defensemble_repository.configs import averaging_config, ensemble_config, member_config
+from defensemble_repository.ensemble import Ensemble, Vote
 
 
 def wired(members: int, classes: int = 3, batch: int = 8) -> tuple[schema.ModelConfig, dict[str, schema.ModelConfig]]:

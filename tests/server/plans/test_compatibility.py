@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from defensemble_export import config_from_pbtxt, pbtxt_from_config
+from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from defensemble_repository.plan_manifest import Manifest, Profile
 from defensemble_server import PlanError, ServeOptions, read_repository
 from defensemble_server.options import triton_command

@@ -93,7 +93,7 @@ def _check_installed(console: Console) -> None:
     missing = [name for name in ("torch", "safetensors", "sklearn", "onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
     if missing:
         raise MissingExtraError(f"the demo trains, exports and serves, and {', '.join(missing)} is missing: pip install 'defensemble[all]'")
-    from defensemble_server.runtime.find import find_runtime
+    from defensemble_server import find_runtime
 
     find_runtime("embedded", say=lambda text: console.print(text, highlight=False, markup=False))
 

@@ -23,7 +23,7 @@ from .ensemble_tables import print_applied, print_edits, print_prunable, print_s
 
 @contextmanager
 def opened(where: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> Iterator[Ensembles]:
-    """The ensembles that the options of `_places` name, with the clients of their servers.
+    """The ensembles that the options of `target_options` name, with the clients of their servers.
 
     Raises:
         InputError, defensemble_server.ServerError: The options do not go together; the key cannot be read.
@@ -46,7 +46,7 @@ def opened(where: Mapping[str, Any], settings: Mapping[str, Any] | None = None) 
 
 
 def edit(rest: Mapping[str, Any], act: Callable[[Ensembles, dict[str, Any]], Applied | list[Applied]]) -> None:
-    """Carries out an edit, and says what was done; `rest` are the options of `_edits`."""
+    """Carry out an edit, and print what was done; `rest` are the options of `edit_options`."""
     given = {key: rest[key] for key in ("message", "dry_run")}
     with opened(rest, {key: rest[key] for key in ("load_timeout_s", "drain_s")}) as ensembles:
         # What ends it, too, has to be undone, and waits where Ctrl-C does.
@@ -69,7 +69,7 @@ def edit(rest: Mapping[str, Any], act: Callable[[Ensembles, dict[str, Any]], App
 
 def show_ensembles(name: str | None, form: str, where: Mapping[str, Any]) -> None:
     """Prints ensembles as a table, as YAML that `apply` reads, or as JSON."""
-    from defensemble_export import yaml_from_ensemble
+    from defensemble_export.editing import yaml_from_ensemble
 
     from .ensemble_tables import values_from_state
 
@@ -117,7 +117,7 @@ def check_ensembles(name: str | None, runtime: str, where: Mapping[str, Any]) ->
 
 def show_differences(file: Path | None, where: Mapping[str, Any]) -> bool:
     """Prints what differs, between file and disk, or between disk and servers; returns whether anything does."""
-    from defensemble_export import read_declaration
+    from defensemble_export.editing import read_declaration
 
     with opened(where) as ensembles:
         if file is not None:
@@ -133,7 +133,7 @@ def show_differences(file: Path | None, where: Mapping[str, Any]) -> bool:
             differs = False
             for state in ensembles.show():
                 told = {**{f"'{state.name}'": state.served}}
-                told |= {f"{one.standing.model}@{one.standing.version}": one.served for one in state.members}
+                told |= {f"{one.info.model}@{one.info.version}": one.served for one in state.members}
                 for what, by_server in told.items():
                     for url, answer in by_server.items():
                         if answer != "yes":
@@ -146,8 +146,7 @@ def show_differences(file: Path | None, where: Mapping[str, Any]) -> bool:
 
 def show_history(name: str | None, last: int, as_json: bool, where: Mapping[str, Any]) -> None:
     """Prints the edits."""
-    from defensemble_export import undoable
-    from defensemble_export.editing.history import line_from_edit
+    from defensemble_export.editing import line_from_edit, undoable
 
     with opened({**where, "files_only": not where["replicas"], "urls": ()}) as ensembles:
         edits = ensembles.history(name)

@@ -19,7 +19,7 @@ from ..local_servers import restarts_at
 from ..shell import this_command
 
 if TYPE_CHECKING:
-    from defensemble_export import Edit, Prunable, Snapshot
+    from defensemble_export.editing import Edit, Prunable, Snapshot
 
 _WIDTH_OF_A_FILE = 140
 _DIGEST = 12
@@ -95,7 +95,7 @@ def print_state(state: EnsembleState) -> None:
     if state.served:
         table.add_column("served")
     for member in state.members:
-        one = member.standing
+        one = member.info
         cells = [
             f"{one.model}@{one.version}",
             f"{one.weight:g}",
@@ -116,9 +116,9 @@ def print_state(state: EnsembleState) -> None:
         console.print(f"served by {url}: {answer}{restarts and f'; {restarts}'}", highlight=False, markup=False, soft_wrap=True)
         for member in state.members:
             if member.served[url] != "yes":
-                line = f"  {member.standing.model}@{member.standing.version}: {member.served[url]}"
+                line = f"  {member.info.model}@{member.info.version}: {member.served[url]}"
                 console.print(line, highlight=False, markup=False, soft_wrap=True)
-    told = [f"{one.standing.model}@{one.standing.version}: {one.standing.problem}" for one in state.members if one.standing.problem]
+    told = [f"{one.info.model}@{one.info.version}: {one.info.problem}" for one in state.members if one.info.problem]
     for problem in (*state.problems, *told):
         console.print(problem, highlight=False, markup=False, soft_wrap=True)
 
@@ -135,7 +135,7 @@ def values_from_state(state: EnsembleState) -> dict[str, Any]:
         "num_classes": state.num_classes,
         "max_batch_size": state.max_batch_size,
         "preprocessing": None if state.preprocessing is None else dict(state.preprocessing),
-        "members": [{**dataclasses.asdict(one.standing), "served": dict(one.served)} for one in state.members],
+        "members": [{**dataclasses.asdict(one.info), "served": dict(one.served)} for one in state.members],
         "served": dict(state.served),
         "problems": list(state.problems),
     }
@@ -169,7 +169,7 @@ def _printable(text: str) -> str:
 
 
 def _accuracy(member: MemberState) -> str:
-    one = member.standing
+    one = member.info
     if one.record_accuracy is None:
         return "not known"
     n = "" if one.record_n is None else f", n = {one.record_n:,}"

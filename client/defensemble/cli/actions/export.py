@@ -225,7 +225,10 @@ def _fuse(request: Request) -> list[str]:
 
 def _tell(request: Request, written: Sequence[str]) -> None:
     """What was written, what of the goals was missed, and how it is served."""
-    from defensemble_export import RANDOM_ALONE, outdated_graphs, read_ensemble, read_reports
+    from defensemble_export import RANDOM_ALONE
+    from defensemble_repository.checks.outdated_graphs import outdated_graphs
+    from defensemble_repository.export_report import read_reports
+    from defensemble_repository.reader import read_ensemble
     from defensemble_repository.view import RepositoryView
 
     models = sorted({path.split("/")[0] for path in written})
@@ -275,7 +278,8 @@ def _check_engines(request: Request) -> None:
 
 
 def _build_engines(request: Request, written: Sequence[str]) -> None:
-    from defensemble_export import RESERVED, build_engines
+    from defensemble_export import build_engines
+    from defensemble_repository.names import RESERVED
 
     from ..commands.build_engine import shown_building
 
@@ -326,7 +330,7 @@ def _networks(request: Request) -> list[FromCheckpoint | FromOnnx]:
 
 def _described(repository: Path, name: str) -> str:
     """What an ensemble consists of now, as its configurations say."""
-    from defensemble_export import read_config, read_ensemble
+    from defensemble_repository.reader import read_config, read_ensemble
 
     ensemble = read_ensemble(repository, name)
     votes = ", ".join(f"{vote.model}@{vote.version} (weight {vote.weight:g})" for vote in ensemble.members)

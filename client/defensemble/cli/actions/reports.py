@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from defensemble_export import Member, Reported
+    from defensemble_export import Member
+    from defensemble_repository.export_report import Reported
 
 
 def show_reports(repository: Path, models: list[str] | None) -> None:
@@ -23,7 +24,7 @@ def show_reports(repository: Path, models: list[str] | None) -> None:
         defensemble_export.ExportError: there is no such repository or model.
         click.ClickException: it holds no exported model.
     """
-    from defensemble_export import read_reports
+    from defensemble_repository.export_report import read_reports
 
     reports = read_reports(repository, models)
     if not reports:

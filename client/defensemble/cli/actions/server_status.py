@@ -42,7 +42,7 @@ def show_status(grpc_port: int | None, repository: Path | None, *, as_json: bool
 
 
 def _print_status(status: ServerStatus) -> None:
-    from defensemble_server.options import reached_at
+    from defensemble_server import reached_at
 
     state = status.state
     host = reached_at(state.host)

@@ -24,7 +24,7 @@ def command(urls: tuple[str, ...], repository: Path | None) -> None:
       defensemble doctor --url http://localhost:8000
       defensemble doctor --repository model_repository    # does each TensorRT plan fit this machine?
     """
-    from defensemble_server.doctor.diagnose import FAIL, diagnose
+    from defensemble_server import diagnose
 
     usual = Path("model_repository")
     checks = diagnose(list(urls), usual if repository is None and usual.is_dir() else repository)
@@ -34,5 +34,5 @@ def command(urls: tuple[str, ...], repository: Path | None) -> None:
         click.echo(f"{click.style(check.status, fg=colours[check.status])}  {check.name:<{width}}  {check.text}")
         if check.mend:
             click.echo(f"      {'':<{width}}  {check.mend}")
-    if any(check.status == FAIL for check in checks):
+    if any(check.status == "FAIL" for check in checks):
         raise click.exceptions.Exit(1)

@@ -2,117 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
-_EXAMPLE_OF_A_WEIGHT = "a vote and its weight, such as keep0.3=2 or keep0.3@2=0.5"
-
-
-def _weights(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> dict[str, float]:
-    """MODEL=W or MODEL@VERSION=W, each named once."""
-    found: dict[str, float] = {}
-    for value in values:
-        name, equals, number = value.rpartition("=")
-        try:
-            weight = float(number)
-        except ValueError:
-            weight = None
-        if not equals or not name or weight is None:
-            raise click.BadParameter(f"expected {_EXAMPLE_OF_A_WEIGHT}, got {value!r:.120}")
-        if name in found:
-            raise click.BadParameter(f"{name} is given two weights: name it once")
-        found[name] = weight
-    return found
-
-
-def _replicas(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> tuple[tuple[str, Path], ...]:
-    """URL=FOLDER."""
-    found = []
-    for value in values:
-        url, equals, folder = value.partition("=")
-        if not equals or not url or not folder:
-            raise click.BadParameter(f"expected URL=FOLDER, such as http://10.0.0.7:8000=/mnt/seven/models, got {value!r:.120}")
-        found.append((url, Path(folder)))
-    return tuple(found)
-
-
-def _places(command: _Command) -> _Command:
-    """Where the ensembles are: a folder, and the servers that read it."""
-    options = [
-        click.option(
-            "--repository",
-            type=click.Path(path_type=Path),
-            default=Path("model_repository"),
-            show_default=True,
-            help="Folder of the models, which the servers read too.",
-        ),
-        click.option(
-            "--url",
-            "urls",
-            multiple=True,
-            metavar="URL",
-            help="A server that reads the folder, http://HOST:PORT or grpc://HOST:PORT. Repeatable.  [default: those that "
-            "`defensemble serve` runs on it here, else none]",
-        ),
-        click.option(
-            "--replica",
-            "replicas",
-            multiple=True,
-            callback=_replicas,
-            metavar="URL=FOLDER",
-            help="A server with its own folder, instead of --repository and --url. Repeatable: all are edited, or none.",
-        ),
-        click.option("--files-only", is_flag=True, help="Use the files only: contact no server, even if one runs on the folder here."),
-        click.option(
-            "--admin-key-file",
-            type=click.Path(path_type=Path),
-            help="File with the key that the servers were started with.  [default: the one that `serve` noted here, else none]",
-        ),
-        click.option("--timeout", "timeout_s", type=click.FloatRange(min=0.1), default=60.0, show_default=True, help="Seconds per call."),
-        click.option(
-            "--wait",
-            "wait_s",
-            type=click.FloatRange(min=0),
-            default=60.0,
-            show_default=True,
-            help="Seconds to wait for another edit of the folder to finish.",
-        ),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def _edits(command: _Command) -> _Command:
-    """What all edits take."""
-    options = [
-        click.option("-m", "--message", help="Reason of the edit, for the history."),
-        click.option("--dry-run", is_flag=True, help="Check, say what would change, and change nothing."),
-        click.option(
-            "--load-timeout",
-            "load_timeout_s",
-            type=click.FloatRange(min=0.1),
-            default=300.0,
-            show_default=True,
-            help="Seconds for a server to load a model.",
-        ),
-        click.option(
-            "--drain",
-            "drain_s",
-            type=click.FloatRange(min=0.1),
-            default=10.0,
-            show_default=True,
-            help="Seconds to wait until no requests reach a model that is no longer needed; if some still do, it stays loaded.",
-        ),
-        click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON."),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return _places(command)
+from ..ensemble_options import edit_options, target_options, weights_option
 
 
 class _InOrder(click.Group):
@@ -140,7 +35,7 @@ def command() -> None:
 
 @command.command("show", short_help="Show members, their weights and accuracies, and whether they are served.")
 @click.argument("name", required=False)
-@_places
+@target_options
 @click.option(
     "--format", "form", type=click.Choice(["table", "yaml", "json"]), default="table", show_default=True, help="yaml: for `apply`."
 )
@@ -162,7 +57,7 @@ def show(name: str | None, form: str, **where: Any) -> None:
 
 
 @command.command("list", short_help="The names of the ensembles.")
-@_places
+@target_options
 def names(**where: Any) -> None:
     r"""List the ensembles of the repository, one a line.
 
@@ -187,7 +82,7 @@ def names(**where: Any) -> None:
     show_default=True,
     help="Which Triton is to serve it, as for `defensemble serve`.",
 )
-@_places
+@target_options
 def check(name: str | None, runtime: str, **where: Any) -> None:
     r"""Check the ensemble NAME, or all models of the repository, as they are on disk; exit status 1 where `serve` would refuse one.
 
@@ -209,14 +104,14 @@ def check(name: str | None, runtime: str, **where: Any) -> None:
     "--weight",
     "weights",
     multiple=True,
-    callback=_weights,
+    callback=weights_option,
     metavar="MODEL[@VERSION]=W",
     help="Weight of a member, above 0. Repeatable.  [default: 1]",
 )
 @click.option(
     "--average", type=click.Choice(["probabilities", "logits"]), default="probabilities", show_default=True, help="What is averaged."
 )
-@_edits
+@edit_options
 def create(name: str, members: tuple[str, ...], weights: dict[str, float], average: str, **rest: Any) -> None:
     r"""Create the ensemble NAME from models of the repository; without a version, the newest of each.
 
@@ -239,7 +134,7 @@ def create(name: str, members: tuple[str, ...], weights: dict[str, float], avera
     "--weight", type=float, metavar="W", help="Weight of each new member, above 0.  [default: 1, or that of the member that it replaces]"
 )
 @click.option("--in-place-of", metavar="MODEL[@VERSION]", help="Member that is removed in the same edit.")
-@_edits
+@edit_options
 def add(name: str, members: tuple[str, ...], weight: float | None, in_place_of: str | None, **rest: Any) -> None:
     r"""Add models of the repository to the ensemble NAME; without a version, the newest of each.
 
@@ -260,7 +155,7 @@ def add(name: str, members: tuple[str, ...], weight: float | None, in_place_of: 
 @click.argument("name")
 @click.argument("members", nargs=-1, metavar="[MODEL[@VERSION]]...")
 @click.option("--all", "whole", is_flag=True, help="The ensemble itself, in the place of members: its folder goes, its members stay.")
-@_edits
+@edit_options
 def remove(name: str, members: tuple[str, ...], whole: bool, **rest: Any) -> None:
     r"""Let members of the ensemble NAME vote no more. Their files stay (`prune` deletes what nobody uses).
 
@@ -281,8 +176,8 @@ def remove(name: str, members: tuple[str, ...], whole: bool, **rest: Any) -> Non
 
 @command.command("weight", short_help="Give votes other weights.")
 @click.argument("name")
-@click.argument("weights", nargs=-1, required=True, callback=_weights, metavar="MODEL[@VERSION]=W...")
-@_edits
+@click.argument("weights", nargs=-1, required=True, callback=weights_option, metavar="MODEL[@VERSION]=W...")
+@edit_options
 def weight(name: str, weights: dict[str, float], **rest: Any) -> None:
     r"""Give votes of the ensemble NAME other weights: above 0, and counted relative to each other.
 
@@ -299,7 +194,7 @@ def weight(name: str, weights: dict[str, float], **rest: Any) -> None:
 @command.command("average", short_help="Average probabilities, or logits.")
 @click.argument("name")
 @click.argument("average", type=click.Choice(["probabilities", "logits"]))
-@_edits
+@edit_options
 def average(name: str, average: str, **rest: Any) -> None:
     r"""Let the ensemble NAME average its members' probabilities, or their logits.
 
@@ -315,7 +210,7 @@ def average(name: str, average: str, **rest: Any) -> None:
 
 @command.command("apply", short_help="Make repository and servers equal to a YAML file.")
 @click.argument("file", type=click.Path(path_type=Path))
-@_edits
+@edit_options
 def apply(file: Path, **rest: Any) -> None:
     r"""Make the ensemble that FILE declares what it says there, on disk and in the servers; nothing happens where nothing differs.
 
@@ -337,7 +232,7 @@ def apply(file: Path, **rest: Any) -> None:
       defensemble ensemble apply ensemble.yaml --dry-run
       defensemble ensemble apply ensemble.yaml -m "as agreed on Monday"
     """
-    from defensemble_export import read_declaration
+    from defensemble_export.editing import read_declaration
 
     from ..actions.ensemble import edit
 
@@ -346,7 +241,7 @@ def apply(file: Path, **rest: Any) -> None:
 
 @command.command("diff", short_help="What differs: between file and disk, and between disk and servers.")
 @click.argument("file", required=False, type=click.Path(path_type=Path))
-@_places
+@target_options
 @click.option("--exit-code", is_flag=True, help="Exit with status 1 where something differs.")
 def diff(file: Path | None, exit_code: bool, **where: Any) -> None:
     r"""Say what `apply FILE` would change; without FILE, where the servers serve something else than lies on disk.
@@ -365,7 +260,7 @@ def diff(file: Path | None, exit_code: bool, **where: Any) -> None:
 @command.command("reload", short_help="Take up hand edits of configurations.")
 @click.argument("name", required=False)
 @click.option("--all", "everything", is_flag=True, help="All ensembles of the repository, as without NAME.")
-@_edits
+@edit_options
 def reload(name: str | None, everything: bool, **rest: Any) -> None:
     r"""Take up what was edited by hand in the config.pbtxt files of the ensemble NAME, or of all, and of their members.
 
@@ -388,7 +283,7 @@ def reload(name: str | None, everything: bool, **rest: Any) -> None:
 @click.argument("name", required=False)
 @click.option("--last", type=click.IntRange(min=0), default=20, show_default=True, metavar="N", help="The last N alone; 0: all.")
 @click.option("--json", "as_json", is_flag=True, help="Print the edits as JSON, one a line, with all that was kept.")
-@_places
+@target_options
 def history(name: str | None, last: int, as_json: bool, **where: Any) -> None:
     r"""Show the edits of the ensemble NAME, or of all, the latest last; those that were undone are marked.
 
@@ -406,7 +301,7 @@ def history(name: str | None, last: int, as_json: bool, **where: Any) -> None:
 @click.argument("count", type=click.IntRange(min=1), required=False, metavar="[N]")
 @click.option("--ensemble", "name", metavar="NAME", help="Of this ensemble.  [default: the one that was edited last]")
 @click.option("--to", metavar="ID", help="Go to what the edit ID left, in the place of N: back, or forward again.")
-@_edits
+@edit_options
 def rollback(count: int | None, name: str | None, to: str | None, **rest: Any) -> None:
     r"""Undo the last N edits (default: 1) of an ensemble, as one edit; it is again what it was, to the byte.
 
@@ -429,7 +324,7 @@ def rollback(count: int | None, name: str | None, to: str | None, **rest: Any) -
 @click.option("--keep", type=click.IntRange(min=0), default=10, show_default=True, help="Edits of each ensemble that can still be undone.")
 @click.option("--dry-run", is_flag=True, help="List it, and delete nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@_places
+@target_options
 def prune(keep: int, dry_run: bool, yes: bool, **where: Any) -> None:
     r"""Delete members and averaging models that no ensemble uses, nor any of its last --keep edits; they are listed first.
 

@@ -179,13 +179,13 @@ def command(
         Interrupted,
         ModelSpec,
         RunFolder,
+        check_writable,
+        is_first_process,
         load_dataset,
         recipe_from_preset,
         save_checkpoint,
         train,
     )
-    from defensemble_training.checkpoint import check_writable
-    from defensemble_training.trainer.compute import is_first_process
 
     check_writable(output)
     first = is_first_process()  # the others of a run start by the same command, and show nothing

@@ -1,0 +1,135 @@
+"""The members of an ensemble, named as operators write them: found, added, removed and given other weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from defensemble_repository.ensemble import Ensemble, Vote
+from defensemble_repository.errors import ConfigError, EnsembleError
+from defensemble_repository.names import check_name
+from defensemble_repository.reader import LARGEST_VERSION, versions_in
+from defensemble_repository.view import RepositoryView
+
+from .plan import no_network_text
+
+
+def named_vote(text: str) -> tuple[str, int | None]:
+    """Read `MODEL` or `MODEL@VERSION`: the name, and the version where one is given.
+
+    Raises:
+        EnsembleError: it is neither.
+    """
+    model, at, version = text.partition("@")
+    if at and not (re.fullmatch("[1-9][0-9]{0,18}", version) and int(version) <= LARGEST_VERSION):
+        raise EnsembleError(f"a vote is named MODEL or MODEL@VERSION, the version a number from 1, such as keep0.3@2; got {text!r:.120}")
+    return check_name(model), int(version) if at else None
+
+
+def new_vote(repository: Path, text: str, weight: float = 1.0) -> Vote:
+    """Make the member that `MODEL` or `MODEL@VERSION` names in `repository`; without a version, the newest there is.
+
+    Raises:
+        EnsembleError: it is no name, there is no such model or version, or the weight is not allowed.
+    """
+    model, version = named_vote(text)
+    folder = repository / model
+    there = versions_in(folder) if folder.is_dir() else []
+    if not there:
+        raise EnsembleError(no_network_text(RepositoryView(repository), f"'{model}'"))
+    if _is_ensemble(RepositoryView(repository), model):
+        raise EnsembleError(f"'{model}' is an ensemble, and only networks can vote: name its members (`defensemble ensemble show {model}`)")
+    if version is not None and version not in there:
+        raise EnsembleError(f"'{model}' has no version {version}: {folder} holds {', '.join(map(str, there))}")
+    return Vote(model, there[-1] if version is None else version, _number(model, weight))
+
+
+def added(ensemble: Ensemble, votes: Sequence[Vote], *, in_place_of: str | None = None) -> Ensemble:
+    """Add `votes` as members, or put the only one of them in the place of another.
+
+    Raises:
+        EnsembleError: one votes already, `in_place_of` does not, or it is given for several votes.
+    """
+    if in_place_of is None:
+        return dataclasses.replace(ensemble, members=(*ensemble.members, *votes))
+    if len(votes) != 1:
+        raise EnsembleError(f"one vote can take the place of '{in_place_of}', got {len(votes)}: name one")
+    old = found_vote(ensemble, in_place_of)
+    members = tuple(votes[0] if vote == old else vote for vote in ensemble.members)
+    return dataclasses.replace(ensemble, members=members)
+
+
+def removed(ensemble: Ensemble, names: Sequence[str]) -> Ensemble:
+    """Remove the members that `names` (`MODEL` or `MODEL@VERSION`) name.
+
+    Raises:
+        EnsembleError: one does not vote, or nobody is left.
+    """
+    gone = [found_vote(ensemble, name) for name in names]
+    left = tuple(vote for vote in ensemble.members if vote not in gone)
+    if not left:
+        raise EnsembleError(
+            f"'{ensemble.name}' would have no members, and needs at least one: to take it out of service as a whole, "
+            f"remove it: `defensemble ensemble remove {ensemble.name} --all`"
+        )
+    return dataclasses.replace(ensemble, members=left)
+
+
+def reweighted(ensemble: Ensemble, weights: Mapping[str, float]) -> Ensemble:
+    """Give the members that `weights` names (`MODEL` or `MODEL@VERSION`) these weights.
+
+    Raises:
+        EnsembleError: one does not vote, is named twice, or the weight is not finite and above 0.
+    """
+    chosen: dict[Vote, float] = {}
+    for name, weight in weights.items():
+        vote = found_vote(ensemble, name)
+        if vote in chosen:
+            raise EnsembleError(f"{vote.model}@{vote.version} is given two weights: name it once")
+        number = _number(name, weight)
+        if not (math.isfinite(number) and number > 0):
+            gone = name if len(ensemble.members) > 1 else "--all"
+            raise EnsembleError(
+                f"weight of '{name}' must be finite and above 0, got {number:g}; to stop its vote: "
+                f"`defensemble ensemble remove {ensemble.name} {gone}`"
+            )
+        chosen[vote] = number
+    members = tuple(dataclasses.replace(vote, weight=chosen.get(vote, vote.weight)) for vote in ensemble.members)
+    return dataclasses.replace(ensemble, members=members)
+
+
+def found_vote(ensemble: Ensemble, text: str) -> Vote:
+    """Find the member that `MODEL` or `MODEL@VERSION` names in `ensemble`.
+
+    Raises:
+        EnsembleError: it does not vote, or does so at several versions.
+    """
+    model, version = named_vote(text)
+    found = [vote for vote in ensemble.members if vote.model == model and version in (None, vote.version)]
+    if len(found) > 1:
+        several = ", ".join(f"{vote.model}@{vote.version}" for vote in found)
+        raise EnsembleError(f"'{model}' votes at several versions in '{ensemble.name}': say which, {several}")
+    if not found:
+        voting = ", ".join(f"{vote.model}@{vote.version}" for vote in ensemble.members)
+        raise EnsembleError(f"'{text}' does not vote in '{ensemble.name}': {voting} do")
+    return found[0]
+
+
+def _number(name: str, weight: object) -> float:
+    """Return a weight as a plain float: one of numpy's could not be written as JSON."""
+    try:
+        if isinstance(weight, (str, bytes, bool)):
+            raise TypeError("it is no number")
+        return float(weight)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError) as error:
+        raise EnsembleError(f"weight of '{name}' must be a number above 0, got {weight!r:.80}") from error
+
+
+def _is_ensemble(files: RepositoryView, model: str) -> bool:
+    try:
+        return files.has(model) and files.config(model).platform == "ensemble"
+    except ConfigError:
+        return False  # the checks tell

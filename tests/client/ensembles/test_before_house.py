@@ -1,0 +1,103 @@
+"""A repository, its history and an edit that was cut short, as the code before the restructuring wrote them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from defensemble.ensembles import Ensembles
+from tests.support import tiny
+from tests.support.checkout import ROOT
+
+FILES = ROOT / "tests/support/before_house"
+NOW = {"beta@1": 1.0, "alpha@1": 4.0}
+FIRST = {"alpha@1": 1.0, "beta@1": 1.0}
+HISTORY = [
+    ("ensemble", "weight"),
+    ("ensemble", "average"),
+    ("ensemble", "remove"),
+    ("ensemble", "add"),
+    ("canary", "create"),
+    ("canary", "delete"),
+    ("canary", "rollback"),
+    ("ensemble", "apply"),
+    ("ensemble", "reload"),
+    ("ensemble", "rollback"),
+]
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(FILES / "model_repository", tmp_path / "model_repository"))
+
+
+def votes(ensembles: Ensembles, name: str = "ensemble") -> dict[str, float]:
+    (state,) = ensembles.show(name)
+    assert state.votes is not None
+    assert state.problems == ()
+    return {f"{vote.model}@{vote.version}": vote.weight for vote in state.votes.members}
+
+
+def test_its_ensembles_and_its_history_are_read(repository: Path) -> None:
+    before = tiny.content(repository)
+    ensembles = Ensembles(repository)
+    assert ensembles.names() == ["canary", "ensemble"]
+    assert votes(ensembles) == NOW
+    assert votes(ensembles, "canary") == {"alpha@1": 1.0, "beta@1": 2.0}
+    assert ensembles.check() == []
+    edits = ensembles.history()
+    assert [(edit.ensemble, edit.action) for edit in edits] == HISTORY
+    assert {edit.who for edit in edits} == {"operator@workstation"}
+    assert [edit.message for edit in edits if edit.message is not None] == ["alpha sees better", "it is needed after all", "as agreed"]
+    assert edits[6].undoes == (edits[5].id,)
+    assert edits[9].undoes == (edits[8].id,)
+    assert tiny.content(repository) == before, "nothing is written by who only looks"
+
+
+def test_it_is_edited_and_every_edit_of_then_is_undone(repository: Path) -> None:
+    ensembles = Ensembles(repository)
+    old = (repository / "history.jsonl").read_bytes()
+    config = (repository / "ensemble/config.pbtxt").read_bytes()
+    assert ensembles.weight("ensemble", {"beta": 2.0}).edit is not None
+    assert votes(ensembles) == {"beta@1": 2.0, "alpha@1": 4.0}
+    ensembles.rollback(name="ensemble")
+    assert (repository / "ensemble/config.pbtxt").read_bytes() == config
+    # Back over the edits of then: apply, add, remove, average and weight; the reload was undone then.
+    states = []
+    for _ in range(5):
+        ensembles.rollback(name="ensemble")
+        states.append(votes(ensembles))
+    assert states == [
+        {"alpha@1": 3.0, "beta@1": 0.5},
+        {"alpha@1": 3.0},
+        {"alpha@1": 3.0, "beta@1": 1.0},
+        {"alpha@1": 3.0, "beta@1": 1.0},
+        FIRST,
+    ]
+    ensembles.rollback(name="canary")
+    assert ensembles.names() == ["ensemble"]
+    ensembles.rollback(to=ensembles.history("canary")[0].id)
+    assert votes(ensembles, "canary") == {"alpha@1": 1.0, "beta@1": 2.0}
+    reload = next(edit for edit in ensembles.history() if edit.action == "reload")
+    ensembles.rollback(to=reload.id)
+    assert [state.max_batch_size for state in ensembles.show("ensemble")] == [4]
+    assert (repository / "history.jsonl").read_bytes().startswith(old), "what was there stays, byte for byte"
+    assert ensembles.check() == []
+
+
+@pytest.mark.parametrize(("when", "beta", "count"), [("before_config", 1.0, 10), ("after_config", 5.0, 11)])
+def test_its_edit_that_was_cut_short_is_undone_or_finished(repository: Path, when: str, beta: float, count: int) -> None:
+    shutil.copytree(FILES / when, repository, dirs_exist_ok=True)
+    note = repository / "pending-edit.json"
+    note.write_text(note.read_text().replace("/srv/model_repository", str(repository)))
+    warnings: list[str] = []
+    ensembles = Ensembles(repository, warn=warnings.append)
+    assert votes(ensembles) == {**NOW, "beta@1": beta}
+    assert [fact for fact in ("weight", "ensemble", "operator@workstation") if fact not in warnings[0]] == []
+    assert not note.exists()
+    assert len(ensembles.history()) == count
+    assert (repository / "average_7f7caee00316198b").exists() == (when == "after_config")
+    ensembles.rollback(name="ensemble")
+    assert votes(ensembles) == (NOW if when == "after_config" else {"alpha@1": 3.0, "beta@1": 0.5})
