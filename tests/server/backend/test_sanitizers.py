@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -59,25 +61,43 @@ def runtime_libraries(sanitizer: Sanitizer, compiler: Compiler) -> str:
     return ":".join(libraries)
 
 
-def sanitized_server(folder: Path, sanitizer: Sanitizer, source: Path, compiler: Compiler, **environment: str) -> Triton:
-    preloaded = runtime_libraries(sanitizer, compiler)
-    library = folder / "backends" / "onnxruntime" / LIBRARY_NAME
-    library.parent.mkdir(parents=True)
+def build(folder: Path, sanitizer: Sanitizer, source: Path, compiler: Compiler) -> Path:
+    """Build the backend with a sanitizer; return the directory for `--backend-directory`."""
+    library = folder / "onnxruntime" / LIBRARY_NAME
+    library.parent.mkdir()
     command = [*compiler.command, *FLAGS, *sanitizer.flags, *sorted(map(str, source.glob("*.cc"))), "-o", str(library), "-ldl"]
     subprocess.run(command, check=True)
-    environment = {"LD_PRELOAD": preloaded, **sanitizer.environment, **environment}
-    return Triton(folder / "server", library.parent.parent, {"library": str(onnxruntime_library())}, environment)
+    return folder
+
+
+def server(folder: Path, sanitizer: Sanitizer, compiler: Compiler, backend: Path, **more: str) -> Triton:
+    environment = {"LD_PRELOAD": runtime_libraries(sanitizer, compiler), **sanitizer.environment}
+    return Triton(folder / "server", backend, {"library": str(onnxruntime_library()), **more}, environment)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory, source: Path, compiler: Compiler) -> Callable[[Sanitizer], Path]:
+    backends: dict[str, Path] = {}
+
+    def backend(sanitizer: Sanitizer) -> Path:
+        runtime_libraries(sanitizer, compiler)
+        if sanitizer.flags[0] not in backends:
+            backends[sanitizer.flags[0]] = build(tmp_path_factory.mktemp("backend"), sanitizer, source, compiler)
+        return backends[sanitizer.flags[0]]
+
+    return backend
 
 
 @pytest.fixture(scope="module", params=[ADDRESS, THREAD], ids=["address", "thread"])
 def sanitized(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, source: Path, compiler: Compiler
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, built: Callable[[Sanitizer], Path], compiler: Compiler
 ) -> Iterator[Triton]:
-    with sanitized_server(tmp_path_factory.mktemp("sanitized"), request.param, source, compiler) as server:
-        maps = Path(f"/proc/{server.pid}/maps").read_text()
-        assert all(library in maps for library in request.param.libraries)
-        yield server
-    assert_clean_log(server)
+    sanitizer: Sanitizer = request.param
+    with server(tmp_path_factory.mktemp("sanitized"), sanitizer, compiler, built(sanitizer)) as running:
+        maps = Path(f"/proc/{running.pid}/maps").read_text()
+        assert all(library in maps for library in sanitizer.libraries)
+        yield running
+    assert_clean_log(running)
 
 
 only_address = pytest.mark.parametrize("sanitized", [ADDRESS], ids=["address"], indirect=True)
@@ -134,6 +154,31 @@ def test_mutated_files(sanitized: Triton) -> None:
     assert_clean(sanitized)
 
 
+def load(running: Triton, name: str, requests: int, during: Callable[[], None] = lambda: None) -> list[InferenceServerException]:
+    """Send many requests at once, then call `during`; return the errors among the answers."""
+    done: Queue[InferenceServerException | None] = Queue()
+    inputs = infer_inputs({"x": np.ones((1, 4), np.float32)})
+    for _ in range(requests):
+        running.client.async_infer(name, inputs, lambda result, error: done.put(error))
+    during()
+    answers = [done.get(timeout=ANSWER_DEADLINE_S) for _ in range(requests)]
+    return [error for error in answers if error is not None]
+
+
+SEVERAL_INSTANCES = {**graphs.AFFINE_CONFIG, "instance_group": [{"count": 3, "kind": "KIND_CPU"}]}
+
+
+def test_draining(tmp_path: Path, built: Callable[[Sanitizer], Path], compiler: Compiler) -> None:
+    running = server(tmp_path, THREAD, compiler, built(THREAD), drain_seconds="2")
+    try:
+        name = running.__enter__().load(SEVERAL_INSTANCES, graphs.affine())
+        assert load(running, name, 300, during=lambda: os.kill(running.pid, signal.SIGUSR1)) == []
+        assert running.wait() == 0
+    finally:
+        running.stop()
+    assert_clean_log(running)
+
+
 def test_a_race_in_the_backend_is_reported(tmp_path: Path, source: Path, compiler: Compiler) -> None:
     """The counter of executions without its atomic: ThreadSanitizer sees our code, although the server's is not instrumented."""
     racing = tmp_path / "source"
@@ -143,14 +188,13 @@ def test_a_race_in_the_backend_is_reported(tmp_path: Path, source: Path, compile
     plain = "struct { int n; int operator++() { return ++n; } int operator--() { return --n; } int load() { return n; } } running;"
     assert atomic in drain
     (racing / "drain.cc").write_text(drain.replace(atomic, plain))
-    options = f"{THREAD.environment['TSAN_OPTIONS']}:exitcode=0"
-    with sanitized_server(tmp_path, THREAD, racing, compiler, TSAN_OPTIONS=options) as server:
-        names = [server.load(graphs.AFFINE_CONFIG, graphs.affine()) for _ in range(2)]
-        done: Queue[InferenceServerException | None] = Queue()
-        for i in range(200):
-            server.client.async_infer(names[i % 2], infer_inputs({"x": np.ones((1, 4), np.float32)}), lambda result, error: done.put(error))
-        assert [done.get(timeout=ANSWER_DEADLINE_S) for _ in range(200)] == [None] * 200
-    assert "WARNING: ThreadSanitizer: data race" in server.log()
+    options = {"TSAN_OPTIONS": f"{THREAD.environment['TSAN_OPTIONS']}:exitcode=0"}
+    sanitizer = replace(THREAD, environment=options)
+    runtime_libraries(sanitizer, compiler)
+    (tmp_path / "backend").mkdir()
+    with server(tmp_path, sanitizer, compiler, build(tmp_path / "backend", sanitizer, racing, compiler)) as running:
+        assert load(running, running.load(SEVERAL_INSTANCES, graphs.affine()), 300) == []
+    assert "WARNING: ThreadSanitizer: data race" in running.log()
 
 
 def test_random_requests(sanitized: Triton) -> None:
