@@ -1,4 +1,4 @@
-// The functions that Triton looks up in a backend: each hands over to the Runtime, Model or Instance behind it, and lets no exception out.
+// The functions that Triton looks up in a backend: each calls the Runtime, Model or Instance behind it, and catches every exception.
 #include <cstdlib>
 #include <memory>
 #include <optional>
@@ -12,7 +12,7 @@
 namespace onnx_backend {
 namespace {
 
-// The TRITONBACKEND API that was tried (Triton 2.51). A server of the same major and a later minor offers everything of it.
+// The TRITONBACKEND API that was tested (Triton 2.51). A server with the same major and a later minor version offers all of it.
 constexpr uint32_t kApiMajor = 1;
 constexpr uint32_t kApiMinor = 19;
 
@@ -35,7 +35,7 @@ void check_server() {
 }
 
 Json command_line(TRITONBACKEND_Backend* backend) {
-  TRITONSERVER_Message* message = nullptr;  // the backend's, not to be deleted
+  TRITONSERVER_Message* message = nullptr;  // owned by the backend
   check(TRITONBACKEND_BackendConfig(backend, &message));
   const char* text = nullptr;
   size_t size = 0;
@@ -60,11 +60,22 @@ State* state_of(Owner* handle, TRITONSERVER_Error* (*get)(Owner*, void**)) {
   return static_cast<State*>(state);
 }
 
-// Hands an object over to Triton, which gives it back to a Finalize function.
+// Passes an object to Triton, which keeps it until a Finalize function takes it back.
 template <class State, class Owner>
-void set_state(Owner* handle, TRITONSERVER_Error* (*set)(Owner*, void*), std::unique_ptr<State> state) {
+void give_state(Owner* handle, TRITONSERVER_Error* (*set)(Owner*, void*), std::unique_ptr<State> state) {
   check(set(handle, state.get()));
   static_cast<void>(state.release());
+}
+
+template <class State, class Owner>
+std::unique_ptr<State> take_state(Owner* handle, TRITONSERVER_Error* (*get)(Owner*, void**)) {
+  return std::unique_ptr<State>(state_of<State>(handle, get));
+}
+
+// The end of every entry point: from here on Triton owns the error.
+template <class Work>
+TRITONSERVER_Error* entry_point(Work&& work) noexcept {
+  return to_triton_error(work).release();
 }
 
 }  // namespace
@@ -73,7 +84,7 @@ void set_state(Owner* handle, TRITONSERVER_Error* (*set)(Owner*, void*), std::un
 using namespace onnx_backend;
 
 TRITON_ENTRY_POINT TRITONBACKEND_Initialize(TRITONBACKEND_Backend* handle) {
-  return guarded([&] {
+  return entry_point([&] {
     check_server();
     const Json options = command_line(handle);
     const ThreadCounts threads = threads_from_command_line(options);
@@ -82,12 +93,12 @@ TRITON_ENTRY_POINT TRITONBACKEND_Initialize(TRITONBACKEND_Backend* handle) {
     auto backend = std::make_unique<Backend>(library, threads);
     if (drain_limit) backend->drain.emplace(*drain_limit);
     log(TRITONSERVER_LOG_INFO, "onnxruntime " + backend->runtime.version() + " from " + library);
-    set_state(handle, TRITONBACKEND_BackendSetState, std::move(backend));
+    give_state(handle, TRITONBACKEND_BackendSetState, std::move(backend));
   });
 }
 
 TRITON_ENTRY_POINT TRITONBACKEND_Finalize(TRITONBACKEND_Backend* handle) {
-  return guarded([&] { delete state_of<Backend>(handle, TRITONBACKEND_BackendState); });
+  return entry_point([&] { take_state<Backend>(handle, TRITONBACKEND_BackendState); });
 }
 
 TRITON_ENTRY_POINT TRITONBACKEND_GetBackendAttribute(TRITONBACKEND_Backend*, TRITONBACKEND_BackendAttribute* attribute) {
@@ -95,20 +106,20 @@ TRITON_ENTRY_POINT TRITONBACKEND_GetBackendAttribute(TRITONBACKEND_Backend*, TRI
 }
 
 TRITON_ENTRY_POINT TRITONBACKEND_ModelInitialize(TRITONBACKEND_Model* handle) {
-  return guarded([&] {
+  return entry_point([&] {
     TRITONBACKEND_Backend* backend_handle = nullptr;
     check(TRITONBACKEND_ModelBackend(handle, &backend_handle));
     const auto* backend = state_of<Backend>(backend_handle, TRITONBACKEND_BackendState);
-    set_state(handle, TRITONBACKEND_ModelSetState, std::make_unique<Model>(handle, backend->runtime, backend->threads));
+    give_state(handle, TRITONBACKEND_ModelSetState, std::make_unique<Model>(handle, backend->runtime, backend->threads));
   });
 }
 
 TRITON_ENTRY_POINT TRITONBACKEND_ModelFinalize(TRITONBACKEND_Model* handle) {
-  return guarded([&] { delete state_of<Model>(handle, TRITONBACKEND_ModelState); });
+  return entry_point([&] { take_state<Model>(handle, TRITONBACKEND_ModelState); });
 }
 
 TRITON_ENTRY_POINT TRITONBACKEND_ModelInstanceInitialize(TRITONBACKEND_ModelInstance* handle) {
-  return guarded([&] {
+  return entry_point([&] {
     TRITONBACKEND_Model* model_handle = nullptr;
     check(TRITONBACKEND_ModelInstanceModel(handle, &model_handle));
     auto* model = state_of<Model>(model_handle, TRITONBACKEND_ModelState);
@@ -116,19 +127,19 @@ TRITON_ENTRY_POINT TRITONBACKEND_ModelInstanceInitialize(TRITONBACKEND_ModelInst
     check(TRITONBACKEND_ModelInstanceKind(handle, &kind));
     if (kind == TRITONSERVER_INSTANCEGROUPKIND_GPU) {
       fail(TRITONSERVER_ERROR_UNSUPPORTED,
-           "model '" + model->name() + "': instance_group asks for a GPU, this backend runs on CPUs alone: write kind: KIND_CPU");
+           "model '" + model->name() + "': instance_group asks for a GPU, this backend runs only on CPUs: write kind: KIND_CPU");
     }
-    set_state(handle, TRITONBACKEND_ModelInstanceSetState, std::make_unique<Instance>(*model, handle));
+    give_state(handle, TRITONBACKEND_ModelInstanceSetState, std::make_unique<Instance>(*model, handle));
   });
 }
 
 TRITON_ENTRY_POINT TRITONBACKEND_ModelInstanceFinalize(TRITONBACKEND_ModelInstance* handle) {
-  return guarded([&] { delete state_of<Instance>(handle, TRITONBACKEND_ModelInstanceState); });
+  return entry_point([&] { take_state<Instance>(handle, TRITONBACKEND_ModelInstanceState); });
 }
 
-// Requests become the backend's own with success only: execute() gives every error to its request, and throws only while all of them
-// can still be answered by Triton.
+// The backend owns the requests only after success: execute() gives every error to its request, and throws only while Triton can still
+// answer all of them.
 TRITON_ENTRY_POINT TRITONBACKEND_ModelInstanceExecute(TRITONBACKEND_ModelInstance* handle, TRITONBACKEND_Request** requests,
                                                       const uint32_t count) {
-  return guarded([&] { state_of<Instance>(handle, TRITONBACKEND_ModelInstanceState)->execute(requests, count); });
+  return entry_point([&] { state_of<Instance>(handle, TRITONBACKEND_ModelInstanceState)->execute(requests, count); });
 }

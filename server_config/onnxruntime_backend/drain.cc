@@ -18,25 +18,27 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
 
-// So long nothing has to run until all answers count as sent.
+// All answers count as sent when nothing has run for this long.
 constexpr milliseconds kQuiet{250};
-// So long the last runs get once later requests are refused.
+// The time that the last runs get once later requests are refused.
 constexpr milliseconds kLastRuns{4000};
 constexpr milliseconds kPoll{10};
 
 enum class Refused { none, new_requests, all };
 
-// Static, without destructors: executions on other threads use them until the process is gone.
+// Static, without destructors: executions on other threads use them until the process ends. Sequentially consistent, unlike the flag in
+// model.h: an execution counts itself and then reads `refusal`, the drain sets `refusal` and then reads the count, and one of them must see
+// the other.
 std::atomic<Refused> refusal{Refused::none};
 std::atomic<int> running{0};
 std::atomic<Clock::rep> last_end{0};
-sem_t order;
+sem_t drain_requested;
 std::atomic<bool> cancelled{false};
 
 void on_signal(int) {
-  const int kept = errno;
-  sem_post(&order);
-  errno = kept;
+  const int saved = errno;
+  sem_post(&drain_requested);
+  errno = saved;
 }
 
 bool quiet_since(Clock::time_point begin) {
@@ -50,20 +52,20 @@ void wait_until_quiet(milliseconds limit) {
 }
 
 void drain(std::chrono::seconds limit) {
-  while (sem_wait(&order) != 0) {}
+  while (sem_wait(&drain_requested) != 0) {}
   if (cancelled.load()) return;
   log(TRITONSERVER_LOG_INFO, "draining: requests in flight are answered");
   wait_until_quiet(limit);
   refusal.store(Refused::new_requests);
   wait_until_quiet(kLastRuns);
-  log(TRITONSERVER_LOG_INFO, running.load() == 0 ? "drained" : "not drained in time: requests that run are given up");
+  log(TRITONSERVER_LOG_INFO, running.load() == 0 ? "drained" : "not drained in time: running requests are abandoned");
   _exit(0);
 }
 
 }  // namespace
 
 Execution::Execution(bool last_step) {
-  ++running;  // first: refuse_at_exit() waits for what may not have seen its refusal
+  ++running;  // first: refuse_at_exit() waits for executions that may not have seen the refusal
   const Refused now = refusal.load();
   refused_ = now == Refused::all || (now == Refused::new_requests && !last_step);
   if (refused_) --running;
@@ -76,7 +78,7 @@ Execution::~Execution() {
 }
 
 DrainOnSignal::DrainOnSignal(std::chrono::seconds limit) {
-  sem_init(&order, 0, 0);
+  sem_init(&drain_requested, 0, 0);
   cancelled.store(false);
   thread_ = std::thread(drain, limit);
   struct sigaction action{};
@@ -88,7 +90,7 @@ DrainOnSignal::DrainOnSignal(std::chrono::seconds limit) {
 DrainOnSignal::~DrainOnSignal() {
   signal(SIGUSR1, SIG_DFL);
   cancelled.store(true);
-  sem_post(&order);
+  sem_post(&drain_requested);
   thread_.join();
 }
 

@@ -1,8 +1,8 @@
-// How the server ends under load: requests in flight are answered, later ones are refused as UNAVAILABLE, and then the process exits.
+// How the server ends under load: requests in flight are answered, later ones fail as UNAVAILABLE, and then the process exits.
 //
-// Triton's own way (core 2.51) fails callers. It keeps taking calls while it stops: those that its schedulers refuse inside an ensemble can
-// crash it (SIGSEGV), those that arrive while it unloads get NOT_FOUND, for up to a second, and those that still run when its timeout ends
-// meet libraries whose static objects are destroyed, and get INTERNAL.
+// Triton's own way (core 2.51) fails callers. It accepts calls while it stops: calls that its schedulers refuse inside an ensemble can
+// crash it (SIGSEGV), calls that arrive while it unloads get NOT_FOUND, for up to a second, and calls that still run at its timeout meet
+// libraries whose static objects are destroyed, and get INTERNAL.
 #pragma once
 
 #include <chrono>
@@ -13,7 +13,7 @@ namespace onnx_backend {
 // A batch of requests that is being executed, as the drain counts it.
 class Execution {
  public:
-  // `last_step`: whether its model ends an ensemble, whose other steps have run.
+  // `last_step`: whether its model is the last step of an ensemble, whose other steps have already run.
   explicit Execution(bool last_step);
   ~Execution();
   Execution(const Execution&) = delete;
@@ -25,7 +25,7 @@ class Execution {
   bool refused_;
 };
 
-// Ends the process when SIGUSR1 arrives and no request has run for a moment, or `limit` is over.
+// Ends the process after SIGUSR1, once no request has run for a moment, or after `limit`.
 class DrainOnSignal {
  public:
   explicit DrainOnSignal(std::chrono::seconds limit);
@@ -37,7 +37,7 @@ class DrainOnSignal {
   std::thread thread_;
 };
 
-// Refuses all requests from exit() on, before the static objects of what was loaded so far are destroyed.
+// Refuses all requests from exit() on, before the static objects of the libraries loaded so far are destroyed.
 void refuse_at_exit();
 
 }  // namespace onnx_backend

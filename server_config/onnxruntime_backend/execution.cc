@@ -12,28 +12,22 @@ namespace {
 
 constexpr std::align_val_t kScratchAlignment{64};  // what ONNX Runtime's own allocator gives
 
-// Larger joins cost more time an image and much more memory. ResNet-18 of width 16 at 3x32x32, five members, 8 callers with batch 16, two
-// cores: 4.55 ms of processor time an image and 121 MB with this cap, 4.84 ms and 240 MB with joins of up to 64 rows.
-constexpr int64_t kMostJoinedRows = 16;
-
 uint64_t now_ns() {
   const auto now = std::chrono::steady_clock::now().time_since_epoch();
   return static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(now).count());
 }
 
-using Value = Handle<OrtValue>;
-
-Value value_over(const Runtime& runtime, const void* data, const Shape& shape, const ElementType& type) {
-  OrtValue* created = nullptr;
-  // ONNX Runtime takes inputs by a pointer to mutable data, and does not write to them.
-  runtime.check(runtime.api().CreateTensorWithDataAsOrtValue(runtime.cpu_memory(), const_cast<void*>(data), byte_count(shape, type),
-                                                             shape.data(), shape.size(), type.onnx, &created));
-  return Value(created, runtime.api().ReleaseValue);
+OrtPtr<OrtValue> value_over(const Runtime& runtime, const void* data, const Shape& shape, const ElementType& type) {
+  return runtime.make<OrtValue>([&](OrtValue** made) {
+    // ONNX Runtime takes inputs by a pointer to mutable data, but does not write to them.
+    return runtime.api().CreateTensorWithDataAsOrtValue(runtime.cpu_memory(), const_cast<void*>(data), byte_count(shape, type),
+                                                        shape.data(), shape.size(), type.onnx, made);
+  });
 }
 
 }  // namespace
 
-void Scratch::Free::operator()(char* memory) const { ::operator delete(memory, kScratchAlignment); }
+void Scratch::Deleter::operator()(char* memory) const noexcept { ::operator delete(memory, kScratchAlignment); }
 
 char* Scratch::at_least(uint64_t bytes) {
   constexpr uint64_t kSlack = 1 << 20;
@@ -49,12 +43,12 @@ char* Scratch::at_least(uint64_t bytes) {
 // An output of one run of the graph.
 struct Instance::Output {
   size_t index;            // among the model's outputs
-  const TensorInfo* info;  // the same
-  void* buffer;            // Triton's, where it was asked for before the run; else null
-  bool bound;              // whether the run writes to `buffer` itself
-  Shape shape;             // known before the run where there is a buffer, else after it
-  Value value;
-  const char* data;  // after the run, where it is not bound
+  const TensorInfo* info;  // of that output
+  void* buffer;            // Triton's, if it was requested before the run; else null
+  bool bound;              // whether the run writes to `buffer` directly
+  Shape shape;             // known before the run if there is a buffer, else after it
+  OrtPtr<OrtValue> value;
+  const char* data;  // after the run, if the output is not bound
 };
 
 void Instance::execute(TRITONBACKEND_Request** handles, uint32_t count) {
@@ -66,18 +60,18 @@ void Instance::execute(TRITONBACKEND_Request** handles, uint32_t count) {
   std::vector<Group> groups;
   for (uint32_t i = 0; i < count; ++i) {
     Request& request = requests.emplace_back(handles[i], model_);
-    request.attempt([&] {
+    request.run_guarded([&] {
       request.begin();
       if (execution.refused()) fail(TRITONSERVER_ERROR_UNAVAILABLE, model_.name() + ": the server is stopping");
     });
     if (request.failed()) continue;
     size_t group = 0;
-    while (group < groups.size() && !groups[group].takes(request)) ++group;
+    while (group < groups.size() && !groups[group].accepts(request, model_.max_joined_rows())) ++group;
     if (group == groups.size()) groups.emplace_back();
     groups[group].requests.push_back(&request);
     groups[group].rows += request.rows();
   }
-  // Nothing is thrown from here on: some of the requests are answered.
+  // Nothing is thrown from here on: some of the requests have their answers.
   for (auto& request : requests) {
     if (request.failed()) request.finish(handle_, start_ns, now_ns());
   }
@@ -88,19 +82,17 @@ void Instance::execute(TRITONBACKEND_Request** handles, uint32_t count) {
   }
 }
 
-bool Instance::Group::takes(const Request& request) const {
-  return rows + request.rows() <= kMostJoinedRows && requests.front()->joins(request);
+bool Instance::Group::accepts(const Request& request, int64_t max_joined_rows) const {
+  return rows + request.rows() <= max_joined_rows && requests.front()->can_join(request);
 }
 
-// Each group is answered as soon as it has run: it need not wait for the next.
+// Each group is answered as soon as it has run, not after the last group.
 void Instance::answer_group(const Group& group, uint64_t start_ns) noexcept {
   runs_.clear();
-  TRITONSERVER_Error* error = guarded([&] { run_group(group); });
-  if (error != nullptr) {
+  if (const ErrorPtr error = to_triton_error([&] { run_group(group); })) {
     for (Request* request : group.requests) {
-      request->attempt([&] { fail(TRITONSERVER_ErrorCode(error), TRITONSERVER_ErrorMessage(error)); });
+      request->run_guarded([&] { fail(TRITONSERVER_ErrorCode(error.get()), TRITONSERVER_ErrorMessage(error.get())); });
     }
-    TRITONSERVER_ErrorDelete(error);
   }
   const uint64_t end_ns = now_ns();
   for (const auto& run : runs_) {
@@ -110,34 +102,34 @@ void Instance::answer_group(const Group& group, uint64_t start_ns) noexcept {
   for (Request* request : group.requests) request->finish(handle_, start_ns, end_ns);
 }
 
-// One run for all of them; where that fails, one for each, so that an error in one never fails its neighbours.
+// One run for all requests; if it fails, one run for each, so that an error in one request never fails the others.
 void Instance::run_group(const Group& group) {
   std::vector<Request*> live;
   for (Request* request : group.requests) {
-    request->attempt([&] { request->refuse_if_cancelled(); });
+    request->run_guarded([&] { request->throw_if_cancelled(); });
     if (!request->failed()) live.push_back(request);
   }
   if (live.empty()) return;
   if (live.size() > 1) {
-    TRITONSERVER_Error* error = guarded([&] { run(live); });
+    const ErrorPtr error = to_triton_error([&] { run(live); });
     if (error == nullptr) return;
-    log(TRITONSERVER_LOG_WARN, (model_.name() + ": a joint run failed, each request runs alone: ") + TRITONSERVER_ErrorMessage(error));
-    TRITONSERVER_ErrorDelete(error);
+    log_limited(model_.failure_log(), TRITONSERVER_LOG_WARN,
+                [&] { return model_.name() + ": a joint run failed, each request runs alone: " + TRITONSERVER_ErrorMessage(error.get()); });
   }
   for (Request* request : live) {
-    request->attempt([&] {
-      if (live.size() > 1) request->refuse_if_cancelled();
+    request->run_guarded([&] {
+      if (live.size() > 1) request->throw_if_cancelled();
       run({request});
     });
   }
 }
 
-// Throws before any output was added to a response, or, for a single request, at any time.
+// May throw before any output was added to a response; for a single request, at any time.
 void Instance::run(const std::vector<Request*>& group) {
   int64_t rows = 0;
   for (const Request* request : group) rows += request->rows();
 
-  std::vector<Value> inputs;
+  std::vector<OrtPtr<OrtValue>> inputs;
   std::vector<const OrtValue*> input_values;
   for (size_t i = 0; i < model_.inputs().size(); ++i) {
     const ElementType& type = *model_.inputs()[i].type;
@@ -147,17 +139,20 @@ void Instance::run(const std::vector<Request*>& group) {
     input_values.push_back(inputs.back().get());
   }
 
-  std::vector<Output> outputs = plan_outputs(group, rows);
+  uint64_t wanted = 0;
+  for (const Request* request : group) wanted |= request->wanted_outputs();
+  const std::vector<const char*>& names = output_names(wanted);
+  std::vector<Output> outputs = plan_outputs(group, wanted, rows);
   const uint64_t start_ns = now_ns();
-  compute(input_values, outputs);
+  compute(input_values, outputs, names);
   const uint64_t end_ns = now_ns();
 
   for (auto& output : outputs) read_result(output, rows);
   learn_shapes(outputs, rows);
   uint64_t row = 0;
   for (Request* request : group) {
-    // What fails from here on fails for one request: its neighbours' outputs may have been added.
-    request->attempt([&] {
+    // A failure from here on concerns one request: outputs may have been added to the responses of the others.
+    request->run_guarded([&] {
       for (const auto& output : outputs) deliver(output, *request, row);
     });
     request->set_computed(start_ns, end_ns);
@@ -166,7 +161,7 @@ void Instance::run(const std::vector<Request*>& group) {
   runs_.push_back({rows, start_ns, end_ns});
 }
 
-// In place for one request, if it lies in one aligned piece; else each byte is copied once.
+// A single request's input is used in place if it is one aligned piece; else each byte is copied once.
 const void* Instance::input_data(const std::vector<Request*>& group, size_t input, uint64_t bytes) {
   if (group.size() == 1) {
     if (const void* data = group.front()->input_in_place(input)) return data;
@@ -177,16 +172,27 @@ const void* Instance::input_data(const std::vector<Request*>& group, size_t inpu
   return joined;
 }
 
-std::vector<Instance::Output> Instance::plan_outputs(const std::vector<Request*>& group, int64_t rows) {
-  uint64_t wanted = 0;
-  for (const Request* request : group) wanted |= request->wanted_outputs();
-  const bool may_bind = group.size() == 1 && model_.may_bind();
+const std::vector<const char*>& Instance::output_names(uint64_t wanted) {
+  if (wanted != named_outputs_) {
+    std::vector<const char*> names;
+    for (size_t i = 0; i < model_.outputs().size(); ++i) {
+      if ((wanted >> i & 1) != 0) names.push_back(model_.outputs()[i].name.c_str());
+    }
+    output_names_ = std::move(names);
+    named_outputs_ = wanted;
+  }
+  return output_names_;
+}
+
+std::vector<Instance::Output> Instance::plan_outputs(const std::vector<Request*>& group, uint64_t wanted, int64_t rows) {
+  const bool can_bind = group.size() == 1 && model_.can_bind_outputs();
   std::vector<Output> outputs;
+  outputs.reserve(model_.outputs().size());
   for (size_t i = 0; i < model_.outputs().size(); ++i) {
     if ((wanted >> i & 1) == 0) continue;
     const TensorInfo& info = model_.outputs()[i];
-    Output output{i, &info, nullptr, false, {}, Value(nullptr, model_.runtime().api().ReleaseValue), nullptr};
-    if (may_bind && model_.known(info)) {
+    Output output{i, &info, nullptr, false, {}, model_.runtime().own<OrtValue>(nullptr), nullptr};
+    if (can_bind && model_.states_shape(info)) {
       output.shape = model_.stated_shape(info, rows);
       output.buffer = group.front()->add_output(info, output.shape);
       output.bound = reinterpret_cast<uintptr_t>(output.buffer) % info.type->size == 0;
@@ -197,46 +203,44 @@ std::vector<Instance::Output> Instance::plan_outputs(const std::vector<Request*>
   return outputs;
 }
 
-void Instance::compute(const std::vector<const OrtValue*>& inputs, std::vector<Output>& outputs) {
+void Instance::compute(const std::vector<const OrtValue*>& inputs, std::vector<Output>& outputs, const std::vector<const char*>& names) {
   const Runtime& runtime = model_.runtime();
-  std::vector<const char*> input_names;
-  std::vector<const char*> output_names;
   std::vector<OrtValue*> values;
+  values.reserve(outputs.size());
   bool buffers_given = false;
-  for (const auto& input : model_.inputs()) input_names.push_back(input.name.c_str());
-  for (auto& output : outputs) {
-    output_names.push_back(output.info->name.c_str());
+  for (const auto& output : outputs) {
     values.push_back(output.value.get());
     buffers_given |= output.buffer != nullptr;
   }
-  OrtStatus* status = runtime.api().Run(model_.session(), nullptr, input_names.data(), inputs.data(), inputs.size(), output_names.data(),
-                                        output_names.size(), values.data());
+  OrtStatus* status = runtime.api().Run(model_.session(), nullptr, model_.input_names().data(), inputs.data(), inputs.size(), names.data(),
+                                        names.size(), values.data());
   for (size_t i = 0; i < outputs.size(); ++i) {
     if (!outputs[i].bound) outputs[i].value.reset(values[i]);
   }
-  // It may have failed because an output's shape is not the stated one: the next run shows.
-  if (status != nullptr && buffers_given) model_.doubt_shapes();
+  // The reason may be an output whose shape is not the stated one: the next run compares.
+  if (status != nullptr && buffers_given) model_.invalidate_shapes();
   runtime.check(status, model_.name());
 }
 
 void Instance::read_result(Output& output, int64_t rows) const {
   if (output.bound) return;
   const Runtime& runtime = model_.runtime();
-  OrtTensorTypeAndShapeInfo* created = nullptr;
-  runtime.check(runtime.api().GetTensorTypeAndShape(output.value.get(), &created));
-  const Handle<OrtTensorTypeAndShapeInfo> info(created, runtime.api().ReleaseTensorTypeAndShapeInfo);
+  const auto info = runtime.make<OrtTensorTypeAndShapeInfo>(
+      [&](OrtTensorTypeAndShapeInfo** made) { return runtime.api().GetTensorTypeAndShape(output.value.get(), made); });
   size_t rank = 0;
   runtime.check(runtime.api().GetDimensionsCount(info.get(), &rank));
   Shape shape(rank);
   runtime.check(runtime.api().GetDimensions(info.get(), shape.data(), rank));
-  const std::string subject = model_.name() + ": output '" + output.info->name + "'";
+  const auto fail_on_shape = [&](const std::string& expected) {
+    fail(TRITONSERVER_ERROR_INTERNAL,
+         model_.name() + ": output '" + output.info->name + "' has shape " + text_from_shape(shape) + expected);
+  };
   if (model_.batches() && (rank == 0 || shape[0] != rows)) {
-    fail(TRITONSERVER_ERROR_INTERNAL, subject + " has shape " + text_from_shape(shape) + " for a batch of " + std::to_string(rows));
+    fail_on_shape(" for a batch of " + std::to_string(rows));
   }
   if (output.buffer != nullptr && shape != output.shape) {
-    model_.doubt_shapes();
-    fail(TRITONSERVER_ERROR_INTERNAL,
-         subject + " has shape " + text_from_shape(shape) + ", expected, as the graph states, " + text_from_shape(output.shape));
+    model_.invalidate_shapes();
+    fail_on_shape(", expected " + text_from_shape(output.shape) + ", as the graph states");
   }
   output.shape = std::move(shape);
   void* data = nullptr;
@@ -247,12 +251,12 @@ void Instance::read_result(Output& output, int64_t rows) const {
 void Instance::learn_shapes(const std::vector<Output>& outputs, int64_t rows) {
   bool as_stated = true;
   for (const auto& output : outputs) {
-    if (model_.known(*output.info)) as_stated &= output.shape == model_.stated_shape(*output.info, rows);
+    if (model_.states_shape(*output.info)) as_stated &= output.shape == model_.stated_shape(*output.info, rows);
   }
   model_.confirm_shapes(as_stated);
 }
 
-// `row`: where in the joint output the request's rows begin.
+// `row`: the first row of the request in the joint output.
 void Instance::deliver(const Output& output, Request& request, uint64_t row) const {
   if (output.bound || !request.wants(output.index)) return;
   Shape shape = output.shape;

@@ -1,4 +1,4 @@
-// How the requests that Triton hands over together become runs of the graph, and the runs' outputs responses.
+// How the requests that Triton passes together become runs of the graph, and the outputs of the runs become responses.
 #pragma once
 
 #include <cstdint>
@@ -9,16 +9,16 @@
 
 namespace onnx_backend {
 
-// Memory for joined inputs: kept between runs, given back when runs become much smaller.
+// Memory for joined inputs: kept between runs, released when runs become much smaller.
 class Scratch {
  public:
   char* at_least(uint64_t bytes);
 
  private:
-  struct Free {
-    void operator()(char* memory) const;
+  struct Deleter {
+    void operator()(char* memory) const noexcept;
   };
-  std::unique_ptr<char, Free> memory_;
+  std::unique_ptr<char, Deleter> memory_;
   uint64_t size_ = 0;
 };
 
@@ -27,8 +27,8 @@ class Instance {
  public:
   Instance(Model& model, TRITONBACKEND_ModelInstance* handle) : model_(model), handle_(handle), scratch_(model.inputs().size()) {}
 
-  // Answers every request, and reports the statistics. Throws (for want of memory) only before anything was answered: the requests
-  // are then still Triton's.
+  // Answers every request, and reports the statistics. Throws (out of memory) only before the first answer: the requests are then still
+  // Triton's.
   void execute(TRITONBACKEND_Request** requests, uint32_t count);
 
  private:
@@ -36,7 +36,7 @@ class Instance {
   struct Group {
     std::vector<Request*> requests;
     int64_t rows = 0;
-    bool takes(const Request& request) const;
+    bool accepts(const Request& request, int64_t max_joined_rows) const;
   };
   struct Run {
     int64_t rows;
@@ -48,17 +48,20 @@ class Instance {
   void answer_group(const Group& group, uint64_t start_ns) noexcept;
   void run_group(const Group& group);
   void run(const std::vector<Request*>& group);
-  std::vector<Output> plan_outputs(const std::vector<Request*>& group, int64_t rows);
+  std::vector<Output> plan_outputs(const std::vector<Request*>& group, uint64_t wanted, int64_t rows);
+  const std::vector<const char*>& output_names(uint64_t wanted);
   const void* input_data(const std::vector<Request*>& group, size_t input, uint64_t bytes);
-  void compute(const std::vector<const OrtValue*>& inputs, std::vector<Output>& outputs);
+  void compute(const std::vector<const OrtValue*>& inputs, std::vector<Output>& outputs, const std::vector<const char*>& names);
   void read_result(Output& output, int64_t rows) const;
   void learn_shapes(const std::vector<Output>& outputs, int64_t rows);
   void deliver(const Output& output, Request& request, uint64_t row) const;
 
   Model& model_;
   TRITONBACKEND_ModelInstance* handle_;
-  std::vector<Scratch> scratch_;  // one for each input
-  std::vector<Run> runs_;         // those of the group under way, which succeeded
+  std::vector<Scratch> scratch_;           // one for each input
+  std::vector<Run> runs_;                  // the successful runs of the current group
+  uint64_t named_outputs_ = 0;             // the outputs in `output_names_`, as bits
+  std::vector<const char*> output_names_;  // as Run takes them; kept, since most runs want the same outputs as the run before
 };
 
 }  // namespace onnx_backend

@@ -1,10 +1,12 @@
 // How a failure travels: as an exception inside the backend, as a TRITONSERVER_Error at its border, and never past it.
 #pragma once
 
+#include <memory>
 #include <stdexcept>
 #include <string>
 
 #include "include/triton_api.h"
+#include "log.h"
 
 namespace onnx_backend {
 
@@ -18,41 +20,40 @@ class Failure : public std::runtime_error {
 };
 
 [[noreturn]] inline void fail(TRITONSERVER_Error_Code code, const std::string& message) { throw Failure(code, message); }
-[[noreturn]] inline void refuse(const std::string& message) { fail(TRITONSERVER_ERROR_INVALID_ARG, message); }
+[[noreturn]] inline void throw_invalid_argument(const std::string& message) { fail(TRITONSERVER_ERROR_INVALID_ARG, message); }
 
-inline void log(TRITONSERVER_LogLevel level, const char* message) noexcept {
-  if (!TRITONSERVER_LogIsEnabled(level)) return;
-  if (auto* error = TRITONSERVER_LogMessage(level, "onnxruntime_backend", 0, message)) TRITONSERVER_ErrorDelete(error);
-}
-inline void log(TRITONSERVER_LogLevel level, const std::string& message) noexcept { log(level, message.c_str()); }
+struct ErrorDeleter {
+  void operator()(TRITONSERVER_Error* error) const noexcept { TRITONSERVER_ErrorDelete(error); }
+};
+using ErrorPtr = std::unique_ptr<TRITONSERVER_Error, ErrorDeleter>;
 
-// Throws what Triton answered, where it answered an error.
+// Throws the error that a call to Triton returned, if any. Takes ownership of it.
 inline void check(TRITONSERVER_Error* error) {
   if (error == nullptr) return;
-  const Failure failure(TRITONSERVER_ErrorCode(error), TRITONSERVER_ErrorMessage(error));
-  TRITONSERVER_ErrorDelete(error);
-  throw failure;
+  const ErrorPtr owned(error);
+  throw Failure(TRITONSERVER_ErrorCode(error), TRITONSERVER_ErrorMessage(error));
 }
 
-// For calls after which nothing can be mended any more: the error goes to the log.
+// For calls whose failure nobody can handle any more: logs the error, if any. Takes ownership of it.
 inline void log_error(TRITONSERVER_Error* error) noexcept {
   if (error == nullptr) return;
-  log(TRITONSERVER_LOG_ERROR, TRITONSERVER_ErrorMessage(error));
-  TRITONSERVER_ErrorDelete(error);
+  static RateLimit limit;  // for all models: such errors concern the server
+  const ErrorPtr owned(error);
+  log_limited(limit, TRITONSERVER_LOG_ERROR, [&] { return TRITONSERVER_ErrorMessage(error); });
 }
 
-// Runs work(); answers null, or the Triton error that its exception becomes. Every entry point and every request goes through this.
+// Runs work(); returns null, or its exception as a Triton error. Every entry point and every request goes through this.
 template <class Work>
-TRITONSERVER_Error* guarded(Work&& work) noexcept {
+ErrorPtr to_triton_error(Work&& work) noexcept {
   try {
     work();
     return nullptr;
   } catch (const Failure& failure) {
-    return TRITONSERVER_ErrorNew(failure.code(), failure.what());
+    return ErrorPtr(TRITONSERVER_ErrorNew(failure.code(), failure.what()));
   } catch (const std::exception& exception) {
-    return TRITONSERVER_ErrorNew(TRITONSERVER_ERROR_INTERNAL, exception.what());
+    return ErrorPtr(TRITONSERVER_ErrorNew(TRITONSERVER_ERROR_INTERNAL, exception.what()));
   } catch (...) {
-    return TRITONSERVER_ErrorNew(TRITONSERVER_ERROR_INTERNAL, "unknown failure in the onnxruntime backend");
+    return ErrorPtr(TRITONSERVER_ErrorNew(TRITONSERVER_ERROR_INTERNAL, "unknown failure in the onnxruntime backend"));
   }
 }
 

@@ -24,7 +24,7 @@ class Json::Reader {
   const char* at_;
   const char* end_;
 
-  [[noreturn]] static void bad() { fail(TRITONSERVER_ERROR_INTERNAL, "Triton handed over a configuration that is no valid JSON"); }
+  [[noreturn]] static void bad() { fail(TRITONSERVER_ERROR_INTERNAL, "Triton passed a configuration that is not valid JSON"); }
 
   void skip_space() {
     while (at_ < end_ && (*at_ == ' ' || *at_ == '\n' || *at_ == '\t' || *at_ == '\r')) ++at_;

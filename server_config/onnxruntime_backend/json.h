@@ -1,4 +1,4 @@
-// A reader for the JSON in which Triton hands over a model's configuration and the backend's command line.
+// A reader for the JSON in which Triton passes a model's configuration and the backend's command line.
 #pragma once
 
 #include <cstddef>
@@ -14,18 +14,18 @@ class Json {
  public:
   enum class Kind { null, boolean, number, string, array, object };
 
-  // Throws Failure where the text is not JSON, or nested more than 64 deep.
+  // Throws Failure if the text is not JSON, or is nested more than 64 levels deep.
   static Json parse(const char* text, size_t size);
 
   Kind kind() const { return kind_; }
   bool exists() const { return kind_ != Kind::null; }
-  // Of a string its characters; of a number or a boolean how it was written; else empty.
+  // A string's characters, or a number or boolean as it was written; else empty.
   const std::string& text() const { return text_; }
-  // Of a number or a string, where all of it is a decimal integer (protobuf writes int64 as strings).
+  // The value of a number or a string that is a decimal integer (protobuf writes int64 as strings).
   std::optional<int64_t> integer() const;
   const std::vector<Json>& items() const { return items_; }
   const std::map<std::string, Json>& fields() const { return fields_; }
-  // The field of an object; a null where it has none of that name.
+  // The field of an object; a null value if it has no field of that name.
   const Json& operator[](const std::string& name) const;
 
  private:

@@ -4,12 +4,16 @@ namespace onnx_backend {
 
 namespace {
 
-constexpr size_t kMostOutputs = 64;  // a request's outputs are kept as the bits of one word
+constexpr size_t kMostOutputs = 64;  // a request's outputs are the bits of one word
+
+struct MessageDeleter {
+  void operator()(TRITONSERVER_Message* message) const noexcept { log_error(TRITONSERVER_MessageDelete(message)); }
+};
 
 Json config_from_model(TRITONBACKEND_Model* handle) {
   TRITONSERVER_Message* message = nullptr;
   check(TRITONBACKEND_ModelConfig(handle, 1, &message));
-  const Handle<TRITONSERVER_Message> held(message, [](TRITONSERVER_Message* m) { log_error(TRITONSERVER_MessageDelete(m)); });
+  const std::unique_ptr<TRITONSERVER_Message, MessageDeleter> owned(message);
   const char* text = nullptr;
   size_t size = 0;
   check(TRITONSERVER_MessageSerializeToJson(message, &text, &size));
@@ -24,7 +28,7 @@ Shape shape_from_config(const Json& tensor, bool batches) {
   return shape;
 }
 
-// A graph that states no shape at all looks like one that states a scalar: ONNX Runtime then checks each request.
+// A graph without any stated shape looks like one that states a scalar: ONNX Runtime then checks each request.
 bool agree(const Shape& a, const Shape& b) {
   if (a.empty() || b.empty()) return true;
   if (a.size() != b.size()) return false;
@@ -43,15 +47,16 @@ std::string text_from_names(const std::vector<TensorInfo>& tensors) {
 }  // namespace
 
 Model::Model(TRITONBACKEND_Model* handle, const Runtime& runtime, const ThreadCounts& defaults)
-    : runtime_(runtime), session_(nullptr, runtime.api().ReleaseSession) {
+    : runtime_(runtime), session_(runtime.own<OrtSession>(nullptr)) {
   read_identity(handle);
   try {
     const Json config = config_from_model(handle);
     max_batch_size_ = config["max_batch_size"].integer().value_or(0);
-    // A fused graph has that parameter too, and takes images.
+    // A fused graph has that parameter too, but its input is `images`.
     averages_ = config["parameters"]["average"].exists() && config["input"].items().size() > 0 &&
                 config["input"].items().front()["name"].text() != "images";
-    const SessionSettings settings = settings_from_config(config, defaults);
+    const ModelSettings settings = settings_from_config(config, defaults);
+    max_joined_rows_ = settings.max_joined_rows;
     const std::string& file = config["default_model_filename"].text();
     open_session(folder_ + "/" + std::to_string(version_) + "/" + (file.empty() ? "model.onnx" : file), settings);
     describe_graph();
@@ -70,16 +75,14 @@ void Model::read_identity(TRITONBACKEND_Model* handle) {
   TRITONBACKEND_ArtifactType type = TRITONBACKEND_ARTIFACT_FILESYSTEM;
   check(TRITONBACKEND_ModelRepository(handle, &type, &text));
   if (type != TRITONBACKEND_ARTIFACT_FILESYSTEM) {
-    fail(TRITONSERVER_ERROR_UNSUPPORTED, "model '" + name_ + "' does not lie in a file system, where this backend reads models");
+    fail(TRITONSERVER_ERROR_UNSUPPORTED, "model '" + name_ + "' is not in a file system, from which this backend reads models");
   }
   folder_ = text;
 }
 
-void Model::open_session(const std::string& path, const SessionSettings& settings) {
+void Model::open_session(const std::string& path, const ModelSettings& settings) {
   const OrtApi& api = runtime_.api();
-  OrtSessionOptions* created = nullptr;
-  runtime_.check(api.CreateSessionOptions(&created));
-  const Handle<OrtSessionOptions> options(created, api.ReleaseSessionOptions);
+  const auto options = runtime_.make<OrtSessionOptions>([&](OrtSessionOptions** made) { return api.CreateSessionOptions(made); });
   runtime_.check(api.SetSessionLogId(options.get(), name_.c_str()));
   runtime_.check(api.SetSessionGraphOptimizationLevel(options.get(), settings.level));
   runtime_.check(api.SetSessionExecutionMode(options.get(), settings.mode));
@@ -88,16 +91,16 @@ void Model::open_session(const std::string& path, const SessionSettings& setting
   const auto add = [&](const char* key, bool on) { runtime_.check(api.AddSessionConfigEntry(options.get(), key, on ? "1" : "0")); };
   add("session.intra_op.allow_spinning", settings.intra_spinning);
   add("session.inter_op.allow_spinning", settings.inter_spinning);
-  OrtSession* session = nullptr;
-  runtime_.check(api.CreateSession(runtime_.environment(), path.c_str(), options.get(), &session), "cannot load '" + path + "'",
-                 TRITONSERVER_ERROR_INVALID_ARG);
-  session_.reset(session);
+  session_ = runtime_.make<OrtSession>(
+      [&](OrtSession** made) { return api.CreateSession(runtime_.environment(), path.c_str(), options.get(), made); },
+      "cannot load '" + path + "'", TRITONSERVER_ERROR_INVALID_ARG);
 }
 
 void Model::describe_graph() {
   size_t count = 0;
   runtime_.check(runtime_.api().SessionGetInputCount(session_.get(), &count));
   for (size_t i = 0; i < count; ++i) inputs_.push_back(describe(true, i));
+  for (const auto& input : inputs_) input_names_.push_back(input.name.c_str());
   runtime_.check(runtime_.api().SessionGetOutputCount(session_.get(), &count));
   for (size_t i = 0; i < count; ++i) outputs_.push_back(describe(false, i));
   if (outputs_.size() > kMostOutputs) {
@@ -111,16 +114,16 @@ TensorInfo Model::describe(bool is_input, size_t index) const {
   TensorInfo tensor;
   char* name = nullptr;
   runtime_.check((is_input ? api.SessionGetInputName : api.SessionGetOutputName)(session_.get(), index, runtime_.allocator(), &name));
+  const AllocatedText owned(name, AllocatedDeleter{&api, runtime_.allocator()});
   tensor.name = name;
-  runtime_.check(api.AllocatorFree(runtime_.allocator(), name));
 
-  OrtTypeInfo* created = nullptr;
-  runtime_.check((is_input ? api.SessionGetInputTypeInfo : api.SessionGetOutputTypeInfo)(session_.get(), index, &created));
-  const Handle<OrtTypeInfo> type(created, api.ReleaseTypeInfo);
+  const auto type = runtime_.make<OrtTypeInfo>([&](OrtTypeInfo** made) {
+    return (is_input ? api.SessionGetInputTypeInfo : api.SessionGetOutputTypeInfo)(session_.get(), index, made);
+  });
   const OrtTensorTypeAndShapeInfo* info = nullptr;  // owned by `type`
   runtime_.check(api.CastTypeInfoToTensorInfo(type.get(), &info));
   const std::string what = std::string("the graph's ") + (is_input ? "input" : "output") + " '" + tensor.name + "'";
-  if (info == nullptr) fail(TRITONSERVER_ERROR_UNSUPPORTED, what + " is no tensor; this backend serves tensors alone");
+  if (info == nullptr) fail(TRITONSERVER_ERROR_UNSUPPORTED, what + " is not a tensor; this backend serves only tensors");
 
   ONNXTensorElementDataType element = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
   runtime_.check(api.GetTensorElementType(info, &element));
@@ -142,10 +145,10 @@ void Model::check_config(const Json& config) const {
   for (const auto& input : inputs) check_tensor(input, inputs_, "input");
   for (const auto& output : outputs) check_tensor(output, outputs_, "output");
   if (inputs.size() != inputs_.size()) {
-    refuse("config.pbtxt names " + std::to_string(inputs.size()) + " inputs, the graph has " + std::to_string(inputs_.size()) + ": " +
-           text_from_names(inputs_) + "; name each of them once");
+    throw_invalid_argument("config.pbtxt names " + std::to_string(inputs.size()) + " inputs, the graph has " +
+                           std::to_string(inputs_.size()) + ": " + text_from_names(inputs_) + "; name each of them once");
   }
-  if (outputs.empty()) refuse("config.pbtxt names no outputs; the graph has " + text_from_names(outputs_));
+  if (outputs.empty()) throw_invalid_argument("config.pbtxt names no outputs; the graph has " + text_from_names(outputs_));
 }
 
 void Model::check_tensor(const Json& stated, const std::vector<TensorInfo>& tensors, const std::string& what) const {
@@ -155,21 +158,24 @@ void Model::check_tensor(const Json& stated, const std::vector<TensorInfo>& tens
     if (candidate.name == name) tensor = &candidate;
   }
   if (tensor == nullptr) {
-    refuse("config.pbtxt names an " + what + " '" + name + "', which the graph does not have; its " + what + "s are " +
-           text_from_names(tensors));
+    throw_invalid_argument("config.pbtxt names an " + what + " '" + name + "', which the graph does not have; its " + what + "s are " +
+                           text_from_names(tensors));
   }
   const std::string subject = what + " '" + name + "'";
   if (stated["data_type"].text() != tensor->type->config_name) {
-    refuse(subject + " is " + tensor->type->config_name + " in the graph, but " + stated["data_type"].text() + " in config.pbtxt");
+    throw_invalid_argument(subject + " is " + tensor->type->config_name + " in the graph, but " + stated["data_type"].text() +
+                           " in config.pbtxt");
   }
   const Shape shape = shape_from_config(stated, batches());
   if (batches() && !tensor->dims.empty() && tensor->dims[0] >= 0) {
-    refuse("max_batch_size is " + std::to_string(max_batch_size_) + ", but the first dimension of " + subject + " is fixed at " +
-           std::to_string(tensor->dims[0]) + " in the graph; export it with a dynamic batch, or set max_batch_size to 0");
+    throw_invalid_argument("max_batch_size is " + std::to_string(max_batch_size_) + ", but the first dimension of " + subject +
+                           " is fixed at " + std::to_string(tensor->dims[0]) +
+                           " in the graph; export it with a dynamic batch, or set max_batch_size to 0");
   }
   if (!agree(shape, tensor->dims)) {
-    refuse(subject + " has shape " + text_from_shape(tensor->dims) + " in the graph, but " + text_from_shape(shape) + " in config.pbtxt" +
-           (batches() ? ", the batch in front (max_batch_size is not 0)" : " (max_batch_size is 0: no batch in front)"));
+    throw_invalid_argument(subject + " has shape " + text_from_shape(tensor->dims) + " in the graph, but " + text_from_shape(shape) +
+                           " in config.pbtxt" +
+                           (batches() ? ", the batch in front (max_batch_size is not 0)" : " (max_batch_size is 0: no batch in front)"));
   }
 }
 
@@ -179,7 +185,7 @@ Shape Model::stated_shape(const TensorInfo& output, int64_t rows) const {
   return shape;
 }
 
-bool Model::known(const TensorInfo& output) const {
+bool Model::states_shape(const TensorInfo& output) const {
   if (output.dims.empty()) return false;
   for (size_t i = batches() ? 1 : 0; i < output.dims.size(); ++i) {
     if (output.dims[i] < 0) return false;
@@ -188,13 +194,15 @@ bool Model::known(const TensorInfo& output) const {
 }
 
 void Model::confirm_shapes(bool as_stated) {
-  auto unseen = Shapes::unseen;
-  shapes_.compare_exchange_strong(unseen, as_stated ? Shapes::confirmed : Shapes::refuted, std::memory_order_relaxed);
+  auto expected = Shapes::unseen;
+  // Relaxed is enough: the exchange itself is atomic, and the flag guards no other memory.
+  shapes_.compare_exchange_strong(expected, as_stated ? Shapes::confirmed : Shapes::refuted, std::memory_order_relaxed);
 }
 
-void Model::doubt_shapes() {
-  auto confirmed = Shapes::confirmed;
-  shapes_.compare_exchange_strong(confirmed, Shapes::unseen, std::memory_order_relaxed);
+void Model::invalidate_shapes() {
+  auto expected = Shapes::confirmed;
+  // Relaxed is enough, as above: a run that has already begun to bind is not stopped by any order.
+  shapes_.compare_exchange_strong(expected, Shapes::unseen, std::memory_order_relaxed);
 }
 
 }  // namespace onnx_backend

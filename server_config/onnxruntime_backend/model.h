@@ -1,4 +1,4 @@
-// One loaded model: its ONNX Runtime session, and its inputs and outputs, checked against config.pbtxt.
+// One loaded model: its ONNX Runtime session, and its inputs and outputs, compared with config.pbtxt.
 #pragma once
 
 #include <atomic>
@@ -15,37 +15,46 @@ namespace onnx_backend {
 
 class Model {
  public:
-  // Loads the graph. Throws Failure, with the model's name in front, where it does not load or does not fit its config.
+  // Loads the graph. Throws Failure, with the model's name in front, if it does not load or does not match its config.
   Model(TRITONBACKEND_Model* handle, const Runtime& runtime, const ThreadCounts& defaults);
-  Model(const Model&) = delete;
-  Model& operator=(const Model&) = delete;
 
   const Runtime& runtime() const { return runtime_; }
   const std::string& name() const { return name_; }
-  // The model's instances share it: Run may be called from several threads at once, and the weights are in memory once.
+  // Shared by the model's instances: Run may be called from several threads at once, and the weights are in memory once.
   OrtSession* session() const { return session_.get(); }
-  // Whether it is an ensemble's last step, an averaging model.
+  // Whether it is an averaging model, the last step of an ensemble.
   bool averages() const { return averages_; }
-  // Whether requests can be joined: every tensor's first dimension then counts them.
+  // Whether requests have a batch dimension, the first of every tensor.
   bool batches() const { return max_batch_size_ > 0; }
+  int64_t max_joined_rows() const { return max_joined_rows_; }
   const std::vector<TensorInfo>& inputs() const { return inputs_; }
   const std::vector<TensorInfo>& outputs() const { return outputs_; }
+  // The names of the inputs, as Run takes them.
+  const std::vector<const char*>& input_names() const { return input_names_; }
+  // Failed runs are logged within this limit.
+  RateLimit& failure_log() { return failure_log_; }
 
-  // The shape that the graph states for an output of `rows`; known() says whether all of it is stated.
+  // The shape that the graph states for an output of `rows`.
   Shape stated_shape(const TensorInfo& output, int64_t rows) const;
-  bool known(const TensorInfo& output) const;
+  // Whether the graph states every dimension of an output, except the batch.
+  bool states_shape(const TensorInfo& output) const;
 
-  // Whether ONNX Runtime may write its outputs straight into Triton's buffers. Those are asked for by shape before a run, and cannot be
-  // given back: so not until a run has shown that the graph gives the shapes that it states.
-  bool may_bind() const { return shapes_.load(std::memory_order_relaxed) == Shapes::confirmed; }
+  // Whether ONNX Runtime may write its outputs directly to Triton's buffers. A buffer is requested by its shape before the run, and cannot
+  // be returned: so only after a run has shown that the graph's outputs have the shapes that it states.
+  bool can_bind_outputs() const {
+    // Relaxed is enough: the flag guards no other memory. The shapes are constant once the model is loaded, and a thread that reads an old
+    // value only copies once more, or fails one request, as it would have a moment earlier.
+    return shapes_.load(std::memory_order_relaxed) == Shapes::confirmed;
+  }
   void confirm_shapes(bool as_stated);
-  void doubt_shapes();
+  // After an output had another shape than the stated one: the next run compares again.
+  void invalidate_shapes();
 
  private:
   enum class Shapes { unseen, confirmed, refuted };
 
   void read_identity(TRITONBACKEND_Model* handle);
-  void open_session(const std::string& path, const SessionSettings& settings);
+  void open_session(const std::string& path, const ModelSettings& settings);
   void describe_graph();
   TensorInfo describe(bool is_input, size_t index) const;
   void check_config(const Json& config) const;
@@ -56,11 +65,14 @@ class Model {
   uint64_t version_ = 0;
   std::string folder_;
   int64_t max_batch_size_ = 0;
+  int64_t max_joined_rows_ = 0;
   bool averages_ = false;
-  Handle<OrtSession> session_;
+  OrtPtr<OrtSession> session_;
   std::vector<TensorInfo> inputs_;
   std::vector<TensorInfo> outputs_;
+  std::vector<const char*> input_names_;  // point into `inputs_`, which does not change once it is read
   std::atomic<Shapes> shapes_{Shapes::unseen};
+  RateLimit failure_log_;
 };
 
 }  // namespace onnx_backend

@@ -1,36 +1,16 @@
 #include "request.h"
 
 #include <cstring>
-#include <utility>
 
 namespace onnx_backend {
 
-Request::~Request() {
-  if (response_ != nullptr) log_error(TRITONBACKEND_ResponseDelete(response_));
-  if (error_ != nullptr) TRITONSERVER_ErrorDelete(error_);
-}
-
-Request::Request(Request&& other) noexcept
-    : handle_(other.handle_),
-      model_(other.model_),
-      response_(std::exchange(other.response_, nullptr)),
-      error_(std::exchange(other.error_, nullptr)),
-      inputs_(std::move(other.inputs_)),
-      wanted_outputs_(other.wanted_outputs_),
-      rows_(other.rows_),
-      compute_start_ns_(other.compute_start_ns_),
-      compute_end_ns_(other.compute_end_ns_) {}
-
 void Request::begin() {
-  begin_response();
+  TRITONBACKEND_Response* response = nullptr;
+  check(TRITONBACKEND_ResponseNew(&response, handle_));
+  response_.reset(response);
   inputs_.reserve(model_->inputs().size());
   for (const auto& input : model_->inputs()) read_input(input);
   read_wanted_outputs();
-}
-
-void Request::begin_response() {
-  if (response_ != nullptr) check(TRITONBACKEND_ResponseDelete(std::exchange(response_, nullptr)));
-  check(TRITONBACKEND_ResponseNew(&response_, handle_));
 }
 
 void Request::read_input(const TensorInfo& input) {
@@ -41,22 +21,25 @@ void Request::read_input(const TensorInfo& input) {
   check(TRITONBACKEND_RequestInput(handle_, input.name.c_str(), &read.handle));
   check(TRITONBACKEND_InputProperties(read.handle, nullptr, &type, &dims, &rank, &read.bytes, &read.buffers));
   if (rank > 0) read.shape.assign(dims, dims + rank);
-  const std::string subject = model_->name() + ": input '" + input.name + "'";
-  if (type != input.type->triton) refuse(subject + " is not of type " + input.type->config_name);
+  if (type != input.type->triton) throw_invalid_argument(text_from_input(input) + " is not of type " + input.type->config_name);
   const uint64_t expected = byte_count(read.shape, *input.type);
   if (read.bytes != expected) {
-    refuse(subject + " of shape " + text_from_shape(read.shape) + " must be " + std::to_string(expected) + " bytes, got " +
-           std::to_string(read.bytes));
+    throw_invalid_argument(text_from_input(input) + " of shape " + text_from_shape(read.shape) + " must be " + std::to_string(expected) +
+                           " bytes, got " + std::to_string(read.bytes));
   }
   if (model_->batches()) {
-    if (rank == 0) refuse(subject + " has no batch dimension");
+    if (rank == 0) throw_invalid_argument(text_from_input(input) + " has no batch dimension");
     if (!inputs_.empty() && read.shape[0] != rows_) {
-      refuse(subject + " has a batch of " + std::to_string(read.shape[0]) + ", the inputs before it one of " + std::to_string(rows_));
+      throw_invalid_argument(text_from_input(input) + " has a batch of " + std::to_string(read.shape[0]) +
+                             ", the inputs before it one of " + std::to_string(rows_));
     }
     rows_ = read.shape[0];
   }
   inputs_.push_back(std::move(read));
 }
+
+// For errors: nothing of it is built for a good request.
+std::string Request::text_from_input(const TensorInfo& input) const { return model_->name() + ": input '" + input.name + "'"; }
 
 void Request::read_wanted_outputs() {
   const auto& outputs = model_->outputs();
@@ -67,12 +50,12 @@ void Request::read_wanted_outputs() {
     check(TRITONBACKEND_RequestOutputName(handle_, i, &name));
     size_t index = 0;
     while (index < outputs.size() && outputs[index].name != name) ++index;
-    if (index == outputs.size()) refuse(model_->name() + ": there is no output '" + name + "'");
+    if (index == outputs.size()) throw_invalid_argument(model_->name() + ": there is no output '" + name + "'");
     wanted_outputs_ |= uint64_t{1} << index;
   }
 }
 
-void Request::refuse_if_cancelled() const {
+void Request::throw_if_cancelled() const {
   bool cancelled = false;
   check(TRITONBACKEND_RequestIsCancelled(handle_, &cancelled));
   if (!cancelled) return;
@@ -80,7 +63,7 @@ void Request::refuse_if_cancelled() const {
   fail(TRITONSERVER_ERROR_CANCELLED, model_->name() + ": the request was cancelled before it was run");
 }
 
-bool Request::joins(const Request& other) const {
+bool Request::can_join(const Request& other) const {
   if (!model_->batches()) return false;
   for (size_t i = 0; i < inputs_.size(); ++i) {
     const Shape& mine = inputs_[i].shape;
@@ -98,7 +81,7 @@ const void* Request::buffer(const Input& input, uint32_t index, uint64_t& bytes)
   TRITONSERVER_MemoryType memory = TRITONSERVER_MEMORY_CPU;
   int64_t memory_id = 0;
   check(TRITONBACKEND_InputBuffer(input.handle, index, &data, &bytes, &memory, &memory_id));
-  if (memory == TRITONSERVER_MEMORY_GPU) fail(TRITONSERVER_ERROR_UNSUPPORTED, "an input lies in GPU memory; this backend runs on CPUs");
+  if (memory == TRITONSERVER_MEMORY_GPU) fail(TRITONSERVER_ERROR_UNSUPPORTED, "an input is in GPU memory; this backend runs on CPUs");
   return data;
 }
 
@@ -117,11 +100,11 @@ uint64_t Request::copy_input(size_t input, char* to) const {
   for (uint32_t i = 0; i < source.buffers; ++i) {
     uint64_t bytes = 0;
     const void* data = buffer(source, i, bytes);
-    if (bytes > source.bytes - copied) refuse(model_->name() + ": an input's pieces are longer than the input");
+    if (bytes > source.bytes - copied) throw_invalid_argument(model_->name() + ": an input's pieces are longer than the input");
     if (bytes > 0) std::memcpy(to + copied, data, bytes);
     copied += bytes;
   }
-  if (copied != source.bytes) refuse(model_->name() + ": an input's pieces are shorter than the input");
+  if (copied != source.bytes) throw_invalid_argument(model_->name() + ": an input's pieces are shorter than the input");
   return copied;
 }
 
@@ -130,19 +113,19 @@ void* Request::add_output(const TensorInfo& output, const Shape& shape) {
   void* buffer = nullptr;
   TRITONSERVER_MemoryType memory = TRITONSERVER_MEMORY_CPU;
   int64_t memory_id = 0;
-  check(TRITONBACKEND_ResponseOutput(response_, &added, output.name.c_str(), output.type->triton, shape.data(),
+  check(TRITONBACKEND_ResponseOutput(response_.get(), &added, output.name.c_str(), output.type->triton, shape.data(),
                                      static_cast<uint32_t>(shape.size())));
   check(TRITONBACKEND_OutputBuffer(added, &buffer, byte_count(shape, *output.type), &memory, &memory_id));
-  if (memory == TRITONSERVER_MEMORY_GPU) fail(TRITONSERVER_ERROR_UNSUPPORTED, "an output was put in GPU memory; this backend runs on CPUs");
+  if (memory == TRITONSERVER_MEMORY_GPU) fail(TRITONSERVER_ERROR_UNSUPPORTED, "an output is in GPU memory; this backend runs on CPUs");
   return buffer;
 }
 
 void Request::finish(TRITONBACKEND_ModelInstance* instance, uint64_t start_ns, uint64_t end_ns) noexcept {
-  // Before the answer is sent: who asks for the statistics after an answer finds it counted.
+  // Before the response is sent, so that a caller with a response finds it counted in the statistics.
   log_error(
       TRITONBACKEND_ModelInstanceReportStatistics(instance, handle_, !failed(), start_ns, compute_start_ns_, compute_end_ns_, end_ns));
   if (response_ != nullptr) {
-    log_error(TRITONBACKEND_ResponseSend(std::exchange(response_, nullptr), TRITONSERVER_RESPONSE_COMPLETE_FINAL, error_));
+    log_error(TRITONBACKEND_ResponseSend(response_.release(), TRITONSERVER_RESPONSE_COMPLETE_FINAL, error_.get()));
   }
   log_error(TRITONBACKEND_RequestRelease(handle_, TRITONSERVER_REQUEST_RELEASE_ALL));
 }

@@ -6,19 +6,20 @@ namespace onnx_backend {
 
 namespace {
 
-// The oldest API version (the minor of ONNX Runtime's own) that was tried. Every slot that is used here is older: of version 5 or before.
+// The oldest API version (the minor of ONNX Runtime's own version) that was tested. Every slot that is used here is of version 5 or before.
 constexpr uint32_t kOldestApi = 20;
 
 void log_from_onnxruntime(void*, OrtLoggingLevel severity, const char*, const char* log_id, const char*, const char* message) {
+  // One for all models: ONNX Runtime also returns each of these errors, and the caller of the request gets it.
+  static RateLimit limit;
   const auto level = severity >= ORT_LOGGING_LEVEL_ERROR     ? TRITONSERVER_LOG_ERROR
                      : severity == ORT_LOGGING_LEVEL_WARNING ? TRITONSERVER_LOG_WARN
                                                              : TRITONSERVER_LOG_INFO;
-  // ONNX Runtime must not see an exception (one for want of memory, here).
-  if (auto* error = guarded([&] { log(level, std::string("onnxruntime, ") + log_id + ": " + message); })) TRITONSERVER_ErrorDelete(error);
+  log_limited(limit, level, [&] { return std::string("onnxruntime, ") + log_id + ": " + message; });
 }
 
 const OrtApiBase* base_from_library(const std::string& path) {
-  // Never closed: threads and exit handlers of the library may outlive the backend.
+  // Never closed: the library's threads and exit handlers may outlive the backend.
   void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) {
     const char* reason = dlerror();
@@ -44,27 +45,20 @@ Runtime::Runtime(const std::string& library) {
     fail(TRITONSERVER_ERROR_UNSUPPORTED, "ONNX Runtime " + version_ + " ('" + library + "') is too old for this backend: expected 1." +
                                              std::to_string(kOldestApi) + " or later; run: pip install --upgrade onnxruntime");
   }
-  try {
-    check(api_->CreateEnvWithCustomLogger(log_from_onnxruntime, nullptr, ORT_LOGGING_LEVEL_ERROR, "onnxruntime", &environment_));
-    check(api_->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &cpu_memory_));
-    check(api_->GetAllocatorWithDefaultOptions(&allocator_));
-  } catch (...) {
-    release();
-    throw;
-  }
+  environment_ = make<OrtEnv>([&](OrtEnv** made) {
+    return api_->CreateEnvWithCustomLogger(log_from_onnxruntime, nullptr, ORT_LOGGING_LEVEL_ERROR, "onnxruntime", made);
+  });
+  cpu_memory_ =
+      make<OrtMemoryInfo>([&](OrtMemoryInfo** made) { return api_->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, made); });
+  check(api_->GetAllocatorWithDefaultOptions(&allocator_));
 }
 
-Runtime::~Runtime() { release(); }
-
-void Runtime::release() {
-  if (cpu_memory_ != nullptr) api_->ReleaseMemoryInfo(cpu_memory_);
-  if (environment_ != nullptr) api_->ReleaseEnv(environment_);
-}
-
-void Runtime::check(OrtStatus* status, const std::string& context, TRITONSERVER_Error_Code code) const {
+void Runtime::check(OrtStatus* status, std::string_view context, TRITONSERVER_Error_Code code) const {
   if (status == nullptr) return;
-  const Handle<OrtStatus> held(status, api_->ReleaseStatus);
-  fail(code, (context.empty() ? "" : context + ": ") + api_->GetErrorMessage(status));
+  const OrtPtr<OrtStatus> owned = own(status);
+  std::string message(context);
+  if (!message.empty()) message += ": ";
+  fail(code, message + api_->GetErrorMessage(status));
 }
 
 }  // namespace onnx_backend

@@ -7,22 +7,29 @@ namespace onnx_backend {
 namespace {
 
 constexpr int64_t kMostThreads = 1024;
+constexpr int64_t kMostJoinedRows = 65536;
 constexpr int64_t kMostDrainSeconds = 1000000;
 
-int thread_count_from_text(const std::string& text, const std::string& what) {
+// `meaning`: what `least` stands for, or empty.
+int64_t count_from_text(const std::string& text, const std::string& what, int64_t least, const std::string& meaning, int64_t most) {
   const auto count = integer_from_text(text);
-  if (!count || *count < 0 || *count > kMostThreads) {
-    refuse(what + " must be an integer from 0 (one thread per core) to " + std::to_string(kMostThreads) + ", got '" + text + "'");
+  if (!count || *count < least || *count > most) {
+    throw_invalid_argument(what + " must be an integer from " + std::to_string(least) + (meaning.empty() ? "" : " (" + meaning + ")") +
+                           " to " + std::to_string(most) + ", got '" + text + "'");
   }
-  return static_cast<int>(*count);
+  return *count;
+}
+
+int thread_count_from_text(const std::string& text, const std::string& what) {
+  return static_cast<int>(count_from_text(text, what, 0, "one thread per core", kMostThreads));
 }
 
 bool switch_from_text(const std::string& text, const std::string& what, const std::string& meaning) {
-  if (text != "0" && text != "1") refuse(what + " must be '0' or '1' (" + meaning + "), got '" + text + "'");
+  if (text != "0" && text != "1") throw_invalid_argument(what + " must be '0' or '1' (" + meaning + "), got '" + text + "'");
   return text == "1";
 }
 
-// Calls read(text, description) where config.pbtxt has the parameter.
+// Calls read(text, description) if config.pbtxt has the parameter.
 template <class Read>
 void read_parameter(const Json& config, const std::string& name, Read read) {
   const Json& parameter = config["parameters"][name];
@@ -43,11 +50,11 @@ GraphOptimizationLevel level_from_config(const Json& config) {
     case 2:
       return ORT_DISABLE_ALL;
     default:
-      refuse("optimization.graph.level must be -1 (basic), 0 (all), 1 (extended) or 2 (none), got '" + level.text() + "'");
+      throw_invalid_argument("optimization.graph.level must be -1 (basic), 0 (all), 1 (extended) or 2 (none), got '" + level.text() + "'");
   }
 }
 
-void refuse_what_is_not_offered(const Json& config) {
+void check_features(const Json& config) {
   const auto refuse_feature = [](const std::string& feature) {
     fail(TRITONSERVER_ERROR_UNSUPPORTED, "config.pbtxt asks for " + feature + ", which this backend does not offer: remove it");
   };
@@ -57,7 +64,7 @@ void refuse_what_is_not_offered(const Json& config) {
   if (!config["batch_output"].items().empty()) refuse_feature("batch_output");
   const Json& accelerators = config["optimization"]["execution_accelerators"];
   for (const auto& [kind, list] : accelerators.fields()) {
-    for (const auto& accelerator : list.items()) refuse_feature(kind + " '" + accelerator["name"].text() + "' (it runs on CPUs alone)");
+    for (const auto& accelerator : list.items()) refuse_feature(kind + " '" + accelerator["name"].text() + "' (it runs only on CPUs)");
   }
   for (const auto& input : config["input"].items()) {
     const std::string& name = input["name"].text();
@@ -67,11 +74,11 @@ void refuse_what_is_not_offered(const Json& config) {
   }
 }
 
-void warn_of_what_is_ignored(const Json& config) {
+void warn_of_ignored_parameters(const Json& config) {
   for (const char* name : {"enable_mem_arena", "enable_mem_pattern", "memory.enable_memory_arena_shrinkage",
                            "session.use_device_allocator_for_initializers"}) {
     if (!config["parameters"][name].exists()) continue;
-    log(TRITONSERVER_LOG_WARN, config["name"].text() + ": parameter " + name + " is NVIDIA's backend's alone; it is ignored here");
+    log(TRITONSERVER_LOG_WARN, config["name"].text() + ": parameter " + name + " is known only to NVIDIA's backend; it is ignored here");
   }
 }
 
@@ -91,18 +98,13 @@ ThreadCounts threads_from_command_line(const Json& command_line) {
 std::optional<std::chrono::seconds> drain_limit_from_command_line(const Json& command_line) {
   const Json& value = command_line["drain_seconds"];
   if (!value.exists()) return std::nullopt;
-  const auto seconds = integer_from_text(value.text());
-  if (!seconds || *seconds < 0 || *seconds > kMostDrainSeconds) {
-    refuse("--backend-config=onnxruntime,drain_seconds must be an integer from 0 to " + std::to_string(kMostDrainSeconds) + ", got '" +
-           value.text() + "'");
-  }
-  return std::chrono::seconds(*seconds);
+  return std::chrono::seconds(count_from_text(value.text(), "--backend-config=onnxruntime,drain_seconds", 0, "", kMostDrainSeconds));
 }
 
-SessionSettings settings_from_config(const Json& config, const ThreadCounts& defaults) {
-  refuse_what_is_not_offered(config);
-  warn_of_what_is_ignored(config);
-  SessionSettings settings;
+ModelSettings settings_from_config(const Json& config, const ThreadCounts& defaults) {
+  check_features(config);
+  warn_of_ignored_parameters(config);
+  ModelSettings settings;
   settings.threads = defaults;
   settings.level = level_from_config(config);
   read_parameter(config, "intra_op_thread_count",
@@ -112,15 +114,18 @@ SessionSettings settings_from_config(const Json& config, const ThreadCounts& def
   read_parameter(config, "execution_mode", [&](const auto& text, const auto& what) {
     settings.mode = switch_from_text(text, what, "sequential or parallel") ? ORT_PARALLEL : ORT_SEQUENTIAL;
   });
-  // Named as in ONNX Runtime; NVIDIA's backend has no such parameters and leaves spinning on.
+  // ONNX Runtime's own names; NVIDIA's backend has no such parameters, and its threads spin.
   read_parameter(config, "session.intra_op.allow_spinning",
                  [&](const auto& text, const auto& what) { settings.intra_spinning = switch_from_text(text, what, "no or yes"); });
   read_parameter(config, "session.inter_op.allow_spinning",
                  [&](const auto& text, const auto& what) { settings.inter_spinning = switch_from_text(text, what, "no or yes"); });
+  read_parameter(config, "max_joined_rows", [&](const auto& text, const auto& what) {
+    settings.max_joined_rows = count_from_text(text, what, 1, "each request runs alone", kMostJoinedRows);
+  });
   return settings;
 }
 
-std::string text_from_settings(const SessionSettings& settings) {
+std::string text_from_settings(const ModelSettings& settings) {
   const auto threads = [](int count) { return count == 0 ? std::string("all cores") : std::to_string(count); };
   return "intra_op_thread_count " + threads(settings.threads.intra) + ", inter_op_thread_count " + threads(settings.threads.inter) +
          ", spinning " + (settings.intra_spinning ? "1" : "0") + "/" + (settings.inter_spinning ? "1" : "0") + ", execution_mode " +
@@ -128,7 +133,8 @@ std::string text_from_settings(const SessionSettings& settings) {
          (settings.level == ORT_ENABLE_ALL        ? "all"
           : settings.level == ORT_ENABLE_EXTENDED ? "extended"
           : settings.level == ORT_ENABLE_BASIC    ? "basic"
-                                                  : "none");
+                                                  : "none") +
+         ", max_joined_rows " + std::to_string(settings.max_joined_rows);
 }
 
 }  // namespace onnx_backend

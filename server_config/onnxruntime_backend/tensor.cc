@@ -40,8 +40,9 @@ std::string text_from_shape(const Shape& shape) {
 uint64_t byte_count(const Shape& shape, const ElementType& type) {
   uint64_t bytes = type.size;
   for (const int64_t dim : shape) {
-    if (dim < 0) refuse("a tensor's shape must not have negative dimensions, got " + text_from_shape(shape));
-    if (__builtin_mul_overflow(bytes, static_cast<uint64_t>(dim), &bytes)) refuse("a tensor is too large: " + text_from_shape(shape));
+    if (dim < 0) throw_invalid_argument("a tensor's shape must not have negative dimensions, got " + text_from_shape(shape));
+    if (__builtin_mul_overflow(bytes, static_cast<uint64_t>(dim), &bytes))
+      throw_invalid_argument("a tensor is too large: " + text_from_shape(shape));
   }
   return bytes;
 }

@@ -1,4 +1,4 @@
-// What a tensor is to both sides: its element type's names in ONNX Runtime, Triton and config.pbtxt, and its shape.
+// Tensors as both sides see them: the element type's names in ONNX Runtime, Triton and config.pbtxt, and the shape.
 #pragma once
 
 #include <cstddef>
@@ -18,14 +18,14 @@ struct ElementType {
   size_t size;  // bytes
 };
 
-// Null for types that the backend does not serve (strings, complex numbers, types that Triton has no name for).
+// Null for types that the backend does not serve (strings, complex numbers, types without a name in Triton).
 const ElementType* element_type_from_onnx(ONNXTensorElementDataType type);
 
 using Shape = std::vector<int64_t>;  // -1: any size
 
 std::string text_from_shape(const Shape& shape);
 
-// Bytes of a tensor of this shape. Throws Failure where a dimension is negative or the product does not fit 64 bits.
+// Bytes of a tensor of this shape. Throws Failure if a dimension is negative or the product does not fit into 64 bits.
 uint64_t byte_count(const Shape& shape, const ElementType& type);
 
 // An input or output as the graph states it.

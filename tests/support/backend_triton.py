@@ -134,6 +134,10 @@ class Triton:
         self.client.close()
         assert self._supervisor.stdin is not None
         self._supervisor.stdin.close()
+        return self.wait()
+
+    def wait(self) -> int:
+        """Wait until the server has ended; return its exit status."""
         return self._supervisor.wait(STOP_DEADLINE_S)
 
     def log(self) -> str:

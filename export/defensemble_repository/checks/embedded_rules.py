@@ -16,6 +16,7 @@ from .finding import Fault, Step
 _ELSEWHERE = "serve it with --runtime docker or path"
 _LIBRARY = f"libtriton_{BACKEND}.so"
 _MOST_THREADS = 1024
+_MOST_JOINED_ROWS = 65536
 _GRAPH_LEVELS = {-1: "basic", 0: "all", 1: "extended", 2: "none"}
 
 
@@ -93,14 +94,16 @@ def _settings(config: schema.ModelConfig) -> Iterator[Fault]:
             )
 
 
-def _is_thread_count(value: str) -> bool:
-    return re.fullmatch("-?[0-9]{1,18}", value) is not None and 0 <= int(value) <= _MOST_THREADS
+def _is_integer(least: int, most: int) -> Callable[[str], bool]:
+    return lambda value: re.fullmatch("-?[0-9]{1,18}", value) is not None and least <= int(value) <= most
 
 
+_IS_THREAD_COUNT = _is_integer(0, _MOST_THREADS)
 _COUNT = f"an integer from 0 (one thread per core) to {_MOST_THREADS}"
 _PARAMETERS: tuple[tuple[str, Callable[[str], bool], str], ...] = (
-    ("intra_op_thread_count", _is_thread_count, _COUNT),
-    ("inter_op_thread_count", _is_thread_count, _COUNT),
+    ("intra_op_thread_count", _IS_THREAD_COUNT, _COUNT),
+    ("inter_op_thread_count", _IS_THREAD_COUNT, _COUNT),
+    ("max_joined_rows", _is_integer(1, _MOST_JOINED_ROWS), f"an integer from 1 (each request runs alone) to {_MOST_JOINED_ROWS}"),
     ("execution_mode", ("0", "1").__contains__, "0 (sequential) or 1 (parallel)"),
     ("session.intra_op.allow_spinning", ("0", "1").__contains__, "0 (no) or 1 (yes)"),
     ("session.inter_op.allow_spinning", ("0", "1").__contains__, "0 (no) or 1 (yes)"),

@@ -1,7 +1,7 @@
-// The part of ONNX Runtime's C API that the backend uses, declared by hand, so that no header of it need be installed.
+// The part of ONNX Runtime's C API that the backend uses, declared by hand, so that its headers need not be installed.
 //
-// OrtApi is a table of function pointers to which new versions only append: a slot's place never changes. The number behind each
-// slot is its place in the table; the assertions below hold the gaps to them.
+// OrtApi is a table of function pointers to which new versions only append: a slot never moves. The number behind each slot is
+// its index in the table; the assertions below and a test check the gaps.
 #pragma once
 
 #include <cstddef>

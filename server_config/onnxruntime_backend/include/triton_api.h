@@ -1,4 +1,4 @@
-// The part of Triton's backend and server C APIs that the backend uses, declared by hand, so that no header of it need be installed.
+// The part of Triton's backend and server C APIs that the backend uses, declared by hand, so that their headers need not be installed.
 // The functions are Triton's own: they are resolved from the running server when it opens the backend.
 #pragma once
 

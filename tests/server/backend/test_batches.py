@@ -86,14 +86,30 @@ def test_eight_requests_are_one_run(recorded: Triton, record_file: Path) -> None
     assert recorded.batches(name) == {8: 1}
 
 
-def test_a_joint_run_has_sixteen_rows_at_most_and_a_larger_request_its_own(recorded: Triton, record_file: Path) -> None:
-    batching = {"dynamic_batching": {"preferred_batch_size": [60], "max_queue_delay_microseconds": 2_000_000}}
-    name = recorded.load({**graphs.AFFINE_CONFIG, **batching, "max_batch_size": 64}, graphs.affine())
+@pytest.mark.parametrize(
+    ("parameters", "runs_of"),
+    [
+        ({}, [16, 20, 12, 12]),  # 16 by default
+        ({"max_joined_rows": "24"}, [22, 20, 18]),
+        ({"max_joined_rows": "64"}, [60]),
+        ({"max_joined_rows": "1"}, [6, 6, 20, 4, 6, 6, 6, 6]),
+    ],
+)
+def test_a_joint_run_has_no_more_rows_than_configured_and_a_larger_request_its_own(
+    recorded: Triton, record_file: Path, parameters: dict[str, str], runs_of: list[int]
+) -> None:
+    config = {
+        **graphs.AFFINE_CONFIG,
+        **graphs.parameters(**parameters),
+        "dynamic_batching": {"preferred_batch_size": [60], "max_queue_delay_microseconds": 2_000_000},
+        "max_batch_size": 64,
+    }
+    name = recorded.load(config, graphs.affine())
     x = [np.full((rows, 4), i, np.float32) for i, rows in enumerate((6, 6, 20, 4, 6, 6, 6, 6))]
     for i, answer in enumerate(infer_in_order(recorded, name, [{"x": each} for each in x])):
         np.testing.assert_array_equal(good(answer)["y"], 2 * x[i] + 1)
-    assert [run["inputs"][0]["dims"][0] for run in runs(record_file, name)] == [16, 20, 12, 12]
-    assert recorded.statistics(name) == {"inference_count": 60, "execution_count": 4, "success": 8, "fail": 0}
+    assert [run["inputs"][0]["dims"][0] for run in runs(record_file, name)] == runs_of
+    assert recorded.statistics(name) == {"inference_count": 60, "execution_count": len(runs_of), "success": 8, "fail": 0}
 
 
 def test_each_of_a_joint_run_gets_the_outputs_that_it_asked_for(recorded: Triton, record_file: Path) -> None:
@@ -147,6 +163,17 @@ def test_one_bad_request_of_eight_fails_alone(recorded: Triton, record_file: Pat
     assert all(isinstance(answer, dict) for answer in more)
     assert recorded.statistics(name) == {"inference_count": 15, "execution_count": 8, "success": 15, "fail": 1}
     assert recorded.batches(name) == {1: 7, 8: 1}
+
+
+def test_requests_that_fail_cannot_fill_the_log(triton: Triton) -> None:
+    name = triton.load({**graphs.GATHER_CONFIG, **graphs.JOIN_EIGHT}, graphs.gather())
+    batches = 20
+    for _ in range(batches):
+        infer_together(triton, name, [{"index": np.array([[999 if i == 3 else i]])} for i in range(8)])
+    log = triton.log()
+    assert 1 <= log.count(f"{name}: a joint run failed") < batches
+    assert 1 <= log.count(f"onnxruntime, {name}:") < batches
+    assert triton.statistics(name)["fail"] == batches
 
 
 def test_a_failed_request_is_counted_and_the_next_is_right(triton: Triton) -> None:

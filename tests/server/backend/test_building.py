@@ -16,6 +16,7 @@ import pytest
 from defensemble_server import BackendBuildError, RuntimeMissingError
 from defensemble_server.runtime.backend_build import (
     LIBRARY_NAME,
+    WARNINGS_AS_ERRORS,
     Compiler,
     build_digest,
     built_backend,
@@ -25,6 +26,8 @@ from defensemble_server.runtime.backend_build import (
 )
 from tests.support import backend_graphs as graphs
 from tests.support.backend_triton import Triton
+
+ROOT = Path(__file__).parents[3]
 
 
 def script(folder: Path, name: str, body: str) -> str:
@@ -145,6 +148,26 @@ def test_the_digest_differs_with_all_that_matters(tmp_path: Path) -> None:
     (tmp_path / "model.cc").write_text("")
     digests.add(build_digest(tmp_path, gcc))
     assert len(digests) == 6
+
+
+def test_warnings_are_errors_only_in_ci(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / "cache"
+    compiler = script(tmp_path, "compiler", COMPILES.replace("echo run", 'echo "$*"'))
+
+    def build(stated: str | None) -> Path:
+        if stated is None:
+            monkeypatch.delenv(WARNINGS_AS_ERRORS, raising=False)
+        else:
+            monkeypatch.setenv(WARNINGS_AS_ERRORS, stated)
+        built = ensure_backend(cache_dir=cache, compiler=[compiler], say=lambda _: None)
+        assert built_backend(cache_dir=cache) == built
+        return built
+
+    user, ci = build(None), build("1")
+    assert user != ci
+    assert build("0") == build("") == build(None) == user
+    assert ["-Werror" in line.split() for line in (tmp_path / "runs").read_text().splitlines()] == [False, True]
+    assert f"\nexport {WARNINGS_AS_ERRORS}=1\n" in (ROOT / ".ci/run").read_text()
 
 
 def test_the_cache_is_the_users(tmp_path: Path, stand_in: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,9 +291,11 @@ def test_the_real_ziglang_builds_a_backend_that_answers(tmp_path: Path, monkeypa
     np.testing.assert_array_equal(answer["y"], 2 * x + 1)
 
 
-def test_without_a_compiler_an_earlier_build_of_the_same_source_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler_an_earlier_build_of_the_same_source_serves(
+    tmp_path: Path, stand_in: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache = tmp_path / "cache"
-    built = ensure_backend(cache_dir=cache)
+    built = ensure_backend(cache_dir=cache, compiler=[stand_in], say=lambda _: None)
     monkeypatch.setattr("defensemble_server.runtime.backend_build.find_compiler", lambda: None)
     assert ensure_backend(cache_dir=cache) == built == built_backend(cache_dir=cache)
     assert built_backend(cache_dir=tmp_path / "other") is None

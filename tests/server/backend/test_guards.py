@@ -76,6 +76,26 @@ def test_only_tritons_entry_points_are_visible(backend_directory: Path) -> None:
     }
 
 
-def test_the_source_compiles_without_any_warning(source: Path, compiler: Compiler, tmp_path: Path) -> None:
-    flags = ["-std=c++17", "-fPIC", "-c", "-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wconversion", "-Wold-style-cast", "-Werror"]
-    subprocess.run([*compiler.command, *flags, *sorted(map(str, source.glob("*.cc")))], cwd=tmp_path, check=True)
+def test_the_rate_limit_counts_the_messages_that_it_drops(source: Path, compiler: Compiler, tmp_path: Path) -> None:
+    program = tmp_path / "limit.cc"
+    program.write_text("""
+#include <cstdio>
+#include "log.h"
+int main() {
+  onnx_backend::RateLimit limit;
+  const auto start = onnx_backend::RateLimit::Clock::now();
+  for (const int second : {0, 1, 2, 3, 4, 5, 9, 10, 11, 30}) {
+    const auto dropped = limit.admit(start + std::chrono::seconds(second));
+    std::printf("%d ", dropped ? static_cast<int>(*dropped) : -1);
+  }
+}
+""")
+    subprocess.run([*compiler.command, "-std=c++17", f"-I{source}", str(program), "-o", str(tmp_path / "limit")], check=True)
+    admitted = subprocess.run([tmp_path / "limit"], capture_output=True, text=True, check=True).stdout.split()
+    # Five in ten seconds; the first of the next ten reports the two that were dropped.
+    assert admitted == ["0", "0", "0", "0", "0", "-1", "-1", "2", "0", "0"]
+
+
+def test_the_source_compiles_without_any_warning(source: Path, compiler: Compiler) -> None:
+    flags = ["-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wconversion", "-Wold-style-cast", "-Werror"]
+    subprocess.run([*compiler.command, *flags, *sorted(map(str, source.glob("*.cc")))], check=True)

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 from defensemble_server.runtime.backend_build import Compiler
+from tests.support.backend_triton import tritonserver
 
 REAL = json.loads((Path(__file__).parent / "real_headers.json").read_text())
 
@@ -33,3 +34,13 @@ def test_offsets_and_values_are_the_real_ones(source: Path, compiler: Compiler, 
     assert {name: int(number) for name, number in map(str.split, printed.splitlines())} == {**REAL["slots"], **REAL["enums"]}
     assert len(slots) == len(REAL["slots"]) == 35
     assert len(enums) == len(REAL["enums"])
+
+
+def test_the_real_triton_has_every_declared_function(source: Path) -> None:
+    functions = re.findall(r"\b(TRITON(?:SERVER|BACKEND)_\w+)\(", (source / "include" / "triton_api.h").read_text())
+    assert len(functions) > 30
+    _, libraries = tritonserver()
+    (library,) = libraries.glob("libtritonserver-*.so")
+    names = subprocess.run(["nm", "-D", "--defined-only", library], capture_output=True, text=True, check=True).stdout
+    exported = {line.split()[-1].partition("@")[0] for line in names.splitlines()}
+    assert set(functions) - exported == set()

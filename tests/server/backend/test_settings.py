@@ -48,6 +48,8 @@ def level(number: int) -> dict[str, Any]:
         (graphs.parameters(session__intra_op__allow_spinning="1"), {INTRA_SPIN: "1"}),
         (graphs.parameters(session__inter_op__allow_spinning="1"), {INTER_SPIN: "1"}),
         (graphs.parameters(session__intra_op__allow_spinning="0"), {}),
+        (graphs.parameters(max_joined_rows="1"), {}),
+        (graphs.parameters(max_joined_rows="65536"), {}),
         (graphs.parameters(what_we_write="anything"), {}),
     ],
 )
@@ -80,6 +82,12 @@ def test_the_config_wins_over_the_command_line(recorded: Triton, record_file: Pa
             f"parameter execution_mode {A_MODE}, got 'parallel'",
         ),
         (graphs.parameters(session__intra_op__allow_spinning="yes"), "allow_spinning must be '0' or '1' (no or yes), got 'yes'"),
+        (
+            graphs.parameters(max_joined_rows="0"),
+            "parameter max_joined_rows must be an integer from 1 ",
+        ),
+        (graphs.parameters(max_joined_rows="65537"), "to 65536, got '65537'"),
+        (graphs.parameters(max_joined_rows="all"), "to 65536, got 'all'"),
         (level(3), "optimization.graph.level must be -1 (basic), 0 (all), 1 (extended) or 2 (none), got '3'"),
         (level(-2), "optimization.graph.level must be -1 (basic), 0 (all), 1 (extended) or 2 (none), got '-2'"),
     ],
@@ -91,7 +99,7 @@ def test_bad_values_are_refused(triton: Triton, config: dict[str, Any], text: st
 
 def test_parameters_of_nvidias_backend_alone_are_named(triton: Triton) -> None:
     name = triton.load({**graphs.AFFINE_CONFIG, **graphs.parameters(enable_mem_arena="0")}, graphs.affine())
-    assert f"{name}: parameter enable_mem_arena is NVIDIA's backend's alone; it is ignored here" in triton.log()
+    assert f"{name}: parameter enable_mem_arena is known only to NVIDIA's backend" in triton.log()
 
 
 def threads_of_a_model(server: Triton, config: dict[str, Any]) -> int:
