@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace as with_values
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from defensemble_export import Manifest, read_config, write_profile
@@ -99,7 +99,7 @@ def write_plans(repository: Path, **other: Any) -> None:
 def manifest(place: Path, **other: Any) -> Manifest:
     shapes = Profile((1, *tiny.SHAPE), (8, *tiny.SHAPE), (8, *tiny.SHAPE))
     digests: dict[str, Any] = {f"{kind}_sha256": sha256((place / f"model.{kind}").read_bytes()).hexdigest() for kind in ("onnx", "plan")}
-    return with_values(MANIFEST, **{"profile": shapes, **digests, **other})
+    return msgspec.structs.replace(MANIFEST, **{"profile": shapes, **digests, **other})
 
 
 def test_plans_that_fit_are_in_order(repository: Path) -> None:

@@ -8,11 +8,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from defensemble_export import config_from_pbtxt, pbtxt_from_config
 from defensemble_repository.plan_manifest import Manifest, Profile
