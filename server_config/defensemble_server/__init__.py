@@ -1,5 +1,6 @@
 """Start NVIDIA Triton on a model repository, check that it answers rightly, and leave nothing behind."""
 
+from .admin_key import read_admin_key
 from .errors import (
     BackendBuildError,
     NotServableError,
@@ -10,7 +11,7 @@ from .errors import (
     StartError,
     StateError,
 )
-from .options import ServeOptions, read_admin_key
+from .options import ServeOptions
 from .process.events import DeadServer, ServerEvent, ServerStatus, dead_servers, server_events, server_status
 from .process.state import ServerState, find_state, find_states, read_states
 from .repository import Repository, read_repository

@@ -22,7 +22,9 @@ import yaml
 from defensemble_export import PROFILES, EngineError, KeptEngines
 from defensemble_export.engines.target import load_tensorrt
 from defensemble_server import serve
-from defensemble_server.options import ADMIN_HEADER, RESTRICTED_APIS, ServeOptions, triton_command
+from defensemble_server.admin_key import ADMIN_HEADER, RESTRICTED_APIS
+from defensemble_server.command import triton_command
+from defensemble_server.options import ServeOptions
 from defensemble_server.runtime.find import CONTAINER, NGC_TAG, TENSORRT_CONTAINER, Runtime, find_runtime
 from tests.project.test_layout import find_command
 from tests.support import tiny

@@ -25,9 +25,11 @@ def plan_findings(share: Share, served: Served) -> list[Finding]:
     """
     from defensemble_export import Finding
     from defensemble_repository.errors import ManifestError
+    from defensemble_repository.gpus import Gpu
     from defensemble_repository.names import MANIFEST_FILE
     from defensemble_repository.plan_manifest import read_manifest
-    from defensemble_server.plans.compatibility import Gpu, Machine, problem_of_version
+    from defensemble_server.plans.compatibility import problem_of_version
+    from defensemble_server.plans.machine import Machine
 
     files, repository = share.plan.outcome(), share.place.repository
     loads = set(share.loads[served.url])

@@ -128,7 +128,7 @@ def test_a_plan_without_its_manifest_or_with_another(repository: Path) -> None:
     write_plans(repository)
     place = repository / "beta/1"
     (place / "model.plan.json").write_text("{}")
-    only(repository, "the plan's manifest has the schema None", model="beta")
+    only(repository, "the plan's manifest is damaged", model="beta")
     (place / "model.plan.json").write_bytes(manifest(place, plan_sha256="b" * 64).to_bytes())
     assert only(repository, "the plan was changed after it was built", model="beta").file == place / "model.plan"
     (place / "model.plan.json").write_bytes(manifest(place, onnx_sha256="b" * 64).to_bytes())

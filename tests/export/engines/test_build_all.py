@@ -26,9 +26,11 @@ from defensemble_export import (
     planned_engines,
 )
 from defensemble_export.metadata import CLASS_NAMES, RECORD
+from defensemble_repository.gpus import Gpu
 from defensemble_repository.plan_manifest import read_manifest
 from defensemble_server import read_repository
-from defensemble_server.plans.compatibility import Gpu, Machine, problem_of_version
+from defensemble_server.plans.compatibility import problem_of_version
+from defensemble_server.plans.machine import Machine
 from tests.support import tiny
 from tests.support.broken import content
 from tests.support.fake_tensorrt import GPU, MARK, FakeTensorRT, install_runner, install_tensorrt

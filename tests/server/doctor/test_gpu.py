@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from defensemble.cli import cli
 from defensemble_export import write_profile
 from defensemble_server.doctor.diagnose import FAIL, PASS, WARN, Check, diagnose
-from defensemble_server.plans.compatibility import Machine, read_machine
+from defensemble_server.plans.machine import Machine, read_machine
 from defensemble_server.runtime.find import CONTAINER
 from tests.server.plans.test_compatibility import H100, T4
 from tests.server.test_profiles import environment, programs, write_plans
