@@ -49,8 +49,8 @@ class ServeOptions:
         if self.runtime == "embedded" and not is_loopback(self.host) and not self.expose_outdated_server:
             raise PortError(
                 "the embedded Triton's core is of October 2024, with published vulnerabilities that need no login (CVE-2025-23310, "
-                f"CVE-2026-24206 and more): it listens on loopback only, not on {self.host}. Use NVIDIA's container (--runtime docker), or, knowing that, "
-                f"{EXPOSE_FLAG}"
+                f"CVE-2026-24206 and more): it listens on loopback only, not on {self.host}. Use NVIDIA's container (--runtime docker), "
+                f"or, knowing that, {EXPOSE_FLAG}"
             )
 
     @property

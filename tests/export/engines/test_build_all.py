@@ -310,8 +310,8 @@ def test_a_dry_run_needs_no_tensorrt(repository: Path) -> None:
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
     assert lines[0] == f"alpha@2: {repository}/alpha/2/model.onnx (fp32) to model.plan and model.plan.json, by"
-    assert "  config.set_flag(flag=BuilderFlag.VERSION_COMPATIBLE)" in lines
-    assert lines[-1] == "  plan = builder.build_serialized_network(network=network, config=config)"
+    assert "  builder_config.set_flag(flag=tensorrt.BuilderFlag.VERSION_COMPATIBLE)" in lines
+    assert lines[-1] == "  serialized_network = builder.build_serialized_network(network=network, config=builder_config)"
     assert content(repository) == before
 
 

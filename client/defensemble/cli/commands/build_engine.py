@@ -113,7 +113,7 @@ def command(
 
 def _show_plan(repository: Path, models: tuple[str, ...], versions: tuple[int, ...], options: object) -> None:
     from defensemble_export import EngineOptions, planned_engines
-    from defensemble_export.engines.build_steps import build_plan
+    from defensemble_export.engines.build_steps import build_calls
 
     assert isinstance(options, EngineOptions)
 
@@ -122,8 +122,8 @@ def _show_plan(repository: Path, models: tuple[str, ...], versions: tuple[int, .
 
     for one in planned_engines(repository, models=models or None, versions=versions or None, options=options, say=told):
         click.echo(f"{one.name}: {one.graph} ({one.request.precision}) to model.plan and model.plan.json, by")
-        for step in build_plan(one.request):
-            click.echo(f"  {step}")
+        for call in build_calls(one.request):
+            click.echo(f"  {call}")
 
 
 @contextmanager
