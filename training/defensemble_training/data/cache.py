@@ -111,7 +111,7 @@ def read_entry(key: str) -> Entry | None:
         # As plain arrays: what is computed from a memmap is one too, without a map.
         pixels = [np.asarray(np.load(folder / f"{split}.npy", mmap_mode="r", allow_pickle=False)) for split in ("train", "test")]
         labels = [np.load(folder / f"{split}_labels.npy", allow_pickle=False) for split in ("train", "test")]
-    except (OSError, ValueError, TypeError, EOFError, AttributeError):
+    except (OSError, ValueError, msgspec.ValidationError, TypeError, EOFError, AttributeError):
         return None
     entry = Entry(meta, pixels[0], labels[0], pixels[1], labels[1])
     shapes = (meta.train_shape, meta.test_shape)
