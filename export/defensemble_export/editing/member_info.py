@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
 import onnx
 from google.protobuf.message import DecodeError
 
@@ -15,7 +15,6 @@ from defensemble_repository.errors import ConfigError
 from defensemble_repository.names import MODEL_FILE, REPORT_FILE
 from defensemble_repository.pbtxt import schema
 from defensemble_repository.reader import parameter
-from defensemble_repository.records import json_values, record_from_values
 from defensemble_repository.view import Files
 
 from ..members.report import report_values
@@ -123,30 +122,20 @@ def _graph(files: Files, vote: Vote, config: schema.ModelConfig | None, problems
     return graph, size
 
 
-class _Spec(msgspec.Struct):
-    arch: str
-    keep: int | float
-
-
-class _Record(msgspec.Struct):
-    accuracy: int | float
-    n_test: int
-    data: str
-
-
 def _network(notes: Mapping[str, str], problems: list[str], where: str) -> dict[str, Any]:
     """What the checkpoint said of the network and its training, as the keywords of ``Standing``."""
     found: dict[str, Any] = {}
     try:
         if SPEC in notes:
-            spec = record_from_values(json_values(notes[SPEC]), _Spec)
-            found |= {"arch": spec.arch, "keep": spec.keep}
+            spec = json.loads(notes[SPEC])
+            found |= {"arch": _text(spec["arch"]), "keep": _number(spec["keep"])}
         if RECORD in notes:
-            record = record_from_values(json_values(notes[RECORD]), _Record)
-            if record.n_test > 0:  # else it was not trained
-                found |= {"record_accuracy": record.accuracy, "record_n": record.n_test, "record_data": record.data or None}
-    except ValueError as error:
-        problems.append(f"the metadata of {where} are damaged ({error})")
+            record = json.loads(notes[RECORD])
+            accuracy, count, data = _number(record["accuracy"]), _number(record["n_test"]), _text(record["data"])
+            if count > 0:  # else it was not trained
+                found |= {"record_accuracy": accuracy, "record_n": int(count), "record_data": data or None}
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
+        problems.append(f"the metadata of {where} are damaged ({type(error).__name__}: {error})")
     return found
 
 
@@ -162,14 +151,26 @@ def _exported(files: Files, vote: Vote, sha256: str | None, problems: list[str])
         told: dict[str, Any] = {}
         if verified.get("accuracy") is not None:  # else the images' classes were not known
             told = {
-                "exported_accuracy": verified["accuracy"],
-                "exported_n": verified["n"],
-                "exported_images": verified["images"],
+                "exported_accuracy": _number(verified["accuracy"]),
+                "exported_n": int(_number(verified["n"])),
+                "exported_images": _text(verified["images"]),
             }
-    except ValueError as error:
-        problems.append(f"{files.repository / path} is damaged ({error}): export the model again")
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
+        problems.append(f"{files.repository / path} is damaged ({type(error).__name__}: {error}): export the model again")
         return {}
     if sha256 is not None and values["onnx"]["sha256"] != sha256:
         problems.append(f"{files.repository / path} is of another file than the configuration describes")
         return {}
     return told
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{value!r} is no number")
+    return value
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value

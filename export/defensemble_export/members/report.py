@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import onnx
 from onnx import numpy_helper
@@ -18,7 +17,6 @@ from onnx import numpy_helper
 from defensemble_repository.filesystem.regular_files import LARGEST_TEXT, read_regular
 from defensemble_repository.names import MODEL_FILE, REPORT_FILE, RESERVED
 from defensemble_repository.reader import versions_in
-from defensemble_repository.records import checked_schema, json_values, record_from_values
 
 from ..errors import ExportError
 
@@ -94,8 +92,8 @@ def _read(repository: Path, name: str, version: int) -> Reported:
         values = report_values(read_regular(folder / REPORT_FILE, LARGEST_TEXT))
     except FileNotFoundError:
         return Reported(name, version, None, f"{folder} holds no {REPORT_FILE}: it was exported by other means")
-    except ValueError as error:
-        return Reported(name, version, None, f"{folder / REPORT_FILE} is damaged ({error}): export the model again")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        return Reported(name, version, None, f"{folder / REPORT_FILE} is damaged ({type(error).__name__}: {error}): export the model again")
     if hashlib.sha256(read_regular(folder / MODEL_FILE)).hexdigest() != values["onnx"]["sha256"]:
         return Reported(name, version, None, f"{folder / MODEL_FILE} was changed after its export: {REPORT_FILE} is of another file")
     return Reported(name, version, values)
@@ -105,53 +103,34 @@ def report_values(content: bytes) -> dict[str, Any]:
     """The values of a report, checked as far as they are shown.
 
     Raises:
-        ValueError: it is damaged, or of another schema.
+        ValueError, KeyError, TypeError, RecursionError: it is damaged, or of another schema.
     """
-    values = checked_schema(json_values(content), SCHEMA)
-    verification = record_from_values(values, _Report).verification
-    if verification is not None:
-        kind = _OfFused if "largest_difference" in verification else _OfMember
-        record_from_values(verification, kind)
-    return {"schema": SCHEMA, **values}
-
-
-class _Onnx(msgspec.Struct):
-    sha256: str
-    bytes: int
-    mask_bytes: int
-
-
-class _Calibration(msgspec.Struct):
-    source: str
-    count: int
-    seed: int
-
-
-class _Report(msgspec.Struct):
-    precision: str
-    onnx: _Onnx
-    verification: dict[str, Any] | None
-    tolerance: dict[str, float | None]
-    calibration: _Calibration | None
-
-
-class _Verification(msgspec.Struct, kw_only=True):
-    against: str
-    images: str
-    n: int
-    goals_missed: list[str] = []
-
-
-class _OfFused(_Verification, kw_only=True):
-    largest_difference: dict[str, float]
-
-
-class _OfMember(_Verification, kw_only=True):
-    agreement: float
-    largest_logit_difference: float
-    largest_probability_difference: float
-    accuracy: float | None
-    reference_accuracy: float | None
+    values: dict[str, Any] = json.loads(content)
+    if values["schema"] != SCHEMA:
+        raise ValueError(f"its schema is {values['schema']!r:.80}, expected {SCHEMA!r}")
+    file, verified, calibration = values["onnx"], values["verification"], values["calibration"]
+    numbers = [file["bytes"], file["mask_bytes"]]
+    texts = [values["precision"], file["sha256"]]
+    if verified is not None:
+        texts += [verified["against"], verified["images"], *verified.get("goals_missed", [])]
+        numbers.append(verified["n"])
+        if "largest_difference" in verified:
+            numbers += verified["largest_difference"].values()
+        else:
+            numbers += [verified[key] for key in ("agreement", "largest_logit_difference", "largest_probability_difference")]
+            known = [verified[key] for key in ("accuracy", "reference_accuracy")]
+            numbers += [] if known == [None, None] else known
+            numbers += [] if values["tolerance"]["logits"] is None else [values["tolerance"]["logits"]]
+    if calibration is not None:
+        numbers += [calibration["count"], calibration["seed"]]
+        texts.append(calibration["source"])
+    for value in numbers:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"{value!r} is no number")
+    for value in texts:
+        if not isinstance(value, str):
+            raise TypeError(f"{value!r} is no text")
+    return values
 
 
 def _names(repository: Path) -> list[str]:
