@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +12,8 @@ from numpy.typing import NDArray
 from .ensemble import AVERAGES, normalised_weights
 from .errors import EnsembleError
 from .pbtxt import schema
-from .reader import is_ensemble, parameter, weights_from_text
+from .reader import is_ensemble, members_from_text, parameter, weights_from_text
+from .records import json_values, record_from_values
 
 Array = NDArray[np.floating[Any]]
 Float64 = NDArray[np.float64]
@@ -123,8 +123,8 @@ def fused_averaging(name: str, config: schema.ModelConfig) -> tuple[str, list[fl
     """
     text = parameter(config, "members") or ""
     try:
-        votes = [(model, int(version)) for model, _, version in (vote.rpartition("@") for vote in json.loads(text))]
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        votes = members_from_text(text)
+    except ValueError as error:
         raise EnsembleError(f"parameter members of '{name}' is no JSON list of \"NAME@VERSION\", got {text[:80]!r}") from error
     return *_average_and_weights(name, config, len(votes)), votes
 
@@ -141,10 +141,10 @@ def serves_what_was_fused(name: str, config: schema.ModelConfig, configs: Mappin
     if text is None:
         return True
     try:
-        digests = json.loads(text)
-    except (ValueError, RecursionError):
-        digests = None
-    if not isinstance(digests, list) or len(digests) != len(votes):
+        digests = record_from_values(json_values(text), list[str])
+    except ValueError:
+        digests = []
+    if len(digests) != len(votes):
         raise EnsembleError(f"parameter member_digests of '{name}' must be a JSON list of {len(votes)} texts, got {text[:80]!r}")
     return [parameter(configs.get(model), f"sha256.{version}") for model, version in votes] == digests
 
@@ -155,7 +155,7 @@ def _average_and_weights(name: str, config: schema.ModelConfig, votes: int) -> t
         raise EnsembleError(f"parameter average of '{name}' must be one of {', '.join(AVERAGES)}, got {average[:80]!r}")
     try:
         weights = weights_from_text(text)
-    except (ValueError, TypeError, RecursionError) as error:
+    except ValueError as error:
         raise EnsembleError(f"parameter weights of '{name}' is no JSON list of numbers, got {text[:80]!r}") from error
     if len(weights) != votes or not all(math.isfinite(weight) and weight > 0 for weight in weights):
         raise EnsembleError(f"parameter weights of '{name}' must be {votes} numbers above 0, got {text[:80]}")

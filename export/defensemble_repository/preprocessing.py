@@ -5,12 +5,12 @@ The parameter is what `defensemble_images.Preprocessing.to_json` returns. Here i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from .errors import ConfigError, EnsembleError
 from .pbtxt import schema
+from .records import json_values, record_from_values
 
 PREPROCESSING = "preprocessing"
 _FIX = (
@@ -54,15 +54,12 @@ def preprocessing_values(name: str, text: str) -> dict[str, Any]:
         ConfigError: it is not a JSON object.
     """
     try:
-        values = json.loads(text)
-    except (ValueError, RecursionError):
-        values = None
-    if not isinstance(values, dict):
+        return record_from_values(json_values(text), dict[str, Any])
+    except ValueError as error:
         raise ConfigError(
             f"the parameter `{PREPROCESSING}` of '{name}' is {text[:80]!r}, expected a JSON object such as "
             '{"version": 1, "resize": "crop", "filter": "bicubic"}: correct it, or remove it'
-        )
-    return values
+        ) from error
 
 
 def set_preprocessing(config: schema.ModelConfig, text: str | None) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Annotated
+
+import msgspec
 
 from .configs import OUTPUTS, ensemble_steps
 from .ensemble import Ensemble, Vote
@@ -25,10 +26,12 @@ from .names import (
     PROFILES_FOLDER,
 )
 from .pbtxt import config_from_file, schema
+from .records import json_values, record_from_values
 
 # Every export is verified at its largest batch: beyond this, memory ends before a server's queue does.
 LARGEST_BATCH = 4096
 LARGEST_VERSION = 2**63 - 1
+_Member = Annotated[str, msgspec.Meta(pattern="^[^@]+@[0-9]{1,19}$")]
 
 
 def read_config(folder: Path) -> schema.ModelConfig:
@@ -131,7 +134,7 @@ def ensemble_from_configs(name: str, configs: Mapping[str, schema.ModelConfig]) 
             raise ValueError("one weight is needed for each vote")
         given = list(zip(votes, numbers, strict=True))
         ensemble = Ensemble(name, tuple(Vote(step.model_name, step.model_version, weight) for step, weight in given), average)
-    except (ValueError, TypeError, RecursionError) as error:  # EnsembleError is a ValueError
+    except ValueError as error:  # EnsembleError is one
         raise EnsembleError(f"{refused}: {len(votes)} votes with the weights {weights[:80]}: {error}; {mend}") from error
     of_one = {average_model: OUTPUTS}
     of_two = {average_model: OUTPUTS[:1], second_model: OUTPUTS[1:]}
@@ -144,11 +147,9 @@ def stated_votes(config: schema.ModelConfig, name: str) -> Ensemble | None:
     """Who votes, and what is averaged, as the parameters of an averaging model or a fused graph say; None where they say nothing valid."""
     said = {key: parameter(config, key) or "" for key in ("average", "weights", "members")}
     try:
-        named = [str(member).rpartition("@") for member in json.loads(said["members"])]
-        weights = json.loads(said["weights"])
-        members = tuple(Vote(model, int(version), weight) for (model, _, version), weight in zip(named, weights, strict=True))
-        return Ensemble(name, members, said["average"])
-    except (ValueError, TypeError, OverflowError, RecursionError):  # EnsembleError is a ValueError
+        members = zip(members_from_text(said["members"]), weights_from_text(said["weights"]), strict=True)
+        return Ensemble(name, tuple(Vote(model, version, weight) for (model, version), weight in members), said["average"])
+    except ValueError:  # EnsembleError is one
         return None
 
 
@@ -249,17 +250,18 @@ def weights_from_text(text: str) -> list[float]:
     """Read the parameter `weights` of an averaging model or a fused graph.
 
     Raises:
-        ValueError, TypeError, RecursionError: it is no JSON list of numbers that a float can hold.
+        ValueError: it is no JSON list of numbers that a float can hold.
     """
-    values = json.loads(text)
-    if not isinstance(values, list):
-        raise TypeError(f"{text[:80]} is no list")
-    return [_number(value) for value in values]
+    weights: list[float] = json_values(text)
+    record_from_values(weights, list[float])  # they stay as they are: 1 is written back as 1
+    return weights
 
 
-def _number(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{value!r} is no number")
-    if abs(value) > sys.float_info.max:  # an int can be, and then has no share
-        raise ValueError("a weight is too large")
-    return value
+def members_from_text(text: str) -> list[tuple[str, int]]:
+    """Read the parameter `members` of an averaging model or a fused graph: names and versions.
+
+    Raises:
+        ValueError: it is no JSON list of "NAME@VERSION".
+    """
+    members = (member.rpartition("@") for member in record_from_values(json_values(text), list[_Member]))
+    return [(model, int(version)) for model, _, version in members]

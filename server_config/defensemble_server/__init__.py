@@ -1,5 +1,7 @@
 """Start NVIDIA Triton on a model repository, check that it answers rightly, and leave nothing behind."""
 
+from .addresses import connect_host, url_host
+from .admin_key import read_admin_key
 from .doctor.diagnose import diagnose
 from .errors import (
     BackendBuildError,
@@ -11,8 +13,9 @@ from .errors import (
     StartError,
     StateError,
 )
-from .options import ServeOptions, reached_at, read_admin_key
-from .plans.compatibility import Gpu, Machine, problem_of_version
+from .options import ServeOptions
+from .plans.compatibility import problem_of_version
+from .plans.machine import Machine
 from .process.events import DeadServer, ServerEvent, ServerStatus, dead_servers, server_events, server_status
 from .process.state import ServerState, find_state, find_states, read_states
 from .repository import Repository, read_repository
@@ -22,7 +25,6 @@ from .serve import Server, serve, start_server, stop_server
 __all__ = [
     "BackendBuildError",
     "DeadServer",
-    "Gpu",
     "Machine",
     "NotServableError",
     "PlanError",
@@ -37,13 +39,13 @@ __all__ = [
     "ServerStatus",
     "StartError",
     "StateError",
+    "connect_host",
     "dead_servers",
     "diagnose",
     "find_runtime",
     "find_state",
     "find_states",
     "problem_of_version",
-    "reached_at",
     "read_admin_key",
     "read_repository",
     "read_states",
@@ -52,4 +54,5 @@ __all__ = [
     "server_status",
     "start_server",
     "stop_server",
+    "url_host",
 ]

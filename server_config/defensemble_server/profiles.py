@@ -11,7 +11,8 @@ from defensemble_repository.names import BACKEND, CONFIG_FILE, PLAN_BACKEND, PRO
 from defensemble_repository.view import file_digest
 
 from .errors import NotServableError, PlanError
-from .plans.compatibility import Machine, problem_of_version, read_machine
+from .plans.compatibility import problem_of_version
+from .plans.machine import Machine, read_machine
 from .repository import Model, Repository, read_model
 from .runtime.find import CONTAINER, Runtime
 

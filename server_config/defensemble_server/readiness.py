@@ -24,8 +24,10 @@ from defensemble_repository.averaging import (
 )
 from defensemble_repository.names import PENDING_FILE
 
+from .addresses import claim_ports, connect_host, url_host
+from .admin_key import ADMIN_HEADER
 from .errors import NotServableError, ServerError, StartError
-from .options import ADMIN_HEADER, ServeOptions, claim_ports, reached_at
+from .options import ServeOptions
 from .process.guard import last_lines
 from .process.launch import listed, read_content
 from .process.refusals import read_refusals
@@ -126,11 +128,11 @@ def await_ready(
         StartError: Triton ended, took too long, or answers nothing right.
     """
     deadline = time.monotonic() + timeout_s
-    with urllib3.HTTPConnectionPool(reached_at(options.host), options.http_port, maxsize=1) as pool:
+    with urllib3.HTTPConnectionPool(url_host(connect_host(options.host)), options.http_port, maxsize=1) as pool:
         probe = Probe(pool, admin_key, deadline)
         while not (probe.live() and (options.runtime == "docker" or _listens(pid, options.http_port))):
             if process_start(pid) is None:
-                claim_ports(options, guard_pid=guard_pid)  # a PortError, where one was taken meanwhile
+                claim_ports(options.host, options.ports, guard_pid=guard_pid)  # a PortError, where one was taken meanwhile
                 raise StartError(f"Triton ended while it started{last_lines(log)}")
             if time.monotonic() > deadline:
                 raise StartError(f"Triton was not ready within {timeout_s:g} s: it did not answer yet{last_lines(log)}")

@@ -9,14 +9,18 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from msgspec.structs import asdict
 
 from defensemble_repository.filesystem.regular_files import LARGEST_TEXT, read_regular
 from defensemble_repository.names import AVERAGING_NAME
 
+from .addresses import address_from_host, claim_ports, connect_host, url_host
+from .admin_key import new_admin_key
 from .errors import PortError, ServerError, StateError
-from .options import ServeOptions, address_from_host, claim_ports, connect_host, new_admin_key, reached_at
+from .options import ServeOptions
 from .process import restart
 from .process.events import ServerEvent, forget_old_events, server_events, server_status
 from .process.guard import Guard
@@ -112,7 +116,7 @@ class Server:
 
     @property
     def _host(self) -> str:
-        return reached_at(self.state.host)
+        return url_host(connect_host(self.state.host))
 
     def __repr__(self) -> str:
         return f"Server({self.grpc_url!r}, {self.http_url!r}, models={self.models})"
@@ -160,7 +164,7 @@ def start_server(
     options = replace(options, host=address_from_host(options.host), admin_key=options.admin_key or new_admin_key())
     runtime, content = prepare(Path(repository).resolve(), options, say=say)
     for last_try in (*[False] * (_PORT_TRIES - 1), True):
-        ports = claim_ports(options)
+        ports = claim_ports(options.host, options.ports)
         try:
             return _start(runtime, content, options, ports, start_timeout_s, say)
         except PortError:

@@ -62,7 +62,7 @@ def repository(tmp_path: Path) -> Iterator[Path]:
             "an admin key has 16 to 256 letters, digits, '_' or '-', got 6 characters: make one with",
         ),
         (["good", "--http-port", "70000"], "http port must be 0 (any free one) to 65535, got 70000"),
-        (["good", "--host", "0.0.0.0"], "the embedded Triton's core is of October 2024 and has published holes that need no login"),
+        (["good", "--host", "0.0.0.0"], "CVE-2025-23310"),
         (["good", "--profile", "../x"], "a profile's name has letters, digits, '_', '.' or '-', got '../x'"),
         (["--stop", "--grpc-port", "1"], "no server of ours runs on gRPC port 1; running: "),
     ],

@@ -23,13 +23,17 @@ from defensemble_export import EngineError, KeptEngines
 from defensemble_export.engines.target import load_tensorrt
 from defensemble_export.profiles import PROFILES
 from defensemble_server import serve
-from defensemble_server.options import ADMIN_HEADER, RESTRICTED_APIS, ServeOptions, triton_command
-from defensemble_server.runtime.find import CONTAINER, NGC_TAG, TENSORRT_CONTAINER, Runtime, find_runtime
+from defensemble_server.admin_key import ADMIN_HEADER, RESTRICTED_APIS
+from defensemble_server.command import triton_command
+from defensemble_server.options import ServeOptions
+from defensemble_server.runtime.find import CONTAINER, NGC_TAG, Runtime, find_runtime
 from tests.project.test_layout import find_command
 from tests.support import tiny
 from tests.support.calls import FREE, without_digest
 from tests.support.checkout import ROOT
 
+# Of the same month as the server, so with the same TensorRT: what plans are built in.
+TENSORRT_CONTAINER = f"nvcr.io/nvidia/tensorrt:{NGC_TAG}-py3"
 COMPOSE = ROOT / "docker-compose.yml"
 KEY = "0123456789abcdef"
 SERVERS = {"triton": None, "triton-gpu": "gpu-tensorrt"}

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -42,7 +42,7 @@ def test_it_is_read_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[]", b"[" * 200_000], ids=["empty", "open", "bytes", "list", "nested"])
 def test_what_is_no_json_object(content: bytes) -> None:
-    with pytest.raises(ManifestError, match=r"damaged, it is no JSON|has the schema None"):
+    with pytest.raises(ManifestError, match=r"^there "):
         manifest_from_bytes(content, "there")
 
 
@@ -55,7 +55,7 @@ batches = st.lists(st.integers(1, 4096), min_size=3, max_size=3).map(sorted)
 def test_every_manifest_is_read_back(
     version: str, gpu: str, digest: str, batch: list[int], workspace: int | None, version_compatible: bool
 ) -> None:
-    manifest = replace(
+    manifest = msgspec.structs.replace(
         MANIFEST,
         tensorrt=version,
         gpu=gpu,
@@ -80,19 +80,22 @@ def without(name: str) -> bytes:
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b"", "it is no JSON"),
-        (MANIFEST.to_bytes()[:-20], "it is no JSON"),
-        (b"[]", "has the schema None"),
-        (changed(schema="defensemble.plan/2"), "has the schema 'defensemble.plan/2', expected 'defensemble.plan/1'"),
-        (without("driver"), r"it lacks \['driver'\], and has \[\]"),
-        (changed(more=1), r"it lacks \[\], and has \['more'\]"),
-        (changed(tensorrt="ten"), "tensorrt of a plan's manifest must be a version, such as 10.13.3.9, got 'ten'"),
-        (changed(plan_sha256="b" * 63), "plan_sha256 of a plan's manifest must be 64 hexadecimal digits"),
-        (changed(gpu=7), "gpu is 7, expected str"),
-        (changed(version_compatible=1), "version_compatible is 1, expected bool"),
-        (changed(builder_level=True), "builder_level is True, expected int"),
-        (changed(profile={"min": [1, 3, 32, 32]}), "is damaged"),
-        (changed(profile=[1, 2, 3]), "is damaged"),
+        (b"", "line 1 column 1"),
+        (MANIFEST.to_bytes()[:-20], "line 35 column 11"),
+        (b"[]", r"\[\]"),
+        (without("schema"), "schema.*None.*defensemble.plan/1"),
+        (changed(schema="defensemble.plan/2"), "schema.*defensemble.plan/2.*defensemble.plan/1"),
+        (without("driver"), "missing.*driver"),
+        (changed(more=1), "unknown.*more"),
+        (changed(tensorrt="ten"), "tensorrt.*'ten'"),
+        (changed(plan_sha256="b" * 63), "plan_sha256.*64.*'b{63}'"),
+        (changed(gpu=7), "gpu.*str.*7"),
+        (changed(version_compatible=1), "version_compatible.*bool.*1"),
+        (changed(builder_level=True), "builder_level.*int.*True"),
+        (changed(build_s=float("nan")), "NaN"),
+        (changed(profile={"min": [1, 3, 32, 32]}), "profile.*opt"),
+        (changed(profile=json.loads(MANIFEST.to_bytes())["profile"] | {"more": [1]}), "profile.*more"),
+        (changed(profile=[1, 2, 3]), "profile.*1, 2, 3"),
         (changed(profile={"min": [2, 3, 32, 32], "opt": [1, 3, 32, 32], "max": [4, 3, 32, 32]}), "min <= opt <= max, got 2, 1 and 4"),
         (changed(profile={"min": [1, 3, 32, 32], "opt": [1, 3, 32, 16], "max": [4, 3, 32, 32]}), "differ in their first size alone"),
         (

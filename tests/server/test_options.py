@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from defensemble_server import PortError, RuntimeMissingError, ServeOptions, ServerError, read_admin_key
-from defensemble_server.options import address_from_host, triton_command
+from defensemble_server.addresses import address_from_host
+from defensemble_server.command import triton_command
 from defensemble_server.runtime.find import Runtime, check_platform, find_runtime
 from tests.support.checkout import ROOT
 

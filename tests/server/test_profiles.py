@@ -238,7 +238,7 @@ def test_plans_that_fit_the_image_and_the_gpu_are_served(repository: Path, tmp_p
         ),
         ("GPU", "this server has Tesla T4 (compute capability 7.5): rebuild with `defensemble build-engine "),
         ("none", "this server has no GPU (there is no nvidia-smi on PATH, so no NVIDIA driver)"),
-        ("damaged", "/model.plan.json is damaged, it is no JSON"),
+        ("damaged", "/model.plan.json is damaged"),
         ("no manifest", "the plan has no manifest (model.plan.json)"),
         ("batch", "max_batch_size is 8, the plan takes at most 4 images"),
     ],

@@ -8,9 +8,10 @@ from __future__ import annotations
 import ast
 import itertools
 import json
+import logging
 import re
 import sys
-from collections.abc import Iterator
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,7 @@ sys.modules["tensorrt"] = trt
 from defensemble_export import EngineError  # noqa: E402
 from defensemble_export.engines import build_steps, builder, target, timing_cache, verify  # noqa: E402
 
-# What the steps of a build are given, and what the parameters of the functions that take TensorRT's objects are.
-GIVEN = {"logger": "ILogger", "monitor": "IProgressMonitor", "onnx": "buffer", "timings": "buffer", "path": "str"}
-PARAMETERS = {"parser": "OnnxParser", "config": "IBuilderConfig", "cache": "ITimingCache"}
-NO_OBJECTS_OF_TENSORRT = {"trt", "value", "results", "options", "severity"}
+BUILT_IN: dict[type, str] = {bytes: "buffer", str: "str"}
 # Of one class pybind11 writes the name that it has in C++.
 IN_PYTHON = {"IParserError": "ParserError"}
 _SIGNATURE = re.compile(r"(?:^|\d\. )(\w+)\((.*)\) -> (\S+)$", re.MULTILINE)
@@ -83,70 +81,59 @@ def last(path: str) -> str:
     return IN_PYTHON.get(name, name)
 
 
-def check_steps(names: Names) -> None:
-    """The calls of all builds that differ in the options that change them."""
-    for workspace, version, hardware in itertools.product((None, 1 << 30), (False, True), (False, True)):
-        request = build_steps.BuildRequest(
-            (3, 32, 32), 8, workspace_bytes=workspace, version_compatible=version, hardware_compatible=hardware
-        )
-        kinds: dict[str, str | None] = dict(GIVEN)
-        for step in build_steps.build_plan(request):
-            path = f"{kinds[step.target]}.{step.name}" if step.target else step.name
-            if isinstance(step, build_steps.Assignment):
-                names.settable(str(kinds[step.target]), step.name)
-                kind_of(names, step.value, kinds)
-                continue
-            given = names.call(path, {key: kind_of(names, value, kinds) for key, value in step.arguments.items()})
-            if step.gives:
-                kinds[step.gives] = given
+class Typed:
+    """An object of TensorRT of which only the kind is known: what is asked of it is looked up in the bindings."""
+
+    def __init__(self, names: Names, kind: str | None, path: str = "") -> None:
+        vars(self).update(names=names, kind=kind, path=path or kind)
+
+    def __getattr__(self, name: str) -> Any:
+        path = f"{self.path}.{name}".lstrip(".")
+        self.names.find(path)
+        return Typed(self.names, self.path, path)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self.names.settable(self.path, name)
+
+    def __call__(self, *_: Any, **arguments: Any) -> Typed:
+        kinds = {key: value.kind if isinstance(value, Typed) else BUILT_IN.get(type(value)) for key, value in arguments.items()}
+        return Typed(self.names, self.names.call(self.path, kinds) or "unknown")
+
+    def __lt__(self, other: int) -> bool:
+        return False
+
+    def __rlshift__(self, other: int) -> int:
+        return other
+
+    def __index__(self) -> int:
+        return 1
+
+    def __bytes__(self) -> bytes:
+        return b"timings"
 
 
-def kind_of(names: Names, value: Any, kinds: dict[str, str | None]) -> str | None:
-    if isinstance(value, build_steps.Result):
-        return kinds[value.name]
-    if isinstance(value, build_steps.Bit):
-        names.find(str(value.flag))
-        return None
-    if isinstance(value, build_steps.Constant):
-        names.find(str(value))
-        return value.enumeration
-    return None
+def check_builds(names: Names) -> None:
+    """The calls of all builds that differ in the options that change them, each with a timing cache that is there already."""
+    logger, monitor = Typed(names, "ILogger"), Typed(names, "IProgressMonitor")
+    with tempfile.TemporaryDirectory() as folder:
+        for workspace, version, hardware in itertools.product((None, 1 << 30), (False, True), (False, True)):
+            timings = timing_cache.Timings(Path(folder) / "timings", logging.getLogger())
+            request = build_steps.BuildRequest(
+                (3, 32, 32), 8, workspace_bytes=workspace, version_compatible=version, hardware_compatible=hardware
+            )
+            messages = build_steps.Messages()
+            trt, attach = Typed(names, ""), timings.attach
+            build_steps.build(trt, request, b"graph", "path", logger=logger, monitor=monitor, attach_timings=attach, messages=messages)
+            timings.save()
+    build_steps._parser_errors(Typed(names, "OnnxParser"))
 
 
 def check_source(names: Names, file: str) -> None:
-    """What is read of TensorRT's module, and asked of its objects, in a module of the builder."""
+    """What is read of TensorRT's module in a module of the builder."""
     for function in ast.walk(ast.parse(Path(file).read_text())):
-        if not isinstance(function, ast.FunctionDef):
-            continue
-        kinds: dict[str, str | None] = {}
-        for argument in (*function.args.args, *function.args.kwonlyargs):
-            if argument.annotation is not None and ast.unparse(argument.annotation) == "Any" and argument.arg not in NO_OBJECTS_OF_TENSORRT:
-                kinds[argument.arg] = PARAMETERS[argument.arg]
-        for chain in attributes(function, ("trt", "tensorrt")):
-            names.find(chain.partition(".")[2])
-        calls = {id(node.func): node for node in ast.walk(function) if isinstance(node, ast.Call)}
-        for node in ordered(function):
-            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and isinstance(node.value.func, ast.Attribute):
-                owner = node.value.func.value
-                if isinstance(owner, ast.Name) and kinds.get(owner.id):
-                    called = names.call(f"{kinds[owner.id]}.{node.value.func.attr}", keywords(node.value))
-                    kinds |= {name.id: called for name in node.targets if isinstance(name, ast.Name)}
-        for node in ordered(function):
-            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and kinds.get(node.value.id):
-                path = f"{kinds[node.value.id]}.{node.attr}"
-                if id(node) in calls:
-                    names.call(path, keywords(calls[id(node)]))
-                else:
-                    names.find(path)
-
-
-def ordered(function: ast.FunctionDef) -> Iterator[ast.AST]:
-    found = [node for node in ast.walk(function) if isinstance(node, (ast.stmt, ast.expr))]
-    yield from sorted(found, key=lambda node: (node.lineno, node.col_offset))
-
-
-def keywords(call: ast.Call) -> dict[str, str | None]:
-    return {str(keyword.arg): None for keyword in call.keywords}
+        if isinstance(function, ast.FunctionDef):
+            for chain in attributes(function, ("trt", "tensorrt")):
+                names.find(chain.partition(".")[2])
 
 
 def attributes(function: ast.FunctionDef, roots: tuple[str, ...]) -> set[str]:
@@ -164,13 +151,13 @@ def attributes(function: ast.FunctionDef, roots: tuple[str, ...]) -> set[str]:
 
 def check_callbacks(names: Names) -> list[str]:
     """The logger and the monitor are made, and called as TensorRT calls them."""
-    said = builder._Said()
-    logger = builder._logger(trt, said)
+    messages = build_steps.Messages()
+    logger = builder._logger(trt, messages)
     severity = trt.ILogger.Severity
     for level in severity.__members__.values():
         logger.log(level, f"of {level.name}")
     told: list[str] = []
-    monitor = builder._monitor(trt, said, lambda *progress: told.append(" ".join(map(str, progress))))
+    monitor = builder._monitor(trt, messages, lambda *progress: told.append(" ".join(map(str, progress))))
     monitor.phase_start("building", None, 2)
     assert monitor.step_complete("building", 0) is True
     assert monitor.step_complete("building", 1) is True
@@ -180,13 +167,13 @@ def check_callbacks(names: Names) -> list[str]:
             names.find(f"{kind}.{name}")
     assert isinstance(logger, trt.ILogger)
     assert isinstance(monitor, trt.IProgressMonitor)
-    return [*said.errors, *told]
+    return [*messages.errors, *told]
 
 
 def main() -> None:
     names = Names()
-    check_steps(names)
-    for module in (builder, timing_cache, target):
+    check_builds(names)
+    for module in (builder, target):
         check_source(names, str(module.__file__))
     callbacks = check_callbacks(names)
     answer = {

@@ -279,7 +279,7 @@ def test_damaged_record(saved: Path, field: str, value: object) -> None:
     metadata = metadata_of(saved)
     metadata["record"][field] = value
     rewrite(saved, metadata=metadata)
-    with pytest.raises(CheckpointError, match=f"{field} of a training record must be"):
+    with pytest.raises(CheckpointError, match=f"{field} of a training record"):
         load_checkpoint(saved)
 
 

@@ -2,13 +2,21 @@
 
 import dataclasses
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, get_type_hints
+
+import msgspec
+from msgspec import Meta
 
 from defensemble_images import ImagesError, Preprocessing, normalised
 
 from .errors import SpecError
+
+_Count = Annotated[int, Meta(ge=0)]
+_Number = Annotated[float, Meta(ge=0, le=sys.float_info.max)]
+_Fraction = Annotated[float, Meta(ge=0, le=1)]
 
 
 @dataclass(frozen=True)
@@ -46,46 +54,35 @@ class TrainingRecord:
     data: str
     data_source: str
     data_digest: str
-    class_names: tuple[str, ...]
+    class_names: Annotated[tuple[str, ...], Meta(min_length=2)]
     recipe: Mapping[str, Any] = field(hash=False)
-    epochs: int
-    seed: int
-    processes: int
-    threads: int
+    epochs: _Count
+    seed: _Count
+    processes: Annotated[int, Meta(ge=1)]
+    threads: Annotated[int, Meta(ge=1)]
     precision: str
     device: str
-    n_train: int
-    loss: float
-    n_held_out: int
-    held_out_accuracy: float | None
-    accuracy: float
-    n_test: int
-    seconds: float
+    n_train: _Count
+    loss: _Number
+    n_held_out: _Count
+    held_out_accuracy: _Fraction | None
+    accuracy: _Fraction
+    n_test: _Count
+    seconds: _Number
     command: str
     versions: Mapping[str, str] = field(hash=False)
     preprocessing: Mapping[str, Any] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
-        texts = isinstance(self.class_names, tuple) and all(_is_text(name) for name in self.class_names)
-        for name in ("data", "data_source", "data_digest", "precision", "device", "command"):
+        for name, kind in get_type_hints(type(self), include_extras=True).items():
             value = getattr(self, name)
-            _check(name, value, "a text", isinstance(value, str))
-        _check("class_names", self.class_names, "two or more texts that UTF-8 can hold", texts and len(self.class_names) >= 2)
-        counts = {"epochs": 0, "seed": 0, "processes": 1, "threads": 1, "n_train": 0, "n_held_out": 0, "n_test": 0}
-        for name, minimum in counts.items():
-            value = getattr(self, name)
-            _check(name, value, f"an integer of at least {minimum}", type(value) is int and value >= minimum)
-        for name in ("loss", "accuracy", "seconds"):
-            value = getattr(self, name)
-            _check(name, value, "a number of at least 0", type(value) in (int, float) and 0 <= value < float("inf"))
-        for name in ("accuracy", "held_out_accuracy"):
-            value = getattr(self, name)
-            fraction = type(value) in (int, float) and 0 <= value <= 1
-            _check(name, value, "a fraction in [0, 1]", fraction or (name == "held_out_accuracy" and value is None))
-        for name, kind in (("recipe", object), ("versions", str)):
-            value = getattr(self, name)
-            named = isinstance(value, Mapping) and all(isinstance(key, str) and isinstance(one, kind) for key, one in value.items())
-            _check(name, value, "values by name", named)
+            try:
+                msgspec.convert(value, kind)
+            except msgspec.ValidationError as error:
+                raise SpecError(f"{name} of a training record: {error}, got {value!r:.200}") from error
+        # JSON can spell half of a surrogate pair, which no file of labels holds.
+        if any("\ud800" <= character <= "\udfff" for name in self.class_names for character in name):
+            raise SpecError(f"class_names of a training record must be texts that UTF-8 can hold, got {self.class_names!r:.200}")
         if self.preprocessing is not None:
             try:
                 Preprocessing.from_values(self.preprocessing, "a training record")
@@ -117,15 +114,4 @@ class TrainingRecord:
         if not isinstance(values, dict) or {*values, "preprocessing"} != set(names):
             got = ", ".join(map(str, values)) if isinstance(values, dict) else json.dumps(values)[:80]
             raise SpecError(f"a training record must have the keys {', '.join(names)}; got {got}")
-        names_of_classes = values["class_names"]
-        return cls(**{**values, "class_names": tuple(names_of_classes) if isinstance(names_of_classes, list) else names_of_classes})
-
-
-def _is_text(value: object) -> bool:
-    """Whether a value is a text of whole characters: JSON can spell half of a surrogate pair, which no file of labels holds."""
-    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
-
-
-def _check(name: str, value: object, expected: str, holds: bool) -> None:
-    if not holds:
-        raise SpecError(f"{name} of a training record must be {expected}, got {value!r:.200}")
+        return cls(**values)

@@ -25,9 +25,10 @@ def plan_findings(target_edit: TargetEdit, served: Served) -> list[Finding]:
     """
     from defensemble_repository.checks.finding import Finding
     from defensemble_repository.errors import ManifestError
+    from defensemble_repository.gpus import Gpu
     from defensemble_repository.names import MANIFEST_FILE
     from defensemble_repository.plan_manifest import read_manifest
-    from defensemble_server import Gpu, Machine, problem_of_version
+    from defensemble_server import Machine, problem_of_version
 
     files, repository = target_edit.plan.outcome(), target_edit.repository
     loads = set(target_edit.loads[served.url])

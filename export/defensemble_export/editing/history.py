@@ -10,10 +10,11 @@ import re
 import secrets
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from defensemble_repository.ensemble import Ensemble, Vote
 from defensemble_repository.errors import EnsembleError, RepositoryError
@@ -21,6 +22,7 @@ from defensemble_repository.filesystem.atomic_write import remove_temporaries, s
 from defensemble_repository.filesystem.regular_files import read_regular
 from defensemble_repository.names import CONFIG_FILE, HISTORY_FILE, LABELS_FILE, check_name
 from defensemble_repository.reader import ensemble_from_configs, parameter
+from defensemble_repository.records import checked_schema, json_values, record_from_values
 from defensemble_repository.view import RepositoryView
 
 from ..errors import HistoryError
@@ -228,7 +230,9 @@ def withdraw_edit(repository: Path, edit: Edit) -> None:
 
 def line_from_edit(edit: Edit) -> bytes:
     """An edit as the history holds it: JSON on one line, without the line's end."""
-    return json.dumps(_values_from_edit(edit)).encode()
+    states = {"before": edit.before and _State.of(edit.before), "after": edit.after and _State.of(edit.after)}
+    values = {one.name: getattr(edit, one.name) for one in fields(edit)}  # in this order, whatever the order that it was read in
+    return json.dumps({"schema": SCHEMA, **values, **msgspec.to_builtins(states)}).encode()
 
 
 def edit_from_line(line: bytes, where: str) -> Edit:
@@ -238,32 +242,14 @@ def edit_from_line(line: bytes, where: str) -> Edit:
         HistoryError: it is damaged, or of another schema.
     """
     try:
-        values = json.loads(line.decode("utf-8-sig"))
-        if not isinstance(values, dict):
-            raise TypeError("it is no JSON object")
-        if values.get("schema") != SCHEMA:
-            raise ValueError(
-                f"its schema is {values.get('schema')!r:.80}, expected {SCHEMA!r}: if a newer defensemble wrote it, use that one"
-            )
-        ensemble = _kept(values, "ensemble", str)
-        message = values.get("message")
-        return Edit(
-            id=_kept(values, "id", str),
-            time=_kept(values, "time", str),
-            who=_kept(values, "who", str),
-            ensemble=ensemble,
-            action=_kept(values, "action", str),
-            message=None if message is None else _kept(values, "message", str),
-            changes=_texts(values, "changes"),
-            undoes=_texts(values, "undoes"),
-            before=_snapshot_from_values(values, "before", ensemble),
-            after=_snapshot_from_values(values, "after", ensemble),
-        )
-    except (RepositoryError, ValueError, TypeError, KeyError, RecursionError) as error:
-        told = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        values = checked_schema(json_values(line.decode("utf-8-sig")), SCHEMA)
+        states = record_from_values(values, _States)
+        before, after = (state and state.snapshot(states.ensemble) for state in (states.before, states.after))
+        return record_from_values({"message": None, **values, "before": before, "after": after}, Edit)
+    except (RepositoryError, ValueError) as error:
         raise HistoryError(
-            f"{where}: the history is damaged: {told}. Take that line out, or move the file away, which begins a new history: nothing that "
-            "serves depends on it, but edits before can then not be rolled back"
+            f"{where}: the history is damaged: {error}. Take that line out, or move the file away, which begins a new history: nothing "
+            "that serves depends on it, but edits before can then not be rolled back"
         ) from error
 
 
@@ -297,77 +283,37 @@ def _content(path: Path) -> bytes:
         return b""
 
 
-def _values_from_edit(edit: Edit) -> dict[str, Any]:
-    return {
-        "schema": SCHEMA,
-        "id": edit.id,
-        "time": edit.time,
-        "who": edit.who,
-        "ensemble": edit.ensemble,
-        "action": edit.action,
-        "message": edit.message,
-        "changes": list(edit.changes),
-        "undoes": list(edit.undoes),
-        "before": _values_from_snapshot(edit.before),
-        "after": _values_from_snapshot(edit.after),
-    }
+class _Member(msgspec.Struct):
+    model: str
+    version: int
+    weight: int | float
 
 
-def _values_from_snapshot(snapshot: Snapshot | None) -> dict[str, Any] | None:
-    if snapshot is None:
-        return None
-    return {
-        "average": snapshot.votes.average,
-        "members": [{"model": vote.model, "version": vote.version, "weight": vote.weight} for vote in snapshot.votes.members],
-        "num_classes": snapshot.num_classes,
-        "config": snapshot.config,
-        "labels": snapshot.labels,
-        "averaging": dict(snapshot.averaging),
-        "digests": dict(snapshot.digests),
-    }
+class _State(msgspec.Struct):
+    """A snapshot as a line holds it."""
+
+    average: str
+    members: list[_Member]
+    num_classes: int
+    config: str
+    labels: str | None
+    averaging: dict[str, str]
+    digests: dict[str, str]
+
+    @classmethod
+    def of(cls, snapshot: Snapshot) -> _State:
+        votes = snapshot.votes
+        members = [_Member(vote.model, vote.version, vote.weight) for vote in votes.members]
+        texts = dict(snapshot.averaging), dict(snapshot.digests)
+        return cls(votes.average, members, snapshot.num_classes, snapshot.config, snapshot.labels, *texts)
+
+    def snapshot(self, ensemble: str) -> Snapshot:
+        members = tuple(Vote(member.model, member.version, member.weight) for member in self.members)
+        votes = Ensemble(ensemble, members, self.average)
+        return Snapshot(self.config, self.labels, votes, self.num_classes, self.averaging, self.digests)
 
 
-def _snapshot_from_values(values: Mapping[str, Any], key: str, ensemble: str) -> Snapshot | None:
-    if values[key] is None:
-        return None
-    told = _kept(values, key, dict)
-    members = []
-    for member in _kept(told, "members", list):
-        if not isinstance(member, dict):
-            raise TypeError(f"a member in '{key}' is no JSON object")
-        weight = member["weight"]
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)):
-            raise TypeError(f"weight is {weight!r}, expected a number")
-        members.append(Vote(_kept(member, "model", str), _kept(member, "version", int), weight))
-    return Snapshot(
-        config=_kept(told, "config", str),
-        labels=None if told["labels"] is None else _kept(told, "labels", str),
-        votes=Ensemble(ensemble, tuple(members), _kept(told, "average", str)),
-        num_classes=_kept(told, "num_classes", int),
-        averaging=_text_by_text(told, "averaging"),
-        digests=_text_by_text(told, "digests"),
-    )
-
-
-def _kept(values: Mapping[str, Any], key: str, kind: type) -> Any:
-    value = values[key]
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise TypeError(f"{key} is {str(value)[:80]!r}, expected {_KINDS[kind]}")
-    return value
-
-
-def _texts(values: Mapping[str, Any], key: str) -> tuple[str, ...]:
-    found = _kept(values, key, list)
-    if not all(isinstance(text, str) for text in found):
-        raise TypeError(f"{key} must be a list of texts")
-    return tuple(found)
-
-
-def _text_by_text(values: Mapping[str, Any], key: str) -> dict[str, str]:
-    found = _kept(values, key, dict)
-    if not all(isinstance(text, str) for text in found.values()):
-        raise TypeError(f"{key} must hold texts")
-    return dict(found)
-
-
-_KINDS = {str: "a text", int: "a whole number", list: "a list", dict: "a JSON object"}
+class _States(msgspec.Struct):
+    ensemble: str
+    before: _State | None
+    after: _State | None

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from defensemble_repository.filesystem.atomic_write import remove_temporaries, shared_mode, sync, write_atomic
 from defensemble_repository.filesystem.regular_files import read_regular
 from defensemble_repository.names import CONFIG_FILE, HISTORY_FILE, PENDING_FILE
+from defensemble_repository.records import checked_schema, json_values, record_from_values
 from defensemble_repository.transaction import remove_files, write_plan
 from defensemble_repository.view import RepositoryView
 
@@ -44,6 +45,11 @@ class EditJournal:
     loads: tuple[str, ...]
     released: tuple[str, ...]
     rejected: bytes | None = None
+
+    def __post_init__(self) -> None:
+        for path in (*self.before, *self.after, *self.new_models, *self.loads, *self.released):
+            if Path(path).is_absolute() or ".." in Path(path).parts:
+                raise ValueError(f"{path!r} leads out of the repository")
 
     @classmethod
     def of(
@@ -94,19 +100,9 @@ class EditJournal:
         Raises:
             OSError: it cannot be written.
         """
-        values = {
-            "schema": _SCHEMA,
-            "edit": line_from_edit(self.edit).decode(),
-            "group": list(self.group),
-            "urls": list(self.urls),
-            "before": {path: None if content is None else base64.b64encode(content).decode() for path, content in self.before.items()},
-            "after": dict(self.after),
-            "new_models": list(self.new_models),
-            "loads": list(self.loads),
-            "released": list(self.released),
-            "rejected": None if self.rejected is None else base64.b64encode(self.rejected).decode(),
-        }
-        _write(self.repository / PENDING_FILE, json.dumps(values, indent=1).encode() + b"\n")
+        values = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "repository"}
+        values = {"schema": _SCHEMA, **values, "edit": line_from_edit(self.edit).decode()}
+        _write(self.repository / PENDING_FILE, json.dumps(msgspec.to_builtins(values), indent=1).encode() + b"\n")
 
     def clear(self) -> None:
         """Delete it, durably: one that came back after a power cut would undo what was done since.
@@ -204,6 +200,13 @@ class EditJournal:
         return RepositoryView(self.repository)
 
 
+class _Note(msgspec.Struct):
+    """What `EditJournal` does not ask of its file: the edit is a line of a history, and `rejected` is there."""
+
+    edit: str
+    rejected: str | None
+
+
 def remove_stale_temporaries(repository: Path) -> list[Path]:
     """Remove and return the temporary files that killed edits have left; hold `locked`.
 
@@ -228,39 +231,17 @@ def read_journal(repository: Path) -> EditJournal | None:
     """
     path = repository / PENDING_FILE
     try:
-        values: Any = json.loads(read_regular(path))
-        if values["schema"] != _SCHEMA and str(values["schema"]).startswith("defensemble.pending-edit/"):
-            raise HistoryError(f"{path} is of another version of defensemble ({values['schema']}): finish or undo its edit with that one")
-        if values["schema"] != _SCHEMA:
-            raise ValueError(f"its schema is {values['schema']!r:.80}, expected {_SCHEMA!r}")
-        return EditJournal(
-            repository,
-            edit_from_line(values["edit"].encode(), str(path)),
-            tuple(_texts(values["group"])),
-            tuple(_texts(values["urls"])),
-            {_inside(path): None if text is None else base64.b64decode(text) for path, text in values["before"].items()},
-            {_inside(path): None if digest is None else str(digest) for path, digest in values["after"].items()},
-            tuple(_inside(model) for model in values["new_models"]),
-            tuple(_inside(model) for model in values["loads"]),
-            tuple(_inside(model) for model in values["released"]),
-            rejected=None if values["rejected"] is None else base64.b64decode(values["rejected"]),
-        )
+        values = json_values(read_regular(path))
+        schema = values.get("schema") if isinstance(values, dict) else None
+        if schema != _SCHEMA and str(schema).startswith("defensemble.pending-edit/"):
+            raise HistoryError(f"{path} is of another version of defensemble ({schema}): finish or undo its edit with that one")
+        note = record_from_values(checked_schema(values, _SCHEMA), _Note)
+        edit = edit_from_line(note.edit.encode(), str(path))
+        return record_from_values({**values, "repository": repository, "edit": edit}, EditJournal)
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except ValueError as error:
         raise HistoryError(
-            f"{path} is damaged ({type(error).__name__}: {error}): it says how an edit that was cut short is undone. Look at what "
+            f"{path} is damaged ({error}): it says how an edit that was cut short is undone. Look at what "
             "`defensemble ensemble check` says of the repository as it is, and then move that file away"
         ) from error
-
-
-def _texts(values: Any) -> list[str]:
-    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise TypeError(f"expected a list of texts, got {values!r:.80}")
-    return values
-
-
-def _inside(path: Any) -> str:
-    if not isinstance(path, str) or Path(path).is_absolute() or ".." in Path(path).parts:
-        raise ValueError(f"{path!r} leads out of the repository")
-    return path

@@ -27,7 +27,7 @@ from ..entries.stored_graph import stored_graph
 from ..errors import EngineError
 from ..image_checks import check_images
 from ..verification.images import images_of_record
-from .build_steps import DEFAULT_BUILDER_LEVEL, INPUT, BuildRequest
+from .build_steps import DEFAULT_BUILDER_LEVEL, INPUT, BuildRequest, build_calls
 from .builder import OnProgress, engine_from_onnx, request_from_onnx
 from .target import Target, check_target, find_target
 from .timing_cache import default_timing_cache
@@ -61,6 +61,11 @@ class PlannedEngine:
     def name(self) -> str:
         """Model and version, as ``model@version``."""
         return f"{self.model}@{self.version}"
+
+    @property
+    def calls(self) -> list[str]:
+        """The calls of TensorRT that build it, in their order."""
+        return [str(call) for call in build_calls(self.request)]
 
 
 @dataclass(frozen=True)

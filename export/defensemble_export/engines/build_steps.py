@@ -1,4 +1,4 @@
-"""How a TensorRT plan is to be built: what was asked for, and the calls of TensorRT's API that do it, computed without TensorRT.
+"""How a TensorRT plan is built: what was asked for, and the calls of TensorRT's API that do it.
 
 TensorRT's own API and not Polygraphy's builder (0.53.6 was read): that one hands everything that TensorRT says to one logger of its own,
 which prints, so an exception carries neither the parser's errors with their nodes nor why a build failed; it writes a timing cache in
@@ -8,7 +8,8 @@ place, gives one of another TensorRT to the builder as it is, and asks for detai
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from defensemble_repository.plan_manifest import Profile
@@ -16,6 +17,8 @@ from defensemble_repository.reader import checked_batch
 
 from ..errors import EngineError
 from ..verification.tolerances import checked_precision
+from .call_recorder import CallRecorder
+from .timing_cache import attached_cache
 
 INPUT = "images"
 DEFAULT_BUILDER_LEVEL = 3  # TensorRT's own default, written down so that a manifest can say it
@@ -60,117 +63,91 @@ class BuildRequest:
         return Profile(smallest, best, largest)
 
 
-@dataclass(frozen=True)
-class Constant:
-    """A member of one of TensorRT's enumerations."""
+class Messages:
+    """What TensorRT reported as errors, and what interrupted it: its callbacks must not raise."""
 
-    enumeration: str
-    member: str
+    def __init__(self) -> None:
+        self.errors: list[str] = []
+        self.interruption: BaseException | None = None
 
-    def __str__(self) -> str:
-        return f"{self.enumeration}.{self.member}"
-
-
-@dataclass(frozen=True)
-class Bit:
-    """The bit of a flag that is combined with others by "or"."""
-
-    flag: Constant
-
-    def __str__(self) -> str:
-        return f"1 << {self.flag}"
+    def last(self) -> str:
+        """The newest errors."""
+        return "; ".join(self.errors[-3:]) or "nothing"
 
 
-@dataclass(frozen=True)
-class Result:
-    """What an earlier call gave, or what was given to the builder: ``logger``, ``monitor``, ``onnx`` and ``timings`` (bytes), ``path``."""
+def build(
+    trt: Any,
+    request: BuildRequest,
+    model: Any,
+    path: Any,
+    *,
+    logger: Any,
+    monitor: Any,
+    attach_timings: Callable[[Any], Any] | None = None,
+    messages: Messages,
+) -> Any:
+    """Build a plan: all calls of TensorRT's module that it takes, but for the logger, the monitor and the timing cache.
 
-    name: str
+    Args:
+        trt: TensorRT's module.
+        request: what is built.
+        model: the bytes of the ONNX file.
+        path: where it is from.
+        logger: TensorRT's logger.
+        monitor: TensorRT's monitor of progress.
+        attach_timings: called with the builder's configuration.
+        messages: what the logger has received.
 
-    def __str__(self) -> str:
-        return self.name
+    Returns:
+        The plan as TensorRT gives it: a buffer, or None where the build failed.
 
-
-@dataclass(frozen=True)
-class Call:
-    """``gives = target.name(**arguments)``; the target is a result, or, where it is empty, TensorRT's module."""
-
-    target: str
-    name: str
-    arguments: dict[str, Any] = field(default_factory=dict)
-    gives: str = ""
-
-    def __str__(self) -> str:
-        arguments = ", ".join(f"{key}={value}" for key, value in self.arguments.items())
-        call = f"{self.target or 'tensorrt'}.{self.name}({arguments})"
-        return f"{self.gives} = {call}" if self.gives else call
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """``target.name = value``."""
-
-    target: str
-    name: str
-    value: Any
-
-    def __str__(self) -> str:
-        return f"{self.target}.{self.name} = {self.value}"
-
-
-Step = Call | Assignment
-
-_NETWORK = (
-    Call("", "Builder", {"logger": Result("logger")}, "builder"),
+    Raises:
+        EngineError: TensorRT refuses the graph or the profile.
+    """
+    builder = trt.Builder(logger=logger)
     # TensorRT 11 knows no other networks, and takes the flag: https://docs.nvidia.com/deeplearning/tensorrt, migrating from 10.x to 11.x.
-    Call("builder", "create_network", {"flags": Bit(Constant("NetworkDefinitionCreationFlag", "STRONGLY_TYPED"))}, "network"),
-    Call("", "OnnxParser", {"network": Result("network"), "logger": Result("logger")}, "parser"),
-)
-# Run again with no timings where those on the disk are of another TensorRT or GPU.
-TIMING_STEPS = (
-    Call("config", "create_timing_cache", {"serialized_timing_cache": Result("timings")}, "cache"),
-    Call("config", "set_timing_cache", {"cache": Result("cache"), "ignore_mismatch": False}, "attached"),
-)
-BUILD = Call("builder", "build_serialized_network", {"network": Result("network"), "config": Result("config")}, "plan")
-
-
-def network_steps(request: BuildRequest) -> list[Step]:
-    """From nothing to a parsed network."""
-    native = Call("parser", "set_flag", {"flag": Constant("OnnxParserFlag", "NATIVE_INSTANCENORM")})
-    return [
-        *_NETWORK,
+    network = builder.create_network(flags=1 << trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED.value)
+    parser = trt.OnnxParser(network=network, logger=logger)
+    if request.version_compatible or request.hardware_compatible:
         # The other implementation is a plugin, which is bound to this version and GPU.
-        *([native] if request.version_compatible or request.hardware_compatible else []),
-        Call("parser", "parse", {"model": Result("onnx"), "path": Result("path")}, "parsed"),
-    ]
-
-
-def config_steps(request: BuildRequest) -> list[Step]:
-    """The builder's configuration, all but the timing cache."""
-    profile = request.profile
-    shapes = {"input": INPUT, "min": profile.min, "opt": profile.opt, "max": profile.max}
-    steps: list[Step] = [
-        Call("builder", "create_builder_config", {}, "config"),
-        Assignment("config", "progress_monitor", Result("monitor")),
-        Assignment("config", "builder_optimization_level", request.builder_level),
-        # On by default, it rounds the factors of float32 convolutions to 10 bits: the tolerance of fp32 is 1e-5.
-        Call("config", "clear_flag", {"flag": Constant("BuilderFlag", "TF32")}),
-    ]
+        parser.set_flag(flag=trt.OnnxParserFlag.NATIVE_INSTANCENORM)
+    if not parser.parse(model=model, path=path):
+        raise EngineError(f"TensorRT cannot read {path}:\n  " + "\n  ".join(_parser_errors(parser) or messages.errors))
+    config = builder.create_builder_config()
+    config.progress_monitor = monitor
+    config.builder_optimization_level = request.builder_level
+    # On by default, it rounds the factors of float32 convolutions to 10 bits: the tolerance of fp32 is 1e-5.
+    config.clear_flag(flag=trt.BuilderFlag.TF32)
     if request.workspace_bytes is not None:
-        pool = {"pool": Constant("MemoryPoolType", "WORKSPACE"), "pool_size": request.workspace_bytes}
-        steps.append(Call("config", "set_memory_pool_limit", pool))
+        config.set_memory_pool_limit(pool=trt.MemoryPoolType.WORKSPACE, pool_size=request.workspace_bytes)
     if request.version_compatible:
-        steps.append(Call("config", "set_flag", {"flag": Constant("BuilderFlag", "VERSION_COMPATIBLE")}))
+        config.set_flag(flag=trt.BuilderFlag.VERSION_COMPATIBLE)
     if request.hardware_compatible:
-        steps.append(Assignment("config", "hardware_compatibility_level", Constant("HardwareCompatibilityLevel", "AMPERE_PLUS")))
-    return [
-        *steps,
-        Call("builder", "create_optimization_profile", {}, "profile"),
-        Call("profile", "set_shape", shapes),
-        Call("config", "add_optimization_profile", {"profile": Result("profile")}, "added"),
-    ]
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    profile = builder.create_optimization_profile()
+    shapes = request.profile
+    profile.set_shape(input=INPUT, min=shapes.min, opt=shapes.opt, max=shapes.max)
+    if config.add_optimization_profile(profile=profile) < 0:
+        raise EngineError(f"TensorRT refuses the profile {shapes} for {path}: {messages.last()}")
+    if attach_timings is not None:
+        attach_timings(config)
+    return builder.build_serialized_network(network=network, config=config)
 
 
-def build_plan(request: BuildRequest, *, timing_cache: bool = True) -> list[Step]:
-    """All calls of a build, in their order: ``engine_from_onnx`` makes these and no others until the plan is there."""
-    return [*network_steps(request), *config_steps(request), *(TIMING_STEPS if timing_cache else ()), BUILD]
+def build_calls(request: BuildRequest, *, timing_cache: bool = True) -> list[str]:
+    """Return all calls of TensorRT's API that a build of `request` makes, in their order; nothing is built, and TensorRT is not needed."""
+    calls: list[str] = []
+    model, path, logger, monitor, timings = (CallRecorder(name, calls) for name in ("onnx", "path", "logger", "monitor", "timings"))
+    attach = (lambda config: attached_cache(config, timings)) if timing_cache else None
+    trt = CallRecorder("tensorrt", calls)
+    build(trt, request, model, path, logger=logger, monitor=monitor, attach_timings=attach, messages=Messages())
+    return calls
+
+
+def _parser_errors(parser: Any) -> list[str]:
+    """Every error of the parser with the node that it is about."""
+    lines = []
+    for index in range(parser.num_errors):
+        error = parser.get_error(index)
+        lines.append(f"node '{error.node_name()}' ({error.node_operator()}): {error.desc()}")
+    return lines

@@ -1,4 +1,4 @@
-"""A TensorRT plan from an ONNX file: the calls of ``engine_plan.build_plan``, carried out."""
+"""A TensorRT plan and its manifest from an ONNX file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -20,22 +20,10 @@ from defensemble_repository.plan_manifest import Manifest
 
 from ..errors import EngineError
 from ..graphs.traversal import real_inputs
-from .build_steps import (
-    BUILD,
-    DEFAULT_BUILDER_LEVEL,
-    INPUT,
-    Assignment,
-    Bit,
-    BuildRequest,
-    Constant,
-    Result,
-    Step,
-    config_steps,
-    network_steps,
-)
+from .build_steps import DEFAULT_BUILDER_LEVEL, INPUT, BuildRequest, Messages, build
 from .parser_support import parser_list, problems_of_graph
 from .target import Target, check_target, find_target, load_tensorrt
-from .timing_cache import attach_timings, save_timings
+from .timing_cache import Timings
 
 # What TensorRT says while it builds; `defensemble build-engine --log` writes it to a file.
 logger = logging.getLogger("defensemble_export.tensorrt")
@@ -146,76 +134,28 @@ def request_from_onnx(content: bytes, where: str, **options: Any) -> BuildReques
     return BuildRequest((channels, height, width), fixed_batch=batch > 0, **options)
 
 
-def carry_out(trt: Any, steps: Iterable[Step], results: dict[str, Any]) -> None:
-    """Make the calls of a plan on TensorRT's module; what they give is added to ``results``, by name."""
-    for step in steps:
-        target = results[step.target] if step.target else trt
-        if isinstance(step, Assignment):
-            setattr(target, step.name, _value(trt, step.value, results))
-        else:
-            given = getattr(target, step.name)(**{key: _value(trt, value, results) for key, value in step.arguments.items()})
-            if step.gives:
-                results[step.gives] = given
-
-
-def _value(trt: Any, value: Any, results: dict[str, Any]) -> Any:
-    if isinstance(value, Result):
-        return results[value.name]
-    if isinstance(value, Constant):
-        return getattr(getattr(trt, value.enumeration), value.member)
-    if isinstance(value, Bit):
-        return 1 << int(_value(trt, value.flag, results))
-    return value
-
-
 def _built(trt: Any, request: BuildRequest, content: bytes, where: str, timing_cache: Path | None, on_progress: OnProgress | None) -> bytes:
-    said = _Said()
-    results: dict[str, Any] = {"logger": _logger(trt, said), "monitor": _monitor(trt, said, on_progress), "onnx": content, "path": where}
+    messages = Messages()
+    monitor = _monitor(trt, messages, on_progress)
+    timings = None if timing_cache is None else Timings(timing_cache, logger)
+    attach = None if timings is None else timings.attach
     try:
-        carry_out(trt, network_steps(request), results)
-        if not results["parsed"]:
-            raise EngineError(f"TensorRT cannot read {where}:\n  " + "\n  ".join(_parser_errors(results["parser"]) or said.errors))
-        carry_out(trt, config_steps(request), results)
-        if results["added"] < 0:
-            raise EngineError(f"TensorRT refuses the profile {request.profile} for {where}: {said.last()}")
-        if timing_cache is not None:
-            attach_timings(trt, carry_out, results, timing_cache, logger)
-        carry_out(trt, [BUILD], results)
+        plan = build(trt, request, content, where, logger=_logger(trt, messages), monitor=monitor, attach_timings=attach, messages=messages)
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:  # pybind11's, from a TensorRT that is another than is known
-        raise EngineError(f"TensorRT {trt.__version__} cannot build a plan of {where}: {error}. It said: {said.last()}") from error
-    if said.interruption is not None:
-        raise said.interruption
-    if results["plan"] is None:
+        raise EngineError(f"TensorRT {trt.__version__} cannot build a plan of {where}: {error}. It said: {messages.last()}") from error
+    if messages.interruption is not None:
+        raise messages.interruption
+    if plan is None:
         raise EngineError(
-            f"TensorRT built no plan of {where}. It said: {said.last()}\nIf memory ran out: end what else uses the GPU (nvidia-smi lists "
-            "it), lower max_batch_size, or limit the workspace (--workspace)"
+            f"TensorRT built no plan of {where}. It said: {messages.last()}\nIf memory ran out: end what else uses the GPU (nvidia-smi "
+            "lists it), lower max_batch_size, or limit the workspace (--workspace)"
         )
-    if timing_cache is not None:
-        save_timings(results["config"], results["cache"], timing_cache)
-    return bytes(results["plan"])
+    if timings is not None:
+        timings.save()
+    return bytes(plan)
 
 
-def _parser_errors(parser: Any) -> list[str]:
-    """Every error of the parser with the node that it is about."""
-    lines = []
-    for index in range(parser.num_errors):
-        error = parser.get_error(index)
-        lines.append(f"node '{error.node_name()}' ({error.node_operator()}): {error.desc()}")
-    return lines
-
-
-class _Said:
-    """What TensorRT said in errors, and what interrupted it: its callbacks must not raise."""
-
-    def __init__(self) -> None:
-        self.errors: list[str] = []
-        self.interruption: BaseException | None = None
-
-    def last(self) -> str:
-        return "; ".join(self.errors[-3:]) or "nothing"
-
-
-def _logger(trt: Any, said: _Said) -> Any:
+def _logger(trt: Any, messages: Messages) -> Any:
     severity = trt.ILogger.Severity
     levels = {
         severity.INTERNAL_ERROR: logging.ERROR,
@@ -233,15 +173,15 @@ def _logger(trt: Any, said: _Said) -> Any:
             try:
                 level = levels[severity]
                 if level >= logging.ERROR:
-                    said.errors.append(msg)
+                    messages.errors.append(msg)
                 logger.log(level, "%s", msg)
             except BaseException as error:  # an exception would end the process: `log` is noexcept in C++
-                said.interruption = said.interruption or error
+                messages.interruption = messages.interruption or error
 
     return Logger()
 
 
-def _monitor(trt: Any, said: _Said, on_progress: OnProgress | None) -> Any:
+def _monitor(trt: Any, messages: Messages, on_progress: OnProgress | None) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
@@ -255,7 +195,7 @@ def _monitor(trt: Any, said: _Said, on_progress: OnProgress | None) -> Any:
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             self._tell(phase_name, step + 1)
-            return said.interruption is None  # False ends the build
+            return messages.interruption is None  # False ends the build
 
         def phase_finish(self, phase_name: str) -> None:
             self._tell(phase_name, None)
@@ -268,7 +208,7 @@ def _monitor(trt: Any, said: _Said, on_progress: OnProgress | None) -> Any:
                     self.told[phase] = done
                     on_progress(phase, parent, done, steps)
             except BaseException as error:  # Ctrl-C too: it must not pass through C++
-                said.interruption = said.interruption or error
+                messages.interruption = messages.interruption or error
 
     return Monitor()
 

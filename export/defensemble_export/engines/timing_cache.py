@@ -8,7 +8,6 @@ from __future__ import annotations
 import fcntl
 import logging
 import re
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from defensemble_repository.filesystem.atomic_write import write_atomic
 from defensemble_repository.filesystem.locks import held
 from defensemble_repository.filesystem.regular_files import read_regular
 
-from .build_steps import TIMING_STEPS, Step
 from .target import Target
 
 
@@ -28,47 +26,52 @@ def default_timing_cache(target: Target) -> Path:
     return platformdirs.user_cache_path("defensemble") / "timings" / f"{target.tensorrt}-{gpu}-{target.compute_capability}.cache"
 
 
-def attach_timings(
-    trt: Any,
-    carry_out: Callable[[Any, Iterable[Step], dict[str, Any]], None],
-    results: dict[str, Any],
-    path: Path,
-    logger: logging.Logger,
-) -> None:
-    """Give the configuration in ``results`` the timings of a file; where it is of another TensorRT or GPU, or damaged, begin without.
+class Timings:
+    """The timings of a build, in the file `path`."""
 
-    Raises:
-        OSError: the file is there and cannot be read.
-    """
-    try:
-        kept = read_regular(path)
-    except FileNotFoundError:
-        kept = b""
-    for timings in (kept, b"") if kept else (b"",):
-        results["timings"] = timings
-        results["attached"] = False
-        carry_out(trt, TIMING_STEPS[:1], results)
-        if results["cache"] is not None:
-            carry_out(trt, TIMING_STEPS[1:], results)
-        if results["attached"]:
-            return
-        if timings:
-            logger.warning("%s is of another TensorRT or GPU, or damaged: this build begins it afresh", path)
-    raise RuntimeError("TensorRT takes no timing cache, not even an empty one")
+    def __init__(self, path: Path, logger: logging.Logger) -> None:
+        self._path = path
+        self._logger = logger
 
+    def attach(self, config: Any) -> None:
+        """Give them to the builder's configuration; where they are of another TensorRT or GPU, or damaged, begin without.
 
-def save_timings(config: Any, cache: Any, path: Path) -> None:
-    """Write the timings back, with those that another build has written meanwhile.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with held(path.parent, fcntl.LOCK_EX):
+        Raises:
+            OSError: the file is there and cannot be read.
+        """
         try:
-            others = config.create_timing_cache(serialized_timing_cache=read_regular(path))
+            kept = read_regular(self._path)
         except FileNotFoundError:
-            others = None
-        if others is not None:
-            cache.combine(input_cache=others, ignore_mismatch=False)  # False, and nothing done, where they are of another TensorRT
-        write_atomic(path, bytes(cache.serialize()))
+            kept = b""
+        cache = attached_cache(config, kept)
+        if cache is None and kept:
+            self._logger.warning("%s is of another TensorRT or GPU, or damaged: this build begins it afresh", self._path)
+            cache = attached_cache(config, b"")
+        if cache is None:
+            raise RuntimeError("TensorRT takes no timing cache, not even an empty one")
+        self._config, self._cache = config, cache
+
+    def save(self) -> None:
+        """Write them back, with those that another build has written meanwhile, aside and then renamed.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with held(self._path.parent, fcntl.LOCK_EX):
+            try:
+                others = self._config.create_timing_cache(serialized_timing_cache=read_regular(self._path))
+            except FileNotFoundError:
+                others = None
+            if others is not None:
+                # False, and nothing done, where they are of another TensorRT.
+                self._cache.combine(input_cache=others, ignore_mismatch=False)
+            write_atomic(self._path, bytes(self._cache.serialize()))
+
+
+def attached_cache(config: Any, timings: Any) -> Any:
+    """Return the timing cache that a builder's configuration was given, None where it takes no cache of these bytes."""
+    cache = config.create_timing_cache(serialized_timing_cache=timings)
+    if cache is None:
+        return None
+    return cache if config.set_timing_cache(cache=cache, ignore_mismatch=False) else None

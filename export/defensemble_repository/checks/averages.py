@@ -11,7 +11,7 @@ from ..ensemble import AVERAGES, Ensemble, Vote, averaging_model, two_model_name
 from ..errors import EnsembleError
 from ..names import MODEL_FILE
 from ..pbtxt import schema
-from ..reader import parameter
+from ..reader import members_from_text, parameter
 from .finding import Step
 from .inspection import Inspection
 from .model import said_tensors
@@ -71,9 +71,10 @@ def _stated(found: Inspection, ensemble: str, model: str, config: schema.ModelCo
         found.say(
             model, f"the parameter average is {said['average']!r}, expected {' or '.join(AVERAGES)}: mend it", path, *_value("average")
         )
-    members = _listed(said["members"] or "[]")
-    votes = [_vote(member) for member in members or ()]
-    if members is None or None in votes:
+    try:
+        votes = members_from_text(said["members"] or "[]")
+    except ValueError:
+        votes = []
         found.say(
             model,
             f'the parameter members is {_short(said["members"])}, expected a JSON list of "NAME@VERSION": mend it',
@@ -90,8 +91,7 @@ def _stated(found: Inspection, ensemble: str, model: str, config: schema.ModelCo
         )
     for index, weight in enumerate(weights or ()):
         if not _is_weight(weight):
-            vote = votes[index] if index < len(votes) else None
-            name = f"{index + 1}" if vote is None else f"of '{vote[0]}'"
+            name = f"of '{votes[index][0]}'" if index < len(votes) else f"{index + 1}"
             # No edit of single votes reads such parameters.
             found.say(
                 model,
@@ -107,7 +107,7 @@ def _stated(found: Inspection, ensemble: str, model: str, config: schema.ModelCo
         found.say(model, text, path, *_value("weights"))
         return None
     try:
-        pairs = [(*vote, weight) for vote, weight in zip(votes, weights or (), strict=True) if vote and isinstance(weight, (int, float))]
+        pairs = [(*vote, weight) for vote, weight in zip(votes, weights or (), strict=True) if isinstance(weight, (int, float))]
         return Ensemble(ensemble, tuple(Vote(*pair) for pair in pairs), said["average"] or "")
     except EnsembleError as error:
         found.say(model, f"its parameters say no ensemble: {error}", path, *_value("members"))
@@ -173,12 +173,6 @@ def _listed(text: str) -> list[object] | None:
     except (ValueError, RecursionError):
         return None
     return values if isinstance(values, list) else None
-
-
-def _vote(member: object) -> tuple[str, int] | None:
-    name, at, version = str(member).rpartition("@")
-    known = isinstance(member, str) and at and version.isascii() and version.isdecimal() and len(version) < 20
-    return (name, int(version)) if known else None
 
 
 def _is_weight(weight: object) -> bool:

@@ -17,12 +17,15 @@ from typing import Any
 import urllib3
 
 from defensemble_repository.errors import ManifestError
+from defensemble_repository.gpus import Gpu
 from defensemble_repository.names import MANIFEST_FILE, PLAN_FILE
 from defensemble_repository.plan_manifest import read_manifest
 
+from ..addresses import connect_host, url_host
 from ..errors import NotServableError, RuntimeMissingError, ServerError
-from ..options import ServeOptions, reached_at
-from ..plans.compatibility import Gpu, Machine, problem_of_version, read_machine
+from ..options import ServeOptions
+from ..plans.compatibility import problem_of_version
+from ..plans.machine import Machine, read_machine
 from ..process.state import read_states
 from ..profiles import check_profile, profiles_of
 from ..repository import read_model
@@ -218,7 +221,8 @@ def _servers(urls: list[str]) -> Iterator[Check]:
     for state in read_states(on_damaged=lambda path, why: damaged.append(Check("server file", WARN, why, f"rm {shlex.quote(str(path))}"))):
         name = f"server {state.grpc_port}"
         yield Check(name, PASS, f"gRPC {state.grpc_port}, HTTP {state.http_port}, serves {state.repository} (process {state.pid})")
-        yield _version(name, f"http://{reached_at(state.host)}:{state.http_port}", local=state.host in ("127.0.0.1", "::1", "localhost"))
+        url = f"http://{url_host(connect_host(state.host))}:{state.http_port}"
+        yield _version(name, url, local=state.host in ("127.0.0.1", "::1", "localhost"))
     yield from damaged
     yield from (Check(name, WARN, text, command) for name, text, command in server_faults())
     for url in urls:

@@ -1,4 +1,4 @@
-"""TensorRT plans: what one was built with and for, what this machine has, and whether they fit, before a server is started with it.
+"""Whether TensorRT plans fit the machine of a server, before it is started with them.
 
 A plan is bound to the exact version of TensorRT and to the kind of GPU that it was built on, and Triton finds out only while it loads. The
 manifest that `defensemble build-engine` writes beside each plan says both.
@@ -6,88 +6,22 @@ manifest that `defensemble build-engine` writes beside each plan says both.
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import shlex
-import shutil
-import subprocess
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 from defensemble_repository.errors import ManifestError
+from defensemble_repository.gpus import HARDWARE_COMPATIBLE_FROM, Gpu
 from defensemble_repository.names import CONFIG_FILE, MANIFEST_FILE, MODEL_FILE, PLAN_BACKEND, PLAN_FILE
 from defensemble_repository.plan_manifest import Manifest, read_manifest
 from defensemble_repository.view import file_digest
 
-from ..errors import PlanError
 from ..repository import Repository
+from .machine import Machine
 
-# Compute capability from which on a plan that is hardware compatible runs (HardwareCompatibilityLevel.AMPERE_PLUS).
-_HARDWARE_COMPATIBLE_FROM = (8, 0)
 # Across major versions a version-compatible plan runs in these pairs alone, (built with, runs on): the support matrix of TensorRT 11.4.1.
 _MAJORS_THAT_FOLLOW = ((8, 10), (10, 11))
-_QUERY = ("--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader")
-_TIMEOUT_S = 120.0
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """A GPU as the driver names it: ``compute_capability`` such as "9.0", ``driver`` such as "570.124.06"."""
-
-    name: str
-    compute_capability: str
-    driver: str
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What a server runs on: its TensorRT ("10.13.3.9", None where there is none) and its GPUs, and why where one of these is missing."""
-
-    tensorrt: str | None
-    gpus: tuple[Gpu, ...]
-    why_no_tensorrt: str = ""
-    why_no_gpu: str = ""
-
-
-def read_machine(environment: Mapping[str, str] | None = None, *, python: Sequence[str] = (sys.executable, "-S")) -> Machine:
-    """Find out what a server that is started with ``environment`` (None: this process's) will find.
-
-    TensorRT is looked for by the dynamic loader, so on LD_LIBRARY_PATH and in ldconfig's list, in a process of its own. ``python`` runs
-    Python where the server will run: for a container, the words of `docker run ... python3`. The GPUs are those that `nvidia-smi` lists
-    here, of them those that CUDA_VISIBLE_DEVICES names where it is set.
-
-    Raises:
-        PlanError: ``python`` cannot be run.
-    """
-    environment = dict(os.environ if environment is None else environment)
-    gpus, why_no_gpu = _gpus(environment)
-    tensorrt, why = tensorrt_version(environment, python=python)
-    return Machine(tensorrt, gpus, why, why_no_gpu)
-
-
-def tensorrt_version(
-    environment: Mapping[str, str] | None = None, *, python: Sequence[str] = (sys.executable, "-S")
-) -> tuple[str | None, str]:
-    """The TensorRT that a server would load (see ``read_machine``), such as "10.13.3.9"; None and why where there is none.
-
-    Raises:
-        PlanError: ``python`` cannot be run.
-    """
-    # Not in this process: its LD_LIBRARY_PATH is not the server's, and what is loaded stays loaded.
-    source = Path(__file__).with_name("libnvinfer_version.py").read_text()
-    cannot = f"`{shlex.join(python)}` cannot be run to find the server's TensorRT"
-    try:
-        done = subprocess.run([*python, "-c", source], env=environment, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise PlanError(f"{cannot}: {error}") from error
-    if done.returncode != 0:
-        raise PlanError(f"{cannot}: status {done.returncode}: {done.stderr.strip()[-500:]}")
-    answer = json.loads(done.stdout.splitlines()[-1])  # a container may greet first
-    version, why = answer["version"], answer.get("why", "")
-    return version, why if version is not None or why else "there is no libnvinfer.so on the library path"
 
 
 def problem_of_plan(
@@ -174,7 +108,7 @@ def problem_of_version(folder: Path, version: int, machine: Machine, *, max_batc
     return None if problem is None else f"version {version}: {problem}"
 
 
-def hold_code(content: Repository) -> bool:
+def has_version_compatible_plan(content: Repository) -> bool:
     """Whether a served plan is version compatible: it carries a runtime of its own, which Triton's backend runs only where it is told to.
 
     Raises:
@@ -207,32 +141,7 @@ def _version_fits(manifest: Manifest, here: str) -> bool:
 def _gpu_fits(manifest: Manifest, gpu: Gpu) -> bool:
     if (gpu.name, gpu.compute_capability) == (manifest.gpu, manifest.compute_capability):
         return True
-    return manifest.hardware_compatible and _numbers(gpu.compute_capability) >= _HARDWARE_COMPATIBLE_FROM
-
-
-def _gpus(environment: Mapping[str, str]) -> tuple[tuple[Gpu, ...], str]:
-    """The GPUs that the driver lists, or none and why."""
-    program = shutil.which("nvidia-smi", path=environment.get("PATH"))
-    if program is None:
-        return (), "there is no nvidia-smi on PATH, so no NVIDIA driver"
-    visible = environment.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None and visible.strip() in ("", "-1", "NoDevFiles"):
-        return (), f"CUDA_VISIBLE_DEVICES is {visible!r}"
-    command = [program, *_QUERY, *([f"--id={visible}"] if visible is not None else [])]
-    try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return (), f"nvidia-smi cannot be run: {error}"
-    if done.returncode != 0:
-        said = (done.stderr.strip() or done.stdout.strip())[-300:]
-        return (), f"nvidia-smi ended with status {done.returncode}: {said}"
-    gpus = []
-    for line in done.stdout.splitlines():
-        columns = [column.strip() for column in line.rsplit(",", 2)]
-        if len(columns) != 3 or not re.fullmatch(r"\d+\.\d+", columns[1]):
-            return (), f"nvidia-smi said {line[:100]!r}, expected a name, a compute capability and a driver version"
-        gpus.append(Gpu(*columns))
-    return tuple(gpus), "" if gpus else "nvidia-smi lists none"
+    return manifest.hardware_compatible and _numbers(gpu.compute_capability) >= HARDWARE_COMPATIBLE_FROM
 
 
 def _numbers(version: str) -> tuple[int, ...]:

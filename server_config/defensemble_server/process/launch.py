@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from defensemble_repository.names import PENDING_FILE
 
+from ..command import triton_command
 from ..errors import NotServableError
-from ..options import ServeOptions, cores, triton_command
-from ..plans.compatibility import hold_code
+from ..options import ServeOptions
+from ..plans.compatibility import has_version_compatible_plan
 from ..profiles import check_gpu, check_profile, engine_caches
 from ..repository import Repository, read_repository
 from ..runtime.find import Runtime, find_runtime, target_of
@@ -67,10 +69,10 @@ def command_line(runtime: Runtime, content: Repository, options: ServeOptions, p
         options=options,
         ports=ports,
         admin_key=admin_key,
-        threads=content.threads_per_member(cores()),
+        threads=content.threads_per_member(len(os.sched_getaffinity(0))),
         gpus=any(model.wants_gpu for model in content.models.values()),
         caches=engine_caches(content),
-        plans_hold_code=hold_code(content),
+        version_compatible_plans=has_version_compatible_plan(content),
     )
 
 

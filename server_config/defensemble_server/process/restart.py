@@ -14,8 +14,9 @@ from typing import Any
 
 from defensemble_repository.errors import RepositoryError
 
+from ..addresses import claim_ports
 from ..errors import ServerError
-from ..options import ServeOptions, claim_ports
+from ..options import ServeOptions
 from ..repository import Repository
 from .launch import command_line, prepare, read_content
 
@@ -47,7 +48,7 @@ def main() -> None:
 def _plan(asked: dict[str, Any]) -> dict[str, Any]:
     """The command for the new start, or why there can be none."""
     options = ServeOptions(**asked["options"])
-    ports = claim_ports(options, guard_pid=os.getppid())
+    ports = claim_ports(options.host, options.ports, guard_pid=os.getppid())
     runtime, content = prepare(Path(asked["repository"]), options, say=_say)
     assert options.admin_key is not None
     command = command_line(runtime, content, options, ports, options.admin_key)

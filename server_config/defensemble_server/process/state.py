@@ -6,42 +6,35 @@ import json
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
+import msgspec
 import platformdirs
+from msgspec.structs import asdict
 
 from defensemble_repository.filesystem.atomic_write import write_atomic
 from defensemble_repository.filesystem.regular_files import LARGEST_TEXT, read_regular
+from defensemble_repository.records import json_values, record_from_values
 
 from ..errors import StateError
 
+_Positive = Annotated[int, msgspec.Meta(gt=0)]
 
-@dataclass(frozen=True)
-class ServerState:
+
+class ServerState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A server that was started here: its guard (``pid``, with its start time: numbers are used again), ports, folder, key."""
 
-    pid: int
-    started: int
+    pid: Annotated[int, msgspec.Meta(gt=1)]  # of 0 or -1, a signal would go to many processes
+    started: _Positive
     runtime: str
     host: str
-    http_port: int
-    grpc_port: int
-    metrics_port: int
+    http_port: _Positive
+    grpc_port: _Positive
+    metrics_port: _Positive
     repository: str
     admin_key: str
     log: str
-
-    def __post_init__(self) -> None:
-        numbers = (self.pid, self.started, self.http_port, self.grpc_port, self.metrics_port)
-        texts = (self.runtime, self.host, self.repository, self.admin_key, self.log)
-        # A pid of 0 or -1 would be a signal to many processes.
-        if (
-            not all(type(number) is int and number > 0 for number in numbers)
-            or self.pid == 1
-            or not all(isinstance(text, str) for text in texts)
-        ):
-            raise ValueError("it holds other values than a server's")
 
     @property
     def ports(self) -> tuple[int, int, int]:
@@ -101,10 +94,10 @@ def read_states(*, on_damaged: Callable[[Path, str], None] = lambda path, why: N
     states = []
     for path in sorted((state_folder() / "servers").glob("*.json")):
         try:
-            state = ServerState(**json.loads(read_regular(path, LARGEST_TEXT)))
+            state = record_from_values(json_values(read_regular(path, LARGEST_TEXT)), ServerState)
         except FileNotFoundError:
             continue  # its server ended just now
-        except (OSError, ValueError, TypeError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             on_damaged(path, f"{path} is damaged ({error})")
             continue
         if state.alive:

@@ -23,8 +23,6 @@ RUNTIMES = ("embedded", "path", "docker")
 # NVIDIA advises 26.07 or later for anything that strangers can reach.
 NGC_TAG = "26.07"
 CONTAINER = f"nvcr.io/nvidia/tritonserver:{NGC_TAG}-py3"
-# Of the same month, so with the same TensorRT: what plans are built in.
-TENSORRT_CONTAINER = f"nvcr.io/nvidia/tensorrt:{NGC_TAG}-py3"
 _OLDEST_GLIBC = (2, 35)
 
 

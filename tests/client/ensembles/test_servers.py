@@ -177,14 +177,13 @@ def test_to_delete_from_another_folder_is_told_and_put_back(world: World, tmp_pa
 
 
 def test_a_server_that_loads_nothing_on_request_is_told_and_nothing_is_left(tmp_path: Path, kind: str) -> None:
-    from defensemble_server import options
+    from defensemble_server.command import triton_command
     from defensemble_server.process import launch
 
     folder = write_world(tmp_path / "place" / "repository")
-    written = options.triton_command
 
     def command(*arguments: Any, **named: Any) -> list[str]:
-        lines = [line for line in written(*arguments, **named) if not line.startswith("--load-model=")]
+        lines = [line for line in triton_command(*arguments, **named) if not line.startswith("--load-model=")]
         return [line.replace("--model-control-mode=explicit", "--model-control-mode=none") for line in lines]
 
     before = content(folder)

@@ -58,19 +58,19 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server that keeps configurations to itself, too, and was started without explicit model control."""
-    from defensemble_server import options
+    from defensemble_server.admin_key import RESTRICTED_APIS
+    from defensemble_server.command import triton_command
     from defensemble_server.process import launch
 
     folder = write_repository(tmp_path_factory.mktemp("closed") / "repository")
-    written = options.triton_command
 
     def command(*arguments: Any, **named: Any) -> list[str]:
-        lines = written(*arguments, **named)
+        lines = triton_command(*arguments, **named)
         kept = [line for line in lines if not line.startswith("--load-model=")]
         return [line.replace("--model-control-mode=explicit", "--model-control-mode=none") for line in kept]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(options, "RESTRICTED_APIS", (*options.RESTRICTED_APIS, "model-config"))
+        patch.setattr("defensemble_server.command.RESTRICTED_APIS", (*RESTRICTED_APIS, "model-config"))
         patch.setattr(launch, "triton_command", command)
         yield from serving(folder)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace as with_values
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from defensemble_export import write_profile
@@ -100,7 +100,7 @@ def write_plans(repository: Path, **other: Any) -> None:
 def manifest(place: Path, **other: Any) -> Manifest:
     shapes = Profile((1, *tiny.SHAPE), (8, *tiny.SHAPE), (8, *tiny.SHAPE))
     digests: dict[str, Any] = {f"{kind}_sha256": sha256((place / f"model.{kind}").read_bytes()).hexdigest() for kind in ("onnx", "plan")}
-    return with_values(MANIFEST, **{"profile": shapes, **digests, **other})
+    return msgspec.structs.replace(MANIFEST, **{"profile": shapes, **digests, **other})
 
 
 def test_plans_that_fit_are_in_order(repository: Path) -> None:
@@ -129,7 +129,7 @@ def test_a_plan_without_its_manifest_or_with_another(repository: Path) -> None:
     write_plans(repository)
     place = repository / "beta/1"
     (place / "model.plan.json").write_text("{}")
-    only(repository, "the plan's manifest has the schema None", model="beta")
+    only(repository, "the plan's manifest is damaged", model="beta")
     (place / "model.plan.json").write_bytes(manifest(place, plan_sha256="b" * 64).to_bytes())
     assert only(repository, "the plan was changed after it was built", model="beta").file == place / "model.plan"
     (place / "model.plan.json").write_bytes(manifest(place, onnx_sha256="b" * 64).to_bytes())

@@ -24,7 +24,6 @@ from defensemble_export import (
 from defensemble_repository.errors import ConfigError
 from defensemble_repository.onnx_metadata import CLASS_NAMES, PRECISION
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
-from defensemble_repository.plan_manifest import manifest_from_bytes
 from defensemble_repository.reader import read_config, read_ensemble
 from tests.support import tiny
 from tests.support.broken import content
@@ -132,12 +131,6 @@ def test_weights_that_do_not_fit_the_votes(repository: Path, weights: str, told:
     set_parameter(repository, average, "weights", weights)
     with pytest.raises(EnsembleError, match=told):
         read_ensemble(repository, "ensemble")
-
-
-def test_a_manifest_nested_without_end_is_damaged() -> None:
-    with pytest.raises(Exception, match="is damaged, it is no JSON") as raised:
-        manifest_from_bytes(b"[" * 200_000, "model.plan.json")
-    assert type(raised.value).__name__ == "ManifestError"
 
 
 def test_a_name_left_out_is_the_folder_s(repository: Path) -> None:

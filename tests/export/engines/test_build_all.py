@@ -16,11 +16,13 @@ from click.testing import CliRunner, Result
 
 from defensemble.cli import cli
 from defensemble_export import EngineError, EngineOptions, ExportError, build_engines, fuse_repository, planned_engines
+from defensemble_repository.gpus import Gpu
 from defensemble_repository.onnx_metadata import CLASS_NAMES, RECORD
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from defensemble_repository.plan_manifest import read_manifest
 from defensemble_server import read_repository
-from defensemble_server.plans.compatibility import Gpu, Machine, problem_of_version
+from defensemble_server.plans.compatibility import problem_of_version
+from defensemble_server.plans.machine import Machine
 from tests.support import tiny
 from tests.support.broken import content
 from tests.support.fake_tensorrt import GPU, MARK, FakeTensorRT, install_runner, install_tensorrt
@@ -300,8 +302,8 @@ def test_a_dry_run_needs_no_tensorrt(repository: Path) -> None:
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
     assert lines[0] == f"alpha@2: {repository}/alpha/2/model.onnx (fp32) to model.plan and model.plan.json, by"
-    assert "  config.set_flag(flag=BuilderFlag.VERSION_COMPATIBLE)" in lines
-    assert lines[-1] == "  plan = builder.build_serialized_network(network=network, config=config)"
+    assert "  builder_config.set_flag(flag=tensorrt.BuilderFlag.VERSION_COMPATIBLE)" in lines
+    assert lines[-1] == "  serialized_network = builder.build_serialized_network(network=network, config=builder_config)"
     assert content(repository) == before
 
 

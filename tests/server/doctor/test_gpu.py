@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from defensemble.cli import cli
 from defensemble_export import write_profile
 from defensemble_server.doctor.diagnose import FAIL, PASS, WARN, Check, diagnose
-from defensemble_server.plans.compatibility import Machine, read_machine
+from defensemble_server.plans.machine import Machine, read_machine
 from defensemble_server.runtime.find import CONTAINER
 from tests.server.plans.test_compatibility import H100, T4
 from tests.server.test_profiles import environment, programs, write_plans
@@ -153,4 +153,4 @@ def test_a_manifest_nested_without_end_fails(monkeypatch: pytest.MonkeyPatch, tm
     (repository / "beta/1/model.plan.json").write_text("[" * 200_000)
     found = {check.name: check for check in checks_on(Machine("10.13.3.9", (H100,)), monkeypatch, repository)}
     assert found["plan beta/1"].status == FAIL
-    assert "is damaged, it is no JSON" in found["plan beta/1"].text
+    assert "is damaged" in found["plan beta/1"].text

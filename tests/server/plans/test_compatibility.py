@@ -4,30 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
+from defensemble_repository.gpus import Gpu
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from defensemble_repository.plan_manifest import Manifest, Profile
-from defensemble_server import PlanError, ServeOptions, read_repository
-from defensemble_server.options import triton_command
+from defensemble_server import ServeOptions, read_repository
+from defensemble_server.command import triton_command
 from defensemble_server.plans.compatibility import (
-    Gpu,
-    Machine,
-    hold_code,
+    has_version_compatible_plan,
     problem_of_plan,
     problem_of_version,
-    read_machine,
-    tensorrt_version,
 )
-from defensemble_server.runtime.backend_build import find_compiler
+from defensemble_server.plans.machine import Machine
 from defensemble_server.runtime.find import Runtime
 from tests.support import tiny
 
@@ -148,99 +141,6 @@ def test_a_hardware_compatible_plan_runs_from_ampere_on() -> None:
     assert problem(turing, Machine("10.13.3.9", (T4,))) is None
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Compiles a folder with a real `libnvinfer.so.<major>` that exports what TensorRT's does to say its version."""
-    compiler = find_compiler()
-    if compiler is None:
-        pytest.skip("there is no C++ compiler to make a library with")
-
-    def compiled(major: int, **exported: int) -> Path:
-        folder = tmp_path_factory.mktemp("tensorrt")
-        source = folder / "stub.cc"
-        source.write_text("".join(f'extern "C" int {name}() {{ return {value}; }}\n' for name, value in exported.items()))
-        subprocess.run([*compiler.command, "-shared", "-fPIC", "-o", str(folder / f"libnvinfer.so.{major}"), str(source)], check=True)
-        return folder
-
-    return compiled
-
-
-def on_path(*folders: Path) -> dict[str, str]:
-    return {**os.environ, "LD_LIBRARY_PATH": os.pathsep.join(map(str, folders))}
-
-
-def test_the_version_is_that_of_the_library_that_the_loader_finds(library: Callable[..., Path]) -> None:
-    ten = library(10, getInferLibVersion=101303, getInferLibBuildVersion=9)
-    eleven = library(11, getInferLibVersion=110400, getInferLibBuildVersion=106)
-    assert tensorrt_version(on_path(ten)) == ("10.13.3.9", "")
-    assert tensorrt_version(on_path(ten, eleven)) == ("11.4.0.106", ""), "the newest"
-    assert tensorrt_version(on_path(library(10, getInferLibVersion=101303))) == ("10.13.3", "")
-    assert tensorrt_version(on_path(library(8, getInferLibVersion=8601))) == ("8.6.1", "")
-
-
-def test_no_library_or_one_that_is_none(library: Callable[..., Path], tmp_path: Path) -> None:
-    if tensorrt_version(on_path())[0] is not None:
-        pytest.skip("this machine has TensorRT: that it is missing cannot be seen here")
-    assert tensorrt_version(on_path(tmp_path)) == (None, "there is no libnvinfer.so on the library path")
-    version, why = tensorrt_version(on_path(library(10, somethingElse=1)))
-    assert version is None
-    assert why == "libnvinfer.so.10 exports no getInferLibVersion: it is not TensorRT"
-    (tmp_path / "libnvinfer.so.10").write_bytes(b"no library")
-    version, why = tensorrt_version(on_path(tmp_path))
-    assert version is None
-    assert "libnvinfer.so.10 cannot be loaded" in why
-
-
-def test_a_python_that_cannot_be_run(tmp_path: Path) -> None:
-    with pytest.raises(PlanError, match="cannot be run to find the server's TensorRT"):
-        tensorrt_version(python=[str(tmp_path / "none")])
-    with pytest.raises(PlanError, match="status 3: no such image"):
-        tensorrt_version(python=["sh", "-c", "echo no such image >&2; exit 3", "sh"])
-
-
-def nvidia_smi(folder: Path, script: str) -> dict[str, str]:
-    folder.mkdir(exist_ok=True)
-    program = folder / "nvidia-smi"
-    program.write_text(f"#!/bin/sh\n{script}\n")
-    program.chmod(0o755)
-    return {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "CUDA_VISIBLE_DEVICES": "0,1"}
-
-
-def test_the_gpus_are_those_that_nvidia_smi_lists(library: Callable[..., Path], tmp_path: Path) -> None:
-    asked = tmp_path / "asked"
-    environment = nvidia_smi(tmp_path / "bin", f"echo \"$@\" > {asked}\necho '{H100.name}, 9.0, {H100.driver}'\necho 'A, B, 8.6, 1.2'")
-    libraries = library(10, getInferLibVersion=101303, getInferLibBuildVersion=9)
-    machine = read_machine({**environment, "LD_LIBRARY_PATH": str(libraries)})
-    assert machine == Machine("10.13.3.9", (H100, Gpu("A, B", "8.6", "1.2")))
-    assert asked.read_text() == "--query-gpu=name,compute_cap,driver_version --format=csv,noheader --id=0,1\n"
-    del environment["CUDA_VISIBLE_DEVICES"]
-    read_machine(environment)
-    assert asked.read_text() == "--query-gpu=name,compute_cap,driver_version --format=csv,noheader\n"
-
-
-@pytest.mark.parametrize(
-    ("script", "told"),
-    [
-        ('echo "couldn\'t communicate with the NVIDIA driver" >&2; exit 9', "status 9: couldn't communicate with the NVIDIA driver"),
-        ("echo No devices were found; exit 6", "status 6: No devices were found"),
-        ("true", "nvidia-smi lists none"),
-        ("echo strange", "said 'strange', expected a name, a compute capability and a driver version"),
-    ],
-)
-def test_no_gpu_and_why(tmp_path: Path, script: str, told: str) -> None:
-    machine = read_machine(nvidia_smi(tmp_path / "bin", script))
-    assert machine.gpus == ()
-    assert told in machine.why_no_gpu
-
-
-def test_no_driver_and_a_gpu_that_is_hidden(tmp_path: Path) -> None:
-    assert read_machine({"PATH": str(tmp_path)}, python=[sys.executable, "-S"]).why_no_gpu == (
-        "there is no nvidia-smi on PATH, so no NVIDIA driver"
-    )
-    hidden = {**nvidia_smi(tmp_path / "bin", "echo 'X, 9.0, 1'"), "CUDA_VISIBLE_DEVICES": ""}
-    assert read_machine(hidden).why_no_gpu == "CUDA_VISIBLE_DEVICES is ''"
-
-
 def test_a_version_of_a_model_on_disk(tmp_path: Path) -> None:
     folder = tmp_path / "my models" / "keep0.3"
     place = folder / "2"
@@ -276,7 +176,7 @@ def test_triton_is_told_to_load_plans_that_are_version_compatible(tmp_path: Path
     (folder / "alpha/1/model.plan.json").write_text(json.dumps(VALUES | {"version_compatible": version_compatible}))
     content = read_repository(folder)
     assert sorted(content.models) == ["alpha", "beta"]
-    assert hold_code(content) == version_compatible
+    assert has_version_compatible_plan(content) == version_compatible
     command = triton_command(
         Runtime("path", Path("tritonserver")),
         folder,
@@ -285,6 +185,6 @@ def test_triton_is_told_to_load_plans_that_are_version_compatible(tmp_path: Path
         ports={"http": 1, "grpc": 2, "metrics": 3},
         admin_key="k" * 32,
         threads=1,
-        plans_hold_code=hold_code(content),
+        version_compatible_plans=has_version_compatible_plan(content),
     )
     assert ("--backend-config=tensorrt,version-compatible=true" in command) == version_compatible

@@ -22,7 +22,6 @@ import urllib3
 
 from defensemble_server import (
     PortError,
-    ServeOptions,
     Server,
     ServerEvent,
     dead_servers,
@@ -33,7 +32,7 @@ from defensemble_server import (
     start_server,
     stop_server,
 )
-from defensemble_server.options import claim_ports
+from defensemble_server.addresses import claim_ports
 from defensemble_server.process.guard_main import BACKOFF_S, LOGS_KEPT, last_lines, rotate
 from defensemble_server.process.state import state_file
 from defensemble_server.runtime.find import find_runtime
@@ -351,12 +350,12 @@ def test_the_ports_of_a_server_that_is_down_are_not_given_away(repository: Path,
         until(lambda: len(server.events()) >= 4)
         state = server.state
         with pytest.raises(PortError, match=f"http port {state.http_port} .*{state.repository}"):
-            claim_ports(ServeOptions(http_port=state.http_port, grpc_port=0, metrics_port=0))
+            claim_ports(state.host, {"http": state.http_port, "grpc": 0, "metrics": 0})
 
 
 def test_free_ports_are_below_those_of_clients() -> None:
     low = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    ports = [port for _ in range(20) for port in claim_ports(FREE).values()]
+    ports = [port for _ in range(20) for port in claim_ports(FREE.host, FREE.ports).values()]
     assert max(ports) < low
     assert len(set(ports)) > 40
 

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import platformdirs
@@ -108,13 +108,11 @@ def read_entry(key: str) -> Entry | None:
     """Open an entry; None where there is none, or only a damaged one."""
     folder = cache_folder() / key
     try:
-        held: dict[str, Any] = json.loads((folder / "meta.json").read_text())
-        held = {name: tuple(value) if isinstance(value, list) else value for name, value in held.items()}
-        meta = Meta(**held)
+        meta = msgspec.convert(json.loads((folder / "meta.json").read_text()), Meta)
         # As plain arrays: what is computed from a memmap is one too, without a map.
         pixels = [np.asarray(np.load(folder / f"{split}.npy", mmap_mode="r", allow_pickle=False)) for split in ("train", "test")]
         labels = [np.load(folder / f"{split}_labels.npy", allow_pickle=False) for split in ("train", "test")]
-    except (OSError, ValueError, TypeError, EOFError, AttributeError):
+    except (OSError, ValueError, msgspec.ValidationError, TypeError, EOFError, AttributeError):
         return None
     entry = Entry(meta, pixels[0], labels[0], pixels[1], labels[1])
     shapes = (meta.train_shape, meta.test_shape)

@@ -42,10 +42,10 @@ def show_status(grpc_port: int | None, repository: Path | None, *, as_json: bool
 
 
 def _print_status(status: ServerStatus) -> None:
-    from defensemble_server import reached_at
+    from defensemble_server import connect_host, url_host
 
     state = status.state
-    host = reached_at(state.host)
+    host = url_host(connect_host(state.host))
     click.echo(f"{state.repository}")
     click.echo(f"  HTTP      http://{host}:{state.http_port}")
     click.echo(f"  gRPC      grpc://{host}:{state.grpc_port}")

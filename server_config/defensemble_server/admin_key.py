@@ -1,0 +1,62 @@
+"""Which keys protect a server's administrative APIs, and how one is made and read."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import shlex
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+from defensemble_repository.filesystem.regular_files import read_argument
+
+from .errors import ServerError
+
+# Who may edit what is served, place memory in it, or choose where it logs, may do anything to it. Model configurations stay readable.
+RESTRICTED_APIS = ("model-repository", "shared-memory", "logging", "trace")
+ADMIN_HEADER = "x-admin-key"
+_LARGEST_KEY_FILE = 1 << 16
+
+
+def check_admin_key(key: str) -> str:
+    """Return ``key`` where Triton's command line and a header take it.
+
+    Raises:
+        ServerError: fewer than 16 characters, or others than letters, digits, ``_`` and ``-``. The text does not show the key.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_\-]{16,256}", key):
+        raise ServerError(
+            f"an admin key has 16 to 256 letters, digits, '_' or '-', got {len(key)} characters: "
+            "make one with `(umask 077; openssl rand -hex 24 > FILE)`"
+        )
+    return key
+
+
+def read_admin_key(path: Path, on_warning: Callable[[str], None] = lambda message: None) -> str:
+    """Read an admin key from the only line of a file, or of a pipe such as `<(COMMAND)`.
+
+    Args:
+        path: the file.
+        on_warning: receives a message where users other than the file's owner can read it.
+
+    Raises:
+        ServerError: the file cannot be read, or holds no such key.
+    """
+    try:
+        text = read_argument(path, _LARGEST_KEY_FILE).decode().strip()
+        status = path.stat()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ServerError(f"admin key file {path} cannot be read: {error}") from error
+    mode = stat.S_IMODE(status.st_mode)
+    if stat.S_ISREG(status.st_mode) and mode & (stat.S_IRGRP | stat.S_IROTH):
+        on_warning(
+            f"admin key file {path} has mode {mode:03o}, expected 600: other users of this machine can read the key. "
+            f"Close it with: chmod 600 {shlex.quote(str(path))}"
+        )
+    return check_admin_key(text)
+
+
+def new_admin_key() -> str:
+    """A random admin key of 192 bits."""
+    return secrets.token_hex(24)

@@ -1,0 +1,77 @@
+"""JSON records: strict types, and errors that name the key, what was got and what was expected."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from defensemble_repository.records import checked_schema, json_values, record_from_values
+
+
+@dataclass(frozen=True)
+class Part:
+    name: str
+    count: int
+
+    def __post_init__(self) -> None:
+        if self.count > 9:
+            raise ValueError(f"count must be at most 9, got {self.count}")
+
+
+@dataclass(frozen=True)
+class Record:
+    parts: tuple[Part, ...]
+    share: float
+    texts: dict[str, str | None]
+
+
+VALUES: dict[str, Any] = {"parts": [{"name": "a", "count": 1}], "share": 1, "texts": {"x": None, "\udcff": "\udc80"}}
+
+
+def test_a_record_is_read_as_its_type() -> None:
+    assert record_from_values(json_values(json.dumps(VALUES)), Record) == Record((Part("a", 1),), 1.0, VALUES["texts"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "facts"),
+    [
+        ({"share": True}, ["`share`", "float", "bool", "True"]),
+        ({"share": "1"}, ["`share`", "float", "str", "'1'"]),
+        ({"parts": {}}, ["`parts`", "array", "object"]),
+        ({"parts": [{"name": "a", "count": 1}, {"name": 7, "count": 1}]}, ["`parts[1].name`", "str", "int", "7"]),
+        ({"parts": [{"name": "a", "count": 1.0}]}, ["`parts[0].count`", "int", "float", "1.0"]),
+        ({"parts": [{"name": "a"}]}, ["`parts[0]`", "`count`"]),
+        ({"parts": [{"name": "a", "count": 10}]}, ["`parts[0]`", "at most 9, got 10"]),
+        ({"texts": {"x": 1}}, ["`texts[...]`", "str", "int"]),
+    ],
+)
+def test_what_is_wrong_is_named(changes: dict[str, Any], facts: list[str]) -> None:
+    with pytest.raises(ValueError, match="`") as refused:
+        record_from_values(VALUES | changes, Record)
+    assert [fact for fact in facts if fact not in str(refused.value)] == []
+
+
+def test_a_long_value_is_cut() -> None:
+    with pytest.raises(ValueError, match="share") as refused:
+        record_from_values(VALUES | {"share": "x" * 10_000}, Record)
+    assert len(str(refused.value)) < 200
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "NaN", "[Infinity]", "[" * 100_000, b"\xff", "9" * 5000],
+    ids=["empty", "open", "nan", "infinity", "nested", "bytes", "digits"],
+)
+def test_what_is_no_json(text: str | bytes) -> None:
+    with pytest.raises(ValueError, match=r"Expecting|JSON|nested|decode|digits"):
+        json_values(text)
+
+
+@pytest.mark.parametrize("values", [None, [], {}, {"schema": "other/1"}, {"schema": ["x"]}])
+def test_another_schema_is_refused(values: Any) -> None:
+    with pytest.raises(ValueError, match=r"mine/1|JSON object"):
+        checked_schema(values, "mine/1")
+    assert checked_schema({"schema": "mine/1", "a": 1}, "mine/1") == {"a": 1}
