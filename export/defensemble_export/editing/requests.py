@@ -99,12 +99,12 @@ class _Change(EditRequest):
     """An edit that makes another ensemble of the one that is there."""
 
     @abstractmethod
-    def changed(self, now: Ensemble, repository: Path) -> Ensemble:
+    def _changed(self, now: Ensemble, repository: Path) -> Ensemble:
         """Return what `now` becomes."""
 
     def plan(self, repository: Path) -> EditPlan:
         """See `EditRequest.plan`."""
-        return plan_ensemble(repository, self.changed(existing_ensemble(repository, self.name), repository))
+        return plan_ensemble(repository, self._changed(existing_ensemble(repository, self.name), repository))
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,7 @@ class AddMembers(_Change):
     in_place_of: str | None = None
     action = "add"
 
-    def changed(self, now: Ensemble, repository: Path) -> Ensemble:
-        """Return `now` with the new members."""
+    def _changed(self, now: Ensemble, repository: Path) -> Ensemble:
         weight = self.weight
         if weight is None:
             weight = 1.0 if self.in_place_of is None else found_vote(now, self.in_place_of).weight
@@ -143,8 +142,7 @@ class RemoveMembers(_Change):
     members: tuple[str, ...]
     action = "remove"
 
-    def changed(self, now: Ensemble, repository: Path) -> Ensemble:
-        """Return `now` without the members."""
+    def _changed(self, now: Ensemble, repository: Path) -> Ensemble:
         return removed(now, self.members)
 
 
@@ -155,8 +153,7 @@ class SetWeights(_Change):
     weights: Mapping[str, float] = field(hash=False)
     action = "weight"
 
-    def changed(self, now: Ensemble, repository: Path) -> Ensemble:
-        """Return `now` with the weights."""
+    def _changed(self, now: Ensemble, repository: Path) -> Ensemble:
         return reweighted(now, self.weights)
 
 
@@ -167,8 +164,7 @@ class SetAverage(_Change):
     average: str
     action = "average"
 
-    def changed(self, now: Ensemble, repository: Path) -> Ensemble:
-        """Return `now` with that average."""
+    def _changed(self, now: Ensemble, repository: Path) -> Ensemble:
         return dataclasses.replace(now, average=self.average)
 
 
@@ -196,7 +192,7 @@ class Reload(_Change):
     action = "reload"
     reloads = True
 
-    def changed(self, now: Ensemble, repository: Path) -> Ensemble:
+    def _changed(self, now: Ensemble, repository: Path) -> Ensemble:
         """Return `now`, which the hand edits have changed already."""
         return now
 
