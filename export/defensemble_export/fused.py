@@ -11,8 +11,11 @@ from typing import Any
 import numpy as np
 import onnx
 
+from defensemble_repository.checks.averages import check_averages
+from defensemble_repository.checks.inspection import Inspection
+from defensemble_repository.checks.model import check_model
 from defensemble_repository.configs import fused_config
-from defensemble_repository.ensemble import Ensemble, averaging_model, two_model_names
+from defensemble_repository.ensemble import Ensemble
 from defensemble_repository.errors import EnsembleError
 from defensemble_repository.labels import class_names_from_labels
 from defensemble_repository.lock import locked
@@ -30,7 +33,6 @@ from defensemble_repository.reader import (
     next_version,
     parameter,
     read_config,
-    stated_votes,
 )
 from defensemble_repository.transaction import check_writable, remove_stale_staging, write_plan
 from defensemble_repository.view import RepositoryView
@@ -159,7 +161,7 @@ def voting_members(repository: Path, ensemble: str, planned: Mapping[str, bytes]
     if gone:
         raise EnsembleError(f"'{ensemble}' lets {', '.join(gone)} vote, which {repository} lacks: put it back")
     members = [_member(files, vote.model, vote.version, known[vote.model]) for vote in votes.members]
-    _check_averaging(repository, ensemble, config, votes, members[0].num_classes)
+    _check_averaging(files, ensemble, config)
     labels = files.content(f"{ensemble}/{LABELS_FILE}")
     if labels is not None:
         told = class_names_from_labels(labels)
@@ -249,30 +251,23 @@ def fused_plan(repository: Path, fused: Member, ensemble: Ensemble, *, max_batch
     return changed_files(repository, files)
 
 
-def _check_averaging(repository: Path, ensemble: str, config: schema.ModelConfig, votes: Ensemble, num_classes: int) -> None:
-    """Whether the averaging models compute what their parameters say: they are named by a digest of it, and checked by their own.
+def _check_averaging(files: RepositoryView, ensemble: str, config: schema.ModelConfig) -> None:
+    """Refuse averaging models that compute something else than their parameters say.
 
     Raises:
-        EnsembleError: they do not.
+        EnsembleError: one does, or its file is not the one that its configuration describes.
     """
-    for step in config.ensemble_scheduling.step:
-        folder = repository / step.model_name
-        if not step.model_name.startswith(RESERVED) or not (folder / CONFIG_FILE).exists():
-            continue
-        described = read_config(folder)
-        stated = stated_votes(described, votes.name)
-        # Who votes is what the parameters say: an ensemble's pins may have been moved by hand, which changes nothing in its average.
-        names: list[str] = []
-        if stated is not None and (stated.average, stated.weights) == (votes.average, votes.weights):
-            batch = int(described.max_batch_size)
-            names = [averaging_model(stated, num_classes, batch), *two_model_names(stated, num_classes, batch)]
-        file = folder / "1" / MODEL_FILE
-        whole = file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() == described.parameters["sha256.1"].string_value
-        if step.model_name not in names or not whole:
-            raise EnsembleError(
-                f"'{ensemble}' averages by {step.model_name}, whose {'parameters' if whole else MODEL_FILE} were changed: it computes "
-                "something else than they say; export the ensemble's members again (--replace), which writes new averaging models"
-            )
+    found = Inspection(files)
+    models = dict.fromkeys(step.model_name for step in config.ensemble_scheduling.step if step.model_name.startswith(RESERVED))
+    averaging = [model for model in models if found.has(model)]
+    for model in averaging:
+        check_model(found, model)
+    check_averages(found, ensemble, averaging)
+    if wrong := [str(finding) for finding in found.findings if finding.refuses]:
+        raise EnsembleError(
+            f"'{ensemble}' is not averaged as its configurations say: {'; '.join(wrong)}; export the ensemble's members again (--replace), "
+            "which writes new averaging models"
+        )
 
 
 def fused_batch(folder: Path, asked: int | None, usual: int = DEFAULT_MAX_BATCH_SIZE) -> int:

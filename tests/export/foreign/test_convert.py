@@ -303,7 +303,7 @@ def test_an_answer_that_depends_on_chance_or_on_the_other_images_is_refused(tmp_
         helper.make_node("Sub", ["scores", "mean"], ["logits"]),
     ]
     zero = [numpy_helper.from_array(np.array([0], np.int64), "zero")]
-    for tail, text in ((noisy, "at once .* or is random"), (mixed, "of 2 images at once .* it mixes the images of a batch")):
+    for tail, text in ((noisy, "at once: .* or is random"), (mixed, "2 images at once: .* it mixes the images of a batch")):
         model = theirs.classifier(tail=tail, more=zero, outputs=[("logits", TensorProto.FLOAT, ("N", 5))])
         with pytest.raises(VerificationError, match=text):
             onnx_from_foreign(theirs.write(tmp_path, model))
@@ -317,7 +317,7 @@ def test_what_the_converter_changes_is_found_out(tmp_path: Path) -> None:
     model = theirs.classifier(opset=10, more=[numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "scales")])
     model.graph.node.insert(0, helper.make_node("Resize", ["x", "scales"], ["larger"], mode="linear"))
     model.graph.node[1].input[0] = "larger"
-    with pytest.raises(VerificationError, match=r"of 1 image at once .* not converted to opset 20 faithfully"):
+    with pytest.raises(VerificationError, match=r"1 image at once: .* not converted to opset 20 faithfully"):
         onnx_from_foreign(theirs.write(tmp_path, model))
 
 

@@ -306,12 +306,13 @@ def test_a_graph_is_not_made_of_what_was_edited_apart(repository: Path, theirs: 
         return text
 
     text = fused(average / "config.pbtxt", '"probabilities"\n  }\n}', '"logits"\n  }\n}')
-    assert f"'ensemble' averages by {average.name}, whose parameters were changed" in text
+    assert f"{average / 'config.pbtxt'}:" in text
+    assert "it says logits of a@1 with 1" in text
     assert "has other class names than 'a', '9' and '0'" in fused(repository / "ensemble/labels.txt", "0", "9")
     config = repository / "a/config.pbtxt"
     assert f"computes in fp32, and {config} says precision.1 'fp7'" in fused(config, "fp32", "fp7")
     (average / "1/model.onnx").write_bytes(b"another")
-    assert "whose model.onnx were changed" in refused(export("--fuse", "one", "--repository", repository))
+    assert f"{average / '1/model.onnx'}: version 1: this file has SHA-256" in refused(export("--fuse", "one", "--repository", repository))
 
 
 def test_a_precision_that_the_file_denies_is_no_member_s(repository: Path, theirs: Path, images: Path) -> None:
