@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from defensemble_repository.configs import OUTPUTS
 from defensemble_repository.ensemble import Ensemble
 
 from ..errors import ExportError, VerificationError
@@ -39,7 +40,7 @@ def verify_fused(
         VerificationError: names, shapes or values differ; says where and by how much.
     """
     one = _session(fused, f"is not loaded by ONNX Runtime; {WAY_OUT}", _FUSED)
-    expected = {"probabilities", "member_probabilities", "entropy", "mutual_information"}
+    expected = set(OUTPUTS)
     if [tensor.name for tensor in one.get_inputs()] != ["images"] or {tensor.name for tensor in one.get_outputs()} != expected:
         tensors = [tensor.name for tensor in (*one.get_inputs(), *one.get_outputs())]
         raise VerificationError(f"the fused graph takes and gives {tensors}, expected images to {sorted(expected)}")
