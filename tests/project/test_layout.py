@@ -201,12 +201,15 @@ def find_command(words: list[str]) -> tuple[click.Command, list[str]]:
     return command, words
 
 
-def test_make_help_lists_the_targets() -> None:
+def test_make_help_lists_the_targets_and_how_tests_are_chosen() -> None:
     done = subprocess.run(["make", "--silent", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
-    lines = [re.fullmatch(r"  make (\w+) +(\S.*)", line) for line in done.stdout.splitlines()]
-    targets = [line[1] for line in lines if line is not None]
-    assert targets == "help install demo test lint types serve bench zoo clean".split()
-    assert len(lines) == len(targets), "every line names a target and says what it does"
+    lines = [re.fullmatch(r"  make (\w+)((?: \S+)?)  +(\S.*)", line) for line in done.stdout.splitlines()]
+    assert None not in lines, "every line names a target and says what it does"
+    targets = [line[1] for line in lines if line is not None and not line[2]]
+    assert targets == "help install check test lint types demo serve bench zoo clean".split()
+    with_variables = [line[1] + line[2] for line in lines if line is not None and line[2]]
+    variables = ("ARGS=tests/images", "ARGS=FILE.py::TEST", "SLOW=1", "PART=2/10", "WORKERS=3")
+    assert with_variables == [f"test {variable}" for variable in variables]
     phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert phony is not None
     assert phony[1].split() == targets
@@ -229,11 +232,13 @@ def test_contributing_tells_what_the_readme_promises_on_one_page() -> None:
     assert len(text.splitlines()) <= 60
 
 
-def test_ci_calls_make_and_is_a_valid_script() -> None:
+def test_ci_calls_make_with_one_part_of_the_slow_tests_and_is_a_valid_script() -> None:
     script = ROOT / ".ci/run"
     assert os.access(script, os.X_OK)
     subprocess.run(["bash", "-n", str(script)], check=True)
-    assert "\nmake lint types test\n" in script.read_text()
+    text = script.read_text()
+    assert text.index("\nmake check\n") < text.index('\nmake test PART="$part/$parts"\n')
+    assert "\npart=$((16#$(git rev-parse --short=7 HEAD) % parts + 1))\n" in text
 
 
 @pytest.fixture(scope="module")
