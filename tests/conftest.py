@@ -1,4 +1,4 @@
-"""What all tests share: one real Triton a worker, a state folder that is not the user's, how many examples, which part of the slow tests."""
+"""What all tests share: one real Triton, a state folder that is not the user's, and which tests and how many examples are run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parts of the slow tests that CI runs one by one: together they are all of them, and what is chosen decides how many examples are run."""
+"""The parts of the slow tests that CI runs one by one, and the number of examples that comes with what is chosen."""
 
 from __future__ import annotations
 
