@@ -52,9 +52,8 @@ def test_what_a_page_links_to_is_there(page: Path) -> None:
     assert [link for link in _LINK.findall(page.read_text()) if not (page.parent / link).exists()] == []
 
 
-@pytest.mark.parametrize(
-    "name", ["data.md", pytest.param("export.md", marks=pytest.mark.slow), "precisions.md", "predict.md", "security.md", "training.md"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["data.md", "export.md", "precisions.md", "predict.md", "security.md", "training.md"])
 def test_the_blocks_work_as_they_stand(name: str, tmp_path: Path, ports: Ports) -> None:
     told = run_blocks(DOCS / name, tmp_path, ports)
     if name == "training.md":

@@ -234,6 +234,7 @@ def test_stop_leaves_nothing(tmp_path: Path) -> None:
             assert probe.connect_ex(("127.0.0.1", port)) != 0
 
 
+@pytest.mark.slow
 def test_what_the_demo_prints_works_as_printed(tmp_path: Path) -> None:
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed, and the demo prints a call of it")

@@ -11,6 +11,8 @@ import pytest
 
 from tests.support.checkout import ROOT
 
+pytestmark = pytest.mark.slow
+
 # A network without BatchNorm, whose statistics are each process's own on a processor.
 SCRIPT = """
 import sys
@@ -18,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from defensemble_training import Compute, RunFolder, recipe_from_preset, train_module
-from tests.training.bars import bars_dataset
+from tests.support.bars import bars_dataset
 
 def make():
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
@@ -62,7 +64,6 @@ def test_more_processes_than_a_batch_has_pairs_of_images_are_refused(tmp_path: P
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.slow
 def test_torchrun_brings_its_own_number_of_processes(tmp_path: Path) -> None:
     loss, _ = trained(tmp_path / "one", 1)
     losses, _ = trained(tmp_path / "two", 2, torchrun=True)

@@ -113,6 +113,7 @@ def until_state(folder: Path, epochs: int) -> None:
     raise AssertionError("no state was saved in time")
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_resumed_bit_for_bit_and_sigint_says_how(tmp_path: Path) -> None:
     whole, ended = tmp_path / "whole", tmp_path / "ended"
     whole.mkdir()
@@ -169,6 +170,7 @@ def test_another_run_s_folder_is_refused_and_kept(bars: Dataset, tmp_path: Path)
     assert (tmp_path / STATE_FILE).read_bytes() == before
 
 
+@pytest.mark.slow
 def test_two_runs_in_one_folder_are_refused_and_the_first_goes_on(tmp_path: Path) -> None:
     with call(tmp_path, "--epochs", "200") as process:
         until_state(tmp_path / "a.run", 1)
