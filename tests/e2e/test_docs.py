@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from tests.support.checkout import ROOT
+from tests.support.command_line import parse
 from tests.support.pages import Ports, blocks_of, check_blocks, run_blocks
 
 DOCS = ROOT / "docs"
+README = ROOT / "README.md"
 PAGES = sorted(DOCS.glob("*.md"))
 # Blocks, and those of them that are not run.
 COUNTS = {
@@ -45,6 +47,15 @@ def test_every_block_is_valid_and_few_are_not_run(page: Path) -> None:
     found = blocks_of(page)
     reasons = [block.reason for block in found if block.reason]
     assert (len(found), len(reasons)) == COUNTS[page.name], reasons
+
+
+@pytest.mark.parametrize("page", [*PAGES, README], ids=lambda page: page.name)
+def test_every_command_is_one_that_defensemble_takes(page: Path) -> None:
+    shell = [block for block in blocks_of(page) if block.language == "sh"]
+    calls = [words[1:] for block in shell for words in block.calls() if words[0] == "defensemble"]
+    assert len(calls) >= sum(len(re.findall("^defensemble ", block.text, re.MULTILINE)) for block in shell)
+    for words in calls:
+        parse(*words)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])

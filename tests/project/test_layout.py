@@ -19,6 +19,7 @@ import pytest
 
 from defensemble.cli import cli
 from tests.support.checkout import ROOT
+from tests.support.command_line import parse
 
 PACKAGES = {
     "defensemble_images": ROOT / "training/defensemble_images",
@@ -188,17 +189,9 @@ def test_every_example_is_a_call_that_its_command_takes() -> None:
             assert isinstance(command, click.Group)
             command = command.commands[word]
         for line in re.findall(r"^ +defensemble (.*)$", command.help or "", re.MULTILINE):
-            called, rest = find_command(shlex.split(line, comments=True))
-            called.make_context("example", rest)
+            parse(*shlex.split(line, comments=True))
             examples += 1
     assert examples >= 20
-
-
-def find_command(words: list[str]) -> tuple[click.Command, list[str]]:
-    command: click.Command = cli
-    while isinstance(command, click.Group):
-        command, words = command.commands[words[0]], words[1:]
-    return command, words
 
 
 def test_make_help_lists_the_targets_and_how_tests_are_chosen() -> None:

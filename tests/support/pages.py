@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -40,6 +41,21 @@ class Block:
             ast.parse(self.text)
         else:
             subprocess.run(["bash", "-n", "-c", self.text], check=True)
+
+    def calls(self) -> list[list[str]]:
+        """The words of each command of a shell block, without what stands around it: pipes, redirections, assignments."""
+        found = []
+        for line in self.text.replace("\\\n", " ").splitlines() if self.language == "sh" else ():
+            lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+            lexer.whitespace_split = True
+            words: list[str] = []
+            for word in [*lexer, ";"]:
+                if not set(word) <= set("();<>|&"):
+                    words.append(word)
+                else:
+                    found.append(words)
+                    words = []
+        return [words for words in found if words]
 
     def command(self, text: str | None = None) -> list[str]:
         """What runs the block, or another text in its language."""
