@@ -69,15 +69,23 @@ def own_state_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]
         os.environ["XDG_STATE_HOME"] = before
 
 
+@pytest.fixture
+def no_shared_memory_left() -> Iterator[None]:
+    """The test leaves nothing in /dev/shm."""
+    from tests.support.shared_memory import none_left
+
+    with none_left():
+        yield
+
+
 @pytest.fixture(scope="session")
 def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server of the linear members `alpha` (seed 1) and `beta` (seed 2), weights 1 and 3, and their ensemble `ensemble`."""
     from defensemble_server import ServeOptions, serve
+    from tests.support.shared_memory import none_left
     from tests.support.tiny import leftovers, write_repository
 
     folder = write_repository(tmp_path_factory.mktemp("served") / "repository", weight={"beta": 3.0})
-    shared_memory = set(os.listdir("/dev/shm"))
-    with serve(folder, ServeOptions(http_port=0, grpc_port=0, metrics_port=0, drain_s=1)) as server:
+    with none_left(), serve(folder, ServeOptions(http_port=0, grpc_port=0, metrics_port=0, drain_s=1)) as server:
         yield server
     assert leftovers(folder) == []
-    assert set(os.listdir("/dev/shm")) <= shared_memory

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import socket
@@ -204,9 +203,9 @@ def test_serve_names_an_onnxruntime_that_is_too_old(repository: Path) -> None:
     assert f"ONNX Runtime 1.14.1 ('{library}') is too old for this backend: expected 1.20 or later; run: pip install --upgrade" in error
 
 
+@pytest.mark.usefixtures("no_shared_memory_left")
 def test_a_serve_that_is_interrupted_again_while_it_drains_ends_at_once_and_leaves_nothing(repository: Path) -> None:
     write_slow_model(repository)
-    shared_memory = set(os.listdir("/dev/shm"))
     with start("serve", repository, "--free-ports", "--drain", "100", cwd=repository.parent) as process:
         try:
             assert process.stdout is not None
@@ -229,7 +228,6 @@ def test_a_serve_that_is_interrupted_again_while_it_drains_ends_at_once_and_leav
                 assert asked.exception(20) is not None
         finally:
             process.kill()
-    assert set(os.listdir("/dev/shm")) <= shared_memory
 
 
 def wait_for(holds: Callable[[], bool]) -> None:
@@ -247,10 +245,11 @@ def triton_of(repository: Path) -> int:
     raise AssertionError(f"no Triton serves {repository}")
 
 
+@pytest.mark.usefixtures("no_shared_memory_left")
 @pytest.mark.parametrize(("when", "number"), [("starting", signal.SIGINT), ("ready", signal.SIGINT), ("ready", signal.SIGTERM)])
 def test_an_interrupted_serve_leaves_nothing(repository: Path, when: str, number: signal.Signals) -> None:
     (repository.parent / "temporary").mkdir()
-    before, shared_memory = content(repository.parent), set(os.listdir("/dev/shm"))
+    before = content(repository.parent)
     env = environment(TMPDIR=str(repository.parent / "temporary"))
     with start("serve", repository, "--free-ports", "--drain", "1", cwd=repository.parent, env=env) as process:
         try:
@@ -271,5 +270,4 @@ def test_an_interrupted_serve_leaves_nothing(repository: Path, when: str, number
             process.kill()
     assert tiny.leftovers(repository) == []
     assert str(repository) not in [state.repository for state in read_states()]
-    assert set(os.listdir("/dev/shm")) <= shared_memory
     assert content(repository.parent) == before

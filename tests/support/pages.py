@@ -6,7 +6,6 @@ import ast
 import os
 import re
 import shlex
-import socket
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from defensemble_server.runtime.backend_build import built_backend
+from tests.support.scripted import free_port
 
 _BLOCK = re.compile(r"(?:^<!-- not run: (?P<reason>.+?) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 LANGUAGES = {"sh", "python", "text"}
@@ -97,11 +97,10 @@ class Ports:
 
 def free_ports() -> Ports:
     """Three ports that nobody listens on."""
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
-    chosen = Ports(*(one.getsockname()[1] for one in held))
-    for one in held:
-        one.close()
-    return chosen
+    chosen: set[int] = set()
+    while len(chosen) < 3:
+        chosen.add(free_port())
+    return Ports(*chosen)
 
 
 def stop_what_is_left(ports: Ports) -> None:

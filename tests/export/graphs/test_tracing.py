@@ -6,7 +6,6 @@ One architecture a pattern runs by default, the rest of the grid is slow.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +113,7 @@ def test_a_network_of_the_users_own(tmp_path: Path, pattern: str) -> None:
     assert verify_onnx(path, answers_from_module(module), images, max_batch_size=5).largest_logit_difference <= 1e-5
 
 
+@pytest.mark.usefixtures("no_shared_memory_left")
 @pytest.mark.slow
 def test_all_six_are_served(tmp_path: Path) -> None:
     from defensemble import Client
@@ -128,7 +128,6 @@ def test_all_six_are_served(tmp_path: Path) -> None:
         members.append(member_from_onnx(path, arch))
     repository = tmp_path / "repository"
     write_plan(repository, repository_plan(repository, members, ensemble=None, max_batch_size=8))
-    shared_memory = set(os.listdir("/dev/shm"))
     with serve(repository, ServeOptions(http_port=0, grpc_port=0, metrics_port=0, drain_s=1)) as server:
         with Client(server.grpc_url, timeout_s=60) as client:
             for arch in SPECS:
@@ -139,4 +138,3 @@ def test_all_six_are_served(tmp_path: Path) -> None:
                 np.testing.assert_allclose(client.predict(images, model=arch).probabilities, expected, atol=1e-4)
                 assert np.ptp(expected, axis=0).max() > 5e-3  # the network tells images apart
     assert tiny.leftovers(repository) == []
-    assert set(os.listdir("/dev/shm")) <= shared_memory
