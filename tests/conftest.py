@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from defensemble_server import Server
@@ -22,8 +22,10 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-settings.register_profile("default", deadline=None, max_examples=50)
-settings.register_profile("slow", deadline=None, max_examples=300)
+# The machine may be busy; and what a test writes in its folder, it writes anew for each example.
+UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+settings.register_profile("default", UNTIMED, max_examples=50)
+settings.register_profile("slow", UNTIMED, max_examples=300)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

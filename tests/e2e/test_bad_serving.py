@@ -145,10 +145,23 @@ def test_serve_names_the_state_folder_where_its_disk_is_full(repository: Path) -
         assert list((disk / "defensemble/servers").iterdir()) == []
 
 
-def test_serve_says_that_the_disk_is_full_and_not_that_the_compiler_is_bad(repository: Path) -> None:
+# It writes what it is asked for at once, and is told by the disk what a real compiler is told after seconds.
+QUICK_COMPILER = """#!/bin/sh
+[ "$1" = --version ] && { echo "quick 1.0"; exit 0; }
+while [ "$1" != -o ]; do shift; done
+head -c 1000000 /dev/zero >"$2"
+"""
+
+
+@pytest.mark.parametrize("is_real", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_serve_says_that_the_disk_is_full_and_not_that_the_compiler_is_bad(repository: Path, is_real: bool) -> None:
+    compiler = repository.parent / "compiler"
+    compiler.write_text(QUICK_COMPILER)
+    compiler.chmod(0o755)
     with small_disk(repository.parent / "disk") as disk:
         fill(disk, leave=8192)
-        error = told(run("serve", repository, "--free-ports", cwd=repository.parent, env=environment(XDG_CACHE_HOME=str(disk))))
+        changes = {"XDG_CACHE_HOME": str(disk), **({} if is_real else {"CXX": str(compiler)})}
+        error = told(run("serve", repository, "--free-ports", cwd=repository.parent, env=environment(**changes)))
         assert error.startswith(f"No space left on device: {disk / 'defensemble/backend'}: free some space there, or name another place (")
         assert "XDG_CACHE_HOME" in error
         assert "g++" not in error

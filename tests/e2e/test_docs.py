@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.checkout import ROOT
-from tests.support.command_line import parse
+from tests.support.command_line import context_of
 from tests.support.pages import Ports, blocks_of, check_blocks, run_blocks
 
 DOCS = ROOT / "docs"
@@ -55,7 +55,7 @@ def test_every_command_is_one_that_defensemble_takes(page: Path) -> None:
     calls = [words[1:] for block in shell for words in block.calls() if words[0] == "defensemble"]
     assert len(calls) >= sum(len(re.findall("^defensemble ", block.text, re.MULTILINE)) for block in shell)
     for words in calls:
-        parse(*words)
+        context_of(*words)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])

@@ -19,7 +19,7 @@ import pytest
 
 from defensemble.cli import cli
 from tests.support.checkout import ROOT
-from tests.support.command_line import parse
+from tests.support.command_line import context_of
 
 PACKAGES = {
     "defensemble_images": ROOT / "training/defensemble_images",
@@ -189,7 +189,7 @@ def test_every_example_is_a_call_that_its_command_takes() -> None:
             assert isinstance(command, click.Group)
             command = command.commands[word]
         for line in re.findall(r"^ +defensemble (.*)$", command.help or "", re.MULTILINE):
-            parse(*shlex.split(line, comments=True))
+            context_of(*shlex.split(line, comments=True))
             examples += 1
     assert examples >= 20
 

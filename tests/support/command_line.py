@@ -90,10 +90,10 @@ def told(done: subprocess.CompletedProcess[str]) -> str:
     return parts[1].strip()
 
 
-def parse(*words: str) -> None:
-    """Raise unless these words behind `defensemble` are a call that its command takes; what it names need not be there."""
+def context_of(*words: str) -> click.Context:
+    """What these words behind `defensemble` are parsed to; raises where no command takes them. What they name need not be there."""
     command: click.Command = cli
     rest = list(words)
     while isinstance(command, click.Group):
         command = command.commands[rest.pop(0)]
-    command.make_context("example", rest)
+    return command.make_context("example", rest)

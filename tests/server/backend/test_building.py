@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import pickle
+import shutil
 import stat
 import subprocess
 import sys
@@ -270,7 +271,8 @@ def test_the_real_ziglang_builds_a_backend_that_answers(tmp_path: Path, monkeypa
 
 def test_without_a_compiler_an_earlier_build_of_the_same_source_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = tmp_path / "cache"
-    built = ensure_backend(cache_dir=cache)
+    users = ensure_backend()
+    built = Path(shutil.copytree(users, cache / users.name))
     monkeypatch.setattr("defensemble_server.runtime.backend_build.find_compiler", lambda: None)
     assert ensure_backend(cache_dir=cache) == built == built_backend(cache_dir=cache)
     assert built_backend(cache_dir=tmp_path / "other") is None
