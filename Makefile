@@ -8,16 +8,20 @@ STAMP := $(VENV)/.installed$(if $(filter gpu,$(KIND)),-gpu)
 TORCH := torch==2.13.0
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 CPP := server_config/onnxruntime_backend
-# Much of a test is waiting for a process: two workers, each with a Triton of its own, take half the time of one on two cores.
+# Much of a test is waiting for a process: two workers, each with a Triton of its own, take half the time of one on two cores. Three may
+# be faster still where the machine has nothing else to do: `make test WORKERS=3`.
 WORKERS ?= 2
-# Files go to workers in the order of collection, in which tests/conftest.py puts those that take long first: the last ones are then short.
-PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+# PART=I/N: each N-th slow test alone. Otherwise SLOW=1 adds the slow tests to the others.
+CHOSEN := $(if $(PART),-m slow --part $(PART),$(if $(SLOW),-m 'slow or not slow'))
+# A worker that has nothing left takes half of what another one still has, so that none of them waits at the end.
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types serve bench zoo clean
+.PHONY: help install check test lint types demo serve bench zoo clean
 
+# A line that begins with `##` says what a target does with a variable.
 help: ## List the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@sed -nE 's/^([a-z]+):.*## (.*)/\1\t\2/p; s/^## (.+[^ ])  +(.*)/\1\t\2/p' $(MAKEFILE_LIST) | awk -F '\t' '{printf "  make %-29s %s\n", $$1, $$2}'
 
 install: $(STAMP) ## Set up .venv, Triton and its backend (GPU=1: GPU builds of torch and ONNX Runtime, and TensorRT; GPU=0: back)
 
@@ -47,11 +51,15 @@ endif
 	$(BIN)/python -c "from defensemble_server.runtime.backend_build import main; raise SystemExit(main())"
 	@touch $(STAMP)
 
-demo: $(STAMP) ## Train, export, serve, call and probe a small ensemble: a minute once installed (ARGS=--keep-serving leaves it up)
-	$(BIN)/defensemble demo $(ARGS)
+check: lint types test ## Run what CI runs, without the slow tests
 
-test: $(STAMP) ## Run the tests (SLOW=1: the slow ones too; ARGS=tests/client: some of them; WORKERS=0: in one process)
-	$(PYTEST) $(if $(SLOW),-m 'slow or not slow') $(ARGS)
+test: $(STAMP) ## Run the tests that are not slow
+## test ARGS=tests/images  Run the tests of a folder or a file
+## test ARGS=FILE.py::TEST  Run one test (more options of pytest in quotes: ARGS="tests -k masks -x")
+## test SLOW=1  Run the slow tests too
+## test PART=2/10  Run the second of ten parts of the slow tests, and nothing else
+## test WORKERS=3  Run them in three processes (two without it; 0 for this one alone, where a debugger works)
+	$(PYTEST) $(CHOSEN) $(ARGS)
 
 lint: $(STAMP) ## Check style: ruff for Python, clang-format for C++
 	$(BIN)/ruff check .
@@ -60,6 +68,9 @@ lint: $(STAMP) ## Check style: ruff for Python, clang-format for C++
 
 types: $(STAMP) ## Check types: mypy, strict
 	$(BIN)/mypy
+
+demo: $(STAMP) ## Train, export, serve, call and probe a small ensemble: a minute once installed (ARGS=--keep-serving leaves it up)
+	$(BIN)/defensemble demo $(ARGS)
 
 serve: $(STAMP) ## Serve model_repository, once something was exported into it, until Ctrl-C (ARGS="OTHER_FOLDER --free-ports")
 	$(BIN)/defensemble serve $(ARGS)

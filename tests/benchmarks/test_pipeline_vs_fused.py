@@ -21,7 +21,7 @@ from tests.support import tiny
 from tests.support.checkout import ROOT
 
 SCRIPT = ROOT / "benchmarks" / "pipeline_vs_fused.py"
-EFFORT = Effort(rounds=2, seconds=0.2, warm_s=0.01, seconds_in_process=0.005, sizes=(1, 2))
+EFFORT = Effort(rounds=2, seconds=0.05, warm_s=0.01, seconds_in_process=0.005, sizes=(1, 2))
 MEMBERS = [tiny.member(f"member{seed}", seed) for seed in range(2)]
 ABOUT = {"member_spec": {"arch": "resnet18", "keep": 0.3, "blocks": [0, 1, 2], "width": [16], "trained": False}, "seed": 0}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,6 +48,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory, images: Any) -> dict[str,
     return whole
 
 
+@pytest.mark.slow
 def test_every_form_is_measured(measured: dict[str, Any]) -> None:
     assert list(measured["networks"]) == ["keep1", "keep0.3"]
     for name, forms in measured["networks"].items():
@@ -108,8 +108,8 @@ def test_goals_are_judged_on_the_worst_network() -> None:
     assert exit_status(figures) == 0
 
 
-def test_speed_is_the_first_form_s_time_by_each_one_s(tmp_path: Path) -> None:
-    model = network(tmp_path)
+def test_speed_is_the_first_form_s_time_by_each_one_s() -> None:
+    model = network()
     told = speeds({"fp32": model, "again": model}, np.zeros((4, 1, 16, 16), np.float32), (1, 4), rounds=3, seconds=0.001)
     for batch in ("1", "4"):
         assert told["fp32"][batch]["speed_by_fp32"]["rounds"] == [1, 1, 1]

@@ -138,6 +138,7 @@ def test_export_onto_a_full_or_read_only_disk_leaves_the_repository_as_it_was(tm
         assert content(disk) == before
 
 
+@pytest.mark.slow
 def test_an_interrupted_export_leaves_nothing(tmp_path: Path) -> None:
     names = ["a.safetensors", "b.safetensors", "c.safetensors"]
     for seed, name in enumerate(names):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import socket
@@ -146,10 +145,23 @@ def test_serve_names_the_state_folder_where_its_disk_is_full(repository: Path) -
         assert list((disk / "defensemble/servers").iterdir()) == []
 
 
-def test_serve_says_that_the_disk_is_full_and_not_that_the_compiler_is_bad(repository: Path) -> None:
+# It writes what it is asked for at once, and is told by the disk what a real compiler is told after seconds.
+QUICK_COMPILER = """#!/bin/sh
+[ "$1" = --version ] && { echo "quick 1.0"; exit 0; }
+while [ "$1" != -o ]; do shift; done
+head -c 1000000 /dev/zero >"$2"
+"""
+
+
+@pytest.mark.parametrize("is_real", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_serve_says_that_the_disk_is_full_and_not_that_the_compiler_is_bad(repository: Path, is_real: bool) -> None:
+    compiler = repository.parent / "compiler"
+    compiler.write_text(QUICK_COMPILER)
+    compiler.chmod(0o755)
     with small_disk(repository.parent / "disk") as disk:
         fill(disk, leave=8192)
-        error = told(run("serve", repository, "--free-ports", cwd=repository.parent, env=environment(XDG_CACHE_HOME=str(disk))))
+        changes = {"XDG_CACHE_HOME": str(disk), **({} if is_real else {"CXX": str(compiler)})}
+        error = told(run("serve", repository, "--free-ports", cwd=repository.parent, env=environment(**changes)))
         assert error.startswith(f"No space left on device: {disk / 'defensemble/backend'}: free some space there, or name another place (")
         assert "XDG_CACHE_HOME" in error
         assert "g++" not in error
@@ -204,9 +216,9 @@ def test_serve_names_an_onnxruntime_that_is_too_old(repository: Path) -> None:
     assert f"ONNX Runtime 1.14.1 ('{library}') is too old for this backend: expected 1.20 or later; run: pip install --upgrade" in error
 
 
+@pytest.mark.usefixtures("no_shared_memory_left")
 def test_a_serve_that_is_interrupted_again_while_it_drains_ends_at_once_and_leaves_nothing(repository: Path) -> None:
     write_slow_model(repository)
-    shared_memory = set(os.listdir("/dev/shm"))
     with start("serve", repository, "--free-ports", "--drain", "100", cwd=repository.parent) as process:
         try:
             assert process.stdout is not None
@@ -229,7 +241,6 @@ def test_a_serve_that_is_interrupted_again_while_it_drains_ends_at_once_and_leav
                 assert asked.exception(20) is not None
         finally:
             process.kill()
-    assert set(os.listdir("/dev/shm")) <= shared_memory
 
 
 def wait_for(holds: Callable[[], bool]) -> None:
@@ -247,10 +258,11 @@ def triton_of(repository: Path) -> int:
     raise AssertionError(f"no Triton serves {repository}")
 
 
+@pytest.mark.usefixtures("no_shared_memory_left")
 @pytest.mark.parametrize(("when", "number"), [("starting", signal.SIGINT), ("ready", signal.SIGINT), ("ready", signal.SIGTERM)])
 def test_an_interrupted_serve_leaves_nothing(repository: Path, when: str, number: signal.Signals) -> None:
     (repository.parent / "temporary").mkdir()
-    before, shared_memory = content(repository.parent), set(os.listdir("/dev/shm"))
+    before = content(repository.parent)
     env = environment(TMPDIR=str(repository.parent / "temporary"))
     with start("serve", repository, "--free-ports", "--drain", "1", cwd=repository.parent, env=env) as process:
         try:
@@ -271,5 +283,4 @@ def test_an_interrupted_serve_leaves_nothing(repository: Path, when: str, number
             process.kill()
     assert tiny.leftovers(repository) == []
     assert str(repository) not in [state.repository for state in read_states()]
-    assert set(os.listdir("/dev/shm")) <= shared_memory
     assert content(repository.parent) == before

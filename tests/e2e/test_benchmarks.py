@@ -199,6 +199,7 @@ def check_result(result: dict[str, Any], rounds: int) -> None:
     assert result["failures"] == {}
 
 
+@pytest.mark.slow
 def test_all_of_it_on_a_real_triton() -> None:
     images = tiny.images(128)
     said: list[str] = []

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from tests.support.checkout import ROOT
+from tests.support.command_line import context_of
 from tests.support.pages import Ports, blocks_of, check_blocks, run_blocks
 
 DOCS = ROOT / "docs"
+README = ROOT / "README.md"
 PAGES = sorted(DOCS.glob("*.md"))
 # Blocks, and those of them that are not run.
 COUNTS = {
@@ -48,14 +50,22 @@ def test_every_block_is_valid_and_few_are_not_run(page: Path) -> None:
     assert (len(found), len(reasons)) == COUNTS[page.name], reasons
 
 
+@pytest.mark.parametrize("page", [*PAGES, README], ids=lambda page: page.name)
+def test_every_command_is_one_that_defensemble_takes(page: Path) -> None:
+    shell = [block for block in blocks_of(page) if block.language == "sh"]
+    calls = [words[1:] for block in shell for words in block.calls() if words[0] == "defensemble"]
+    assert len(calls) >= sum(len(re.findall("^defensemble ", block.text, re.MULTILINE)) for block in shell)
+    for words in calls:
+        context_of(*words)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
 def test_what_a_page_links_to_is_there(page: Path) -> None:
     assert [link for link in _LINK.findall(page.read_text()) if not (page.parent / link).exists()] == []
 
 
-@pytest.mark.parametrize(
-    "name", ["data.md", pytest.param("export.md", marks=pytest.mark.slow), "precisions.md", "predict.md", "security.md", "training.md"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["data.md", "export.md", "precisions.md", "predict.md", "security.md", "training.md"])
 def test_the_blocks_work_as_they_stand(name: str, tmp_path: Path, ports: Ports) -> None:
     told = run_blocks(DOCS / name, tmp_path, ports)
     if name == "training.md":

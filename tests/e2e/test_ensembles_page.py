@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from tests.support.checkout import ROOT
 from tests.support.pages import Ports, run_blocks
 
 PAGE = ROOT / "docs" / "ensembles.md"
 
 
+@pytest.mark.slow
 def test_the_blocks_work_as_they_stand(tmp_path: Path, ports: Ports) -> None:
     told = run_blocks(PAGE, tmp_path, ports)
     assert "adds keep0.7@1 with weight 0.5 (20.0 %)" in told

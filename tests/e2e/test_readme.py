@@ -25,6 +25,7 @@ def test_every_block_is_valid_and_few_are_not_run() -> None:
     assert len(blocks_of(README)) == 11
 
 
+@pytest.mark.slow
 def test_the_blocks_work_as_they_stand(tmp_path: Path, ports: Ports) -> None:
     environment = {
         **os.environ,

@@ -15,7 +15,7 @@ import urllib3
 from defensemble_server import find_state, read_states, stop_server
 from defensemble_server.runtime.find import Runtime, find_runtime
 from tests.support import tiny
-from tests.support.calls import port_is_free
+from tests.support.calls import closed_within, listening_sockets
 from tests.support.command_line import Address, address_from, environment, run, succeed, told
 
 KEY = "0123456789abcdef-of-a-test"
@@ -84,9 +84,11 @@ def assert_it_answers_and_nothing_is_left_of_it(repository: Path, address: Addre
     for url in (address.http, address.grpc):
         assert "ensemble: 3 images" in succeed("predict", url, "x.npy", cwd=repository.parent)
     state = find_state(address.grpc_port)
+    sockets = listening_sockets(state.http_port, state.grpc_port, state.metrics_port)
+    assert len(sockets) == 3
     succeed("serve", "--stop", "--grpc-port", str(address.grpc_port), cwd=repository.parent)
     assert tiny.leftovers(repository) == []
-    assert all(port_is_free(port) for port in (state.http_port, state.grpc_port, state.metrics_port))
+    assert closed_within(sockets, 10)
     assert address.grpc_port not in [other.grpc_port for other in read_states()]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from defensemble_images import ImagesError, npy_array, npz_arrays
@@ -21,15 +21,12 @@ RNG = np.random.default_rng(0)
 BYTES = RNG.integers(0, 256, (7, 3, 5, 4), np.uint8)
 EXACT = BYTES.astype(np.float64) / 255
 
-MANY = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("defensemble_images.arrays._PIECE", 200)  # of arrays this small, more than one
 
 
-@MANY
 @given(
     dtype=st.sampled_from(["u1", "<u2", ">u2", "<f2", ">f2", "<f4", ">f4", "<f8", ">f8", "=g"]),
     fortran=st.booleans(),
@@ -120,7 +117,6 @@ def test_an_archive_whose_offsets_lead_before_its_start_is_damaged(tmp_path: Pat
         npz_arrays(path, ["images"])
 
 
-@MANY
 @given(st.data())
 def test_damaged_files_are_one_error(tmp_path: Path, data: st.DataObject) -> None:
     compression = data.draw(st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]))

@@ -27,10 +27,10 @@ from defensemble_server.admin_key import ADMIN_HEADER, RESTRICTED_APIS
 from defensemble_server.command import triton_command
 from defensemble_server.options import ServeOptions
 from defensemble_server.runtime.find import CONTAINER, NGC_TAG, Runtime, find_runtime
-from tests.project.test_layout import find_command
 from tests.support import tiny
 from tests.support.calls import FREE, without_digest
 from tests.support.checkout import ROOT
+from tests.support.command_line import context_of
 
 # Of the same month as the server, so with the same TensorRT: what plans are built in.
 TENSORRT_CONTAINER = f"nvcr.io/nvidia/tensorrt:{NGC_TAG}-py3"
@@ -179,11 +179,7 @@ def built_with(service: dict[str, Any], models: Path, compare: str) -> tuple[lis
 def test_the_builder_s_calls_are_ones_that_the_command_line_takes(services: dict[str, dict[str, Any]]) -> None:
     calls = commands(services["engines"])
     assert [words[:2] for words in calls] == [["build-engine", "/models"], ["profile", "write"]]
-    contexts = []
-    for words in calls:
-        command, rest = find_command(words)
-        contexts.append(command.make_context("engines", rest))
-    build, write = contexts
+    build, write = (context_of(*words) for words in calls)
     assert build.params["repository"] == write.params["repository"] == Path("/models")
     assert write.params["profile"] == SERVERS["triton-gpu"]
     assert build.params["timing_cache"].parent == Path(KeptEngines().cache_dir)
@@ -205,8 +201,7 @@ def test_the_builder_compares_plans_wherever_there_are_images_and_says_so_where_
     images.touch()
     words, said = built_with(services["engines"], models, "")
     assert (words[-2:], said) == (["--images", str(images)], "")
-    command, rest = find_command(words)
-    assert command.make_context("engines", rest).params["images_file"] == images
+    assert context_of(*words).params["images_file"] == images
     for given in ("--no-compare", "--images /somewhere/x.npy"):
         words, said = built_with(services["engines"], models, given)
         assert (words[-len(given.split()) :], said) == (given.split(), "")

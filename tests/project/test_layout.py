@@ -23,6 +23,7 @@ import pytest
 
 from defensemble.cli import cli
 from tests.support.checkout import ROOT
+from tests.support.command_line import context_of
 
 PACKAGES = {
     "defensemble_images": ROOT / "training/defensemble_images",
@@ -283,25 +284,20 @@ def test_every_example_is_a_call_that_its_command_takes() -> None:
             assert isinstance(command, click.Group)
             command = command.commands[word]
         for line in re.findall(r"^ +defensemble (.*)$", command.help or "", re.MULTILINE):
-            called, rest = find_command(shlex.split(line, comments=True))
-            called.make_context("example", rest)
+            context_of(*shlex.split(line, comments=True))
             examples += 1
     assert examples >= 20
 
 
-def find_command(words: list[str]) -> tuple[click.Command, list[str]]:
-    command: click.Command = cli
-    while isinstance(command, click.Group):
-        command, words = command.commands[words[0]], words[1:]
-    return command, words
-
-
-def test_make_help_lists_the_targets() -> None:
+def test_make_help_lists_the_targets_and_how_tests_are_chosen() -> None:
     done = subprocess.run(["make", "--silent", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
-    lines = [re.fullmatch(r"  make (\w+) +(\S.*)", line) for line in done.stdout.splitlines()]
-    targets = [line[1] for line in lines if line is not None]
-    assert targets == "help install demo test lint types serve bench zoo clean".split()
-    assert len(lines) == len(targets), "every line names a target and says what it does"
+    lines = [re.fullmatch(r"  make (\w+)((?: \S+)?)  +(\S.*)", line) for line in done.stdout.splitlines()]
+    assert None not in lines, "every line names a target and says what it does"
+    targets = [line[1] for line in lines if line is not None and not line[2]]
+    assert targets == "help install check test lint types demo serve bench zoo clean".split()
+    with_variables = [line[1] + line[2] for line in lines if line is not None and line[2]]
+    variables = ("ARGS=tests/images", "ARGS=FILE.py::TEST", "SLOW=1", "PART=2/10", "WORKERS=3")
+    assert with_variables == [f"test {variable}" for variable in variables]
     phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert phony is not None
     assert phony[1].split() == targets
@@ -334,11 +330,13 @@ def test_contributing_is_a_map_of_what_is_there() -> None:
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
-def test_ci_calls_make_and_is_a_valid_script() -> None:
+def test_ci_calls_make_with_one_part_of_the_slow_tests_and_is_a_valid_script() -> None:
     script = ROOT / ".ci/run"
     assert os.access(script, os.X_OK)
     subprocess.run(["bash", "-n", str(script)], check=True)
-    assert "\nmake lint types test\n" in script.read_text()
+    text = script.read_text()
+    assert text.index("\nmake check\n") < text.index('\nmake test PART="$part/$parts"\n')
+    assert "\npart=$((16#$(git rev-parse --short=7 HEAD) % parts + 1))\n" in text
 
 
 @pytest.fixture(scope="module")

@@ -58,6 +58,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_the_packages_and_what_serving_needs(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     information = f"defensemble-{defensemble.__version__}.dist-info"
@@ -73,6 +74,7 @@ def test_the_wheel_holds_the_packages_and_what_serving_needs(wheel: Path) -> Non
     assert not [name for name in names if name.endswith((".pyc", ".so", ".safetensors", ".onnx"))]
 
 
+@pytest.mark.slow
 def test_the_wheel_runs_without_the_checkout(wheel: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     code = (
@@ -163,6 +165,7 @@ def test_constraints_speak_of_python_versions_alone() -> None:
     assert {word for marker in markers for word in re.findall(r"[a-z_]{5,}", str(marker))} == {"python_version"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", ["3.10", "3.13"])
 def test_constraints_resolve_and_pin_everything(resolutions: dict[str, Resolution], version: str) -> None:
     chosen = {name: got for name, got in resolutions[version].versions().items() if not OF_CUDA.fullmatch(name)}

@@ -46,19 +46,34 @@ def gone_within(repository: Path, seconds: float) -> bool:
     return True
 
 
+def listening_sockets(*ports: int) -> set[str]:
+    """The kernel's numbers of the sockets that listen on any of these TCP ports: no other socket has them, whoever takes the port next."""
+    return {number for number, port in _listening("self").items() if port in ports}
+
+
+def closed_within(sockets: set[str], seconds: float) -> bool:
+    """Whether none of these sockets listens any more. Those of a process are closed a moment after it has lost its command line."""
+    deadline = time.monotonic() + seconds
+    while sockets & set(_listening("self")):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
 def listening_ports(pid: int) -> set[int]:
     """All TCP ports that a process listens on, as the kernel tells it."""
     sockets = set()
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):  # closed since the folder was listed
             sockets.add(os.readlink(descriptor))
-    ports = set()
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
-                ports.add(int(fields[1].rpartition(":")[2], 16))
-    return ports
+    return {port for number, port in _listening(pid).items() if f"socket:[{number}]" in sockets}
+
+
+def _listening(pid: int | str) -> dict[str, int]:
+    """The listening TCP sockets of a process's network: number and port of each."""
+    rows = [line.split() for table in ("tcp", "tcp6") for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]]
+    return {fields[9]: int(fields[1].rpartition(":")[2], 16) for fields in rows if fields[3] == "0A"}
 
 
 def without_digest(repository: Path, name: str, version: int = 1) -> Path:

@@ -10,6 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
+
+from defensemble.cli import cli
+
 # A command of a user never takes this long here; a test that hangs is to end.
 TIMEOUT_S = 150
 
@@ -84,3 +88,12 @@ def told(done: subprocess.CompletedProcess[str]) -> str:
     parts = re.split(r"^Error: ", done.stderr, flags=re.MULTILINE)
     assert len(parts) == 2, f"expected one error: {done.stderr!r}"
     return parts[1].strip()
+
+
+def context_of(*words: str) -> click.Context:
+    """What these words behind `defensemble` are parsed to; raises where no command takes them. What they name need not be there."""
+    command: click.Command = cli
+    rest = list(words)
+    while isinstance(command, click.Group):
+        command = command.commands[rest.pop(0)]
+    return command.make_context("example", rest)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -17,10 +19,16 @@ from tests.export.members.test_from_checkpoint import digits_spec, untrained
 Array = np.ndarray[Any, Any]
 
 
-def network(folder: Path, **spec: object) -> onnx.ModelProto:
-    """An untrained ResNet-18 of width 8 on digits, as it is exported in float32."""
-    checkpoint = untrained(folder / "net.safetensors", digits_spec(**spec))
-    return onnx.load(onnx_from_checkpoint(checkpoint, folder / "net.onnx"))
+def network(**spec: object) -> onnx.ModelProto:
+    """An untrained ResNet-18 of width 8 on digits, as it is exported in float32; each is exported once."""
+    return onnx.ModelProto.FromString(_exported(**spec))
+
+
+@cache
+def _exported(**spec: object) -> bytes:
+    with TemporaryDirectory() as folder:
+        checkpoint = untrained(Path(folder) / "net.safetensors", digits_spec(**spec))
+        return onnx_from_checkpoint(checkpoint, Path(folder) / "net.onnx").read_bytes()
 
 
 def digits(part: str, count: int) -> Array:

@@ -212,8 +212,9 @@ def _edit(case: dict[str, Any], told: int) -> None:
     try:
         applied = getattr(ensembles, case["verb"])(*case["arguments"], **case["named"])
         _steps = None
-        if isinstance(applied, Applied):
-            outcome |= {"remarks": applied.remarks, "left_loaded": dict(applied.left_loaded)}
+        edits = [one for one in (applied if isinstance(applied, (list, tuple)) else [applied]) if isinstance(one, Applied)]
+        remarks = [remark for one in edits for remark in one.remarks]
+        outcome |= {"remarks": remarks, "left_loaded": {name: why for one in edits for name, why in one.left_loaded.items()}}
     except BaseException as error:
         _steps = None
         outcome |= {"error": type(error).__name__, "text": str(error)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import re
-import socket
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from defensemble_server.runtime.backend_build import built_backend
+from tests.support.scripted import free_port
 
 _BLOCK = re.compile(r"(?:^<!-- not run: (?P<reason>.+?) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 LANGUAGES = {"sh", "python", "text"}
@@ -40,6 +41,21 @@ class Block:
             ast.parse(self.text)
         else:
             subprocess.run(["bash", "-n", "-c", self.text], check=True)
+
+    def calls(self) -> list[list[str]]:
+        """The words of each command of a shell block, without what stands around it: pipes, redirections, assignments."""
+        found = []
+        for line in self.text.replace("\\\n", " ").splitlines() if self.language == "sh" else ():
+            lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+            lexer.whitespace_split = True
+            words: list[str] = []
+            for word in [*lexer, ";"]:
+                if not set(word) <= set("();<>|&"):
+                    words.append(word)
+                else:
+                    found.append(words)
+                    words = []
+        return [words for words in found if words]
 
     def command(self, text: str | None = None) -> list[str]:
         """What runs the block, or another text in its language."""
@@ -81,11 +97,10 @@ class Ports:
 
 def free_ports() -> Ports:
     """Three ports that nobody listens on."""
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
-    chosen = Ports(*(one.getsockname()[1] for one in held))
-    for one in held:
-        one.close()
-    return chosen
+    chosen: set[int] = set()
+    while len(chosen) < 3:
+        chosen.add(free_port())
+    return Ports(*chosen)
 
 
 def stop_what_is_left(ports: Ports) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 Script = Callable[[socket.socket, bytes], None]
 """Called with the connection and the first bytes of each request; it may close the connection."""
@@ -95,7 +96,8 @@ def cut_off(connection: socket.socket, received: bytes) -> None:
 
 
 def free_port() -> int:
-    """A port on which nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-        return port
+    """A port on which nobody listens: neither the kernel nor our servers choose one of these for somebody else meanwhile."""
+    for port in random.SystemRandom().sample(range(9000, 10_000), 100):
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise AssertionError("of 100 ports none is free")

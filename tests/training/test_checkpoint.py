@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import load_file as numpy_tensors
@@ -143,7 +143,6 @@ def test_folder(tmp_path: Path) -> None:
         load_checkpoint(tmp_path)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(share=st.floats(0, 1, exclude_max=True))
 def test_truncated_anywhere(saved: Path, share: float) -> None:
     content = saved.read_bytes()
@@ -153,7 +152,6 @@ def test_truncated_anywhere(saved: Path, share: float) -> None:
         load_checkpoint(cut)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=200))
 def test_any_other_bytes(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "other.safetensors"
@@ -162,7 +160,6 @@ def test_any_other_bytes(tmp_path: Path, content: bytes) -> None:
         load_checkpoint(path)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(share=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), in_tensors=st.booleans())
 def test_any_flipped_bit_is_found(saved: Path, share: float, bit: int, in_tensors: bool) -> None:
     content = bytearray(saved.read_bytes())
@@ -327,7 +324,7 @@ def test_a_mask_of_another_type(saved: Path) -> None:
         load_checkpoint(saved)
 
 
-@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20)
 @given(data=st.data())
 def test_one_flipped_neuron_is_found(saved: Path, data: st.DataObject) -> None:
     tensors = load_file(saved)

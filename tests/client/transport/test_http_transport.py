@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from defensemble import (
@@ -287,7 +287,6 @@ def test_metadata_that_is_none(told: bytes) -> None:
         transport.close()
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=200), st.booleans())
 def test_any_answer_is_read_or_refused(garbage: bytes, with_head: bool) -> None:
     answer = http(garbage, headers=f"Inference-Header-Content-Length: {len(garbage) // 2}\r\n") if with_head else garbage
@@ -335,7 +334,6 @@ SCORES = st.fixed_dictionaries({"outputs": tensors("probabilities", "FP32", [2, 
 TEXTS = b"".join(len(text).to_bytes(4, "little") + text for text in (b"0.5:0:a", b"0.5:1:b"))
 
 
-@settings(max_examples=300, deadline=None)
 @given(METADATA, CONFIG, CLASSES, SCORES, st.just(TEXTS) | st.binary(max_size=40), st.just(VALUES.tobytes()) | st.binary(max_size=40))
 def test_any_json_in_a_well_formed_answer_is_read_or_refused(
     metadata: Any, config: Any, classes: Any, scores: Any, texts: bytes, numbers: bytes

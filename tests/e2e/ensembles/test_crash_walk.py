@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -20,16 +21,20 @@ from tests.support.walking import (
     uncut,
 )
 
+# Of an edit of weights, a step of each kind: half of the note of the edit, what makes a file, loads, the commit, and what is removed.
+KINDS = ["half of", "os.mkdir", "after load_model average_", "load_model ensemble", "infer ensemble", "unload_model average_", "os.remove"]
 
-def walk(scene: Scene, cutter: Cutter, place: Path, *, replicas: int = 1, every: int = 1) -> None:
-    """Kills the edit at each of its steps, or `every` so many, and looks: at the disk, the servers, and what is made of it next."""
+
+def walk(scene: Scene, cutter: Cutter, place: Path, *, replicas: int = 1, kinds: Sequence[str] | None = None) -> None:
+    """Kill the edit at each of its steps, or at the last step of each kind; check the disk, the servers, and what is made of it next."""
     edit = scene.edit
     fresh = FreshStarts()
     ends = set()
     with scene.staged(place / "stage", replicas=replicas) as stage:
         whole, new, loaded_new = uncut(stage, cutter, edit)
         same = stage.first == new  # of a hand edit that is taken up as it lies there
-        for at, step in list(enumerate(whole.steps, 1))[::-every]:  # from the end, where most is in place
+        steps = list(enumerate(whole.steps, 1))
+        for at, step in reversed(steps if kinds is None else [last(steps, kind) for kind in kinds]):  # from the end, where most is in place
             cut = cutter.cut(stage, edit, at)
             assert (cut.status, cut.error) == (-9, None), step
             noted = any((folder / "pending-edit.json").exists() for folder in stage.folders)
@@ -59,17 +64,23 @@ def walk(scene: Scene, cutter: Cutter, place: Path, *, replicas: int = 1, every:
     assert fresh.check(place) >= (1 if edit.by_hand else 2)
 
 
-def test_an_edit_of_weights_is_killed_at_each_of_its_steps(cutter: Cutter, tmp_path: Path) -> None:
-    walk(REWEIGH, cutter, tmp_path)
+def last(steps: Sequence[tuple[int, str]], begins: str) -> tuple[int, str]:
+    """The last step that begins so, with its number."""
+    return [(number, step) for number, step in steps if step.startswith(begins)][-1]
 
 
-def test_an_edit_of_two_replicas_is_killed_at_some_of_its_steps(cutter: Cutter, tmp_path: Path) -> None:
-    walk(REWEIGH, cutter, tmp_path, replicas=2, every=9)
+def test_an_edit_of_weights_is_killed_at_a_step_of_each_kind(cutter: Cutter, tmp_path: Path) -> None:
+    walk(REWEIGH, cutter, tmp_path, kinds=KINDS)
+
+
+def test_an_edit_of_two_replicas_is_killed_before_and_after_its_commit(cutter: Cutter, tmp_path: Path) -> None:
+    walk(REWEIGH, cutter, tmp_path, replicas=2, kinds=["load_model average_", "load_model ensemble"])
 
 
 @pytest.mark.slow
-def test_an_edit_of_two_replicas_is_killed_at_each_of_its_steps(cutter: Cutter, tmp_path: Path) -> None:
-    walk(REWEIGH, cutter, tmp_path, replicas=2)
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_an_edit_of_weights_is_killed_at_each_of_its_steps(cutter: Cutter, tmp_path: Path, replicas: int) -> None:
+    walk(REWEIGH, cutter, tmp_path, replicas=replicas)
 
 
 def test_the_command_line_says_what_it_found_and_finishes_it(cutter: Cutter, tmp_path: Path) -> None:

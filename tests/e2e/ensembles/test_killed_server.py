@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from defensemble import Client
 from defensemble.ensembles import Ensembles
+from defensemble_repository.pbtxt import config_from_pbtxt
 from defensemble_server import serve
 from tests.support.edits import REWEIGH, SCENES, Scene
-from tests.support.walking import QUIET, Cut, Cutter, answers_as, history, leftovers, models_of
+from tests.support.walking import QUIET, Cut, Cutter, Edit, Stage, answers_as, history, leftovers, models_of
 
 # Of an edit of weights: the first call, the end of the ensemble's load, and an unload.
 LOOK_AT = ["repository_index", "after load_model ensemble", "unload_model average_"]
@@ -36,7 +38,8 @@ def killed_at(scene: Scene, cutter: Cutter, place: Path, at: int) -> Cut:
             assert cut.error is None, f"{step}: {cut.text}"
         else:
             assert cut.error in ("EditFailedError", "ConnectionFailedError"), f"{step}: {cut.text}"
-            assert {path: content for path, content in models_of(folder).items() if path in old} == old, step
+            kept = {path: content for path, content in put_back(stage, edit, cut.steps[:at]).items() if path in old}
+            assert kept == old, step
         known = stage.known[0]
     with serve(folder, QUIET) as again, Client(again.http_url, admin_key=again.state.admin_key) as client:
         # A weight that was edited by hand is not what the old average computes: so it was before, too.
@@ -44,9 +47,24 @@ def killed_at(scene: Scene, cutter: Cutter, place: Path, at: int) -> Cut:
         Ensembles(folder, client).create("another", ["alpha"], dry_run=True)
         assert leftovers(folder) == []
         assert answers_as(client, edit.ensemble, edit.after if committed else edit.before), step
-        assert committed or models_of(folder) == old, step
+        assert committed or put_back(stage, edit, cut.steps[:at]) == old, step
         assert history(folder) == [*known, *([edit.verb] if committed else [])]
     return cut
+
+
+def put_back(stage: Stage, edit: Edit, steps: Sequence[str]) -> dict[str, bytes | None]:
+    """What a failed edit has left on disk, with a hand edit where the operator wrote it.
+
+    Once a server was to load the hand edit, that is kept beside: what the server loads when it is started again is what it served before.
+    """
+    now, path = models_of(stage.folders[0]), f"{edit.ensemble}/config.pbtxt"
+    rejected = now.pop(f"{path}.rejected", None)
+    assert (rejected is not None) == (edit.by_hand and f"load_model {edit.ensemble}" in steps)
+    if rejected is not None:
+        batches = [config_from_pbtxt(text.decode(), edit.ensemble).max_batch_size for text in (now[path], rejected) if text is not None]
+        assert batches == [8, 4]
+        now[path] = rejected
+    return now
 
 
 def check_told(cut: Cut, at: int) -> None:

@@ -57,7 +57,7 @@ def check_settled(
 
 
 def test_what_recovers_an_edit_of_weights_is_killed_at_some_of_its_steps(cutter: Cutter, tmp_path: Path) -> None:
-    walk(REWEIGH, cutter, tmp_path, POINTS, every=7)
+    walk(REWEIGH, cutter, tmp_path, POINTS, every=12)
 
 
 @pytest.mark.slow

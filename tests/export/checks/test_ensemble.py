@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2 as schema
 
@@ -427,7 +427,6 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 # protobuf's parser warns of an escape that it does not know, and keeps it.
 @pytest.mark.filterwarnings("ignore:.*escape sequence:DeprecationWarning")
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_nothing_that_is_in_a_file_is_raised(shared: Path, data: st.DataObject) -> None:
     paths = sorted(path.relative_to(shared).as_posix() for path in shared.rglob("*") if path.is_file())

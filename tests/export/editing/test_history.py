@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from defensemble_export import EnsembleError, ExportError, HistoryError
@@ -92,7 +92,6 @@ def edits(draw: st.DrawFn) -> Edit:
     )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=60)
 @given(st.lists(edits(), max_size=4, unique_by=lambda one: one.id))
 def test_what_is_written_reads_back_the_same(tmp_path: Path, written: list[Edit]) -> None:
     (tmp_path / HISTORY_FILE).unlink(missing_ok=True)

@@ -283,7 +283,7 @@ _ACTS = st.lists(
 
 
 @given(acts=_ACTS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_any_edits_are_undone_one_by_one_to_the_first_bytes(
     tmp_path_factory: pytest.TempPathFactory, acts: list[tuple[str, int, float]]
 ) -> None:

@@ -1,6 +1,6 @@
 """What TensorRT's parser is documented to read: the list, every graph that is written, and what is found in graphs that it does not read.
 
-The graphs of every architecture and pattern in fp32 are compared with the list where they are exported anyway: `test_architectures.py`.
+The graphs of every architecture and pattern in fp32 are compared with the list where they are exported anyway: `graphs/test_tracing.py`.
 """
 
 from __future__ import annotations

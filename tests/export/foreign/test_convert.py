@@ -14,7 +14,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
@@ -386,7 +386,7 @@ def test_what_torch_exports_answers_as_torch_does(tmp_path: Path, export: Callab
 GOOD = theirs.classifier(opset=13).SerializeToString()
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@settings(derandomize=True)
 @given(
     st.lists(
         st.tuples(st.integers(0, len(GOOD) - 1), st.sampled_from(["set", "drop", "add"]), st.binary(min_size=1, max_size=8)),

@@ -137,7 +137,7 @@ def answer(source: str | bytes) -> theirs.Array:
     return given_back
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30, derandomize=True)
 @given(stored())
 def test_every_layout_that_onnx_runtime_reads_is_read_with_its_values(one: Stored) -> None:
     with tempfile.TemporaryDirectory() as parent:

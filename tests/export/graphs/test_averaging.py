@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from defensemble_export import average_onnx
@@ -27,7 +27,6 @@ def run(model: bytes, logits: Array) -> dict[str, Array]:
     return {output.name: answer for output, answer in zip(session.get_outputs(), answers, strict=True)}
 
 
-@settings(deadline=None, max_examples=60)
 @given(
     average=st.sampled_from(["probabilities", "logits"]),
     weights=st.lists(st.floats(0.01, 100), min_size=1, max_size=6),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import onnx
 import pytest
@@ -16,8 +14,8 @@ from tests.support.converted import Array, check_contract, digits, logits, masks
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> onnx.ModelProto:
-    return network(tmp_path_factory.mktemp("half"))
+def model() -> onnx.ModelProto:
+    return network()
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +33,8 @@ def test_the_contract_is_kept_and_the_graph_that_was_given_too(model: onnx.Model
 
 
 @pytest.mark.parametrize("pattern", ["channel", "shared"])
-def test_masks_of_every_pattern(tmp_path: Path, pattern: str) -> None:
-    model = network(tmp_path, pattern=pattern, width=4)
+def test_masks_of_every_pattern(pattern: str) -> None:
+    model = network(pattern=pattern, width=4)
     check_contract(fp16_from_onnx(model), model)
 
 

@@ -88,14 +88,14 @@ def check_any_graph(recipe: Recipe, naming: int | None) -> None:
 _ANY = {"recipe": cast_recipes(), "naming": st.none() | st.integers(0, 1000)}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(**_ANY)
 def test_any_graph_converts_and_agrees(recipe: Recipe, naming: int | None) -> None:
     check_any_graph(recipe, naming)
 
 
 @pytest.mark.slow
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500)
 @given(**_ANY)
 def test_many_graphs_convert_and_agree(recipe: Recipe, naming: int | None) -> None:
     check_any_graph(recipe, naming)

@@ -11,19 +11,18 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from defensemble_export import EnsembleError, ExportError, average_onnx, fused_onnx, onnx_from_checkpoint, verify_fused
+from defensemble_export import EnsembleError, ExportError, average_onnx, fused_onnx, verify_fused
 from defensemble_export.graphs.fp16 import fp16_from_onnx
 from defensemble_export.graphs.fusion import digests_of_members
 from defensemble_export.graphs.int8 import int8_from_onnx
 from defensemble_repository.ensemble import Ensemble, Vote
-from defensemble_training import ModelSpec, build, save_checkpoint
 from tests.export.graphs.test_averaging import entropy
 from tests.support import tiny
-from tests.support.untrained import record_of
+from tests.support.converted import network as resnet18
 
 OUTPUTS = {"probabilities", "member_probabilities", "entropy", "mutual_information"}
 
@@ -69,7 +68,6 @@ def masked(seed: int, mask: tiny.Array, mean: float = 0.5) -> bytes:
     )
 
 
-@settings(deadline=None, max_examples=40)
 @given(
     average=st.sampled_from(["probabilities", "logits"]),
     weights=st.lists(st.floats(0.01, 100), min_size=1, max_size=5),
@@ -279,29 +277,15 @@ def test_two_versions_of_one_model_have_names_of_their_own() -> None:
 
 
 @pytest.fixture(scope="module")
-def resnets(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
-    """Two defective ResNet-18s of width 2, exported."""
-    import torch
-
-    folder = tmp_path_factory.mktemp("resnets")
-    contents = []
-    for seed in (1, 2):
-        torch.manual_seed(seed)
-        spec = ModelSpec(arch="resnet18", keep=0.5, blocks=(0, 1, 2), width=2, mask_seed=seed, input_shape=(3, 16, 16))
-        module = build(spec).train()
-        with torch.no_grad():
-            module(torch.rand(8, *spec.input_shape))
-        path = folder / f"net{seed}.safetensors"
-        save_checkpoint(path, module.eval(), spec, record_of(spec, data="digits", class_names=tuple("0123456789")))
-        onnx_from_checkpoint(path, path.with_suffix(".onnx"), max_batch_size=4, images=np.zeros((1, *spec.input_shape), np.float32))
-        contents.append(path.with_suffix(".onnx").read_bytes())
-    return contents
+def resnets() -> list[bytes]:
+    """Two defective ResNet-18s, exported."""
+    return [resnet18().SerializeToString(), resnet18(pattern="channel", width=4).SerializeToString()]
 
 
 def test_real_networks_keep_their_masks_and_share_their_normalisation(resnets: list[bytes]) -> None:
     ensemble = Ensemble("e", (Vote("left"), Vote("right", 1, 2.0)))
     fused = fused_onnx(resnets, ensemble)
-    measured = verify_fused(fused, resnets, ensemble, np.random.default_rng(0).random((20, 3, 16, 16), np.float32), max_batch_size=5)
+    measured = verify_fused(fused, resnets, ensemble, np.random.default_rng(0).random((20, 1, 16, 16), np.float32), max_batch_size=5)
     assert set(measured["largest_difference"]) == OUTPUTS
     assert max(measured["largest_difference"].values()) <= 1e-6
     assert (measured["batches"], measured["n"], measured["graph_optimisation"]) == ([1, 2, 5], 1 + 2 + 5, "all")
@@ -319,7 +303,7 @@ def test_real_networks_keep_their_masks_and_share_their_normalisation(resnets: l
     assert told["defensemble.average"] == "probabilities"
     votes = json.loads(told["defensemble.members"])
     assert [(vote["member"], vote["version"], vote["weight"]) for vote in votes] == [("left", 1, 1.0), ("right", 1, 2.0)]
-    assert [vote["spec"]["mask_seed"] for vote in votes] == [1, 2]
+    assert [vote["spec"]["pattern"] for vote in votes] == ["neuron", "channel"]
     own_digests = [
         {e.key: e.value for e in onnx.load_model_from_string(content).metadata_props}["defensemble.mask_digest"] for content in resnets
     ]
@@ -330,7 +314,7 @@ def test_real_networks_keep_their_masks_and_share_their_normalisation(resnets: l
     "precisions", [("fp16", "fp16"), ("int8", "int8"), ("int8", "fp16"), ("fp32", "int8"), ("int8 from the first", "int8 from the first")]
 )
 def test_real_networks_of_every_precision_keep_their_masks(resnets: list[bytes], precisions: tuple[str, str]) -> None:
-    images = np.random.default_rng(1).random((16, 3, 16, 16), np.float32)
+    images = np.random.default_rng(1).random((16, 1, 16, 16), np.float32)
     convert: dict[str, Callable[[onnx.ModelProto], onnx.ModelProto]] = {
         "fp32": lambda model: model,
         "fp16": fp16_from_onnx,

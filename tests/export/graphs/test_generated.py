@@ -33,7 +33,7 @@ def few_or_many(few: int, many: int, **strategies: st.SearchStrategy[Any]) -> Ca
 
     def decorate(test: Callable[..., None]) -> Callable[..., None]:
         def run(count: int) -> None:
-            settings(max_examples=count, deadline=None, suppress_health_check=list(HealthCheck))(given(**strategies)(test))()
+            settings(max_examples=count, suppress_health_check=list(HealthCheck))(given(**strategies)(test))()
 
         return pytest.mark.parametrize("count", [few, pytest.param(many, marks=pytest.mark.slow)])(run)
 

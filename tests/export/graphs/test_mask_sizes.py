@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -21,8 +20,8 @@ OVERHEAD = 50  # bytes a mask: its name, dims and type
 
 
 @pytest.mark.parametrize("pattern", list(SHARED_AXES))
-def test_a_mask_is_a_byte_a_value_in_its_smallest_shape_once(tmp_path: Path, pattern: str) -> None:
-    model = network(tmp_path, pattern=pattern)
+def test_a_mask_is_a_byte_a_value_in_its_smallest_shape_once(pattern: str) -> None:
+    model = network() if pattern == "neuron" else network(pattern=pattern, width=4)
     for form in (model, fp16_from_onnx(model), int8_from_onnx(model, digits("train", 16))):
         masks = [tensor for tensor in form.graph.initializer if tensor.data_type == TensorProto.BOOL]
         assert len(masks) == len({mask.name for mask in masks}) == 10
@@ -40,8 +39,8 @@ def test_a_mask_is_a_byte_a_value_in_its_smallest_shape_once(tmp_path: Path, pat
         assert mask_bytes(form) <= room <= mask_bytes(form) + OVERHEAD * len(masks)
 
 
-def test_what_packing_is_compared_with_is_the_same_network(tmp_path: Path) -> None:
-    model = network(tmp_path, width=3)  # numbers of neurons that are no multiples of eight among them
+def test_what_packing_is_compared_with_is_the_same_network() -> None:
+    model = network(width=3)  # numbers of neurons that are no multiples of eight among them
     packed = with_packed_masks(model)
     assert masks_of(packed) == {}
     assert mask_bytes(packed) == 0 < mask_bytes(model)

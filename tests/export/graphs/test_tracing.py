@@ -1,12 +1,11 @@
 """Every architecture to ONNX, for each pattern, and a network of a user's own; all six served by one Triton.
 
 Seconds of a core for an export with its verification: ResNet-18 2.5, ResNet-50 4.5, DenseNet-121 13, SENet-18 3, VGG-19 2.7, WRN-32-4 3.5.
-Each architecture runs in one pattern by default, the rest of the grid is slow.
+One architecture a pattern runs by default, the rest of the grid is slow.
 """
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +35,8 @@ SPECS: dict[str, dict[str, Any]] = {
     "vgg19": {"width": 4, "input_shape": (1, 9, 12)},
     "wrn32_4": {"width": 8, "channel_multiplier": 2},
 }
-# The pattern that is exported by default; ResNet-18's are in test_member.py.
-DEFAULT_PATTERN = {"resnet50": "channel", "densenet121": "neuron", "senet18": "shared", "vgg19": "channel", "wrn32_4": "shared"}
+# What is exported by default, one architecture a pattern; ResNet-18's masks of neurons are in members/test_from_checkpoint.py.
+DEFAULT_PATTERN = {"senet18": "shared", "vgg19": "channel"}
 
 
 def spec_of(arch: str, pattern: str, **changes: Any) -> ModelSpec:
@@ -94,7 +93,7 @@ def test_masks_are_bool_initialisers_bit_for_bit(tmp_path: Path, arch: str, patt
     assert problems_of_graph(model) == [], "TensorRT's parser is documented to read it"
 
 
-@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("pattern", ["neuron", *(pytest.param(pattern, marks=pytest.mark.slow) for pattern in ("channel", "shared"))])
 def test_a_network_of_the_users_own(tmp_path: Path, pattern: str) -> None:
     torch.manual_seed(0)
     shape = (3, 21, 16)
@@ -114,6 +113,7 @@ def test_a_network_of_the_users_own(tmp_path: Path, pattern: str) -> None:
     assert verify_onnx(path, answers_from_module(module), images, max_batch_size=5).largest_logit_difference <= 1e-5
 
 
+@pytest.mark.usefixtures("no_shared_memory_left")
 @pytest.mark.slow
 def test_all_six_are_served(tmp_path: Path) -> None:
     from defensemble import Client
@@ -128,7 +128,6 @@ def test_all_six_are_served(tmp_path: Path) -> None:
         members.append(member_from_onnx(path, arch))
     repository = tmp_path / "repository"
     write_plan(repository, repository_plan(repository, members, ensemble=None, max_batch_size=8))
-    shared_memory = set(os.listdir("/dev/shm"))
     with serve(repository, ServeOptions(http_port=0, grpc_port=0, metrics_port=0, drain_s=1)) as server:
         with Client(server.grpc_url, timeout_s=60) as client:
             for arch in SPECS:
@@ -139,4 +138,3 @@ def test_all_six_are_served(tmp_path: Path) -> None:
                 np.testing.assert_allclose(client.predict(images, model=arch).probabilities, expected, atol=1e-4)
                 assert np.ptp(expected, axis=0).max() > 5e-3  # the network tells images apart
     assert tiny.leftovers(repository) == []
-    assert set(os.listdir("/dev/shm")) <= shared_memory

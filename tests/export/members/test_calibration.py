@@ -8,7 +8,7 @@ import pickle
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from defensemble_export import ExportError
@@ -19,7 +19,6 @@ from tests.support import tiny
 POOL = tiny.images(40)
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.integers(2, 60), st.integers(0, 2**32))
 def test_images_are_drawn_once_each_in_their_order_by_the_seed(count: int, seed: int) -> None:
     images, told = calibration_images(POOL.__getitem__, len(POOL), source="the pool", count=count, seed=seed)

@@ -41,8 +41,6 @@ from tests.support import tiny
 from tests.support.checkout import ROOT
 from tests.support.untrained import record_of
 
-PATTERNS = ("neuron", "channel", "shared")
-
 
 def digits_spec(**other: object) -> ModelSpec:
     dataset = load_dataset("digits", 16)
@@ -70,7 +68,15 @@ def untrained(path: Path, spec: ModelSpec) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("size", "pattern"), [("full", "neuron"), *(("demo", pattern) for pattern in PATTERNS)])
+@pytest.mark.parametrize(
+    ("size", "pattern"),
+    [
+        ("demo", "neuron"),
+        pytest.param("full", "neuron", marks=pytest.mark.slow),
+        pytest.param("demo", "channel", marks=pytest.mark.slow),
+        pytest.param("demo", "shared", marks=pytest.mark.slow),
+    ],
+)
 def test_masks_are_bool_initialisers_bit_for_bit(tmp_path: Path, size: str, pattern: str) -> None:
     spec = (
         digits_spec(pattern=pattern, mask_seed=3)

@@ -18,7 +18,7 @@ from tritonclient.utils import InferenceServerException
 from tests.support import backend_graphs as graphs
 from tests.support.backend_triton import Triton, infer_inputs, infer_outputs
 
-FEW = settings(max_examples=25, deadline=None)
+FEW = settings(max_examples=25)
 
 
 @pytest.fixture(scope="module")

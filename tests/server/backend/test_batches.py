@@ -129,7 +129,7 @@ def test_one_output_is_asked_of_the_graph_where_one_is_wanted(recorded: Triton, 
     assert [[output["name"] for output in run["outputs"]] for run in runs(record_file, name)] == [["total"]]
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(sizes=st.lists(st.integers(1, 3), min_size=2, max_size=12), seed=st.integers(0, 2**32 - 1))
 def test_mixed_sizes_get_their_own_rows(triton: Triton, joining: str, sizes: list[int], seed: int) -> None:
     generator = np.random.default_rng(seed)

@@ -22,19 +22,20 @@ import pytest
 from defensemble_server import Server, StateError, find_state, read_states, serve, start_server, stop_server
 from defensemble_server.process.state import state_file
 from tests.support import tiny
-from tests.support.calls import FREE, ask, gone_within, port_is_free, processor_ticks, write_slow_model
+from tests.support.calls import FREE, ask, closed_within, gone_within, listening_sockets, processor_ticks, write_slow_model
 
 
+@pytest.mark.usefixtures("no_shared_memory_left")
 def test_nothing_is_left_after_a_normal_stop(repository: Path) -> None:
-    shared_memory = set(os.listdir("/dev/shm"))
     with serve(repository, FREE) as server:
         state = server.state
         assert stat.S_IMODE(os.stat(Path(os.environ["XDG_STATE_HOME"]) / f"defensemble/servers/{state.grpc_port}.json").st_mode) == 0o600
         assert find_state(state.grpc_port) == state
+        sockets = listening_sockets(state.http_port, state.grpc_port, state.metrics_port)
+        assert len(sockets) == 3
         assert sorted(server.models) == sorted(path.name for path in repository.iterdir())
     assert tiny.leftovers(repository) == []
-    assert all(port_is_free(port) for port in (state.http_port, state.grpc_port, state.metrics_port))
-    assert set(os.listdir("/dev/shm")) <= shared_memory
+    assert closed_within(sockets, 10)
     assert state.grpc_port not in [other.grpc_port for other in read_states()]
     assert not list(repository.parent.glob(".*"))
 
@@ -52,15 +53,16 @@ def child(repository: Path) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", CHILD, str(repository)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 
+@pytest.mark.usefixtures("no_shared_memory_left")
 def test_nothing_is_left_after_the_parent_was_killed(repository: Path) -> None:
-    shared_memory = set(os.listdir("/dev/shm"))
     with child(repository) as parent:
         assert parent.stdout is not None
         port = int(parent.stdout.readline().split()[0])
+        sockets = listening_sockets(port)
+        assert sockets
         parent.kill()
     assert gone_within(repository, 20)
-    assert set(os.listdir("/dev/shm")) <= shared_memory
-    assert port_is_free(port)
+    assert closed_within(sockets, 10)
     deadline = time.monotonic() + 20  # the supervisor removes its file when Triton has ended
     while state_file(port).exists() and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -75,8 +77,8 @@ def test_triton_ends_when_its_supervisor_is_killed(repository: Path) -> None:
     assert server.state.grpc_port not in [state.grpc_port for state in read_states()], "a dead server's file is not believed"
 
 
+@pytest.mark.usefixtures("no_shared_memory_left")
 def test_interrupt_during_start_leaves_nothing(repository: Path) -> None:
-    shared_memory = set(os.listdir("/dev/shm"))
     with child(repository) as parent:
         deadline = time.monotonic() + 60
         while not tiny.leftovers(repository) and time.monotonic() < deadline:
@@ -84,7 +86,6 @@ def test_interrupt_during_start_leaves_nothing(repository: Path) -> None:
         parent.send_signal(signal.SIGINT)
         parent.wait(30)
     assert tiny.leftovers(repository) == []
-    assert set(os.listdir("/dev/shm")) <= shared_memory
 
 
 def test_a_detached_server_outlives_the_context_until_it_is_stopped(repository: Path) -> None:

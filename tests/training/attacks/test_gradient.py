@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
@@ -41,7 +41,6 @@ nn.init.normal_(LINEAR[1].weight, generator=torch.Generator().manual_seed(0))  #
 nn.init.zeros_(LINEAR[1].bias)  # type: ignore[arg-type]
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(batches(), st.floats(0, 1), st.floats(1e-3, 1), st.integers(1, 4), st.sampled_from(["fgsm", "pgd", "start", "mifgsm"]))
 def test_within_norm_and_range(given_batch: Any, epsilon: float, step_size: float, steps: int, which: str) -> None:
     images, labels = given_batch
@@ -58,7 +57,6 @@ def test_within_norm_and_range(given_batch: Any, epsilon: float, step_size: floa
     assert (moved.double() - images.double()).abs().max() <= epsilon + 1e-7
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(batches(), st.floats(0, 1))
 def test_fgsm_never_lowers_the_loss_of_a_linear_model(given_batch: Any, epsilon: float) -> None:
     images, labels = given_batch

@@ -29,6 +29,7 @@ def test_the_images_are_those_of_the_rows(tmp_path: Path, below: str, test_split
     assert data.source == "images from a local folder as parquet, PNG-coded"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not CIFAR10.is_dir(), reason=WITHOUT_CIFAR10)
 def test_cifar10_is_what_an_independent_decoder_gives() -> None:
     data = load_dataset("cifar10", data_dir=CIFAR10)

@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -30,7 +30,6 @@ def squares_by_hand(activations: Array, centres: npt.NDArray[np.bool_], size: in
     return scaled
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 7), st.integers(1, 7), st.integers(1, 7), st.floats(0, 1), st.integers(0, 99))
 def test_squares_equal_those_of_numpy(batch: int, channels: int, height: int, width: int, size: int, rate: float, seed: int) -> None:
     size = min(size, height, width)

@@ -62,7 +62,7 @@ def test_masks_of_all_blocks(arch: str) -> None:
 
 
 @pytest.mark.parametrize("arch", [arch for arch in ARCHITECTURES if arch != "densenet121"])
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(data=st.data())
 def test_masks_of_any_set_of_blocks(arch: str, data: st.DataObject) -> None:
     blocks = tuple(sorted(data.draw(st.sets(st.integers(0, last_block(arch))))))

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from defensemble_training import SpecError
+from defensemble_training.trainer.train import _check_batches
 from tests.support.checkout import ROOT
 
 # A network without BatchNorm, whose statistics are each process's own on a processor.
@@ -45,6 +47,7 @@ def trained(folder: Path, processes: int, *, torchrun: bool = False) -> tuple[np
     return np.array([row["loss"] for row in epochs]), np.array([[row["train_accuracy"], row["held_out_accuracy"]] for row in epochs])
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_loss_curve_of_one(tmp_path: Path) -> None:
     loss, accuracies = trained(tmp_path / "one", 1)
     losses, accuracies_of_two = trained(tmp_path / "two", 2)
@@ -53,6 +56,13 @@ def test_two_processes_have_the_loss_curve_of_one(tmp_path: Path) -> None:
     assert loss[-1] < 0.7 * loss[0], "nothing was learnt, and equal curves would say little"
 
 
+def test_each_process_needs_two_images_a_step() -> None:
+    _check_batches(1438, 5, 2)
+    with pytest.raises(SpecError, match=r"each of 2 processes must see at least 2 images .* batches of 2 of the 1438 "):
+        _check_batches(1438, 2, 2)
+
+
+@pytest.mark.slow
 def test_more_processes_than_a_batch_has_pairs_of_images_are_refused(tmp_path: Path) -> None:
     options = ["--processes", "2", "--batch-size", "2", "--width", "1", "--threads", "1"]
     command = [sys.executable, "-m", "defensemble", "train", *options, "a.safetensors"]
