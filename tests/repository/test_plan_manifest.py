@@ -15,6 +15,7 @@ from defensemble_export import Manifest
 from defensemble_repository.errors import ManifestError
 from defensemble_repository.names import MANIFEST_FILE
 from defensemble_repository.plan_manifest import Profile, manifest_from_bytes, read_manifest
+from tests.support.facts import raises
 
 MANIFEST = Manifest(
     tensorrt="10.13.3.9",
@@ -43,7 +44,7 @@ def test_it_is_read_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[]", b"[" * 200_000], ids=["empty", "open", "bytes", "list", "nested"])
 def test_what_is_no_json_object(content: bytes) -> None:
-    with pytest.raises(ManifestError, match=r"damaged, it is no JSON|has the schema None"):
+    with pytest.raises(ManifestError, match=r"JSON|schema None"):
         manifest_from_bytes(content, "there")
 
 
@@ -81,29 +82,29 @@ def without(name: str) -> bytes:
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b"", "it is no JSON"),
-        (MANIFEST.to_bytes()[:-20], "it is no JSON"),
-        (b"[]", "has the schema None"),
-        (changed(schema="defensemble.plan/2"), "has the schema 'defensemble.plan/2', expected 'defensemble.plan/1'"),
-        (without("driver"), r"it lacks \['driver'\], and has \[\]"),
-        (changed(more=1), r"it lacks \[\], and has \['more'\]"),
-        (changed(tensorrt="ten"), "tensorrt of a plan's manifest must be a version, such as 10.13.3.9, got 'ten'"),
-        (changed(plan_sha256="b" * 63), "plan_sha256 of a plan's manifest must be 64 hexadecimal digits"),
-        (changed(gpu=7), "gpu is 7, expected str"),
-        (changed(version_compatible=1), "version_compatible is 1, expected bool"),
-        (changed(builder_level=True), "builder_level is True, expected int"),
-        (changed(profile={"min": [1, 3, 32, 32]}), "is damaged"),
-        (changed(profile=[1, 2, 3]), "is damaged"),
-        (changed(profile={"min": [2, 3, 32, 32], "opt": [1, 3, 32, 32], "max": [4, 3, 32, 32]}), "min <= opt <= max, got 2, 1 and 4"),
-        (changed(profile={"min": [1, 3, 32, 32], "opt": [1, 3, 32, 16], "max": [4, 3, 32, 32]}), "differ in their first size alone"),
+        (b"", "JSON"),
+        (MANIFEST.to_bytes()[:-20], "JSON"),
+        (b"[]", "schema None"),
+        (changed(schema="defensemble.plan/2"), "'defensemble.plan/2' | 'defensemble.plan/1'"),
+        (without("driver"), "['driver'] | []"),
+        (changed(more=1), "[] | ['more']"),
+        (changed(tensorrt="ten"), "tensorrt | 10.13.3.9 | 'ten'"),
+        (changed(plan_sha256="b" * 63), "plan_sha256 | 64"),
+        (changed(gpu=7), "gpu | 7 | str"),
+        (changed(version_compatible=1), "version_compatible | 1 | bool"),
+        (changed(builder_level=True), "builder_level | True | int"),
+        (changed(profile={"min": [1, 3, 32, 32]}), "damaged"),
+        (changed(profile=[1, 2, 3]), "damaged"),
+        (changed(profile={"min": [2, 3, 32, 32], "opt": [1, 3, 32, 32], "max": [4, 3, 32, 32]}), "min <= opt <= max | 2, 1 and 4"),
+        (changed(profile={"min": [1, 3, 32, 32], "opt": [1, 3, 32, 16], "max": [4, 3, 32, 32]}), "first size"),
         (
             changed(profile={"min": [1, 3, 32], "opt": [1, 3, 32], "max": [4, 3, 32]}),
-            r"four sizes \(N, C, H, W\) above 0, got \[1, 3, 32\]",
+            "(N, C, H, W) | above 0 | [1, 3, 32]",
         ),
     ],
 )
 def test_a_damaged_one_says_what_is_wrong(content: bytes, told: str) -> None:
-    with pytest.raises(ManifestError, match=told) as raised:
+    with raises(ManifestError, told) as raised:
         manifest_from_bytes(content, "there/model.plan.json")
     assert str(raised.value).startswith("there/model.plan.json ")
-    assert "build the plan again with --force" in str(raised.value)
+    assert "--force" in str(raised.value)

@@ -8,10 +8,11 @@ import pytest
 from click.testing import CliRunner
 
 from defensemble.cli import cli
-from defensemble_export import ExportError, remove_profile, write_profile
+from defensemble_export import RepositoryError, remove_profile, write_profile
 from defensemble_repository.transaction import check_writable, remove_stale_staging
 from tests.support import tiny
 from tests.support.broken import bound, content, untrained_checkpoint
+from tests.support.facts import raises
 
 
 def test_a_bound_folder_of_the_same_file_system_is_staged_inside_a_model(tmp_path: Path) -> None:
@@ -39,7 +40,7 @@ def test_a_bound_folder_without_a_model_is_staged_inside_itself(tmp_path: Path) 
 @pytest.mark.parametrize("target", ["other", "link"], ids=["dangling", "loop"])
 def test_a_link_that_leads_nowhere_is_refused_early(tmp_path: Path, target: str, below: str) -> None:
     (tmp_path / "link").symlink_to(tmp_path / target)
-    with pytest.raises(ExportError, match=rf"link is a link to .*{target}, which is not there, or leads back to it: mend the link"):
+    with raises(RepositoryError, f"link | {target}"):
         check_writable(tmp_path / "link" / below)
 
 
@@ -49,4 +50,4 @@ def test_the_command_says_so_before_it_reads_a_checkpoint(tmp_path: Path) -> Non
     checkpoint = untrained_checkpoint(tmp_path / "a.safetensors")
     done = CliRunner().invoke(cli, ["export", str(checkpoint), "--repository", str(tmp_path / "loop1")])
     assert done.exit_code == 1
-    assert "loop1 is a link to" in done.stderr
+    assert "loop1" in done.stderr

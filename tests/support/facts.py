@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -21,6 +21,13 @@ def assert_facts(text: str, facts: str) -> None:
     """Assert that `text` holds each of `facts`, separated by ` | `, in any order."""
     missing = missing_facts(text, facts)
     assert not missing, f"{missing} not in {text!r}"
+
+
+def assert_each(texts: Sequence[str], *facts: str) -> None:
+    """Assert that there are as many `texts` as `facts`, and that each text holds its own."""
+    assert len(texts) == len(facts), texts
+    for text, expected in zip(texts, facts, strict=True):
+        assert_facts(text, expected)
 
 
 @contextmanager

@@ -116,7 +116,7 @@ def test_who_waits_for_another_waits_no_longer_than_its_own_time_out() -> None:
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(asking.ask, "it", question, 10)
         assert began.wait(5)
-        with pytest.raises(TimeoutError, match=r"another thread has been asking the same for 0\.1 s"):
+        with pytest.raises(TimeoutError, match=r"0\.1 s"):
             asking.ask("it", question, 0.1)
         gate.set()
         assert first.result(5) == "late"

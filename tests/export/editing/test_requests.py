@@ -14,6 +14,7 @@ from defensemble_export import Ensemble, EnsembleError, Vote
 from defensemble_export.editing.requests import added, found_vote, named_vote, new_vote, removed, reweighted
 from tests.support import tiny
 from tests.support.ensembles import ensembles
+from tests.support.facts import raises
 
 OURS = Ensemble("ours", (Vote("a", 1, 2.0), Vote("b", 1), Vote("b", 3, 0.5), Vote("c", 7)), "logits")
 
@@ -35,19 +36,19 @@ def test_a_vote_is_named_by_model_and_version(text: str, expected: tuple[str, in
 
 @pytest.mark.parametrize("text", ["a@", "a@0", "a@-1", "a@01", "a@1.0", "a@x", "a@1@2", "a@ 1", f"a@{2**63}", "a@" + "9" * 5000, "a@²"])
 def test_a_version_is_a_number_from_1(text: str) -> None:
-    with pytest.raises(EnsembleError, match=r"a vote is named MODEL or MODEL@VERSION, the version a number from 1, such as keep0.3@2; got"):
+    with raises(EnsembleError, "MODEL@VERSION | keep0.3@2"):
         named_vote(text)
 
 
 @pytest.mark.parametrize("text", ["", "@1", "../a", "a/b@1", "a b", ".a", "average_0123", "uncertainty_x@1", "ä", "a\n", "x" * 101])
 def test_a_model_is_named_as_triton_and_a_file_system_take_it(text: str) -> None:
-    with pytest.raises(EnsembleError, match=r"a model's name has 1 to 100 letters|are kept for averaging models"):
+    with pytest.raises(EnsembleError, match=r"100 letters|average_"):
         named_vote(text)
 
 
 @pytest.mark.parametrize("text", ["history.jsonl", "pending-edit.json@1"])
 def test_no_model_has_the_name_of_a_file_that_edits_write(text: str) -> None:
-    with pytest.raises(EnsembleError, match="the repository keeps a file of its own under the name"):
+    with pytest.raises(EnsembleError, match="file of its own"):
         named_vote(text)
 
 
@@ -68,22 +69,20 @@ def test_without_a_version_the_newest_is_meant(repository: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("gamma", "holds no network 'gamma', it holds alpha, beta: name one, or export it first"),
-        ("alpha@2", "'alpha' has no version 2: .*/alpha holds 1"),
+        ("gamma", "'gamma' | alpha, beta"),
+        ("alpha@2", "'alpha' | version 2 | 1"),
     ],
 )
 def test_what_is_not_there_cannot_vote(repository: Path, text: str, told: str) -> None:
-    with pytest.raises(EnsembleError, match=told):
+    with raises(EnsembleError, told):
         new_vote(repository, text)
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_weight_is_finite_and_above_0(repository: Path, weight: float) -> None:
-    with pytest.raises(EnsembleError, match=f"must be finite and above 0, got {weight}"):
+    with raises(EnsembleError, f"above 0 | {weight}"):
         new_vote(repository, "alpha", weight)
-    with pytest.raises(
-        EnsembleError, match=f"weight of 'a' must be finite and above 0, got {weight:g}; to stop its vote: `.* remove ours a`"
-    ):
+    with raises(EnsembleError, f"'a' | above 0 | {weight:g} | remove ours a`"):
         reweighted(OURS, {"a": weight})
 
 
@@ -107,21 +106,19 @@ def test_votes_are_added_at_the_end_and_put_in_the_place_of_one() -> None:
 def test_a_vote_is_removed_by_name_and_somebody_is_left() -> None:
     assert removed(OURS, ["b@1", "a"]).members == OURS.members[2:]
     assert removed(OURS, ["a", "a@1"]).members == OURS.members[1:], "named twice is named once"
-    with pytest.raises(EnsembleError, match="'b' votes at several versions in 'ours': say which, b@1, b@3"):
+    with raises(EnsembleError, "'b' | 'ours' | b@1, b@3"):
         removed(OURS, ["b"])
-    with pytest.raises(EnsembleError, match="'d' does not vote in 'ours': a@1, b@1, b@3, c@7 do"):
+    with raises(EnsembleError, "'d' | 'ours' | a@1, b@1, b@3, c@7"):
         removed(OURS, ["d"])
-    with pytest.raises(EnsembleError, match="'c@1' does not vote"):
+    with pytest.raises(EnsembleError, match="'c@1'"):
         found_vote(OURS, "c@1")
-    with pytest.raises(
-        EnsembleError, match=r"'ours' would have no members, and needs at least one: .*`defensemble ensemble remove ours --all`"
-    ):
+    with raises(EnsembleError, "'ours' | at least one | `defensemble ensemble remove ours --all`"):
         removed(OURS, ["a", "b@1", "b@3", "c"])
 
 
 def test_a_vote_is_reweighted_once() -> None:
     assert reweighted(OURS, {"b@3": 2, "c": 0.25}).members == (*OURS.members[:2], Vote("b", 3, 2), Vote("c", 7, 0.25))
-    with pytest.raises(EnsembleError, match="a@1 is given two weights: name it once"):
+    with raises(EnsembleError, "a@1 | two weights"):
         reweighted(OURS, {"a": 1, "a@1": 2})
 
 

@@ -15,6 +15,7 @@ from defensemble_export import ConfigError, config_from_pbtxt, pbtxt_from_config
 from defensemble_export.editing.served_config import is_served_as_on_disk, served_config
 from defensemble_repository.view import Files
 from tests.support import tiny
+from tests.support.facts import raises
 
 if TYPE_CHECKING:
     from defensemble_server import Server
@@ -146,10 +147,10 @@ def test_a_version_that_was_added_is_told_by_its_digest(tmp_path: Path, told: tu
 def test_what_cannot_be_read_is_told(told: tuple[Path, dict[str, dict[str, Any]]]) -> None:
     folder, configs = told
     broken = Files(folder, {"alpha/config.pbtxt": b"name: alpha {"})
-    with pytest.raises(ConfigError, match=r"alpha/config.pbtxt: not a valid model configuration"):
+    with pytest.raises(ConfigError, match=r"alpha/config\.pbtxt"):
         is_served_as_on_disk(broken, "alpha", configs["alpha"])
     newer = copy.deepcopy(configs["alpha"]) | {"a_field_of_a_newer_server": {"x": 1}}
     assert is_served_as_on_disk(Files(folder), "alpha", newer)
-    with pytest.raises(ConfigError, match="the server's configuration of 'alpha' cannot be read: "):
+    with raises(ConfigError, "server's configuration | 'alpha'"):
         served_config({"name": "alpha", "max_batch_size": "many"})
     assert not is_served_as_on_disk(Files(folder), "not-there", configs["alpha"])
