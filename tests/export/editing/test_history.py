@@ -171,7 +171,7 @@ def test_a_line_that_is_no_edit_is_told_with_its_number(tmp_path: Path, line: by
     with raises(HistoryError, told) as caught:
         read_history(tmp_path)
     assert_facts(str(caught.value), f"{path}:3:")
-    assert "move the file away" in str(caught.value)
+    assert "new history" in str(caught.value)
     assert isinstance(caught.value, ExportError)
 
 

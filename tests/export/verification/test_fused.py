@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from defensemble_export import ExportError, VerificationError, fused_onnx, verify_fused
 from tests.export.graphs.test_fusion import GOOD, OUTPUTS, ensemble_of
 from tests.support import tiny
+from tests.support.facts import raises
 
 
 @pytest.mark.parametrize("output", sorted(OUTPUTS))
@@ -23,7 +24,7 @@ def test_an_output_that_differs_is_found(output: str) -> None:
             names[:] = ["differing" if name == output else name for name in names]
     model.graph.node.append(helper.make_node("Mul", ["differing", "factor"], [output]))
     model.graph.initializer.append(numpy_helper.from_array(np.array(1 + 1e-4, np.float32), "factor"))
-    with pytest.raises(VerificationError, match=f"1 random image: {output}: the fused graph differs from the ensemble by .*not used"):
+    with raises(VerificationError, f"1 random image | {output}"):
         verify_fused(model.SerializeToString(), members, ensemble, None, max_batch_size=2)
 
 
@@ -48,32 +49,30 @@ def test_a_fault_in_the_largest_batch_of_real_images_is_found() -> None:
     content = faulty.SerializeToString()
     verify_fused(content, members, ensemble, black, max_batch_size=6)
     verify_fused(content, members, ensemble, None, max_batch_size=7)
-    with pytest.raises(VerificationError, match="7 real images: entropy: the fused graph differs"):
+    with raises(VerificationError, "7 real images | entropy"):
         verify_fused(content, members, ensemble, black, max_batch_size=7)
 
 
 def test_another_graph_is_not_taken_for_a_fused_one() -> None:
     members, ensemble = [tiny.linear_onnx(1), tiny.linear_onnx(2)], ensemble_of(2)
-    with pytest.raises(VerificationError, match=r"takes and gives \['images', 'logits'\], expected images to"):
+    with pytest.raises(VerificationError, match=r"\['images', 'logits'\]"):
         verify_fused(members[0], members, ensemble, None, max_batch_size=2)
-    with pytest.raises(
-        VerificationError, match=r"member_probabilities: the fused graph answers shape \(1, 1, 3\), the ensemble \(1, 2, 3\)"
-    ):
+    with raises(VerificationError, "member_probabilities | (1, 1, 3) | (1, 2, 3)"):
         verify_fused(fused_onnx(members[:1], ensemble_of(1)), members, ensemble, None, max_batch_size=2)
 
 
 @pytest.mark.parametrize(
     ("images", "text"),
     [
-        (np.zeros((2, 1, 8, 2), np.float32), r"take images of \(1, 4, 4\), those for the verification have the shape \(2, 1, 8, 2\)"),
-        (np.zeros((0, *tiny.SHAPE), np.float32), "at least one image"),
-        (np.zeros((2, *tiny.SHAPE)), "got float64 from 0 to 0"),
-        (np.full((2, *tiny.SHAPE), 2, np.float32), "got float32 from 2 to 2"),
-        (np.full((2, *tiny.SHAPE), np.nan, np.float32), "got float32 from nan to nan"),
+        (np.zeros((2, 1, 8, 2), np.float32), "(1, 4, 4) | (2, 1, 8, 2)"),
+        (np.zeros((0, *tiny.SHAPE), np.float32), "at least one"),
+        (np.zeros((2, *tiny.SHAPE)), "float64 | 0 to 0"),
+        (np.full((2, *tiny.SHAPE), 2, np.float32), "float32 | 2 to 2"),
+        (np.full((2, *tiny.SHAPE), np.nan, np.float32), "float32 | nan to nan"),
     ],
 )
 def test_images_that_are_none(images: tiny.Array, text: str) -> None:
-    with pytest.raises(ExportError, match=text):
+    with raises(ExportError, text):
         verify_fused(fused_onnx([GOOD], ensemble_of(1)), [GOOD], ensemble_of(1), images, max_batch_size=2)
 
 

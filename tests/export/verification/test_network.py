@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from defensemble_export import PRECISIONS, TOLERANCES, Tolerance, VerificationError, answers_from_module, verify_onnx
 from defensemble_export.verification.network import Answers
 from tests.support import tiny
+from tests.support.facts import raises
 
 MAX_BATCH = 8
 INPUTS = int(np.prod(tiny.SHAPE))
@@ -60,7 +61,7 @@ def test_a_fault_at_one_batch_size_is_found(tmp_path: Path, batch: int) -> None:
         helper.make_node("Cast", ["met"], ["fault"], to=TensorProto.FLOAT),
     ]
     path = graph_of(tmp_path, WEIGHT, BIAS, nodes, faulty=np.array([batch]))
-    with pytest.raises(VerificationError, match=f"^{batch} real image.*: logits differ by 1"):
+    with raises(VerificationError, f"{batch} real image{'s' * (batch > 1)} | logits | 1"):
         verify_onnx(path, network(WEIGHT, BIAS), tiny.images(4), max_batch_size=MAX_BATCH)
     # Where no batch of that size is tried, the graph is right: it is the size that is noticed.
     never = graph_of(tmp_path, WEIGHT, BIAS, nodes, faulty=np.array([MAX_BATCH + 1]))
@@ -79,7 +80,7 @@ def test_a_fault_on_one_kind_of_images_is_found(tmp_path: Path, kind: str, opera
     ]
     path = graph_of(tmp_path, WEIGHT, BIAS, nodes, last=np.array([1]))
     images = np.full((4, *tiny.SHAPE), value, np.float32)
-    with pytest.raises(VerificationError, match=f"^1 {kind} image: logits differ by 1"):
+    with raises(VerificationError, f"1 {kind} image | logits"):
         verify_onnx(path, network(WEIGHT, BIAS), images, max_batch_size=MAX_BATCH)
 
 
@@ -87,7 +88,7 @@ def test_another_class_is_found_though_every_logit_is_close_enough(tmp_path: Pat
     weight, bias = np.zeros((INPUTS, 2), np.float32), np.array([0, 1.5e-5], np.float32)
     swap = np.array([0.9e-5, -0.9e-5], np.float32)
     path = graph_of(tmp_path, weight, bias, [helper.make_node("Identity", ["swap"], ["fault"])], swap=swap)
-    with pytest.raises(VerificationError, match="the graph and torch choose different classes"):
+    with raises(VerificationError, "torch | different classes"):
         verify_onnx(path, network(weight, bias), tiny.images(4), max_batch_size=MAX_BATCH)
     # A tie within the tolerance may fall either way.
     near = np.array([0, 0.5e-5], np.float32)
@@ -120,7 +121,7 @@ def test_fp16_lets_one_image_in_a_thousand_get_another_class_or_one_where_there_
     assert (found.n, found.agreement, found.graph_optimisation) == (count, 1 - allowed / count, "all")
     assert (found.accuracy, found.reference_accuracy) == (1 - allowed / count, 1.0)
     path, answers, images, labels = flipping(tmp_path, allowed + 1, count)
-    with pytest.raises(VerificationError, match=f"{allowed + 1} of {count} real images get another class than by torch, at least 99.9 %"):
+    with raises(VerificationError, f"{allowed + 1} of {count} real images | torch | 99.9 %"):
         verify_onnx(path, answers, images, max_batch_size=MAX_BATCH, precision="fp16", labels=labels)
 
 
@@ -140,7 +141,7 @@ def test_fp16_probabilities_are_compared_on_both_kinds_of_images(tmp_path: Path,
             found = verify_onnx(path, network(weight, bias), images, max_batch_size=MAX_BATCH, precision="fp16")
             assert found.largest_probability_difference == pytest.approx(shift / 4 if kind == "real" else 0, abs=1e-5)
         else:
-            with pytest.raises(VerificationError, match=f"^1 {kind} image: probabilities differ by 0.010.*, allowed is 0.01"):
+            with raises(VerificationError, f"1 {kind} image | probabilities | 0.01"):
                 verify_onnx(path, network(weight, bias), images, max_batch_size=MAX_BATCH, precision="fp16")
 
 
@@ -152,14 +153,14 @@ def test_int8_says_which_goals_it_misses_and_refuses_a_graph_that_has_lost_its_w
         assert len(found.goals_missed) == missed, found.goals_missed
         assert found.to_values()["goals_missed"] == found.goals_missed
     path, answers, images, labels = flipping(tmp_path, 11)
-    with pytest.raises(VerificationError, match="11 of 100 real images get another class than by torch, at least 90 % must keep theirs"):
+    with raises(VerificationError, "11 of 100 real images | torch | 90 %"):
         verify_onnx(path, answers, images, max_batch_size=MAX_BATCH, precision="int8", labels=labels)
 
 
 def test_int8_answers_that_depend_on_the_batch_are_found(tmp_path: Path) -> None:
     nodes = [helper.make_node("ReduceMean", ["right", "first"], ["mean"]), helper.make_node("Mul", ["mean", "tenth"], ["fault"])]
     path = graph_of(tmp_path, WEIGHT, BIAS, nodes, first=np.array([0]), tenth=np.array(0.1, np.float32))
-    with pytest.raises(VerificationError, match=r"answers otherwise in a batch of \d than in others: logits differ by"):
+    with raises(VerificationError, "batch of | logits"):
         verify_onnx(path, network(WEIGHT, BIAS), tiny.images(100), max_batch_size=MAX_BATCH, precision="int8")
 
 
@@ -167,5 +168,5 @@ def test_int8_answers_that_depend_on_the_batch_are_found(tmp_path: Path) -> None
 def test_values_that_are_not_finite_are_found_in_every_precision(tmp_path: Path, precision: str) -> None:
     nodes = [helper.make_node("Identity", ["nan"], ["fault"])]
     path = graph_of(tmp_path, WEIGHT, BIAS, nodes, nan=np.array(np.nan, np.float32))
-    with pytest.raises(VerificationError, match="values that are not finite"):
+    with pytest.raises(VerificationError, match="not finite"):
         verify_onnx(path, network(WEIGHT, BIAS), tiny.images(4), max_batch_size=MAX_BATCH, precision=precision)
