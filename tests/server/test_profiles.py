@@ -24,7 +24,7 @@ from defensemble_server.runtime.find import CONTAINER, Runtime
 from tests.server.plans.test_compatibility import H100, T4, VALUES
 from tests.support import tiny
 from tests.support.calls import FREE, ask
-from tests.support.facts import assert_facts, raises
+from tests.support.facts import assert_each, assert_facts, raises
 
 
 def write_plans(repository: Path, version: int = 1, names: tuple[str, ...] = ("alpha", "beta"), **changed: object) -> None:
@@ -219,7 +219,7 @@ def test_plans_that_fit_the_image_and_the_gpu_are_served(repository: Path, tmp_p
     hidden = docker(folder, CUDA_VISIBLE_DEVICES="")  # from a program here, not from a container
     assert {"alpha", "beta", "ensemble"} <= set(fit(repository, hidden, told=told))
     words = f"docker run --rm --gpus=all --entrypoint=python3 {CONTAINER}"
-    assert_facts(*told, f"TensorRT | {folder}/{words}")
+    assert_each(told, f"TensorRT | {folder}/{words}")
     assert f"{words} -c " in (folder / "calls").read_text()
 
 
@@ -283,7 +283,7 @@ def test_of_an_engine_elsewhere_nothing_is_known_and_that_is_said(repository: Pa
     told: list[str] = []
     folder = programs(tmp_path / "bin", gpu=None)
     assert "alpha" in fit(repository, docker(folder, DOCKER_HOST="ssh://gpu-box"), told=told)
-    assert_facts(*told, "ssh://gpu-box | not known | log")
+    assert_each(told, "ssh://gpu-box | not known | log")
     assert not (folder / "calls").exists()
 
 
@@ -317,7 +317,11 @@ def test_the_command_fails_before_triton_starts_and_leaves_nothing(
     folder = programs(tmp_path / "bin", gpu=None)
     before, states = tiny.content(repository), tiny.content(own_state_folder)
     done = run_serve(repository, folder, "--runtime", runtime, "--profile", "gpu-tensorrt")
-    told = {"no profile": "'gpu-tensorrt'", "no plan": "beta | version 1 | no plan", "no GPU": "alpha | version 1 | TensorRT 10.13.3.9 | NVIDIA H100 80GB HBM3"}
+    told = {
+        "no profile": "'gpu-tensorrt'",
+        "no plan": "beta | version 1 | no plan",
+        "no GPU": "alpha | version 1 | TensorRT 10.13.3.9 | NVIDIA H100 80GB HBM3",
+    }
     assert done.returncode == 1
     assert_facts(done.stderr, "embedded runtime" if runtime == "embedded" else told[case])
     assert "Traceback" not in done.stderr

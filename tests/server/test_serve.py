@@ -142,7 +142,7 @@ def test_a_platform_that_triton_does_not_run_on_ends_the_start(
 
 def test_no_model_at_all(tmp_path: Path) -> None:
     with raises(NotServableError, "none | not exist"), serve(tmp_path / "none", FREE):
-        pytest.fail("it must not start")
+        pass
     with pytest.raises(NotServableError, match="empty"), serve(tmp_path, FREE):
         pytest.fail("it must not start")
     (tmp_path / "stray").mkdir()

@@ -33,7 +33,7 @@ from tests.support.tiny import images
         (errno.ENOSPC, "doctor", "place"),
         (errno.EROFS, "export", "(--repository)"),
         (errno.EACCES, "demo", "chmod, chown | --folder"),
-        (errno.ENOENT, "predict", "spelt"),
+        (errno.ENOENT, "predict", "current folder"),
         (errno.EISDIR, "probe", "folder | file"),
         (errno.ENOTDIR, None, "file | folder"),
     ],

@@ -100,7 +100,7 @@ def test_planned_files_count_as_written(repository: Path) -> None:
     planned = {"alpha/1/model.onnx": content, "alpha/1/model.onnx.json": None}
     found = member_standing(Files(repository, planned), Vote("alpha"), 1.0)
     assert (found.record_accuracy, found.exported_accuracy, found.bytes) == (0.5, None, len(content))
-    assert_facts(found.problem, f"{repository / 'alpha/1/model.onnx.json'} | missing")
+    assert_facts(found.problem or "", f"{repository / 'alpha/1/model.onnx.json'} | missing")
 
 
 def test_what_is_not_known_is_none(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_of_a_plan_its_size_is_told_and_of_the_graph_beside_it_the_rest(reposito
     (repository / "alpha/1/model.onnx").unlink()
     found = standing(repository)
     assert (found.bytes, found.arch) == (4, None)
-    assert_facts(found.problem, f"{repository / 'alpha/1/model.onnx'} | missing | model.plan")
+    assert_facts(found.problem or "", f"{repository / 'alpha/1/model.onnx'} | missing | model.plan")
 
 
 def write(path: str, content: bytes) -> Callable[[Path], None]:

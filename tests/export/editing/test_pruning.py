@@ -42,7 +42,7 @@ from defensemble_repository.view import Files
 from defensemble_server import read_repository
 from tests.support import tiny
 from tests.support.broken import bound
-from tests.support.facts import assert_facts, raises
+from tests.support.facts import assert_each, assert_facts, raises
 from tests.support.killing import killed_at_each_rename
 from tests.support.two_models import write_old_repository
 
@@ -251,7 +251,7 @@ def test_a_file_of_somebody_elses_is_left_alone_with_its_model(repository: Path,
     (repository / stray).write_text("mine")
     said: list[str] = []
     assert "gamma" not in names(prune_plan(repository, keep=0, say=said.append))
-    assert_facts(*said, f"{repository / 'gamma'} | {stray}")
+    assert_each(said, f"{repository / 'gamma'} | {stray}")
 
 
 def test_plans_reports_and_profiles_go_with_their_model(repository: Path) -> None:
@@ -321,7 +321,7 @@ def test_a_version_that_a_policy_names_is_taken_out_of_it_but_never_the_last(rep
     edit(repository, A)
     said: list[str] = []
     assert prune_plan(repository, keep=0, say=said.append, also_used=[name for name in os.listdir(repository) if "_" in name]) == []
-    assert_facts(*said, f"{repository / 'beta'} | version_policy")
+    assert_each(said, f"{repository / 'beta'} | version_policy")
 
 
 def test_files_that_changed_since_they_were_listed_are_not_removed(repository: Path) -> None:

@@ -16,7 +16,7 @@ from defensemble_export import Ensemble, Vote
 from defensemble_repository.checks.finding import Lines
 from defensemble_repository.checks.wiring import wiring_faults
 from defensemble_repository.configs import averaging_config, ensemble_config, member_config
-from tests.support.facts import assert_facts
+from tests.support.facts import assert_each, assert_facts
 
 
 def wired(members: int, classes: int = 3, batch: int = 8) -> tuple[schema.ModelConfig, dict[str, schema.ModelConfig]]:
@@ -129,7 +129,7 @@ def test_a_tensor_is_written_once_and_no_step_writes_what_the_caller_gives() -> 
     config, known = wired(2)
     step = config.ensemble_scheduling.step[1]
     step.output_map["logits"] = "logits_0"
-    assert_facts(*faults(config, known), "step 2 | m1 | 'logits_0' | step 1 | m0 | once | 'logits_1'")
+    assert_each(faults(config, known), "step 2 | m1 | 'logits_0' | step 1 | m0 | once | 'logits_1'")
     step.output_map["logits"] = "images"
     assert_facts(faults(config, known)[0], "step 2 | m1 | 'images'")
 
@@ -138,14 +138,14 @@ def test_what_follows_from_something_missing_is_not_told_too() -> None:
     for field in ("input", "output"):
         config, known = wired(2)
         config.ClearField(field)
-        assert_facts(*faults(config, known), f"no {field}")
+        assert_each(faults(config, known), f"no {field}")
     for field in ("input_map", "output_map"):
         config, known = wired(2)
         config.ensemble_scheduling.step[1].ClearField(field)
-        assert_facts(*faults(config, known), f"step 2 | m1 | {field}")
+        assert_each(faults(config, known), f"step 2 | m1 | {field}")
     config, known = wired(2)
     config.ensemble_scheduling.step[1].output_map["scores"] = "more"
-    assert_facts(*faults(config, known), "step 2 | m1 | output 'scores' | 'logits'")
+    assert_each(faults(config, known), "step 2 | m1 | output 'scores' | 'logits'")
     config.input[0].ClearField("dims")
     assert_facts(faults(config, known)[0], "'images' | dims")
     assert len(faults(config, known)) == 2
@@ -172,7 +172,7 @@ def test_circles_are_told_once_each_without_the_steps_behind_them() -> None:
 def test_an_ensemble_without_steps_is_one_fault() -> None:
     config, known = wired(1)
     config.ensemble_scheduling.ClearField("step")
-    assert_facts(*faults(config, known), "no steps")
+    assert_each(faults(config, known), "no steps")
 
 
 HAND_WRITTEN = """# Written by hand: { not a message

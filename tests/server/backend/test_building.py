@@ -25,7 +25,7 @@ from defensemble_server.runtime.backend_build import (
 )
 from tests.support import backend_graphs as graphs
 from tests.support.backend_triton import Triton
-from tests.support.facts import assert_facts, raises
+from tests.support.facts import assert_each, assert_facts, raises
 
 
 def script(folder: Path, name: str, body: str) -> str:
@@ -69,7 +69,7 @@ def test_builds_once_with_a_word(tmp_path: Path, stand_in: str) -> None:
     second = ensure_backend(cache_dir=tmp_path / "cache", compiler=[stand_in], say=said.append)
     assert first == second
     assert runs(tmp_path) == 1
-    assert_facts(*said, f"{stand_in} | stand-in 1.0")
+    assert_each(said, f"{stand_in} | stand-in 1.0")
     assert list((tmp_path / "cache").iterdir()) == [first]
 
 

@@ -122,7 +122,7 @@ def test_a_process_that_is_killed_while_it_decodes_is_taken_over(tmp_path: Path,
         assert part.startswith(".")
         waiting = subprocess.Popen([sys.executable, "-c", LOAD_ALOUD, str(tmp_path / "set"), "8"], stdout=subprocess.PIPE, text=True)
         assert waiting.stdout is not None
-        assert waiting.stdout.readline() == "waiting for another process that decodes the same images 0 1\n"
+        assert_facts(waiting.stdout.readline(), "waiting | another process | 0 1")
         holder.send_signal(signal.SIGKILL)
     out, _ = waiting.communicate(timeout=60)
     assert waiting.returncode == 0

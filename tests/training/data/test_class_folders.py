@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from defensemble_training import DataError, load_dataset
-from tests.support.facts import assert_facts, raises
+from tests.support.facts import assert_each, raises
 from tests.support.written import CLASSES, by_class, pictures, write_class_folders, write_split
 
 
@@ -263,7 +263,7 @@ def test_what_is_skipped_is_counted_and_folders_below_a_class_are_read(tmp_path:
         (tmp_path / name).write_bytes(b"litter")
     data = load_dataset("folder", data_dir=tmp_path)
     assert sorted(image.tobytes() for image in data.train.pixels) == sorted(image.tobytes() for image in by_class(images))
-    assert_facts(*data.notes, "4 hidden entries | 1 file")
+    assert_each(data.notes, "4 hidden entries | 1 file")
 
 
 def test_an_animation_is_noted_also_when_it_comes_from_the_cache(tmp_path: Path) -> None:
@@ -272,7 +272,7 @@ def test_an_animation_is_noted_also_when_it_comes_from_the_cache(tmp_path: Path)
     first.save(tmp_path / "train/ant/film.png", save_all=True, append_images=[second])
     for _ in range(2):
         data = load_dataset("folder", data_dir=tmp_path)
-        assert_facts(*data.notes, f"animation | {tmp_path}/train/ant/film.png | first frame")
+        assert_each(data.notes, f"animation | {tmp_path}/train/ant/film.png | first frame")
     np.testing.assert_array_equal(data.train.pixels[4], images[0].transpose(2, 0, 1))
 
 
