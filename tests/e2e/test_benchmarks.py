@@ -108,7 +108,7 @@ def test_average_of_logits_is_the_mean_of_softmaxes() -> None:
     np.testing.assert_allclose(average_of_logits(logits), expected(images), atol=1e-12)
 
 
-@pytest.mark.parametrize(("answer", "told"), [(np.zeros((5, 2)), "(5, 2)"), (np.full((5, 3), np.nan), "nan"), (np.ones((5, 3)), "0.6")])
+@pytest.mark.parametrize(("answer", "told"), [(np.zeros((5, 2)), "(5, 2)"), (np.full((5, 3), np.nan), "nan"), (np.ones((5, 3)), "0.667")])
 def test_a_wrong_answer_is_not_timed(answer: tiny.Array, told: str) -> None:
     right = np.full((5, 3), 1 / 3)
     with raises(WrongAnswerError, told):

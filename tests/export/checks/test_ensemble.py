@@ -212,11 +212,7 @@ def as_member(**other: object) -> Callable[[Path], None]:
         (lambda folder: (folder / "beta/labels.txt").write_text("circle\nsquare\n"), "2 classes | logits | 3", None),
         (lambda folder: (folder / "beta/labels.txt").unlink(), 'label_filename: "labels.txt"', "label_filename"),
         (lambda folder: edit(folder, "beta", lambda c: setattr(c.output[0], "label_filename", "../x")), "plain name", "../x"),
-        (
-            lambda folder: edit(folder, "beta", lambda c: setattr(c.input[0], "name", "pictures")),
-            "pictures FP32 [1, 4, 4]",
-            "input",
-        ),
+        (lambda folder: edit(folder, "beta", lambda c: setattr(c.input[0], "name", "pictures")), "pictures FP32 [1, 4, 4]", "input"),
         (lambda folder: edit(folder, "beta", lambda c: setattr(c.input[0], "data_type", schema.TYPE_UINT8)), "images UINT8", "input"),
         (lambda folder: edit(folder, "beta", lambda c: setattr(c.output[0], "name", "scores")), "scores FP32 [3]", "output"),
         (lambda folder: edit(folder, "beta", lambda c: c.output[0].dims.append(1)), "logits FP32 [3, 1]", "output"),
