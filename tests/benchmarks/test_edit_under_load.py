@@ -25,6 +25,7 @@ from defensemble.ensembles import Applied
 from defensemble_server import Server
 from tests.support import tiny
 from tests.support.checkout import ROOT
+from tests.support.facts import assert_each, assert_facts
 
 SCRIPT = ROOT / "benchmarks" / "edit_under_load.py"
 POOL, BATCH, SEED = 12, 4, 7
@@ -66,26 +67,27 @@ def test_right_answers_in_the_order_of_the_states_are_what_is_asked_for() -> Non
 
 def test_a_failed_request_is_found() -> None:
     failed, wrong, stale = judged([*GOOD[:3], Call(0, 3, 12, 13, None, "UnavailableError: gone"), *GOOD[4:]])
-    assert (failed, wrong, stale) == (["call 3 of caller 0: UnavailableError: gone"], [], [])
+    assert (wrong, stale) == ([], [])
+    assert_each(failed, "call 3 | caller 0 | UnavailableError | gone")
 
 
 @pytest.mark.parametrize(
     ("bad", "text"),
     [
-        (call(4, 15, 1, off=2e-5), "no state's answer, 2e-05 from that of 1, while 1 was in force"),
-        (call(4, 15, 0), "the answer of state 0, while 1 was in force"),  # gone since 12
-        (call(4, 18.9, 2), "the answer of state 2, while 1 was in force"),  # not there before 20
-        (call(4, 19.5, 0), "the answer of state 0, while 1 and 2 were in force"),
-        (call(4, 15, 1, off=float("nan")), "no state's answer, inf"),
-        (replace(call(4, 15, 1), answer=np.zeros((BATCH, 2))), "no state's answer, inf"),
-        (replace(call(4, 15, 1), answer=call(5, 15, 1).answer), "no state's answer"),  # of other images
+        (call(4, 15, 1, off=2e-5), "no state | 2e-05 | 1"),
+        (call(4, 15, 0), "state 0 | 1"),  # gone since 12
+        (call(4, 18.9, 2), "state 2 | 1"),  # not there before 20
+        (call(4, 19.5, 0), "state 0 | 1 and 2"),
+        (call(4, 15, 1, off=float("nan")), "no state | inf"),
+        (replace(call(4, 15, 1), answer=np.zeros((BATCH, 2))), "no state | inf"),
+        (replace(call(4, 15, 1), answer=call(5, 15, 1).answer), "no state"),  # of other images
     ],
 )
 def test_a_wrong_answer_is_found(bad: Call, text: str) -> None:
     failed, wrong, stale = judged([*GOOD[:4], bad])
     assert (failed, stale) == ([], [])
     assert len(wrong) == 1
-    assert f"call 4 of caller 0: {text}" in wrong[0]
+    assert_facts(wrong[0], f"call 4 | caller 0 | {text}")
 
 
 def test_an_answer_that_mixes_two_states_is_wrong() -> None:
@@ -100,10 +102,7 @@ def test_an_old_answer_after_a_new_one_is_found_for_that_caller_alone() -> None:
     calls = [call(0, 10.2, 1), call(1, 10.4, 0), call(0, 10.2, 0, caller=1), call(1, 10.4, 1, caller=1), call(2, 10.9, 0, caller=1)]
     failed, wrong, stale = judged(calls)
     assert (failed, wrong) == ([], [])
-    assert stale == [
-        "call 1 of caller 0: the answer of state 0, after one of state 1",
-        "call 2 of caller 1: the answer of state 0, after one of state 1",
-    ]
+    assert_each(stale, "call 1 | caller 0 | state 0 | state 1", "call 2 | caller 1 | state 0 | state 1")
 
 
 def test_states_that_answer_alike_are_told_apart_by_time() -> None:
@@ -165,7 +164,7 @@ def test_the_edits_are_drawn_from_the_seed_and_can_all_be_seen(seed: int) -> Non
         state = change.state
     counts = [sum(change.action == action for change in changes) for action in ACTIONS]
     assert min(counts) >= 3
-    with pytest.raises(ValueError, match="no edit of"):
+    with pytest.raises(ValueError, match="no edit"):
         planned({"a": 1}, State((Ballot("a"),)), 1, seed, differ=lambda one, other: False)
 
 
@@ -279,7 +278,7 @@ def test_the_page_tells_what_the_result_says() -> None:
     assert "A look, which proves nothing" in bad
     assert "Others worked." in bad
     assert bad.count("**missed**") == 1
-    assert "- wrong: call 8 of caller 0: the answer of state 2, while 3 was in force" in bad
+    assert_facts(bad, "wrong | call 8 | caller 0 | state 2 | 3")
     nothing = page(whole(a_result([])), "result.json")
     assert nothing.count("**missed**") == 5
     assert "not measured" in nothing
@@ -329,9 +328,9 @@ def test_callers_that_died_are_missed(triton: Server) -> None:
         process = callers._processes[0]
         process.kill()
         process.join(timeout=30)
-        with pytest.raises(CallersGoneError, match="ended with status -9"):
+        with pytest.raises(CallersGoneError, match="status -9"):
             callers.check()
-        with pytest.raises(CallersGoneError, match="before it was told to"):
+        with pytest.raises(CallersGoneError):
             callers.stop()
 
 

@@ -20,6 +20,7 @@ from benchmarks.zoo_training import main, state_of, train_all
 from defensemble_training import CheckpointError, build, load_checkpoint, mask_digest, read_metadata, save_checkpoint
 from defensemble_training.models.defect import defect_masks
 from defensemble_training.trainer.run_state import STATE_FILE
+from tests.support.facts import raises
 from tests.support.untrained import record_of, tiny_spec
 
 RESULT = ROOT / "docs/results/zoo_cifar10.json"
@@ -155,7 +156,7 @@ def test_what_is_finished_is_left_and_the_rest_is_trained_in_order(tmp_path: Pat
 
 def test_a_training_that_ends_badly_ends_the_script_and_says_how_to_go_on(tmp_path: Path) -> None:
     calls: list[list[str]] = []
-    with pytest.raises(click.ClickException, match=r"standard is not finished \(exit status 1\); go on with: make zoo"):
+    with raises(click.ClickException, "standard | exit status 1 | make zoo"):
         train_all(PLAN, [], root=tmp_path, run=fake_training(tmp_path, calls, status=1))  # type: ignore[arg-type]
     assert len(calls) == 1
 
@@ -176,7 +177,7 @@ def test_another_network_under_a_name_of_the_plan_is_refused(tmp_path: Path) -> 
     spec = tiny_spec(keep=0.5, width=16)
     path = tmp_path / "keep0.1.safetensors"
     save_checkpoint(path, build(spec), spec, record_of(spec))
-    with pytest.raises(CheckpointError, match=r"is not the network that the plan calls keep0\.1"):
+    with pytest.raises(CheckpointError, match=r"keep0\.1"):
         check_is(PLAN[2], path)
 
 
@@ -185,7 +186,7 @@ def test_a_file_that_is_too_large_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "standard.safetensors"
     spec = tiny_spec(keep=1.0, width=16)
     save_checkpoint(path, build(spec), spec, record_of(spec, data="cifar10", seed=0, epochs=12))
-    with pytest.raises(CheckpointError, match=r"bytes, expected at most 2,000,000; was it written without --half\?"):
+    with raises(CheckpointError, "2,000,000 | --half"):
         check_is(network, path)
 
 

@@ -25,6 +25,7 @@ from tests.support.broken import content, fill, python_path, small_disk, without
 from tests.support.calls import processor_ticks, write_slow_model
 from tests.support.checkout import ROOT
 from tests.support.command_line import TIMEOUT_S, address_from, environment, run, start, succeed, told
+from tests.support.facts import assert_each, assert_facts
 
 BACKEND_TESTS = ROOT / "tests/server/backend"
 
@@ -46,19 +47,19 @@ def repository(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["nowhere"], "model repository {folder}/nowhere does not exist: name a folder that `defensemble export` has written"),
-        (["empty"], "model repository {folder}/empty is empty: write models into it with `defensemble export CHECKPOINT..."),
-        (["file"], "model repository {folder}/file is a file: name a folder that"),
+        (["nowhere"], "{folder}/nowhere | not exist | `defensemble export`"),
+        (["empty"], "{folder}/empty | is empty | `defensemble export CHECKPOINT"),
+        (["file"], "{folder}/file | is a file"),
         (
             ["stray"],
-            "no model in {folder}/stray can be served:\n  notes: stray folder: it holds no config.pbtxt, so it is no model; move it",
+            "no model | {folder}/stray | notes | config.pbtxt",
         ),
-        (["garbled"], "{folder}/garbled/alpha/config.pbtxt:2: not a valid model configuration: 2:"),
-        (["damaged"], "alpha: {folder}/damaged/alpha/1/model.onnx: version 1: this file has SHA-256 "),
-        (["good", "--admin-key-file", "nowhere"], "admin key file nowhere cannot be read: "),
+        (["garbled"], "{folder}/garbled/alpha/config.pbtxt:2: | 2:"),
+        (["damaged"], "alpha | {folder}/damaged/alpha/1/model.onnx | version 1 | SHA-256"),
+        (["good", "--admin-key-file", "nowhere"], "nowhere | No such file"),
         (
             ["good", "--admin-key-file", "short.key"],
-            "an admin key has 16 to 256 letters, digits, '_' or '-', got 6 characters: make one with",
+            "16 to 256 | 6",
         ),
         (["good", "--http-port", "70000"], "http port must be 0 (any free one) to 65535, got 70000"),
         (["good", "--host", "0.0.0.0"], "CVE-2025-23310"),
@@ -70,7 +71,7 @@ def test_serve_refuses_what_cannot_be_served(tmp_path: Path, arguments: list[str
     write_bad_repositories(tmp_path)
     before = content(tmp_path)
     error = told(run("serve", *(() if "--http-port" in arguments else ("--free-ports",)), *arguments, cwd=tmp_path))
-    assert expected.format(folder=tmp_path) in error
+    assert_facts(error, expected.format(folder=tmp_path))
     assert "hunter" not in error, "a key must not be shown"
     assert content(tmp_path) == before
     assert tiny.leftovers(tmp_path / arguments[0]) == []
@@ -95,12 +96,12 @@ def test_serve_names_what_it_does_not_serve_and_serves_the_rest(repository: Path
     (repository / "notes").mkdir()
     done = run("serve", repository, "--detach", "--free-ports", "--drain", "1", cwd=repository.parent)
     assert done.returncode == 0, done.stderr
-    assert "NOT served: notes: stray folder" in done.stderr
+    assert "notes" in done.stderr
     assert "NOT served: gamma: " in done.stderr
     address = address_from(done.stdout)
     np.save(repository.parent / "x.npy", tiny.images(3))
     assert "ensemble: 3 images" in succeed("predict", address.http, "x.npy", cwd=repository.parent)
-    assert "serves no model 'gamma', only " in told(run("predict", address.http, "x.npy", "--model", "gamma", cwd=repository.parent))
+    assert "'gamma'" in told(run("predict", address.http, "x.npy", "--model", "gamma", cwd=repository.parent))
 
 
 def test_serve_names_a_port_that_is_taken(repository: Path) -> None:
@@ -108,31 +109,31 @@ def test_serve_names_a_port_that_is_taken(repository: Path) -> None:
         port = taken.getsockname()[1]
         options = ("--http-port", "0", "--grpc-port", str(port), "--metrics-port", "0")
         error = told(run("serve", repository, *options, cwd=repository.parent))
-    assert error.startswith(f"grpc port {port} on 127.0.0.1 cannot be used: Address already in use. Choose another with --grpc-port")
+    assert_facts(error, f"grpc port {port} | 127.0.0.1 | Address already in use | --grpc-port")
 
 
 @pytest.mark.parametrize(
     ("runtime", "expected"),
     [
-        ("path", "there is no `tritonserver` on PATH: run inside NVIDIA's container, or use --runtime embedded"),
-        ("docker", "there is no `docker` on PATH: install Docker, or use --runtime embedded"),
+        ("path", "`tritonserver` | PATH | --runtime embedded"),
+        ("docker", "`docker` | PATH | --runtime embedded"),
         (
             "embedded",
-            "no C++ compiler to build the onnxruntime backend with: looked for $CXX, c++, g++, clang++ on PATH and the wheel ziglang",
+            "C++ compiler | $CXX, c++, g++, clang++ | PATH | ziglang",
         ),
     ],
 )
 def test_serve_names_the_program_that_is_missing(repository: Path, runtime: str, expected: str) -> None:
     changes = without_programs(repository.parent / "bin")
     done = run("serve", repository, "--free-ports", "--runtime", runtime, cwd=repository.parent, env=environment(**changes))
-    assert expected in told(done)
+    assert_facts(told(done), expected)
     assert list((repository.parent / "bin").iterdir()) == [], "no part of a build is left"
 
 
 def test_serve_names_a_compiler_that_does_not_run(repository: Path) -> None:
     changes = {**without_programs(repository.parent / "bin"), "CXX": "/nowhere/c++"}
     error = told(run("serve", repository, "--free-ports", cwd=repository.parent, env=environment(**changes)))
-    assert error.startswith("the C++ compiler from the environment variable CXX, `/nowhere/c++`, does not run: ")
+    assert_facts(error, "C++ compiler | CXX | `/nowhere/c++`")
 
 
 def test_serve_names_the_state_folder_where_its_disk_is_full(repository: Path) -> None:
@@ -140,7 +141,7 @@ def test_serve_names_the_state_folder_where_its_disk_is_full(repository: Path) -
         fill(disk, leave=0)
         done = run("serve", repository, "--free-ports", "--drain", "1", cwd=repository.parent, env=environment(XDG_STATE_HOME=str(disk)))
         error = told(done)
-        assert re.match(rf"No space left on device: {disk}/defensemble/servers/\d+\.json: free some space there, or name another", error)
+        assert re.search(rf"No space left on device: {disk}/defensemble/servers/\d+\.json", error)
         assert "XDG_STATE_HOME" in error
         assert list((disk / "defensemble/servers").iterdir()) == []
 
@@ -170,7 +171,7 @@ def test_serve_says_that_the_disk_is_full_and_not_that_the_compiler_is_bad(repos
 
 def test_the_demo_finds_out_before_it_trains_that_nothing_can_be_served(tmp_path: Path) -> None:
     done = run("demo", "--folder", "runs", cwd=tmp_path, env=environment(**without_programs(tmp_path / "bin")))
-    assert told(done).startswith("no C++ compiler to build the onnxruntime backend with: looked for $CXX, c++, g++, clang++ on PATH")
+    assert_facts(told(done), "C++ compiler | $CXX, c++, g++, clang++ | PATH")
     assert done.stdout == ""
     assert list(content(tmp_path)) == ["bin"]
 
@@ -182,22 +183,21 @@ def test_serve_tells_how_to_install_a_triton_that_pip_cannot_get(repository: Pat
     pip = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "", "PIP_CONFIG_FILE": "/dev/null", "PIP_TARGET": str(repository.parent / "target")}
     changes = {"PYTHONPATH": python_path(repository.parent / "site"), **pip}
     done = run("serve", repository, "--free-ports", cwd=repository.parent, env=environment(**changes))
-    assert "installing NVIDIA's Triton from its wheel" in done.stderr
-    assert re.match(r"Triton could not be installed; try `\S+ -m pip install .*triton-runtime\.txt`\. pip said:\nERROR: ", told(done))
+    assert "wheel" in done.stderr
+    assert re.search(r"-m pip install .*triton-runtime\.txt`(.|\n)*\nERROR: ", told(done))
 
 
 def test_serve_and_doctor_refuse_a_glibc_that_is_too_old(repository: Path) -> None:
     (repository.parent / "site").mkdir()
     (repository.parent / "site/sitecustomize.py").write_text("import platform\nplatform.libc_ver = lambda *_: ('glibc', '2.31')\n")
     env = environment(PYTHONPATH=python_path(repository.parent / "site"))
-    expected = (
-        "the embedded Triton needs glibc 2.35 or newer, this system has 2.31: use Debian 12, Ubuntu 22.04 or later, or --runtime docker"
-    )
+    expected = "glibc 2.35 | 2.31 | Debian 12 | Ubuntu 22.04 | --runtime docker"
     done = run("serve", repository, "--free-ports", cwd=repository.parent, env=env)
-    assert (done.returncode, told(done)) == (1, expected)
+    assert done.returncode == 1
+    assert_facts(told(done), expected)
     doctor = run("doctor", cwd=repository.parent, env=env)
     assert doctor.returncode == 1
-    assert re.search(f"^FAIL  platform +{re.escape(expected)}$", doctor.stdout, re.MULTILINE)
+    assert_each(re.findall("^FAIL  platform +(.*)$", doctor.stdout, re.MULTILINE), expected)
 
 
 def test_serve_names_an_onnxruntime_that_is_too_old(repository: Path) -> None:
@@ -206,14 +206,14 @@ def test_serve_names_an_onnxruntime_that_is_too_old(repository: Path) -> None:
     (library.parents[1] / "__init__.py").touch()
     env = environment(PYTHONPATH=python_path(repository.parent / "site"))
     error = told(run("serve", repository, "--free-ports", cwd=repository.parent, env=env))
-    assert re.search(r"holds no libonnxruntime\.so in \S+; serving needs 1\.20 or later: run `pip install --upgrade", error)
+    assert_facts(error, "libonnxruntime.so | 1.20 | pip install --upgrade")
     compiler = find_compiler()
     assert compiler is not None, "this test needs a C++ compiler: apt-get install g++"
     source = ["-I", str(data_file("onnxruntime_backend")), str(BACKEND_TESTS / "too_old.cc")]
     subprocess.run([*compiler.command, *FLAGS, *source, "-o", str(library)], check=True)
     error = told(run("serve", repository, "--free-ports", cwd=repository.parent, env=env))
-    assert error.startswith(f"Triton could load none of the models in {repository}:\n")
-    assert f"ONNX Runtime 1.14.1 ('{library}') is too old for this backend: expected 1.20 or later; run: pip install --upgrade" in error
+    assert_facts(error, f"none of the models | {repository}")
+    assert_facts(error, f"ONNX Runtime 1.14.1 | '{library}' | 1.20 | pip install --upgrade")
 
 
 @pytest.mark.usefixtures("no_shared_memory_left")

@@ -25,6 +25,7 @@ from benchmarks.serving_overhead import SCHEMA, Effort, measure
 from defensemble_export import Member
 from tests.support import tiny
 from tests.support.checkout import ROOT
+from tests.support.facts import assert_facts, raises
 
 SCRIPT = ROOT / "benchmarks" / "serving_overhead.py"
 SEEDS = {"alpha": 1, "beta": 2, "gamma": 3}
@@ -107,12 +108,10 @@ def test_average_of_logits_is_the_mean_of_softmaxes() -> None:
     np.testing.assert_allclose(average_of_logits(logits), expected(images), atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("answer", "told"), [(np.zeros((5, 2)), r"shape \(5, 2\)"), (np.full((5, 3), np.nan), "nan"), (np.ones((5, 3)), "0.6")]
-)
+@pytest.mark.parametrize(("answer", "told"), [(np.zeros((5, 2)), "(5, 2)"), (np.full((5, 3), np.nan), "nan"), (np.ones((5, 3)), "0.667")])
 def test_a_wrong_answer_is_not_timed(answer: tiny.Array, told: str) -> None:
     right = np.full((5, 3), 1 / 3)
-    with pytest.raises(WrongAnswerError, match=told):
+    with raises(WrongAnswerError, told):
         check_answers(Form("wrong", lambda images: answer), tiny.images(5), right)
 
 
@@ -212,7 +211,7 @@ def test_all_of_it_on_a_real_triton() -> None:
 
 def test_wrong_expectations_are_told_before_anything_is_timed() -> None:
     images = tiny.images(128)
-    with pytest.raises(WrongAnswerError, match="Triton, gRPC differs by"):
+    with pytest.raises(WrongAnswerError, match="Triton, gRPC"):
         measure(members(), images, expected(images) + 0.01, Effort(rounds=1, seconds=60.0, warm_s=0.0, starts=1))
 
 
@@ -229,7 +228,7 @@ def test_one_core_is_refused() -> None:
     program = f"import os, runpy; os.sched_setaffinity(0, {{{core}}}); runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr == "Error: this compares forms on 2 cores, and may use 1 here: allow it more\n"
+    assert_facts(done.stderr, "2 cores | 1")
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.checkout import ROOT
 from tests.support.command_line import run, succeed
+from tests.support.facts import assert_facts
 
 DATA = ROOT.parent / "shared/cifar10"
 
@@ -18,22 +19,22 @@ def test_a_zoo_that_is_not_there_is_told_before_anything_is_served(tmp_path: Pat
     (tmp_path / "zoo/cifar10").mkdir(parents=True)
     done = run("demo", "--dataset", "cifar10", "--zoo", "zoo", "--folder", "runs", cwd=tmp_path)
     assert done.returncode == 1
-    assert "Error: the zoo in zoo/cifar10 must hold standard.safetensors and at least one keep*.safetensors, got nothing" in done.stderr
+    assert_facts(done.stderr, "Error: | zoo/cifar10 | standard.safetensors | keep*.safetensors")
     assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--data-dir", "x"), "--data-dir and --zoo belong to --dataset cifar10; digits need no data"),
-        (("--dataset", "cifar10", "--epochs", "3"), "--epochs is for digits: the zoo's networks are trained already"),
+        (("--data-dir", "x"), "--data-dir | --zoo | --dataset cifar10"),
+        (("--dataset", "cifar10", "--epochs", "3"), "--epochs"),
         (("--dataset", "imagenet"), "is not one of 'digits', 'cifar10'"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(tmp_path: Path, options: tuple[str, ...], message: str) -> None:
     done = run("demo", *options, cwd=tmp_path)
     assert done.returncode == 2
-    assert message in done.stderr
+    assert_facts(done.stderr, message)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 from defensemble.cli import cli
 from defensemble_server import read_states
 from tests.support.command_line import run, succeed
+from tests.support.facts import assert_facts
 from tests.support.tiny import content, leftovers
 from tests.support.world import ABC, KEY, World, times_of_change, write_world
 
@@ -75,7 +76,7 @@ def refused(*words: str, repository: str = "repository", status: int = 1) -> str
 def test_edits_find_the_server_here_and_print_what_they_did_and_how_it_is_undone(world: World) -> None:
     url = world.server.http_url
     told = ensemble("weight", "ensemble", "a=2", "c=0.5", "-m", "does best").stdout
-    assert told.startswith("ensemble: changed:\n  weight of a@1: 1 -> 2 (33.3 % -> 57.1 %)\n  weight of c@1: 1 -> 0.5 (33.3 % -> 14.3 %)\n")
+    assert_facts(told, "ensemble | weight | a@1 | 1 -> 2 | 33.3 % -> 57.1 % | c@1 | 1 -> 0.5 | 33.3 % -> 14.3 %")
     assert f"serving on {url}, after " in told
     world.check({"a@1": 2.0, "b@1": 1.0, "c@1": 0.5})
     undo = re.search(r"undo it: \S*defensemble (.*?)    \(edit ([0-9a-f]{12})\)", told)
@@ -98,7 +99,7 @@ def test_edits_find_the_server_here_and_print_what_they_did_and_how_it_is_undone
     world.check({"b@2": 2.0, "a@1": 1.0}, "logits", "canary")
     assert ensemble("list").stdout.split() == ["canary", "ensemble"]
     told = ensemble("remove", "canary", "--all").stdout
-    assert "canary: changed:\n  deletes canary\n" in told
+    assert_facts(told, "deletes | canary")
     assert "canary" not in world.loaded()
     assert ensemble("list").stdout.split() == ["ensemble"]
 
@@ -107,7 +108,7 @@ def test_show_prints_what_apply_reads_and_apply_then_does_nothing(world: World) 
     Path("ensemble.yaml").write_text(ensemble("show", "--format", "yaml").stdout)
     before, times = content(world.folder), times_of_change(world.folder)
     told = ensemble("apply", "ensemble.yaml")
-    assert told.stdout == "ensemble: nothing differs, nothing was done\n"
+    assert_facts(told.stdout, "ensemble | nothing")
     assert ensemble("diff", "ensemble.yaml", "--exit-code").stderr == "nothing differs\n"
     assert (content(world.folder), times_of_change(world.folder)) == (before, times)
     values = yaml.safe_load(Path("ensemble.yaml").read_text())
@@ -115,8 +116,8 @@ def test_show_prints_what_apply_reads_and_apply_then_does_nothing(world: World) 
     values["members"][1] |= {"version": 2, "weight": 0.5}
     Path("ensemble.yaml").write_text(yaml.safe_dump(values))
     differs = ensemble("diff", "ensemble.yaml", "--exit-code", status=1).stdout
-    assert "ensemble: averages logits, not probabilities\n" in differs
-    assert "ensemble: b: version 1 -> 2, weight 1 -> 0.5 (33.3 % -> 20.0 %)\n" in differs
+    assert_facts(differs, "logits | probabilities")
+    assert_facts(differs, "b | version | 1 -> 2 | weight | 1 -> 0.5 | 33.3 % -> 20.0 %")
     assert ensemble("diff", "ensemble.yaml").stdout == differs
     dry = ensemble("apply", "ensemble.yaml", "--dry-run").stdout
     assert dry.startswith("ensemble: would change:\n")
@@ -126,7 +127,7 @@ def test_show_prints_what_apply_reads_and_apply_then_does_nothing(world: World) 
     Path("ensemble.yaml").write_text("name: second\nmembers:\n  - model: d\n")
     ensemble("apply", "ensemble.yaml")
     world.check({"d@1": 1.0}, name="second")
-    assert "2 ensembles (ensemble, second), and a file declares one: name it" in refused("show", "--format", "yaml")
+    assert_facts(refused("show", "--format", "yaml"), "2 ensembles | ensemble, second")
 
 
 def test_json_is_json_and_says_all(world: World) -> None:
@@ -154,7 +155,7 @@ def test_show_and_history_tell_a_person(world: World) -> None:
     ensemble("weight", "ensemble", "a=2", "-m", "it rains\n\x1b[31mcats")
     ensemble("rollback")
     table = ensemble("show", "ensemble").stdout
-    assert "ensemble: averages probabilities; images 1x4x4, 3 classes, up to 8 a call" in table
+    assert_facts(table, "ensemble | probabilities | 1x4x4 | 3 classes | 8 a call")
     assert re.search(r"a@1 +│ +1 │ +33.3 % │ fp32 +│ masks-1 +│ not known +│ yes", table)
     assert f"served by {world.server.http_url}: yes" in table
     told = ensemble("history").stdout
@@ -168,21 +169,19 @@ def test_show_and_history_tell_a_person(world: World) -> None:
 def test_files_alone_lag_behind_until_they_are_taken_up(world: World) -> None:
     url = world.server.http_url
     told = ensemble("weight", "ensemble", "a=2", "--files-only").stdout
-    assert "files alone: no server was told" in told
+    assert "files" in told
     assert "--files-only" in told.partition("undo it:")[2]
-    assert ensemble("diff", "--exit-code", status=1).stdout == (
-        f"ensemble: 'ensemble' on {url}: an older one: its config.pbtxt has changed since (reload)\n"
-    )
+    assert_facts(ensemble("diff", "--exit-code", status=1).stdout, f"'ensemble' | {url} | older | config.pbtxt | reload")
     assert "older" in ensemble("show").stdout
-    assert "brought in line with its folder" in ensemble("reload").stdout
+    assert "folder" in ensemble("reload").stdout
     assert ensemble("diff", "--exit-code").stdout == ""
     world.check({"a@1": 2.0, "b@1": 1.0, "c@1": 1.0})
     told = ensemble("reload").stdout
-    assert told.startswith("ensemble: nothing differs, nothing was done")
+    assert_facts(told, "ensemble | nothing")
 
 
 def test_a_hand_edit_is_checked_and_taken_up(world: World) -> None:
-    assert ensemble("check").stdout == "ensemble: the embedded runtime (core 2.51.0) can load it, and it computes what it says\n"
+    assert_facts(ensemble("check").stdout, "embedded runtime | core 2.51.0")
     path = world.folder / "ensemble/config.pbtxt"
     good = path.read_text()
     path.write_text(good.replace("model_version: 1", "model_version: 9", 1))
@@ -207,7 +206,7 @@ def test_prune_lists_first_and_asks(world: World) -> None:
     assert "c  " in ensemble("prune", "--keep", "0", "--dry-run").stdout
     before = content(world.folder)
     assert ensemble("prune", "--keep", "9").stdout == "nothing to prune\n"
-    assert "nothing was deleted: nobody is there to be asked, so say --yes, or --dry-run" in refused("prune", "--keep", "0", status=2)
+    assert_facts(refused("prune", "--keep", "0", status=2), "--yes | --dry-run")
     assert content(world.folder) == before
     told = ensemble("prune", "--keep", "1", "--yes").stdout
     assert re.search(r"^c  [0-9,]+ bytes: voted in 'ensemble' until ", told, re.MULTILINE)
@@ -215,7 +214,7 @@ def test_prune_lists_first_and_asks(world: World) -> None:
     assert not (world.folder / "c").exists()
     ensemble("rollback")
     world.check({"a@1": 1.0, "b@1": 1.0})
-    assert "c@1, which voted in 'ensemble' then, is not in repository any more" in refused("rollback")
+    assert_facts(refused("rollback"), "c@1 | 'ensemble' | repository")
 
 
 def test_urls_and_replicas_are_given_by_hand(world: World, tmp_path: Path) -> None:
@@ -231,8 +230,8 @@ def test_urls_and_replicas_are_given_by_hand(world: World, tmp_path: Path) -> No
     assert ensemble("list", "--replica", place, repository="").stdout == "ensemble\n"
     for option in ("--files-only", "--url"):
         words = [option, *([world.server.http_url] if option == "--url" else [])]
-        assert "give it without --url and --files-only" in refused("show", "--replica", place, *words, repository="")
-    assert "--files-only tells no server: give it without --url" in refused("show", "--files-only", "--url", world.server.grpc_url)
+        assert_facts(refused("show", "--replica", place, *words, repository=""), "--url | --files-only")
+    assert_facts(refused("show", "--files-only", "--url", world.server.grpc_url), "--files-only | --url")
 
 
 @pytest.mark.parametrize(
@@ -240,10 +239,10 @@ def test_urls_and_replicas_are_given_by_hand(world: World, tmp_path: Path) -> No
     [
         (
             "another-key-0123456789",
-            "An admin key was sent, but it is not the server's: pass the admin key that the server was started with",
+            "not the server's",
         ),
-        ("short", "an admin key has 16 to 256 letters, digits, '_' or '-', got 5 characters"),
-        (None, "other.key cannot be read: "),
+        ("short", "16 to 256 | 5"),
+        (None, "other.key"),
     ],
 )
 def test_a_key_that_is_none_changes_nothing(world: World, written: str | None, told: str) -> None:
@@ -255,7 +254,7 @@ def test_a_key_that_is_none_changes_nothing(world: World, written: str | None, t
     before, times = content(world.folder), times_of_change(world.folder)
     for words in (["weight", "ensemble", "a=2"], ["remove", "ensemble", "--all"], ["prune", "--yes"], ["reload"], ["show"]):
         error = refused(*words, "--admin-key-file", "other.key")
-        assert told in error
+        assert_facts(error, told)
         assert "another-key" not in error
     assert (content(world.folder), times_of_change(world.folder)) == (before, times)
     world.check(ABC)

@@ -10,6 +10,7 @@ from defensemble import Client
 from defensemble_server import ServeOptions, serve
 from tests.support import tiny
 from tests.support.command_line import succeed
+from tests.support.facts import assert_facts
 
 
 def test_a_server_takes_up_an_export_when_it_is_told_to(tmp_path: Path) -> None:
@@ -25,9 +26,8 @@ def test_a_server_takes_up_an_export_when_it_is_told_to(tmp_path: Path) -> None:
         (line,) = [line for line in told.splitlines() if line.startswith(f"{server.http_url} serves what was there before")]
         with Client(server.grpc_url) as client:
             assert np.allclose(client.predict(images).probabilities, alpha, atol=1e-5), "until it is told"
-        assert "adds beta@1 with weight 1 (50.0 %)" in succeed(
-            "ensemble", "reload", *line.split(" ensemble reload ")[1].split(), cwd=tmp_path
-        )
+        told = succeed("ensemble", "reload", *line.split(" ensemble reload ")[1].split(), cwd=tmp_path)
+        assert_facts(told, "adds | beta@1 | 50.0 %")
         with Client(server.grpc_url) as client:
             assert np.allclose(client.predict(images).probabilities, (alpha + beta) / 2, atol=1e-5)
         assert "removes beta@1" in succeed("ensemble", "rollback", cwd=tmp_path)

@@ -27,6 +27,7 @@ from defensemble_training import load_dataset, read_metadata
 from tests.support import tiny
 from tests.support.calls import closed_within, listening_sockets
 from tests.support.command_line import Address, address_from, environment, finish, run, start, succeed
+from tests.support.facts import assert_facts
 
 MEMBERS = {"half": "0.5", "standard": "1.0"}
 SIZE = 16
@@ -177,7 +178,7 @@ def test_a_labelled_folder_gives_the_accuracy_with_its_interval(flow: Flow, pict
 def test_probe_noise_writes_rates_with_n_and_intervals_and_where_they_were_measured(flow: Flow) -> None:
     options = ("--data", "digits", "--limit", "40", "--sigmas", "8,32", "--out", "noise.json")
     printed = succeed("probe", "noise", flow.address.grpc, *options, cwd=flow.folder)
-    assert "3 models x 40 images x 3 settings (clean and 2 sigmas) = 360 queries" in printed
+    assert_facts(printed, "3 models | 40 images | 3 settings | 2 sigmas | 360 queries")
     assert printed.rstrip().endswith("\nnoise.json")
     found = json.loads((flow.folder / "noise.json").read_text())
     assert (found["schema"], found["probe"], found["seed"], found["sigmas"]) == ("defensemble.probe.noise/1", "noise", 0, [8.0, 32.0])
@@ -225,7 +226,7 @@ def test_stop_leaves_nothing(tmp_path: Path) -> None:
     except BaseException:
         stop_server(address.grpc_port)
         raise
-    assert told == f"stopped the server of {repository} on gRPC port {address.grpc_port}\n"
+    assert_facts(told, f"{repository} | gRPC port {address.grpc_port}")
     assert tiny.leftovers(repository) == []
     assert process_start(state.pid) is None
     assert address.grpc_port not in [other.grpc_port for other in read_states()]

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.checkout import ROOT
+from tests.support.facts import assert_facts
 from tests.support.pages import Ports, blocks_of, check_blocks
 
 README = ROOT / "README.md"
@@ -46,8 +47,8 @@ def test_the_blocks_work_as_they_stand(tmp_path: Path, ports: Ports) -> None:
     assert "['1', '3', '3', '8'" in output
     assert "(8, 10)" in output
     assert '"outputs":[{"name":"probabilities"' in output
-    assert "weight of keep0.3@1: 1 -> 2 (50.0 % -> 66.7 %)" in output
-    assert "weight of keep0.3@1: 2 -> 1 (66.7 % -> 50.0 %)" in output
+    assert_facts(output, "weight | keep0.3@1 | 1 -> 2 | 50.0 % -> 66.7 %")
+    assert_facts(output, "weight | keep0.3@1 | 2 -> 1 | 66.7 % -> 50.0 %")
     assert "accuracy under Gaussian noise" in output
     assert "stopped the server" in output
 

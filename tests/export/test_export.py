@@ -21,6 +21,7 @@ from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from defensemble_repository.reader import read_ensemble
 from tests.support import foreign_models as theirs
 from tests.support.broken import content, untrained_checkpoint
+from tests.support.facts import assert_facts
 
 
 def run(*arguments: str | Path) -> Result:
@@ -37,7 +38,7 @@ def test_replace_extends_the_ensemble_and_tells_what_it_is(tmp_path: Path, monke
     repository = tmp_path / "repository"
     a, b = (untrained_checkpoint(tmp_path / f"{name}.safetensors", seed) for seed, name in enumerate("ab"))
     first = run(a, "--repository", repository, "--average", "logits", "--weight", "a=3", "--max-batch-size", "5")
-    assert told_of_the_ensemble(first) == "a@1 (weight 3); average of logits, batches of up to 5"
+    assert_facts(told_of_the_ensemble(first), "a@1 | weight 3 | logits | 5")
 
     path = repository / "a" / "config.pbtxt"
     config = config_from_pbtxt(path.read_text(), "a")
@@ -66,61 +67,61 @@ def test_replace_extends_the_ensemble_and_tells_what_it_is(tmp_path: Path, monke
     monkeypatch.setattr("defensemble_export.members.write.verify_onnx", verify)
     monkeypatch.setattr("defensemble_export.export.repository_plan", plan)
     again = run(a, b, "--repository", repository, "--replace")
-    assert told_of_the_ensemble(again) == "a@2 (weight 3), b@1 (weight 1); average of logits, batches of up to 5"
+    assert_facts(told_of_the_ensemble(again), "a@2 | weight 3 | b@1 | weight 1 | logits | 5")
     assert read_ensemble(repository, "ensemble") == Ensemble("ensemble", (Vote("a", 2, 3.0), Vote("b")), "logits")
     assert verified == [7, 64], "each at the largest batch that its configuration allows"
     assert held == [True], "what is planned on this state is written onto it"
-    assert f"removed {stale}, which an export that was killed had left" in again.stderr
+    assert f"{stale}" in again.stderr
     assert not stale.exists()
 
     before = content(tmp_path)
     refused = run(a, "--repository", repository, "--replace", "--max-batch-size", "64")
     assert type(refused.exception) is RepositoryError
-    assert f"{repository / 'ensemble/config.pbtxt'} says max_batch_size 5, and --max-batch-size says 64" in str(refused.exception)
+    assert_facts(str(refused.exception), f"{repository / 'ensemble/config.pbtxt'} | max_batch_size 5 | --max-batch-size | 64")
     assert content(tmp_path) == before
 
 
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (["--no-ensemble", "--ensemble", "mine"], "--ensemble names an ensemble, and --no-ensemble asks for none"),
-        (["--no-ensemble", "--weight", "a=2"], "--weight and --average are about an ensemble or a fused graph, and --no-ensemble asks for"),
-        (["--no-ensemble", "--average", "logits"], "--weight and --average are about an ensemble or a fused graph"),
-        (["--weight", "a=2", "--weight", "a=3"], "--weight names a member twice"),
-        (["--weight", "a"], "expected NAME=NUMBER, got 'a'"),
-        (["b.safetensors", "--as", "c"], "--as names one network, and 2 are given"),
-        (["--from-onnx", "n.onnx"], "--from-onnx needs --as NAME"),
-        (["--output", "scores", "--labels", "l.txt"], "--output, --labels: of use with --from-onnx alone"),
-        (["--mean", "0.5"], "--mean: of use with --from-onnx alone"),
-        (["--resize", "crop"], "--resize: of use with --from-onnx alone"),
-        (["--resize", "stretch"], "'stretch' is not one of 'crop', 'squash'"),
-        (["--mean", "a,b"], "expected numbers with commas between them, such as 0.485,0.456,0.406, got 'a,b'"),
-        (["--calibration-count", "9"], "--calibration-count: of use with --precision int8 alone"),
-        (["--precision", "fp16", "--calibration-images", "a.npy"], "--calibration-images: of use with --precision int8 alone"),
-        (["--precision", "fp8"], "'fp8' is not one of 'fp32', 'fp16', 'int8'"),
+        (["--no-ensemble", "--ensemble", "mine"], "--ensemble | --no-ensemble"),
+        (["--no-ensemble", "--weight", "a=2"], "--weight | --average | --no-ensemble"),
+        (["--no-ensemble", "--average", "logits"], "--weight | --average | --no-ensemble"),
+        (["--weight", "a=2", "--weight", "a=3"], "--weight | twice"),
+        (["--weight", "a"], "NAME=NUMBER | 'a'"),
+        (["b.safetensors", "--as", "c"], "--as | 2"),
+        (["--from-onnx", "n.onnx"], "--from-onnx | --as NAME"),
+        (["--output", "scores", "--labels", "l.txt"], "--output, --labels | --from-onnx"),
+        (["--mean", "0.5"], "--mean | --from-onnx"),
+        (["--resize", "crop"], "--resize | --from-onnx"),
+        (["--resize", "stretch"], "'stretch' | 'crop', 'squash'"),
+        (["--mean", "a,b"], "0.485,0.456,0.406 | 'a,b'"),
+        (["--calibration-count", "9"], "--calibration-count | --precision int8"),
+        (["--precision", "fp16", "--calibration-images", "a.npy"], "--calibration-images | --precision int8"),
+        (["--precision", "fp8"], "'fp8' | 'fp32', 'fp16', 'int8'"),
     ],
 )
 def test_options_that_do_not_go_together(options: list[str], text: str) -> None:
     result = run("a.safetensors", *options)
     assert result.exit_code == 2
-    assert text in " ".join(result.stderr.split())
+    assert_facts(" ".join(result.stderr.split()), text)
 
 
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ([], "no network is given: name a CHECKPOINT, or an ONNX file by --from-onnx"),
-        (["--as", "a"], "--as names one network, and 0 are given"),
-        (["--from-onnx", "n.onnx", "--as", "a", "--mean", "0.5"], "--mean and --std go together"),
-        (["--from-onnx", "n.onnx", "--as", "a", "--input-shape", "3,224"], "expected three positive integers, channels,height,width"),
-        (["--fuse", "f", "--no-ensemble"], "--fuse without networks fuses an ensemble that is in the repository"),
-        (["--fuse", "f", "--weight", "a=2", "--precision", "fp16"], "--weight, --precision: of use with networks to export"),
+        ([], "CHECKPOINT | --from-onnx"),
+        (["--as", "a"], "--as | 0"),
+        (["--from-onnx", "n.onnx", "--as", "a", "--mean", "0.5"], "--mean | --std"),
+        (["--from-onnx", "n.onnx", "--as", "a", "--input-shape", "3,224"], "three | channels,height,width"),
+        (["--fuse", "f", "--no-ensemble"], "--fuse | ensemble"),
+        (["--fuse", "f", "--weight", "a=2", "--precision", "fp16"], "--weight, --precision"),
     ],
 )
 def test_options_without_a_network(options: list[str], text: str) -> None:
     result = run(*options)
     assert result.exit_code == 2
-    assert text in " ".join(result.stderr.split())
+    assert_facts(" ".join(result.stderr.split()), text)
 
 
 @pytest.mark.parametrize(

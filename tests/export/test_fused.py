@@ -29,6 +29,7 @@ from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from defensemble_repository.reader import read_config
 from defensemble_repository.view import RepositoryView
 from tests.support import tiny
+from tests.support.facts import raises
 from tests.support.tiny import member
 
 PAIR = Ensemble("ensemble", (Vote("alpha"), Vote("beta", 1, 3.0)))
@@ -95,7 +96,7 @@ def test_it_fuses_the_versions_that_the_ensemble_pins(repository: Path) -> None:
 
 def test_replace_adds_the_next_version_and_keeps_hand_edits(repository: Path) -> None:
     fuse_repository(repository, "ensemble", "fused")
-    with pytest.raises(ExistsError, match=r"fused exists already: choose another name .* or pass --replace"):
+    with raises(ExistsError, "fused | already | --replace"):
         fuse_repository(repository, "ensemble", "fused")
     path = repository / "fused/config.pbtxt"
     config = read_config(repository / "fused")
@@ -150,7 +151,7 @@ def test_what_was_just_planned_is_fused_before_it_is_written(tmp_path: Path) -> 
         "beta@1",
         "gamma@1",
     ]
-    with pytest.raises(EnsembleError, match="'gamma' is the name of the ensemble or of a member"):
+    with raises(EnsembleError, "'gamma' | ensemble | member"):
         fuse_planned(tmp_path, "ensemble", "gamma", later)
 
 
@@ -164,7 +165,7 @@ def test_a_graph_of_mixed_precisions_says_the_lowest(precisions: tuple[str, str]
 
 def test_a_precision_that_there_is_not_is_refused() -> None:
     members = [tiny.member("alpha", 1), tiny.member("beta", 2, precision="fp8")]
-    with pytest.raises(RepositoryError, match="precision must be one of fp32, fp16, int8, got 'fp8'"):
+    with raises(RepositoryError, "precision | fp32, fp16, int8 | 'fp8'"):
         fused_member("fused", PAIR, members, None, max_batch_size=2)
 
 
@@ -179,42 +180,42 @@ def test_a_fused_graph_needs_no_ensemble_in_the_repository(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("other", "text"),
     [
-        ({"class_names": ("x", "y", "z")}, r"share their class names: 'alpha' and 'beta' have 'circle' and 'x' for class 0"),
-        ({"input_shape": (1, 2, 8)}, r"share their image size: 'alpha' has \(1, 4, 4\), 'beta' has \(1, 2, 8\)"),
-        ({"onnx": tiny.linear_onnx(2, shape=(1, 2, 8))}, r"share their image size: 'alpha' has \(1, 4, 4\)"),
+        ({"class_names": ("x", "y", "z")}, "class names | 'alpha' | 'beta' | 'circle' | 'x' | class 0"),
+        ({"input_shape": (1, 2, 8)}, "image size | 'alpha' | (1, 4, 4) | 'beta' | (1, 2, 8)"),
+        ({"onnx": tiny.linear_onnx(2, shape=(1, 2, 8))}, "image size | 'alpha' | (1, 4, 4) | 'beta' | (1, 2, 8)"),
     ],
 )
 def test_members_that_do_not_fit_are_refused(other: dict[str, object], text: str) -> None:
-    with pytest.raises(EnsembleError, match=text):
+    with raises(EnsembleError, text):
         fused_member("fused", PAIR, [member("alpha", 1), member("beta", 2, **other)], None, max_batch_size=2)
 
 
 @pytest.mark.parametrize(
     ("name", "error", "text"),
     [
-        ("alpha", ExistsError, "alpha exists and is a single network, no fused graph: choose another name"),
-        ("ensemble", EnsembleError, "'ensemble' is the name of the ensemble or of a member"),
-        ("second", ExistsError, "second exists and is an ensemble, no fused graph"),
-        ("average_mine", EnsembleError, "are kept for averaging models"),
-        ("../out", EnsembleError, "a model's name has 1 to 100 letters"),
+        ("alpha", ExistsError, "alpha | single network"),
+        ("ensemble", EnsembleError, "'ensemble' | ensemble | member"),
+        ("second", ExistsError, "second | is an ensemble"),
+        ("average_mine", EnsembleError, "average_"),
+        ("../out", EnsembleError, "100 letters"),
     ],
 )
 @pytest.mark.parametrize("replace", [False, True])
 def test_names_that_are_taken(repository: Path, name: str, error: type[Exception], text: str, replace: bool) -> None:
     write_plan(repository, repository_plan(repository, [member("gamma", 3)], ensemble="second"))
     before = content_of(repository)
-    with pytest.raises(error, match=text):
+    with raises(error, text):
         fuse_repository(repository, "ensemble", name, replace=replace)
     assert content_of(repository) == before
 
 
 def test_what_is_no_ensemble_is_not_fused(repository: Path) -> None:
-    with pytest.raises(EnsembleError, match="alpha is not an ensemble: name one"):
+    with raises(EnsembleError, "alpha | not an ensemble"):
         fuse_repository(repository, "alpha", "fused")
-    with pytest.raises(ConfigError, match=r"nobody/config\.pbtxt is not there: name a model or an ensemble of this repository"):
+    with pytest.raises(ConfigError, match=r"nobody/config\.pbtxt"):
         fuse_repository(repository, "nobody", "fused")
     fuse_repository(repository, "ensemble", "fused")
-    with pytest.raises(EnsembleError, match="fused is not an ensemble"):
+    with raises(EnsembleError, "fused | not an ensemble"):
         fuse_repository(repository, "fused", "again")
 
 
@@ -222,14 +223,14 @@ def test_a_member_that_was_changed_or_is_gone_is_found(repository: Path) -> None
     file = repository / "alpha/1/model.onnx"
     good = file.read_bytes()
     file.write_bytes(tiny.linear_onnx(9))
-    with pytest.raises(RepositoryError, match=r"alpha/1/model\.onnx has SHA-256 .*changed or damaged .* export 'alpha' again"):
+    with raises(RepositoryError, "alpha/1/model.onnx | SHA-256 | changed | damaged | 'alpha'"):
         fuse_repository(repository, "ensemble", "fused")
     file.unlink()
-    with pytest.raises(RepositoryError, match=r"alpha/1/model\.onnx is missing: export 'alpha' again"):
+    with raises(RepositoryError, "alpha/1/model.onnx | missing | 'alpha'"):
         fuse_repository(repository, "ensemble", "fused")
     file.write_bytes(good)
     (repository / "alpha/config.pbtxt").unlink()
-    with pytest.raises(EnsembleError, match=r"lets alpha vote, which .* lacks"):
+    with pytest.raises(EnsembleError, match="alpha"):
         fuse_repository(repository, "ensemble", "fused")
     assert not (repository / "fused").exists()
 
@@ -247,22 +248,20 @@ def test_a_member_that_says_nothing_of_its_file_is_taken_as_it_is(repository: Pa
     assert config.parameters["precision.1"].string_value == "fp32"
     assert (repository / "fused/labels.txt").read_text() == "circle\nsquare\ntriangle\n"
     (repository / "alpha/1/model.onnx").write_bytes(tiny.linear_onnx(1))
-    with pytest.raises(
-        EnsembleError, match=r"has other class names than 'alpha', 'circle' and '0' for class 0: a graph has one set of names"
-    ):
+    with raises(EnsembleError, "class names | 'alpha' | 'circle' | '0' | class 0"):
         fuse_repository(repository, "ensemble", "other")
     (repository / "alpha/1/model.onnx").write_bytes(b"damaged")
-    with pytest.raises(RepositoryError, match="the file of 'alpha' is no ONNX file"):
+    with raises(RepositoryError, "'alpha' | no ONNX file"):
         fuse_repository(repository, "ensemble", "other")
 
 
 def test_numbers_and_images_are_checked(repository: Path) -> None:
-    with pytest.raises(RepositoryError, match="max_batch_size must be 1 to 4096, got 0"):
+    with raises(RepositoryError, "max_batch_size | 1 to 4096 | 0"):
         fuse_repository(repository, "ensemble", "fused", max_batch_size=0)
     with pytest.raises(RepositoryError, match=r"have the shape \(2, 3, 8, 8\), expected \(N, 1, 4, 4\)"):
         fuse_repository(repository, "ensemble", "fused", images=np.zeros((2, 3, 8, 8), np.float32))
     fuse_repository(repository, "ensemble", "fused", max_batch_size=2)
-    with pytest.raises(RepositoryError, match="says max_batch_size 2, and --max-batch-size says 4"):
+    with raises(RepositoryError, "max_batch_size 2 | --max-batch-size | 4"):
         fuse_repository(repository, "ensemble", "fused", max_batch_size=4, replace=True)
 
 
@@ -272,18 +271,18 @@ def test_another_network_is_not_the_next_version(repository: Path) -> None:
     smaller = fused_member(
         "fused", one, [member("x", 1, onnx=tiny.linear_onnx(1, (1, 2, 8)), input_shape=(1, 2, 8))], None, max_batch_size=8
     )
-    with pytest.raises(ExistsError, match=r"fused takes and gives \{'images': \[1, 4, 4\], .*the new version \{'images': \[1, 2, 8\]"):
+    with raises(ExistsError, "{'images': [1, 4, 4] | {'images': [1, 2, 8]"):
         fused_plan(repository, smaller, one, max_batch_size=8, replace=True)
     renamed = fused_member("fused", one, [member("x", 1, class_names=("x", "y", "z"))], None, max_batch_size=8)
-    with pytest.raises(ExistsError, match=r"the class names in .* differ from the new version's"):
+    with pytest.raises(ExistsError, match="class names"):
         fused_plan(repository, renamed, one, max_batch_size=8, replace=True)
 
 
 def test_a_checkpoint_cannot_take_the_name_of_a_fused_graph(repository: Path) -> None:
     fuse_repository(repository, "ensemble", "fused")
-    with pytest.raises(ExistsError, match="export it under another name"):
+    with pytest.raises(ExistsError, match="another name"):
         repository_plan(repository, [member("fused", 1)], ensemble=None, replace=True)
-    with pytest.raises(ExistsError, match="is not an ensemble: choose another --ensemble name"):
+    with raises(ExistsError, "not an ensemble | --ensemble"):
         repository_plan(repository, [member("gamma", 1)], ensemble="fused", replace=True)
 
 
@@ -293,7 +292,7 @@ def test_an_ensemble_that_is_edited_meanwhile_is_not_fused_as_it_was(repository:
     def edit(text: str) -> None:
         write_plan(repository, repository_plan(repository, [member("gamma", 3)], replace=True))
 
-    with pytest.raises(RepositoryError, match="'ensemble' was edited while its members were fused: run the same command again"):
+    with raises(RepositoryError, "'ensemble' | again"):
         fuse_repository(repository, "ensemble", "fused", say=edit)
     assert not (repository / "fused").exists()
     fuse_repository(repository, "ensemble", "fused")

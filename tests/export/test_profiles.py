@@ -28,6 +28,7 @@ from defensemble_repository.reader import served_versions
 from defensemble_server import read_repository
 from tests.support import tiny
 from tests.support.broken import content, fill, small_disk
+from tests.support.facts import assert_facts, raises
 from tests.support.killing import killed_at_each_rename
 
 GPU = schema.ModelInstanceGroup.KIND_GPU
@@ -201,7 +202,7 @@ def test_engines_are_kept_apart_by_member_and_not_kept_where_versions_would_be_m
     assert states(repository, "gpu-ort-tensorrt") == {"alpha": "out of date", "beta": "written"}
     assert write_profile(repository, "gpu-ort-tensorrt", say=told.append) == ["alpha/configs/gpu-ort-tensorrt.pbtxt"]
     (text,) = told
-    assert text.startswith("alpha serves 2 versions, whose engines ONNX Runtime would mix up")
+    assert_facts(text, "alpha | 2 versions | ONNX Runtime")
     (engines,) = config(repository / "alpha/configs/gpu-ort-tensorrt.pbtxt").optimization.execution_accelerators.gpu_execution_accelerator
     assert {key for key in engines.parameters if "cache" in key} == set()
 
@@ -211,10 +212,7 @@ def test_a_plan_that_is_missing_for_one_member_is_told_and_nothing_is_written(re
     before = content(repository.parent)
     with pytest.raises(ProfileError) as refused:
         write_profile(repository, "gpu-tensorrt")
-    assert str(refused.value) == (
-        "the profile 'gpu-tensorrt' cannot be written, and nothing was:\n  beta: version 1 has no model.plan\n"
-        f"build what is missing with `defensemble build-engine {repository}` on a machine with that GPU and TensorRT"
-    )
+    assert_facts(str(refused.value), f"'gpu-tensorrt' | beta | version 1 | model.plan | `defensemble build-engine {repository}`")
     assert content(repository.parent) == before
     assert states(repository, "gpu-tensorrt") == {"alpha": "not written", "beta": "version 1 has no model.plan"}
 
@@ -224,7 +222,7 @@ def test_a_new_version_without_a_plan_is_told_and_writing_the_profile_mends_it(r
     write_profile(repository, "gpu-tensorrt")
     tiny.write_second_version(repository, "alpha", 7)
     assert states(repository, "gpu-tensorrt") == {"alpha": "version 2 has no model.plan", "beta": "written"}
-    with pytest.raises(ProfileError, match=r"alpha: version 2 has no model\.plan"):
+    with raises(ProfileError, "alpha | version 2 | model.plan"):
         write_profile(repository, "gpu-tensorrt")
     write_plans(repository, 2, ("alpha",))
     assert states(repository, "gpu-tensorrt")["alpha"] == "out of date"
@@ -269,9 +267,7 @@ def test_what_was_edited_by_hand_is_kept_until_force_says_otherwise(repository: 
     before = content(repository.parent)
     assert states(repository, "gpu") == {"alpha": "written", "beta": "edited by hand"}
     for act, verb in ((write_profile, "written anew"), (remove_profile, "removed")):
-        with pytest.raises(
-            ProfileError, match=rf"edited by hand, .*beta/configs/gpu\.pbtxt; nothing was changed.*--force to have it {verb}"
-        ):
+        with raises(ProfileError, f"by hand | beta/configs/gpu.pbtxt | --force | {verb}"):
             act(repository, "gpu")
         assert content(repository.parent) == before
     assert write_profile(repository, "gpu", force=True) == ["beta/configs/gpu.pbtxt"]
@@ -295,26 +291,26 @@ def test_a_profile_of_somebody_s_own_is_listed(repository: Path) -> None:
 
 
 def test_names_folders_and_settings_that_cannot_be(repository: Path, tmp_path: Path) -> None:
-    with pytest.raises(ProfileError, match="must be one of cpu, gpu, gpu-ort-tensorrt, gpu-tensorrt, got 'tpu'"):
+    with raises(ProfileError, "cpu, gpu, gpu-ort-tensorrt, gpu-tensorrt | 'tpu'"):
         write_profile(repository, "tpu")
-    with pytest.raises(ProfileError, match="has the profile 'gpu': there are none"):
+    with raises(ProfileError, "'gpu' | none"):
         remove_profile(repository, "gpu")
     for act in (write_profile, remove_profile):
         with pytest.raises(ProfileError, match="does not exist"):
             act(tmp_path / "nowhere", "cpu")
         (tmp_path / "file").touch()
-        with pytest.raises(ProfileError, match="is a file: name a folder"):
+        with pytest.raises(ProfileError, match="file"):
             act(tmp_path / "file", "cpu")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ProfileError, match="holds no network of backend onnxruntime"):
+    with pytest.raises(ProfileError, match="onnxruntime"):
         write_profile(tmp_path / "empty", "cpu")
-    with pytest.raises(ProfileError, match="must be absolute"):
+    with pytest.raises(ProfileError, match="absolute"):
         KeptEngines("engines")
-    with pytest.raises(ProfileError, match="must be 1 to 1048576 MiB, got 0"):
+    with raises(ProfileError, "1 to 1048576 MiB | 0"):
         KeptEngines(workspace_mib=0)
     (repository / "alpha/config.pbtxt").write_text("max_batch_size: [")
     before = content(tmp_path)
-    with pytest.raises(ConfigError, match=r"alpha/config\.pbtxt: not a valid model configuration"):
+    with pytest.raises(ConfigError, match=r"alpha/config\.pbtxt"):
         write_profile(repository, "cpu")
     assert content(tmp_path) == before
 

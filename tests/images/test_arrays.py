@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from defensemble_images import ImagesError, npy_array, npz_arrays
+from tests.support.facts import raises
 
 Array = np.ndarray[Any, Any]
 RNG = np.random.default_rng(0)
@@ -93,14 +94,14 @@ def test_values_outside_of_the_range_are_named_with_their_image(tmp_path: Path, 
 
 def test_names_in_an_archive(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=BYTES, y=BYTES)
-    with pytest.raises(ImagesError, match=r"lacks images and labels: it holds x, y"):
+    with raises(ImagesError, "images and labels | x, y"):
         npz_arrays(tmp_path / "a.npz", ["images", "labels"])
     np.savez(tmp_path / "a.npz")
-    with pytest.raises(ImagesError, match="it holds nothing"):
+    with pytest.raises(ImagesError, match="nothing"):
         npz_arrays(tmp_path / "a.npz", ["images"])
     np.save(tmp_path / "single.npy", BYTES)
     (tmp_path / "single.npy").rename(tmp_path / "single.npz")
-    with pytest.raises(ImagesError, match="a single array"):
+    with pytest.raises(ImagesError, match="array"):
         npz_arrays(tmp_path / "single.npz", ["images"])
     for name, read in (("none.npy", npy_array), ("none.npz", lambda path: npz_arrays(path, ["images"]))):
         with pytest.raises(FileNotFoundError, match=name):
@@ -113,7 +114,7 @@ def test_an_archive_whose_offsets_lead_before_its_start_is_damaged(tmp_path: Pat
     content = bytearray(path.read_bytes())
     content[-6:-2] = (len(content) - 60).to_bytes(4, "little")  # where the table of contents starts, in the last 22 bytes
     path.write_bytes(content)
-    with pytest.raises(ImagesError, match=r"a\.npz.*damaged"):
+    with raises(ImagesError, "a.npz | damaged"):
         npz_arrays(path, ["images"])
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from defensemble_images import DamagedImageError, Encoded, ImageSizeError, Preprocessing, decode_image, decode_images
+from tests.support.facts import raises
 
 RNG = np.random.default_rng(0)
 Array = NDArray[np.uint8]
@@ -118,7 +119,7 @@ def test_16_bits_are_divided_by_65535(suffix: str) -> None:
 def test_32_bits_have_no_known_range(mode: str) -> None:
     stream = io.BytesIO()
     Image.new(mode, (4, 4)).save(stream, "TIFF")
-    with pytest.raises(DamagedImageError, match=f"an image .* mode {mode} "):
+    with raises(DamagedImageError, f"mode {mode}"):
         decoded(stream.getvalue())
 
 
@@ -165,7 +166,7 @@ def test_the_first_frame_of_an_animation_is_read(suffix: str) -> None:
 
 def test_another_size_needs_a_rule() -> None:
     image = Encoded("wide.png", png(Image.new("L", (48, 16))))
-    with pytest.raises(ImageSizeError, match=r"wide\.png is 48 x 16 .* 16 x 16.*--resize crop.*--resize squash"):
+    with raises(ImageSizeError, "wide.png | 48 x 16 | 16 x 16 | --resize crop | --resize squash"):
         decode_image(image, 1, (16, 16))
     assert decode_image(image, 1, (16, 48)).pixels.shape == (1, 16, 48)
 
@@ -174,7 +175,7 @@ def test_formats_that_start_other_programs_are_not_decoded() -> None:
     image = Encoded("a", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n")
     (some,) = decode_images([image], 3, (8, 8), None, skip_damaged=True)
     assert ["JPEG" in damage.reason for damage in some.damage] == [True]
-    with pytest.raises(DamagedImageError, match=r"^a cannot"):
+    with pytest.raises(DamagedImageError, match=r"^a\b"):
         list(decode_images([image], 3, (8, 8), None))
 
 

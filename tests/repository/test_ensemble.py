@@ -14,6 +14,7 @@ from defensemble_export import EnsembleError, average_onnx
 from defensemble_repository.configs import averaging_config
 from defensemble_repository.ensemble import Ensemble, Vote
 from defensemble_repository.names import check_name
+from tests.support.facts import raises
 
 VOTES = (Vote("a"), Vote("b", 2, 3.0))
 
@@ -31,26 +32,26 @@ def test_names_that_are_taken(name: str) -> None:
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, math.nan, math.inf])
 def test_weights_are_finite_and_above_zero(weight: float) -> None:
-    with pytest.raises(EnsembleError, match="must be finite and above 0, got"):
+    with pytest.raises(EnsembleError, match="above 0"):
         Vote("a", 1, weight)
 
 
 def test_weights_that_overflow_a_sum_are_shares_all_the_same_and_a_lost_one_is_refused() -> None:
     assert Ensemble("e", (Vote("a", 1, 1e308), Vote("b", 1, 1e308))).weights == (0.5, 0.5)
-    with pytest.raises(EnsembleError, match="the weight of a is less than 1e-07 of all"):
+    with raises(EnsembleError, "1e-07"):
         Ensemble("e", (Vote("a", 1, 1e-300), Vote("b")))
 
 
 def test_other_refusals_say_what_was_got() -> None:
     with pytest.raises(EnsembleError, match="at least one"):
         Ensemble("e", ())
-    with pytest.raises(EnsembleError, match="one of probabilities, logits, got 'median'"):
+    with raises(EnsembleError, "probabilities, logits | 'median'"):
         Ensemble("e", VOTES, "median")
-    with pytest.raises(EnsembleError, match="names a@1 twice"):
+    with raises(EnsembleError, "a@1 | twice"):
         Ensemble("e", (Vote("a"), Vote("a")))
-    with pytest.raises(EnsembleError, match="member of the same name"):
+    with pytest.raises(EnsembleError, match="same name"):
         Ensemble("a", VOTES)
-    with pytest.raises(EnsembleError, match="1 or more, got 0"):
+    with raises(EnsembleError, "1 or more | 0"):
         Vote("a", 0)
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from defensemble_repository.errors import ManifestError
 from defensemble_repository.names import MANIFEST_FILE
 from defensemble_repository.plan_manifest import Manifest, Profile, manifest_from_bytes, read_manifest
+from tests.support.facts import raises
 
 MANIFEST = Manifest(
     tensorrt="10.13.3.9",
@@ -100,12 +101,12 @@ def without(name: str) -> bytes:
         (changed(profile={"min": [1, 3, 32, 32], "opt": [1, 3, 32, 16], "max": [4, 3, 32, 32]}), "differ in their first size alone"),
         (
             changed(profile={"min": [1, 3, 32], "opt": [1, 3, 32], "max": [4, 3, 32]}),
-            r"four sizes \(N, C, H, W\) above 0, got \[1, 3, 32\]",
+            "(N, C, H, W) | above 0 | [1, 3, 32]",
         ),
     ],
 )
 def test_a_damaged_one_says_what_is_wrong(content: bytes, told: str) -> None:
-    with pytest.raises(ManifestError, match=told) as raised:
+    with raises(ManifestError, told) as raised:
         manifest_from_bytes(content, "there/model.plan.json")
     assert str(raised.value).startswith("there/model.plan.json ")
-    assert "build the plan again with --force" in str(raised.value)
+    assert "--force" in str(raised.value)

@@ -16,6 +16,7 @@ from defensemble_server import PortError, ServeOptions, Server, ServerError, fin
 from defensemble_server.doctor.diagnose import WARN, diagnose
 from tests.support import tiny
 from tests.support.calls import FREE, ask, listening_ports
+from tests.support.facts import raises
 
 
 @pytest.mark.parametrize("path", ["/v2/repository/index", "/v2/repository/models/alpha/unload", "/v2/logging", "/v2/trace/setting"])
@@ -82,7 +83,7 @@ def test_a_taken_port_is_named(repository: Path) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with (
-            pytest.raises(PortError, match=rf"grpc port {port} on 127.0.0.1 cannot be used.*--grpc-port"),
+            raises(PortError, f"grpc port {port} | 127.0.0.1 | --grpc-port"),
             serve(repository, ServeOptions(http_port=0, grpc_port=port, metrics_port=0)),
         ):
             pytest.fail("it must not start")

@@ -33,6 +33,7 @@ from defensemble_server.readiness import fixed_images
 from defensemble_server.serve import _new_log
 from tests.support import tiny
 from tests.support.calls import FREE, ask
+from tests.support.facts import raises
 
 
 @pytest.mark.parametrize("average", ["probabilities", "logits"])
@@ -129,23 +130,23 @@ def test_a_state_file_by_another_hand_never_leads_to_a_signal(pid: object, own_s
 
 @pytest.mark.parametrize(
     ("libc", "told"),
-    [(("glibc", "2.31"), "needs glibc 2.35 or newer, this system has 2.31"), (("", ""), "needs glibc, this system has another C library")],
+    [(("glibc", "2.31"), "glibc 2.35 | 2.31"), (("", ""), "glibc | C library")],
 )
 def test_a_platform_that_triton_does_not_run_on_ends_the_start(
     repository: Path, monkeypatch: pytest.MonkeyPatch, libc: tuple[str, str], told: str
 ) -> None:
     monkeypatch.setattr(platform, "libc_ver", lambda: libc)
-    with pytest.raises(RuntimeMissingError, match=told), serve(repository, FREE):
+    with raises(RuntimeMissingError, told), serve(repository, FREE):
         pytest.fail("it must not start")
 
 
 def test_no_model_at_all(tmp_path: Path) -> None:
-    with pytest.raises(NotServableError, match="does not exist"), serve(tmp_path / "none", FREE):
-        pytest.fail("it must not start")
-    with pytest.raises(NotServableError, match="is empty"), serve(tmp_path, FREE):
+    with raises(NotServableError, "none | not exist"), serve(tmp_path / "none", FREE):
+        pass
+    with pytest.raises(NotServableError, match="empty"), serve(tmp_path, FREE):
         pytest.fail("it must not start")
     (tmp_path / "stray").mkdir()
-    with pytest.raises(NotServableError, match=r"no model in .* can be served"), serve(tmp_path, FREE):
+    with raises(NotServableError, f"no model | {tmp_path}"), serve(tmp_path, FREE):
         pytest.fail("it must not start")
 
 

@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -34,6 +33,7 @@ from defensemble_training import (
 from defensemble_training.checkpoint import check_writable
 from defensemble_training.content_digest import content_digest
 from defensemble_training.trainer.run_state import STATE_FILE, load_state
+from tests.support.facts import assert_facts, raises
 from tests.support.untrained import record_of, tiny_spec
 
 
@@ -122,7 +122,7 @@ def test_saving_and_loading_leave_torchs_random_stream_alone(saved: Path) -> Non
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"there is no checkpoint .*none\.safetensors; train one with: defensemble train"):
+    with raises(CheckpointError, "none.safetensors | defensemble train"):
         load_checkpoint(tmp_path / "none.safetensors")
 
 
@@ -134,12 +134,12 @@ def test_what_is_no_file_is_refused_unopened(tmp_path: Path, kind: str) -> None:
             os.mkfifo(path)
         else:
             path.symlink_to("/dev/zero")
-        with pytest.raises(error, match=f"{name} is {kind}"):
+        with raises(error, f"{name} | {kind}"):
             read(path)
 
 
 def test_folder(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="is a folder, expected a checkpoint"):
+    with pytest.raises(CheckpointError, match="folder"):
         load_checkpoint(tmp_path)
 
 
@@ -148,7 +148,7 @@ def test_truncated_anywhere(saved: Path, share: float) -> None:
     content = saved.read_bytes()
     cut = saved.with_name("cut.safetensors")
     cut.write_bytes(content[: math.floor(share * len(content))])
-    with pytest.raises(CheckpointError, match=r"is no whole safetensors file .* take an unchanged copy, or train the network again"):
+    with pytest.raises(CheckpointError, match="safetensors"):
         load_checkpoint(cut)
 
 
@@ -186,7 +186,7 @@ def test_the_error_of_a_flipped_bit_names_the_file_and_both_digests(tmp_path: Pa
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=rf"{path}.* digest [0-9a-f]{{64}}, expected '{metadata_of(path)['content_digest']}'.* copy"):
+    with raises(CheckpointError, f"{path} | {metadata_of(path)['content_digest']}"):
         load_checkpoint(path)
     assert read_metadata(path).spec == spec
 
@@ -224,34 +224,32 @@ def test_a_file_of_before_the_digest_is_read(saved: Path) -> None:
 def test_safetensors_of_another_kind(tmp_path: Path, metadata: dict[str, str] | None) -> None:
     path = tmp_path / "other.safetensors"
     save_file({"weight": torch.zeros(3)}, path, metadata)
-    with pytest.raises(CheckpointError, match="is a safetensors file, but no checkpoint of defensemble"):
+    with raises(CheckpointError, "safetensors | defensemble"):
         load_checkpoint(path)
 
 
-@pytest.mark.parametrize(
-    ("other", "mend"), [(4, "install a newer defensemble"), (1, "train the network again"), (None, "train the network")]
-)
+@pytest.mark.parametrize(("other", "mend"), [(4, "newer"), (1, "again"), (None, "train the network")])
 def test_a_format_of_another_version(saved: Path, other: int | None, mend: str) -> None:
     rewrite(saved, metadata={**metadata_of(saved), "format": other})
-    with pytest.raises(CheckpointError, match=f"has the checkpoint format {other}, and this version of defensemble reads 2 and 3; {mend}"):
+    with raises(CheckpointError, f"{other} | 2 | 3 | {mend}"):
         load_checkpoint(saved)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"extra": 1}, "must have the keys content_digest, format, mask_digest, record, spec; got content_digest, extra, format"),
-        ({"mask_digest": None}, "mask digest .* must be a text, got None"),
-        ({"spec": {"arch": "resnet18"}}, "a spec must have keep, blocks"),
-        ({"spec": 5}, "a spec must be a JSON object"),
-        ({"record": {}}, "a training record must have the keys data, data_source"),
-        ({"record": None}, "a training record must have the keys .* got null"),
+        ({"extra": 1}, "content_digest, format, mask_digest, record, spec | content_digest, extra, format"),
+        ({"mask_digest": None}, "mask digest | None"),
+        ({"spec": {"arch": "resnet18"}}, "spec | keep, blocks"),
+        ({"spec": 5}, "spec | JSON object"),
+        ({"record": {}}, "record | data, data_source"),
+        ({"record": None}, "record | null"),
     ],
 )
 def test_damaged_metadata(saved: Path, changes: dict[str, object], message: str) -> None:
     rewrite(saved, metadata={**metadata_of(saved), **changes})
     for read in (load_checkpoint, read_metadata):
-        with pytest.raises(CheckpointError, match=message):
+        with raises(CheckpointError, message):
             read(saved)
 
 
@@ -282,7 +280,7 @@ def test_damaged_record(saved: Path, field: str, value: object) -> None:
 
 def test_metadata_that_is_no_json(saved: Path) -> None:
     save_file(load_file(saved), saved, {"defensemble": "{"})
-    with pytest.raises(CheckpointError, match=r"the metadata of .* cannot be read"):
+    with pytest.raises(CheckpointError, match="metadata"):
         load_checkpoint(saved)
 
 
@@ -290,7 +288,7 @@ def test_missing_and_unexpected_tensors(saved: Path) -> None:
     tensors = load_file(saved)
     tensors["block1.0.extra"] = tensors.pop("stem.defect.mask")
     rewrite(saved, tensors=tensors)
-    with pytest.raises(CheckpointError, match=r"missing tensors: stem\.defect\.mask \(1\); unexpected tensors: block1\.0\.extra \(1\)"):
+    with raises(CheckpointError, "stem.defect.mask | block1.0.extra"):
         load_checkpoint(saved)
 
 
@@ -298,7 +296,7 @@ def test_a_spec_of_another_width(saved: Path) -> None:
     metadata = metadata_of(saved)
     metadata["spec"]["width"] = 4
     rewrite(saved, metadata=metadata)
-    with pytest.raises(CheckpointError, match=r"is floating \(2.*\), expected floating \(4"):
+    with raises(CheckpointError, "floating (2 | floating (4"):
         load_checkpoint(saved)
 
 
@@ -313,14 +311,14 @@ def test_a_spec_of_a_network_that_no_memory_holds(saved: Path, changes: dict[str
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     last = done.stderr.splitlines()[-1]
-    assert re.search(r"CheckpointError: .* does not hold the network of its spec: .* is \w+ \(.*\), expected", last), done.stderr
+    assert_facts(last, "CheckpointError: | spec")
 
 
 def test_a_mask_of_another_type(saved: Path) -> None:
     tensors = load_file(saved)
     tensors["stem.defect.mask"] = tensors["stem.defect.mask"].float()
     rewrite(saved, tensors=tensors)
-    with pytest.raises(CheckpointError, match=r"stem\.defect\.mask is floating \(2, 8, 8\), expected bool \(2, 8, 8\)"):
+    with raises(CheckpointError, "stem.defect.mask | floating (2, 8, 8) | bool (2, 8, 8)"):
         load_checkpoint(saved)
 
 
@@ -335,7 +333,7 @@ def test_one_flipped_neuron_is_found(saved: Path, data: st.DataObject) -> None:
     tampered = saved.with_name("tampered.safetensors")
     tampered.write_bytes(saved.read_bytes())
     rewrite(tampered, tensors=tensors)
-    with pytest.raises(CheckpointError, match=r"the masks in .* have the digest [0-9a-f]{64}, but its metadata says [0-9a-f]{64}:"):
+    with pytest.raises(CheckpointError, match=r"masks .*[0-9a-f]{64}\b.*[0-9a-f]{64}\b"):
         load_checkpoint(tampered)
 
 
@@ -344,7 +342,7 @@ def test_a_spec_that_draws_other_masks(saved: Path, change: dict[str, object]) -
     metadata = metadata_of(saved)
     metadata["spec"].update(change)
     rewrite(saved, metadata=metadata)
-    with pytest.raises(CheckpointError, match=r"but its spec draws masks with [0-9a-f]+: the spec was changed"):
+    with pytest.raises(CheckpointError, match=r"spec .*masks .*[0-9a-f]{8}"):
         load_checkpoint(saved)
 
 
@@ -352,11 +350,11 @@ def test_a_module_that_is_not_the_specs_is_not_saved(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     spec = tiny_spec()
     for other in (tiny_spec(width=4), tiny_spec(blocks=(0,)), tiny_spec(keep=1.0)):
-        with pytest.raises(CheckpointError, match="the module is not the network of the spec"):
+        with pytest.raises(CheckpointError, match="network of the spec"):
             save_checkpoint(path, build(other), spec, record_of(spec))
-    with pytest.raises(CheckpointError, match=r"its masks have the digest [0-9a-f]+, those that the spec draws"):
+    with pytest.raises(CheckpointError, match=r"masks .*[0-9a-f]{8}.*spec"):
         save_checkpoint(path, build(tiny_spec(mask_seed=1)), spec, record_of(spec))
-    with pytest.raises(CheckpointError, match="the record names 2 classes, the spec has 3"):
+    with raises(CheckpointError, "2 classes | 3"):
         save_checkpoint(path, build(spec), spec, record_of(spec, class_names=("a", "b")))
     assert list(tmp_path.iterdir()) == []
 
@@ -371,9 +369,9 @@ def test_places_that_cannot_be_written(tmp_path: Path, write: str) -> None:
         else:
             check_writable(path)
 
-    with pytest.raises(CheckpointError, match=r"the folder .*nowhere does not exist; make it with: mkdir -p"):
+    with raises(CheckpointError, "nowhere | mkdir -p"):
         attempt(tmp_path / "nowhere" / "a.safetensors")
-    with pytest.raises(CheckpointError, match="it is a folder; name a file"):
+    with pytest.raises(CheckpointError, match="folder"):
         attempt(tmp_path)
     long = tmp_path / ("x" * 250)
     with pytest.raises(OSError, match="too long") as caught:

@@ -27,6 +27,7 @@ from defensemble_training import (
     load_checkpoint,
     mask_digest,
 )
+from tests.support.facts import assert_facts
 
 QUICK = ["--width", "1", "--size", "8", "--epochs", "1", "--batch-size", "256", "--threads", "1"]
 
@@ -54,7 +55,7 @@ def test_a_checkpoint_is_written_and_described(tmp_path: Path) -> None:
 def test_keep_one_trains_a_standard_network(tmp_path: Path) -> None:
     result = run(*QUICK, "--keep", "1.0", tmp_path / "a.safetensors")
     assert result.exit_code == 0, result.output
-    assert "no masks: a standard network" in result.stdout
+    assert "standard network" in result.stdout
 
 
 def test_an_existing_file_is_kept_unless_forced(tmp_path: Path) -> None:
@@ -62,7 +63,7 @@ def test_an_existing_file_is_kept_unless_forced(tmp_path: Path) -> None:
     path.write_text("mine")
     result = run(*QUICK, path)
     assert result.exit_code == 1
-    assert f"Error: {path} exists; choose another name, or overwrite it with --force" in result.stderr
+    assert_facts(result.stderr, f"{path} | --force")
     assert "epoch" not in result.output
     assert path.read_text() == "mine"
     assert run(*QUICK, "--force", path).exit_code == 0
@@ -72,20 +73,20 @@ def test_an_existing_file_is_kept_unless_forced(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        (["--keep", "1.5"], SpecError, r"keep must be in \(0, 1\], got 1.5"),
-        (["--keep", "0"], SpecError, r"keep must be in \(0, 1\], got 0.0"),
-        (["--keep", "nan"], SpecError, r"keep must be in \(0, 1\], got nan"),
-        (["--arch", "lenet"], SpecError, "arch must be one of resnet18, resnet50, densenet121, senet18, vgg19, wrn32_4; got 'lenet'"),
-        (["--data", "cifar11"], DataError, "unknown dataset 'cifar11'; there is digits"),
-        (["--size", "4"], DataError, "size must be an integer from 8 to 128, got 4"),
-        (["--pattern", "pixel"], SpecError, "pattern must be one of neuron, channel, shared; got 'pixel'"),
-        (["--sampling", "poisson"], SpecError, "sampling must be one of"),
-        (["--blocks", "0,7"], SpecError, "blocks must be different integers from 0"),
-        (["--mask-seed", "-1"], SpecError, "mask_seed must be an integer of at least 0, got -1"),
-        (["--width", "0"], SpecError, "width must be an integer of at least 1, got 0"),
-        (["--epochs", "0"], SpecError, "epochs must be an integer of at least 1, got 0"),
-        (["--batch-size", "1"], SpecError, "batch_size must be an integer of at least 2, got 1"),
-        (["--learning-rate", "-1"], SpecError, r"learning_rate must be above 0 and at most 1e\+30"),
+        (["--keep", "1.5"], SpecError, "keep | (0, 1] | 1.5"),
+        (["--keep", "0"], SpecError, "keep | (0, 1] | 0.0"),
+        (["--keep", "nan"], SpecError, "keep | (0, 1] | nan"),
+        (["--arch", "lenet"], SpecError, "arch | resnet18, resnet50, densenet121, senet18, vgg19, wrn32_4 | 'lenet'"),
+        (["--data", "cifar11"], DataError, "'cifar11' | digits"),
+        (["--size", "4"], DataError, "size | 8 | 128 | 4"),
+        (["--pattern", "pixel"], SpecError, "pattern | neuron, channel, shared | 'pixel'"),
+        (["--sampling", "poisson"], SpecError, "sampling | bernoulli, exact"),
+        (["--blocks", "0,7"], SpecError, "blocks | 4 | (0, 7)"),
+        (["--mask-seed", "-1"], SpecError, "mask_seed | 0 | -1"),
+        (["--width", "0"], SpecError, "width | at least 1 | 0"),
+        (["--epochs", "0"], SpecError, "epochs | at least 1 | 0"),
+        (["--batch-size", "1"], SpecError, "batch_size | 2 | 1"),
+        (["--learning-rate", "-1"], SpecError, "learning_rate | 1e+30"),
     ],
 )
 def test_bad_values_are_refused(tmp_path: Path, options: list[str], error: type[Exception], message: str) -> None:
@@ -93,16 +94,15 @@ def test_bad_values_are_refused(tmp_path: Path, options: list[str], error: type[
     assert result.exit_code != 0
     assert type(result.exception) is error
     assert result.exc_info is not None
-    with pytest.raises(error, match=message):
-        raise result.exception
+    assert_facts(str(result.exception), message)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["a.pt"], "expected a file name that ends in .safetensors, got 'a.pt'"),
-        (["--blocks", "0;1", "a.safetensors"], "expected whole numbers with commas between them, such as 0,1,2; got '0;1'"),
+        (["a.pt"], ".safetensors | 'a.pt'"),
+        (["--blocks", "0;1", "a.safetensors"], "0,1,2 | '0;1'"),
         (["--keep", "much", "a.safetensors"], "'much' is not a valid float"),
         ([], "Missing argument 'OUTPUT.safetensors'"),
     ],
@@ -110,7 +110,7 @@ def test_bad_values_are_refused(tmp_path: Path, options: list[str], error: type[
 def test_usage_errors(arguments: list[str], message: str) -> None:
     result = run(*arguments)
     assert result.exit_code == 2
-    assert message in result.stderr
+    assert_facts(result.stderr, message)
 
 
 def test_a_missing_folder_is_found_before_training(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_the_top_command_prints_one_line_and_no_traceback(tmp_path: Path) -> Non
         check=False,
     )
     assert done.returncode == 1
-    assert done.stderr == "Error: keep must be in (0, 1], got 2.0; 1.0 is the standard network\n"
+    assert_facts(done.stderr, "keep | (0, 1] | 2.0")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -208,27 +208,27 @@ def test_a_run_that_was_left_is_not_overwritten_in_silence(tmp_path: Path) -> No
     (tmp_path / "a.run/state.safetensors").write_bytes(b"cut off")
     refused = run(*QUICK, path)
     assert isinstance(refused.exception, TrainingError)
-    assert "is damaged; remove it to start the run anew" in str(refused.exception)
+    assert "damaged" in str(refused.exception)
     assert run(*QUICK, "--force", path).exit_code == 0
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--drop-keep", "0.5"], "--drop-keep and --drop-blocks are about --drop, which is not given"),
-        (["--skip-damaged"], "--skip-damaged is about files of images, and digits come from none"),
+        (["--drop-keep", "0.5"], "--drop-keep | --drop-blocks"),
+        (["--skip-damaged"], "--skip-damaged"),
     ],
 )
 def test_options_that_would_be_ignored_are_refused(tmp_path: Path, options: list[str], message: str) -> None:
     result = run(*QUICK, *options, tmp_path / "a.safetensors")
     assert result.exit_code == 2
-    assert message in result.stderr
+    assert_facts(result.stderr, message)
 
 
 def test_output_is_no_file_of_the_run(tmp_path: Path) -> None:
     result = run(*QUICK, "--run", tmp_path, tmp_path / "state.safetensors")
     assert result.exit_code == 1
-    assert "is a file of the run in" in result.stderr
+    assert "file of the run" in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 

@@ -10,6 +10,7 @@ from click.testing import CliRunner, Result
 
 from defensemble.cli import cli
 from tests.support import tiny
+from tests.support.facts import assert_facts
 
 
 def run(*words: object) -> Result:
@@ -32,13 +33,13 @@ def test_written_listed_and_removed(tmp_path: Path) -> None:
     assert table(repository) == {"alpha": nothing, "beta": nothing}
     done = run("write", "gpu", repository)
     assert done.exit_code == 0
-    assert done.stdout.startswith(f"{repository}: wrote alpha/configs/gpu.pbtxt, beta/configs/gpu.pbtxt\nserve it: ")
+    assert_facts(done.stdout, f"{repository} | alpha/configs/gpu.pbtxt, beta/configs/gpu.pbtxt")
     assert done.stdout.endswith(f"serve {repository} --profile gpu --runtime docker\n")
     assert table(repository)["beta"] == nothing | {"gpu": "written"}
     again = run("write", "gpu", repository)
-    assert again.stdout.startswith(f"{repository}: the profile 'gpu' is there already\n")
+    assert_facts(again.stdout, f"{repository} | 'gpu' | already")
     assert run("write", "cpu", repository).stdout.endswith(f"serve {repository} --profile cpu\n")
-    assert run("remove", "cpu", repository).stdout == f"{repository}: removed alpha/configs/cpu.pbtxt, beta/configs/cpu.pbtxt\n"
+    assert_facts(run("remove", "cpu", repository).stdout, f"{repository} | alpha/configs/cpu.pbtxt, beta/configs/cpu.pbtxt")
     assert run("remove", "gpu", repository).exit_code == 0
     assert tiny.content(tmp_path) == before
 
@@ -58,11 +59,11 @@ def test_the_usual_repository_is_that_of_the_current_folder(tmp_path: Path, monk
     ("words", "status", "told"),
     [
         (["write", "tpu"], 2, "'tpu' is not one of 'cpu', 'gpu', 'gpu-ort-tensorrt', 'gpu-tensorrt'"),
-        (["write", "gpu", "--cache-dir", "/x"], 2, "--cache-dir and --workspace are of the profile gpu-ort-tensorrt"),
-        (["write", "gpu-ort-tensorrt", "--cache-dir", "x"], 1, "must be absolute"),
-        (["write", "gpu-ort-tensorrt", "--workspace", "0"], 1, "must be 1 to 1048576 MiB, got 0"),
-        (["write", "gpu-tensorrt"], 1, "build what is missing with `defensemble build-engine model_repository`"),
-        (["remove", "gpu"], 1, "no model in model_repository has the profile 'gpu': there are none"),
+        (["write", "gpu", "--cache-dir", "/x"], 2, "--cache-dir | --workspace | gpu-ort-tensorrt"),
+        (["write", "gpu-ort-tensorrt", "--cache-dir", "x"], 1, "absolute"),
+        (["write", "gpu-ort-tensorrt", "--workspace", "0"], 1, "1 to 1048576 MiB | 0"),
+        (["write", "gpu-tensorrt"], 1, "`defensemble build-engine model_repository`"),
+        (["remove", "gpu"], 1, "model_repository | 'gpu' | none"),
     ],
 )
 def test_what_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], status: int, told: str) -> None:
@@ -71,16 +72,14 @@ def test_what_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: 
     before = tiny.content(tmp_path)
     done = run(*words)
     assert done.exit_code == status
-    assert told in done.stderr
+    assert_facts(done.stderr, told)
     assert tiny.content(tmp_path) == before
 
 
 def test_a_folder_that_cannot_be_read_as_a_repository(tmp_path: Path) -> None:
     done = run("list", tmp_path / "nowhere")
     assert done.exit_code == 1
-    assert (
-        f"Error: model repository {tmp_path / 'nowhere'} does not exist: name a folder that `defensemble export` has written" in done.stderr
-    )
+    assert_facts(done.stderr, f"Error: | {tmp_path / 'nowhere'} | `defensemble export`")
 
 
 def test_engines_that_are_not_kept_are_told(tmp_path: Path) -> None:
@@ -88,4 +87,4 @@ def test_engines_that_are_not_kept_are_told(tmp_path: Path) -> None:
     tiny.write_second_version(repository, "alpha", 7)
     done = run("write", "gpu-ort-tensorrt", repository)
     assert done.exit_code == 0
-    assert "alpha serves 2 versions, whose engines ONNX Runtime would mix up" in done.stderr
+    assert_facts(done.stderr, "alpha | 2 versions | ONNX Runtime")

@@ -18,6 +18,7 @@ from defensemble.cli.actions.probe import probe_noise_and_report
 from defensemble_images import Preprocessing
 from tests.client.cli.test_cli import fake, quiet_console, run, write_npz, write_pictures
 from tests.support.command_line import run as run_alone
+from tests.support.facts import raises
 from tests.support.fakes import ensemble, house, member
 from tests.support.tiny import SHAPE, images
 
@@ -52,7 +53,7 @@ def test_predict_counts_what_it_leaves_out(tmp_path: Path, capsys: pytest.Captur
     ):
         assert [word for word in words if word not in line] == []
     cut = next((tmp_path / "pictures").rglob("cut.png"))
-    with pytest.raises(InputError, match=r"none of the 1 images.*cut\.png"):
+    with raises(InputError, "none of the 1 images | cut.png"):
         predict_files(fake(), [cut], ["probabilities"], options=ReadOptions(skip_damaged=True))
 
 
@@ -90,12 +91,12 @@ def test_predict_asks_in_batches_of_one_shape(tmp_path: Path, capsys: pytest.Cap
     assert transport.calls["ensemble"] == 1 + 5
 
 
-@pytest.mark.parametrize(("names", "text"), [(["a.txt"], r"a\.txt"), (["pictures"], "--labelled")])
+@pytest.mark.parametrize(("names", "text"), [(["a.txt"], "a.txt"), (["pictures"], "--labelled")])
 def test_files_that_are_not_images_are_found_before_the_first_query(tmp_path: Path, names: Sequence[str], text: str) -> None:
     write_pictures(tmp_path / "pictures")
     np.save(tmp_path / "x.npy", images(3))
     transport = house()
-    with pytest.raises(InputError, match=text):
+    with raises(InputError, text):
         predict_files(fake(transport), [tmp_path / "x.npy", *(tmp_path / name for name in names)], ["probabilities"])
     assert transport.calls["ensemble"] == 1, "its class names"
 
@@ -116,7 +117,7 @@ def test_earlier_results_are_kept(tmp_path: Path) -> None:
     data, out, transport = write_npz(tmp_path), tmp_path / "noise.json", house()
     for text in ("first", "second"):
         out.write_text(text)
-        assert "earlier result is kept" in probed(transport, data, out, "alpha")
+        assert "earlier result" in probed(transport, data, out, "alpha")
         assert json.loads(out.read_text())["data"]["n"] == 30
     assert [(tmp_path / f"noise.{number}.json").read_text() for number in (1, 2)] == ["first", "second"]
 
@@ -136,7 +137,7 @@ def test_models_that_resize_otherwise_are_not_compared_unless_one_rule_is_given(
         {"ensemble": ensemble(preprocessing=CROP), "alpha": member(1), "beta": member(2, preprocessing=SQUASH), "gamma": member(3)}
     )
     data = write_npz(tmp_path)
-    with pytest.raises(InputError, match=r"'ensemble' and 'beta'.*--resize"):
+    with raises(InputError, "'ensemble' | 'beta' | --resize"):
         probed(transport, data, tmp_path / "a.json")
     probed(transport, data, tmp_path / "b.json", options=ReadOptions("crop"))
     reordered = json.dumps(dict(reversed(json.loads(CROP).items())))
@@ -150,7 +151,7 @@ def test_models_that_resize_otherwise_are_not_compared_unless_one_rule_is_given(
     found = json.loads((tmp_path / "c.json").read_text())
     assert found["data"]["preprocessing"] == json.loads(CROP), "alpha follows its ensemble"
     for names in (("gamma", "ensemble"), ("ensemble", "gamma"), ("alpha",)):  # no ensemble speaks for these
-        with pytest.raises(InputError, match=r"8 x 4 .* 4 x 4.*--resize crop"):
+        with raises(InputError, "8 x 4 | 4 x 4 | --resize crop"):
             probed(transport, tmp_path / "pictures", tmp_path / "d.json", *names)
 
 

@@ -27,6 +27,7 @@ from defensemble import (
     ServerFailedError,
 )
 from defensemble._client.model_info import ModelInfo, check_images, steps_from_config
+from tests.support.facts import raises
 from tests.support.fakes import ensemble, ensemble_answer, fused, house, member
 from tests.support.tiny import CLASSES, SHAPE, images, logits, softmax
 
@@ -79,53 +80,53 @@ def test_a_single_network_gets_its_softmax_from_the_client(count: int, seed: int
 
 
 def test_a_single_network_has_no_members() -> None:
-    with pytest.raises(InputError, match="'alpha' is a single network, which has no member_probabilities and no mutual_information"):
+    with raises(InputError, "'alpha' | member_probabilities | mutual_information"):
         client_of(house()).predict(images(1), outputs=ALL, model="alpha")
 
 
 @pytest.mark.parametrize(
     ("outputs", "told"),
     [
-        ("entropy", r"got the text 'entropy': pass outputs=\('entropy',\)"),
-        ((), "outputs is empty"),
-        (("probabilities", "logits"), "unknown outputs logits: pass some of probabilities, member_probabilities"),
-        (["probability"], "unknown outputs probability"),
-        ([["a"]], r"outputs must be a sequence of names, some of probabilities, .*, got the list \['a'\] in it"),
-        ((3,), "got the int 3 in it"),
-        (None, r"got None: pass outputs=\('probabilities',\), or leave it out"),
-        (5, "got 5: pass"),
+        ("entropy", "'entropy' | outputs=('entropy',)"),
+        ((), "outputs | empty"),
+        (("probabilities", "logits"), "logits | probabilities, member_probabilities"),
+        (["probability"], "probability | probabilities"),
+        ([["a"]], "outputs | probabilities | ['a']"),
+        ((3,), "outputs | int 3"),
+        (None, "None | outputs=('probabilities',)"),
+        (5, "outputs | 5"),
     ],
 )
 def test_outputs_that_are_none(outputs: Any, told: str) -> None:
-    with pytest.raises(InputError, match=told):
+    with raises(InputError, told):
         client_of(house()).predict(images(1), outputs=outputs)
 
 
 def test_an_ensemble_without_uncertainty_says_so() -> None:
     plain = FakeModel(lambda batch: {"probabilities": ensemble_answer(batch)["probabilities"]}, SHAPE, platform="ensemble")
     client = client_of(FakeTransport({"plain": plain}))
-    with pytest.raises(InputError, match="'plain' has no output mutual_information: it has probabilities"):
+    with raises(InputError, "'plain' | mutual_information | probabilities"):
         client.predict(images(1), outputs=("mutual_information",))
     assert client.predict(images(2), outputs=("entropy",)).entropy.shape == (2,)
 
 
 BAD_IMAGES: dict[str, tuple[Any, str]] = {
-    "a list": ([[0.0]], "must be a numpy array, got builtins.list"),
-    "uint8": (np.zeros((1, *SHAPE), np.uint8), r"got uint8: pass images.astype\(numpy.float32\) / 255"),
-    "float64": (np.zeros((1, *SHAPE)), r"got float64: pass images.astype\(numpy.float32\)"),
-    "big endian": (np.zeros((1, *SHAPE), ">f4"), "got >f4"),
+    "a list": ([[0.0]], "builtins.list"),
+    "uint8": (np.zeros((1, *SHAPE), np.uint8), "uint8 | images.astype(numpy.float32) / 255"),
+    "float64": (np.zeros((1, *SHAPE)), "float64 | images.astype(numpy.float32)"),
+    "big endian": (np.zeros((1, *SHAPE), ">f4"), ">f4"),
     "three dimensions": (
         np.zeros(SHAPE, np.float32),
-        r"shape \(N, 1, 4, 4\) for model 'ensemble', got \(1, 4, 4\): pass images\[numpy.newaxis\]",
+        "(N, 1, 4, 4) | 'ensemble' | (1, 4, 4) | images[numpy.newaxis]",
     ),
-    "another size": (np.zeros((2, 1, 5, 4), np.float32), r"shape \(N, 1, 4, 4\) for model 'ensemble', got \(2, 1, 5, 4\)"),
-    "channels last": (np.zeros((2, 4, 4, 1), np.float32), r"pass images.transpose\(0, 3, 1, 2\), channels first"),
-    "nothing": (np.zeros((0, *SHAPE), np.float32), "empty batch"),
-    "too many": (np.zeros((9, *SHAPE), np.float32), "at most 8 images a call, got 9: predict them 8 at a time"),
-    "NaN": (np.full((1, *SHAPE), np.nan, np.float32), "must be finite, got 16 values that are NaN or infinite"),
-    "infinity": (np.full((1, *SHAPE), np.inf, np.float32), "must be finite"),
-    "grey levels": (np.full((1, *SHAPE), 200, np.float32), r"must lie in \[0, 1\], got values from 200 to 200: divide by 255"),
-    "normalised": (np.full((1, *SHAPE), -0.5, np.float32), r"got values from -0.5 to -0.5: undo the normalisation"),
+    "another size": (np.zeros((2, 1, 5, 4), np.float32), "(N, 1, 4, 4) | 'ensemble' | (2, 1, 5, 4)"),
+    "channels last": (np.zeros((2, 4, 4, 1), np.float32), "images.transpose(0, 3, 1, 2) | channels first"),
+    "nothing": (np.zeros((0, *SHAPE), np.float32), "empty"),
+    "too many": (np.zeros((9, *SHAPE), np.float32), "at most 8 | 9"),
+    "NaN": (np.full((1, *SHAPE), np.nan, np.float32), "finite | 16"),
+    "infinity": (np.full((1, *SHAPE), np.inf, np.float32), "finite"),
+    "grey levels": (np.full((1, *SHAPE), 200, np.float32), "[0, 1] | 200 to 200 | 255"),
+    "normalised": (np.full((1, *SHAPE), -0.5, np.float32), "-0.5 to -0.5"),
 }
 
 
@@ -135,7 +136,7 @@ def test_bad_images_are_not_sent(case: str) -> None:
     transport = house()
     client = client_of(transport)
     client.describe()
-    with pytest.raises(InputError, match=told):
+    with raises(InputError, told):
         client.predict(batch)
     black = [outputs for _, outputs, _ in transport.requests if outputs[0].class_count]
     assert len(transport.requests) == len(black) == transport.images["ensemble"], "only look-ups were sent"
@@ -158,7 +159,7 @@ def test_the_ends_of_the_range_are_fine_and_so_are_views() -> None:
 
 def test_several_ensembles_are_listed_and_none_is_guessed() -> None:
     client = client_of(FakeTransport({"one": ensemble(), "two": ensemble(), "alpha": member(1)}))
-    with pytest.raises(InputError, match="serves 2 ensembles, one, two: name one"):
+    with raises(InputError, "2 ensembles | one, two"):
         client.predict(images(1))
     assert client.predict(images(1), model="two").model == "two"
 
@@ -170,7 +171,7 @@ def test_a_fused_graph_is_an_ensemble_even_where_its_configuration_is_kept_from_
     assert client.describe().steps == ()
     assert not client.describe("alpha").is_ensemble
     client = client_of(FakeTransport({"graph": fused(), "ensemble": ensemble()}))
-    with pytest.raises(InputError, match="serves 2 ensembles, ensemble, graph: name one"):
+    with raises(InputError, "2 ensembles | ensemble, graph"):
         client.predict(images(1))
 
 
@@ -190,21 +191,21 @@ def test_what_an_ensemble_is_made_of_is_read_from_its_configuration(config: dict
     assert steps_from_config(config) == steps
 
 
-@pytest.mark.parametrize(("models", "told"), [({"alpha": member(1)}, "only alpha"), ({}, "no model at all")])
+@pytest.mark.parametrize(("models", "told"), [({"alpha": member(1)}, "alpha"), ({}, "no model")])
 def test_no_ensemble_is_said(models: dict[str, FakeModel], told: str) -> None:
-    with pytest.raises(ModelNotFoundError, match=f"serves no ensemble, {told}"):
+    with raises(ModelNotFoundError, f"no ensemble | {told}"):
         client_of(FakeTransport(models)).predict(images(1))
 
 
 def test_an_unknown_model_is_named_beside_those_that_are_served() -> None:
-    with pytest.raises(ModelNotFoundError, match="serves no model 'gamma', only alpha, beta, ensemble, standard"):
+    with raises(ModelNotFoundError, "'gamma' | alpha, beta, ensemble, standard"):
         client_of(house()).predict(images(1), model="gamma")
 
 
 def test_a_model_of_another_kind_is_refused() -> None:
     average = FakeModel(lambda batch: {"mean": batch.mean(axis=(1, 2, 3))[:, None]}, SHAPE)
     client = client_of(FakeTransport({"average": average, "ensemble": ensemble()}))
-    with pytest.raises(InputError, match=r"'average' does not classify: its outputs are mean FP32 \[-1, 1\], expected"):
+    with raises(InputError, "'average' | mean FP32 [-1, 1]"):
         client.predict(images(1), model="average")
     assert [info.name for info in client.classifiers()] == ["ensemble"]
 
@@ -229,7 +230,7 @@ def test_labels_outlive_the_client() -> None:
     assert len(prediction.labels) == 2
     client.close()
     for call in (lambda: client.predict(images(1)), client.models, client.wait_ready, client.describe, client.server_metadata):
-        with pytest.raises(ClientClosedError, match="is closed: make another"):
+        with pytest.raises(ClientClosedError, match="closed"):
             call()
 
 
@@ -256,7 +257,7 @@ def test_a_model_is_looked_at_once_more_before_images_are_refused() -> None:
     client.describe("alpha")
     transport._models["alpha"] = FakeModel(lambda batch: {"logits": batch.reshape(len(batch), -1)[:, :3]}, (1, 5, 5))
     assert client.predict(np.zeros((2, 1, 5, 5), np.float32), model="alpha").labels == ["0", "0"]
-    with pytest.raises(InputError, match="takes at most 16 images a call, got 17"):
+    with raises(InputError, "at most 16 | 17"):
         client.predict(images(17))
 
 
@@ -268,7 +269,7 @@ def test_a_model_s_name_is_a_text(model: Any) -> None:
         lambda: client_of(house()).wait_ready(1, model),
     )
     for call in calls:
-        with pytest.raises(InputError, match=f"model must be the name of a model, .* got the {type(model).__name__}"):
+        with raises(InputError, f"name of a model | {type(model).__name__}"):
             call()
 
 
@@ -290,7 +291,7 @@ def test_threads_share_a_client_from_its_first_call_on() -> None:
 
 @pytest.mark.parametrize("timeout_s", [0, -1, float("nan"), "a", None, [1]])
 def test_a_timeout_must_be_positive(timeout_s: Any) -> None:
-    with pytest.raises(InputError, match="timeout_s must be a positive number of seconds"):
+    with pytest.raises(InputError, match="timeout_s"):
         Client("http://localhost", timeout_s=timeout_s)
 
 
@@ -327,13 +328,13 @@ def test_waiting_goes_on_until_a_model_answers() -> None:
 
 def test_waiting_ends_at_the_deadline_and_says_what_was_seen_last() -> None:
     started = time.monotonic()
-    with pytest.raises(DeadlineExceededError, match=r"fake://server was not ready within 0.1 s; last seen: still loading") as caught:
+    with raises(DeadlineExceededError, "fake://server | 0.1 s | still loading") as caught:
         client_of(Starting(*[NotReadyError("still loading")] * 1000)).wait_ready(0.1)
     assert time.monotonic() - started < 1
     assert isinstance(caught.value.__cause__, NotReadyError)
-    with pytest.raises(DeadlineExceededError, match="serves no ensemble, only alpha"):
+    with raises(DeadlineExceededError, "no ensemble | alpha"):
         client_of(FakeTransport({"alpha": member(1)})).wait_ready(0.05)
-    with pytest.raises(DeadlineExceededError, match="within 0 s"):
+    with pytest.raises(DeadlineExceededError, match="0 s"):
         client_of(house()).wait_ready(0)
 
 
@@ -349,6 +350,6 @@ def test_masked_arrays_are_refused_and_of_subclasses_the_data_is_sent() -> None:
 
     plain = np.full((1, 1, 4, 4), 0.5, np.float32)
     info = ModelInfo("m", "ensemble", "images", (1, 4, 4), ("probabilities",), 8, ("a", "b"), ())
-    with pytest.raises(InputError, match="got a masked one"):
+    with pytest.raises(InputError, match="masked"):
         check_images(np.ma.masked_array(plain, mask=plain > 0.1), info)
     assert type(check_images(plain.view(Named), info)) is np.ndarray

@@ -28,6 +28,7 @@ from defensemble import (
     ServiceError,
     Transport,
 )
+from tests.support.facts import raises
 from tests.support.scripted import free_port
 from tests.support.tiny import CLASSES, SHAPE, images, leftovers, logits, softmax, write_repository
 
@@ -140,7 +141,7 @@ def test_a_wrong_port_is_told(triton: Server) -> None:
     assert isinstance(caught.value, (ServerFailedError, ConnectionFailedError))
     with (
         Client(f"grpc://127.0.0.1:{http}", timeout_s=5) as client,
-        pytest.raises(ConnectionFailedError, match="8001 for gRPC and 8000 for HTTP"),
+        raises(ConnectionFailedError, "8001 | 8000"),
     ):
         client.models()
 
@@ -157,7 +158,7 @@ def test_several_ensembles_are_listed(tmp_path: Path) -> None:
     with serve_of_my_own(folder) as server:
         for url in (server.grpc_url, server.http_url):
             with Client(url) as client:
-                with pytest.raises(InputError, match="serves 2 ensembles, another, ensemble: name one"):
+                with raises(InputError, "2 ensembles | another, ensemble"):
                     client.predict(images(1))
                 prediction = client.predict(images(1), ("probabilities", "member_probabilities"), "another")
                 np.testing.assert_array_equal(prediction.member_probabilities[:, 0], prediction.probabilities)
@@ -196,7 +197,7 @@ def test_a_server_that_dies_during_calls_and_one_that_comes_in_its_place(tmp_pat
             thread.join(30)
     for kind, errors in seen.items():
         assert [type(error) for error in errors] == [ConnectionFailedError], (kind, errors)
-        with pytest.raises(DeadlineExceededError, match=r"was not ready within 0.1 s; last seen: .*Is the server up"):
+        with pytest.raises(DeadlineExceededError, match=r"0\.1 s"):
             clients[kind].wait_ready(0.1)
     with serve_of_my_own(folder, **ports):
         for client in clients.values():

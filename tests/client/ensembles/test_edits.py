@@ -14,6 +14,7 @@ from defensemble_export.editing import yaml_from_ensemble
 from defensemble_export.editing.declaration import ensemble_from_yaml
 from defensemble_repository.ensemble import Ensemble, Vote
 from defensemble_repository.errors import ConfigError
+from tests.support.facts import assert_each, assert_facts, raises
 from tests.support.tiny import CLASSES, content, images, write_second_version
 from tests.support.world import ABC, SEEDS, World, calling, recorded, times_of_change
 
@@ -53,11 +54,7 @@ def test_create_makes_an_ensemble_beside_the_first(world: World, ensembles: Ense
     done = ensembles.create("canary", ["b", "a@1"], weights={"b": 2.0}, average="logits", message="newest b")
     world.check({"b@2": 2.0, "a@1": 1.0}, "logits", "canary")
     world.check(ABC)
-    assert done.changes == (
-        "creates canary, which averages logits",
-        "adds b@2 with weight 2 (66.7 %)",
-        "adds a@1 with weight 1 (33.3 %)",
-    )
+    assert_each(done.changes, "creates | canary | logits", "adds | b@2 | 2 | 66.7 %", "adds | a@1 | 1 | 33.3 %")
     assert (world.folder / "canary/labels.txt").read_bytes() == (world.folder / "a/labels.txt").read_bytes()
     with world.client(admin_key=None) as client:
         assert set(client.predict(images(4), model="canary").labels) <= set(CLASSES)
@@ -76,13 +73,13 @@ def one(world: World) -> Iterator[Ensembles]:
 def test_an_added_vote_is_of_the_newest_version_and_two_versions_may_vote(world: World, one: Ensembles) -> None:
     one.remove("ensemble", ["b"])
     done = one.add("ensemble", ["b"])
-    assert done.changes == ("adds b@2 with weight 1 (33.3 %)",)
+    assert_each(done.changes, "adds | b@2 | 1 | 33.3 %")
     world.check({"a@1": 1.0, "c@1": 1.0, "b@2": 1.0})
-    with pytest.raises(EnsembleError, match=r"'b' votes in 'ensemble' already, at version 2: to move its vote .*--in-place-of b@2"):
+    with raises(EnsembleError, "'b' | 'ensemble' | version 2 | --in-place-of b@2"):
         one.add("ensemble", ["b"])
     one.add("ensemble", ["b@1"], weight=0.25)
     world.check({"a@1": 1.0, "c@1": 1.0, "b@2": 1.0, "b@1": 0.25})
-    with pytest.raises(EnsembleError, match="'b' votes at several versions in 'ensemble': say which, b@2, b@1"):
+    with raises(EnsembleError, "'b' | 'ensemble' | b@2, b@1"):
         one.remove("ensemble", ["b"])
     one.remove("ensemble", ["b@2"])
     world.check({"a@1": 1.0, "c@1": 1.0, "b@1": 0.25})
@@ -91,7 +88,7 @@ def test_an_added_vote_is_of_the_newest_version_and_two_versions_may_vote(world:
 def test_a_vote_in_the_place_of_another_takes_its_row_and_its_weight(world: World, one: Ensembles) -> None:
     one.weight("ensemble", {"b": 2.0})
     done = one.add("ensemble", ["b@2"], in_place_of="b@1", message="trained longer")
-    assert done.changes == ("b: version 1 -> 2",)
+    assert_each(done.changes, "b | version | 1 -> 2")
     world.check({"a@1": 1.0, "b@2": 2.0, "c@1": 1.0})
     assert world.loaded()["b"] == [1, 2]
     one.add("ensemble", ["d"], in_place_of="a", weight=0.5)
@@ -121,13 +118,13 @@ def test_an_ensemble_that_goes_leaves_the_members_that_another_has(world: World,
     assert set(done.unloaded) == {world.server.grpc_url}
     world.check({"a@1": 1.0, "d@1": 1.0}, name="canary")
     done = one.delete("canary", message="it lost")
-    assert done.changes == ("deletes canary",)
+    assert_each(done.changes, "deletes | canary")
     assert not (world.folder / "canary").exists()
     assert {"a", "d"} & set(world.loaded()) == set()
     assert (world.folder / "a/1/model.onnx").exists()
     assert len(world.averaging()) == 1
     world.check({"b@1": 1.0, "c@1": 1.0})
-    with pytest.raises(EnsembleError, match=r"'ensemble' would have no members, and needs at least one: .* remove ensemble --all`"):
+    with raises(EnsembleError, "'ensemble' | at least one | remove ensemble --all`"):
         one.remove("ensemble", ["b", "c"])
 
 
@@ -135,7 +132,7 @@ def test_a_configuration_that_cannot_be_read_stops_what_it_has_to_do_with_and_no
     one.create("canary", ["d"])
     with (world.folder / "c/config.pbtxt").open("a") as file:
         file.write("nonsense: 3\n")
-    with pytest.raises(ConfigError, match=r'c/config.pbtxt: not a valid model configuration: .* has no field named "nonsense". Mend the f'):
+    with raises(ConfigError, 'c/config.pbtxt | "nonsense"'):
         one.weight("ensemble", {"a": 2.0})
     one.delete("canary")
     assert "canary" not in world.loaded()
@@ -145,7 +142,9 @@ def test_a_configuration_that_cannot_be_read_stops_what_it_has_to_do_with_and_no
 def test_a_member_that_somebody_asks_for_itself_stays_loaded(world: World) -> None:
     with world.client() as client, calling(world.server.http_url, "a", count=1) as callers:
         done = Ensembles(world.folder, client, drain_s=0.3).remove("ensemble", ["a"])
-    assert done.left_loaded == {f"a on {world.server.grpc_url}": "it was not idle within 0.3 s: does somebody call it by its own name?"}
+    ((model, why),) = done.left_loaded.items()
+    assert model == f"a on {world.server.grpc_url}"
+    assert_facts(why, "0.3 s")
     assert callers.errors == []
     assert "a" in world.loaded()
     world.check({"b@1": 1.0, "c@1": 1.0})
@@ -220,64 +219,64 @@ def test_a_dry_run_says_what_would_change_and_changes_nothing(world: World, one:
 REFUSED: dict[str, tuple[type[Exception], str, Act]] = {
     "no such member": (
         EnsembleError,
-        "holds no network 'x', it holds a, b, c, d: name one, or export it first",
+        "'x' | a, b, c, d",
         lambda one: one.add("ensemble", ["x"]),
     ),
-    "no such version": (EnsembleError, "'a' has no version 7: .*/a holds 1", lambda one: one.add("ensemble", ["a@7"])),
-    "no version": (EnsembleError, "MODEL or MODEL@VERSION, .* got 'a@0'", lambda one: one.add("ensemble", ["a@0"])),
-    "votes already": (EnsembleError, "names a@1 twice", lambda one: one.add("ensemble", ["a@1"])),
-    "does not vote": (EnsembleError, "'d' does not vote in 'ensemble': a@1, b@1, c@1 do", lambda one: one.remove("ensemble", ["d"])),
+    "no such version": (EnsembleError, "'a' | version 7 | 1", lambda one: one.add("ensemble", ["a@7"])),
+    "no version": (EnsembleError, "MODEL@VERSION | 'a@0'", lambda one: one.add("ensemble", ["a@0"])),
+    "votes already": (EnsembleError, "a@1 | twice", lambda one: one.add("ensemble", ["a@1"])),
+    "does not vote": (EnsembleError, "'d' | 'ensemble' | a@1, b@1, c@1", lambda one: one.remove("ensemble", ["d"])),
     "no such ensemble": (
         EnsembleError,
-        "holds no ensemble 'x', the ensembles there are: ensemble; name one, or make one",
+        "'x' | ensemble",
         lambda one: one.weight("x", {"a": 1.0}),
     ),
     "a member as an ensemble": (
         EnsembleError,
-        "'a' in .*repository is not an ensemble, the ensembles there are: ensemble;",
+        "'a' | repository | not an ensemble | ensemble",
         lambda one: one.weight("a", {"a": 1.0}),
     ),
-    "to delete a member": (EnsembleError, "'a' in .*repository is not an ensemble", lambda one: one.delete("a")),
-    "to delete what is not there": (EnsembleError, "holds no ensemble 'x'", lambda one: one.delete("x")),
-    "weight 0": (EnsembleError, "must be finite and above 0, got 0; to stop its vote", lambda one: one.weight("ensemble", {"a": 0.0})),
-    "weight nan": (EnsembleError, "must be finite and above 0, got nan", lambda one: one.weight("ensemble", {"a": float("nan")})),
-    "too small a weight": (EnsembleError, "weight of a is less than 1e-07 of all", lambda one: one.weight("ensemble", {"a": 1e-9})),
-    "a path": (EnsembleError, r"got '\.\./x': choose another", lambda one: one.create("../x", ["a"])),
-    "a path of a member": (EnsembleError, r"got '\.\./a': choose another", lambda one: one.add("ensemble", ["../a"])),
-    "a reserved name": (EnsembleError, "kept for averaging models", lambda one: one.create("average_of_all", ["a"])),
-    "exists": (ExistsError, "ensemble exists already", lambda one: one.create("ensemble", ["a"])),
-    "the name of a member": (ExportError, "d exists already", lambda one: one.create("d", ["a"])),
-    "itself": (EnsembleError, "'ensemble' is an ensemble, and only networks can vote", lambda one: one.add("ensemble", ["ensemble"])),
+    "to delete a member": (EnsembleError, "'a' | repository | not an ensemble", lambda one: one.delete("a")),
+    "to delete what is not there": (EnsembleError, "no ensemble 'x'", lambda one: one.delete("x")),
+    "weight 0": (EnsembleError, "above 0 | got 0", lambda one: one.weight("ensemble", {"a": 0.0})),
+    "weight nan": (EnsembleError, "above 0 | nan", lambda one: one.weight("ensemble", {"a": float("nan")})),
+    "too small a weight": (EnsembleError, "1e-07", lambda one: one.weight("ensemble", {"a": 1e-9})),
+    "a path": (EnsembleError, "'../x'", lambda one: one.create("../x", ["a"])),
+    "a path of a member": (EnsembleError, "'../a'", lambda one: one.add("ensemble", ["../a"])),
+    "a reserved name": (EnsembleError, "average_", lambda one: one.create("average_of_all", ["a"])),
+    "exists": (ExistsError, "ensemble | already", lambda one: one.create("ensemble", ["a"])),
+    "the name of a member": (ExportError, "d | already", lambda one: one.create("d", ["a"])),
+    "itself": (EnsembleError, "'ensemble' is an ensemble", lambda one: one.add("ensemble", ["ensemble"])),
     "an ensemble as a member": (
         EnsembleError,
-        "'ensemble' is an ensemble, and only networks can vote: name its members",
+        "'ensemble' is an ensemble | members",
         lambda one: one.create("outer", ["ensemble"]),
     ),
-    "a text for a list": (InputError, r"members must be a list of names, .* got 'd'", lambda one: one.add("ensemble", "d")),
+    "a text for a list": (InputError, "members | list | 'd'", lambda one: one.add("ensemble", "d")),
     "a text as a weight": (
         EnsembleError,
-        "weight of 'a' must be a number above 0, got '3'",
+        "'a' | above 0 | '3'",
         lambda one: one.weight("ensemble", cast("dict[str, float]", {"a": "3"})),
     ),
-    "a reason that is no text": (InputError, "message must be a text or None, got 7", lambda one: one.delete("ensemble", message=7)),  # type: ignore[arg-type]
+    "a reason that is no text": (InputError, "message | None | 7", lambda one: one.delete("ensemble", message=7)),  # type: ignore[arg-type]
     "the history's name": (
         EnsembleError,
-        r"keeps a file of its own under the name 'history.jsonl'",
+        "'history.jsonl'",
         lambda one: one.create("history.jsonl", ["a"]),
     ),
     "two in one place": (
         EnsembleError,
-        "one vote can take the place of 'a', got 2",
+        "'a' | 2",
         lambda one: one.add("ensemble", ["d", "b@2"], in_place_of="a"),
     ),
     "no such average": (
         EnsembleError,
-        "average must be one of probabilities, logits, got 'median'",
+        "average | probabilities, logits | 'median'",
         lambda one: one.average("ensemble", "median"),
     ),
     "a weight for nobody": (
         EnsembleError,
-        "a weight is given for d, which is not among the members: a",
+        "d | members | a",
         lambda one: one.create("x", ["a"], weights={"d": 2}),
     ),
 }
@@ -288,7 +287,7 @@ def test_what_must_not_be_is_refused_before_anything_changes(served_world: World
     kind, told, act = REFUSED[case]
     before, times = content(served_world.folder), times_of_change(served_world.folder)
     with recorded(served_world) as (client, calls):
-        with pytest.raises(kind, match=told):
+        with raises(kind, told):
             act(Ensembles(served_world.folder, client))
     assert (content(served_world.folder), times_of_change(served_world.folder)) == (before, times)
     assert calls == []
@@ -298,7 +297,7 @@ def test_a_file_that_is_not_what_its_configuration_says_never_votes(world: World
     path = world.folder / "d/1/model.onnx"
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     before = content(world.folder)
-    with pytest.raises(EditRefusedError, match=r"add 'ensemble' is refused, nothing was changed:\n- .*/d/1/model.onnx: ") as refused:
+    with pytest.raises(EditRefusedError, match=r"add 'ensemble'(.|\n)*/d/1/model\.onnx: ") as refused:
         one.add("ensemble", ["d"])
     assert any("sha256" in finding.lower() for finding in refused.value.findings)
     assert content(world.folder) == before

@@ -9,6 +9,7 @@ import pytest
 from defensemble import InputError
 from defensemble.ensembles import Ensembles
 from defensemble_export import EnsembleError, HistoryError
+from tests.support.facts import raises
 from tests.support.tiny import content
 from tests.support.world import ABC, World, calling, recorded, times_of_change
 
@@ -50,7 +51,7 @@ def test_nothing_that_a_way_back_needs_is_pruned_and_then_the_way_back_works(wor
     world.check({"a@1": 3.0, "b@2": 1.0})
     one.rollback(2)
     world.check({"a@1": 1.0, "b@2": 1.0})
-    with pytest.raises(EnsembleError, match=r"b@1, which voted in 'ensemble' then, is not in .* any more"):
+    with raises(EnsembleError, "b@1 | 'ensemble'"):
         one.rollback()
     world.check({"a@1": 1.0, "b@2": 1.0})
 
@@ -92,12 +93,12 @@ def test_one_that_another_ensemble_uses_stays(world: World, one: Ensembles) -> N
 
 
 def test_it_refuses_where_it_cannot_know(world: World, one: Ensembles) -> None:
-    with pytest.raises(InputError, match="keep must be 0 or more edits, got -1"):
+    with raises(InputError, "keep | 0 or more | -1"):
         one.prune(keep=-1)
     one.weight("ensemble", {"a": 2.0})
     path = world.folder / "history.jsonl"
     path.write_bytes(b"{" + path.read_bytes())
     before = content(world.folder)
-    with pytest.raises(HistoryError, match=r"history.jsonl:1: the history is damaged"):
+    with pytest.raises(HistoryError, match=r"history\.jsonl:1:"):
         one.prune(keep=0)
     assert content(world.folder) == before

@@ -10,6 +10,7 @@ from tritonclient.grpc import model_config_pb2 as schema
 from defensemble import InputError
 from defensemble.ensembles import EditFailedError, EditRefusedError, Ensembles
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
+from tests.support.facts import assert_each, assert_facts, raises
 from tests.support.tiny import content, edit_config
 from tests.support.world import ABC, World, calling, recorded, times_of_change
 
@@ -54,10 +55,7 @@ def test_weights_in_the_parameters_of_the_average_are_taken_up(world: World, one
     callers.check([(ABC, "probabilities"), (votes, "probabilities")])
     assert done.edit is not None
     assert done.edit.action == "reload"
-    assert set(done.changes) == {
-        "weight of b@1: 1 -> 5 (33.3 % -> 62.5 %)",
-        "weight of c@1: 1 -> 2 (33.3 % -> 25.0 %)",
-    }
+    assert_each(sorted(done.changes), "weight | b@1 | 1 -> 5 | 33.3 % -> 62.5 %", "weight | c@1 | 1 -> 2 | 33.3 % -> 25.0 %")
     assert average_of(world) != average
     assert one.check() == []
     one.rollback()
@@ -70,7 +68,7 @@ def test_a_hand_edit_that_another_edit_takes_up_is_said_and_can_be_gone_back_to(
     config.parameters["weights"].string_value = "[1, 5, 2]"
     write(world, average, config)
     done = one.weight("ensemble", {"a": 4.0})
-    assert any("was not taken up until now" in remark for remark in done.remarks)
+    assert any("until now" in remark for remark in done.remarks)
     world.check({"a@1": 4.0, "b@1": 5.0, "c@1": 2.0})
     one.rollback()
     world.check({"a@1": 1.0, "b@1": 5.0, "c@1": 2.0})
@@ -85,7 +83,7 @@ def test_what_a_first_hand_edit_replaced_is_told_as_not_known_where_no_server_kn
     files = Ensembles(world.folder)
     files.reload("ensemble")
     assert files.check() == []
-    with pytest.raises(InputError, match=r"what 'ensemble' was before the edit [0-9a-f]{12} \(reload\) is not known"):
+    with pytest.raises(InputError, match=r"'ensemble'.*\b[0-9a-f]{12}\b"):
         files.rollback()
 
 
@@ -95,7 +93,7 @@ def test_average_in_the_parameters_is_taken_up(world: World, one: Ensembles) -> 
     config.parameters["average"].string_value = "logits"
     write(world, average, config)
     (done,) = one.reload()
-    assert done.changes == ("averages logits, not probabilities",)
+    assert_each(done.changes, "logits | probabilities")
     world.check(ABC, "logits")
 
 
@@ -104,7 +102,7 @@ def test_a_version_in_the_steps_is_taken_up(world: World, one: Ensembles) -> Non
     next(step for step in config.ensemble_scheduling.step if step.model_name == "b").model_version = 2
     write(world, "ensemble", config)
     (done,) = one.reload()
-    assert done.changes == ("b: version 1 -> 2",)
+    assert_each(done.changes, "b | version | 1 -> 2")
     votes = {"a@1": 1.0, "b@2": 1.0, "c@1": 1.0}
     world.check(votes)
     assert one.check() == []
@@ -149,7 +147,7 @@ def test_a_smaller_batch_of_the_ensemble_is_taken_up(world: World, one: Ensemble
 def test_a_batch_above_a_members_is_refused_and_left_as_it_was_written(world: World, one: Ensembles) -> None:
     edit_config(world.folder, "ensemble", max_batch_size=16)
     before = content(world.folder)
-    with pytest.raises(EditRefusedError, match=r"reload 'ensemble' is refused, nothing was changed:(.|\n)*max_batch_size"):
+    with pytest.raises(EditRefusedError, match=r"reload 'ensemble'(.|\n)*max_batch_size"):
         one.reload()
     assert content(world.folder) == before
 
@@ -163,7 +161,7 @@ def test_what_stays_by_hand_in_the_ensembles_configuration_survives_edits(world:
     write(world, "ensemble", config)
     (done,) = one.reload()
     assert done.edit is not None
-    assert done.changes == ("takes up a hand edit of config.pbtxt, which leaves the votes as they are",)
+    assert_each(done.changes, "config.pbtxt")
     one.weight("ensemble", {"a": 3.0})
     config = read(world, "ensemble")
     assert config.parameters["owner"].string_value == "us"
@@ -202,7 +200,7 @@ def test_what_an_ensemble_cannot_have_is_refused_with_its_line(world: World, one
     path.write_bytes(old + b'model_warmup { name: "w" batch_size: 1 }\n')
     line = old.count(b"\n") + 1
     with calling(world.server.grpc_url) as callers:
-        with pytest.raises(EditRefusedError, match=f"config.pbtxt:{line}: has model_warmup, .*: move it into the configurations of its"):
+        with raises(EditRefusedError, f"config.pbtxt:{line} | model_warmup"):
             one.reload("ensemble")
     callers.check([(ABC, "probabilities")])
 
@@ -212,7 +210,7 @@ def test_a_member_that_the_server_refuses_serves_on_as_it_was(world: World, one:
     config.parameters["intra_op_thread_count"].string_value = "many"
     write(world, "a", config)
     with calling(world.server.grpc_url) as callers:
-        with pytest.raises(EditFailedError, match=f"failed at the step 'load a on {world.server.grpc_url}': ") as failed:
+        with raises(EditFailedError, f"load a on {world.server.grpc_url}") as failed:
             one.reload("ensemble")
         assert "intra_op_thread_count" in failed.value.why
         assert failed.value.put_back
@@ -246,5 +244,5 @@ def test_a_dry_run_of_reload_tells_and_changes_nothing(world: World, one: Ensemb
     before = content(world.folder)
     (done,) = one.reload(dry_run=True)
     assert (done.dry_run, done.edit) == (True, None)
-    assert "weight of a@1: 1 -> 4 (33.3 % -> 66.7 %)" in done.changes
+    assert_facts(done.changes[0], "weight | a@1 | 1 -> 4 | 33.3 % -> 66.7 %")
     assert content(world.folder) == before

@@ -14,6 +14,7 @@ from defensemble.ensembles import EditFailedError, EditRefusedError, Ensembles, 
 from defensemble_export import repository_plan, write_plan
 from defensemble_export.editing import read_history
 from defensemble_repository.ensemble import Ensemble, Vote
+from tests.support.facts import assert_each, raises
 from tests.support.scripted import free_port
 from tests.support.tiny import content, leftovers, member
 from tests.support.world import ABC, KEY, World, calling, times_of_change, write_world
@@ -76,15 +77,13 @@ def test_where_one_fails_all_are_put_back(worlds: tuple[World, World], over: Ens
         config.write_text(config.read_text().replace("sha256.1", "was.1"))
     before = [content(world.folder) for world in worlds]
     with calling(one.server.grpc_url) as first, calling(two.server.grpc_url) as second:
-        with pytest.raises(EditFailedError, match=f"failed at the step 'load d on {two.server.http_url}': ") as failed:
+        with raises(EditFailedError, f"load d on {two.server.http_url}") as failed:
             over.add("ensemble", ["d"])
     for callers in (first, second):
         callers.check([(ABC, "probabilities")])
     assert [content(world.folder) for world in worlds] == before
-    assert set(failed.value.put_back) == {
-        *(f"{url} serves the old state" for url in (one.server.grpc_url, two.server.http_url)),
-        *(f"{world.folder} holds the old state" for world in worlds),
-    }
+    places = (one.server.grpc_url, two.server.http_url, *(world.folder for world in worlds))
+    assert_each(sorted(failed.value.put_back), *sorted(f"{place} | old state" for place in places))
     check(worlds, ABC)
 
 
@@ -103,17 +102,17 @@ def test_replicas_that_differ_are_refused_until_apply_makes_them_equal(worlds: t
     with two.client() as client:
         Ensembles(two.folder, client).weight("ensemble", {"c": 7.0})
     before = [(content(world.folder), times_of_change(world.folder)) for world in worlds]
-    with pytest.raises(EditRefusedError, match=f"{two.folder} holds another 'ensemble' than {one.folder}: make them equal first, `defens"):
+    with raises(EditRefusedError, f"{two.folder} | 'ensemble' | {one.folder}"):
         over.weight("ensemble", {"a": 2.0})
-    with pytest.raises(InputError, match=f"{one.folder} has no history"):
+    with raises(InputError, f"{one.folder} | no history"):
         over.rollback()
     assert [(content(world.folder), times_of_change(world.folder)) for world in worlds] == before
     with one.client() as client:
         Ensembles(one.folder, client).weight("ensemble", {"c": 7.0})
-    with pytest.raises(InputError, match=f"the history of {two.folder} has other last edits of 'ensemble': look at it"):
+    with raises(InputError, f"{two.folder} | 'ensemble'"):
         over.rollback()
     done = over.apply(Ensemble("ensemble", (Vote("a"), Vote("b"), Vote("c"))))
-    assert done.changes == ("weight of c@1: 7 -> 1 (77.8 % -> 33.3 %)",)
+    assert_each(done.changes, "weight | c@1 | 7 -> 1 | 77.8 % -> 33.3 %")
     check(worlds, ABC)
     over.weight("ensemble", {"a": 2.0})
     check(worlds, {**ABC, "a@1": 2.0})
@@ -143,7 +142,7 @@ def test_another_network_under_the_same_name_is_refused(worlds: tuple[World, Wor
     shutil.rmtree(two.folder / "d")
     write_plan(two.folder, repository_plan(two.folder, [member("d", 99)], ensemble=None, max_batch_size=8))
     before = [content(world.folder) for world in worlds]
-    with pytest.raises(EditRefusedError, match=r"d@1 is another file in each folder .*: copy the model's folder from one to the other"):
+    with pytest.raises(EditRefusedError, match="d@1"):
         over.add("ensemble", ["d"])
     assert [content(world.folder) for world in worlds] == before
 
@@ -151,7 +150,7 @@ def test_another_network_under_the_same_name_is_refused(worlds: tuple[World, Wor
 def test_a_member_that_one_lacks_is_named_with_its_folder(worlds: tuple[World, World], over: Ensembles) -> None:
     shutil.rmtree(worlds[1].folder / "d")
     before = [content(world.folder) for world in worlds]
-    with pytest.raises(ValueError, match=f"{worlds[1].folder} holds no network 'd', it holds a, b, c"):
+    with raises(ValueError, f"{worlds[1].folder} | 'd' | a, b, c"):
         over.add("ensemble", ["d"])
     assert [content(world.folder) for world in worlds] == before
 
@@ -170,7 +169,7 @@ def test_hand_edits_prune_and_create_work_over_several(worlds: tuple[World, Worl
         path = world.folder / average / "config.pbtxt"
         path.write_text(path.read_text().replace("[1.0, 1.0, 1.0]", "[1.0, 1.0, 9.0]"))
     (done,) = over.reload()
-    assert done.changes == ("weight of c@1: 1 -> 9 (33.3 % -> 81.8 %)",)
+    assert_each(done.changes, "weight | c@1 | 1 -> 9 | 33.3 % -> 81.8 %")
     check(worlds, {**ABC, "c@1": 9.0})
     over.create("canary", ["d"])
     over.delete("canary")
@@ -186,5 +185,5 @@ def test_a_folder_twice_is_refused(world: World, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(world.folder)
     with ExitStack() as stack:
         one, two = (stack.enter_context(world.client(kind)) for kind in ("grpc", "http"))
-        with pytest.raises(InputError, match=f"the folder {world.folder} is named twice"):
+        with raises(InputError, f"{world.folder} | twice"):
             Ensembles.over([Replica(world.folder, (one,)), Replica(tmp_path / "link", (two,))])

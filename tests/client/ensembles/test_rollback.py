@@ -15,6 +15,7 @@ from defensemble_export import EnsembleError, HistoryError, repository_plan, wri
 from defensemble_export.editing.history import this_user
 from defensemble_repository.ensemble import Ensemble, Vote
 from tests.support import tiny
+from tests.support.facts import assert_each, assert_facts, raises
 from tests.support.tiny import content
 from tests.support.world import ABC, World, calling
 
@@ -40,7 +41,7 @@ def test_the_history_tells_when_who_what_and_why(world: World, one: Ensembles) -
     assert (first.ensemble, first.action, first.who) == ("ensemble", "weight", this_user())
     assert first.message == "does best on the new camera: 100 % äöü\n"
     assert began <= datetime.fromisoformat(first.time) <= datetime.now(timezone.utc)
-    assert first.changes == ("weight of b@1: 1 -> 2 (33.3 % -> 50.0 %)",)
+    assert_each(first.changes, "weight | b@1 | 1 -> 2 | 33.3 % -> 50.0 %")
     assert first.before is not None
     assert first.after is not None
     after = hashlib.sha256((world.folder / "ensemble/config.pbtxt").read_bytes()).hexdigest()
@@ -70,14 +71,14 @@ def test_rollbacks_go_back_edit_by_edit_and_forward_again_to_the_byte(world: Wor
     with calling(world.server.http_url) as callers:
         forward = one.rollback(to=ids[2])
     assert forward.edit is not None
-    assert forward.edit.message == f"goes forward again to {ids[2]}"
+    assert ids[2] in (forward.edit.message or "")
     assert own(world) == states[3]
     world.check({"a@1": 2.0, "b@1": 1.0, "c@1": 1.0, "d@1": 0.5}, "logits")
     callers.check([({"a@1": 2.0, "b@1": 1.0, "c@1": 1.0}, "probabilities"), ({"a@1": 2.0, "b@1": 1.0, "c@1": 1.0, "d@1": 0.5}, "logits")])
     one.rollback(2)
     assert own(world) == states[0]
     world.check(ABC)
-    with pytest.raises(InputError, match="'ensemble' has 0 edits that can be undone, got 1"):
+    with raises(InputError, "'ensemble' | 0 edits | 1"):
         one.rollback()
 
 
@@ -90,7 +91,7 @@ def test_back_to_an_edit_is_what_that_left(world: World, one: Ensembles) -> None
     one.rollback(to=number)
     assert own(world) == first
     world.check({"a@1": 2.0, "b@1": 1.0, "c@1": 1.0})
-    with pytest.raises(InputError, match=f"{number} is the last edit of 'ensemble' that stands: it is as that left it"):
+    with raises(InputError, f"{number} | 'ensemble'"):
         one.rollback(to=number)
 
 
@@ -98,7 +99,7 @@ def test_an_ensemble_that_was_made_or_deleted_comes_and_goes(world: World, one: 
     one.create("canary", ["d", "b"], weights={"b": 3.0})
     made = own(world, "canary")
     gone = one.rollback()
-    assert gone.changes == ("deletes canary",)
+    assert_each(gone.changes, "deletes | canary")
     assert not (world.folder / "canary").exists()
     assert "canary" not in world.loaded()
     one.rollback(to=one.history()[0].id)
@@ -149,7 +150,7 @@ def test_what_an_export_replaced_since_is_undone_too_and_said(world: World) -> N
         one.rollback()
         assert own(world) == last, "what nothing has recorded is undone first, and alone"
         assert len(told) == 1
-        assert told[0].startswith("'ensemble' was changed since its last edit (")
+        assert_facts(told[0], "'ensemble'")
         world.check({"a@1": 5.0, "b@1": 1.0, "c@1": 1.0})
         write_plan(world.folder, repository_plan(world.folder, [tiny.member("f", 6)], ensemble="ensemble", replace=True))
         one.rollback(2)
@@ -179,26 +180,24 @@ def test_a_member_that_is_gone_is_named(world: World, one: Ensembles) -> None:
     one.remove("ensemble", ["d"])
     shutil.rmtree(world.folder / "d")
     before = content(world.folder)
-    with pytest.raises(
-        EnsembleError, match=r"d@1, which voted in 'ensemble' then, is not in .* any more: export it again, or go back less"
-    ):
+    with raises(EnsembleError, "d@1 | 'ensemble' | export it again"):
         one.rollback()
     assert content(world.folder) == before
 
 
 def test_no_way_back_is_told(world: World, one: Ensembles) -> None:
-    with pytest.raises(InputError, match="has no history: no edit was made there yet, so there is none to undo"):
+    with pytest.raises(InputError, match="no history"):
         one.rollback()
     one.weight("ensemble", {"a": 2.0})
     before = content(world.folder)
     refused: list[tuple[Callable[[], object], str]] = [
-        (lambda: one.rollback(2), "'ensemble' has 1 edit that can be undone, got 2"),
-        (lambda: one.rollback(0), "must be 1 or more, got 0"),
-        (lambda: one.rollback(to="0123456789ab"), "no edit 0123456789ab of 'ensemble' is in the history: `defensemble ensemble history`"),
-        (lambda: one.rollback(name="canary"), "'canary' has 0 edits that can be undone, got 1"),
+        (lambda: one.rollback(2), "'ensemble' | 1 edit | 2"),
+        (lambda: one.rollback(0), "1 or more | 0"),
+        (lambda: one.rollback(to="0123456789ab"), "0123456789ab | 'ensemble' | `defensemble ensemble history`"),
+        (lambda: one.rollback(name="canary"), "'canary' | 0 edits | 1"),
     ]
     for act, text in refused:
-        with pytest.raises(InputError, match=text):
+        with raises(InputError, text):
             act()
     assert content(world.folder) == before
 
@@ -208,10 +207,10 @@ def test_a_damaged_history_stops_edits_before_they_begin(world: World, one: Ense
     path = world.folder / "history.jsonl"
     path.write_bytes(path.read_bytes()[:-20])
     before = content(world.folder)
-    told = r"history.jsonl:1: the history is damaged: "
-    with pytest.raises(HistoryError, match=told):
+    told = "history.jsonl:1: | damaged"
+    with raises(HistoryError, told):
         one.rollback()
-    with pytest.raises(HistoryError, match=told):
+    with raises(HistoryError, told):
         one.history()
     assert content(world.folder) == before
 
@@ -222,7 +221,7 @@ def test_a_snapshot_whose_member_was_changed_since_is_refused(world: World, one:
     path = world.folder / "d/1/model.onnx"
     path.write_bytes(tiny.linear_onnx(99))
     before = content(world.folder)
-    with pytest.raises(EditRefusedError, match="rollback 'ensemble' is refused"):
+    with pytest.raises(EditRefusedError, match="rollback 'ensemble'"):
         one.rollback()
     assert content(world.folder) == before
 

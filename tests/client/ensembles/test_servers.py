@@ -13,6 +13,7 @@ import pytest
 from defensemble import Client, ConnectionFailedError, ForbiddenError, InputError
 from defensemble.ensembles import EditFailedError, Ensembles
 from defensemble_repository.ensemble import Ensemble, Vote
+from tests.support.facts import raises
 from tests.support.scripted import free_port
 from tests.support.tiny import content, leftovers
 from tests.support.world import ABC, KEY, World, calling, recorded, times_of_change, write_world
@@ -115,12 +116,12 @@ def test_one_of_two_that_was_not_told_is_found_and_brought_in_line(both: tuple[W
 def test_a_server_or_a_folder_that_is_none_or_is_named_twice(world: World, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with world.client() as client:
-        with pytest.raises(InputError, match=f"the server {client.url} is named twice: name it once"):
+        with raises(InputError, f"{client.url} | twice"):
             Ensembles(world.folder, [client, client])
-    for what, text in (("none", "none does not exist: name a folder"), ("file", "file is a file: name a folder")):
-        with pytest.raises(InputError, match=text):
+    for what, text in (("none", "none | not exist"), ("file", "is a file")):
+        with raises(InputError, text):
             Ensembles(tmp_path / what)
-    with pytest.raises(InputError, match="no repository is given: name at least one"):
+    with pytest.raises(InputError, match="no repository"):
         Ensembles.over([])
 
 
@@ -159,7 +160,7 @@ def test_a_server_of_another_folder_is_told_and_nothing_is_left(world: World, tm
     before, loaded = content(other), world.loaded()
     with world.client(kind) as client, calling(world.server.grpc_url) as callers:
         for act in (EDITS["weight"], EDITS["create"]):
-            with pytest.raises(EditFailedError, match=f"it sees no such model, which lies in {other}: it reads another folder. Name the f"):
+            with raises(EditFailedError, f"{other} | another folder"):
                 act(Ensembles(other, client))
             assert content(other) == before
     callers.check([(ABC, "probabilities")])
@@ -170,7 +171,7 @@ def test_a_server_of_another_folder_is_told_and_nothing_is_left(world: World, tm
 def test_to_delete_from_another_folder_is_told_and_put_back(world: World, tmp_path: Path, kind: str) -> None:
     other = write_world(tmp_path / "place" / "repository")
     before = content(other)
-    with world.client(kind) as client, pytest.raises(EditFailedError, match=f"which was removed from {other}: it reads another folder."):
+    with world.client(kind) as client, raises(EditFailedError, f"{other} | another folder"):
         Ensembles(other, client).delete("ensemble")
     assert content(other) == before
     world.check(ABC)
@@ -192,7 +193,7 @@ def test_a_server_that_loads_nothing_on_request_is_told_and_nothing_is_left(tmp_
         for world in serving(folder):
             with world.client(kind) as client, pytest.raises(EditFailedError, match="--model-control-mode=explicit") as failed:
                 Ensembles(folder, client).weight("ensemble", {"a": 2.0})
-            assert "failed at the step 'load average_" in str(failed.value)
+            assert "load average_" in str(failed.value)
             assert content(folder) == before
             world.check(ABC)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from defensemble._image_files import ReadOptions
 from defensemble.probes.data import choose_data
 from defensemble_images import Preprocessing
 from tests.client.cli.test_cli import fake, write_pictures
+from tests.support.facts import raises
 from tests.support.tiny import CLASSES, SHAPE, images
 
 Array = np.ndarray[Any, Any]
@@ -65,7 +65,7 @@ def test_archives_that_do_not_fit_are_one_error_that_names_them(tmp_path: Path, 
 def test_a_file_that_is_no_archive(tmp_path: Path) -> None:
     for name, content in (("broken.npz", b"PK\x03\x04 no zip"), ("empty.NPZ", b"")):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(InputError, match=rf"{name} is not a \.npz file"):
+        with raises(InputError, f"{name} | .npz"):
             choose_data(str(tmp_path / name), model(), None, 0)
 
 
@@ -126,7 +126,7 @@ def test_classes_of_folders_and_datasets_are_matched_by_name(tmp_path: Path) -> 
         chosen = choose_data(source, info, None, 0, data_dir, options=ReadOptions(resize="crop"))
         greys = (chosen.data.images[:, 0, 0, 0] * 255 / 20).round().astype(int)
         assert [info.class_names[label] for label in chosen.data.labels] == [str(grey) for grey in greys]
-        with pytest.raises(InputError, match=r"0, 1, 2.*zero, one"):
+        with raises(InputError, "0, 1, 2 | zero, one"):
             choose_data(source, model(("zero", "one"), (1, 16, 16)), None, 0, data_dir, options=ReadOptions(resize="crop"))
 
 
@@ -148,7 +148,7 @@ def test_datasets_are_resized_only_by_a_rule_that_is_known(
             assert chosen.data.images.shape == (4, 1, size, size)
             assert chosen.source["n_available"] == 10
             continue
-        with pytest.raises(InputError, match=r"28 x 28 .* takes 16 x 16.*--resize crop"):
+        with raises(InputError, "28 x 28 | 16 x 16 | --resize crop"):
             choose_data(name, info, 4, 0, tmp_path / "set", options=ReadOptions(resize))
 
 
@@ -164,7 +164,7 @@ def test_a_dataset_is_resized_by_the_rule_of_the_model(tmp_path: Path, name: str
     for rule, bright in ((CROP, 0), (SQUASH, 0.6)):
         images = choose_data(name, model(tuple("0123456789"), (1, 16, 16), rule), None, 0, tmp_path / "set").data.images
         assert (images > 0.9).mean() == pytest.approx(bright, abs=0.05)
-    with pytest.raises(InputError, match=r"64 x 16 .*--resize crop"):
+    with raises(InputError, "64 x 16 | --resize crop"):
         choose_data(name, model(tuple("0123456789"), (1, 16, 16)), None, 0, tmp_path / "set")
 
 
@@ -200,7 +200,7 @@ def test_a_model_of_any_size_takes_images_of_one_size(tmp_path: Path) -> None:
     assert choose_data(save(tmp_path / "a.npz", images=images(3), labels=np.zeros(3, int)), info, None, 0).data.images.shape == (3, *SHAPE)
     last = sorted((tmp_path / "pictures").rglob("*.png"))[-1]
     Image.new("L", (5, 9)).save(last)
-    with pytest.raises(InputError, match=rf"{last.name} has the shape \(1, 9, 5\)"):
+    with raises(InputError, f"{last.name} | (1, 9, 5)"):
         choose_data(str(tmp_path / "pictures"), info, None, 0)
 
 
@@ -215,7 +215,7 @@ def test_data_above_the_limit_is_refused_by_name_before_it_is_read(tmp_path: Pat
         (str(tmp_path / "pictures"), model(), None, str(tmp_path / "pictures")),
         ("folder", digits, tmp_path / "set", str(tmp_path / "set/train/0/a.png")),
     ):
-        with pytest.raises(InputError, match=rf"{re.escape(named)} would take .*--max-memory"):
+        with raises(InputError, f"{named} | --max-memory"):
             choose_data(source, info, None, 0, data_dir, options=ReadOptions(max_memory=1000))
         assert len(choose_data(source, info, 1, 0, data_dir, options=ReadOptions(max_memory=10_000)).data) == 1
 

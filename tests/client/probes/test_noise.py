@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from defensemble import Client, InputError, NotReadyError, wilson
 from defensemble.probes import noisy_images, probe_noise, served
 from defensemble.probes.noise import PAPER_SIGMAS
+from tests.support.facts import raises
 from tests.support.fakes import house
 from tests.support.tiny import images, logits
 
@@ -165,26 +166,26 @@ def test_served_models_are_targets() -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"images": images(40).astype(np.float64)}, "images must be float32"),
-        ({"images": images(40)[0]}, "of shape"),
-        ({"images": images(40) * 2}, r"must lie in \[0, 1\]"),
-        ({"labels": LABELS[:3]}, "labels must be 40 integers"),
-        ({"labels": LABELS.astype(float)}, "labels must be 40 integers"),
+        ({"images": images(40).astype(np.float64)}, "images | float32"),
+        ({"images": images(40)[0]}, "images | shape"),
+        ({"images": images(40) * 2}, "images | [0, 1]"),
+        ({"labels": LABELS[:3]}, "labels | 40 integers"),
+        ({"labels": LABELS.astype(float)}, "labels | 40 integers"),
         ({"images": images(0), "labels": LABELS[:0]}, "no images"),
-        ({"sigmas": [8, 0]}, "sigmas must be positive"),
-        ({"sigmas": [float("nan")]}, "sigmas must be positive"),
-        ({"sigmas": [float("inf")]}, "sigmas must be positive and at most 2550, in 1/255, such as 8, got inf"),
-        ({"sigmas": [8, 1e308]}, "sigmas must be positive and at most 2550, in 1/255, such as 8, got 1e\\+308"),
-        ({"sigmas": []}, "one or more different"),
-        ({"sigmas": [8, 8]}, "one or more different"),
-        ({"seed": -1}, "seed must be 0 or more"),
-        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"sigmas": [8, 0]}, "sigmas | positive"),
+        ({"sigmas": [float("nan")]}, "sigmas | positive"),
+        ({"sigmas": [float("inf")]}, "sigmas | 2550 | 1/255 | inf"),
+        ({"sigmas": [8, 1e308]}, "sigmas | 2550 | 1/255 | 1e+308"),
+        ({"sigmas": []}, "sigmas | one or more"),
+        ({"sigmas": [8, 8]}, "sigmas | one or more"),
+        ({"seed": -1}, "seed | 0 or more"),
+        ({"batch_size": 0}, "batch_size | at least 1"),
         ({"targets": {}}, "no targets"),
-        ({"targets": {"a": lambda batch: logits(1, batch)}}, "must answer 40 class indices"),
-        ({"targets": {"a": lambda batch: np.zeros(len(batch))}}, "must answer 40 class indices"),
+        ({"targets": {"a": lambda batch: logits(1, batch)}}, "40 class indices"),
+        ({"targets": {"a": lambda batch: np.zeros(len(batch))}}, "40 class indices"),
     ],
 )
 def test_what_cannot_be_probed(change: dict[str, Any], told: str) -> None:
     arguments: dict[str, Any] = {"targets": {"a": linear(1)}, "images": images(40), "labels": LABELS, **change}
-    with pytest.raises(InputError, match=told):
+    with raises(InputError, told):
         probe_noise(**arguments)

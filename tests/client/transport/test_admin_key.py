@@ -29,6 +29,7 @@ from defensemble import (
     Transport,
 )
 from defensemble._transport.base import transport_from_url
+from tests.support.facts import raises
 from tests.support.scripted import http, scripted, sends
 
 KEY = "the-key-of-the-tests-0123456789"
@@ -57,7 +58,7 @@ def test_keys_that_are_none(key: Any) -> None:
         lambda: Client("http://localhost", admin_key=key),
     ]
     for make in makers:
-        with pytest.raises(InputError, match=r"expected 16 to 256 letters, digits, '_' or '-'") as caught:
+        with pytest.raises(InputError, match="16 to 256") as caught:
             make()
         assert not key or str(key) not in str(caught.value)
 
@@ -73,7 +74,7 @@ def test_keys_that_are_ones(key: str) -> None:
 
 
 def test_a_key_and_a_transport_do_not_go_together() -> None:
-    with pytest.raises(InputError, match="got both transport and admin_key: give the key to the transport") as caught:
+    with raises(InputError, "transport | admin_key") as caught:
         Client("fake", transport=FakeTransport({}), admin_key=KEY)
     assert KEY not in str(caught.value)
 
@@ -226,20 +227,20 @@ def test_over_grpc_the_key_goes_with_the_operator_s_calls_alone() -> None:
 UNAVAILABLE = (grpc.StatusCode.UNAVAILABLE, "its words")
 CHANGES = {"RepositoryModelLoad": UNAVAILABLE, "RepositoryModelUnload": UNAVAILABLE}
 CASES: dict[str, tuple[dict[str, tuple[Any, str]], bool, type[Exception], str]] = {
-    "restricted": ({**CHANGES, "RepositoryIndex": UNAVAILABLE}, True, ForbiddenError, "An admin key was sent, but it is not the server's"),
+    "restricted": ({**CHANGES, "RepositoryIndex": UNAVAILABLE}, True, ForbiddenError, "not the server's"),
     "restricted, of a server with a broken model": (
         {**CHANGES, "RepositoryIndex": UNAVAILABLE},
         False,
         ForbiddenError,
-        "An admin key was sent, but it is not the server's",
+        "not the server's",
     ),
     "on its way down": (
         {**CHANGES, "RepositoryIndex": UNAVAILABLE, "ServerReady": UNAVAILABLE, "ModelStatistics": UNAVAILABLE},
         True,
         NotReadyError,
-        "try again later",
+        "later",
     ),
-    "without model control": (CHANGES, True, RequestRefusedError, "only where it was started with --model-control-mode=explicit"),
+    "without model control": (CHANGES, True, RequestRefusedError, "--model-control-mode=explicit"),
 }
 
 
@@ -251,7 +252,7 @@ def test_over_grpc_unavailable_has_three_meanings(case: str) -> None:
         if "RepositoryIndex" in refused:
             calls.append(lambda: transport.repository_index(5))
         for call in calls:
-            with pytest.raises(kind, match=f"asked .*: UNAVAILABLE, 'its words'. .*{told}") as caught:
+            with raises(kind, f"UNAVAILABLE | 'its words' | {told}") as caught:
                 call()
             assert type(caught.value) is kind
 
@@ -260,7 +261,7 @@ def test_over_http_unavailable_has_two_meanings() -> None:
     unavailable = http(b'{"error":"its words"}', "503 Service Unavailable")
     with scripted(sends(unavailable, http(b"[]"), unavailable)) as server:
         transport = HttpTransport(server.url, admin_key=KEY)
-        with pytest.raises(RequestRefusedError, match=r"HTTP 503, 'its words'. .*--model-control-mode=explicit"):
+        with raises(RequestRefusedError, "HTTP 503 | 'its words' | --model-control-mode=explicit"):
             transport.load_model("m", 5)
         for call in (transport.load_model, transport.unload_model):
             with pytest.raises(NotReadyError, match="HTTP 503, 'its words'"):
@@ -308,7 +309,7 @@ def test_a_proxy_that_shows_what_it_was_sent_does_not_make_us_show_the_key(befor
         assert KEY[:8] not in str(caught.value)
         transport.close()
     with serving(Triton({"RepositoryIndex": (grpc.StatusCode.PERMISSION_DENIED, f"not with {KEY}")})) as transport_of_grpc:
-        with pytest.raises(ForbiddenError, match=r"not with \(the admin key\).*it is not the server's: pass the admin key") as caught:
+        with raises(ForbiddenError, "(the admin key) | not the server's") as caught:
             transport_of_grpc.repository_index(5)
         assert KEY not in str(caught.value)
 
@@ -319,6 +320,6 @@ def test_a_proxy_that_shows_what_it_was_sent_does_not_make_us_show_the_key(befor
 def test_an_index_that_is_none(told: bytes) -> None:
     with scripted(sends(http(told))) as server:
         transport = HttpTransport(server.url)
-        with pytest.raises(ServerFailedError, match="asked for its repository's index: its answer is not"):
+        with pytest.raises(ServerFailedError, match="repository's index"):
             transport.repository_index(5)
         transport.close()

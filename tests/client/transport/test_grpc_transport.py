@@ -23,6 +23,7 @@ from defensemble import (
     ServerFailedError,
     ServiceError,
 )
+from tests.support.facts import assert_facts, raises
 from tests.support.scripted import cut_off, free_port, scripted
 
 IMAGES = np.arange(32, dtype=np.float32).reshape(2, 1, 4, 4) / np.float32(32)
@@ -109,15 +110,13 @@ def test_what_a_server_says_becomes_our_error(code: Any, kind: type[ServiceError
     with serving(refusing(code)) as (_, transport), pytest.raises(ServiceError, match="'its words'") as caught:
         infer(transport)
     assert type(caught.value) is kind
-    assert str(caught.value).startswith(f"{transport.url}, asked to run model 'm': {code.name}")
+    assert_facts(str(caught.value), f"{transport.url} | 'm' | {code.name}")
     assert isinstance(caught.value.__cause__, grpc.RpcError)
 
 
 def test_a_restricted_configuration_is_forbidden_and_a_model_that_loads_is_not_ready() -> None:
     with serving(refusing(grpc.StatusCode.UNAVAILABLE)) as (triton, transport):
-        with pytest.raises(
-            ForbiddenError, match=r"asked for the configuration of model 'm': UNAVAILABLE, 'its words'. No admin key was sent: pass the"
-        ):
+        with raises(ForbiddenError, "configuration | 'm' | UNAVAILABLE | 'its words' | No admin key"):
             transport.model_config("m", 5)
         triton.model_ready = False
         with pytest.raises(NotReadyError):
@@ -131,14 +130,12 @@ def test_a_deadline_ends_a_call() -> None:
 
     with serving(slow) as (_, transport):
         started = time.monotonic()
-        with pytest.raises(DeadlineExceededError, match="Raise timeout_s"):
+        with pytest.raises(DeadlineExceededError, match="timeout_s"):
             infer(transport, 0.1)
         assert time.monotonic() - started < 0.4
 
 
-@pytest.mark.parametrize(
-    ("contents", "told"), [([], "1 outputs and the data of 0"), ([b"123"], "holds 3 bytes for an output of type FP32 and shape \\[2, 1\\]")]
-)
+@pytest.mark.parametrize(("contents", "told"), [([], "1 outputs | 0"), ([b"123"], "3 bytes | FP32 | [2, 1]")])
 def test_an_answer_that_breaks_the_protocol(contents: list[bytes], told: str) -> None:
     def broken(request: Any, context: Any) -> Any:
         answer = good(request, context)
@@ -146,7 +143,7 @@ def test_an_answer_that_breaks_the_protocol(contents: list[bytes], told: str) ->
         answer.raw_output_contents.extend(contents)
         return answer
 
-    with serving(broken) as (_, transport), pytest.raises(ServerFailedError, match=told):
+    with serving(broken) as (_, transport), raises(ServerFailedError, told):
         infer(transport)
 
 
@@ -157,16 +154,16 @@ def test_versions_that_are_no_numbers() -> None:
     def index(request: Any, context: Any) -> Any:
         return service_pb2.RepositoryIndexResponse(models=[service_pb2.RepositoryIndexResponse.ModelIndex(name="m", version="x")])
 
-    with serving(statistics) as (_, transport), pytest.raises(ServerFailedError, match="which models it serves: its answer is not what"):
+    with serving(statistics) as (_, transport), pytest.raises(ServerFailedError, match="models"):
         transport.models(5)
-    with serving(index) as (_, transport), pytest.raises(ServerFailedError, match="its repository's index: its answer is not what"):
+    with serving(index) as (_, transport), pytest.raises(ServerFailedError, match="repository's index"):
         transport.repository_index(5)
 
 
 def test_a_server_that_is_not_there() -> None:
     transport = GrpcTransport(f"grpc://127.0.0.1:{free_port()}")
     for call in (lambda: infer(transport), lambda: transport.models(2), lambda: transport.live(2)):
-        with pytest.raises(ConnectionFailedError, match="Is the server up"):
+        with raises(ConnectionFailedError, f"{transport.url}"):
             call()
     transport.close()
 
@@ -174,7 +171,7 @@ def test_a_server_that_is_not_there() -> None:
 def test_a_server_that_closes_during_the_call() -> None:
     with scripted(cut_off) as server:
         transport = GrpcTransport(f"grpc://127.0.0.1:{server.port}")
-        with pytest.raises(ConnectionFailedError, match="Is the server up"):
+        with raises(ConnectionFailedError, f"{transport.url}"):
             infer(transport)
         assert server.connections > 0
         transport.close()
@@ -219,5 +216,5 @@ def test_a_closed_transport_refuses() -> None:
     transport = GrpcTransport("grpc://127.0.0.1:1")
     transport.close()
     transport.close()
-    with pytest.raises(ConnectionFailedError, match="this transport is closed"):
+    with pytest.raises(ConnectionFailedError, match="closed"):
         transport.live(1)

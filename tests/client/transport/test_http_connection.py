@@ -13,6 +13,7 @@ import pytest
 
 from defensemble import ConnectionFailedError, DeadlineExceededError, HttpTransport, ServerFailedError, ServiceError
 from tests.client.transport.test_grpc_transport import good, serving
+from tests.support.facts import assert_facts
 from tests.support.scripted import free_port, http, scripted, sends
 
 VERSION = b'{"name": "triton", "version": "1"}'
@@ -94,7 +95,7 @@ def test_an_answer_that_never_ends_is_bounded(monkeypatch: pytest.MonkeyPatch) -
     chunks = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + (b"fff0\r\n" + bytes(0xFFF0) + b"\r\n") * 2
     for script in (endless, sends(chunks)):
         with scripted(script) as server:
-            with pytest.raises(ServerFailedError, match=r"an answer of \d+ bytes, expected at most 100000"):
+            with pytest.raises(ServerFailedError, match="100000"):
                 HttpTransport(server.url).server_metadata(5)
 
 
@@ -156,6 +157,6 @@ def test_a_forked_child_makes_connections_of_its_own() -> None:
 def test_a_forked_child_is_told_that_grpc_does_not_survive_it() -> None:
     with serving(good) as (_, transport):
         told, new, parent = run(FORK_OVER_GRPC, transport.url)
-    assert "asked whether it lives: gRPC does not survive a fork, and this was opened by process " in told
-    assert told.endswith(": make a new client in this process, or use http://")
+    assert_facts(told, "gRPC | fork | process")
+    assert_facts(told, "http://")
     assert (new, parent) == ("new True", "parent True")

@@ -31,6 +31,7 @@ from defensemble import (
     ServerFailedError,
     ServiceError,
 )
+from tests.support.facts import assert_facts, raises
 from tests.support.scripted import Script, free_port, http, scripted, sends
 
 IMAGES = np.arange(32, dtype=np.float32).reshape(2, 1, 4, 4) / np.float32(32)
@@ -171,13 +172,13 @@ def trickling(connection: socket.socket, received: bytes) -> None:
 
 
 BROKEN_ANSWERS: dict[str, tuple[Script, type[ServiceError], str]] = {
-    "dies before it answers": (cut(b"", 0), ConnectionFailedError, "before its answer was complete"),
-    "dies within the head": (cut(answer_of(VALUES), 20), ConnectionFailedError, "before its answer was complete"),
+    "dies before it answers": (cut(b"", 0), ConnectionFailedError, "complete"),
+    "dies within the head": (cut(answer_of(VALUES), 20), ConnectionFailedError, "complete"),
     "dies within the body": (cut(answer_of(VALUES), len(answer_of(VALUES)) - 3), ConnectionFailedError, "bytes"),
-    "says nothing": (silent, DeadlineExceededError, "Raise timeout_s"),
-    "trickles": (trickling, DeadlineExceededError, "Raise timeout_s"),
-    "is no HTTP": (sends(b"\0\0\x12\x04\0\0\0\0\0\0\x03"), ServerFailedError, "is this its gRPC port"),
-    "has no length": (sends(b"HTTP/1.1 200 OK\r\n\r\n"), ServerFailedError, "neither Content-Length nor chunks"),
+    "says nothing": (silent, DeadlineExceededError, "timeout_s"),
+    "trickles": (trickling, DeadlineExceededError, "timeout_s"),
+    "is no HTTP": (sends(b"\0\0\x12\x04\0\0\0\0\0\0\x03"), ServerFailedError, "gRPC port"),
+    "has no length": (sends(b"HTTP/1.1 200 OK\r\n\r\n"), ServerFailedError, "Content-Length | chunks"),
     "has a wrong length": (sends(b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n"), ServerFailedError, "not a number"),
     "has a negative length": (sends(b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n"), ServerFailedError, "negative"),
     "is encoded strangely": (sends(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n"), ServerFailedError, "gzip"),
@@ -186,12 +187,12 @@ BROKEN_ANSWERS: dict[str, tuple[Script, type[ServiceError], str]] = {
     "states a length that nobody has": (
         sends(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000000000\r\n\r\n"),
         ServerFailedError,
-        "an answer of 1000000000000000 bytes, expected at most 2147483648",
+        "1000000000000000 bytes | 2147483648",
     ),
     "states a length beyond any machine": (
         sends(b"HTTP/1.1 200 OK\r\nContent-Length: 1" + b"0" * 30 + b"\r\n\r\n"),
         ServerFailedError,
-        "expected at most",
+        "2147483648",
     ),
     "states a length of too many digits": (
         sends(b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n"),
@@ -201,12 +202,12 @@ BROKEN_ANSWERS: dict[str, tuple[Script, type[ServiceError], str]] = {
     "states a chunk that nobody has": (
         sends(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffff\r\n"),
         ServerFailedError,
-        "expected at most",
+        "2147483648",
     ),
     "has JSON of too many digits": (
         sends(http(b"{}", headers="Inference-Header-Content-Length: " + "9" * 5000 + "\r\n")),
         ServerFailedError,
-        "not what the KServe protocol says",
+        "KServe",
     ),
     "has JSON that is too deep": (
         sends(http(b"[" * 200_000, headers="Inference-Header-Content-Length: 200000\r\n")),
@@ -231,10 +232,10 @@ def test_a_server_that(case: str) -> None:
     with scripted(script) as server:
         transport = HttpTransport(server.url)
         started = time.monotonic()
-        with pytest.raises(ServiceError, match=told) as caught:
+        with raises(ServiceError, told) as caught:
             infer(transport, timeout_s=0.2)
         assert type(caught.value) is kind
-        assert str(caught.value).startswith(f"{server.url}, asked to run model 'm': ")
+        assert_facts(str(caught.value), f"{server.url} | 'm'")
         assert time.monotonic() - started < 2
         assert not transport._pool._idle or kind not in (ConnectionFailedError, DeadlineExceededError)
         transport.close()
@@ -255,7 +256,7 @@ def test_a_server_that_is_not_there() -> None:
     transport = HttpTransport(f"http://127.0.0.1:{free_port()}")
     calls: list[Callable[[], object]] = [lambda: infer(transport), lambda: transport.models(1), lambda: transport.live(1)]
     for call in calls:
-        with pytest.raises(ConnectionFailedError, match="Is the server up") as caught:
+        with pytest.raises(ConnectionFailedError) as caught:
             call()
         assert isinstance(caught.value.__cause__, ConnectionRefusedError)
     with pytest.raises(ConnectionFailedError):
@@ -282,7 +283,7 @@ def test_metadata_that_is_none(told: bytes) -> None:
     with scripted(sends(http(told))) as server:
         transport = HttpTransport(server.url)
         for call in (lambda: transport.model_metadata("m", 1), lambda: transport.models(1), lambda: transport.server_metadata(1)):
-            with pytest.raises(ServerFailedError, match="its answer is not"):
+            with pytest.raises(ServerFailedError):
                 call()
         transport.close()
 

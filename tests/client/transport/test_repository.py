@@ -27,6 +27,7 @@ from defensemble import (
     ServerFailedError,
     Transport,
 )
+from tests.support.facts import raises
 from tests.support.fakes import ensemble, member
 from tests.support.tiny import content, edit_config, images, leftovers, logits, write_repository, write_second_version
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 KEY = "the-key-of-the-tests-0123456789"
 WRONG_KEY = "another-key-0123456789"
 LOGITS = [OutputRequest("logits")]
-MEND = r"pass the admin key that the server was started with: Client\(url, admin_key=...\), or --admin-key-file FILE"
+MEND = "admin_key= | --admin-key-file"
 
 
 def serving(folder: Path) -> Iterator[Server]:
@@ -243,19 +244,17 @@ def test_a_version_that_is_not_there(either: Transport, version: int) -> None:
 
 @pytest.mark.parametrize("version", [0, -1, True, "1", 1.0])
 def test_a_version_that_is_none(either: Transport, version: int) -> None:
-    with pytest.raises(InputError, match="a whole number of 1 or more, or None for the server's choice"):
+    with raises(InputError, "version | 1 or more | None"):
         infer(either, "beta", version)
-    with pytest.raises(InputError, match="a whole number of 1 or more, or None for the server's choice"):
+    with raises(InputError, "version | 1 or more | None"):
         either.model_config("beta", 20, version)
 
 
-@pytest.mark.parametrize(
-    ("key", "told"), [(None, "No admin key was sent"), (WRONG_KEY, "An admin key was sent, but it is not the server's")]
-)
+@pytest.mark.parametrize(("key", "told"), [(None, "No admin key"), (WRONG_KEY, "admin key | not the server's")])
 def test_without_the_key_the_repository_is_closed_and_the_rest_is_open(server: Server, kind: str, key: str | None, told: str) -> None:
     transport = transport_to(server, kind, key)
     for call in admin_calls(transport):
-        with pytest.raises(ForbiddenError, match=f"restricted.*{told}: {MEND}") as caught:
+        with raises(ForbiddenError, f"restricted | {told} | {MEND}") as caught:
             call()
         assert WRONG_KEY not in f"{caught.value!r} {caught.value}"
     assert transport.live(20)
@@ -268,13 +267,11 @@ def test_without_the_key_the_repository_is_closed_and_the_rest_is_open(server: S
         assert client.predict(images(2)).probabilities.shape == (2, 3)
 
 
-@pytest.mark.parametrize(
-    ("key", "told"), [(None, "No admin key was sent"), (WRONG_KEY, "An admin key was sent, but it is not the server's")]
-)
+@pytest.mark.parametrize(("key", "told"), [(None, "No admin key"), (WRONG_KEY, "admin key | not the server's")])
 def test_configurations_that_are_closed(closed: Server, kind: str, key: str | None, told: str) -> None:
     transport = transport_to(closed, kind, key)
     for version in (None, 1):
-        with pytest.raises(ForbiddenError, match=f"for the configuration of model 'beta': .*restricted.*{told}: {MEND}"):
+        with raises(ForbiddenError, f"configuration | 'beta' | restricted | {told} | {MEND}"):
             transport.model_config("beta", 20, version)
     transport.close()
     with Client(closed.grpc_url if kind == "grpc" else closed.http_url, admin_key=key) as client:
@@ -287,13 +284,13 @@ def test_configurations_that_are_closed(closed: Server, kind: str, key: str | No
 def test_a_server_without_explicit_model_control_loads_nothing(closed: Server, kind: str) -> None:
     transport = transport_to(closed, kind)
     for change in (transport.load_model, transport.unload_model):
-        with pytest.raises(RequestRefusedError, match=r"explicit model load / unload is not allowed.* --model-control-mode=explicit"):
+        with pytest.raises(RequestRefusedError, match="--model-control-mode=explicit"):
             change("beta", 20)
     assert set(states(transport).values()) == {("READY", "")}
     transport.close()
     keyless = transport_to(closed, kind, None)
     for call in admin_calls(keyless):
-        with pytest.raises(ForbiddenError, match="No admin key was sent"):
+        with pytest.raises(ForbiddenError, match="No admin key"):
             call()
     keyless.close()
 
@@ -302,11 +299,11 @@ def test_a_member_that_is_refused_is_told_in_triton_s_words_and_the_old_one_serv
     config = folder / "beta/config.pbtxt"
     written = config.read_bytes()
     config.write_bytes(written.replace(b"logits", b"wrong_name"))
-    told = "names an output 'wrong_name', which the graph does not have; its outputs are 'logits'"
-    with pytest.raises(RequestRefusedError, match=f"asked to load model 'beta': .*load failed for model 'beta': .*{told}"):
+    told = "'wrong_name' | 'logits'"
+    with raises(RequestRefusedError, f"'beta' | {told}"):
         editor.load_model("beta", 20)
     config.write_bytes(b"nonsense {")
-    with pytest.raises(ServerFailedError, match=r"failed to load 'beta', failed to poll from model repository.*The server's log says more"):
+    with raises(ServerFailedError, "'beta' | log"):
         editor.load_model("beta", 20)
     np.testing.assert_allclose(infer(editor), logits(2, images(2)), atol=1e-5)
 
@@ -321,7 +318,7 @@ def test_a_model_that_is_not_in_the_repository(either: Transport) -> None:
 def test_an_ensemble_that_is_refused_is_out_of_service_though_a_second_load_says_nothing(editor: Transport, folder: Path) -> None:
     # Triton's own doing, on which editors must reckon: only the index tells.
     edit_config(folder, "ensemble", max_batch_size=99)
-    with pytest.raises(RequestRefusedError, match="ensemble allows maximum batch size 99, but it contains model alpha which only allows"):
+    with raises(RequestRefusedError, "99 | alpha"):
         editor.load_model("ensemble", 20)
     assert states(editor)["ensemble"] == ("UNAVAILABLE", "unloaded")
     editor.load_model("ensemble", 20)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.edits import REWEIGH, SCENES, Scene
+from tests.support.facts import assert_facts
 from tests.support.walking import (
     Cutter,
     FreshStarts,
@@ -90,7 +91,7 @@ def test_the_command_line_says_what_it_found_and_finishes_it(cutter: Cutter, tmp
         assert cutter.cut(stage, REWEIGH.edit, at).status == -9
         command = [sys.executable, "-m", "defensemble", "ensemble", "show", "--repository", str(stage.folders[0])]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-        assert "found an edit that was cut short (weight 'ensemble'" in done.stderr
+        assert_facts(done.stderr, "cut short | 'ensemble'")
         assert "weight of alpha@1: 1 -> 3" in done.stderr
         assert "finished" in done.stderr
         assert answers_as(stage.clients[0], "ensemble", REWEIGH.edit.after)

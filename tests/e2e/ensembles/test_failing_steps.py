@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support.edits import REWEIGH, SCENES, Scene
+from tests.support.facts import assert_each, assert_facts
 from tests.support.walking import Cut, Cutter, Edit, Stage, answers_as, history, leftovers, models_of, uncut
 
 DISK_FULL = {"how": "fail", "kinds": ["files"], "errno": "ENOSPC"}
@@ -69,7 +70,7 @@ def told_of(cuts: Sequence[Cut]) -> list[Cut]:
         assert cut.step
         assert f"'{cut.step}'" in cut.text
         assert cut.why in cut.text
-        assert [line for line in cut.put_back if "holds the old state" in line], cut.text
+        assert [line for line in cut.put_back if "old state" in line], cut.text
         assert "NOT" not in cut.text
     return failed
 
@@ -81,7 +82,7 @@ def test_a_disk_that_fails_at_any_step(cutter: Cutter, tmp_path: Path, every: in
     assert {cut.error for cut in cuts} == {"EditFailedError", None}
     last = cuts[-1]
     assert (last.error, "pending-edit.json" in last.steps[-1]) == (None, True)
-    assert "the edit is in place, but the note of it could not be removed" in last.remarks[0]
+    assert_facts(last.remarks[0], "in place | note")
 
 
 @pytest.mark.slow
@@ -105,14 +106,14 @@ def test_a_connection_that_is_lost_for_a_moment_at_some_steps(cutter: Cutter, tm
     assert {cut.error for cut in cuts} == {None}
     told = [cut.remarks[0] for cut in cuts if cut.remarks]
     assert len(told) > len(cuts) / 2  # before an edit is carried out, only what it says on its way tells of it
-    assert all("was restarted during the edit, or the connection to it was lost" in remark for remark in told)
+    assert all("restarted" in remark for remark in told)
 
 
 def test_a_call_that_fails_at_some_steps(cutter: Cutter, tmp_path: Path) -> None:
     cuts = walk(REWEIGH, cutter, tmp_path, FAILED, every=7)
     for cut in told_of(cuts):
         assert "told to fail" in cut.why
-        assert [line for line in cut.put_back if line.endswith("serves the old state")]
+        assert [line for line in cut.put_back if "serves" in line]
 
 
 @pytest.mark.slow
@@ -134,9 +135,9 @@ def test_an_interrupt_at_any_step_of_any_edit(cutter: Cutter, tmp_path: Path, na
 def check_interrupts(cuts: Sequence[Cut]) -> None:
     assert {cut.error for cut in cuts} <= {"KeyboardInterrupt", None}
     told = [cut.warned[-1] for cut in cuts if cut.error and cut.warned]
-    assert [text for text in told if "holds the old state" in text]
+    assert [text for text in told if "old state" in text]
     assert [text for text in told if "the edit is in place" in text]
-    assert all(text.startswith("interrupted at the step '") for text in told)
+    assert all("interrupted" in text for text in told)
 
 
 def test_where_one_of_two_replicas_fails_it_is_named_and_the_other_is_put_back(cutter: Cutter, tmp_path: Path) -> None:
@@ -146,8 +147,8 @@ def test_where_one_of_two_replicas_fails_it_is_named_and_the_other_is_put_back(c
         cut = cutter.cut(stage, REWEIGH.edit, second, **FAILED)
         check_old(stage, REWEIGH.edit, cut, "the second load of the ensemble")
         assert cut.step == f"load 'ensemble' on {stage.addresses[1][0]}"
-        back = [f"{url} serves the old state" for url, _ in stage.addresses]
-        assert list(cut.put_back) == [*back, *(f"{folder} holds the old state" for folder in stage.folders)]
+        places = [*(url for url, _ in stage.addresses), *stage.folders]
+        assert_each(cut.put_back, *(f"{place} | old state" for place in places))
 
 
 @pytest.mark.slow
@@ -166,7 +167,7 @@ def test_an_answer_that_is_not_numpys_is_no_edit(cutter: Cutter, tmp_path: Path,
         assert cut.error == "EditFailedError"
         assert cut.step.startswith("compare ")
         assert cut.step.endswith("with numpy")
-        assert "probabilities differs by 0.01 from numpy's" in cut.why
+        assert_facts(cut.why, "probabilities | 0.01 | numpy")
 
 
 def test_a_disk_that_stays_full_is_told_and_the_next_command_mends_what_it_left(cutter: Cutter, tmp_path: Path) -> None:
@@ -175,9 +176,9 @@ def test_a_disk_that_stays_full_is_told_and_the_next_command_mends_what_it_left(
         full = next(number for number, step in enumerate(whole.steps, 1) if "history.jsonl" in step)
         cut = cutter.cut(stage, REWEIGH.edit, full, **DISK_FULL, lasts=True)
         assert cut.error == "EditFailedError"
-        assert f"{stage.folders[0]} could NOT be put back" in cut.text
-        assert "the next command tries again" in cut.text
-        assert not [line for line in cut.put_back if "serves the old state" in line]
+        assert_facts(cut.text, f"{stage.folders[0]} | NOT")
+        assert "next command" in cut.text
+        assert not [line for line in cut.put_back if "serves" in line]
         stage.ensembles().show()
         assert "finished" in "\n".join(stage.warned)
         assert history(stage.folders[0]) == ["weight"]

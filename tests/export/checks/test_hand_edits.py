@@ -27,6 +27,7 @@ from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from defensemble_repository.reader import read_config, read_ensemble
 from tests.support import tiny
 from tests.support.broken import content
+from tests.support.facts import raises
 
 
 @pytest.fixture
@@ -44,16 +45,16 @@ def set_parameter(repository: Path, model: str, key: str, value: str) -> None:
 def refused_by_all(repository: Path, told: str) -> None:
     """Both commands that go through all networks refuse, and change nothing."""
     before = content(repository)
-    with pytest.raises((ProfileError, ConfigError), match=told):
+    with raises((ProfileError, ConfigError), told):
         write_profile(repository, "cpu")
-    with pytest.raises((EngineError, ConfigError), match=told):
+    with raises((EngineError, ConfigError), told):
         planned_engines(repository)
     assert content(repository) == before
 
 
 def test_a_network_without_a_version_is_not_passed_over(repository: Path) -> None:
     shutil.rmtree(repository / "alpha/1")
-    refused_by_all(repository, "no version that is served")
+    refused_by_all(repository, "no version | served")
     found = {(one.model, one.profile): one.state for one in profile_states(repository)}
     assert found["alpha", "gpu-tensorrt"] == found["alpha", "cpu"] == "no version that is served"
     assert found["beta", "cpu"] == "not written"
@@ -65,7 +66,7 @@ def test_a_network_without_a_version_is_not_passed_over(repository: Path) -> Non
 @pytest.mark.parametrize("text", ["", 'name: "alpha"\n', "max_batch_size: 8\n"])
 def test_a_configuration_that_says_nothing_is_told(repository: Path, text: str) -> None:
     (repository / "alpha/config.pbtxt").write_text(text)
-    refused_by_all(repository, r"alpha/config\.pbtxt names neither a backend nor a platform")
+    refused_by_all(repository, "alpha/config.pbtxt | backend | platform")
 
 
 def test_folders_that_are_no_models_are_told_and_left_alone(repository: Path) -> None:
@@ -84,20 +85,20 @@ def test_folders_that_are_no_models_are_told_and_left_alone(repository: Path) ->
 
 def test_a_network_whose_configuration_is_gone_is_no_stray_folder(repository: Path) -> None:
     (repository / "alpha/config.pbtxt").unlink()
-    refused_by_all(repository, r"alpha holds no config\.pbtxt")
+    refused_by_all(repository, "alpha | config.pbtxt")
 
 
 @pytest.mark.parametrize("file", ["/etc/passwd", "../1/model.onnx", "..", "."])
 def test_a_model_s_file_is_a_plain_name(repository: Path, file: str) -> None:
     tiny.edit_config(repository, "alpha", default_model_filename=file)
-    refused_by_all(repository, "expected the plain name of a file in the version's folder")
+    refused_by_all(repository, "plain name | version's folder")
 
 
 def test_a_configuration_that_names_another_model_is_refused(repository: Path) -> None:
     tiny.edit_config(repository, "alpha", name="beta")
-    told = r"""says name: "beta", but the folder is called 'alpha'"""
+    told = """name: "beta" | folder | 'alpha'"""
     refused_by_all(repository, told)
-    with pytest.raises(ConfigError, match=told):
+    with raises(ConfigError, told):
         repository_plan(repository, [tiny.member("alpha", 5)], ensemble=None, replace=True)
 
 
@@ -117,19 +118,19 @@ def test_a_plan_is_judged_by_what_its_graph_computes_in(tmp_path: Path, own: str
     (planned,) = planned_engines(repository)
     assert planned.request.precision == (own or "fp32")
     set_parameter(repository, "a", "precision.1", stated)
-    with pytest.raises(EngineError, match=rf"computes in {own or 'fp32'}, and .*config\.pbtxt says precision\.1 '{stated}'"):
+    with raises(EngineError, f"{own or 'fp32'} | config.pbtxt | precision.1 | '{stated}'"):
         planned_engines(repository)
 
 
 @pytest.mark.parametrize(
     ("weights", "told"),
-    [("[1]", "2 votes with the weights .1.: one weight is needed for each vote"), ("[" * 100_000, "2 votes with the weights")],
+    [("[1]", "weights [1]"), ("[" * 100_000, "weights [[[")],
     ids=["too few", "nested"],
 )
 def test_weights_that_do_not_fit_the_votes(repository: Path, weights: str, told: str) -> None:
     (average,) = (path.name for path in repository.glob("average_*"))
     set_parameter(repository, average, "weights", weights)
-    with pytest.raises(EnsembleError, match=told):
+    with raises(EnsembleError, told):
         read_ensemble(repository, "ensemble")
 
 

@@ -16,6 +16,7 @@ from defensemble_export.editing import read_declaration, yaml_from_ensemble
 from defensemble_export.editing.declaration import LARGEST_FILE, ensemble_from_yaml
 from defensemble_repository.ensemble import Ensemble, Vote
 from tests.support.ensembles import ensembles
+from tests.support.facts import raises
 
 MEMBERS = "members:\n  - model: keep0.1\n"
 WHOLE = """\
@@ -72,62 +73,62 @@ def test_weights_are_numbers_as_they_are_usually_written(text: str, weight: floa
 @pytest.mark.parametrize(
     ("text", "line", "told"),
     [
-        ("", None, "file is empty: it needs a name and members"),
-        ("# nothing\n---\n", None, "file is empty"),
-        ("- a\n- b\n", 1, "got a list"),
-        ("ensemble\n", 1, "got ensemble: write 'key: value'"),
-        ("name: e\n", 1, "the file lacks members: add members: ..."),
-        ("{}\n", 1, "the file lacks name and members"),
-        (f"name: e\n{MEMBERS}nmae: f\n", 4, "the file has no key 'nmae', it may have name, average, members; did you mean name?"),
-        (f"name: e\n{MEMBERS}    wieght: 2\n", 4, "a member has no key 'wieght', it may have model, version, weight; did you mean weight?"),
-        (f"name: e\n{MEMBERS}zzz: 2\n", 4, "it may have name, average, members$"),
-        (f"name: e\n{MEMBERS}name: f\n", 4, "name is given twice, first in line 1"),
-        (f"name: e\n{MEMBERS}    model: b\n", 4, "model is given twice, first in line 3"),
-        (f"name: e\n{MEMBERS}<<: {{average: logits}}\n", 4, "no key '<<'"),
-        (f"name: e\n{MEMBERS}? [a]\n: b\n", 4, "a key must be one of name, average, members, got a list"),
-        (f"name: [e]\n{MEMBERS}", 1, "name must be a text, got a list"),
-        (f"name: {{a: b}}\n{MEMBERS}", 1, "name must be a text, got keys with values"),
-        (f"name:\n{MEMBERS}", 1, "got ''"),
-        (f"name: |\n  e\n{MEMBERS}", 1, r"got 'e\\n'"),
-        (f"name: a b\n{MEMBERS}", 1, "got 'a b': choose another"),
+        ("", None, "file | empty | name | members"),
+        ("# nothing\n---\n", None, "file | empty"),
+        ("- a\n- b\n", 1, "list"),
+        ("ensemble\n", 1, "ensemble | 'key: value'"),
+        ("name: e\n", 1, "members: ..."),
+        ("{}\n", 1, "name | members"),
+        (f"name: e\n{MEMBERS}nmae: f\n", 4, "'nmae' | name, average, members | name?"),
+        (f"name: e\n{MEMBERS}    wieght: 2\n", 4, "'wieght' | model, version, weight | weight?"),
+        (f"name: e\n{MEMBERS}zzz: 2\n", 4, "'zzz' | name, average, members"),
+        (f"name: e\n{MEMBERS}name: f\n", 4, "name | twice | line 1"),
+        (f"name: e\n{MEMBERS}    model: b\n", 4, "model | twice | line 3"),
+        (f"name: e\n{MEMBERS}<<: {{average: logits}}\n", 4, "'<<'"),
+        (f"name: e\n{MEMBERS}? [a]\n: b\n", 4, "name, average, members | list"),
+        (f"name: [e]\n{MEMBERS}", 1, "name | list"),
+        (f"name: {{a: b}}\n{MEMBERS}", 1, "name | keys"),
+        (f"name:\n{MEMBERS}", 1, "name | ''"),
+        (f"name: |\n  e\n{MEMBERS}", 1, "name | 'e\\n'"),
+        (f"name: a b\n{MEMBERS}", 1, "name | 'a b'"),
         (f"name: ../e\n{MEMBERS}", 1, "letters, digits"),
-        (f"name: average_e\n{MEMBERS}", 1, "kept for averaging models"),
-        (f"average: mean\nname: e\n{MEMBERS}", 1, "average must be one of probabilities, logits, got 'mean'$"),
-        (f"name: e\naverage: Logit\n{MEMBERS}", 2, "got 'Logit'; did you mean logits?"),
-        (f"name: e\naverage: [logits]\n{MEMBERS}", 2, "average must be a text, got a list"),
-        ("name: e\nmembers:\n", 2, "members must be a list, got nothing"),
-        ("name: e\nmembers: keep0.1\n", 2, "members must be a list, got keep0.1"),
-        ("name: e\nmembers:\n  model: keep0.1\n", 3, "members must be a list, got keys with values"),
-        ("name: e\nmembers: []\n", 2, "has no members"),
-        ("name: e\nmembers:\n  - keep0.1\n", 3, "a member must have the keys model, version, weight, got keep0.1: write 'key: value'"),
-        ("name: e\nmembers:\n  - weight: 1\n", 3, "a member lacks model: add model: ..."),
-        ("name: e\nmembers:\n  - model: a/b\n", 3, "got 'a/b'"),
-        ("name: e\nmembers:\n  - weight: 1\n    model: uncertainty_a\n", 4, "kept for averaging models"),
-        (f"name: keep0.1\n{MEMBERS}", 3, "a member of the same name"),
+        (f"name: average_e\n{MEMBERS}", 1, "average_"),
+        (f"average: mean\nname: e\n{MEMBERS}", 1, "average | probabilities, logits | 'mean'"),
+        (f"name: e\naverage: Logit\n{MEMBERS}", 2, "'Logit' | logits?"),
+        (f"name: e\naverage: [logits]\n{MEMBERS}", 2, "average | list"),
+        ("name: e\nmembers:\n", 2, "members | list | nothing"),
+        ("name: e\nmembers: keep0.1\n", 2, "members | list | keep0.1"),
+        ("name: e\nmembers:\n  model: keep0.1\n", 3, "members | list | keys"),
+        ("name: e\nmembers: []\n", 2, "no members"),
+        ("name: e\nmembers:\n  - keep0.1\n", 3, "model, version, weight | keep0.1 | 'key: value'"),
+        ("name: e\nmembers:\n  - weight: 1\n", 3, "model: ..."),
+        ("name: e\nmembers:\n  - model: a/b\n", 3, "'a/b'"),
+        ("name: e\nmembers:\n  - weight: 1\n    model: uncertainty_a\n", 4, "average_"),
+        (f"name: keep0.1\n{MEMBERS}", 3, "same name"),
         (
             f"name: e\n{MEMBERS}  - model: b\n  - model: keep0.1\n    version: 1\n",
             5,
-            "keep0.1@1 is a member already: give it a larger weight",
+            "keep0.1@1 | already | larger weight",
         ),
-        (f"name: e\n{MEMBERS}    weight: 1\n  - {{model: b, weight: 1e-9}}\n", 3, "the weight of b is less than 1e-07 of all"),
+        (f"name: e\n{MEMBERS}    weight: 1\n  - {{model: b, weight: 1e-9}}\n", 3, "b | 1e-07"),
         (f"name: &n e\n{MEMBERS}", 1, "anchors"),
         (f"name: e\naverage: *n\n{MEMBERS}", 2, "aliases"),
         (f"name: !!str e\n{MEMBERS}", 1, "tags"),
         (f"name: !!python/object/apply:os.system [ls]\n{MEMBERS}", 1, "tags"),
         (f"name: ! e\n{MEMBERS}", 1, "tags"),
-        (f"name: e\n{MEMBERS}---\nname: f\n", 4, "but found another document"),
-        (f"name: e\n{MEMBERS}\tweight: 2\n", 4, "indent with spaces, not tabs$"),
-        ("name: e\nmembers:\n - model: a\n   weight: [1\n", 5, "cannot be read as YAML: while parsing a flow sequence"),
-        (f"name: 'e\n{MEMBERS}", 4, "cannot be read as YAML: while scanning a quoted scalar"),
-        (f"name: e\x00\n{MEMBERS}", 1, r"it holds the character '\\x00'"),
-        (f"name: e\naverage: \x1b\n{MEMBERS}", 2, r"it holds the character '\\x1b'"),
-        (f'name: "\\U7fffffff"\n{MEMBERS}', 1, "cannot be read as YAML"),
-        (f"name: {'[' * 3000}", 1, "nested too deep"),
-        ("%YAML 3.0\n---\nname: e\n", 1, "cannot be read as YAML"),
+        (f"name: e\n{MEMBERS}---\nname: f\n", 4, "another document"),
+        (f"name: e\n{MEMBERS}\tweight: 2\n", 4, "spaces | tabs"),
+        ("name: e\nmembers:\n - model: a\n   weight: [1\n", 5, "YAML | flow sequence"),
+        (f"name: 'e\n{MEMBERS}", 4, "YAML | quoted scalar"),
+        (f"name: e\x00\n{MEMBERS}", 1, "'\\x00'"),
+        (f"name: e\naverage: \x1b\n{MEMBERS}", 2, "'\\x1b'"),
+        (f'name: "\\U7fffffff"\n{MEMBERS}', 1, "YAML"),
+        (f"name: {'[' * 3000}", 1, "too deep"),
+        ("%YAML 3.0\n---\nname: e\n", 1, "YAML"),
     ],
 )
 def test_what_declares_no_ensemble_is_told_with_its_line(text: str, line: int | None, told: str) -> None:
-    with pytest.raises(DeclarationError, match=told) as caught:
+    with raises(DeclarationError, told) as caught:
         ensemble_from_yaml(text, "file")
     assert str(caught.value).startswith("file" if line is None else f"file:{line}: "), caught.value
     assert isinstance(caught.value, ExportError)
@@ -137,7 +138,7 @@ def test_what_declares_no_ensemble_is_told_with_its_line(text: str, line: int | 
     "version", ["true", "1.5", "'1'", "~", "", "[1]", "{}", "01", "0x1", "1_0", "1:30", "-1", "0", "9" * 19, "9" * 5000, "one"]
 )
 def test_a_version_is_a_whole_number_that_is_there(version: str) -> None:
-    with pytest.raises(DeclarationError, match=r"^file:4: version must be a whole number from 1 to 9223372036854775807, got "):
+    with raises(DeclarationError, "file:4: | version | 9223372036854775807"):
         ensemble_from_yaml(f"name: e\n{MEMBERS}    version: {version}\n", "file")
 
 
@@ -145,13 +146,13 @@ def test_a_version_is_a_whole_number_that_is_there(version: str) -> None:
     "weight", ["true", "yes", "'1'", '"2.0"', "~", "", "[1]", "{a: 1}", "heavy", "01", "0x1", "1_0", "1:30", "1,5", "infinity", "1e"]
 )
 def test_a_weight_is_a_number(weight: str) -> None:
-    with pytest.raises(DeclarationError, match=r"^file:4: weight must be a number above 0, such as 1 or 0.25, got "):
+    with raises(DeclarationError, "file:4: | weight | above 0"):
         ensemble_from_yaml(f"name: e\n{MEMBERS}    weight: {weight}\n", "file")
 
 
 @pytest.mark.parametrize("weight", [".inf", "-.INF", ".NaN", "0", "0.0", "-1", "1e999", "1e-999"])
 def test_a_weight_that_an_ensemble_refuses_is_told_with_its_line(weight: str) -> None:
-    with pytest.raises(DeclarationError, match=r"^file:4: weight of 'keep0.1' must be finite and above 0") as caught:
+    with raises(DeclarationError, "file:4: | 'keep0.1' | above 0") as caught:
         ensemble_from_yaml(f"name: e\n{MEMBERS}    weight: {weight}\n", "file")
     assert isinstance(caught.value.__cause__, EnsembleError)
 
@@ -175,22 +176,22 @@ def test_a_file_may_have_a_mark_or_the_line_ends_of_another_system(tmp_path: Pat
         path.write_bytes(content)
         assert read_declaration(path) == ensemble_from_yaml(WHOLE, "file")
     path.write_bytes(WHOLE.replace("\n", "\r\n").replace("weight: 0.5", "weight: no").encode())
-    with pytest.raises(DeclarationError, match=rf"^{path}:9: weight must be"):
+    with raises(DeclarationError, f"{path}:9: | weight"):
         read_declaration(path)
 
 
 def test_a_file_that_is_no_text_or_too_large_or_not_to_be_read_is_told(tmp_path: Path) -> None:
     path = tmp_path / "ensemble.yaml"
     path.write_bytes(b"name: e\nmembers: \xff\n")
-    with pytest.raises(DeclarationError, match=rf"^{path}:2: byte 17 is not UTF-8"):
+    with raises(DeclarationError, f"{path}:2: | byte 17 | UTF-8"):
         read_declaration(path)
     path.write_bytes(WHOLE.encode("utf-16"))
-    with pytest.raises(DeclarationError, match=rf"^{path}:1: byte 0 is not UTF-8"):
+    with raises(DeclarationError, f"{path}:1: | byte 0 | UTF-8"):
         read_declaration(path)
     path.write_bytes(WHOLE.encode() + b"#" * (LARGEST_FILE - len(WHOLE)))
     assert read_declaration(path).name == "ensemble"
     path.write_bytes(path.read_bytes() + b"#")
-    with pytest.raises(OSError, match="more than 1048576 bytes"):
+    with pytest.raises(OSError, match="1048576 bytes"):
         read_declaration(path)
     with pytest.raises(FileNotFoundError):
         read_declaration(tmp_path / "none.yaml")

@@ -28,6 +28,7 @@ from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from defensemble_repository.view import RepositoryView
 from tests.support import tiny
 from tests.support.ensembles import ensembles
+from tests.support.facts import assert_facts, raises
 from tests.support.killing import killed_at_each_rename
 
 TIME = "2026-01-31T12:00:00+00:00"
@@ -153,10 +154,10 @@ def test_a_line_that_is_no_edit_is_told_with_its_number(tmp_path: Path, line: by
     append_edit(tmp_path, edit(1))
     path = tmp_path / HISTORY_FILE
     path.write_bytes(path.read_bytes() + b"\n" + line + b"\n" + path.read_bytes())
-    with pytest.raises(HistoryError, match=told) as caught:
+    with raises(HistoryError, told) as caught:
         read_history(tmp_path)
-    assert str(caught.value).startswith(f"{path}:3: the history is damaged: ")
-    assert "move the file away, which begins a new history: nothing that serves depends on it" in str(caught.value)
+    assert_facts(str(caught.value), f"{path}:3:")
+    assert "new history" in str(caught.value)
     assert isinstance(caught.value, ExportError)
 
 
@@ -203,7 +204,7 @@ def test_a_value_that_no_edit_has_is_told(tmp_path: Path, place: tuple[str, ...]
         holder = holder[key]
     holder[place[-1]] = value
     (tmp_path / HISTORY_FILE).write_text(json.dumps(values) + "\n")
-    with pytest.raises(HistoryError, match=rf"{HISTORY_FILE}:1: the history is damaged"):
+    with raises(HistoryError, f"{HISTORY_FILE}:1:"):
         read_history(tmp_path)
 
 
@@ -242,7 +243,7 @@ def test_a_message_may_be_left_out_by_hand(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("other", [{"id": "A" * 12}, {"time": "2026"}, {"action": "addition"}, {"ensemble": "other"}])
 def test_an_edit_that_could_not_be_read_again_is_not_made(other: dict[str, str]) -> None:
-    with pytest.raises(HistoryError, match=next(iter(other)) if "ensemble" not in other else "cannot hold the state of 'ensemble'"):
+    with pytest.raises(HistoryError, match=next(iter(other)) if "ensemble" not in other else "'ensemble'"):
         edit(1, **other)
 
 
@@ -366,10 +367,10 @@ def test_what_is_no_ensemble_of_ours_has_no_snapshot(tmp_path: Path) -> None:
     config = config_from_pbtxt(path.read_text(), "ensemble")
     config.output[0].dims[:] = [3, 1]
     path.write_bytes(pbtxt_from_config(config))
-    with pytest.raises(EnsembleError, match=r"ensemble/config.pbtxt gives probabilities with the dims \[\[3, 1\]\], expected"):
+    with raises(EnsembleError, "ensemble/config.pbtxt | probabilities | [[3, 1]]"):
         snapshot_of(files, "ensemble")
     path.write_text("nonsense {")
-    with pytest.raises(ConfigError, match="not a valid model configuration"):
+    with pytest.raises(ConfigError, match="configuration"):
         snapshot_of(files, "ensemble")
 
 

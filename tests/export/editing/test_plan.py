@@ -34,6 +34,7 @@ from defensemble_repository.reader import read_config, read_ensemble
 from defensemble_repository.transaction import remove_files
 from defensemble_repository.view import RepositoryView
 from tests.support import tiny
+from tests.support.facts import raises
 
 A, B, C, B2 = Vote("alpha"), Vote("beta"), Vote("gamma"), Vote("beta", 2)
 SEEDS = {"alpha@1": 1, "beta@1": 2, "beta@2": 22, "gamma@1": 3}
@@ -165,7 +166,7 @@ def test_a_new_ensemble_takes_what_all_of_its_members_take_and_the_names_of_the_
 def test_a_batch_that_cannot_be_is_refused(repository: Path) -> None:
     for batch in (0, 4097):
         tiny.edit_config(repository, "gamma", max_batch_size=batch)
-        with pytest.raises(RepositoryError, match=f"max_batch_size in .*gamma/config.pbtxt must be 1 to 4096, got {batch}"):
+        with raises(RepositoryError, f"max_batch_size | gamma/config.pbtxt | 1 to 4096 | {batch}"):
             plan_creation(repository, Ensemble("canary", (A, C)))
 
 
@@ -215,15 +216,15 @@ def test_two_ensembles_of_the_same_votes_have_one_average(repository: Path) -> N
 
 
 def test_what_cannot_be_planned_is_refused(repository: Path) -> None:
-    with pytest.raises(ExistsError, match=r"ensemble exists already: choose another name, or edit what is there"):
+    with raises(ExistsError, "ensemble | already"):
         plan_creation(repository, Ensemble("ensemble", (A,)))
-    with pytest.raises(EnsembleError, match="alpha is not an ensemble: name one"):
+    with raises(EnsembleError, "alpha | not an ensemble"):
         plan_deletion(repository, "alpha")
-    with pytest.raises(ConfigError, match=r"canary/config.pbtxt is not there"):
+    with pytest.raises(ConfigError, match=r"canary/config\.pbtxt"):
         plan_deletion(repository, "canary")
-    with pytest.raises(EnsembleError, match="holds no network delta, epsilon, it holds alpha, beta, gamma: name one, or export it first"):
+    with raises(EnsembleError, "delta, epsilon | alpha, beta, gamma"):
         plan_ensemble(repository, Ensemble("ensemble", (A, Vote("delta"), Vote("epsilon"))))
-    with pytest.raises(EnsembleError, match="alpha is not an ensemble"):
+    with raises(EnsembleError, "alpha | not an ensemble"):
         plan_ensemble(repository, Ensemble("alpha", (B,)))
 
 
@@ -266,9 +267,7 @@ def test_a_snapshot_of_a_version_that_is_gone_is_refused(repository: Path) -> No
     change(repository, Ensemble("ensemble", (A, B2)))
     snapshot = snapshot_of(RepositoryView(repository), "ensemble")
     shutil.rmtree(repository / "beta/2")
-    with pytest.raises(
-        EnsembleError, match=r"beta@2, which voted in 'ensemble' then, is not in .* any more: export it again, or go back less far"
-    ):
+    with raises(EnsembleError, "beta@2 | 'ensemble' | export it again"):
         plan_snapshot(repository, "ensemble", snapshot)
 
 

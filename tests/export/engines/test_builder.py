@@ -20,6 +20,7 @@ from defensemble_export.engines.timing_cache import default_timing_cache
 from defensemble_repository.errors import RepositoryError
 from defensemble_repository.plan_manifest import Profile, read_manifest
 from tests.support import tiny
+from tests.support.facts import assert_facts, raises
 from tests.support.fake_tensorrt import GPU, MARK, VERSION, FakeTensorRT, ParserError, Severity, install_gpu, install_tensorrt
 
 TARGET = Target(VERSION, *GPU)
@@ -73,17 +74,17 @@ def test_precision_is_in_the_graph_and_changes_no_call(precision: str) -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"max_batch_size": 0}, "max_batch_size must be 1 to 4096, got 0"),
-        ({"max_batch_size": 8, "opt_batch": 9}, "min <= opt <= max, got 1, 9 and 8"),
-        ({"max_batch_size": 8, "min_batch": 9}, "min <= opt <= max, got 9, 8 and 8"),
+        ({"max_batch_size": 0}, "max_batch_size | 1 to 4096 | 0"),
+        ({"max_batch_size": 8, "opt_batch": 9}, "min <= opt <= max | 1, 9 and 8"),
+        ({"max_batch_size": 8, "min_batch": 9}, "min <= opt <= max | 9, 8 and 8"),
         ({"max_batch_size": 8, "min_batch": 0}, "above 0"),
-        ({"max_batch_size": 8, "precision": "fp8"}, "precision must be one of fp32, fp16, int8, got 'fp8'"),
-        ({"max_batch_size": 8, "builder_level": 6}, r"level must be 0 .* to 5 .*, got 6"),
-        ({"max_batch_size": 8, "workspace_bytes": 0}, "workspace must be at least 1 byte, got 0"),
+        ({"max_batch_size": 8, "precision": "fp8"}, "precision | fp32, fp16, int8 | 'fp8'"),
+        ({"max_batch_size": 8, "builder_level": 6}, "level | 5 | 6"),
+        ({"max_batch_size": 8, "workspace_bytes": 0}, "workspace | 1 byte | 0"),
     ],
 )
 def test_numbers_out_of_their_range(options: dict[str, Any], told: str) -> None:
-    with pytest.raises(RepositoryError, match=told):
+    with raises(RepositoryError, told):
         BuildRequest((3, 32, 32), **options)
 
 
@@ -157,7 +158,7 @@ def test_timings_of_another_tensorrt_are_begun_afresh_with_a_word(
     cache.write_bytes(content)
     engine_from_onnx(graph, tmp_path / "model.plan", max_batch_size=8, timing_cache=cache)
     assert cache.read_bytes() == b"10.13.3.9|conv"
-    assert f"{cache} is of another TensorRT or GPU, or damaged: this build begins it afresh" in caplog.text
+    assert_facts(caplog.text, f"{cache} | TensorRT | GPU | damaged")
 
 
 def test_each_tensorrt_and_gpu_has_a_file_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -169,7 +170,7 @@ def test_every_error_of_the_parser_is_told_with_its_node(fake: FakeTensorRT, gra
     fake.parser_errors = [ParserError("conv1", "Conv", "no weights"), ParserError("fc", "Gemm", "no bias")]
     with pytest.raises(EngineError) as raised:
         engine_from_onnx(graph, tmp_path / "model.plan", max_batch_size=8)
-    assert str(raised.value) == f"TensorRT cannot read {graph}:\n  node 'conv1' (Conv): no weights\n  node 'fc' (Gemm): no bias"
+    assert_facts(str(raised.value), f"{graph} | 'conv1' (Conv) | no weights | 'fc' (Gemm) | no bias")
     assert not list(tmp_path.glob("*.plan*"))
 
 
@@ -178,8 +179,8 @@ def test_no_plan_says_what_tensorrt_said(fake: FakeTensorRT, graph: Path, tmp_pa
     fake.says = [(Severity.VERBOSE, "timing"), (Severity.WARNING, "slow"), (Severity.ERROR, "requested 9 GiB, out of memory")]
     with caplog.at_level(logging.DEBUG, "defensemble_export.tensorrt"), pytest.raises(EngineError) as raised:
         engine_from_onnx(graph, tmp_path / "model.plan", max_batch_size=8)
-    assert f"TensorRT built no plan of {graph}. It said: requested 9 GiB, out of memory" in str(raised.value)
-    assert "lower max_batch_size, or limit the workspace (--workspace)" in str(raised.value)
+    assert_facts(str(raised.value), f"{graph} | requested 9 GiB, out of memory")
+    assert_facts(str(raised.value), "max_batch_size | --workspace")
     assert [(record.levelname, record.message) for record in caplog.records] == [
         ("DEBUG", "timing"),
         ("WARNING", "slow"),
@@ -190,13 +191,13 @@ def test_no_plan_says_what_tensorrt_said(fake: FakeTensorRT, graph: Path, tmp_pa
 
 def test_a_profile_that_tensorrt_refuses(fake: FakeTensorRT, graph: Path, tmp_path: Path) -> None:
     fake.added = -1
-    with pytest.raises(EngineError, match=r"TensorRT refuses the profile Profile\(min=\(1, 1, 4, 4\)"):
+    with pytest.raises(EngineError, match=r"Profile\(min=\(1, 1, 4, 4\)"):
         engine_from_onnx(graph, tmp_path / "model.plan", max_batch_size=8)
 
 
 def test_a_tensorrt_that_lacks_a_name_is_told_and_no_traceback(fake: FakeTensorRT, graph: Path, tmp_path: Path) -> None:
     del sys.modules["tensorrt"].MemoryPoolType
-    with pytest.raises(EngineError, match=f"TensorRT {VERSION} cannot build a plan of .*MemoryPoolType"):
+    with raises(EngineError, f"TensorRT {VERSION} | MemoryPoolType"):
         engine_from_onnx(graph, tmp_path / "model.plan", max_batch_size=8, workspace_bytes=1)
 
 
@@ -215,7 +216,7 @@ def test_ctrl_c_in_a_callback_ends_the_build_and_is_raised_after_it(fake: FakeTe
 
 
 def test_a_place_that_cannot_be_written_is_named(fake: FakeTensorRT, graph: Path, tmp_path: Path) -> None:
-    with pytest.raises(OSError, match=r"No such file or directory: '.*none/model\.plan'"):
+    with raises(OSError, "none/model.plan | No such file"):
         engine_from_onnx(graph, tmp_path / "none" / "model.plan", max_batch_size=8)
 
 
@@ -231,24 +232,24 @@ def other_graph(shape: list[Any], name: str = "images", element: int = TensorPro
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b"no graph", "here is no ONNX file, or is damaged"),
+        (b"no graph", "ONNX file | damaged"),
         (
             other_graph(["n", 3, 4, 4], name="x"),
-            r"must take one input, 'images' FLOAT \[N,C,H,W\].*its inputs are x of FLOAT \['n', 3, 4, 4\]",
+            "'images' FLOAT [N,C,H,W] | x of FLOAT ['n', 3, 4, 4]",
         ),
-        (other_graph(["n", 3, 4, 4], element=TensorProto.FLOAT16), r"its inputs are images of FLOAT16"),
-        (other_graph(["n", 3, "h", "w"]), "with known C, H and W"),
-        (other_graph(["n", 3]), "with known C, H and W"),
-        (other_graph([2, 3, 4, 4]), "here takes 2 images and no other number, max_batch_size is 8: make them equal"),
+        (other_graph(["n", 3, 4, 4], element=TensorProto.FLOAT16), "images of FLOAT16"),
+        (other_graph(["n", 3, "h", "w"]), "C, H and W"),
+        (other_graph(["n", 3]), "C, H and W"),
+        (other_graph([2, 3, 4, 4]), "2 images | max_batch_size | 8"),
         (
             other_graph(["n", 3, 4, 4], operator="Det"),
-            r"not documented to read \(the list of 10.15, onnx/onnx-tensorrt.*\n  node 'first' \(Det\)",
+            "10.15 | onnx/onnx-tensorrt | 'first' (Det)",
         ),
     ],
 )
 def test_a_graph_that_cannot_be_built_is_refused_before_tensorrt_is_asked(content: bytes, told: str) -> None:
     assert "tensorrt" not in sys.modules
-    with pytest.raises(EngineError, match=told):
+    with raises(EngineError, told):
         request_from_onnx(content, "here", max_batch_size=8)
 
 
@@ -257,12 +258,12 @@ def test_a_graph_of_one_batch_alone_gets_a_profile_of_it() -> None:
     assert request.profile == Profile((8, 3, 4, 4), (8, 3, 4, 4), (8, 3, 4, 4))
 
 
-CONTAINER = r"docker compose --profile gpu run --rm engines \(nvcr.io/nvidia/tensorrt:26.07-py3\).*make install GPU=1"
+CONTAINER = "docker compose --profile gpu run --rm engines | nvcr.io/nvidia/tensorrt:26.07-py3 | make install GPU=1"
 
 
 def test_tensorrt_missing_names_the_command_and_the_container(graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(EngineError, match=f"TensorRT's Python package is not installed: .*{CONTAINER}"):
+    with raises(EngineError, f"Python package | not installed | {CONTAINER}"):
         engine_from_onnx(graph, tmp_path / "model.plan", max_batch_size=8)
 
 
@@ -271,7 +272,7 @@ def test_tensorrt_without_its_libraries(graph: Path, tmp_path: Path, monkeypatch
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("raise ImportError('libnvinfer.so.10: cannot open shared object file')\n")
     monkeypatch.syspath_prepend(package.parent)
-    with pytest.raises(EngineError, match=f"installed, but cannot be loaded: libnvinfer.so.10: cannot open.*{CONTAINER}"):
+    with raises(EngineError, f"installed | libnvinfer.so.10: cannot open | {CONTAINER}"):
         engine_from_onnx(graph, tmp_path / "model.plan", max_batch_size=8)
 
 
@@ -279,7 +280,7 @@ def test_tensorrt_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
     old: Any = types.ModuleType("tensorrt")
     old.__version__ = "8.6.1.6"
     monkeypatch.setitem(sys.modules, "tensorrt", old)
-    with pytest.raises(EngineError, match=r"TensorRT 8\.6\.1\.6 is installed, expected 10\.13 or newer"):
+    with raises(EngineError, "TensorRT 8.6.1.6 | 10.13"):
         find_target()
 
 
@@ -292,9 +293,7 @@ def test_the_target_is_what_nvidia_smi_lists(fake: FakeTensorRT, monkeypatch: py
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     assert find_target() == TARGET, "of the GPU that is chosen alone"
     install_gpu(monkeypatch, tmp_path, GPU, ("Tesla T4", "7.5", "570.124.06"))
-    with pytest.raises(
-        EngineError, match=r"GPUs of several kinds \(NVIDIA H100.*Tesla T4 \(compute capability 7.5\)\).*CUDA_VISIBLE_DEVICES=N"
-    ):
+    with raises(EngineError, "several kinds | NVIDIA H100 | Tesla T4 (compute capability 7.5) | CUDA_VISIBLE_DEVICES"):
         find_target()
 
 
@@ -308,7 +307,7 @@ def test_the_target_is_what_nvidia_smi_lists(fake: FakeTensorRT, monkeypatch: py
 )
 def test_no_gpu(fake: FakeTensorRT, tmp_path: Path, script: str, told: str) -> None:
     (tmp_path / "driver/nvidia-smi").write_text(f"#!/bin/sh\n{script}\n")
-    with pytest.raises(EngineError, match=told):
+    with raises(EngineError, told):
         find_target()
 
 
@@ -326,7 +325,7 @@ def test_a_precision_that_the_gpu_cannot_run_is_refused_before_the_build(
     fake: FakeTensorRT, graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install_gpu(monkeypatch, tmp_path, ("Tesla V100-SXM2-16GB", "7.0", "570.124.06"))
-    with pytest.raises(EngineError, match=r"cannot run int8, nor anything else, on Tesla V100.* is 7.0, needed is 7.5 \(Turing\) or newer"):
+    with raises(EngineError, "int8 | Tesla V100 | 7.0 | 7.5"):
         engine_from_onnx(graph, tmp_path / "model.plan", max_batch_size=8, precision="int8")
     assert fake.calls == []
 
@@ -334,6 +333,6 @@ def test_a_precision_that_the_gpu_cannot_run_is_refused_before_the_build(
 def test_hardware_compatible_from_ampere_on() -> None:
     turing = Target(VERSION, "Tesla T4", "7.5", "1")
     check_target(turing, "int8", hardware_compatible=False)
-    with pytest.raises(EngineError, match=r"8.0 \(Ampere\) or newer, and must be built on one; Tesla T4 has 7.5: leave out"):
+    with raises(EngineError, "8.0 (Ampere) | Tesla T4 | 7.5"):
         check_target(turing, "fp32", hardware_compatible=True)
     check_target(TARGET, "fp32", hardware_compatible=True)

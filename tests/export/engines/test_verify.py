@@ -13,6 +13,7 @@ from defensemble_export.engines.verify import Answers, Array, compared, onnx_run
 from defensemble_repository.ensemble import Ensemble, Vote
 from defensemble_repository.plan_manifest import Profile
 from tests.support import tiny
+from tests.support.facts import assert_facts, raises
 from tests.support.fake_tensorrt import MARK, install_runner
 
 PROFILE = Profile((1, *tiny.SHAPE), (4, *tiny.SHAPE), (8, *tiny.SHAPE))
@@ -48,7 +49,7 @@ def test_a_plan_that_answers_alike_is_told_how_far() -> None:
     assert found.logits is not None
     largest = np.abs(exact(IMAGES)["logits"]).max()
     assert found.logits == pytest.approx(4e-6 / max(1.0, largest), rel=0.2)
-    assert str(found).startswith("100.00% of 53 images get the same class, probabilities within ")
+    assert_facts(str(found), "100.00% | 53 images")
 
 
 @pytest.mark.parametrize(
@@ -78,7 +79,7 @@ def test_each_precision_has_its_own_tolerance() -> None:
     ],
 )
 def test_other_outputs(answer: Answers, told: str) -> None:
-    with pytest.raises(EngineError, match=told):
+    with raises(EngineError, told):
         compared(answer, exact, IMAGES, profile=PROFILE, precision="fp32")
 
 
@@ -112,8 +113,8 @@ def test_a_plan_that_cannot_be_loaded_and_a_runner_that_is_missing(tmp_path: Pat
         verify_plan(tmp_path / "model.plan", tmp_path / "model.onnx", IMAGES, profile=PROFILE, precision="fp32")
 
     install_runner(monkeypatch)
-    with pytest.raises(EngineError, match="the plan cannot be loaded on this GPU: could not deserialize engine"):
+    with pytest.raises(EngineError, match="could not deserialize engine"):
         verify()
     monkeypatch.setitem(sys.modules, "polygraphy.backend.trt", None)
-    with pytest.raises(EngineError, match=r"through Polygraphy, which cannot be imported: .*pip install polygraphy.*--no-compare"):
+    with raises(EngineError, "Polygraphy | pip install polygraphy | --no-compare"):
         verify()

@@ -20,6 +20,7 @@ from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from defensemble_repository.reader import ensemble_from_configs, read_ensemble
 from defensemble_server import read_repository
 from tests.support import tiny
+from tests.support.facts import raises
 from tests.support.tiny import member
 
 
@@ -136,21 +137,19 @@ def _average_elsewhere(config: schema.ModelConfig) -> None:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (_rewire, "its steps are wired otherwise than an export wires them"),
-        (_follow_the_newest, "version of 'a' must be 1 or more, got -1"),
-        (_add_a_step, "its steps are wired otherwise"),
-        (_leave_a_vote_out, r"2 votes with the weights \[1\.0, 3\.0, 1\.0\]"),
+        (_rewire, "wired"),
+        (_follow_the_newest, "'a' | -1"),
+        (_add_a_step, "wired"),
+        (_leave_a_vote_out, "[1.0, 3.0, 1.0]"),
         (
             _average_elsewhere,
-            "the step that gives its probabilities, 'mine', must be a model of this repository whose parameters say average",
+            "'mine' | average",
         ),
     ],
 )
 def test_an_ensemble_of_somebody_else_is_refused(repository: Path, change: Callable[[schema.ModelConfig], None], text: str) -> None:
     edit(repository / "ensemble/config.pbtxt", change)
-    with pytest.raises(
-        EnsembleError, match=f"^ensemble 'ensemble' is not wired as .* cannot be edited: .*{text}.*; .*`defensemble ensemble apply FILE`"
-    ):
+    with raises(EnsembleError, f"'ensemble' | {text} | `defensemble ensemble apply FILE`"):
         repository_plan(repository, [member("d")], replace=True)
     assert repository_plan(repository, [member("d")], ensemble="other"), "another ensemble is no matter of this one"
 
@@ -163,7 +162,7 @@ def test_weights_that_cannot_be_read_are_refused(repository: Path, weights: str)
         config.parameters["weights"].string_value = weights
 
     edit(average, break_weights)
-    with pytest.raises(EnsembleError, match=r"3 votes with the weights .*; .*`defensemble ensemble apply FILE`, or name another"):
+    with raises(EnsembleError, "weights | `defensemble ensemble apply FILE`"):
         repository_plan(repository, [member("d")], replace=True)
 
 
@@ -171,35 +170,33 @@ def test_a_member_that_votes_twice_is_not_replaced_by_guess(repository: Path) ->
     twice = Ensemble("ensemble", (Vote("a", 1), Vote("a", 2), Vote("b")))
     assert twice.extended({"b": 2, "c": 1}, {}).members == (Vote("a", 1), Vote("a", 2), Vote("b", 2), Vote("c"))
     for versions, weights in (({"a": 3}, {}), ({"b": 2}, {"a": 2.0})):
-        with pytest.raises(EnsembleError, match="lets a vote at several versions: which one is meant is not clear"):
+        with pytest.raises(EnsembleError, match="several versions"):
             twice.extended(versions, weights)
 
 
 def test_members_that_are_there_must_fit_the_new_ones(repository: Path) -> None:
-    with pytest.raises(EnsembleError, match=r"'a' takes and gives \[\[1, 4, 4\], \[3\]\], 'd' \[\[1, 2, 8\], \[3\]\]"):
+    with raises(EnsembleError, "'a' | [[1, 4, 4], [3]] | 'd' | [[1, 2, 8], [3]]"):
         repository_plan(repository, [member("d", input_shape=(1, 2, 8))], replace=True)
-    with pytest.raises(EnsembleError, match=r"class names in .*/a/labels\.txt differ from those of 'd': choose another --ensemble name"):
+    with raises(EnsembleError, "class names | /a/labels.txt | 'd' | --ensemble"):
         repository_plan(repository, [member("d", class_names=("x", "y", "z"))], replace=True)
 
 
 def test_a_member_that_is_gone_is_named_before_the_slow_work(repository: Path) -> None:
     (repository / "b").rename(repository.parent / "b")
-    with pytest.raises(EnsembleError, match=r"^'ensemble' lets b vote, which .*/repository lacks: put it back, or choose another"):
+    with raises(EnsembleError, "'ensemble' | b | /repository"):
         check_request(repository, ["d"], "ensemble", average=None, weights={}, max_batch_size=None, replace=True)
 
 
 def test_a_batch_size_that_a_configuration_does_not_take_up_is_refused(repository: Path) -> None:
     edit(repository / "a/config.pbtxt", lambda config: setattr(config, "max_batch_size", 16))
-    with pytest.raises(
-        RepositoryError, match=r"/a/config\.pbtxt says max_batch_size 16, and --max-batch-size says 32: .* leave the option out"
-    ):
+    with raises(RepositoryError, "/a/config.pbtxt | 16 | --max-batch-size | 32"):
         repository_plan(repository, [member("a", 9)], ensemble=None, max_batch_size=32, replace=True)
     assert repository_plan(repository, [member("a", 9)], ensemble=None, max_batch_size=16, replace=True)
-    with pytest.raises(RepositoryError, match=r"/ensemble/config\.pbtxt says max_batch_size 32, and --max-batch-size says 128"):
+    with raises(RepositoryError, "/ensemble/config.pbtxt | 32 | --max-batch-size | 128"):
         repository_plan(repository, [member("d")], max_batch_size=128, replace=True)
     for there in (0, 5000):
         edit(repository / "a/config.pbtxt", lambda config, there=there: setattr(config, "max_batch_size", there))  # type: ignore[misc]
-        with pytest.raises(RepositoryError, match=rf"max_batch_size in .*/a/config\.pbtxt must be 1 to 4096, got {there}"):
+        with raises(RepositoryError, f"max_batch_size | /a/config.pbtxt | 1 to 4096 | {there}"):
             repository_plan(repository, [member("a", 9)], ensemble=None, replace=True)
 
 
@@ -219,5 +216,5 @@ def test_members_are_verified_at_what_their_configurations_will_say(repository: 
 def test_a_version_that_triton_does_not_count_to_is_named(tmp_path: Path) -> None:
     repository = tiny.write_repository(tmp_path / "repository")
     (repository / "alpha" / str(2**63 - 1)).mkdir()
-    with pytest.raises(RepositoryError, match=r"/alpha/9223372036854775807: Triton counts versions up to 9223372036854775807; rename"):
+    with pytest.raises(RepositoryError, match="/alpha/9223372036854775807"):
         repository_plan(repository, [tiny.member("alpha", 3)], replace=True)

@@ -13,6 +13,7 @@ from defensemble_export import EnsembleError, ExistsError, repository_plan, writ
 from defensemble_repository.errors import ConfigError, RepositoryError
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from tests.support import tiny
+from tests.support.facts import raises
 from tests.support.tiny import member
 
 
@@ -65,13 +66,13 @@ def test_the_plan_of_a_new_repository(tmp_path: Path) -> None:
 
 def test_existing_entries_are_refused_unless_replaced(tmp_path: Path) -> None:
     write_plan(tmp_path, repository_plan(tmp_path, [member("a"), member("b")]))
-    with pytest.raises(ExistsError, match=r"a exists already: choose another name \(--as NAME, or another file name\), or pass --replace"):
+    with raises(ExistsError, "/a | already | --as NAME | --replace"):
         repository_plan(tmp_path, [member("a")], ensemble=None)
-    with pytest.raises(ExistsError, match=r"ensemble .* exists already"):
+    with raises(ExistsError, "ensemble | already"):
         repository_plan(tmp_path, [member("c")])
-    with pytest.raises(ExistsError, match="is an ensemble, and cannot become a member"):
+    with pytest.raises(ExistsError, match="is an ensemble"):
         repository_plan(tmp_path, [member("ensemble")], ensemble=None, replace=True)
-    with pytest.raises(ExistsError, match="is not an ensemble"):
+    with pytest.raises(ExistsError, match="not an ensemble"):
         repository_plan(tmp_path, [member("c")], ensemble="a", replace=True)
 
 
@@ -107,9 +108,9 @@ def test_replace_adds_the_next_version_and_keeps_hand_edits(tmp_path: Path) -> N
 
 def test_a_new_version_must_fit_the_old_interface(tmp_path: Path) -> None:
     write_plan(tmp_path, repository_plan(tmp_path, [member("a")], ensemble=None))
-    with pytest.raises(ExistsError, match="export it under another name"):
+    with pytest.raises(ExistsError, match="another name"):
         repository_plan(tmp_path, [member("a", num_classes=2, class_names=("x", "y"))], ensemble=None, replace=True)
-    with pytest.raises(ExistsError, match=r"class names in .* differ"):
+    with pytest.raises(ExistsError, match="class names"):
         repository_plan(tmp_path, [member("a", class_names=("x", "y", "z"))], ensemble=None, replace=True)
 
 
@@ -126,38 +127,38 @@ def test_the_same_averaging_model_is_not_written_twice(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("call", "error", "text"),
     [
-        (lambda r: repository_plan(r, [member("a"), member("a")]), EnsembleError, "given twice"),
+        (lambda r: repository_plan(r, [member("a"), member("a")]), EnsembleError, "twice"),
         (
             lambda r: repository_plan(r, [member("a")], weights={"z": 1.0}),
             EnsembleError,
-            "weight is given for z, which does not vote in 'ensemble': a do",
+            "z | 'ensemble' | a",
         ),
-        (lambda r: repository_plan(r, [member("a")], max_batch_size=0), RepositoryError, "1 to 4096, got 0"),
-        (lambda r: repository_plan(r, [member("a"), member("b", input_shape=(1, 2, 8))]), EnsembleError, "share their input shape"),
-        (lambda r: repository_plan(r, [member("a"), member("b", class_names=("x", "y", "z"))]), EnsembleError, "share their class names"),
-        (lambda r: member("a", class_names=("x",)), RepositoryError, "3 classes, but 1 class names"),
-        (lambda r: member("a", class_names=("x", "y\n", "z")), RepositoryError, "control characters, got .* .class 1."),
+        (lambda r: repository_plan(r, [member("a")], max_batch_size=0), RepositoryError, "1 to 4096 | 0"),
+        (lambda r: repository_plan(r, [member("a"), member("b", input_shape=(1, 2, 8))]), EnsembleError, "share | input shape"),
+        (lambda r: repository_plan(r, [member("a"), member("b", class_names=("x", "y", "z"))]), EnsembleError, "share | class names"),
+        (lambda r: member("a", class_names=("x",)), RepositoryError, "3 classes | 1 class names"),
+        (lambda r: member("a", class_names=("x", "y\n", "z")), RepositoryError, "control characters | class 1"),
     ],
 )
 def test_what_cannot_be_planned(tmp_path: Path, call: object, error: type[Exception], text: str) -> None:
     assert callable(call)
-    with pytest.raises(error, match=text):
+    with raises(error, text):
         call(tmp_path)
 
 
 def test_a_folder_of_somebody_else_is_named(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
-    with pytest.raises(ConfigError, match=r"holds no config.pbtxt"):
+    with pytest.raises(ConfigError, match=r"config\.pbtxt"):
         repository_plan(tmp_path, [member("a")], ensemble=None, replace=True)
     (tmp_path / "a/config.pbtxt").write_text("max_batch_size: many")
-    with pytest.raises(ConfigError, match=r"a/config.pbtxt: not a valid model configuration: 1:17"):
+    with raises(ConfigError, "a/config.pbtxt | 1:17"):
         repository_plan(tmp_path, [member("a")], ensemble=None, replace=True)
 
 
 def test_a_configuration_that_is_not_read_back_as_it_was_written_is_refused() -> None:
     config = schema.ModelConfig(name="a")
     config.MergeFromString(b"\x98\x7d\x01")  # a field of a newer schema, which the text cannot say
-    with pytest.raises(ConfigError, match="the configuration of 'a' is not read back as it was written"):
+    with pytest.raises(ConfigError, match="'a'"):
         pbtxt_from_config(config)
 
 

@@ -22,6 +22,7 @@ from torch import nn
 from defensemble_export import ExportError, VerificationError
 from defensemble_export.foreign.convert import foreign_interface, foreign_reference, onnx_from_foreign
 from tests.support import foreign_models as theirs
+from tests.support.facts import raises
 
 IMAGES = np.random.default_rng(7).random((5, *theirs.SHAPE), np.float32)
 Array = theirs.Array
@@ -129,9 +130,9 @@ def test_one_of_several_outputs_is_taken_and_the_rest_of_the_graph_goes(tmp_path
     model = onnx_from_foreign(path, output="scores")
     assert np.allclose(asked(model), theirs.answer(IMAGES), atol=1e-5)
     assert not {"Softmax", "Neg"} & {node.op_type for node in model.graph.node}
-    with pytest.raises(ExportError, match=r"has 3 outputs \('probabilities', 'scores', 'negated'\): name the one"):
+    with raises(ExportError, "3 outputs | 'probabilities', 'scores', 'negated'"):
         onnx_from_foreign(path)
-    with pytest.raises(ExportError, match=r"has no output 'none', nor .*its outputs are 'probabilities', 'scores', 'negated'"):
+    with raises(ExportError, "'none' | 'probabilities', 'scores', 'negated'"):
         onnx_from_foreign(path, output="none")
     named = asked(onnx_from_foreign(path, output="probabilities"))
     assert np.allclose(named.sum(axis=1), 1), "a Softmax that is named is taken"
@@ -146,7 +147,7 @@ def test_probabilities_are_refused_and_the_logits_before_them_named(tmp_path: Pa
     tail = [helper.make_node(kind, ["scores"], ["sure"]), *([helper.make_node(behind, ["sure"], ["same"])] if behind else [])]
     name = "same" if behind else "sure"
     path = theirs.write(tmp_path, theirs.classifier(tail=tail, outputs=[(name, TensorProto.FLOAT, ("N", 5))]))
-    with pytest.raises(ExportError, match=rf"the output '{name}' looks like probabilities .* \(--output scores\), or name '{name}' itself"):
+    with raises(ExportError, f"'{name}' | probabilities | --output scores"):
         onnx_from_foreign(path)
     assert np.allclose(asked(onnx_from_foreign(path, output="scores")), theirs.answer(IMAGES), atol=1e-5)
     assert np.allclose(foreign_reference(path, output="scores")(IMAGES), theirs.answer(IMAGES), atol=1e-5)
@@ -154,10 +155,10 @@ def test_probabilities_are_refused_and_the_logits_before_them_named(tmp_path: Pa
 
 def test_sides_that_the_file_leaves_open_can_be_given(tmp_path: Path) -> None:
     path = theirs.write(tmp_path, theirs.classifier(shape=("N", 3, "height", "width")))
-    with pytest.raises(ExportError, match=r"has the shape \(N, 3, height, width\), which leaves C, H or W open"):
+    with raises(ExportError, "(N, 3, height, width) | C, H or W"):
         onnx_from_foreign(path)
     assert np.allclose(asked(onnx_from_foreign(path, input_shape=theirs.SHAPE)), theirs.answer(IMAGES), atol=1e-5)
-    with pytest.raises(ExportError, match=r"does not agree with \(C, H, W\) = \(1, 6, 8\)"):
+    with raises(ExportError, "(C, H, W) | (1, 6, 8)"):
         onnx_from_foreign(path, input_shape=(1, 6, 8))
 
 
@@ -196,7 +197,7 @@ def test_an_extent_of_zero_is_refused_and_the_way_out_works(tmp_path: Path, monk
     model = theirs.classifier(opset=13)
     written_as(model.graph.input[0], (0, 3, 0, 8))
     path = theirs.write(tmp_path, model)
-    with pytest.raises(ExportError, match=r"\(0, 3, 0, 8\).* at least 1") as caught:
+    with raises(ExportError, "(0, 3, 0, 8) | at least 1") as caught:
         onnx_from_foreign(path)
     program = str(caught.value).split('python -c "')[1].removesuffix('"')
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
@@ -221,7 +222,7 @@ def test_shapes_that_the_file_does_not_state(tmp_path: Path, missing: str) -> No
         model.graph.input[0].type.tensor_type.ClearField("shape")
     path = theirs.write(tmp_path, model)
     if missing == "shape":
-        with pytest.raises(ExportError, match=r"--input-shape C,H,W"):
+        with pytest.raises(ExportError, match="--input-shape C,H,W"):
             onnx_from_foreign(path)
     taken = onnx_from_foreign(path, input_shape=theirs.SHAPE, custom_domains=["com.microsoft"])
     assert np.allclose(asked(taken), theirs.answer(IMAGES), atol=1e-5)
@@ -270,7 +271,7 @@ def test_control_flow_and_custom_domains_inside_are_taken_where_the_runtime_has_
     more = [numpy_helper.from_array(np.array(2, np.float32), "limit")]
     outputs = [("logits", TensorProto.FLOAT, ("N", 5))]
     path = theirs.write(tmp_path, theirs.classifier(tail=tail, more=more, outputs=outputs, domains=["com.microsoft"], opset=17))
-    with pytest.raises(ExportError, match=r"not of the ONNX standard \(com.microsoft: Gelu\)"):
+    with pytest.raises(ExportError, match=r"com\.microsoft: Gelu"):
         onnx_from_foreign(path)
     model = onnx_from_foreign(path, custom_domains=["com.microsoft"])
     expected = theirs.answer(IMAGES)
@@ -305,10 +306,10 @@ def test_an_answer_that_depends_on_chance_or_on_the_other_images_is_refused(tmp_
     zero = [numpy_helper.from_array(np.array([0], np.int64), "zero")]
     for tail, text in ((noisy, "at once: .* or is random"), (mixed, "2 images at once: .* it mixes the images of a batch")):
         model = theirs.classifier(tail=tail, more=zero, outputs=[("logits", TensorProto.FLOAT, ("N", 5))])
-        with pytest.raises(VerificationError, match=text):
+        with raises(VerificationError, text):
             onnx_from_foreign(theirs.write(tmp_path, model))
     pooled = theirs.classifier(tail=mixed[:1], more=zero, outputs=[("mean", TensorProto.FLOAT, (1, 5))])
-    with pytest.raises(ExportError, match=r"has a fixed batch inside, .* it answers the shape \(1, 5\) to 2 images; export it with"):
+    with raises(ExportError, "fixed batch | (1, 5) | 2 images"):
         onnx_from_foreign(theirs.write(tmp_path, pooled))
 
 
@@ -329,9 +330,7 @@ def test_operators_that_opset_20_does_not_know_are_named(tmp_path: Path, opset: 
     model.graph.node[2].CopyFrom(helper.make_node(operator, ["bn", *inputs], ["relu"]))
     if operator == "GroupNormalization":
         model.graph.node[2].attribute.append(helper.make_attribute("num_groups", 2))
-    with pytest.raises(
-        ExportError, match=rf"has opset {opset} and cannot be converted to 20; export it again with opset_version=20: No .*{operator}"
-    ):
+    with raises(ExportError, f"opset {opset} | 20 | opset_version=20 | {operator}"):
         onnx_from_foreign(theirs.write(tmp_path, model))
 
 

@@ -16,10 +16,11 @@ from defensemble_export import ExportError
 from defensemble_export.foreign import reader
 from defensemble_export.foreign.convert import foreign_reference, onnx_from_foreign
 from tests.support import foreign_models as theirs
+from tests.support.facts import raises
 
 
 def refused(path: Path, text: str, **options: Any) -> None:
-    with pytest.raises(ExportError, match=text) as caught:
+    with raises(ExportError, text) as caught:
         onnx_from_foreign(path, **options)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -28,19 +29,19 @@ def refused(path: Path, text: str, **options: Any) -> None:
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        (b"", "is empty: export or download it again"),
-        (b"this is a text\nof two lines", "is a text file, expected ONNX, which is binary; it begins with 'this is a text.*'textproto'"),
-        (b"\x1f\x8b\x08\0", "gzip: unpack it"),
-        (b"\x18\0\0\0ORTM\0", r"ONNX Runtime's own format \(.ort\)"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "pointer of Git LFS .* `git lfs pull`"),
-        (b"\x89HDF\r\n\x1a\n", "HDF5 file, as Keras writes: convert it with tf2onnx"),
-        (b"\x80\x02}q\x00.", "a pickle"),
-        (b"\x80\x05\x95", "a pickle"),
-        (b"\x02\0\0\0\0\0\0\0{}", "a safetensors file, which holds weights and no graph: .*defensemble export .*torch.onnx.export"),
-        (b"\x00" * 100, "is not ONNX, or is truncated or corrupt"),
-        (theirs.classifier().SerializeToString()[:-30], "is not ONNX, or is truncated or corrupt"),
-        (onnx.ModelProto(ir_version=8).SerializeToString(), "is not an ONNX model: it has no nodes"),
-        (onnx.ModelProto(producer_name="x").SerializeToString(), "is not an ONNX model: it has no IR version"),
+        (b"", "empty"),
+        (b"this is a text\nof two lines", "text file | ONNX | 'this is a text | textproto"),
+        (b"\x1f\x8b\x08\0", "gzip"),
+        (b"\x18\0\0\0ORTM\0", ".ort"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "Git LFS | `git lfs pull`"),
+        (b"\x89HDF\r\n\x1a\n", "HDF5 | Keras | tf2onnx"),
+        (b"\x80\x02}q\x00.", "pickle"),
+        (b"\x80\x05\x95", "pickle"),
+        (b"\x02\0\0\0\0\0\0\0{}", "safetensors | defensemble export | torch.onnx.export"),
+        (b"\x00" * 100, "truncated | corrupt"),
+        (theirs.classifier().SerializeToString()[:-30], "truncated | corrupt"),
+        (onnx.ModelProto(ir_version=8).SerializeToString(), "no nodes"),
+        (onnx.ModelProto(producer_name="x").SerializeToString(), "no IR version"),
     ],
 )
 def test_what_is_no_onnx(tmp_path: Path, content: bytes, text: str) -> None:
@@ -48,20 +49,20 @@ def test_what_is_no_onnx(tmp_path: Path, content: bytes, text: str) -> None:
 
 
 def test_what_is_no_file(tmp_path: Path) -> None:
-    refused(tmp_path / "none.onnx", "does not exist: name an .onnx file")
-    refused(tmp_path, "is a folder: name an .onnx file")
+    refused(tmp_path / "none.onnx", "not exist")
+    refused(tmp_path, "folder")
     with zipfile.ZipFile(tmp_path / "net.pt", "w") as archive:
         archive.writestr("data.pkl", b"")
-    refused(tmp_path / "net.pt", r"by its name, a PyTorch file.*torch\.onnx\.export.*--from-onnx")
+    refused(tmp_path / "net.pt", "PyTorch | torch.onnx.export | --from-onnx")
     (tmp_path / "net.pt").rename(tmp_path / "net.onnx")
-    refused(tmp_path / "net.onnx", r"a zip archive, as torch.save .*torch\.onnx\.export")
+    refused(tmp_path / "net.onnx", "zip archive | torch.save | torch.onnx.export")
 
 
 def test_a_file_larger_than_protobuf_s(tmp_path: Path) -> None:
     path = tmp_path / "large.onnx"
     with path.open("wb") as stream:
         stream.truncate(2**31)  # sparse: takes no room
-    refused(path, "has 2147483648 bytes, and an ONNX file at most 2147483647")
+    refused(path, "2147483648 bytes | 2147483647")
 
 
 def of_opset(version: int, ir_version: int = 8) -> onnx.ModelProto:
@@ -98,14 +99,14 @@ NEWEST = onnx.defs.onnx_opset_version()
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: of_opset(6), rf"has opset 6; 7 to {NEWEST} are taken .* export it again with opset_version=20"),
-        (lambda: of_opset(NEWEST + 1), rf"has opset {NEWEST + 1}; 7 to {NEWEST} are taken"),
-        (lambda: of_opset(0), "has opset 0; 7 to"),
-        (without_opset, "must name one opset of the standard's operators, got none"),
-        (lambda: of_opset(17, ir_version=99), "has IR version 99, the installed onnx .* reads up to .*: update onnx, or export it again"),
-        (bytes_that_are_no_text, "is corrupt: a name in it is not UTF-8"),
-        (sparse, "has sparse initialisers, which are not taken"),
-        (unknown_operator, "is not valid ONNX: No Op registered for Wobble"),
+        (lambda: of_opset(6), f"opset 6 | 7 to {NEWEST} | opset_version=20"),
+        (lambda: of_opset(NEWEST + 1), f"opset {NEWEST + 1} | 7 to {NEWEST}"),
+        (lambda: of_opset(0), "opset 0"),
+        (without_opset, "one opset | none"),
+        (lambda: of_opset(17, ir_version=99), "IR version 99 | onnx"),
+        (bytes_that_are_no_text, "corrupt | UTF-8"),
+        (sparse, "sparse initialisers"),
+        (unknown_operator, "Wobble"),
     ],
 )
 def test_what_is_onnx_of_another_kind(tmp_path: Path, make: Callable[[], onnx.ModelProto | bytes], text: str) -> None:
@@ -121,7 +122,7 @@ def test_loops_of_many_trips(tmp_path: Path, nested: bool) -> None:
     inner = [theirs.loop("n200", "logits_in", "logits_out")] if nested else []
     tail = [theirs.loop("n200" if nested else f"n{2**62}", "scores", "logits", inner)]
     path = theirs.write(tmp_path, theirs.classifier(tail=tail, more=counts, outputs=LOGITS))
-    refused(path, rf"'logits\w*' runs its body {40_000 if nested else 2**62} times, expected .* 10000")
+    refused(path, f"Loop | {40_000 if nested else 2**62} | 10000")
 
 
 @pytest.mark.parametrize("trips", ["", "batch"])
@@ -131,7 +132,7 @@ def test_loops_whose_trips_are_not_constant(tmp_path: Path, trips: str) -> None:
         helper.make_node("Squeeze", ["sizes"], ["batch"]),
         theirs.loop(trips, "scores", "logits"),
     ]
-    refused(theirs.write(tmp_path, theirs.classifier(tail=tail, outputs=LOGITS)), "computed or missing, expected .* 10000")
+    refused(theirs.write(tmp_path, theirs.classifier(tail=tail, outputs=LOGITS)), "10000")
 
 
 def test_a_loop_whose_trips_only_look_constant(tmp_path: Path) -> None:
@@ -151,7 +152,7 @@ def test_a_loop_whose_trips_only_look_constant(tmp_path: Path) -> None:
     tail = [helper.make_node("Loop", ["n3", "", "endless"], ["last", "all"], body=body), helper.make_node("ReduceMax", ["all"], ["logits"])]
     more = [numpy_helper.from_array(np.array(trips, np.int64), name) for name, trips in (("n3", 3), ("endless", 2**62))]
     path = theirs.write(tmp_path, theirs.classifier(tail=tail, more=more, outputs=LOGITS))
-    refused(path, "'inner' takes a number of trips that is computed or missing")
+    refused(path, "'inner' | trips")
 
 
 def test_a_loop_of_few_trips_is_accepted(tmp_path: Path) -> None:
@@ -167,21 +168,21 @@ def test_a_loop_of_few_trips_is_accepted(tmp_path: Path) -> None:
     [
         (
             {"location": "/etc/hostname"},
-            r"keeps the tensor 'fc\.w' in '/etc/hostname': external data are read from the file's own folder alone",
+            "'fc.w' | '/etc/hostname' | own folder",
         ),
-        ({"location": "../weights.bin"}, r"'\.\./weights\.bin', which leads to .*from the file's own folder alone"),
-        ({"location": "inner/../../weights.bin"}, "from the file's own folder alone"),
-        ({"location": ""}, "from the file's own folder alone"),
-        ({"location": "a\0b"}, "from the file's own folder alone"),
-        ({"location": "link.bin"}, "which leads to .*outside/weights.bin.* put all its files into one folder"),
-        ({"location": "linked/weights.bin"}, "which leads to .*outside/weights.bin"),
-        ({"location": "none.bin"}, "which is missing in "),
-        ({"location": "inner"}, "which is not a file in "),
-        ({"length": "40"}, r"with 40 bytes, but \[5, 4\] of its type take 80"),
-        ({"length": "-1"}, "with -1 bytes, but"),
-        ({"length": "many"}, r"with an offset, length or type that is none \(invalid literal"),
-        ({"offset": "17"}, "bytes 17 to 97, but that file has 96: it is truncated"),
-        ({"offset": "-8"}, "bytes -8 to 72, but that file has 96"),
+        ({"location": "../weights.bin"}, "'../weights.bin' | own folder"),
+        ({"location": "inner/../../weights.bin"}, "own folder"),
+        ({"location": ""}, "own folder"),
+        ({"location": "a\0b"}, "own folder"),
+        ({"location": "link.bin"}, "outside/weights.bin | own folder"),
+        ({"location": "linked/weights.bin"}, "outside/weights.bin | own folder"),
+        ({"location": "none.bin"}, "none.bin | missing"),
+        ({"location": "inner"}, "inner | not a file"),
+        ({"length": "40"}, "40 bytes | [5, 4] | 80"),
+        ({"length": "-1"}, "-1 bytes"),
+        ({"length": "many"}, "offset, length or type | invalid literal"),
+        ({"offset": "17"}, "17 to 97 | 96 | truncated"),
+        ({"offset": "-8"}, "-8 to 72 | 96"),
     ],
 )
 def test_external_data_that_are_elsewhere_or_of_another_length(tmp_path: Path, entries: dict[str, str], text: str) -> None:
@@ -211,7 +212,7 @@ def test_external_data_hidden_in_a_function_or_an_attribute(tmp_path: Path) -> N
     few = onnx.SparseTensorProto(values=secret, indices=numpy_helper.from_array(np.zeros(1, np.int64)), dims=[1])
     in_sparse = theirs.classifier(tail=[helper.make_node("Constant", [], ["hidden"], sparse_value=few)])
     for model in (theirs.classifier(tail=[hidden]), in_function, in_branch, in_sparse):
-        refused(theirs.write(tmp_path, model), "keeps the tensor 'secret' in '/etc/hostname'")
+        refused(theirs.write(tmp_path, model), "'secret' | '/etc/hostname'")
 
 
 def test_links_and_folders_inside_the_folder_are_followed(tmp_path: Path) -> None:
@@ -224,7 +225,7 @@ def test_links_and_folders_inside_the_folder_are_followed(tmp_path: Path) -> Non
 def test_external_data_that_make_the_file_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = theirs.write_external(tmp_path)
     monkeypatch.setattr(reader, "LARGEST_FILE", path.stat().st_size + 10)
-    refused(path, "and its external data have .* bytes; a member is one protobuf file of at most")
+    refused(path, "external data | bytes")
 
 
 def test_weights_of_four_bits_which_opset_20_does_not_know(tmp_path: Path) -> None:
@@ -235,15 +236,15 @@ def test_weights_of_four_bits_which_opset_20_does_not_know(tmp_path: Path) -> No
     tail = [helper.make_node("DequantizeLinear", ["packed", "scale"], ["w"]), helper.make_node("MatMul", ["kept", "w"], ["logits"])]
     outputs = [("logits", TensorProto.FLOAT, ("N", 5))]
     path = theirs.write(tmp_path, theirs.classifier(opset=21, tail=tail, more=[packed, scale], outputs=outputs))
-    refused(path, r"has opset 21 and cannot be converted to 20; .* quantised to 8 bits .*: DataType \(22\) .*'DequantizeLinear'")
+    refused(path, "opset 21 | 20 | 8 bits | DataType (22) | 'DequantizeLinear'")
 
 
 def test_a_custom_domain_that_the_runtime_does_not_know(tmp_path: Path) -> None:
     tail = [helper.make_node("Wobble", ["scores"], ["logits"], domain="theirs.own")]
     outputs = [("logits", TensorProto.FLOAT, ("N", 5))]
     path = theirs.write(tmp_path, theirs.classifier(tail=tail, outputs=outputs, domains=["theirs.own", "ai.onnx.ml"]))
-    refused(path, r"not of the ONNX standard \(theirs\.own: Wobble\): export it without them or, .* \(--custom-operators theirs\.own\)")
-    refused(path, r"is not loaded by ONNX Runtime \d.*theirs\.own", custom_domains=["theirs.own"])
+    refused(path, "theirs.own: Wobble | --custom-operators theirs.own")
+    refused(path, "ONNX Runtime | theirs.own", custom_domains=["theirs.own"])
 
 
 def with_two_inputs() -> onnx.ModelProto:
@@ -274,22 +275,22 @@ def of_constants() -> onnx.ModelProto:
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (with_two_inputs, r"must have one input, the images, got 2 \('x', 'more'\)"),
-        (of_constants, r"must have one input, the images, got 0 \(none\)"),
-        (with_a_sequence, "the input 'x' is a sequence_type, expected a tensor"),
-        (lambda: theirs.classifier(elem_type=TensorProto.UINT8), r"the input 'x' is uint8, expected float32 in \[0, 1\].* std=1/255"),
-        (lambda: theirs.classifier(elem_type=TensorProto.FLOAT16), "the input 'x' is float16, expected float32"),
-        (lambda: theirs.classifier(elem_type=TensorProto.DOUBLE), r"the input 'x' is float64 \(double\), expected float32"),
-        (lambda: theirs.classifier(elem_type=TensorProto.STRING), "the input 'x' is string, expected float32"),
-        (lambda: theirs.classifier(elem_type=99), r"the input 'x' is of an unknown type \(99\), expected float32"),
-        (lambda: theirs.classifier(shape=("N", 12)), r"has the shape \(N, 12\), expected 4 dimensions"),
-        (lambda: theirs.classifier(shape=("N", 6, 8, 3)), r"\(N, 6, 8, 3\), which looks like channels last .* --inputs-as-nchw x"),
-        (lambda: theirs.classifier(shape=("N", "h", "w", 3)), r"\(N, h, w, 3\), which looks like channels last"),
-        (lambda: theirs.classifier(shape=("N", None, 6, 8)), r"\(N, \?, 6, 8\), which leaves C, H or W open"),
-        (lambda: theirs.classifier(shape=("N", 3, 0, 8)), r"must be at least 1.*d\[2\]\.Clear\(\)"),
-        (lambda: theirs.classifier(shape=(0, 3, 6, 8)), r"must be at least 1.*d\[0\]\.Clear\(\)"),
-        (lambda: theirs.classifier(shape=("N", 3, 30_000, 30_000)), "an image has at most 67108864 values"),
-        (lambda: theirs.classifier(shape=(10_000_000, 3, 6, 8)), "a fixed batch 268435456"),
+        (with_two_inputs, "one input | 2 | 'x', 'more'"),
+        (of_constants, "one input | 0 | none"),
+        (with_a_sequence, "'x' | sequence_type"),
+        (lambda: theirs.classifier(elem_type=TensorProto.UINT8), "'x' | uint8 | float32 | std=1/255"),
+        (lambda: theirs.classifier(elem_type=TensorProto.FLOAT16), "'x' | float16 | float32"),
+        (lambda: theirs.classifier(elem_type=TensorProto.DOUBLE), "'x' | float64 (double) | float32"),
+        (lambda: theirs.classifier(elem_type=TensorProto.STRING), "'x' | string | float32"),
+        (lambda: theirs.classifier(elem_type=99), "'x' | 99 | float32"),
+        (lambda: theirs.classifier(shape=("N", 12)), "(N, 12) | 4 dimensions"),
+        (lambda: theirs.classifier(shape=("N", 6, 8, 3)), "(N, 6, 8, 3) | channels last | --inputs-as-nchw x"),
+        (lambda: theirs.classifier(shape=("N", "h", "w", 3)), "(N, h, w, 3) | channels last"),
+        (lambda: theirs.classifier(shape=("N", None, 6, 8)), "(N, ?, 6, 8) | C, H or W"),
+        (lambda: theirs.classifier(shape=("N", 3, 0, 8)), "at least 1 | d[2].Clear()"),
+        (lambda: theirs.classifier(shape=(0, 3, 6, 8)), "at least 1 | d[0].Clear()"),
+        (lambda: theirs.classifier(shape=("N", 3, 30_000, 30_000)), "67108864"),
+        (lambda: theirs.classifier(shape=(10_000_000, 3, 6, 8)), "fixed batch | 268435456"),
     ],
 )
 def test_inputs_that_are_not_images(tmp_path: Path, make: Callable[[], onnx.ModelProto], text: str) -> None:
@@ -310,16 +311,16 @@ def ending(operator: str, kind: int, sides: theirs.Shape, inputs: tuple[str, ...
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: ending("Identity", 1, ("N", 4, 6, 8), ("relu",)), r"\(1, 4, 6, 8\) for 1 image.*a map and no classification"),
-        (lambda: ending("Reshape", 1, ("M",), ("scores", "line")), r"has the shape \(5,\) for 1 image, expected \(N, K\): name another"),
+        (lambda: ending("Identity", 1, ("N", 4, 6, 8), ("relu",)), "(1, 4, 6, 8) | 1 image | map"),
+        (lambda: ending("Reshape", 1, ("M",), ("scores", "line")), "(5,) | 1 image | (N, K)"),
         (
             lambda: ending("Slice", 1, ("N", 1), ("scores", "zero", "one", "one")),
-            r"\(N, 1\), expected \(N, K\).* at least 2.* two logits, 0 and z",
+            "(N, 1) | (N, K) | at least 2 | two logits",
         ),
-        (lambda: ending("Cast", TensorProto.DOUBLE, ("N", 5), to=TensorProto.DOUBLE), r"'logits' is float64 \(double\), expected float32"),
-        (lambda: ending("Cast", TensorProto.FLOAT16, ("N", 5), to=TensorProto.FLOAT16), "'logits' is float16, expected float32"),
-        (lambda: ending("ArgMax", TensorProto.INT64, ("N", 1), axis=1), "'logits' is int64, expected float32"),
-        (lambda: ending("Identity", 1, (1, 5), ("constant",)), "the output 'logits' does not depend on the input 'x': name another"),
+        (lambda: ending("Cast", TensorProto.DOUBLE, ("N", 5), to=TensorProto.DOUBLE), "'logits' | float64 (double) | float32"),
+        (lambda: ending("Cast", TensorProto.FLOAT16, ("N", 5), to=TensorProto.FLOAT16), "'logits' | float16 | float32"),
+        (lambda: ending("ArgMax", TensorProto.INT64, ("N", 1), axis=1), "'logits' | int64 | float32"),
+        (lambda: ending("Identity", 1, (1, 5), ("constant",)), "'logits' | 'x' | not depend"),
     ],
 )
 def test_outputs_that_are_not_logits(tmp_path: Path, make: Callable[[], onnx.ModelProto], text: str) -> None:
@@ -338,7 +339,7 @@ def test_a_sigmoid_of_one_value_has_no_logits_to_name(tmp_path: Path, sides: the
         tail = [tail[0], helper.make_node("Unsqueeze", ["z", "axes"], ["map"]), helper.make_node("Sigmoid", ["map"], ["sure"])]
     path = theirs.write(tmp_path, theirs.classifier(tail=tail, more=more, outputs=[("sure", TensorProto.FLOAT, sides)]))
     name = "sure" if output is None else "z"
-    refused(path, rf"'{name}' has the shape \(N, 1\), expected \(N, K\).* at least 2.*torch\.cat", output=output and "z")
+    refused(path, f"'{name}' | (N, 1) | (N, K) | at least 2 | torch.cat", output=output and "z")
     # What the message proposes works.
     zero = helper.make_node("Sub", ["z", "z"], ["zero"])
     both = helper.make_node("Concat", ["zero", "z"], ["logits"], axis=1)
@@ -354,15 +355,15 @@ def test_weights_that_are_no_numbers_are_named(tmp_path: Path, form: str) -> Non
     if form == "Constant":
         tail, more = [helper.make_node("Constant", [], ["bad"], value=more[0]), *tail], []
     path = theirs.write(tmp_path, theirs.classifier(tail=tail, more=more, outputs=LOGITS))
-    refused(path, "'bad' holds NaN")
+    refused(path, "'bad' | NaN")
 
 
-@pytest.mark.parametrize(("scale", "text"), [(np.inf, "'factors' holds infinite values"), (3e38, "weights are finite, .* overflows")])
+@pytest.mark.parametrize(("scale", "text"), [(np.inf, "'factors' | infinite"), (3e38, "finite | overflows")])
 def test_answers_that_are_no_numbers(tmp_path: Path, scale: float, text: str) -> None:
     more = [numpy_helper.from_array(np.full(5, scale, np.float32), "factors")]
     tail = [helper.make_node("Mul", ["scores", "factors"], ["large"]), helper.make_node("Mul", ["large", "factors"], ["logits"])]
     path = theirs.write(tmp_path, theirs.classifier(tail=tail, more=more, outputs=LOGITS))
-    refused(path, rf"itself answers .*{text}")
+    refused(path, text)
 
 
 def test_infinite_weights_are_taken_where_the_answers_are_finite(tmp_path: Path) -> None:
@@ -374,12 +375,12 @@ def test_infinite_weights_are_taken_where_the_answers_are_finite(tmp_path: Path)
 def test_an_output_that_is_a_sequence(tmp_path: Path) -> None:
     model = ending("SequenceConstruct", 1, ("N", 5))
     model.graph.output[0].CopyFrom(helper.make_tensor_sequence_value_info("logits", TensorProto.FLOAT, ["N", 5]))
-    refused(theirs.write(tmp_path, model), "the output 'logits' is a sequence_type, expected a float32 tensor")
+    refused(theirs.write(tmp_path, model), "'logits' | sequence_type | float32")
 
 
 def test_an_output_inside_of_another_type(tmp_path: Path) -> None:
     path = theirs.write(tmp_path, theirs.classifier(tail=[helper.make_node("Shape", ["x"], ["sides"])]))
-    refused(path, r"the output 'sides' is int64, expected float32: .*; outputs: 'scores'", output="sides")
+    refused(path, "'sides' | int64 | float32 | 'scores'", output="sides")
 
 
 @pytest.mark.parametrize("batch", [1, 2, "N"])
@@ -389,24 +390,24 @@ def test_a_batch_that_is_fixed_inside(tmp_path: Path, batch: int | str) -> None:
     more = [numpy_helper.from_array(np.zeros((size, 5), np.float32), "offsets")]
     tail = [helper.make_node("Concat", ["scores", "offsets"], ["logits"], axis=1)]
     model = theirs.classifier(shape=(batch, *theirs.SHAPE), tail=tail, more=more, outputs=[("logits", TensorProto.FLOAT, (batch, 10))])
-    text = f"has a fixed batch of {batch}, and does not run on" if isinstance(batch, int) else "does not run in ONNX Runtime on 1 image of"
+    text = f"fixed batch | {batch}" if isinstance(batch, int) else "ONNX Runtime | 1 image"
     refused(theirs.write(tmp_path, model), text)
 
 
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"mean": [0.1, 0.2]}, r"mean must be 1 or 3 numbers, one for each channel, got 2"),
-        ({"std": []}, r"std must be 1 or 3 numbers, one for each channel, got 0"),
-        ({"mean": [float("nan")]}, "mean must be finite in float32"),
-        ({"mean": [1e39]}, "mean must be finite in float32"),
-        ({"std": [0.0]}, "std must be finite and above 0 in float32"),
-        ({"std": [1e-60]}, "std must be finite and above 0 in float32"),
-        ({"std": [-1.0, 1.0, 1.0]}, "std must be finite and above 0 in float32"),
+        ({"mean": [0.1, 0.2]}, "mean | 1 or 3 | 2"),
+        ({"std": []}, "std | 1 or 3 | 0"),
+        ({"mean": [float("nan")]}, "mean | finite"),
+        ({"mean": [1e39]}, "mean | finite"),
+        ({"std": [0.0]}, "std | above 0"),
+        ({"std": [1e-60]}, "std | above 0"),
+        ({"std": [-1.0, 1.0, 1.0]}, "std | above 0"),
     ],
 )
 def test_a_normalisation_that_is_none(tmp_path: Path, options: dict[str, Any], text: str) -> None:
     path = theirs.write(tmp_path, theirs.classifier())
     for ask in (onnx_from_foreign, foreign_reference):
-        with pytest.raises(ExportError, match=text):
+        with raises(ExportError, text):
             ask(path, **options)

@@ -19,6 +19,7 @@ from defensemble_export.graphs.traversal import names_of, rename
 from tests.export.graphs.test_fusion import ensemble_of
 from tests.export.graphs.test_generated import answer
 from tests.support import tiny
+from tests.support.facts import raises
 from tests.support.foreign_models import Array, write
 
 IMAGES = tiny.images(6)
@@ -129,16 +130,16 @@ def test_a_free_batch_is_fused_and_quantised_however_it_is_written(batch: str | 
 
 def test_what_onnx_runtime_refuses_is_refused() -> None:
     good = network([FLAT, helper.make_node("MatMul", ["flat", "weights"], ["logits"])])
-    with pytest.raises(ExportError, match="'m1' cannot be fused: it takes exactly 0 images"):
+    with raises(ExportError, "'m1' | 0 images"):
         fused_onnx([good, network([FLAT, helper.make_node("MatMul", ["flat", "weights"], ["logits"])], 0)], ensemble_of(2))
-    with pytest.raises(ExportError, match="takes 0 images at a time"):
+    with pytest.raises(ExportError, match="0 images"):
         int8_from_onnx(network([FLAT, helper.make_node("Gemm", ["flat", "weights"], ["logits"])], 0), IMAGES)
     for classes in (0, -1, "K"):
         unknown = network([FLAT, helper.make_node("MatMul", ["flat", "weights"], ["logits"])], classes=classes)
-        with pytest.raises(ExportError, match=r"'m1' .* does not say how many classes .* serve the ensemble"):
+        with raises(ExportError, "'m1' | classes"):
             fused_onnx([good, unknown], ensemble_of(2))
     direct = network([FLAT, CLASSIFY, either(branch([], "product"))])
-    with pytest.raises(ExportError, match=r"'m1' cannot be fused: onnx's checker refuses its graph: .*product"):
+    with raises(ExportError, "'m1' | onnx's checker | product"):
         fused_onnx([good, direct], ensemble_of(2))
 
 
@@ -147,11 +148,11 @@ def test_a_member_that_onnx_runtime_does_not_run_is_named() -> None:
     files = [good.SerializeToString()] * 2
     fused = fused_onnx(files, ensemble_of(2))
     bad = network([FLAT, helper.make_node("MatMul", ["flat", "nothing"], ["logits"])]).SerializeToString()
-    with pytest.raises(ExportError, match=r"'m1' \(version 1\) is not loaded by ONNX Runtime"):
+    with raises(ExportError, "'m1' | version 1 | ONNX Runtime"):
         verify_fused(fused, [files[0], bad], ensemble_of(2), None, max_batch_size=1)
     stuck = onnx.load_model_from_string(fused)
     stuck.graph.node[0].op_type = "Unheard"
-    with pytest.raises(ExportError, match="the fused graph is not loaded by ONNX Runtime; serve the ensemble of the members"):
+    with raises(ExportError, "fused graph | ONNX Runtime"):
         verify_fused(stuck.SerializeToString(), files, ensemble_of(2), None, max_batch_size=1)
 
 
@@ -218,7 +219,7 @@ def test_the_factor_of_a_bias_is_kept(beta: float) -> None:
 
 def test_a_graph_that_fails_on_the_images_is_refused() -> None:
     nodes = [helper.make_node("Reshape", ["images", "shape"], ["r"]), helper.make_node("Gemm", ["r", "weights"], ["logits"])]
-    with pytest.raises(ExportError, match="the graph does not run in ONNX Runtime on images of the calibration"):
+    with raises(ExportError, "ONNX Runtime | calibration"):
         int8_from_onnx(network(nodes, shape=np.array([2, 16])), IMAGES)
 
 
@@ -226,7 +227,7 @@ def test_weights_that_are_no_numbers_are_refused() -> None:
     weights = tiny.weights(1)
     weights[0, 0] = np.inf
     model = network([FLAT, helper.make_node("Gemm", ["flat", "weights"], ["logits"])], weights=weights)
-    with pytest.raises(ExportError, match="weights 'weights' hold what is not a finite number"):
+    with raises(ExportError, "'weights' | finite"):
         int8_from_onnx(model, IMAGES)
 
 
@@ -243,7 +244,7 @@ def test_a_mask_in_a_body_keeps_its_convolution_in_float() -> None:
 
 def test_bodies_alone_leave_nothing_to_quantise() -> None:
     model = convolutions([either(branch([conv("images", "b")], "b"), output="maps")])
-    with pytest.raises(ExportError, match=r"nothing of the graph is left to quantise: .* outside of bodies of If, Loop and Scan"):
+    with raises(ExportError, "quantise | bodies | If, Loop and Scan"):
         int8_from_onnx(model, IMAGES)
 
 

@@ -16,6 +16,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument
 from defensemble_export import ExportError
 from defensemble_export.graphs.fp16 import fp16_from_onnx
 from tests.support.cast_graphs import cast_graph, cast_recipes
+from tests.support.facts import raises
 from tests.support.generated_graphs import SHAPE, Array, Recipe
 
 _LEVELS = (onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL, onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL)
@@ -166,26 +167,26 @@ QUANTISED = [
 DOUBLE = [node("Cast", ["images"], ["a"], to=TensorProto.DOUBLE), product("a", "b", "double"), node("Cast", ["b"], ["logits"], to=_FLOAT)]
 LARGE = numpy_helper.from_array(WEIGHT * np.float32(1e6))
 REFUSED: dict[str, tuple[onnx.ModelProto, str]] = {
-    "no product": (small([node("Relu", ["images"], ["logits"])]), "no Conv, .*Gemm, MatMul of ONNX's own computes in float32"),
-    "a product in a body alone": (small([INSIDE], yes=YES), "outside of the bodies of If, Loop and Scan"),
-    "products in float64": (small(DOUBLE, double=WEIGHT.astype(np.float64)), "no Conv, .*Gemm, MatMul of ONNX's own computes in float32"),
-    "quantised": (small(QUANTISED, scale=np.array(0.01, np.float32), zero=np.array(0, np.int8)), r"'first', QuantizeLinear"),
-    "a large weight in a node": (small([node("Constant", [], ["w"], value=LARGE), product("images", "logits", "w")]), r"'w' holds .*65504"),
+    "no product": (small([node("Relu", ["images"], ["logits"])]), "no Conv | Gemm, MatMul | float32"),
+    "a product in a body alone": (small([INSIDE], yes=YES), "bodies | If, Loop and Scan"),
+    "products in float64": (small(DOUBLE, double=WEIGHT.astype(np.float64)), "no Conv | Gemm, MatMul | float32"),
+    "quantised": (small(QUANTISED, scale=np.array(0.01, np.float32), zero=np.array(0, np.int8)), "'first', QuantizeLinear"),
+    "a large weight in a node": (small([node("Constant", [], ["w"], value=LARGE), product("images", "logits", "w")]), "'w' | 65504"),
     "a large weight behind a node": (
-        small([node("Transpose", ["w"], ["t"]), product("images", "logits", "t")], w=WEIGHT * np.float32(1e6)), r"'w' holds .*65504",
+        small([node("Transpose", ["w"], ["t"]), product("images", "logits", "t")], w=WEIGHT * np.float32(1e6)), "'w' | 65504",
     ),
-    "weights too small": (small([product("images", "logits", "w")], w=WEIGHT * np.float32(1e-7)), r"'w' holds nothing above 2.*e-07"),
-    "an invalid graph": (small([product("nowhere", "logits")]), "in any precision: .*'nowhere'"),
-    "a Constant of nothing": (small([node("Constant", [], ["w"]), product("images", "logits", "w")]), "in any precision: .*Constant"),
+    "weights too small": (small([product("images", "logits", "w")], w=WEIGHT * np.float32(1e-7)), "'w' | -07"),
+    "an invalid graph": (small([product("nowhere", "logits")]), "any precision | 'nowhere'"),
+    "a Constant of nothing": (small([node("Constant", [], ["w"]), product("images", "logits", "w")]), "any precision | Constant"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", REFUSED)
 def test_graphs_of_this_kind_are_refused_with_the_reason(kind: str) -> None:
     model, reason = REFUSED[kind]
-    with pytest.raises(ExportError, match=f"(?s){reason}") as caught:
+    with raises(ExportError, reason) as caught:
         fp16_from_onnx(model)
-    assert ("export it as fp32" in str(caught.value)) != ("in any precision" in str(caught.value))
+    assert ("as fp32" in str(caught.value)) != ("any precision" in str(caught.value))
 
 
 def test_bodies_stay_as_they_are_and_read_float32() -> None:

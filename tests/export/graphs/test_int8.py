@@ -17,6 +17,7 @@ from defensemble_export.graphs.fp16 import fp16_from_onnx
 from defensemble_export.graphs.int8 import _range_of_least_error, int8_from_onnx, masked_region
 from tests.support import tiny
 from tests.support.converted import Array, check_contract, digits, logits, network
+from tests.support.facts import raises
 
 
 @pytest.fixture(scope="module")
@@ -146,18 +147,18 @@ GOOD = tiny.images(4, shape=(1, 16, 16))
     ],
 )
 def test_images_that_nothing_can_be_learnt_from_are_refused(model: onnx.ModelProto, calibration: Array, text: str) -> None:
-    with pytest.raises(ExportError, match=f"^the images for the calibration {text}"):
+    with raises(ExportError, f"calibration | {text}"):
         int8_from_onnx(model, calibration)
 
 
 def test_a_node_that_is_not_there_is_named(model: onnx.ModelProto) -> None:
-    with pytest.raises(ExportError, match="float_nodes names nowhere: the graph has no Conv or Gemm of that name"):
+    with raises(ExportError, "nowhere | Conv | Gemm"):
         int8_from_onnx(model, GOOD, float_nodes=["nowhere"])
 
 
 def test_nothing_left_to_quantise_is_said(model: onnx.ModelProto) -> None:
     everything = [node.name for node in model.graph.node if node.op_type in ("Conv", "Gemm")]
-    with pytest.raises(ExportError, match="nothing of the graph is left to quantise"):
+    with pytest.raises(ExportError, match="quantise"):
         int8_from_onnx(model, GOOD, float_nodes=everything)
 
 
@@ -166,7 +167,7 @@ def test_a_graph_that_answers_no_number_is_told_where(model: onnx.ModelProto) ->
     broken.CopyFrom(model)
     (tensor,) = [tensor for tensor in broken.graph.initializer if tensor.name == "normalize.std"]
     tensor.CopyFrom(numpy_helper.from_array(np.zeros((1, 1, 1), np.float32), tensor.name))
-    with pytest.raises(ExportError, match="holds what is not a finite number for an image of the calibration"):
+    with raises(ExportError, "finite | calibration"):
         int8_from_onnx(broken, GOOD, float_nodes=[])
 
 
@@ -254,7 +255,7 @@ def test_a_weight_that_is_computed_from_constants_is_int8(kind: str) -> None:
 def test_operators_of_other_domains_stay_as_they_are() -> None:
     model, images = convolution("batch"), tiny.images(8)
     model.graph.node[0].domain = "com.microsoft.nchwc"
-    with pytest.raises(ExportError, match="float_nodes names Conv_0: the graph has no Conv or Gemm of that name"):
+    with raises(ExportError, "Conv_0 | Conv or Gemm"):
         int8_from_onnx(model, images, float_nodes=["Conv_0"])
     assert masked_region(model) == []
 
@@ -274,7 +275,7 @@ def test_a_weight_that_is_computed_from_the_images_stays_in_float() -> None:
 
 
 def test_a_graph_in_float16_is_refused(model: onnx.ModelProto) -> None:
-    with pytest.raises(ExportError, match="nothing of the graph is left to quantise: it has no Conv or Gemm of ONNX's own with float32"):
+    with raises(ExportError, "quantise | Conv or Gemm | float32"):
         int8_from_onnx(fp16_from_onnx(model), GOOD)
 
 
@@ -292,7 +293,7 @@ def test_a_graph_of_two_inputs_is_refused(model: onnx.ModelProto) -> None:
     two = onnx.ModelProto()
     two.CopyFrom(model)
     two.graph.input.append(helper.make_tensor_value_info("more", TensorProto.FLOAT, [1]))
-    with pytest.raises(ExportError, match=r"graphs of one input, the images; this one has 2 \(images, more\)"):
+    with raises(ExportError, "one input | 2 | images, more"):
         int8_from_onnx(two, GOOD)
 
 

@@ -17,6 +17,7 @@ from defensemble_export import ExportError, FromOnnx, VerificationError
 from defensemble_export.foreign.convert import onnx_from_foreign
 from defensemble_export.members.foreign_child import onnx_from_foreign_limited
 from tests.support import foreign_models as theirs
+from tests.support.facts import raises
 
 LOGITS = [("logits", TensorProto.FLOAT, ("N", theirs.CLASSES))]
 
@@ -45,7 +46,7 @@ def test_a_tensor_that_no_memory_holds(tmp_path: Path, operator: str) -> None:
 
 def test_functions_that_double_are_stopped_and_the_next_file_is_read(tmp_path: Path) -> None:
     path = theirs.write(tmp_path, theirs.doubling(40))
-    with pytest.raises(ExportError, match=rf"{path} took longer than 0\.4 s"):
+    with raises(ExportError, f"{path} | 0.4 s"):
         _ = FromOnnx(path, "a", timeout_s=0.4).graph
     assert FromOnnx(theirs.write(tmp_path, theirs.doubling(3)), "a").outline().input_shape == theirs.SHAPE
 
@@ -56,7 +57,7 @@ def test_the_child_gives_the_same_graph_and_the_same_errors(tmp_path: Path, monk
     assert onnx_from_foreign_limited("theirs.onnx", mean=np.array([0.5])) == onnx_from_foreign("theirs.onnx", mean=[0.5])
     noise = [helper.make_node("RandomNormalLike", ["scores"], ["logits"])]
     theirs.write(tmp_path, theirs.classifier(tail=noise, outputs=LOGITS))
-    with pytest.raises(VerificationError, match=r"^theirs\.onnx: .* or is random"):
+    with pytest.raises(VerificationError, match=r"^theirs\.onnx: .*random"):
         onnx_from_foreign_limited("theirs.onnx")
     with pytest.raises(OSError, match="too long") as caught:
         onnx_from_foreign_limited("x" * 300)
@@ -93,7 +94,7 @@ def test_real_images_that_keep_a_graph_busy_are_bounded_too(tmp_path: Path) -> N
     network, target = FromOnnx(path, "a", timeout_s=0.5), tmp_path / "a.onnx"
     bright = np.full((2, *theirs.SHAPE), 0.95, np.float32)
     start = time.monotonic()
-    with pytest.raises(ExportError, match=rf"{path} took longer than .* s to answer \d+ images.*--import-timeout"):
+    with raises(ExportError, f"{path} | --import-timeout"):
         network.write_onnx(target, max_batch_size=2, images=bright)
     assert time.monotonic() - start < 10
     assert [one.name for one in tmp_path.iterdir()] == ["theirs.onnx"]
@@ -106,7 +107,7 @@ def test_what_fails_on_real_images_alone_names_the_file(tmp_path: Path) -> None:
     low = helper.make_node("Sub", ["one", "one"], ["chosen_low"])
     path = theirs.write(tmp_path, busy_where_bright([work[0], low, work[1]], 1))
     bright = np.full((1, *theirs.SHAPE), 0.95, np.float32)
-    with pytest.raises(VerificationError, match=rf"^{path}: 1 real image: the file itself.* not finite"):
+    with raises(VerificationError, f"{path} | 1 real image | not finite"):
         FromOnnx(path, "a").write_onnx(tmp_path / "a.onnx", max_batch_size=1, images=bright)
 
 

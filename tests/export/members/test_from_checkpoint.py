@@ -39,6 +39,7 @@ from defensemble_training import (
 )
 from tests.support import tiny
 from tests.support.checkout import ROOT
+from tests.support.facts import raises
 from tests.support.untrained import record_of
 
 
@@ -155,7 +156,7 @@ def test_a_mask_that_is_not_in_the_graph_under_its_name_fails_the_export(tmp_pat
     checkpoint = untrained(tmp_path / "net.safetensors", digits_spec(width=2, pattern="channel", mask_seed=1))
     # As torch's optimiser leaves it: equal masks merged. The graph computes the same, so that no image tells.
     monkeypatch.setattr("defensemble_export.graphs.tracing._name_masks", lambda model, masks: None)
-    with pytest.raises(VerificationError, match=r"mask '.*' is not a BOOL initialiser of the exported graph, which has \["):
+    with pytest.raises(VerificationError, match="BOOL initialiser"):
         onnx_from_checkpoint(checkpoint, tmp_path / "net.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["net.safetensors"]
 
@@ -170,7 +171,7 @@ def test_a_member_is_read_back(exported: tuple[Path, Path]) -> None:
     assert (member.input_shape, member.num_classes, member.class_names) == ((1, 16, 16), 10, tuple("0123456789"))
     foreign = exported[1].with_name("foreign.onnx")
     foreign.write_bytes(tiny.linear_onnx(0))
-    with pytest.raises(RepositoryError, match=r"does not carry defensemble\.class_names"):
+    with pytest.raises(RepositoryError, match=r"defensemble\.class_names"):
         member_from_onnx(foreign, "foreign")
 
 
@@ -196,16 +197,14 @@ def test_a_network_of_one_s_own_becomes_a_member_with_its_masks(tmp_path: Path) 
 def test_data_that_are_not_there_are_named_with_both_ways(tmp_path: Path) -> None:
     checkpoint = tmp_path / "net.safetensors"
     save_checkpoint(checkpoint, build(digits_spec()), digits_spec(), record_of(digits_spec(), data="folder"))
-    with pytest.raises(
-        RepositoryError, match=r"verified on test images of 'folder', .*Say where they are \(--data-dir\), or pass others \(--images"
-    ):
+    with raises(RepositoryError, "test images of 'folder' | --data-dir | --images"):
         onnx_from_checkpoint(checkpoint, tmp_path / "net.onnx")
 
 
 def test_data_of_other_classes_are_refused(tmp_path: Path) -> None:
     checkpoint = tmp_path / "net.safetensors"
     save_checkpoint(checkpoint, build(digits_spec()), digits_spec(), record_of(digits_spec(), data="digits"))
-    with pytest.raises(RepositoryError, match=r"all of the data: 0, 1, 2, .*; all of the model: class 0, class 1, .*--data-dir"):
+    with raises(RepositoryError, "0, 1, 2 | class 0, class 1 | --data-dir"):
         onnx_from_checkpoint(checkpoint, tmp_path / "net.onnx")
 
 
@@ -242,10 +241,10 @@ def _flip_a_mask(model: onnx.ModelProto) -> None:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (_rename_output, "the graph's outputs"),
-        (_fix_batch, "the graph's inputs"),
-        (_shift_a_weight, "logits differ by 0.01"),
-        (_flip_a_mask, "logits differ by"),
+        (_rename_output, "outputs"),
+        (_fix_batch, "inputs"),
+        (_shift_a_weight, "logits | 0.01"),
+        (_flip_a_mask, "logits differ"),
     ],
 )
 def test_the_verification_catches(exported: tuple[Path, Path], change: Callable[[onnx.ModelProto], None], text: str) -> None:
@@ -254,7 +253,7 @@ def test_the_verification_catches(exported: tuple[Path, Path], change: Callable[
     images = load_dataset("digits", 16).test_images
     answers = answers_from_module(module)
     assert verify_onnx(path, answers, images, max_batch_size=8).largest_logit_difference <= 1e-5
-    with pytest.raises(VerificationError, match=text):
+    with raises(VerificationError, text):
         verify_onnx(changed(path, change), answers, images, max_batch_size=8)
 
 
@@ -311,7 +310,7 @@ def test_what_an_export_cannot_take_is_refused_before_the_slow_work(
     tmp_path: Path, exported: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, place: str, options: dict[str, object], text: str
 ) -> None:
     monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: pytest.fail("it was exported first"))
-    with pytest.raises(RepositoryError, match=text):
+    with raises(RepositoryError, text):
         onnx_from_checkpoint(exported[0], tmp_path / place, **options)  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
 

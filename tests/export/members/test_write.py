@@ -24,6 +24,7 @@ from defensemble_repository.export_report import read_reports
 from defensemble_repository.reader import read_config, read_ensemble
 from tests.export.members.test_from_checkpoint import digits_spec, untrained
 from tests.support.broken import content, small_disk, untrained_checkpoint
+from tests.support.facts import assert_facts, raises
 from tests.support.foreign_models import CLASSES, SHAPE, answer, classifier
 from tests.support.tiny import softmax
 
@@ -85,7 +86,7 @@ def test_a_report_lies_beside_each_file_and_is_shown(repository: Path, theirs: P
     (row,) = [line for line in shown.stdout.splitlines() if line.strip().startswith("net@1 ")]
     assert row.split()[1] == precision
     assert f"{100 * verified['agreement']:.2f}" in row
-    assert ("calibrated on 50 images of the user's, seed 3" in shown.stdout) == (precision == "int8")
+    assert ("50 images of the user's, seed 3" in shown.stdout) == (precision == "int8")
 
 
 def test_a_report_that_is_missing_damaged_or_of_another_file_is_told(repository: Path, theirs: Path, images: Path) -> None:
@@ -99,15 +100,15 @@ def test_a_report_that_is_missing_damaged_or_of_another_file_is_told(repository:
     assert told["good"] is None
     assert "holds no model.onnx.json" in str(told["missing"])
     assert "is damaged" in str(told["damaged"])
-    assert "was changed after its export" in str(told["other"])
+    assert "changed" in str(told["other"])
     shown = export("--report", "--repository", repository)
     assert shown.exit_code == 0
     assert sum(": no report: " in line for line in shown.stdout.splitlines()) == 3
     with pytest.raises(RepositoryError, match="holds no nothing: it holds damaged, good, missing, other"):
         read_reports(repository, ["nothing"])
-    assert "is no folder: name a model repository" in refused(export("--report", "--repository", repository / "none"))
+    assert "no folder" in refused(export("--report", "--repository", repository / "none"))
     (repository.parent / "empty").mkdir()
-    assert "holds no exported model" in refused(export("--report", "--repository", repository.parent / "empty"))
+    assert "no exported model" in refused(export("--report", "--repository", repository.parent / "empty"))
 
 
 def test_networks_of_both_kinds_of_file_form_one_ensemble_and_one_graph(repository: Path, theirs: Path, tmp_path: Path) -> None:
@@ -142,9 +143,9 @@ def test_checkpoints_can_be_fused_without_becoming_members(repository: Path, tmp
     assert (parameters["average"].string_value, parameters["members"].string_value) == ("logits", '["a@1", "b@1"]')
     before = content(tmp_path)
     text = refused(export(*paths, "--no-ensemble", "--fuse", "two", "--weight", "c=3", "--repository", repository))
-    assert "a weight is given for c, which does not vote in 'two': a, b do" in text
-    assert "exists already" in refused(export(*paths, "--no-ensemble", "--fuse", "one", "--repository", repository))
-    assert "the name of the ensemble or of a member" in refused(export(*paths, "--fuse", "a", "--repository", repository))
+    assert_facts(text, "c | 'two' | a, b")
+    assert "already" in refused(export(*paths, "--no-ensemble", "--fuse", "one", "--repository", repository))
+    assert "of a member" in refused(export(*paths, "--fuse", "a", "--repository", repository))
     assert content(tmp_path) == before
 
 
@@ -200,7 +201,7 @@ def test_engines_are_refused_before_anything_is_exported_where_there_is_no_tenso
     if importlib.util.find_spec("tensorrt") is not None:
         pytest.skip("TensorRT is installed here")
     text = refused(export("--from-onnx", theirs, "--as", "a", "--engine", "--repository", repository))
-    assert "TensorRT's Python package is not installed" in text
+    assert "TensorRT" in text
     assert "docker compose --profile gpu run --rm engines" in text
     assert "nvcr.io/nvidia/tensorrt:" in text
     assert not repository.exists()
@@ -209,11 +210,7 @@ def test_engines_are_refused_before_anything_is_exported_where_there_is_no_tenso
 def test_images_that_are_random_alone_are_told(repository: Path, theirs: Path) -> None:
     done = export("--from-onnx", theirs, "--as", "a", "--repository", repository, "--fuse", "one")
     assert done.exit_code == 0, done.output
-    told = [
-        line
-        for line in done.stderr.splitlines()
-        if line.endswith("compared on random images alone; real ones tell more: --images FILE.npy")
-    ]
+    told = [line for line in done.stderr.splitlines() if line.endswith("--images FILE.npy")]
     assert [line.split(":")[0] for line in told] == ["a@1", "one@1"]
 
 
@@ -267,8 +264,8 @@ def test_a_graph_of_what_the_ensemble_no_longer_votes_with_is_told(repository: P
     assert export("--from-onnx", theirs, "--as", "a", "--repository", repository, "--fuse", "one").exit_code == 0
     done = export("--from-onnx", tmp_path / "b.onnx", "--as", "b", "--repository", repository, "--replace")
     assert done.exit_code == 0, done.output
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("one is a graph of other versions or weights")]
-    assert line.endswith(f"--repository {repository} --ensemble ensemble --fuse one --replace")
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("one is a graph of other")]
+    assert_facts(line, f"--repository {repository} --ensemble ensemble --fuse one --replace")
     again = export("--fuse", "one", "--replace", "--repository", repository)
     assert again.exit_code == 0, again.output
     assert "is a graph of other" not in again.stderr
@@ -277,7 +274,7 @@ def test_a_graph_of_what_the_ensemble_no_longer_votes_with_is_told(repository: P
 def test_checkpoints_of_other_images_are_refused_before_the_slow_work(repository: Path, tmp_path: Path) -> None:
     paths = [untrained_checkpoint(tmp_path / "small.safetensors"), untrained(tmp_path / "large.safetensors", digits_spec(width=2))]
     result = export(*paths, "--repository", repository)
-    assert "members must share their input shape: 'small' has (1, 8, 8), 'large' has (1, 16, 16)" in refused(result)
+    assert_facts(refused(result), "input shape | 'small' | (1, 8, 8) | 'large' | (1, 16, 16)")
     assert "exported and verified" not in result.stderr
 
 
@@ -328,13 +325,13 @@ def test_a_precision_that_the_file_denies_is_no_member_s(repository: Path, their
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: Form(calibration_count=2.5), "the count of a calibration must be an integer, got 2.5"),  # type: ignore[arg-type]
-        (lambda: Form(calibration_seed="x"), "the seed of a calibration must be an integer, got 'x'"),  # type: ignore[arg-type]
-        (lambda: Form(["fp32"]), r"precision must be one of fp32, fp16, int8, got \['fp32'\]"),  # type: ignore[arg-type]
-        (lambda: FromOnnx(Path("x"), "x", class_names="abc"), "class_names must be a sequence of texts"),  # type: ignore[arg-type]
-        (lambda: fused_onnx(["x"], Ensemble("e", (Vote("a"),))), "'a' must be the bytes of an ONNX file"),  # type: ignore[list-item]
-        (lambda: onnx_from_foreign("x.onnx"), "x.onnx does not exist"),
-        (lambda: read_reports(Path("nowhere")), "nowhere is no folder"),
+        (lambda: Form(calibration_count=2.5), "count | integer | 2.5"),  # type: ignore[arg-type]
+        (lambda: Form(calibration_seed="x"), "seed | integer | 'x'"),  # type: ignore[arg-type]
+        (lambda: Form(["fp32"]), "precision | fp32, fp16, int8 | ['fp32']"),  # type: ignore[arg-type]
+        (lambda: FromOnnx(Path("x"), "x", class_names="abc"), "class_names | sequence of texts"),  # type: ignore[arg-type]
+        (lambda: fused_onnx(["x"], Ensemble("e", (Vote("a"),))), "'a' | bytes"),  # type: ignore[list-item]
+        (lambda: onnx_from_foreign("x.onnx"), "x.onnx | not exist"),
+        (lambda: read_reports(Path("nowhere")), "nowhere | no folder"),
     ],
 )
 def test_what_is_no_value_of_its_kind_is_told(make: Callable[[], object], text: str) -> None:
@@ -344,17 +341,17 @@ def test_what_is_no_value_of_its_kind_is_told(make: Callable[[], object], text: 
 
 @pytest.mark.parametrize("path", [None, 5, b"x.onnx"])
 def test_a_path_that_is_none_is_told(path: object) -> None:
-    with pytest.raises(ExportError, match="path must name an ONNX file, got "):
+    with pytest.raises(ExportError, match="ONNX file"):
         onnx_from_foreign(path)  # type: ignore[arg-type]
-    with pytest.raises(ExportError, match="path must name an ONNX file, got "):
+    with pytest.raises(ExportError, match="ONNX file"):
         FromOnnx(path, "a")  # type: ignore[arg-type]
 
 
 def test_shapes_and_domains_of_another_kind_are_told(theirs: Path) -> None:
     for shape in ((3.0, 6, 8), 3):
-        with pytest.raises(ExportError, match="input_shape must be three integers"):
+        with raises(ExportError, "input_shape | three integers"):
             onnx_from_foreign(theirs, input_shape=shape)  # type: ignore[arg-type]
-    with pytest.raises(ExportError, match="custom_domains must be a collection of domains"):
+    with pytest.raises(ExportError, match="custom_domains"):
         onnx_from_foreign(theirs, custom_domains="com.microsoft")
 
 
@@ -377,5 +374,5 @@ def test_a_version_that_was_pinned_by_hand_is_fused(repository: Path, theirs: Pa
 
 @pytest.mark.parametrize("values", [0.5, "abc", ["a"], [None]])
 def test_a_normalisation_of_another_kind_is_told(theirs: Path, values: object) -> None:
-    with pytest.raises(ExportError, match="mean must be a sequence of 1 or 3 numbers"):
+    with raises(ExportError, "mean | 1 or 3 numbers"):
         onnx_from_foreign(theirs, mean=values)  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from defensemble_export import ExportError, VerificationError, fused_onnx, verify_fused
 from tests.export.graphs.test_fusion import GOOD, OUTPUTS, ensemble_of
 from tests.support import tiny
+from tests.support.facts import raises
 
 
 @pytest.mark.parametrize("output", sorted(OUTPUTS))
@@ -54,7 +55,7 @@ def test_a_fault_in_the_largest_batch_of_real_images_is_found() -> None:
 
 def test_another_graph_is_not_taken_for_a_fused_one() -> None:
     members, ensemble = [tiny.linear_onnx(1), tiny.linear_onnx(2)], ensemble_of(2)
-    with pytest.raises(VerificationError, match=r"takes and gives \['images', 'logits'\], expected images to"):
+    with pytest.raises(VerificationError, match=r"\['images', 'logits'\]"):
         verify_fused(members[0], members, ensemble, None, max_batch_size=2)
     with pytest.raises(
         VerificationError, match=r"member_probabilities: the fused graph answers shape \(1, 1, 3\), the ensemble answers \(1, 2, 3\)"
@@ -73,7 +74,7 @@ def test_another_graph_is_not_taken_for_a_fused_one() -> None:
     ],
 )
 def test_images_that_are_none(images: tiny.Array, text: str) -> None:
-    with pytest.raises(ExportError, match=text):
+    with raises(ExportError, text):
         verify_fused(fused_onnx([GOOD], ensemble_of(1)), [GOOD], ensemble_of(1), images, max_batch_size=2)
 
 

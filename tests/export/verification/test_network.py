@@ -14,6 +14,7 @@ from defensemble_export import VerificationError, answers_from_module, verify_on
 from defensemble_export.verification.network import Answers
 from defensemble_export.verification.tolerances import PRECISIONS, TOLERANCES, Tolerance
 from tests.support import tiny
+from tests.support.facts import raises
 
 MAX_BATCH = 8
 INPUTS = int(np.prod(tiny.SHAPE))
@@ -61,7 +62,7 @@ def test_a_fault_at_one_batch_size_is_found(tmp_path: Path, batch: int) -> None:
         helper.make_node("Cast", ["met"], ["fault"], to=TensorProto.FLOAT),
     ]
     path = graph_of(tmp_path, WEIGHT, BIAS, nodes, faulty=np.array([batch]))
-    with pytest.raises(VerificationError, match=f"^{batch} real image.*: logits differ by 1"):
+    with raises(VerificationError, f"{batch} real image{'s' * (batch > 1)} | logits | 1"):
         verify_onnx(path, network(WEIGHT, BIAS), tiny.images(4), max_batch_size=MAX_BATCH)
     # Where no batch of that size is tried, the graph is right: it is the size that is noticed.
     never = graph_of(tmp_path, WEIGHT, BIAS, nodes, faulty=np.array([MAX_BATCH + 1]))
@@ -80,7 +81,7 @@ def test_a_fault_on_one_kind_of_images_is_found(tmp_path: Path, kind: str, opera
     ]
     path = graph_of(tmp_path, WEIGHT, BIAS, nodes, last=np.array([1]))
     images = np.full((4, *tiny.SHAPE), value, np.float32)
-    with pytest.raises(VerificationError, match=f"^1 {kind} image: logits differ by 1"):
+    with raises(VerificationError, f"1 {kind} image | logits"):
         verify_onnx(path, network(WEIGHT, BIAS), images, max_batch_size=MAX_BATCH)
 
 
@@ -141,7 +142,7 @@ def test_fp16_probabilities_are_compared_on_both_kinds_of_images(tmp_path: Path,
             found = verify_onnx(path, network(weight, bias), images, max_batch_size=MAX_BATCH, precision="fp16")
             assert found.largest_probability_difference == pytest.approx(shift / 4 if kind == "real" else 0, abs=1e-5)
         else:
-            with pytest.raises(VerificationError, match=f"^1 {kind} image: probabilities differ by 0.010.*, allowed is 0.01"):
+            with raises(VerificationError, f"1 {kind} image | probabilities | 0.01"):
                 verify_onnx(path, network(weight, bias), images, max_batch_size=MAX_BATCH, precision="fp16")
 
 
@@ -168,5 +169,5 @@ def test_int8_answers_that_depend_on_the_batch_are_found(tmp_path: Path) -> None
 def test_values_that_are_not_finite_are_found_in_every_precision(tmp_path: Path, precision: str) -> None:
     nodes = [helper.make_node("Identity", ["nan"], ["fault"])]
     path = graph_of(tmp_path, WEIGHT, BIAS, nodes, nan=np.array(np.nan, np.float32))
-    with pytest.raises(VerificationError, match="values that are not finite"):
+    with pytest.raises(VerificationError, match="not finite"):
         verify_onnx(path, network(WEIGHT, BIAS), tiny.images(4), max_batch_size=MAX_BATCH, precision=precision)

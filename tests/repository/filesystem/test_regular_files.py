@@ -68,7 +68,7 @@ def test_regular_files_are_read_up_to_a_limit(tmp_path: Path) -> None:
     assert read_regular(path) == read_regular(path, 6) == read_argument(path, 6) == b"12345\xff"
     assert read_text(path) == "12345\N{REPLACEMENT CHARACTER}"
     for read in (read_regular, read_argument):
-        with pytest.raises(OSError, match="more than 5 bytes") as caught:
+        with pytest.raises(OSError, match="5 bytes") as caught:
             read(path, 5)
         assert caught.value.errno == errno.EFBIG
     with pytest.raises(FileNotFoundError):
@@ -126,10 +126,10 @@ def test_pipes_that_give_nothing_or_too_much(tmp_path: Path, monkeypatch: pytest
         read_argument(path, 5)
     assert caught.value.filename == str(path)
     with deadline(), pipe() as (end, writer):
-        with pytest.raises(OSError, match=r"nothing for 0\.05 s"):
+        with pytest.raises(OSError, match=r"0\.05 s"):
             read_argument(end, 5)
         os.write(writer, b"123456")
-        with pytest.raises(OSError, match="more than 5 bytes"):
+        with pytest.raises(OSError, match="5 bytes"):
             read_argument(end, 5)
         os.close(writer)
 

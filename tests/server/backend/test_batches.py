@@ -25,6 +25,7 @@ from tritonclient.utils import InferenceServerException
 
 from tests.support import backend_graphs as graphs
 from tests.support.backend_triton import Triton, arrays, infer_inputs, infer_outputs, records
+from tests.support.facts import raises
 
 ANSWER_DEADLINE_S = 20.0
 Answer: TypeAlias = "dict[str, npt.NDArray[Any]] | InferenceServerException"
@@ -202,7 +203,7 @@ def test_cancelled_requests_are_not_run(recorded: Triton, record_file: Path) -> 
     # A last one, behind them all: after its answer they have been through the backend.
     recorded.infer(name, {"rounds": small})
     assert [run["inputs"][0]["dims"] for run in runs(record_file, name)] == [[1, 1], [1, 1]]
-    assert recorded.log().count(f"{name}: a cancelled request is not run") == 3
+    assert recorded.log().count(f"{name}: a cancelled request") == 3
     counted = recorded.statistics(name)
     assert (counted["inference_count"], counted["execution_count"], counted["success"]) == (2, 2, 2)
 
@@ -285,7 +286,7 @@ def test_a_wrong_batch_in_the_output_is_an_error(triton: Triton) -> None:
     )
     name = triton.load(config, model)
     for _ in range(2):
-        with pytest.raises(InferenceServerException, match=r"output 'y' has shape \[6,2\] for a batch of 3"):
+        with raises(InferenceServerException, "'y' | [6,2] | 3"):
             triton.infer(name, {"x": np.zeros((3, 2), np.float32)})
     assert triton.alive()
 

@@ -13,10 +13,9 @@ from onnx import TensorProto, helper
 
 from tests.support import backend_graphs as graphs
 from tests.support.backend_triton import Triton
+from tests.support.facts import assert_facts, missing_facts, raises
 
 FLOAT = TensorProto.FLOAT
-NO_SUCH = "which the graph does not have"
-NOT_OFFERED = "which this backend does not offer"
 
 
 def changed(**more: Any) -> dict[str, Any]:
@@ -34,54 +33,54 @@ def outputs(entry: dict[str, Any]) -> list[dict[str, Any]]:
 CONFIGS = {
     "input of another name": (
         changed(input=inputs({"name": "pixels"})),
-        f"config.pbtxt names an input 'pixels', {NO_SUCH}; its inputs are 'x'",
+        "config.pbtxt | 'pixels' | 'x'",
     ),
     "output of another name": (
         changed(output=outputs({"name": "z"})),
-        f"config.pbtxt names an output 'z', {NO_SUCH}; its outputs are 'y', 'total'",
+        "config.pbtxt | 'z' | 'y', 'total'",
     ),
     "input of another type": (
         changed(input=inputs({"data_type": "TYPE_FP16"})),
-        "input 'x' is TYPE_FP32 in the graph, but TYPE_FP16 in config.pbtxt",
+        "'x' | TYPE_FP32 | TYPE_FP16 | config.pbtxt",
     ),
     "output of another type": (
         changed(output=outputs({"data_type": "TYPE_INT64"})),
-        "output 'y' is TYPE_FP32 in the graph, but TYPE_INT64 in config.pbtxt",
+        "'y' | TYPE_FP32 | TYPE_INT64 | config.pbtxt",
     ),
     "input of another shape": (
         changed(input=inputs({"dims": [5]})),
-        "input 'x' has shape [-1,4] in the graph, but [-1,5] in config.pbtxt, the batch in front (max_batch_size is not 0)",
+        "'x' | [-1,4] | [-1,5] | config.pbtxt | max_batch_size",
     ),
     "output of another rank": (
         changed(output=outputs({"dims": [2, 2]})),
-        "output 'y' has shape [-1,4] in the graph, but [-1,2,2] in config.pbtxt",
+        "'y' | [-1,4] | [-1,2,2] | config.pbtxt",
     ),
     "no batch": (
         changed(max_batch_size=0),
-        "input 'x' has shape [-1,4] in the graph, but [4] in config.pbtxt (max_batch_size is 0: no batch in front)",
+        "'x' | [-1,4] | [4] | config.pbtxt | max_batch_size is 0",
     ),
     "reshape to another shape": (
         changed(input=inputs({"dims": [4], "reshape": {"shape": [2, 2]}})),
-        "input 'x' has shape [-1,4] in the graph, but [-1,2,2] in config.pbtxt",
+        "'x' | [-1,4] | [-1,2,2] | config.pbtxt",
     ),
-    "no inputs": (changed(input=[]), "config.pbtxt names 0 inputs, the graph has 1: 'x'; name each of them once"),
-    "no outputs": (changed(output=[]), "config.pbtxt names no outputs; the graph has 'y', 'total'"),
+    "no inputs": (changed(input=[]), "config.pbtxt | 0 inputs | 1: 'x'"),
+    "no outputs": (changed(output=[]), "config.pbtxt | no outputs | 'y', 'total'"),
     "an input that may be missing": (
         changed(input=inputs({"optional": True})),
-        "an optional input ('x'), which this backend does not offer",
+        "optional | 'x'",
     ),
-    "ragged batching": (changed(input=inputs({"allow_ragged_batch": True})), f"ragged batching ('x'), {NOT_OFFERED}"),
+    "ragged batching": (changed(input=inputs({"allow_ragged_batch": True})), "ragged batching | 'x'"),
     "batch input": (
         changed(batch_input=[{"kind": "BATCH_ELEMENT_COUNT", "target_name": ["n"], "data_type": "TYPE_FP32", "source_input": ["x"]}]),
-        f"config.pbtxt asks for batch_input, {NOT_OFFERED}: remove it",
+        "config.pbtxt | batch_input",
     ),
-    "sequences": (changed(sequence_batching={"max_sequence_idle_microseconds": 1}), "asks for sequence_batching"),
-    "decoupled": (changed(model_transaction_policy={"decoupled": True}), "asks for a decoupled transaction policy"),
+    "sequences": (changed(sequence_batching={"max_sequence_idle_microseconds": 1}), "sequence_batching"),
+    "decoupled": (changed(model_transaction_policy={"decoupled": True}), "decoupled"),
     "an accelerator": (
         changed(optimization={"execution_accelerators": {"cpu_execution_accelerator": [{"name": "openvino"}]}}),
         "asks for cpu_execution_accelerator 'openvino' (it runs only on CPUs)",
     ),
-    "another file": (changed(default_model_filename="weights.onnx"), "weights.onnx failed"),
+    "another file": (changed(default_model_filename="weights.onnx"), "weights.onnx"),
 }
 
 
@@ -89,21 +88,21 @@ CONFIGS = {
 def test_a_config_that_does_not_fit_is_refused(triton: Triton, case: str) -> None:
     config, expected = CONFIGS[case]
     text = triton.load_error(config, graphs.affine())
-    assert expected in text
+    assert_facts(text, expected)
     assert " version 1: " in text
     assert triton.alive()
 
 
 def test_the_model_is_named(triton: Triton) -> None:
     name = triton.write(changed(input=inputs({"name": "pixels"})), graphs.affine())
-    with pytest.raises(Exception, match=f"model '{name}' version 1: config.pbtxt names an input 'pixels'"):
+    with raises(Exception, f"'{name}' | version 1 | 'pixels'"):
         triton.client.load_model(name)
 
 
 def test_a_config_with_an_input_twice_is_refused(triton: Triton) -> None:
     config = changed(input=inputs({}, {}))
     text = triton.load_error(config, graphs.affine())
-    assert "config.pbtxt names 2 inputs, the graph has 1" in text or "'x' more than once" in text
+    assert not missing_facts(text, "2 inputs | 1") or not missing_facts(text, "'x' | more than once")
 
 
 @pytest.mark.parametrize(("which", "position"), [("input", 0), ("output", 1)])
@@ -113,8 +112,8 @@ def test_a_fixed_batch_is_refused(triton: Triton, which: str, position: int) -> 
     nodes = [helper.make_node("Identity", ["x"], ["y"])]
     model = graphs.model(nodes, [graphs.value("x", FLOAT, dims[0])], [graphs.value("y", FLOAT, dims[1])])
     text = triton.load_error(graphs.config([("x", FLOAT, [4])], [("y", FLOAT, [4])]), model)
-    assert f"max_batch_size is 8, but the first dimension of {which} " in text
-    assert "is fixed at 1 in the graph; export it with a dynamic batch, or set max_batch_size to 0" in text
+    assert_facts(text, f"max_batch_size is 8 | {which}")
+    assert_facts(text, "1 | max_batch_size to 0")
 
 
 def test_an_input_too_many_in_the_graph_is_refused(triton: Triton) -> None:
@@ -124,13 +123,13 @@ def test_an_input_too_many_in_the_graph_is_refused(triton: Triton) -> None:
         [graphs.value("y", FLOAT, ["batch", 4])],
     )
     text = triton.load_error(graphs.config([("x", FLOAT, [4])], [("y", FLOAT, [4])]), model)
-    assert "config.pbtxt names 1 inputs, the graph has 2: 'x', 'bias'" in text
+    assert_facts(text, "1 inputs | 2: 'x', 'bias'")
 
 
 def test_strings_are_refused(triton: Triton) -> None:
     config = {"max_batch_size": 8, "input": inputs({"data_type": "TYPE_STRING"}), "output": outputs({"data_type": "TYPE_STRING"})}
     text = triton.load_error(config, graphs.identity(TensorProto.STRING, ["batch", 4]))
-    assert "the graph's input 'x' is of ONNX element type 8; this backend serves booleans, integers and floating-point numbers" in text
+    assert_facts(text, "'x' | element type 8")
 
 
 def test_what_is_no_tensor_is_refused(triton: Triton) -> None:
@@ -154,7 +153,7 @@ def test_as_many_outputs_as_there_may_be(triton: Triton) -> None:
     answers = triton.infer(triton.load(*many_outputs(64)), {"x": np.array([[7]], np.float32)})
     assert sorted(answers) == sorted(f"y{i}" for i in range(64))
     assert all(array == [[7]] for array in answers.values())
-    assert "the graph has 65 outputs, this backend serves at most 64" in triton.load_error(*many_outputs(65))
+    assert_facts(triton.load_error(*many_outputs(65)), "65 outputs | 64")
 
 
 @pytest.mark.skipif(not Path("/dev/nvidia0").exists(), reason="without a GPU Triton itself refuses the model, before the backend is asked")
@@ -174,7 +173,7 @@ def test_a_corrupt_file_is_refused_and_the_others_serve(triton: Triton, content:
 def test_a_missing_file_is_refused(triton: Triton) -> None:
     name = triton.write(graphs.AFFINE_CONFIG, graphs.affine())
     (triton.repository / name / "1" / "model.onnx").unlink()
-    with pytest.raises(Exception, match=r"cannot load '.*/1/model.onnx': .*File doesn't exist"):
+    with raises(Exception, "1/model.onnx | File doesn't exist"):
         triton.client.load_model(name)
 
 

@@ -18,6 +18,7 @@ from defensemble.cli import cli
 from defensemble_server import Server
 from defensemble_server.doctor.diagnose import FAIL, PASS, WARN, Check, diagnose
 from defensemble_server.process.state import state_file
+from tests.support.facts import assert_facts
 
 
 def found(checks: list[Check], name: str) -> list[Check]:
@@ -61,7 +62,7 @@ def test_an_answer_nested_without_end_is_none_of_triton_s() -> None:
     with answering(b"[" * 200_000) as url:
         (check,) = found(diagnose([url]), url)
     assert check.status == FAIL
-    assert "does not answer as a Triton does" in check.text
+    assert "Triton" in check.text
 
 
 @contextmanager
@@ -88,7 +89,7 @@ def test_a_url_of_another_kind_is_told(url: str, text: str) -> None:
     (check,) = found(diagnose([url]), url)
     assert check.status == FAIL
     assert text in check.text
-    assert check.mend == "expected http://HOST:PORT of the HTTP front end"
+    assert_facts(check.mend, "http://HOST:PORT")
 
 
 @pytest.mark.parametrize("kind", ["nobody there", "no URL", "another server"])
@@ -124,7 +125,7 @@ def test_a_compiler_that_does_not_run_fails_and_the_other_checks_are_made(monkey
     checks = diagnose([])
     (check,) = found(checks, "compiler")
     assert check.status == FAIL
-    assert check.text.startswith("the C++ compiler from the environment variable CXX, `/nowhere/c++ -m64`, does not run: ")
+    assert_facts(check.text, "C++ compiler | CXX | `/nowhere/c++ -m64`")
     assert "unset CXX" in check.mend
     assert {"platform", "ONNX Runtime", "backend", "grpc port"} <= {other.name for other in checks}
     result = CliRunner().invoke(cli, ["doctor"])

@@ -17,6 +17,7 @@ from defensemble_server.runtime.find import CONTAINER
 from tests.server.plans.test_compatibility import H100, T4
 from tests.server.test_profiles import environment, programs, write_plans
 from tests.support import tiny
+from tests.support.facts import assert_facts
 
 NEITHER = Machine(None, (), "there is no libnvinfer.so on the library path", "there is no nvidia-smi on PATH, so no NVIDIA driver")
 
@@ -30,11 +31,9 @@ def checks_on(machine: Machine, monkeypatch: pytest.MonkeyPatch, repository: Pat
 
 def test_no_gpu_is_nothing_to_be_mended(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu, tensorrt = checks_on(NEITHER, monkeypatch)
-    assert (gpu.status, gpu.text) == (
-        PASS,
-        "none (there is no nvidia-smi on PATH, so no NVIDIA driver): of the profiles only `cpu` is for this machine",
-    )
-    assert (tensorrt.status, tensorrt.text) == (PASS, "none (there is no libnvinfer.so on the library path), nor a GPU for it")
+    assert (gpu.status, tensorrt.status) == (PASS, PASS)
+    assert_facts(gpu.text, f"none | {NEITHER.why_no_gpu} | `cpu`")
+    assert_facts(tensorrt.text, f"none | {NEITHER.why_no_tensorrt}")
 
 
 def test_gpus_and_tensorrt_are_named_and_a_missing_one_has_a_command_and_a_container(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,10 +44,8 @@ def test_gpus_and_tensorrt_are_named_and_a_missing_one_has_a_command_and_a_conta
         (PASS, "10.13.3.9"),
     ]
     _, tensorrt = checks_on(Machine(None, (H100,), "there is no libnvinfer.so on the library path"), monkeypatch)
-    assert (tensorrt.status, tensorrt.text) == (
-        WARN,
-        "none (there is no libnvinfer.so on the library path): plans cannot be built or served outside of a container",
-    )
+    assert tensorrt.status == WARN
+    assert_facts(tensorrt.text, f"none | {NEITHER.why_no_tensorrt} | container")
     assert CONTAINER in tensorrt.mend
     assert "make install GPU=1" in tensorrt.mend
 
@@ -66,10 +63,10 @@ def test_a_real_machine_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 @pytest.mark.parametrize(
     ("machine", "status", "told"),
     [
-        (Machine("10.13.3.9", (H100,)), PASS, "built with TensorRT 10.13.3.9 on NVIDIA H100 80GB HBM3, fits this machine"),
-        (Machine("10.16.1.4", (H100,)), FAIL, "this server has TensorRT 10.16.1.4: rebuild with `defensemble build-engine "),
-        (Machine("10.13.3.9", (T4,)), FAIL, "this server has Tesla T4 (compute capability 7.5): rebuild with `defensemble build-engine "),
-        (NEITHER, WARN, "this server has no TensorRT (there is no libnvinfer.so on the library path)"),
+        (Machine("10.13.3.9", (H100,)), PASS, "TensorRT 10.13.3.9 | NVIDIA H100 80GB HBM3"),
+        (Machine("10.16.1.4", (H100,)), FAIL, "TensorRT 10.16.1.4 | `defensemble build-engine"),
+        (Machine("10.13.3.9", (T4,)), FAIL, "Tesla T4 (compute capability 7.5) | `defensemble build-engine"),
+        (NEITHER, WARN, "no TensorRT | libnvinfer.so"),
     ],
 )
 def test_every_plan_is_compared_with_this_machine(
@@ -82,7 +79,7 @@ def test_every_plan_is_compared_with_this_machine(
     plans = [check for check in checks_on(machine, monkeypatch, repository) if check.name.startswith("plan ")]
     assert [check.name for check in plans] == ["plan alpha/1", "plan beta/1"]
     assert {check.status for check in plans} == {status}
-    assert told in plans[0].text
+    assert_facts(plans[0].text, told)
     if status != PASS:
         assert plans[0].mend == f"defensemble build-engine {shlex.quote(str(repository))} --model alpha --version 1"
 
@@ -105,7 +102,7 @@ def test_a_plan_that_would_fit_nowhere_fails_on_any_machine(
         (place / "config.pbtxt").write_text("[[")
     found = {check.name: check for check in checks_on(machine, monkeypatch, repository)}
     assert found["plan beta/1"].status == FAIL
-    told = {"manifest": "is damaged", "no manifest": "has no manifest", "plan": "changed or damaged", "config": "not a valid model config"}
+    told = {"manifest": "damaged", "no manifest": "no manifest", "plan": "changed", "config": "configuration"}
     assert told[damage] in found["plan beta/1"].text
     assert found["plan alpha/1"].status == (WARN if machine is NEITHER else PASS)
 
@@ -120,7 +117,7 @@ def test_profiles_are_complete_or_what_they_lack_is_told(tmp_path: Path, monkeyp
     (repository / "beta/1/model.plan").unlink()
     found = [check for check in checks_on(NEITHER, monkeypatch, repository) if check.name.startswith("profile ")]
     assert [(check.name, check.status) for check in found] == [("profile gpu", PASS), ("profile gpu-tensorrt", WARN)]
-    assert "beta: version 1 has no plan" in found[1].text
+    assert_facts(found[1].text, "beta | version 1 | no plan")
 
 
 def test_the_command_looks_at_the_usual_folder_where_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,8 +140,8 @@ def test_a_plan_for_images_of_another_size_or_for_larger_batches_alone_fails(mon
     write_plans(repository, names=("beta",), profile={"min": [4, *tiny.SHAPE], "opt": [8, *tiny.SHAPE], "max": [8, *tiny.SHAPE]})
     found = {check.name: check for check in checks_on(Machine("10.13.3.9", (H100,)), monkeypatch, repository)}
     assert (found["plan alpha/1"].status, found["plan beta/1"].status) == (FAIL, FAIL)
-    assert "config.pbtxt says images of (1, 4, 4), the plan takes (3, 28, 28)" in found["plan alpha/1"].text
-    assert "no fewer than 4 images" in found["plan beta/1"].text
+    assert_facts(found["plan alpha/1"].text, "config.pbtxt | (1, 4, 4) | (3, 28, 28)")
+    assert "4 images" in found["plan beta/1"].text
 
 
 def test_a_manifest_nested_without_end_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

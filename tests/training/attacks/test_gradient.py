@@ -16,6 +16,7 @@ from torch.nn import functional
 from defensemble_training import ATTACKS, AveragedLogits, SpecError, TrainingError, attack, carlini_wagner, fgsm, mifgsm, pgd
 from tests.support.attacked import batch, defective_resnet, small_net
 from tests.support.attacked import one_thread as one_thread
+from tests.support.facts import raises
 
 Attack = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
 SHORT_CW = partial(carlini_wagner, search_steps=4, steps=30, step_size=0.05)
@@ -139,7 +140,7 @@ def test_a_random_start_is_the_generators_alone() -> None:
     assert torch.equal(run(1), first)
     assert not torch.equal(run(2), first)
     assert not torch.equal(first, attack("table2-pgd", module, images, labels))
-    with pytest.raises(SpecError, match=r"^a random start must have a generator, got None; give torch\.Generator\(\)\.manual_seed\("):
+    with raises(SpecError, "generator | None | manual_seed"):
         attack("adversarial-training", module, images, labels)
 
 
@@ -171,7 +172,7 @@ def test_presets_run_by_name() -> None:
     assert torch.equal(attack("mifgsm16", module, images, labels), mifgsm(module, images, labels, 16 / 255, 1 / 255, 40, 1.0))
     short = dataclasses.replace(ATTACKS["cw"], confidence=0.5, search_steps=3, steps=20, step_size=0.05)
     assert torch.equal(attack(short, module, images, labels), carlini_wagner(module, images, labels, 0.5, 3, 20, 0.05))
-    with pytest.raises(SpecError, match=r"^an attack must be an AttackPreset or one of "):
+    with pytest.raises(SpecError, match="AttackPreset"):
         attack("pgd", module, images, labels)
 
 
@@ -180,7 +181,7 @@ def test_cw_without_foolbox(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setitem(sys.modules, "foolbox", None)
     module, (images, labels) = small_net(), batch()
-    with pytest.raises(TrainingError, match=r"^the attack cw needs Foolbox, .*; install it with: pip install 'foolbox>=3\.3\.4'"):
+    with raises(TrainingError, "cw | Foolbox | pip install 'foolbox>=3.3.4'"):
         attack("cw", module, images, labels)
 
 
@@ -195,7 +196,7 @@ def test_averaged_logits() -> None:
     with torch.no_grad():
         before, after = (functional.cross_entropy(module(part), labels) for part in (images, moved))
     assert after > before
-    with pytest.raises(SpecError, match=r"^AveragedLogits must have at least one module, got none$"):
+    with raises(SpecError, "AveragedLogits | at least one"):
         AveragedLogits([])
 
 
@@ -215,36 +216,36 @@ IMAGES, LABELS = batch(4)
 @pytest.mark.parametrize(
     ("images", "labels", "text"),
     [
-        (IMAGES * 1.5, LABELS, r"^images must be in \[0, 1\] .*, got values from 0 to 1.5$"),
-        (IMAGES - 0.25, LABELS, r"^images must be in \[0, 1\] .*, got values from -0.25 to 0.75$"),
-        (IMAGES.masked_fill(IMAGES > 0.9, torch.nan), LABELS, r"^images must be in \[0, 1\] .*, got values from nan to nan$"),
-        (IMAGES.double(), LABELS, r"^images must be float32 \(N, C, H, W\), at least one, got torch.float64 \(4, 1, 8, 8\)$"),
-        (IMAGES[0], LABELS, r"^images must be float32 .*, got torch.float32 \(1, 8, 8\)$"),
-        (IMAGES[:0], LABELS[:0], r"^images must be float32 .*, at least one, got torch.float32 \(0, 1, 8, 8\)$"),
-        (IMAGES, LABELS[:3], r"^labels must be int64 \(4,\), one an image, got torch.int64 \(3,\)$"),
-        (IMAGES, LABELS[:, None], r"^labels must be int64 \(4,\), one an image, got torch.int64 \(4, 1\)$"),
-        (IMAGES, LABELS.float(), r"^labels must be int64 \(4,\), one an image, got torch.float32 \(4,\)$"),
-        (IMAGES, LABELS.to("meta"), r"^labels must be on the images' device, cpu, got meta$"),
-        (IMAGES, LABELS - 3, r"^labels must be classes from 0, got -[123]$"),
-        (IMAGES, torch.full((4,), 3), r"^labels must be classes from 0 to 2, as the module has 3, got 3$"),
+        (IMAGES * 1.5, LABELS, "images | [0, 1] | 0 to 1.5"),
+        (IMAGES - 0.25, LABELS, "images | [0, 1] | -0.25 to 0.75"),
+        (IMAGES.masked_fill(IMAGES > 0.9, torch.nan), LABELS, "images | [0, 1] | nan to nan"),
+        (IMAGES.double(), LABELS, "images | float32 (N, C, H, W) | torch.float64 (4, 1, 8, 8)"),
+        (IMAGES[0], LABELS, "images | float32 | torch.float32 (1, 8, 8)"),
+        (IMAGES[:0], LABELS[:0], "images | at least one | torch.float32 (0, 1, 8, 8)"),
+        (IMAGES, LABELS[:3], "labels | int64 (4,) | torch.int64 (3,)"),
+        (IMAGES, LABELS[:, None], "labels | int64 (4,) | torch.int64 (4, 1)"),
+        (IMAGES, LABELS.float(), "labels | int64 (4,) | torch.float32 (4,)"),
+        (IMAGES, LABELS.to("meta"), "labels | device | cpu | meta"),
+        (IMAGES, LABELS - 3, "labels | got -"),
+        (IMAGES, torch.full((4,), 3), "labels | 0 to 2 | got 3"),
     ],
 )
 def test_bad_images_and_labels(name: str, images: torch.Tensor, labels: torch.Tensor, text: str) -> None:
-    with pytest.raises(SpecError, match=text):
+    with raises(SpecError, text):
         EVERY_ATTACK[name](small_net(), images, labels)
 
 
 def test_bad_arguments() -> None:
     module = small_net()
-    with pytest.raises(SpecError, match=r"^epsilon must be in \[0, 1\]; images are in \[0, 1\], .*; got 8$"):
+    with raises(SpecError, "epsilon | [0, 1] | got 8"):
         fgsm(module, IMAGES, LABELS, 8)
-    with pytest.raises(SpecError, match=r"^step_size must be in \(0, 1\]; .*; got 0$"):
+    with raises(SpecError, "step_size | (0, 1] | got 0"):
         pgd(module, IMAGES, LABELS, 0.1, 0, 3)
-    with pytest.raises(SpecError, match=r"^steps must be an integer of at least 1, got 0$"):
+    with raises(SpecError, "steps | at least 1 | 0"):
         mifgsm(module, IMAGES, LABELS, 0.1, 0.01, 0)
-    with pytest.raises(SpecError, match=r"^momentum must be in \[0, 2\]; .*; got -1$"):
+    with raises(SpecError, "momentum | [0, 2] | -1"):
         mifgsm(module, IMAGES, LABELS, 0.1, 0.01, 3, momentum=-1)
-    with pytest.raises(SpecError, match=r"^search_steps must be an integer of at least 1, got 0$"):
+    with raises(SpecError, "search_steps | at least 1 | 0"):
         carlini_wagner(module, IMAGES, LABELS, search_steps=0)
 
 
@@ -254,9 +255,9 @@ class Constant(nn.Module):
 
 
 def test_bad_modules() -> None:
-    with pytest.raises(SpecError, match=r"^the module must be differentiable with respect to its images, but "):
+    with pytest.raises(SpecError, match="differentiable"):
         fgsm(Constant(), IMAGES, LABELS, 0.1)
-    with pytest.raises(SpecError, match=r"^the module must take 4 images to logits \(4, K\), got \(4, 8, 8, 8\)$"):
+    with raises(SpecError, "4 images | (4, K) | (4, 8, 8, 8)"):
         fgsm(small_net()[0], IMAGES, LABELS, 0.1)  # type: ignore[index]
 
 
@@ -265,6 +266,6 @@ def test_a_module_with_a_weight_that_is_not_a_number(name: str) -> None:
     module = small_net()
     with torch.no_grad():
         module[-1].weight[0, 0] = torch.nan  # type: ignore[index]
-    with pytest.raises(TrainingError, match=r"^the (gradient of the module's loss is|module's logits for the images are) not finite; "):
+    with pytest.raises(TrainingError, match=r"(gradient|logits) .*not finite"):
         EVERY_ATTACK[name](module, IMAGES, LABELS)
     assert all(parameter.requires_grad for parameter in module.parameters())

@@ -13,6 +13,7 @@ from PIL import Image
 from defensemble_training import SpecError, TrainingError, adversarial_examples, attack, predicted, rounded_to_8_bits
 from tests.support.attacked import batch, small_net
 from tests.support.attacked import one_thread as one_thread
+from tests.support.facts import raises
 
 IMAGES, LABELS = (tensor.numpy() for tensor in batch(11))
 
@@ -78,20 +79,20 @@ def test_predicted_is_in_eval_mode_and_leaves_the_mode() -> None:
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"images": IMAGES.astype(np.float64)}, r"^images must be float32 \(n, C, H, W\), at least one, got float64 \(11, 1, 8, 8\)$"),
-        ({"images": IMAGES[:0]}, r"^images must be float32 .*, got float32 \(0, 1, 8, 8\)$"),
-        ({"images": IMAGES * 2}, r"^images must be in \[0, 1\] .*, got values from 0 to 2$"),
-        ({"images": np.where(IMAGES > 0.9, np.float32(np.nan), IMAGES)}, r"^images must be in \[0, 1\] .*, got values from nan to nan$"),
-        ({"labels": LABELS[:10]}, r"^labels must be integers \(11,\), one an image, got int64 \(10,\)$"),
-        ({"labels": LABELS / 2}, r"^labels must be integers \(11,\), one an image, got float64 \(11,\)$"),
-        ({"batch_size": 0}, r"^batch_size must be an integer of at least 1, got 0$"),
-        ({"seed": -1}, r"^seed must be an integer of at least 0, got -1$"),
-        ({"preset": "none"}, r"^an attack must be an AttackPreset or one of table2-fgsm, "),
+        ({"images": IMAGES.astype(np.float64)}, "images | float32 (n, C, H, W) | float64 (11, 1, 8, 8)"),
+        ({"images": IMAGES[:0]}, "images | at least one | float32 (0, 1, 8, 8)"),
+        ({"images": IMAGES * 2}, "images | [0, 1] | 0 to 2"),
+        ({"images": np.where(IMAGES > 0.9, np.float32(np.nan), IMAGES)}, "images | [0, 1] | nan to nan"),
+        ({"labels": LABELS[:10]}, "labels | (11,) | int64 (10,)"),
+        ({"labels": LABELS / 2}, "labels | integers (11,) | float64 (11,)"),
+        ({"batch_size": 0}, "batch_size | at least 1 | 0"),
+        ({"seed": -1}, "seed | at least 0 | -1"),
+        ({"preset": "none"}, "AttackPreset | table2-fgsm"),
     ],
 )
 def test_bad_arguments(changes: dict[str, Any], text: str) -> None:
     values: dict[str, Any] = {"images": IMAGES, "labels": LABELS, "preset": "fgsm8"}
-    with pytest.raises(SpecError, match=text):
+    with raises(SpecError, text):
         adversarial_examples(small_net(), **{**values, **changes})
 
 

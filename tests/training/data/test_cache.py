@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from defensemble_training import DataError, load_dataset
+from tests.support.facts import assert_facts, raises
 from tests.support.written import pictures, write_class_folders, write_split, write_tables
 
 LOAD_ALOUD = """
@@ -121,7 +122,7 @@ def test_a_process_that_is_killed_while_it_decodes_is_taken_over(tmp_path: Path,
         assert part.startswith(".")
         waiting = subprocess.Popen([sys.executable, "-c", LOAD_ALOUD, str(tmp_path / "set"), "8"], stdout=subprocess.PIPE, text=True)
         assert waiting.stdout is not None
-        assert waiting.stdout.readline() == "waiting for another process that decodes the same images 0 1\n"
+        assert_facts(waiting.stdout.readline(), "waiting | another process | 0 1")
         holder.send_signal(signal.SIGKILL)
     out, _ = waiting.communicate(timeout=60)
     assert waiting.returncode == 0
@@ -145,7 +146,7 @@ def test_a_disk_that_becomes_full_leaves_nothing_behind(tmp_path: Path, cache: P
     limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); " + LOAD  # a real write fails
     done = subprocess.run([sys.executable, "-c", limited, str(tmp_path / "set"), "32"], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "was full before all images were decoded (File too large): they need 1,251,856 bytes; what was written is removed" in done.stderr
+    assert_facts(done.stderr, "File too large | 1,251,856 bytes")
     assert entries(cache) == []
     assert len(load_dataset("folder", 32, data_dir=tmp_path / "set").train) == 60
 
@@ -159,9 +160,7 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_decoded(tmp_path: P
     try:
         monkeypatch.setenv("XDG_CACHE_HOME", str(small))
         write_tables(tmp_path / "set")
-        with pytest.raises(
-            DataError, match=r"decoding needs 1,052,176 bytes in .*small.*, of which 524,288 are free; make room, take a small"
-        ):
+        with raises(DataError, "1,052,176 bytes | small | 524,288"):
             load_dataset("folder", data_dir=tmp_path / "set", on_progress=lambda *what: pytest.fail("it decoded"))
     finally:
         subprocess.run(["umount", str(small)], check=True)
@@ -171,7 +170,5 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: py
     (tmp_path / "file").write_text("words")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     write_tables(tmp_path / "set")
-    with pytest.raises(
-        DataError, match=r"the cache of decoded images, .*file/defensemble/datasets, cannot be written: .*; mend its permissions"
-    ):
+    with pytest.raises(DataError, match="file/defensemble/datasets"):
         load_dataset("folder", data_dir=tmp_path / "set")

@@ -1,7 +1,6 @@
 """Class folders of images, and what can be wrong with them."""
 
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -12,6 +11,7 @@ import pytest
 from PIL import Image
 
 from defensemble_training import DataError, load_dataset
+from tests.support.facts import assert_each, raises
 from tests.support.written import CLASSES, by_class, pictures, write_class_folders, write_split
 
 
@@ -45,7 +45,7 @@ def test_without_a_split_a_fifth_of_every_class_is_for_the_test_always_the_same(
     assert one.digest == other.digest
     together = np.concatenate([one.train.pixels, one.test.pixels])
     assert sorted(image.tobytes() for image in together) == sorted(image.tobytes() for image in by_class(images))
-    assert "without a split (of every class a fifth, chosen by a fixed seed, is the test part)" in one.source
+    assert "without a split" in one.source
 
 
 @pytest.mark.usefixtures("three_classes")
@@ -67,10 +67,10 @@ def test_tiny_imagenet_as_its_authors_have_packed_it(tmp_path: Path) -> None:
     np.testing.assert_array_equal(data.test.pixels, images[[8, 6, 7]].transpose(0, 3, 1, 2))
     assert data.test.labels.tolist() == [0, 2, 1]
     annotations.write_text("val_2.png\tant\nval_9.png\tcow\n")
-    with pytest.raises(DataError, match=r"names in line 2 the image val/images/val_9.png, which is not there; expected image, tab"):
+    with raises(DataError, "line 2 | val/images/val_9.png"):
         load_dataset("tiny-imagenet", data_dir=tmp_path)
     annotations.write_text("val_2.png\tdog\n")
-    with pytest.raises(DataError, match="names in line 1 the class 'dog', which train lacks"):
+    with raises(DataError, "line 1 | 'dog' | train"):
         load_dataset("tiny-imagenet", data_dir=tmp_path)
 
 
@@ -78,13 +78,13 @@ def test_a_damaged_image_is_named_and_left_out_only_if_asked(tmp_path: Path) -> 
     write_split(tmp_path)
     damaged = tmp_path / "train/bee/004.png"
     damaged.write_bytes(damaged.read_bytes()[:100])
-    with pytest.raises(DataError, match=f"{damaged} cannot be decoded: .*truncated"):
+    with raises(DataError, f"{damaged} | truncated"):
         load_dataset("folder", data_dir=tmp_path)
     data = load_dataset("folder", data_dir=tmp_path, skip_damaged=True)
     assert data.train.labels.tolist() == [0] * 4 + [1] * 3 + [2] * 4
     assert data.source == "images from a local folder as class folders, PNG-coded, 1 damaged image left out"
     damaged.write_text("no image at all")
-    with pytest.raises(DataError, match=r"train/bee/004.png cannot be decoded: .*JPEG, PNG"):
+    with raises(DataError, "train/bee/004.png | JPEG, PNG"):
         load_dataset("folder", data_dir=tmp_path)
 
 
@@ -92,7 +92,7 @@ def test_a_class_that_is_left_with_damaged_images_alone_is_named(tmp_path: Path)
     write_split(tmp_path)
     for path in (tmp_path / "train/cow").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(DataError, match=r"\(without 4 damaged images\) has 1 of 3 classes that the training part has no image of: cow"):
+    with raises(DataError, "4 damaged images | 1 of 3 classes | cow"):
         load_dataset("folder", data_dir=tmp_path, skip_damaged=True)
 
 
@@ -102,9 +102,7 @@ def test_an_empty_class_folder_is_named(tmp_path: Path, split: str) -> None:
     for path in (tmp_path / split / "bee").iterdir():
         path.unlink()
     (tmp_path / split / "bee/notes.txt").write_text("words")
-    with pytest.raises(
-        DataError, match=rf"the class folder \S*{split}/bee holds no image, but notes.txt; expected .png, .*; fill or remove it"
-    ):
+    with raises(DataError, f"{split}/bee | notes.txt | .png"):
         load_dataset("folder", data_dir=tmp_path)
 
 
@@ -112,49 +110,47 @@ def test_an_empty_class_folder_is_named(tmp_path: Path, split: str) -> None:
 def test_a_missing_split_is_named(tmp_path: Path, split: str, missing: str) -> None:
     images, _ = write_split(tmp_path / "whole")
     write_class_folders(tmp_path / "half" / split, images, [0, 1, 2] * 4)
-    with pytest.raises(DataError, match=rf"lacks a split: it holds {split}/, expected a folder {missing} too"):
+    with raises(DataError, f"{split}/ | {missing}"):
         load_dataset("folder", data_dir=tmp_path / "half")
 
 
 def test_a_class_of_the_test_that_training_lacks_is_named(tmp_path: Path) -> None:
     write_split(tmp_path)
     (tmp_path / "test/cow").rename(tmp_path / "test/dog")
-    with pytest.raises(DataError, match=r"1 classes that the training part does not have: dog; expected some of ant, bee, cow"):
+    with raises(DataError, "dog | ant, bee, cow"):
         load_dataset("folder", data_dir=tmp_path)
 
 
 def test_another_layout_is_shown_beside_those_that_are_known(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "labels.csv").write_text("a,b")
-    with pytest.raises(
-        DataError, match=r"of a layout that is known, but images/, labels.csv; expected train-\*.parquet and .*TRAIN/CLASS/IMAGE"
-    ):
+    with raises(DataError, "images/, labels.csv | train-*.parquet | TRAIN/CLASS/IMAGE"):
         load_dataset("cifar10", data_dir=tmp_path)
     (tmp_path / "train").mkdir()
     (tmp_path / "test").mkdir()
     Image.fromarray(pictures(1)[0]).save(tmp_path / "train/a.png")
-    with pytest.raises(DataError, match=r"train/a.png is next to the class folders"):
+    with raises(DataError, "train/a.png | class folders"):
         load_dataset("cifar10", data_dir=tmp_path)
 
 
 def test_a_folder_that_is_missing_or_a_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("words")
     for name in ("nothing", "file"):
-        with pytest.raises(DataError, match=f"{tmp_path / name} is not a folder; expected train"):
+        with raises(DataError, f"{tmp_path / name} | not a folder"):
             load_dataset("cifar10", data_dir=tmp_path / name)
 
 
 def test_a_file_that_is_not_there_any_more_is_named(tmp_path: Path) -> None:
     write_split(tmp_path)
     (tmp_path / "train/ant/link.png").symlink_to("nowhere")
-    with pytest.raises(DataError, match=r"train/ant/link.png cannot be read: No such file or directory"):
+    with raises(DataError, "train/ant/link.png | No such file or directory"):
         load_dataset("folder", data_dir=tmp_path, skip_damaged=True)
 
 
 def test_a_class_whose_link_leads_nowhere_is_named(tmp_path: Path) -> None:
     write_split(tmp_path)
     (tmp_path / "train/emu").symlink_to("nowhere")
-    with pytest.raises(DataError, match=r"train/emu cannot be read: No such file or directory.* link"):
+    with raises(DataError, "train/emu | No such file or directory | link"):
         load_dataset("folder", data_dir=tmp_path, skip_damaged=True)
 
 
@@ -178,7 +174,7 @@ def test_folders_deeper_than_the_stack_are_read_in_the_order_of_their_names(tmp_
 def test_an_image_above_the_memory_limit_is_named_before_it_is_decoded(tmp_path: Path) -> None:
     write_split(tmp_path)
     Image.new("L", (2000, 1000)).save(tmp_path / "train/bee/large.png")
-    with pytest.raises(DataError, match=r"train/bee/large.png would take .* MiB .*20.0 MiB.*--max-memory"):
+    with raises(DataError, "train/bee/large.png | 20.0 MiB | --max-memory"):
         load_dataset("folder", 8, data_dir=tmp_path, max_memory=20 << 20, skip_damaged=True)
     assert len(load_dataset("folder", 8, data_dir=tmp_path, max_memory=20 << 40).train) == 13
 
@@ -195,7 +191,7 @@ def test_what_is_no_regular_file_is_not_opened(tmp_path: Path, kind: str) -> Non
             bound.bind(os.path.relpath(path))
     else:
         path.symlink_to("/dev/zero" if kind == "a device" else tmp_path)
-    with pytest.raises(DataError, match=f"{path} cannot be decoded: it is not a regular file but {kind}; .*--skip"):
+    with raises(DataError, f"{path} | {kind} | --skip"):
         load_dataset("folder", data_dir=tmp_path)
     data = load_dataset("folder", data_dir=tmp_path, skip_damaged=True)
     assert len(data.train) == 12
@@ -203,17 +199,13 @@ def test_what_is_no_regular_file_is_not_opened(tmp_path: Path, kind: str) -> Non
 
 
 @pytest.mark.parametrize("layout", ["train", "test", "without a split"])
-@pytest.mark.parametrize(
-    ("name", "wrong"), [(b"d\xffg", "is not valid UTF-8"), (b"d\ng", "holds a line break"), (b"d\tg", "holds a control character")]
-)
+@pytest.mark.parametrize(("name", "wrong"), [(b"d\xffg", "UTF-8"), (b"d\ng", "line break"), (b"d\tg", "control character")])
 def test_a_class_name_that_is_no_line_of_utf_8_is_shown(tmp_path: Path, layout: str, name: bytes, wrong: str) -> None:
     write_split(tmp_path)
     place = tmp_path / ("train" if layout == "without a split" else layout)
     (place / "cow").rename(place / os.fsdecode(name))
     told: list[object] = []
-    with pytest.raises(
-        DataError, match=re.escape(f"the name of the class folder {os.fsdecode(name)!r} in ") + f".* {wrong}; expected one"
-    ) as raised:
+    with raises(DataError, f"{os.fsdecode(name)!r} | {wrong}") as raised:
         load_dataset("folder", data_dir=place if layout == "without a split" else tmp_path, on_progress=lambda *what: told.append(what))
     str(raised.value).encode()
     assert told == []
@@ -227,22 +219,20 @@ def test_an_image_beside_the_class_folders_is_named(tmp_path: Path, split: str) 
     assert len(load_dataset("folder", data_dir=tmp_path).train) == 12
     for name in ("a.png", "b.JPG"):
         Image.fromarray(pictures(1)[0]).save(tmp_path / split / name)
-    with pytest.raises(DataError, match=rf"the image {tmp_path}/{split}/a.png \(and 1 more images\) is next to the class folders"):
+    with raises(DataError, f"{tmp_path}/{split}/a.png | 1 more images | class folders"):
         load_dataset("folder", data_dir=tmp_path)
 
 
 def test_a_class_without_test_images_is_named(tmp_path: Path) -> None:
     write_split(tmp_path)
     shutil.rmtree(tmp_path / "test/bee")
-    with pytest.raises(
-        DataError, match=rf"no test images of class bee in {tmp_path}: accuracy would not speak of it; expected at least one"
-    ):
+    with raises(DataError, f"no test images | bee | {tmp_path}"):
         load_dataset("folder", data_dir=tmp_path)
 
 
 def test_a_class_too_small_for_a_fifth_is_named(tmp_path: Path) -> None:
     write_class_folders(tmp_path, pictures(12), [0] * 5 + [1] * 5 + [2] * 2)
-    with pytest.raises(DataError, match="no test images of class cow in"):
+    with raises(DataError, "no test images | cow"):
         load_dataset("folder", data_dir=tmp_path)
 
 
@@ -251,7 +241,7 @@ def test_one_class_is_named(tmp_path: Path, place: str) -> None:
     write_class_folders(tmp_path / place, pictures(1), [0])
     if place:
         write_class_folders(tmp_path / "test", pictures(1), [0])
-    with pytest.raises(DataError, match=f"{tmp_path}: found one class, ant; expected at least 2 class folders"):
+    with raises(DataError, f"{tmp_path} | ant | 2 class folders"):
         load_dataset("folder", data_dir=tmp_path)
 
 
@@ -259,7 +249,7 @@ def test_one_class_is_named(tmp_path: Path, place: str) -> None:
 def test_a_file_that_may_not_be_read_is_named(tmp_path: Path) -> None:
     write_split(tmp_path)
     (tmp_path / "train/ant/000.png").chmod(0)
-    with pytest.raises(DataError, match=r"train/ant/000.png cannot be read: Permission denied"):
+    with raises(DataError, "train/ant/000.png | Permission denied"):
         load_dataset("folder", data_dir=tmp_path, skip_damaged=True)
 
 
@@ -273,7 +263,7 @@ def test_what_is_skipped_is_counted_and_folders_below_a_class_are_read(tmp_path:
         (tmp_path / name).write_bytes(b"litter")
     data = load_dataset("folder", data_dir=tmp_path)
     assert sorted(image.tobytes() for image in data.train.pixels) == sorted(image.tobytes() for image in by_class(images))
-    assert data.notes == ("skipped 4 hidden entries and 1 file that is not an image",)
+    assert_each(data.notes, "4 hidden entries | 1 file")
 
 
 def test_an_animation_is_noted_also_when_it_comes_from_the_cache(tmp_path: Path) -> None:
@@ -282,7 +272,7 @@ def test_an_animation_is_noted_also_when_it_comes_from_the_cache(tmp_path: Path)
     first.save(tmp_path / "train/ant/film.png", save_all=True, append_images=[second])
     for _ in range(2):
         data = load_dataset("folder", data_dir=tmp_path)
-        assert data.notes == (f"1 image is an animation, such as {tmp_path}/train/ant/film.png: only the first frame was read",)
+        assert_each(data.notes, f"animation | {tmp_path}/train/ant/film.png | first frame")
     np.testing.assert_array_equal(data.train.pixels[4], images[0].transpose(2, 0, 1))
 
 

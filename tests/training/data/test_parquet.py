@@ -12,6 +12,7 @@ from PIL import Image
 from pyarrow import parquet  # type: ignore[import-untyped,unused-ignore]
 
 from defensemble_training import DataError, load_dataset
+from tests.support.facts import raises
 from tests.support.written import CIFAR10, CLASSES, WITHOUT_CIFAR10, pictures, png, write_split, write_table, write_tables
 
 
@@ -64,7 +65,7 @@ def test_a_split_of_several_files_is_read_in_their_order(tmp_path: Path) -> None
     data = load_dataset("folder", data_dir=tmp_path)
     np.testing.assert_array_equal(data.train.pixels, images.transpose(0, 3, 1, 2))
     (tmp_path / "data/train-00001-of-00003-0f0f.parquet").unlink()
-    with pytest.raises(DataError, match="lacks 1 of 3 files of the split 'train', with the numbers 00001; expected all; download the rest"):
+    with raises(DataError, "1 of 3 files | 'train' | 00001"):
         load_dataset("folder", data_dir=tmp_path)
 
 
@@ -74,7 +75,7 @@ def test_imagenet_is_tested_on_the_validation_part_whose_classes_are_published(t
     write_table(tmp_path / "test-00000-of-00002.parquet", [png(pictures(1)[0])], [-1])
     assert len(load_dataset("imagenet", 8, data_dir=tmp_path).test) == 6
     write_table(tmp_path / "validation-00000-of-00001.parquet", [png(pictures(1)[0])], [-1])
-    with pytest.raises(DataError, match=r"has the label -1 in row 0 .* expected 0 to 2 in every row"):
+    with raises(DataError, "-1 | row 0 | 0 to 2"):
         load_dataset("imagenet", 8, data_dir=tmp_path)
 
 
@@ -103,18 +104,14 @@ def test_classes_without_names_are_named_by_their_numbers(tmp_path: Path) -> Non
 def test_a_label_that_would_make_very_many_classes_is_refused(tmp_path: Path, label: int) -> None:
     for split in ("train", "test"):
         write_table(tmp_path / f"{split}.parquet", [png(one) for one in pictures(3)], [0, 1, label], names=None)
-    with pytest.raises(
-        DataError, match=rf"train.parquet has the label {label} in row 2 .*; expected 0 to 99999, as no class names are stated, in every"
-    ):
+    with raises(DataError, f"train.parquet | {label} | row 2 | 0 to 99999"):
         load_dataset("folder", data_dir=tmp_path)
 
 
 def test_a_name_stands_for_its_number_of_classes(tmp_path: Path) -> None:
     write_tables(tmp_path)
     for name, count in (("cifar10", 10), ("mnist", 10), ("tiny-imagenet", 200), ("imagenet", 1000), ("stylized-imagenet", 1000)):
-        with pytest.raises(
-            DataError, match=rf"holds 3 classes \(ant, bee, cow\), expected the {count} of {name}; .* \(--data folder\) for a set of your"
-        ):
+        with raises(DataError, f"(ant, bee, cow) | {count} | {name} | --data folder"):
             load_dataset(name, 8, data_dir=tmp_path)
     write_tables(tmp_path, n_test=10, names=tuple("abcdefghij"))
     assert len(load_dataset("cifar10", 8, data_dir=tmp_path).class_names) == 10
@@ -123,15 +120,13 @@ def test_a_name_stands_for_its_number_of_classes(tmp_path: Path) -> None:
 def test_a_class_without_test_images_is_named(tmp_path: Path) -> None:
     write_tables(tmp_path)
     write_table(tmp_path / "test-00000-of-00001.parquet", [png(pictures(1)[0])], [1])
-    with pytest.raises(
-        DataError, match=r"no test images of 2 classes, ant, cow in .*: accuracy would not speak of them; expected at least"
-    ):
+    with raises(DataError, "no test images | 2 classes | ant, cow"):
         load_dataset("folder", data_dir=tmp_path)
 
 
 def test_one_class_is_refused(tmp_path: Path) -> None:
     write_tables(tmp_path, names=["ant"])
-    with pytest.raises(DataError, match=f"{tmp_path}: found one class, ant; expected at least 2 class folders"):
+    with raises(DataError, f"{tmp_path} | ant | 2 class folders"):
         load_dataset("folder", data_dir=tmp_path)
 
 
@@ -139,7 +134,7 @@ def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
     write_tables(tmp_path)
     (tmp_path / "train-00000-of-00001.parquet").unlink()
     os.mkfifo(tmp_path / "train-00000-of-00001.parquet")
-    with pytest.raises(DataError, match=r"train-00000-of-00001.parquet is no regular file but a FIFO; expected a parquet file; mend or"):
+    with raises(DataError, "train-00000-of-00001.parquet | FIFO"):
         load_dataset("folder", data_dir=tmp_path)
 
 
@@ -147,34 +142,32 @@ def test_a_row_that_holds_no_image_is_named(tmp_path: Path) -> None:
     write_tables(tmp_path)
     good = [png(one) for one in pictures(5)]
     write_table(tmp_path / "train-00000-of-00001.parquet", [good[0], good[1], good[2], good[3][:-60], None], [0, 1, 2, 0, 1])
-    with pytest.raises(DataError, match=r"train-00000-of-00001.parquet, row 3 cannot be decoded: .*--skip-"):
+    with raises(DataError, "train-00000-of-00001.parquet | row 3 | --skip-damaged"):
         load_dataset("folder", data_dir=tmp_path)
     data = load_dataset("folder", data_dir=tmp_path, skip_damaged=True)
     assert data.train.labels.tolist() == [0, 1, 2]
     np.testing.assert_array_equal(data.train.pixels, pictures(5)[:3].transpose(0, 3, 1, 2))
     assert data.source.endswith(", PNG-coded, 2 damaged images left out")
-    with pytest.raises(DataError, match="row 3 cannot be decoded"):
+    with pytest.raises(DataError, match="row 3"):
         load_dataset("folder", data_dir=tmp_path)
 
 
 def test_a_missing_split_is_named(tmp_path: Path) -> None:
     write_tables(tmp_path)
     (tmp_path / "test-00000-of-00001.parquet").unlink()
-    expected = r"lacks a split: it holds parquet files of train, expected test-\*.parquet or validation-\*.parquet or .* too"
-    with pytest.raises(DataError, match=expected):
+    expected = "parquet files of train | test-*.parquet | validation-*.parquet"
+    with raises(DataError, expected):
         load_dataset("folder", data_dir=tmp_path)
     write_tables(tmp_path)
     (tmp_path / "train-00000-of-00001.parquet").unlink()
-    with pytest.raises(DataError, match=r"lacks a split: it holds parquet files of test, expected train-\*.parquet too"):
+    with raises(DataError, "parquet files of test | train-*.parquet"):
         load_dataset("folder", data_dir=tmp_path)
 
 
 def test_a_class_of_the_test_that_training_lacks_is_named(tmp_path: Path) -> None:
     write_tables(tmp_path)
     write_table(tmp_path / "train-00000-of-00001.parquet", [png(one) for one in pictures(4)], [0, 1, 0, 1])
-    with pytest.raises(
-        DataError, match="has 1 of 3 classes that the training part has no image of: cow; expected the same classes in both"
-    ):
+    with raises(DataError, "1 of 3 classes | cow"):
         load_dataset("folder", data_dir=tmp_path)
 
 
@@ -190,14 +183,14 @@ def test_a_file_that_is_cut_short_or_damaged_is_named(tmp_path: Path, part: str)
         "nothing": b"",
     }
     path.write_bytes(damaged[part])
-    with pytest.raises(DataError, match=r"train-00000-of-00001.parquet is damaged.*; download or copy it again"):
+    with raises(DataError, "train-00000-of-00001.parquet | damaged"):
         load_dataset("folder", data_dir=tmp_path)
 
 
 def test_a_pointer_of_git_lfs_is_recognised(tmp_path: Path) -> None:
     write_tables(tmp_path)
     (tmp_path / "train-00000-of-00001.parquet").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
-    with pytest.raises(DataError, match="is a pointer of Git LFS, not the file itself; fetch it with: git lfs pull"):
+    with raises(DataError, "Git LFS | git lfs pull"):
         load_dataset("folder", data_dir=tmp_path)
 
 
@@ -206,23 +199,21 @@ def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
     path = tmp_path / "train-00000-of-00001.parquet"
     path.unlink()
     path.symlink_to("nowhere")
-    with pytest.raises(DataError, match=r"train-00000-of-00001.parquet cannot be read: No such file"):
+    with raises(DataError, "train-00000-of-00001.parquet | No such file"):
         load_dataset("folder", data_dir=tmp_path)
 
 
 def test_other_columns_are_shown(tmp_path: Path) -> None:
     write_tables(tmp_path)
     write_table(tmp_path / "train-00000-of-00001.parquet", [png(pictures(1)[0])], [0], image="picture")
-    with pytest.raises(
-        DataError, match=r"holds the columns picture \(struct<bytes: binary, path: string>\), label \(int64\); expected img or"
-    ):
+    with raises(DataError, "picture (struct<bytes: binary, path: string>) | label (int64) | img"):
         load_dataset("folder", data_dir=tmp_path)
 
 
 def test_files_that_name_other_classes_are_refused(tmp_path: Path) -> None:
     write_tables(tmp_path)
     write_table(tmp_path / "test-00000-of-00001.parquet", [png(pictures(1)[0])], [0], names=("cow", "bee", "ant"))
-    with pytest.raises(DataError, match=r"test-.* names other classes than .*train-.*; expected the same in every file"):
+    with raises(DataError, "train- | test-"):
         load_dataset("folder", data_dir=tmp_path)
 
 
@@ -254,7 +245,7 @@ def test_a_label_without_a_class_is_shown_as_it_is(tmp_path: Path, kind: str, la
     table = parquet.read_table(path)
     labels = pa.array([0, label, *[number % 3 for number in range(10)]], kind)
     parquet.write_table(table.set_column(table.schema.get_field_index("label"), "label", labels), path)
-    with pytest.raises(DataError, match=f"label {'null' if label is None else label} in row 1"):
+    with raises(DataError, f"label {'null' if label is None else label} | row 1"):
         load_dataset("folder", data_dir=tmp_path)
 
 
@@ -265,11 +256,11 @@ def test_class_names_that_are_equal_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "shown"), [("abc", "abc"), (5, "5"), (["a", None, "c"], "None"), (["a\nb", "c", "d"], r"a\\nb"), (["", "c", "d"], "empty")]
+    ("names", "shown"), [("abc", "abc"), (5, "5"), (["a", None, "c"], "None"), (["a\nb", "c", "d"], r"a\nb"), (["", "c", "d"], "empty")]
 )
 def test_class_names_that_are_no_names_are_refused(tmp_path: Path, names: object, shown: str) -> None:
     _with_names(tmp_path, {"info": {"features": {"label": {"names": names}}}})
-    with pytest.raises(DataError, match=rf"train-00000-of-00001.parquet .*{shown}"):
+    with raises(DataError, f"train-00000-of-00001.parquet | {shown}"):
         load_dataset("folder", data_dir=tmp_path)
 
 
@@ -296,5 +287,5 @@ def test_a_column_that_is_there_twice_is_shown(tmp_path: Path) -> None:
 
 def test_a_row_group_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
     write_tables(tmp_path)
-    with pytest.raises(DataError, match=r"row group 0 of .*train-00000-of-00001.parquet .*--max-memory"):
+    with raises(DataError, "row group 0 | train-00000-of-00001.parquet | --max-memory"):
         load_dataset("folder", data_dir=tmp_path, max_memory=100)

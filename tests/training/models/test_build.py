@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from defensemble_training import Defect, ModelSpec, SpecError, build, defect_mask, defect_masks
+from tests.support.facts import raises
 from tests.support.untrained import tiny_spec
 
 
@@ -72,9 +73,9 @@ def test_normalisation_is_the_first_layer() -> None:
 
 
 def test_a_network_that_would_be_constant_is_refused() -> None:
-    with pytest.raises(SpecError, match=r"masks at stem .* keep nothing, and the network would be constant; take a larger keep"):
+    with raises(SpecError, "stem | keep | constant"):
         build(tiny_spec(keep=1e-9, blocks=(0,)))
-    with pytest.raises(SpecError, match=r"masks at block3\.0 .* keep nothing"):
+    with raises(SpecError, "block3.0 | keep"):
         build(tiny_spec(keep=1e-9, blocks=(3,)))
 
 
@@ -126,5 +127,5 @@ def test_defect_shows_its_mask() -> None:
 
 @pytest.mark.parametrize("mask", [np.ones((1, 1, 1), dtype=np.float32), np.ones((2, 2), dtype=np.bool_)])
 def test_defect_refuses_what_is_no_mask(mask: npt.NDArray[Any]) -> None:
-    with pytest.raises(SpecError, match=r"a mask must be of bool with the axes \(C, H, W\), got"):
+    with raises(SpecError, "bool | (C, H, W)"):
         Defect(mask)

@@ -12,6 +12,7 @@ from torch.nn import functional
 from defensemble_training import Defect, Drop, ModelSpec, SpecError, build, defect_masks
 from defensemble_training.models.drop import DefectThenDrop, DropBlock, SpatialDropout
 from defensemble_training.models.spec import ARCHITECTURES
+from tests.support.facts import raises
 from tests.support.placements import NARROW, PLACEMENTS, SETTINGS, placed
 from tests.support.untrained import tiny_spec
 
@@ -222,12 +223,12 @@ def test_vgg_pools_what_is_masked() -> None:
         ("resnet50", 0, "stem"),
         ("wrn32_4", 0, "stem"),
         ("densenet121", 2, "transition2"),
-        ("senet18", 2, r"block2\.0"),
-        ("vgg19", 3, r"block3\.0"),
+        ("senet18", 2, "block2.0"),
+        ("vgg19", 3, "block3.0"),
     ],
 )
 def test_networks_that_would_be_constant_are_refused(arch: str, block: int, path: str) -> None:
-    with pytest.raises(SpecError, match=f"masks at {path} .* keep nothing, and the network would be constant"):
+    with raises(SpecError, f"{path} | keep | constant"):
         build(narrow(arch, keep=1e-9, blocks=(block,), sampling="bernoulli"))
 
 

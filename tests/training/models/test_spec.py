@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from defensemble_training import Drop, ModelSpec, SpecError
 from defensemble_training.models.spec import ARCHITECTURES
+from tests.support.facts import raises
 from tests.support.untrained import tiny_spec
 
 WIDTH_MULTIPLES = {"densenet121": 2, "senet18": 16, "wrn32_4": 4}
@@ -93,85 +94,85 @@ def test_specs_are_frozen() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("arch", "resnet19", "arch must be one of resnet18, resnet50, densenet121, senet18, vgg19, wrn32_4; got 'resnet19'"),
-        ("keep", 0.0, r"keep must be in \(0, 1\], got 0.0"),
-        ("keep", 1.5, r"keep must be in \(0, 1\], got 1.5"),
-        ("keep", -0.1, r"keep must be in \(0, 1\], got -0.1"),
-        ("keep", float("nan"), r"keep must be in \(0, 1\], got nan"),
-        ("keep", None, r"keep must be in \(0, 1\], got None"),
-        ("keep", 10**400, r"keep must be in \(0, 1\], got 1000"),
-        ("blocks", (0, 5), r"blocks must be different integers from 0 \(the stem\) to 4, such as \(0, 1, 2\); got \(0, 5\)"),
-        ("blocks", (1, 1), "with one of them twice"),
-        ("blocks", (-1,), r"got \(-1,\)"),
-        ("blocks", (0.0,), r"got \(0.0,\)"),
-        ("blocks", (True,), r"got \(True,\)"),
-        ("blocks", ([0],), r"got \(\[0\],\)"),
-        ("blocks", "012", "got '012'"),
-        ("blocks", 0, "got 0"),
-        ("pattern", "pixel", "pattern must be one of neuron, channel, shared; got 'pixel'"),
-        ("pattern", ["neuron"], "pattern must be one of"),
-        ("sampling", "poisson", "sampling must be one of bernoulli, exact; got 'poisson'"),
-        ("mask_seed", -1, "mask_seed must be an integer of at least 0, got -1"),
-        ("mask_seed", 0.5, "mask_seed must be an integer"),
-        ("width", 0, "width must be an integer of at least 1, got 0"),
-        ("width", True, "width must be an integer of at least 1, got True"),
-        ("channel_multiplier", 0, "channel_multiplier must be an integer of at least 1, got 0"),
-        ("channel_multiplier", 65, "channel_multiplier must be an integer of at most 64, got 65"),
-        ("drop", "dropblock", r"drop must be None or a Drop, such as Drop\('drop_block', keep=0.9\), got 'dropblock'"),
-        ("stem", "tiny", "stem must be one of cifar, imagenet; got 'tiny'"),
-        ("mean", (0.5, 0.5), "mean must hold one number for each of the 1 channels of input_shape, got 2"),
-        ("mean", (float("inf"),), "mean must hold finite numbers"),
-        ("mean", (10**400,), "mean must hold finite numbers"),
-        ("mean", 0.5, "mean must hold one number a channel, got 0.5"),
-        ("std", (), "std must hold one number for each of the 1 channels"),
-        ("std", (0.0,), r"std must be above 0 in every channel, got \(0.0,\)"),
-        ("std", (float("nan"),), "std must hold finite numbers"),
-        ("std", ("1",), "std must hold finite numbers"),
-        ("num_classes", 1, "num_classes must be an integer of at least 2, got 1"),
-        ("input_shape", (1, 8), r"input_shape must be \(C, H, W\), got \(1, 8\)"),
-        ("input_shape", (0, 8, 8), "the channels in input_shape must be an integer of at least 1, got 0"),
-        ("input_shape", (1, 7, 8), "the height in input_shape must be an integer of at least 8, got 7"),
-        ("input_shape", (1, 8, 4), "the width in input_shape must be an integer of at least 8, got 4"),
+        ("arch", "resnet19", "arch | resnet18, resnet50, densenet121, senet18, vgg19, wrn32_4 | 'resnet19'"),
+        ("keep", 0.0, "keep | (0, 1] | 0.0"),
+        ("keep", 1.5, "keep | (0, 1] | 1.5"),
+        ("keep", -0.1, "keep | (0, 1] | -0.1"),
+        ("keep", float("nan"), "keep | (0, 1] | nan"),
+        ("keep", None, "keep | (0, 1] | None"),
+        ("keep", 10**400, "keep | (0, 1]"),
+        ("blocks", (0, 5), "blocks | 4 | (0, 5)"),
+        ("blocks", (1, 1), "blocks | twice"),
+        ("blocks", (-1,), "blocks | (-1,)"),
+        ("blocks", (0.0,), "blocks | (0.0,)"),
+        ("blocks", (True,), "blocks | (True,)"),
+        ("blocks", ([0],), "blocks | ([0],)"),
+        ("blocks", "012", "blocks | '012'"),
+        ("blocks", 0, "blocks | got 0"),
+        ("pattern", "pixel", "pattern | neuron, channel, shared | 'pixel'"),
+        ("pattern", ["neuron"], "pattern | neuron, channel, shared"),
+        ("sampling", "poisson", "sampling | bernoulli, exact | 'poisson'"),
+        ("mask_seed", -1, "mask_seed | 0 | -1"),
+        ("mask_seed", 0.5, "mask_seed | integer | 0.5"),
+        ("width", 0, "width | at least 1 | 0"),
+        ("width", True, "width | at least 1 | True"),
+        ("channel_multiplier", 0, "channel_multiplier | at least 1 | 0"),
+        ("channel_multiplier", 65, "channel_multiplier | 64 | 65"),
+        ("drop", "dropblock", "drop | Drop( | 'dropblock'"),
+        ("stem", "tiny", "stem | cifar, imagenet | 'tiny'"),
+        ("mean", (0.5, 0.5), "mean | input_shape | 1 | 2"),
+        ("mean", (float("inf"),), "mean | finite"),
+        ("mean", (10**400,), "mean | finite"),
+        ("mean", 0.5, "mean | channel | 0.5"),
+        ("std", (), "std | input_shape | 1"),
+        ("std", (0.0,), "std | above 0 | (0.0,)"),
+        ("std", (float("nan"),), "std | finite"),
+        ("std", ("1",), "std | finite"),
+        ("num_classes", 1, "num_classes | 2 | 1"),
+        ("input_shape", (1, 8), "input_shape | (C, H, W) | (1, 8)"),
+        ("input_shape", (0, 8, 8), "channels | input_shape | 1 | 0"),
+        ("input_shape", (1, 7, 8), "height | input_shape | 8 | 7"),
+        ("input_shape", (1, 8, 4), "width | input_shape | 8 | 4"),
     ],
 )
 def test_bad_values_are_refused(field: str, value: object, message: str) -> None:
-    with pytest.raises(SpecError, match=message):
+    with raises(SpecError, message):
         tiny_spec(**{field: value})
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"arch": "wrn32_4", "blocks": (4,), "width": 4}, r"integers from 0 \(the stem\) to 3, such as \(0, 1, 2\); got \(4,\)"),
-        ({"arch": "wrn32_4", "width": 6}, r"the width of wrn32_4 must be a multiple of 4 \(the stem has a quarter of the width\), got 6"),
-        ({"arch": "senet18", "width": 8}, "the width of senet18 must be a multiple of 16 .*, got 8"),
-        ({"arch": "densenet121", "width": 3}, "the width of densenet121 must be a multiple of 2 .*, got 3"),
+        ({"arch": "wrn32_4", "blocks": (4,), "width": 4}, "3 | (4,)"),
+        ({"arch": "wrn32_4", "width": 6}, "width | wrn32_4 | multiple of 4 | 6"),
+        ({"arch": "senet18", "width": 8}, "width | senet18 | multiple of 16 | 8"),
+        ({"arch": "densenet121", "width": 3}, "width | densenet121 | multiple of 2 | 3"),
         (
             {"arch": "vgg19", "stem": "imagenet"},
-            "the stem of vgg19 must be one of cifar; got 'imagenet', which resnet18, resnet50 can have",
+            "stem | vgg19 | cifar | 'imagenet' | resnet18, resnet50",
         ),
         (
             {"arch": "wrn32_4", "width": 4, "drop": Drop("drop_block")},
-            r"the blocks of a drop in wrn32_4 must be different integers from 0 \(the stem\) to 3, such as .*; got \(3, 4\)",
+            "drop | wrn32_4 | 3 | (3, 4)",
         ),
     ],
 )
 def test_what_an_architecture_cannot_have(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(SpecError, match=message):
+    with raises(SpecError, message):
         tiny_spec(**changes)
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"kind": "dropout"}, "the kind of a drop must be one of spatial_dropout, drop_block; got 'dropout'"),
-        ({"keep": 0}, r"keep must be in \(0, 1\], got 0"),
-        ({"blocks": (5,)}, r"the blocks of a drop must be different integers from 0 \(the stem\) to 4, .*; got \(5,\)"),
-        ({"block_size": 0}, "the block_size of a drop must be an integer of at least 1, got 0"),
+        ({"kind": "dropout"}, "kind | drop | spatial_dropout, drop_block | 'dropout'"),
+        ({"keep": 0}, "keep | (0, 1] | got 0"),
+        ({"blocks": (5,)}, "blocks | drop | 4 | (5,)"),
+        ({"block_size": 0}, "block_size | drop | at least 1 | 0"),
     ],
 )
 def test_bad_drops_are_refused(values: dict[str, Any], message: str) -> None:
-    with pytest.raises(SpecError, match=message):
+    with raises(SpecError, message):
         Drop(**{"kind": "drop_block", **values})
 
 
@@ -188,19 +189,19 @@ def with_json(**changes: Any) -> str:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (with_json(p=0.3), "unknown keys in a spec: p; the keys are arch, keep, blocks, pattern"),
-        (with_json(keep=2), r"keep must be in \(0, 1\], got 2"),
-        (with_json(drop="drop_block"), "drop must be None or a Drop"),
-        (with_json(drop={"keep": 0.9}), "the drop of a spec must have kind; got the keys keep"),
-        (with_json(drop={"kind": "drop_block", "p": 0.1}), "unknown keys in the drop of a spec: p; the keys are kind, keep, blocks"),
-        ("{}", "a spec must have arch, keep, blocks; got the keys none"),
-        ('{"arch": "resnet18", "keep": 0.3}', "a spec must have blocks; got the keys arch, keep"),
-        ("[]", r"a spec must be a JSON object, got '\[\]'"),
-        ("{keep: 0.3}", "a spec must be a JSON object, got '{keep"),
-        ("", "a spec must be a JSON object, got ''"),
-        ("[" * 100_000, "a spec must be a JSON object"),
+        (with_json(p=0.3), "p | arch, keep, blocks, pattern"),
+        (with_json(keep=2), "keep | (0, 1] | got 2"),
+        (with_json(drop="drop_block"), "drop | Drop"),
+        (with_json(drop={"keep": 0.9}), "drop | kind | keep"),
+        (with_json(drop={"kind": "drop_block", "p": 0.1}), "drop | p | kind, keep, blocks"),
+        ("{}", "arch, keep, blocks"),
+        ('{"arch": "resnet18", "keep": 0.3}', "blocks | arch, keep"),
+        ("[]", "JSON object | '[]'"),
+        ("{keep: 0.3}", "JSON object | '{keep"),
+        ("", "JSON object | ''"),
+        ("[" * 100_000, "JSON object"),
     ],
 )
 def test_bad_json_is_refused(text: str, message: str) -> None:
-    with pytest.raises(SpecError, match=message):
+    with raises(SpecError, message):
         ModelSpec.from_json(text)

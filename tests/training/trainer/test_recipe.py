@@ -8,6 +8,7 @@ import pytest
 
 from defensemble_training import PRESETS, Recipe, SpecError, recipe_from_preset
 from defensemble_training.trainer.recipe import one_cycle
+from tests.support.facts import raises
 
 
 def test_paper_is_the_authors_recipe() -> None:
@@ -39,7 +40,7 @@ def test_numbers_of_numpy_become_python_s() -> None:
 def test_a_recipe_survives_json(preset: str) -> None:
     recipe = recipe_from_preset(preset, label_smoothing=0.1, choose="best", held_out=5)
     assert Recipe.from_values(json.loads(json.dumps(recipe.to_values()))) == recipe
-    with pytest.raises(SpecError, match="a recipe must have the keys epochs, "):
+    with pytest.raises(SpecError, match="epochs"):
         Recipe.from_values({"epochs": 3})
 
 
@@ -56,34 +57,34 @@ def test_one_cycle_rises_then_falls(steps: int) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"epochs": 0}, "epochs must be an integer of at least 1, got 0"),
-        ({"batch_size": 1}, "batch_size must be an integer of at least 2, got 1"),
-        ({"learning_rate": 0.0}, r"learning_rate must be above 0 and at most 1e\+30, got 0.0"),
-        ({"learning_rate": float("inf")}, r"learning_rate must be above 0 and at most 1e\+30, got inf"),
-        ({"learning_rate": float("nan")}, r"learning_rate must be above 0 and at most 1e\+30, got nan"),
-        ({"schedule": "cosine"}, "schedule must be one of one-cycle, steps; got 'cosine'"),
-        ({"milestones": (1,)}, "milestones belong to the schedule 'steps'"),
-        ({"schedule": "steps", "milestones": (2, 1)}, "milestones must rise, got"),
-        ({"schedule": "steps", "milestones": (8,)}, r"milestones must lie below the 8 epochs, got \(8,\)"),
-        ({"flip": "no"}, "flip must be True or False, got 'no'"),
-        ({"momentum": 1.0}, "momentum must be at least 0 and below 1, got 1.0"),
-        ({"momentum": 0.0}, "nesterov needs a momentum above 0"),
-        ({"weight_decay": -1.0}, "weight_decay must be at least 0"),
-        ({"label_smoothing": 1.0}, "label_smoothing must be at least 0 and below 1, got 1.0"),
-        ({"largest_shift": 0.6}, "largest_shift must be at least 0 and at most 0.5, got 0.6"),
-        ({"choose": "first"}, "choose must be one of last, best; got 'first'"),
-        ({"choose": "best"}, "choose='best' needs held_out of at least 1"),
-        ({"held_out": -1}, "held_out must be an integer of at least 0, got -1"),
-        ({"adversarial": "none-such"}, "adversarial must be one of "),
-        ({"adversarial": "cw"}, "adversarial must be one of .*; got 'cw'"),
-        ({"colour": 1}, "a recipe has no colour; it has epochs, "),
+        ({"epochs": 0}, "epochs | at least 1 | 0"),
+        ({"batch_size": 1}, "batch_size | 2 | 1"),
+        ({"learning_rate": 0.0}, "learning_rate | above 0 | 1e+30 | 0.0"),
+        ({"learning_rate": float("inf")}, "learning_rate | 1e+30 | inf"),
+        ({"learning_rate": float("nan")}, "learning_rate | 1e+30 | nan"),
+        ({"schedule": "cosine"}, "schedule | one-cycle, steps | 'cosine'"),
+        ({"milestones": (1,)}, "milestones | schedule | 'steps'"),
+        ({"schedule": "steps", "milestones": (2, 1)}, "milestones | (2, 1)"),
+        ({"schedule": "steps", "milestones": (8,)}, "milestones | 8 epochs | (8,)"),
+        ({"flip": "no"}, "flip | True | False | 'no'"),
+        ({"momentum": 1.0}, "momentum | below 1 | 1.0"),
+        ({"momentum": 0.0}, "nesterov | momentum | above 0"),
+        ({"weight_decay": -1.0}, "weight_decay | at least 0"),
+        ({"label_smoothing": 1.0}, "label_smoothing | below 1 | 1.0"),
+        ({"largest_shift": 0.6}, "largest_shift | 0.5 | 0.6"),
+        ({"choose": "first"}, "choose | last, best | 'first'"),
+        ({"choose": "best"}, "choose='best' | held_out | 1"),
+        ({"held_out": -1}, "held_out | at least 0 | -1"),
+        ({"adversarial": "none-such"}, "adversarial"),
+        ({"adversarial": "cw"}, "adversarial | 'cw'"),
+        ({"colour": 1}, "colour | epochs"),
     ],
 )
 def test_bad_values_are_refused(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(SpecError, match=message):
+    with raises(SpecError, message):
         recipe_from_preset("fast", **changes)
 
 
 def test_an_unknown_preset_is_refused() -> None:
-    with pytest.raises(SpecError, match="preset must be one of fast, paper; got 'slow'"):
+    with raises(SpecError, "preset | fast, paper | 'slow'"):
         recipe_from_preset("slow")

@@ -32,6 +32,7 @@ from defensemble_training import (
 )
 from defensemble_training.trainer.run_state import STATE_FILE, RunState, load_state, save_state
 from tests.support.bars import bars_dataset
+from tests.support.facts import assert_facts, raises
 from tests.support.untrained import tiny_spec
 
 EPOCHS = 4
@@ -134,7 +135,7 @@ def test_a_killed_run_is_resumed_bit_for_bit_and_sigint_says_how(tmp_path: Path)
         assert process.returncode == 1
     assert "Traceback" not in errors
     (line,) = [line for line in errors.splitlines() if line.startswith("go on with: ")]
-    assert "Error: interrupted after step" in errors
+    assert "interrupted" in errors
     assert "train --width 2 --epochs 12" in line
     assert "--resume" in line
     with call(ended) as process:
@@ -150,22 +151,22 @@ def test_a_killed_run_is_resumed_bit_for_bit_and_sigint_says_how(tmp_path: Path)
     with call(ended) as process:
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 0
-    assert "a.safetensors is there already: nothing to resume" in errors
+    assert_facts(errors, "a.safetensors | resume")
     with call(ended, "--seed", "5") as process:
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 1
-    assert "Error: a.safetensors is finished, and was trained otherwise: its seed is 0, asked for was 5" in errors
+    assert_facts(errors, "a.safetensors | seed | 0 | 5")
 
 
 def test_another_run_s_folder_is_refused_and_kept(bars: Dataset, tmp_path: Path) -> None:
     with pytest.raises(Killed):
         run(bars, tmp_path, kill_at=9)
     before = (tmp_path / STATE_FILE).read_bytes()
-    with pytest.raises(TrainingError, match=r"was begun otherwise: spec.keep: the run has 0.3, asked for was 0.5. Ask for the same"):
+    with raises(TrainingError, "spec.keep | 0.3 | 0.5"):
         run(bars, tmp_path, spec={"keep": 0.5})
     with pytest.raises(TrainingError, match=r"recipe.epochs: the run has 4, asked for was 7"):
         run(bars, tmp_path, epochs=7)
-    with pytest.raises(TrainingError, match=r"holds a run that was interrupted at step \d+; go on with resume \(--resume\)"):
+    with pytest.raises(TrainingError, match=r"interrupted .*step \d+\b.*--resume"):
         train(tiny_spec(), bars, run=RunFolder(tmp_path), compute=Compute("cpu"))
     assert (tmp_path / STATE_FILE).read_bytes() == before
 
@@ -177,11 +178,11 @@ def test_two_runs_in_one_folder_are_refused_and_the_first_goes_on(tmp_path: Path
         with call(tmp_path, "--force") as other:
             _, errors = other.communicate(timeout=60)
         assert other.returncode == 1
-        assert "Error: another run is at work in a.run: wait for its end, stop it, or name another folder (--run)" in errors
+        assert_facts(errors, "a.run | --run")
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "Error: interrupted after step" in errors
+    assert "interrupted" in errors
     assert load_state(tmp_path / "a.run") is not None
 
 
@@ -250,7 +251,7 @@ def test_a_damaged_state_is_told(bars: Dataset, tmp_path: Path, damage: str) -> 
     state = tmp_path / STATE_FILE
     content = state.read_bytes()
     state.write_bytes({"cut": content[: len(content) // 2], "emptied": b"", "another file": b"{}" * 100}[damage])
-    with pytest.raises(TrainingError, match=r"cannot be read as the state of a run .* it is damaged; remove it to start the run anew"):
+    with pytest.raises(TrainingError, match="damaged"):
         run(bars, tmp_path)
 
 
@@ -271,9 +272,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(bars: Dataset,
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("defensemble_training.trainer.loop.Pixels", Poisoned)
-        with pytest.raises(
-            DivergedError, match=r"the loss is nan at epoch 3, .*; the last good weights, of epoch 2, are kept in .*last_good"
-        ):
+        with raises(DivergedError, "nan | epoch 3 | epoch 2 | last_good"):
             train(tiny_spec(), bars_poisoned, recipe=recipe, compute=compute, run=RunFolder(tmp_path), on_progress=poison)
     _, spec, record = load_checkpoint(tmp_path / "last_good.safetensors")
     assert spec == tiny_spec()

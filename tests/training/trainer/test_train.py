@@ -33,6 +33,7 @@ from defensemble_training import (
 from defensemble_training.evaluation import count_right, predicted
 from defensemble_training.trainer.augmentation import augmented, epoch_order, stream
 from tests.support.bars import bars_dataset
+from tests.support.facts import raises
 from tests.support.untrained import tiny_spec
 
 
@@ -112,7 +113,7 @@ def test_masks_are_those_of_the_spec_after_training(bars: Dataset) -> None:
 
 
 def test_a_loss_that_is_not_finite_is_an_error(bars: Dataset) -> None:
-    with pytest.raises(DivergedError, match=r"the loss is (nan|inf) at epoch \d, step \d+ of \d+, with learning_rate=1e\+30; .* lower"):
+    with pytest.raises(DivergedError, match=r"(nan|inf)\b.* epoch \d\b.* step \d+ of \d+\b.* learning_rate=1e\+30\b"):
         run(tiny_spec(keep=1.0), bars, epochs=3, learning_rate=1e30)
 
 
@@ -130,27 +131,27 @@ def test_an_interruption_passes_on_and_leaves_torch_as_before(bars: Dataset) -> 
 @pytest.mark.parametrize(
     ("argument", "value", "message"),
     [
-        ("seed", -1, "seed must be an integer of at least 0, got -1"),
-        ("seed", 2**63, "seed must be an integer of at most 9223372036854775807, got 9223372036854775808"),
-        ("threads", 1025, "threads must be an integer of at most 1024, got 1025"),
-        ("threads", 0, "threads must be an integer of at least 1, got 0"),
-        ("held_out", 67, "held_out must be less than the 67 training images of 'bars', got 67"),
+        ("seed", -1, "seed | 0 | -1"),
+        ("seed", 2**63, "seed | 9223372036854775807 | 9223372036854775808"),
+        ("threads", 1025, "threads | 1024 | 1025"),
+        ("threads", 0, "threads | at least 1 | 0"),
+        ("held_out", 67, "held_out | 'bars' | 67 training images"),
     ],
 )
 def test_bad_arguments_are_refused(bars: Dataset, argument: str, value: int, message: str) -> None:
-    with pytest.raises(SpecError, match=message):
+    with raises(SpecError, message):
         run(tiny_spec(), bars, **{argument: value})
 
 
 def test_more_gpus_than_there_are_are_refused(bars: Dataset) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    with pytest.raises(SpecError, match=r"torch finds no GPU on this machine; take device='cpu' \(--device cpu\)"):
+    with raises(SpecError, "device='cpu' | --device cpu"):
         train(tiny_spec(), bars, compute=Compute("gpu"))
 
 
 def test_channels_last_is_refused_on_a_processor() -> None:
-    with pytest.raises(SpecError, match=r"channels_last=True is for GPUs: on a processor it has crashed torch 2\.13; leave it out"):
+    with raises(SpecError, "channels_last=True | torch 2.13"):
         Compute("cpu", channels_last=True)
 
 
@@ -180,12 +181,12 @@ def test_the_end_of_memory_says_what_lowers_the_need(bars: Dataset) -> None:
     def make() -> nn.Module:
         return nn.Sequential(nn.Flatten(), nn.Linear(64, 2**43))  # 2 petabytes
 
-    with pytest.raises(TrainingError, match=r"memory ended .* with a batch size of 64; take a lower batch_size \(--batch-size\)"):
+    with raises(TrainingError, "64 | batch_size | --batch-size"):
         train_module(make, bars, compute=Compute("cpu"))
 
 
 def test_other_runtime_errors_keep_their_traceback(bars: Dataset) -> None:
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+    with pytest.raises(RuntimeError, match="multiplied"):
         train_module(lambda: nn.Sequential(nn.Flatten(), nn.Linear(63, 3)), bars, compute=Compute("cpu"))
 
 
@@ -232,9 +233,9 @@ def test_images_are_mirrored_only_where_the_data_allow_it(bars: Dataset) -> None
 
 
 def test_a_spec_that_does_not_fit_the_data_is_refused(bars: Dataset) -> None:
-    with pytest.raises(SpecError, match=r"input_shape is \(1, 16, 16\), but the images of 'bars' are \(1, 8, 8\)"):
+    with raises(SpecError, "input_shape | (1, 16, 16) | 'bars' | (1, 8, 8)"):
         train(tiny_spec(input_shape=(1, 16, 16)), bars)
-    with pytest.raises(SpecError, match="num_classes is 4, but 'bars' has 3 classes"):
+    with raises(SpecError, "num_classes | 4 | 'bars' | 3"):
         train(tiny_spec(num_classes=4), bars)
 
 
