@@ -1,5 +1,7 @@
 """Checkpoints to ONNX, and to entries of a Triton model repository."""
 
+from __future__ import annotations
+
 from defensemble_repository.checks.finding import Finding
 from defensemble_repository.ensemble import Ensemble, Vote
 from defensemble_repository.errors import ConfigError, EnsembleError, LockedError, RepositoryError

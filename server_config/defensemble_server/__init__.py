@@ -1,5 +1,7 @@
 """Start NVIDIA Triton on a model repository, check that it answers rightly, and leave nothing behind."""
 
+from __future__ import annotations
+
 from .errors import (
     BackendBuildError,
     NotServableError,

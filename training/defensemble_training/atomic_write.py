@@ -1,5 +1,7 @@
 """Files that are there as a whole, or not at all."""
 
+from __future__ import annotations
+
 import os
 import secrets
 from pathlib import Path

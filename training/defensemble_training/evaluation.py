@@ -1,15 +1,17 @@
 """What a network answers, and how often it is right."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import nn
 
-from .attacks.gradient import in_eval_mode
 from .data.dataset import Images, Labels, Part
 from .errors import SpecError
-from .models.masks import checked_integer
+from .validation import checked_integer
 
 
 def predicted(module: nn.Module, images: Images, batch_size: int = 256) -> Labels:
@@ -51,3 +53,15 @@ def device_of(module: nn.Module) -> torch.device:
         for tensor in tensors:
             return tensor.device
     return torch.device("cpu")
+
+
+@contextmanager
+def in_eval_mode(module: nn.Module) -> Iterator[None]:
+    """Put a module in eval mode, and afterwards each submodule in the mode that it was in."""
+    modes = [(submodule, submodule.training) for submodule in module.modules()]
+    try:
+        module.eval()
+        yield
+    finally:
+        for submodule, training in modes:
+            submodule.training = training

@@ -1,5 +1,7 @@
 """Adversarial examples as arrays: batches, devices, rounding, and what is refused before any work is done."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 

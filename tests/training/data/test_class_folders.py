@@ -1,5 +1,7 @@
 """Class folders of images, and what can be wrong with them."""
 
+from __future__ import annotations
+
 import os
 import re
 import shutil
@@ -126,9 +128,7 @@ def test_a_class_of_the_test_that_training_lacks_is_named(tmp_path: Path) -> Non
 def test_another_layout_is_shown_beside_those_that_are_known(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "labels.csv").write_text("a,b")
-    with pytest.raises(
-        DataError, match=r"of a layout that is known, but images/, labels.csv; expected train-\*.parquet and .*TRAIN/CLASS/IMAGE"
-    ):
+    with pytest.raises(DataError, match=r"of a known layout, but images/, labels.csv; expected train-\*.parquet and .*TRAIN/CLASS/IMAGE"):
         load_dataset("cifar10", data_dir=tmp_path)
     (tmp_path / "train").mkdir()
     (tmp_path / "test").mkdir()

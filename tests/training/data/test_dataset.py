@@ -1,5 +1,7 @@
 """The digits, real images split in the same way for ever; parts of a dataset, and what is held out of them."""
 
+from __future__ import annotations
+
 import dataclasses
 import hashlib
 from pathlib import Path

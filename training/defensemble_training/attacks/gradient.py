@@ -9,6 +9,8 @@ mode that it was in, and no parameter has a gradient that it did not have. Give 
 between processes (DistributedDataParallel's forward expects a backward that never comes).
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -17,7 +19,8 @@ from torch import nn
 from torch.nn import functional
 
 from ..errors import SpecError, TrainingError
-from ..models.masks import checked_integer
+from ..evaluation import in_eval_mode
+from ..validation import checked_integer
 from .foolbox_cw import l2_carlini_wagner
 from .presets import (
     AttackPreset,
@@ -199,18 +202,6 @@ def _ascended(
         if not bool(finite):  # torch's sign of NaN is 0: the images would come back as they were
             raise TrainingError("the gradient of the module's loss is not finite; attack a module whose weights and logits are finite")
         return current
-
-
-@contextmanager
-def in_eval_mode(module: nn.Module) -> Iterator[None]:
-    """Put a module in eval mode, and afterwards each submodule in the mode that it was in."""
-    modes = [(submodule, submodule.training) for submodule in module.modules()]
-    try:
-        module.eval()
-        yield
-    finally:
-        for submodule, training in modes:
-            submodule.training = training
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """How an attack on one network is carried to others: adversarial examples as an array."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 import numpy as np
@@ -9,7 +11,7 @@ from torch import nn
 from ..data.dataset import Images, Labels
 from ..errors import SpecError
 from ..evaluation import check_images, device_of
-from ..models.masks import checked_integer
+from ..validation import checked_integer
 from .gradient import attack, check_range
 from .presets import AttackPreset, attack_preset
 

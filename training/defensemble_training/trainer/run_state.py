@@ -3,6 +3,8 @@
 Nothing random is in it: what a step draws follows from the seed and the step (`augmentation.py`).
 """
 
+from __future__ import annotations
+
 import json
 import warnings
 from collections.abc import Mapping
