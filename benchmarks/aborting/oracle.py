@@ -9,10 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.aborting.plan import OUTPUTS
-from benchmarks.editing.answers import Array, softmax
-
-TOLERANCE = 1e-5
-"""Of every number of an answer."""
+from benchmarks.common.answers import TOLERANCE, Array, softmax
 
 
 def entropy(probabilities: Array) -> Array:
@@ -23,7 +20,7 @@ def entropy(probabilities: Array) -> Array:
 
 def expected(logits: Array) -> dict[str, Array]:
     """All outputs of an ensemble with equal weights that averages probabilities, from its members' logits (M, P, K) for P images."""
-    by_member = softmax(logits.astype(np.float64))
+    by_member = softmax(logits)
     mean = by_member.mean(axis=0)
     return {
         "probabilities": mean,

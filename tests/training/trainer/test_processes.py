@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from defensemble_training import Compute, RunFolder, recipe_from_preset, train_module
-from tests.training.bars import bars_dataset
+from tests.support.bars import bars_dataset
 
 def make():
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))

@@ -47,6 +47,11 @@ class RunFolder:
     save_every_s: float = 300.0
     tensorboard: Path | None = None
 
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether the folder holds the state of a run that did not finish."""
+        return (self.path / STATE_FILE).exists()
+
     def own_files(self) -> set[Path]:
         """Names that a run writes under in its folder, resolved."""
         return {(self.path / name).resolve() for name in (STATE_FILE, LAST_GOOD_FILE)}
