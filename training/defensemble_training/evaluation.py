@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from defensemble_images import image_fault
+
 from .data.dataset import Images, Labels, Part
 from .errors import SpecError
 from .validation import checked_integer
@@ -41,10 +43,11 @@ def _rows(part: Part, share: slice, at_once: int = 2048) -> Iterator[slice]:
         yield slice(first, min(first + at_once, stop))
 
 
-def check_images(images: Images) -> None:
-    """Raise `SpecError` unless these are images float32 (n, C, H, W), at least one."""
-    if images.ndim != 4 or images.dtype != np.float32 or images.size == 0:
-        raise SpecError(f"images must be float32 (n, C, H, W), at least one, got {images.dtype} {images.shape}")
+def check_images(images: Images, *, in_range: bool = False) -> None:
+    """Raise `SpecError` unless these are images float32 (n, C, H, W), at least one, and with `in_range` in [0, 1]."""
+    fault = image_fault(images, in_range=in_range)
+    if fault is not None:
+        raise SpecError(fault)
 
 
 def device_of(module: nn.Module) -> torch.device:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from defensemble_images import image_fault
 from defensemble_repository.plan_manifest import Profile
 
 from ..errors import EngineError
@@ -78,11 +79,9 @@ def check_images(images: Array, profile: Profile) -> None:
     Raises:
         EngineError: they are not float32 (N,C,H,W) of its size, or there are none.
     """
-    if images.ndim != 4 or images.shape[1:] != profile.max[1:] or not len(images) or images.dtype != np.float32:
-        raise EngineError(
-            f"plans are compared on float32 images (N, {', '.join(map(str, profile.max[1:]))}), got {images.dtype} {images.shape}: "
-            "pass others (--images FILE.npy), or none (--no-compare)"
-        )
+    fault = image_fault(images, "the images on which plans are compared", shape=profile.max[1:], taker="the plans", in_range=False)
+    if fault is not None:
+        raise EngineError(f"{fault} (--images FILE.npy), or compare none (--no-compare)")
 
 
 def _pair(got: dict[str, Array], expected: dict[str, Array], batch: int) -> tuple[Array, Array, bool]:

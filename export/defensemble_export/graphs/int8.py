@@ -11,10 +11,11 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from defensemble_images import image_fault
+
 from ..errors import ExportError
 from ..foreign.reader import graphs_of, subgraphs, translated
 from ..foreign.rewrite import fresh, names_of, read_by, redirect
-from ..verification.images import check_values
 from .averaging import IR_VERSION
 from .copying import checked, fold, named_copy, shape_of
 
@@ -210,14 +211,11 @@ def _check_images(images: Images, inputs: Sequence[onnx.ValueInfoProto]) -> None
     batch, *expected = shape_of(inputs[0])
     if batch == 0:
         raise ExportError("the graph takes 0 images at a time, and ONNX Runtime runs it on no others: export it with a free batch axis")
-    shown = "(N, " + ", ".join("any" if extent is None else str(extent) for extent in expected) + ")"
-    fits = images.ndim == len(expected) + 1 and all(want in (None, got) for want, got in zip(expected, images.shape[1:], strict=True))
-    if not fits or not len(images):
-        raise ExportError(
-            f"the images for the calibration have the shape {images.shape}, expected {shown} with N of at least 2: "
-            "pass training images of the network's size"
-        )
-    check_values(images, "calibration")
+    if len(expected) != 3:
+        raise ExportError(f"int8 is calibrated on graphs of images (N, C, H, W); this one takes {len(expected) + 1} dimensions")
+    fault = image_fault(images, "the images for the calibration", shape=expected, taker="the graph")
+    if fault is not None:
+        raise ExportError(fault)
     if (images == images[0]).all():
         raise ExportError(
             f"the images for the calibration are all the same ({len(images)}): the ranges of the network's values cannot be learnt from "

@@ -14,7 +14,7 @@ from ..errors import ExportError, VerificationError
 from ..foreign.reader import translated
 from ..graphs.averaging import average_onnx
 from ..graphs.fusion import WAY_OUT
-from .images import RANDOM_ALONE
+from .images import RANDOM_ALONE, RealImages
 
 Array = np.ndarray[Any, Any]
 _FUSED = "the fused graph"
@@ -44,7 +44,7 @@ def verify_fused(
     if not all(isinstance(side, int) for side in shape):
         raise ExportError(f"the members take images of {shape}: export them with a fixed size, of which images can be made to compare them")
     if images is not None:
-        _check_images(images, shape)
+        RealImages(images, "").check_fit(shape)
     pipeline = _Pipeline(members, ensemble, next(tensor.shape[1] for tensor in one.get_outputs() if tensor.name == "probabilities"))
     generator = np.random.default_rng(seed)
     batches = sorted({1, 2, max_batch_size})
@@ -100,19 +100,6 @@ def _session(content: bytes, message: str, what: str) -> onnxruntime.InferenceSe
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # sessions that wait for each other's cores
     with translated(message, file=what):
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-
-
-def _check_images(images: Array, shape: tuple[Any, ...]) -> None:
-    if images.shape[1:] != shape or not len(images):
-        raise ExportError(
-            f"the members take images of {shape}, those for the verification have the shape {images.shape}: "
-            "pass at least one image of that shape, (N, C, H, W)"
-        )
-    if images.dtype != np.float32 or not (images.min() >= 0 and images.max() <= 1):  # also where one is NaN
-        raise ExportError(
-            f"the images for the verification must be float32 in [0, 1], got {images.dtype} from {images.min():g} to {images.max():g}: "
-            "divide those of 0 to 255 by 255, and convert them with .astype"
-        )
 
 
 def _difference(got: Array, right: Array, where: str) -> float:

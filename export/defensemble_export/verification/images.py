@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
+from defensemble_images import image_fault
+
 from ..errors import ExportError, OtherImagesWarning
 from ..metadata import CLASS_NAMES, RECORD
 
@@ -46,32 +48,11 @@ class RealImages:
         Raises:
             ExportError: it does not.
         """
-        images: object = self.images
-        if not isinstance(images, np.ndarray):
-            raise ExportError(f"the images for the {what} must be a numpy array (N, C, H, W), got {type(images).__name__}")
-        if images.shape[1:] != input_shape or not len(images):
-            raise ExportError(
-                f"the network takes images of {input_shape}, those for its {what} have the shape {images.shape}: "
-                "pass at least one image of that shape, (N, C, H, W)"
-            )
-        check_values(images, what)
-        if self.labels is not None and self.labels.shape != images.shape[:1]:
-            raise ExportError(f"the {what} has {len(images)} images and classes of the shape {self.labels.shape}: one for each image")
-
-
-def check_values(images: np.ndarray[Any, Any], what: str) -> None:
-    """Whether images, of which there is one at least, are float32 in [0, 1]; ``what`` says in errors what they are for.
-
-    Raises:
-        ExportError: they are not.
-    """
-    if images.dtype != np.float32:
-        raise ExportError(f"the images for the {what} are {images.dtype}, expected float32 in [0, 1]: convert them with .astype")
-    if not (images.min() >= 0 and images.max() <= 1):  # also where one is NaN
-        raise ExportError(
-            f"the images for the {what} must lie in [0, 1], got values from {images.min():g} to {images.max():g}: "
-            "divide those of 0 to 255 by 255, and leave out what is not a number"
-        )
+        fault = image_fault(self.images, f"the images for the {what}", shape=input_shape, taker="the network")
+        if fault is not None:
+            raise ExportError(fault)
+        if self.labels is not None and self.labels.shape != self.images.shape[:1]:
+            raise ExportError(f"the {what} has {len(self.images)} images and classes of the shape {self.labels.shape}: one for each image")
 
 
 @dataclass(frozen=True, eq=False)

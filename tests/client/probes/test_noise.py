@@ -166,11 +166,11 @@ def test_served_models_are_targets() -> None:
     ("change", "told"),
     [
         ({"images": images(40).astype(np.float64)}, "images must be float32"),
-        ({"images": images(40)[0]}, "of shape"),
+        ({"images": images(40)[0]}, "the shape"),
         ({"images": images(40) * 2}, r"must lie in \[0, 1\]"),
         ({"labels": LABELS[:3]}, "labels must be 40 integers"),
         ({"labels": LABELS.astype(float)}, "labels must be 40 integers"),
-        ({"images": images(0), "labels": LABELS[:0]}, "no images"),
+        ({"images": images(0), "labels": LABELS[:0]}, "at least one"),
         ({"sigmas": [8, 0]}, "sigmas must be positive"),
         ({"sigmas": [float("nan")]}, "sigmas must be positive"),
         ({"sigmas": [float("inf")]}, "sigmas must be positive and at most 2550, in 1/255, such as 8, got inf"),

@@ -80,10 +80,10 @@ def test_predicted_is_in_eval_mode_and_leaves_the_mode() -> None:
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"images": IMAGES.astype(np.float64)}, r"^images must be float32 \(n, C, H, W\), at least one, got float64 \(11, 1, 8, 8\)$"),
-        ({"images": IMAGES[:0]}, r"^images must be float32 .*, got float32 \(0, 1, 8, 8\)$"),
-        ({"images": IMAGES * 2}, r"^images must be in \[0, 1\] .*, got values from 0 to 2$"),
-        ({"images": np.where(IMAGES > 0.9, np.float32(np.nan), IMAGES)}, r"^images must be in \[0, 1\] .*, got values from nan to nan$"),
+        ({"images": IMAGES.astype(np.float64)}, r"^images must be float32 .*, got float64"),
+        ({"images": IMAGES[:0]}, r"^images .*\(0, 1, 8, 8\)"),
+        ({"images": IMAGES * 2}, r"^images must lie in \[0, 1\], got values from 0 to 2"),
+        ({"images": np.where(IMAGES > 0.9, np.float32(np.nan), IMAGES)}, "^images .* NaN or infinite"),
         ({"labels": LABELS[:10]}, r"^labels must be integers \(11,\), one an image, got int64 \(10,\)$"),
         ({"labels": LABELS / 2}, r"^labels must be integers \(11,\), one an image, got float64 \(11,\)$"),
         ({"batch_size": 0}, r"^batch_size must be an integer of at least 1, got 0$"),

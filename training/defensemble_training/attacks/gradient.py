@@ -232,16 +232,13 @@ def _check_batch(images: torch.Tensor, labels: torch.Tensor) -> int:
     low, high = images.detach().aminmax()
     # One transfer for all, since each waits for the device.
     extremes = torch.stack([low.double(), high.double(), labels.min().double(), labels.max().double()]).tolist()
-    check_range(extremes[0], extremes[1])
+    if not (extremes[0] >= 0 and extremes[1] <= 1):
+        raise SpecError(
+            f"images must be in [0, 1] (normalisation is the module's first layer), got values from {extremes[0]:g} to {extremes[1]:g}"
+        )
     if extremes[2] < 0:
         raise SpecError(f"labels must be classes from 0, got {extremes[2]:.0f}")
     return int(extremes[3])
-
-
-def check_range(low: float, high: float) -> None:
-    """Raise a `SpecError` unless images whose values are from low to high (NaN where one is) are in [0, 1]."""
-    if not (low >= 0 and high <= 1):
-        raise SpecError(f"images must be in [0, 1] (normalisation is the module's first layer), got values from {low:g} to {high:g}")
 
 
 def _checked_logits(logits: torch.Tensor, images: torch.Tensor, highest_label: int) -> torch.Tensor:

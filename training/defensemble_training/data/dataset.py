@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from defensemble_images import ClassNamesError, ImagesError, Preprocessing, matched_classes, reading_notes
+from defensemble_images import ClassNamesError, ImagesError, Preprocessing, matched_classes, range_fault, reading_notes
 
 from ..errors import DataError, SpecError
 from ..validation import INTEGRAL
@@ -319,9 +319,9 @@ def _check_range(what: str, part: Part) -> None:
         return
     for start in range(0, len(part), CHECKED_AT_ONCE):
         some = part.stored(slice(start, start + CHECKED_AT_ONCE))
-        low, high = float(some.min()), float(some.max())
-        if not (low >= 0 and high <= 1):  # what is no number is neither
-            raise DataError(f"{what} must be from 0 to 1 as float32, got {low:g} to {high:g} in images {start} to {start + len(some) - 1}")
+        fault = range_fault(some, f"the {what}, images {start} to {start + len(some) - 1},")
+        if fault is not None:
+            raise DataError(fault)
 
 
 def _digits(size: int) -> Dataset:
