@@ -27,7 +27,8 @@ from benchmarks.common.answers import TOLERANCE, logits_of_members
 from benchmarks.common.callers import CallersGoneError
 from benchmarks.common.command_line import Options, Say, benchmark_command, run, silent
 from defensemble import DefensembleError
-from defensemble_export import Member, RepositoryError
+from defensemble_export import Member
+from defensemble_repository.errors import RepositoryError
 from defensemble_server import ServerError
 
 SCHEMA = "defensemble.benchmark.aborted_calls/1"

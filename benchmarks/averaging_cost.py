@@ -28,7 +28,9 @@ from benchmarks.common.markdown import commit, look, measured_on, note, ranged, 
 from benchmarks.common.provenance import surroundings
 from benchmarks.common.servers import ENSEMBLE, started, written
 from defensemble import Client, DefensembleError
-from defensemble_export import Ensemble, RepositoryError, Vote, average_onnx
+from defensemble_export import average_onnx
+from defensemble_repository.ensemble import Ensemble, Vote
+from defensemble_repository.errors import RepositoryError
 from defensemble_server import ServerError
 
 SCHEMA = "defensemble.benchmark.averaging_cost/1"

@@ -29,7 +29,8 @@ from benchmarks.editing.page import page
 from benchmarks.editing.plan import State, planned
 from benchmarks.editing.under_load import Effort, edited_under_load, logits_of, starting_state, versions_of
 from defensemble import DefensembleError
-from defensemble_export import Member, RepositoryError
+from defensemble_export import Member
+from defensemble_repository.errors import RepositoryError
 from defensemble_server import ServerError
 
 SCHEMA = "defensemble.benchmark.edit_under_load/1"

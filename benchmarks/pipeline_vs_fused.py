@@ -28,7 +28,8 @@ from benchmarks.fused.in_process import BATCHES, GOAL_WIDTH, SIZES, costs_in_pro
 from benchmarks.fused.page import page
 from benchmarks.fused.served import CALLERS, LARGEST_BATCH, compare_served
 from defensemble import DefensembleError
-from defensemble_export import Member, RepositoryError
+from defensemble_export import Member
+from defensemble_repository.errors import RepositoryError
 from defensemble_server import ServerError
 
 SCHEMA = "defensemble.benchmark.pipeline_vs_fused/1"

@@ -28,7 +28,8 @@ from benchmarks.precision.masks import mask_bytes, with_packed_masks
 from benchmarks.precision.measuring import FORMS, Images, Labels, beside_float32, forms_of, load_times, logits_of, speeds
 from benchmarks.precision.page import page
 from benchmarks.zoo.plan import PLAN
-from defensemble_export import RepositoryError, calibration_images, onnx_from_checkpoint
+from defensemble_export import calibration_images, onnx_from_checkpoint
+from defensemble_repository.errors import RepositoryError
 from defensemble_training import ModelSpec, TrainingError, TrainingRecord, build, save_checkpoint
 
 SCHEMA = "defensemble.benchmark.precisions/1"

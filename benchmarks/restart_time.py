@@ -29,7 +29,8 @@ from benchmarks.common.markdown import look
 from benchmarks.common.processes import start_s
 from benchmarks.common.provenance import surroundings
 from benchmarks.common.servers import ENSEMBLE, started, written
-from defensemble_export import Member, RepositoryError
+from defensemble_export import Member
+from defensemble_repository.errors import RepositoryError
 from defensemble_server import Server, ServerError, server_status
 
 SCHEMA = "defensemble.benchmark.restart_time/1"

@@ -32,7 +32,8 @@ from benchmarks.serving.figures import SETTINGS, Setting, figures_of, result_of
 from benchmarks.serving.forms import forms_in_process, forms_served
 from benchmarks.serving.page import page
 from defensemble import Client, DefensembleError
-from defensemble_export import Member, RepositoryError
+from defensemble_export import Member
+from defensemble_repository.errors import RepositoryError
 from defensemble_server import ServerError
 
 SCHEMA = "defensemble.benchmark.serving_overhead/1"

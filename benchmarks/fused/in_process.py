@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from benchmarks.common.answers import session_of
 from benchmarks.common.command_line import Say, silent
 from benchmarks.common.figures import round_ratios, spread
-from defensemble_export import Ensemble, Member, Vote, fused_onnx
+from defensemble_export import Member, fused_onnx
+from defensemble_repository.ensemble import Ensemble, Vote
 
 SIZES = (1, 2, 4, 8)
 BATCHES = (1, 16, 64)

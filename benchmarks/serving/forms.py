@@ -15,7 +15,8 @@ from benchmarks.common.answers import session_of
 from benchmarks.common.forms import Form, asked_in_process, asked_of
 from benchmarks.common.timing import Predict
 from defensemble import Client
-from defensemble_export import Ensemble, Member, Vote, fused_onnx
+from defensemble_export import Member, fused_onnx
+from defensemble_repository.ensemble import Ensemble, Vote
 from defensemble_server import Server
 
 _POOL = 2

@@ -229,8 +229,8 @@ def write_bad_images(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["nan.npy"], "image 0 of nan.npy has 16 values that are NaN or infinite"),
-        (["range.npy"], "image 0 of range.npy has values from -0.5 to -0.5"),
+        (["nan.npy"], "image 0 of nan.npy must be finite, got 16 values that are NaN or infinite"),
+        (["range.npy"], "image 0 of range.npy must lie in [0, 1], got values from -0.5 to -0.5"),
         (["type.npy"], "type.npy holds int64, expected floats in [0, 1], uint8"),
         (["shape.npy"], "shape.npy has the shape (2, 3, 4, 4), expected images of the shape (1, 4, 4)"),
         (["empty.npy"], "empty.npy has the shape (0, 1, 4, 4)"),

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .attacks.gradient import AveragedLogits, attack, carlini_wagner, fgsm, mifgsm, pgd
     from .attacks.presets import ATTACKS, AttackPreset, gradient_queries
     from .attacks.transfer import adversarial_examples, rounded_to_8_bits
-    from .checkpoint import CheckpointMetadata, load_checkpoint, read_metadata, save_checkpoint
+    from .checkpoint import CheckpointMetadata, check_writable, load_checkpoint, read_metadata, save_checkpoint
     from .data.cached_dataset import decoded_dataset
     from .data.dataset import Dataset, Part, held_out, load_dataset
     from .errors import (
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .models.spec import Drop, ModelSpec
     from .models.wrapping import defective
     from .record import TrainingRecord
-    from .trainer.compute import Compute
+    from .trainer.compute import Compute, is_first_process
     from .trainer.loop import TrainingProgress
     from .trainer.recipe import PRESETS, Recipe, recipe_from_preset
     from .trainer.run_state import RunFolder
@@ -64,6 +64,7 @@ __all__ = [
     "attack",
     "build",
     "carlini_wagner",
+    "check_writable",
     "decoded_dataset",
     "defect_mask",
     "defect_masks",
@@ -71,6 +72,7 @@ __all__ = [
     "fgsm",
     "gradient_queries",
     "held_out",
+    "is_first_process",
     "load_checkpoint",
     "load_dataset",
     "mask_digest",
@@ -89,8 +91,8 @@ _HOMES = {
     "errors": ("CheckpointError", "DataError", "DivergedError", "Interrupted", "SpecError", "TrainingError", "UncheckedContentWarning"),
     "attacks.presets": ("ATTACKS", "AttackPreset", "gradient_queries"),
     "attacks.gradient": ("AveragedLogits", "attack", "carlini_wagner", "fgsm", "mifgsm", "pgd"),
-    "checkpoint": ("CheckpointMetadata", "load_checkpoint", "read_metadata", "save_checkpoint"),
-    "trainer.compute": ("Compute",),
+    "checkpoint": ("CheckpointMetadata", "check_writable", "load_checkpoint", "read_metadata", "save_checkpoint"),
+    "trainer.compute": ("Compute", "is_first_process"),
     "data.dataset": ("Dataset", "Part", "held_out", "load_dataset"),
     "data.cached_dataset": ("decoded_dataset",),
     "models.defect": ("Defect", "defect_masks"),

@@ -124,7 +124,7 @@ def test_predict_over_both_protocols(triton: Any, tmp_path: Path) -> None:
         (["URL", "x.npy", "--max-memory", "9" * 400], "4G"),
         (["URL", "x.npy", "--max-memory", "100"], "x.npy would take"),
         (["URL", "wide.png", "--max-memory", "0.5K", "--resize", "crop"], "wide.png would take"),
-        (["URL", "bright.npy"], "image 0 of bright.npy has values from 7 to 7"),
+        (["URL", "bright.npy"], "image 0 of bright.npy must lie in [0, 1], got values from 7 to 7"),
         (["URL", "--labelled", "nowhere"], "nowhere is not a folder"),
         (["URL"], "Give files of images, or --labelled FOLDER."),
     ],
