@@ -222,11 +222,21 @@ def test_git_ignores_the_key_that_the_readme_makes(tmp_path: Path) -> None:
     assert asked.stdout == "admin.key\n"
 
 
-def test_contributing_tells_what_the_readme_promises_on_one_page() -> None:
+def test_contributing_is_a_map_of_what_is_there() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text()
     assert "how to add a network, a probe or a backend" in " ".join((ROOT / "README.md").read_text().split())
-    assert [word for word in ("network", "probe", "backend") if f"\n**a {word}**: " not in text] == []
-    assert len(text.splitlines()) <= 60
+    things = ("a network", "a probe", "a precision", "an edit", "a backend", "a backend parameter")
+    assert [thing for thing in things if f"\n**{thing}**: " not in text] == []
+    tree = text.partition("```text\n")[2].partition("```")[0]
+    for package, folder in PACKAGES.items():
+        at = folder.relative_to(ROOT).as_posix()
+        assert f"{at}/ " in tree, package
+        own = re.split(r"^\S", tree.partition(f"{at}/ ")[2], maxsplit=1, flags=re.MULTILINE)[0]
+        rooms = {path.parent.relative_to(folder).as_posix() for path in folder.rglob("__init__.py")} - {".", "cli"}
+        assert set(re.findall(r"(?<= )([\w/]+)/(?= )", own)) == rooms, package
+    named = re.findall(r"`((?:training|export|server_config|client|tests|benchmarks|docs)/[\w./]+)`", text)
+    assert len(named) > 15
+    assert [name for name in named if not (ROOT / name).exists()] == []
 
 
 def test_ci_calls_make_and_is_a_valid_script() -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from .class_names import distinct_names, name_fault
 from .errors import ImagesError
-from .reader import SUFFIXES, Encoded
+from .reader import SUFFIXES
 
 _CONTENTS_SHOWN = 10
 
@@ -91,10 +91,6 @@ class LabelledFiles:
         """The classes without an image."""
         filled = set(self.labels)
         return [name for label, name in enumerate(self.class_names) if label not in filled]
-
-    def encoded(self) -> list[Encoded]:
-        """Return the files as what `decode_images` takes."""
-        return [Encoded.file(self.root / file.name) for file in self.files]
 
 
 def labelled_files(root: Path, below: str = "") -> LabelledFiles:
