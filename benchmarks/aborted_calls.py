@@ -7,16 +7,14 @@ lose their channel, socket or caller at a random moment; beside them eight patie
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 # Run as a file, Python looks for modules beside it alone.
@@ -25,12 +23,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.aborting.figures import result_of
 from benchmarks.aborting.page import page
 from benchmarks.aborting.under_aborts import Effort, served_under_aborts
-from benchmarks.editing.callers import CallersGoneError
-from benchmarks.editing.under_load import logits_of
-from benchmarks.running import run_and_tell
+from benchmarks.common.answers import TOLERANCE, logits_of_members
+from benchmarks.common.callers import CallersGoneError
+from benchmarks.common.command_line import Options, Say, benchmark_command, run, silent
 from defensemble import DefensembleError
 from defensemble_export import Member
-from defensemble_repository.averaging import TOLERANCE
 from defensemble_repository.errors import RepositoryError
 from defensemble_server import ServerError
 
@@ -46,7 +43,7 @@ def measure(
     effort: Effort,
     *,
     seed: int = 0,
-    say: Callable[[str], None] = lambda text: None,
+    say: Say = silent,
 ) -> dict[str, Any]:
     """Gives up calls of an ensemble of `members` in every way and returns the result as JSON.
 
@@ -56,13 +53,10 @@ def measure(
         CallersGoneError: A process of callers ended.
         DefensembleError, ServerError, RepositoryError, OSError: What went wrong with the server before the first abort.
     """
-    logits = np.stack(list(logits_of(members, [], pool).values()))
+    logits = logits_of_members(members, pool)
     with tempfile.TemporaryDirectory(prefix="defensemble-benchmark-") as folder:
-        run = served_under_aborts(members, logits, pool, effort, Path(folder), seed=seed, say=say)
-    told = run.told
-    told["versions"] |= {"onnxruntime": onnxruntime.__version__}
-    told["hardware"]["cores_used"] = sorted(os.sched_getaffinity(0))
-    result = result_of(run)
+        aborted = served_under_aborts(members, logits, pool, effort, Path(folder), seed=seed, say=say)
+    result = result_of(aborted)
     figures = result.pop("figures")
     return {
         "schema": SCHEMA,
@@ -73,44 +67,31 @@ def measure(
         "effort": dataclasses.asdict(effort),
         "tolerance": TOLERANCE,
         **result,
-        **told,
+        **aborted.surroundings,
         "figures": figures,
     }
 
 
-@click.command(
-    epilog="""\b
-    Examples:
-      python benchmarks/aborted_calls.py --json docs/results/aborted_calls.json    # and aborted_calls.md beside it
-      python benchmarks/aborted_calls.py --quick
-    """
+@benchmark_command(
+    "aborted_calls", quick=f"{QUICK_SCALE:.0%} of the aborts", seed="weights, masks, images, moments and batches", example="--scale 0.1"
 )
-@click.option(
-    "--json", "out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write the result here, and the page beside it."
-)
-@click.option("--quick", is_flag=True, help=f"A look: {QUICK_SCALE:.0%} of the aborts; it proves nothing.")
-@click.option("--scale", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True, help="Share of the aborts to make.")
-@click.option("--note", help="A sentence for the page, such as what else the machine did meanwhile.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of weights, masks, images, moments and batches.")
-def main(out: Path | None, quick: bool, scale: float, note: str | None, seed: int) -> None:
+@click.option("--scale", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True, help="Fraction of the aborts to make.")
+def main(options: Options, scale: float) -> NoReturn:
     """Give up calls in every way beside patient callers, and compare every answer with numpy's.
 
     At most 15 minutes on two cores. Exit status 1 where a figure does not hold.
     """
-    effort = Effort(scale=QUICK_SCALE if quick else scale)
-    errors = (CallersGoneError, DefensembleError, RepositoryError, ServerError, OSError)
-    run_and_tell(lambda say: _measured(effort, seed, say), page, out=out, quick=quick, note=note, errors=errors)
+    effort = Effort(scale=QUICK_SCALE if options.quick else scale)
+    errors = (CallersGoneError, DefensembleError, RepositoryError, ServerError)
+    run(lambda say: _measured(effort, options.seed, say), page, options, errors=errors)
 
 
-def _measured(effort: Effort, seed: int, say: Callable[[str], None]) -> dict[str, Any]:
-    from benchmarks.serving.members import COUNT, SPEC, random_images, untrained_members
+def _measured(effort: Effort, seed: int, say: Say) -> dict[str, Any]:
+    from benchmarks.common.networks import random_images, spec_values, untrained_networks
 
-    say(f"{COUNT} networks are made and exported")
     pool = random_images(POOL, seed)
-    with tempfile.TemporaryDirectory(prefix="defensemble-benchmark-") as folder:
-        members, _ = untrained_members(Path(folder), pool, seed, width=WIDTH)
-    result = measure(members, pool, effort, seed=seed, say=say)
-    return {**result, "member_spec": {**SPEC, "blocks": list(SPEC["blocks"]), "width": WIDTH, "trained": False}}
+    members = untrained_networks(pool, seed, width=WIDTH, say=say).members
+    return {**measure(members, pool, effort, seed=seed, say=say), "member_spec": spec_values(WIDTH)}
 
 
 if __name__ == "__main__":

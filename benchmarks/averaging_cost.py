@@ -10,27 +10,25 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-import click
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
-from rich.console import Console
 
 # Run as a file, Python looks for modules beside it alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.figures import exit_status, spread
-from benchmarks.serving.forms import session_of
-from benchmarks.serving.processes import pin, started
+from benchmarks.common.answers import session_of
+from benchmarks.common.command_line import Options, Say, benchmark_command, run
+from benchmarks.common.figures import spread
+from benchmarks.common.markdown import commit, look, measured_on, note, ranged, table
+from benchmarks.common.provenance import surroundings
+from benchmarks.common.servers import ENSEMBLE, started, written
 from defensemble import Client, DefensembleError
-from defensemble.results.provenance import provenance
-from defensemble.results.result_file import write_result
-from defensemble_export import average_onnx, repository_plan, write_plan
+from defensemble_export import average_onnx
 from defensemble_repository.ensemble import Ensemble, Vote
 from defensemble_repository.errors import RepositoryError
 from defensemble_server import ServerError
@@ -41,6 +39,10 @@ MEMBERS = 5
 AVERAGES, CLASSES, BATCHES = ("probabilities", "logits"), (10, 1000), (1, 16)
 # The old graphs, as the code of commit 820acde wrote them for `ensemble_of`: they give `probabilities` alone.
 _OLD = Path(__file__).parent / "averaging"
+
+
+class DifferentAnswersError(Exception):
+    """The old and the new graph answer differently, so that their times cannot be compared."""
 
 
 @dataclass(frozen=True)
@@ -65,15 +67,15 @@ def time_graphs(average: str, classes: int, batch: int, effort: Effort, seed: in
     """Time both graphs in turn, and return microseconds for each round: the medians of the old and the new, and their difference.
 
     Raises:
-        ValueError: They answer other probabilities.
+        DifferentAnswersError: They answer other probabilities.
     """
     generator = np.random.default_rng(seed)
     logits = {f"logits_{index}": generator.normal(size=(batch, classes)).astype(np.float32) for index in range(MEMBERS)}
-    old = session_of((_OLD / f"old_{average}_{classes}.onnx").read_bytes(), 1, False)
-    new = session_of(average_onnx(ensemble_of(average), classes), 1, False)
+    old = session_of((_OLD / f"old_{average}_{classes}.onnx").read_bytes())
+    new = session_of(average_onnx(ensemble_of(average), classes))
     answers = [session.run(["probabilities"], logits)[0] for session in (old, new)]
     if not np.allclose(answers[0], answers[1], atol=1e-6):
-        raise ValueError(f"the graphs of {average} differ by {np.abs(answers[0] - answers[1]).max():.3g}")
+        raise DifferentAnswersError(f"the graphs of {average} differ by {np.abs(answers[0] - answers[1]).max():.3g}")
     rounds: dict[str, list[float]] = {"old": [], "new": []}
     for _ in range(effort.rounds):
         taken: dict[str, list[float]] = {"old": [], "new": []}
@@ -101,11 +103,11 @@ def time_calls(repository: Path, images: NDArray[np.float32], effort: Effort) ->
             seconds = []
             for number in range(effort.calls + 10):
                 began = time.perf_counter()
-                client.predict(images[:batch], model="ensemble")
+                client.predict(images[:batch], model=ENSEMBLE)
                 if number >= 10:
                     seconds.append(time.perf_counter() - began)
             taken[str(batch)] = round(1000 * statistics.median(seconds), 4)
-        return taken, provenance(client.server_metadata())
+        return taken, surroundings(client.server_metadata())
 
 
 def figures_of(graphs: Mapping[str, Mapping[str, Any]], calls: Mapping[str, float]) -> dict[str, dict[str, Any]]:
@@ -117,21 +119,18 @@ def figures_of(graphs: Mapping[str, Mapping[str, Any]], calls: Mapping[str, floa
     return figures
 
 
-def measure(effort: Effort, seed: int, say: Callable[[str], None]) -> dict[str, Any]:
+def measure(effort: Effort, seed: int, say: Say) -> dict[str, Any]:
     """Measure both, and return the result as JSON.
 
     Raises:
-        DefensembleError, ServerError, RepositoryError, ValueError: Why it could not be measured.
+        DefensembleError, ServerError, RepositoryError, DifferentAnswersError: Why it could not be measured.
     """
-    from benchmarks.serving.members import SPEC, random_images, untrained_members
+    from benchmarks.common.networks import random_images, spec_values, untrained_networks
 
     images = random_images(max(BATCHES), seed)
+    members = untrained_networks(images, seed, count=MEMBERS, say=say).members
     with tempfile.TemporaryDirectory(prefix="defensemble-benchmark-") as folder:
-        say("five networks are made and exported")
-        members, _ = untrained_members(Path(folder), images, seed, count=MEMBERS)
-        repository = Path(folder) / "repository"
-        write_plan(repository, repository_plan(repository, members))
-        calls, told = time_calls(repository, images, effort)
+        calls, machine = time_calls(written(Path(folder) / "repository", members), images, effort)
     for size, milliseconds in calls.items():
         say(f"a call of batch {size}: {milliseconds:.3f} ms")
     graphs = {}
@@ -141,55 +140,55 @@ def measure(effort: Effort, seed: int, say: Callable[[str], None]) -> dict[str, 
                 key = f"{average}_{classes}_{batch}"
                 graphs[key] = time_graphs(average, classes, batch, effort, seed)
                 say(f"{average}, {classes} classes, batch {batch}: {graphs[key]['difference']['median']:+.1f} us")
-    told["versions"] |= {"onnxruntime": onnxruntime.__version__}
     return {
         "schema": SCHEMA,
         "seed": seed,
         "rounds": effort.rounds,
         "runs": effort.runs,
         "calls": effort.calls,
-        "member_spec": {**SPEC, "blocks": list(SPEC["blocks"]), "trained": False},
+        "member_spec": spec_values(),
         "call_ms": calls,
         "call": "five members of width 16 and 10 classes behind Triton, one caller over HTTP, probabilities alone",
         "graphs_us": graphs,
-        **told,
+        **machine,
         "figures": figures_of(graphs, calls),
     }
 
 
-@click.command(
-    epilog="""\b
-    Examples:
-      python benchmarks/averaging_cost.py --json docs/results/averaging_cost.json
-      python benchmarks/averaging_cost.py --quick
-    """
-)
-@click.option("--json", "out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write the result to FILE, as JSON.")
-@click.option("--quick", is_flag=True, help="A look: few runs, which prove nothing.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of weights, masks, images and logits.")
-def main(out: Path | None, quick: bool, seed: int) -> None:
+def page(result: Mapping[str, Any], json_name: str) -> str:
+    """Markdown; the same result gives the same text."""
+    rows = []
+    for key, timed in result["graphs_us"].items():
+        figure = result["figures"][key]
+        times = (ranged(timed[which], ".1f") for which in ("old", "new", "difference"))
+        rows.append((key.replace("_", ", "), *times, f"{100 * figure['value']:.2f} %", "holds" if figure["holds"] else "**missed**"))
+    calls = ", ".join(f"{milliseconds:.2f} ms with {batch}" for batch, milliseconds in result["call_ms"].items())
+    return "\n".join(
+        [
+            "# What one averaging model with all outputs costs",
+            look(result),
+            measured_on(result, json_name, "averaging_cost") + f"ONNX Runtime {result['versions']['onnxruntime']}, "
+            f"commit {commit(result)}, seed {result['seed']}.",
+            *note(result),
+            "",
+            f"A call ({result['call']}) takes {calls} images. Times of the graphs in microseconds, on one thread: median of "
+            f"{result['rounds']} rounds of {result['runs']} runs, smallest and largest in brackets. Goal: a difference below "
+            f"{100 * GOAL:g} % of a call.",
+            "",
+            table(("average, classes, batch", "`probabilities` alone", "all outputs", "difference", "by a call", ""), rows),
+            "",
+        ]
+    )
+
+
+@benchmark_command("averaging_cost", quick="few runs", seed="weights, masks, images and logits")
+def main(options: Options) -> NoReturn:
     """Measure what one averaging model with all outputs costs, where a model of the average alone was run before.
 
     About a minute on two cores, which nothing else should use meanwhile. Exit status 1 where a figure does not hold.
     """
-    console = Console()
-    began = time.monotonic()
-
-    def say(text: str) -> None:
-        console.print(f"[dim]{time.monotonic() - began:5.0f} s[/dim]  {text}", highlight=False, soft_wrap=True)
-
-    pin()
-    try:
-        result = {**measure(QUICK if quick else FULL, seed, say), "quick": quick, "duration_s": round(time.monotonic() - began, 1)}
-        if out is not None:
-            write_result(out, result)
-    except (DefensembleError, RepositoryError, ServerError, OSError, ValueError) as error:
-        raise click.ClickException(str(error)) from error
-    for name, figure in result["figures"].items():
-        console.print(
-            f"{name}: {100 * figure['value']:.2f} % of a call {'(holds)' if figure['holds'] else '(does NOT hold)'}", highlight=False
-        )
-    raise SystemExit(exit_status(result["figures"]))
+    errors = (DefensembleError, RepositoryError, ServerError, DifferentAnswersError)
+    run(lambda say: measure(QUICK if options.quick else FULL, options.seed, say), page, options, errors=errors)
 
 
 if __name__ == "__main__":

@@ -8,32 +8,28 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-import click
 import numpy as np
-import onnx
-import onnxruntime
 from numpy.typing import NDArray
 
 # Run as a file, Python looks for modules beside it alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.common.answers import TOLERANCE
+from benchmarks.common.callers import CallersGoneError
+from benchmarks.common.command_line import Options, Say, benchmark_command, run, silent
 from benchmarks.editing.answers import APART, answer_of, apart, judge
-from benchmarks.editing.callers import CallersGoneError
 from benchmarks.editing.figures import result_of
 from benchmarks.editing.page import page
 from benchmarks.editing.plan import State, planned
 from benchmarks.editing.under_load import Effort, edited_under_load, logits_of, starting_state, versions_of
-from benchmarks.running import run_and_tell
 from defensemble import DefensembleError
 from defensemble_export import Member
-from defensemble_repository.averaging import TOLERANCE
 from defensemble_repository.errors import RepositoryError
 from defensemble_server import ServerError
 
@@ -50,7 +46,7 @@ def measure(
     effort: Effort,
     *,
     seed: int = 0,
-    say: Callable[[str], None] = lambda text: None,
+    say: Say = silent,
 ) -> dict[str, Any]:
     """Edits an ensemble of `members` under load and returns the result as JSON.
 
@@ -77,18 +73,15 @@ def measure(
     )
     states = [start, *(change.state for change in changes)]
     with tempfile.TemporaryDirectory(prefix="defensemble-benchmark-") as folder:
-        run = edited_under_load(members, later, pool, changes, effort, Path(folder), seed=seed, say=say)
+        edited = edited_under_load(members, later, pool, changes, effort, Path(folder), seed=seed, say=say)
     verdict = judge(
-        run.calls,
+        edited.calls,
         [answer_of(state, logits) for state in states],
-        [(made.begin, made.end) for made in run.made],
+        [(made.begin, made.end) for made in edited.made],
         seed=seed,
         batch=effort.batch,
     )
-    told = run.told
-    told["versions"] |= {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
-    told["hardware"]["cores_used"] = sorted(os.sched_getaffinity(0))
-    result = result_of(run, verdict, effort.timed, effort.memory_after)
+    result = result_of(edited, verdict, effort.timed, effort.memory_after)
     figures = result.pop("figures")
     return {
         "schema": SCHEMA,
@@ -102,45 +95,31 @@ def measure(
         "tolerance": TOLERANCE,
         "least_apart": min(between(one, other) for one, other in itertools.pairwise(states)),
         **result,
-        **told,
+        **edited.surroundings,
         "figures": figures,
     }
 
 
-@click.command(
-    epilog="""\b
-    Examples:
-      python benchmarks/edit_under_load.py --json docs/results/edit_under_load.json    # and edit_under_load.md beside it
-      python benchmarks/edit_under_load.py --quick
-    """
+@benchmark_command(
+    "edit_under_load", quick="fewer edits, with shorter times between them", seed="weights, masks, images, edits and batches"
 )
-@click.option(
-    "--json", "out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write the result here, and the page beside it."
-)
-@click.option("--quick", is_flag=True, help="A look: fewer edits, shorter times between them; it proves nothing.")
-@click.option("--note", help="A sentence for the page, such as what else the machine did meanwhile.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of weights, masks, images, edits and batches.")
-def main(out: Path | None, quick: bool, note: str | None, seed: int) -> None:
-    """Edit an ensemble while callers ask it, and hold every answer against numpy's.
+def main(options: Options) -> NoReturn:
+    """Edit an ensemble while callers ask it, and compare every answer with numpy's.
 
     About 5 minutes on two cores, which nothing else should use meanwhile. Exit status 1 where a figure does not hold.
     """
-    effort = QUICK if quick else FULL
-    errors = (CallersGoneError, DefensembleError, RepositoryError, ServerError, OSError)
-    run_and_tell(lambda say: _measured(effort, seed, say), page, out=out, quick=quick, note=note, errors=errors)
+    errors = (CallersGoneError, DefensembleError, RepositoryError, ServerError)
+    run(lambda say: _measured(QUICK if options.quick else FULL, options.seed, say), page, options, errors=errors)
 
 
-def _measured(effort: Effort, seed: int, say: Callable[[str], None]) -> dict[str, Any]:
-    from benchmarks.serving.members import COUNT, SPEC, random_images, untrained_members
+def _measured(effort: Effort, seed: int, say: Say) -> dict[str, Any]:
+    from benchmarks.common.networks import COUNT, random_images, spec_values, untrained_networks
 
-    say(f"{COUNT + 2} networks are made and exported")
     pool = random_images(POOL, seed)
-    with tempfile.TemporaryDirectory(prefix="defensemble-benchmark-") as folder:
-        members, _ = untrained_members(Path(folder), pool, seed, count=COUNT + 2)
+    members = untrained_networks(pool, seed, count=COUNT + 2, say=say).members
     # The last one is exported again, under the first one's name: its second version.
     later = [members[COUNT], dataclasses.replace(members[COUNT + 1], name=members[0].name)]
-    result = measure(members[:COUNT], later, pool, effort, seed=seed, say=say)
-    return {**result, "member_spec": {**SPEC, "blocks": list(SPEC["blocks"]), "trained": False}}
+    return {**measure(members[:COUNT], later, pool, effort, seed=seed, say=say), "member_spec": spec_values()}
 
 
 if __name__ == "__main__":

@@ -6,30 +6,28 @@ caller, throughput for eight, and memory; in process, on one thread, what M memb
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 import numpy as np
-import onnx
-import onnxruntime
 from numpy.typing import NDArray
 
 # Run as a file, Python looks for modules beside it alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.common.answers import average_of_logits
+from benchmarks.common.command_line import Options, Say, benchmark_command, run, silent
+from benchmarks.common.forms import WrongAnswerError
+from benchmarks.common.provenance import surroundings
 from benchmarks.fused.in_process import BATCHES, GOAL_WIDTH, SIZES, costs_in_process, figures_of
 from benchmarks.fused.page import page
 from benchmarks.fused.served import CALLERS, LARGEST_BATCH, compare_served
-from benchmarks.running import run_and_tell
-from benchmarks.serving.forms import WrongAnswerError, average_of_logits
 from defensemble import DefensembleError
-from defensemble.results.provenance import provenance
 from defensemble_export import Member
 from defensemble_repository.errors import RepositoryError
 from defensemble_server import ServerError
@@ -61,7 +59,7 @@ def measure(
     effort: Effort,
     *,
     batches: Sequence[int] = BATCHES,
-    say: Callable[[str], None] = lambda text: None,
+    say: Say = silent,
 ) -> dict[str, Any]:
     """Times both forms and returns the result as JSON.
 
@@ -95,9 +93,6 @@ def measure(
                     say=say,
                 )
             )
-    told = provenance()
-    told["versions"] |= {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
-    told["hardware"]["cores_used"] = sorted(os.sched_getaffinity(0))
     return {
         "schema": SCHEMA,
         "served_width": next(iter(members)),
@@ -108,51 +103,36 @@ def measure(
         "seconds_in_process": effort.seconds_in_process,
         "in_process": costs,
         "served": served,
-        **told,
+        **surroundings(),
         "figures": figures_of(costs),
     }
 
 
-@click.command(
-    epilog="""\b
-    Examples:
-      python benchmarks/pipeline_vs_fused.py --json docs/results/pipeline_vs_fused.json    # and pipeline_vs_fused.md beside it
-      python benchmarks/pipeline_vs_fused.py --quick
-    """
-)
-@click.option(
-    "--json", "out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write the result here, and the page beside it."
-)
-@click.option("--quick", is_flag=True, help="A look: one short round, fewer members, width 16 alone; it proves nothing.")
-@click.option("--rounds", type=click.IntRange(1), help=f"Rounds; {FULL.rounds} unless told otherwise.")
-@click.option("--note", help="A sentence for the page, such as what else the machine did meanwhile.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of weights, masks and images.")
-def main(out: Path | None, quick: bool, rounds: int | None, note: str | None, seed: int) -> None:
+@benchmark_command("pipeline_vs_fused", quick="one short round, fewer members, width 16 alone", seed="weights, masks and images")
+@click.option("--rounds", type=click.IntRange(1), help=f"Number of rounds.  [default: {FULL.rounds}]")
+def main(options: Options, rounds: int | None) -> NoReturn:
     """Compare an ensemble of Triton's with the same members as one fused graph.
 
     About 12 minutes on two cores, which nothing else should use meanwhile. Exit status 1 where a figure does not hold.
     """
-    base = QUICK if quick else FULL
-    effort = Effort(rounds or base.rounds, base.seconds, base.warm_s, base.seconds_in_process, base.widths, base.sizes)
-    errors = (WrongAnswerError, DefensembleError, RepositoryError, ServerError, OSError)
-    run_and_tell(lambda say: _measured(effort, seed, say), page, out=out, quick=quick, note=note, errors=errors)
+    base = QUICK if options.quick else FULL
+    effort = replace(base, rounds=rounds or base.rounds)
+    errors = (WrongAnswerError, DefensembleError, RepositoryError, ServerError)
+    run(lambda say: _measured(effort, options.seed, say), page, options, errors=errors)
 
 
-def _measured(effort: Effort, seed: int, say: Callable[[str], None]) -> dict[str, Any]:
-    from benchmarks.serving.members import SPEC, random_images, untrained_members
+def _measured(effort: Effort, seed: int, say: Say) -> dict[str, Any]:
+    from benchmarks.common.networks import random_images, spec_values, untrained_networks
 
     images = random_images(max(CALLERS) * LARGEST_BATCH, seed)
-    members, answers = {}, []
+    networks = {}
     for width in effort.widths:
-        say(f"{max(effort.sizes)} networks of width {width} are made and exported")
-        with tempfile.TemporaryDirectory(prefix="defensemble-benchmark-") as folder:
-            # The wider ones are not compared with torch on all images: the narrow ones show that the graphs are right.
-            seen = images if width == effort.widths[0] else images[:64]
-            members[width], logits = untrained_members(Path(folder), seen, seed, count=max(effort.sizes), width=width)
-        answers.append(logits)
-    result = measure(members, answers[0], images, effort, say=say)
-    spec = {**SPEC, "blocks": list(SPEC["blocks"]), "width": list(effort.widths), "trained": False}
-    return {**result, "seed": seed, "member_spec": spec}
+        # The wider ones are not compared with torch on all images: the narrow ones show that the graphs are right.
+        seen = images if width == effort.widths[0] else images[:64]
+        networks[width] = untrained_networks(seen, seed, count=max(effort.sizes), width=width, say=say)
+    members = {width: of_width.members for width, of_width in networks.items()}
+    result = measure(members, networks[effort.widths[0]].logits, images, effort, say=say)
+    return {**result, "seed": seed, "member_spec": spec_values(list(effort.widths))}
 
 
 if __name__ == "__main__":

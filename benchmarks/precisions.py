@@ -9,11 +9,9 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping
-from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 import numpy as np
@@ -23,25 +21,22 @@ import torch
 # Run as a file, Python looks for modules beside it alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.figures import exit_status
+from benchmarks.common.cifar10 import cifar10_for, described, zoo_options
+from benchmarks.common.command_line import Options, Say, benchmark_command, run, silent
+from benchmarks.common.provenance import surroundings
 from benchmarks.precision.masks import mask_bytes, with_packed_masks
 from benchmarks.precision.measuring import FORMS, Images, Labels, beside_float32, forms_of, load_times, logits_of, speeds
 from benchmarks.precision.page import page
-from benchmarks.zoo.plan import FOLDER, PLAN, ROOT
-from defensemble.results.provenance import provenance
-from defensemble.results.result_file import check_writable, write_result
+from benchmarks.zoo.plan import PLAN
 from defensemble_export import calibration_images, onnx_from_checkpoint
 from defensemble_repository.errors import RepositoryError
-from defensemble_server.doctor.cpu_int8 import INSTRUCTIONS
-from defensemble_training import ModelSpec, TrainingError, TrainingRecord, build, load_dataset, save_checkpoint
+from defensemble_training import ModelSpec, TrainingError, TrainingRecord, build, save_checkpoint
 
 SCHEMA = "defensemble.benchmark.precisions/1"
 BATCHES = (1, 16, 64)
 QUICK_IMAGES = 200
 # Timed alone: what they have learnt changes no time.
 WIDE = {"width 64, keep 1": {"keep": 1.0}, "width 64, keep 0.3": {"keep": 0.3}}
-
-OnProgress = Callable[[str], None]
 
 
 def measure(
@@ -53,7 +48,7 @@ def measure(
     wide: Mapping[str, Mapping[str, Any]] = WIDE,
     rounds: int = 7,
     seconds: float = 0.1,
-    on_progress: OnProgress = lambda what: None,
+    on_progress: Say = silent,
 ) -> dict[str, Any]:
     """Converts each network, compares its forms with float32 and times them: `networks` and `wide` of the result, and its `figures`.
 
@@ -167,77 +162,55 @@ def verdicts_of(networks: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict
     }
 
 
-@click.command(
-    epilog="""\b
-    Examples:
-      python benchmarks/precisions.py --json docs/results/precisions.json      # and precisions.md beside it
-      python benchmarks/precisions.py --quick --data-dir data/cifar10
-    """
+@benchmark_command(
+    "precisions", quick=f"{QUICK_IMAGES} images and two networks", seed="the calibration images", example="--quick --data-dir data/cifar10"
 )
-@click.option(
-    "--json", "out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write the result here, and the page beside it."
-)
-@click.option("--quick", is_flag=True, help=f"A look, on {QUICK_IMAGES} images and two networks, which proves nothing.")
-@click.option("--zoo", type=click.Path(path_type=Path), default=ROOT / FOLDER, help=f"Folder of the checkpoints.  [default: {FOLDER}]")
-@click.option("--data-dir", type=click.Path(path_type=Path), help="CIFAR-10.  [default: $DEFENSEMBLE_DATA_DIR/cifar10, or the hub]")
-@click.option("--rounds", type=click.IntRange(1), default=7, show_default=True, help="Of each timing.")
-def main(out: Path | None, quick: bool, zoo: Path, data_dir: Path | None, rounds: int) -> None:
+@zoo_options
+@click.option("--rounds", type=click.IntRange(1), default=7, show_default=True, help="Rounds of each timing.")
+def main(options: Options, zoo: Path, data_dir: Path | None, rounds: int) -> NoReturn:
     """Compare float32, float16 and int8 on the networks of the zoo.
 
     About ten minutes on two cores. Exit status 1 where a goal is not reached.
     """
     torch.set_num_threads(1)
-    began, load = time.monotonic(), os.getloadavg()[0]
-
-    def on_progress(what: str) -> None:
-        click.echo(f"{time.monotonic() - began:5.0f} s  {what}", err=True)
-
-    try:
-        if out is not None:
-            check_writable(out)
-        data = load_dataset("cifar10", data_dir=data_dir)
-        drawn, calibration = calibration_images(data.train.images, len(data.train), source=f"training images of {data.source}")
-        chosen = slice(0, QUICK_IMAGES if quick else len(data.test))
-        plan = [network for network in PLAN if network.name in ("standard", "keep0.1")] if quick else PLAN
-        result = {
-            "schema": SCHEMA,
-            "n": len(data.test_labels[chosen]),
-            "forms": list(FORMS),
-            "rounds": rounds,
-            "threads": 1,
-            "calibration": calibration.to_values(),
-            "data": {"name": data.name, "source": data.source, "digest": data.digest, "part": "test"},
-            "quick": quick,
-            **measure(
-                {network.name: zoo / network.path.name for network in plan},
-                data.test.images(chosen),
-                data.test_labels[chosen],
-                drawn,
-                rounds=rounds,
-                on_progress=on_progress,
-            ),
-            **_told(load, began),
-        }
-        if out is not None:
-            write_result(out, result)
-            out.with_suffix(".md").write_text(page(result, out.name))
-    except (TrainingError, RepositoryError, OSError) as error:
-        raise click.ClickException(str(error)) from error
-    click.echo(page(result, "the JSON" if out is None else out.name))
-    raise SystemExit(exit_status(result["figures"]))
+    errors = (TrainingError, RepositoryError)
+    run(lambda say: _measured(options, zoo, data_dir, rounds, say), page, options, errors=errors, cores=None)
 
 
-def _told(load: float, began: float) -> dict[str, Any]:
-    told = provenance()
-    told["versions"] |= {name: metadata.version(name) for name in ("torch", "onnx", "onnxruntime")}
-    info = Path("/proc/cpuinfo")
-    flags = set(info.read_text(errors="replace").split()) if info.exists() else set()
-    told["hardware"] |= {
-        "int8_instructions": sorted(flags.intersection(INSTRUCTIONS)),
+def _measured(options: Options, zoo: Path, data_dir: Path | None, rounds: int, say: Say) -> dict[str, Any]:
+    load = os.getloadavg()[0]
+    plan = [network for network in PLAN if network.name in ("standard", "keep0.1")] if options.quick else PLAN
+    checkpoints = {network.name: zoo / network.path.name for network in plan}
+    data = cifar10_for(checkpoints.values(), data_dir)
+    source = f"training images of {data.source}"
+    drawn, calibration = calibration_images(data.train.images, len(data.train), source=source, seed=options.seed)
+    chosen = slice(0, QUICK_IMAGES if options.quick else len(data.test))
+    labels = data.test_labels[chosen]
+    measured = measure(checkpoints, data.test.images(chosen), labels, drawn, rounds=rounds, on_progress=say)
+    machine = surroundings(packages=("torch", "onnx", "onnxruntime"))
+    machine["hardware"] |= {
+        "int8_instructions": _int8_instructions(),
         "load_before": round(load, 2),
         "load_after": round(os.getloadavg()[0], 2),
     }
-    return {**told, "duration_s": round(time.monotonic() - began, 1)}
+    return {
+        "schema": SCHEMA,
+        "n": len(labels),
+        "forms": list(FORMS),
+        "rounds": rounds,
+        "threads": 1,
+        "calibration": calibration.to_values(),
+        "data": described(data),
+        **measured,
+        **machine,
+    }
+
+
+def _int8_instructions() -> list[str]:
+    """Those of the processor that multiply int8 and add up in int32; without them sums of two products saturate in int16."""
+    info = Path("/proc/cpuinfo")
+    flags = set(info.read_text(errors="replace").split()) if info.exists() else set()
+    return sorted(flags.intersection(("avx512_vnni", "avx_vnni", "amx_int8")))
 
 
 if __name__ == "__main__":

@@ -12,11 +12,10 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-import click
 import numpy as np
 import urllib3
 from numpy.typing import NDArray
@@ -24,17 +23,19 @@ from numpy.typing import NDArray
 # Run as a file, Python looks for modules beside it alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.running import run_and_tell
-from defensemble.results.provenance import provenance
-from defensemble_export import Member, repository_plan, write_plan
+from benchmarks.common.answers import TOLERANCE, average_of_logits
+from benchmarks.common.command_line import Options, Say, benchmark_command, run, silent
+from benchmarks.common.markdown import look
+from benchmarks.common.processes import start_s
+from benchmarks.common.provenance import surroundings
+from benchmarks.common.servers import ENSEMBLE, started, written
+from defensemble_export import Member
 from defensemble_repository.errors import RepositoryError
-from defensemble_server import ServeOptions, Server, ServerError, serve, server_status
-from defensemble_server.process.state import process_start
+from defensemble_server import Server, ServerError, server_status
 
 SCHEMA = "defensemble.benchmark.restart_time/1"
 GOAL_S = 1.0
 ROUNDS, QUICK_ROUNDS = 20, 3
-TOLERANCE = 1e-5
 _POLL_S = 0.005
 _TIMEOUT_S = 60.0
 
@@ -48,7 +49,7 @@ def measure(
     image: NDArray[np.float32],
     expected: NDArray[np.float64],
     rounds: int,
-    say: Callable[[str], None] = lambda text: None,
+    say: Say = silent,
 ) -> dict[str, Any]:
     """Kill the server of an ensemble of `members` `rounds` times; the result as JSON.
 
@@ -64,10 +65,7 @@ def measure(
         ServerError, RepositoryError, OSError: It could not be started.
     """
     with tempfile.TemporaryDirectory(prefix="defensemble-benchmark-") as folder:
-        repository = Path(folder) / "repository"
-        write_plan(repository, repository_plan(repository, members, ensemble="ensemble"))
-        with serve(repository, ServeOptions(http_port=0, grpc_port=0, metrics_port=0, drain_s=1)) as server:
-            start_s = server.start_s
+        with started(written(Path(folder) / "repository", members)) as (server, start):
             away, checked = [], []
             for number in range(rounds):
                 away.append(_killed(server, image, expected))
@@ -75,11 +73,11 @@ def measure(
                 say(f"{number + 1} of {rounds}: right answers after {away[-1]:.2f} s")
     return {
         "schema": SCHEMA,
-        **provenance(),
+        **surroundings(),
         "members": len(members),
         "image_shape": list(image.shape[1:]),
         "rounds": rounds,
-        "first_start_s": round(start_s, 3),
+        "first_start_s": round(start.start_s, 3),
         "first_right_answer_s": [round(one, 3) for one in away],
         "all_answers_checked_s": [round(one, 3) for one in checked],
         "figures": figures_of(away),
@@ -97,10 +95,9 @@ def page(result: Mapping[str, Any], json_name: str) -> str:
     away, checked = result["first_right_answer_s"], result["all_answers_checked_s"]
     hardware, versions = result["hardware"], result["versions"]
     figure = result["figures"]["first_right_answer_median_s"]
-    quick = "\n**A look, which proves nothing.**\n" if result["quick"] else ""
     note = f"\n{result['note']}\n" if result["note"] else ""
     return f"""# The restart of a server that was killed
-{quick}{note}
+{look(result)}{note}
 Made by `benchmarks/restart_time.py` from `{json_name}`. {result["members"]} members, {result["rounds"]} times SIGKILL to Triton; the first
 start took {result["first_start_s"]} s. Measured on {result["measured_at"][:10]} on {hardware["cores"]} cores of {hardware["cpu"]},
 Python {versions["python"]}, commit {str(result["git_commit"])[:12]}.
@@ -123,11 +120,11 @@ def _killed(server: Server, image: NDArray[np.float32], expected: NDArray[np.flo
     pid = server.triton_pid
     begin = time.monotonic()
     os.kill(pid, signal.SIGKILL)
-    while process_start(pid) is not None:  # what it still answers is no answer of the next one
+    while start_s(pid) is not None:  # what it still answers is no answer of the next one
         time.sleep(_POLL_S)
     while time.monotonic() - begin < _TIMEOUT_S:
         try:
-            answer = urllib3.request("POST", f"{server.http_url}/v2/models/ensemble/infer", json=body, retries=False, timeout=5.0)
+            answer = urllib3.request("POST", f"{server.http_url}/v2/models/{ENSEMBLE}/infer", json=body, retries=False, timeout=5.0)
         except urllib3.exceptions.HTTPError:
             time.sleep(_POLL_S)
             continue
@@ -147,40 +144,23 @@ def _checked(server: Server, restarts: int) -> float:
     return float(server.events()[-1].facts["outage_s"])
 
 
-@click.command(
-    epilog="""\b
-    Examples:
-      python benchmarks/restart_time.py --json docs/results/restart_time.json    # and restart_time.md beside it
-      python benchmarks/restart_time.py --quick
-    """
-)
-@click.option(
-    "--json", "out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write the result here, and the page beside it."
-)
-@click.option("--quick", is_flag=True, help=f"A look: {QUICK_ROUNDS} kills in place of {ROUNDS}; it proves nothing.")
-@click.option("--note", help="A sentence for the page, such as what else the machine did meanwhile.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of weights, masks and images.")
-def main(out: Path | None, quick: bool, note: str | None, seed: int) -> None:
+@benchmark_command("restart_time", quick=f"{QUICK_ROUNDS} kills instead of {ROUNDS}", seed="weights, masks and images")
+def main(options: Options) -> NoReturn:
     """Kill a server of five members again and again, and time how long the ensemble is away.
 
     About a minute on two cores, which nothing else should use meanwhile. Exit status 1 where the figure does not hold.
     """
-    errors = (NotBackError, RepositoryError, ServerError, OSError)
-    rounds = QUICK_ROUNDS if quick else ROUNDS
-    run_and_tell(lambda say: _measured(rounds, seed, say), page, out=out, quick=quick, note=note, errors=errors)
+    rounds = QUICK_ROUNDS if options.quick else ROUNDS
+    run(lambda say: _measured(rounds, options.seed, say), page, options, errors=(NotBackError, RepositoryError, ServerError))
 
 
-def _measured(rounds: int, seed: int, say: Callable[[str], None]) -> dict[str, Any]:
-    from benchmarks.serving.members import COUNT, SPEC, random_images, untrained_members
+def _measured(rounds: int, seed: int, say: Say) -> dict[str, Any]:
+    from benchmarks.common.networks import random_images, spec_values, untrained_networks
 
-    say(f"{COUNT} networks are made and exported")
     images = random_images(64, seed)
-    with tempfile.TemporaryDirectory(prefix="defensemble-benchmark-") as folder:
-        members, logits = untrained_members(Path(folder), images, seed)
-    powers = np.exp(logits[:, :1].astype(np.float64) - logits[:, :1].max(axis=-1, keepdims=True))
-    expected: NDArray[np.float64] = (powers / powers.sum(axis=-1, keepdims=True)).mean(axis=0)
-    result = measure(members, images[:1], expected, rounds, say)
-    return {**result, "member_spec": {**SPEC, "blocks": list(SPEC["blocks"]), "trained": False}}
+    networks = untrained_networks(images, seed, say=say)
+    result = measure(networks.members, images[:1], average_of_logits(networks.logits[:, :1]), rounds, say)
+    return {**result, "member_spec": spec_values()}
 
 
 if __name__ == "__main__":

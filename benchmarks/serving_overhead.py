@@ -6,35 +6,33 @@ client over gRPC and over HTTP, and eight forms without a server, are timed in t
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 import numpy as np
-import onnx
-import onnxruntime
 from numpy.typing import NDArray
-from rich.console import Console
 
 # Run as a file, Python looks for modules beside it alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.figures import exit_status, spread
+from benchmarks.common.answers import TOLERANCE, average_of_logits
+from benchmarks.common.command_line import Options, Say, benchmark_command, run, silent
+from benchmarks.common.figures import spread
+from benchmarks.common.forms import Form, WrongAnswerError, check_answers
+from benchmarks.common.provenance import surroundings
+from benchmarks.common.servers import memory, started, written
+from benchmarks.common.timing import Timing, time_form
 from benchmarks.serving.figures import SETTINGS, Setting, figures_of, result_of
-from benchmarks.serving.forms import TOLERANCE, Form, average_of_logits, check_answers, forms_in_process, forms_served
-from benchmarks.serving.processes import memory, pin, started
-from benchmarks.serving.tables import show
-from benchmarks.serving.timing import Timing, time_form
+from benchmarks.serving.forms import forms_in_process, forms_served
+from benchmarks.serving.page import page
 from defensemble import Client, DefensembleError
-from defensemble.results.provenance import provenance
-from defensemble.results.result_file import write_result
-from defensemble_export import Member, repository_plan, write_plan
+from defensemble_export import Member
 from defensemble_repository.errors import RepositoryError
 from defensemble_server import ServerError
 
@@ -63,7 +61,7 @@ def measure(
     *,
     seed: int = 0,
     settings: Sequence[Setting] = SETTINGS,
-    say: Callable[[str], None] = lambda text: None,
+    say: Say = silent,
 ) -> dict[str, Any]:
     """Serves the members as an ensemble, times all forms in all settings, and returns the result as JSON.
 
@@ -75,8 +73,7 @@ def measure(
         DefensembleError, ServerError, RepositoryError: What went wrong before the first round; later failures are in the result.
     """
     with tempfile.TemporaryDirectory(prefix="defensemble-benchmark-") as folder:
-        repository = Path(folder) / "repository"
-        write_plan(repository, repository_plan(repository, members))
+        repository = written(Path(folder) / "repository", members)
         starts = []
         for _ in range(effort.starts - 1):
             with started(repository) as (_, start):
@@ -93,10 +90,8 @@ def measure(
             say(f"all {len(forms)} forms answer as numpy's average does: within {worst:.1g}, allowed {TOLERANCE:g}")
             results, failures = _rounds(forms, images, settings, effort, seed, say)
             with Client(server.grpc_url) as client:
-                told = provenance(client.server_metadata() if server.running else None)
+                machine = surroundings(client.server_metadata() if server.running else None)
             loaded = memory(server) if server.running else None
-    told["versions"] |= {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
-    told["hardware"]["cores_used"] = sorted(os.sched_getaffinity(0))
     return {
         "schema": SCHEMA,
         "seed": seed,
@@ -113,13 +108,13 @@ def measure(
             "start": {field: spread([getattr(one, field) for one in starts]) for field in ("serve_s", "start_s", "triton_answers_s")},
         },
         "failures": failures,
-        **told,
+        **machine,
         "figures": figures_of(results, settings),
     }
 
 
 def _rounds(
-    forms: Sequence[Form], images: NDArray[np.float32], settings: Sequence[Setting], effort: Effort, seed: int, say: Callable[[str], None]
+    forms: Sequence[Form], images: NDArray[np.float32], settings: Sequence[Setting], effort: Effort, seed: int, say: Say
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Each round takes every form in every setting once, in an order of its own: what drifts, drifts for all alike."""
     generator = np.random.default_rng(seed)
@@ -157,55 +152,27 @@ def _glance(forms: Sequence[Form], timings: dict[str, list[Timing]]) -> str:
     return f"{', '.join(served)}, in process {max(rate for form, rate in last.items() if form.protocol is None):.0f} images/s"
 
 
-@click.command(
-    epilog="""\b
-    Examples:
-      python benchmarks/serving_overhead.py --json runs/serving_overhead.json
-      python benchmarks/serving_overhead.py --quick
-    """
-)
-@click.option("--json", "out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write the result here, as JSON.")
-@click.option("--quick", is_flag=True, help="A look: one short round, which proves nothing.")
-@click.option("--rounds", type=click.IntRange(1), help=f"Rounds; {FULL.rounds} unless told otherwise.")
-@click.option(
-    "--seconds", type=click.FloatRange(0, min_open=True), help=f"For each form in a round; {FULL.seconds:g} unless told otherwise."
-)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of weights, masks, images and the order in a round.")
-def main(out: Path | None, quick: bool, rounds: int | None, seconds: float | None, seed: int) -> None:
+@benchmark_command("serving_overhead", quick="one short round", seed="weights, masks, images and the order in a round")
+@click.option("--rounds", type=click.IntRange(1), help=f"Number of rounds.  [default: {FULL.rounds}]")
+@click.option("--seconds", type=click.FloatRange(0, min_open=True), help=f"Seconds for each form in a round.  [default: {FULL.seconds:g}]")
+def main(options: Options, rounds: int | None, seconds: float | None) -> NoReturn:
     """Measure what an ensemble behind Triton costs beside the same networks in the caller's own process.
 
     About seven minutes on two cores, which nothing else should use meanwhile. Exit status 1 where a figure does not hold.
     """
-    console = Console()
-    base = QUICK if quick else FULL
+    base = QUICK if options.quick else FULL
     effort = Effort(rounds or base.rounds, seconds or base.seconds, base.warm_s, base.starts)
-    began = time.monotonic()
-
-    def say(text: str) -> None:
-        console.print(f"[dim]{time.monotonic() - began:5.0f} s[/dim]  {text}", highlight=False, soft_wrap=True)
-
-    pin()
-    try:
-        result = {**_measured(effort, seed, say), "quick": quick, "duration_s": round(time.monotonic() - began, 1)}
-        if out is not None:
-            write_result(out, result)
-    except (DefensembleError, RepositoryError, ServerError, OSError) as error:
-        raise click.ClickException(str(error)) from error
-    show(result, console)
-    if out is not None:
-        console.print(str(out.resolve()), highlight=False, soft_wrap=True)
-    raise SystemExit(exit_status(result["figures"]))
+    errors = (WrongAnswerError, DefensembleError, RepositoryError, ServerError)
+    run(lambda say: _measured(effort, options.seed, say), page, options, errors=errors)
 
 
-def _measured(effort: Effort, seed: int, say: Callable[[str], None]) -> dict[str, Any]:
-    say("five networks are made and exported")
-    from benchmarks.serving.members import SPEC, random_images, untrained_members
+def _measured(effort: Effort, seed: int, say: Say) -> dict[str, Any]:
+    from benchmarks.common.networks import random_images, spec_values, untrained_networks
 
     images = random_images(max(setting.callers * setting.batch for setting in SETTINGS), seed)
-    with tempfile.TemporaryDirectory(prefix="defensemble-benchmark-") as folder:
-        members, logits = untrained_members(Path(folder), images, seed, on_built=lambda name: say(f"  {name}"))
-    result = measure(members, images, average_of_logits(logits), effort, seed=seed, say=say)
-    return {**result, "member_spec": {**SPEC, "blocks": list(SPEC["blocks"]), "trained": False}}
+    networks = untrained_networks(images, seed, say=say)
+    result = measure(networks.members, images, average_of_logits(networks.logits), effort, seed=seed, say=say)
+    return {**result, "member_spec": spec_values()}
 
 
 if __name__ == "__main__":

@@ -9,24 +9,25 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 import numpy as np
 import torch
-from rich.console import Console
 
 # Run as a file, Python looks for modules beside it alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.figures import exit_status, round_ratios, spread
+from benchmarks.common.cifar10 import data_option
+from benchmarks.common.command_line import Options, Say, benchmark_command, run, silent
+from benchmarks.common.figures import Figure, at_most, round_ratios, spread
+from benchmarks.common.markdown import commit, look, measured_on, note, ranged, table
+from benchmarks.common.provenance import surroundings
 from benchmarks.training.forms import FORMS, Run, Task, same_weights
-from defensemble.results.provenance import provenance
-from defensemble.results.result_file import write_result
-from defensemble_training import DataError, Dataset, ModelSpec, Part, SpecError, TrainingError, load_dataset, recipe_from_preset
+from defensemble_training import Dataset, ModelSpec, Part, TrainingError, load_dataset, recipe_from_preset
 
 SCHEMA = "defensemble.benchmark.training_overhead/1"
 GOAL = 1.05
@@ -52,7 +53,7 @@ FULL = Effort(rounds=5, steps=100)
 QUICK = Effort(rounds=3, steps=12)
 
 
-def measure(task: Task, effort: Effort, say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+def measure(task: Task, effort: Effort, say: Say = silent) -> dict[str, Any]:
     """Times both forms in turn, the first of a round being the other one each time, and returns the result as JSON.
 
     The task's dataset must hold the training images of `effort.steps` steps.
@@ -77,11 +78,12 @@ def measure(task: Task, effort: Effort, say: Callable[[str], None] = lambda text
         between = task.steps - 1
         glance = ", ".join(f"{name} {1000 * one.steps_s / between:.1f} ms a step" for name, one in last.items())
         say(f"round {number + 1} of {effort.rounds}: {glance}; {left:.0f} s left")
-    told = provenance()
-    told["versions"]["torch"] = torch.__version__
-    told["hardware"]["torch_threads"] = torch.get_num_threads()
-    told["hardware"]["load_average_before"] = round(load, 2)
-    told["hardware"]["load_average_after"] = round(os.getloadavg()[0], 2)
+    machine = surroundings(packages=("torch",))
+    machine["hardware"] |= {
+        "torch_threads": torch.get_num_threads(),
+        "load_average_before": round(load, 2),
+        "load_average_after": round(os.getloadavg()[0], 2),
+    }
     return {
         "schema": SCHEMA,
         "seed": task.seed,
@@ -93,7 +95,7 @@ def measure(task: Task, effort: Effort, say: Callable[[str], None] = lambda text
         "steps": task.steps,
         "same_weights": True,
         **_compared(runs, task.steps),
-        **told,
+        **machine,
     }
 
 
@@ -126,9 +128,9 @@ def _compared(runs: dict[str, list[Run]], steps: int) -> dict[str, Any]:
     }
 
 
-def figures_of(epoch: float) -> dict[str, dict[str, Any]]:
+def figures_of(epoch: float) -> dict[str, Figure]:
     """The figure that was asked for."""
-    return {"epoch_harness_by_bare": {"value": epoch, "goal": f"<= {GOAL:.2f}", "holds": epoch <= GOAL}}
+    return {"epoch_harness_by_bare": at_most(epoch, GOAL)}
 
 
 def cifar10_task(steps: int, seed: int, data_dir: Path | None) -> Task:
@@ -163,65 +165,59 @@ def _part_of(dataset: Dataset, count: int) -> Dataset:
     return replace(dataset, train=train, test=Part(dataset.test.pixels[:TEST_IMAGES], dataset.test.labels[:TEST_IMAGES]))
 
 
-def show(result: dict[str, Any], console: Console) -> None:
-    """Prints a result: made of the JSON and of nothing else."""
-    console.print(f"data: {result['data']}; {result['rounds']} rounds of {result['steps']} steps", highlight=False)
-    for name, form in result["forms"].items():
-        step, cpu, around = form["step_ms"], form["step_cpu_ms"], form["around_the_steps_s"]
-        console.print(
-            f"{name:8} {step['median']:.1f} ms a step ({step['min']:.1f}-{step['max']:.1f}), {cpu['median']:.1f} ms of processor time; "
-            f"{around['median']:.2f} s around the steps",
-            highlight=False,
-            soft_wrap=True,
-        )
-    for name, ratio in result["ratios"].items():
-        console.print(f"harness by bare, {name}: {ratio['median']:.3f} ({ratio['min']:.3f}-{ratio['max']:.3f})", highlight=False)
-    for name, figure in result["figures"].items():
-        told = "[green]holds[/green]" if figure["holds"] else "[red]missed[/red]"
-        console.print(f"{name}: {figure['value']:.3f}, goal {figure['goal']}: {told}", highlight=False)
+def page(result: Mapping[str, Any], json_name: str) -> str:
+    """Markdown; the same result gives the same text."""
+    figure = result["figures"]["epoch_harness_by_bare"]
+    names = {"epoch": f"an epoch of {result['epoch_steps']} steps", "step": "a step, wall", "step_cpu": "a step, processor time"}
+    names["whole_call"] = f"the whole call of {result['steps']} steps"
+    ratios = [(text, ranged(result["ratios"][key], ".3f"), figure["goal"] if key == "epoch" else "") for key, text in names.items()]
+    forms = [
+        (name, ranged(form["step_ms"], ".1f"), ranged(form["step_cpu_ms"], ".1f"), ranged(form["around_the_steps_s"]))
+        for name, form in result["forms"].items()
+    ]
+    network = result["network"]
+    return "\n".join(
+        [
+            "# What the training harness costs compared with a plain loop",
+            look(result),
+            f"{measured_on(result, json_name, 'training_overhead')}torch {result['versions']['torch']}, commit {commit(result)}, "
+            f"seed {result['seed']}.",
+            *note(result),
+            "",
+            f"{network['arch']} of width {network['width']}, keep {network['keep']}, on {result['data']}: {result['rounds']} rounds of "
+            f"{result['steps']} steps, in which the two take turns; both ended with the same weights, bit for bit.",
+            "Medians of the rounds, smallest and largest in brackets.",
+            "",
+            table(("harness by bare", "ratio", "goal"), ratios),
+            "",
+            table(("form", "a step, ms", "of processor time, ms", "around the steps, s"), forms),
+            "",
+            f"The figure {'holds' if figure['holds'] else '**does not hold**'}.",
+            "",
+        ]
+    )
 
 
-@click.command(
-    epilog="""\b
-    Examples:
-      python benchmarks/training_overhead.py --json runs/training_overhead.json
-      python benchmarks/training_overhead.py --quick
-      python benchmarks/training_overhead.py --data-dir data/cifar10
-    """
+@benchmark_command(
+    "training_overhead", quick="short rounds", seed="weights, masks, order and shifts", example="--quick --data-dir data/cifar10"
 )
-@click.option("--json", "out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write the result here, as JSON.")
-@click.option("--quick", is_flag=True, help="A look: short rounds, which prove nothing.")
-@click.option("--rounds", type=click.IntRange(1), help=f"Rounds; {FULL.rounds} unless told otherwise.")
-@click.option("--steps", type=click.IntRange(2, 390), help=f"Of each form in a round; {FULL.steps} unless told otherwise.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of weights, masks, order and shifts.")
-@click.option(
-    "--data-dir", type=click.Path(path_type=Path), help="CIFAR-10.  [default: $DEFENSEMBLE_DATA_DIR/cifar10; without it random bytes]"
-)
-def main(out: Path | None, quick: bool, rounds: int | None, steps: int | None, seed: int, data_dir: Path | None) -> None:
-    """Measure what the training harness costs beside a plain loop of the same steps.
+@click.option("--rounds", type=click.IntRange(1), help=f"Number of rounds.  [default: {FULL.rounds}]")
+@click.option("--steps", type=click.IntRange(2, 390), help=f"Steps of each form in a round.  [default: {FULL.steps}]")
+@data_option("or random bytes")
+def main(options: Options, rounds: int | None, steps: int | None, data_dir: Path | None) -> NoReturn:
+    """Measure what the training harness costs compared with a plain loop of the same steps.
 
     About five minutes on two cores, which nothing else should use meanwhile. Exit status 1 where the figure does not hold.
     """
-    console = Console()
-    base = QUICK if quick else FULL
+    base = QUICK if options.quick else FULL
     effort = Effort(rounds or base.rounds, steps or base.steps)
-    began = time.monotonic()
 
-    def say(text: str) -> None:
-        console.print(f"[dim]{time.monotonic() - began:5.0f} s[/dim]  {text}", highlight=False, soft_wrap=True)
-
-    try:
-        task = cifar10_task(effort.steps, seed, data_dir)
+    def measured(say: Say) -> dict[str, Any]:
+        task = cifar10_task(effort.steps, options.seed, data_dir)
         say(f"{task.outline()}; {task.dataset.source}")
-        result = {**measure(task, effort, say), "quick": quick, "duration_s": round(time.monotonic() - began, 1)}
-        if out is not None:
-            write_result(out, result)
-    except (DataError, SpecError, TrainingError, DifferentWeightsError, OSError) as error:
-        raise click.ClickException(str(error)) from error
-    show(result, console)
-    if out is not None:
-        console.print(str(out.resolve()), highlight=False, soft_wrap=True)
-    raise SystemExit(exit_status(result["figures"]))
+        return measure(task, effort, say)
+
+    run(measured, page, options, errors=(TrainingError, DifferentWeightsError), cores=None)
 
 
 if __name__ == "__main__":

@@ -16,18 +16,18 @@ import click
 # Run as a file, Python looks for modules beside it alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.common.cifar10 import data_option
+from benchmarks.common.command_line import Say, silent
 from benchmarks.zoo.card import model_card
 from benchmarks.zoo.plan import FOLDER, PLAN, ROOT, RUNS, Network, check_is
-from defensemble_training import DataError, TrainingError, load_dataset
-from defensemble_training.atomic_write import write_atomic
-from defensemble_training.trainer.run_state import STATE_FILE
+from defensemble_training import DataError, RunFolder, TrainingError, load_dataset
 
 
 def state_of(network: Network, root: Path = ROOT) -> str:
     """`finished`, `interrupted` (training goes on from there) or `to do`."""
     if (root / network.path).exists():
         return "finished"
-    return "interrupted" if (root / RUNS / network.name / STATE_FILE).exists() else "to do"
+    return "interrupted" if RunFolder(root / RUNS / network.name).is_interrupted else "to do"
 
 
 def train_all(
@@ -36,7 +36,7 @@ def train_all(
     *,
     root: Path = ROOT,
     run: Callable[[list[str]], int] | None = None,
-    say: Callable[[str], None] = lambda text: None,
+    say: Say = silent,
 ) -> None:
     """Trains the networks that are not finished, in their order, and writes the cards of all.
 
@@ -65,7 +65,7 @@ def train_all(
         check_is(network, place)
         card, text = place.with_suffix(".md"), model_card(place)
         if not card.exists() or card.read_text() != text:
-            write_atomic(card, text.encode())
+            card.write_text(text)
             say(f"  wrote {card.relative_to(root)}")
 
 
@@ -94,7 +94,7 @@ def _left_to_the_child() -> Iterator[None]:
 )
 @click.option("--only", multiple=True, type=click.Choice([network.name for network in PLAN]), help="This network alone. Repeatable.")
 @click.option("--list", "listed", is_flag=True, help="Say what is finished and what is to do, with the commands, and do nothing.")
-@click.option("--data-dir", type=click.Path(path_type=Path), help="CIFAR-10.  [default: $DEFENSEMBLE_DATA_DIR/cifar10, or the hub]")
+@data_option()
 @click.option("--device", help="As of `defensemble train`, like the four below.")
 @click.option("--precision", help="fp32 or bf16.")
 @click.option("--compile", "compiled", is_flag=True, help="Fuse the network by torch.compile.")

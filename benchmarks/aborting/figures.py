@@ -8,12 +8,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from benchmarks.aborting.giving_up import ABORTED, ANSWERED, PLAIN, REFUSED, WRONG, Outcome
 from benchmarks.aborting.patient import LOST, RIGHT, PatientCall
 from benchmarks.aborting.under_aborts import Run
 from benchmarks.aborting.watching import Watch, outages, silences
+from benchmarks.common.figures import Figure, percentiles, zero
 from defensemble_server import ServerEvent
 
 SILENCE_S = 0.5
@@ -39,8 +38,8 @@ def figures_of(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     patient = result["patient"]
     kinds = [kind for kinds in result["aborts"].values() for kind in kinds.values()]
 
-    def none_of(value: int) -> dict[str, Any]:
-        return {"value": value, "goal": "0", "holds": patient["right"] > 0 and value == 0}
+    def none_of(value: int) -> Figure:
+        return zero(value, measured=patient["right"] > 0)
 
     return {
         "wrong_answers": none_of(patient["wrong"]["n"] + patient["wrong_to_others"]["n"]),
@@ -63,7 +62,7 @@ def _aborts(outcomes: Sequence[Outcome], protocol: str, planned: Mapping[str, in
             "aborted": len(aborted),
             "answered_first": sum(one.how in (ANSWERED, WRONG) for one in own),
             "calls_in_flight": sum(one.calls for one in aborted),
-            "after_ms": _spread(one.seconds for one in aborted),
+            "after_ms": percentiles(one.seconds for one in aborted),
             "refused_and_repeated": refused,
         }
     return told
@@ -71,7 +70,7 @@ def _aborts(outcomes: Sequence[Outcome], protocol: str, planned: Mapping[str, in
 
 def _plain(outcomes: Sequence[Outcome], protocol: str) -> dict[str, Any]:
     own = [one for one in outcomes if (one.protocol, one.kind) == (protocol, PLAIN)]
-    return {"answered_ms": _spread(one.seconds for one in own if one.how == PLAIN), "refused": sum(one.how == REFUSED for one in own)}
+    return {"answered_ms": percentiles(one.seconds for one in own if one.how == PLAIN), "refused": sum(one.how == REFUSED for one in own)}
 
 
 def _patient(calls: Sequence[PatientCall], wrong_to_others: Sequence[str]) -> dict[str, Any]:
@@ -89,7 +88,7 @@ def _patient(calls: Sequence[PatientCall], wrong_to_others: Sequence[str]) -> di
         "failed_attempts": dict(Counter(failure.partition(":")[0] for failure in failures).most_common()),
         "failures": _texts(dict.fromkeys(failures)),
         "answered_ms": {
-            protocol: _spread(one.arrived - one.began for one in calls if (one.protocol, one.verdict) == (protocol, RIGHT))
+            protocol: percentiles(one.arrived - one.began for one in calls if (one.protocol, one.verdict) == (protocol, RIGHT))
             for protocol in sorted({one.protocol for one in calls})
         },
     }
@@ -153,15 +152,6 @@ def _memory(watch: Watch, began: float) -> list[dict[str, Any]]:
             }
         )
     return lives
-
-
-def _spread(seconds: Iterable[float]) -> dict[str, Any]:
-    """In milliseconds."""
-    times = [1000 * one for one in seconds]
-    if not times:
-        return {"n": 0, "p50": None, "p99": None, "max": None}
-    p50, p99 = np.percentile(times, (50, 99))
-    return {"n": len(times), "p50": round(float(p50), 3), "p99": round(float(p99), 3), "max": round(max(times), 3)}
 
 
 def _totals(seconds: Sequence[float]) -> dict[str, Any]:

@@ -24,10 +24,9 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from benchmarks.aborting.oracle import mistake
 from benchmarks.aborting.patient import PATIENCE_S
 from benchmarks.aborting.plan import OUTPUTS, Abort, planned
-from benchmarks.editing.answers import Array, rows_of
-from defensemble import ServiceError
-from defensemble._exceptions import DeadlineExceededError
-from defensemble._transport.base import OutputRequest, address_from_url, transport_from_url
+from benchmarks.common.answers import Array
+from benchmarks.common.callers import rows_of
+from defensemble import DeadlineExceededError, GrpcTransport, HttpTransport, OutputRequest, ServiceError, Transport
 
 ABORTED, ANSWERED, REFUSED, PLAIN, WRONG = "aborted", "answered", "refused", "plain", "wrong"
 """Given up before the answer; answered before it was given up; no server; a call that is not given up; such a call, answered wrongly."""
@@ -104,15 +103,16 @@ class _Caller:
     def __init__(self, job: GivingUp, pace: Pace, stop: Event) -> None:
         self.outcomes: list[Outcome] = []
         self._job, self._pace, self._stop = job, pace, stop
-        self._address = address_from_url(job.url)
-        self._protocol = self._address.scheme
+        self._protocol, _, self._netloc = job.url.partition("://")
+        self._host, _, port = self._netloc.rpartition(":")
+        self._port = int(port)
 
     def give_up(self, aborts: list[Abort]) -> None:
         with contextlib.ExitStack() as stack:
-            self._transport = transport_from_url(self._job.url)
+            self._transport = transport_to(self._job.url)
             stack.callback(self._transport.close)
             if self._protocol == "grpc":
-                self._channel = stack.enter_context(grpc.insecure_channel(self._address.netloc, _OPTIONS))
+                self._channel = stack.enter_context(grpc.insecure_channel(self._netloc, _OPTIONS))
             for index, abort in enumerate(aborts):
                 if index % _PLAIN_EVERY == 0 and not self._is_served(abort):
                     return
@@ -182,7 +182,7 @@ class _Caller:
 
     def _close_channel(self, abort: Abort, after_s: float) -> tuple[str, int, str]:
         answered = threading.Event()
-        with grpc.insecure_channel(self._address.netloc, _OPTIONS) as channel:
+        with grpc.insecure_channel(self._netloc, _OPTIONS) as channel:
             try:
                 service_pb2_grpc.GRPCInferenceServiceStub(channel).ServerLive(service_pb2.ServerLiveRequest(), timeout=PATIENCE_S)
             except grpc.RpcError as error:
@@ -214,7 +214,7 @@ class _Caller:
     def _expire(self, abort: Abort, after_s: float) -> tuple[str, int, str]:
         ends = time.monotonic() + after_s
         try:
-            with socket.create_connection((self._address.host, self._address.port), timeout=after_s) as connection:
+            with socket.create_connection((self._host, self._port), timeout=after_s) as connection:
                 connection.sendall(self._request(abort))
                 connection.settimeout(max(_LEAST_S, ends - time.monotonic()))
                 answer = connection.recv(1)
@@ -228,7 +228,7 @@ class _Caller:
         """Close within the request, or within the answer; half of them with unread data thrown away, so that the server sees a reset."""
         part = 2 * abort.part
         try:
-            with socket.create_connection((self._address.host, self._address.port), timeout=PATIENCE_S) as connection:
+            with socket.create_connection((self._host, self._port), timeout=PATIENCE_S) as connection:
                 request = self._request(abort)
                 if part < 1:
                     connection.sendall(request[: int(part * len(request))])
@@ -252,11 +252,16 @@ class _Caller:
         head = json.dumps(document).encode()
         headers = [
             f"POST /v2/models/{self._job.model}/infer HTTP/1.1",
-            f"Host: {self._address.netloc}",
+            f"Host: {self._netloc}",
             f"Inference-Header-Content-Length: {len(head)}",
             f"Content-Length: {len(head) + images.nbytes}",
         ]
         return "\r\n".join([*headers, "", ""]).encode() + head + images.tobytes()
+
+
+def transport_to(url: str) -> Transport:
+    """The client's transport for a URL."""
+    return GrpcTransport(url) if url.startswith("grpc:") else HttpTransport(url)
 
 
 def _shown(error: ServiceError) -> str:

@@ -17,12 +17,11 @@ from multiprocessing.synchronize import Event
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.aborting.giving_up import ABORTED, ANSWERED, REFUSED, Outcome
+from benchmarks.aborting.giving_up import ABORTED, ANSWERED, REFUSED, Outcome, transport_to
 from benchmarks.aborting.patient import PATIENCE_S
 from benchmarks.aborting.plan import OUTPUTS, Abort, planned
-from benchmarks.editing.answers import rows_of
-from defensemble import ServiceError
-from defensemble._transport.base import OutputRequest, transport_from_url
+from benchmarks.common.callers import rows_of
+from defensemble import OutputRequest, ServiceError
 
 _PAUSE_S = 0.05
 _LONGEST_LIFE_S = 120
@@ -100,7 +99,7 @@ class Killing:
 
     def _live(self, abort: Abort, pipe: int) -> None:
         """The life of a caller, told over `pipe`: how long its first call took, then each call that it sends, and each one's end."""
-        transport = transport_from_url(self.url)
+        transport = transport_to(self.url)
         images = self.pool[rows_of(self.seed, 1, abort.number, len(self.pool), abort.batch)]
         outputs = [OutputRequest(name) for name in abort.wanted or OUTPUTS]
         began = time.monotonic()

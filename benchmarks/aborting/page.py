@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from benchmarks.common.markdown import commit, figures_table, look, measured_on, note
+
 _FIGURES = {
     "wrong_answers": "wrong answers",
     "lost_calls": "patient calls without an answer in 30 s",
@@ -22,12 +24,11 @@ _KINDS = {
 
 def page(result: Mapping[str, Any], json_name: str) -> str:
     """Markdown; the same result gives the same text."""
-    quick = "\n**A look, which proves nothing.**\n" if result["quick"] else ""
     return f"""# Calls that are given up
-{quick}
+{look(result)}
 {_how(result, json_name)}
 
-{_figures(result["figures"])}
+{figures_table(result["figures"], _FIGURES)}
 
 ## Aborts
 
@@ -51,14 +52,11 @@ Moments are random, up to 1.5 times a call's present time. A closed channel and 
 
 
 def _how(result: Mapping[str, Any], json_name: str) -> str:
-    hardware, versions, spec = result["hardware"], result["versions"], result["member_spec"]
-    commit = (result["git_commit"] or "unknown")[:12] + "-dirty" * (result["git_commit"] or "").endswith("-dirty")
+    spec = result["member_spec"]
     lines = [
-        "Repeat it with `python benchmarks/aborted_calls.py --json docs/results/aborted_calls.json`, which writes this page too.",
-        f"The numbers are those of [{json_name}]({json_name}), measured on {result['measured_at'][:10]} in {result['duration_s']:,.0f} s "
-        f"on {len(hardware['cores_used'])} cores of {hardware['cpu']}",
-        f"(no GPU), Python {versions['python']}, grpcio {versions['grpcio']}, the embedded Triton {result['server']['version']}, "
-        f"commit {commit}, seed {result['seed']}, {100 * result['effort']['scale']:g} % of the full number of aborts.",
+        f"{measured_on(result, json_name, 'aborted_calls')}grpcio {result['versions']['grpcio']}, "
+        f"the embedded Triton {result['server']['version']}, commit {commit(result)}, seed {result['seed']}, "
+        f"{100 * result['effort']['scale']:g} % of the full number of aborts.",
         "",
         f"{result['members']} defective networks ({spec['arch']}, width {spec['width']}) at {'x'.join(map(str, result['image_shape']))}, "
         "untrained, in one ensemble. Calls ask about 1 to 8 images, for one, two or four outputs, or name none.",
@@ -66,16 +64,7 @@ def _how(result: Mapping[str, Any], json_name: str) -> str:
         "or INTERNAL for up to 30 s,",
         f"and compare each answer with numpy's (float64, of each network's own logits), within {result['tolerance']:g}.",
     ]
-    if result["note"]:
-        lines += ["", result["note"]]
-    return "\n".join(lines)
-
-
-def _figures(figures: Mapping[str, Mapping[str, Any]]) -> str:
-    lines = ["| figure | value | goal | |", "|---|---|---|---|"]
-    for name, figure in figures.items():
-        lines.append(f"| {_FIGURES[name]} | {figure['value']:,} | {figure['goal']} | {'holds' if figure['holds'] else '**missed**'} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *note(result)])
 
 
 def _aborts(aborts: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:

@@ -14,13 +14,18 @@ from numpy.typing import NDArray
 
 from benchmarks.aborting.oracle import mistake
 from benchmarks.aborting.plan import BATCHES, WANTED
-from benchmarks.editing.answers import Array, rows_of
-from benchmarks.editing.callers import in_threads
-from defensemble import Client, ServiceError
-from defensemble._exceptions import ConnectionFailedError, NotReadyError, ServerFailedError
-from defensemble._transport.base import OutputRequest
-from defensemble._transport.grpc_transport import GrpcTransport
-from defensemble._transport.http_transport import HttpTransport
+from benchmarks.common.answers import Array
+from benchmarks.common.callers import in_threads, rows_of
+from defensemble import (
+    Client,
+    ConnectionFailedError,
+    GrpcTransport,
+    HttpTransport,
+    NotReadyError,
+    OutputRequest,
+    ServerFailedError,
+    ServiceError,
+)
 
 PATIENCE_S = 30.0
 RIGHT, WRONG, LOST = "right", "wrong", "lost"

@@ -17,15 +17,15 @@ from benchmarks.aborting.oracle import expected
 from benchmarks.aborting.patient import Patient, PatientCall
 from benchmarks.aborting.plan import scaled
 from benchmarks.aborting.watching import Watch, left_behind, shared_memory, watching
-from benchmarks.editing.answers import Array
-from benchmarks.editing.callers import CONTEXT, Callers, Job, calling
-from benchmarks.serving.processes import started
+from benchmarks.common.answers import Array
+from benchmarks.common.callers import CONTEXT, Callers, Job, calling
+from benchmarks.common.command_line import Say, silent
+from benchmarks.common.provenance import surroundings
+from benchmarks.common.servers import ENSEMBLE, started, written
 from defensemble import Client
-from defensemble.results.provenance import provenance
-from defensemble_export import Member, repository_plan, write_plan
-from defensemble_server import Server, ServerEvent
+from defensemble_export import Member
+from defensemble_server import ServerEvent
 
-ENSEMBLE = "ensemble"
 _POLL_S = 0.1
 _SAY_S = 15.0
 
@@ -59,7 +59,7 @@ class Run:
     """What the server's own guard kept."""
     exit_status: int | None
     """Of the server, where it ended for good."""
-    told: dict[str, Any]
+    surroundings: dict[str, Any]
 
 
 def served_under_aborts(
@@ -70,7 +70,7 @@ def served_under_aborts(
     folder: Path,
     *,
     seed: int,
-    say: Callable[[str], None] = lambda text: None,
+    say: Say = silent,
 ) -> Run:
     """Serves an ensemble of `members` and makes all aborts beside patient callers; `logits` (M, P, K) are right for the pool.
 
@@ -78,14 +78,13 @@ def served_under_aborts(
         CallersGoneError: A process of callers ended.
         DefensembleError, ServerError, OSError: What went wrong with the server before the first abort.
     """
-    repository = folder / "repository"
-    write_plan(repository, repository_plan(repository, members, ensemble=ENSEMBLE))
+    repository = written(folder / "repository", members)
     shared_before = shared_memory()
     right = expected(logits)
     counts = scaled(effort.scale)
     with started(repository) as (server, _):
         with Client(server.http_url) as client:
-            told = provenance(client.server_metadata())
+            machine = surroundings(client.server_metadata())
         urls = {"grpc": server.grpc_url, "http": server.http_url}
         patients = [
             Patient(url, tuple(range(index * effort.patient, (index + 1) * effort.patient)), ENSEMBLE, pool, right, seed)
@@ -110,8 +109,8 @@ def served_under_aborts(
             calls = waiting.stop()
         events = server.events()
         status = server.wait() if watch.gone.is_set() else None
-    left = left_behind(repository, list(_ports(server)), shared_before)
-    return Run(counts, outcomes, calls, watch, began, ended, left, events, status, told)
+    left = left_behind(repository, server.state.ports, shared_before)
+    return Run(counts, outcomes, calls, watch, began, ended, left, events, status, machine)
 
 
 def _await_done(aborters: Callers[Outcome], waiting: Callers[PatientCall], watch: Watch, deadline: float, tell: Callable[[], None]) -> None:
@@ -125,10 +124,6 @@ def _await_done(aborters: Callers[Outcome], waiting: Callers[PatientCall], watch
             tell()
 
 
-def _progress(made: int, counts: Mapping[str, Mapping[str, int]], watch: Watch, say: Callable[[str], None]) -> None:
+def _progress(made: int, counts: Mapping[str, Mapping[str, int]], watch: Watch, say: Say) -> None:
     total = sum(count for kinds in counts.values() for count in kinds.values())
     say(f"{made:,} of {total:,} aborts ({100 * made / total:.0f} %), {len(watch.deaths)} deaths")
-
-
-def _ports(server: Server) -> tuple[int, int, int]:
-    return server.state.http_port, server.state.grpc_port, server.state.metrics_port

@@ -13,9 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.serving.processes import pss_bytes
+from benchmarks.common.processes import pss_bytes, start_s
 from defensemble_server import Server
-from defensemble_server.process.state import process_start
 
 _POLL_S = 0.005
 _SAMPLE_S = 2.0
@@ -97,7 +96,7 @@ def _watch(guard: int, watch: Watch, stop: threading.Event) -> None:
         if pid is not None:
             watch.starts.append(time.monotonic())
             _watch_one(pid, watch, stop)
-        elif process_start(guard) is None:
+        elif start_s(guard) is None:
             watch.gone.set()
             return
         else:

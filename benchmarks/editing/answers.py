@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.common.answers import Array
+from benchmarks.common.callers import rows_of
 from benchmarks.editing.plan import State
 from defensemble_repository.averaging import TOLERANCE, averages_by_numpy, largest_difference
 
 APART = 1e-3
 """By so much at least the answers of two states in a row differ, in every batch."""
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,6 @@ def answer_of(state: State, logits: Mapping[tuple[str, int], Array]) -> Array:
 def apart(ours: Array, theirs: Array, batch: int) -> float:
     """By how much two states' answers (P, K) differ at least in any `batch` different images of the P."""
     return float(np.sort(np.abs(ours - theirs).max(axis=1))[batch - 1])
-
-
-def rows_of(seed: int, caller: int, number: int, pool: int, batch: int) -> NDArray[np.int64]:
-    """Which images of `pool` a call asks about, none of them twice."""
-    rows: NDArray[np.int64] = np.random.default_rng((seed, caller, number)).choice(pool, batch, replace=False)
-    return rows
 
 
 def in_force(edits: Sequence[tuple[float, float]], sent: float, arrived: float) -> range:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.common.figures import at_most, percentiles, zero
 from benchmarks.editing.answers import Call, Verdict
 from benchmarks.editing.under_load import PROTOCOLS, Made, Run, protocol_of
 
@@ -56,11 +57,7 @@ def latencies(calls: Sequence[Call], made: Sequence[Made], began: float, ended: 
 
 
 def _calls(groups: Sequence[Sequence[float]]) -> dict[str, Any]:
-    times = [1000 * took for group in groups for took in group]
-    if not times:
-        return {"n": 0, "p50_ms": None, "p99_ms": None, "max_ms": None}
-    p50, p99 = np.percentile(times, (50, 99))
-    return {"n": len(times), "p50_ms": round(float(p50), 3), "p99_ms": round(float(p99), 3), "max_ms": round(max(times), 3)}
+    return percentiles((took for group in groups for took in group), "_ms")
 
 
 def _interval(during: Sequence[Sequence[float]], without: Sequence[Sequence[float]]) -> list[float] | None:
@@ -143,17 +140,11 @@ def figures_of(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     by_call = None if whole is None or usual_ms is None else round(1000 * whole / usual_ms, 3)
     answered = answers["calls"] > 0
 
-    def at_most(value: float | None, goal: float, unit: str = "") -> dict[str, Any]:
-        return {"value": value, "goal": f"<= {goal:g}{unit}", "holds": value is not None and value <= goal}
-
-    def none_of(found: Mapping[str, Any]) -> dict[str, Any]:
-        return {"value": found["n"], "goal": "0", "holds": answered and found["n"] == 0}
-
     ratio = result["memory"]["ratio"]
     return {
-        "failed_requests": none_of(answers["failed"]),
-        "wrong_answers": none_of(answers["wrong"]),
-        "old_answers_after_new": none_of(answers["old_after_new"]),
+        "failed_requests": zero(answers["failed"]["n"], measured=answered),
+        "wrong_answers": zero(answers["wrong"]["n"], measured=answered),
+        "old_answers_after_new": zero(answers["old_after_new"]["n"], measured=answered),
         "p99_during_edits_by_without": at_most(calls["p99_during_by_without"], P99_GOAL),
         "own_work_of_an_edit_s": at_most(work, WORK_GOAL_S),
         "edit_by_call": at_most(by_call, EDIT_GOAL),

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks.common.markdown import commit, figures_table, look, measured_on, note
 from benchmarks.editing.figures import KINDS, among_loaded
 from benchmarks.editing.plan import ACTIONS
 
@@ -22,12 +23,11 @@ _FIGURES = {
 
 def page(result: Mapping[str, Any], json_name: str) -> str:
     """Markdown; the same result gives the same text."""
-    quick = "\n**A look, which proves nothing.**\n" if result["quick"] else ""
     return f"""# An ensemble that is edited while it serves
-{quick}
+{look(result)}
 {_how(result, json_name)}
 
-{_figures(result["figures"])}
+{figures_table(result["figures"], _FIGURES)}
 
 ## Answers
 
@@ -59,15 +59,10 @@ Where the time of an edit among loaded members goes, ms, median: {_kinds(result[
 
 
 def _how(result: Mapping[str, Any], json_name: str) -> str:
-    hardware, versions = result["hardware"], result["versions"]
-    commit = (result["git_commit"] or "unknown")[:12] + "-dirty" * (result["git_commit"] or "").endswith("-dirty")
-    spec = result["member_spec"]
+    versions, spec = result["versions"], result["member_spec"]
     lines = [
-        "Repeat it with `python benchmarks/edit_under_load.py --json docs/results/edit_under_load.json`, which writes this page too.",
-        f"The numbers are those of [{json_name}]({json_name}), measured on {result['measured_at'][:10]} in {result['duration_s']:,.0f} s "
-        f"on {len(hardware['cores_used'])} cores of {hardware['cpu']}",
-        f"(no GPU), Python {versions['python']}, ONNX Runtime {versions['onnxruntime']}, "
-        f"the embedded Triton {result['server']['version']}, commit {commit}, seed {result['seed']}.",
+        f"{measured_on(result, json_name, 'edit_under_load')}ONNX Runtime {versions['onnxruntime']}, "
+        f"the embedded Triton {result['server']['version']}, commit {commit(result)}, seed {result['seed']}.",
         "",
         f"{result['members']} defective networks ({spec['arch']}, width {spec['width']}, keep {spec['keep']}, blocks "
         f"{', '.join(map(str, spec['blocks']))}) at {'x'.join(map(str, result['image_shape']))}, untrained, which changes no time, in one "
@@ -76,22 +71,12 @@ def _how(result: Mapping[str, Any], json_name: str) -> str:
         f"{result['batch']} images again and again.",
         f"{len(result['edits'])} edits, drawn from the seed: {_counts(result['edits'])}; `switch` moves a vote to another version.",
     ]
-    if result["note"]:
-        lines += ["", result["note"]]
-    return "\n".join(lines)
+    return "\n".join([*lines, *note(result)])
 
 
 def _counts(edits: Sequence[Mapping[str, Any]]) -> str:
     found = [edit["action"] for edit in edits]
     return ", ".join(f"{found.count(action)} {action}" for action in ACTIONS if action in found)
-
-
-def _figures(figures: Mapping[str, Mapping[str, Any]]) -> str:
-    lines = ["| figure | value | goal | |", "|---|---|---|---|"]
-    for name, figure in figures.items():
-        value = "not measured" if figure["value"] is None else f"{figure['value']:.4g}"
-        lines.append(f"| {_FIGURES[name]} | {value} | {figure['goal']} | {'holds' if figure['holds'] else '**missed**'} |")
-    return "\n".join(lines)
 
 
 def _answers(result: Mapping[str, Any]) -> str:

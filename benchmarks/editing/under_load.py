@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,17 +11,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.editing.answers import Array, Call
-from benchmarks.editing.callers import Asking, Callers, calling
+from benchmarks.common.answers import Array, logits_of_members
+from benchmarks.common.callers import Callers, calling
+from benchmarks.common.command_line import Say, silent
+from benchmarks.common.processes import pss_bytes
+from benchmarks.common.provenance import surroundings
+from benchmarks.common.servers import ENSEMBLE, started, written
+from benchmarks.editing.answers import Call
+from benchmarks.editing.asking import Asking
 from benchmarks.editing.plan import Ballot, Change, State, make
-from benchmarks.serving.forms import session_of
-from benchmarks.serving.processes import pss_bytes, started
 from defensemble import Client
 from defensemble.ensembles import Applied, Ensembles
-from defensemble.results.provenance import provenance
 from defensemble_export import Member, repository_plan, write_plan
 
-ENSEMBLE = "ensemble"
 PROTOCOLS = ("grpc", "http")
 _READINGS = 5
 
@@ -62,7 +64,7 @@ class Run:
     memory: list[list[int]]
     began: float
     ended: float
-    told: dict[str, Any]
+    surroundings: dict[str, Any]
 
 
 def protocol_of(caller: int) -> str:
@@ -84,10 +86,10 @@ def versions_of(members: Sequence[Member], later: Sequence[Member]) -> dict[str,
 def logits_of(members: Sequence[Member], later: Sequence[Member], pool: NDArray[np.float32]) -> dict[tuple[str, int], Array]:
     """What each version of each model says by itself about the pool, by ONNX Runtime in this process: (P, K)."""
     found: dict[tuple[str, int], Array] = {}
-    for member in (*members, *later):
+    every = [*members, *later]
+    for member, logits in zip(every, logits_of_members(every, pool), strict=True):
         version = 1 + sum(name == member.name for name, _ in found)
-        session = session_of(member.onnx, 1, spins=False)
-        found[member.name, version] = session.run(["logits"], {"images": pool})[0].astype(np.float64)
+        found[member.name, version] = logits
     return found
 
 
@@ -100,7 +102,7 @@ def edited_under_load(
     folder: Path,
     *,
     seed: int,
-    say: Callable[[str], None] = lambda text: None,
+    say: Say = silent,
 ) -> Run:
     """Serves an ensemble of `members`, exports `later` beside them, and makes all `changes` while callers ask about the pool.
 
@@ -108,8 +110,7 @@ def edited_under_load(
         CallersGoneError: The callers cannot ask.
         DefensembleError, ServerError, ExportError, OSError: What went wrong with the server or with an edit.
     """
-    repository = folder / "repository"
-    write_plan(repository, repository_plan(repository, members, ensemble=ENSEMBLE))
+    repository = written(folder / "repository", members)
     with started(repository) as (server, _), Client(server.http_url, admin_key=server.state.admin_key) as client:
         # Only now, so that the server does not have them yet.
         write_plan(repository, repository_plan(repository, later, ensemble=None, replace=True))
@@ -139,7 +140,7 @@ def edited_under_load(
                 memory.append(_quiet(server.triton_pid, max(quiet_s, made[-1].end - begin), callers_at_work))
             ended = time.monotonic()
             calls = callers_at_work.stop()
-        return Run(calls, made, memory, began, ended, provenance(client.server_metadata()))
+        return Run(calls, made, memory, began, ended, surroundings(client.server_metadata()))
 
 
 def _quiet(pid: int, seconds: float, callers: Callers[Call]) -> list[int]:

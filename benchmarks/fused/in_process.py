@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from benchmarks.figures import round_ratios, spread
-from benchmarks.serving.forms import session_of
+from benchmarks.common.answers import session_of
+from benchmarks.common.command_line import Say, silent
+from benchmarks.common.figures import round_ratios, spread
 from defensemble_export import Member, fused_onnx
 from defensemble_repository.ensemble import Ensemble, Vote
 
@@ -41,15 +42,15 @@ def costs_in_process(
     seconds: float,
     sizes: Sequence[int] = SIZES,
     batches: Sequence[int] = BATCHES,
-    say: Callable[[str], None] = lambda text: None,
+    say: Say = silent,
 ) -> list[dict[str, Any]]:
     """For each number M of members and each batch, how long one call of the fused graph takes, and its ratio to M calls of one member.
 
     In each round every form is called for at least `seconds`, in turn, and a ratio is of one round. Time is this thread's processor time,
     which all of the work is in: what other processes do is not counted, but for what it does to the caches.
     """
-    single = session_of(members[0].onnx, 1, spins=False)
-    fused = {size: session_of(fused_of(members[:size]), 1, spins=False) for size in sizes}
+    single = session_of(members[0].onnx)
+    fused = {size: session_of(fused_of(members[:size])) for size in sizes}
     told: list[dict[str, Any]] = []
     for batch in batches:
         some = images[:batch]

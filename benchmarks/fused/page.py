@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks.common.markdown import commit, look, measured_on, note, ranged
 from benchmarks.fused.in_process import GOAL, GOAL_BATCHES, GOAL_WIDTH
 from benchmarks.fused.served import FUSED, IN_PROCESS, PIPELINE
 
 
 def page(result: Mapping[str, Any], json_name: str) -> str:
     """Markdown; the same result gives the same text."""
-    quick = "\n**A look, which proves nothing.**\n" if result["quick"] else ""
     return f"""# One fused graph beside the pipeline of its members
-{quick}
+{look(result)}
 {_how(result, json_name)}
 
 ## Served: latency of one caller
@@ -53,24 +53,17 @@ in brackets. Goal: at most {GOAL} at width {GOAL_WIDTH} and batch {" and ".join(
 
 
 def _how(result: Mapping[str, Any], json_name: str) -> str:
-    hardware, versions = result["hardware"], result["versions"]
-    commit = (result["git_commit"] or "unknown")[:12] + "-dirty" * (result["git_commit"] or "").endswith("-dirty")
     spec = result["member_spec"]
     lines = [
-        "Repeat it with `python benchmarks/pipeline_vs_fused.py --json docs/results/pipeline_vs_fused.json`, which writes this page too.",
-        f"The numbers are those of [{json_name}]({json_name}), measured on {result['measured_at'][:10]} in {result['duration_s']:,.0f} s "
-        f"on {len(hardware['cores_used'])} cores of {hardware['cpu']}",
-        f"(no GPU), Python {versions['python']}, ONNX Runtime {versions['onnxruntime']}, the embedded Triton, commit {commit}, "
-        f"seed {result['seed']}.",
+        f"{measured_on(result, json_name, 'pipeline_vs_fused')}ONNX Runtime {result['versions']['onnxruntime']}, the embedded Triton, "
+        f"commit {commit(result)}, seed {result['seed']}.",
         "",
         f"Defective networks ({spec['arch']}, keep {spec['keep']}, blocks {', '.join(map(str, spec['blocks']))}) at "
         f"{'x'.join(map(str, result['image_shape']))}, untrained, which changes no time. Every form's",
         "answers were first compared with numpy's average of torch's logits, within 1e-5. "
         f"{result['rounds']} round{'s' * (result['rounds'] > 1)}, in which the forms take turns, {result['seconds']:g} s each.",
     ]
-    if result["note"]:
-        lines += ["", result["note"]]
-    return "\n".join(lines)
+    return "\n".join([*lines, *note(result)])
 
 
 def _table(served: Sequence[Mapping[str, Any]], callers: int, cell: Any) -> str:
@@ -79,7 +72,7 @@ def _table(served: Sequence[Mapping[str, Any]], callers: int, cell: Any) -> str:
         for setting in one["settings"]:
             if setting["callers"] == callers:
                 cells = " | ".join(cell(setting["forms"][name]) for name in (PIPELINE, FUSED, IN_PROCESS))
-                lines.append(f"| {one['members']} | {setting['batch']} | {cells} | {_spread(setting['fused_by_pipeline'])} |")
+                lines.append(f"| {one['members']} | {setting['batch']} | {cells} | {ranged(setting['fused_by_pipeline'])} |")
     return "\n".join(lines)
 
 
@@ -97,7 +90,7 @@ def _processor(served: Sequence[Mapping[str, Any]]) -> str:
     for one in served:
         for setting in one["settings"]:
             took = " | ".join(f"{setting['server_processor_ms_per_image'][name]['median']:.2f}" for name in (PIPELINE, FUSED))
-            ratio = _spread(setting["fused_by_pipeline_processor"])
+            ratio = ranged(setting["fused_by_pipeline_processor"])
             lines.append(f"| {one['members']} | {setting['callers']} | {setting['batch']} | {took} | {ratio} |")
     return "\n".join(lines)
 
@@ -116,7 +109,7 @@ def _costs(costs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         for cost in sorted(of_width, key=lambda one: (one["members"], one["batch"])):
             lines.append(
                 f"| {width} | {cost['members']} | {cost['batch']} | {cost['fused_ms']:.2f} | {cost['single_ms']:.2f} | "
-                f"{_spread(cost['fused_by_singles'])} |"
+                f"{ranged(cost['fused_by_singles'])} |"
             )
     return "\n".join(lines)
 
@@ -125,7 +118,3 @@ def _held(figures: Mapping[str, Mapping[str, Any]]) -> str:
     missed = [name for name, figure in figures.items() if not figure["holds"]]
     worst = max(figure["value"] for figure in figures.values())
     return f"the largest is {worst:.2f}: {'missed' if missed else 'it holds'}"
-
-
-def _spread(values: Mapping[str, Any]) -> str:
-    return f"{values['median']:.2f} ({values['min']:.2f} to {values['max']:.2f})"

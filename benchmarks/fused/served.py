@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.figures import round_ratios, spread
+from benchmarks.common.answers import session_of
+from benchmarks.common.command_line import Say, silent
+from benchmarks.common.figures import round_ratios, spread
+from benchmarks.common.forms import Form, asked_in_process, asked_of, check_answers
+from benchmarks.common.processes import processor_seconds, pss_bytes
+from benchmarks.common.servers import started, written
+from benchmarks.common.timing import Predict, Timing, time_form
 from benchmarks.fused.in_process import BATCHES, ensemble_of, fused_of
-from benchmarks.serving.forms import Form, asked_in_process, asked_of, check_answers, session_of
-from benchmarks.serving.processes import processor_seconds, pss_bytes, started
-from benchmarks.serving.timing import Predict, Timing, time_form
 from defensemble import Client
-from defensemble_export import Member, fused_member, fused_plan, repository_plan, write_plan
+from defensemble_export import Member, fused_member, fused_plan, write_plan
 from defensemble_server import Server
 
 CALLERS = (1, 8)
@@ -36,7 +39,7 @@ def compare_served(
     seconds: float,
     warm_s: float,
     batches: Sequence[int] = BATCHES,
-    say: Callable[[str], None] = lambda text: None,
+    say: Say = silent,
 ) -> dict[str, Any]:
     """Latency, throughput and memory of both forms of one ensemble; `expected` are its probabilities for `images`, (N, K).
 
@@ -47,8 +50,8 @@ def compare_served(
         WrongAnswerError: a form answers something else.
         DefensembleError, ServerError, ExportError: what went wrong.
     """
-    pipeline, fused = folder / PIPELINE, folder / FUSED
-    write_plan(pipeline, repository_plan(pipeline, members, max_batch_size=LARGEST_BATCH))
+    written(folder / PIPELINE, members, max_batch_size=LARGEST_BATCH)
+    fused = folder / FUSED
     ensemble = ensemble_of(members)
     graph = fused_member(FUSED, ensemble, members, images[:LARGEST_BATCH], max_batch_size=LARGEST_BATCH)
     write_plan(fused, fused_plan(fused, graph, ensemble, max_batch_size=LARGEST_BATCH))
@@ -60,9 +63,7 @@ def compare_served(
         pids = {name: server.triton_pid for name, server in servers.items()}
         clients = {name: stack.enter_context(Client(server.grpc_url)) for name, server in servers.items()}
         content = fused_of(members)
-        near = {
-            callers: Form(IN_PROCESS, asked_in_process(session_of(content, 2 if callers == 1 else 1, spins=False))) for callers in CALLERS
-        }
+        near = {callers: Form(IN_PROCESS, asked_in_process(session_of(content, 2 if callers == 1 else 1))) for callers in CALLERS}
         forms = {callers: [*(Form(name, asked_of(client)) for name, client in clients.items()), near[callers]] for callers in CALLERS}
         for form in (*forms[1], near[8]):
             for batch in batches:

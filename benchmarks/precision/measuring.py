@@ -11,10 +11,10 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from benchmarks.figures import round_ratios, spread
+from benchmarks.common.answers import session_of, softmax
+from benchmarks.common.figures import round_ratios, spread
 from defensemble import rate
-from defensemble_export.graphs.fp16 import fp16_from_onnx
-from defensemble_export.graphs.int8 import int8_from_onnx
+from defensemble_export import fp16_from_onnx, int8_from_onnx
 
 Images = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -25,15 +25,6 @@ FORMS = ("fp32", "fp16", "int8")
 def forms_of(model: onnx.ModelProto, calibration: Images) -> dict[str, onnx.ModelProto]:
     """The graph in each precision."""
     return {"fp32": model, "fp16": fp16_from_onnx(model), "int8": int8_from_onnx(model, calibration)}
-
-
-def session_of(content: bytes, *, optimised: bool) -> onnxruntime.InferenceSession:
-    """On one thread; without optimisations where answers are compared, since those for int8 saturate on some processors."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    level = onnxruntime.GraphOptimizationLevel
-    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimised else level.ORT_DISABLE_ALL
-    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
 def logits_of(
@@ -54,13 +45,6 @@ def logits_of(
     return np.concatenate(parts)
 
 
-def probabilities_of(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Softmax over the classes."""
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    result: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
-    return result
-
-
 def beside_float32(logits: NDArray[np.float64], float32: NDArray[np.float64], labels: Labels) -> dict[str, Any]:
     """Accuracy, the share of images that get float32's class, the difference of accuracy in points, the largest one of a probability."""
     classes, expected = logits.argmax(axis=1), float32.argmax(axis=1)
@@ -71,7 +55,7 @@ def beside_float32(logits: NDArray[np.float64], float32: NDArray[np.float64], la
         "accuracy_points": round(100 * (int(right.sum()) - int(before.sum())) / len(labels), 4),
         "only_this_right": int((right & ~before).sum()),
         "only_fp32_right": int((before & ~right).sum()),
-        "largest_probability_difference": float(np.abs(probabilities_of(logits) - probabilities_of(float32)).max()),
+        "largest_probability_difference": float(np.abs(softmax(logits) - softmax(float32)).max()),
     }
 
 
@@ -82,7 +66,7 @@ def load_times(models: Mapping[str, onnx.ModelProto], rounds: int) -> dict[str, 
     for _ in range(rounds):
         for name, content in contents.items():
             began = time.thread_time()
-            session_of(content, optimised=True)
+            session_of(content)
             times[name].append(1000 * (time.thread_time() - began))
     return {name: spread(values) for name, values in times.items()}
 
@@ -96,7 +80,7 @@ def speeds(
     `seconds`, one after the other, so that a machine whose caches and memory others use is slower for all of them.
     """
     first = next(iter(models))
-    sessions = {name: session_of(model.SerializeToString(deterministic=True), optimised=True) for name, model in models.items()}
+    sessions = {name: session_of(model.SerializeToString(deterministic=True)) for name, model in models.items()}
     result: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in models}
     for batch in batches:
         given = {"images": np.ascontiguousarray(images[:batch])}

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
+
+from benchmarks.common.markdown import commit, look, table
 
 
 def page(result: Mapping[str, Any], json_name: str) -> str:
     """Markdown; the same result gives the same text."""
-    quick = "\n**A look on few images, which proves nothing.**\n" if result["quick"] else ""
     return f"""# Precisions: float32, float16 and int8
-{quick}
+{look(result)}
 {_how(result, json_name)}
 
 ## Answers
@@ -44,14 +45,13 @@ it loads; the answers are the same bit for bit. This is what packing would save,
 def _how(result: Mapping[str, Any], json_name: str) -> str:
     hardware, versions, calibration = result["hardware"], result["versions"], result["calibration"]
     instructions = ", ".join(hardware["int8_instructions"]) or "none"
-    commit = result["git_commit"] or "unknown"
     return "\n".join(
         [
             "Repeat it with `python benchmarks/precisions.py --json docs/results/precisions.json`, which writes this page too. The",
             f"numbers are those of [{json_name}]({json_name}), measured on {result['measured_at'][:10]} in "
             f"{result['duration_s']:,.0f} s on",
             f"{hardware['cpu']} ({hardware['cores']} cores, no GPU; int8 instructions: {instructions}), Python {versions['python']}, ONNX",
-            f"Runtime {versions['onnxruntime']}, onnx {versions['onnx']}, commit {commit[:12]}{'-dirty' * commit.endswith('-dirty')}.",
+            f"Runtime {versions['onnxruntime']}, onnx {versions['onnx']}, commit {commit(result)}.",
             f"Load of the machine before and after: {hardware['load_before']} and {hardware['load_after']}; above 1, others ran beside",
             "it. Times are of the processor, not of the clock, and ratios are within rounds, but caches and memory are shared.",
             "",
@@ -64,7 +64,8 @@ def _how(result: Mapping[str, Any], json_name: str) -> str:
 
 
 def _answers(networks: Mapping[str, Any]) -> str:
-    lines = list(_head("network", "form", "accuracy, %", "points to float32", "agreement, %", "largest difference of a probability"))
+    rows: list[tuple[str, ...]] = []
+    headers = ("network", "form", "accuracy, %", "points to float32", "agreement, %", "largest difference of a probability")
     for name, forms in networks.items():
         for form, told in forms.items():
             base = form == "fp32"
@@ -76,8 +77,8 @@ def _answers(networks: Mapping[str, Any]) -> str:
                 "-" if base else _rate(told["agreement"]),
                 "-" if base else difference,
             )
-            lines.append(_row(f"`{name}`", form, *cells))
-    return "\n".join(lines)
+            rows.append((f"`{name}`", form, *cells))
+    return table(headers, rows)
 
 
 def _goals(result: Mapping[str, Any]) -> str:
@@ -96,7 +97,8 @@ def _goals(result: Mapping[str, Any]) -> str:
 
 def _times(networks: Mapping[str, Any], wide: Mapping[str, Any]) -> str:
     batches = list(next(iter(networks.values()))["fp32"]["time"])
-    lines = list(_head("network", "form", "file, bytes", "load, ms", *(f"speed at batch {batch} (ms an image)" for batch in batches)))
+    rows: list[tuple[str, ...]] = []
+    headers = ("network", "form", "file, bytes", "load, ms", *(f"speed at batch {batch} (ms an image)" for batch in batches))
     for name, forms in {**networks, **wide}.items():
         for form, told in forms.items():
             load = _spread(told["load_ms"], ".0f") if "load_ms" in told else "-"
@@ -104,8 +106,8 @@ def _times(networks: Mapping[str, Any], wide: Mapping[str, Any]) -> str:
                 f"{_spread(told['time'][one]['speed_by_fp32'], '.2f')} ({told['time'][one]['ms_per_image']['median']:.2f})"
                 for one in batches
             ]
-            lines.append(_row(f"`{name}`" if name in networks else name, form, f"{told['file_bytes']:,}", load, *cells))
-    return "\n".join(lines)
+            rows.append((f"`{name}`" if name in networks else name, form, f"{told['file_bytes']:,}", load, *cells))
+    return table(headers, rows)
 
 
 def _verdicts(result: Mapping[str, Any]) -> str:
@@ -118,10 +120,16 @@ def _verdicts(result: Mapping[str, Any]) -> str:
 
 
 def _masks(networks: Mapping[str, Any]) -> str:
-    lines = list(
-        _head(
-            "network", "form", "masks, bytes", "of the file", "file when packed", "load, ms: BOOL", "packed", "speed when packed, batch 16"
-        )
+    rows: list[tuple[str, ...]] = []
+    headers = (
+        "network",
+        "form",
+        "masks, bytes",
+        "of the file",
+        "file when packed",
+        "load, ms: BOOL",
+        "packed",
+        "speed when packed, batch 16",
     )
     for name, forms in networks.items():
         for form, told in forms.items():
@@ -136,8 +144,8 @@ def _masks(networks: Mapping[str, Any]) -> str:
                     *loads,
                     _spread(packed["speed_by_bool_at_16"], ".2f"),
                 )
-                lines.append(_row(f"`{name}`", form, *cells))
-    return "\n".join(lines)
+                rows.append((f"`{name}`", form, *cells))
+    return table(headers, rows)
 
 
 def _rate(told: Mapping[str, Any]) -> str:
@@ -146,11 +154,3 @@ def _rate(told: Mapping[str, Any]) -> str:
 
 def _spread(told: Mapping[str, Any], form: str) -> str:
     return f"{told['median']:{form}} [{told['min']:{form}}-{told['max']:{form}}]"
-
-
-def _head(*cells: str) -> Iterable[str]:
-    return _row(*cells), "|---" * len(cells) + "|"
-
-
-def _row(*cells: str) -> str:
-    return "| " + " | ".join(cells) + " |"

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.figures import round_ratios, spread
-from benchmarks.serving.forms import Form
-from benchmarks.serving.timing import Timing
+from benchmarks.common.figures import round_ratios, spread
+from benchmarks.common.forms import Form
+from benchmarks.common.timing import Timing
 
 
 @dataclass(frozen=True)

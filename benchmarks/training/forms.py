@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.nn import functional
 
-from defensemble.cli.commands.train import shown_as_bar
 from defensemble_training import Compute, Dataset, ModelSpec, Recipe, RunFolder, TrainingProgress, build, train_module
-from defensemble_training.trainer.augmentation import derived_seed
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def harness(task: Task) -> Run:
     with (
         tempfile.TemporaryDirectory(prefix="defensemble-benchmark-") as folder,
         open(os.devnull, "w") as nowhere,
-        shown_as_bar(Console(file=nowhere, force_terminal=True)) as show,
+        _bar(Console(file=nowhere, force_terminal=True)) as show,
     ):
         watch = _Watch(task.steps)
 
@@ -101,6 +102,20 @@ def harness(task: Task) -> Run:
         return watch.run(module.state_dict())
 
 
+@contextmanager
+def _bar(console: Console) -> Iterator[Callable[[TrainingProgress], None]]:
+    """What the command line draws: steps, loss and accuracy, once a second."""
+    columns = (TextColumn("{task.fields[told]}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, refresh_per_second=1) as bar:
+        task = bar.add_task("training", total=None, told="")
+
+        def show(progress: TrainingProgress) -> None:
+            told = f"epoch {progress.epoch}/{progress.epochs} loss {progress.loss:.3f} accuracy {progress.train_accuracy:.3f}"
+            bar.update(task, total=progress.steps, completed=progress.step, told=told)
+
+        yield show
+
+
 def bare(task: Task) -> Run:
     """The same steps, written plainly: no log, no saved state, no loss or accuracy read, no check of either.
 
@@ -115,11 +130,11 @@ def bare(task: Task) -> Run:
     optimizer = torch.optim.SGD(
         module.parameters(), lr=0.0, momentum=recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov
     )
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(derived_seed(seed, "epoch", 1)))
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(_derived_seed(seed, "epoch", 1)))
     margin = round(height * recipe.largest_shift)
     for step, chosen in enumerate(order.tensor_split(task.steps)):
         size = len(chosen)
-        generator = torch.Generator().manual_seed(derived_seed(seed, "step", step))
+        generator = torch.Generator().manual_seed(_derived_seed(seed, "step", step))
         up = torch.randint(0, 2 * margin + 1, (size,), generator=generator)
         left = torch.randint(0, 2 * margin + 1, (size,), generator=generator)
         mirrored = torch.rand((size,), generator=generator) < 0.5
@@ -140,6 +155,12 @@ def bare(task: Task) -> Run:
     with torch.inference_mode():
         module(torch.from_numpy(task.dataset.test.images())).argmax(dim=1)
     return watch.run(module.state_dict())
+
+
+def _derived_seed(seed: int, *of: object) -> int:
+    """The harness's rule, written again."""
+    text = ":".join(["defensemble-train-v1", str(seed), *map(str, of)])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
 
 FORMS = {"harness": harness, "bare": bare}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from benchmarks.common.markdown import commit, look, row
 from benchmarks.zoo.measuring import AVERAGE, SETS
 from benchmarks.zoo.paper import ADVERSARIAL_TRAINING, GPU_ROWS, MISSING, OTHERS, STANDARD, Figures
 
@@ -16,9 +17,8 @@ def page(result: Mapping[str, Any], json_name: str) -> str:
     rows = {name: None if told is None else told["rates"] for name, told in networks.items()}
     if average is not None:
         rows[_average_name(average)] = average["rates"]
-    quick = "\n**A look on few images, which proves nothing.**\n" if result["quick"] else ""
     return f"""# The zoo on CIFAR-10: transferred attacks, after the paper's Table 2
-{quick}
+{look(result)}
 {_how(result, json_name)}
 
 ## Accuracy
@@ -60,8 +60,7 @@ def _how(result: Mapping[str, Any], json_name: str) -> str:
             "Repeat it with `python benchmarks/zoo_table.py --json docs/results/zoo_cifar10.json`, which writes this page too. The numbers",
             f"are those of [{json_name}]({json_name}), measured on {result['measured_at'][:10]} in {result['duration_s']:,.0f} s on "
             f"{hardware['cpu']} (threads: {hardware['threads']}, cores: {hardware['cores']},",
-            f"no GPU), Python {versions['python']}, torch {versions['torch']}, seed {result['seed']}, "
-            f"commit {(result['git_commit'] or 'unknown')[:12]}{'-dirty' * (result['git_commit'] or '').endswith('-dirty')}.",
+            f"no GPU), Python {versions['python']}, torch {versions['torch']}, seed {result['seed']}, commit {commit(result)}.",
             "",
             f"- Images: {result['n']:,} test images of {data['source']} (digest `{data['digest']}`).",
             f"- Source: `{source['name']}`, a standard network of another initialisation, which is in no row that is compared.",
@@ -80,24 +79,24 @@ def _accuracies(rows: Mapping[str, Any], networks: Mapping[str, Any], source: Ma
     for name, rates in rows.items():
         cells = ["not trained"] * len(SETS) if rates is None else [_cell(rates[what]["accuracy"]) for what in SETS]
         standard = name in networks and name.startswith("standard")
-        lines.append(_row(_named(name, networks), *cells, _paper(STANDARD if standard else MISSING)))
+        lines.append(row(_named(name, networks), *cells, _paper(STANDARD if standard else MISSING)))
     own = [_cell(source["rates"][what]["accuracy"]) for what in SETS]
-    lines.append(_row(f"`{source['name']}` (the source: white box)", *own, "-"))
+    lines.append(row(f"`{source['name']}` (the source: white box)", *own, "-"))
     return "\n".join(lines)
 
 
 def _rates(rows: Mapping[str, Any], networks: Mapping[str, Any]) -> str:
     headers = ["network", "images", "defense_rate", "defense_rate_source_fooled", "all right"]
-    lines = [_row(*headers), "|---" * len(headers) + "|"]
+    lines = [row(*headers), "|---" * len(headers) + "|"]
     for name, rates in rows.items():
         shown = f"`{name}`" if name in networks else name
         for what in SETS[1:]:
             if rates is not None:
                 told = rates[what]
                 names = ("defense_rate", "defense_rate_source_fooled", "accuracy_where_all_right")
-                lines.append(_row(shown, what, *(_cell(told[one], with_n=True) for one in names)))
+                lines.append(row(shown, what, *(_cell(told[one], with_n=True) for one in names)))
         if rates is None:
-            lines.append(_row(shown, "-", *["not trained"] * 3))
+            lines.append(row(shown, "-", *["not trained"] * 3))
     return "\n".join(lines)
 
 
@@ -125,9 +124,9 @@ def _beside(found: Mapping[str, Any]) -> str:
 
 
 def _not_run() -> str:
-    lines = [_row("network", "ours", "paper"), "|---|---|---|"]
-    lines += [_row(name, "not run", _paper(figures)) for name, figures in GPU_ROWS.items()]
-    lines += [_row(name, "not trained by this project", _paper(figures)) for name, figures in OTHERS.items()]
+    lines = [row("network", "ours", "paper"), "|---|---|---|"]
+    lines += [row(name, "not run", _paper(figures)) for name, figures in GPU_ROWS.items()]
+    lines += [row(name, "not trained by this project", _paper(figures)) for name, figures in OTHERS.items()]
     return "\n".join(lines)
 
 
@@ -163,10 +162,6 @@ def _named(name: str, networks: Mapping[str, Any]) -> str:
 
 def _average_name(average: Mapping[str, Any]) -> str:
     return f"average of the {len(average['of'])} defective ones"
-
-
-def _row(*cells: str) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def _grey(value: float) -> str:

@@ -14,7 +14,7 @@
         ├── RequestRefusedError           it calls the request wrong
         └── ServerFailedError             it failed, or its answer breaks the protocol
 
-What tritonclient, grpc, sockets and HTTP report is turned into these in one place, `_translate.py`, and chained.
+What tritonclient, grpc, sockets and HTTP report is turned into these in one place, `_transport/error_mapping.py`, and chained.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from .errors import (
 from .export import FromCheckpoint, export_checkpoints, export_networks
 from .fused import fuse_repository, fused_member, fused_plan
 from .graphs.averaging import average_onnx
+from .graphs.fp16 import fp16_from_onnx
 from .graphs.fusion import fused_onnx
 from .graphs.int8 import int8_from_onnx
 from .labels import labels_from_file
@@ -62,6 +63,7 @@ __all__ = [
     "export_checkpoints",
     "export_networks",
     "find_target",
+    "fp16_from_onnx",
     "fuse_repository",
     "fused_member",
     "fused_onnx",

@@ -1,5 +1,7 @@
 """Imported before ONNX Runtime, whose wheels (seen: 1.32) send events to Microsoft unless told otherwise; a value that is set wins."""
 
+from __future__ import annotations
+
 import os
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

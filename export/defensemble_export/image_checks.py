@@ -1,10 +1,10 @@
-"""Whether an array holds images as every part of this package takes them: float32 (N, C, H, W) in [0, 1]."""
+"""The check of images as every part of this package takes them: float32 (N, C, H, W) in [0, 1]."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
+from defensemble_images import image_fault
 
 from .errors import ExportError
 
@@ -19,19 +19,10 @@ def check_images(images: object, shape: Sequence[int | None], purpose: str, *, e
         error: the class of the error.
 
     Raises:
-        ExportError: they are something else.
+        ExportError: they are something else, or the graph takes no images.
     """
-    what = f"the images for the {purpose}"
-    expected = "(N, " + ", ".join("any" if extent is None else str(extent) for extent in shape) + ")"
-    if not isinstance(images, np.ndarray):
-        raise error(f"{what} must be a numpy array {expected}, got {type(images).__name__}")
-    fits = images.ndim == len(shape) + 1 and all(want in (None, got) for want, got in zip(shape, images.shape[1:], strict=True))
-    if not fits or not len(images):
-        raise error(f"{what} have the shape {images.shape}, expected {expected} with N of at least 1: pass images of that shape")
-    if images.dtype != np.float32:
-        raise error(f"{what} are {images.dtype}, expected float32 in [0, 1]: convert them with .astype")
-    if not (images.min() >= 0 and images.max() <= 1):  # also where one is NaN
-        raise error(
-            f"{what} must lie in [0, 1], got values from {images.min():g} to {images.max():g}: "
-            "divide those of 0 to 255 by 255, and leave out what is not a number"
-        )
+    if len(shape) != 3:
+        raise error(f"the {purpose} needs images (N, C, H, W); this graph takes {len(shape) + 1} dimensions")
+    fault = image_fault(images, f"the images for the {purpose}", shape=shape, taker="the graph")
+    if fault is not None:
+        raise error(fault)

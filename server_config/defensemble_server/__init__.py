@@ -1,5 +1,7 @@
 """Start NVIDIA Triton on a model repository, check that it answers rightly, and leave nothing behind."""
 
+from __future__ import annotations
+
 from .addresses import connect_host, url_host
 from .admin_key import read_admin_key
 from .doctor.diagnose import diagnose

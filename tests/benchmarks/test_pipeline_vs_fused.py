@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.figures import exit_status
+from benchmarks.common.figures import exit_status
+from benchmarks.common.forms import WrongAnswerError
 from benchmarks.fused.in_process import costs_in_process, figures_of
 from benchmarks.fused.page import page
 from benchmarks.fused.served import FUSED, IN_PROCESS, PIPELINE
 from benchmarks.pipeline_vs_fused import SCHEMA, Effort, measure
-from benchmarks.serving.forms import WrongAnswerError
 from tests.support import tiny
 from tests.support.checkout import ROOT
 
@@ -69,7 +69,7 @@ def test_the_cost_in_process_is_by_as_many_calls_of_one_member(result: dict[str,
 
 def test_the_page_is_made_of_the_result(result: dict[str, Any]) -> None:
     shown = page({**result, "figures": figures_of({"16": [cost_of(16, 2, 1.1)]})}, "result.json")
-    assert "A look, which proves nothing" in shown
+    assert "A quick look, which proves nothing" in shown
     assert "[result.json](result.json)" in shown
     assert "the largest is 1.10: it holds" in shown
     for one in result["served"]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.figures import exit_status
+from benchmarks.common.figures import exit_status
 from benchmarks.precision.measuring import beside_float32, speeds
 from benchmarks.precision.page import page
 from benchmarks.precisions import SCHEMA, figures_of, measure, verdicts_of
@@ -124,12 +124,11 @@ def test_int8_is_faster_or_slower_only_where_every_round_says_so() -> None:
     assert verdicts_of({"net": {"int8": {"time": times}}}) == {"net": {"1": "faster", "16": "alike", "64": "slower"}}
 
 
-def test_the_page_that_is_kept_is_made_of_the_json_that_is_kept() -> None:
+def test_the_figures_that_are_kept_follow_from_the_result() -> None:
     path = ROOT / "docs/results/precisions.json"
     result = json.loads(path.read_text())
     assert result["schema"] == SCHEMA
     assert (result["n"], result["quick"], len(result["networks"])) == (10_000, False, 7)
-    assert page(result, path.name) == path.with_suffix(".md").read_text()
     assert result["figures"] == figures_of(result["networks"])
     assert result["int8_beside_fp32"] == verdicts_of({**result["networks"], **result["wide"]})
     assert page(result, path.name).count("**reached**") + page(result, path.name).count("**not reached**") == 4

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.figures import exit_status
+from benchmarks.common.figures import exit_status
 from benchmarks.restart_time import GOAL_S, figures_of, measure, page
 from tests.support import tiny
 

@@ -16,11 +16,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.figures import exit_status, round_ratios
+from benchmarks.common.answers import average_of_logits
+from benchmarks.common.figures import exit_status, round_ratios
+from benchmarks.common.forms import Form, WrongAnswerError, check_answers
+from benchmarks.common.processes import pss_bytes
+from benchmarks.common.timing import Timing, calls_in_window, time_form
 from benchmarks.serving.figures import SETTINGS, Setting, figures_of, result_of
-from benchmarks.serving.forms import Form, WrongAnswerError, average_of_logits, check_answers, forms_in_process
-from benchmarks.serving.processes import pss_bytes
-from benchmarks.serving.timing import Timing, calls_in_window, time_form
+from benchmarks.serving.forms import forms_in_process
+from benchmarks.serving.page import page
 from benchmarks.serving_overhead import SCHEMA, Effort, measure
 from defensemble_export import Member
 from tests.support import tiny
@@ -241,4 +244,4 @@ def test_a_quick_run_writes_its_result(tmp_path: Path) -> None:
     assert result["quick"] is True
     assert result["member_spec"] == {"arch": "resnet18", "keep": 0.3, "blocks": [0, 1, 2], "width": 16, "trained": False}
     assert done.returncode == exit_status(result["figures"])
-    assert "images a second" in done.stdout
+    assert out.with_suffix(".md").read_text() == page(result, out.name)

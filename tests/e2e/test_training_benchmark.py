@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.figures import exit_status
+from benchmarks.common.figures import exit_status
 from benchmarks.training.forms import FORMS, Run, Task, bare, harness, same_weights
 from benchmarks.training_overhead import EPOCH, SCHEMA, DifferentWeightsError, Effort, cifar10_task, figures_of, measure, random_bytes
 from defensemble_training import ModelSpec, recipe_from_preset

@@ -1,5 +1,7 @@
 """From encoded images to pixels: sizes, modes, orientation, and what is refused."""
 
+from __future__ import annotations
+
 import io
 import struct
 import zlib

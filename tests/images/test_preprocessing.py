@@ -1,5 +1,7 @@
 """How images are brought to size survives as JSON."""
 
+from __future__ import annotations
+
 import pytest
 
 from defensemble_images import RESIZES, ImagesError, Preprocessing

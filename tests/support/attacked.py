@@ -1,5 +1,7 @@
 """What the tests of attacks share: small sources with images, and Foolbox, whose import warns of scipy's namespaces."""
 
+from __future__ import annotations
+
 import warnings
 from collections.abc import Iterator
 from importlib import import_module

@@ -1,5 +1,7 @@
 """A tiny dataset that a tiny network learns."""
 
+from __future__ import annotations
+
 import numpy as np
 
 from defensemble_training import Dataset, Part

@@ -3,6 +3,8 @@
 Its counts: ResNet-18 10 (bottom) and 10 (top), ResNet-50 8, VGG-19 4, SENet-18 8, DenseNet-121 20, WRN-32-4 11.
 """
 
+from __future__ import annotations
+
 Masks = dict[str, tuple[int, int, int]]
 
 _DENSE_LAYERS = {1: (6, 64, 32), 2: (12, 128, 16), 3: (24, 256, 8), 4: (16, 512, 4)}  # block: layers, channels of the first, size

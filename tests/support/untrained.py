@@ -1,5 +1,7 @@
 """What several tests need: a spec of a tiny network, and the record of a run that never was."""
 
+from __future__ import annotations
+
 from typing import Any
 
 from defensemble_training import ModelSpec, TrainingRecord, recipe_from_preset

@@ -1,5 +1,7 @@
 """A network that is not ours, as a user may have written it."""
 
+from __future__ import annotations
+
 import torch
 from torch import nn
 from torch.nn import functional

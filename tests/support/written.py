@@ -1,5 +1,7 @@
 """Small datasets as real files: pictures by Pillow, tables by pyarrow."""
 
+from __future__ import annotations
+
 import io
 import json
 from collections.abc import Sequence

@@ -1,5 +1,7 @@
 """Checkpoints: whole and equal when they come back, refused with a reason when they are not."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import math

@@ -1,5 +1,7 @@
 """`defensemble train`: what it writes, and that it refuses before it works."""
 
+from __future__ import annotations
+
 import fcntl
 import json
 import os

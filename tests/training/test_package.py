@@ -1,5 +1,7 @@
 """The package's public names, and what importing it costs."""
 
+from __future__ import annotations
+
 import subprocess
 import sys
 

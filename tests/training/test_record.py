@@ -1,5 +1,7 @@
 """What a training record keeps of class names."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import pytest

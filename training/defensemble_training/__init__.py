@@ -3,6 +3,8 @@
 Names are loaded on first use: masks and specs need numpy alone, the rest needs torch.
 """
 
+from __future__ import annotations
+
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

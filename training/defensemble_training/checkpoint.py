@@ -12,6 +12,8 @@ The file's metadata has one key, `defensemble`, whose text is a JSON object with
 torch's `state_dict`. Nothing is pickled.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import warnings

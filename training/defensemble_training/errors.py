@@ -12,6 +12,8 @@ UncheckedContentWarning(UserWarning)    a file of an older version, which carrie
 What the operating system refuses (a full disk, a folder without permission) stays an `OSError` that names the file.
 """
 
+from __future__ import annotations
+
 
 class TrainingError(Exception):
     """A training run, or something it was given, is wrong; the message says what, what was expected and how to mend it."""

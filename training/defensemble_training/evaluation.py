@@ -1,15 +1,19 @@
 """What a network answers, and how often it is right."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import nn
 
-from .attacks.gradient import in_eval_mode
+from defensemble_images import image_fault
+
 from .data.dataset import Images, Labels, Part
 from .errors import SpecError
-from .models.masks import checked_integer
+from .validation import checked_integer
 
 
 def predicted(module: nn.Module, images: Images, batch_size: int = 256) -> Labels:
@@ -39,10 +43,11 @@ def _rows(part: Part, share: slice, at_once: int = 2048) -> Iterator[slice]:
         yield slice(first, min(first + at_once, stop))
 
 
-def check_images(images: Images) -> None:
-    """Raise `SpecError` unless these are images float32 (n, C, H, W), at least one."""
-    if images.ndim != 4 or images.dtype != np.float32 or images.size == 0:
-        raise SpecError(f"images must be float32 (n, C, H, W), at least one, got {images.dtype} {images.shape}")
+def check_images(images: Images, *, in_range: bool = False) -> None:
+    """Raise `SpecError` unless these are images float32 (n, C, H, W), at least one, and with `in_range` in [0, 1]."""
+    fault = image_fault(images, in_range=in_range)
+    if fault is not None:
+        raise SpecError(fault)
 
 
 def device_of(module: nn.Module) -> torch.device:
@@ -51,3 +56,15 @@ def device_of(module: nn.Module) -> torch.device:
         for tensor in tensors:
             return tensor.device
     return torch.device("cpu")
+
+
+@contextmanager
+def in_eval_mode(module: nn.Module) -> Iterator[None]:
+    """Put a module in eval mode, and afterwards each submodule in the mode that it was in."""
+    modes = [(submodule, submodule.training) for submodule in module.modules()]
+    try:
+        module.eval()
+        yield
+    finally:
+        for submodule, training in modes:
+            submodule.training = training

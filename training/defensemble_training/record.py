@@ -1,5 +1,7 @@
 """What is remembered of a training run, and is saved with its weights."""
 
+from __future__ import annotations
+
 import dataclasses
 import json
 import sys
@@ -91,7 +93,7 @@ class TrainingRecord:
         object.__setattr__(self, "class_names", tuple(normalised(name) for name in self.class_names))
 
     @classmethod
-    def untrained(cls, class_names: tuple[str, ...], **changes: Any) -> "TrainingRecord":
+    def untrained(cls, class_names: tuple[str, ...], **changes: Any) -> TrainingRecord:
         """Return the record of a network that was not trained, some of its values changed."""
         texts = dict.fromkeys(("data", "data_source", "data_digest", "precision", "device", "command"), "")
         counts = {**dict.fromkeys(("epochs", "seed", "n_train", "n_held_out", "n_test"), 0), "processes": 1, "threads": 1}
@@ -104,7 +106,7 @@ class TrainingRecord:
         return {**dataclasses.asdict(self), "class_names": list(self.class_names)}
 
     @classmethod
-    def from_values(cls, values: object) -> "TrainingRecord":
+    def from_values(cls, values: object) -> TrainingRecord:
         """Read a record from the values of a JSON object; older records have no key `preprocessing`.
 
         Raises:

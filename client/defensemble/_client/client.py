@@ -20,8 +20,9 @@ from .._exceptions import (
     ServerFailedError,
     ServiceError,
 )
-from .._transport.base import OutputRequest, ServerMetadata, Transport, transport_from_url
+from .._transport.base import OutputRequest, ServerMetadata, Transport
 from .._transport.error_mapping import reading, service_error
+from .._transport.factory import transport_from_url
 from .model_info import (
     ModelInfo,
     averages_members,

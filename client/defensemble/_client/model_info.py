@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from defensemble_images import image_fault
+
 from .._exceptions import InputError
 from .._transport.base import ModelMetadata, OutputRequest
 
@@ -151,37 +153,14 @@ def check_images(images: object, info: ModelInfo) -> NDArray[np.float32]:
     Raises:
         InputError: They are not.
     """
-    if not isinstance(images, np.ndarray):
-        mend = "numpy.asarray(images, dtype=numpy.float32)"
-        raise InputError(f"images must be a numpy array, got {type(images).__module__}.{type(images).__qualname__}: pass {mend}")
-    if isinstance(images, np.ma.MaskedArray):
-        raise InputError("images must be a plain numpy array, got a masked one: pass images.filled(VALUE), with a value in [0, 1]")
+    shape = tuple(size if size > 0 else None for size in info.image_shape)
+    fault = image_fault(images, shape=shape, taker=f"model {info.name!r}")
+    if fault is not None:
+        raise InputError(fault)
     images = np.asarray(images)  # of a subclass, the data alone
-    wanted = f"(N, {', '.join(str(size) if size > 0 else 'any' for size in info.image_shape)})"
-    if images.dtype != np.float32:
-        mend = "images.astype(numpy.float32) / 255" if images.dtype == np.uint8 else "images.astype(numpy.float32), with values in [0, 1]"
-        raise InputError(f"images must be float32 in [0, 1], got {images.dtype}: pass {mend}")
-    if images.ndim != 4:
-        mend = ": pass images[numpy.newaxis] for one image" if images.ndim == 3 else ""
-        raise InputError(f"images must have the shape {wanted} for model {info.name!r}, got {images.shape}{mend}")
-    if any(got != size and size > 0 for got, size in zip(images.shape[1:], info.image_shape, strict=True)):
-        channels = info.image_shape[0]
-        mend = ": pass images.transpose(0, 3, 1, 2), channels first" if images.shape[3] == channels != images.shape[1] else ""
-        raise InputError(f"images must have the shape {wanted} for model {info.name!r}, got {images.shape}{mend}")
-    if images.shape[0] == 0:
-        raise InputError(f"images is an empty batch, shape {images.shape}: pass at least one image")
     if info.max_batch_size is not None and images.shape[0] > info.max_batch_size:
-        mend = f"predict them {info.max_batch_size} at a time"
-        raise InputError(f"model {info.name!r} takes at most {info.max_batch_size} images a call, got {images.shape[0]}: {mend}")
-    low, high = np.minimum.reduce(images, axis=None), np.maximum.reduce(images, axis=None)
-    if not (low >= 0 and high <= 1):  # written so that NaN, which min and max pass on, fails it
-        bad = np.count_nonzero(~np.isfinite(images))
-        if bad:
-            raise InputError(f"images must be finite, got {bad} values that are NaN or infinite")
-        mend = (
-            ": divide by 255" if low >= 0 and 4 < high <= 255 else ": undo the normalisation, which is the model's own first layer, or clip"
-        )
-        raise InputError(f"images must lie in [0, 1], got values from {low:.6g} to {high:.6g}{mend}")
+        advice = f"predict them {info.max_batch_size} at a time"
+        raise InputError(f"model {info.name!r} takes at most {info.max_batch_size} images a call, got {images.shape[0]}: {advice}")
     return images
 
 

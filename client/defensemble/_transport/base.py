@@ -6,14 +6,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .._exceptions import InputError
-
-DEFAULT_PORTS = {"grpc": 8001, "grpcs": 8001, "http": 8000, "https": 8000}
 
 
 @dataclass(frozen=True)
@@ -155,54 +152,6 @@ class Transport(Protocol):
         """Lets go of the connections; may be called twice."""
 
 
-@dataclass(frozen=True)
-class Address:
-    """A server's address, taken from a URL."""
-
-    scheme: str
-    host: str
-    port: int
-
-    @property
-    def netloc(self) -> str:
-        """Host and port as URLs and gRPC targets write them."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-    @property
-    def url(self) -> str:
-        """The URL with its port."""
-        return f"{self.scheme}://{self.netloc}"
-
-
-def address_from_url(url: str) -> Address:
-    """Splits a server's URL, such as `http://localhost:8000`; without a port, 8000 for HTTP and 8001 for gRPC.
-
-    Raises:
-        InputError: It is not such a URL.
-    """
-    expected = "expected http://HOST:PORT, https://HOST:PORT, grpc://HOST:PORT or grpcs://HOST:PORT, such as http://localhost:8000"
-    if not isinstance(url, str):
-        raise InputError(f"url must be a str, got {type(url).__name__}: {expected}")
-    if "://" not in url:
-        raise InputError(f"the URL {url!r:.120} has no scheme: {expected}")
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError as error:
-        raise InputError(f"the URL {url!r:.120} cannot be read ({error}): {expected}") from error
-    if parts.scheme not in DEFAULT_PORTS:
-        raise InputError(f"the URL {url!r:.120} has the unknown scheme {parts.scheme!r}: {expected}")
-    if not parts.hostname:
-        raise InputError(f"the URL {url!r:.120} has no host: {expected}")
-    if parts.path not in ("", "/") or parts.query or parts.fragment or parts.username or parts.password:
-        raise InputError(f"the URL {url!r:.120} holds more than scheme, host and port: {expected}")
-    try:
-        parts.hostname.encode("idna").decode("ascii")
-    except UnicodeError as error:
-        raise InputError(f"the URL {url!r:.120} has no valid host name ({error}): {expected}") from error
-    return Address(parts.scheme, parts.hostname, DEFAULT_PORTS[parts.scheme] if port is None else port)
-
-
 def version_text(version: int) -> str:
     """A model's version as it is sent.
 
@@ -228,21 +177,3 @@ def check_admin_key(key: object) -> str | None:
     if not re.fullmatch(r"[A-Za-z0-9_\-]{16,256}", key):
         raise InputError(f"the admin key has {len(key)} characters, or some that a header does not take: {expected}")
     return key
-
-
-def transport_from_url(url: str, admin_key: str | None = None) -> Transport:
-    """The transport for a URL's scheme; no connection is made yet.
-
-    `admin_key` goes with what a server may keep to its operator: the repository's index, loading, unloading and configurations.
-
-    Raises:
-        InputError: It is not a server's URL, or no admin key.
-    """
-    address = address_from_url(url)
-    if address.scheme in ("grpc", "grpcs"):
-        from .grpc_transport import GrpcTransport  # half a second: not paid by callers of HTTP
-
-        return GrpcTransport(url, admin_key=admin_key)
-    from .http_transport import HttpTransport
-
-    return HttpTransport(url, admin_key=admin_key)

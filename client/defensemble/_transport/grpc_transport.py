@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from .._exceptions import ConnectionFailedError, ForbiddenError, InputError, NotReadyError, ServerFailedError, ServiceError
+from .address import address_from_url
 from .base import (
     ModelMetadata,
     ModelState,
@@ -24,7 +25,6 @@ from .base import (
     OutputRequest,
     ServerMetadata,
     TensorMetadata,
-    address_from_url,
     check_admin_key,
     version_text,
 )

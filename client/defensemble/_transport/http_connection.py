@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .base import Address
+from .address import Address
 
 _RECV_BYTES = 1 << 16
 _MAX_HEAD_BYTES = 1 << 16

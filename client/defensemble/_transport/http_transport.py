@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._exceptions import InputError, ServerFailedError, ServiceError
+from .address import address_from_url
 from .base import (
     ModelMetadata,
     ModelState,
@@ -23,7 +24,6 @@ from .base import (
     OutputRequest,
     ServerMetadata,
     TensorMetadata,
-    address_from_url,
     check_admin_key,
     version_text,
 )

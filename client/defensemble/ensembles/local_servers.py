@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from .._transport.base import DEFAULT_PORTS
+from .._transport.address import DEFAULT_PORTS
 
 if TYPE_CHECKING:
     from defensemble_server import ServerState

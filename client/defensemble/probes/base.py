@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from defensemble_images import image_fault
+
 from .._client.client import Client
 from .._exceptions import InputError, ServiceError
 
@@ -33,14 +35,11 @@ class Data:
     labels: NDArray[np.int64]
 
     def __post_init__(self) -> None:
-        if self.images.ndim != 4 or self.images.dtype != np.float32:
-            raise InputError(f"images must be float32 of shape (n, C, H, W), got {self.images.dtype} of shape {self.images.shape}")
+        fault = image_fault(self.images)
+        if fault is not None:
+            raise InputError(fault)
         if self.labels.shape != (len(self.images),) or self.labels.dtype.kind not in "iu":
             raise InputError(f"labels must be {len(self.images)} integers, got {self.labels.dtype} of shape {self.labels.shape}")
-        if len(self.images) == 0:
-            raise InputError("there are no images to probe with: pass at least one")
-        if not (self.images.min() >= 0 and self.images.max() <= 1):
-            raise InputError(f"images must lie in [0, 1], got values from {self.images.min():.6g} to {self.images.max():.6g}")
 
     def __len__(self) -> int:
         return len(self.images)

@@ -171,7 +171,7 @@ def test_served_models_are_targets() -> None:
         ({"images": images(40) * 2}, "images | [0, 1]"),
         ({"labels": LABELS[:3]}, "labels | 40 integers"),
         ({"labels": LABELS.astype(float)}, "labels | 40 integers"),
-        ({"images": images(0), "labels": LABELS[:0]}, "no images"),
+        ({"images": images(0), "labels": LABELS[:0]}, "at least one"),
         ({"sigmas": [8, 0]}, "sigmas | positive"),
         ({"sigmas": [float("nan")]}, "sigmas | positive"),
         ({"sigmas": [float("inf")]}, "sigmas | 2550 | 1/255 | inf"),

@@ -28,7 +28,7 @@ from defensemble import (
     ServerFailedError,
     Transport,
 )
-from defensemble._transport.base import transport_from_url
+from defensemble._transport.factory import transport_from_url
 from tests.support.facts import raises
 from tests.support.scripted import http, scripted, sends
 

@@ -16,8 +16,9 @@ from defensemble import (
     ServerFailedError,
     ServiceError,
 )
-from defensemble._transport.base import address_from_url, transport_from_url
+from defensemble._transport.address import address_from_url
 from defensemble._transport.error_mapping import _BY_GRPC_CODE, error_from_grpc, error_from_http, error_from_os
+from defensemble._transport.factory import transport_from_url
 from tests.support.facts import assert_facts, raises
 
 

@@ -1,5 +1,7 @@
 """The attacks against others' answers: Foolbox, numpy, and what CW promises of its own."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

@@ -1,5 +1,7 @@
 """The attacks: within their norm and range for any input, and without a trace in the module that they attack."""
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Callable
 from functools import partial

@@ -1,5 +1,7 @@
 """The presets are the paper's settings; the numbers here were typed from the paper's tables, not read from the code."""
 
+from __future__ import annotations
+
 import dataclasses
 import subprocess
 import sys

@@ -1,11 +1,13 @@
 """Every test has a cache of its own, and no dataset of the user's."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from defensemble_training.data.registry import KNOWN
+from defensemble_training.data.registry import DATASET_INFOS
 
 
 @pytest.fixture(autouse=True)
@@ -19,5 +21,5 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def three_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every dataset that goes by a name has three classes, as the small stand-ins have."""
-    for name, known in KNOWN.items():
-        monkeypatch.setitem(KNOWN, name, replace(known, classes=3))
+    for name, info in DATASET_INFOS.items():
+        monkeypatch.setitem(DATASET_INFOS, name, replace(info, classes=3))

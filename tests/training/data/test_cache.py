@@ -1,5 +1,7 @@
 """The cache of decoded images: written once, as a whole or not at all."""
 
+from __future__ import annotations
+
 import json
 import os
 import signal

@@ -1,5 +1,7 @@
 """Class folders of images, and what can be wrong with them."""
 
+from __future__ import annotations
+
 import os
 import shutil
 import socket

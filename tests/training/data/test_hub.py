@@ -1,5 +1,7 @@
 """The Hugging Face hub, as a small real server on this machine; its client reads its settings when it is imported, hence processes."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os
@@ -99,7 +101,7 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
         thread.join()
 
 
-def load(tmp_path: Path, url: str, name: str = "cifar10", **more: str) -> "subprocess.CompletedProcess[str]":
+def load(tmp_path: Path, url: str, name: str = "cifar10", **more: str) -> subprocess.CompletedProcess[str]:
     environment = {
         **{key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGINGFACE")) and "proxy" not in key.lower()},
         **{"HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", **more},

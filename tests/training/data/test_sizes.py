@@ -1,5 +1,7 @@
 """To which size images of a folder are brought."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 from PIL import Image

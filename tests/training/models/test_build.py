@@ -1,5 +1,7 @@
 """Networks and their masks: ResNet-18 in detail (test_placements.py has the table of all), and what a mask does."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import numpy as np

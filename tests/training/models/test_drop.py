@@ -1,5 +1,7 @@
 """SpatialDropout and DropBlock: against numpy, at random in training only."""
 
+from __future__ import annotations
+
 import numpy as np
 import numpy.typing as npt
 import pytest

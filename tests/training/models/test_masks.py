@@ -1,5 +1,7 @@
 """Masks: the same bytes everywhere, the right shapes, the right share, layers independent of each other."""
 
+from __future__ import annotations
+
 import hashlib
 
 import numpy as np

@@ -1,5 +1,7 @@
 """Every architecture against the paper's table: which tensors have a mask, of which size, between which layers."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import pytest

@@ -1,5 +1,7 @@
 """ModelSpec: its fields, what it refuses, and its JSON."""
 
+from __future__ import annotations
+
 import dataclasses
 import json
 from typing import Any

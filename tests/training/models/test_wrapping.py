@@ -1,5 +1,7 @@
 """`defective`: masks in a network of the user's own."""
 
+from __future__ import annotations
+
 import copy
 from pathlib import Path
 from typing import Any

@@ -1,5 +1,7 @@
 """Several processes train as one: two on a processor, by gloo, started by Fabric and by torchrun."""
 
+from __future__ import annotations
+
 import json
 import os
 import subprocess

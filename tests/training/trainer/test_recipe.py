@@ -1,5 +1,7 @@
 """Recipes: the presets say what the paper says, values are checked, and the learning rate does what its schedule says."""
 
+from __future__ import annotations
+
 import json
 from typing import Any
 

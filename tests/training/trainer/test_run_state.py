@@ -1,5 +1,7 @@
 """Runs that are killed, interrupted or ended by an error go on as if nothing had been."""
 
+from __future__ import annotations
+
 import json
 import os
 import re
@@ -263,15 +265,15 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(bars: Dataset,
     bars_poisoned = bars_dataset()
     recipe = recipe_from_preset("fast", epochs=8, batch_size=16)
     compute = Compute("cpu", threads=1)
-    from defensemble_training.trainer.device_data import Pixels
+    from defensemble_training.trainer.device_data import DeviceDataset
 
-    class Poisoned(Pixels):
+    class Poisoned(DeviceDataset):
         def __getitem__(self, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             _, labels = super().__getitem__(chosen)
             return torch.from_numpy(bars_poisoned.train.pixels)[chosen], labels
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("defensemble_training.trainer.loop.Pixels", Poisoned)
+        patch.setattr("defensemble_training.trainer.loop.DeviceDataset", Poisoned)
         with raises(DivergedError, "nan | epoch 3 | epoch 2 | last_good"):
             train(tiny_spec(), bars_poisoned, recipe=recipe, compute=compute, run=RunFolder(tmp_path), on_progress=poison)
     _, spec, record = load_checkpoint(tmp_path / "last_good.safetensors")

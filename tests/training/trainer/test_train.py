@@ -1,5 +1,7 @@
 """Training: the same seed gives the same weights, the state of torch is left alone, and it learns."""
 
+from __future__ import annotations
+
 import shutil
 from dataclasses import replace
 from statistics import mean
@@ -31,7 +33,8 @@ from defensemble_training import (
     train_module,
 )
 from defensemble_training.evaluation import count_right, predicted
-from defensemble_training.trainer.augmentation import augmented, epoch_order, stream
+from defensemble_training.seeding import stream
+from defensemble_training.trainer.augmentation import augmented, epoch_order
 from tests.support.bars import bars_dataset
 from tests.support.facts import raises
 from tests.support.untrained import tiny_spec

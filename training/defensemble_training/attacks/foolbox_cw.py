@@ -1,5 +1,7 @@
 """The one place that knows Foolbox, which is imported where an attack of its own is asked for."""
 
+from __future__ import annotations
+
 import warnings
 from importlib import import_module
 from typing import Any

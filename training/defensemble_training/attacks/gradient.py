@@ -9,6 +9,8 @@ mode that it was in, and no parameter has a gradient that it did not have. Give 
 between processes (DistributedDataParallel's forward expects a backward that never comes).
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -17,7 +19,8 @@ from torch import nn
 from torch.nn import functional
 
 from ..errors import SpecError, TrainingError
-from ..models.masks import checked_integer
+from ..evaluation import in_eval_mode
+from ..validation import checked_integer
 from .foolbox_cw import l2_carlini_wagner
 from .presets import (
     AttackPreset,
@@ -202,18 +205,6 @@ def _ascended(
 
 
 @contextmanager
-def in_eval_mode(module: nn.Module) -> Iterator[None]:
-    """Put a module in eval mode, and afterwards each submodule in the mode that it was in."""
-    modes = [(submodule, submodule.training) for submodule in module.modules()]
-    try:
-        module.eval()
-        yield
-    finally:
-        for submodule, training in modes:
-            submodule.training = training
-
-
-@contextmanager
 def _crafting(module: nn.Module) -> Iterator[None]:
     with in_eval_mode(module), torch.inference_mode(False), torch.enable_grad():
         yield
@@ -241,16 +232,13 @@ def _check_batch(images: torch.Tensor, labels: torch.Tensor) -> int:
     low, high = images.detach().aminmax()
     # One transfer for all, since each waits for the device.
     extremes = torch.stack([low.double(), high.double(), labels.min().double(), labels.max().double()]).tolist()
-    check_range(extremes[0], extremes[1])
+    if not (extremes[0] >= 0 and extremes[1] <= 1):
+        raise SpecError(
+            f"images must be in [0, 1] (normalisation is the module's first layer), got values from {extremes[0]:g} to {extremes[1]:g}"
+        )
     if extremes[2] < 0:
         raise SpecError(f"labels must be classes from 0, got {extremes[2]:.0f}")
     return int(extremes[3])
-
-
-def check_range(low: float, high: float) -> None:
-    """Raise a `SpecError` unless images whose values are from low to high (NaN where one is) are in [0, 1]."""
-    if not (low >= 0 and high <= 1):
-        raise SpecError(f"images must be in [0, 1] (normalisation is the module's first layer), got values from {low:g} to {high:g}")
 
 
 def _checked_logits(logits: torch.Tensor, images: torch.Tensor, highest_label: int) -> torch.Tensor:

@@ -8,13 +8,15 @@ first c of 0.001 is theirs and Foolbox's, Adam's step of 0.01 is Carlini's and F
 perturbation from one c to the next and works on normalised images; Foolbox starts anew.)
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from ..errors import SpecError
-from ..models.masks import REAL, checked_choice, checked_integer
+from ..validation import REAL, checked_choice, checked_integer
 
 ALGORITHMS = ("fgsm", "pgd", "mifgsm", "cw")
 _FIELDS = {

@@ -1,5 +1,7 @@
 """How an attack on one network is carried to others: adversarial examples as an array."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 import numpy as np
@@ -9,8 +11,8 @@ from torch import nn
 from ..data.dataset import Images, Labels
 from ..errors import SpecError
 from ..evaluation import check_images, device_of
-from ..models.masks import checked_integer
-from .gradient import attack, check_range
+from ..validation import checked_integer
+from .gradient import attack
 from .presets import AttackPreset, attack_preset
 
 
@@ -49,10 +51,9 @@ def adversarial_examples(
     preset = attack_preset(preset)
     batch_size = checked_integer("batch_size", batch_size, minimum=1)
     generator = torch.Generator().manual_seed(checked_integer("seed", seed, minimum=0, maximum=2**63 - 1))
-    check_images(images)
+    check_images(images, in_range=True)
     if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
         raise SpecError(f"labels must be integers ({len(images)},), one an image, got {labels.dtype} {labels.shape}")
-    check_range(float(images.min()), float(images.max()))
 
     device = device_of(source)
     examples = np.empty(images.shape, dtype=np.float32)

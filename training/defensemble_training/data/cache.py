@@ -6,6 +6,8 @@ beside it, under a lock that ends with its process, and renamed. Arrays are writ
 full, a map kills the process.
 """
 
+from __future__ import annotations
+
 import errno
 import fcntl
 import hashlib

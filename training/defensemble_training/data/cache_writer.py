@@ -1,5 +1,7 @@
 """One part of a dataset, decoded and written as .npy files image by image, so that it never has to fit into memory."""
 
+from __future__ import annotations
+
 import hashlib
 import os
 from collections import Counter
@@ -99,7 +101,7 @@ def _written(
     image_shape: tuple[int, int, int],
     reading: Reading,
     on_progress: OnProgress,
-    dtype: "np.dtype[np.uint8] | np.dtype[np.float32]",
+    dtype: np.dtype[np.uint8] | np.dtype[np.float32],
 ) -> WrittenPart:
     channels, size, _ = image_shape
     levels = 256 if dtype == np.uint8 else 65536
@@ -166,11 +168,11 @@ def mean_and_std(counts: npt.NDArray[np.int64]) -> tuple[tuple[float, ...], tupl
     return tuple(round(float(mean), 4) for mean in means), tuple(round(float(variance) ** 0.5, 4) for variance in variances)
 
 
-def _write_header(file: BinaryIO, dtype: "np.dtype[Any]", shape: tuple[int, ...]) -> None:
+def _write_header(file: BinaryIO, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
     np.lib.format.write_array_header_1_0(file, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape})
 
 
-def _rewrite_header(file: BinaryIO, dtype: "np.dtype[Any]", shape: tuple[int, ...]) -> None:
+def _rewrite_header(file: BinaryIO, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
     """Lower the number of images in place; numpy leaves room for the largest number in the first axis, so the length stays."""
     file.seek(0)
     _write_header(file, dtype, shape)

@@ -1,10 +1,12 @@
 """A dataset by its digest, from the cache of decoded images: the very images that a network was trained on, wherever its files are now."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 from .cache import cache_folder, read_entry
 from .dataset import Dataset, Part
-from .registry import KNOWN
+from .registry import DATASET_INFOS
 
 
 def decoded_dataset(name: str, digest: str, class_names: Sequence[str]) -> Dataset | None:
@@ -15,7 +17,7 @@ def decoded_dataset(name: str, digest: str, class_names: Sequence[str]) -> Datas
         digest: `Dataset.digest`, 16 hexadecimal digits.
         class_names: of the dataset, which the digest does not cover.
     """
-    if not digest or name not in KNOWN:
+    if not digest or name not in DATASET_INFOS:
         return None
     for path in sorted(cache_folder().glob("[!.]*/meta.json")):
         try:
@@ -27,5 +29,5 @@ def decoded_dataset(name: str, digest: str, class_names: Sequence[str]) -> Datas
             meta = entry.meta
             parts = Part(entry.train_pixels, entry.train_labels), Part(entry.test_pixels, entry.test_labels)
             source = f"{meta.source}, from the cache of decoded images"
-            return Dataset(name, meta.class_names, *parts, meta.mean, meta.std, KNOWN[name].flip, source, digest)
+            return Dataset(name, meta.class_names, *parts, meta.mean, meta.std, DATASET_INFOS[name].flip, source, digest)
     return None

@@ -1,5 +1,7 @@
 """Which images a network is trained and judged on: datasets by name, from a folder or the hub, with a split that never changes."""
 
+from __future__ import annotations
+
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -9,15 +11,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from defensemble_images import ClassNamesError, ImagesError, Preprocessing, matched_classes, reading_notes
+from defensemble_images import ClassNamesError, ImagesError, Preprocessing, matched_classes, range_fault, reading_notes
 
 from ..errors import DataError, SpecError
-from ..models.masks import INTEGRAL
+from ..validation import INTEGRAL
 from .digits import USUAL_SIZE, digits_of_size
-from .registry import KNOWN
+from .registry import DATASET_INFOS
 from .splits import stratified_choice, stratified_test_part
 
-DATASETS = ("digits", *KNOWN)
+DATASETS = ("digits", *DATASET_INFOS)
 SMALLEST_SIZE, LARGEST_SIZE = 8, 1024
 LARGEST_COPY = 2**31  # bytes that a split may take of memory
 CHECKED_AT_ONCE = 1024  # images
@@ -169,7 +171,7 @@ class Dataset:
         _, channels, height, width = self.train.stored(slice(0, 1)).shape
         return channels, height, width
 
-    def numbered_as(self, class_names: Sequence[str], model: str) -> "Dataset":
+    def numbered_as(self, class_names: Sequence[str], model: str) -> Dataset:
         """Return this dataset with the class numbers of a model; classes are matched by name, after Unicode NFC.
 
         Args:
@@ -257,7 +259,9 @@ def load_dataset(
     allowed = (SMALLEST_SIZE, LARGEST_SIZE)
     on_progress = on_progress or (lambda what, done, total: None)
     try:
-        entry, skipped = find_entry(name, KNOWN[name], size, allowed, data_dir, preprocessing, skip_damaged, max_memory, on_progress)
+        entry, skipped = find_entry(
+            name, DATASET_INFOS[name], size, allowed, data_dir, preprocessing, skip_damaged, max_memory, on_progress
+        )
     except ImagesError as error:
         raise DataError(str(error)) from error
     return Dataset(
@@ -267,7 +271,7 @@ def load_dataset(
         test=Part(entry.test_pixels, entry.test_labels),
         mean=entry.meta.mean,
         std=entry.meta.std,
-        flip=KNOWN[name].flip,
+        flip=DATASET_INFOS[name].flip,
         source=entry.meta.source,
         digest=entry.meta.digest,
         preprocessing=preprocessing,
@@ -315,9 +319,9 @@ def _check_range(what: str, part: Part) -> None:
         return
     for start in range(0, len(part), CHECKED_AT_ONCE):
         some = part.stored(slice(start, start + CHECKED_AT_ONCE))
-        low, high = float(some.min()), float(some.max())
-        if not (low >= 0 and high <= 1):  # what is no number is neither
-            raise DataError(f"{what} must be from 0 to 1 as float32, got {low:g} to {high:g} in images {start} to {start + len(some) - 1}")
+        fault = range_fault(some, f"the {what}, images {start} to {start + len(some) - 1},")
+        if fault is not None:
+            raise DataError(fault)
 
 
 def _digits(size: int) -> Dataset:

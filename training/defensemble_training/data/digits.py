@@ -3,6 +3,8 @@
 1,797 real images of 8x8 with one channel and 10 classes, of the UCI repository (Alpaydin and Kaynak, 1998).
 """
 
+from __future__ import annotations
+
 import numpy as np
 import numpy.typing as npt
 

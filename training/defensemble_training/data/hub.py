@@ -1,5 +1,7 @@
 """Datasets of the Hugging Face hub, downloaded once by its own client, and checked against the checksums that it states."""
 
+from __future__ import annotations
+
 import errno
 import hashlib
 import shutil

@@ -1,24 +1,28 @@
 """Where the images of a dataset are looked for, in order: a folder that is named, the cache of decoded images, the hub."""
 
+from __future__ import annotations
+
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from defensemble_images.decoding import survey
-from defensemble_images.folders import Skipped
+from defensemble_images.folders import Skipped, contents
 from defensemble_images.preprocessing import Preprocessing
 
 from ..errors import DataError
 from . import hub
 from .cache import Entry, Undecoded, entry_key, entry_of
 from .cache_writer import OnProgress, Reading
-from .registry import Known
-from .source import EXPECTED, Source, source_in
+from .class_folders import folders_source
+from .parquet import parquet_source
+from .registry import DatasetInfo
+from .source import EXPECTED, Source, check_classes
 
 
 def find_entry(
     name: str,
-    known: Known,
+    info: DatasetInfo,
     size: int | None,
     allowed: tuple[int, int],
     data_dir: str | Path | None,
@@ -33,7 +37,7 @@ def find_entry(
 
     Args:
         name: of the dataset.
-        known: what is known of it.
+        info: what is known of it before it is read.
         size: height and width; None: what the dataset usually has, or what all its images have.
         allowed: lowest and highest size.
         data_dir: the folder that holds it; None: `$DEFENSEMBLE_DATA_DIR/<name>` where that is a folder, else the hub.
@@ -46,31 +50,51 @@ def find_entry(
         DataError: it is nowhere, of another layout, or cannot be kept.
         defensemble_images.ImagesError: an image is damaged, or a name or a place of a file is not accepted.
     """
-    size = size or known.size
+    size = size or info.size
     rule = None if preprocessing is None else preprocessing.to_values()
     reading = Reading(preprocessing, skip_damaged, max_memory)
     folder = _local_folder(name, data_dir)
     if folder is not None:
-        source = source_in(folder, known.test_splits, max_memory)
-        _check_number_of_classes(name, known, source, folder)
+        source = source_in(folder, info.test_splits, max_memory)
+        _check_number_of_classes(name, info, source, folder)
         origin = f"{'images' if name == 'folder' else name} from a local folder"
-        undecoded = _undecoded(source, origin, known, size, allowed, folder, reading)
+        undecoded = _undecoded(source, origin, info, size, allowed, folder, reading)
         # With the path: copies may agree in all else, such as bitmaps of one size whose times were set by an archive.
         key = entry_key(name, size, [rule, str(folder.resolve()), source.files])
         return entry_of(key, undecoded, skip_damaged=skip_damaged, on_progress=on_progress), source.skipped
-    if known.repository is None:
+    if info.repository is None:
         why = "is what you make of it" if name == "folder" else "has no copy on the Hugging Face hub"
         raise DataError(f"the dataset {name!r} {why}: pass the folder that holds it, data_dir (--data-dir); {EXPECTED}")
-    repository = known.repository
+    repository = info.repository
 
     def from_hub() -> Undecoded:
-        place, revision = hub.downloaded(name, repository, known.test_splits, on_progress)
+        place, revision = hub.downloaded(name, repository, info.test_splits, on_progress)
         origin = f"{repository} (revision {revision[:12]})"
-        return _undecoded(source_in(place, known.test_splits, max_memory), origin, known, size, allowed, place, reading)()
+        return _undecoded(source_in(place, info.test_splits, max_memory), origin, info, size, allowed, place, reading)()
 
     # The revision is no part of the key: what was decoded once is found without a network, and stays what it is.
     entry = entry_of(entry_key(name, size, [rule, "hub", repository]), from_hub, skip_damaged=skip_damaged, on_progress=on_progress)
     return entry, Skipped()
+
+
+def source_in(folder: Path, test_splits: Sequence[str], max_memory: int | None = None) -> Source:
+    """Recognise what a folder holds: parquet files as the Hugging Face hub has them, or class folders of images.
+
+    Args:
+        folder: the dataset's folder.
+        test_splits: names of the test part, the preferred one first.
+        max_memory: bytes that a row group of a parquet file may take; None: half of the free memory.
+
+    Raises:
+        DataError: there is no such folder, it holds neither, or what it holds is damaged or incomplete.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder; {EXPECTED}")
+    source = parquet_source(folder, test_splits, max_memory) or folders_source(folder, test_splits)
+    if source is None:
+        raise DataError(f"{folder} holds no dataset of a known layout, but {contents(folder)}; {EXPECTED}")
+    check_classes(source.class_names, source.train.labels, source.test.labels, folder)
+    return source
 
 
 def _local_folder(name: str, data_dir: str | Path | None) -> Path | None:
@@ -80,24 +104,24 @@ def _local_folder(name: str, data_dir: str | Path | None) -> Path | None:
     return Path(base) / name if base and (Path(base) / name).is_dir() else None
 
 
-def _check_number_of_classes(name: str, known: Known, source: Source, folder: Path) -> None:
-    if known.classes is not None and len(source.class_names) != known.classes:
+def _check_number_of_classes(name: str, info: DatasetInfo, source: Source, folder: Path) -> None:
+    if info.classes is not None and len(source.class_names) != info.classes:
         shown = ", ".join(source.class_names[:10]) + (", ..." if len(source.class_names) > 10 else "")
         raise DataError(
-            f"{folder} holds {len(source.class_names)} classes ({shown}), expected the {known.classes} of {name}; pass the folder of "
+            f"{folder} holds {len(source.class_names)} classes ({shown}), expected the {info.classes} of {name}; pass the folder of "
             f"{name}, or take the dataset 'folder' (--data folder) for a set of your own"
         )
 
 
 def _undecoded(
-    source: Source, origin: str, known: Known, size: int | None, allowed: tuple[int, int], folder: Path, reading: Reading
+    source: Source, origin: str, info: DatasetInfo, size: int | None, allowed: tuple[int, int], folder: Path, reading: Reading
 ) -> Callable[[], Undecoded]:
     def looked_at() -> Undecoded:
-        if known.channels is not None and size is not None:
-            return Undecoded(source, origin, known.channels, size, reading)
+        if info.channels is not None and size is not None:
+            return Undecoded(source, origin, info.channels, size, reading)
         surveys = [survey(part.images()) for part in (source.train, source.test)]
         sizes = surveys[0].sizes + surveys[1].sizes
-        channels = known.channels or (1 if surveys[0].all_grey and surveys[1].all_grey else 3)
+        channels = info.channels or (1 if surveys[0].all_grey and surveys[1].all_grey else 3)
         if size is not None or not sizes:  # without sizes all are damaged, which decoding tells
             return Undecoded(source, origin, channels, size or allowed[0], reading)
         shown = ", ".join(f"{width}x{height}" for (width, height), _ in sizes.most_common(5))

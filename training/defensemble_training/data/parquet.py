@@ -1,5 +1,7 @@
 """A dataset as parquet files in the layout of the Hugging Face hub: one row an image, encoded bytes in it, and a label."""
 
+from __future__ import annotations
+
 import json
 import re
 from collections.abc import Iterator, Sequence

@@ -1,5 +1,7 @@
 """The datasets that go by a name: their size, their channels, their classes, and where the Hugging Face hub has them."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 _TEST_FIRST = ("test", "validation", "valid", "val")
@@ -7,7 +9,7 @@ _VALIDATION_FIRST = ("validation", "valid", "val", "test")  # where the classes 
 
 
 @dataclass(frozen=True)
-class Known:
+class DatasetInfo:
     """What is known of a dataset before it is seen.
 
     Attributes:
@@ -27,11 +29,11 @@ class Known:
     test_splits: tuple[str, ...] = _TEST_FIRST
 
 
-KNOWN = {
-    "mnist": Known(28, channels=1, classes=10, repository="ylecun/mnist", flip=False),
-    "cifar10": Known(32, classes=10, repository="uoft-cs/cifar10"),
-    "tiny-imagenet": Known(64, classes=200, repository="zh-plus/tiny-imagenet", test_splits=_VALIDATION_FIRST),
-    "imagenet": Known(224, classes=1000, repository="ILSVRC/imagenet-1k", test_splits=_VALIDATION_FIRST),
-    "stylized-imagenet": Known(224, classes=1000, test_splits=_VALIDATION_FIRST),
-    "folder": Known(None, channels=None),
+DATASET_INFOS = {
+    "mnist": DatasetInfo(28, channels=1, classes=10, repository="ylecun/mnist", flip=False),
+    "cifar10": DatasetInfo(32, classes=10, repository="uoft-cs/cifar10"),
+    "tiny-imagenet": DatasetInfo(64, classes=200, repository="zh-plus/tiny-imagenet", test_splits=_VALIDATION_FIRST),
+    "imagenet": DatasetInfo(224, classes=1000, repository="ILSVRC/imagenet-1k", test_splits=_VALIDATION_FIRST),
+    "stylized-imagenet": DatasetInfo(224, classes=1000, test_splits=_VALIDATION_FIRST),
+    "folder": DatasetInfo(None, channels=None),
 }

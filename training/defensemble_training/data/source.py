@@ -1,5 +1,7 @@
 """What a dataset looks like before it is decoded: labels, encoded images, and the files that hold them, whatever the layout."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from defensemble_images.folders import Skipped, contents
+from defensemble_images.folders import Skipped
 from defensemble_images.reader import Encoded
 
 from ..errors import DataError
@@ -48,29 +50,6 @@ class Source:
     test: EncodedPart
     files: tuple[FileState, ...]
     skipped: Skipped = field(default_factory=Skipped)
-
-
-def source_in(folder: Path, test_splits: Sequence[str], max_memory: int | None = None) -> Source:
-    """Recognise what a folder holds: parquet files as the Hugging Face hub has them, or class folders of images.
-
-    Args:
-        folder: where the dataset lies.
-        test_splits: names of the test part, the preferred one first.
-        max_memory: bytes that a row group of a parquet file may take; None: half of the free memory.
-
-    Raises:
-        DataError: there is no such folder, it holds neither, or what it holds is damaged or incomplete.
-    """
-    from .class_folders import folders_source
-    from .parquet import parquet_source
-
-    if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder; {EXPECTED}")
-    source = parquet_source(folder, test_splits, max_memory) or folders_source(folder, test_splits)
-    if source is None:
-        raise DataError(f"{folder} holds no dataset of a layout that is known, but {contents(folder)}; {EXPECTED}")
-    check_classes(source.class_names, source.train.labels, source.test.labels, folder)
-    return source
 
 
 def check_classes(

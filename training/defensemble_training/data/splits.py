@@ -1,5 +1,7 @@
 """Which images are held out: by keys that follow from a text alone, so that a split never changes."""
 
+from __future__ import annotations
+
 import numpy as np
 import numpy.typing as npt
 

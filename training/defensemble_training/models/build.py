@@ -1,5 +1,7 @@
 """From a spec to a network: the architectures that exist."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 from torch import nn

@@ -1,5 +1,7 @@
 """The defective layer: a fixed mask on a layer's output."""
 
+from __future__ import annotations
+
 import numpy as np
 import torch
 from torch import nn

@@ -5,11 +5,13 @@ block i; the last block has none). The stem, the inputs of the 3x3 convolutions 
 Sources: arXiv 1608.06993 for the network, arXiv 1911.08432 for the masks.
 """
 
+from __future__ import annotations
+
 import torch
 from torch import nn
 from torch.nn import functional
 
-from .layers import Normalize, Shape, channels_in_block, constant_network, conv1x1, conv3x3, keeps_nothing, site
+from .layers import Normalize, Shape, channels_in_block, constant_network, conv1x1, conv3x3, drops_everything, mask_layer_at
 from .spec import ModelSpec
 
 DEPTHS = (6, 12, 24, 16)
@@ -22,7 +24,7 @@ class DenseLayer(nn.Module):
     def __init__(self, spec: ModelSpec, block: int, path: str, shape: Shape, growth: int) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(shape[0])
-        self.defect = site(spec, block, f"{path}.defect", shape)
+        self.defect = mask_layer_at(spec, block, f"{path}.defect", shape)
         self.conv1 = conv1x1(shape[0], BOTTLENECK * growth)
         self.bn2 = nn.BatchNorm2d(BOTTLENECK * growth)
         self.conv2 = conv3x3(BOTTLENECK * growth, growth)
@@ -40,9 +42,9 @@ class Transition(nn.Module):
     def __init__(self, spec: ModelSpec, block: int, path: str, shape: Shape) -> None:
         super().__init__()
         self.bn = nn.BatchNorm2d(shape[0])
-        self.defect = site(spec, block, f"{path}.defect", shape)
+        self.defect = mask_layer_at(spec, block, f"{path}.defect", shape)
         self.conv = conv1x1(shape[0], shape[0] // 2)
-        if keeps_nothing(self.defect):
+        if drops_everything(self.defect):
             raise constant_network(spec, path, shape)
 
     def forward(self, activations: torch.Tensor) -> torch.Tensor:

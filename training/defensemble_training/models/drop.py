@@ -4,6 +4,8 @@ Unlike a mask they are drawn anew for every batch, from torch's global random ge
 in exported graphs, they do nothing.
 """
 
+from __future__ import annotations
+
 import torch
 from torch import nn
 from torch.nn import functional

@@ -1,5 +1,7 @@
 """The pieces that architectures share: normalisation, convolution with BatchNorm and mask, and what stands where a mask goes."""
 
+from __future__ import annotations
+
 import torch
 from torch import nn
 
@@ -36,7 +38,7 @@ class Normalize(nn.Module):
 
 
 class ConvUnit(nn.Module):
-    """Convolution, BatchNorm, then what `site` gave; no activation."""
+    """Convolution, BatchNorm, then what `mask_layer_at` gave; no activation."""
 
     def __init__(self, conv: nn.Conv2d, defect: nn.Module) -> None:
         super().__init__()
@@ -49,7 +51,7 @@ class ConvUnit(nn.Module):
         return self.defect(self.bn(self.conv(activations)))  # type: ignore[no-any-return]
 
 
-def site(spec: ModelSpec, block: int, path: str, shape: Shape) -> nn.Module:
+def mask_layer_at(spec: ModelSpec, block: int, path: str, shape: Shape) -> nn.Module:
     """Return what follows the tensor (C, H, W) of a block: its `Defect`, the spec's drop, both as one module, or an identity.
 
     The module path is the name that seeds the mask.
@@ -57,16 +59,16 @@ def site(spec: ModelSpec, block: int, path: str, shape: Shape) -> nn.Module:
     drop = drop_of(spec.drop) if spec.drop is not None and spec.drop.keep < 1 and block in spec.drop.blocks else None
     if spec.keep == 1.0 or block not in spec.blocks:
         return nn.Identity() if drop is None else drop
-    undrawn = torch.get_default_device().type == "meta"  # there a mask has its shape and, as everything else, no values
-    drawn = (1, 1, 1) if undrawn else shape
+    is_meta = torch.get_default_device().type == "meta"  # there a mask has its shape and, as everything else, no values
+    drawn = (1, 1, 1) if is_meta else shape
     mask = defect_mask(drawn, spec.keep, spec.pattern, spec.sampling, seed=spec.mask_seed, name=path)
     defect = Defect(mask) if drop is None else DefectThenDrop(mask, drop)
-    if undrawn:
+    if is_meta:
         defect.mask = torch.empty(mask_shape(shape, spec.pattern), dtype=torch.bool)
     return defect
 
 
-def keeps_nothing(layer: nn.Module) -> bool:
+def drops_everything(layer: nn.Module) -> bool:
     """Tell whether a mask zeroes its whole tensor; one without values, on the device `meta`, is not known to."""
     return isinstance(layer, Defect) and not layer.mask.is_meta and not bool(layer.mask.any())
 

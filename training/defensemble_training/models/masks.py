@@ -12,6 +12,8 @@ The algorithm is fixed (version 1), so that one seed gives the same bytes on eve
 generators, whose streams may change between versions.
 """
 
+from __future__ import annotations
+
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
@@ -21,12 +23,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import SpecError
+from ..validation import REAL, checked_choice, checked_integer
 
 PATTERNS = ("neuron", "channel", "shared")
 SAMPLINGS = ("bernoulli", "exact")
-
-INTEGRAL = (int, np.integer)
-REAL = (int, float, np.integer, np.floating)
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -113,26 +113,3 @@ def checked_keep(keep: object) -> float:
     if isinstance(keep, bool) or not isinstance(keep, REAL) or not 0 < keep <= 1:
         raise SpecError(f"keep must be in (0, 1], got {keep!r}; 1.0 is the standard network")
     return float(keep)
-
-
-def checked_integer(what: str, value: object, *, minimum: int, maximum: int | None = None) -> int:
-    """Return an integer that is at least `minimum` and, where there is a `maximum`, at most that.
-
-    Raises:
-        SpecError: it is not an integer, too small or too large.
-    """
-    if isinstance(value, bool) or not isinstance(value, INTEGRAL) or int(value) < minimum:
-        raise SpecError(f"{what} must be an integer of at least {minimum}, got {value!r}")
-    if maximum is not None and int(value) > maximum:
-        raise SpecError(f"{what} must be an integer of at most {maximum}, got {value!r}")
-    return int(value)
-
-
-def checked_choice(what: str, value: object, choices: Sequence[str]) -> None:
-    """Raise unless a value is one of the names that exist.
-
-    Raises:
-        SpecError: it is not.
-    """
-    if value not in choices:
-        raise SpecError(f"{what} must be one of {', '.join(choices)}; got {value!r}")

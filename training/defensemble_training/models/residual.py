@@ -3,13 +3,26 @@
 Source: arXiv 1512.03385 for the networks, arXiv 1911.08432 for the masks.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from .layers import ConvUnit, Normalize, Shape, channels_in_block, constant_network, conv1x1, conv3x3, keeps_nothing, site, strided
+from .layers import (
+    ConvUnit,
+    Normalize,
+    Shape,
+    channels_in_block,
+    constant_network,
+    conv1x1,
+    conv3x3,
+    drops_everything,
+    mask_layer_at,
+    strided,
+)
 from .spec import ModelSpec
 
 
@@ -37,15 +50,15 @@ class BasicUnit(Unit):
         self.shape = strided(shape_in, channels, stride)
         self.conv1 = conv3x3(shape_in[0], channels, stride)
         self.bn1 = nn.BatchNorm2d(channels)
-        self.defect1 = site(spec, block, f"{path}.defect1", self.shape)
+        self.defect1 = mask_layer_at(spec, block, f"{path}.defect1", self.shape)
         self.conv2 = conv3x3(channels, channels)
         self.bn2 = nn.BatchNorm2d(channels)
-        self.defect2 = site(spec, block, f"{path}.defect2", self.shape)
+        self.defect2 = mask_layer_at(spec, block, f"{path}.defect2", self.shape)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or shape_in[0] != channels:
-            defect = site(spec, block, f"{path}.shortcut.defect", self.shape) if self.mask_on_projection else nn.Identity()
+            defect = mask_layer_at(spec, block, f"{path}.shortcut.defect", self.shape) if self.mask_on_projection else nn.Identity()
             self.shortcut = ConvUnit(conv1x1(shape_in[0], channels, stride), defect)
-            if keeps_nothing(defect) and (keeps_nothing(self.defect1) or keeps_nothing(self.defect2)):
+            if drops_everything(defect) and (drops_everything(self.defect1) or drops_everything(self.defect2)):
                 raise constant_network(spec, path, self.shape)
 
     def forward(self, activations: torch.Tensor) -> torch.Tensor:
@@ -78,8 +91,8 @@ class ResidualNetwork(nn.Module):
         size, stride = (7, 2) if spec.stem == "imagenet" else (3, 1)
         shape = strided(spec.input_shape, channels, stride)
         conv = nn.Conv2d(spec.input_shape[0], channels, size, stride, padding=size // 2, bias=False)
-        self.stem = ConvUnit(conv, site(spec, 0, "stem.defect", shape) if mask_on_stem else nn.Identity())
-        if keeps_nothing(self.stem.defect):
+        self.stem = ConvUnit(conv, mask_layer_at(spec, 0, "stem.defect", shape) if mask_on_stem else nn.Identity())
+        if drops_everything(self.stem.defect):
             raise constant_network(spec, "stem", shape)
         self.pool: nn.Module = nn.Identity()
         if spec.stem == "imagenet":

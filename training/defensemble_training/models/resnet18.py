@@ -1,5 +1,7 @@
 """ResNet-18: four stages of two units of two 3x3 convolutions. Masks: the stem, every convolution and every projection of a block."""
 
+from __future__ import annotations
+
 from .residual import BasicUnit, ResidualNetwork
 from .spec import ModelSpec
 

@@ -1,10 +1,12 @@
 """ResNet-50: stages of three, four, six and three bottlenecks. Masks: the stem and the 3x3 convolution of each bottleneck."""
 
+from __future__ import annotations
+
 import torch
 from torch import nn
 from torch.nn import functional
 
-from .layers import ConvUnit, Shape, conv1x1, conv3x3, site, strided
+from .layers import ConvUnit, Shape, conv1x1, conv3x3, mask_layer_at, strided
 from .residual import ResidualNetwork, Unit
 from .spec import ModelSpec
 
@@ -21,7 +23,7 @@ class Bottleneck(Unit):
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv2 = conv3x3(channels, channels, stride)
         self.bn2 = nn.BatchNorm2d(channels)
-        self.defect2 = site(spec, block, f"{path}.defect2", strided(shape_in, channels, stride))
+        self.defect2 = mask_layer_at(spec, block, f"{path}.defect2", strided(shape_in, channels, stride))
         self.conv3 = conv1x1(channels, self.shape[0])
         self.bn3 = nn.BatchNorm2d(self.shape[0])
         self.shortcut: nn.Module = nn.Identity()

@@ -5,11 +5,13 @@ projection reads the activations that the unit's first convolution reads, masked
 Sources: arXiv 1603.05027 for the units, arXiv 1709.01507 for squeeze-and-excitation, arXiv 1911.08432 for the masks.
 """
 
+from __future__ import annotations
+
 import torch
 from torch import nn
 from torch.nn import functional
 
-from .layers import Shape, constant_network, conv1x1, conv3x3, keeps_nothing, site, strided
+from .layers import Shape, constant_network, conv1x1, conv3x3, drops_everything, mask_layer_at, strided
 from .residual import ResidualNetwork, Unit
 from .spec import ModelSpec
 
@@ -37,16 +39,16 @@ class PreActivationUnit(Unit):
         super().__init__()
         self.shape = strided(shape_in, channels, stride)
         self.bn1 = nn.BatchNorm2d(shape_in[0])
-        self.defect1 = site(spec, block, f"{path}.defect1", shape_in)
+        self.defect1 = mask_layer_at(spec, block, f"{path}.defect1", shape_in)
         self.conv1 = conv3x3(shape_in[0], channels, stride)
         self.bn2 = nn.BatchNorm2d(channels)
-        self.defect2 = site(spec, block, f"{path}.defect2", self.shape)
+        self.defect2 = mask_layer_at(spec, block, f"{path}.defect2", self.shape)
         self.conv2 = conv3x3(channels, channels)
         self.scale = SqueezeExcitation(channels)
         self.projection: nn.Module | None = None
         if stride != 1 or shape_in[0] != channels:
             self.projection = conv1x1(shape_in[0], channels, stride)
-            if keeps_nothing(self.defect1):
+            if drops_everything(self.defect1):
                 raise constant_network(spec, path, shape_in)
 
     def forward(self, activations: torch.Tensor) -> torch.Tensor:

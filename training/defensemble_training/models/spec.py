@@ -1,5 +1,7 @@
 """What a network is: every hyper-parameter as a value of one frozen dataclass."""
 
+from __future__ import annotations
+
 import dataclasses
 import json
 import math
@@ -8,7 +10,8 @@ from dataclasses import dataclass
 from typing import SupportsFloat
 
 from ..errors import SpecError
-from .masks import INTEGRAL, PATTERNS, REAL, SAMPLINGS, checked_choice, checked_integer, checked_keep
+from ..validation import INTEGRAL, REAL, checked_choice, checked_integer
+from .masks import PATTERNS, SAMPLINGS, checked_keep
 
 STEMS = ("cifar", "imagenet")
 DROPS = ("spatial_dropout", "drop_block")
@@ -147,7 +150,7 @@ class ModelSpec:
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> "ModelSpec":
+    def from_json(cls, text: str) -> ModelSpec:
         """Read a spec from JSON; fields with a default may be missing.
 
         Raises:

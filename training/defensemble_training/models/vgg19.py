@@ -5,11 +5,13 @@ BatchNorm and before its ReLU.
 Sources: arXiv 1409.1556 for the network, arXiv 1911.08432 for the masks.
 """
 
+from __future__ import annotations
+
 import torch
 from torch import nn
 from torch.nn import functional
 
-from .layers import ConvUnit, Normalize, Shape, channels_in_block, constant_network, keeps_nothing, site
+from .layers import ConvUnit, Normalize, Shape, channels_in_block, constant_network, drops_everything, mask_layer_at
 from .spec import ModelSpec
 
 GROUPS = ((1, 2), (2, 2), (4, 4), (8, 4), (8, 4))  # (channels in units of the width, convolutions)
@@ -23,8 +25,8 @@ class Group(nn.Sequential):
         for index in range(depth):
             shape_in, shape = shape[0], (channels, *shape[1:])
             conv = nn.Conv2d(shape_in, channels, 3, padding=1)
-            units.append(ConvUnit(conv, site(spec, block, f"{path}.{index}.defect", shape)))
-            if keeps_nothing(units[-1].defect):
+            units.append(ConvUnit(conv, mask_layer_at(spec, block, f"{path}.{index}.defect", shape)))
+            if drops_everything(units[-1].defect):
                 raise constant_network(spec, f"{path}.{index}", shape)
         super().__init__(*units)
 

@@ -1,5 +1,7 @@
 """Defective layers in a network of the user's own: masks behind the layers that the user names."""
 
+from __future__ import annotations
+
 import copy
 import difflib
 from collections.abc import Sequence
@@ -9,9 +11,10 @@ import torch
 from torch import nn
 
 from ..errors import SpecError
+from ..validation import checked_choice, checked_integer
 from .defect import Defect
 from .layers import Shape
-from .masks import PATTERNS, SAMPLINGS, checked_choice, checked_integer, checked_keep, defect_mask
+from .masks import PATTERNS, SAMPLINGS, checked_keep, defect_mask
 
 
 class DefectiveLayer(nn.Module):

@@ -4,6 +4,8 @@
 convolution of a block, never a projection.
 """
 
+from __future__ import annotations
+
 from .residual import BasicUnit, ResidualNetwork
 from .spec import ModelSpec
 

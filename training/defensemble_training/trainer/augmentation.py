@@ -3,21 +3,12 @@
 All of it follows from the seed and the step alone: nothing has to be remembered where a run is resumed, and the processes of a run agree.
 """
 
-import hashlib
+from __future__ import annotations
 
 import torch
 from torch.nn import functional
 
-
-def stream(seed: int, *of: object, device: torch.device | str = "cpu") -> torch.Generator:
-    """Return a random generator of its own for whatever `of` names, such as ("step", 17)."""
-    return torch.Generator(device).manual_seed(derived_seed(seed, *of))
-
-
-def derived_seed(seed: int, *of: object) -> int:
-    """Return a seed, 0 to 2**63 - 1, that follows from another one and a name."""
-    text = ":".join(["defensemble-train-v1", str(seed), *map(str, of)])
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+from ..seeding import stream
 
 
 def epoch_order(seed: int, epoch: int, count: int, batch_size: int) -> tuple[torch.Tensor, ...]:

@@ -4,6 +4,8 @@ Fabric, and not Accelerate: it is an object that a function makes and drops, whe
 one process (a demo, a test) share; it leaves the loop, the data and the checkpoints to us; and it brings six small packages.
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..errors import SpecError, TrainingError
-from ..models.masks import checked_choice, checked_integer
+from ..validation import checked_choice, checked_integer
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -69,7 +71,7 @@ class Compute:
         """`fp32` or `bf16`."""
         return self.precision or ("bf16" if self.on_gpu else "fp32")
 
-    def fabric(self) -> "Fabric":
+    def fabric(self) -> Fabric:
         """Start the run's processes, and return what connects this one to the others.
 
         Raises:
@@ -114,7 +116,7 @@ def _under_torchrun() -> bool:
 
 
 @contextmanager
-def memory_told(batch_size: int) -> Iterator[None]:
+def translate_out_of_memory(batch_size: int) -> Iterator[None]:
     """Turn an end of memory into an error that says which option lowers the need.
 
     Raises:

@@ -1,5 +1,7 @@
 """Where a run's training images lie: on the device as a whole if they fit, else in their file, of which each step reads its part."""
 
+from __future__ import annotations
+
 import numpy as np
 import torch
 
@@ -11,7 +13,7 @@ from ..data.dataset import Part
 _LARGEST_SHARE = 0.4
 
 
-class Pixels:
+class DeviceDataset:
     """The images and labels of a part, by numbers."""
 
     def __init__(self, part: Part, device: torch.device) -> None:

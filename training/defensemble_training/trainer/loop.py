@@ -1,5 +1,7 @@
 """The steps of a training run: forward, backward, SGD, and what is kept on the way."""
 
+from __future__ import annotations
+
 import copy
 import fcntl
 import os
@@ -21,18 +23,19 @@ from ..attacks.gradient import attack
 from ..data.dataset import Part
 from ..errors import DivergedError, Interrupted, TrainingError
 from ..evaluation import count_right
-from .augmentation import augmented, batches_of, derived_seed, epoch_order, floats, stream
+from ..seeding import derived_seed, stream
+from .augmentation import augmented, batches_of, epoch_order, floats
 from .compute import Compute
-from .device_data import Pixels
+from .device_data import DeviceDataset
 from .recipe import Recipe
-from .run_log import CURVE_FILE, Journal, write_curve
+from .run_log import CURVE_FILE, RunLog, write_curve
 from .run_state import STATE_FILE, RunFolder, RunState, check_same_run, load_state, save_state
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-# Between two looks at what only all processes together know, and at a GPU's sums, which stop it.
-_LOOK_EVERY = 20
+# Steps between two synchronisations of the processes, and of a GPU's sums, which stop it.
+_SYNCHRONISE_EVERY = 20
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class Loop:
 
     def __init__(
         self,
-        fabric: "Fabric",
+        fabric: Fabric,
         module: nn.Module,
         training: Part,
         chosen_by: Part | None,
@@ -90,7 +93,7 @@ class Loop:
             nesterov=recipe.nesterov,
         )
         self._forward, self._optimizer = fabric.setup(cast(nn.Module, torch.compile(module)) if compute.compile else module, optimizer)
-        self._pixels = Pixels(training, fabric.device)
+        self._dataset = DeviceDataset(training, fabric.device)
         self.state = RunState({})
 
     @property
@@ -98,12 +101,12 @@ class Loop:
         """Of the whole run."""
         return self.recipe.epochs * self._batches
 
-    def share(self, count: int) -> slice:
+    def local_slice(self, count: int) -> slice:
         """Return this process's images of `count`."""
         rank, world = self.fabric.global_rank, self.fabric.world_size
         return slice(count * rank // world, count * (rank + 1) // world)
 
-    def summed(self, value: float) -> float:
+    def all_reduce_sum(self, value: float) -> float:
         """Return the sum of a number over all processes."""
         if self.fabric.world_size == 1:
             return value
@@ -122,7 +125,7 @@ class Loop:
         self._restore(found)
         return True
 
-    def go(self, identity: dict[str, Any], run: RunFolder | None, on_progress: Callable[[TrainingProgress], None] | None) -> None:
+    def run(self, identity: dict[str, Any], run: RunFolder | None, on_progress: Callable[[TrainingProgress], None] | None) -> None:
         """Do all steps that are not done yet.
 
         Raises:
@@ -130,11 +133,11 @@ class Loop:
         """
         self.state.identity = identity
         with self._held(run):
-            self._go(run, on_progress)
+            self._run(run, on_progress)
 
-    def _go(self, run: RunFolder | None, on_progress: Callable[[TrainingProgress], None] | None) -> None:
+    def _run(self, run: RunFolder | None, on_progress: Callable[[TrainingProgress], None] | None) -> None:
         first = self.fabric.is_global_zero
-        journal = self._opened(run) if run is not None else None
+        run_log = self._opened(run) if run is not None else None
         resumed_at = self.state.step
         self.module.train()
         clock = _Clock(self.state.seconds)
@@ -148,24 +151,24 @@ class Loop:
                     sums += self._step(order[index])
                     self.state.step += 1
                     last = index == self._batches - 1
-                    if last or self.fabric.device.type != "cuda" or self.state.step % _LOOK_EVERY == 0:
-                        self._look(sums, epoch, run, journal)
+                    if last or self.fabric.device.type != "cuda" or self.state.step % _SYNCHRONISE_EVERY == 0:
+                        self._synchronise(sums, epoch, run, run_log)
                         if on_progress is not None and first:
                             on_progress(self._progress(epoch, resumed_at))
                     if self._agreed(bool(interrupts), last=last):
                         self.state.seconds = clock.seconds
-                        self._interrupt(sums, run, journal)
+                        self._interrupt(sums, run, run_log)
                     due = run is not None and not last and time.monotonic() - saved_at > run.save_every_s
                     if run is not None and self._agreed(due, last=last):
                         self.state.seconds = clock.seconds
-                        self._look(sums, epoch, run, journal)
+                        self._synchronise(sums, epoch, run, run_log)
                         self._save(run)
                         saved_at = time.monotonic()
                 self.state.seconds = clock.seconds
-                self._end_epoch(epoch, run, journal)
+                self._end_epoch(epoch, run, run_log)
                 saved_at = time.monotonic()
-        if journal is not None and first:
-            journal.write("end", {"step": self.state.step, "seconds": round(self.state.seconds, 3)})
+        if run_log is not None and first:
+            run_log.write("end", {"step": self.state.step, "seconds": round(self.state.seconds, 3)})
 
     @contextmanager
     def _held(self, run: RunFolder | None) -> Iterator[None]:
@@ -184,16 +187,16 @@ class Loop:
                     fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with this process, whatever ends it
                 except BlockingIOError:
                     taken = True
-            if self.summed(float(taken)) > 0:
+            if self.all_reduce_sum(float(taken)) > 0:
                 raise TrainingError(f"another run is at work in {run.path}: wait for its end, stop it, or name another folder (--run)")
             yield
         finally:
             if held is not None:
                 os.close(held)
 
-    def _opened(self, run: RunFolder) -> Journal:
+    def _opened(self, run: RunFolder) -> RunLog:
         """Take up the state in a run's folder, or begin anew."""
-        journal = Journal(run.path, run.tensorboard if self.fabric.is_global_zero else None)
+        run_log = RunLog(run.path, run.tensorboard if self.fabric.is_global_zero else None)
         found = None if run.anew and not run.resume else load_state(run.path)
         if found is not None and not run.resume:
             raise TrainingError(
@@ -205,14 +208,14 @@ class Loop:
             if self.fabric.is_global_zero:
                 run.finish()
                 if run.anew:
-                    journal.clear()
-                journal.write("start", {**self.state.identity, "steps": self.steps})
-            return journal
+                    run_log.clear()
+                run_log.write("start", {**self.state.identity, "steps": self.steps})
+            return run_log
         check_same_run(found.identity, self.state.identity, run.path)
         self._restore(found)
         if self.fabric.is_global_zero:
-            journal.write("resume", {"step": found.step})
-        return journal
+            run_log.write("resume", {"step": found.step})
+        return run_log
 
     def _restore(self, found: RunState) -> None:
         self.state = found
@@ -229,10 +232,10 @@ class Loop:
     def _step(self, chosen: torch.Tensor) -> torch.Tensor:
         """Do one step on this process's share of a batch; return loss, right and seen of it as sums."""
         step, whole = self.state.step, len(chosen)
-        share = self.share(whole)
+        share = self.local_slice(whole)
         # Whatever else draws (dropout) draws by step and process too.
         torch.manual_seed(derived_seed(self.seed, "draws", step, self.fabric.global_rank))
-        pixels, labels = self._pixels[chosen[share]]
+        pixels, labels = self._dataset[chosen[share]]
         generator = stream(self.seed, "step", step, device=self.fabric.device)
         moved = augmented(pixels, generator, largest_shift=self.recipe.largest_shift, flip=self._flip, whole=whole, share=share)
         images = floats(moved).contiguous(memory_format=self._memory)
@@ -260,13 +263,13 @@ class Loop:
         except TrainingError as error:
             raise DivergedError(f"the attack on step {step + 1} of {self.steps} failed: {error}; take a lower learning_rate") from error
 
-    def _look(self, sums: torch.Tensor, epoch: int, run: RunFolder | None, journal: Journal | None) -> None:
+    def _synchronise(self, sums: torch.Tensor, epoch: int, run: RunFolder | None, run_log: RunLog | None) -> None:
         loss, right, seen = sums.tolist()
         if not np.isfinite(loss):
             where = f"epoch {epoch}, step {self.state.step} of {self.steps}"
             told = f"the loss is {loss} at {where}, with learning_rate={self.recipe.learning_rate}"
-            if journal is not None and self.fabric.is_global_zero:
-                journal.write("failed", {"step": self.state.step, "why": told})
+            if run_log is not None and self.fabric.is_global_zero:
+                run_log.write("failed", {"step": self.state.step, "why": told})
             raise DivergedError(f"{told}; it must be finite; take a lower learning_rate (--learning-rate)")
         self.state.sums = (loss, int(right), int(seen))
 
@@ -276,12 +279,12 @@ class Loop:
         steps, epochs = self.steps, self.recipe.epochs
         return TrainingProgress(epoch, epochs, self.state.step, steps, loss / seen, right / seen, held_out, resumed_at)
 
-    def _end_epoch(self, epoch: int, run: RunFolder | None, journal: Journal | None) -> None:
-        loss, right, seen = (self.summed(value) for value in self.state.sums)
+    def _end_epoch(self, epoch: int, run: RunFolder | None, run_log: RunLog | None) -> None:
+        loss, right, seen = (self.all_reduce_sum(value) for value in self.state.sums)
         held_out = None
         if self._chosen_by is not None:
             of = len(self._chosen_by)
-            held_out = self.summed(count_right(self.module, self._chosen_by, share=self.share(of))) / of
+            held_out = self.all_reduce_sum(count_right(self.module, self._chosen_by, share=self.local_slice(of))) / of
             if self.recipe.choose == "best" and (self.state.best_accuracy is None or held_out > self.state.best_accuracy):
                 self.state.best_accuracy = held_out
                 self.state.best = copy.deepcopy(self.module.state_dict())
@@ -297,8 +300,8 @@ class Loop:
         self.state.history.append(row)
         self.state.sums = (0.0, 0, 0)
         if run is not None:
-            if journal is not None and self.fabric.is_global_zero:
-                journal.write("epoch", row)
+            if run_log is not None and self.fabric.is_global_zero:
+                run_log.write("epoch", row)
             self._save(run)
 
     def _save(self, run: RunFolder) -> None:
@@ -309,7 +312,7 @@ class Loop:
             )
         momenta = {name: self._optimizer.state.get(parameter, {}) for name, parameter in self.module.named_parameters()}
         self.state.momentum = {name: kept["momentum_buffer"] for name, kept in momenta.items() if kept.get("momentum_buffer") is not None}
-        total = tuple(self.summed(value) for value in self.state.sums)
+        total = tuple(self.all_reduce_sum(value) for value in self.state.sums)
         if self.fabric.is_global_zero:
             save_state(run.path, replace(self.state, sums=(total[0], int(total[1]), int(total[2]))))
             if self.state.history:
@@ -320,18 +323,18 @@ class Loop:
         """Whether any process wants something now: all do it after the same step, or some would wait for the others for ever."""
         if self.fabric.world_size == 1:
             return wanted
-        return (last or self.state.step % _LOOK_EVERY == 0) and self.summed(float(wanted)) > 0
+        return (last or self.state.step % _SYNCHRONISE_EVERY == 0) and self.all_reduce_sum(float(wanted)) > 0
 
-    def _interrupt(self, sums: torch.Tensor, run: RunFolder | None, journal: Journal | None) -> None:
+    def _interrupt(self, sums: torch.Tensor, run: RunFolder | None, run_log: RunLog | None) -> None:
         assert run is not None
-        assert journal is not None
-        self._look(sums, self.state.step // self._batches, run, journal)
+        assert run_log is not None
+        self._synchronise(sums, self.state.step // self._batches, run, run_log)
         if self.state.step % self._batches == 0:
-            self._end_epoch(self.state.step // self._batches, run, journal)
+            self._end_epoch(self.state.step // self._batches, run, run_log)
         else:
             self._save(run)
         if self.fabric.is_global_zero:
-            journal.write("interrupted", {"step": self.state.step})
+            run_log.write("interrupted", {"step": self.state.step})
         raise Interrupted(f"interrupted after step {self.state.step} of {self.steps}; the state is saved in {run.path / STATE_FILE}")
 
 

@@ -5,6 +5,8 @@ divided by ten after 150 and 250. The authors keep the best epoch by test accura
 is kept, or with `choose="best"` the best by held-out images. `fast` is a one-cycle schedule with few epochs.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import math
 from collections.abc import Mapping
@@ -13,7 +15,7 @@ from typing import Any
 
 from ..attacks.presets import ATTACKS
 from ..errors import SpecError
-from ..models.masks import REAL, checked_choice, checked_integer
+from ..validation import REAL, checked_choice, checked_integer
 
 SCHEDULES = ("one-cycle", "steps")
 CHOICES = ("last", "best")
@@ -105,7 +107,7 @@ class Recipe:
         return {**dataclasses.asdict(self), "milestones": list(self.milestones)}
 
     @classmethod
-    def from_values(cls, values: object) -> "Recipe":
+    def from_values(cls, values: object) -> Recipe:
         """Read a recipe from the values of a JSON object.
 
         Raises:

@@ -1,5 +1,7 @@
 """What a run tells while it goes on: a log with one JSON object a line, and its learning curve as a picture."""
 
+from __future__ import annotations
+
 import io
 import json
 import warnings
@@ -15,7 +17,7 @@ LOG_FILE = "log.jsonl"
 CURVE_FILE = "learning_curve.png"
 
 
-class Journal:
+class RunLog:
     """The log of a run in its folder.
 
     Each line is an object with `event` (`start`, `resume`, `epoch`, `interrupted`, `failed` or `end`), `time` (UTC, ISO 8601), and what the

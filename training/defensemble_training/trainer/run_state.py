@@ -3,6 +3,8 @@
 Nothing random is in it: what a step draws follows from the seed and the step (`augmentation.py`).
 """
 
+from __future__ import annotations
+
 import json
 import warnings
 from collections.abc import Mapping
@@ -44,6 +46,11 @@ class RunFolder:
     anew: bool = False
     save_every_s: float = 300.0
     tensorboard: Path | None = None
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether the folder holds the state of a run that did not finish."""
+        return (self.path / STATE_FILE).exists()
 
     def own_files(self) -> set[Path]:
         """Names that a run writes under in its folder, resolved."""

@@ -8,6 +8,8 @@ keep 1.0: 0.9958, 0.9916; keep 0.3: 0.9898, 0.9805; keep 0.1: 0.9805, 0.9777. 3.
 that did other things too (torch 2.13).
 """
 
+from __future__ import annotations
+
 import json
 import platform
 from collections.abc import Callable, Iterator
@@ -22,11 +24,11 @@ from ..data.dataset import Dataset, Part, held_out
 from ..errors import DivergedError, SpecError
 from ..evaluation import count_right
 from ..models.build import build
-from ..models.masks import checked_integer
 from ..models.spec import ModelSpec
 from ..record import TrainingRecord
+from ..validation import checked_integer
 from .augmentation import batches_of
-from .compute import Compute, memory_told
+from .compute import Compute, translate_out_of_memory
 from .loop import Loop, TrainingProgress
 from .recipe import LARGEST_SEED, Recipe, recipe_from_preset
 from .run_state import LAST_GOOD_FILE, RunFolder
@@ -103,7 +105,7 @@ def train_module(
     recipe = recipe or recipe_from_preset("fast")
     compute = compute or Compute()
     training, chosen_by = _parts(dataset, recipe)
-    with _own_torch_state(compute.threads), memory_told(recipe.batch_size):
+    with _own_torch_state(compute.threads), translate_out_of_memory(recipe.batch_size):
         fabric = compute.fabric()
         _check_batches(len(training), recipe.batch_size, fabric.world_size)
         torch.manual_seed(seed)
@@ -121,11 +123,11 @@ def train_module(
             trained = make()
             trained.load_state_dict(loop.kept_weights())
             trained.to(fabric.device).eval()
-            right = loop.summed(count_right(trained, dataset.test, share=loop.share(len(dataset.test))))
+            right = loop.all_reduce_sum(count_right(trained, dataset.test, share=loop.local_slice(len(dataset.test))))
             return trained.cpu(), _record(dataset, recipe, seed, compute, loop, accuracy=right / len(dataset.test), command=command)
 
         try:
-            loop.go(identity, run, on_progress)
+            loop.run(identity, run, on_progress)
         except DivergedError as error:
             if run is None or spec is None or not loop.restore_last_good(run):
                 raise

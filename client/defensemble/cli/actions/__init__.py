@@ -1,1 +1,1 @@
-"""What each command does, without click."""
+"""What each command does once its options are read; click only prints, asks, and reports options that do not go together."""

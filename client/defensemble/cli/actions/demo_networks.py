@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import TextColumn
 
 from ..._exceptions import InputError
+from ..progress import progress_bar
 
 if TYPE_CHECKING:
     from defensemble_training import Dataset, ModelSpec, TrainingProgress
@@ -82,8 +83,7 @@ def networks_trained_on_digits(folder: Path, epochs: int | None, seed: int, cons
     dataset = load_dataset("digits", _IMAGE_SIZE)
     names = [*KEEPS, STANDARD]
     recipe = recipe_from_preset("fast", **({} if epochs is None else {"epochs": epochs}))
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with progress_bar(console, TextColumn("{task.fields[state]}")) as bar:
         task = bar.add_task("training", total=len(names), state="")
         for number, name in enumerate(names):
             spec = _spec(name, number, seed, dataset)

@@ -13,10 +13,10 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import Progress
 
 from ..._image_files import npy_images
 from ..local_servers import servers_of
+from ..progress import progress_bar
 from ..shell import this_command
 from .reports import summary
 
@@ -160,7 +160,7 @@ def _export(request: Request) -> list[str]:
     _warn_of_pixel_statistics(request)
     form, networks = _form(request, calibration), _networks(request)
     console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+    with progress_bar(console) as progress:
         task = progress.add_task("exporting", total=len(networks))
 
         def say(text: str) -> None:

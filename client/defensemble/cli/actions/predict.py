@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress
 from rich.table import Table
 
 from ..._client.client import Client
@@ -34,6 +33,7 @@ from ..._image_files import (
 )
 from ...results.intervals import rate
 from ..notes import print_note
+from ..progress import progress_bar
 
 if TYPE_CHECKING:
     from defensemble_images import Preprocessing, StoredArray
@@ -99,7 +99,7 @@ def predict_files(
     _check_memory(sources, info, size, largest, options.max_memory)
     rows: list[dict[str, Any]] = []
     total = sum(map(len, sources))
-    with Progress(console=Console(stderr=True), transient=True, disable=total <= size or not sys.stderr.isatty()) as progress:
+    with progress_bar(Console(stderr=True), shown=total > size) as progress:
         task = progress.add_task(f"asking {info.name}", total=total)
         for batch in _batches(_images(sources, info, preprocessing, options, counts), size, largest):
             prediction = client.predict(np.stack([image.values for image in batch]), outputs)

@@ -8,7 +8,6 @@ from pathlib import Path
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ..._client.client import Client
@@ -22,6 +21,7 @@ from ...results.intervals import Rate
 from ...results.provenance import provenance
 from ...results.result_file import check_writable, write_result
 from ..notes import print_note
+from ..progress import progress_bar
 
 _BATCH_SIZE = 64
 _FEW = 30  # images, of which a Wilson 95 % interval can be 34 points wide
@@ -70,8 +70,7 @@ def probe_noise_and_report(
     targets = _targets(client, names, options.resize)
     infos = list(targets)
     rule = _rule_giver(infos, options.resize)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with progress_bar(console) as progress:
         reading = progress.add_task("reading images", total=None)
 
         def on_reading(what: str, done: int, total: int | None) -> None:
@@ -85,7 +84,7 @@ def probe_noise_and_report(
     total = n * rounds * len(infos)
     settings = f"{rounds} settings (clean and {_counted(len(sigmas), 'sigma')})"
     console.print(f"{_counted(len(infos), 'model')} x {_counted(n, 'image')} x {settings} = {total} queries", highlight=False)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with progress_bar(console) as progress:
         task = progress.add_task("noise", total=total)
         result = probe_noise(
             {info.name: served(client, info.name) for info in infos},

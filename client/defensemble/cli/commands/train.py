@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from ..notes import print_note
 from ..reading_options import bytes_from_size
-from ..shell import as_typed, this_command
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from defensemble_training import TrainingProgress
 
 
 def _numbers(context: click.Context, option: click.Parameter, text: str | None) -> tuple[int, ...] | None:
@@ -115,40 +106,7 @@ def _recipe_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--resume", is_flag=True, help="Continue an interrupted run with the same options; start one if there is none.")
 @click.option("--tensorboard", type=click.Path(path_type=Path), metavar="DIR", help="Write the log for TensorBoard too.")
 @click.option("--force", is_flag=True, help="Overwrite OUTPUT, and discard an interrupted run.")
-def command(
-    output: Path,
-    data: str,
-    data_dir: Path | None,
-    size: int | None,
-    skip_damaged: bool,
-    max_memory: int | None,
-    arch: str,
-    keep: float,
-    blocks: tuple[int, ...],
-    pattern: str,
-    sampling: str,
-    mask_seed: int,
-    width: int | None,
-    channel_multiplier: int,
-    stem: str,
-    drop: str | None,
-    drop_keep: float | None,
-    drop_blocks: tuple[int, ...] | None,
-    preset: str,
-    seed: int,
-    device: str,
-    processes: int,
-    precision: str | None,
-    channels_last: bool | None,
-    compiled: bool,
-    threads: int | None,
-    half: bool,
-    run_folder: Path | None,
-    resume: bool,
-    tensorboard: Path | None,
-    force: bool,
-    **recipe_options: Any,
-) -> None:
+def command(**given: Any) -> None:
     r"""Train a CNN and write it with its masks, spec and training record to OUTPUT.safetensors.
 
     Test images choose nothing: the last epoch's weights are kept, or with --choose best those that do best on held-out images. A run can be
@@ -165,197 +123,6 @@ def command(
       defensemble train --data cifar10 --preset paper --keep 1.0 --adversarial adversarial-training robust.safetensors
       defensemble train --pattern channel --sampling exact --blocks 3,4 --force top.safetensors
     """
-    if output.suffix != ".safetensors":
-        raise click.BadParameter(f"expected a file name that ends in .safetensors, got {str(output)!r}", param_hint="OUTPUT")
-    if output.exists() and not (force or resume):
-        raise click.ClickException(f"{output} exists; choose another name, or overwrite it with --force")
-    if drop is None and (drop_keep is not None or drop_blocks is not None):
-        raise click.UsageError("--drop-keep and --drop-blocks are about --drop, which is not given")
-    if skip_damaged and data == "digits":
-        raise click.UsageError("--skip-damaged is about files of images, and digits come from none")
-    # After the cheap checks: this imports torch.
-    from defensemble_training import (
-        Compute,
-        Interrupted,
-        ModelSpec,
-        RunFolder,
-        check_writable,
-        is_first_process,
-        load_dataset,
-        recipe_from_preset,
-        save_checkpoint,
-        train,
-    )
+    from ..actions.train import Request, run
 
-    check_writable(output)
-    first = is_first_process()  # the others of a run start by the same command, and show nothing
-    changes = {name: value for name, value in recipe_options.items() if value is not None}
-    compute = Compute(device, processes, precision=precision, channels_last=channels_last, compile=compiled, threads=threads)
-    described: dict[str, Any] = {
-        "arch": arch,
-        "keep": keep,
-        "blocks": blocks,
-        "pattern": pattern,
-        "sampling": sampling,
-        "mask_seed": mask_seed,
-        "width": width if width is not None else 8 if data in ("digits", "mnist") else 64,
-        "channel_multiplier": channel_multiplier,
-        "drop": None if drop is None else _drop(drop, drop_keep, drop_blocks),
-    }
-    # Refused before images are decoded or downloaded.
-    best = changes.get("choose") == "best"
-    recipe_from_preset(preset, **{**({"held_out": 1} if best else {}), **changes})
-    ModelSpec(**described, stem=stem, input_shape=(3, 224, 224) if stem == "imagenet" else (3, 32, 32))
-    with _shown_loading(shown=first) as on_loading:
-        dataset = load_dataset(data, size, data_dir=data_dir, skip_damaged=skip_damaged, max_memory=max_memory, on_progress=on_loading)
-    for note in dataset.notes if first else ():
-        print_note(note)
-    if best:
-        changes.setdefault("held_out", len(dataset.train) // 10)
-    recipe = recipe_from_preset(preset, **changes)
-    spec = ModelSpec(
-        **described,
-        stem=stem,
-        mean=dataset.mean,
-        std=dataset.std,
-        num_classes=len(dataset.class_names),
-        input_shape=dataset.input_shape,
-    )
-    run = RunFolder(run_folder or output.with_suffix(".run"), resume=resume, anew=force, tensorboard=tensorboard)
-    if output.resolve() in run.own_files():
-        raise click.ClickException(f"{output} is a file of the run in {run.path}: name another OUTPUT, or another --run")
-    if output.exists() and not force:
-        _check_same(output, spec, recipe.to_values(), seed)
-        click.echo(f"{output} is there already: nothing to resume (--force trains it anew)", err=True)
-        return
-    try:
-        with _shown_progress(shown=first) as on_progress:
-            module, record = train(
-                spec, dataset, recipe=recipe, seed=seed, compute=compute, run=run, on_progress=on_progress, command=as_typed()
-            )
-    except Interrupted as error:
-        raise click.ClickException(f"{error}\ngo on with: {this_command()} {as_typed(with_option='--resume')}") from error
-    if not first:
-        return
-    save_checkpoint(output, module, spec, record, half=half)
-    run.finish()
-    _tell(output, module, record, run)
-
-
-def _drop(kind: str, keep: float | None, blocks: tuple[int, ...] | None) -> Any:
-    from defensemble_training import Drop
-
-    given: dict[str, Any] = {name: value for name, value in (("keep", keep), ("blocks", blocks)) if value is not None}
-    return Drop(kind, **given)
-
-
-def _check_same(output: Path, spec: Any, recipe: dict[str, Any], seed: int) -> None:
-    """Raise unless a finished checkpoint is the one that was asked for."""
-    from defensemble_training import read_metadata
-
-    found = read_metadata(output)
-    for what, got, wanted in (("spec", found.spec, spec), ("recipe", found.record.recipe, recipe), ("seed", found.record.seed, seed)):
-        if got != wanted:
-            raise click.ClickException(
-                f"{output} is finished, and was trained otherwise: its {what} is {got}, asked for was {wanted}; "
-                "choose another name, or train it anew with --force"
-            )
-
-
-def _tell(output: Path, module: Any, record: Any, run: Any) -> None:
-    from defensemble_training import defect_masks, mask_digest
-
-    masks = defect_masks(module)
-    right = round(record.accuracy * record.n_test)
-    click.echo(f"test accuracy {record.accuracy:.4f} ({right} of {record.n_test} images), trained in {record.seconds:.1f} s")
-    click.echo(f"{len(masks)} masks, digest {mask_digest(masks)}" if masks else "no masks: a standard network")
-    click.echo(f"wrote {output}; log and learning curve in {run.path}")
-    click.echo(f"export it: defensemble export {shlex.quote(str(output))}")
-
-
-@contextmanager
-def _shown_loading(*, shown: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on a terminal while images are decoded for the first time."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal)) as bar:
-        tasks: dict[str, Any] = {}
-
-        def on_progress(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=done, total=total)
-
-        yield on_progress
-
-
-@contextmanager
-def _shown_progress(*, shown: bool) -> Iterator[Callable[[TrainingProgress], None]]:
-    """A bar on a terminal, else a line an epoch, both on standard error."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if not (shown and console.is_terminal):
-        yield _line_an_epoch()  # told by the first process alone
-        return
-    with shown_as_bar(console) as on_progress:
-        yield on_progress
-
-
-@contextmanager
-def shown_as_bar(console: Console) -> Iterator[Callable[[TrainingProgress], None]]:
-    """A bar that shows a run on a terminal."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("epoch {task.fields[epoch]}"),
-        BarColumn(),
-        TextColumn("loss {task.fields[loss]}  train accuracy {task.fields[accuracy]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    # A drawing takes 1.2 ms beside training, from one of its threads, for which the others wait: benchmarks/training_overhead.py.
-    with Progress(*columns, console=console, refresh_per_second=1) as bar:
-        task = bar.add_task("training", total=None, epoch="-", loss="-", accuracy="-")
-        begun = False
-
-        def on_progress(progress: TrainingProgress) -> None:
-            nonlocal begun
-            if not begun:
-                # Speed and time left are of the steps of this process.
-                bar.reset(task, total=progress.steps, completed=progress.resumed_at)
-            bar.update(
-                task,
-                total=progress.steps,
-                completed=progress.step,
-                epoch=f"{progress.epoch}/{progress.epochs}",
-                loss=f"{progress.loss:.3f}",
-                accuracy=f"{progress.train_accuracy:.3f}",
-            )
-            if not begun:
-                bar.refresh()  # the first step at once: a run may be over within a second
-                begun = True
-
-        yield on_progress
-
-
-def _line_an_epoch() -> Callable[[TrainingProgress], None]:
-    import time
-
-    started = time.monotonic()
-
-    def on_progress(progress: TrainingProgress) -> None:
-        if progress.step * progress.epochs != progress.epoch * progress.steps:  # not the last step of its epoch
-            return
-        left = (time.monotonic() - started) / (progress.step - progress.resumed_at) * (progress.steps - progress.step)
-        click.echo(
-            f"epoch {progress.epoch}/{progress.epochs}: loss {progress.loss:.3f}, "
-            f"train accuracy {progress.train_accuracy:.3f}, {left:.0f} s left",
-            err=True,
-        )
-
-    return on_progress
+    run(Request.from_options(given))

@@ -1,36 +1,24 @@
-"""What a server takes of the machine: memory, and time to start."""
+"""Servers of a repository on free ports: how long they take to start, and what they take of the machine."""
 
 from __future__ import annotations
 
-import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import click
 import urllib3
 
+from benchmarks.common.processes import pss_bytes, start_s
+from defensemble_export import Member, repository_plan, write_plan
 from defensemble_server import ServeOptions, Server, serve
-from defensemble_server.process.state import process_start
 
-CORES = 2
+ENSEMBLE = "ensemble"
 _POLL_S = 0.003
-
-
-def pin() -> None:
-    """Keeps this process, and what it starts, on two cores: goals, pools and graphs of two threads are made for two.
-
-    Raises:
-        click.ClickException: it may use fewer.
-    """
-    usable = sorted(os.sched_getaffinity(0))
-    if len(usable) < CORES:
-        raise click.ClickException(f"this compares forms on {CORES} cores, and may use {len(usable)} here: allow it more")
-    os.sched_setaffinity(0, usable[:CORES])
 
 
 @dataclass(frozen=True)
@@ -46,26 +34,10 @@ class Start:
     triton_answers_s: float
 
 
-def pss_bytes(pid: int) -> int:
-    """The proportional set size of a process: its own memory, and its share of what it shares. Source: proc(5), smaps_rollup.
-
-    Raises:
-        OSError: There is no such process, or it is someone else's.
-    """
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"/proc/{pid}/smaps_rollup has no line `Pss:`")
-
-
-def processor_seconds(pid: int) -> float:
-    """The processor time that a process has taken, all threads together, to 10 ms. Source: proc(5), stat.
-
-    Raises:
-        OSError: There is no such process.
-    """
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+def written(repository: Path, members: Sequence[Member], **options: Any) -> Path:
+    """Write members and an ensemble of them, named `ENSEMBLE`, into a repository; `options` are those of `repository_plan`."""
+    write_plan(repository, repository_plan(repository, members, ensemble=ENSEMBLE, **options))
+    return repository
 
 
 def memory(server: Server) -> dict[str, int]:
@@ -90,9 +62,9 @@ def started(repository: Path) -> Iterator[tuple[Server, Start]]:
         given_up.set()
         watcher.join()
     try:
-        ticks = process_start(server.triton_pid)
-        assert ticks is not None, "it has just answered"
-        yield server, Start(took, server.start_s, answered[0] - ticks / os.sysconf("SC_CLK_TCK"))
+        born = start_s(server.triton_pid)
+        assert born is not None, "it has just answered"
+        yield server, Start(took, server.start_s, answered[0] - born)
     finally:
         context.__exit__(None, None, None)
 

@@ -1,8 +1,9 @@
-"""Networks to serve, and what torch says of the images that they are asked about."""
+"""Networks to serve, and what torch answers for the images that callers ask about."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.common.command_line import Say, silent
 from defensemble_export import Member, answers_from_module, member_from_onnx, onnx_from_checkpoint, verify_onnx
 from defensemble_training import ModelSpec, TrainingRecord, build, save_checkpoint
 
 COUNT = 5
 SHAPE = (3, 32, 32)
-SPEC: dict[str, Any] = {"arch": "resnet18", "keep": 0.3, "blocks": (0, 1, 2), "width": 16}
+WIDTH = 16
+_SPEC: dict[str, Any] = {"arch": "resnet18", "keep": 0.3, "blocks": (0, 1, 2)}
 _CLASSES = tuple(str(digit) for digit in range(10))
 _CELL = 8  # pixels; evenly noisy images are all the same to a convolutional network
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Members, and torch's `logits` (M, N, 10) of them."""
+
+    members: list[Member]
+    logits: NDArray[np.float32]
 
 
 def random_images(count: int, seed: int) -> NDArray[np.float32]:
@@ -26,16 +37,13 @@ def random_images(count: int, seed: int) -> NDArray[np.float32]:
     return cells.repeat(_CELL, axis=2).repeat(_CELL, axis=3)
 
 
-def untrained_members(
-    folder: Path,
-    images: NDArray[np.float32],
-    seed: int,
-    *,
-    count: int = COUNT,
-    width: int = SPEC["width"],
-    on_built: Callable[[str], None] = lambda name: None,
-) -> tuple[list[Member], NDArray[np.float32]]:
-    """Defective ResNet-18s with random weights, and torch's logits for `images` (N, C, H, W): (count, N, 10).
+def spec_values(width: Any = WIDTH) -> dict[str, Any]:
+    """What results say of the networks."""
+    return {**_SPEC, "blocks": list(_SPEC["blocks"]), "width": width, "trained": False}
+
+
+def untrained_networks(images: NDArray[np.float32], seed: int, *, count: int = COUNT, width: int = WIDTH, say: Say = silent) -> Networks:
+    """Defective ResNet-18s with random weights, exported, and their answers for `images` (N, C, H, W).
 
     The time that a network takes does not depend on what it has learnt; BatchNorm alone sees `images` once, since without that the answers
     to all images are the same to three digits, and a comparison of answers would say nothing. Each export is compared with torch.
@@ -43,21 +51,20 @@ def untrained_members(
     Raises:
         VerificationError: An export answers otherwise than torch.
     """
+    say(f"{count} networks of width {width} are made and exported")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # no pool of torch's beside those that are timed
     try:
-        built = []
-        for index in range(count):
-            built.append(_member(folder, f"member{index}", images, seed + index, width))
-            on_built(f"member{index}")
+        with tempfile.TemporaryDirectory(prefix="defensemble-benchmark-") as folder:
+            built = [_network(Path(folder), f"member{index}", images, seed + index, width) for index in range(count)]
     finally:
         torch.set_num_threads(threads)
-    return [member for member, _ in built], np.stack([logits for _, logits in built])
+    return Networks([member for member, _ in built], np.stack([logits for _, logits in built]))
 
 
-def _member(folder: Path, name: str, images: NDArray[np.float32], seed: int, width: int) -> tuple[Member, NDArray[np.float32]]:
+def _network(folder: Path, name: str, images: NDArray[np.float32], seed: int, width: int) -> tuple[Member, NDArray[np.float32]]:
     torch.manual_seed(seed)
-    spec = ModelSpec(**{**SPEC, "width": width}, mask_seed=seed)
+    spec = ModelSpec(**_SPEC, width=width, mask_seed=seed)
     module = build(spec)
     batch = torch.from_numpy(images)
     with torch.no_grad():

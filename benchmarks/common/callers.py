@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Event
 from typing import Any, Generic, Protocol, TypeVar
@@ -15,14 +13,9 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.editing.answers import Call, rows_of
-from defensemble import Client
-
 CONTEXT = multiprocessing.get_context("spawn")  # gRPC does not survive a fork
 _START_S = 120.0
-_TIMEOUT_S = 60.0
-# A server that refuses at once must not be flooded.
-_AFTER_FAILURE_S = 0.05
+TIMEOUT_S = 60.0
 
 
 Result_co = TypeVar("Result_co", covariant=True)
@@ -44,20 +37,10 @@ class Job(Protocol[Result_co]):
         """Call until `stop` is set, or until there is nothing left to do; `begun` is called once, when calls are under way."""
 
 
-@dataclass(frozen=True)
-class Asking:
-    """What the callers of one process ask: `callers` are their numbers, each with a client of its own."""
-
-    url: str
-    callers: tuple[int, ...]
-    model: str
-    pool: NDArray[np.float32]
-    batch: int
-    seed: int
-
-    def work(self, stop: Event, begun: Callable[[], None]) -> list[Call]:
-        """Ask in a thread for each caller, until `stop` is set; all their calls."""
-        return in_threads(self.callers, lambda caller, own, first: _ask(self, caller, stop, own, first), begun)
+def rows_of(seed: int, caller: int, number: int, pool: int, batch: int) -> NDArray[np.int64]:
+    """Which images of `pool` a call asks about, none of them twice."""
+    rows: NDArray[np.int64] = np.random.default_rng((seed, caller, number)).choice(pool, batch, replace=False)
+    return rows
 
 
 def in_threads(
@@ -117,7 +100,7 @@ class Callers(Generic[Result]):
             CallersGoneError: Some of them cannot tell any more.
         """
         self._stop.set()
-        calls = [call for pipe in self._pipes for call in self._received(pipe, 2 * _TIMEOUT_S)]
+        calls = [call for pipe in self._pipes for call in self._received(pipe, 2 * TIMEOUT_S)]
         for process in self._processes:
             process.join()
         return calls
@@ -159,27 +142,3 @@ def calling(jobs: Sequence[Job[Result]]) -> Iterator[Callers[Result]]:
 
 def _process(job: Job[Any], stop: Event, pipe: Connection) -> None:
     pipe.send(job.work(stop, lambda: pipe.send([])))
-
-
-def _ask(asking: Asking, caller: int, stop: Event, calls: list[Call], begun: threading.Barrier) -> None:
-    with Client(asking.url, asking.model, timeout_s=_TIMEOUT_S) as client:
-        number = 0
-        while not stop.is_set():
-            images = asking.pool[rows_of(asking.seed, caller, number, len(asking.pool), asking.batch)]
-            calls.append(_called(client, images, caller, number))
-            if calls[-1].failure is not None:
-                stop.wait(_AFTER_FAILURE_S)
-            if number == 0:
-                begun.wait()
-            number += 1
-
-
-def _called(client: Client, images: NDArray[np.float32], caller: int, number: int) -> Call:
-    sent = time.monotonic()
-    answer: NDArray[Any] | None = None
-    failure = None
-    try:
-        answer = client.predict(images).probabilities
-    except Exception as error:  # whatever it was, the caller has no answer
-        failure = f"{type(error).__name__}: {error}"
-    return Call(caller, number, sent, time.monotonic(), answer, failure)

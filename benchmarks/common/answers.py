@@ -1,0 +1,50 @@
+"""The right answers, by numpy in float64 from each network's own logits: no code of the product."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from defensemble_export import Member
+
+TOLERANCE = 1e-5
+"""Of a probability, between an answer and numpy's."""
+
+Array = NDArray[np.float64]
+
+
+def softmax(logits: NDArray[np.floating[Any]]) -> Array:
+    """Over the last axis, in float64."""
+    values = logits.astype(np.float64)
+    powers: Array = np.exp(values - values.max(axis=-1, keepdims=True))
+    shares: Array = powers / powers.sum(axis=-1, keepdims=True)
+    return shares
+
+
+def average_of_logits(logits: NDArray[np.floating[Any]]) -> Array:
+    """The mean over M networks of the softmax of their logits (M, N, K): (N, K)."""
+    mean: Array = softmax(logits).mean(axis=0)
+    return mean
+
+
+def session_of(content: bytes, threads: int = 1, *, spins: bool = False, optimised: bool = True) -> onnxruntime.InferenceSession:
+    """ONNX Runtime on a graph, in this process.
+
+    Answers of int8 are compared without optimisations, since those for int8 saturate on some processors.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spins else "0")
+    if not optimised:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def logits_of_members(members: Sequence[Member], images: NDArray[np.float32]) -> Array:
+    """The logits (M, N, K) of each member for images (N, C, H, W), by ONNX Runtime in this process."""
+    return np.stack([session_of(member.onnx).run(["logits"], {"images": images})[0].astype(np.float64) for member in members])

@@ -1,0 +1,273 @@
+"""What `defensemble train` does with its options."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ..notes import print_note
+from ..progress import named_bars
+from ..shell import as_typed, this_command
+
+if TYPE_CHECKING:
+    from defensemble_training import TrainingProgress
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options, as they were given; `recipe` are those that change the preset.
+
+    Raises:
+        click.UsageError: They do not go together.
+        click.ClickException: The checkpoint is there already.
+    """
+
+    output: Path
+    data: str
+    data_dir: Path | None
+    size: int | None
+    skip_damaged: bool
+    max_memory: int | None
+    arch: str
+    keep: float
+    blocks: tuple[int, ...]
+    pattern: str
+    sampling: str
+    mask_seed: int
+    width: int | None
+    channel_multiplier: int
+    stem: str
+    drop: str | None
+    drop_keep: float | None
+    drop_blocks: tuple[int, ...] | None
+    preset: str
+    seed: int
+    device: str
+    processes: int
+    precision: str | None
+    channels_last: bool | None
+    compiled: bool
+    threads: int | None
+    half: bool
+    run_folder: Path | None
+    resume: bool
+    tensorboard: Path | None
+    force: bool
+    recipe: Mapping[str, Any]
+
+    @classmethod
+    def from_options(cls, given: Mapping[str, Any]) -> Request:
+        """Sort the options of the command line."""
+        own = {field.name for field in fields(cls)}
+        recipe = {name: value for name, value in given.items() if name not in own and value is not None}
+        return cls(**{name: value for name, value in given.items() if name in own}, recipe=recipe)
+
+    def __post_init__(self) -> None:
+        if self.output.suffix != ".safetensors":
+            raise click.BadParameter(f"expected a file name that ends in .safetensors, got {str(self.output)!r}", param_hint="OUTPUT")
+        if self.output.exists() and not (self.force or self.resume):
+            raise click.ClickException(f"{self.output} exists; choose another name, or overwrite it with --force")
+        if self.drop is None and (self.drop_keep is not None or self.drop_blocks is not None):
+            raise click.UsageError("--drop-keep and --drop-blocks are about --drop, which is not given")
+        if self.skip_damaged and self.data == "digits":
+            raise click.UsageError("--skip-damaged is about files of images, and digits come from none")
+
+
+def run(request: Request) -> None:
+    """Train what was asked for, and write the checkpoint.
+
+    Raises:
+        click.ClickException: The run was interrupted, or a checkpoint of another run is in its place.
+        defensemble_training.TrainingError: See `defensemble_training.train`.
+    """
+    from defensemble_training import (
+        Compute,
+        Interrupted,
+        ModelSpec,
+        RunFolder,
+        check_writable,
+        is_first_process,
+        load_dataset,
+        recipe_from_preset,
+        save_checkpoint,
+        train,
+    )
+
+    output, console = request.output, Console(stderr=True)
+    check_writable(output)
+    first = is_first_process()  # the others of a run start by the same command, and show nothing
+    changes = dict(request.recipe)
+    compute = Compute(
+        request.device,
+        request.processes,
+        precision=request.precision,
+        channels_last=request.channels_last,
+        compile=request.compiled,
+        threads=request.threads,
+    )
+    described = _described(request)
+    # Refused before images are decoded or downloaded.
+    best = changes.get("choose") == "best"
+    recipe_from_preset(request.preset, **{**({"held_out": 1} if best else {}), **changes})
+    ModelSpec(**described, input_shape=(3, 224, 224) if request.stem == "imagenet" else (3, 32, 32))
+    with named_bars(console, shown=first) as on_loading:
+        dataset = load_dataset(
+            request.data,
+            request.size,
+            data_dir=request.data_dir,
+            skip_damaged=request.skip_damaged,
+            max_memory=request.max_memory,
+            on_progress=on_loading,
+        )
+    for note in dataset.notes if first else ():
+        print_note(note)
+    if best:
+        changes.setdefault("held_out", len(dataset.train) // 10)
+    recipe = recipe_from_preset(request.preset, **changes)
+    spec = ModelSpec(**described, mean=dataset.mean, std=dataset.std, num_classes=len(dataset.class_names), input_shape=dataset.input_shape)
+    run_path = request.run_folder or output.with_suffix(".run")
+    folder = RunFolder(run_path, resume=request.resume, anew=request.force, tensorboard=request.tensorboard)
+    if output.resolve() in folder.own_files():
+        raise click.ClickException(f"{output} is a file of the run in {folder.path}: name another OUTPUT, or another --run")
+    if output.exists() and not request.force:
+        _check_same(output, spec, recipe.to_values(), request.seed)
+        click.echo(f"{output} is there already: nothing to resume (--force trains it anew)", err=True)
+        return
+    try:
+        with _shown_progress(console, shown=first) as on_progress:
+            module, record = train(
+                spec,
+                dataset,
+                recipe=recipe,
+                seed=request.seed,
+                compute=compute,
+                run=folder,
+                on_progress=on_progress,
+                command=as_typed(),
+            )
+    except Interrupted as error:
+        raise click.ClickException(f"{error}\ngo on with: {this_command()} {as_typed(with_option='--resume')}") from error
+    if not first:
+        return
+    save_checkpoint(output, module, spec, record, half=request.half)
+    folder.finish()
+    _tell(output, module, record, folder)
+
+
+def _described(request: Request) -> dict[str, Any]:
+    """The fields of the spec that do not follow from the data."""
+    usual_width = 8 if request.data in ("digits", "mnist") else 64
+    return {
+        "arch": request.arch,
+        "keep": request.keep,
+        "blocks": request.blocks,
+        "pattern": request.pattern,
+        "sampling": request.sampling,
+        "mask_seed": request.mask_seed,
+        "width": usual_width if request.width is None else request.width,
+        "channel_multiplier": request.channel_multiplier,
+        "stem": request.stem,
+        "drop": None if request.drop is None else _drop(request.drop, request.drop_keep, request.drop_blocks),
+    }
+
+
+def _drop(kind: str, keep: float | None, blocks: tuple[int, ...] | None) -> Any:
+    from defensemble_training import Drop
+
+    given: dict[str, Any] = {name: value for name, value in (("keep", keep), ("blocks", blocks)) if value is not None}
+    return Drop(kind, **given)
+
+
+def _check_same(output: Path, spec: Any, recipe: dict[str, Any], seed: int) -> None:
+    """Raise unless a finished checkpoint is the one that was asked for."""
+    from defensemble_training import read_metadata
+
+    found = read_metadata(output)
+    for what, got, wanted in (("spec", found.spec, spec), ("recipe", found.record.recipe, recipe), ("seed", found.record.seed, seed)):
+        if got != wanted:
+            raise click.ClickException(
+                f"{output} is finished, and was trained otherwise: its {what} is {got}, asked for was {wanted}; "
+                "choose another name, or train it anew with --force"
+            )
+
+
+def _tell(output: Path, module: Any, record: Any, run: Any) -> None:
+    from defensemble_training import defect_masks, mask_digest
+
+    masks = defect_masks(module)
+    right = round(record.accuracy * record.n_test)
+    click.echo(f"test accuracy {record.accuracy:.4f} ({right} of {record.n_test} images), trained in {record.seconds:.1f} s")
+    click.echo(f"{len(masks)} masks, digest {mask_digest(masks)}" if masks else "no masks: a standard network")
+    click.echo(f"wrote {output}; log and learning curve in {run.path}")
+    click.echo(f"export it: defensemble export {shlex.quote(str(output))}")
+
+
+@contextmanager
+def _shown_progress(console: Console, *, shown: bool) -> Iterator[Callable[[TrainingProgress], None]]:
+    """A bar on a terminal, else a line an epoch, both on standard error."""
+    if not (shown and console.is_terminal):
+        yield _line_an_epoch()  # told by the first process alone
+        return
+    with _as_bar(console) as on_progress:
+        yield on_progress
+
+
+@contextmanager
+def _as_bar(console: Console) -> Iterator[Callable[[TrainingProgress], None]]:
+    """A bar that shows a run on a terminal."""
+    columns = (
+        TextColumn("epoch {task.fields[epoch]}"),
+        BarColumn(),
+        TextColumn("loss {task.fields[loss]}  train accuracy {task.fields[accuracy]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    # A drawing takes 1.2 ms beside training, from one of its threads, for which the others wait: benchmarks/training_overhead.py.
+    with Progress(*columns, console=console, refresh_per_second=1) as bar:
+        task = bar.add_task("training", total=None, epoch="-", loss="-", accuracy="-")
+        begun = False
+
+        def on_progress(progress: TrainingProgress) -> None:
+            nonlocal begun
+            if not begun:
+                # Speed and time left are of the steps of this process.
+                bar.reset(task, total=progress.steps, completed=progress.resumed_at)
+            bar.update(
+                task,
+                total=progress.steps,
+                completed=progress.step,
+                epoch=f"{progress.epoch}/{progress.epochs}",
+                loss=f"{progress.loss:.3f}",
+                accuracy=f"{progress.train_accuracy:.3f}",
+            )
+            if not begun:
+                bar.refresh()  # the first step at once: a run may be over within a second
+                begun = True
+
+        yield on_progress
+
+
+def _line_an_epoch() -> Callable[[TrainingProgress], None]:
+    started = time.monotonic()
+
+    def on_progress(progress: TrainingProgress) -> None:
+        if progress.step * progress.epochs != progress.epoch * progress.steps:  # not the last step of its epoch
+            return
+        left = (time.monotonic() - started) / (progress.step - progress.resumed_at) * (progress.steps - progress.step)
+        click.echo(
+            f"epoch {progress.epoch}/{progress.epochs}: loss {progress.loss:.3f}, "
+            f"train accuracy {progress.train_accuracy:.3f}, {left:.0f} s left",
+            err=True,
+        )
+
+    return on_progress

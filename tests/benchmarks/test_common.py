@@ -1,0 +1,122 @@
+"""What all benchmarks share: their options, their pages, CIFAR-10 as the zoo numbers its classes."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import NoReturn
+
+import click
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from benchmarks.common import cifar10
+from benchmarks.common.cifar10 import cifar10_for
+from benchmarks.common.command_line import Options, benchmark_command, run
+from benchmarks.common.markdown import table
+from defensemble_training import DataError, Dataset, Part, TrainingError, build, save_checkpoint
+from tests.support.checkout import ROOT
+from tests.support.untrained import record_of, tiny_spec
+
+SCRIPTS = sorted(path.stem for path in (ROOT / "benchmarks").glob("[a-z]*.py") if path.stem != "zoo_training")
+PAGES = {
+    "aborted_calls": "aborting.page",
+    "averaging_cost": "averaging_cost",
+    "edit_under_load": "editing.page",
+    "pipeline_vs_fused": "fused.page",
+    "precisions": "precision.page",
+    "restart_time": "restart_time",
+    "serving_overhead": "serving.page",
+    "training_overhead": "training_overhead",
+    "zoo_cifar10": "zoo.page",
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_has_the_options_of_all(script: str) -> None:
+    done = CliRunner().invoke(importlib.import_module(f"benchmarks.{script}").main, ["--help"])
+    assert done.exit_code == 0
+    for text in ("--json FILE", "--quick", "--note TEXT", "--seed", f"python benchmarks/{script}.py --quick"):
+        assert text in done.output
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_page_that_is_kept_is_made_of_the_json_that_is_kept(name: str) -> None:
+    path = ROOT / f"docs/results/{name}.json"
+    page = importlib.import_module(f"benchmarks.{PAGES[name]}").page(json.loads(path.read_text()), path.name)
+    assert page == path.with_suffix(".md").read_text()
+
+
+def test_every_kept_result_has_its_page() -> None:
+    assert sorted(path.stem for path in (ROOT / "docs/results").glob("*.json")) == sorted(PAGES)
+
+
+def a_benchmark(holds: bool, error: Exception | None = None) -> click.Command:
+    @benchmark_command("some", quick="less", seed="nothing")
+    def main(options: Options) -> NoReturn:
+        def measure(say: object) -> dict[str, object]:
+            if error is not None:
+                raise error
+            return {"seed": options.seed, "figures": {"one": {"value": 1, "goal": "1", "holds": holds}}}
+
+        run(measure, lambda result, name: f"# {name}, seed {result['seed']}", options, errors=(TrainingError,), cores=None)
+
+    return main
+
+
+@pytest.mark.parametrize(("holds", "status"), [(True, 0), (False, 1)])
+def test_a_run_writes_its_result_and_its_page(tmp_path: Path, holds: bool, status: int) -> None:
+    out = tmp_path / "below" / "some.json"
+    done = CliRunner().invoke(a_benchmark(holds), ["--json", str(out), "--quick", "--note", "A note.", "--seed", "7"])
+    assert done.exit_code == status
+    result = json.loads(out.read_text())
+    assert (result["seed"], result["quick"], result["note"]) == (7, True, "A note.")
+    assert out.with_suffix(".md").read_text() == "# some.json, seed 7"
+
+
+def test_an_error_of_a_run_has_its_text_alone(tmp_path: Path) -> None:
+    done = CliRunner().invoke(a_benchmark(True, TrainingError("no data")), ["--json", str(tmp_path / "some.json")])
+    assert (done.exit_code, done.stderr) == (1, "Error: no data\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_empty_cells_of_a_table() -> None:
+    assert table(("a", ""), [("1", "2")]) == "| a | |\n|---|---|\n| 1 | 2 |"
+
+
+# CIFAR-10
+
+
+def checkpoint(folder: Path, name: str, class_names: tuple[str, ...]) -> Path:
+    spec = tiny_spec()
+    path = folder / f"{name}.safetensors"
+    save_checkpoint(path, build(spec), spec, replace(record_of(spec), class_names=class_names))
+    return path
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
+    """The classes of a dataset that stands in for CIFAR-10; test image i is of class i."""
+    count = tiny_spec().num_classes
+    part = Part(np.zeros((count, 3, 8, 8), np.uint8), np.arange(count, dtype=np.int64))
+    found = tuple(f"class{index}" for index in range(count))
+    data = Dataset("cifar10", found, part, part, (0.5,) * 3, (0.5,) * 3, flip=True, source="a test", digest="0" * 16)
+    monkeypatch.setattr(cifar10, "load_dataset", lambda *arguments, **more: data)
+    return found
+
+
+def test_labels_are_the_numbers_that_the_networks_give_to_the_names(tmp_path: Path, names: tuple[str, ...]) -> None:
+    turned = (*names[1:], names[0])
+    data = cifar10_for([checkpoint(tmp_path, "a", turned), checkpoint(tmp_path, "b", turned)], None)
+    assert [turned[label] for label in data.test_labels] == list(names)
+
+
+def test_networks_that_number_their_classes_differently_are_refused(tmp_path: Path, names: tuple[str, ...]) -> None:
+    paths = [checkpoint(tmp_path, "a", names), checkpoint(tmp_path, "b", names[::-1])]
+    with pytest.raises(DataError, match=r"a\.safetensors.*b\.safetensors"):
+        cifar10_for(paths, None)
+    with pytest.raises(DataError):
+        cifar10_for([], None)

@@ -1,0 +1,35 @@
+"""Checks of arguments: numbers and names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from .errors import SpecError
+
+INTEGRAL = (int, np.integer)
+REAL = (int, float, np.integer, np.floating)
+
+
+def checked_integer(what: str, value: object, *, minimum: int, maximum: int | None = None) -> int:
+    """Return an integer that is at least `minimum` and, where there is a `maximum`, at most that.
+
+    Raises:
+        SpecError: it is not an integer, too small or too large.
+    """
+    if isinstance(value, bool) or not isinstance(value, INTEGRAL) or int(value) < minimum:
+        raise SpecError(f"{what} must be an integer of at least {minimum}, got {value!r}")
+    if maximum is not None and int(value) > maximum:
+        raise SpecError(f"{what} must be an integer of at most {maximum}, got {value!r}")
+    return int(value)
+
+
+def checked_choice(what: str, value: object, choices: Sequence[str]) -> None:
+    """Raise unless a value is one of the names that exist.
+
+    Raises:
+        SpecError: it is not.
+    """
+    if value not in choices:
+        raise SpecError(f"{what} must be one of {', '.join(choices)}; got {value!r}")
