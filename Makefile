@@ -57,7 +57,7 @@ test: $(STAMP) ## Run the tests that are not slow
 ## test ARGS=tests/images  Run the tests of a folder or a file
 ## test ARGS=FILE.py::TEST  Run one test (more options of pytest in quotes: ARGS="tests -k masks -x")
 ## test SLOW=1  Run the slow tests too
-## test PART=2/10  Run the second of ten parts of the slow tests, and nothing else
+## test PART=2/6  Run the second of six parts of the slow tests, and nothing else
 ## test WORKERS=3  Run them in three processes (two without it; 0 for this one alone, where a debugger works)
 	$(PYTEST) $(CHOSEN) $(ARGS)
 

@@ -296,7 +296,7 @@ def test_make_help_lists_the_targets_and_how_tests_are_chosen() -> None:
     targets = [line[1] for line in lines if line is not None and not line[2]]
     assert targets == "help install check test lint types demo serve bench zoo clean".split()
     with_variables = [line[1] + line[2] for line in lines if line is not None and line[2]]
-    variables = ("ARGS=tests/images", "ARGS=FILE.py::TEST", "SLOW=1", "PART=2/10", "WORKERS=3")
+    variables = ("ARGS=tests/images", "ARGS=FILE.py::TEST", "SLOW=1", "PART=2/6", "WORKERS=3")
     assert with_variables == [f"test {variable}" for variable in variables]
     phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert phony is not None

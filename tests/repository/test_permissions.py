@@ -212,7 +212,7 @@ def test_a_model_that_holds_a_folder_of_somebody_else_is_not_removed_by_halves(p
 
 
 @SLOW
-def test_an_edit_that_waits_inside_a_model_loads_no_member_again(place: Path) -> None:
+def test_an_edit_that_waits_inside_a_model_loads_no_member_again(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from defensemble import Client
     from defensemble_server import ServeOptions, serve
 
@@ -220,7 +220,8 @@ def test_an_edit_that_waits_inside_a_model_loads_no_member_again(place: Path) ->
     with serve(repository, ServeOptions(http_port=0, grpc_port=0, metrics_port=0, drain_s=1)) as server:
         log = Path(server.state.log)
         before = log.read_text().count("loading: alpha:1")
-        with Client(server.grpc_url, admin_key=server.state.admin_key) as client, unprivileged():
+        with Client(server.grpc_url, admin_key=server.state.admin_key) as client, monkeypatch.context() as by_another, unprivileged():
+            by_another.setenv("XDG_STATE_HOME", str(place / "state"))  # which knows nothing of the server
             edited = Ensembles(repository, client).weight("ensemble", {"beta": 3.0})
         assert edited.edit is not None
         assert log.read_text().count("loading: alpha:1") == before
