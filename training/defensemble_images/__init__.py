@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .arrays import StoredArray, npy_array, npz_arrays
+    from .checks import image_fault, range_fault
     from .class_names import distinct_names, matched_classes, normalised
     from .decoding import Decoded, decode_images, memory_to_decode
     from .errors import ClassNamesError, DamagedImageError, ImagesError, ImageSizeError, MemoryLimitError
@@ -37,17 +38,20 @@ __all__ = [
     "decode_image",
     "decode_images",
     "distinct_names",
+    "image_fault",
     "labelled_files",
     "matched_classes",
     "memory_to_decode",
     "normalised",
     "npy_array",
     "npz_arrays",
+    "range_fault",
     "reading_notes",
 ]
 
 _HOMES = {
     "arrays": ("StoredArray", "npy_array", "npz_arrays"),
+    "checks": ("image_fault", "range_fault"),
     "class_names": ("distinct_names", "matched_classes", "normalised"),
     "decoding": ("Decoded", "decode_images", "memory_to_decode"),
     "errors": ("ClassNamesError", "DamagedImageError", "ImageSizeError", "ImagesError", "MemoryLimitError"),

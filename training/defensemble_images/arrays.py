@@ -19,6 +19,7 @@ from zipfile import BadZipFile, ZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from .checks import range_fault
 from .class_names import listed
 from .errors import ImagesError
 from .regular_files import irregular
@@ -145,13 +146,9 @@ class StoredArray:
         if self.dtype.type in _SCALES or not images.size or (images.min() >= 0 and images.max() <= 1):  # NaN fails it
             return
         for row, image in zip(rows.tolist(), images, strict=True):
-            bad = int(np.count_nonzero(~np.isfinite(image)))
-            if bad:
-                raise ImagesError(f"image {row} of {self.where} has {bad} values that are NaN or infinite, expected values in [0, 1]")
-            low, high = float(image.min()), float(image.max())
-            if low < 0 or high > 1:
-                fix = "divide by 255" if low >= 0 and 4 < high <= 255 else "undo the normalisation, which is part of the model, or clip"
-                raise ImagesError(f"image {row} of {self.where} has values from {low:.6g} to {high:.6g}, expected values in [0, 1]: {fix}")
+            fault = range_fault(image, f"image {row} of {self.where}")
+            if fault is not None:
+                raise ImagesError(fault)
 
 
 def npy_array(path: Path) -> StoredArray:

@@ -279,7 +279,7 @@ def test_refusals_come_before_the_slow_work_and_leave_the_repository(tmp_path: P
 
 def test_a_spec_of_the_wrong_shape_is_no_surprise(tmp_path: Path) -> None:
     spec = dataclasses.replace(digits_spec(), input_shape=(1, 24, 24))
-    with pytest.raises(RepositoryError, match=r"images for the verification have the shape \(4, 1, 16, 16\), expected \(N, 1, 24, 24\)"):
+    with pytest.raises(RepositoryError, match=r"verification .*\(N, 1, 24, 24\) .* got \(4, 1, 16, 16\)"):
         onnx_from_checkpoint(untrained(tmp_path / "net.safetensors", spec), tmp_path / "net.onnx", images=tiny.images(4, shape=(1, 16, 16)))
     assert [path.name for path in tmp_path.iterdir()] == ["net.safetensors"]
 
@@ -290,12 +290,12 @@ GOOD = tiny.images(4, shape=(1, 16, 16))
 @pytest.mark.parametrize(
     ("place", "options", "text"),
     [
-        ("net.onnx", {"images": GOOD.astype(np.float64)}, "images for the verification are float64, expected float32"),
+        ("net.onnx", {"images": GOOD.astype(np.float64)}, "images for the verification must be float32 .* float64"),
         ("net.onnx", {"images": GOOD * 255}, r"must lie in \[0, 1\], got values from .* to 2\d\d"),
-        ("net.onnx", {"images": GOOD * np.float32("nan")}, r"must lie in \[0, 1\], got values from nan to nan"),
-        ("net.onnx", {"images": GOOD[:0]}, r"verification have the shape \(0, 1, 16, 16\), expected \(N, 1, 16, 16\) with N of at least 1"),
-        ("net.onnx", {"images": GOOD[0]}, r"verification have the shape \(1, 16, 16\)"),
-        ("net.onnx", {"images": np.array(1, np.float32)}, r"verification have the shape \(\)"),
+        ("net.onnx", {"images": GOOD * np.float32("nan")}, "must be finite, got .* NaN"),
+        ("net.onnx", {"images": GOOD[:0]}, r"verification must be at least one, got .*\(0, 1, 16, 16\)"),
+        ("net.onnx", {"images": GOOD[0]}, r"verification must .* got \(1, 16, 16\)"),
+        ("net.onnx", {"images": np.array(1, np.float32)}, r"verification must .* got \(\)"),
         ("net.onnx", {"max_batch_size": 0}, "max_batch_size must be 1 to 4096, got 0"),
         ("net.onnx", {"max_batch_size": 5000}, "max_batch_size must be 1 to 4096, got 5000"),
         ("none/net.onnx", {}, r"cannot write .*/none/net\.onnx: there is no folder .*/none; make it with: mkdir -p "),
