@@ -258,7 +258,7 @@ def test_a_member_that_says_nothing_of_its_file_is_taken_as_it_is(repository: Pa
 def test_numbers_and_images_are_checked(repository: Path) -> None:
     with raises(RepositoryError, "max_batch_size | 1 to 4096 | 0"):
         fuse_repository(repository, "ensemble", "fused", max_batch_size=0)
-    with pytest.raises(RepositoryError, match=r"verification .*\(N, 1, 4, 4\).* got \(2, 3, 8, 8\)"):
+    with pytest.raises(RepositoryError, match=r"verification .*\(N, 1, 4, 4\) .* got \(2, 3, 8, 8\)"):
         fuse_repository(repository, "ensemble", "fused", images=np.zeros((2, 3, 8, 8), np.float32))
     fuse_repository(repository, "ensemble", "fused", max_batch_size=2)
     with raises(RepositoryError, "max_batch_size 2 | --max-batch-size | 4"):

@@ -25,13 +25,12 @@ from defensemble_repository.view import RepositoryView
 
 from ..entries.stored_graph import stored_graph
 from ..errors import EngineError
-from ..image_checks import check_images
 from ..verification.images import images_of_record
 from .build_steps import DEFAULT_BUILDER_LEVEL, INPUT, BuildRequest, build_calls
 from .builder import OnProgress, engine_from_onnx, request_from_onnx
 from .target import Target, check_target, find_target
 from .timing_cache import default_timing_cache
-from .verify import PURPOSE, Agreement, verify_plan
+from .verify import Agreement, check_images, verify_plan
 
 Array = np.ndarray[Any, Any]
 
@@ -164,7 +163,7 @@ def build_engines(
     for one in planned:
         check_target(target, one.request.precision, hardware_compatible=options.hardware_compatible)
         if compare and images is not None:
-            check_images(images, one.request.profile.max[1:], PURPOSE, error=EngineError)
+            check_images(images, one.request.profile)
     check_writable(repository)
     timing_cache = default_timing_cache(target) if timing_cache is None else timing_cache
     outcomes = []

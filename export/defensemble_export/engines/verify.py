@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from defensemble_images import image_fault
 from defensemble_repository.averaging import softmax
 from defensemble_repository.plan_manifest import Profile
 
 from ..errors import EngineError
-from ..image_checks import check_images
 from ..verification.compare import Comparison, same_classes
 from ..verification.network import session_as_verified
 from ..verification.tolerances import TOLERANCES
@@ -23,8 +23,6 @@ from .build_steps import INPUT
 Array = np.ndarray[Any, Any]
 Answers = Callable[[Array], dict[str, Array]]
 _SEED = 0
-# What images are for, as errors call it.
-PURPOSE = "comparison of plans (--images FILE.npy)"
 _COMPARISON = Comparison("the plan", "its graph", "the plan is not kept", EngineError)
 
 
@@ -63,7 +61,7 @@ def compared(answer: Answers, reference: Answers, images: Array, *, profile: Pro
     Raises:
         EngineError: they differ by more than the precision's tolerances.
     """
-    check_images(images, profile.max[1:], PURPOSE, error=EngineError)
+    check_images(images, profile)
     generator = np.random.default_rng(_SEED)
     pairs = []
     for batch in sorted({profile.min[0], profile.opt[0], profile.max[0]}):
@@ -76,6 +74,17 @@ def compared(answer: Answers, reference: Answers, images: Array, *, profile: Pro
         pairs.append(_pair(answer(sample), reference(sample), best))
     got, expected = (np.concatenate(parts) for parts in zip(*((one, other) for one, other, _ in pairs), strict=True))
     return _agreement(got, expected, precision, pairs[0][2])
+
+
+def check_images(images: Array, profile: Profile) -> None:
+    """Whether plans of this profile can be compared on ``images``.
+
+    Raises:
+        EngineError: they are not float32 (N,C,H,W) of its size, or there are none.
+    """
+    fault = image_fault(images, "the images on which plans are compared", shape=profile.max[1:], taker="the plans", in_range=False)
+    if fault is not None:
+        raise EngineError(f"{fault} (--images FILE.npy), or compare none (--no-compare)")
 
 
 def _pair(got: dict[str, Array], expected: dict[str, Array], batch: int) -> tuple[Array, Array, str]:

@@ -11,10 +11,10 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from defensemble_images import image_fault
 from defensemble_repository.onnx_metadata import IR_VERSION
 
 from ..errors import ExportError
-from ..image_checks import check_images
 from .copying import checked, fold, named_copy
 from .loading import cpu_session, translated
 from .operators import is_standard
@@ -202,7 +202,11 @@ def _check_images(images: Images, inputs: Sequence[onnx.ValueInfoProto]) -> None
     batch, *expected = shape_of(inputs[0])
     if batch == 0:
         raise ExportError("the graph takes 0 images at a time, and ONNX Runtime runs it on no others: export it with a free batch axis")
-    check_images(images, expected, "calibration")
+    if len(expected) != 3:
+        raise ExportError(f"int8 is calibrated on graphs of images (N, C, H, W); this one takes {len(expected) + 1} dimensions")
+    fault = image_fault(images, "the images for the calibration", shape=expected, taker="the graph")
+    if fault is not None:
+        raise ExportError(fault)
     if (images == images[0]).all():
         raise ExportError(
             f"the images for the calibration are all the same ({len(images)}): the ranges of the network's values cannot be learnt from "

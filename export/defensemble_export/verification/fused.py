@@ -15,9 +15,8 @@ from ..errors import ExportError, VerificationError
 from ..graphs.averaging import average_onnx
 from ..graphs.fusion import WAY_OUT
 from ..graphs.loading import cpu_session, translated
-from ..image_checks import check_images
 from .compare import Comparison
-from .images import RANDOM_ALONE
+from .images import RANDOM_ALONE, RealImages
 
 Array = np.ndarray[Any, Any]
 _FUSED = "the fused graph"
@@ -48,7 +47,7 @@ def verify_fused(
     if not all(isinstance(side, int) for side in shape):
         raise ExportError(f"the members take images of {shape}: export them with a fixed size, of which images can be made to compare them")
     if images is not None:
-        check_images(images, shape, "verification")
+        RealImages(images, "").check_fit(shape)
     pipeline = _Pipeline(members, ensemble, next(tensor.shape[1] for tensor in one.get_outputs() if tensor.name == "probabilities"))
     generator = np.random.default_rng(0)
     batches = sorted({1, 2, max_batch_size})

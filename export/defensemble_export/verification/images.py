@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
+from defensemble_images import image_fault
 from defensemble_repository.onnx_metadata import CLASS_NAMES, RECORD
 
 from ..errors import ExportError, OtherImagesWarning
 from ..graphs.traversal import metadata_of, shape_of
-from ..image_checks import check_images
 
 if TYPE_CHECKING:
     from defensemble_training import Dataset, TrainingRecord
@@ -49,7 +49,9 @@ class RealImages:
         Raises:
             ExportError: it does not.
         """
-        check_images(self.images, input_shape, what)
+        fault = image_fault(self.images, f"the images for the {what}", shape=input_shape, taker="the network")
+        if fault is not None:
+            raise ExportError(fault)
         if self.labels is not None and self.labels.shape != self.images.shape[:1]:
             raise ExportError(f"the {what} has {len(self.images)} images and classes of the shape {self.labels.shape}: one for each image")
 
