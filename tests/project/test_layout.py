@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import click
 import pytest
@@ -145,13 +144,7 @@ def module_graph(package: str) -> dict[str, set[str]]:
     return graph
 
 
-def packages(*with_cycles: str) -> list[Any]:
-    """All packages; those that have cycles left must fail."""
-    left = pytest.mark.xfail(reason="a cycle that is still to be untied", raises=graphlib.CycleError)
-    return [pytest.param(package, marks=[left] if package in with_cycles else []) for package in PACKAGES]
-
-
-@pytest.mark.parametrize("package", packages("defensemble_training", "defensemble"))
+@pytest.mark.parametrize("package", list(PACKAGES))
 def test_no_module_is_imported_by_what_it_imports(package: str) -> None:
     graph = module_graph(package)
     assert any(graph.values())
@@ -233,7 +226,7 @@ def test_the_modules_of_the_commands_import_click_alone_at_their_top() -> None:
     foreign = {one.top for one in at_once} - sys.stdlib_module_names - {"click"}
     assert foreign == {"defensemble"}
     ours = {one.name.rpartition(".")[0] for one in at_once if one.top == "defensemble" and one.file != "cli/__init__.py"}
-    assert ours == {f"defensemble.cli.{module}" for module in ("shell", "notes", "reading_options", "ensemble_options")}
+    assert ours == {f"defensemble.cli.{module}" for module in ("shell", "reading_options", "ensemble_options")}
     inside = {one.top for one in imports_of("defensemble") if f"defensemble.{one.file[:-3].replace('/', '.')}" in ours}
     assert inside - sys.stdlib_module_names - {"defensemble"} == {"click"}
 
