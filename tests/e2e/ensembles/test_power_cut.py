@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from defensemble.ensembles import Ensembles
+from defensemble.ensembles import Ensembles, Replica
 from defensemble_export import ExistsError
 from tests.support.edits import REWEIGH, SCENES, Scene
 from tests.support.power_cut import Disk, Tree, write_tree
@@ -18,13 +18,13 @@ from tests.support.walking import Edit, disk_state, history, leftovers, models_o
 
 _EDITS = """
 import json, sys
-from defensemble.ensembles import Ensembles
+from defensemble.ensembles import Ensembles, Replica
 arguments, named = json.loads(sys.argv[3])
 getattr(Ensembles(sys.argv[1]), sys.argv[2])(*arguments, **named)
 """
 _RECOVERS = """
 import sys
-from defensemble.ensembles import Ensembles
+from defensemble.ensembles import Ensembles, Replica
 Ensembles(sys.argv[1]).show()
 """
 
@@ -142,3 +142,38 @@ def test_a_power_cut_at_any_call_of_what_recovers_a_killed_edit(tmp_path: Path, 
         left |= {repr(tree): tree for tree in recorded.disk.after_power_cut()}
     states = [recovered_state(recorded, tree) for tree in left.values()]
     assert states[-1] == ("old" if step == "note" else "new")
+
+
+_EDITS_REPLICAS = """
+import sys
+from pathlib import Path
+from defensemble.ensembles import Ensembles, Replica
+Ensembles.over([Replica(Path(folder), ()) for folder in sys.argv[1:]]).weight("ensemble", {"alpha": 3.0})
+"""
+
+
+@pytest.mark.slow
+def test_a_power_cut_leaves_both_of_two_replicas_old_or_both_new(tmp_path: Path) -> None:
+    place = tmp_path / "disk"
+    folders = [place / str(number) / "repository" for number in range(2)]
+    for folder in folders:
+        REWEIGH.prepare(folder)
+    old = models_of(folders[0])
+    disk = Disk(place)
+    calls = traced(_EDITS_REPLICAS, [str(folder) for folder in folders], tmp_path)
+    new = models_of(folders[0])
+    left: dict[str, Tree] = {}
+    for call in calls:
+        disk.apply(call)
+        left |= {repr(tree): tree for tree in disk.after_power_cut()}
+    seen = set()
+    for tree in left.values():
+        shutil.rmtree(place)
+        write_tree(place, tree)
+        with pytest.raises(ExistsError):
+            Ensembles.over([Replica(folder, ()) for folder in folders]).create("ensemble", ["alpha"])
+        (state,) = {disk_state(folder, REWEIGH.edit, old, new) for folder in folders}
+        assert [history(folder) for folder in folders] == [["weight"] if state == "new" else []] * 2, tree
+        assert [models_of(folder) for folder in folders] == [new if state == "new" else old] * 2, tree
+        seen.add(state)
+    assert seen == {"old", "new"}
