@@ -14,6 +14,7 @@ import pytest
 
 from defensemble.ensembles import EditFailedError, Ensembles
 from defensemble_export import repository_plan, write_plan, write_profile
+from defensemble_repository.filesystem.atomic_write import write_atomic
 from defensemble_repository.lock import locked
 from defensemble_repository.transaction import check_writable, remove_files, remove_stale_staging
 from tests.support import tiny
@@ -260,6 +261,18 @@ def test_who_may_not_read_the_parent_is_kept_apart_by_the_lock_on_the_repository
         pass
     with locked(repository), unprivileged(), pytest.raises(LockedError), locked_within([repository], 0.0):
         pass
+
+
+def test_a_file_is_written_durably_into_a_folder_that_cannot_be_read(place: Path) -> None:
+    (place / "drop").mkdir()
+    give(place / "drop")
+    (place / "drop").chmod(0o300)
+    with unprivileged():
+        write_atomic(place / "drop/file", b"content")
+        with pytest.raises(PermissionError):
+            os.listdir(place / "drop")
+    (place / "drop").chmod(0o700)
+    assert os.listdir(place / "drop") == ["file"]
 
 
 @SLOW
