@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from defensemble_repository.filesystem import atomic_write
-from defensemble_repository.filesystem.atomic_write import ChangedFolders, rename_durably, write_atomic
+from defensemble_repository.filesystem.atomic_write import rename_durably, write_atomic
 
 
 def test_a_secret_is_never_readable_by_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,13 +47,5 @@ def test_a_series_of_renames_flushes_a_folder_once(tmp_path: Path, monkeypatch: 
     names = ("one", "two", "three")
     for name in names:
         (tmp_path / f"new-{name}").touch()
-    changed = ChangedFolders()
-    rename_durably([(tmp_path / f"new-{name}", tmp_path / name) for name in names[:2]], changed=changed)
-    assert sorted(flushed) == [str(tmp_path / "new-one"), str(tmp_path / "new-two")]
-    flushed.clear()
-    rename_durably([(tmp_path / "new-three", tmp_path / "three")], changed=changed)
-    assert sorted(flushed) == [str(tmp_path), str(tmp_path / "new-three")], "the earlier renames before this one"
-    flushed.clear()
-    changed.sync()
-    changed.sync()
-    assert flushed == [str(tmp_path)]
+    rename_durably([(tmp_path / f"new-{name}", tmp_path / name) for name in names])
+    assert flushed == [*(str(tmp_path / f"new-{name}") for name in names), str(tmp_path)]
