@@ -66,11 +66,11 @@ def test_another_graph_is_not_taken_for_a_fused_one() -> None:
 @pytest.mark.parametrize(
     ("images", "text"),
     [
-        (np.zeros((2, 1, 8, 2), np.float32), r"verification .*\(N, 1, 4, 4\) .* got \(2, 1, 8, 2\)"),
+        (np.zeros((2, 1, 8, 2), np.float32), "verification | (N, 1, 4, 4) | (2, 1, 8, 2)"),
         (np.zeros((0, *tiny.SHAPE), np.float32), "at least one"),
-        (np.zeros((2, *tiny.SHAPE)), "got float64"),
-        (np.full((2, *tiny.SHAPE), 2, np.float32), "got values from 2 to 2"),
-        (np.full((2, *tiny.SHAPE), np.nan, np.float32), "NaN or infinite"),
+        (np.zeros((2, *tiny.SHAPE)), "float64"),
+        (np.full((2, *tiny.SHAPE), 2, np.float32), "2 to 2"),
+        (np.full((2, *tiny.SHAPE), np.nan, np.float32), "NaN"),
     ],
 )
 def test_images_that_are_none(images: tiny.Array, text: str) -> None:
