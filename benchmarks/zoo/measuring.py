@@ -15,8 +15,8 @@ from torch import nn
 
 from benchmarks.zoo.paper import CLEAN_GOAL, PGD_GOAL, STANDARD_GOAL
 from defensemble import rate
+from defensemble_repository.filesystem.atomic_write import write_atomic
 from defensemble_training import ATTACKS, adversarial_examples, rounded_to_8_bits
-from defensemble_training.atomic_write import write_atomic
 
 Images = NDArray[np.float32]
 Labels = NDArray[np.int64]

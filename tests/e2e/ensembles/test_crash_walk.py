@@ -22,8 +22,8 @@ from tests.support.walking import (
     uncut,
 )
 
-# Of an edit of weights, a step of each kind: half of the note of the edit, what makes a file, loads, the commit, and what is removed.
-KINDS = ["half of", "os.mkdir", "after load_model average_", "load_model ensemble", "infer ensemble", "unload_model average_", "os.remove"]
+# Of an edit of weights, a step of each kind: half of a file, what makes a file, loads, the commit, and what is removed.
+KINDS = ["halve", "os.mkdir", "after load_model average_", "load_model ensemble", "infer ensemble", "unload_model average_", "os.remove"]
 
 
 def walk(scene: Scene, cutter: Cutter, place: Path, *, replicas: int = 1, kinds: Sequence[str] | None = None) -> None:
