@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from defensemble_repository.ensemble import Ensemble
 from defensemble_repository.errors import EnsembleError
 from defensemble_repository.labels import class_names_from_labels
 from defensemble_repository.lock import locked
-from defensemble_repository.names import CONFIG_FILE, LABELS_FILE, MODEL_FILE, RESERVED, check_name
+from defensemble_repository.names import CONFIG_FILE, LABELS_FILE, RESERVED, check_name
 from defensemble_repository.onnx_metadata import CLASS_NAMES
 from defensemble_repository.pbtxt import config_from_file, pbtxt_from_config, schema
 from defensemble_repository.preprocessing import PREPROCESSING
@@ -37,7 +36,16 @@ from defensemble_repository.reader import (
 from defensemble_repository.transaction import check_writable, remove_stale_staging, write_plan
 from defensemble_repository.view import RepositoryView
 
-from .entries.members import DEFAULT_MAX_BATCH_SIZE, Member, changed_files, check_same, labels_text, preprocessing_from_text, version_files
+from .entries.members import (
+    DEFAULT_MAX_BATCH_SIZE,
+    Member,
+    changed_files,
+    check_same,
+    describe_member_version,
+    labels_text,
+    preprocessing_from_text,
+    version_files,
+)
 from .entries.stored_graph import stored_graph
 from .errors import ExistsError, ExportError
 from .graphs.fusion import digests_of_members, fused_onnx
@@ -103,11 +111,7 @@ def fuse_planned(
     max_batch_size: int | None = None,
     replace: bool = False,
 ) -> dict[str, bytes]:
-    """Plan the files that fuse ``ensemble`` as it will be once ``planned``, such as a ``repository_plan``, is written: write both at once.
-
-    Raises:
-        ExistsError, EnsembleError, ExportError, VerificationError, ConfigError: see ``fuse_repository``.
-    """
+    """Plan the files that fuse ``ensemble`` as it will be once ``planned`` (a ``repository_plan``) is written: write both at once."""
     votes, members, usual = voting_members(repository, ensemble, planned)
     taken = [ensemble, *(vote.model for vote in votes.members), *(path.split("/")[0] for path in planned)]
     check_fuse_request(repository, name, taken, max_batch_size=max_batch_size, replace=replace)
@@ -117,11 +121,7 @@ def fuse_planned(
 
 
 def check_fuse_request(repository: Path, name: str, taken: Sequence[str], *, max_batch_size: int | None = None, replace: bool) -> None:
-    """Refuse by names and numbers alone, before any slow work; ``taken`` are names of the members and the ensemble.
-
-    Raises:
-        ExistsError, EnsembleError, ExportError, ConfigError: see ``fuse_repository``.
-    """
+    """Refuse by names and numbers alone, before any slow work; ``taken`` are names of the members and the ensemble."""
     check_name(name)
     if name in taken:
         raise EnsembleError(f"'{name}' is the name of the ensemble or of a member: give the fused graph a name of its own (--fuse NAME)")
@@ -229,9 +229,7 @@ def fused_plan(repository: Path, fused: Member, ensemble: Ensemble, *, max_batch
     else:
         _check_same_interface(folder, fused)
         configs = {path.relative_to(repository).as_posix(): config_from_file(path) for path in config_paths(folder)}
-    digest = hashlib.sha256(fused.onnx).hexdigest()
     for path, existing in configs.items():
-        serves_graph = existing is None or existing.default_model_filename in ("", MODEL_FILE)  # a plan has a digest of its own
         config = fused_config(
             fused.name,
             ensemble,
@@ -239,12 +237,11 @@ def fused_plan(repository: Path, fused: Member, ensemble: Ensemble, *, max_batch
             num_classes=fused.num_classes,
             max_batch_size=max_batch_size,
             version=version,
-            digest=digest if serves_graph else None,
             member_digests=[known or "" for known in digests_of_members(fused.onnx)],
-            precision=fused.precision,
-            preprocessing=None if fused.preprocessing is None else fused.preprocessing.to_json(),
+            preprocessing=fused.rule,
             existing=existing,
         )
+        describe_member_version(config, fused, version)
         if existing is not None:
             update_digest(existing, config)
         files[path] = pbtxt_from_config(config)
@@ -252,11 +249,7 @@ def fused_plan(repository: Path, fused: Member, ensemble: Ensemble, *, max_batch
 
 
 def _check_averaging(files: RepositoryView, ensemble: str, config: schema.ModelConfig) -> None:
-    """Refuse averaging models that compute something else than their parameters say.
-
-    Raises:
-        EnsembleError: one does, or its file is not the one that its configuration describes.
-    """
+    """Refuse averaging models that compute something else than their parameters say, or whose files were changed."""
     found = Inspection(files)
     models = dict.fromkeys(step.model_name for step in config.ensemble_scheduling.step if step.model_name.startswith(RESERVED))
     averaging = [model for model in models if found.has(model)]
@@ -271,11 +264,7 @@ def _check_averaging(files: RepositoryView, ensemble: str, config: schema.ModelC
 
 
 def fused_batch(folder: Path, asked: int | None, usual: int = DEFAULT_MAX_BATCH_SIZE) -> int:
-    """How many images a fused graph takes at once: what an existing one does, else what is asked for, else ``usual``.
-
-    Raises:
-        ExportError: the existing one takes another number than ``asked``.
-    """
+    """How many images a fused graph takes at once: what an existing one does, which must be ``asked`` if that is given, else ``usual``."""
     if folder.exists():
         return existing_batch(folder, asked)
     return usual if asked is None else asked

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How plans are to be built; see ``engine_from_onnx``. All take batches from 1 on: Triton hands on requests of one image too."""
+    """How plans are built; see ``BuildRequest``. All take batches from 1 on: Triton hands on requests of one image too."""
 
     opt_batch: int | None = None
     builder_level: int = DEFAULT_BUILDER_LEVEL
@@ -191,21 +191,7 @@ def _build(
     request = one.request
     with tempfile.TemporaryDirectory(prefix="defensemble-engine-") as folder:
         plan = Path(folder) / PLAN_FILE
-        manifest = engine_from_onnx(
-            one.graph,
-            plan,
-            max_batch_size=request.max_batch_size,
-            min_batch=request.min_batch,
-            opt_batch=request.opt_batch,
-            precision=request.precision,
-            builder_level=request.builder_level,
-            workspace_bytes=request.workspace_bytes,
-            version_compatible=request.version_compatible,
-            hardware_compatible=request.hardware_compatible,
-            timing_cache=timing_cache,
-            target=target,
-            on_progress=on_progress,
-        )
+        manifest = engine_from_onnx(one.graph, plan, request, target, timing_cache=timing_cache, on_progress=on_progress)
         agreement = None
         if images is not None:
             agreement = verify_plan(plan, one.graph, images, profile=request.profile, precision=request.precision)
@@ -243,12 +229,8 @@ def _planned(folder: Path, config: schema.ModelConfig, version: int, options: En
             graph.content,
             str(folder.parent / graph.path),
             max_batch_size=int(config.max_batch_size),
-            opt_batch=options.opt_batch,
             precision=graph.precision,
-            builder_level=options.builder_level,
-            workspace_bytes=options.workspace_bytes,
-            version_compatible=options.version_compatible,
-            hardware_compatible=options.hardware_compatible,
+            **asdict(options),
         )
     except EngineError:
         raise
@@ -266,18 +248,10 @@ def _current(one: PlannedEngine, target: Target) -> Manifest | None:
         return None  # damaged: built anew
     if manifest is None or not plan.exists():
         return None
-    request = one.request
-    wanted = (
-        (target.tensorrt, target.gpu, target.compute_capability, one.onnx_sha256),
-        (request.profile, request.precision, request.builder_level, request.workspace_bytes),
-        (request.version_compatible, request.hardware_compatible),
-    )
-    found = (
-        (manifest.tensorrt, manifest.gpu, manifest.compute_capability, manifest.onnx_sha256),
-        (manifest.profile, manifest.precision, manifest.builder_level, manifest.workspace_bytes),
-        (manifest.version_compatible, manifest.hardware_compatible),
-    )
-    return manifest if found == wanted and _digest(plan) == manifest.plan_sha256 else None
+    # Another driver may run the same plan.
+    wanted = {**asdict(target), "driver": manifest.driver, "onnx_sha256": one.onnx_sha256, **one.request.recorded}
+    is_same = all(getattr(manifest, name) == value for name, value in wanted.items())
+    return manifest if is_same and _digest(plan) == manifest.plan_sha256 else None
 
 
 def _real_images(one: PlannedEngine, data_dir: Path | None) -> Array:

@@ -27,15 +27,15 @@ _LEVELS = range(6)
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """What a plan is built for: images of (C, H, W), and at once so many of them; the options are those of `defensemble build-engine`.
+    """What a plan is built for: images of (C, H, W), 1 to ``max_batch_size`` at once; the options are those of `defensemble build-engine`.
 
-    ``opt_batch`` None is ``max_batch_size``. ``workspace_bytes`` None lets the builder take what the GPU has. ``fixed_batch`` says that the
-    graph takes ``max_batch_size`` images and no other number.
+    ``opt_batch`` None is ``max_batch_size``. ``workspace_bytes`` None is all of the GPU's memory. With ``fixed_batch``, the graph takes
+    ``max_batch_size`` images and no other number. ``builder_level`` is 0 (built fast) to 5 (runs fastest). ``version_compatible`` plans run
+    on newer TensorRT too, ``hardware_compatible`` ones on other GPUs of compute capability 8.0 or newer.
     """
 
     image_shape: tuple[int, int, int]
     max_batch_size: int
-    min_batch: int = 1
     opt_batch: int | None = None
     precision: str = "fp32"
     builder_level: int = DEFAULT_BUILDER_LEVEL
@@ -56,11 +56,17 @@ class BuildRequest:
     @property
     def profile(self) -> Profile:
         """The shapes that the plan will take."""
-        batches = [self.min_batch, self.max_batch_size if self.opt_batch is None else self.opt_batch, self.max_batch_size]
+        batches = [1, self.max_batch_size if self.opt_batch is None else self.opt_batch, self.max_batch_size]
         if self.fixed_batch:
             batches = [self.max_batch_size] * 3
         smallest, best, largest = ((batch, *self.image_shape) for batch in batches)
         return Profile(smallest, best, largest)
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What a manifest keeps of it, by the manifest's names."""
+        names = ("profile", "precision", "builder_level", "workspace_bytes", "version_compatible", "hardware_compatible")
+        return {name: getattr(self, name) for name in names}
 
 
 class Messages:

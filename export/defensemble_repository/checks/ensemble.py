@@ -177,10 +177,8 @@ def _check_step(found: Inspection, name: str, index: int, step: schema.ModelEnse
         text = f"{said_step(index, step)} {said}, and its versions are {_numbers(there)}: write one of these, or export another (--replace)"
         found.say(model, text, path, *way)
     elif version not in served:
-        text = (
-            f"'{name}' pins version {version}, and this version_policy serves {_numbers(served)}: write version_policy {{ all {{}} }} here"
-        )
-        found.say(model, text, found.config_path(model), "version_policy")
+        text = f"'{name}' pins version {version}, and this version_policy serves {_numbers(served)}"
+        found.say(model, f"{text}: write version_policy {{ all {{}} }} here", found.config_path(model), "version_policy")
     return True
 
 

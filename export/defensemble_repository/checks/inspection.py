@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 from google.protobuf import text_format
 
@@ -21,7 +22,8 @@ from ..texts import shortened
 from ..view import RepositoryView
 from .finding import Fault, Finding, Lines, Step
 
-_APPLY = "say what is to vote with `defensemble ensemble apply FILE`"
+T = TypeVar("T")
+APPLY = "say what is to vote with `defensemble ensemble apply FILE`"
 
 
 @lru_cache(maxsize=64)
@@ -106,48 +108,36 @@ class Inspection:
         return any(one.refuses and one.model == model and (path is None or one.file == file) for one in self.findings)
 
     def content(self, path: str) -> bytes | None:
-        """A file's bytes; None where there is none, and where it cannot be read, which is told."""
-        try:
-            return self.files.content(path)
-        except OSError as error:
-            self._say_unreadable(path, error)
-            return None
+        """A file's bytes; None where there is none, and where it cannot be read, which is a finding."""
+        return self._read(self.files.content, path)
 
     def digest(self, path: str) -> str | None:
         """A file's SHA-256; None as in ``content``."""
-        try:
-            return self.files.digest(path)
-        except OSError as error:
-            self._say_unreadable(path, error)
-            return None
+        return self._read(self.files.digest, path)
 
     def has(self, model: str) -> bool:
         """Whether ``model`` has a name that can be one, and a configuration."""
-        try:
-            return MODEL_NAME.fullmatch(model) is not None and self.files.has(model)
-        except OSError as error:
-            self._say_unreadable(f"{model}/{CONFIG_FILE}", error)
-            return False
+        return MODEL_NAME.fullmatch(model) is not None and self.exists(f"{model}/{CONFIG_FILE}") is True
 
     def exists(self, path: str) -> bool | None:
         """Whether there is such a file; None where it is a FIFO or a device, or cannot be looked at, which is a finding."""
-        try:
-            return self.files.exists(path)
-        except OSError as error:
-            self._say_unreadable(path, error)
-            return None
+        return self._read(self.files.exists, path)
 
-    def _say_unreadable(self, path: str, error: OSError) -> None:
-        self.say(path.partition("/")[0], f"cannot be read: {error.strerror}: fix its permissions, or put it back", path)
+    def _read(self, read: Callable[[str], T], path: str) -> T | None:
+        try:
+            return read(path)
+        except OSError as error:
+            self.say(path.partition("/")[0], f"cannot be read: {error.strerror}: fix its permissions, or put it back", path)
+            return None
 
     def config(self, model: str) -> schema.ModelConfig | None:
         """The configuration of a model that ``has`` one; None where it cannot be read, which is told."""
         if model not in self._configs:
             with self.stopping(model):
-                self._configs[model] = self._read(model)
+                self._configs[model] = self._checked(model)
         return self._configs[model]
 
-    def _read(self, model: str) -> schema.ModelConfig | None:
+    def _checked(self, model: str) -> schema.ModelConfig | None:
         path = self.config_path(model)
         config = self.parsed(model, path)
         if config is None:
@@ -217,12 +207,12 @@ class Inspection:
             try:
                 voting = read_ensemble(self.files.repository, ensemble).members
             except (RepositoryError, OSError):  # edits of single votes read it too
-                return _APPLY
+                return APPLY
         gone = [vote for vote in voting if vote.model in models]
         if len({vote.model for vote in gone}) < len(set(models)):
             return f"leave {', '.join(models)} out"
         if len(gone) == len(voting):
-            return _APPLY
+            return APPLY
         names = [vote.model for vote in gone]
         # A model that votes at several versions is named with each.
         named = [vote.model if names.count(vote.model) == 1 else f"{vote.model}@{vote.version}" for vote in gone]
@@ -233,7 +223,7 @@ class Inspection:
         history = self.content(HISTORY_FILE) or b""
         if f'"ensemble": {json.dumps(ensemble)}'.encode() in history:
             return f"go back with `defensemble ensemble rollback --ensemble {ensemble}`"
-        return _APPLY
+        return APPLY
 
     def leads_out(self, path: str) -> Path | None:
         """Where a link leads on the way to ``path``, where that is outside of the repository."""

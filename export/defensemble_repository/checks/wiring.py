@@ -195,16 +195,12 @@ def _mapping(index: int, step: schema.ModelEnsembling.Step, model: schema.ModelC
     for kind, entries, tensors in (("input", step.input_map, model.input), ("output", step.output_map, model.output)):
         names = [tensor.name for tensor in tensors]
         for key in sorted(set(entries) - set(names)):
-            yield Fault(
-                f"{said_step(index, step)} maps the {kind} '{key}', which the model does not have: it has {_listed(names)}",
-                way_to_step(index, (f"{kind}_map", "key", key)),
-            )
+            text = f"{said_step(index, step)} maps the {kind} '{key}', which the model does not have: it has {_listed(names)}"
+            yield Fault(text, way_to_step(index, (f"{kind}_map", "key", key)))
     for tensor in model.input:
         if step.input_map and tensor.name not in step.input_map and not tensor.optional:
-            yield Fault(
-                f"{said_step(index, step)} maps nothing to the model's input '{tensor.name}': add an input_map with that key",
-                way_to_step(index),
-            )
+            text = f"{said_step(index, step)} maps nothing to the model's input '{tensor.name}': add an input_map with that key"
+            yield Fault(text, way_to_step(index))
 
 
 @dataclass(frozen=True)

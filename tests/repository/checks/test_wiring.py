@@ -21,10 +21,7 @@ def wired(members: int, classes: int = 3, batch: int = 8) -> tuple[schema.ModelC
     """An ensemble of `m0`, `m1`, ... as an export writes it, and the configurations of its steps' models."""
     ensemble = Ensemble("e", tuple(Vote(f"m{index}") for index in range(members)))
     size: dict[str, Any] = {"num_classes": classes, "max_batch_size": batch}
-    known = {
-        f"m{index}": member_config(f"m{index}", input_shape=(1, 4, 4), digests={}, mask_digests={}, precisions={}, **size)
-        for index in range(members)
-    }
+    known = {f"m{index}": member_config(f"m{index}", input_shape=(1, 4, 4), **size) for index in range(members)}
     known["average_x"] = averaging_config("average_x", ensemble, digest="", **size)
     config = ensemble_config(ensemble, average_model="average_x", input_shape=(1, 4, 4), **size)
     return config, known
