@@ -17,9 +17,6 @@ def check_images(images: object, shape: Sequence[int | None], purpose: str, *, e
         shape: the expected (C, H, W); None for an extent that is free.
         purpose: what the images are for, as errors call it.
         error: the class of the error.
-
-    Raises:
-        ExportError: they are something else.
     """
     what = f"the images for the {purpose}"
     expected = "(N, " + ", ".join("any" if extent is None else str(extent) for extent in shape) + ")"

@@ -18,11 +18,7 @@ from .plan import no_network_text
 
 
 def named_vote(text: str) -> tuple[str, int | None]:
-    """Read `MODEL` or `MODEL@VERSION`: the name, and the version where one is given.
-
-    Raises:
-        EnsembleError: it is neither.
-    """
+    """Read `MODEL` or `MODEL@VERSION`: the name, and the version where one is given; EnsembleError where it is neither."""
     model, at, version = text.partition("@")
     if at and not (re.fullmatch("[1-9][0-9]{0,18}", version) and int(version) <= LARGEST_VERSION):
         raise EnsembleError(f"a vote is named MODEL or MODEL@VERSION, the version a number from 1, such as keep0.3@2; got {text!r:.120}")
@@ -102,11 +98,7 @@ def reweighted(ensemble: Ensemble, weights: Mapping[str, float]) -> Ensemble:
 
 
 def found_vote(ensemble: Ensemble, text: str) -> Vote:
-    """Find the member that `MODEL` or `MODEL@VERSION` names in `ensemble`.
-
-    Raises:
-        EnsembleError: it does not vote, or does so at several versions.
-    """
+    """Find the member that `MODEL` or `MODEL@VERSION` names in `ensemble`; EnsembleError where there are none or several."""
     model, version = named_vote(text)
     found = [vote for vote in ensemble.members if vote.model == model and version in (None, vote.version)]
     if len(found) > 1:

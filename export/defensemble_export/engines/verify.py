@@ -58,11 +58,7 @@ def verify_plan(plan: Path, graph: Path, images: Array, *, profile: Profile, pre
 
 
 def compared(answer: Answers, reference: Answers, images: Array, *, profile: Profile, precision: str) -> Agreement:
-    """Compare two ways to compute a network, in batches of the profile's sizes; see ``verify_plan``.
-
-    Raises:
-        EngineError: they differ by more than the precision's tolerances.
-    """
+    """Compare two ways to compute a network, in batches of the profile's sizes; see ``verify_plan``."""
     check_images(images, profile.max[1:], PURPOSE, error=EngineError)
     generator = np.random.default_rng(_SEED)
     pairs = []
@@ -110,11 +106,7 @@ def onnx_runner(graph: Path, precision: str) -> Answers:
 
 @contextmanager
 def plan_runner(plan: Path) -> Iterator[Answers]:
-    """Run a plan on this machine's GPU, through Polygraphy: it moves arrays to the device and back with the CUDA runtime alone.
-
-    Raises:
-        EngineError: Polygraphy is missing, or the plan cannot be run.
-    """
+    """Run a plan on this machine's GPU, through Polygraphy: it moves arrays to the device and back with the CUDA runtime alone."""
     try:
         from polygraphy.backend.trt import EngineFromBytes, TrtRunner
         from polygraphy.exception import PolygraphyException

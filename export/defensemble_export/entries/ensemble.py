@@ -56,21 +56,12 @@ def ensemble_files(
 
 
 def members_preprocessing(files: RepositoryView, ensemble: Ensemble) -> str | None:
-    """Return the parameter `preprocessing` that an ensemble has from its members; None where none of them has it.
-
-    Raises:
-        EnsembleError: they state different rules.
-        ConfigError: a configuration cannot be read.
-    """
+    """Return the parameter `preprocessing` that the members have in common, None where none has it; EnsembleError where they differ."""
     return agreed_preprocessing({vote.model: parameter(files.config(vote.model), PREPROCESSING) for vote in ensemble.members})
 
 
 def is_of_two_models(files: RepositoryView, name: str) -> bool:
-    """Whether the ensemble ``name`` is of the two-model form: a model that averages it computes only some of the outputs.
-
-    Raises:
-        ConfigError: a configuration cannot be read.
-    """
+    """Whether the ensemble ``name`` is of the two-model form: a model that averages it computes only some of the outputs."""
     models = {step.model_name for step in files.config(name).ensemble_scheduling.step}
     averaging = [files.config(model) for model in models if AVERAGING_NAME.fullmatch(model) and files.has(model)]
     return any({tensor.name for tensor in config.output} < set(OUTPUTS) for config in averaging)

@@ -209,13 +209,7 @@ def labels_text(member: Member) -> bytes:
 
 
 def check_same_interface(folder: Path, member: Member) -> None:
-    """Refuse a new version of the model in `folder` that differs from it for callers.
-
-    Raises:
-        ExistsError: it takes or gives something else, or has other class names.
-        EnsembleError: images are brought to its size by another rule.
-        ConfigError: the configuration cannot be read.
-    """
+    """Refuse (ExistsError, EnsembleError) a new version of the model in `folder` of another interface, class names or preprocessing."""
     shapes, labels = interface_of(folder)
     expected = [list(member.input_shape), [member.num_classes]]
     if shapes != expected:
@@ -230,15 +224,7 @@ def check_same_interface(folder: Path, member: Member) -> None:
 
 
 def preprocessing_from_text(text: str | None, where: str) -> Preprocessing | None:
-    """Read the rule in the metadata of an ONNX file or in the parameter of a configuration; None where there is none.
-
-    Args:
-        text: the JSON text.
-        where: what carries it, for errors.
-
-    Raises:
-        ExportError: it is something else.
-    """
+    """Read the rule in an ONNX file's metadata or a configuration's parameter, None where there is none; ``where`` names it in errors."""
     try:
         return None if text is None else Preprocessing.from_json(text, where)
     except ImagesError as error:
@@ -246,11 +232,7 @@ def preprocessing_from_text(text: str | None, where: str) -> Preprocessing | Non
 
 
 def check_same(members: Sequence[Member], *, shape: str = "input shape") -> None:
-    """Whether members take the same images, brought to size alike, and know the same classes; ``shape`` is what errors call their size.
-
-    Raises:
-        EnsembleError: they do not.
-    """
+    """Refuse (EnsembleError) members of other images, preprocessing or classes; ``shape`` is what errors call the size of the images."""
     first = members[0]
     for member in members[1:]:
         fix = "average only networks that agree, and export others into an ensemble of their own (--ensemble NAME)"
@@ -264,12 +246,7 @@ def check_same(members: Sequence[Member], *, shape: str = "input shape") -> None
 
 
 def check_members_fit(repository: Path, ensemble: str | None, members: Sequence[Member]) -> None:
-    """Whether ``members`` can be averaged with each other, and with those that vote in ``ensemble`` where it is in ``repository``.
-
-    Raises:
-        EnsembleError: they take other images, or know other classes.
-        ConfigError: a configuration cannot be read.
-    """
+    """Refuse (EnsembleError) ``members`` that cannot be averaged with each other and with those of ``ensemble`` in ``repository``."""
     first = members[0]
     check_same(members)
     if ensemble is None or not (repository / ensemble).exists():

@@ -47,11 +47,7 @@ _ALSO_ONNX = (".bin", ".pb")
 
 
 def check_is_checkpoint(path: Path) -> None:
-    """Refuse a file that is not a checkpoint by its name.
-
-    Raises:
-        ExportError: it is ONNX, or of another framework; the message names the command that exports it.
-    """
+    """Refuse, by its name, a file that is ONNX or of another framework; the message has the command that exports it."""
     suffix = path.suffix.lower()
     if suffix == ".onnx":
         raise ExportError(f"{path} is an ONNX file and no checkpoint: export it by --from-onnx {shlex.quote(str(path))} --as NAME")
@@ -103,11 +99,7 @@ def _sort_nodes(graph: onnx.GraphProto) -> None:
 
 
 def opset_of(model: onnx.ModelProto, file: os.PathLike[str] | str) -> int:
-    """The opset of the standard's operators.
-
-    Raises:
-        ExportError: there is none, or it is out of the range that is taken.
-    """
+    """The opset of the standard's operators; ExportError where there is none, or it is out of the range that is taken."""
     newest = onnx.defs.onnx_opset_version()
     found = [entry.version for entry in model.opset_import if entry.domain in STANDARD_DOMAINS]
     if len(found) != 1:

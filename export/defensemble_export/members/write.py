@@ -136,11 +136,7 @@ def _converted(network: Network, form: Form, pool: ImagePool | None) -> tuple[on
 
 
 def move_form(written: Path, target: Path) -> None:
-    """Move what `write_form` wrote, with its report, to another place.
-
-    Raises:
-        OSError: it cannot be written; names ``target``.
-    """
+    """Move what `write_form` wrote, with its report, to another place; an OSError names ``target``."""
     places = [(report_beside(written), report_beside(target)), (written, target)]
     renames = [(temporary_path(place), place) for _, place in places]
     try:
@@ -155,11 +151,7 @@ def move_form(written: Path, target: Path) -> None:
 
 
 def check_place(target: Path) -> None:
-    """An export takes seconds: find out first whether its file can be written.
-
-    Raises:
-        ExportError, OSError: it cannot.
-    """
+    """Find out before an export, which takes seconds, whether its file can be written (ExportError, OSError)."""
     if target.is_dir():
         raise ExportError(f"cannot write {target}: it is a folder; name a file, such as {target / 'network.onnx'}")
     if not target.parent.is_dir():

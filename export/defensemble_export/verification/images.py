@@ -33,22 +33,14 @@ _MEND = "Say where they are (--data-dir), or pass others (--images FILE.npy)"
 
 @dataclass(frozen=True, eq=False)
 class RealImages:
-    """Images (N,C,H,W), float32 in [0, 1], their classes int64 (N,) where they are known, and in words where they are from.
-
-    Raises:
-        ExportError: there are none, or they are something else.
-    """
+    """Images (N,C,H,W), float32 in [0, 1], their classes int64 (N,) where they are known, and in words where they are from."""
 
     images: np.ndarray[Any, Any]
     source: str
     labels: np.ndarray[Any, Any] | None = None
 
     def check_fit(self, input_shape: tuple[int, int, int], what: str = "verification") -> None:
-        """Whether a network that takes ``input_shape`` takes them.
-
-        Raises:
-            ExportError: it does not.
-        """
+        """Refuse them for a network that takes other images than these of ``input_shape``."""
         check_images(self.images, input_shape, what)
         if self.labels is not None and self.labels.shape != self.images.shape[:1]:
             raise ExportError(f"the {what} has {len(self.images)} images and classes of the shape {self.labels.shape}: one for each image")
@@ -64,11 +56,7 @@ class ImagePool:
 
     @classmethod
     def of(cls, images: np.ndarray[Any, Any], input_shape: tuple[int, int, int]) -> ImagePool:
-        """The user's own images, to calibrate on.
-
-        Raises:
-            ExportError: they are not float32 (N,C,H,W) in [0, 1] of ``input_shape``.
-        """
+        """The user's own images, to calibrate on: float32 (N,C,H,W) in [0, 1] of ``input_shape``, else an ExportError."""
         RealImages(images, "").check_fit(input_shape, "calibration")
         return cls(images.__getitem__, len(images), "images of the user's")
 

@@ -62,11 +62,7 @@ def check_model(
 
 
 def refuse_configs(files: RepositoryView, models: Iterable[str]) -> None:
-    """Refuse configurations that every Triton refuses, before something is written that is served by them.
-
-    Raises:
-        ConfigError: one cannot be read, or what it says is refused.
-    """
+    """Refuse (ConfigError) configurations that every Triton refuses, before something is written that is served by them."""
     found = Inspection(files)
     for model in models:
         config = found.config(model)

@@ -39,20 +39,12 @@ def irregular(path: str | os.PathLike[str]) -> str | None:
 
 
 def check_regular(path: str | os.PathLike[str]) -> None:
-    """Refuse a FIFO, a socket and a device.
-
-    Raises:
-        OSError: it is one, or cannot be looked at.
-    """
+    """Refuse a FIFO, a socket and a device (OSError)."""
     _refuse(path, irregular(path))
 
 
 def regular_file_exists(path: str | os.PathLike[str]) -> bool:
-    """Return whether there is a regular file; a folder is none.
-
-    Raises:
-        OSError: there is a FIFO, a socket or a device instead, or it cannot be looked at.
-    """
+    """Return whether there is a regular file; a folder is none, and a FIFO, a socket or a device an OSError."""
     check_regular(path)
     return os.path.isfile(path)
 
