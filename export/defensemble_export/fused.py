@@ -233,9 +233,7 @@ def fused_plan(repository: Path, fused: Member, ensemble: Ensemble, *, max_batch
         config = fused_config(
             fused.name,
             ensemble,
-            input_shape=fused.input_shape,
-            num_classes=fused.num_classes,
-            max_batch_size=max_batch_size,
+            fused.interface(max_batch_size),
             version=version,
             member_digests=[known or "" for known in digests_of_members(fused.onnx)],
             preprocessing=fused.rule,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from .ensemble import Ensemble
+from .ensemble import Ensemble, averaging_model
 from .names import BACKEND, LABELS_FILE, MODEL_FILE
 from .pbtxt import schema
 from .preprocessing import set_preprocessing
@@ -14,15 +15,24 @@ from .preprocessing import set_preprocessing
 OUTPUTS = ("probabilities", "member_probabilities", "entropy", "mutual_information")
 
 
-def member_config(name: str, *, input_shape: tuple[int, int, int], num_classes: int, max_batch_size: int) -> schema.ModelConfig:
+@dataclass(frozen=True)
+class Interface:
+    """What a network takes and gives: images of (C, H, W), at most ``max_batch_size`` at once, and ``num_classes`` values for each."""
+
+    input_shape: tuple[int, int, int]
+    num_classes: int
+    max_batch_size: int
+
+
+def member_config(name: str, interface: Interface) -> schema.ModelConfig:
     """Describe a member, but for its versions (``describe_version``): ``images`` FP32 [C,H,W] to ``logits`` FP32 [K].
 
     All versions stay loaded (``version_policy { all {} }``): under the default policy, loading version 2 unloads version 1 under an
     ensemble that is pinned to it.
     """
-    config = schema.ModelConfig(name=name, backend=BACKEND, max_batch_size=max_batch_size)
-    config.input.add(name="images", data_type=schema.TYPE_FP32, dims=input_shape)
-    config.output.add(name="logits", data_type=schema.TYPE_FP32, dims=[num_classes], label_filename=LABELS_FILE)
+    config = schema.ModelConfig(name=name, backend=BACKEND, max_batch_size=interface.max_batch_size)
+    config.input.add(name="images", data_type=schema.TYPE_FP32, dims=interface.input_shape)
+    config.output.add(name="logits", data_type=schema.TYPE_FP32, dims=[interface.num_classes], label_filename=LABELS_FILE)
     config.version_policy.all.SetInParent()
     # No max_queue_size: with one, the dynamic batcher of core 2.51 puts requests to sleep for 0.5 s or a multiple of it, at random
     # (measured, 8 callers with mixed batches: 70 of 1,200 calls; without it none).
@@ -50,11 +60,12 @@ def describe_version(
         set_preprocessing(config, preprocessing)
 
 
-def averaging_config(name: str, ensemble: Ensemble, *, num_classes: int, max_batch_size: int, digest: str) -> schema.ModelConfig:
+def averaging_config(ensemble: Ensemble, num_classes: int, max_batch_size: int, *, digest: str) -> schema.ModelConfig:
     """Describe ``average_<digest>``: ``logits_0`` ... ``logits_{M-1}`` FP32 [K] to what ``averaging_outputs`` names.
 
     One thread, always on a CPU: the work is a few kilobytes.
     """
+    name = averaging_model(ensemble, num_classes, max_batch_size)
     config = schema.ModelConfig(name=name, backend=BACKEND, max_batch_size=max_batch_size)
     for index in range(len(ensemble.members)):
         config.input.add(name=f"logits_{index}", data_type=schema.TYPE_FP32, dims=[num_classes])
@@ -69,10 +80,8 @@ def averaging_config(name: str, ensemble: Ensemble, *, num_classes: int, max_bat
 def fused_config(
     name: str,
     ensemble: Ensemble,
+    interface: Interface,
     *,
-    input_shape: tuple[int, int, int],
-    num_classes: int,
-    max_batch_size: int,
     version: int,
     member_digests: Sequence[str],
     preprocessing: str | None = None,
@@ -83,15 +92,15 @@ def fused_config(
     ``member_digests`` are the SHA-256 of the members' files, by which a server knows whether it serves the same networks;
     ``preprocessing`` is the parameter that the members have in common. What does not follow from the members stays as in ``existing``.
     """
-    config = schema.ModelConfig(name=name, backend=BACKEND, max_batch_size=max_batch_size)
+    config = schema.ModelConfig(name=name, backend=BACKEND, max_batch_size=interface.max_batch_size)
     if existing is not None:
         config.CopyFrom(existing)
     else:
-        _add_interface(config, input_shape)
+        _add_interface(config, interface.input_shape)
         config.dynamic_batching.SetInParent()
         # It stands alone: all cores, where `serve` shares them out among an ensemble's members.
         _set_parameters(config, {"intra_op_thread_count": "0"})
-    _set_dims(config, ensemble, num_classes)
+    _set_dims(config, ensemble, interface.num_classes)
     # The parameters describe one version. It is named, so that the one rename of this file changes what is served and its description
     # together: `latest` would take a new folder as soon as it is there.
     config.version_policy.specific.versions[:] = [version]
@@ -102,14 +111,7 @@ def fused_config(
 
 
 def ensemble_config(
-    ensemble: Ensemble,
-    *,
-    average_model: str,
-    input_shape: tuple[int, int, int],
-    num_classes: int,
-    max_batch_size: int,
-    preprocessing: str | None = None,
-    existing: schema.ModelConfig | None = None,
+    ensemble: Ensemble, interface: Interface, *, preprocessing: str | None = None, existing: schema.ModelConfig | None = None
 ) -> schema.ModelConfig:
     """Describe the ensemble: ``images`` FP32 [C,H,W] to what ``averaging_outputs`` names.
 
@@ -121,10 +123,11 @@ def ensemble_config(
     if existing is not None:
         config.CopyFrom(existing)
     else:
-        _add_interface(config, input_shape)
-    config.max_batch_size = max_batch_size
+        _add_interface(config, interface.input_shape)
+    config.max_batch_size = interface.max_batch_size
     set_preprocessing(config, preprocessing)
-    _set_dims(config, ensemble, num_classes)
+    _set_dims(config, ensemble, interface.num_classes)
+    average_model = averaging_model(ensemble, interface.num_classes, interface.max_batch_size)
     outputs = [tensor.name for tensor in config.output]
     del config.ensemble_scheduling.step[:]
     config.ensemble_scheduling.step.extend(ensemble_steps(ensemble, outputs, {average_model: OUTPUTS}))

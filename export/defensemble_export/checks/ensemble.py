@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 from defensemble_repository.checks.ensemble import check_wired
 from defensemble_repository.checks.finding import Finding
@@ -22,7 +22,7 @@ from ..graphs.averaging import average_onnx, is_same_graph
 from .graphs import check_graphs
 
 
-def check_ensemble(files: RepositoryView, name: str, *, loads: Collection[str] | None = None, target: Target = ANY) -> list[Finding]:
+def check_ensemble(files: RepositoryView, name: str, *, target: Target = ANY) -> list[Finding]:
     """Find all that is wrong with the ensemble `name`, its members and its averaging models, before an edit is written or loaded.
 
     Stricter than Triton on purpose: a step pins a version, names are those that an export gives, files are what their digests say, labels
@@ -31,11 +31,10 @@ def check_ensemble(files: RepositoryView, name: str, *, loads: Collection[str] |
     Args:
         files: the repository, as it is or as it will be.
         name: the ensemble.
-        loads: the models whose files are compared with their SHA-256, None all of them: that takes the time of reading them.
         target: the Triton that is to load it.
     """
     found = Inspection(files, target, all_profiles=True, for_edit=True)
-    check_wired(found, name, loads=loads, is_generated=_is_generated, check_votes=_check_votes)
+    check_wired(found, name, is_generated=_is_generated, check_votes=_check_votes)
     return found.findings
 
 

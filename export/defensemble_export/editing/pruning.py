@@ -74,7 +74,7 @@ def prune_plan(
         if config.platform == "ensemble":
             continue
         if AVERAGING_NAME.fullmatch(name) and set(config.parameters) >= _OF_AN_AVERAGE:
-            found += [] if used.any_of(name) else _whole(repository, name, "averages for no ensemble", say)
+            found += [] if used.any_of(name) else _prunable(repository, name, None, "averages for no ensemble", say)
         elif not set(config.parameters) >= _OF_AN_AVERAGE:  # else a fused graph
             unused = {key[1]: why for key, why in voted.items() if key[0] == name and not used.has(*key)}
             found += _of_member(repository, name, config, unused, say)
@@ -132,10 +132,9 @@ class _Used:
 
 
 def _profiles_of_ensembles(repository: Path, configs: Mapping[str, schema.ModelConfig]) -> list[schema.ModelConfig]:
-    """We write none, but a server would take one that is there."""
+    """The profiles of ensembles: nobody writes any, but a server would take one that is there."""
     ensembles = [name for name, config in configs.items() if config.platform == "ensemble"]
-    paths = [path for name in ensembles for path in sorted((repository / name / PROFILES_FOLDER).glob("*.pbtxt"))]
-    return [config_from_file(path) for path in paths]
+    return [config_from_file(path) for name in ensembles for path in config_paths(repository / name)[:-1]]
 
 
 def _used(configs: Sequence[schema.ModelConfig], history: Sequence[Edit], keep: int, also_used: Collection[str]) -> _Used:
@@ -183,7 +182,8 @@ def _of_member(
     unused = {version: why for version, why in unused.items() if f"sha256.{version}" in config.parameters}
     if there and set(there) <= set(unused):
         texts = [unused[version] for version in there]
-        return _whole(repository, name, texts[0] if len(texts) == 1 else "; ".join(map("version {}: {}".format, there, texts)), say)
+        why = texts[0] if len(texts) == 1 else "; ".join(map("version {}: {}".format, there, texts))
+        return _prunable(repository, name, None, why, say)
     specific = set(config.version_policy.specific.versions)
     if specific and not specific - set(unused):
         say(f"{repository / name} is left alone: its version_policy names nothing but what could go, and would leave nothing to serve")
@@ -192,26 +192,19 @@ def _of_member(
     for version, why in sorted(unused.items()):
         if version not in there:
             found.append(Prunable(name, version, f"{why}; its files are gone, and {CONFIG_FILE} still describes them", 0, ()))
-            continue
-        files = _own_files(repository, name, say, f"{name}/{version}")
-        if files is not None:
-            found.append(Prunable(name, version, why, _size(repository, files), tuple(files)))
+        else:
+            found += _prunable(repository, name, version, why, say)
     return found
 
 
-def _whole(repository: Path, name: str, why: str, say: Callable[[str], None]) -> list[Prunable]:
-    files = _own_files(repository, name, say, name)
-    return [] if files is None else [Prunable(name, None, why, _size(repository, files), tuple(files))]
-
-
-def _own_files(repository: Path, name: str, say: Callable[[str], None], place: str) -> list[str] | None:
-    """The files below ``place``, a model or a version of it; None where somebody else's is among them."""
+def _prunable(repository: Path, name: str, version: int | None, why: str, say: Callable[[str], None]) -> list[Prunable]:
+    """A model, or one version of it; nothing where a file of somebody else's is in its folder."""
+    place = name if version is None else f"{name}/{version}"
     files = _files_below(repository, place)
-    others = [file for file in files if not _is_own(file.removeprefix(f"{name}/"))]
-    if not others:
-        return files
-    say(f"{repository / place} is left alone: it holds {', '.join(others)}, which no export wrote; move that away")
-    return None
+    if others := [file for file in files if not _is_own(file.removeprefix(f"{name}/"))]:
+        say(f"{repository / place} is left alone: it holds {', '.join(others)}, which no export wrote; move that away")
+        return []
+    return [Prunable(name, version, why, sum((repository / file).lstat().st_size for file in files), tuple(files))]
 
 
 def _is_own(path: str) -> bool:
@@ -235,10 +228,6 @@ def _files_below(repository: Path, place: str) -> list[str]:
         links = [name for name in folders if (Path(above) / name).is_symlink()]
         found += [(Path(above) / name).relative_to(repository).as_posix() for name in (*files, *links)]
     return sorted(found)
-
-
-def _size(repository: Path, files: Sequence[str]) -> int:
-    return sum((repository / file).lstat().st_size for file in files)
 
 
 def _without(config: schema.ModelConfig, versions: Sequence[int]) -> schema.ModelConfig:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +20,7 @@ from defensemble_repository.pbtxt import schema
 from defensemble_repository.plan_manifest import Manifest, read_manifest
 from defensemble_repository.reader import backend_of, is_ensemble, read_models, served_versions, versions_in
 from defensemble_repository.transaction import check_writable, remove_stale_staging, write_plan
-from defensemble_repository.view import RepositoryView
+from defensemble_repository.view import RepositoryView, file_digest
 
 from ..entries.stored_graph import stored_graph
 from ..errors import EngineError
@@ -198,7 +197,7 @@ def _build(
         with locked(repository), defer_sigint() as interrupts:
             for stale in remove_stale_staging(repository):
                 say(f"removed {stale}, which a command that was killed had left")
-            if _digest(one.graph) != manifest.onnx_sha256:
+            if file_digest(one.graph) != manifest.onnx_sha256:
                 raise EngineError(f"{one.graph} was changed while its plan was built, so the plan is not kept: build it again")
             place = f"{one.model}/{one.version}"
             content = {f"{place}/{PLAN_FILE}": plan.read_bytes(), f"{place}/{MANIFEST_FILE}": manifest.to_bytes()}
@@ -251,7 +250,7 @@ def _current(one: PlannedEngine, target: Target) -> Manifest | None:
     # Another driver may run the same plan.
     wanted = {**asdict(target), "driver": manifest.driver, "onnx_sha256": one.onnx_sha256, **one.request.recorded}
     is_same = all(getattr(manifest, name) == value for name, value in wanted.items())
-    return manifest if is_same and _digest(plan) == manifest.plan_sha256 else None
+    return manifest if is_same and file_digest(plan) == manifest.plan_sha256 else None
 
 
 def _real_images(one: PlannedEngine, data_dir: Path | None) -> Array:
@@ -263,10 +262,6 @@ def _real_images(one: PlannedEngine, data_dir: Path | None) -> Array:
             "pass images (--images FILE.npy), or leave the comparison out (--no-compare)"
         )
     return found.images
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(read_regular(path)).hexdigest()
 
 
 def _batches(request: BuildRequest) -> str:

@@ -140,12 +140,11 @@ def build(
     return builder.build_serialized_network(network=network, config=config)
 
 
-def build_calls(request: BuildRequest, *, timing_cache: bool = True) -> list[str]:
+def build_calls(request: BuildRequest) -> list[str]:
     """Return all calls of TensorRT's API that a build of `request` makes, in their order; nothing is built, and TensorRT is not needed."""
     calls: list[str] = []
     model, path, logger, monitor, timings = (CallRecorder(name, calls) for name in ("onnx", "path", "logger", "monitor", "timings"))
-    attach = (lambda config: attached_cache(config, timings)) if timing_cache else None
-    trt = CallRecorder("tensorrt", calls)
+    trt, attach = CallRecorder("tensorrt", calls), lambda config: attached_cache(config, timings)
     build(trt, request, model, path, logger=logger, monitor=monitor, attach_timings=attach, messages=Messages())
     return calls
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from defensemble_images import ImagesError, Preprocessing
-from defensemble_repository.configs import describe_version, member_config
+from defensemble_repository.configs import Interface, describe_version, member_config
 from defensemble_repository.ensemble import Ensemble, Vote
 from defensemble_repository.errors import EnsembleError
 from defensemble_repository.labels import class_names_from_labels
@@ -54,6 +54,10 @@ class Member:
     precision: str = "fp32"
     report: bytes | None = None
     preprocessing: Preprocessing | None = None
+
+    def interface(self, max_batch_size: int) -> Interface:
+        """What it takes and gives, ``max_batch_size`` images at once."""
+        return Interface(self.input_shape, self.num_classes, max_batch_size)
 
     @property
     def rule(self) -> str | None:
@@ -175,8 +179,7 @@ def _check_free(repository: Path, members: Sequence[str], ensemble: str | None, 
 def _member_files(repository: Path, member: Member, max_batch_size: int) -> dict[str, bytes]:
     folder = repository / member.name
     if not folder.exists():
-        size = {"num_classes": member.num_classes, "max_batch_size": max_batch_size}
-        config = member_config(member.name, input_shape=member.input_shape, **size)
+        config = member_config(member.name, member.interface(max_batch_size))
         describe_member_version(config, member, 1)
         labels = {f"{member.name}/{LABELS_FILE}": labels_text(member)}
         return {**version_files(member, 1), **labels, f"{member.name}/{CONFIG_FILE}": pbtxt_from_config(config)}
@@ -275,9 +278,7 @@ def _ensemble_files(files: RepositoryView, ensemble: Ensemble, members: Sequence
     others += [ensemble.name] if (repository / ensemble.name).exists() else []
     # At most what each member takes: the configuration of one that was there already may allow less.
     batch = min([*batches.values(), *(existing_batch(repository / name, None) for name in others)])
-    first, labels = members[0], labels_text(members[0])
-    size = {"num_classes": first.num_classes, "max_batch_size": batch}
-    return ensemble_files(files, ensemble, input_shape=first.input_shape, labels=labels, **size)
+    return ensemble_files(files, ensemble, members[0].interface(batch), labels_text(members[0]))
 
 
 def changed_files(repository: Path, files: Mapping[str, bytes]) -> dict[str, bytes]:

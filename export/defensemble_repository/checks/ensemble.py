@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 
 from ..averaging import averaging_of
 from ..errors import EnsembleError
@@ -28,7 +28,6 @@ def check_wired(
     found: Inspection,
     name: str,
     *,
-    loads: Collection[str] | None = None,
     is_generated: IsGenerated | None = None,
     check_votes: CheckVotes | None = None,
     outer: tuple[str, ...] = (),
@@ -38,7 +37,6 @@ def check_wired(
     Args:
         found: where findings go.
         name: the ensemble.
-        loads: the models whose files are compared with their SHA-256, None all of them: that takes the time of reading them.
         is_generated: compares the file of an averaging model with its parameters; None where no graph is opened.
         check_votes: called at the end, for each ensemble.
         outer: the ensembles that contain this one.
@@ -62,14 +60,14 @@ def check_wired(
         for model, one in known.items():
             if not is_ensemble(one):
                 again = {"mend": f"`defensemble ensemble reload {name}` generates it again"} if model in averages else {}
-                check_model(found, model, pinned[model], digests=loads is None or model in loads, **again)
+                check_model(found, model, pinned[model], **again)
                 _check_queue(found, name, model, one)
             elif model in (*outer, name):
                 circle = ", which contains ".join(f"'{link}'" for link in (*outer, name, model)[(*outer, name).index(model) :])
                 first = next(index for index, step in enumerate(steps) if step.model_name == model)
                 found.say(name, f"it contains itself: {circle}; take one of these steps out", path, *way_to_step(first, "model_name"))
             else:
-                check_wired(found, model, loads=loads, is_generated=is_generated, check_votes=check_votes, outer=(*outer, name))
+                check_wired(found, model, is_generated=is_generated, check_votes=check_votes, outer=(*outer, name))
         averages = [model for model in averages if model in known]
         check_averages(found, name, averages, is_generated)
         for model in averages:

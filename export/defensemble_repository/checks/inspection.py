@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import KW_ONLY, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
@@ -32,6 +33,7 @@ def _lines(text: str) -> Lines:
     return Lines(text)
 
 
+@dataclass(eq=False)
 class Inspection:
     """What is found wrong in `files`, judged for `target`; nothing that is wrong there is raised.
 
@@ -44,25 +46,16 @@ class Inspection:
         for_edit: an edit is to write ensembles into it.
     """
 
-    def __init__(
-        self,
-        files: RepositoryView,
-        target: Target = ANY,
-        *,
-        profile: str | None = None,
-        all_profiles: bool = False,
-        plans: bool = True,
-        for_edit: bool = False,
-    ) -> None:
-        self.files = files
-        self.target = target
-        self._profile = profile
-        self.for_edit = for_edit
-        self.plans = plans
-        self._all_profiles = all_profiles
-        self.findings: list[Finding] = []
-        self._configs: dict[str, schema.ModelConfig | None] = {}
-        self._stops = ""
+    files: RepositoryView
+    target: Target = ANY
+    _: KW_ONLY
+    profile: str | None = None
+    all_profiles: bool = False
+    plans: bool = True
+    for_edit: bool = False
+    findings: list[Finding] = field(default_factory=list, init=False)
+    _configs: dict[str, schema.ModelConfig | None] = field(default_factory=dict, init=False)
+    _stops: str = field(default="", init=False)
 
     def say(
         self,
@@ -98,8 +91,8 @@ class Inspection:
 
     def config_path(self, model: str) -> str:
         """The file that configures a model, relative to the repository."""
-        path = f"{model}/{PROFILES_FOLDER}/{self._profile}.pbtxt"
-        there = self._profile is not None and (self.files.exists(path) or (self.files.repository / path).exists())
+        path = f"{model}/{PROFILES_FOLDER}/{self.profile}.pbtxt"
+        there = self.profile is not None and (self.files.exists(path) or (self.files.repository / path).exists())
         return path if there else f"{model}/{CONFIG_FILE}"
 
     def refused(self, model: str, path: str | None = None) -> bool:
@@ -193,7 +186,7 @@ class Inspection:
 
     def profiles(self, model: str) -> list[str]:
         """The paths of a model's profile files, which are compared with its configuration; none where only one is judged, by itself."""
-        if not self._all_profiles:
+        if not self.all_profiles:
             return []
         folder = f"{model}/{PROFILES_FOLDER}"
         on_disk = {path.relative_to(self.files.repository).as_posix() for path in (self.files.repository / folder).glob("*.pbtxt")}

@@ -24,9 +24,7 @@ _EXPORT_AGAIN = "put it back, or export the model again (--replace), which adds 
 _ODD_VERSION = re.compile(r"\s*([+-]?[0-9]+).*", re.DOTALL)
 
 
-def check_model(
-    found: Inspection, model: str, pinned: Collection[int] | None = None, *, digests: bool = True, mend: str = _EXPORT_AGAIN
-) -> None:
+def check_model(found: Inspection, model: str, pinned: Collection[int] | None = None, *, mend: str = _EXPORT_AGAIN) -> None:
     """Find what keeps `model`, which is no ensemble, from being loaded.
 
     Triton loads all versions that `version_policy` names, and none where one fails.
@@ -35,7 +33,6 @@ def check_model(
         found: where findings go.
         model: the name of a model that has a configuration.
         pinned: the versions that vote in an ensemble; None where no ensemble runs the model.
-        digests: whether files are compared with their SHA-256, which takes the time of reading them.
         mend: how a damaged file is restored.
     """
     config = found.config(model)
@@ -54,11 +51,11 @@ def check_model(
         check_preprocessing(found, model, config)
         _check_folders(found, model, config)
         for version in served:
-            _check_file(found, model, version, config, path, pinned=version in votes, digests=digests, mend=mend)
+            _check_file(found, model, version, config, path, pinned=version in votes, mend=mend)
         for profile_path in found.profiles(model):
             usual, profile = found.parsed(model, f"{model}/{CONFIG_FILE}"), found.parsed(model, profile_path)
             if usual is not None and profile is not None:
-                _check_profile(found, model, usual, profile, profile_path, votes, digests=digests, mend=mend)
+                _check_profile(found, model, usual, profile, profile_path, votes, mend=mend)
 
 
 def refuse_configs(files: RepositoryView, models: Iterable[str]) -> None:
@@ -163,9 +160,7 @@ def _check_links(found: Inspection, model: str, pinned: Collection[int]) -> None
             return
 
 
-def _check_file(
-    found: Inspection, model: str, version: int, config: schema.ModelConfig, path: str, *, pinned: bool, digests: bool, mend: str
-) -> None:
+def _check_file(found: Inspection, model: str, version: int, config: schema.ModelConfig, path: str, *, pinned: bool, mend: str) -> None:
     """Whether a version's model file is there, and is the one that the configuration at ``path`` says."""
     name = file_of(config)
     if name is None:
@@ -185,21 +180,21 @@ def _check_file(
         found.say(model, f"version {version} lacks its model file: {mend}", file)
         return
     stated = parameter(config, f"sha256.{version}")
-    if digests and stated is not None:
+    if stated is not None:
         got = found.digest(file)
         if got is not None and got != stated:
             text = f"version {version}: this file has SHA-256 {got[:16]}..., sha256.{version} in {found.files.repository / path} says "
             text += f"{stated[:16]}...: it was changed or damaged after that was written; {mend}; or, if you changed it on purpose, "
             found.say(model, f"{text}write the new digest there", file)
     if pinned and is_plan and found.plans:
-        _check_plan(found, model, version, config, digests=digests)
+        _check_plan(found, model, version, config)
 
 
 def _build_command(found: Inspection, model: str, version: int) -> str:
     return f"defensemble build-engine {found.files.repository} --model {model} --version {version}"
 
 
-def _check_plan(found: Inspection, model: str, version: int, config: schema.ModelConfig, *, digests: bool) -> None:
+def _check_plan(found: Inspection, model: str, version: int, config: schema.ModelConfig) -> None:
     """Whether a plan is what its manifest says, and fits its configuration; whether it fits the server's machine, the server finds out."""
     place = f"{model}/{version}"
     command = f"{_build_command(found, model, version)} --force"
@@ -215,7 +210,7 @@ def _check_plan(found: Inspection, model: str, version: int, config: schema.Mode
     except ManifestError as error:
         found.say(model, f"{error}: `{command}`", path)
         return
-    for name, stated in ((file_of(config) or PLAN_FILE, manifest.plan_sha256), (MODEL_FILE, manifest.onnx_sha256)) if digests else ():
+    for name, stated in ((file_of(config) or PLAN_FILE, manifest.plan_sha256), (MODEL_FILE, manifest.onnx_sha256)):
         got = found.digest(f"{place}/{name}")
         if got is not None and got != stated and not found.refused(model, f"{place}/{name}"):
             changed = name != MODEL_FILE
@@ -240,7 +235,6 @@ def _check_profile(
     path: str,
     pinned: Collection[int],
     *,
-    digests: bool,
     mend: str,
 ) -> None:
     """A profile may differ in where and by what a model is run, and in nothing that a caller or an ensemble sees."""
@@ -263,7 +257,7 @@ def _check_profile(
         key = f"sha256.{version}"
         stated, other = parameter(profile, key), parameter(config, key)
         if not same or version not in usually:
-            _check_file(found, model, version, profile, path, pinned=version in pinned, digests=digests, mend=mend)
+            _check_file(found, model, version, profile, path, pinned=version in pinned, mend=mend)
         elif stated is not None and other is not None and stated != other:
             text = f"this profile says {key} {stated[:16]}..., {CONFIG_FILE} says {other[:16]}... of the same file: make them equal"
             found.say(model, text, path, *way_to_parameter(key))
