@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -205,7 +206,7 @@ def main(out: Path | None, quick: bool, zoo: Path, data_dir: Path | None, rounds
             "forms": list(FORMS),
             "rounds": rounds,
             "threads": 1,
-            "calibration": calibration.to_values(),
+            "calibration": asdict(calibration),
             "data": {"name": data.name, "source": data.source, "digest": data.digest, "part": "test"},
             "quick": quick,
             **measure(

@@ -12,7 +12,7 @@ import numpy as np
 
 from defensemble_images import Preprocessing
 from defensemble_repository.checks.model import refuse_configs
-from defensemble_repository.ensemble import Ensemble
+from defensemble_repository.ensemble import Ensemble, Vote
 from defensemble_repository.lock import locked
 from defensemble_repository.transaction import check_writable, remove_stale_staging, write_plan
 from defensemble_repository.view import RepositoryView
@@ -117,7 +117,7 @@ def export_networks(
         check_fuse_request(repository, fuse, taken, max_batch_size=max_batch_size, replace=replace)
     alone = None
     if fuse is not None and ensemble is None:
-        alone = Ensemble.of(fuse, names, weights or {}, average)
+        alone = Ensemble(fuse, tuple(map(Vote, names))).extended({}, weights or {}, average)
         batches = dict.fromkeys(names, fused_batch(repository / fuse, max_batch_size))
     else:
         batches = check_request(

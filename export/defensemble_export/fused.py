@@ -144,11 +144,8 @@ def check_fuse_request(repository: Path, name: str, taken: Sequence[str], *, max
 def voting_members(repository: Path, ensemble: str, planned: Mapping[str, bytes] | None = None) -> tuple[Ensemble, list[Member], int]:
     """Read an ensemble, its members at the versions that it pins, and how many images it takes at once.
 
-    ``planned`` (path relative to ``repository``, to bytes) counts as if it were written.
-
-    Raises:
-        EnsembleError, ConfigError: the ensemble cannot be read, or is not one that was exported.
-        ExportError: a member's file is missing, or is not the one that its configuration describes.
+    ``planned`` (path relative to ``repository``, to bytes) counts as if it were written. Raises an EnsembleError, ConfigError or
+    ExportError where the ensemble is not one that was exported, or a member's file is not the one that its configuration describes.
     """
     files = RepositoryView(repository, planned or {})
     config = files.config(ensemble)

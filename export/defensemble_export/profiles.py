@@ -61,11 +61,7 @@ class ProfileState:
 def networks(repository: Path, say: Callable[[str], None] = lambda text: None) -> dict[str, schema.ModelConfig]:
     """The models that profiles are for, by name: of ONNX Runtime's backend, taking ``images``: members, standard networks, fused graphs.
 
-    ``say`` gets a line about each folder that is no model.
-
-    Raises:
-        ProfileError: there is none, or no such folder.
-        ConfigError: a model's ``config.pbtxt`` cannot be read, or says nothing.
+    ``say`` gets a line about each folder that is no model. Raises a ProfileError where there is none, or no such folder.
     """
     if not repository.is_dir():
         what = "is a file" if repository.exists() else "does not exist"

@@ -26,11 +26,7 @@ def named_vote(text: str) -> tuple[str, int | None]:
 
 
 def new_vote(repository: Path, text: str, weight: float = 1.0) -> Vote:
-    """Make the member that `MODEL` or `MODEL@VERSION` names in `repository`; without a version, the newest there is.
-
-    Raises:
-        EnsembleError: it is no name, there is no such model or version, or the weight is not allowed.
-    """
+    """Make the member that `MODEL` or `MODEL@VERSION` (by default the newest) names in `repository`; EnsembleError where it is not there."""
     model, version = named_vote(text)
     folder = repository / model
     there = versions_in(folder) if folder.is_dir() else []
@@ -44,11 +40,7 @@ def new_vote(repository: Path, text: str, weight: float = 1.0) -> Vote:
 
 
 def added(ensemble: Ensemble, votes: Sequence[Vote], *, in_place_of: str | None = None) -> Ensemble:
-    """Add `votes` as members, or put the only one of them in the place of another.
-
-    Raises:
-        EnsembleError: one votes already, `in_place_of` does not, or it is given for several votes.
-    """
+    """Add `votes` as members, or put the only one of them in the place of another; EnsembleError where that is no member."""
     if in_place_of is None:
         return dataclasses.replace(ensemble, members=(*ensemble.members, *votes))
     if len(votes) != 1:
@@ -59,11 +51,7 @@ def added(ensemble: Ensemble, votes: Sequence[Vote], *, in_place_of: str | None 
 
 
 def removed(ensemble: Ensemble, names: Sequence[str]) -> Ensemble:
-    """Remove the members that `names` (`MODEL` or `MODEL@VERSION`) name.
-
-    Raises:
-        EnsembleError: one does not vote, or nobody is left.
-    """
+    """Remove the members that `names` (`MODEL` or `MODEL@VERSION`) name; EnsembleError where one is none, or nobody is left."""
     gone = [found_vote(ensemble, name) for name in names]
     left = tuple(vote for vote in ensemble.members if vote not in gone)
     if not left:
@@ -75,11 +63,7 @@ def removed(ensemble: Ensemble, names: Sequence[str]) -> Ensemble:
 
 
 def reweighted(ensemble: Ensemble, weights: Mapping[str, float]) -> Ensemble:
-    """Give the members that `weights` names (`MODEL` or `MODEL@VERSION`) these weights.
-
-    Raises:
-        EnsembleError: one does not vote, is named twice, or the weight is not finite and above 0.
-    """
+    """Give members, by `MODEL` or `MODEL@VERSION`, other weights, which are finite and above 0, else an EnsembleError."""
     chosen: dict[Vote, float] = {}
     for name, weight in weights.items():
         vote = found_vote(ensemble, name)

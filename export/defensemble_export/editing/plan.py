@@ -123,12 +123,7 @@ def plan_ensemble(repository: Path, after: Ensemble) -> EditPlan:
 
 
 def plan_creation(repository: Path, new: Ensemble) -> EditPlan:
-    """Plan an ensemble that is not there yet.
-
-    Raises:
-        ExistsError: there is a folder of that name.
-        EnsembleError, ConfigError, ExportError, OSError: see ``plan_ensemble``.
-    """
+    """Plan an ensemble by ``plan_ensemble``; ExistsError where there is a folder of that name."""
     check_name(new.name)
     if (repository / new.name).exists():
         files = RepositoryView(repository)
@@ -139,12 +134,7 @@ def plan_creation(repository: Path, new: Ensemble) -> EditPlan:
 
 
 def plan_deletion(repository: Path, name: str) -> EditPlan:
-    """Plan that the ensemble ``name`` goes; its members stay.
-
-    Raises:
-        EnsembleError: it is no ensemble.
-        ConfigError, OSError: its configuration cannot be read.
-    """
+    """Plan that the ensemble ``name`` goes; its members stay."""
     files = RepositoryView(repository)
     return EditPlan(repository, name, _read_or_none(files, name), None, deletes=True)
 
@@ -156,8 +146,7 @@ def plan_snapshot(repository: Path, name: str, snapshot: Snapshot | None) -> Edi
     all but its last two steps is restored, which become one. How images are brought to size is what the members state now.
 
     Raises:
-        EnsembleError: a member of then is not there any more, or not at that version, or the members bring images to size by different
-            rules.
+        EnsembleError: a member is not there any more, at that version, or the members bring images to size by different rules.
         ConfigError, ExportError, OSError: a configuration cannot be read.
     """
     files = RepositoryView(repository)

@@ -68,15 +68,15 @@ def prune_plan(
     configs = read_models(repository)
     history = read_history(repository)
     used = _used([*configs.values(), *_profiles_of_ensembles(repository, configs)], history, keep, also_used)
-    voted = _voted(history)
+    used_models, voted = {model for model, _ in used}, _voted(history)
     found = []
     for name, config in configs.items():
         if config.platform == "ensemble":
             continue
         if AVERAGING_NAME.fullmatch(name) and set(config.parameters) >= _OF_AN_AVERAGE:
-            found += [] if used.any_of(name) else _prunable(repository, name, None, "averages for no ensemble", say)
+            found += [] if name in used_models else _prunable(repository, name, None, "averages for no ensemble", say)
         elif not set(config.parameters) >= _OF_AN_AVERAGE:  # else a fused graph
-            unused = {key[1]: why for key, why in voted.items() if key[0] == name and not used.has(*key)}
+            unused = {key[1]: why for key, why in voted.items() if key[0] == name and not used & {key, (name, None)}}
             found += _of_member(repository, name, config, unused, say)
     return found
 
@@ -117,49 +117,31 @@ def prune_files(repository: Path, chosen: Sequence[Prunable]) -> tuple[dict[str,
     return writes, removals
 
 
-@dataclass(frozen=True)
-class _Used:
-    """Which versions of which models are used, and of which models all versions."""
-
-    versions: frozenset[_Vote]
-    models: frozenset[str]
-
-    def has(self, model: str, version: int) -> bool:
-        return model in self.models or (model, version) in self.versions
-
-    def any_of(self, model: str) -> bool:
-        return model in self.models or any(name == model for name, _ in self.versions)
-
-
 def _profiles_of_ensembles(repository: Path, configs: Mapping[str, schema.ModelConfig]) -> list[schema.ModelConfig]:
     """The profiles of ensembles: nobody writes any, but a server would take one that is there."""
     ensembles = [name for name, config in configs.items() if config.platform == "ensemble"]
     return [config_from_file(path) for name in ensembles for path in config_paths(repository / name)[:-1]]
 
 
-def _used(configs: Sequence[schema.ModelConfig], history: Sequence[Edit], keep: int, also_used: Collection[str]) -> _Used:
-    versions: set[_Vote] = set()
-    models: set[str] = set()
+def _used(
+    configs: Sequence[schema.ModelConfig], history: Sequence[Edit], keep: int, also_used: Collection[str]
+) -> set[tuple[str, int | None]]:
+    """The versions of models that are used, None for all versions of a model."""
+    used: set[tuple[str, int | None]] = set()
     # The steps as they are written: also of an ensemble that is wired otherwise than ours.
     for config in configs:
         for step in config.ensemble_scheduling.step:
-            if step.model_version > 0:
-                versions.add((step.model_name, step.model_version))
-            else:  # -1 is the newest: whichever that will be
-                models.add(step.model_name)
+            used.add((step.model_name, step.model_version if step.model_version > 0 else None))  # -1 is the newest, whichever that will be
     for ensemble in {edit.ensemble for edit in history}:
         edits = undoable(history, ensemble)
         for edit in edits[max(0, len(edits) - keep) :]:
             if edit.before is not None:
-                versions |= {(vote.model, vote.version) for vote in edit.before.votes.members}
-                models |= set(edit.before.averaging)
+                used |= {(vote.model, vote.version) for vote in edit.before.votes.members}
+                used |= {(model, None) for model in edit.before.averaging}
     for name in also_used:
         model, _, version = name.partition("@")
-        if version.isdecimal():
-            versions.add((model, int(version)))
-        else:
-            models.add(model)
-    return _Used(frozenset(versions), frozenset(models))
+        used.add((model, int(version) if version.isdecimal() else None))
+    return used
 
 
 def _voted(history: Sequence[Edit]) -> dict[_Vote, str]:

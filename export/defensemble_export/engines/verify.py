@@ -48,10 +48,8 @@ class Agreement:
 def verify_plan(plan: Path, graph: Path, images: Array, *, profile: Profile, precision: str) -> Agreement:
     """Compare a plan on this machine's GPU with ONNX Runtime on its processor, on real ``images`` (N,C,H,W), at the profile's batches.
 
-    ``TOLERANCES`` of the precision say how far they may differ.
-
     Raises:
-        EngineError: they differ by more, Polygraphy is missing, the plan cannot be run, ``images`` are not of the plan's shape.
+        EngineError: they differ by more than ``TOLERANCES`` of the precision, or the plan cannot be run, or takes other images.
     """
     with plan_runner(plan) as answer:
         return compared(answer, onnx_runner(graph, precision), images, profile=profile, precision=precision)

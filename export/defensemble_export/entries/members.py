@@ -34,7 +34,6 @@ from ..labels import checked_class_names, first_difference
 from .ensemble import ensemble_files
 
 DEFAULT_MAX_BATCH_SIZE = 64
-DEFAULT_AVERAGE = "probabilities"
 
 
 @dataclass(frozen=True)
@@ -138,11 +137,7 @@ def _planned_ensemble(repository: Path, members: Sequence[str], name: str, avera
     if (repository / name).exists():
         known = read_ensemble(repository, name)
     else:
-        known = Ensemble(name, tuple(Vote(member, version) for member, version in versions.items()), average or DEFAULT_AVERAGE)
-    voting = {vote.model: None for vote in known.members} | dict.fromkeys(members)
-    unknown = sorted(set(weights) - set(voting))
-    if unknown:
-        raise EnsembleError(f"a weight is given for {', '.join(unknown)}, which does not vote in '{name}': {', '.join(voting)} do")
+        known = Ensemble(name, tuple(Vote(member, version) for member, version in versions.items()))
     planned = known.extended(versions, weights, average)
     gone = [vote.model for vote in planned.members if vote.model not in versions and not (repository / vote.model).exists()]
     if gone:

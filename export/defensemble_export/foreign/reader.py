@@ -56,11 +56,7 @@ def check_is_checkpoint(path: Path) -> None:
 
 
 def read_foreign(path: str | os.PathLike[str], custom_domains: Collection[str] = ()) -> onnx.ModelProto:
-    """Read an ONNX file: weights that lie beside it inside, local functions inlined, of the standard's operators and ``custom_domains``'.
-
-    Raises:
-        ExportError: it is no such file; says why, and how to mend it.
-    """
+    """Read an ONNX file: weights from its folder inside, local functions inlined, of the standard's operators and ``custom_domains``'."""
     file = Path(path)
     model = _parsed(file)
     _inline_external_data(model, file)

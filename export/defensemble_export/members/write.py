@@ -110,15 +110,14 @@ def write_form(network: Network, target: Path, form: Form, real: RealImages | No
             origin=network.origin,
             verification=verification,
             tolerance=asdict(TOLERANCES[form.precision]),
-            calibration=None if calibration is None else calibration.to_values(),
+            calibration=None if calibration is None else asdict(calibration),
         )
         with named(target):
             temporary_report.write_bytes(report)
         rename_durably([(temporary_report, report_beside(target)), (temporary, target)])
-    except BaseException:
+    finally:
         temporary.unlink(missing_ok=True)
         temporary_report.unlink(missing_ok=True)
-        raise
     return target
 
 
@@ -144,10 +143,9 @@ def move_form(written: Path, target: Path) -> None:
             for (source, _), (temporary, _) in zip(places, renames, strict=True):
                 shutil.copyfile(source, temporary)
         rename_durably(renames)
-    except BaseException:
+    finally:
         for temporary, _ in renames:
             temporary.unlink(missing_ok=True)
-        raise
 
 
 def check_place(target: Path) -> None:

@@ -62,15 +62,10 @@ class ImagePool:
 
 
 def dataset_of(record: TrainingRecord, input_shape: tuple[int, int, int], data_dir: str | os.PathLike[str] | None) -> Dataset:
-    """The data that a checkpoint was trained on.
+    """The data that a checkpoint was trained on; others, by their digest, with an `OtherImagesWarning`.
 
     Looked for in `data_dir`; without it in the cache of decoded images, by their digest; in the folder that the command of the training
-    named; and in the usual places.
-
-    Other images than those of the record, by their digest, are used with an `OtherImagesWarning`.
-
-    Raises:
-        ExportError: they are not there, or have other classes.
+    named; and in the usual places. ExportError where they are not there, or have other classes.
     """
     return _dataset(record.to_values(), record.class_names, input_shape[1], data_dir, "the export is verified")
 
@@ -117,13 +112,7 @@ def _words(command: str) -> list[str]:
 
 
 def images_of_record(graph: onnx.ModelProto, name: str, data_dir: str | os.PathLike[str] | None) -> RealImages | None:
-    """Test images of the data that an exported graph says that its network was trained on; None where it says nothing.
-
-    Foreign graphs say nothing, nor do those of networks that nobody trained.
-
-    Raises:
-        ExportError: they are not there, or cannot be loaded here; ``name`` says whose.
-    """
+    """Test images of the data that the network of a graph (``name`` in errors) was trained on; None where it names none, as foreign ones."""
     notes = metadata_of(graph)
     record = json.loads(notes[RECORD]) if RECORD in notes else {"data": ""}
     if not record["data"]:
