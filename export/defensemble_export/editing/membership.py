@@ -26,7 +26,7 @@ def named_vote(text: str) -> tuple[str, int | None]:
 
 
 def new_vote(repository: Path, text: str, weight: float = 1.0) -> Vote:
-    """Make the member that `MODEL` or `MODEL@VERSION` (by default the newest) names in `repository`; EnsembleError where it is not there."""
+    """Make the member that `MODEL` or `MODEL@VERSION` (by default the newest) names in `repository`; EnsembleError where there is none."""
     model, version = named_vote(text)
     folder = repository / model
     there = versions_in(folder) if folder.is_dir() else []

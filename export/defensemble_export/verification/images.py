@@ -112,7 +112,7 @@ def _words(command: str) -> list[str]:
 
 
 def images_of_record(graph: onnx.ModelProto, name: str, data_dir: str | os.PathLike[str] | None) -> RealImages | None:
-    """Test images of the data that the network of a graph (``name`` in errors) was trained on; None where it names none, as foreign ones."""
+    """Test images of the data that the network of a graph (``name`` in errors) was trained on; None where it has none, as foreign ones."""
     notes = metadata_of(graph)
     record = json.loads(notes[RECORD]) if RECORD in notes else {"data": ""}
     if not record["data"]:

@@ -228,14 +228,7 @@ def _check_plan(found: Inspection, model: str, version: int, config: schema.Mode
 
 
 def _check_profile(
-    found: Inspection,
-    model: str,
-    config: schema.ModelConfig,
-    profile: schema.ModelConfig,
-    path: str,
-    pinned: Collection[int],
-    *,
-    mend: str,
+    found: Inspection, model: str, config: schema.ModelConfig, profile: schema.ModelConfig, path: str, pinned: Collection[int], *, mend: str
 ) -> None:
     """A profile may differ in where and by what a model is run, and in nothing that a caller or an ensemble sees."""
     if profile.name not in ("", model):
