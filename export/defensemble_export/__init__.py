@@ -8,9 +8,9 @@ from defensemble_repository.transaction import write_plan as write_plan
 from . import _telemetry as _telemetry
 from .checks.ensemble import check_ensemble as check_ensemble
 from .checks.ensemble import check_repository as check_repository
-from .engines.build_all import EngineOptions as EngineOptions
 from .engines.build_all import build_engines as build_engines
 from .engines.build_all import planned_engines as planned_engines
+from .engines.build_steps import EngineOptions as EngineOptions
 from .engines.target import check_target as check_target
 from .engines.target import find_target as find_target
 from .entries.members import Member as Member

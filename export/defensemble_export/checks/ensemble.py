@@ -33,8 +33,8 @@ def check_ensemble(files: RepositoryView, name: str, *, target: Target = ANY) ->
         name: the ensemble.
         target: the Triton that is to load it.
     """
-    found = Inspection(files, target, all_profiles=True, for_edit=True)
-    check_wired(found, name, is_generated=_is_generated, check_votes=_check_votes)
+    found = Inspection(files, target, all_profiles=True, for_edit=True, is_generated=_is_generated, check_ensemble=_check_votes)
+    check_wired(found, name)
     return found.findings
 
 
@@ -44,12 +44,12 @@ def check_repository(files: RepositoryView, target: Target, name: str | None = N
     Raises:
         OSError: the repository cannot be listed.
     """
-    found = Inspection(files, target, all_profiles=True)
+    found = Inspection(files, target, all_profiles=True, is_generated=_is_generated, check_ensemble=_check_votes)
     if name is None:
-        models, _ = check_folders(found, is_generated=_is_generated, check_votes=_check_votes)
+        models, _ = check_folders(found)
     else:
         check_root_links(found)
-        check_wired(found, name, is_generated=_is_generated, check_votes=_check_votes)
+        check_wired(found, name)
         config = found.config(name) if found.has(name) else None
         models = [step.model_name for step in config.ensemble_scheduling.step if found.has(step.model_name)] if config is not None else []
     check_graphs(found, models)

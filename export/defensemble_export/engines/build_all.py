@@ -26,24 +26,13 @@ from ..entries.stored_graph import stored_graph
 from ..errors import EngineError
 from ..image_checks import check_images
 from ..verification.images import images_of_record
-from .build_steps import DEFAULT_BUILDER_LEVEL, INPUT, BuildRequest, build_calls
+from .build_steps import INPUT, BuildRequest, EngineOptions, build_calls
 from .builder import OnProgress, engine_from_onnx, request_from_onnx
 from .target import Target, check_target, find_target
 from .timing_cache import default_timing_cache
 from .verify import PURPOSE, Agreement, verify_plan
 
 Array = np.ndarray[Any, Any]
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """How plans are built; see ``BuildRequest``. All take batches from 1 on: Triton hands on requests of one image too."""
-
-    opt_batch: int | None = None
-    builder_level: int = DEFAULT_BUILDER_LEVEL
-    workspace_bytes: int | None = None
-    version_compatible: bool = False
-    hardware_compatible: bool = False
 
 
 @dataclass(frozen=True)

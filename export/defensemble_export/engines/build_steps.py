@@ -25,23 +25,29 @@ DEFAULT_BUILDER_LEVEL = 3  # TensorRT's own default, written down so that a mani
 _LEVELS = range(6)
 
 
-@dataclass(frozen=True)
-class BuildRequest:
-    """What a plan is built for: images of (C, H, W), 1 to ``max_batch_size`` at once; the options are those of `defensemble build-engine`.
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """How plans are built. All take batches from 1 on: Triton hands on requests of one image too.
 
-    ``opt_batch`` None is ``max_batch_size``. ``workspace_bytes`` None is all of the GPU's memory. With ``fixed_batch``, the graph takes
-    ``max_batch_size`` images and no other number. ``builder_level`` is 0 (built fast) to 5 (runs fastest). ``version_compatible`` plans run
-    on newer TensorRT too, ``hardware_compatible`` ones on other GPUs of compute capability 8.0 or newer.
+    ``opt_batch`` None is the largest batch. ``workspace_bytes`` None is all of the GPU's memory. ``builder_level`` is 0 (built fast) to 5
+    (runs fastest). ``version_compatible`` plans run on newer TensorRT too, ``hardware_compatible`` ones on other GPUs of compute capability
+    8.0 or newer.
     """
 
-    image_shape: tuple[int, int, int]
-    max_batch_size: int
     opt_batch: int | None = None
-    precision: str = "fp32"
     builder_level: int = DEFAULT_BUILDER_LEVEL
     workspace_bytes: int | None = None
     version_compatible: bool = False
     hardware_compatible: bool = False
+
+
+@dataclass(frozen=True)
+class BuildRequest(EngineOptions):
+    """What a plan is built for: images of (C, H, W), 1 to ``max_batch_size`` at once, or that many alone (``fixed_batch``)."""
+
+    image_shape: tuple[int, int, int]
+    max_batch_size: int
+    precision: str = "fp32"
     fixed_batch: bool = False
 
     def __post_init__(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from ..configs import averaging_outputs
 from ..ensemble import AVERAGES, Ensemble, Vote, averaging_model, two_model_names
@@ -16,20 +16,11 @@ from .finding import way_to_parameter
 from .inspection import APPLY, Inspection
 from .model import said_tensors
 
-# Whether a model file is the graph that averages these votes over so many classes.
-IsGenerated = Callable[[bytes, Ensemble, int], bool]
 
-
-def check_averages(found: Inspection, ensemble: str, models: Sequence[str], is_generated: IsGenerated | None = None) -> None:
-    """Find what is wrong with the averaging models of an ensemble: each in itself, then with each other.
+def check_averages(found: Inspection, ensemble: str, models: Sequence[str]) -> None:
+    """Find what is wrong with the averaging models, ``models``, of an ensemble: each in itself, then with each other.
 
     A parameter that is missing stops edits alone: the answers are those of the graph, and stay right.
-
-    Args:
-        found: where findings go.
-        ensemble: the ensemble.
-        models: its averaging models.
-        is_generated: compares a model file with its parameters, where a graph can be opened.
     """
     stated = {}
     for model in models:
@@ -39,7 +30,7 @@ def check_averages(found: Inspection, ensemble: str, models: Sequence[str], is_g
         for path in found.profiles(model):
             found.say(model, "an averaging model runs on a CPU everywhere, and must have no profile file: remove this one", path)
         votes = _stated(found, ensemble, model, config)
-        if votes is not None and _check_form(found, ensemble, model, config, votes, is_generated):
+        if votes is not None and _check_form(found, ensemble, model, config, votes):
             stated[model] = votes
     if len(stated) > 1:
         (first, votes), *others = stated.items()
@@ -92,9 +83,7 @@ def _stated(found: Inspection, ensemble: str, model: str, config: schema.ModelCo
         return None
 
 
-def _check_form(
-    found: Inspection, ensemble: str, model: str, config: schema.ModelConfig, votes: Ensemble, is_generated: IsGenerated | None
-) -> bool:
+def _check_form(found: Inspection, ensemble: str, model: str, config: schema.ModelConfig, votes: Ensemble) -> bool:
     """Whether a model has the inputs, outputs, name and graph of these votes; the graph of one of two models is judged by its digest."""
     path = found.config_path(model)
     reload = f"`defensemble ensemble reload {ensemble}`"
@@ -121,10 +110,10 @@ def _check_form(
     if model in of_two:
         if parameter(config, "sha256.1") is None:
             found.say(model, f"lacks the parameter sha256.1, by which its file is known: {reload} generates another model instead", path)
-    elif is_generated is not None:
+    elif found.is_generated is not None:
         file = f"{model}/1/{MODEL_FILE}"
         content = found.content(file)
-        if content is not None and not found.refused(model, file) and not is_generated(content, votes, classes):
+        if content is not None and not found.refused(model, file) and not found.is_generated(content, votes, classes):
             text = f"this file is not the graph that the parameters ({_said(votes)}) generate: it was changed"
             found.say(model, f"{text}; {reload} generates it again", file)
     return not found.refused(model)

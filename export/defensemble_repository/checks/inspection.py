@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field
 from functools import lru_cache
@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from google.protobuf import text_format
 
-from ..ensemble import Vote
+from ..ensemble import Ensemble, Vote
 from ..errors import ConfigError, RepositoryError
 from ..names import CONFIG_FILE, HISTORY_FILE, MODEL_NAME, PROFILES_FOLDER
 from ..pbtxt import LONGEST_REASON, config_from_pbtxt, schema
@@ -44,6 +44,8 @@ class Inspection:
         all_profiles: compare every profile file of a model with its configuration.
         plans: compare TensorRT plans with their manifests; a server does that itself, with what its machine has.
         for_edit: an edit is to write ensembles into it.
+        is_generated: whether a model file is the graph that averages these members over so many classes; None: no graph is opened.
+        check_ensemble: called for each ensemble, with the configurations of its models, and whether it or one of them is refused.
     """
 
     files: RepositoryView
@@ -53,6 +55,8 @@ class Inspection:
     all_profiles: bool = False
     plans: bool = True
     for_edit: bool = False
+    is_generated: Callable[[bytes, Ensemble, int], bool] | None = None
+    check_ensemble: Callable[[Inspection, str, schema.ModelConfig, Mapping[str, schema.ModelConfig], bool], None] | None = None
     findings: list[Finding] = field(default_factory=list, init=False)
     _configs: dict[str, schema.ModelConfig | None] = field(default_factory=dict, init=False)
     _stops: str = field(default="", init=False)
