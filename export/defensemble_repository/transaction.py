@@ -170,17 +170,12 @@ def _staged(
 
 
 def _staging_place(place: Path, *, changing: Collection[str] = (), leaving: Collection[str] = ()) -> Path:
-    """Choose the folder in which files wait, on the repository's file system.
+    """Choose the folder in which files wait, on the repository's file system; ``place`` is the repository, without links.
 
     It is the one that holds the repository, unless the repository is a mount, or this user may not write there. Then it is the folder of a
-    model, in which Triton looks at versions only. Triton loads a model again when its folder has changed, so a model that changes anyway
-    comes first, then an averaging model, which is small. A repository that holds no model, or none any more, serves nobody: files wait in
-    the repository itself.
-
-    Args:
-        place: The repository, without links.
-        changing: Paths in it that are written or removed.
-        leaving: Those of them that are removed; a model that is removed as a whole cannot hold the files.
+    model, in which Triton looks at versions only. Triton loads a model again when its folder has changed, so one with paths in ``changing``
+    comes first, then an averaging model, which is small; a model in ``leaving`` is removed as a whole and cannot hold the files. A
+    repository without models serves nobody: files wait in the repository itself.
     """
     beside = place_beside(place)
     if not place.exists():

@@ -98,23 +98,10 @@ def build(
     attach_timings: Callable[[Any], Any] | None = None,
     messages: Messages,
 ) -> Any:
-    """Build a plan: all calls of TensorRT's module that it takes, but for the logger, the monitor and the timing cache.
+    """Build a plan: all calls of TensorRT's module ``trt`` that it takes, but for the logger, the monitor and the timing cache.
 
-    Args:
-        trt: TensorRT's module.
-        request: what is built.
-        model: the bytes of the ONNX file.
-        path: where it is from.
-        logger: TensorRT's logger.
-        monitor: TensorRT's monitor of progress.
-        attach_timings: called with the builder's configuration.
-        messages: what the logger has received.
-
-    Returns:
-        The plan as TensorRT gives it: a buffer, or None where the build failed.
-
-    Raises:
-        EngineError: TensorRT refuses the graph or the profile.
+    ``model`` are the bytes of the ONNX file ``path``, ``attach_timings`` is called with the builder's configuration, ``messages`` is what
+    the logger has received. Returns a buffer, or None where the build failed; EngineError where TensorRT refuses the graph or profile.
     """
     builder = trt.Builder(logger=logger)
     # TensorRT 11 knows no other networks, and takes the flag: https://docs.nvidia.com/deeplearning/tensorrt, migrating from 10.x to 11.x.

@@ -250,11 +250,7 @@ def _place(tensor: TensorProto, file: Path) -> tuple[Path, int, int]:
 def _check_loops(graph: onnx.GraphProto, file: Path, outer: Mapping[str, TensorProto], times: int) -> None:
     """Refuse loops without a constant number of trips, or with so many that a request would occupy a server for good.
 
-    Args:
-        graph: the graph, or the body of a node.
-        file: the file, for errors.
-        outer: the constants that are visible in the graph's surroundings.
-        times: how often the loops around the graph run it.
+    ``outer`` are the constants that the graph sees around it, ``times`` is how often the loops around it run it.
     """
     # What a body takes and makes hides constants of the same name outside of it.
     hidden = {entry.name for entry in graph.input} | producers_of(graph).keys()
