@@ -17,10 +17,10 @@ from defensemble_repository.lock import locked
 from defensemble_repository.transaction import check_writable, remove_stale_staging, write_plan
 from defensemble_repository.view import RepositoryView
 
-from .entries.members import Member, check_members_fit, check_request, check_same_interface, repository_plan
+from .entries.members import DEFAULT_MAX_BATCH_SIZE, Member, check_members_fit, check_request, check_same_interface, repository_plan
 from .errors import ExportError
 from .foreign.reader import check_is_checkpoint
-from .fused import check_fuse_request, fuse_planned, fused_batch, fused_member, fused_plan
+from .fused import check_fuse_request, fuse_planned, fused_member, fused_plan
 from .members.from_checkpoint import member_from_onnx, onnx_from_checkpoint
 from .members.from_onnx import FromOnnx
 from .members.write import Form
@@ -103,7 +103,7 @@ def export_networks(
 
     Returns the paths written, relative to ``repository``. Nothing is written unless every network was exported and verified, each at the
     largest batch that its configuration will allow, on ``images`` or the test images of its data (``onnx_from_checkpoint``). What an export
-    that was killed had left beside the repository is removed; ``say`` is told.
+    that was killed had left next to the repository is removed; ``say`` gets a line about it.
 
     Raises:
         ExportError, defensemble_training.CheckpointError, OSError: the repository is as it was.
@@ -112,13 +112,13 @@ def export_networks(
         raise ExportError(f"{repository} is a file: name a folder for the model repository")
     form = Form() if form is None else form
     names = [network.name for network in networks]
+    alone = batch = None
     if fuse is not None:
         taken = [*names, *([] if ensemble is None else [ensemble])]
-        check_fuse_request(repository, fuse, taken, max_batch_size=max_batch_size, replace=replace)
-    alone = None
+        batch = check_fuse_request(repository, fuse, taken, max_batch_size=max_batch_size, replace=replace)
     if fuse is not None and ensemble is None:
         alone = Ensemble(fuse, tuple(map(Vote, names))).extended({}, weights or {}, average)
-        batches = dict.fromkeys(names, fused_batch(repository / fuse, max_batch_size))
+        batches = dict.fromkeys(names, batch or DEFAULT_MAX_BATCH_SIZE)
     else:
         batches = check_request(
             repository, names, ensemble, average=average, weights=weights or {}, max_batch_size=max_batch_size, replace=replace
@@ -143,9 +143,7 @@ def export_networks(
     real = images
     if fuse is not None and real is None:
         real = next((network.real_images(data_dir) for network in networks if isinstance(network, FromCheckpoint)), None)
-    fused = None
-    if fuse is not None and alone is not None:
-        fused = fused_member(fuse, alone, members, real, max_batch_size=batches[names[0]])
+    fused = None if alone is None else fused_member(alone.name, alone, members, real, max_batch_size=batches[names[0]])
     with locked(repository):
         for stale in remove_stale_staging(repository):
             say(f"removed {stale}, which an export that was killed had left")

@@ -37,7 +37,6 @@ from defensemble_repository.transaction import check_writable, remove_stale_stag
 from defensemble_repository.view import RepositoryView
 
 from .entries.members import (
-    DEFAULT_MAX_BATCH_SIZE,
     Member,
     changed_files,
     check_same,
@@ -85,8 +84,8 @@ def fuse_repository(
     check_fuse_request(repository, name, [ensemble], max_batch_size=max_batch_size, replace=replace)
     check_writable(repository)
     votes, members, usual = voting_members(repository, ensemble)
-    check_fuse_request(repository, name, [vote.model for vote in votes.members], max_batch_size=max_batch_size, replace=replace)
-    batch = fused_batch(repository / name, max_batch_size, usual)
+    taken = [vote.model for vote in votes.members]
+    batch = check_fuse_request(repository, name, taken, max_batch_size=max_batch_size, replace=replace) or usual
     if images is None:
         recorded = (images_of_record(onnx.load_model_from_string(one.onnx), one.name, data_dir) for one in members)
         images = next((found.images for found in recorded if found is not None), None)
@@ -114,14 +113,16 @@ def fuse_planned(
     """Plan the files that fuse ``ensemble`` as it will be once ``planned`` (a ``repository_plan``) is written: write both at once."""
     votes, members, usual = voting_members(repository, ensemble, planned)
     taken = [ensemble, *(vote.model for vote in votes.members), *(path.split("/")[0] for path in planned)]
-    check_fuse_request(repository, name, taken, max_batch_size=max_batch_size, replace=replace)
-    batch = fused_batch(repository / name, max_batch_size, usual)
+    batch = check_fuse_request(repository, name, taken, max_batch_size=max_batch_size, replace=replace) or usual
     fused = fused_member(name, votes, members, images, max_batch_size=batch)
     return fused_plan(repository, fused, votes, max_batch_size=batch, replace=replace)
 
 
-def check_fuse_request(repository: Path, name: str, taken: Sequence[str], *, max_batch_size: int | None = None, replace: bool) -> None:
-    """Refuse by names and numbers alone, before any slow work; ``taken`` are names of the members and the ensemble."""
+def check_fuse_request(repository: Path, name: str, taken: Sequence[str], *, max_batch_size: int | None, replace: bool) -> int | None:
+    """Refuse by names and numbers alone, before any slow work; ``taken`` are names of the members and the ensemble.
+
+    Returns how many images the graph takes at once: as many as an existing one, else ``max_batch_size``.
+    """
     check_name(name)
     if name in taken:
         raise EnsembleError(f"'{name}' is the name of the ensemble or of a member: give the fused graph a name of its own (--fuse NAME)")
@@ -129,7 +130,7 @@ def check_fuse_request(repository: Path, name: str, taken: Sequence[str], *, max
         checked_batch(max_batch_size, "max_batch_size")
     folder = repository / name
     if not folder.exists():
-        return
+        return max_batch_size
     config = read_config(folder)
     if is_ensemble(config) or not {"average", "weights", "members"} <= set(config.parameters):
         what = "an ensemble" if is_ensemble(config) else "a single network"
@@ -138,7 +139,7 @@ def check_fuse_request(repository: Path, name: str, taken: Sequence[str], *, max
         raise ExistsError(
             f"{folder} exists already: choose another name (--fuse NAME), or pass --replace, which adds the next version and keeps the old"
         )
-    existing_batch(folder, max_batch_size)
+    return existing_batch(folder, max_batch_size)
 
 
 def voting_members(repository: Path, ensemble: str, planned: Mapping[str, bytes] | None = None) -> tuple[Ensemble, list[Member], int]:
@@ -256,13 +257,6 @@ def _check_averaging(files: RepositoryView, ensemble: str, config: schema.ModelC
             f"'{ensemble}' is not averaged as its configurations say: {'; '.join(wrong)}; export the ensemble's members again (--replace), "
             "which writes new averaging models"
         )
-
-
-def fused_batch(folder: Path, asked: int | None, usual: int = DEFAULT_MAX_BATCH_SIZE) -> int:
-    """How many images a fused graph takes at once: what an existing one does, which must be ``asked`` if that is given, else ``usual``."""
-    if folder.exists():
-        return existing_batch(folder, asked)
-    return usual if asked is None else asked
 
 
 def _member(files: RepositoryView, model: str, version: int, config: schema.ModelConfig) -> Member:

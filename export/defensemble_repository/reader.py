@@ -63,7 +63,7 @@ def checked_config(config: schema.ModelConfig, folder: Path) -> schema.ModelConf
 
 
 def read_models(repository: Path, say: Callable[[str], None] = lambda text: None) -> dict[str, schema.ModelConfig]:
-    """Read the configuration of every model in a repository, by name; ``say`` is told of folders that are no models, which Triton refuses.
+    """Read the configuration of every model in a repository, by name; ``say`` gets folders that are no models, which Triton refuses.
 
     Raises:
         ConfigError: one cannot be read (``read_config``), says nothing, or is missing where there are versions.

@@ -201,7 +201,7 @@ def _check_deletable(moved: Path, origin: Path) -> None:
 
 
 def _mount(folder: Path) -> tuple[int, str]:
-    """The mount that a folder lies on: between two no file is renamed, be they of one file system, as a bound folder and its origin are."""
+    """The mount that a folder is on: between two no file is renamed, be they of one file system, as a bound folder and its origin are."""
     descriptor = os.open(folder, getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY)  # O_PATH needs no permission on the folder
     try:
         known = Path(f"/proc/self/fdinfo/{descriptor}")  # Linux tells the number of the mount

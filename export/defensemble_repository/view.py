@@ -92,7 +92,7 @@ class RepositoryView:
         return checked_config(config_from_pbtxt(content.decode(errors="replace"), str(self.repository / path)), self.repository / model)
 
     def models(self) -> list[str]:
-        """The names of all models that have a configuration, sorted; other folders are not told of (``read_models`` does)."""
+        """The names of all models that have a configuration, sorted; other folders are passed over (``read_models`` reports them)."""
         there = {entry.name for entry in self.repository.iterdir() if entry.is_dir()} if self.repository.exists() else set()
         there |= {path.partition("/")[0] for path in self.planned}
         return sorted(name for name in there if MODEL_NAME.fullmatch(name) and self.has(name))

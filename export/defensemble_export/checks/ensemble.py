@@ -1,4 +1,4 @@
-"""All checks of ensembles and repositories, on what lies on the disk or on what an edit would make of it."""
+"""All checks of ensembles and repositories, on what is on disk or on what an edit would make of it."""
 
 from __future__ import annotations
 

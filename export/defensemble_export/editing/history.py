@@ -125,7 +125,7 @@ def this_user() -> str:
 
 
 def snapshot_of(files: RepositoryView, name: str) -> Snapshot:
-    """The ensemble ``name`` as it lies in ``files``.
+    """The ensemble ``name`` as ``files`` have it.
 
     Raises:
         ConfigError, EnsembleError: it cannot be read, or is not one that this package wrote.

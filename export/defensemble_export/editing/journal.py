@@ -1,4 +1,4 @@
-"""An edit that is being carried out, written down before its first change, so that whoever finds it cut short can finish or undo it."""
+"""An edit that is being carried out, written down before its first change, so that it can be finished or undone where it was cut short."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ class EditJournal:
 
     @property
     def is_rolled_back(self) -> bool:
-        """Whether its hand edit lies on disk no more: a server had refused it, and putting back what was served has begun."""
+        """Whether its hand edit is no longer on disk: a server had refused it, and putting back what was served has begun."""
         path = f"{self.edit.ensemble}/{CONFIG_FILE}"
         return self.rejected is not None and self.before[path] != self.rejected and self._disk.content(path) == self.before[path]
 

@@ -25,7 +25,7 @@ from ..verification.tolerances import precision_of
 
 @dataclass(frozen=True)
 class MemberInfo:
-    """A member at the version that votes, as it lies on disk; None what is not known.
+    """A member at the version that votes, as it is on disk; None what is not known.
 
     ``share`` is its weight among those of all members, which sum to 1. ``sha256`` is what its configuration says of its file, of ``bytes``
     bytes. ``arch`` and ``keep`` are its network's, ``record_accuracy`` the fraction of ``record_n`` test images of ``record_data`` that the
@@ -55,7 +55,7 @@ class MemberInfo:
 def read_member_info(files: RepositoryView, vote: Vote, share: float) -> MemberInfo:
     """How the member of ``vote``, with its ``share`` of all weights, stands in ``files``.
 
-    Its file is not compared with its digest. Whatever is missing, damaged or cannot be read is told as ``problem``, and never raised.
+    Its file is not compared with its digest. Whatever is missing, damaged or cannot be read is in ``problem``, and never raised.
     """
     problems: list[str] = []
     config = _config(files, vote.model, problems)
@@ -112,7 +112,7 @@ def _graph(
     if content is None:
         return None, None
     size = len(content)
-    if served != MODEL_FILE:  # a plan says nothing of itself; the graph that it was built from lies beside it
+    if served != MODEL_FILE:  # a plan says nothing of itself; the graph that it was built from is in its folder
         beside = _content(files, f"{folder}/{MODEL_FILE}", problems, f"what {served} was made from is not known")
         if beside is None:
             return None, size

@@ -52,7 +52,7 @@ def prune_plan(
     """What in ``repository`` no ensemble uses, and no state that a rollback of at most ``keep`` edits of any ensemble goes back to.
 
     That is averaging models, and versions of members that voted once, by the history: a network that never did, such as a standard one
-    that is served beside an ensemble, is nobody's to delete. Nor are fused graphs, models and versions whose file no parameter
+    that is served next to an ensemble, is nobody's to delete. Nor are fused graphs, models and versions whose file no parameter
     ``sha256.<version>`` describes, for no export wrote them, and folders with files of somebody else's, of which ``say`` is told.
     ``also_used`` names what is used otherwise, "MODEL" or "MODEL@VERSION": what a server has loaded for an older state, or what another
     model of the repository calls.

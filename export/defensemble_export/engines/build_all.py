@@ -1,4 +1,4 @@
-"""TensorRT plans for what lies in a model repository: each built from its ONNX file, compared with it, and put beside it."""
+"""TensorRT plans for the models of a repository: each built from its ONNX file, compared with it, and put into its folder."""
 
 from __future__ import annotations
 
@@ -77,9 +77,9 @@ def planned_engines(
 ) -> list[PlannedEngine]:
     """What plans can be built for: the versions named, or those served, of the models named, or of all that take ``images``.
 
-    Members and fused graphs do; averaging models and ensembles do not: they stay as they are beside TensorRT. Nothing is built, and neither
-    TensorRT nor a GPU is needed: what a plan would fail by is found here, as far as it can be known. ``say`` is told of folders that are no
-    models.
+    Members and fused graphs do; averaging models and ensembles do not: they stay as they are. Nothing is built, and neither
+    TensorRT nor a GPU is needed: what a plan would fail by is found here, as far as it can be known. ``say`` gets a line about each
+    folder that is no model.
 
     Raises:
         EngineError: there is no such model or version, a graph is missing, was changed, or is not one that TensorRT reads.
@@ -140,7 +140,7 @@ def build_engines(
     A plan that is there already, built from the same graph by the same TensorRT for the same GPU and options, stays, unless ``force``. A
     new one is compared, unless ``compare`` is False, with ONNX Runtime on real ``images`` (N,C,H,W), by default test images of the data
     that the model was trained on (from ``data_dir`` where it is given), and is not kept where it differs by more than the precision's
-    tolerances. ``timing_cache`` None is ``default_timing_cache``. ``say`` is told a line about each plan.
+    tolerances. ``timing_cache`` None is ``default_timing_cache``. ``say`` gets a line about each plan.
 
     Raises:
         EngineError: see ``planned_engines``, ``engine_from_onnx`` and ``verify_plan``; plans that were written before it stay.

@@ -42,7 +42,7 @@ def check_averages(found: Inspection, ensemble: str, models: Sequence[str]) -> N
 
 
 def _stated(found: Inspection, ensemble: str, model: str, config: schema.ModelConfig) -> Ensemble | None:
-    """The votes that an averaging model's parameters say; None where they say none, which is told."""
+    """The votes that an averaging model's parameters say; None where they say none, which is a finding."""
     before = len(found.findings)
     said = {key: parameter(config, key) for key in ("average", "weights", "members")}
     path = found.config_path(model)

@@ -128,7 +128,7 @@ class Inspection:
             return None
 
     def config(self, model: str) -> schema.ModelConfig | None:
-        """The configuration of a model that ``has`` one; None where it cannot be read, which is told."""
+        """The configuration of a model that ``has`` one; None where it cannot be read, which is a finding."""
         if model not in self._configs:
             with self.stopping(model):
                 self._configs[model] = self._checked(model)
@@ -164,7 +164,7 @@ class Inspection:
                 self.say(model, text, path, *way)
 
     def parsed(self, model: str, path: str) -> schema.ModelConfig | None:
-        """A configuration of ``model`` at ``path``; None where there is none or it is not valid, which is told with its line."""
+        """A configuration of ``model`` at ``path``; None where there is none or it is not valid, which is a finding with its line."""
         content = self.content(path)
         if content is None:
             return None
@@ -177,7 +177,7 @@ class Inspection:
             return None
 
     def versions(self, model: str) -> list[int]:
-        """The version folders of a model, lowest first; empty where they cannot be listed, which is told."""
+        """The version folders of a model, lowest first; empty where they cannot be listed, which is a finding."""
         try:
             found = self.files.versions(model)
         except OSError as error:

@@ -20,14 +20,14 @@ _MEMBER = "a member takes images FP32 [C, H, W] and gives logits FP32 [K]"
 def check_members(found: Inspection, ensemble: str, votes: Sequence[tuple[str, int]], averaged: Sequence[str]) -> set[str]:
     """Find what keeps ``votes`` (model, version) from being averaged by the models ``averaged``.
 
-    Returns the names of members that are wrong in themselves: how they are wired need not be told too.
+    Returns the names of members that are wrong in themselves: how they are wired need not be reported too.
     """
     config = found.config(ensemble)
     assert config is not None
     members = {model: member for model, _ in votes if found.has(model) and (member := found.config(model)) is not None}
     bad = {model for model, member in members.items() if not _is_member(found, ensemble, model, member)}
     good = {model: member for model, member in members.items() if model not in bad}
-    # Dims that no tensor can have are told where the wiring is looked at.
+    # Dims that no tensor can have are reported where the wiring is checked.
     declared = next((list(one.dims) for one in config.input if one.name == "images" and one.dims and 0 not in one.dims), None)
     images = {model: list(member.input[0].dims) for model, member in good.items()}
     bad |= _same(found, ensemble, images, declared, "images", f"'{ensemble}'")
@@ -43,7 +43,7 @@ def check_members(found: Inspection, ensemble: str, votes: Sequence[tuple[str, i
 def _is_member(found: Inspection, ensemble: str, model: str, config: schema.ModelConfig) -> bool:
     path = f"{model}/{CONFIG_FILE}"
     if not config.backend and not config.platform:
-        return False  # which is told as such
+        return False  # which is reported as such
     inputs, outputs = (
         [(tensor.name, tensor.data_type, len(tensor.dims), min(tensor.dims, default=0) > 0) for tensor in tensors]
         for tensors in (config.input, config.output)

@@ -35,7 +35,7 @@ def check_folders(found: Inspection) -> tuple[list[str], list[str]]:
 
 
 def check_root_links(found: Inspection) -> None:
-    """Find links beside the models' folders that lead nowhere: Triton lists no model of such a repository."""
+    """Find links at the root of the repository that lead nowhere: Triton lists no model of such a repository."""
     for link, goal in found.files.dangling_links().items():
         text = f"is a link to {goal!r}, which is not there, and Triton then reads nothing of the repository: remove the link"
         found.say(link, f"{text}, or put back what it leads to", link)
