@@ -19,6 +19,7 @@ from defensemble.cli import cli
 from defensemble_export import ExportError, Form, FromOnnx, fused_onnx
 from defensemble_export.foreign.convert import onnx_from_foreign
 from defensemble_repository.ensemble import Ensemble, Vote
+from defensemble_repository.errors import RepositoryError
 from defensemble_repository.export_report import read_reports
 from defensemble_repository.reader import read_config, read_ensemble
 from tests.export.members.test_from_checkpoint import digits_spec, untrained
@@ -102,7 +103,7 @@ def test_a_report_that_is_missing_damaged_or_of_another_file_is_told(repository:
     shown = export("--report", "--repository", repository)
     assert shown.exit_code == 0
     assert sum(": no report: " in line for line in shown.stdout.splitlines()) == 3
-    with pytest.raises(ExportError, match="holds no nothing: it holds damaged, good, missing, other"):
+    with pytest.raises(RepositoryError, match="holds no nothing: it holds damaged, good, missing, other"):
         read_reports(repository, ["nothing"])
     assert "is no folder: name a model repository" in refused(export("--report", "--repository", repository / "none"))
     (repository.parent / "empty").mkdir()
@@ -337,7 +338,7 @@ def test_a_precision_that_the_file_denies_is_no_member_s(repository: Path, their
     ],
 )
 def test_what_is_no_value_of_its_kind_is_told(make: Callable[[], object], text: str) -> None:
-    with pytest.raises(ExportError, match=text):
+    with pytest.raises(RepositoryError, match=text):
         make()
 
 
