@@ -77,39 +77,6 @@ def networks(repository: Path, say: Callable[[str], None] = lambda text: None) -
     return found
 
 
-def profile_config(profile: str, config: schema.ModelConfig, digests: Mapping[int, str], settings: KeptEngines) -> schema.ModelConfig:
-    """Derive a profile from a network's ``config.pbtxt``; inputs, outputs, batch, version policy and parameters stay.
-
-    ``digests`` maps each served version to the SHA-256 of the file that the profile serves.
-    """
-    derived = schema.ModelConfig()
-    derived.CopyFrom(config)
-    kind = _CPU if profile == "cpu" else _GPU
-    for group in derived.instance_group or [derived.instance_group.add()]:
-        group.kind = kind
-        group.ClearField("gpus")
-    accelerators = derived.optimization.execution_accelerators
-    accelerators.ClearField("gpu_execution_accelerator")
-    if profile == "gpu-ort-tensorrt":
-        engines = accelerators.gpu_execution_accelerator.add(name="tensorrt")
-        engines.parameters.update(_engine_parameters(config, digests, settings))
-    elif profile == "gpu-tensorrt":
-        derived.backend = "tensorrt"
-        derived.ClearField("platform")
-        derived.default_model_filename = PLAN_FILE
-        derived.optimization.ClearField("execution_accelerators")
-        for key in [key for key in derived.parameters if key.startswith("sha256.")]:
-            del derived.parameters[key]
-        for version, digest in digests.items():
-            derived.parameters[f"sha256.{version}"].string_value = digest
-    if not accelerators.ListFields():
-        derived.optimization.ClearField("execution_accelerators")
-    if not derived.optimization.ListFields():
-        derived.ClearField("optimization")
-    write_digest(derived)
-    return derived
-
-
 def _engine_parameters(config: schema.ModelConfig, digests: Mapping[int, str], settings: KeptEngines) -> dict[str, str]:
     # The names are those of the table in the README of NVIDIA's onnxruntime_backend.
     parameters = {"max_workspace_size_bytes": str(settings.workspace_mib << 20)}
@@ -240,14 +207,38 @@ def _missing_text(repository: Path, profile: str, missing: Mapping[str, str]) ->
 
 
 def _derived(folder: Path, config: schema.ModelConfig, profile: str, settings: KeptEngines) -> schema.ModelConfig:
-    named = schema.ModelConfig()
-    named.CopyFrom(config)
-    named.name = folder.name
-    digests = {}
+    """Derive a profile from a network's ``config.pbtxt``; inputs, outputs, batch, version policy and parameters stay."""
+    derived = schema.ModelConfig()
+    derived.CopyFrom(config)
+    derived.name = folder.name
+    digests = {}  # of the file that the profile serves, by version
     for version in served_versions(folder, config):
         known = None if profile == "gpu-tensorrt" else parameter(config, f"sha256.{version}")
         digests[version] = known or hashlib.sha256(read_regular(folder / str(version) / _artefact(config, profile))).hexdigest()
-    return profile_config(profile, named, digests, settings)
+    kind = _CPU if profile == "cpu" else _GPU
+    for group in derived.instance_group or [derived.instance_group.add()]:
+        group.kind = kind
+        group.ClearField("gpus")
+    accelerators = derived.optimization.execution_accelerators
+    accelerators.ClearField("gpu_execution_accelerator")
+    if profile == "gpu-ort-tensorrt":
+        engines = accelerators.gpu_execution_accelerator.add(name="tensorrt")
+        engines.parameters.update(_engine_parameters(derived, digests, settings))
+    elif profile == "gpu-tensorrt":
+        derived.backend = "tensorrt"
+        derived.ClearField("platform")
+        derived.default_model_filename = PLAN_FILE
+        derived.optimization.ClearField("execution_accelerators")
+        for key in [key for key in derived.parameters if key.startswith("sha256.")]:
+            del derived.parameters[key]
+        for version, digest in digests.items():
+            derived.parameters[f"sha256.{version}"].string_value = digest
+    if not accelerators.ListFields():
+        derived.optimization.ClearField("execution_accelerators")
+    if not derived.optimization.ListFields():
+        derived.ClearField("optimization")
+    write_digest(derived)
+    return derived
 
 
 def _is_edited(path: Path) -> bool:
