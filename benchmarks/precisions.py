@@ -10,6 +10,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -199,7 +200,7 @@ def _measured(options: Options, zoo: Path, data_dir: Path | None, rounds: int, s
         "forms": list(FORMS),
         "rounds": rounds,
         "threads": 1,
-        "calibration": calibration.to_values(),
+        "calibration": asdict(calibration),
         "data": described(data),
         **measured,
         **machine,

@@ -1,4 +1,4 @@
-"""Imported before ONNX Runtime, whose wheels (seen: 1.32) send events to Microsoft unless told otherwise; a value that is set wins."""
+"""Imported before ONNX Runtime, whose wheels (seen: 1.32) send events to Microsoft by default; a value that is set wins."""
 
 from __future__ import annotations
 

@@ -12,15 +12,15 @@ import numpy as np
 
 from defensemble_images import Preprocessing
 from defensemble_repository.checks.model import refuse_configs
-from defensemble_repository.ensemble import Ensemble
+from defensemble_repository.ensemble import Ensemble, Vote
 from defensemble_repository.lock import locked
 from defensemble_repository.transaction import check_writable, remove_stale_staging, write_plan
 from defensemble_repository.view import RepositoryView
 
-from .entries.members import Member, check_members_fit, check_request, check_same_interface, repository_plan
+from .entries.members import DEFAULT_MAX_BATCH_SIZE, Member, check_members_fit, check_request, check_same_interface, repository_plan
 from .errors import ExportError
 from .foreign.reader import check_is_checkpoint
-from .fused import check_fuse_request, fuse_planned, fused_batch, fused_member, fused_plan
+from .fused import check_fuse_request, fuse_planned, fused_member, fused_plan
 from .members.from_checkpoint import member_from_onnx, onnx_from_checkpoint
 from .members.from_onnx import FromOnnx
 from .members.write import Form
@@ -29,15 +29,13 @@ from .verification.images import dataset_of, images_for_verification
 
 @dataclass(frozen=True)
 class FromCheckpoint:
-    """A checkpoint to be exported as the member ``name``; None: named after the file."""
+    """A checkpoint to be exported as the member ``name``, by default named after the file."""
 
     path: Path
-    name: str | None = None
+    name: str = ""
 
-    @property
-    def member_name(self) -> str:
-        """What the member will be called."""
-        return self.path.stem if self.name is None else self.name
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.name or self.path.stem)
 
     def check(self, form: Form, images: np.ndarray[Any, Any] | None) -> None:
         """Find out before any slow work whether it can be read.
@@ -68,7 +66,7 @@ class FromCheckpoint:
         known = read_metadata(self.path)
         names, rule = known.record.class_names, known.record.preprocessing
         preprocessing = None if rule is None else Preprocessing.from_values(rule, str(self.path))
-        return Member(self.member_name, b"", known.spec.input_shape, len(names), names, None, preprocessing=preprocessing)
+        return Member(self.name, b"", known.spec.input_shape, len(names), names, None, preprocessing=preprocessing)
 
     def write_onnx(self, path: Path, *, data_dir: Path | None, **settings: Any) -> None:
         """Export and verify it: ``onnx_from_checkpoint``."""
@@ -105,7 +103,7 @@ def export_networks(
 
     Returns the paths written, relative to ``repository``. Nothing is written unless every network was exported and verified, each at the
     largest batch that its configuration will allow, on ``images`` or the test images of its data (``onnx_from_checkpoint``). What an export
-    that was killed had left beside the repository is removed; ``say`` is told.
+    that was killed had left next to the repository is removed; ``say`` gets a line about it.
 
     Raises:
         ExportError, defensemble_training.CheckpointError, OSError: the repository is as it was.
@@ -113,14 +111,14 @@ def export_networks(
     if repository.exists() and not repository.is_dir():
         raise ExportError(f"{repository} is a file: name a folder for the model repository")
     form = Form() if form is None else form
-    names = [network.member_name for network in networks]
+    names = [network.name for network in networks]
+    alone = batch = None
     if fuse is not None:
         taken = [*names, *([] if ensemble is None else [ensemble])]
-        check_fuse_request(repository, fuse, taken, max_batch_size=max_batch_size, replace=replace)
-    alone = None
+        batch = check_fuse_request(repository, fuse, taken, max_batch_size=max_batch_size, replace=replace)
     if fuse is not None and ensemble is None:
-        alone = Ensemble.of(fuse, names, weights or {}, average)
-        batches = dict.fromkeys(names, fused_batch(repository / fuse, max_batch_size))
+        alone = Ensemble(fuse, tuple(map(Vote, names))).extended({}, weights or {}, average)
+        batches = dict.fromkeys(names, batch or DEFAULT_MAX_BATCH_SIZE)
     else:
         batches = check_request(
             repository, names, ensemble, average=average, weights=weights or {}, max_batch_size=max_batch_size, replace=replace
@@ -139,15 +137,13 @@ def export_networks(
     with tempfile.TemporaryDirectory(prefix="defensemble-export-") as folder:
         for number, network in enumerate(networks):
             path = Path(folder) / f"{number}.onnx"
-            network.write_onnx(path, max_batch_size=batches[network.member_name], form=form, images=images, data_dir=data_dir)
-            members.append(member_from_onnx(path, network.member_name))
+            network.write_onnx(path, max_batch_size=batches[network.name], form=form, images=images, data_dir=data_dir)
+            members.append(member_from_onnx(path, network.name))
             on_exported(network.path, members[-1])
     real = images
     if fuse is not None and real is None:
         real = next((network.real_images(data_dir) for network in networks if isinstance(network, FromCheckpoint)), None)
-    fused = None
-    if fuse is not None and alone is not None:
-        fused = fused_member(fuse, alone, members, real, max_batch_size=batches[names[0]])
+    fused = None if alone is None else fused_member(alone.name, alone, members, real, max_batch_size=batches[names[0]])
     with locked(repository):
         for stale in remove_stale_staging(repository):
             say(f"removed {stale}, which an export that was killed had left")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from defensemble_repository.ensemble import Ensemble
 from defensemble_repository.errors import EnsembleError
 from defensemble_repository.labels import class_names_from_labels
 from defensemble_repository.lock import locked
-from defensemble_repository.names import CONFIG_FILE, LABELS_FILE, MODEL_FILE, RESERVED, check_name
+from defensemble_repository.names import CONFIG_FILE, LABELS_FILE, RESERVED, check_name
 from defensemble_repository.onnx_metadata import CLASS_NAMES
 from defensemble_repository.pbtxt import config_from_file, pbtxt_from_config, schema
 from defensemble_repository.preprocessing import PREPROCESSING
@@ -37,7 +36,15 @@ from defensemble_repository.reader import (
 from defensemble_repository.transaction import check_writable, remove_stale_staging, write_plan
 from defensemble_repository.view import RepositoryView
 
-from .entries.members import DEFAULT_MAX_BATCH_SIZE, Member, changed_files, check_same, labels_text, preprocessing_from_text, version_files
+from .entries.members import (
+    Member,
+    changed_files,
+    check_same,
+    describe_member_version,
+    labels_text,
+    preprocessing_from_text,
+    version_files,
+)
 from .entries.stored_graph import stored_graph
 from .errors import ExistsError, ExportError
 from .graphs.fusion import digests_of_members, fused_onnx
@@ -77,8 +84,8 @@ def fuse_repository(
     check_fuse_request(repository, name, [ensemble], max_batch_size=max_batch_size, replace=replace)
     check_writable(repository)
     votes, members, usual = voting_members(repository, ensemble)
-    check_fuse_request(repository, name, [vote.model for vote in votes.members], max_batch_size=max_batch_size, replace=replace)
-    batch = fused_batch(repository / name, max_batch_size, usual)
+    taken = [vote.model for vote in votes.members]
+    batch = check_fuse_request(repository, name, taken, max_batch_size=max_batch_size, replace=replace) or usual
     if images is None:
         recorded = (images_of_record(onnx.load_model_from_string(one.onnx), one.name, data_dir) for one in members)
         images = next((found.images for found in recorded if found is not None), None)
@@ -103,24 +110,18 @@ def fuse_planned(
     max_batch_size: int | None = None,
     replace: bool = False,
 ) -> dict[str, bytes]:
-    """Plan the files that fuse ``ensemble`` as it will be once ``planned``, such as a ``repository_plan``, is written: write both at once.
-
-    Raises:
-        ExistsError, EnsembleError, ExportError, VerificationError, ConfigError: see ``fuse_repository``.
-    """
+    """Plan the files that fuse ``ensemble`` as it will be once ``planned`` (a ``repository_plan``) is written: write both at once."""
     votes, members, usual = voting_members(repository, ensemble, planned)
     taken = [ensemble, *(vote.model for vote in votes.members), *(path.split("/")[0] for path in planned)]
-    check_fuse_request(repository, name, taken, max_batch_size=max_batch_size, replace=replace)
-    batch = fused_batch(repository / name, max_batch_size, usual)
+    batch = check_fuse_request(repository, name, taken, max_batch_size=max_batch_size, replace=replace) or usual
     fused = fused_member(name, votes, members, images, max_batch_size=batch)
     return fused_plan(repository, fused, votes, max_batch_size=batch, replace=replace)
 
 
-def check_fuse_request(repository: Path, name: str, taken: Sequence[str], *, max_batch_size: int | None = None, replace: bool) -> None:
+def check_fuse_request(repository: Path, name: str, taken: Sequence[str], *, max_batch_size: int | None, replace: bool) -> int | None:
     """Refuse by names and numbers alone, before any slow work; ``taken`` are names of the members and the ensemble.
 
-    Raises:
-        ExistsError, EnsembleError, ExportError, ConfigError: see ``fuse_repository``.
+    Returns how many images the graph takes at once: as many as an existing one, else ``max_batch_size``.
     """
     check_name(name)
     if name in taken:
@@ -129,7 +130,7 @@ def check_fuse_request(repository: Path, name: str, taken: Sequence[str], *, max
         checked_batch(max_batch_size, "max_batch_size")
     folder = repository / name
     if not folder.exists():
-        return
+        return max_batch_size
     config = read_config(folder)
     if is_ensemble(config) or not {"average", "weights", "members"} <= set(config.parameters):
         what = "an ensemble" if is_ensemble(config) else "a single network"
@@ -138,17 +139,14 @@ def check_fuse_request(repository: Path, name: str, taken: Sequence[str], *, max
         raise ExistsError(
             f"{folder} exists already: choose another name (--fuse NAME), or pass --replace, which adds the next version and keeps the old"
         )
-    existing_batch(folder, max_batch_size)
+    return existing_batch(folder, max_batch_size)
 
 
 def voting_members(repository: Path, ensemble: str, planned: Mapping[str, bytes] | None = None) -> tuple[Ensemble, list[Member], int]:
     """Read an ensemble, its members at the versions that it pins, and how many images it takes at once.
 
-    ``planned`` (path relative to ``repository``, to bytes) counts as if it were written.
-
-    Raises:
-        EnsembleError, ConfigError: the ensemble cannot be read, or is not one that was exported.
-        ExportError: a member's file is missing, or is not the one that its configuration describes.
+    ``planned`` (path relative to ``repository``, to bytes) counts as if it were written. Raises an EnsembleError, ConfigError or
+    ExportError where the ensemble is not one that was exported, or a member's file is not the one that its configuration describes.
     """
     files = RepositoryView(repository, planned or {})
     config = files.config(ensemble)
@@ -229,22 +227,17 @@ def fused_plan(repository: Path, fused: Member, ensemble: Ensemble, *, max_batch
     else:
         _check_same_interface(folder, fused)
         configs = {path.relative_to(repository).as_posix(): config_from_file(path) for path in config_paths(folder)}
-    digest = hashlib.sha256(fused.onnx).hexdigest()
     for path, existing in configs.items():
-        serves_graph = existing is None or existing.default_model_filename in ("", MODEL_FILE)  # a plan has a digest of its own
         config = fused_config(
             fused.name,
             ensemble,
-            input_shape=fused.input_shape,
-            num_classes=fused.num_classes,
-            max_batch_size=max_batch_size,
+            fused.interface(max_batch_size),
             version=version,
-            digest=digest if serves_graph else None,
             member_digests=[known or "" for known in digests_of_members(fused.onnx)],
-            precision=fused.precision,
-            preprocessing=None if fused.preprocessing is None else fused.preprocessing.to_json(),
+            preprocessing=fused.rule,
             existing=existing,
         )
+        describe_member_version(config, fused, version)
         if existing is not None:
             update_digest(existing, config)
         files[path] = pbtxt_from_config(config)
@@ -252,11 +245,7 @@ def fused_plan(repository: Path, fused: Member, ensemble: Ensemble, *, max_batch
 
 
 def _check_averaging(files: RepositoryView, ensemble: str, config: schema.ModelConfig) -> None:
-    """Refuse averaging models that compute something else than their parameters say.
-
-    Raises:
-        EnsembleError: one does, or its file is not the one that its configuration describes.
-    """
+    """Refuse averaging models that compute something else than their parameters say, or whose files were changed."""
     found = Inspection(files)
     models = dict.fromkeys(step.model_name for step in config.ensemble_scheduling.step if step.model_name.startswith(RESERVED))
     averaging = [model for model in models if found.has(model)]
@@ -268,17 +257,6 @@ def _check_averaging(files: RepositoryView, ensemble: str, config: schema.ModelC
             f"'{ensemble}' is not averaged as its configurations say: {'; '.join(wrong)}; export the ensemble's members again (--replace), "
             "which writes new averaging models"
         )
-
-
-def fused_batch(folder: Path, asked: int | None, usual: int = DEFAULT_MAX_BATCH_SIZE) -> int:
-    """How many images a fused graph takes at once: what an existing one does, else what is asked for, else ``usual``.
-
-    Raises:
-        ExportError: the existing one takes another number than ``asked``.
-    """
-    if folder.exists():
-        return existing_batch(folder, asked)
-    return usual if asked is None else asked
 
 
 def _member(files: RepositoryView, model: str, version: int, config: schema.ModelConfig) -> Member:

@@ -45,13 +45,9 @@ def labels_from_file(path: str | os.PathLike[str]) -> tuple[str, ...]:
 
 
 def checked_class_names(names: Sequence[str], where: str, *, place: str = "class", first: int = 0) -> tuple[str, ...]:
-    """Return class names in Unicode NFC, in which they are stored and compared.
+    """Return class names, in the order of the logits, in Unicode NFC, in which they are stored and compared.
 
-    Args:
-        names: in the order of the logits.
-        where: what errors call all of them.
-        place: what errors call the place of one.
-        first: the number of the first place.
+    Errors call all of them ``where``, and the place of one ``place`` and its number, from ``first`` on.
 
     Raises:
         ExportError: names are empty, hold a control character, or are equal in NFC; it lists them with their places.

@@ -7,7 +7,7 @@ A profile is a file ``configs/<profile>.pbtxt`` in a model's folder, which ``def
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -61,60 +61,20 @@ class ProfileState:
 def networks(repository: Path, say: Callable[[str], None] = lambda text: None) -> dict[str, schema.ModelConfig]:
     """The models that profiles are for, by name: of ONNX Runtime's backend, taking ``images``: members, standard networks, fused graphs.
 
-    ``say`` is told of folders that are no models.
-
-    Raises:
-        ProfileError: there is none, or no such folder.
-        ConfigError: a model's ``config.pbtxt`` cannot be read, or says nothing.
+    ``say`` gets a line about each folder that is no model. Raises a ProfileError where there is none, or no such folder.
     """
     if not repository.is_dir():
         what = "is a file" if repository.exists() else "does not exist"
         raise ProfileError(f"model repository {repository} {what}: name a folder that `defensemble export` has written")
     configs = read_models(repository, say)
-    found = {
-        name: config
-        for name, config in configs.items()
-        if backend_of(config) == BACKEND and [tensor.name for tensor in config.input] == ["images"]
-    }
+    named = ((name, config, [tensor.name for tensor in config.input]) for name, config in configs.items())
+    found = {name: config for name, config, inputs in named if backend_of(config) == BACKEND and inputs == ["images"]}
     if not found:
         raise ProfileError(
             f"{repository} holds no network of backend {BACKEND} that takes `images`: "
             f"write some with `defensemble export CHECKPOINT... --repository {repository}`"
         )
     return found
-
-
-def profile_config(profile: str, config: schema.ModelConfig, digests: Mapping[int, str], settings: KeptEngines) -> schema.ModelConfig:
-    """Derive a profile from a network's ``config.pbtxt``; inputs, outputs, batch, version policy and parameters stay.
-
-    ``digests`` maps each served version to the SHA-256 of the file that the profile serves.
-    """
-    derived = schema.ModelConfig()
-    derived.CopyFrom(config)
-    kind = _CPU if profile == "cpu" else _GPU
-    for group in derived.instance_group or [derived.instance_group.add()]:
-        group.kind = kind
-        group.ClearField("gpus")
-    accelerators = derived.optimization.execution_accelerators
-    accelerators.ClearField("gpu_execution_accelerator")
-    if profile == "gpu-ort-tensorrt":
-        engines = accelerators.gpu_execution_accelerator.add(name="tensorrt")
-        engines.parameters.update(_engine_parameters(config, digests, settings))
-    elif profile == "gpu-tensorrt":
-        derived.backend = "tensorrt"
-        derived.ClearField("platform")
-        derived.default_model_filename = PLAN_FILE
-        derived.optimization.ClearField("execution_accelerators")
-        for key in [key for key in derived.parameters if key.startswith("sha256.")]:
-            del derived.parameters[key]
-        for version, digest in digests.items():
-            derived.parameters[f"sha256.{version}"].string_value = digest
-    if not accelerators.ListFields():
-        derived.optimization.ClearField("execution_accelerators")
-    if not derived.optimization.ListFields():
-        derived.ClearField("optimization")
-    write_digest(derived)
-    return derived
 
 
 def _engine_parameters(config: schema.ModelConfig, digests: Mapping[int, str], settings: KeptEngines) -> dict[str, str]:
@@ -133,60 +93,18 @@ def _engine_parameters(config: schema.ModelConfig, digests: Mapping[int, str], s
     return parameters
 
 
-def profile_plan(repository: Path, profile: str, settings: KeptEngines | None = None, *, force: bool = False) -> dict[str, bytes]:
-    """Compute the files that write ``profile`` for every network of ``repository``; what is there already is left out.
-
-    Raises:
-        ProfileError: the profile is unknown, a file that it serves is missing, or, without ``force``, its file was edited by hand.
-        ConfigError: a configuration cannot be read, or no Triton would load it.
-    """
-    _check_known(profile)
-    found = networks(repository)
-    missing = {name: problem for name, config in found.items() if (problem := _missing(repository / name, config, profile))}
-    if missing:
-        raise ProfileError(_missing_text(repository, profile, missing))
-    refuse_configs(RepositoryView(repository), found)
-    if not force:
-        _check_unedited(repository, profile, found, "write")
-    files = {}
-    for name, config in found.items():
-        path = _path(name, profile)
-        content = pbtxt_from_config(_derived(repository / name, config, profile, settings or KeptEngines()))
-        if not (repository / path).exists() or read_regular(repository / path) != content:
-            files[path] = content
-    return files
-
-
-def profile_files(repository: Path, profile: str, *, force: bool = False) -> list[str]:
-    """The files of ``profile``, relative to ``repository``: what is to be removed to be rid of it.
-
-    Raises:
-        ProfileError: there is none, or, without ``force``, one was edited by hand.
-        ConfigError: a configuration cannot be read.
-    """
-    found = networks(repository)
-    paths = [path for name in found if (repository / (path := _path(name, profile))).exists()]
-    if not paths:
-        raise ProfileError(f"no model in {repository} has the profile '{profile}': there are {_listed(_written(repository, found))}")
-    if not force:
-        _check_unedited(repository, profile, found, "remove")
-    return paths
-
-
 def profile_states(repository: Path, *, say: Callable[[str], None] = lambda text: None) -> list[ProfileState]:
-    """How each network stands with each profile, those that somebody has written by hand among them (state "by hand").
+    """The state of each network with each profile, those that somebody has written by hand among them (state "by hand").
 
-    ``say`` is told of folders that are no models.
+    ``say`` gets a line about each folder that is no model.
 
     Raises:
         ProfileError, ConfigError: see ``networks``.
     """
     found = networks(repository, say)
-    states = []
-    for profile in [*PROFILES, *sorted(set(_written(repository, found)) - set(PROFILES))]:
-        for name, config in found.items():
-            states.append(ProfileState(name, profile, _state(repository / name, config, profile)))
-    return states
+    profiles = [*PROFILES, *sorted(set(_written(repository, found)) - set(PROFILES))]
+    pairs = ((profile, name, config) for profile in profiles for name, config in found.items())
+    return [ProfileState(name, profile, _state(repository / name, config, profile)) for profile, name, config in pairs]
 
 
 def write_profile(
@@ -199,20 +117,35 @@ def write_profile(
 ) -> list[str]:
     """Write ``profile`` for every network of ``repository``, all or none; returns the paths that were written.
 
-    ``say`` is told which networks' engines will not be kept: ``gpu-ort-tensorrt`` keeps those of a network with one served version; and of
-    folders that are no models.
+    A file that would not change stays. ``say`` gets a line about each network whose engines will not be kept (``gpu-ort-tensorrt`` keeps
+    those of a network with one served version), and about folders that are no models.
 
     Raises:
-        ProfileError, ConfigError, ExportError, OSError: nothing was written.
+        ProfileError: the profile is unknown, a file that it serves is missing, or, without ``force``, its file was edited by hand.
+        ConfigError: a configuration cannot be read, or no Triton would load it.
+        ExportError, OSError: it cannot be written; nothing was.
     """
-    _check_known(profile)
+    if profile not in PROFILES:
+        raise ProfileError(f"a profile must be one of {', '.join(PROFILES)}, got {profile!r}")
     networks(repository, say)
     check_writable(repository)
     with locked(repository):
         remove_stale_staging(repository)
-        plan = profile_plan(repository, profile, settings, force=force)
+        found = networks(repository)
+        if missing := {name: problem for name, config in found.items() if (problem := _missing(repository / name, config, profile))}:
+            raise ProfileError(_missing_text(repository, profile, missing))
+        refuse_configs(RepositoryView(repository), found)
+        paths = {name: _path(name, profile) for name in found}
+        if not force:
+            _check_unedited(repository, paths.values(), "written anew")
+        plan = {}
+        for name, config in found.items():
+            file = repository / paths[name]
+            content = pbtxt_from_config(_derived(repository / name, config, profile, settings or KeptEngines()))
+            if not file.exists() or read_regular(file) != content:
+                plan[paths[name]] = content
         write_plan(repository, plan)
-        for name, config in networks(repository).items() if profile == "gpu-ort-tensorrt" else ():
+        for name, config in found.items() if profile == "gpu-ort-tensorrt" else ():
             versions = served_versions(repository / name, config)
             if len(versions) > 1:
                 say(
@@ -226,20 +159,22 @@ def remove_profile(repository: Path, profile: str, *, force: bool = False) -> li
     """Remove what ``write_profile`` has written, all or nothing; returns the paths that were removed.
 
     Raises:
-        ProfileError, ConfigError, ExportError, OSError: nothing was removed.
+        ProfileError: there is none, or, without ``force``, one was edited by hand.
+        ConfigError, ExportError, OSError: a configuration cannot be read, or a file not removed; nothing was.
     """
     networks(repository)
     check_writable(repository)
     with locked(repository):
         remove_stale_staging(repository)
-        paths = profile_files(repository, profile, force=force)
+        found = networks(repository)
+        paths = [path for name in found if (repository / (path := _path(name, profile))).exists()]
+        if not paths:
+            known = ", ".join(_written(repository, found)) or "none"
+            raise ProfileError(f"no model in {repository} has the profile '{profile}': there are {known}")
+        if not force:
+            _check_unedited(repository, paths, "removed")
         remove_files(repository, paths)
     return paths
-
-
-def _check_known(profile: str) -> None:
-    if profile not in PROFILES:
-        raise ProfileError(f"a profile must be one of {', '.join(PROFILES)}, got {profile!r}")
 
 
 def _path(model: str, profile: str) -> str:
@@ -272,14 +207,38 @@ def _missing_text(repository: Path, profile: str, missing: Mapping[str, str]) ->
 
 
 def _derived(folder: Path, config: schema.ModelConfig, profile: str, settings: KeptEngines) -> schema.ModelConfig:
-    named = schema.ModelConfig()
-    named.CopyFrom(config)
-    named.name = folder.name
-    digests = {}
+    """Derive a profile from a network's ``config.pbtxt``; inputs, outputs, batch, version policy and parameters stay."""
+    derived = schema.ModelConfig()
+    derived.CopyFrom(config)
+    derived.name = folder.name
+    digests = {}  # of the file that the profile serves, by version
     for version in served_versions(folder, config):
         known = None if profile == "gpu-tensorrt" else parameter(config, f"sha256.{version}")
         digests[version] = known or hashlib.sha256(read_regular(folder / str(version) / _artefact(config, profile))).hexdigest()
-    return profile_config(profile, named, digests, settings)
+    kind = _CPU if profile == "cpu" else _GPU
+    for group in derived.instance_group or [derived.instance_group.add()]:
+        group.kind = kind
+        group.ClearField("gpus")
+    accelerators = derived.optimization.execution_accelerators
+    accelerators.ClearField("gpu_execution_accelerator")
+    if profile == "gpu-ort-tensorrt":
+        engines = accelerators.gpu_execution_accelerator.add(name="tensorrt")
+        engines.parameters.update(_engine_parameters(derived, digests, settings))
+    elif profile == "gpu-tensorrt":
+        derived.backend = "tensorrt"
+        derived.ClearField("platform")
+        derived.default_model_filename = PLAN_FILE
+        derived.optimization.ClearField("execution_accelerators")
+        for key in [key for key in derived.parameters if key.startswith("sha256.")]:
+            del derived.parameters[key]
+        for version, digest in digests.items():
+            derived.parameters[f"sha256.{version}"].string_value = digest
+    if not accelerators.ListFields():
+        derived.optimization.ClearField("execution_accelerators")
+    if not derived.optimization.ListFields():
+        derived.ClearField("optimization")
+    write_digest(derived)
+    return derived
 
 
 def _is_edited(path: Path) -> bool:
@@ -292,12 +251,12 @@ def _is_edited(path: Path) -> bool:
     return not matches_digest(config) or content != pbtxt_from_config(config)
 
 
-def _check_unedited(repository: Path, profile: str, models: Sequence[str] | Mapping[str, object], verb: str) -> None:
-    edited = [path for name in models if (path := repository / _path(name, profile)).exists() and _is_edited(path)]
+def _check_unedited(repository: Path, paths: Iterable[str], done: str) -> None:
+    edited = [str(path) for name in paths if (path := repository / name).exists() and _is_edited(path)]
     if edited:
         raise ProfileError(
-            f"edited by hand, or not written by `defensemble profile write`: {', '.join(str(path) for path in edited)}; nothing was "
-            f"changed. Keep a copy, or pass --force to {'have it written anew' if verb == 'write' else 'have it removed'}"
+            f"edited by hand, or not written by `defensemble profile write`: {', '.join(edited)}; nothing was changed. Keep a copy, or "
+            f"pass --force to have it {done}"
         )
 
 
@@ -305,12 +264,8 @@ def _written(repository: Path, models: Mapping[str, object]) -> list[str]:
     return sorted({path.stem for name in models for path in (repository / name / PROFILES_FOLDER).glob("*.pbtxt")})
 
 
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names) or "none"
-
-
 def _state(folder: Path, config: schema.ModelConfig, profile: str) -> str:
-    path = folder / PROFILES_FOLDER / f"{profile}.pbtxt"
+    path = folder.parent / _path(folder.name, profile)
     if profile not in PROFILES:
         return "by hand" if path.exists() else "not written"
     missing = _missing(folder, config, profile)
@@ -329,8 +284,9 @@ def _settings_of(config: schema.ModelConfig) -> KeptEngines:
     for engines in config.optimization.execution_accelerators.gpu_execution_accelerator:
         parameters = engines.parameters
         usual = KeptEngines()
+        folder, size = parameters.get("trt_engine_cache_path"), parameters.get("max_workspace_size_bytes")
         return KeptEngines(
-            str(PurePosixPath(parameters["trt_engine_cache_path"]).parent) if "trt_engine_cache_path" in parameters else usual.cache_dir,
-            int(parameters["max_workspace_size_bytes"]) >> 20 if "max_workspace_size_bytes" in parameters else usual.workspace_mib,
+            str(PurePosixPath(folder).parent) if folder is not None else usual.cache_dir,
+            int(size) >> 20 if size is not None else usual.workspace_mib,
         )
     return KeptEngines()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from .ensemble import Ensemble
-from .names import BACKEND, LABELS_FILE
+from .ensemble import Ensemble, averaging_model
+from .names import BACKEND, LABELS_FILE, MODEL_FILE
 from .pbtxt import schema
 from .preprocessing import set_preprocessing
 
@@ -14,43 +15,57 @@ from .preprocessing import set_preprocessing
 OUTPUTS = ("probabilities", "member_probabilities", "entropy", "mutual_information")
 
 
-def member_config(
-    name: str,
-    *,
-    input_shape: tuple[int, int, int],
-    num_classes: int,
-    max_batch_size: int,
-    digests: Mapping[int, str],
-    mask_digests: Mapping[int, str],
-    precisions: Mapping[int, str],
-    preprocessing: str | None = None,
-) -> schema.ModelConfig:
-    """Describe a member: ``images`` FP32 [C,H,W] to ``logits`` FP32 [K].
+@dataclass(frozen=True)
+class Interface:
+    """What a network takes and gives: images of (C, H, W), at most ``max_batch_size`` at once, and ``num_classes`` values for each."""
 
-    ``digests`` maps each version to the SHA-256 of its model file, ``mask_digests`` to that of its masks, where it has any, ``precisions``
-    to what it computes in (``fp32``, ``fp16``, ``int8``). ``preprocessing`` is the parameter of that name (JSON), one for all versions. All
-    versions stay loaded (``version_policy { all {} }``): under the default policy, loading version 2 unloads version 1 under an ensemble
-    that is pinned to it.
+    input_shape: tuple[int, int, int]
+    num_classes: int
+    max_batch_size: int
+
+
+def member_config(name: str, interface: Interface) -> schema.ModelConfig:
+    """Describe a member, but for its versions (``describe_version``): ``images`` FP32 [C,H,W] to ``logits`` FP32 [K].
+
+    All versions stay loaded (``version_policy { all {} }``): under the default policy, loading version 2 unloads version 1 under an
+    ensemble that is pinned to it.
     """
-    config = schema.ModelConfig(name=name, backend=BACKEND, max_batch_size=max_batch_size)
-    config.input.add(name="images", data_type=schema.TYPE_FP32, dims=input_shape)
-    config.output.add(name="logits", data_type=schema.TYPE_FP32, dims=[num_classes], label_filename=LABELS_FILE)
+    config = schema.ModelConfig(name=name, backend=BACKEND, max_batch_size=interface.max_batch_size)
+    config.input.add(name="images", data_type=schema.TYPE_FP32, dims=interface.input_shape)
+    config.output.add(name="logits", data_type=schema.TYPE_FP32, dims=[interface.num_classes], label_filename=LABELS_FILE)
     config.version_policy.all.SetInParent()
     # No max_queue_size: with one, the dynamic batcher of core 2.51 puts requests to sleep for 0.5 s or a multiple of it, at random
     # (measured, 8 callers with mixed batches: 70 of 1,200 calls; without it none).
     config.dynamic_batching.SetInParent()
-    _set_parameters(config, {f"sha256.{version}": digest for version, digest in digests.items()})
-    _set_parameters(config, {f"mask_digest.{version}": digest for version, digest in mask_digests.items()})
-    _set_parameters(config, {f"precision.{version}": precision for version, precision in precisions.items()})
-    set_preprocessing(config, preprocessing)
     return config
 
 
-def averaging_config(name: str, ensemble: Ensemble, *, num_classes: int, max_batch_size: int, digest: str) -> schema.ModelConfig:
+def describe_version(
+    config: schema.ModelConfig, version: int, *, precision: str, sha256: str, mask_digest: str | None, preprocessing: str | None
+) -> None:
+    """Set what a configuration states of a version.
+
+    Args:
+        config: the configuration.
+        version: the number of the version.
+        precision: what it computes in: ``fp32``, ``fp16`` or ``int8``.
+        sha256: that of the graph; left out where the configuration, a profile, serves another file, a plan, which has a digest of its own.
+        mask_digest: the SHA-256 of its masks, None where it has none.
+        preprocessing: the parameter of that name (JSON), one for all versions; None leaves it as it is.
+    """
+    stated = {"precision": precision, "sha256": sha256 if config.default_model_filename in ("", MODEL_FILE) else None}
+    stated["mask_digest"] = mask_digest
+    _set_parameters(config, {f"{key}.{version}": value for key, value in stated.items() if value is not None})
+    if preprocessing is not None:
+        set_preprocessing(config, preprocessing)
+
+
+def averaging_config(ensemble: Ensemble, num_classes: int, max_batch_size: int, *, digest: str) -> schema.ModelConfig:
     """Describe ``average_<digest>``: ``logits_0`` ... ``logits_{M-1}`` FP32 [K] to what ``averaging_outputs`` names.
 
     One thread, always on a CPU: the work is a few kilobytes.
     """
+    name = averaging_model(ensemble, num_classes, max_batch_size)
     config = schema.ModelConfig(name=name, backend=BACKEND, max_batch_size=max_batch_size)
     for index in range(len(ensemble.members)):
         config.input.add(name=f"logits_{index}", data_type=schema.TYPE_FP32, dims=[num_classes])
@@ -58,63 +73,45 @@ def averaging_config(name: str, ensemble: Ensemble, *, num_classes: int, max_bat
         config.output.add(name=output, data_type=schema.TYPE_FP32, dims=dims)
     config.instance_group.add(kind=schema.ModelInstanceGroup.KIND_CPU, count=1)
     config.version_policy.all.SetInParent()
-    _set_parameters(
-        config,
-        {**_votes(ensemble), "intra_op_thread_count": "1", "sha256.1": digest},
-    )
+    _set_parameters(config, {**_votes(ensemble), "intra_op_thread_count": "1", "sha256.1": digest})
     return config
 
 
 def fused_config(
     name: str,
     ensemble: Ensemble,
+    interface: Interface,
     *,
-    input_shape: tuple[int, int, int],
-    num_classes: int,
-    max_batch_size: int,
     version: int,
-    digest: str | None,
     member_digests: Sequence[str],
-    precision: str,
     preprocessing: str | None = None,
     existing: schema.ModelConfig | None = None,
 ) -> schema.ModelConfig:
-    """Describe a fused graph: the inputs, outputs and labels of the ensemble whose votes it holds, and the parameters of its average.
+    """Describe a fused graph, but for ``describe_version``: the interface of the ensemble whose members it holds, and its average.
 
-    ``digest`` is the SHA-256 of the version's model file, None where an ``existing`` configuration, a profile, serves another file;
-    ``member_digests`` are those of the members' files, by which a server knows whether it serves the same networks beside this;
-    ``preprocessing`` is the parameter that the members have in common. Of an ``existing`` one all that does not follow from who votes stays
-    as it is.
+    ``member_digests`` are the SHA-256 of the members' files, by which a server knows whether it serves the same networks;
+    ``preprocessing`` is the parameter that the members have in common. What does not follow from the members stays as in ``existing``.
     """
-    config = schema.ModelConfig(name=name, backend=BACKEND, max_batch_size=max_batch_size)
+    config = schema.ModelConfig(name=name, backend=BACKEND, max_batch_size=interface.max_batch_size)
     if existing is not None:
         config.CopyFrom(existing)
     else:
-        _add_interface(config, input_shape)
+        _add_interface(config, interface.input_shape)
         config.dynamic_batching.SetInParent()
         # It stands alone: all cores, where `serve` shares them out among an ensemble's members.
         _set_parameters(config, {"intra_op_thread_count": "0"})
-    _set_dims(config, ensemble, num_classes)
-    # The parameters say who votes in one version. That it is named, where `latest` would take a new folder as soon as it is there, lets the
-    # one rename of this file change what is served and what is said of it together.
+    _set_dims(config, ensemble, interface.num_classes)
+    # The parameters describe one version. It is named, so that the one rename of this file changes what is served and its description
+    # together: `latest` would take a new folder as soon as it is there.
     config.version_policy.specific.versions[:] = [version]
-    _set_parameters(config, {**_votes(ensemble), "member_digests": json.dumps(list(member_digests)), f"precision.{version}": precision})
+    _set_parameters(config, {**_votes(ensemble), "member_digests": json.dumps(list(member_digests))})
     _set_parameters(config, {"ensemble": ensemble.name})  # whose edits make it outdated
     set_preprocessing(config, preprocessing)
-    if digest is not None:
-        _set_parameters(config, {f"sha256.{version}": digest})
     return config
 
 
 def ensemble_config(
-    ensemble: Ensemble,
-    *,
-    average_model: str,
-    input_shape: tuple[int, int, int],
-    num_classes: int,
-    max_batch_size: int,
-    preprocessing: str | None = None,
-    existing: schema.ModelConfig | None = None,
+    ensemble: Ensemble, interface: Interface, *, preprocessing: str | None = None, existing: schema.ModelConfig | None = None
 ) -> schema.ModelConfig:
     """Describe the ensemble: ``images`` FP32 [C,H,W] to what ``averaging_outputs`` names.
 
@@ -126,10 +123,11 @@ def ensemble_config(
     if existing is not None:
         config.CopyFrom(existing)
     else:
-        _add_interface(config, input_shape)
-    config.max_batch_size = max_batch_size
+        _add_interface(config, interface.input_shape)
+    config.max_batch_size = interface.max_batch_size
     set_preprocessing(config, preprocessing)
-    _set_dims(config, ensemble, num_classes)
+    _set_dims(config, ensemble, interface.num_classes)
+    average_model = averaging_model(ensemble, interface.num_classes, interface.max_batch_size)
     outputs = [tensor.name for tensor in config.output]
     del config.ensemble_scheduling.step[:]
     config.ensemble_scheduling.step.extend(ensemble_steps(ensemble, outputs, {average_model: OUTPUTS}))

@@ -65,32 +65,23 @@ class Ensemble:
         if self.name in {member.model for member in self.members}:
             raise EnsembleError(f"ensemble '{self.name}' has a member of the same name: name one of them otherwise")
 
-    @classmethod
-    def of(cls, name: str, models: Sequence[str], weights: Mapping[str, float], average: str | None) -> Ensemble:
-        """The ensemble of ``models`` at version 1, each with weight 1 or what ``weights`` says, averaging probabilities or ``average``.
-
-        Raises:
-            EnsembleError: a weight is given for a model that does not vote, or one of them is not allowed.
-        """
-        unknown = sorted(set(weights) - set(models))
-        if unknown:
-            raise EnsembleError(f"a weight is given for {', '.join(unknown)}, which does not vote in '{name}': {', '.join(models)} do")
-        return cls(name, tuple(Vote(model, 1, weights.get(model, 1.0)) for model in models), average or AVERAGES[0])
-
     @property
     def weights(self) -> tuple[float, ...]:
         """The weights, normalised to sum 1."""
         return normalised_weights([member.weight for member in self.members])
 
     def extended(self, versions: Mapping[str, int], weights: Mapping[str, float], average: str | None = None) -> Ensemble:
-        """Let the models in ``versions`` vote at these: those that vote already stay where they are, others are appended with weight 1.
+        """Make the models in ``versions`` members at these: existing members stay where they are, others are appended with weight 1.
 
         ``weights`` and ``average`` replace what they name; everything else stays.
 
         Raises:
-            EnsembleError: a model that is named votes at several versions.
+            EnsembleError: a model that is named is a member at several versions; one with a weight is none.
         """
         names = [member.model for member in self.members]
+        models = dict.fromkeys((*names, *versions))
+        if unknown := sorted(set(weights) - set(models)):
+            raise EnsembleError(f"a weight is given for {', '.join(unknown)}, which does not vote in '{self.name}': {', '.join(models)} do")
         twice = sorted({name for name in (*versions, *weights) if names.count(name) > 1})
         if twice:
             raise EnsembleError(

@@ -84,12 +84,24 @@ def report_values(content: bytes) -> dict[str, Any]:
         numbers += [calibration["count"], calibration["seed"]]
         texts.append(calibration["source"])
     for value in numbers:
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"{value!r} is no number")
+        checked_number(value)
     for value in texts:
-        if not isinstance(value, str):
-            raise TypeError(f"{value!r} is no text")
+        checked_text(value)
     return values
+
+
+def checked_number(value: object) -> float:
+    """Return a JSON value that is a number, else raise a TypeError."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{value!r} is no number")
+    return value
+
+
+def checked_text(value: object) -> str:
+    """Return a JSON value that is a text, else raise a TypeError."""
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
 
 
 def _names(repository: Path) -> list[str]:

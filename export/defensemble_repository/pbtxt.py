@@ -89,11 +89,7 @@ def config_from_pbtxt(text: str, where: str) -> schema.ModelConfig:
 
 
 def _check_characters(text: str) -> None:
-    """Raise where Triton's parser does not read what Python's does: any Unicode space and digit, `_` in a number, and zero bytes.
-
-    Raises:
-        text_format.ParseError: with line and column.
-    """
+    """Refuse, with line and column, what Triton's parser does not read: Unicode spaces and digits, `_` in a number, zero bytes."""
     place = text.find("\0")
     if place < 0:
         # Of the same length, so that places stay what they are.

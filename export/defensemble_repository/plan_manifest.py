@@ -64,11 +64,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def manifest_from_bytes(content: bytes, where: str) -> Manifest:
-    """Read back what ``Manifest.to_bytes`` wrote; ``where`` names it in errors.
-
-    Raises:
-        ManifestError: it is damaged, or of another schema.
-    """
+    """Read back what ``Manifest.to_bytes`` wrote; ``where`` names it in the ManifestError of a damaged one or another schema."""
     try:
         return record_from_values(checked_schema(json_values(content), SCHEMA), Manifest)
     except (ManifestError, ValueError) as error:

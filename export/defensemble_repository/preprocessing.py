@@ -20,14 +20,9 @@ _FIX = (
 
 
 def agreed_preprocessing(stated: Mapping[str, str | None], fix: str = _FIX) -> str | None:
-    """Return the parameter `preprocessing` that several models have in common.
+    """Return the parameter `preprocessing` that several models have in common, None where none has it.
 
-    Args:
-        stated: the parameter of each model by its name, None where it is absent; such a model agrees with any.
-        fix: how to fix a disagreement.
-
-    Returns:
-        The first parameter that is present, None where none is.
+    ``stated`` maps each model to its parameter, None where it is absent, which agrees with any; ``fix`` is how to fix a disagreement.
 
     Raises:
         ConfigError: a parameter is not a JSON object.
@@ -48,11 +43,7 @@ def agreed_preprocessing(stated: Mapping[str, str | None], fix: str = _FIX) -> s
 
 
 def preprocessing_values(name: str, text: str) -> dict[str, Any]:
-    """Read the parameter `preprocessing` of the model `name`.
-
-    Raises:
-        ConfigError: it is not a JSON object.
-    """
+    """Read the parameter `preprocessing` of the model `name`; ConfigError where it is not a JSON object."""
     try:
         return record_from_values(json_values(text), dict[str, Any])
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""The digest of a profile, in its own parameters: by it an edit by hand is told from what was written."""
+"""The digest of a profile, in its own parameters: it shows whether somebody has edited what was written."""
 
 from __future__ import annotations
 

@@ -49,11 +49,7 @@ def read_config(folder: Path) -> schema.ModelConfig:
 
 
 def checked_config(config: schema.ModelConfig, folder: Path) -> schema.ModelConfig:
-    """Return the configuration in ``folder``.
-
-    Raises:
-        ConfigError: it names another model, or a file that is not in a version's folder.
-    """
+    """Return the configuration in ``folder``; ConfigError where it names another model, or a file outside of a version's folder."""
     path = folder / CONFIG_FILE
     if config.name and config.name != folder.name:
         raise ConfigError(f"{path} says name: \"{config.name}\", but the folder is called '{folder.name}': make them equal")
@@ -67,7 +63,7 @@ def checked_config(config: schema.ModelConfig, folder: Path) -> schema.ModelConf
 
 
 def read_models(repository: Path, say: Callable[[str], None] = lambda text: None) -> dict[str, schema.ModelConfig]:
-    """Read the configuration of every model in a repository, by name; ``say`` is told of folders that are no models, which Triton refuses.
+    """Read the configuration of every model in a repository, by name; ``say`` gets folders that are no models, which Triton refuses.
 
     Raises:
         ConfigError: one cannot be read (``read_config``), says nothing, or is missing where there are versions.
@@ -159,11 +155,7 @@ def config_paths(folder: Path) -> list[Path]:
 
 
 def next_version(folder: Path) -> int:
-    """The version that an export adds to a model; 1 where there is none yet.
-
-    Raises:
-        RepositoryError: a version folder has a number that Triton does not count to.
-    """
+    """The version that an export adds to a model, 1 where there is none yet; RepositoryError beyond what Triton counts to."""
     version = max(versions_in(folder) if folder.exists() else [], default=0) + 1
     if version > LARGEST_VERSION:
         raise RepositoryError(f"{folder / str(version - 1)}: Triton counts versions up to {LARGEST_VERSION}; rename it to a lower one")
@@ -179,11 +171,7 @@ def interface_of(folder: Path) -> tuple[list[list[int]], bytes | None]:
 
 
 def checked_batch(max_batch_size: int, where: str) -> int:
-    """Return a largest batch that an export can be verified at.
-
-    Raises:
-        RepositoryError: it is not 1 to 4096.
-    """
+    """Return a largest batch that an export can be verified at; RepositoryError where it is not 1 to 4096."""
     if not 1 <= max_batch_size <= LARGEST_BATCH:
         raise RepositoryError(f"{where} must be 1 to {LARGEST_BATCH}, got {max_batch_size}")
     return max_batch_size
@@ -247,21 +235,13 @@ def versions_by_policy(versions: Sequence[int], config: schema.ModelConfig) -> l
 
 
 def weights_from_text(text: str) -> list[float]:
-    """Read the parameter `weights` of an averaging model or a fused graph.
-
-    Raises:
-        ValueError: it is no JSON list of numbers that a float can hold.
-    """
+    """Read the parameter `weights` of an averaging model or a fused graph; ValueError where it is no JSON list of numbers."""
     weights: list[float] = json_values(text)
     record_from_values(weights, list[float])  # they stay as they are: 1 is written back as 1
     return weights
 
 
 def members_from_text(text: str) -> list[tuple[str, int]]:
-    """Read the parameter `members` of an averaging model or a fused graph: names and versions.
-
-    Raises:
-        ValueError: it is no JSON list of "NAME@VERSION".
-    """
+    """Read the parameter `members` of an averaging model or a fused graph; ValueError where it is no list of "NAME@VERSION"."""
     members = (member.rpartition("@") for member in record_from_values(json_values(text), list[_Member]))
     return [(model, int(version)) for model, _, version in members]

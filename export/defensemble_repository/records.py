@@ -25,11 +25,7 @@ def json_values(text: str | bytes) -> Any:
 
 
 def checked_schema(values: Any, schema: str) -> dict[str, Any]:
-    """Return the keys of a JSON object but for `schema`, which must have this value.
-
-    Raises:
-        ValueError: it is no object, or of another schema.
-    """
+    """Return the keys of a JSON object but for `schema`; ValueError where it is no object, or of another schema."""
     if not isinstance(values, dict):
         raise ValueError(f"expected a JSON object, got {str(values)[:80]!r}")
     if values.get("schema") != schema:

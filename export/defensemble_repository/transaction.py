@@ -10,14 +10,14 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from .errors import RepositoryError
 from .filesystem.atomic_write import ChangedFolders, error_of_folder, fill, may_write, named, shared_mode, sync
 from .filesystem.locks import held
-from .filesystem.signals import defer_sigint
+from .filesystem.signals import DeferredSigint, defer_sigint
 from .lock import place_beside
 from .names import AVERAGING_NAME, CONFIG_FILE
 
@@ -38,47 +38,37 @@ def write_plan(repository: Path, plan: Mapping[str, bytes]) -> None:
             left.
         KeyboardInterrupt: Likewise.
     """
+    changed = ChangedFolders()
     with defer_sigint() as interrupts, ExitStack() as unmake:
-        changed = ChangedFolders()
         for folder in _missing_folders(repository):
             folder.mkdir()
             unmake.callback(_remove_if_empty, folder)
             changed.add(folder.parent)
-        place = repository.resolve()
-        staging = _make_staging(place, _staging_place(place, changing=plan))
-        try:
-            with held(staging, fcntl.LOCK_EX), ExitStack() as undo:
-                undo.callback(changed.sync_all)
-                for path, content in plan.items():
-                    interrupts.deliver()
-                    target = staging / path
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    try:
-                        with open(target, "wb") as file:
-                            fill(file, content)
-                    except OSError as error:  # that of a failed `write` has no name
-                        raise OSError(error.errno, error.strerror, str(repository / path)) from error
-                units = _units(repository, plan)
-                for unit in units:
-                    _settle(staging / unit, repository / unit)
+        with _staged(repository, changed, interrupts, changing=plan) as (staging, undo):
+            for path, content in plan.items():
                 interrupts.deliver()
+                target = staging / path
+                target.parent.mkdir(parents=True, exist_ok=True)
                 try:
-                    sync([path for unit in units for path in (staging / unit, *(staging / unit).rglob("*"))])
-                except OSError as error:
-                    raise OSError(error.errno, error.strerror, str(repository / Path(error.filename).relative_to(staging))) from error
-                for unit in units:
-                    interrupts.deliver()
-                    if any(Path(path).name == CONFIG_FILE for path in plan if path == unit or path.startswith(f"{unit}/")):
-                        changed.sync()
-                    with named(repository / unit):
-                        _move(staging / unit, repository / unit, staging, undo)
-                    changed.add((repository / unit).parent)
+                    with open(target, "wb") as file:
+                        fill(file, content)
+                except OSError as error:  # that of a failed `write` has no name
+                    raise OSError(error.errno, error.strerror, str(repository / path)) from error
+            units = _units(repository, plan)
+            for unit in units:
+                _settle(staging / unit, repository / unit)
+            interrupts.deliver()
+            try:
+                sync([path for unit in units for path in (staging / unit, *(staging / unit).rglob("*"))])
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(repository / Path(error.filename).relative_to(staging))) from error
+            for unit in units:
                 interrupts.deliver()
-                changed.sync()
-                undo.pop_all()
-                interrupts.mark_committed()
-        finally:
-            shutil.rmtree(staging)
+                if any(Path(path).name == CONFIG_FILE for path in plan if path == unit or path.startswith(f"{unit}/")):
+                    changed.sync()
+                with named(repository / unit):
+                    _move(staging / unit, repository / unit, staging, undo)
+                changed.add((repository / unit).parent)
         unmake.pop_all()
 
 
@@ -94,28 +84,18 @@ def remove_files(repository: Path, paths: Sequence[str]) -> None:
     """
     if not paths:
         return
+    changed = ChangedFolders()
     with defer_sigint() as interrupts:
-        changed = ChangedFolders()
-        place = repository.resolve()
-        staging = _make_staging(place, _staging_place(place, changing=paths, leaving=paths))
-        try:
-            with held(staging, fcntl.LOCK_EX), ExitStack() as undo:
-                undo.callback(changed.sync_all)
-                for path in paths:
-                    interrupts.deliver()
-                    moved = staging / path
-                    moved.parent.mkdir(parents=True, exist_ok=True)
-                    with named(repository / path):
-                        os.rename(repository / path, moved)
-                    undo.callback(os.rename, moved, repository / path)
-                    changed.add((repository / path).parent)
-                    _check_deletable(moved, repository / path)
+        with _staged(repository, changed, interrupts, changing=paths, leaving=paths) as (staging, undo):
+            for path in paths:
                 interrupts.deliver()
-                changed.sync()
-                undo.pop_all()
-                interrupts.mark_committed()
-        finally:
-            shutil.rmtree(staging)
+                moved = staging / path
+                moved.parent.mkdir(parents=True, exist_ok=True)
+                with named(repository / path):
+                    os.rename(repository / path, moved)
+                undo.callback(os.rename, moved, repository / path)
+                changed.add((repository / path).parent)
+                _check_deletable(moved, repository / path)
         # Not flushed: an empty folder that comes back after a power cut does no harm.
         for folder in dict.fromkeys((repository / path).parent for path in paths):
             if folder != repository:
@@ -166,25 +146,36 @@ def _staging_prefix(place: Path) -> str:
     return f".{place.name}.staging-"
 
 
-def _make_staging(place: Path, folder: Path) -> Path:
+@contextmanager
+def _staged(
+    repository: Path, changed: ChangedFolders, interrupts: DeferredSigint, **paths: Collection[str]
+) -> Iterator[tuple[Path, ExitStack]]:
+    """Make a folder in which files wait, at `_staging_place`, and what undoes their renames unless all succeed; then flush `changed`."""
+    place = repository.resolve()
+    folder = _staging_place(place, **paths)
     try:
-        return Path(tempfile.mkdtemp(prefix=_staging_prefix(place), dir=folder))
+        staging = Path(tempfile.mkdtemp(prefix=_staging_prefix(place), dir=folder))
     except OSError as error:
         raise error_of_folder(error, folder) from error
+    try:
+        with held(staging, fcntl.LOCK_EX), ExitStack() as undo:
+            undo.callback(changed.sync_all)
+            yield staging, undo
+            interrupts.deliver()
+            changed.sync()
+            undo.pop_all()
+            interrupts.mark_committed()
+    finally:
+        shutil.rmtree(staging)
 
 
 def _staging_place(place: Path, *, changing: Collection[str] = (), leaving: Collection[str] = ()) -> Path:
-    """Choose the folder in which files wait, on the repository's file system.
+    """Choose the folder in which files wait, on the repository's file system; ``place`` is the repository, without links.
 
     It is the one that holds the repository, unless the repository is a mount, or this user may not write there. Then it is the folder of a
-    model, in which Triton looks at versions only. Triton loads a model again when its folder has changed, so a model that changes anyway
-    comes first, then an averaging model, which is small. A repository that holds no model, or none any more, serves nobody: files wait in
-    the repository itself.
-
-    Args:
-        place: The repository, without links.
-        changing: Paths in it that are written or removed.
-        leaving: Those of them that are removed; a model that is removed as a whole cannot hold the files.
+    model, in which Triton looks at versions only. Triton loads a model again when its folder has changed, so one with paths in ``changing``
+    comes first, then an averaging model, which is small; a model in ``leaving`` is removed as a whole and cannot hold the files. A
+    repository without models serves nobody: files wait in the repository itself.
     """
     beside = place_beside(place)
     if not place.exists():
@@ -210,7 +201,7 @@ def _check_deletable(moved: Path, origin: Path) -> None:
 
 
 def _mount(folder: Path) -> tuple[int, str]:
-    """The mount that a folder lies on: between two no file is renamed, be they of one file system, as a bound folder and its origin are."""
+    """The mount that a folder is on: between two no file is renamed, be they of one file system, as a bound folder and its origin are."""
     descriptor = os.open(folder, getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY)  # O_PATH needs no permission on the folder
     try:
         known = Path(f"/proc/self/fdinfo/{descriptor}")  # Linux tells the number of the mount

@@ -26,28 +26,23 @@ def _digest(path: str, *version: int) -> str:
 
 
 def file_digest(file: Path) -> str:
-    """The SHA-256 of a file on disk, in hexadecimal; it is not held in memory as a whole.
-
-    Raises:
-        OSError: it cannot be read.
-    """
+    """The SHA-256 of a file on disk, in hexadecimal; it is not held in memory as a whole."""
     known = file.stat()
     return _digest(str(file), known.st_ino, known.st_size, known.st_mtime_ns, known.st_ctime_ns)
 
 
 class RepositoryView:
-    """The files of ``repository`` after ``planned``: path relative to it, to the bytes of the file, or None where it will be gone."""
+    """The files of ``repository`` after ``planned``: path relative to it, to the bytes of the file, or None where it will be gone.
+
+    What cannot be read, such as a FIFO, is an OSError.
+    """
 
     def __init__(self, repository: Path, planned: Mapping[str, bytes | None] | None = None) -> None:
         self.repository = repository
         self.planned = dict(planned or {})
 
     def content(self, path: str) -> bytes | None:
-        """A file's bytes, None where there is none.
-
-        Raises:
-            OSError: it cannot be read.
-        """
+        """A file's bytes, None where there is none."""
         if path in self.planned:
             return self.planned[path]
         file = self.repository / path
@@ -58,11 +53,7 @@ class RepositoryView:
         return self.planned[path] is not None if path in self.planned else regular_file_exists(self.repository / path)
 
     def size(self, path: str) -> int | None:
-        """How many bytes a file has, None where there is no such file.
-
-        Raises:
-            OSError: it cannot be looked at.
-        """
+        """How many bytes a file has, None where there is no such file."""
         if path in self.planned:
             content = self.planned[path]
             return None if content is None else len(content)
@@ -81,11 +72,7 @@ class RepositoryView:
         return {entry.name: os.readlink(entry) for entry in entries if entry.is_symlink() and not os.path.exists(entry)}
 
     def digest(self, path: str) -> str | None:
-        """The SHA-256 of a file, in hexadecimal, None where there is none; a file on disk is not held in memory as a whole.
-
-        Raises:
-            OSError: it cannot be read.
-        """
+        """The SHA-256 of a file, in hexadecimal, None where there is none; a file on disk is not held in memory as a whole."""
         if path in self.planned:
             content = self.planned[path]
             return None if content is None else hashlib.sha256(content).hexdigest()
@@ -97,11 +84,7 @@ class RepositoryView:
         return self.exists(f"{model}/{CONFIG_FILE}")
 
     def config(self, model: str) -> schema.ModelConfig:
-        """The configuration of a model.
-
-        Raises:
-            ConfigError: there is none, or it cannot be read (``read_config``).
-        """
+        """The configuration of a model; ConfigError where there is none, or it cannot be read (``read_config``)."""
         path = f"{model}/{CONFIG_FILE}"
         content = self.content(path)
         if content is None:
@@ -109,7 +92,7 @@ class RepositoryView:
         return checked_config(config_from_pbtxt(content.decode(errors="replace"), str(self.repository / path)), self.repository / model)
 
     def models(self) -> list[str]:
-        """The names of all models that have a configuration, sorted; other folders are not told of (``read_models`` does)."""
+        """The names of all models that have a configuration, sorted; other folders are passed over (``read_models`` reports them)."""
         there = {entry.name for entry in self.repository.iterdir() if entry.is_dir()} if self.repository.exists() else set()
         there |= {path.partition("/")[0] for path in self.planned}
         return sorted(name for name in there if MODEL_NAME.fullmatch(name) and self.has(name))

@@ -81,7 +81,7 @@ def test_digests_are_equal_where_the_computation_is_and_weights_stay_as_given(we
     ensemble = Ensemble("e", (Vote("a", 1, weights[0]), Vote("b", 2, weights[1])))
     assert ensemble.digest(10, 64) == Ensemble("e", VOTES).digest(10, 64)
     assert tuple(vote.weight for vote in ensemble.members) == weights
-    config = averaging_config("average_x", ensemble, num_classes=10, max_batch_size=64, digest="0")
+    config = averaging_config(ensemble, 10, 64, digest="0")
     assert json.loads(config.parameters["weights"].string_value) == list(weights)
     assert average_onnx(ensemble, 10) == average_onnx(Ensemble("e", VOTES), 10)
 

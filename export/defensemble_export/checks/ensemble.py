@@ -1,8 +1,8 @@
-"""All checks of ensembles and repositories, on what lies on the disk or on what an edit would make of it."""
+"""All checks of ensembles and repositories, on what is on disk or on what an edit would make of it."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 from defensemble_repository.checks.ensemble import check_wired
 from defensemble_repository.checks.finding import Finding
@@ -22,7 +22,7 @@ from ..graphs.averaging import average_onnx, is_same_graph
 from .graphs import check_graphs
 
 
-def check_ensemble(files: RepositoryView, name: str, *, loads: Collection[str] | None = None, target: Target = ANY) -> list[Finding]:
+def check_ensemble(files: RepositoryView, name: str, *, target: Target = ANY) -> list[Finding]:
     """Find all that is wrong with the ensemble `name`, its members and its averaging models, before an edit is written or loaded.
 
     Stricter than Triton on purpose: a step pins a version, names are those that an export gives, files are what their digests say, labels
@@ -31,11 +31,10 @@ def check_ensemble(files: RepositoryView, name: str, *, loads: Collection[str] |
     Args:
         files: the repository, as it is or as it will be.
         name: the ensemble.
-        loads: the models whose files are compared with their SHA-256, None all of them: that takes the time of reading them.
         target: the Triton that is to load it.
     """
-    found = Inspection(files, target, all_profiles=True, for_edit=True)
-    check_wired(found, name, loads=loads, is_generated=_is_generated, check_votes=_check_votes)
+    found = Inspection(files, target, all_profiles=True, for_edit=True, is_generated=_is_generated, check_ensemble=_check_votes)
+    check_wired(found, name)
     return found.findings
 
 
@@ -45,12 +44,12 @@ def check_repository(files: RepositoryView, target: Target, name: str | None = N
     Raises:
         OSError: the repository cannot be listed.
     """
-    found = Inspection(files, target, all_profiles=True)
+    found = Inspection(files, target, all_profiles=True, is_generated=_is_generated, check_ensemble=_check_votes)
     if name is None:
-        models, _ = check_folders(found, is_generated=_is_generated, check_votes=_check_votes)
+        models, _ = check_folders(found)
     else:
         check_root_links(found)
-        check_wired(found, name, is_generated=_is_generated, check_votes=_check_votes)
+        check_wired(found, name)
         config = found.config(name) if found.has(name) else None
         models = [step.model_name for step in config.ensemble_scheduling.step if found.has(step.model_name)] if config is not None else []
     check_graphs(found, models)

@@ -28,7 +28,7 @@ _MEMBER_KEYS = ("model", "version", "weight")
 # What is a number in YAML 1.1 and 1.2, JSON and Python alike: 017, 0x11, 1_000 and 1:30 are not, some read them otherwise than others.
 _WHOLE = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _NUMBER = re.compile(r"[-+]?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
-# Numbers to YAML, which an ensemble refuses: told as such.
+# Numbers to YAML, which an ensemble refuses: reported as such.
 _NO_WEIGHT = {".inf": "inf", "+.inf": "inf", "-.inf": "-inf", ".nan": "nan"}
 _EXAMPLE = "such as\nname: ensemble\nmembers:\n  - model: keep0.1"
 

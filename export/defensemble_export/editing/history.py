@@ -125,7 +125,7 @@ def this_user() -> str:
 
 
 def snapshot_of(files: RepositoryView, name: str) -> Snapshot:
-    """The ensemble ``name`` as it lies in ``files``.
+    """The ensemble ``name`` as ``files`` have it.
 
     Raises:
         ConfigError, EnsembleError: it cannot be read, or is not one that this package wrote.
@@ -236,11 +236,7 @@ def line_from_edit(edit: Edit) -> bytes:
 
 
 def edit_from_line(line: bytes, where: str) -> Edit:
-    """Read back what ``line_from_edit`` wrote; ``where`` names it in errors.
-
-    Raises:
-        HistoryError: it is damaged, or of another schema.
-    """
+    """Read back what ``line_from_edit`` wrote; ``where`` names it in the HistoryError of a damaged line or another schema."""
     try:
         values = checked_schema(json_values(line.decode("utf-8-sig")), SCHEMA)
         states = record_from_values(values, _States)

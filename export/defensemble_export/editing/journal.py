@@ -1,4 +1,4 @@
-"""An edit that is being carried out, written down before its first change, so that whoever finds it cut short can finish or undo it."""
+"""An edit that is being carried out, written down before its first change, so that it can be finished or undone where it was cut short."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SCHEMA = "defensemble.pending-edit/1"
 
 @dataclass(frozen=True)
 class EditJournal:
-    """An edit under way in one repository.
+    """An edit under way in one repository; what cannot be read or written on disk is an OSError.
 
     ``group`` are all repositories that it changes, or none of them; ``urls`` the servers that are told. ``before`` are the files that
     change, as they were (path relative to the repository, to bytes; None: not there), ``after`` the digests that they will have (None: it
@@ -95,30 +95,18 @@ class EditJournal:
         return all(self._disk.digest(path) == digest for path, digest in self.after.items())
 
     def write(self) -> None:
-        """Write it down, durably: nothing may change before.
-
-        Raises:
-            OSError: it cannot be written.
-        """
+        """Write it down, durably: nothing may change before."""
         values = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "repository"}
         values = {"schema": _SCHEMA, **values, "edit": line_from_edit(self.edit).decode()}
         _write(self.repository / PENDING_FILE, json.dumps(msgspec.to_builtins(values), indent=1).encode() + b"\n")
 
     def clear(self) -> None:
-        """Delete it, durably: one that came back after a power cut would undo what was done since.
-
-        Raises:
-            OSError: It cannot be deleted.
-        """
+        """Delete it, durably: one that came back after a power cut would undo what was done since."""
         (self.repository / PENDING_FILE).unlink(missing_ok=True)
         sync([self.repository])
 
     def sync_files(self) -> None:
-        """Flush the files of the edit and their folders: those that another process, or an operator, wrote may be in memory only.
-
-        Raises:
-            OSError: One cannot be flushed.
-        """
+        """Flush the files of the edit and their folders: those that another process, or an operator, wrote may be in memory only."""
         models = {path.partition("/")[0] for path in (*self.before, *self.after)}
         folders = [folder for model in sorted(models) if (folder := self.repository / model).is_dir()]
         sync([path for folder in folders for path in (*folder.rglob("*"), folder) if path.is_file() or path.is_dir()])
@@ -144,7 +132,7 @@ class EditJournal:
 
     @property
     def is_rolled_back(self) -> bool:
-        """Whether its hand edit lies on disk no more: a server had refused it, and putting back what was served has begun."""
+        """Whether its hand edit is no longer on disk: a server had refused it, and putting back what was served has begun."""
         path = f"{self.edit.ensemble}/{CONFIG_FILE}"
         return self.rejected is not None and self.before[path] != self.rejected and self._disk.content(path) == self.before[path]
 
@@ -158,9 +146,6 @@ class EditJournal:
 
         A hand edit goes where a server has ``refused`` it; else it stays as the operator wrote it. What somebody else has made of the
         configuration since stays where that is wanted (``keep_conflicting``); else it is kept beside, as a hand edit that is refused.
-
-        Raises:
-            OSError: a file cannot be written.
         """
         name = self.edit.ensemble
         config = f"{name}/{CONFIG_FILE}"
@@ -188,11 +173,7 @@ class EditJournal:
             write_plan(self.repository, writes)
 
     def remove_new_models(self) -> None:
-        """Remove the averaging models that it had written.
-
-        Raises:
-            OSError: one cannot be removed.
-        """
+        """Remove the averaging models that it had written."""
         remove_files(self.repository, [model for model in self.new_models if (self.repository / model).exists()])
 
     @property

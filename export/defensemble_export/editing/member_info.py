@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 
 from defensemble_repository.ensemble import Vote
 from defensemble_repository.errors import ConfigError
-from defensemble_repository.export_report import report_values
+from defensemble_repository.export_report import checked_number, checked_text, report_values
 from defensemble_repository.names import MODEL_FILE, REPORT_FILE
 from defensemble_repository.onnx_metadata import MASK_DIGEST, RECORD, SPEC
 from defensemble_repository.pbtxt import schema
@@ -25,7 +25,7 @@ from ..verification.tolerances import precision_of
 
 @dataclass(frozen=True)
 class MemberInfo:
-    """A member at the version that votes, as it lies on disk; None what is not known.
+    """A member at the version that votes, as it is on disk; None what is not known.
 
     ``share`` is its weight among those of all members, which sum to 1. ``sha256`` is what its configuration says of its file, of ``bytes``
     bytes. ``arch`` and ``keep`` are its network's, ``record_accuracy`` the fraction of ``record_n`` test images of ``record_data`` that the
@@ -55,7 +55,7 @@ class MemberInfo:
 def read_member_info(files: RepositoryView, vote: Vote, share: float) -> MemberInfo:
     """How the member of ``vote``, with its ``share`` of all weights, stands in ``files``.
 
-    Its file is not compared with its digest. Whatever is missing, damaged or cannot be read is told as ``problem``, and never raised.
+    Its file is not compared with its digest. Whatever is missing, damaged or cannot be read is in ``problem``, and never raised.
     """
     problems: list[str] = []
     config = _config(files, vote.model, problems)
@@ -112,7 +112,7 @@ def _graph(
     if content is None:
         return None, None
     size = len(content)
-    if served != MODEL_FILE:  # a plan says nothing of itself; the graph that it was built from lies beside it
+    if served != MODEL_FILE:  # a plan says nothing of itself; the graph that it was built from is in its folder
         beside = _content(files, f"{folder}/{MODEL_FILE}", problems, f"what {served} was made from is not known")
         if beside is None:
             return None, size
@@ -131,10 +131,10 @@ def _network(notes: Mapping[str, str], problems: list[str], where: str) -> dict[
     try:
         if SPEC in notes:
             spec = json.loads(notes[SPEC])
-            found |= {"arch": _text(spec["arch"]), "keep": _number(spec["keep"])}
+            found |= {"arch": checked_text(spec["arch"]), "keep": checked_number(spec["keep"])}
         if RECORD in notes:
             record = json.loads(notes[RECORD])
-            accuracy, count, data = _number(record["accuracy"]), _number(record["n_test"]), _text(record["data"])
+            accuracy, count, data = checked_number(record["accuracy"]), checked_number(record["n_test"]), checked_text(record["data"])
             if count > 0:  # else it was not trained
                 found |= {"record_accuracy": accuracy, "record_n": int(count), "record_data": data or None}
     except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
@@ -153,11 +153,7 @@ def _exported(files: RepositoryView, vote: Vote, sha256: str | None, problems: l
         verified = values["verification"] or {}
         told: dict[str, Any] = {}
         if verified.get("accuracy") is not None:  # else the images' classes were not known
-            told = {
-                "exported_accuracy": _number(verified["accuracy"]),
-                "exported_n": int(_number(verified["n"])),
-                "exported_images": _text(verified["images"]),
-            }
+            told = {"exported_accuracy": verified["accuracy"], "exported_n": int(verified["n"]), "exported_images": verified["images"]}
     except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
         problems.append(f"{files.repository / path} is damaged ({type(error).__name__}: {error}): export the model again")
         return {}
@@ -165,15 +161,3 @@ def _exported(files: RepositoryView, vote: Vote, sha256: str | None, problems: l
         problems.append(f"{files.repository / path} is of another file than the configuration describes")
         return {}
     return told
-
-
-def _number(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{value!r} is no number")
-    return value
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
-    return value

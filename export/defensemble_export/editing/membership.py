@@ -18,11 +18,7 @@ from .plan import no_network_text
 
 
 def named_vote(text: str) -> tuple[str, int | None]:
-    """Read `MODEL` or `MODEL@VERSION`: the name, and the version where one is given.
-
-    Raises:
-        EnsembleError: it is neither.
-    """
+    """Read `MODEL` or `MODEL@VERSION`: the name, and the version where one is given; EnsembleError where it is neither."""
     model, at, version = text.partition("@")
     if at and not (re.fullmatch("[1-9][0-9]{0,18}", version) and int(version) <= LARGEST_VERSION):
         raise EnsembleError(f"a vote is named MODEL or MODEL@VERSION, the version a number from 1, such as keep0.3@2; got {text!r:.120}")
@@ -30,11 +26,7 @@ def named_vote(text: str) -> tuple[str, int | None]:
 
 
 def new_vote(repository: Path, text: str, weight: float = 1.0) -> Vote:
-    """Make the member that `MODEL` or `MODEL@VERSION` names in `repository`; without a version, the newest there is.
-
-    Raises:
-        EnsembleError: it is no name, there is no such model or version, or the weight is not allowed.
-    """
+    """Make the member that `MODEL` or `MODEL@VERSION` (by default the newest) names in `repository`; EnsembleError where there is none."""
     model, version = named_vote(text)
     folder = repository / model
     there = versions_in(folder) if folder.is_dir() else []
@@ -48,11 +40,7 @@ def new_vote(repository: Path, text: str, weight: float = 1.0) -> Vote:
 
 
 def added(ensemble: Ensemble, votes: Sequence[Vote], *, in_place_of: str | None = None) -> Ensemble:
-    """Add `votes` as members, or put the only one of them in the place of another.
-
-    Raises:
-        EnsembleError: one votes already, `in_place_of` does not, or it is given for several votes.
-    """
+    """Add `votes` as members, or put the only one of them in the place of another; EnsembleError where that is no member."""
     if in_place_of is None:
         return dataclasses.replace(ensemble, members=(*ensemble.members, *votes))
     if len(votes) != 1:
@@ -63,11 +51,7 @@ def added(ensemble: Ensemble, votes: Sequence[Vote], *, in_place_of: str | None 
 
 
 def removed(ensemble: Ensemble, names: Sequence[str]) -> Ensemble:
-    """Remove the members that `names` (`MODEL` or `MODEL@VERSION`) name.
-
-    Raises:
-        EnsembleError: one does not vote, or nobody is left.
-    """
+    """Remove the members that `names` (`MODEL` or `MODEL@VERSION`) name; EnsembleError where one is none, or nobody is left."""
     gone = [found_vote(ensemble, name) for name in names]
     left = tuple(vote for vote in ensemble.members if vote not in gone)
     if not left:
@@ -79,11 +63,7 @@ def removed(ensemble: Ensemble, names: Sequence[str]) -> Ensemble:
 
 
 def reweighted(ensemble: Ensemble, weights: Mapping[str, float]) -> Ensemble:
-    """Give the members that `weights` names (`MODEL` or `MODEL@VERSION`) these weights.
-
-    Raises:
-        EnsembleError: one does not vote, is named twice, or the weight is not finite and above 0.
-    """
+    """Give members, by `MODEL` or `MODEL@VERSION`, other weights, which are finite and above 0, else an EnsembleError."""
     chosen: dict[Vote, float] = {}
     for name, weight in weights.items():
         vote = found_vote(ensemble, name)
@@ -102,11 +82,7 @@ def reweighted(ensemble: Ensemble, weights: Mapping[str, float]) -> Ensemble:
 
 
 def found_vote(ensemble: Ensemble, text: str) -> Vote:
-    """Find the member that `MODEL` or `MODEL@VERSION` names in `ensemble`.
-
-    Raises:
-        EnsembleError: it does not vote, or does so at several versions.
-    """
+    """Find the member that `MODEL` or `MODEL@VERSION` names in `ensemble`; EnsembleError where there are none or several."""
     model, version = named_vote(text)
     found = [vote for vote in ensemble.members if vote.model == model and version in (None, vote.version)]
     if len(found) > 1:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from defensemble_repository.configs import ensemble_config
+from defensemble_repository.configs import Interface, ensemble_config
 from defensemble_repository.ensemble import Ensemble, averaging_model
 from defensemble_repository.errors import ConfigError, EnsembleError
 from defensemble_repository.names import CONFIG_FILE, LABELS_FILE, MODEL_FILE, check_name
@@ -104,38 +105,25 @@ def plan_ensemble(repository: Path, after: Ensemble) -> EditPlan:
     if existing:
         # Of one that was wired by hand what is asked for takes the place.
         before = _read_or_none(files, after.name)
-        interface, labels = files.config(after.name), None
+        shown, labels = files.config(after.name), None
         batch = existing_batch(repository / after.name, None)
     else:
         first = after.members[0].model
-        interface, labels = files.config(first), files.content(f"{first}/{LABELS_FILE}")
+        shown, labels = files.config(first), files.content(f"{first}/{LABELS_FILE}")
         batch = min(existing_batch(repository / vote.model, None) for vote in after.members)
-    input_shape, num_classes = _interface(interface, repository)
-    damaged = _damaged_averaging(files, after, num_classes, batch)
-    planned = ensemble_files(
-        RepositoryView(repository, dict.fromkeys(damaged)),
-        after,
-        input_shape=input_shape,
-        num_classes=num_classes,
-        max_batch_size=batch,
-        labels=labels,
-    )
+    interface = _interface(shown, repository, batch)
+    planned = ensemble_files(_without_damaged_averaging(files, after, interface), after, interface, labels)
     own = {path: content for path, content in planned.items() if path.startswith(f"{after.name}/")}
     averaging = {path: content for path, content in planned.items() if path not in own}
     if existing:
         path = f"{after.name}/{CONFIG_FILE}"
         # One that says the same is left as it is: with its comments, and its time of change.
-        own = {} if config_from_pbtxt(own[path].decode(), path) == interface else {path: own[path]}
+        own = {} if config_from_pbtxt(own[path].decode(), path) == shown else {path: own[path]}
     return EditPlan(repository, after.name, before, after, averaging=averaging, files=own)
 
 
 def plan_creation(repository: Path, new: Ensemble) -> EditPlan:
-    """Plan an ensemble that is not there yet.
-
-    Raises:
-        ExistsError: there is a folder of that name.
-        EnsembleError, ConfigError, ExportError, OSError: see ``plan_ensemble``.
-    """
+    """Plan an ensemble by ``plan_ensemble``; ExistsError where there is a folder of that name."""
     check_name(new.name)
     if (repository / new.name).exists():
         files = RepositoryView(repository)
@@ -146,12 +134,7 @@ def plan_creation(repository: Path, new: Ensemble) -> EditPlan:
 
 
 def plan_deletion(repository: Path, name: str) -> EditPlan:
-    """Plan that the ensemble ``name`` goes; its members stay.
-
-    Raises:
-        EnsembleError: it is no ensemble.
-        ConfigError, OSError: its configuration cannot be read.
-    """
+    """Plan that the ensemble ``name`` goes; its members stay."""
     files = RepositoryView(repository)
     return EditPlan(repository, name, _read_or_none(files, name), None, deletes=True)
 
@@ -163,8 +146,7 @@ def plan_snapshot(repository: Path, name: str, snapshot: Snapshot | None) -> Edi
     all but its last two steps is restored, which become one. How images are brought to size is what the members state now.
 
     Raises:
-        EnsembleError: a member of then is not there any more, or not at that version, or the members bring images to size by different
-            rules.
+        EnsembleError: a member is not there any more, at that version, or the members bring images to size by different rules.
         ConfigError, ExportError, OSError: a configuration cannot be read.
     """
     files = RepositoryView(repository)
@@ -177,19 +159,9 @@ def plan_snapshot(repository: Path, name: str, snapshot: Snapshot | None) -> Edi
                 "or go back less far"
             )
     kept = config_from_pbtxt(snapshot.config, f"the {CONFIG_FILE} of '{name}' in the history")
-    batch = int(kept.max_batch_size)
-    config = ensemble_config(
-        snapshot.votes,
-        average_model=averaging_model(snapshot.votes, snapshot.num_classes, batch),
-        input_shape=_interface(kept, repository)[0],
-        num_classes=snapshot.num_classes,
-        max_batch_size=batch,
-        preprocessing=members_preprocessing(files, snapshot.votes),
-        existing=kept,
-    )
-    damaged = _damaged_averaging(files, snapshot.votes, snapshot.num_classes, batch)
-    laid = RepositoryView(repository, dict.fromkeys(damaged))
-    averaging = averaging_files(laid, snapshot.votes, config, num_classes=snapshot.num_classes, max_batch_size=batch)
+    interface = dataclasses.replace(_interface(kept, repository, int(kept.max_batch_size)), num_classes=snapshot.num_classes)
+    config = ensemble_config(snapshot.votes, interface, preprocessing=members_preprocessing(files, snapshot.votes), existing=kept)
+    averaging = averaging_files(_without_damaged_averaging(files, snapshot.votes, interface), snapshot.votes, config, interface)
     for model, text in snapshot.averaging.items():
         if f"{model}/{CONFIG_FILE}" in averaging:
             averaging[f"{model}/{CONFIG_FILE}"] = text.encode(errors="surrogateescape")
@@ -249,8 +221,8 @@ def _read_or_none(files: RepositoryView, name: str) -> Ensemble | None:
         return None
 
 
-def _interface(config: schema.ModelConfig, repository: Path) -> tuple[tuple[int, int, int], int]:
-    """The size of an image (C,H,W) and the number of classes, by the configuration of a member or an ensemble."""
+def _interface(config: schema.ModelConfig, repository: Path, max_batch_size: int) -> Interface:
+    """What a member or an ensemble takes and gives, by its configuration."""
     images = [tuple(tensor.dims) for tensor in config.input if tensor.name == "images"]
     scores = [tuple(tensor.dims) for tensor in config.output if tensor.name in ("probabilities", "logits")]
     if len(config.input) != 1 or not images or len(images[0]) != 3 or not scores or len(scores[0]) != 1:
@@ -260,20 +232,18 @@ def _interface(config: schema.ModelConfig, repository: Path) -> tuple[tuple[int,
             "probabilities [K]: it can neither vote nor be edited"
         )
     channels, height, width = images[0]
-    return (channels, height, width), scores[0][0]
+    return Interface((channels, height, width), scores[0][0], max_batch_size)
 
 
-def _damaged_averaging(files: RepositoryView, ensemble: Ensemble, num_classes: int, max_batch_size: int) -> list[str]:
-    """The files of an averaging model that is there under the name of what ``ensemble`` computes, and computes something else.
-
-    Somebody has edited it: what serves under this name is what it was written as, and it is written so again.
-    """
-    name = averaging_model(ensemble, num_classes, max_batch_size)
+def _without_damaged_averaging(files: RepositoryView, ensemble: Ensemble, interface: Interface) -> RepositoryView:
+    """``files`` without an averaging model that somebody has edited: one with the name of what ``ensemble`` computes is written again."""
+    classes, batch = interface.num_classes, interface.max_batch_size
+    name = averaging_model(ensemble, classes, batch)
     if not files.has(name):
-        return []
+        return files
     path = f"{name}/1/{MODEL_FILE}"
     stated = stated_votes(files.config(name), ensemble.name)
-    described = stated is not None and name == averaging_model(stated, num_classes, max_batch_size)
-    if described and is_same_graph(files.content(path), average_onnx(ensemble, num_classes)):
-        return []
-    return [path, f"{name}/{CONFIG_FILE}"]
+    described = stated is not None and name == averaging_model(stated, classes, batch)
+    if described and is_same_graph(files.content(path), average_onnx(ensemble, classes)):
+        return files
+    return RepositoryView(files.repository, dict.fromkeys((path, f"{name}/{CONFIG_FILE}")))

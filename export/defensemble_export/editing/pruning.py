@@ -52,7 +52,7 @@ def prune_plan(
     """What in ``repository`` no ensemble uses, and no state that a rollback of at most ``keep`` edits of any ensemble goes back to.
 
     That is averaging models, and versions of members that voted once, by the history: a network that never did, such as a standard one
-    that is served beside an ensemble, is nobody's to delete. Nor are fused graphs, models and versions whose file no parameter
+    that is served next to an ensemble, is nobody's to delete. Nor are fused graphs, models and versions whose file no parameter
     ``sha256.<version>`` describes, for no export wrote them, and folders with files of somebody else's, of which ``say`` is told.
     ``also_used`` names what is used otherwise, "MODEL" or "MODEL@VERSION": what a server has loaded for an older state, or what another
     model of the repository calls.
@@ -68,15 +68,15 @@ def prune_plan(
     configs = read_models(repository)
     history = read_history(repository)
     used = _used([*configs.values(), *_profiles_of_ensembles(repository, configs)], history, keep, also_used)
-    voted = _voted(history)
+    used_models, voted = {model for model, _ in used}, _voted(history)
     found = []
     for name, config in configs.items():
         if config.platform == "ensemble":
             continue
         if AVERAGING_NAME.fullmatch(name) and set(config.parameters) >= _OF_AN_AVERAGE:
-            found += [] if used.any_of(name) else _whole(repository, name, "averages for no ensemble", say)
+            found += [] if name in used_models else _prunable(repository, name, None, "averages for no ensemble", say)
         elif not set(config.parameters) >= _OF_AN_AVERAGE:  # else a fused graph
-            unused = {key[1]: why for key, why in voted.items() if key[0] == name and not used.has(*key)}
+            unused = {key[1]: why for key, why in voted.items() if key[0] == name and not used & {key, (name, None)}}
             found += _of_member(repository, name, config, unused, say)
     return found
 
@@ -117,50 +117,31 @@ def prune_files(repository: Path, chosen: Sequence[Prunable]) -> tuple[dict[str,
     return writes, removals
 
 
-@dataclass(frozen=True)
-class _Used:
-    """Which versions of which models are used, and of which models all versions."""
-
-    versions: frozenset[_Vote]
-    models: frozenset[str]
-
-    def has(self, model: str, version: int) -> bool:
-        return model in self.models or (model, version) in self.versions
-
-    def any_of(self, model: str) -> bool:
-        return model in self.models or any(name == model for name, _ in self.versions)
-
-
 def _profiles_of_ensembles(repository: Path, configs: Mapping[str, schema.ModelConfig]) -> list[schema.ModelConfig]:
-    """We write none, but a server would take one that is there."""
+    """The profiles of ensembles: nobody writes any, but a server would take one that is there."""
     ensembles = [name for name, config in configs.items() if config.platform == "ensemble"]
-    paths = [path for name in ensembles for path in sorted((repository / name / PROFILES_FOLDER).glob("*.pbtxt"))]
-    return [config_from_file(path) for path in paths]
+    return [config_from_file(path) for name in ensembles for path in config_paths(repository / name)[:-1]]
 
 
-def _used(configs: Sequence[schema.ModelConfig], history: Sequence[Edit], keep: int, also_used: Collection[str]) -> _Used:
-    versions: set[_Vote] = set()
-    models: set[str] = set()
+def _used(
+    configs: Sequence[schema.ModelConfig], history: Sequence[Edit], keep: int, also_used: Collection[str]
+) -> set[tuple[str, int | None]]:
+    """The versions of models that are used, None for all versions of a model."""
+    used: set[tuple[str, int | None]] = set()
     # The steps as they are written: also of an ensemble that is wired otherwise than ours.
     for config in configs:
         for step in config.ensemble_scheduling.step:
-            if step.model_version > 0:
-                versions.add((step.model_name, step.model_version))
-            else:  # -1 is the newest: whichever that will be
-                models.add(step.model_name)
+            used.add((step.model_name, step.model_version if step.model_version > 0 else None))  # -1 is the newest, whichever that will be
     for ensemble in {edit.ensemble for edit in history}:
         edits = undoable(history, ensemble)
         for edit in edits[max(0, len(edits) - keep) :]:
             if edit.before is not None:
-                versions |= {(vote.model, vote.version) for vote in edit.before.votes.members}
-                models |= set(edit.before.averaging)
+                used |= {(vote.model, vote.version) for vote in edit.before.votes.members}
+                used |= {(model, None) for model in edit.before.averaging}
     for name in also_used:
         model, _, version = name.partition("@")
-        if version.isdecimal():
-            versions.add((model, int(version)))
-        else:
-            models.add(model)
-    return _Used(frozenset(versions), frozenset(models))
+        used.add((model, int(version) if version.isdecimal() else None))
+    return used
 
 
 def _voted(history: Sequence[Edit]) -> dict[_Vote, str]:
@@ -183,7 +164,8 @@ def _of_member(
     unused = {version: why for version, why in unused.items() if f"sha256.{version}" in config.parameters}
     if there and set(there) <= set(unused):
         texts = [unused[version] for version in there]
-        return _whole(repository, name, texts[0] if len(texts) == 1 else "; ".join(map("version {}: {}".format, there, texts)), say)
+        why = texts[0] if len(texts) == 1 else "; ".join(map("version {}: {}".format, there, texts))
+        return _prunable(repository, name, None, why, say)
     specific = set(config.version_policy.specific.versions)
     if specific and not specific - set(unused):
         say(f"{repository / name} is left alone: its version_policy names nothing but what could go, and would leave nothing to serve")
@@ -192,26 +174,19 @@ def _of_member(
     for version, why in sorted(unused.items()):
         if version not in there:
             found.append(Prunable(name, version, f"{why}; its files are gone, and {CONFIG_FILE} still describes them", 0, ()))
-            continue
-        files = _own_files(repository, name, say, f"{name}/{version}")
-        if files is not None:
-            found.append(Prunable(name, version, why, _size(repository, files), tuple(files)))
+        else:
+            found += _prunable(repository, name, version, why, say)
     return found
 
 
-def _whole(repository: Path, name: str, why: str, say: Callable[[str], None]) -> list[Prunable]:
-    files = _own_files(repository, name, say, name)
-    return [] if files is None else [Prunable(name, None, why, _size(repository, files), tuple(files))]
-
-
-def _own_files(repository: Path, name: str, say: Callable[[str], None], place: str) -> list[str] | None:
-    """The files below ``place``, a model or a version of it; None where somebody else's is among them."""
+def _prunable(repository: Path, name: str, version: int | None, why: str, say: Callable[[str], None]) -> list[Prunable]:
+    """A model, or one version of it; nothing where a file of somebody else's is in its folder."""
+    place = name if version is None else f"{name}/{version}"
     files = _files_below(repository, place)
-    others = [file for file in files if not _is_own(file.removeprefix(f"{name}/"))]
-    if not others:
-        return files
-    say(f"{repository / place} is left alone: it holds {', '.join(others)}, which no export wrote; move that away")
-    return None
+    if others := [file for file in files if not _is_own(file.removeprefix(f"{name}/"))]:
+        say(f"{repository / place} is left alone: it holds {', '.join(others)}, which no export wrote; move that away")
+        return []
+    return [Prunable(name, version, why, sum((repository / file).lstat().st_size for file in files), tuple(files))]
 
 
 def _is_own(path: str) -> bool:
@@ -235,10 +210,6 @@ def _files_below(repository: Path, place: str) -> list[str]:
         links = [name for name in folders if (Path(above) / name).is_symlink()]
         found += [(Path(above) / name).relative_to(repository).as_posix() for name in (*files, *links)]
     return sorted(found)
-
-
-def _size(repository: Path, files: Sequence[str]) -> int:
-    return sum((repository / file).lstat().st_size for file in files)
 
 
 def _without(config: schema.ModelConfig, versions: Sequence[int]) -> schema.ModelConfig:

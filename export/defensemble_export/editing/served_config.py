@@ -1,4 +1,4 @@
-"""Is what a server has loaded what lies on disk? Its configuration of a model, compared with the file."""
+"""Whether a server has loaded what is on disk: its configuration of a model, compared with the file."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def is_served_as_on_disk(files: RepositoryView, model: str, told: Mapping[str, A
     """Whether a server's configuration of ``model`` is that of its ``config.pbtxt``, or of one of its profiles.
 
     A server fills in what a file leaves out: what the file says has to be in it, and more may be. Model files are compared by the digests
-    that configurations carry. With a ``version``, what is said of other versions does not count: a new one may lie beside it.
+    that configurations carry. With a ``version``, the parameters of other versions do not count: there may be a new one.
 
     Raises:
         ConfigError: the file, or the server's configuration, cannot be read.

@@ -1,11 +1,10 @@
-"""TensorRT plans for what lies in a model repository: each built from its ONNX file, compared with it, and put beside it."""
+"""TensorRT plans for the models of a repository: each built from its ONNX file, compared with it, and put into its folder."""
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,29 +20,18 @@ from defensemble_repository.pbtxt import schema
 from defensemble_repository.plan_manifest import Manifest, read_manifest
 from defensemble_repository.reader import backend_of, is_ensemble, read_models, served_versions, versions_in
 from defensemble_repository.transaction import check_writable, remove_stale_staging, write_plan
-from defensemble_repository.view import RepositoryView
+from defensemble_repository.view import RepositoryView, file_digest
 
 from ..entries.stored_graph import stored_graph
 from ..errors import EngineError
 from ..verification.images import images_of_record
-from .build_steps import DEFAULT_BUILDER_LEVEL, INPUT, BuildRequest, build_calls
+from .build_steps import INPUT, BuildRequest, EngineOptions, build_calls
 from .builder import OnProgress, engine_from_onnx, request_from_onnx
 from .target import Target, check_target, find_target
 from .timing_cache import default_timing_cache
 from .verify import Agreement, check_images, verify_plan
 
 Array = np.ndarray[Any, Any]
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """How plans are to be built; see ``engine_from_onnx``. All take batches from 1 on: Triton hands on requests of one image too."""
-
-    opt_batch: int | None = None
-    builder_level: int = DEFAULT_BUILDER_LEVEL
-    workspace_bytes: int | None = None
-    version_compatible: bool = False
-    hardware_compatible: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,9 +76,9 @@ def planned_engines(
 ) -> list[PlannedEngine]:
     """What plans can be built for: the versions named, or those served, of the models named, or of all that take ``images``.
 
-    Members and fused graphs do; averaging models and ensembles do not: they stay as they are beside TensorRT. Nothing is built, and neither
-    TensorRT nor a GPU is needed: what a plan would fail by is found here, as far as it can be known. ``say`` is told of folders that are no
-    models.
+    Members and fused graphs do; averaging models and ensembles do not: they stay as they are. Nothing is built, and neither
+    TensorRT nor a GPU is needed: what a plan would fail by is found here, as far as it can be known. ``say`` gets a line about each
+    folder that is no model.
 
     Raises:
         EngineError: there is no such model or version, a graph is missing, was changed, or is not one that TensorRT reads.
@@ -151,7 +139,7 @@ def build_engines(
     A plan that is there already, built from the same graph by the same TensorRT for the same GPU and options, stays, unless ``force``. A
     new one is compared, unless ``compare`` is False, with ONNX Runtime on real ``images`` (N,C,H,W), by default test images of the data
     that the model was trained on (from ``data_dir`` where it is given), and is not kept where it differs by more than the precision's
-    tolerances. ``timing_cache`` None is ``default_timing_cache``. ``say`` is told a line about each plan.
+    tolerances. ``timing_cache`` None is ``default_timing_cache``. ``say`` gets a line about each plan.
 
     Raises:
         EngineError: see ``planned_engines``, ``engine_from_onnx`` and ``verify_plan``; plans that were written before it stay.
@@ -190,28 +178,14 @@ def _build(
     request = one.request
     with tempfile.TemporaryDirectory(prefix="defensemble-engine-") as folder:
         plan = Path(folder) / PLAN_FILE
-        manifest = engine_from_onnx(
-            one.graph,
-            plan,
-            max_batch_size=request.max_batch_size,
-            min_batch=request.min_batch,
-            opt_batch=request.opt_batch,
-            precision=request.precision,
-            builder_level=request.builder_level,
-            workspace_bytes=request.workspace_bytes,
-            version_compatible=request.version_compatible,
-            hardware_compatible=request.hardware_compatible,
-            timing_cache=timing_cache,
-            target=target,
-            on_progress=on_progress,
-        )
+        manifest = engine_from_onnx(one.graph, plan, request, target, timing_cache=timing_cache, on_progress=on_progress)
         agreement = None
         if images is not None:
             agreement = verify_plan(plan, one.graph, images, profile=request.profile, precision=request.precision)
         with locked(repository), defer_sigint() as interrupts:
             for stale in remove_stale_staging(repository):
                 say(f"removed {stale}, which a command that was killed had left")
-            if _digest(one.graph) != manifest.onnx_sha256:
+            if file_digest(one.graph) != manifest.onnx_sha256:
                 raise EngineError(f"{one.graph} was changed while its plan was built, so the plan is not kept: build it again")
             place = f"{one.model}/{one.version}"
             content = {f"{place}/{PLAN_FILE}": plan.read_bytes(), f"{place}/{MANIFEST_FILE}": manifest.to_bytes()}
@@ -242,12 +216,8 @@ def _planned(folder: Path, config: schema.ModelConfig, version: int, options: En
             graph.content,
             str(folder.parent / graph.path),
             max_batch_size=int(config.max_batch_size),
-            opt_batch=options.opt_batch,
             precision=graph.precision,
-            builder_level=options.builder_level,
-            workspace_bytes=options.workspace_bytes,
-            version_compatible=options.version_compatible,
-            hardware_compatible=options.hardware_compatible,
+            **asdict(options),
         )
     except EngineError:
         raise
@@ -265,18 +235,10 @@ def _current(one: PlannedEngine, target: Target) -> Manifest | None:
         return None  # damaged: built anew
     if manifest is None or not plan.exists():
         return None
-    request = one.request
-    wanted = (
-        (target.tensorrt, target.gpu, target.compute_capability, one.onnx_sha256),
-        (request.profile, request.precision, request.builder_level, request.workspace_bytes),
-        (request.version_compatible, request.hardware_compatible),
-    )
-    found = (
-        (manifest.tensorrt, manifest.gpu, manifest.compute_capability, manifest.onnx_sha256),
-        (manifest.profile, manifest.precision, manifest.builder_level, manifest.workspace_bytes),
-        (manifest.version_compatible, manifest.hardware_compatible),
-    )
-    return manifest if found == wanted and _digest(plan) == manifest.plan_sha256 else None
+    # Another driver may run the same plan.
+    wanted = {**asdict(target), "driver": manifest.driver, "onnx_sha256": one.onnx_sha256, **one.request.recorded}
+    is_same = all(getattr(manifest, name) == value for name, value in wanted.items())
+    return manifest if is_same and file_digest(plan) == manifest.plan_sha256 else None
 
 
 def _real_images(one: PlannedEngine, data_dir: Path | None) -> Array:
@@ -288,10 +250,6 @@ def _real_images(one: PlannedEngine, data_dir: Path | None) -> Array:
             "pass images (--images FILE.npy), or leave the comparison out (--no-compare)"
         )
     return found.images
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(read_regular(path)).hexdigest()
 
 
 def _batches(request: BuildRequest) -> str:

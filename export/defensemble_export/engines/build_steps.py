@@ -25,23 +25,29 @@ DEFAULT_BUILDER_LEVEL = 3  # TensorRT's own default, written down so that a mani
 _LEVELS = range(6)
 
 
-@dataclass(frozen=True)
-class BuildRequest:
-    """What a plan is built for: images of (C, H, W), and at once so many of them; the options are those of `defensemble build-engine`.
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """How plans are built. All take batches from 1 on: Triton hands on requests of one image too.
 
-    ``opt_batch`` None is ``max_batch_size``. ``workspace_bytes`` None lets the builder take what the GPU has. ``fixed_batch`` says that the
-    graph takes ``max_batch_size`` images and no other number.
+    ``opt_batch`` None is the largest batch. ``workspace_bytes`` None is all of the GPU's memory. ``builder_level`` is 0 (built fast) to 5
+    (runs fastest). ``version_compatible`` plans run on newer TensorRT too, ``hardware_compatible`` ones on other GPUs of compute capability
+    8.0 or newer.
     """
 
-    image_shape: tuple[int, int, int]
-    max_batch_size: int
-    min_batch: int = 1
     opt_batch: int | None = None
-    precision: str = "fp32"
     builder_level: int = DEFAULT_BUILDER_LEVEL
     workspace_bytes: int | None = None
     version_compatible: bool = False
     hardware_compatible: bool = False
+
+
+@dataclass(frozen=True)
+class BuildRequest(EngineOptions):
+    """What a plan is built for: images of (C, H, W), 1 to ``max_batch_size`` at once, or that many alone (``fixed_batch``)."""
+
+    image_shape: tuple[int, int, int]
+    max_batch_size: int
+    precision: str = "fp32"
     fixed_batch: bool = False
 
     def __post_init__(self) -> None:
@@ -56,11 +62,17 @@ class BuildRequest:
     @property
     def profile(self) -> Profile:
         """The shapes that the plan will take."""
-        batches = [self.min_batch, self.max_batch_size if self.opt_batch is None else self.opt_batch, self.max_batch_size]
+        batches = [1, self.max_batch_size if self.opt_batch is None else self.opt_batch, self.max_batch_size]
         if self.fixed_batch:
             batches = [self.max_batch_size] * 3
         smallest, best, largest = ((batch, *self.image_shape) for batch in batches)
         return Profile(smallest, best, largest)
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What a manifest keeps of it, by the manifest's names."""
+        names = ("profile", "precision", "builder_level", "workspace_bytes", "version_compatible", "hardware_compatible")
+        return {name: getattr(self, name) for name in names}
 
 
 class Messages:
@@ -86,23 +98,10 @@ def build(
     attach_timings: Callable[[Any], Any] | None = None,
     messages: Messages,
 ) -> Any:
-    """Build a plan: all calls of TensorRT's module that it takes, but for the logger, the monitor and the timing cache.
+    """Build a plan: all calls of TensorRT's module ``trt`` that it takes, but for the logger, the monitor and the timing cache.
 
-    Args:
-        trt: TensorRT's module.
-        request: what is built.
-        model: the bytes of the ONNX file.
-        path: where it is from.
-        logger: TensorRT's logger.
-        monitor: TensorRT's monitor of progress.
-        attach_timings: called with the builder's configuration.
-        messages: what the logger has received.
-
-    Returns:
-        The plan as TensorRT gives it: a buffer, or None where the build failed.
-
-    Raises:
-        EngineError: TensorRT refuses the graph or the profile.
+    ``model`` are the bytes of the ONNX file ``path``, ``attach_timings`` is called with the builder's configuration, ``messages`` is what
+    the logger has received. Returns a buffer, or None where the build failed; EngineError where TensorRT refuses the graph or profile.
     """
     builder = trt.Builder(logger=logger)
     # TensorRT 11 knows no other networks, and takes the flag: https://docs.nvidia.com/deeplearning/tensorrt, migrating from 10.x to 11.x.
@@ -134,12 +133,11 @@ def build(
     return builder.build_serialized_network(network=network, config=config)
 
 
-def build_calls(request: BuildRequest, *, timing_cache: bool = True) -> list[str]:
+def build_calls(request: BuildRequest) -> list[str]:
     """Return all calls of TensorRT's API that a build of `request` makes, in their order; nothing is built, and TensorRT is not needed."""
     calls: list[str] = []
     model, path, logger, monitor, timings = (CallRecorder(name, calls) for name in ("onnx", "path", "logger", "monitor", "timings"))
-    attach = (lambda config: attached_cache(config, timings)) if timing_cache else None
-    trt = CallRecorder("tensorrt", calls)
+    trt, attach = CallRecorder("tensorrt", calls), lambda config: attached_cache(config, timings)
     build(trt, request, model, path, logger=logger, monitor=monitor, attach_timings=attach, messages=Messages())
     return calls
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,9 @@ from defensemble_repository.plan_manifest import Manifest
 
 from ..errors import EngineError
 from ..graphs.traversal import real_inputs
-from .build_steps import DEFAULT_BUILDER_LEVEL, INPUT, BuildRequest, Messages, build
+from .build_steps import INPUT, BuildRequest, Messages, build
 from .parser_support import parser_list, problems_of_graph
-from .target import Target, check_target, find_target, load_tensorrt
+from .target import Target, load_tensorrt
 from .timing_cache import Timings
 
 # What TensorRT says while it builds; `defensemble build-engine --log` writes it to a file.
@@ -32,71 +32,32 @@ OnProgress = Callable[[str, str, int, int], None]
 
 
 def engine_from_onnx(
-    onnx_path: str | os.PathLike[str],
-    plan_path: str | os.PathLike[str],
-    *,
-    max_batch_size: int,
-    min_batch: int = 1,
-    opt_batch: int | None = None,
-    precision: str = "fp32",
-    builder_level: int = DEFAULT_BUILDER_LEVEL,
-    workspace_bytes: int | None = None,
-    version_compatible: bool = False,
-    hardware_compatible: bool = False,
-    timing_cache: str | os.PathLike[str] | None = None,
-    target: Target | None = None,
-    on_progress: OnProgress | None = None,
+    graph: Path, plan_path: Path, request: BuildRequest, target: Target, *, timing_cache: Path | None, on_progress: OnProgress | None
 ) -> Manifest:
-    """Build a TensorRT plan of a graph that takes ``images`` FP32 [N,C,H,W], for this machine's TensorRT and GPU, and a manifest beside it.
+    """Build the TensorRT plan of ``request`` (``request_from_onnx``) on ``target``, this machine, and a manifest of it.
 
-    The network is strongly typed: ``precision`` says what the graph computes in, and changes nothing. ``builder_level`` is 0 (built fast)
-    to 5 (runs fastest). ``timing_cache`` is read where it is there, merged and written back. ``version_compatible`` plans run on newer
-    TensorRT too, ``hardware_compatible`` ones on other GPUs of compute capability 8.0 or newer. ``plan_path`` (``model.plan``) and
-    ``<plan_path>.json`` appear when all is done. ``target`` is what ``find_target`` gave, where it was asked already.
+    The network is strongly typed: the precision of ``request`` is what the graph computes in, and changes nothing. An existing
+    ``timing_cache`` is read; it is merged and written back. ``plan_path`` (``model.plan``) and ``<plan_path>.json`` appear at the end.
 
     Raises:
-        EngineError: TensorRT or a GPU is missing or cannot do this; the parser refuses the graph; the build fails.
-        RepositoryError: a number is out of its range, the file is no such graph.
+        EngineError: TensorRT is missing; it refuses the graph; the build fails.
         OSError: a file cannot be read or written.
     """
-    source, place = Path(onnx_path), Path(plan_path)
-    content = read_regular(source)
-    request = request_from_onnx(
-        content,
-        str(source),
-        max_batch_size=max_batch_size,
-        min_batch=min_batch,
-        opt_batch=opt_batch,
-        precision=precision,
-        builder_level=builder_level,
-        workspace_bytes=workspace_bytes,
-        version_compatible=version_compatible,
-        hardware_compatible=hardware_compatible,
-    )
+    content = read_regular(graph)
     trt = load_tensorrt()
-    target = find_target() if target is None else target
-    check_target(target, precision, hardware_compatible=hardware_compatible)
     started = time.monotonic()
-    plan = _built(trt, request, content, str(source), None if timing_cache is None else Path(timing_cache), on_progress)
+    plan = _built(trt, request, content, str(graph), timing_cache, on_progress)
     manifest = Manifest(
-        tensorrt=target.tensorrt,
-        gpu=target.gpu,
-        compute_capability=target.compute_capability,
-        driver=target.driver,
+        **asdict(target),
+        **request.recorded,
         onnx_sha256=hashlib.sha256(content).hexdigest(),
         plan_sha256=hashlib.sha256(plan).hexdigest(),
-        profile=request.profile,
-        precision=precision,
-        version_compatible=version_compatible,
-        hardware_compatible=hardware_compatible,
-        builder_level=builder_level,
-        workspace_bytes=workspace_bytes,
         build_s=round(time.monotonic() - started, 3),
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
     # The manifest last: a plan whose manifest is another's is refused, a manifest without a plan is not asked for.
-    write_atomic(place, plan)
-    write_atomic(place.with_name(place.name + MANIFEST_FILE.removeprefix(PLAN_FILE)), manifest.to_bytes())
+    write_atomic(plan_path, plan)
+    write_atomic(plan_path.with_name(plan_path.name + MANIFEST_FILE.removeprefix(PLAN_FILE)), manifest.to_bytes())
     return manifest
 
 

@@ -47,7 +47,7 @@ class ParserList:
 
 @cache
 def parser_list() -> ParserList:
-    """The list that lies beside this module."""
+    """The list in the folder of this module."""
     values = json.loads(Path(__file__).with_name("parser_support.json").read_text())
     operators = {name: frozenset(types.split()) for name, types in values["operators"].items()}
     least, most = values["opsets"]

@@ -32,11 +32,7 @@ class Target:
 
 
 def load_tensorrt() -> Any:
-    """Import TensorRT's Python package.
-
-    Raises:
-        EngineError: it is missing, cannot be loaded, or is too old; names the command and the container that have it.
-    """
+    """Import TensorRT's Python package; EngineError, with the command and the container that have it, where that fails or it is too old."""
     try:
         import tensorrt
     except ModuleNotFoundError as error:

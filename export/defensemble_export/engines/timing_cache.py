@@ -34,11 +34,7 @@ class Timings:
         self._logger = logger
 
     def attach(self, config: Any) -> None:
-        """Give them to the builder's configuration; where they are of another TensorRT or GPU, or damaged, begin without.
-
-        Raises:
-            OSError: the file is there and cannot be read.
-        """
+        """Give them to the builder's configuration; where they are of another TensorRT or GPU, or damaged, begin without."""
         try:
             kept = read_regular(self._path)
         except FileNotFoundError:
@@ -52,11 +48,7 @@ class Timings:
         self._config, self._cache = config, cache
 
     def save(self) -> None:
-        """Write them back, with those that another build has written meanwhile, aside and then renamed.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
+        """Write them back atomically, with those that another build has written meanwhile."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with held(self._path.parent, fcntl.LOCK_EX):
             try:

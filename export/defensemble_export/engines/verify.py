@@ -46,21 +46,15 @@ class Agreement:
 def verify_plan(plan: Path, graph: Path, images: Array, *, profile: Profile, precision: str) -> Agreement:
     """Compare a plan on this machine's GPU with ONNX Runtime on its processor, on real ``images`` (N,C,H,W), at the profile's batches.
 
-    ``TOLERANCES`` of the precision say how far they may differ.
-
     Raises:
-        EngineError: they differ by more, Polygraphy is missing, the plan cannot be run, ``images`` are not of the plan's shape.
+        EngineError: they differ by more than ``TOLERANCES`` of the precision, or the plan cannot be run, or takes other images.
     """
     with plan_runner(plan) as answer:
         return compared(answer, onnx_runner(graph, precision), images, profile=profile, precision=precision)
 
 
 def compared(answer: Answers, reference: Answers, images: Array, *, profile: Profile, precision: str) -> Agreement:
-    """Compare two ways to compute a network, in batches of the profile's sizes; see ``verify_plan``.
-
-    Raises:
-        EngineError: they differ by more than the precision's tolerances.
-    """
+    """Compare two ways to compute a network, in batches of the profile's sizes; see ``verify_plan``."""
     check_images(images, profile)
     generator = np.random.default_rng(_SEED)
     pairs = []
@@ -119,11 +113,7 @@ def onnx_runner(graph: Path, precision: str) -> Answers:
 
 @contextmanager
 def plan_runner(plan: Path) -> Iterator[Answers]:
-    """Run a plan on this machine's GPU, through Polygraphy: it moves arrays to the device and back with the CUDA runtime alone.
-
-    Raises:
-        EngineError: Polygraphy is missing, or the plan cannot be run.
-    """
+    """Run a plan on this machine's GPU, through Polygraphy: it moves arrays to the device and back with the CUDA runtime alone."""
     try:
         from polygraphy.backend.trt import EngineFromBytes, TrtRunner
         from polygraphy.exception import PolygraphyException

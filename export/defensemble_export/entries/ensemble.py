@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from defensemble_repository.configs import OUTPUTS, averaging_config, ensemble_config
+from defensemble_repository.configs import OUTPUTS, Interface, averaging_config, ensemble_config
 from defensemble_repository.ensemble import Ensemble, averaging_model
 from defensemble_repository.names import AVERAGING_NAME, CONFIG_FILE, LABELS_FILE, MODEL_FILE
 from defensemble_repository.pbtxt import pbtxt_from_config, schema
@@ -19,15 +19,7 @@ PLACEHOLDER = "placeholder"
 PLACEHOLDER_TEXT = b"Triton wants a version folder; an ensemble has nothing to put there.\n"
 
 
-def ensemble_files(
-    files: RepositoryView,
-    ensemble: Ensemble,
-    *,
-    input_shape: tuple[int, int, int],
-    num_classes: int,
-    max_batch_size: int,
-    labels: bytes | None,
-) -> dict[str, bytes]:
+def ensemble_files(files: RepositoryView, ensemble: Ensemble, interface: Interface, labels: bytes | None) -> dict[str, bytes]:
     """Compute the files of ``ensemble`` (path relative to the repository, to bytes), in the order in which they are to appear.
 
     An averaging model that ``files`` hold already is left out: named by what it computes, it is this one, and may be serving. An existing
@@ -38,17 +30,9 @@ def ensemble_files(
         EnsembleError: the members bring images to size by different rules.
         ConfigError: a member's configuration cannot be read.
     """
-    config = ensemble_config(
-        ensemble,
-        average_model=averaging_model(ensemble, num_classes, max_batch_size),
-        input_shape=input_shape,
-        num_classes=num_classes,
-        max_batch_size=max_batch_size,
-        preprocessing=members_preprocessing(files, ensemble),
-        existing=files.config(ensemble.name) if files.has(ensemble.name) else None,
-    )
-    planned = averaging_files(files, ensemble, config, num_classes=num_classes, max_batch_size=max_batch_size)
-    return planned | {
+    existing = files.config(ensemble.name) if files.has(ensemble.name) else None
+    config = ensemble_config(ensemble, interface, preprocessing=members_preprocessing(files, ensemble), existing=existing)
+    return averaging_files(files, ensemble, config, interface) | {
         f"{ensemble.name}/1/{PLACEHOLDER}": PLACEHOLDER_TEXT,
         **({} if labels is None else {f"{ensemble.name}/{LABELS_FILE}": labels}),
         f"{ensemble.name}/{CONFIG_FILE}": pbtxt_from_config(config),
@@ -56,34 +40,23 @@ def ensemble_files(
 
 
 def members_preprocessing(files: RepositoryView, ensemble: Ensemble) -> str | None:
-    """Return the parameter `preprocessing` that an ensemble has from its members; None where none of them has it.
-
-    Raises:
-        EnsembleError: they state different rules.
-        ConfigError: a configuration cannot be read.
-    """
+    """Return the parameter `preprocessing` that the members have in common, None where none has it; EnsembleError where they differ."""
     return agreed_preprocessing({vote.model: parameter(files.config(vote.model), PREPROCESSING) for vote in ensemble.members})
 
 
 def is_of_two_models(files: RepositoryView, name: str) -> bool:
-    """Whether the ensemble ``name`` is of the two-model form: a model that averages it computes only some of the outputs.
-
-    Raises:
-        ConfigError: a configuration cannot be read.
-    """
+    """Whether the ensemble ``name`` is of the two-model form: a model that averages it computes only some of the outputs."""
     models = {step.model_name for step in files.config(name).ensemble_scheduling.step}
     averaging = [files.config(model) for model in models if AVERAGING_NAME.fullmatch(model) and files.has(model)]
     return any({tensor.name for tensor in config.output} < set(OUTPUTS) for config in averaging)
 
 
-def averaging_files(
-    files: RepositoryView, ensemble: Ensemble, config: schema.ModelConfig, *, num_classes: int, max_batch_size: int
-) -> dict[str, bytes]:
+def averaging_files(files: RepositoryView, ensemble: Ensemble, config: schema.ModelConfig, interface: Interface) -> dict[str, bytes]:
     """Compute the files of the averaging model, where ``config``, that of ``ensemble``, has a step for it and ``files`` lack it."""
-    name = averaging_model(ensemble, num_classes, max_batch_size)
+    classes, batch = interface.num_classes, interface.max_batch_size
+    name = averaging_model(ensemble, classes, batch)
     if files.has(name) or all(step.model_name != name for step in config.ensemble_scheduling.step):
         return {}
-    onnx = average_onnx(ensemble, num_classes)
-    digest = hashlib.sha256(onnx).hexdigest()
-    described = averaging_config(name, ensemble, num_classes=num_classes, max_batch_size=max_batch_size, digest=digest)
+    onnx = average_onnx(ensemble, classes)
+    described = averaging_config(ensemble, classes, batch, digest=hashlib.sha256(onnx).hexdigest())
     return {f"{name}/1/{MODEL_FILE}": onnx, f"{name}/{CONFIG_FILE}": pbtxt_from_config(described)}

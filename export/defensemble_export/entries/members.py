@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from defensemble_images import ImagesError, Preprocessing
-from defensemble_repository.configs import member_config
+from defensemble_repository.configs import Interface, describe_version, member_config
 from defensemble_repository.ensemble import Ensemble, Vote
 from defensemble_repository.errors import EnsembleError
 from defensemble_repository.labels import class_names_from_labels
 from defensemble_repository.names import CONFIG_FILE, LABELS_FILE, MODEL_FILE, REPORT_FILE, check_name
-from defensemble_repository.pbtxt import config_from_file, pbtxt_from_config
-from defensemble_repository.preprocessing import PREPROCESSING, agreed_preprocessing, set_preprocessing
+from defensemble_repository.pbtxt import config_from_file, pbtxt_from_config, schema
+from defensemble_repository.preprocessing import PREPROCESSING, agreed_preprocessing
 from defensemble_repository.profile_digest import update_digest
 from defensemble_repository.reader import (
     checked_batch,
@@ -34,7 +34,6 @@ from ..labels import checked_class_names, first_difference
 from .ensemble import ensemble_files
 
 DEFAULT_MAX_BATCH_SIZE = 64
-DEFAULT_AVERAGE = "probabilities"
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,15 @@ class Member:
     precision: str = "fp32"
     report: bytes | None = None
     preprocessing: Preprocessing | None = None
+
+    def interface(self, max_batch_size: int) -> Interface:
+        """What it takes and gives, ``max_batch_size`` images at once."""
+        return Interface(self.input_shape, self.num_classes, max_batch_size)
+
+    @property
+    def rule(self) -> str | None:
+        """The parameter ``preprocessing`` of its configuration."""
+        return None if self.preprocessing is None else self.preprocessing.to_json()
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -86,20 +94,13 @@ def repository_plan(
         ConfigError: a configuration in the repository cannot be read.
         ExportError: ``max_batch_size`` is out of its range, or not what an existing configuration says.
     """
-    batches = check_request(
-        repository,
-        [member.name for member in members],
-        ensemble,
-        average=average,
-        weights=weights or {},
-        max_batch_size=max_batch_size,
-        replace=replace,
-    )
+    names, weights = [member.name for member in members], weights or {}
+    batches = check_request(repository, names, ensemble, average=average, weights=weights, max_batch_size=max_batch_size, replace=replace)
     files: dict[str, bytes] = {}
     for member in members:
         files |= _member_files(repository, member, batches[member.name])
     if ensemble is not None:
-        planned = _planned_ensemble(repository, list(batches), ensemble, average, weights or {})
+        planned = _planned_ensemble(repository, list(batches), ensemble, average, weights)
         files |= _ensemble_files(RepositoryView(repository, files), planned, members, batches)
     return changed_files(repository, files)
 
@@ -114,11 +115,7 @@ def check_request(
     max_batch_size: int | None,
     replace: bool,
 ) -> dict[str, int]:
-    """Refuse what can be refused by names and numbers alone, before any slow work; return the largest batch that each member will take.
-
-    Raises:
-        ExistsError, EnsembleError, ConfigError, ExportError: see ``repository_plan``.
-    """
+    """Refuse by names and numbers alone, before any slow work, as ``repository_plan``; return the largest batch of each member."""
     if max_batch_size is not None:
         checked_batch(max_batch_size, "max_batch_size")
     twice = sorted({name for name in members if members.count(name) > 1})
@@ -140,11 +137,7 @@ def _planned_ensemble(repository: Path, members: Sequence[str], name: str, avera
     if (repository / name).exists():
         known = read_ensemble(repository, name)
     else:
-        known = Ensemble(name, tuple(Vote(member, version) for member, version in versions.items()), average or DEFAULT_AVERAGE)
-    voting = {vote.model: None for vote in known.members} | dict.fromkeys(members)
-    unknown = sorted(set(weights) - set(voting))
-    if unknown:
-        raise EnsembleError(f"a weight is given for {', '.join(unknown)}, which does not vote in '{name}': {', '.join(voting)} do")
+        known = Ensemble(name, tuple(Vote(member, version) for member, version in versions.items()))
     planned = known.extended(versions, weights, average)
     gone = [vote.model for vote in planned.members if vote.model not in versions and not (repository / vote.model).exists()]
     if gone:
@@ -180,38 +173,26 @@ def _check_free(repository: Path, members: Sequence[str], ensemble: str | None, 
 
 def _member_files(repository: Path, member: Member, max_batch_size: int) -> dict[str, bytes]:
     folder = repository / member.name
-    digest = hashlib.sha256(member.onnx).hexdigest()
     if not folder.exists():
-        config = member_config(
-            member.name,
-            input_shape=member.input_shape,
-            num_classes=member.num_classes,
-            max_batch_size=max_batch_size,
-            digests={1: digest},
-            mask_digests={} if member.mask_digest is None else {1: member.mask_digest},
-            precisions={1: member.precision},
-            preprocessing=_rule(member),
-        )
-        return {
-            **version_files(member, 1),
-            f"{member.name}/{LABELS_FILE}": labels_text(member),
-            f"{member.name}/{CONFIG_FILE}": pbtxt_from_config(config),
-        }
+        config = member_config(member.name, member.interface(max_batch_size))
+        describe_member_version(config, member, 1)
+        labels = {f"{member.name}/{LABELS_FILE}": labels_text(member)}
+        return {**version_files(member, 1), **labels, f"{member.name}/{CONFIG_FILE}": pbtxt_from_config(config)}
     check_same_interface(folder, member)
     version = next_version(folder)
     files = {}
     for path in config_paths(folder):
         before, config = config_from_file(path), config_from_file(path)
-        if config.default_model_filename in ("", MODEL_FILE):  # a profile that serves another file, a plan, has a digest of its own
-            config.parameters[f"sha256.{version}"].string_value = digest
-        if member.mask_digest is not None:
-            config.parameters[f"mask_digest.{version}"].string_value = member.mask_digest
-        config.parameters[f"precision.{version}"].string_value = member.precision
-        if member.preprocessing is not None:
-            set_preprocessing(config, _rule(member))
-            update_digest(before, config)
+        describe_member_version(config, member, version)
+        update_digest(before, config)
         files[path.relative_to(repository).as_posix()] = pbtxt_from_config(config)
     return files | version_files(member, version)
+
+
+def describe_member_version(config: schema.ModelConfig, member: Member, version: int) -> None:
+    """Set what the configuration of a member or a fused graph states of its ``version``, whose content is ``member``."""
+    sha256, masks = hashlib.sha256(member.onnx).hexdigest(), member.mask_digest
+    describe_version(config, version, precision=member.precision, sha256=sha256, mask_digest=masks, preprocessing=member.rule)
 
 
 def version_files(member: Member, version: int) -> dict[str, bytes]:
@@ -226,13 +207,7 @@ def labels_text(member: Member) -> bytes:
 
 
 def check_same_interface(folder: Path, member: Member) -> None:
-    """Refuse a new version of the model in `folder` that differs from it for callers.
-
-    Raises:
-        ExistsError: it takes or gives something else, or has other class names.
-        EnsembleError: images are brought to its size by another rule.
-        ConfigError: the configuration cannot be read.
-    """
+    """Refuse (ExistsError, EnsembleError) a new version of the model in `folder` of another interface, class names or preprocessing."""
     shapes, labels = interface_of(folder)
     expected = [list(member.input_shape), [member.num_classes]]
     if shapes != expected:
@@ -240,39 +215,22 @@ def check_same_interface(folder: Path, member: Member) -> None:
     if labels is not None and class_names_from_labels(labels) != member.class_names:
         raise ExistsError(f"the class names in {folder / LABELS_FILE} differ from the new version's: export it under another name")
     agreed_preprocessing(
-        {member.name: parameter(read_config(folder), PREPROCESSING), f"{member.name}@{next_version(folder)}": _rule(member)},
+        {member.name: parameter(read_config(folder), PREPROCESSING), f"{member.name}@{next_version(folder)}": member.rule},
         "export the new version under another name; where a stated rule is wrong, correct the parameter in "
         f"{folder / CONFIG_FILE}, or export the ONNX file with another --resize",
     )
 
 
 def preprocessing_from_text(text: str | None, where: str) -> Preprocessing | None:
-    """Read the rule in the metadata of an ONNX file or in the parameter of a configuration; None where there is none.
-
-    Args:
-        text: the JSON text.
-        where: what carries it, for errors.
-
-    Raises:
-        ExportError: it is something else.
-    """
+    """Read the rule in an ONNX file's metadata or a configuration's parameter, None where there is none; ``where`` names it in errors."""
     try:
         return None if text is None else Preprocessing.from_json(text, where)
     except ImagesError as error:
         raise ExportError(str(error)) from error
 
 
-def _rule(member: Member) -> str | None:
-    """Return the parameter `preprocessing` of a member."""
-    return None if member.preprocessing is None else member.preprocessing.to_json()
-
-
 def check_same(members: Sequence[Member], *, shape: str = "input shape") -> None:
-    """Whether members take the same images, brought to size alike, and know the same classes; ``shape`` is what errors call their size.
-
-    Raises:
-        EnsembleError: they do not.
-    """
+    """Refuse (EnsembleError) members of other images, preprocessing or classes; ``shape`` is what errors call the size of the images."""
     first = members[0]
     for member in members[1:]:
         fix = "average only networks that agree, and export others into an ensemble of their own (--ensemble NAME)"
@@ -282,16 +240,11 @@ def check_same(members: Sequence[Member], *, shape: str = "input shape") -> None
         if member.class_names != first.class_names:
             differ = f"'{first.name}' and '{member.name}' have {first_difference(first.class_names, member.class_names)}"
             raise EnsembleError(f"members must share their class names: {differ}; {fix}")
-    agreed_preprocessing({member.name: _rule(member) for member in members})
+    agreed_preprocessing({member.name: member.rule for member in members})
 
 
 def check_members_fit(repository: Path, ensemble: str | None, members: Sequence[Member]) -> None:
-    """Whether ``members`` can be averaged with each other, and with those that vote in ``ensemble`` where it is in ``repository``.
-
-    Raises:
-        EnsembleError: they take other images, or know other classes.
-        ConfigError: a configuration cannot be read.
-    """
+    """Refuse (EnsembleError) ``members`` that cannot be averaged with each other and with those of ``ensemble`` in ``repository``."""
     first = members[0]
     check_same(members)
     if ensemble is None or not (repository / ensemble).exists():
@@ -309,36 +262,21 @@ def check_members_fit(repository: Path, ensemble: str | None, members: Sequence[
                 "name, or, for an ONNX file, name its classes as there (--labels FILE)"
             )
     stated = {name: parameter(read_config(repository / name), PREPROCESSING) for name in sorted(there)}
-    agreed_preprocessing(stated | {member.name: _rule(member) for member in members})
+    agreed_preprocessing(stated | {member.name: member.rule for member in members})
 
 
 def _ensemble_files(files: RepositoryView, ensemble: Ensemble, members: Sequence[Member], batches: Mapping[str, int]) -> dict[str, bytes]:
     """Compute the files of an ensemble; `files` are the repository with its members as they will be."""
     repository = files.repository
     check_members_fit(repository, ensemble.name, members)
-    input_shape, num_classes = members[0].input_shape, members[0].num_classes
-    folder = repository / ensemble.name
     others = [vote.model for vote in ensemble.members if vote.model not in batches]
+    others += [ensemble.name] if (repository / ensemble.name).exists() else []
     # At most what each member takes: the configuration of one that was there already may allow less.
-    max_batch_size = min(
-        [
-            *batches.values(),
-            *(existing_batch(repository / name, None) for name in others),
-            *([existing_batch(folder, None)] if folder.exists() else []),
-        ]
-    )
-    return ensemble_files(
-        files,
-        ensemble,
-        input_shape=input_shape,
-        num_classes=num_classes,
-        max_batch_size=max_batch_size,
-        labels=labels_text(members[0]),
-    )
+    batch = min([*batches.values(), *(existing_batch(repository / name, None) for name in others)])
+    return ensemble_files(files, ensemble, members[0].interface(batch), labels_text(members[0]))
 
 
 def changed_files(repository: Path, files: Mapping[str, bytes]) -> dict[str, bytes]:
     """Return the files that are not there with this content: a model whose files are touched is loaded again for nothing."""
-    return {
-        path: content for path, content in files.items() if not (repository / path).is_file() or (repository / path).read_bytes() != content
-    }
+    there = {path: (repository / path).read_bytes() for path in files if (repository / path).is_file()}
+    return {path: content for path, content in files.items() if there.get(path) != content}

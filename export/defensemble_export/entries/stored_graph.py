@@ -29,11 +29,7 @@ class StoredGraph:
 
 
 def stored_graph(files: RepositoryView, name: str, version: int, config: schema.ModelConfig) -> StoredGraph:
-    """Read the graph of the model `name` at `version`; where a plan is served, the graph that is stored with it.
-
-    Raises:
-        ExportError: the file is missing, is no ONNX file, or is not the one that `config` describes.
-    """
+    """Read the graph of the model `name` at `version`, also where a plan is served; ExportError where it is not as `config` describes."""
     served = backend_of(config) == BACKEND
     path = f"{name}/{version}/{(served and config.default_model_filename) or MODEL_FILE}"
     content = files.content(path)

@@ -183,10 +183,7 @@ def _flatten(graph: onnx.GraphProto) -> None:
 def _freed(
     model: onnx.ModelProto, file: Path, ask: Callable[[Array], Array], batch: int | None, shape: tuple[int, int, int]
 ) -> tuple[int, bool]:
-    """Make the batch of ``model`` free, and see that it answers as the file does.
-
-    Returns the number of classes, and whether the graph gives (N, K).
-    """
+    """Make the batch of ``model`` free and compare it with the file; return the number of classes, and whether the graph gives (N, K)."""
     set_type(model.graph.input[0], ["batch", *shape])
     try:
         return _try(model, file, ask, batch, shape)
@@ -201,10 +198,7 @@ def _freed(
 def _try(
     model: onnx.ModelProto, file: Path, ask: Callable[[Array], Array], batch: int | None, shape: tuple[int, int, int]
 ) -> tuple[int, bool]:
-    """Run the rewritten graph at several batches and compare it with the file.
-
-    Returns the number of classes, and whether the graph gives (N, K).
-    """
+    """Compare the graph with the file at several batches; return the number of classes, and whether the graph gives (N, K)."""
     sample = np.random.default_rng(0).random((max(_TRIED_BATCHES), *shape), np.float32)
     expected = np.concatenate([ask(image[None]) for image in sample])
     check_finite(expected, model.graph, file)

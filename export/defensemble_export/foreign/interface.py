@@ -27,11 +27,7 @@ _LARGEST_IMAGE, _LARGEST_BATCH = 2**26, 2**28
 def image_input(
     graph: onnx.GraphProto, file: Path, input_shape: tuple[int, int, int] | None
 ) -> tuple[str, int | None, tuple[int, int, int]]:
-    """The name of the image input, its batch where that is fixed, and (C, H, W).
-
-    Raises:
-        ExportError: there is not one such input, or it is of another type or shape.
-    """
+    """The name of the image input, its batch where that is fixed, and (C, H, W); ExportError where there is not one such input."""
     inputs = real_inputs(graph)
     if len(inputs) != 1:
         listed = ", ".join(f"'{one.name}'" for one in inputs) or "none"
@@ -87,11 +83,7 @@ def image_input(
 
 
 def chosen_output(model: onnx.ModelProto, file: Path, output: str | None) -> str:
-    """The name of the tensor that becomes the logits; one inside the graph is made an output of it.
-
-    Raises:
-        ExportError: it is not clear which, there is none of that name, or it is of another type, or probabilities.
-    """
+    """The name of the tensor that becomes the logits; one inside the graph is made an output of it, probabilities are refused."""
     graph = model.graph
     names = [one.name for one in graph.output]
     listed = ", ".join(f"'{name}'" for name in names)
@@ -158,11 +150,7 @@ def as_rows(answers: Array) -> Array:
 
 
 def check_weights(graph: onnx.GraphProto, file: Path) -> None:
-    """Whether no weight is NaN.
-
-    Raises:
-        ExportError: one is; names it.
-    """
+    """Refuse weights that are NaN, by name."""
     if names := _holding(graph, np.isnan):
         raise ExportError(
             f"{file}: {_listed(names)} NaN among the weights: export the network again, from a checkpoint whose weights are finite"
@@ -170,11 +158,7 @@ def check_weights(graph: onnx.GraphProto, file: Path) -> None:
 
 
 def check_finite(answers: Array, graph: onnx.GraphProto, file: Path) -> None:
-    """Whether what the file itself answers is finite.
-
-    Raises:
-        ExportError: it is not; the message gives the reason where it can be seen.
-    """
+    """Refuse answers of the file itself that are not finite; the message gives the reason where it can be seen."""
     if np.isfinite(answers).all():
         return
     what, names = "NaN" if np.isnan(answers).any() else "infinite values", _holding(graph, np.isinf)

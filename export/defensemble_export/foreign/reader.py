@@ -47,11 +47,7 @@ _ALSO_ONNX = (".bin", ".pb")
 
 
 def check_is_checkpoint(path: Path) -> None:
-    """Refuse a file that is not a checkpoint by its name.
-
-    Raises:
-        ExportError: it is ONNX, or of another framework; the message names the command that exports it.
-    """
+    """Refuse, by its name, a file that is ONNX or of another framework; the message has the command that exports it."""
     suffix = path.suffix.lower()
     if suffix == ".onnx":
         raise ExportError(f"{path} is an ONNX file and no checkpoint: export it by --from-onnx {shlex.quote(str(path))} --as NAME")
@@ -60,11 +56,7 @@ def check_is_checkpoint(path: Path) -> None:
 
 
 def read_foreign(path: str | os.PathLike[str], custom_domains: Collection[str] = ()) -> onnx.ModelProto:
-    """Read an ONNX file: weights that lie beside it inside, local functions inlined, of the standard's operators and ``custom_domains``'.
-
-    Raises:
-        ExportError: it is no such file; says why, and how to mend it.
-    """
+    """Read an ONNX file: weights from its folder inside, local functions inlined, of the standard's operators and ``custom_domains``'."""
     file = Path(path)
     model = _parsed(file)
     _inline_external_data(model, file)
@@ -103,11 +95,7 @@ def _sort_nodes(graph: onnx.GraphProto) -> None:
 
 
 def opset_of(model: onnx.ModelProto, file: os.PathLike[str] | str) -> int:
-    """The opset of the standard's operators.
-
-    Raises:
-        ExportError: there is none, or it is out of the range that is taken.
-    """
+    """The opset of the standard's operators; ExportError where there is none, or it is out of the range that is taken."""
     newest = onnx.defs.onnx_opset_version()
     found = [entry.version for entry in model.opset_import if entry.domain in STANDARD_DOMAINS]
     if len(found) != 1:
@@ -262,11 +250,7 @@ def _place(tensor: TensorProto, file: Path) -> tuple[Path, int, int]:
 def _check_loops(graph: onnx.GraphProto, file: Path, outer: Mapping[str, TensorProto], times: int) -> None:
     """Refuse loops without a constant number of trips, or with so many that a request would occupy a server for good.
 
-    Args:
-        graph: the graph, or the body of a node.
-        file: the file, for errors.
-        outer: the constants that are visible in the graph's surroundings.
-        times: how often the loops around the graph run it.
+    ``outer`` are the constants that the graph sees around it, ``times`` is how often the loops around it run it.
     """
     # What a body takes and makes hides constants of the same name outside of it.
     hidden = {entry.name for entry in graph.input} | producers_of(graph).keys()

@@ -35,11 +35,7 @@ def keep_only(graph: onnx.GraphProto, output: str) -> None:
 def statistics(
     mean: Sequence[float] | None, std: Sequence[float] | None, channels: int
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]] | None:
-    """The mean and the standard deviation of a normalisation, float32 [C,1,1] or [1,1,1]; None where neither is given.
-
-    Raises:
-        ExportError: they are not 1 or ``channels`` finite numbers, or a deviation is not above 0.
-    """
+    """Return the mean and deviation (1 or ``channels`` finite numbers) as float32 [C,1,1] or [1,1,1]; None where neither is given."""
     if mean is None and std is None:
         return None
     arrays = []

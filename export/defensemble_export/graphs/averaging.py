@@ -37,9 +37,8 @@ def average_onnx(ensemble: Ensemble, num_classes: int) -> bytes:
         negative_entropy = graph.sum_classes(graph.add("Mul", [probabilities, graph.log_softmax(logits, axis=1)]))
     graph.add("Neg", [negative_entropy], "entropy")
     # [N,M]: w_m sum_k s_mk log s_mk
-    negative_expected = graph.add(
-        "ReduceSum", [graph.add("Mul", [weighted, graph.log_softmax(stacked, axis=2)]), graph.last_axis()], keepdims=0
-    )
+    summed = graph.add("Mul", [weighted, graph.log_softmax(stacked, axis=2)])
+    negative_expected = graph.add("ReduceSum", [summed, graph.last_axis()], keepdims=0)
     information = graph.add("Sub", [graph.sum_classes(negative_expected), negative_mixture_entropy])
     # Never negative by Jensen's inequality; rounding alone could make it so.
     graph.add("Relu", [information], "mutual_information")
@@ -65,11 +64,8 @@ class _Graph:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
 
-    def add(
-        self, operator: str, inputs: list[str], name: str | None = None, *, axis: int | None = None, keepdims: int | None = None
-    ) -> str:
+    def add(self, operator: str, inputs: list[str], name: str | None = None, **attributes: Any) -> str:
         """Add a node; its result is the output ``name`` of the graph, or has a name of its own."""
-        attributes: dict[str, Any] = {key: value for key, value in (("axis", axis), ("keepdims", keepdims)) if value is not None}
         name = name or f"{operator.lower()}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(operator, inputs, [name], name=name, **attributes))
         return name

@@ -41,11 +41,7 @@ def _free(entries: Iterable[onnx.ValueInfoProto], least: int) -> None:
 
 
 def named_copy(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A `tidy_copy` whose every node has a name of its own: converters choose nodes by name.
-
-    Raises:
-        ExportError: the model holds functions, which converters do not look into.
-    """
+    """A `tidy_copy` whose every node has a name of its own: converters choose nodes by name, and do not look into functions."""
     if model.functions:
         functions = ", ".join(function.name for function in model.functions[:3])
         raise ExportError(
@@ -65,11 +61,7 @@ def named_copy(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def checked(converted: onnx.ModelProto, precision: str) -> onnx.ModelProto:
-    """Return what a converter made of a graph, once onnx's checker has passed it with its types and order.
-
-    Raises:
-        ExportError: it has not.
-    """
+    """Return what a converter made of a graph, once onnx's checker has passed its types and order; else raise ExportError."""
     if reason := invalid_reason(converted):
         raise ExportError(f"the graph cannot be converted to {precision}: {reason}; export it as fp32")
     return converted

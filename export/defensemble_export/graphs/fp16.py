@@ -176,11 +176,7 @@ def _ports(formal: Sequence[onnx.defs.OpSchema.FormalParameter], names: Sequence
 
 
 def _holds(node: onnx.NodeProto, port: int, tensor: onnx.TensorProto) -> bool:
-    """Whether float16 holds a constant as exactly as `node` needs it.
-
-    Raises:
-        ExportError: It does not, and is a weight of a product.
-    """
+    """Whether float16 holds a constant as exactly as `node` needs it; ExportError where that is a weight of a product."""
     values = numpy_helper.to_array(tensor)
     size = np.abs(values)
     largest = float(size.max(initial=0.0))

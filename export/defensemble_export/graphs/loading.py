@@ -55,11 +55,7 @@ def cpu_session(source: str | bytes, *, optimise: bool = True, threads: int = 0,
 
 
 def model_from_bytes(content: bytes, name: str) -> onnx.ModelProto:
-    """Parse the ONNX file of the model `name`.
-
-    Raises:
-        ExportError: it is no ONNX file.
-    """
+    """Parse the ONNX file of the model `name`; ExportError where it is none."""
     try:
         return onnx.load_model_from_string(content)
     except DecodeError as error:

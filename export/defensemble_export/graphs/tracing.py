@@ -72,11 +72,7 @@ def _name_masks(model: onnx.ModelProto, masks: Mapping[str, np.ndarray[Any, Any]
 
 
 def check_masks(model: onnx.ModelProto, masks: Mapping[str, np.ndarray[Any, Any]]) -> None:
-    """Whether each mask is a BOOL initialiser under its name, bit for bit.
-
-    Raises:
-        VerificationError: one is not.
-    """
+    """Refuse (VerificationError) a graph in which a mask is not a BOOL initialiser under its name, bit for bit."""
     found = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.BOOL}
     for name, mask in masks.items():
         if name not in found:

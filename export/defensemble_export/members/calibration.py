@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,10 +36,6 @@ class Calibration:
             raise ExportError(f"a calibration takes at least 2 images, got {self.count}; {DEFAULT_COUNT} is the default")
         if self.seed < 0:
             raise ExportError(f"the seed of a calibration must be 0 or more, got {self.seed}")
-
-    def to_values(self) -> dict[str, Any]:
-        """As JSON holds it."""
-        return asdict(self)
 
 
 def calibration_images(

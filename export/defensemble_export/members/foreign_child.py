@@ -76,17 +76,7 @@ class ForeignExport:
 
 
 def onnx_from_foreign_limited(path: str | os.PathLike[str], *, timeout_s: float = DEFAULT_TIMEOUT_S, **options: Any) -> onnx.ModelProto:
-    """Return what `onnx_from_foreign` makes of a file, found out in a child process.
-
-    Args:
-        path: the ONNX file.
-        timeout_s: seconds that the child may take.
-        options: of `onnx_from_foreign`.
-
-    Raises:
-        ExportError: as `onnx_from_foreign`, or the time or the memory did not suffice, or a library crashed.
-        VerificationError, OSError: as `onnx_from_foreign`.
-    """
+    """Return what `onnx_from_foreign` makes of a file, found out in a child process that may take ``timeout_s``; errors are the same."""
     with tempfile.TemporaryDirectory(prefix="defensemble-import-") as folder:
         _run(_import, path, Path(folder), options, timeout_s, "to be loaded and run on a few images")
         return onnx.load(Path(folder, _MODEL))
@@ -95,14 +85,8 @@ def onnx_from_foreign_limited(path: str | os.PathLike[str], *, timeout_s: float 
 def write_foreign_limited(path: Path, target: Path, export: ForeignExport, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
     """Write an imported file and its report by `write_form`, in a child process: what real images make a graph do is not known before.
 
-    Args:
-        path: the ONNX file as it was given.
-        target: where the export is to be.
-        export: what is written.
-        timeout_s: seconds that the child may take to start, and again for each 64 images.
-
-    Raises:
-        ExportError, VerificationError, OSError: as `write_form`, or the time or the memory did not suffice; nothing is written.
+    ``path`` is the ONNX file as it was given; the child may take ``timeout_s`` to start, and again for each 64 images. Raises what
+    `write_form` does, and an ExportError where time or memory did not suffice; then nothing is written.
     """
     with tempfile.TemporaryDirectory(prefix="defensemble-export-") as folder:
         place = Path(folder)

@@ -74,11 +74,6 @@ class FromOnnx:
         """How images are brought to size; None where it is not known."""
         return None if self.resize is None else Preprocessing(self.resize)
 
-    @property
-    def member_name(self) -> str:
-        """What the member will be called."""
-        return self.name
-
     def check(self, form: Form, images: np.ndarray[Any, Any] | None) -> None:
         """Find out before any slow work whether it can be exported.
 

@@ -110,15 +110,14 @@ def write_form(network: Network, target: Path, form: Form, real: RealImages | No
             origin=network.origin,
             verification=verification,
             tolerance=asdict(TOLERANCES[form.precision]),
-            calibration=None if calibration is None else calibration.to_values(),
+            calibration=None if calibration is None else asdict(calibration),
         )
         with named(target):
             temporary_report.write_bytes(report)
         rename_durably([(temporary_report, report_beside(target)), (temporary, target)])
-    except BaseException:
+    finally:
         temporary.unlink(missing_ok=True)
         temporary_report.unlink(missing_ok=True)
-        raise
     return target
 
 
@@ -136,11 +135,7 @@ def _converted(network: Network, form: Form, pool: ImagePool | None) -> tuple[on
 
 
 def move_form(written: Path, target: Path) -> None:
-    """Move what `write_form` wrote, with its report, to another place.
-
-    Raises:
-        OSError: it cannot be written; names ``target``.
-    """
+    """Move what `write_form` wrote, with its report, to another place; an OSError names ``target``."""
     places = [(report_beside(written), report_beside(target)), (written, target)]
     renames = [(temporary_path(place), place) for _, place in places]
     try:
@@ -148,18 +143,13 @@ def move_form(written: Path, target: Path) -> None:
             for (source, _), (temporary, _) in zip(places, renames, strict=True):
                 shutil.copyfile(source, temporary)
         rename_durably(renames)
-    except BaseException:
+    finally:
         for temporary, _ in renames:
             temporary.unlink(missing_ok=True)
-        raise
 
 
 def check_place(target: Path) -> None:
-    """An export takes seconds: find out first whether its file can be written.
-
-    Raises:
-        ExportError, OSError: it cannot.
-    """
+    """Find out before an export, which takes seconds, whether its file can be written (ExportError, OSError)."""
     if target.is_dir():
         raise ExportError(f"cannot write {target}: it is a folder; name a file, such as {target / 'network.onnx'}")
     if not target.parent.is_dir():

@@ -43,11 +43,7 @@ class Comparison:
     not_finite: str = ""
 
     def difference(self, got: Array, expected: Array, where: str) -> Difference:
-        """Measure how far answers (N, ...) are from the expected ones; `where` says in errors which answers they are.
-
-        Raises:
-            ExportError: their shapes differ, or a value of either is not finite.
-        """
+        """Measure how far answers (N, ...) are from the expected ones; other shapes and values that are not finite are refused."""
         if got.shape != expected.shape:
             raise self.error(
                 f"{where}: {self.subject} answers shape {got.shape}, {self.reference} answers {expected.shape}; {self.consequence}"
@@ -61,11 +57,7 @@ class Comparison:
         return Difference(float(by_image[worst]), scale, worst)
 
     def check(self, found: Difference, allowed: float | None, what: str, where: str) -> None:
-        """Refuse a difference above what is allowed, in its own unit; None allows any.
-
-        Raises:
-            ExportError: it is above.
-        """
+        """Refuse a difference above what is allowed, in its own unit; None allows any."""
         if allowed is not None and found.relative > allowed:
             raise self.error(
                 f"{where}: {what} differ by {found.relative * found.scale:.3g} between {self.subject} and {self.reference} (most in image "
@@ -73,13 +65,7 @@ class Comparison:
             )
 
     def check_classes(self, same: Array, agreement: float, where: str) -> None:
-        """Refuse a share of images with the same class below `agreement`; below 1, one image may always get another class.
-
-        A share of few images says too little.
-
-        Raises:
-            ExportError: it is below.
-        """
+        """Refuse a share of equal classes below `agreement`; below 1, one image may always differ, as a share of few says too little."""
         others = int(np.count_nonzero(~same))
         allowed = 0 if agreement == 1 else max(1, int(len(same) * (1 - agreement) + 1e-9))
         if others > allowed:

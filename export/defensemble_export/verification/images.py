@@ -33,22 +33,14 @@ _MEND = "Say where they are (--data-dir), or pass others (--images FILE.npy)"
 
 @dataclass(frozen=True, eq=False)
 class RealImages:
-    """Images (N,C,H,W), float32 in [0, 1], their classes int64 (N,) where they are known, and in words where they are from.
-
-    Raises:
-        ExportError: there are none, or they are something else.
-    """
+    """Images (N,C,H,W), float32 in [0, 1], their classes int64 (N,) where they are known, and in words where they are from."""
 
     images: np.ndarray[Any, Any]
     source: str
     labels: np.ndarray[Any, Any] | None = None
 
     def check_fit(self, input_shape: tuple[int, int, int], what: str = "verification") -> None:
-        """Whether a network that takes ``input_shape`` takes them.
-
-        Raises:
-            ExportError: it does not.
-        """
+        """Refuse them for a network that takes other images than these of ``input_shape``."""
         fault = image_fault(self.images, f"the images for the {what}", shape=input_shape, taker="the network")
         if fault is not None:
             raise ExportError(fault)
@@ -66,25 +58,16 @@ class ImagePool:
 
     @classmethod
     def of(cls, images: np.ndarray[Any, Any], input_shape: tuple[int, int, int]) -> ImagePool:
-        """The user's own images, to calibrate on.
-
-        Raises:
-            ExportError: they are not float32 (N,C,H,W) in [0, 1] of ``input_shape``.
-        """
+        """The user's own images, to calibrate on: float32 (N,C,H,W) in [0, 1] of ``input_shape``, else an ExportError."""
         RealImages(images, "").check_fit(input_shape, "calibration")
         return cls(images.__getitem__, len(images), "images of the user's")
 
 
 def dataset_of(record: TrainingRecord, input_shape: tuple[int, int, int], data_dir: str | os.PathLike[str] | None) -> Dataset:
-    """The data that a checkpoint was trained on.
+    """The data that a checkpoint was trained on; others, by their digest, with an `OtherImagesWarning`.
 
     Looked for in `data_dir`; without it in the cache of decoded images, by their digest; in the folder that the command of the training
-    named; and in the usual places.
-
-    Other images than those of the record, by their digest, are used with an `OtherImagesWarning`.
-
-    Raises:
-        ExportError: they are not there, or have other classes.
+    named; and in the usual places. ExportError where they are not there, or have other classes.
     """
     return _dataset(record.to_values(), record.class_names, input_shape[1], data_dir, "the export is verified")
 
@@ -131,13 +114,7 @@ def _words(command: str) -> list[str]:
 
 
 def images_of_record(graph: onnx.ModelProto, name: str, data_dir: str | os.PathLike[str] | None) -> RealImages | None:
-    """Test images of the data that an exported graph says that its network was trained on; None where it says nothing.
-
-    Foreign graphs say nothing, nor do those of networks that nobody trained.
-
-    Raises:
-        ExportError: they are not there, or cannot be loaded here; ``name`` says whose.
-    """
+    """Test images of the data that the network of a graph (``name`` in errors) was trained on; None where it has none, as foreign ones."""
     notes = metadata_of(graph)
     record = json.loads(notes[RECORD]) if RECORD in notes else {"data": ""}
     if not record["data"]:

@@ -53,11 +53,7 @@ _FEW_BITS = frozenset(
 
 
 def checked_precision(precision: str) -> str:
-    """Return ``precision`` where it is one that graphs are exported in.
-
-    Raises:
-        ExportError: it is another.
-    """
+    """Return ``precision``; ExportError where it is none that graphs are exported in."""
     if not isinstance(precision, str) or precision not in TOLERANCES:
         raise ExportError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     return precision

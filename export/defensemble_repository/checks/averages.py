@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from ..configs import averaging_outputs
 from ..ensemble import AVERAGES, Ensemble, Vote, averaging_model, two_model_names
@@ -12,24 +12,15 @@ from ..errors import EnsembleError
 from ..names import MODEL_FILE
 from ..pbtxt import schema
 from ..reader import members_from_text, parameter
-from .finding import Step
-from .inspection import Inspection
+from .finding import way_to_parameter
+from .inspection import APPLY, Inspection
 from .model import said_tensors
 
-# Whether a model file is the graph that averages these votes over so many classes.
-IsGenerated = Callable[[bytes, Ensemble, int], bool]
 
-
-def check_averages(found: Inspection, ensemble: str, models: Sequence[str], is_generated: IsGenerated | None = None) -> None:
-    """Find what is wrong with the averaging models of an ensemble: each in itself, then with each other.
+def check_averages(found: Inspection, ensemble: str, models: Sequence[str]) -> None:
+    """Find what is wrong with the averaging models, ``models``, of an ensemble: each in itself, then with each other.
 
     A parameter that is missing stops edits alone: the answers are those of the graph, and stay right.
-
-    Args:
-        found: where findings go.
-        ensemble: the ensemble.
-        models: its averaging models.
-        is_generated: compares a model file with its parameters, where a graph can be opened.
     """
     stated = {}
     for model in models:
@@ -39,93 +30,67 @@ def check_averages(found: Inspection, ensemble: str, models: Sequence[str], is_g
         for path in found.profiles(model):
             found.say(model, "an averaging model runs on a CPU everywhere, and must have no profile file: remove this one", path)
         votes = _stated(found, ensemble, model, config)
-        if votes is not None and _check_form(found, ensemble, model, config, votes, is_generated):
+        if votes is not None and _check_form(found, ensemble, model, config, votes):
             stated[model] = votes
     if len(stated) > 1:
         (first, votes), *others = stated.items()
         for model, other in others:
             if (other.average, other.weights) != (votes.average, votes.weights):
-                found.say(
-                    model,
-                    f"it measures for {_said(other)}, but '{first}' averages {_said(votes)}: the steps of '{ensemble}' mix two ensembles; "
-                    f"`defensemble ensemble reload {ensemble}` writes one model in their place",
-                    found.config_path(model),
-                    *_value("weights"),
-                )
+                text = f"it measures for {_said(other)}, but '{first}' averages {_said(votes)}: the steps of '{ensemble}' mix two ensembles"
+                text += f"; `defensemble ensemble reload {ensemble}` writes one model in their place"
+                found.say(model, text, found.config_path(model), *way_to_parameter("weights"))
 
 
 def _stated(found: Inspection, ensemble: str, model: str, config: schema.ModelConfig) -> Ensemble | None:
-    """The votes that an averaging model's parameters say; None where they say none, which is told."""
+    """The votes that an averaging model's parameters say; None where they say none, which is a finding."""
     before = len(found.findings)
     said = {key: parameter(config, key) for key in ("average", "weights", "members")}
     path = found.config_path(model)
-    for key, text in said.items():
-        if text is None:
-            found.say(
-                model,
-                f"lacks the parameter {key}, from which it is generated: put it back, or {found.way_back(ensemble)}",
-                path,
-                refuses=found.for_edit,
-            )
+    for key, value in said.items():
+        if value is None:
+            text = f"lacks the parameter {key}, from which it is generated: put it back, or {found.way_back(ensemble)}"
+            found.say(model, text, path, refuses=found.for_edit)
     if said["average"] is not None and said["average"] not in AVERAGES:
-        found.say(
-            model, f"the parameter average is {said['average']!r}, expected {' or '.join(AVERAGES)}: mend it", path, *_value("average")
-        )
+        text = f"the parameter average is {said['average']!r}, expected {' or '.join(AVERAGES)}: correct it"
+        found.say(model, text, path, *way_to_parameter("average"))
     try:
         votes = members_from_text(said["members"] or "[]")
     except ValueError:
         votes = []
-        found.say(
-            model,
-            f'the parameter members is {_short(said["members"])}, expected a JSON list of "NAME@VERSION": mend it',
-            path,
-            *_value("members"),
-        )
+        text = f'the parameter members is {_short(said["members"])}, expected a JSON list of "NAME@VERSION": correct it'
+        found.say(model, text, path, *way_to_parameter("members"))
     weights = _listed(said["weights"] or "[]")
     if weights is None:
-        found.say(
-            model,
-            f"the parameter weights is {_short(said['weights'])}, expected a JSON list with a number for each member: mend it",
-            path,
-            *_value("weights"),
-        )
+        text = f"the parameter weights is {_short(said['weights'])}, expected a JSON list with a number for each member: correct it"
+        found.say(model, text, path, *way_to_parameter("weights"))
     for index, weight in enumerate(weights or ()):
         if not _is_weight(weight):
             name = f"of '{votes[index][0]}'" if index < len(votes) else f"{index + 1}"
             # No edit of single votes reads such parameters.
-            found.say(
-                model,
-                f"the weight {name} is {json.dumps(weight)[:40]}, expected a finite number above 0: mend it, or say what is "
-                "to vote with `defensemble ensemble apply FILE`",
-                path,
-                *_value("weights"),
-            )
+            text = f"the weight {name} is {json.dumps(weight)[:40]}, expected a finite number above 0: correct it, or {APPLY}"
+            found.say(model, text, path, *way_to_parameter("weights"))
     if len(found.findings) > before:
         return None
     if len(votes) != len(weights or ()):
         text = f"the parameters say {len(weights or ())} weights for {len(votes)} members, expected one for each: mend them"
-        found.say(model, text, path, *_value("weights"))
+        found.say(model, text, path, *way_to_parameter("weights"))
         return None
     try:
         pairs = [(*vote, weight) for vote, weight in zip(votes, weights or (), strict=True) if isinstance(weight, (int, float))]
         return Ensemble(ensemble, tuple(Vote(*pair) for pair in pairs), said["average"] or "")
     except EnsembleError as error:
-        found.say(model, f"its parameters say no ensemble: {error}", path, *_value("members"))
+        found.say(model, f"its parameters say no ensemble: {error}", path, *way_to_parameter("members"))
         return None
 
 
-def _check_form(
-    found: Inspection, ensemble: str, model: str, config: schema.ModelConfig, votes: Ensemble, is_generated: IsGenerated | None
-) -> bool:
+def _check_form(found: Inspection, ensemble: str, model: str, config: schema.ModelConfig, votes: Ensemble) -> bool:
     """Whether a model has the inputs, outputs, name and graph of these votes; the graph of one of two models is judged by its digest."""
     path = found.config_path(model)
     reload = f"`defensemble ensemble reload {ensemble}`"
-    edited = f"the parameters were edited by hand: {reload} generates the model again under its new name"
     dims = list(config.input[0].dims) if len(config.input) else []
     if len(dims) != 1 or dims[0] < 1:
-        found.say(
-            model, f"its inputs are {said_tensors(config.input)}, expected logits_0 FP32 [classes] and so on: put it back", path, "input"
-        )
+        text = f"its inputs are {said_tensors(config.input)}, expected logits_0 FP32 [classes] and so on: put it back"
+        found.say(model, text, path, "input")
         return False
     classes = int(dims[0])
     named = averaging_model(votes, classes, int(config.max_batch_size))
@@ -133,12 +98,8 @@ def _check_form(
     outputs = averaging_outputs(len(votes.members), classes)
     given = {named: outputs, of_two[0]: outputs[:1], of_two[1]: outputs[1:]}.get(model)
     if given is None:
-        found.say(
-            model,
-            f"it says {_said(votes)}, max_batch_size {config.max_batch_size}, which would be {named}: {edited}",
-            path,
-            *_value("weights"),
-        )
+        text = f"it says {_said(votes)}, max_batch_size {config.max_batch_size}, which would be {named}: the parameters were edited by hand"
+        found.say(model, f"{text}: {reload} generates the model again under its new name", path, *way_to_parameter("weights"))
         return False
     inputs = [(f"logits_{index}", [classes]) for index in range(len(votes.members))]
     for kind, tensors, wanted in (("input", config.input, inputs), ("output", config.output, given)):
@@ -149,10 +110,10 @@ def _check_form(
     if model in of_two:
         if parameter(config, "sha256.1") is None:
             found.say(model, f"lacks the parameter sha256.1, by which its file is known: {reload} generates another model instead", path)
-    elif is_generated is not None:
+    elif found.is_generated is not None:
         file = f"{model}/1/{MODEL_FILE}"
         content = found.content(file)
-        if content is not None and not found.refused(model, file) and not is_generated(content, votes, classes):
+        if content is not None and not found.refused(model, file) and not found.is_generated(content, votes, classes):
             text = f"this file is not the graph that the parameters ({_said(votes)}) generate: it was changed"
             found.say(model, f"{text}; {reload} generates it again", file)
     return not found.refused(model)
@@ -161,10 +122,6 @@ def _check_form(
 def _said(votes: Ensemble) -> str:
     members = ", ".join(f"{vote.model}@{vote.version} with {vote.weight:g}" for vote in votes.members)
     return f"{votes.average} of {members}"
-
-
-def _value(key: str) -> tuple[Step, ...]:
-    return (("parameters", "key", key), "value", "string_value")
 
 
 def _listed(text: str) -> list[object] | None:

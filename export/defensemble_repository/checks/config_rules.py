@@ -167,9 +167,8 @@ def _fits(given: Sequence[int], dims: Sequence[int]) -> bool:
 def _instances(config: schema.ModelConfig) -> Iterator[Fault]:
     if config.instance_group and all(group.passive for group in config.instance_group):
         # Seen in core 2.51: the model loads, and the first call crashes the server.
-        yield Fault(
-            "has only passive instances, which take no calls: remove passive from one instance_group", ("instance_group", "passive")
-        )
+        text = "has only passive instances, which take no calls: remove passive from one instance_group"
+        yield Fault(text, ("instance_group", "passive"))
     for index, group in enumerate(config.instance_group):
         way: tuple[Step, ...] = (("instance_group", index),)
         if group.kind in (schema.ModelInstanceGroup.KIND_CPU, schema.ModelInstanceGroup.KIND_MODEL) and group.gpus:

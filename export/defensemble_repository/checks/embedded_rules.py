@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from ..names import BACKEND
 from ..pbtxt import schema
 from ..reader import backend_of, parameter
-from .finding import Fault, Step
+from .finding import Fault, Step, way_to_parameter
 
 _ELSEWHERE = "serve it with --runtime docker or path"
 _LIBRARY = f"libtriton_{BACKEND}.so"
@@ -41,9 +41,8 @@ def _gpus(config: schema.ModelConfig) -> Iterator[Fault]:
     for index, group in enumerate(config.instance_group):
         way: tuple[Step, ...] = (("instance_group", index),)
         if group.kind == schema.ModelInstanceGroup.KIND_GPU:
-            yield Fault(
-                f"instance_group {index + 1} is KIND_GPU, and the embedded runtime has only CPUs: write KIND_CPU, or {_ELSEWHERE}", way
-            )
+            text = f"instance_group {index + 1} is KIND_GPU, and the embedded runtime has only CPUs: write KIND_CPU, or {_ELSEWHERE}"
+            yield Fault(text, way)
         elif group.gpus and group.kind == schema.ModelInstanceGroup.KIND_AUTO:
             text = f"instance_group {index + 1} names gpus {list(group.gpus)}, and the embedded runtime has only CPUs: remove these"
             yield Fault(f"{text}, or {_ELSEWHERE}", (*way, "gpus"))
@@ -71,10 +70,7 @@ def _unsupported(config: schema.ModelConfig) -> Iterator[Fault]:
         ("cpu_execution_accelerator", len(accelerators.cpu_execution_accelerator) > 0, ("optimization", "execution_accelerators")),
     ]
     for index, tensor in enumerate(config.input):
-        for what, asked in (
-            ("an optional input", tensor.optional),
-            ("ragged batching", tensor.allow_ragged_batch),
-        ):
+        for what, asked in (("an optional input", tensor.optional), ("ragged batching", tensor.allow_ragged_batch)):
             features.append((f"{what} ('{tensor.name}')", asked, (("input", index),)))
     for feature, asked, way in features:
         if asked:
@@ -89,9 +85,7 @@ def _settings(config: schema.ModelConfig) -> Iterator[Fault]:
     for key, is_valid, expected in _PARAMETERS:
         value = parameter(config, key)
         if value is not None and not is_valid(value):
-            yield Fault(
-                f"the parameter {key} is {value[:80]!r}, expected {expected}", (("parameters", "key", key), "value", "string_value")
-            )
+            yield Fault(f"the parameter {key} is {value[:80]!r}, expected {expected}", way_to_parameter(key))
 
 
 def _is_integer(least: int, most: int) -> Callable[[str], bool]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping
 
 from ..averaging import averaging_of
 from ..errors import EnsembleError
 from ..names import CONFIG_FILE, RESERVED, check_name
 from ..pbtxt import schema
 from ..reader import is_ensemble, versions_by_policy
-from .averages import IsGenerated, check_averages
+from .averages import check_averages
 from .inspection import Inspection
 from .members import check_members
 from .model import check_label_files, check_links, check_model
@@ -19,30 +19,10 @@ from .wiring import said_step, way_to_step, wiring_faults
 
 # The tensors that a step of a member maps; another step that reads the ensemble's input is of an ensemble that was wired otherwise.
 _OF_A_MEMBER = ({"images"}, {"logits"})
-Configs = Mapping[str, schema.ModelConfig]
-# Finds what is worth knowing of an ensemble (name, configuration), with the configurations of its steps' models, and whether it is refused.
-CheckVotes = Callable[[Inspection, str, schema.ModelConfig, Configs, bool], None]
 
 
-def check_wired(
-    found: Inspection,
-    name: str,
-    *,
-    loads: Collection[str] | None = None,
-    is_generated: IsGenerated | None = None,
-    check_votes: CheckVotes | None = None,
-    outer: tuple[str, ...] = (),
-) -> None:
-    """Find all that is wrong with the ensemble `name`, its members and its averaging models.
-
-    Args:
-        found: where findings go.
-        name: the ensemble.
-        loads: the models whose files are compared with their SHA-256, None all of them: that takes the time of reading them.
-        is_generated: compares the file of an averaging model with its parameters; None where no graph is opened.
-        check_votes: called at the end, for each ensemble.
-        outer: the ensembles that contain this one.
-    """
+def check_wired(found: Inspection, name: str, *, outer: tuple[str, ...] = ()) -> None:
+    """Find all that is wrong with the ensemble `name`, its members and its averaging models; `outer` are the ensembles that contain it."""
     before = len(found.findings)
     with found.stopping(name):
         config = _ensemble(found, name)
@@ -62,16 +42,16 @@ def check_wired(
         for model, one in known.items():
             if not is_ensemble(one):
                 again = {"mend": f"`defensemble ensemble reload {name}` generates it again"} if model in averages else {}
-                check_model(found, model, pinned[model], digests=loads is None or model in loads, **again)
+                check_model(found, model, pinned[model], **again)
                 _check_queue(found, name, model, one)
             elif model in (*outer, name):
                 circle = ", which contains ".join(f"'{link}'" for link in (*outer, name, model)[(*outer, name).index(model) :])
                 first = next(index for index, step in enumerate(steps) if step.model_name == model)
                 found.say(name, f"it contains itself: {circle}; take one of these steps out", path, *way_to_step(first, "model_name"))
             else:
-                check_wired(found, model, loads=loads, is_generated=is_generated, check_votes=check_votes, outer=(*outer, name))
+                check_wired(found, model, outer=(*outer, name))
         averages = [model for model in averages if model in known]
-        check_averages(found, name, averages, is_generated)
+        check_averages(found, name, averages)
         for model in averages:
             _check_link(found, model)
         bad = {model for model in averages if found.refused(model, found.config_path(model))}
@@ -83,9 +63,9 @@ def check_wired(
             found.say_fault(name, fault, path)
         if not any(one.refuses and one.stops in (name, *averages) for one in found.findings):
             _check_parameters(found, name, config, known)
-        if check_votes is not None:
+        if found.check_ensemble is not None:
             refused = any(one.refuses for one in (*found.findings[before:], *(one for one in found.findings if one.stops in known)))
-            check_votes(found, name, config, known, refused)
+            found.check_ensemble(found, name, config, known, refused)
 
 
 def _check_queue(found: Inspection, ensemble: str, model: str, config: schema.ModelConfig) -> None:
@@ -95,7 +75,7 @@ def _check_queue(found: Inspection, ensemble: str, model: str, config: schema.Mo
         found.say(model, text, found.config_path(model), *way, refuses=allowed is False)
 
 
-def _check_parameters(found: Inspection, name: str, config: schema.ModelConfig, known: Configs) -> None:
+def _check_parameters(found: Inspection, name: str, config: schema.ModelConfig, known: Mapping[str, schema.ModelConfig]) -> None:
     """Whether what averages says an average: what a server compares its answers with."""
     try:
         averaging_of(config, known)
@@ -177,10 +157,8 @@ def _check_step(found: Inspection, name: str, index: int, step: schema.ModelEnse
         text = f"{said_step(index, step)} {said}, and its versions are {_numbers(there)}: write one of these, or export another (--replace)"
         found.say(model, text, path, *way)
     elif version not in served:
-        text = (
-            f"'{name}' pins version {version}, and this version_policy serves {_numbers(served)}: write version_policy {{ all {{}} }} here"
-        )
-        found.say(model, text, found.config_path(model), "version_policy")
+        text = f"'{name}' pins version {version}, and this version_policy serves {_numbers(served)}"
+        found.say(model, f"{text}: write version_policy {{ all {{}} }} here", found.config_path(model), "version_policy")
     return True
 
 

@@ -42,6 +42,11 @@ class Fault:
     way: tuple[Step, ...] = ()
 
 
+def way_to_parameter(key: str) -> tuple[Step, ...]:
+    """The way to the value of a parameter."""
+    return (("parameters", "key", key), "value", "string_value")
+
+
 @dataclass
 class _Field:
     name: str

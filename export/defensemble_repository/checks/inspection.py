@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import KW_ONLY, dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 from google.protobuf import text_format
 
-from ..ensemble import Vote
+from ..ensemble import Ensemble, Vote
 from ..errors import ConfigError, RepositoryError
 from ..names import CONFIG_FILE, HISTORY_FILE, MODEL_NAME, PROFILES_FOLDER
 from ..pbtxt import LONGEST_REASON, config_from_pbtxt, schema
@@ -21,7 +23,8 @@ from ..texts import shortened
 from ..view import RepositoryView
 from .finding import Fault, Finding, Lines, Step
 
-_APPLY = "say what is to vote with `defensemble ensemble apply FILE`"
+T = TypeVar("T")
+APPLY = "say what is to vote with `defensemble ensemble apply FILE`"
 
 
 @lru_cache(maxsize=64)
@@ -30,6 +33,7 @@ def _lines(text: str) -> Lines:
     return Lines(text)
 
 
+@dataclass(eq=False)
 class Inspection:
     """What is found wrong in `files`, judged for `target`; nothing that is wrong there is raised.
 
@@ -40,27 +44,22 @@ class Inspection:
         all_profiles: compare every profile file of a model with its configuration.
         plans: compare TensorRT plans with their manifests; a server does that itself, with what its machine has.
         for_edit: an edit is to write ensembles into it.
+        is_generated: whether a model file is the graph that averages these members over so many classes; None: no graph is opened.
+        check_ensemble: called for each ensemble, with the configurations of its models, and whether it or one of them is refused.
     """
 
-    def __init__(
-        self,
-        files: RepositoryView,
-        target: Target = ANY,
-        *,
-        profile: str | None = None,
-        all_profiles: bool = False,
-        plans: bool = True,
-        for_edit: bool = False,
-    ) -> None:
-        self.files = files
-        self.target = target
-        self._profile = profile
-        self.for_edit = for_edit
-        self.plans = plans
-        self._all_profiles = all_profiles
-        self.findings: list[Finding] = []
-        self._configs: dict[str, schema.ModelConfig | None] = {}
-        self._stops = ""
+    files: RepositoryView
+    target: Target = ANY
+    _: KW_ONLY
+    profile: str | None = None
+    all_profiles: bool = False
+    plans: bool = True
+    for_edit: bool = False
+    is_generated: Callable[[bytes, Ensemble, int], bool] | None = None
+    check_ensemble: Callable[[Inspection, str, schema.ModelConfig, Mapping[str, schema.ModelConfig], bool], None] | None = None
+    findings: list[Finding] = field(default_factory=list, init=False)
+    _configs: dict[str, schema.ModelConfig | None] = field(default_factory=dict, init=False)
+    _stops: str = field(default="", init=False)
 
     def say(
         self,
@@ -96,8 +95,8 @@ class Inspection:
 
     def config_path(self, model: str) -> str:
         """The file that configures a model, relative to the repository."""
-        path = f"{model}/{PROFILES_FOLDER}/{self._profile}.pbtxt"
-        there = self._profile is not None and (self.files.exists(path) or (self.files.repository / path).exists())
+        path = f"{model}/{PROFILES_FOLDER}/{self.profile}.pbtxt"
+        there = self.profile is not None and (self.files.exists(path) or (self.files.repository / path).exists())
         return path if there else f"{model}/{CONFIG_FILE}"
 
     def refused(self, model: str, path: str | None = None) -> bool:
@@ -106,48 +105,36 @@ class Inspection:
         return any(one.refuses and one.model == model and (path is None or one.file == file) for one in self.findings)
 
     def content(self, path: str) -> bytes | None:
-        """A file's bytes; None where there is none, and where it cannot be read, which is told."""
-        try:
-            return self.files.content(path)
-        except OSError as error:
-            self._say_unreadable(path, error)
-            return None
+        """A file's bytes; None where there is none, and where it cannot be read, which is a finding."""
+        return self._read(self.files.content, path)
 
     def digest(self, path: str) -> str | None:
         """A file's SHA-256; None as in ``content``."""
-        try:
-            return self.files.digest(path)
-        except OSError as error:
-            self._say_unreadable(path, error)
-            return None
+        return self._read(self.files.digest, path)
 
     def has(self, model: str) -> bool:
         """Whether ``model`` has a name that can be one, and a configuration."""
-        try:
-            return MODEL_NAME.fullmatch(model) is not None and self.files.has(model)
-        except OSError as error:
-            self._say_unreadable(f"{model}/{CONFIG_FILE}", error)
-            return False
+        return MODEL_NAME.fullmatch(model) is not None and self.exists(f"{model}/{CONFIG_FILE}") is True
 
     def exists(self, path: str) -> bool | None:
         """Whether there is such a file; None where it is a FIFO or a device, or cannot be looked at, which is a finding."""
+        return self._read(self.files.exists, path)
+
+    def _read(self, read: Callable[[str], T], path: str) -> T | None:
         try:
-            return self.files.exists(path)
+            return read(path)
         except OSError as error:
-            self._say_unreadable(path, error)
+            self.say(path.partition("/")[0], f"cannot be read: {error.strerror}: fix its permissions, or put it back", path)
             return None
 
-    def _say_unreadable(self, path: str, error: OSError) -> None:
-        self.say(path.partition("/")[0], f"cannot be read: {error.strerror}: fix its permissions, or put it back", path)
-
     def config(self, model: str) -> schema.ModelConfig | None:
-        """The configuration of a model that ``has`` one; None where it cannot be read, which is told."""
+        """The configuration of a model that ``has`` one; None where it cannot be read, which is a finding."""
         if model not in self._configs:
             with self.stopping(model):
-                self._configs[model] = self._read(model)
+                self._configs[model] = self._checked(model)
         return self._configs[model]
 
-    def _read(self, model: str) -> schema.ModelConfig | None:
+    def _checked(self, model: str) -> schema.ModelConfig | None:
         path = self.config_path(model)
         config = self.parsed(model, path)
         if config is None:
@@ -177,7 +164,7 @@ class Inspection:
                 self.say(model, text, path, *way)
 
     def parsed(self, model: str, path: str) -> schema.ModelConfig | None:
-        """A configuration of ``model`` at ``path``; None where there is none or it is not valid, which is told with its line."""
+        """A configuration of ``model`` at ``path``; None where there is none or it is not valid, which is a finding with its line."""
         content = self.content(path)
         if content is None:
             return None
@@ -190,7 +177,7 @@ class Inspection:
             return None
 
     def versions(self, model: str) -> list[int]:
-        """The version folders of a model, lowest first; empty where they cannot be listed, which is told."""
+        """The version folders of a model, lowest first; empty where they cannot be listed, which is a finding."""
         try:
             found = self.files.versions(model)
         except OSError as error:
@@ -203,7 +190,7 @@ class Inspection:
 
     def profiles(self, model: str) -> list[str]:
         """The paths of a model's profile files, which are compared with its configuration; none where only one is judged, by itself."""
-        if not self._all_profiles:
+        if not self.all_profiles:
             return []
         folder = f"{model}/{PROFILES_FOLDER}"
         on_disk = {path.relative_to(self.files.repository).as_posix() for path in (self.files.repository / folder).glob("*.pbtxt")}
@@ -217,12 +204,12 @@ class Inspection:
             try:
                 voting = read_ensemble(self.files.repository, ensemble).members
             except (RepositoryError, OSError):  # edits of single votes read it too
-                return _APPLY
+                return APPLY
         gone = [vote for vote in voting if vote.model in models]
         if len({vote.model for vote in gone}) < len(set(models)):
             return f"leave {', '.join(models)} out"
         if len(gone) == len(voting):
-            return _APPLY
+            return APPLY
         names = [vote.model for vote in gone]
         # A model that votes at several versions is named with each.
         named = [vote.model if names.count(vote.model) == 1 else f"{vote.model}@{vote.version}" for vote in gone]
@@ -233,7 +220,7 @@ class Inspection:
         history = self.content(HISTORY_FILE) or b""
         if f'"ensemble": {json.dumps(ensemble)}'.encode() in history:
             return f"go back with `defensemble ensemble rollback --ensemble {ensemble}`"
-        return _APPLY
+        return APPLY
 
     def leads_out(self, path: str) -> Path | None:
         """Where a link leads on the way to ``path``, where that is outside of the repository."""

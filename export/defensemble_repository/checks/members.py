@@ -20,14 +20,14 @@ _MEMBER = "a member takes images FP32 [C, H, W] and gives logits FP32 [K]"
 def check_members(found: Inspection, ensemble: str, votes: Sequence[tuple[str, int]], averaged: Sequence[str]) -> set[str]:
     """Find what keeps ``votes`` (model, version) from being averaged by the models ``averaged``.
 
-    Returns the names of members that are wrong in themselves: how they are wired need not be told too.
+    Returns the names of members that are wrong in themselves: how they are wired need not be reported too.
     """
     config = found.config(ensemble)
     assert config is not None
     members = {model: member for model, _ in votes if found.has(model) and (member := found.config(model)) is not None}
     bad = {model for model, member in members.items() if not _is_member(found, ensemble, model, member)}
     good = {model: member for model, member in members.items() if model not in bad}
-    # Dims that no tensor can have are told where the wiring is looked at.
+    # Dims that no tensor can have are reported where the wiring is checked.
     declared = next((list(one.dims) for one in config.input if one.name == "images" and one.dims and 0 not in one.dims), None)
     images = {model: list(member.input[0].dims) for model, member in good.items()}
     bad |= _same(found, ensemble, images, declared, "images", f"'{ensemble}'")
@@ -43,28 +43,19 @@ def check_members(found: Inspection, ensemble: str, votes: Sequence[tuple[str, i
 def _is_member(found: Inspection, ensemble: str, model: str, config: schema.ModelConfig) -> bool:
     path = f"{model}/{CONFIG_FILE}"
     if not config.backend and not config.platform:
-        return False  # which is told as such
+        return False  # which is reported as such
     inputs, outputs = (
         [(tensor.name, tensor.data_type, len(tensor.dims), min(tensor.dims, default=0) > 0) for tensor in tensors]
         for tensors in (config.input, config.output)
     )
     if inputs != [("images", schema.TYPE_FP32, 3, True)] or ("logits", schema.TYPE_FP32, 1, True) not in outputs:
-        found.say(
-            model,
-            f"takes {said_tensors(config.input)} and gives {said_tensors(config.output)}, but {_MEMBER}: mend its configuration, "
-            f"or {found.without_votes(ensemble, model)}",
-            path,
-            "input" if inputs != [("images", schema.TYPE_FP32, 3, True)] else "output",
-        )
+        text = f"takes {said_tensors(config.input)} and gives {said_tensors(config.output)}, but {_MEMBER}: correct its configuration"
+        field = "input" if inputs != [("images", schema.TYPE_FP32, 3, True)] else "output"
+        found.say(model, f"{text}, or {found.without_votes(ensemble, model)}", path, field)
         return False
     if not 1 <= config.max_batch_size <= LARGEST_BATCH:
-        found.say(
-            model,
-            f"says max_batch_size: {config.max_batch_size}, expected 1 to {LARGEST_BATCH}: mend it, or "
-            f"{found.without_votes(ensemble, model)}",
-            path,
-            "max_batch_size",
-        )
+        text = f"says max_batch_size: {config.max_batch_size}, expected 1 to {LARGEST_BATCH}: correct it"
+        found.say(model, f"{text}, or {found.without_votes(ensemble, model)}", path, "max_batch_size")
         return False
     return True
 
@@ -77,22 +68,16 @@ def _same(found: Inspection, ensemble: str, dims: Mapping[str, list[int]], expec
         expected, whose = list(Counter(map(tuple, dims.values())).most_common(1)[0][0]), "most of them"
     wanted = expected
     other = {model: size for model, size in dims.items() if not same_shape(size, wanted)}
-    what = "image size" if tensor == "images" else "number of classes"
+    kind, what = ("input", "image size") if tensor == "images" else ("output", "number of classes")
     if len(other) == len(dims) and len({*map(tuple, dims.values())}) == 1:
         size = next(iter(dims.values()))
         text = f"all members have {tensor} {size}, {whose} {expected}: make the {what} the same"
         found.say(ensemble, text, f"{ensemble}/{CONFIG_FILE}", *(("input", "dims") if tensor == "images" else ()))
         return set(other)
     for model, size in other.items():
-        kind = "input" if tensor == "images" else "output"
-        found.say(
-            model,
-            f"its {tensor} are {size}, those of {whose} {expected}: all members need the same {what}; export it again as the others "
-            f"are, or {found.without_votes(ensemble, *other)}",
-            f"{model}/{CONFIG_FILE}",
-            (kind, "name", tensor),
-            "dims",
-        )
+        text = f"its {tensor} are {size}, those of {whose} {expected}: all members need the same {what}; export it again as the others are"
+        text += f", or {found.without_votes(ensemble, *other)}"
+        found.say(model, text, f"{model}/{CONFIG_FILE}", (kind, "name", tensor), "dims")
     return set(other)
 
 

@@ -14,6 +14,7 @@ from ..plan_manifest import manifest_from_bytes
 from ..reader import backend_of, file_of, is_ensemble, parameter, versions_by_policy
 from ..view import RepositoryView
 from .config_rules import config_faults, warmup_size
+from .finding import way_to_parameter
 from .inspection import Inspection
 from .preprocessing import check_preprocessing
 from .wiring import said_type
@@ -23,9 +24,7 @@ _EXPORT_AGAIN = "put it back, or export the model again (--replace), which adds 
 _ODD_VERSION = re.compile(r"\s*([+-]?[0-9]+).*", re.DOTALL)
 
 
-def check_model(
-    found: Inspection, model: str, pinned: Collection[int] | None = None, *, digests: bool = True, mend: str = _EXPORT_AGAIN
-) -> None:
+def check_model(found: Inspection, model: str, pinned: Collection[int] | None = None, *, mend: str = _EXPORT_AGAIN) -> None:
     """Find what keeps `model`, which is no ensemble, from being loaded.
 
     Triton loads all versions that `version_policy` names, and none where one fails.
@@ -34,7 +33,6 @@ def check_model(
         found: where findings go.
         model: the name of a model that has a configuration.
         pinned: the versions that vote in an ensemble; None where no ensemble runs the model.
-        digests: whether files are compared with their SHA-256, which takes the time of reading them.
         mend: how a damaged file is restored.
     """
     config = found.config(model)
@@ -53,19 +51,15 @@ def check_model(
         check_preprocessing(found, model, config)
         _check_folders(found, model, config)
         for version in served:
-            _check_file(found, model, version, config, path, pinned=version in votes, digests=digests, mend=mend)
+            _check_file(found, model, version, config, path, pinned=version in votes, mend=mend)
         for profile_path in found.profiles(model):
             usual, profile = found.parsed(model, f"{model}/{CONFIG_FILE}"), found.parsed(model, profile_path)
             if usual is not None and profile is not None:
-                _check_profile(found, model, usual, profile, profile_path, votes, digests=digests, mend=mend)
+                _check_profile(found, model, usual, profile, profile_path, votes, mend=mend)
 
 
 def refuse_configs(files: RepositoryView, models: Iterable[str]) -> None:
-    """Refuse configurations that every Triton refuses, before something is written that is served by them.
-
-    Raises:
-        ConfigError: one cannot be read, or what it says is refused.
-    """
+    """Refuse (ConfigError) configurations that every Triton refuses, before something is written that is served by them."""
     found = Inspection(files)
     for model in models:
         config = found.config(model)
@@ -83,9 +77,7 @@ def check_label_files(found: Inspection, model: str, config: schema.ModelConfig)
             text = f"says label_filename: {name!r}, expected the plain name of a file in the model's folder: mend that line"
             found.say(model, text, found.config_path(model), *way)
         elif name and found.content(f"{model}/{name}") is None and not found.refused(model, f"{model}/{name}"):
-            text = (
-                f'says label_filename: "{name}", and there is no {found.files.repository / model / name}: put it back, or take the line out'
-            )
+            text = f'says label_filename: "{name}", and there is no {found.files.repository / model / name}: put it back or remove the line'
             found.say(model, text, found.config_path(model), *way)
 
 
@@ -163,18 +155,12 @@ def _check_links(found: Inspection, model: str, pinned: Collection[int]) -> None
     for path in (model, f"{model}/{CONFIG_FILE}", *(f"{model}/{version}" for version in pinned)):
         place = found.leads_out(path)
         if place is not None:
-            found.say(
-                model,
-                f"is a link, or lies behind one, that leads out of the repository, to {place}: what lies there can change without an edit",
-                path,
-                refuses=False,
-            )
+            text = f"is a link, or lies behind one, that leads out of the repository, to {place}: what is there can change without an edit"
+            found.say(model, text, path, refuses=False)
             return
 
 
-def _check_file(
-    found: Inspection, model: str, version: int, config: schema.ModelConfig, path: str, *, pinned: bool, digests: bool, mend: str
-) -> None:
+def _check_file(found: Inspection, model: str, version: int, config: schema.ModelConfig, path: str, *, pinned: bool, mend: str) -> None:
     """Whether a version's model file is there, and is the one that the configuration at ``path`` says."""
     name = file_of(config)
     if name is None:
@@ -184,9 +170,8 @@ def _check_file(
     if is_plan:
         mend = f"build it with `{_build_command(found, model, version)}`"
     if not pinned:
-        mend = (
-            f"Triton loads it along with the version that votes: put it back, or move {found.files.repository / model / str(version)} away"
-        )
+        folder = found.files.repository / model / str(version)
+        mend = f"Triton loads it along with the version that votes: put it back, or move {folder} away"
     # NVIDIA's backend takes a folder of that name too, where weights lie in files of their own.
     there = found.exists(file)
     if there is None:
@@ -195,25 +180,21 @@ def _check_file(
         found.say(model, f"version {version} lacks its model file: {mend}", file)
         return
     stated = parameter(config, f"sha256.{version}")
-    if digests and stated is not None:
+    if stated is not None:
         got = found.digest(file)
         if got is not None and got != stated:
-            found.say(
-                model,
-                f"version {version}: this file has SHA-256 {got[:16]}..., sha256.{version} in {found.files.repository / path} says "
-                f"{stated[:16]}...: it was changed or damaged after that was written; {mend}; or, if you changed it on purpose, "
-                "write the new digest there",
-                file,
-            )
+            text = f"version {version}: this file has SHA-256 {got[:16]}..., sha256.{version} in {found.files.repository / path} says "
+            text += f"{stated[:16]}...: it was changed or damaged after that was written; {mend}; or, if you changed it on purpose, "
+            found.say(model, f"{text}write the new digest there", file)
     if pinned and is_plan and found.plans:
-        _check_plan(found, model, version, config, digests=digests)
+        _check_plan(found, model, version, config)
 
 
 def _build_command(found: Inspection, model: str, version: int) -> str:
     return f"defensemble build-engine {found.files.repository} --model {model} --version {version}"
 
 
-def _check_plan(found: Inspection, model: str, version: int, config: schema.ModelConfig, *, digests: bool) -> None:
+def _check_plan(found: Inspection, model: str, version: int, config: schema.ModelConfig) -> None:
     """Whether a plan is what its manifest says, and fits its configuration; whether it fits the server's machine, the server finds out."""
     place = f"{model}/{version}"
     command = f"{_build_command(found, model, version)} --force"
@@ -229,85 +210,50 @@ def _check_plan(found: Inspection, model: str, version: int, config: schema.Mode
     except ManifestError as error:
         found.say(model, f"{error}: `{command}`", path)
         return
-    for name, stated in ((file_of(config) or PLAN_FILE, manifest.plan_sha256), (MODEL_FILE, manifest.onnx_sha256)) if digests else ():
+    for name, stated in ((file_of(config) or PLAN_FILE, manifest.plan_sha256), (MODEL_FILE, manifest.onnx_sha256)):
         got = found.digest(f"{place}/{name}")
         if got is not None and got != stated and not found.refused(model, f"{place}/{name}"):
-            what = (
-                "the plan was built from another model.onnx than this one"
-                if name == MODEL_FILE
-                else "the plan was changed after it was built"
-            )
+            changed = name != MODEL_FILE
+            what = "the plan was changed after it was built" if changed else "the plan was built from another model.onnx than this one"
             found.say(model, f"{what}: it has SHA-256 {got[:16]}..., its manifest says {stated[:16]}...; {mend}", f"{place}/{name}")
     smallest, largest = manifest.profile.min, manifest.profile.max
     dims = list(config.input[0].dims) if len(config.input) == 1 else []
     if len(dims) != 3 or any(size not in (-1, taken) for size, taken in zip(dims, largest[1:], strict=True)):
         found.say(model, f"the plan takes images of {list(largest[1:])}, the configuration says {dims}; {mend}", path)
     if config.max_batch_size > largest[0]:
-        found.say(
-            model,
-            f"max_batch_size is {config.max_batch_size}, and the plan takes at most {largest[0]} images; {mend}, or lower max_batch_size "
-            f"to {largest[0]}",
-            path,
-        )
+        text = f"max_batch_size is {config.max_batch_size}, and the plan takes at most {largest[0]} images"
+        found.say(model, f"{text}; {mend}, or lower max_batch_size to {largest[0]}", path)
     if smallest[0] > 1:
         found.say(model, f"the plan takes no fewer than {smallest[0]} images, and a request may have 1; {mend}", path)
 
 
 def _check_profile(
-    found: Inspection,
-    model: str,
-    config: schema.ModelConfig,
-    profile: schema.ModelConfig,
-    path: str,
-    pinned: Collection[int],
-    *,
-    digests: bool,
-    mend: str,
+    found: Inspection, model: str, config: schema.ModelConfig, profile: schema.ModelConfig, path: str, pinned: Collection[int], *, mend: str
 ) -> None:
-    """A profile says where and by what a model is run: in all that a caller or an ensemble sees it must agree with ``config.pbtxt``."""
+    """A profile may differ in where and by what a model is run, and in nothing that a caller or an ensemble sees."""
     if profile.name not in ("", model):
         found.say(model, f"says name: \"{profile.name}\", but the model is called '{model}': make them equal", path, "name")
     for kind, mine, other in (("input", profile.input, config.input), ("output", profile.output, config.output)):
         if list(mine) != list(other):
-            found.say(
-                model,
-                f"this profile's {kind}s are {said_tensors(mine)}, {CONFIG_FILE} says {said_tensors(other)}: make them equal, or write the "
-                "profile again (`defensemble profile write`)",
-                path,
-                kind,
-            )
+            text = f"this profile's {kind}s are {said_tensors(mine)}, {CONFIG_FILE} says {said_tensors(other)}: make them equal"
+            found.say(model, f"{text}, or write the profile again (`defensemble profile write`)", path, kind)
     if profile.max_batch_size != config.max_batch_size:
-        found.say(
-            model,
-            f"this profile says max_batch_size: {profile.max_batch_size}, {CONFIG_FILE} says {config.max_batch_size}: make them equal",
-            path,
-            "max_batch_size",
-        )
+        text = f"this profile says max_batch_size: {profile.max_batch_size}, {CONFIG_FILE} says {config.max_batch_size}: make them equal"
+        found.say(model, text, path, "max_batch_size")
     served, usually = (_served(found, model, one) for one in (profile, config))
     for version in sorted(pinned):
         if version in usually and version not in served:
-            found.say(
-                model,
-                f"version {version} votes, and this profile serves {served or 'none'}: write version_policy {{ all {{}} }} here, as in "
-                f"{CONFIG_FILE}",
-                path,
-                "version_policy",
-            )
+            text = f"version {version} votes, and this profile serves {served or 'none'}: write version_policy {{ all {{}} }} here"
+            found.say(model, f"{text}, as in {CONFIG_FILE}", path, "version_policy")
     same = file_of(profile) == file_of(config)
     for version in served:
         key = f"sha256.{version}"
         stated, other = parameter(profile, key), parameter(config, key)
         if not same or version not in usually:
-            _check_file(found, model, version, profile, path, pinned=version in pinned, digests=digests, mend=mend)
+            _check_file(found, model, version, profile, path, pinned=version in pinned, mend=mend)
         elif stated is not None and other is not None and stated != other:
-            found.say(
-                model,
-                f"this profile says {key} {stated[:16]}..., {CONFIG_FILE} says {other[:16]}... of the same file: make them equal",
-                path,
-                ("parameters", "key", key),
-                "value",
-                "string_value",
-            )
+            text = f"this profile says {key} {stated[:16]}..., {CONFIG_FILE} says {other[:16]}... of the same file: make them equal"
+            found.say(model, text, path, *way_to_parameter(key))
 
 
 def said_tensors(tensors: Sequence[schema.ModelInput] | Sequence[schema.ModelOutput]) -> str:

@@ -11,6 +11,7 @@ from ..errors import ConfigError, EnsembleError
 from ..pbtxt import schema
 from ..preprocessing import PREPROCESSING, agreed_preprocessing, preprocessing_values
 from ..reader import parameter
+from .finding import way_to_parameter
 from .inspection import Inspection
 
 
@@ -45,5 +46,4 @@ def check_agreement(found: Inspection, ensemble: str, config: schema.ModelConfig
 
 
 def _add(found: Inspection, model: str, text: str) -> None:
-    way = (("parameters", "key", PREPROCESSING), "value", "string_value")
-    found.say(model, text, found.config_path(model), *way, refuses=False)
+    found.say(model, text, found.config_path(model), *way_to_parameter(PREPROCESSING), refuses=False)

@@ -7,16 +7,13 @@ from collections.abc import Iterable
 from ..filesystem.regular_files import check_regular
 from ..names import AVERAGING_NAME, CONFIG_FILE, MODEL_NAME
 from ..reader import is_ensemble
-from .averages import IsGenerated
-from .ensemble import CheckVotes, check_wired
+from .ensemble import check_wired
 from .finding import Finding
 from .inspection import Inspection
 from .model import check_model
 
 
-def check_folders(
-    found: Inspection, *, is_generated: IsGenerated | None = None, check_votes: CheckVotes | None = None
-) -> tuple[list[str], list[str]]:
+def check_folders(found: Inspection) -> tuple[list[str], list[str]]:
     """Find what keeps each model of a repository from being served.
 
     Returns the names of the models that were judged, and of averaging models that no ensemble runs, which were not: edits leave them for
@@ -27,7 +24,7 @@ def check_folders(
     configs = {name: config for name in models if (config := found.config(name)) is not None}
     ensembles = [name for name, config in configs.items() if is_ensemble(config)]
     for name in ensembles:
-        check_wired(found, name, is_generated=is_generated, check_votes=check_votes)
+        check_wired(found, name)
     used = {step.model_name for name in ensembles for step in configs[name].ensemble_scheduling.step}
     alone = [name for name in configs if name not in used and name not in ensembles]
     unused = [name for name in alone if AVERAGING_NAME.fullmatch(name)]
@@ -38,7 +35,7 @@ def check_folders(
 
 
 def check_root_links(found: Inspection) -> None:
-    """Find links beside the models' folders that lead nowhere: Triton lists no model of such a repository."""
+    """Find links at the root of the repository that lead nowhere: Triton lists no model of such a repository."""
     for link, goal in found.files.dangling_links().items():
         text = f"is a link to {goal!r}, which is not there, and Triton then reads nothing of the repository: remove the link"
         found.say(link, f"{text}, or put back what it leads to", link)

@@ -1,7 +1,7 @@
 """What Triton's core refuses of an ensemble's wiring, whoever wrote it: steps, the tensors between them, types, shapes and batches.
 
 The rules are those of `ValidateEnsembleSchedulingConfig` (model_config_utils.cc) and `ValidateEnsembleConfig` (ensemble_utils.cc) of
-https://github.com/triton-inference-server/core, which stops at the first fault, where all are told here. Stricter on purpose: a step
+https://github.com/triton-inference-server/core, which stops at the first fault, where all are found here. Stricter on purpose: a step
 must not write an input of the ensemble, and no tensor is declared twice, which Triton loads and nobody means.
 """
 
@@ -21,7 +21,7 @@ def wiring_faults(config: schema.ModelConfig, known: Mapping[str, schema.ModelCo
     """All that Triton's core would refuse of the ensemble ``config``.
 
     ``known`` maps names of its steps' models to their configurations. What a step maps and in which shapes is judged where its model is
-    among them: one that is missing, or wrong in itself, is told elsewhere.
+    among them: one that is missing, or wrong in itself, is reported elsewhere.
     """
     faults = [*_kind(config), *_declared(config)]
     steps = list(config.ensemble_scheduling.step)
@@ -103,7 +103,7 @@ def _flow(
 ) -> Iterator[Fault]:
     """Whether each tensor is written once and read, and none is needed before it can be there.
 
-    A wrong name is one fault and not two: what is written under it is told with what is missed under the right one.
+    A wrong name is one fault and not two: what is written under it is reported with what is missed under the right one.
     """
     inputs, outputs = ({tensor.name: None for tensor in tensors if tensor.name} for tensors in (config.input, config.output))
     written: dict[str, int] = {}
@@ -151,7 +151,7 @@ def _flow(
 def _loose(
     steps: Sequence[schema.ModelEnsembling.Step], used: set[str], known: Mapping[str, schema.ModelConfig]
 ) -> dict[str, tuple[int, str]]:
-    """What is written and not ``used``, with its step and the model's output; one that the model does not have is told by itself."""
+    """What is written and not ``used``, with its step and the model's output; one that the model does not have is reported by itself."""
     found: dict[str, tuple[int, str]] = {}
     for index, step in enumerate(steps):
         model = known.get(step.model_name)
@@ -195,16 +195,12 @@ def _mapping(index: int, step: schema.ModelEnsembling.Step, model: schema.ModelC
     for kind, entries, tensors in (("input", step.input_map, model.input), ("output", step.output_map, model.output)):
         names = [tensor.name for tensor in tensors]
         for key in sorted(set(entries) - set(names)):
-            yield Fault(
-                f"{said_step(index, step)} maps the {kind} '{key}', which the model does not have: it has {_listed(names)}",
-                way_to_step(index, (f"{kind}_map", "key", key)),
-            )
+            text = f"{said_step(index, step)} maps the {kind} '{key}', which the model does not have: it has {_listed(names)}"
+            yield Fault(text, way_to_step(index, (f"{kind}_map", "key", key)))
     for tensor in model.input:
         if step.input_map and tensor.name not in step.input_map and not tensor.optional:
-            yield Fault(
-                f"{said_step(index, step)} maps nothing to the model's input '{tensor.name}': add an input_map with that key",
-                way_to_step(index),
-            )
+            text = f"{said_step(index, step)} maps nothing to the model's input '{tensor.name}': add an input_map with that key"
+            yield Fault(text, way_to_step(index))
 
 
 @dataclass(frozen=True)
@@ -235,7 +231,7 @@ def _shapes(
     for kind, tensors in (("input", config.input), ("output", config.output)):
         for tensor in tensors:
             if tensor.data_type == schema.TYPE_INVALID or not _is_shape(tensor.dims):
-                continue  # told where it is declared
+                continue  # reported where it is declared
             dims = tensor.reshape.shape if tensor.HasField("reshape") else tensor.dims
             first.setdefault(tensor.name, _Tensor.of(f"the ensemble declares its {kind}", tensor, dims, config.max_batch_size))
     others: dict[str, tuple[list[_Tensor], tuple[Step, ...]]] = {}

@@ -80,7 +80,7 @@ def sync(paths: Collection[Path]) -> None:
 
 
 class ChangedFolders:
-    """Folders whose entries change, each of which is flushed once for several changes."""
+    """Folders whose entries change, each of which is flushed once for several changes; an OSError names the folder."""
 
     def __init__(self) -> None:
         self._pending: dict[Path, None] = {}
@@ -92,20 +92,12 @@ class ChangedFolders:
         self._all |= dict.fromkeys(folders)
 
     def sync(self) -> None:
-        """Flush the folders that were added since the last call.
-
-        Raises:
-            OSError: One cannot be flushed; names it.
-        """
+        """Flush the folders that were added since the last call."""
         sync(self._pending)
         self._pending.clear()
 
     def sync_all(self) -> None:
-        """Flush every folder that was added: for when their changes were undone.
-
-        Raises:
-            OSError: One cannot be flushed; names it.
-        """
+        """Flush every folder that was added: for when their changes were undone."""
         sync(self._all)
 
 
@@ -133,11 +125,7 @@ def shared_mode(target: Path) -> int:
 
 
 def remove_temporaries(target: Path) -> list[Path]:
-    """Remove and return the temporary files that killed writers of a file have left; nobody may be writing it now.
-
-    Raises:
-        OSError: One cannot be removed.
-    """
+    """Remove and return the temporary files that killed writers of a file have left; nobody may be writing it now."""
     name = temporary_path(target).name.rpartition(".")[0]
     stale = [left for left in sorted(target.parent.glob(f"{name}.*")) if left.name.rpartition(".")[2].isdecimal()]
     for left in stale:

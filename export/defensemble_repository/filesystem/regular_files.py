@@ -1,6 +1,7 @@
 """Read files without waiting for ever: opening a FIFO blocks until somebody writes into it, and a device may never end.
 
-What lies in a folder must be a regular file. What a user names may be a pipe too, such as `<(COMMAND)` or `/dev/stdin`.
+What is in a folder must be a regular file. What a user names may be a pipe too, such as `<(COMMAND)` or `/dev/stdin`. Whatever is neither,
+too large or not to be read is an OSError with its path.
 """
 
 from __future__ import annotations
@@ -20,11 +21,7 @@ _SILENCE_S = 60.0
 
 
 def irregular(path: str | os.PathLike[str]) -> str | None:
-    """Say what a path is that is neither a regular file nor a folder; None for these, and where there is nothing, or a link to itself.
-
-    Raises:
-        OSError: it cannot be looked at.
-    """
+    """Say what a path is that is neither a regular file nor a folder; None for these, and where there is nothing, or a link to itself."""
     try:
         mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -39,40 +36,24 @@ def irregular(path: str | os.PathLike[str]) -> str | None:
 
 
 def check_regular(path: str | os.PathLike[str]) -> None:
-    """Refuse a FIFO, a socket and a device.
-
-    Raises:
-        OSError: it is one, or cannot be looked at.
-    """
+    """Refuse a FIFO, a socket and a device."""
     _refuse(path, irregular(path))
 
 
 def regular_file_exists(path: str | os.PathLike[str]) -> bool:
-    """Return whether there is a regular file; a folder is none.
-
-    Raises:
-        OSError: there is a FIFO, a socket or a device instead, or it cannot be looked at.
-    """
+    """Return whether there is a regular file; a folder is none."""
     check_regular(path)
     return os.path.isfile(path)
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open a regular file.
-
-    Raises:
-        OSError: it is a FIFO, a socket or a device, or cannot be opened.
-    """
+    """Open a regular file."""
     check_regular(path)
     return open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # it may be a FIFO by now
 
 
 def read_regular(path: str | os.PathLike[str], limit: int | None = None) -> bytes:
-    """Read a regular file of at most `limit` bytes.
-
-    Raises:
-        OSError: it is larger, is a FIFO, a socket or a device, or cannot be read.
-    """
+    """Read a regular file of at most `limit` bytes."""
     with open_regular(path) as file:
         if limit is None:
             return file.read()
@@ -80,20 +61,12 @@ def read_regular(path: str | os.PathLike[str], limit: int | None = None) -> byte
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """Read a regular file of at most `LARGEST_TEXT` bytes as UTF-8; other bytes become U+FFFD.
-
-    Raises:
-        OSError: as `read_regular`.
-    """
+    """Read a regular file of at most `LARGEST_TEXT` bytes as UTF-8; other bytes become U+FFFD."""
     return read_regular(path, LARGEST_TEXT).decode(errors="replace")
 
 
 def read_argument(path: str | os.PathLike[str], limit: int) -> bytes:
-    """Read what a user named: a regular file, a pipe or a terminal, of at most `limit` bytes.
-
-    Raises:
-        OSError: it is larger, is another device or a socket, is a pipe that nobody writes into, or cannot be read.
-    """
+    """Read what a user named, of at most `limit` bytes: a regular file, a terminal, or a pipe that somebody writes into."""
     kind = irregular(path)
     if kind is None:
         return read_regular(path, limit)

@@ -14,6 +14,7 @@ from tritonclient.grpc import model_config_pb2 as schema
 from defensemble_export import check_ensemble, check_repository, fuse_repository, repository_plan, write_plan, write_profile
 from defensemble_export.entries.ensemble import ensemble_files
 from defensemble_repository.checks.finding import Finding
+from defensemble_repository.configs import Interface
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from defensemble_repository.reader import read_ensemble
 from defensemble_repository.target import EMBEDDED
@@ -341,9 +342,7 @@ def test_votes_that_a_hand_has_moved_are_said_and_taken_up_by_a_reload(repositor
     only(repository, "averaging model | other members", model="ensemble", line="average_", refuses=False)
     # What a reload plans is in order.
     files = RepositoryView(repository)
-    plan = ensemble_files(
-        files, read_ensemble(repository, "ensemble"), input_shape=tiny.SHAPE, num_classes=3, max_batch_size=8, labels=None
-    )
+    plan = ensemble_files(files, read_ensemble(repository, "ensemble"), Interface(tiny.SHAPE, 3, 8), None)
     assert check_ensemble(RepositoryView(repository, plan), "ensemble") == []
 
 
@@ -351,7 +350,7 @@ def test_an_edit_of_weights_by_hand_is_taken_up_by_a_reload(repository: Path) ->
     edit(repository, average_of(repository), lambda config: setattr(config.parameters["weights"], "string_value", "[1.0, 5.0]"))
     assert [one.refuses for one in check(repository)] == [True]
     votes = read_ensemble(repository, "ensemble")
-    plan = ensemble_files(RepositoryView(repository), votes, input_shape=tiny.SHAPE, num_classes=3, max_batch_size=8, labels=None)
+    plan = ensemble_files(RepositoryView(repository), votes, Interface(tiny.SHAPE, 3, 8), None)
     assert check_ensemble(RepositoryView(repository, plan), "ensemble") == []
 
 

@@ -15,6 +15,7 @@ from defensemble_export import ExportError, HistoryError, repository_plan, write
 from defensemble_export.editing import Edit, Prunable, append_edit, prune_files, prune_plan, read_history, snapshot_of
 from defensemble_export.editing.plan import plan_ensemble
 from defensemble_export.entries.ensemble import ensemble_files
+from defensemble_repository.configs import Interface
 from defensemble_repository.ensemble import Ensemble, Vote
 from defensemble_repository.errors import ConfigError
 from defensemble_repository.names import AVERAGING_NAME, HISTORY_FILE
@@ -47,9 +48,7 @@ def edit(folder: Path, *votes: Vote, name: str = "ensemble", action: str = "appl
     files = RepositoryView(folder)
     before = snapshot_of(files, name) if files.has(name) else None
     if votes:
-        planned = ensemble_files(
-            files, Ensemble(name, votes), input_shape=tiny.SHAPE, num_classes=3, max_batch_size=8, labels=b"circle\nsquare\ntriangle\n"
-        )
+        planned = ensemble_files(files, Ensemble(name, votes), Interface(tiny.SHAPE, 3, 8), b"circle\nsquare\ntriangle\n")
         write_plan(folder, {path: content for path, content in planned.items() if files.content(path) != content})
     else:
         shutil.rmtree(folder / name)

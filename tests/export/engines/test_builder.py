@@ -14,11 +14,11 @@ from onnx import TensorProto, helper
 
 from defensemble_export import EngineError
 from defensemble_export.engines.build_steps import BuildRequest, build_calls
-from defensemble_export.engines.builder import engine_from_onnx, request_from_onnx
+from defensemble_export.engines.builder import OnProgress, engine_from_onnx, request_from_onnx
 from defensemble_export.engines.target import Target, check_target, find_target
 from defensemble_export.engines.timing_cache import default_timing_cache
 from defensemble_repository.errors import RepositoryError
-from defensemble_repository.plan_manifest import Profile, read_manifest
+from defensemble_repository.plan_manifest import Manifest, Profile, read_manifest
 from tests.support import tiny
 from tests.support.facts import assert_facts, raises
 from tests.support.fake_tensorrt import GPU, MARK, VERSION, FakeTensorRT, ParserError, Severity, install_gpu, install_tensorrt
@@ -36,6 +36,11 @@ def graph(tmp_path: Path) -> Path:
     path = tmp_path / "model.onnx"
     path.write_bytes(tiny.linear_onnx(1))
     return path
+
+
+def built(graph: Path, plan: Path, *, timing_cache: Path | None = None, on_progress: OnProgress | None = None, **options: Any) -> Manifest:
+    request = request_from_onnx(graph.read_bytes(), str(graph), **{"max_batch_size": 8, **options})
+    return engine_from_onnx(graph, plan, request, find_target(), timing_cache=timing_cache, on_progress=on_progress)
 
 
 def test_the_calls_of_a_build_are_known_without_tensorrt() -> None:
@@ -60,9 +65,9 @@ def test_the_calls_of_a_build_are_known_without_tensorrt() -> None:
         "builder_config.set_timing_cache(cache=timing_cache, ignore_mismatch=False)",
         "serialized_network = builder.build_serialized_network(network=network, config=builder_config)",
     ]
-    plain = build_calls(BuildRequest((3, 32, 32), 64), timing_cache=False)
-    assert len(plain) == 12
-    assert not [line for line in plain if "COMPATIBLE" in line or "WORKSPACE" in line or "timing" in line or "INSTANCENORM" in line]
+    plain = build_calls(BuildRequest((3, 32, 32), 64))
+    assert len(plain) == 14
+    assert not [line for line in plain if "COMPATIBLE" in line or "WORKSPACE" in line or "INSTANCENORM" in line]
     assert "optimization_profile.set_shape(input=images, min=(1, 3, 32, 32), opt=(64, 3, 32, 32), max=(64, 3, 32, 32))" in plain
 
 
@@ -76,8 +81,7 @@ def test_precision_is_in_the_graph_and_changes_no_call(precision: str) -> None:
     [
         ({"max_batch_size": 0}, "max_batch_size | 1 to 4096 | 0"),
         ({"max_batch_size": 8, "opt_batch": 9}, "min <= opt <= max | 1, 9 and 8"),
-        ({"max_batch_size": 8, "min_batch": 9}, "min <= opt <= max | 9, 8 and 8"),
-        ({"max_batch_size": 8, "min_batch": 0}, "above 0"),
+        ({"max_batch_size": 8, "opt_batch": 0}, "above 0"),
         ({"max_batch_size": 8, "precision": "fp8"}, "precision | fp32, fp16, int8 | 'fp8'"),
         ({"max_batch_size": 8, "builder_level": 6}, "level | 5 | 6"),
         ({"max_batch_size": 8, "workspace_bytes": 0}, "workspace | 1 byte | 0"),
@@ -92,10 +96,9 @@ def test_a_plan_and_its_manifest_are_written(fake: FakeTensorRT, graph: Path, tm
     plan = tmp_path / "model.plan"
     told: list[tuple[str, str, int, int]] = []
     cache = tmp_path / "timings" / "file.cache"
-    manifest = engine_from_onnx(
+    manifest = built(
         graph,
         plan,
-        max_batch_size=8,
         opt_batch=4,
         precision="fp16",
         builder_level=5,
@@ -134,7 +137,7 @@ def test_timings_are_read_merged_and_written_back(fake: FakeTensorRT, graph: Pat
     cache = tmp_path / "cache"
 
     def build() -> bytes:
-        engine_from_onnx(graph, tmp_path / "model.plan", max_batch_size=8, timing_cache=cache)
+        built(graph, tmp_path / "model.plan", timing_cache=cache)
         return cache.read_bytes()
 
     cache.write_bytes(b"10.13.3.9|pool")
@@ -156,7 +159,7 @@ def test_timings_of_another_tensorrt_are_begun_afresh_with_a_word(
 ) -> None:
     cache = tmp_path / "cache"
     cache.write_bytes(content)
-    engine_from_onnx(graph, tmp_path / "model.plan", max_batch_size=8, timing_cache=cache)
+    built(graph, tmp_path / "model.plan", timing_cache=cache)
     assert cache.read_bytes() == b"10.13.3.9|conv"
     assert_facts(caplog.text, f"{cache} | TensorRT | GPU | damaged")
 
@@ -169,7 +172,7 @@ def test_each_tensorrt_and_gpu_has_a_file_of_its_own(monkeypatch: pytest.MonkeyP
 def test_every_error_of_the_parser_is_told_with_its_node(fake: FakeTensorRT, graph: Path, tmp_path: Path) -> None:
     fake.parser_errors = [ParserError("conv1", "Conv", "no weights"), ParserError("fc", "Gemm", "no bias")]
     with pytest.raises(EngineError) as raised:
-        engine_from_onnx(graph, tmp_path / "model.plan", max_batch_size=8)
+        built(graph, tmp_path / "model.plan")
     assert_facts(str(raised.value), f"{graph} | 'conv1' (Conv) | no weights | 'fc' (Gemm) | no bias")
     assert not list(tmp_path.glob("*.plan*"))
 
@@ -178,7 +181,7 @@ def test_no_plan_says_what_tensorrt_said(fake: FakeTensorRT, graph: Path, tmp_pa
     fake.plan = None
     fake.says = [(Severity.VERBOSE, "timing"), (Severity.WARNING, "slow"), (Severity.ERROR, "requested 9 GiB, out of memory")]
     with caplog.at_level(logging.DEBUG, "defensemble_export.tensorrt"), pytest.raises(EngineError) as raised:
-        engine_from_onnx(graph, tmp_path / "model.plan", max_batch_size=8)
+        built(graph, tmp_path / "model.plan")
     assert_facts(str(raised.value), f"{graph} | requested 9 GiB, out of memory")
     assert_facts(str(raised.value), "max_batch_size | --workspace")
     assert [(record.levelname, record.message) for record in caplog.records] == [
@@ -192,13 +195,13 @@ def test_no_plan_says_what_tensorrt_said(fake: FakeTensorRT, graph: Path, tmp_pa
 def test_a_profile_that_tensorrt_refuses(fake: FakeTensorRT, graph: Path, tmp_path: Path) -> None:
     fake.added = -1
     with pytest.raises(EngineError, match=r"Profile\(min=\(1, 1, 4, 4\)"):
-        engine_from_onnx(graph, tmp_path / "model.plan", max_batch_size=8)
+        built(graph, tmp_path / "model.plan")
 
 
 def test_a_tensorrt_that_lacks_a_name_is_told_and_no_traceback(fake: FakeTensorRT, graph: Path, tmp_path: Path) -> None:
     del sys.modules["tensorrt"].MemoryPoolType
     with raises(EngineError, f"TensorRT {VERSION} | MemoryPoolType"):
-        engine_from_onnx(graph, tmp_path / "model.plan", max_batch_size=8, workspace_bytes=1)
+        built(graph, tmp_path / "model.plan", workspace_bytes=1)
 
 
 def test_ctrl_c_in_a_callback_ends_the_build_and_is_raised_after_it(fake: FakeTensorRT, graph: Path, tmp_path: Path) -> None:
@@ -210,14 +213,14 @@ def test_ctrl_c_in_a_callback_ends_the_build_and_is_raised_after_it(fake: FakeTe
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        engine_from_onnx(graph, tmp_path / "model.plan", max_batch_size=8, on_progress=on_progress)
+        built(graph, tmp_path / "model.plan", on_progress=on_progress)
     assert steps == [0, 1, 2], "the second step was not begun, its phase was finished"
     assert not list(tmp_path.glob("*.plan*"))
 
 
 def test_a_place_that_cannot_be_written_is_named(fake: FakeTensorRT, graph: Path, tmp_path: Path) -> None:
     with raises(OSError, "none/model.plan | No such file"):
-        engine_from_onnx(graph, tmp_path / "none" / "model.plan", max_batch_size=8)
+        built(graph, tmp_path / "none" / "model.plan")
 
 
 def other_graph(shape: list[Any], name: str = "images", element: int = TensorProto.FLOAT, operator: str = "Relu") -> bytes:
@@ -264,7 +267,7 @@ CONTAINER = "docker compose --profile gpu run --rm engines | nvcr.io/nvidia/tens
 def test_tensorrt_missing_names_the_command_and_the_container(graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with raises(EngineError, f"Python package | not installed | {CONTAINER}"):
-        engine_from_onnx(graph, tmp_path / "model.plan", max_batch_size=8)
+        built(graph, tmp_path / "model.plan")
 
 
 def test_tensorrt_without_its_libraries(graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,7 +276,7 @@ def test_tensorrt_without_its_libraries(graph: Path, tmp_path: Path, monkeypatch
     (package / "__init__.py").write_text("raise ImportError('libnvinfer.so.10: cannot open shared object file')\n")
     monkeypatch.syspath_prepend(package.parent)
     with raises(EngineError, f"installed | libnvinfer.so.10: cannot open | {CONTAINER}"):
-        engine_from_onnx(graph, tmp_path / "model.plan", max_batch_size=8)
+        built(graph, tmp_path / "model.plan")
 
 
 def test_tensorrt_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,11 +325,11 @@ def test_no_driver_and_a_hidden_gpu(fake: FakeTensorRT, monkeypatch: pytest.Monk
 
 
 def test_a_precision_that_the_gpu_cannot_run_is_refused_before_the_build(
-    fake: FakeTensorRT, graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fake: FakeTensorRT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install_gpu(monkeypatch, tmp_path, ("Tesla V100-SXM2-16GB", "7.0", "570.124.06"))
     with raises(EngineError, "int8 | Tesla V100 | 7.0 | 7.5"):
-        engine_from_onnx(graph, tmp_path / "model.plan", max_batch_size=8, precision="int8")
+        check_target(find_target(), "int8", hardware_compatible=False)
     assert fake.calls == []
 
 

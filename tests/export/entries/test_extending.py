@@ -13,7 +13,7 @@ from tritonclient.grpc import model_config_pb2 as schema
 from defensemble_export import EnsembleError, repository_plan, write_plan
 from defensemble_export.entries.members import check_request
 from defensemble_repository.averaging import averaging_of
-from defensemble_repository.configs import averaging_config, ensemble_config
+from defensemble_repository.configs import Interface, averaging_config, ensemble_config
 from defensemble_repository.ensemble import Ensemble, Vote
 from defensemble_repository.errors import RepositoryError
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
@@ -108,9 +108,9 @@ def test_outputs_that_were_taken_out_stay_out(repository: Path) -> None:
 )
 def test_what_configurations_say_is_read_back(votes: list[tuple[str, int, float]], average: str) -> None:
     ensemble = Ensemble("e", tuple(Vote(*vote) for vote in votes), average)
-    config = ensemble_config(ensemble, average_model="average_1", input_shape=tiny.SHAPE, num_classes=3, max_batch_size=8)
-    averaging = averaging_config("average_1", ensemble, num_classes=3, max_batch_size=8, digest="0")
-    assert ensemble_from_configs("e", {"e": config, "average_1": averaging}) == ensemble
+    config = ensemble_config(ensemble, Interface(tiny.SHAPE, 3, 8))
+    averaging = averaging_config(ensemble, 3, 8, digest="0")
+    assert ensemble_from_configs("e", {"e": config, averaging.name: averaging}) == ensemble
 
 
 def _rewire(config: schema.ModelConfig) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -47,7 +48,7 @@ def test_the_training_images_of_a_data_set() -> None:
 
 def test_the_record_is_json_and_pickles() -> None:
     told = Calibration(8, 3, "a pool", "00")
-    assert json.loads(json.dumps(told.to_values())) == {"count": 8, "seed": 3, "source": "a pool", "sha256": "00"}
+    assert json.loads(json.dumps(asdict(told))) == {"count": 8, "seed": 3, "source": "a pool", "sha256": "00"}
     assert pickle.loads(pickle.dumps(told)) == told
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 from google.protobuf import text_format
@@ -14,7 +13,7 @@ from tritonclient.grpc import model_config_pb2 as schema
 
 from defensemble_repository.checks.finding import Lines
 from defensemble_repository.checks.wiring import wiring_faults
-from defensemble_repository.configs import averaging_config, ensemble_config, member_config
+from defensemble_repository.configs import Interface, averaging_config, ensemble_config, member_config
 from defensemble_repository.ensemble import Ensemble, Vote
 from tests.support.facts import assert_each, assert_facts
 
@@ -22,14 +21,12 @@ from tests.support.facts import assert_each, assert_facts
 def wired(members: int, classes: int = 3, batch: int = 8) -> tuple[schema.ModelConfig, dict[str, schema.ModelConfig]]:
     """An ensemble of `m0`, `m1`, ... as an export writes it, and the configurations of its steps' models."""
     ensemble = Ensemble("e", tuple(Vote(f"m{index}") for index in range(members)))
-    size: dict[str, Any] = {"num_classes": classes, "max_batch_size": batch}
-    known = {
-        f"m{index}": member_config(f"m{index}", input_shape=(1, 4, 4), digests={}, mask_digests={}, precisions={}, **size)
-        for index in range(members)
-    }
-    known["average_x"] = averaging_config("average_x", ensemble, digest="", **size)
-    config = ensemble_config(ensemble, average_model="average_x", input_shape=(1, 4, 4), **size)
-    return config, known
+    interface = Interface((1, 4, 4), classes, batch)
+    known = {f"m{index}": member_config(f"m{index}", interface) for index in range(members)}
+    config = ensemble_config(ensemble, interface)
+    averaging = averaging_config(ensemble, classes, batch, digest="")
+    averaging.name = config.ensemble_scheduling.step[members].model_name = "average_x"
+    return config, {**known, "average_x": averaging}
 
 
 def faults(config: schema.ModelConfig, known: dict[str, schema.ModelConfig]) -> list[str]:
