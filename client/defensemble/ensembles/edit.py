@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from defensemble_repository.lock import locked_within
+from defensemble_repository.transaction import check_writable, remove_stale_staging
+
 from .._exceptions import ConnectionFailedError, DeadlineExceededError, InputError
 from .baseline import Baseline, baseline_before_reload
 from .checks import check_target_edits, plan_or_refuse
@@ -110,8 +113,6 @@ class EditRunner:
             OSError: A folder cannot be written.
         """
         from defensemble_export.editing import check_history, read_journal, remove_stale_temporaries
-        from defensemble_repository.lock import locked_within
-        from defensemble_repository.transaction import check_writable, remove_stale_staging
 
         folders = [target.repository for target in self.targets]
         may_write = True

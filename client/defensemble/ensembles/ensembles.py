@@ -6,6 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from defensemble_repository.checks.finding import Finding
+from defensemble_repository.ensemble import Ensemble
+from defensemble_repository.errors import EnsembleError, RepositoryError
+from defensemble_repository.reader import read_ensemble
+from defensemble_repository.target import TARGETS
+from defensemble_repository.view import RepositoryView
+
 from .._client.client import Client
 from .._exceptions import ConnectionFailedError, DefensembleError, InputError
 from .edit import EditRunner
@@ -18,8 +25,6 @@ from .targets import EditTarget
 
 if TYPE_CHECKING:
     from defensemble_export.editing import Edit, Prunable
-    from defensemble_repository.checks.finding import Finding
-    from defensemble_repository.ensemble import Ensemble
 
 
 class Ensembles:
@@ -123,8 +128,6 @@ class Ensembles:
         Raises:
             defensemble_repository.errors.ConfigError, OSError: A configuration cannot be read, so this is not known; `check` says more.
         """
-        from defensemble_repository.view import RepositoryView
-
         files = RepositoryView(self.repository)
         return [name for name in files.models() if files.config(name).platform == "ensemble"]
 
@@ -158,9 +161,6 @@ class Ensembles:
         """
         from defensemble_export import check_repository
         from defensemble_export.editing import ensemble_names
-        from defensemble_repository.checks.finding import Finding
-        from defensemble_repository.target import TARGETS
-        from defensemble_repository.view import RepositoryView
 
         recover_or_warn(self._runner, self._warn)
         folders = [target.repository for target in self._runner.targets]
@@ -284,8 +284,6 @@ class Ensembles:
             EditRefusedError, EditFailedError, ServiceError, defensemble_repository.errors.RepositoryError, OSError: As all edits.
         """
         from defensemble_export.editing import Reload
-        from defensemble_repository.errors import EnsembleError, RepositoryError
-        from defensemble_repository.reader import read_ensemble
 
         if name is not None:
             return [self._runner.run(Reload(name), message=message, dry_run=dry_run)]

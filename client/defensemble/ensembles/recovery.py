@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from defensemble_repository.view import RepositoryView
+
 from .._exceptions import ConnectionFailedError, DeadlineExceededError, ForbiddenError, InputError, ServiceError
 from .server_models import Served, repeat_after_restart, unused_models
 from .targets import EditTarget
@@ -133,8 +135,6 @@ def reconcile_server(served: Served, repository: Path, name: str | None, candida
         ServiceError: It refuses, or does not answer.
         defensemble_repository.errors.ConfigError: The ensemble's configuration cannot be read.
     """
-    from defensemble_repository.view import RepositoryView
-
     files = RepositoryView(repository)
     ready = served.ready()
     if name is not None and files.has(name):

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from defensemble_repository.view import RepositoryView
+
 from .._exceptions import InputError
 from .baseline import is_same_state, snapshot_or_none
 from .edit import EditRunner
@@ -67,7 +69,6 @@ def rollback_plan(history: list[Edit], name: str, count: int, to: str | None, re
         InputError: See `roll_back`.
     """
     from defensemble_export.editing import Restore, undoable
-    from defensemble_repository.view import RepositoryView
 
     stack = undoable(history, name)
     last = next((edit for edit in reversed(history) if edit.ensemble == name), None)

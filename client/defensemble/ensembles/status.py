@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from defensemble_repository.ensemble import Ensemble
+from defensemble_repository.errors import ConfigError, EnsembleError, LockedError
+from defensemble_repository.preprocessing import PREPROCESSING, preprocessing_values
+from defensemble_repository.reader import parameter, read_ensemble
+from defensemble_repository.view import RepositoryView
 
 from .._exceptions import ServiceError
 from .baseline import is_same_state, snapshot_or_none
@@ -14,15 +19,11 @@ from .results import EnsembleState, MemberState
 from .server_models import Served, is_averaging
 from .targets import EditTarget
 
-if TYPE_CHECKING:
-    from defensemble_repository.ensemble import Ensemble
-
 
 def recover_or_warn(runner: EditRunner, warn: Callable[[str], None]) -> None:
     """Finishes or undoes an edit that was cut short; where one is under way, or may not be touched by this user, only tells."""
     from defensemble_export import HistoryError
     from defensemble_export.editing import read_journal
-    from defensemble_repository.errors import LockedError
 
     for target in runner.targets:
         try:
@@ -47,8 +48,6 @@ def recover_or_warn(runner: EditRunner, warn: Callable[[str], None]) -> None:
 
 def differences_of(targets: Sequence[EditTarget], name: str) -> list[str]:
     """In which folders an ensemble is another than in the first."""
-    from defensemble_repository.view import RepositoryView
-
     first = snapshot_or_none(RepositoryView(targets[0].repository), name)
     found = []
     for target in targets[1:]:
@@ -68,10 +67,6 @@ def look_at(targets: Sequence[EditTarget], name: str) -> EnsembleState:
         defensemble_repository.errors.RepositoryError, ServiceError, OSError: It cannot be read; a server does not answer.
     """
     from defensemble_export.editing import check_ensemble_exists, read_member_info
-    from defensemble_repository.errors import ConfigError, EnsembleError
-    from defensemble_repository.preprocessing import PREPROCESSING, preprocessing_values
-    from defensemble_repository.reader import parameter, read_ensemble
-    from defensemble_repository.view import RepositoryView
 
     check_ensemble_exists(targets[0].repository, name)
     files = RepositoryView(targets[0].repository)
@@ -138,8 +133,6 @@ class _Serving:
     """What one server serves of one folder."""
 
     def __init__(self, served: Served, repository: Path) -> None:
-        from defensemble_repository.view import RepositoryView
-
         self._served = served
         self._files = RepositoryView(repository)
         self._ready = served.ready()

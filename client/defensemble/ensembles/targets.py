@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from defensemble_repository.names import check_name
+from defensemble_repository.view import RepositoryView
+
 from .server_models import Served, is_averaging
 
 if TYPE_CHECKING:
@@ -114,9 +117,6 @@ def plan_at(request: EditRequest, target: EditTarget) -> TargetEdit:
     Raises:
         defensemble_repository.errors.RepositoryError, OSError: It cannot be made there.
     """
-    from defensemble_repository.names import check_name
-    from defensemble_repository.view import RepositoryView
-
     digest = RepositoryView(target.repository).digest(f"{check_name(request.name)}/config.pbtxt")
     return TargetEdit(target, request.plan(target.repository), digest)
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import click
 
+from defensemble_repository.target import TARGETS
+
 from ..._client.client import Client
 from ..._exceptions import InputError
 from ...ensembles import Applied, Ensembles, Replica
@@ -97,8 +99,6 @@ def show_ensembles(name: str | None, form: str, where: Mapping[str, Any]) -> Non
 
 def check_ensembles(name: str | None, runtime: str, where: Mapping[str, Any]) -> None:
     """Prints what the checks found; exit status 1 where one of them refuses."""
-    from defensemble_repository.target import TARGETS
-
     with opened(where) as ensembles:
         findings = ensembles.check(name, runtime=runtime)
         refused = 0

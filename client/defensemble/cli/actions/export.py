@@ -15,6 +15,12 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 
+from defensemble_repository.checks.outdated_graphs import outdated_graphs
+from defensemble_repository.export_report import read_reports
+from defensemble_repository.names import RESERVED
+from defensemble_repository.reader import read_config, read_ensemble
+from defensemble_repository.view import RepositoryView
+
 from ..._image_files import npy_images
 from ..local_servers import servers_of
 from ..shell import this_command
@@ -226,10 +232,6 @@ def _fuse(request: Request) -> list[str]:
 def _tell(request: Request, written: Sequence[str]) -> None:
     """What was written, what of the goals was missed, and how it is served."""
     from defensemble_export import RANDOM_ALONE
-    from defensemble_repository.checks.outdated_graphs import outdated_graphs
-    from defensemble_repository.export_report import read_reports
-    from defensemble_repository.reader import read_ensemble
-    from defensemble_repository.view import RepositoryView
 
     models = sorted({path.split("/")[0] for path in written})
     click.echo(f"{request.repository}: wrote {', '.join(models)}")
@@ -279,7 +281,6 @@ def _check_engines(request: Request) -> None:
 
 def _build_engines(request: Request, written: Sequence[str]) -> None:
     from defensemble_export import build_engines
-    from defensemble_repository.names import RESERVED
 
     from ..commands.build_engine import shown_building
 
@@ -330,8 +331,6 @@ def _networks(request: Request) -> list[FromCheckpoint | FromOnnx]:
 
 def _described(repository: Path, name: str) -> str:
     """What an ensemble consists of now, as its configurations say."""
-    from defensemble_repository.reader import read_config, read_ensemble
-
     ensemble = read_ensemble(repository, name)
     votes = ", ".join(f"{vote.model}@{vote.version} (weight {vote.weight:g})" for vote in ensemble.members)
     batch = read_config(repository / name).max_batch_size

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 import numpy as np
@@ -18,6 +18,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
+
+from defensemble_images import SUFFIXES, Preprocessing, StoredArray, check_memory, npy_array
 
 from ..._client.client import Client
 from ..._client.model_info import ModelInfo
@@ -34,9 +36,6 @@ from ..._image_files import (
 )
 from ...results.intervals import rate
 from ..notes import print_note
-
-if TYPE_CHECKING:
-    from defensemble_images import Preprocessing, StoredArray
 
 SCHEMA = "defensemble.predict/1"
 _BATCH_SIZE = 64
@@ -138,8 +137,6 @@ class _Image:
 
 def _sources(files: Sequence[Path], info: ModelInfo) -> list[_Source]:
     """Look at all files before the first is decoded; consecutive image files are decoded together."""
-    from defensemble_images import SUFFIXES, npy_array
-
     sources: list[_Source] = []
     for is_array, group in groupby(files, lambda file: file.suffix.lower() == ".npy"):
         some = list(group)
@@ -165,8 +162,6 @@ def _sources(files: Sequence[Path], info: ModelInfo) -> list[_Source]:
 
 def _check_memory(sources: Sequence[_Source], info: ModelInfo, size: int, largest: int | None, limit: int | None) -> None:
     """Refuse what would take too much memory: images are decoded and asked about a batch at a time, Fortran order is read as a whole."""
-    from defensemble_images import check_memory
-
     for source in sources:
         shape = info.image_shape if source.array is None else source.array.shape[1:]
         one = 4 * math.prod(shape) if min(shape) > 0 else 0  # image files of any size: `memory_to_read` counts the largest

@@ -12,9 +12,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from defensemble_repository.export_report import Reported, read_reports
+
 if TYPE_CHECKING:
     from defensemble_export import Member
-    from defensemble_repository.export_report import Reported
 
 
 def show_reports(repository: Path, models: list[str] | None) -> None:
@@ -24,8 +25,6 @@ def show_reports(repository: Path, models: list[str] | None) -> None:
         defensemble_export.ExportError: there is no such repository or model.
         click.ClickException: it holds no exported model.
     """
-    from defensemble_repository.export_report import read_reports
-
     reports = read_reports(repository, models)
     if not reports:
         raise click.ClickException(f"{repository} holds no exported model: write one with `defensemble export CHECKPOINT...`")
