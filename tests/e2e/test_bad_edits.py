@@ -46,7 +46,7 @@ def refused(words: list[str], status: int) -> str:
 
 
 HERE = ["--repository", "repository"]
-WEIGHT = "expected a vote and its weight, such as keep0.3=2 or keep0.3@2=0.5, got "
+WEIGHT = ", such as keep0.3=2, got "
 NAME = "a model's name has 1 to 100 letters, digits, '_', '.' or '-' and begins with a letter or digit, got "
 VOTE = "a vote is named MODEL or MODEL@VERSION, the version a number from 1, such as keep0.3@2; got "
 ABOVE_0 = "must be finite and above 0, got "

@@ -235,7 +235,7 @@ def test_the_modules_of_the_commands_import_click_alone_at_their_top() -> None:
     foreign = {one.top for one in at_once} - sys.stdlib_module_names - {"click"}
     assert foreign == {"defensemble"}
     ours = {one.name.rpartition(".")[0] for one in at_once if one.top == "defensemble" and one.file != "cli/__init__.py"}
-    assert ours == {f"defensemble.cli.{module}" for module in ("shell", "notes", "reading_options", "ensemble_options")}
+    assert ours == {f"defensemble.cli.{module}" for module in ("shell", "notes", "options", "ensemble_options")}
     inside = {one.top for one in imports_of("defensemble") if f"defensemble.{one.file[:-3].replace('/', '.')}" in ours}
     assert inside - sys.stdlib_module_names - {"defensemble"} == {"click"}
 

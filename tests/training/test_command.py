@@ -102,7 +102,7 @@ def test_bad_values_are_refused(tmp_path: Path, options: list[str], error: type[
     ("arguments", "message"),
     [
         (["a.pt"], "expected a file name that ends in .safetensors, got 'a.pt'"),
-        (["--blocks", "0;1", "a.safetensors"], "expected whole numbers with commas between them, such as 0,1,2; got '0;1'"),
+        (["--blocks", "0;1", "a.safetensors"], "expected whole numbers with commas between them, such as 0,1,2, got '0;1'"),
         (["--keep", "much", "a.safetensors"], "'much' is not a valid float"),
         ([], "Missing argument 'OUTPUT.safetensors'"),
     ],

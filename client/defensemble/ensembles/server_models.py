@@ -178,7 +178,7 @@ class Served:
         self._transport.unload_model(model, self._timeout_s)
 
     def unload_deleted(self, folder: Path, model: str) -> None:
-        """Takes a model out of service that lies in `folder` no more; where the server sees it even so, says that it reads another folder."""
+        """Take a model out of service whose folder in `folder` is gone; where the server still sees it, it reads another folder."""
         self.unload(model)
         # Triton's index lists what it sees in its folder, on its way out or not.
         if any(state.name == model for state in self._transport.repository_index(self._timeout_s)):

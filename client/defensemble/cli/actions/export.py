@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -44,7 +44,7 @@ class Request:
     ensemble: str | None
     no_ensemble: bool
     average: str | None
-    weights: tuple[str, ...]
+    weights: Mapping[str, float]
     max_batch_size: int | None
     replace: bool
     data_dir: Path | None
@@ -106,8 +106,6 @@ class Request:
             raise click.UsageError(f"{', '.join(told)}: of use with networks to export, and none is given")
         if not networks and self.fused_name is not None and self.no_ensemble:
             raise click.UsageError("--fuse without networks fuses an ensemble that is in the repository: leave --no-ensemble out")
-        if len(dict(self.given_weights)) < len(self.weights):
-            raise click.UsageError("--weight names a member twice")
 
     def _about_networks(self) -> list[str]:
         options = {
@@ -128,11 +126,6 @@ class Request:
     def networks(self) -> int:
         """How many are to be exported."""
         return len(self.checkpoints) + (self.onnx_file is not None)
-
-    @property
-    def given_weights(self) -> Sequence[tuple[str, float]]:
-        """Names of members and their weights."""
-        return [_weight(text) for text in self.weights]
 
     @property
     def ensemble_name(self) -> str | None:
@@ -181,7 +174,7 @@ def _export(request: Request) -> list[str]:
             request.repository,
             ensemble=request.ensemble_name,
             average=request.average,
-            weights=dict(request.given_weights),
+            weights=request.weights,
             max_batch_size=request.max_batch_size,
             replace=request.replace,
             form=form,
@@ -335,11 +328,3 @@ def _described(repository: Path, name: str) -> str:
     votes = ", ".join(f"{vote.model}@{vote.version} (weight {vote.weight:g})" for vote in ensemble.members)
     batch = read_config(repository / name).max_batch_size
     return f"{name}: {votes}; average of {ensemble.average}, batches of up to {batch}"
-
-
-def _weight(text: str) -> tuple[str, float]:
-    name, _, value = text.rpartition("=")
-    try:
-        return name, float(value)
-    except ValueError:
-        raise click.BadParameter(f"expected NAME=NUMBER, got {text!r:.120}", param_hint="--weight") from None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..notes import print_note
-from ..reading_options import bytes_from_size
+from ..options import PATH, bytes_from_size, numbers, with_options
 from ..shell import as_typed, this_command
 
 if TYPE_CHECKING:
@@ -20,59 +20,44 @@ if TYPE_CHECKING:
     from defensemble_training import TrainingProgress
 
 
-def _numbers(context: click.Context, option: click.Parameter, text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(int(part) for part in text.split(",")) if text else ()
-    except ValueError:
-        raise click.BadParameter(f"expected whole numbers with commas between them, such as 0,1,2; got {text!r:.120}") from None
-
-
-def _recipe_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options that change a preset: None is the preset's own value."""
-    for option in reversed(
-        [
-            click.option("--preset", default="fast", show_default=True, help="Recipe: fast (one-cycle, 8 epochs) or paper (the authors')."),
-            click.option("--epochs", type=int, help="Passes over the training images.  [default: the preset's, as below]"),
-            click.option("--batch-size", type=int, help="Images per step, over all processes."),
-            click.option("--learning-rate", type=float, help="Highest learning rate of the schedule."),
-            click.option("--schedule", help="Learning rate schedule: one-cycle, or steps (a tenth after each milestone)."),
-            click.option("--milestones", callback=_numbers, metavar="N,N,...", help="Epochs after which the learning rate falls."),
-            click.option("--momentum", type=float, help="Momentum of SGD."),
-            click.option("--nesterov/--no-nesterov", default=None, help="Use Nesterov momentum."),
-            click.option("--weight-decay", type=float, help="Weight decay of SGD."),
-            click.option("--label-smoothing", type=float, help="Label smoothing; 0.1 is the usual baseline."),
-            click.option(
-                "--largest-shift",
-                type=float,
-                help="Largest random shift, as a fraction of height and width; 0.125 is a padding of 4 for 32 pixels.",
-            ),
-            click.option("--flip/--no-flip", default=None, help="Mirror images at random, where the dataset allows it."),
-            click.option(
-                "--adversarial", metavar="ATTACK", help="Train on adversarial examples of this attack, such as adversarial-training."
-            ),
-            click.option("--choose", help="Weights to keep: last (of the last epoch) or best (on held-out images)."),
-            click.option(
-                "--held-out", type=int, help="Number of training images to hold out.  [default: a tenth with --choose best, else none]"
-            ),
-        ]
-    ):
-        command = option(command)
-    return command
+_numbers = numbers(int, "0,1,2")
+# What changes a preset: None is the preset's own value.
+_recipe_options = with_options(
+    click.option("--preset", default="fast", help="Recipe: fast (one-cycle, 8 epochs) or paper (the authors')."),
+    click.option("--epochs", type=int, help="Passes over the training images.  [default: the preset's, as below]"),
+    click.option("--batch-size", type=int, help="Images per step, over all processes."),
+    click.option("--learning-rate", type=float, help="Highest learning rate of the schedule."),
+    click.option("--schedule", help="Learning rate schedule: one-cycle, or steps (a tenth after each milestone)."),
+    click.option("--milestones", callback=_numbers, metavar="N,N,...", help="Epochs after which the learning rate falls."),
+    click.option("--momentum", type=float, help="Momentum of SGD."),
+    click.option("--nesterov/--no-nesterov", default=None, help="Use Nesterov momentum."),
+    click.option("--weight-decay", type=float, help="Weight decay of SGD."),
+    click.option("--label-smoothing", type=float, help="Label smoothing; 0.1 is the usual baseline."),
+    click.option(
+        "--largest-shift",
+        type=float,
+        help="Largest random shift, as a fraction of height and width; 0.125 is a padding of 4 for 32 pixels.",
+    ),
+    click.option("--flip/--no-flip", default=None, help="Mirror images at random, where the dataset allows it."),
+    click.option("--adversarial", metavar="ATTACK", help="Train on adversarial examples of this attack, such as adversarial-training."),
+    click.option("--choose", help="Weights to keep: last (of the last epoch) or best (on held-out images)."),
+    click.option("--held-out", type=int, help="Number of training images to hold out.  [default: a tenth with --choose best, else none]"),
+)
+# What goes into a `ModelSpec` and a `Compute` as it is given.
+_SPEC = ("arch", "keep", "blocks", "pattern", "sampling", "mask_seed", "channel_multiplier", "stem")
+_COMPUTE = ("device", "processes", "precision", "channels_last", "compile", "threads")
 
 
 @click.command("train", short_help="A defective or standard CNN, trained and saved as a checkpoint.")
-@click.argument("output", type=click.Path(path_type=Path), metavar="OUTPUT.safetensors")
+@click.argument("output", type=PATH, metavar="OUTPUT.safetensors")
 @click.option(
     "--data",
     default="digits",
-    show_default=True,
     help="Dataset: digits, mnist, cifar10, tiny-imagenet, imagenet, stylized-imagenet, or folder (your own images in --data-dir).",
 )
 @click.option(
     "--data-dir",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Folder with the images (parquet files or class folders), instead of a download from the hub.",
 )
 @click.option(
@@ -86,34 +71,30 @@ def _recipe_options(command: Callable[..., None]) -> Callable[..., None]:
     help="Memory that images may take while they are decoded, and those of one row group of a parquet file, such as 4G.  "
     "[default: half of the free memory]",
 )
-@click.option("--arch", default="resnet18", show_default=True, help="resnet18, resnet50, densenet121, senet18, vgg19, wrn32_4.")
-@click.option("--keep", type=float, default=0.3, show_default=True, help="Keep probability of the masks, in (0, 1]; 1.0 is a standard CNN.")
-@click.option("--blocks", callback=_numbers, default="0,1,2", show_default=True, metavar="N,N,...", help="Defective blocks; 0 is the stem.")
-@click.option("--pattern", default="neuron", show_default=True, help="What a mask drops: neuron, channel or shared (over channels).")
-@click.option("--sampling", default="bernoulli", show_default=True, help="How a mask is drawn: bernoulli, or exact (a fixed count).")
-@click.option("--mask-seed", type=int, default=0, show_default=True, help="Seed of the masks.")
+@click.option("--arch", default="resnet18", help="resnet18, resnet50, densenet121, senet18, vgg19, wrn32_4.")
+@click.option("--keep", type=float, default=0.3, help="Keep probability of the masks, in (0, 1]; 1.0 is a standard CNN.")
+@click.option("--blocks", callback=_numbers, default="0,1,2", metavar="N,N,...", help="Defective blocks; 0 is the stem.")
+@click.option("--pattern", default="neuron", help="What a mask drops: neuron, channel or shared (over channels).")
+@click.option("--sampling", default="bernoulli", help="How a mask is drawn: bernoulli, or exact (a fixed count).")
+@click.option("--mask-seed", type=int, default=0, help="Seed of the masks.")
 @click.option("--width", type=int, help="Channels of the first stage; the paper uses 64.  [default: 8 for digits and mnist, else 64]")
-@click.option(
-    "--channel-multiplier", type=int, default=1, show_default=True, help="Factor on the channels of the defective blocks (the paper's xn)."
-)
-@click.option("--stem", default="cifar", show_default=True, help="cifar, or imagenet (7x7 and a max-pool, for 224x224).")
+@click.option("--channel-multiplier", type=int, default=1, help="Factor on the channels of the defective blocks (the paper's xn).")
+@click.option("--stem", default="cifar", help="cifar, or imagenet (7x7 and a max-pool, for 224x224).")
 @click.option("--drop", metavar="KIND", help="Baseline: spatial_dropout or drop_block, in --drop-blocks.")
 @click.option("--drop-keep", type=float, help="Keep probability of --drop.  [default: 0.9]")
 @click.option("--drop-blocks", callback=_numbers, metavar="N,N,...", help="Blocks of --drop.  [default: 3,4]")
 @_recipe_options
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of initialisation, order and shifts.")
-@click.option("--device", default="auto", show_default=True, help="cpu, gpu, or auto: a GPU where there is one.")
-@click.option(
-    "--processes", type=int, default=1, show_default=True, help="Processes on this machine, one per GPU; `torchrun` sets its own number."
-)
+@click.option("--seed", type=int, default=0, help="Seed of initialisation, order and shifts.")
+@click.option("--device", default="auto", help="cpu, gpu, or auto: a GPU where there is one.")
+@click.option("--processes", type=int, default=1, help="Processes on this machine, one per GPU; `torchrun` sets its own number.")
 @click.option("--precision", help="fp32 or bf16.  [default: bf16 on GPUs, else fp32]")
 @click.option("--channels-last/--no-channels-last", default=None, help="Memory format; refused on CPUs.  [default: on GPUs]")
-@click.option("--compile", "compiled", is_flag=True, help="Use torch.compile: takes a minute at the start, faster afterwards.")
+@click.option("--compile", is_flag=True, help="Use torch.compile: takes a minute at the start, faster afterwards.")
 @click.option("--threads", type=int, help="CPU threads per process.  [default: torch's choice]")
 @click.option("--half", is_flag=True, help="Write the weights in float16: half the file size.")
-@click.option("--run", "run_folder", type=click.Path(path_type=Path), help="Folder for state, log and curve.  [default: OUTPUT.run]")
+@click.option("--run", "run_folder", type=PATH, help="Folder for state, log and curve.  [default: OUTPUT.run]")
 @click.option("--resume", is_flag=True, help="Continue an interrupted run with the same options; start one if there is none.")
-@click.option("--tensorboard", type=click.Path(path_type=Path), metavar="DIR", help="Write the log for TensorBoard too.")
+@click.option("--tensorboard", type=PATH, metavar="DIR", help="Write the log for TensorBoard too.")
 @click.option("--force", is_flag=True, help="Overwrite OUTPUT, and discard an interrupted run.")
 def command(
     output: Path,
@@ -122,32 +103,18 @@ def command(
     size: int | None,
     skip_damaged: bool,
     max_memory: int | None,
-    arch: str,
-    keep: float,
-    blocks: tuple[int, ...],
-    pattern: str,
-    sampling: str,
-    mask_seed: int,
     width: int | None,
-    channel_multiplier: int,
-    stem: str,
     drop: str | None,
     drop_keep: float | None,
     drop_blocks: tuple[int, ...] | None,
     preset: str,
     seed: int,
-    device: str,
-    processes: int,
-    precision: str | None,
-    channels_last: bool | None,
-    compiled: bool,
-    threads: int | None,
     half: bool,
     run_folder: Path | None,
     resume: bool,
     tensorboard: Path | None,
     force: bool,
-    **recipe_options: Any,
+    **options: Any,
 ) -> None:
     r"""Train a CNN and write it with its masks, spec and training record to OUTPUT.safetensors.
 
@@ -189,23 +156,15 @@ def command(
 
     check_writable(output)
     first = is_first_process()  # the others of a run start by the same command, and show nothing
-    changes = {name: value for name, value in recipe_options.items() if value is not None}
-    compute = Compute(device, processes, precision=precision, channels_last=channels_last, compile=compiled, threads=threads)
-    described: dict[str, Any] = {
-        "arch": arch,
-        "keep": keep,
-        "blocks": blocks,
-        "pattern": pattern,
-        "sampling": sampling,
-        "mask_seed": mask_seed,
-        "width": width if width is not None else 8 if data in ("digits", "mnist") else 64,
-        "channel_multiplier": channel_multiplier,
-        "drop": None if drop is None else _drop(drop, drop_keep, drop_blocks),
-    }
+    compute = Compute(**{name: options.pop(name) for name in _COMPUTE})
+    described = {name: options.pop(name) for name in _SPEC}
+    described["width"] = width if width is not None else 8 if data in ("digits", "mnist") else 64
+    described["drop"] = None if drop is None else _drop(drop, drop_keep, drop_blocks)
+    changes = {name: value for name, value in options.items() if value is not None}
     # Refused before images are decoded or downloaded.
     best = changes.get("choose") == "best"
     recipe_from_preset(preset, **{**({"held_out": 1} if best else {}), **changes})
-    ModelSpec(**described, stem=stem, input_shape=(3, 224, 224) if stem == "imagenet" else (3, 32, 32))
+    ModelSpec(**described, input_shape=(3, 224, 224) if described["stem"] == "imagenet" else (3, 32, 32))
     with _shown_loading(shown=first) as on_loading:
         dataset = load_dataset(data, size, data_dir=data_dir, skip_damaged=skip_damaged, max_memory=max_memory, on_progress=on_loading)
     for note in dataset.notes if first else ():
@@ -213,14 +172,8 @@ def command(
     if best:
         changes.setdefault("held_out", len(dataset.train) // 10)
     recipe = recipe_from_preset(preset, **changes)
-    spec = ModelSpec(
-        **described,
-        stem=stem,
-        mean=dataset.mean,
-        std=dataset.std,
-        num_classes=len(dataset.class_names),
-        input_shape=dataset.input_shape,
-    )
+    classes = len(dataset.class_names)
+    spec = ModelSpec(**described, mean=dataset.mean, std=dataset.std, num_classes=classes, input_shape=dataset.input_shape)
     run = RunFolder(run_folder or output.with_suffix(".run"), resume=resume, anew=force, tensorboard=tensorboard)
     if output.resolve() in run.own_files():
         raise click.ClickException(f"{output} is a file of the run in {run.path}: name another OUTPUT, or another --run")
