@@ -1,6 +1,5 @@
 """Start NVIDIA Triton on a model repository, check that it answers rightly, and leave nothing behind."""
 
-from .addresses import connect_host, url_host
 from .admin_key import read_admin_key
 from .doctor.diagnose import diagnose
 from .errors import (
@@ -39,7 +38,6 @@ __all__ = [
     "ServerStatus",
     "StartError",
     "StateError",
-    "connect_host",
     "dead_servers",
     "diagnose",
     "find_runtime",
@@ -54,5 +52,4 @@ __all__ = [
     "server_status",
     "start_server",
     "stop_server",
-    "url_host",
 ]

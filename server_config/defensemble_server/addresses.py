@@ -31,16 +31,6 @@ def address_from_host(host: str) -> str:
     return str(min(found, key=lambda entry: entry[0] != socket.AF_INET)[4][0])
 
 
-def url_host(host: str) -> str:
-    """An address as it is written before a port."""
-    return f"[{host}]" if ":" in host else host
-
-
-def connect_host(host: str) -> str:
-    """Where a server that listens on an address is reached from this machine."""
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-
-
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches a server that listens on a host."""
     if host == "localhost":

@@ -17,7 +17,7 @@ from msgspec.structs import asdict
 from defensemble_repository.filesystem.regular_files import LARGEST_TEXT, read_regular
 from defensemble_repository.names import AVERAGING_NAME
 
-from .addresses import address_from_host, claim_ports, connect_host, url_host
+from .addresses import address_from_host, claim_ports
 from .admin_key import new_admin_key
 from .errors import PortError, ServerError, StateError
 from .options import ServeOptions
@@ -25,7 +25,17 @@ from .process import restart
 from .process.events import ServerEvent, forget_old_events, server_events, server_status
 from .process.guard import Guard
 from .process.launch import command_line, prepare
-from .process.state import ServerState, events_file, find_state, process_start, read_states, state_file, state_folder, write_state
+from .process.state import (
+    ServerState,
+    connect_host,
+    events_file,
+    find_state,
+    process_start,
+    read_states,
+    state_file,
+    state_folder,
+    write_state,
+)
 from .repository import Repository, config_path
 from .runtime.find import Runtime
 
@@ -48,17 +58,17 @@ class Server:
     @property
     def http_url(self) -> str:
         """URL for the client and for curl."""
-        return f"http://{self._host}:{self.state.http_port}"
+        return self.state.http_url
 
     @property
     def grpc_url(self) -> str:
         """URL for the client."""
-        return f"grpc://{self._host}:{self.state.grpc_port}"
+        return self.state.grpc_url
 
     @property
     def metrics_url(self) -> str:
         """URL of the Prometheus metrics."""
-        return f"http://{self._host}:{self.state.metrics_port}/metrics"
+        return f"http://{self.state.address}:{self.state.metrics_port}/metrics"
 
     @property
     def running(self) -> bool:
@@ -113,10 +123,6 @@ class Server:
         if all(AVERAGING_NAME.fullmatch(name) for name in self.models):
             return "nothing is served that can be called: averaging models are parts of ensembles"
         return ""
-
-    @property
-    def _host(self) -> str:
-        return url_host(connect_host(self.state.host))
 
     def __repr__(self) -> str:
         return f"Server({self.grpc_url!r}, {self.http_url!r}, models={self.models})"

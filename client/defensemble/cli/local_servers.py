@@ -14,13 +14,13 @@ def servers_of(repository: Path) -> list[tuple[str, str]]:
 
     HTTP, because a gRPC call that is cut off, as by Ctrl-C or a kill, can crash core 2.51.
     """
-    from defensemble_server import connect_host, read_states, url_host
+    from defensemble_server import read_states
 
     def warn(path: Path, why: str) -> None:
         click.echo(f"{why}: the server that it was written for, if it runs, is not found here; name it with --url", err=True)
 
     found = [state for state in read_states(on_damaged=warn) if Path(state.repository).resolve() == repository.resolve()]
-    return [(f"http://{url_host(connect_host(state.host))}:{state.http_port}", state.admin_key) for state in found]
+    return [(state.http_url, state.admin_key) for state in found]
 
 
 def restarts_at(url: str) -> str:

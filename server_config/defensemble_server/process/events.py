@@ -134,10 +134,8 @@ class DeadServer:
         return f"died at {_clock(self.time)}: {self.cause}"
 
 
-def server_events(server: ServerState | int) -> list[ServerEvent]:
-    """The events that are kept of a server, or of all servers on a gRPC port, the oldest first."""
-    if isinstance(server, int):
-        return _read(events_file(server))
+def server_events(server: ServerState) -> list[ServerEvent]:
+    """The events that are kept of a server, the oldest first."""
     events = _read(events_file(server.grpc_port))
     starts = [
         index

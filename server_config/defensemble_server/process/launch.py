@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 from defensemble_repository.names import PENDING_FILE
@@ -13,7 +13,7 @@ from ..errors import NotServableError
 from ..options import ServeOptions
 from ..plans.compatibility import has_version_compatible_plan
 from ..profiles import check_gpu, check_profile, engine_caches
-from ..repository import Repository, read_repository
+from ..repository import Repository, listed, read_repository
 from ..runtime.find import Runtime, find_runtime, target_of
 
 
@@ -74,11 +74,6 @@ def command_line(runtime: Runtime, content: Repository, options: ServeOptions, p
         caches=engine_caches(content),
         version_compatible_plans=has_version_compatible_plan(content),
     )
-
-
-def listed(problems: Mapping[str, str]) -> str:
-    """Problems by model, one on each line."""
-    return "\n".join(f"  {name}: {text}" for name, text in problems.items())
 
 
 def _check_not_empty(content: Repository) -> None:

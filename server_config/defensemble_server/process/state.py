@@ -1,4 +1,4 @@
-"""Which servers run here: one small file each, readable by their owner alone, since it holds the admin key."""
+"""Which servers run here and where they are reached: one small file each, readable by their owner alone, since it holds the admin key."""
 
 from __future__ import annotations
 
@@ -22,6 +22,16 @@ from ..errors import StateError
 _Positive = Annotated[int, msgspec.Meta(gt=0)]
 
 
+def url_host(host: str) -> str:
+    """An address as it is written before a port."""
+    return f"[{host}]" if ":" in host else host
+
+
+def connect_host(host: str) -> str:
+    """Where a server that listens on an address is reached from this machine."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+
+
 class ServerState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A server that was started here: its guard (``pid``, with its start time: numbers are used again), ports, folder, key."""
 
@@ -40,6 +50,21 @@ class ServerState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def ports(self) -> tuple[int, int, int]:
         """The ports that it listens on."""
         return self.http_port, self.grpc_port, self.metrics_port
+
+    @property
+    def address(self) -> str:
+        """Where this machine reaches it, as it is written before a port."""
+        return url_host(connect_host(self.host))
+
+    @property
+    def http_url(self) -> str:
+        """URL for the client and for curl."""
+        return f"http://{self.address}:{self.http_port}"
+
+    @property
+    def grpc_url(self) -> str:
+        """URL for the client."""
+        return f"grpc://{self.address}:{self.grpc_port}"
 
     @property
     def alive(self) -> bool:

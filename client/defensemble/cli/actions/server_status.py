@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +30,7 @@ def show_status(grpc_port: int | None, repository: Path | None, *, as_json: bool
         missing = error
     if as_json:
         servers = [_values_from_status(one) for one in running]
-        click.echo(
-            json.dumps({"schema": "defensemble.servers/1", "servers": servers, "dead": [_values_from_dead(one) for one in dead]}, indent=2)
-        )
+        click.echo(json.dumps({"schema": "defensemble.servers/1", "servers": servers, "dead": [asdict(one) for one in dead]}, indent=2))
     else:
         for status in running:
             _print_status(status)
@@ -42,13 +41,10 @@ def show_status(grpc_port: int | None, repository: Path | None, *, as_json: bool
 
 
 def _print_status(status: ServerStatus) -> None:
-    from defensemble_server import connect_host, url_host
-
     state = status.state
-    host = url_host(connect_host(state.host))
     click.echo(f"{state.repository}")
-    click.echo(f"  HTTP      http://{host}:{state.http_port}")
-    click.echo(f"  gRPC      grpc://{host}:{state.grpc_port}")
+    click.echo(f"  HTTP      {state.http_url}")
+    click.echo(f"  gRPC      {state.grpc_url}")
     click.echo(f"  log       {state.log}")
     click.echo(f"  state     {status.text}")
     click.echo(f"  restarts  {status.restarts}")
@@ -90,14 +86,3 @@ def _values_from_status(status: ServerStatus) -> dict[str, Any]:
 
 def _values_from_event(event: ServerEvent) -> dict[str, Any]:
     return {"time": event.time, "event": event.kind, "text": event.text, **event.facts}
-
-
-def _values_from_dead(server: DeadServer) -> dict[str, Any]:
-    return {
-        "repository": server.repository,
-        "grpc_port": server.grpc_port,
-        "time": server.time,
-        "cause": server.cause,
-        "log": server.log,
-        "last_lines": list(server.last_lines),
-    }
