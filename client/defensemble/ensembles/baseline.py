@@ -77,10 +77,9 @@ def _served_files(target_edit: TargetEdit) -> dict[str, bytes]:
     from defensemble_export.editing import config_from_server
 
     for served in target_edit.servers:
-        told = served.config(target_edit.name) if target_edit.name in target_edit.ready[served.url] else None
-        if told is None:
+        if (loaded := target_edit.loaded_config(served)) is None:
             continue
-        found = {f"{target_edit.name}/config.pbtxt": pbtxt_from_config(config_from_server(told))}
+        found = {f"{target_edit.name}/config.pbtxt": pbtxt_from_config(config_from_server(loaded))}
         for model, _ in served.steps(target_edit.name):
             config = served.config(model) if is_averaging(model) else None
             if config is not None:
@@ -95,13 +94,14 @@ def _served_otherwise(target_edit: TargetEdit) -> bytes | None:
 
     disk = target_edit.plan.disk()
     for served in target_edit.servers if disk.has(target_edit.name) else ():
-        told = served.config(target_edit.name) if target_edit.name in target_edit.ready[served.url] else None
+        if (loaded := target_edit.loaded_config(served)) is None:
+            continue
         try:
-            differs = told is not None and not is_served_as_on_disk(disk, target_edit.name, told)
+            differs = not is_served_as_on_disk(disk, target_edit.name, loaded)
         except ConfigError:
             differs = True
-        if told is not None and differs:
-            return pbtxt_from_config(config_from_server(told))
+        if differs:
+            return pbtxt_from_config(config_from_server(loaded))
     return None
 
 

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 from defensemble_repository.checks.finding import Finding
 from defensemble_repository.errors import ConfigError, RepositoryError
+from defensemble_repository.names import check_name
 from defensemble_repository.target import ANY, Target
 from defensemble_repository.view import RepositoryView
 
 from .errors import EditRefusedError
 from .plan_compatibility import plan_findings
-from .targets import EditTarget, TargetEdit, plan_at
+from .targets import EditTarget, TargetEdit
 
 if TYPE_CHECKING:
     from defensemble_export.editing import EditPlan, EditRequest
@@ -34,7 +35,8 @@ def plan_or_refuse(request: EditRequest, target: EditTarget) -> TargetEdit:
 
     files = RepositoryView(target.repository)
     try:
-        return plan_at(request, target)
+        digest = files.digest(f"{check_name(request.name)}/config.pbtxt")
+        return TargetEdit(target, request.plan(target.repository), digest)
     except RepositoryError as error:
         found = check_ensemble(files, request.name) if request.reloads and files.has(request.name) else []
         texts = [str(finding) for finding in found if finding.refuses]

@@ -20,7 +20,7 @@ from .records import changes_in_words, prepare_journals
 from .recovery import group_of, recover
 from .results import Applied
 from .server_models import Served, repeat_after_restart
-from .targets import EditTarget, TargetEdit, models_to_load, server_urls
+from .targets import EditTarget, TargetEdit
 
 if TYPE_CHECKING:
     from defensemble_export.editing import EditRequest
@@ -83,7 +83,8 @@ class EditRunner:
             if message is not None and not checked.changes_ensemble:
                 remarks = (*remarks, "nothing of the ensemble changes, so nothing goes into the history, and the message is not kept")
             changes = changes_in_words(target_edits, baselines)
-            urls, loads = server_urls(target_edits), models_to_load(target_edits)
+            urls = tuple(served.url for served in self.servers)
+            loads = {url: tuple(models) for target_edit in target_edits for url, models in target_edit.loads.items() if models}
             if dry_run or not is_needed:
                 return Applied(request.name, None, changes, remarks, urls, loads, seconds=timings.seconds, dry_run=dry_run)
             edit = prepare_journals(request, target_edits, baselines, message) if checked.changes_ensemble else None
@@ -149,11 +150,8 @@ class EditRunner:
         state_before = baseline_before_reload if request.reloads else Baseline.on_disk
         baselines = [state_before(target_edit) for target_edit in target_edits]
         if any(baseline.takes_up for baseline in baselines):
-            remarks = (
-                *remarks,
-                f"what lies on disk of '{request.name}' was not taken up until now (an edit by hand, of the files alone, or an export): "
-                "it takes effect with this edit",
-            )
+            text = "was not taken up until now (an edit by hand, of the files alone, or an export): it takes effect with this edit"
+            remarks = (*remarks, f"what lies on disk of '{request.name}' {text}")
         return _CheckedEdit(target_edits, baselines, remarks)
 
 

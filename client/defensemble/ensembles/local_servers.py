@@ -37,8 +37,5 @@ def restarting(url: str) -> str | None:
     """Since when the server at a URL is being restarted, in words; None where it is not, or is not one of ours."""
     from defensemble_server import server_status
 
-    state = local_server(url)
-    if state is None:
-        return None
-    status = server_status(state)
-    return status.text if status.restarting_since is not None else None
+    status = None if (state := local_server(url)) is None else server_status(state)
+    return None if status is None or status.restarting_since is None else status.text

@@ -80,13 +80,9 @@ def rollback_plan(history: list[Edit], name: str, count: int, to: str | None, re
     if to is None:
         known = len(stack) + changed
         if count > known:
-            if not known:
-                others = ", ".join(dict.fromkeys(edit.ensemble for edit in history)) or "none"
-                raise InputError(f"'{name}' has 0 edits that can be undone, got {count}; ensembles whose edits were recorded: {others}")
-            raise InputError(
-                f"'{name}' has {known} edit{'' if known == 1 else 's'} that can be undone, got {count}: "
-                f"`defensemble ensemble history {name}` lists them"
-            )
+            others = ", ".join(dict.fromkeys(edit.ensemble for edit in history)) or "none"
+            look = f": `defensemble ensemble history {name}` lists them" if known else f"; ensembles whose edits were recorded: {others}"
+            raise InputError(f"'{name}' has {known} edit{'' if known == 1 else 's'} that can be undone, got {count}{look}")
         recorded = count - changed
         if recorded == 0 and last is not None:
             return RollbackPlan(Restore(name, to=last.id), unrecorded)

@@ -32,11 +32,7 @@ def fixed_image(shape: Sequence[int]) -> NDArray[np.float32]:
 
 
 def check_averaging(served: Served, model: str, outputs: Sequence[str], logits: Sequence[Array], averaging: AveragingSpec) -> None:
-    """Compares an averaging model with numpy on the same logits.
-
-    Raises:
-        ServiceError: It does not answer, or answers something else.
-    """
+    """Compare an averaging model with numpy on the same logits; an error where it answers something else."""
     inputs = {f"logits_{index}": votes.astype(np.float32) for index, votes in enumerate(logits)}
     expected = averages_by_numpy([*inputs.values()], averaging.average, averaging.weights)
     _compare(served, model, served.infer(model, inputs, outputs, 1), expected, TOLERANCE, "numpy's of the same logits")
@@ -51,11 +47,7 @@ def check_answer(
     averaging: AveragingSpec,
     tolerance: float,
 ) -> None:
-    """Compares an ensemble's answer with numpy's average of its members' logits for the same image.
-
-    Raises:
-        ServiceError: It does not answer, or answers something else.
-    """
+    """Compare an ensemble's answer with numpy's average of its members' logits for the same image; an error where it differs."""
     got = served.infer(ensemble, {"images": image}, outputs)
     expected = averages_by_numpy(logits, averaging.average, averaging.weights)
     _compare(served, ensemble, got, expected, tolerance, "numpy's average of its members'")
