@@ -6,8 +6,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from datetime import datetime
 from importlib.util import find_spec
 from itertools import count
@@ -72,7 +71,7 @@ def run_demo(
     repository = run / "model_repository"
     _export_all(networks, repository, data_dir, console)
     with ExitStack() as stack:
-        server = stack.enter_context(_served(repository, console))
+        server = _serve(repository, console, stack)
         _call(server, networks.dataset, console)
         console.print("\n[bold]4. probe[/bold] it with noise, as any caller can", highlight=False)
         with Client(server.http_url) as client:
@@ -124,8 +123,7 @@ def _export_all(networks: Networks, repository: Path, data_dir: Path | None, con
         export_checkpoints([networks.standard], repository, ensemble=None, data_dir=data_dir, on_exported=on_exported)
 
 
-@contextmanager
-def _served(repository: Path, console: Console) -> Iterator[Server]:
+def _serve(repository: Path, console: Console, stack: ExitStack) -> Server:
     console.print("\n[bold]3. serve[/bold] the defective ones as one ensemble, the standard one beside it, and call it", highlight=False)
     from defensemble_server import ServeOptions, serve
 
@@ -135,13 +133,9 @@ def _served(repository: Path, console: Console) -> Iterator[Server]:
     # Short: nothing of value is in flight when the demonstration ends.
     options = ServeOptions(http_port=0, grpc_port=0, metrics_port=0, drain_s=1)
     with console.status("starting Triton"):
-        context = serve(repository, options, say=say)
-        server = context.__enter__()
-    try:
-        say(f"Triton is ready after {server.start_s:.1f} s: {server.http_url} and {server.grpc_url}")
-        yield server
-    finally:
-        context.__exit__(None, None, None)
+        server = stack.enter_context(serve(repository, options, say=say))
+    say(f"Triton is ready after {server.start_s:.1f} s: {server.http_url} and {server.grpc_url}")
+    return server
 
 
 def _call(server: Server, dataset: Dataset, console: Console) -> None:

@@ -19,8 +19,9 @@ from ..._client.client import Client
 from ..._exceptions import InputError
 from ...ensembles import Applied, Ensembles, Replica
 from ..local_servers import deaths_of, noted_key, servers_of
+from ..notes import say
 from ..shell import this_command
-from .ensemble_tables import print_applied, print_edits, print_prunable, print_state, values_from_applied
+from .ensemble_tables import print_applied, print_edits, print_prunable, print_state, values_from_applied, values_from_state
 
 
 @contextmanager
@@ -34,15 +35,13 @@ def opened(where: Mapping[str, Any], settings: Mapping[str, Any] | None = None) 
     with ExitStack() as stack:
 
         def client(url: str, key: str | None) -> Client:
-            made = Client(url, timeout_s=where["timeout_s"], admin_key=key)
-            return stack.enter_context(made)
+            return stack.enter_context(Client(url, timeout_s=where["timeout_s"], admin_key=key))
 
-        replicas = _replicas(where, client)
         yield Ensembles.over(
-            replicas,
+            _replicas(where, client),
             wait_s=where["wait_s"],
-            say=_say if sys.stderr.isatty() else lambda text: None,
-            warn=lambda text: click.echo(text, err=True),
+            say=lambda text: click.secho(f"  {text}", err=True, dim=True) if sys.stderr.isatty() else None,
+            warn=say,
             **(settings or {}),
         )
 
@@ -72,8 +71,6 @@ def edit(rest: Mapping[str, Any], act: Callable[[Ensembles, dict[str, Any]], App
 def show_ensembles(name: str | None, form: str, where: Mapping[str, Any]) -> None:
     """Prints ensembles as a table, as YAML that `apply` reads, or as JSON."""
     from defensemble_export.editing import yaml_from_ensemble
-
-    from .ensemble_tables import values_from_state
 
     with opened(where) as ensembles:
         if form == "yaml":
@@ -125,16 +122,14 @@ def show_differences(file: Path | None, where: Mapping[str, Any]) -> bool:
             applied = ensembles.apply(wanted, dry_run=True)
             for change in applied.changes:
                 click.echo(f"{wanted.name}: {change}")
-            lag = [f"{url}: would load {', '.join(models)}" for url, models in applied.loaded.items()]
-            for line in lag:
-                click.echo(line)
-            differs = bool(applied.changes or lag)
+            for url, models in applied.loaded.items():
+                click.echo(f"{url}: would load {', '.join(models)}")
+            differs = bool(applied.changes or applied.loaded)
         else:
             differs = False
             for state in ensembles.show():
-                told = {**{f"'{state.name}'": state.served}}
-                told |= {f"{one.info.model}@{one.info.version}": one.served for one in state.members}
-                for what, by_server in told.items():
+                served = {f"{one.info.model}@{one.info.version}": one.served for one in state.members}
+                for what, by_server in {f"'{state.name}'": state.served, **served}.items():
                     for url, answer in by_server.items():
                         if answer != "yes":
                             differs = True
@@ -205,12 +200,10 @@ def _typed_again(where: Mapping[str, Any]) -> str:
     return f" {shlex.join(words)}" if words else ""
 
 
-def _say(text: str) -> None:
-    click.secho(f"  {text}", err=True, dim=True)
-
-
 def _replicas(where: Mapping[str, Any], client: Callable[[str, str | None], Client]) -> Sequence[Replica]:
-    key = _key_from(where["admin_key_file"])
+    from defensemble_server import read_admin_key
+
+    key = None if where["admin_key_file"] is None else read_admin_key(where["admin_key_file"], say)
     if where["replicas"]:
         if where["urls"] or where["files_only"]:
             raise InputError("--replica names servers and folders together: give it without --url and --files-only")
@@ -226,9 +219,3 @@ def _replicas(where: Mapping[str, Any], client: Callable[[str, str | None], Clie
     if where["urls"]:
         return [Replica(repository, tuple(client(url, key or noted_key(url)) for url in where["urls"]))]
     return [Replica(repository, tuple(client(url, key or noted) for url, noted in servers_of(repository)))]
-
-
-def _key_from(file: Path | None) -> str | None:
-    from defensemble_server import read_admin_key
-
-    return None if file is None else read_admin_key(file, lambda message: click.echo(message, err=True))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 import numpy as np
@@ -24,19 +24,19 @@ from defensemble_repository.view import RepositoryView
 from ..._image_files import npy_images
 from ..local_servers import servers_of
 from ..shell import this_command
-from .reports import summary
+from .reports import show_reports, summary
 
 if TYPE_CHECKING:
-    from defensemble_export import Form, FromCheckpoint, FromOnnx, Member
+    from defensemble_export import FromCheckpoint, FromOnnx, Member
+
+
+# The fields of these options, where they have other names.
+_FIELDS = {"weight": "weights", "images": "images_file", "calibration_images": "calibration_file", "labels": "labels_file"}
 
 
 @dataclass(frozen=True)
 class Request:
-    """The options, as they were given.
-
-    Raises:
-        click.UsageError: they do not go together.
-    """
+    """The options, as they were given; an error where they do not go together."""
 
     checkpoints: tuple[Path, ...]
     repository: Path
@@ -67,34 +67,20 @@ class Request:
     report: bool
 
     def __post_init__(self) -> None:
-        networks = len(self.checkpoints) + (self.onnx_file is not None)
+        networks = self.networks
         if not networks and not self.report and self.fused_name is None and self.name is None:
             raise click.UsageError("no network is given: name a CHECKPOINT, or an ONNX file by --from-onnx")
         if self.name is not None and networks != 1:
             raise click.UsageError(f"--as names one network, and {networks} are given")
         if self.onnx_file is not None and self.name is None:
             raise click.UsageError("--from-onnx needs --as NAME: what the member is to be called")
-        foreign = {
-            "--output": self.output,
-            "--labels": self.labels_file,
-            "--mean": self.mean,
-            "--std": self.std,
-            "--input-shape": self.input_shape,
-            "--resize": self.resize,
-            "--custom-operators": self.custom_operators or None,
-            "--import-timeout": self.import_timeout,
-        }
-        if self.onnx_file is None and (told := [option for option, value in foreign.items() if value is not None]):
-            raise click.UsageError(f"{', '.join(told)}: of use with --from-onnx alone")
+        if self.onnx_file is None:
+            foreign = ("output", "labels", "mean", "std", "input_shape", "resize", "custom_operators", "import_timeout")
+            self._refuse(foreign, "of use with --from-onnx alone")
         if (self.mean is None) != (self.std is None):
             raise click.UsageError("--mean and --std go together: give both, or neither")
-        calibration = {
-            "--calibration-images": self.calibration_file,
-            "--calibration-count": self.calibration_count,
-            "--calibration-seed": self.calibration_seed,
-        }
-        if self.precision != "int8" and (told := [option for option, value in calibration.items() if value is not None]):
-            raise click.UsageError(f"{', '.join(told)}: of use with --precision int8 alone")
+        if self.precision != "int8":
+            self._refuse(("calibration_images", "calibration_count", "calibration_seed"), "of use with --precision int8 alone")
         averaged = bool(self.weights) or self.average is not None
         if self.no_ensemble and self.ensemble is not None:
             raise click.UsageError("--ensemble names an ensemble, and --no-ensemble asks for none")
@@ -102,20 +88,17 @@ class Request:
             raise click.UsageError("--weight and --average are about an ensemble or a fused graph, and --no-ensemble asks for none")
         if self.engine and not networks and self.fused_name is None:
             raise click.UsageError("--engine builds engines of what is exported; of what is there: defensemble build-engine")
-        if not networks and (told := self._about_networks()):
-            raise click.UsageError(f"{', '.join(told)}: of use with networks to export, and none is given")
+        if not networks:
+            about = ("average", "weight", "precision", *(() if self.fused_name is not None else ("data_dir", "images")))
+            self._refuse(about, "of use with networks to export, and none is given")
         if not networks and self.fused_name is not None and self.no_ensemble:
             raise click.UsageError("--fuse without networks fuses an ensemble that is in the repository: leave --no-ensemble out")
 
-    def _about_networks(self) -> list[str]:
-        options = {
-            "--average": self.average is not None,
-            "--weight": bool(self.weights),
-            "--precision": self.precision != "fp32",
-            "--data-dir": self.data_dir is not None and self.fused_name is None,
-            "--images": self.images_file is not None and self.fused_name is None,
-        }
-        return [option for option, is_given in options.items() if is_given]
+    def _refuse(self, options: Sequence[str], why: str) -> None:
+        """Raise an error where one of these options has another value than its default."""
+        given = [name for name in options if getattr(self, _FIELDS.get(name, name)) not in (None, (), {}, "fp32")]
+        if given:
+            raise click.UsageError(f"{', '.join('--' + name.replace('_', '-') for name in given)}: {why}")
 
     @cached_property
     def images(self) -> NDArray[np.float32] | None:
@@ -135,8 +118,10 @@ class Request:
 
 def run(request: Request) -> None:
     """Export, fuse, build engines and show reports, as asked for."""
-    if request.engine:
-        _check_engines(request)
+    if request.engine:  # whether they can be built here at all, before anything is written
+        from defensemble_export import check_target, find_target
+
+        check_target(find_target(), request.precision, hardware_compatible=False)
     written: list[str] = []
     if request.networks:
         written = _export(request)
@@ -145,19 +130,19 @@ def run(request: Request) -> None:
     if request.engine:
         _build_engines(request, written)
     if request.report:
-        from .reports import show_reports
-
-        show_reports(request.repository, None)
+        show_reports(request.repository)
 
 
 def _export(request: Request) -> list[str]:
     images = request.images
     calibration = None if request.calibration_file is None else npy_images(request.calibration_file)
     # After the cheap checks: this imports torch, onnx and ONNX Runtime.
-    from defensemble_export import export_networks
+    from defensemble_export import Form, export_networks
 
     _warn_of_pixel_statistics(request)
-    form, networks = _form(request, calibration), _networks(request)
+    drawn = {"calibration_count": request.calibration_count, "calibration_seed": request.calibration_seed}
+    form = Form(request.precision, calibration, **{key: value for key, value in drawn.items() if value is not None})
+    networks = _networks(request)
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("exporting", total=len(networks))
@@ -261,17 +246,6 @@ def _tell(request: Request, written: Sequence[str]) -> None:
         click.echo(f"serve it: {this_command()} serve {request.repository}")
 
 
-def _check_engines(request: Request) -> None:
-    """Whether engines can be built here at all, before anything is written.
-
-    Raises:
-        defensemble_export.EngineError: they cannot.
-    """
-    from defensemble_export import check_target, find_target
-
-    check_target(find_target(), request.precision, hardware_compatible=False)
-
-
 def _build_engines(request: Request, written: Sequence[str]) -> None:
     from defensemble_export import build_engines
 
@@ -289,13 +263,6 @@ def _build_engines(request: Request, written: Sequence[str]) -> None:
         )
     click.echo(f"serve the engines: {this_command()} profile write gpu-tensorrt {request.repository}, then")
     click.echo(f"  {this_command()} serve {request.repository} --profile gpu-tensorrt")
-
-
-def _form(request: Request, calibration: Any) -> Form:
-    from defensemble_export import Form
-
-    drawn = {"calibration_count": request.calibration_count, "calibration_seed": request.calibration_seed}
-    return Form(request.precision, calibration, **{key: value for key, value in drawn.items() if value is not None})
 
 
 def _networks(request: Request) -> list[FromCheckpoint | FromOnnx]:

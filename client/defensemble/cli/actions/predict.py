@@ -66,21 +66,9 @@ def predict_files(
     options: ReadOptions | None = None,
     as_json: bool = False,
 ) -> None:
-    """Print what the client's model answers to the files, and to the labelled folder with its accuracy.
+    """Print what the client's model answers to image and `.npy` files, and to a folder of class folders, with its accuracy.
 
-    Args:
-        client: of the server.
-        files: image files, and `.npy` files.
-        outputs: what to ask for.
-        labelled: a folder with a folder of images for each class.
-        top: how many classes to show for each image.
-        batch_size: images a call; None: 64, or fewer where the model takes fewer or they are large.
-        options: how image files are read.
-        as_json: print JSON instead of a table.
-
-    Raises:
-        DefensembleError: an image does not fit, or the server did not answer.
-        OSError: a file cannot be read.
+    A call has `batch_size` images; None: 64, or fewer where the model takes fewer or they are large.
     """
     options = options or ReadOptions()
     outputs = outputs if "probabilities" in outputs else ["probabilities", *outputs]  # the table needs them

@@ -11,12 +11,7 @@ from ..options import PATH
 
 
 @click.command("demo", short_help="All of it, small, on data that needs no download.")
-@click.option(
-    "--folder",
-    type=PATH,
-    default=Path("runs/demo"),
-    help="Each run writes a folder of its own into it.",
-)
+@click.option("--folder", type=PATH, default=Path("runs/demo"), help="Each run writes a folder of its own into it.")
 @click.option("--dataset", type=click.Choice(["digits", "cifar10"]), default="digits", help="cifar10 takes the zoo's networks.")
 @click.option("--data-dir", type=PATH, help="Folder with CIFAR-10.  [default: downloaded once from the hub]")
 @click.option("--zoo", type=PATH, help="The project's folder zoo.  [default: this checkout's]")

@@ -26,11 +26,7 @@ def _shape(context: click.Context, option: click.Parameter, value: str | None) -
 @click.option("--as", "name", metavar="NAME", help="Name of the member, where one network is given.  [default: its file's name]")
 @click.option("--ensemble", help="Name of the ensemble that these networks form or, with --replace, join.  [default: ensemble]")
 @click.option("--no-ensemble", is_flag=True, help="Export the networks alone, each served under its own name.")
-@click.option(
-    "--average",
-    type=AVERAGE,
-    help="What is averaged.  [default: what an existing ensemble averages, else probabilities]",
-)
+@click.option("--average", type=AVERAGE, help="What is averaged.  [default: what an existing ensemble averages, else probabilities]")
 @click.option(
     "--weight",
     "weights",
@@ -54,13 +50,7 @@ def _shape(context: click.Context, option: click.Parameter, value: str | None) -
     type=PATH,
     help="Folder of the data that the networks were trained on.  [default: the decoded images of the training, else the usual places]",
 )
-@click.option(
-    "--images",
-    "images_file",
-    type=PATH,
-    metavar="FILE.npy",
-    help="Real images to verify on, instead of those of the data.",
-)
+@click.option("--images", "images_file", type=PATH, metavar="FILE.npy", help="Real images to verify on, instead of those of the data.")
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "fp16", "int8"]),

@@ -53,10 +53,7 @@ def command() -> None:
 @call_options
 @reading_options
 @click.option(
-    "--out",
-    type=PATH,
-    default=Path("noise.json"),
-    help="Where the JSON goes; an earlier file is kept as NAME.1.json, NAME.2.json, ...",
+    "--out", type=PATH, default=Path("noise.json"), help="Where the JSON goes; an earlier file is kept as NAME.1.json, NAME.2.json, ..."
 )
 def noise(
     url: str,

@@ -55,11 +55,7 @@ _COMPUTE = ("device", "processes", "precision", "channels_last", "compile", "thr
     default="digits",
     help="Dataset: digits, mnist, cifar10, tiny-imagenet, imagenet, stylized-imagenet, or folder (your own images in --data-dir).",
 )
-@click.option(
-    "--data-dir",
-    type=PATH,
-    help="Folder with the images (parquet files or class folders), instead of a download from the hub.",
-)
+@click.option("--data-dir", type=PATH, help="Folder with the images (parquet files or class folders), instead of a download from the hub.")
 @click.option(
     "--size", type=int, help="Height and width of the network's input; other images are scaled and cropped to it.  [default: the dataset's]"
 )
