@@ -2,16 +2,7 @@
 
 from .admin_key import read_admin_key
 from .doctor.diagnose import diagnose
-from .errors import (
-    BackendBuildError,
-    NotServableError,
-    PlanError,
-    PortError,
-    RuntimeMissingError,
-    ServerError,
-    StartError,
-    StateError,
-)
+from .errors import BackendBuildError, NotServableError, PlanError, PortError, RuntimeMissingError, ServerError, StartError, StateError
 from .options import ServeOptions
 from .plans.compatibility import problem_of_version
 from .plans.machine import Machine

@@ -110,17 +110,8 @@ def await_ready(
 ) -> tuple[list[str], dict[str, str]]:
     """Wait until Triton answers, check its answers, and unload the models whose answers are wrong.
 
-    Args:
-        pid: The process of Triton.
-        content: What it was started on.
-        options: How it was started, with its real ports.
-        admin_key: Its admin key.
-        log: Its log.
-        timeout_s: How long all of this may take.
-        guard_pid: The process of its guard.
-
-    Returns:
-        The names of the models that it serves, and for the others the reason why not.
+    `pid` is its process, `guard_pid` that of its guard; `options` have its real ports. All of this may take `timeout_s`. Returns the names
+    of the models that it serves, and for the others the reason why not.
 
     Raises:
         PortError: another program took a port first.
@@ -186,12 +177,10 @@ def fixed_images(shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
 
 def failed_models(probe: Probe, repository: Repository, refusals: Mapping[str, str]) -> dict[str, str]:
     """The models that Triton could not load, with its reason: out of its index, else out of `refusals`, which its log says."""
-    states: dict[str, list[dict[str, str]]] = {}
-    for entry in probe.index():
-        states.setdefault(entry["name"], []).append(entry)
+    index = probe.index()
     failed: dict[str, str] = {}
     for name, model in repository.models.items():
-        entries = states.get(name, [])
+        entries = [entry for entry in index if entry["name"] == name]
         if entries and all(entry.get("reason") == "unloaded" for entry in entries):
             continue  # it was loaded, and an edit has unloaded it since
         # A version that the configuration's policy leaves out, or that is good beside a bad one, is unavailable without a reason.

@@ -166,11 +166,7 @@ def read_repository(path: Path, *, profile: str | None = None, target: Target = 
 
 
 def read_model(folder: Path, profile: str | None) -> Model:
-    """Read a model's configuration, of ``profile`` where the model has it; its files are not looked at.
-
-    Raises:
-        NotServableError: it is no model, or its configuration cannot be read.
-    """
+    """Read a model's configuration, of ``profile`` where the model has it; NotServableError where that cannot be read."""
     found = Inspection(RepositoryView(folder.parent), profile=profile)
     config = found.config(folder.name) if found.has(folder.name) else None
     if config is None:

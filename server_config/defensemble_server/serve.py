@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from msgspec.structs import asdict
-
 from defensemble_repository.filesystem.regular_files import LARGEST_TEXT, read_regular
 from defensemble_repository.names import AVERAGING_NAME
 
@@ -34,6 +32,7 @@ from .process.state import (
     read_states,
     state_file,
     state_folder,
+    when_written,
     write_state,
 )
 from .repository import Repository, config_path
@@ -198,12 +197,7 @@ def stop_server(grpc_port: int | None = None, *, repository: Path | None = None,
 
 
 def _start(
-    runtime: Runtime,
-    content: Repository,
-    options: ServeOptions,
-    ports: dict[str, int],
-    timeout_s: float,
-    say: Callable[[str], None],
+    runtime: Runtime, content: Repository, options: ServeOptions, ports: dict[str, int], timeout_s: float, say: Callable[[str], None]
 ) -> Server:
     from .readiness import await_ready  # numpy and urllib3, 0.3 s, which the restart of a server does not wait for
 
@@ -239,11 +233,10 @@ def _start(
         )
         write_state(state)
         host = connect_host(options.host)
-        about = {key: value for key, value in asdict(state).items() if key not in ("pid", "started", "admin_key")}
         guard.ready(
             {
                 "restart": options.restart and not docker,
-                "about": {"guard_started": state.started, "problems": problems, **about},
+                "about": {"guard_started": state.started, "problems": problems, **state.about},
                 "events": str(events_file(state.grpc_port)),
                 "http": [host, state.http_port],
                 "grpc": [host, state.grpc_port],
@@ -276,16 +269,9 @@ def _new_log(grpc_port: int) -> Path:
     log = folder / f"triton-{grpc_port}.log"
     states = read_states()
     in_use = {str(log), *(state.log for state in states)}
-    for old in sorted(folder.glob("triton-*.log"), key=_written)[:-_LOGS_KEPT]:
+    for old in sorted(folder.glob("triton-*.log"), key=when_written)[:-_LOGS_KEPT]:
         if str(old) not in in_use:
             for part in (old, *folder.glob(f"{old.name}.*")):
                 part.unlink(missing_ok=True)
     forget_old_events({grpc_port, *(state.grpc_port for state in states)})
     return log
-
-
-def _written(log: Path) -> float:
-    try:
-        return log.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0  # another start has removed it just now

@@ -29,7 +29,6 @@ def plan_or_refuse(request: EditRequest, target: EditTarget) -> TargetEdit:
 
     Raises:
         EditRefusedError: The checks find something in a hand edit.
-        defensemble_repository.errors.RepositoryError, OSError: The edit cannot be made there.
     """
     from defensemble_export import check_ensemble
 
@@ -50,7 +49,6 @@ def check_target_edits(request: EditRequest, target_edits: Sequence[TargetEdit])
 
     Raises:
         EditRefusedError: There are findings against it.
-        ServiceError, OSError: A server does not answer; a file cannot be read.
     """
     errors: list[str] = []
     remarks: list[str] = []

@@ -22,10 +22,6 @@ def plan_findings(target_edit: TargetEdit, served: Served) -> list[Finding]:
 
     A plan is bound to the version of TensorRT and the kind of GPU that it was built with (NVIDIA's documentation of TensorRT, "Version
     compatibility"); one that is served proves that the server has what it was built with.
-
-    Raises:
-        ServiceError: The server does not answer.
-        OSError: A manifest cannot be read.
     """
     from defensemble_server import Machine, problem_of_version
 

@@ -23,7 +23,6 @@ def prune(runner: EditRunner, *, keep: int, dry_run: bool) -> list[Prunable]:
 
     Raises:
         InputError: `keep` is below 0.
-        ServiceError, defensemble_repository.errors.RepositoryError, OSError: Nothing was deleted there.
     """
     from defensemble_export.editing import prune_files, prune_plan
 

@@ -18,11 +18,7 @@ if TYPE_CHECKING:
 
 
 def group_of(repositories: Sequence[Path]) -> list[Path]:
-    """The repositories, and those that an edit which was cut short in one of them had changed too, where they can be reached.
-
-    Raises:
-        defensemble_export.HistoryError: What was written down of it is damaged.
-    """
+    """The repositories, and those that an edit which was cut short in one of them had changed too, where they can be reached."""
     from defensemble_export.editing import read_journal
 
     found = {repository.resolve(): repository for repository in repositories}
@@ -129,12 +125,7 @@ def _reconcile_servers(targets: Sequence[EditTarget], found: Sequence[EditJourna
 
 
 def reconcile_server(served: Served, repository: Path, name: str | None, candidates: set[str]) -> None:
-    """Makes a server serve the ensemble `name` as it lies on disk, and unload those of `candidates` that no ensemble runs.
-
-    Raises:
-        ServiceError: It refuses, or does not answer.
-        defensemble_repository.errors.ConfigError: The ensemble's configuration cannot be read.
-    """
+    """Makes a server serve the ensemble `name` as it lies on disk, and unload those of `candidates` that no ensemble runs."""
     files = RepositoryView(repository)
     ready = served.ready()
     if name is not None and files.has(name):

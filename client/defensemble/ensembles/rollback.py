@@ -30,7 +30,6 @@ def roll_back(runner: EditRunner, count: int, *, name: str | None, to: str | Non
 
     Raises:
         InputError: There are not so many edits, no such edit, or what was before one is not known.
-        EditRefusedError, EditFailedError, ServiceError, defensemble_repository.errors.RepositoryError, OSError: See `EditRunner.run`.
     """
     from defensemble_export.editing import read_history
 
@@ -64,9 +63,6 @@ def rollback_plan(history: list[Edit], name: str, count: int, to: str | None, re
     """Find the edits of `name` to undo: the last `count`, or those since `to`; or find that `to` is to be made again.
 
     A change that no edit recorded counts as one, the last.
-
-    Raises:
-        InputError: See `roll_back`.
     """
     from defensemble_export.editing import Restore, undoable
 

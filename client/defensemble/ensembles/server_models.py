@@ -125,11 +125,11 @@ class Served:
         return {step for model in loaded if not is_averaging(model) for step, _ in self.steps(model)}
 
     def load(self, model: str) -> None:
-        """Loads a model from the server's folder, or again where its files have changed; the old one serves until then."""
+        """Load a model from the server's folder, or again where its files have changed; the old one serves until then."""
         self._transport.load_model(model, self._load_timeout_s)
 
     def load_from(self, folder: Path, model: str) -> bool:
-        """Loads a model that lies in `folder`; where the server does not see it there, says that it reads another folder.
+        """Load a model that lies in `folder`; where the server does not see it there, says that it reads another folder.
 
         Returns whether what it then has loaded is the configuration in `folder`.
 
@@ -154,18 +154,14 @@ class Served:
         return not self.differs(folder, model)
 
     def differs(self, folder: Path, model: str) -> bool:
-        """Whether a model is loaded with another configuration than lies in `folder`.
-
-        Raises:
-            defensemble_repository.errors.ConfigError: The configuration cannot be read.
-        """
+        """Whether a model is loaded with another configuration than lies in `folder`."""
         from defensemble_export.editing import is_served_as_on_disk
 
         loaded = self.config(model)
         return loaded is not None and RepositoryView(folder).has(model) and not is_served_as_on_disk(RepositoryView(folder), model, loaded)
 
     def load_and_verify(self, folder: Path, model: str) -> None:
-        """Loads a model from `folder`, and looks whether it is loaded: of files that it has refused once, Triton says OK the next time."""
+        """Load a model from `folder`, and look whether it is loaded: of files that it has refused once, Triton says OK the next time."""
         self.load_from(folder, model)
         if model not in self.ready():
             told = next((state.reason for state in self._transport.repository_index(self._timeout_s) if state.name == model), "")
@@ -174,7 +170,7 @@ class Served:
             )
 
     def unload(self, model: str) -> None:
-        """Takes a model out of service."""
+        """Take a model out of service."""
         self._transport.unload_model(model, self._timeout_s)
 
     def unload_deleted(self, folder: Path, model: str) -> None:
@@ -192,7 +188,7 @@ class Served:
     def infer(
         self, model: str, inputs: Mapping[str, NDArray[np.float32]], outputs: Sequence[str], version: int | None = None
     ) -> dict[str, NDArray[np.float64]]:
-        """Runs a model; its outputs as float64."""
+        """Run a model; its outputs as float64."""
         asked = [OutputRequest(name) for name in outputs]
         answer = self._transport.infer(model, inputs, asked, self._timeout_s, version=version)
         what = f"{self.url}, asked to run model {model!r}"
@@ -215,7 +211,7 @@ class Served:
             return dict(zip(asked, answers, strict=True))
 
     def wait_until_idle(self, models: Sequence[str], deadline_s: float, *, clock: Callable[[], float] = time.monotonic) -> list[str]:
-        """Waits until nobody asks `models` any more; those that are asked even so when the time is over.
+        """Wait until nobody asks `models` any more; those that are asked even so when the time is over.
 
         Averaging models nobody calls but ensembles; who calls a network by its own name may do so once in a while.
         """
@@ -265,9 +261,6 @@ def unused_models(repository: Path, served: Served, candidates: Collection[str],
     """The loaded ones of the `candidates`, or of `all_averages` too, that neither an ensemble that is served nor one on disk runs.
 
     Empty where that is not known, since a configuration on disk cannot be read: `check` tells of it.
-
-    Raises:
-        ServiceError: The server does not answer.
     """
     from defensemble_export.editing import used_models
 

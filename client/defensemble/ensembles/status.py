@@ -60,11 +60,7 @@ def differences_of(targets: Sequence[EditTarget], name: str) -> list[str]:
 
 
 def look_at(targets: Sequence[EditTarget], name: str) -> EnsembleState:
-    """An ensemble as it lies in the first target, and by server whether that serves what lies in its folder.
-
-    Raises:
-        defensemble_repository.errors.RepositoryError, ServiceError, OSError: It cannot be read; a server does not answer.
-    """
+    """An ensemble as it lies in the first target, and by server whether that serves what lies in its folder."""
     from defensemble_export.editing import check_ensemble_exists, read_member_info
 
     check_ensemble_exists(targets[0].repository, name)

@@ -42,9 +42,8 @@ def prepare(folder: Path, options: ServeOptions, *, say: Callable[[str], None] =
             f"'{name}' is averaged by two models, as earlier versions wrote it: a gRPC call that is cancelled or expires can crash the "
             f"server; `defensemble ensemble reload {name}` makes one model of them"
         )
-    if (folder / PENDING_FILE).exists():
-        fix = "`defensemble ensemble show` finishes or undoes it"
-        say(f"{folder / PENDING_FILE}: an edit of an ensemble is under way, or was cut short: {fix}")
+    if (pending := folder / PENDING_FILE).exists():
+        say(f"{pending}: an edit of an ensemble is under way, or was cut short: `defensemble ensemble show` finishes or undoes it")
     runtime = find_runtime(options.runtime, say=say)
     content = check_gpu(content, runtime, strict=options.profile is not None, say=say)
     _check_not_empty(content)

@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import platformdirs
@@ -67,6 +67,11 @@ class ServerState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return f"grpc://{self.address}:{self.grpc_port}"
 
     @property
+    def about(self) -> dict[str, Any]:
+        """What is known of it, but for its process and its key."""
+        return {name: value for name, value in asdict(self).items() if name not in ("pid", "started", "admin_key")}
+
+    @property
     def alive(self) -> bool:
         """Whether that very process still runs."""
         return process_start(self.pid) == self.started
@@ -97,6 +102,14 @@ def state_file(grpc_port: int) -> Path:
 def events_file(grpc_port: int) -> Path:
     """Where the guards of the servers on `grpc_port` write down what happens; it stays when the server has ended."""
     return state_folder() / "servers" / f"{grpc_port}.events.jsonl"
+
+
+def when_written(path: Path) -> float:
+    """When a file was written last; 0 where it is gone, since another start has removed it just now."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def write_state(state: ServerState) -> Path:

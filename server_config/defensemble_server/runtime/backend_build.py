@@ -73,10 +73,7 @@ def find_compiler() -> Compiler | None:
 
 
 def ensure_backend(
-    *,
-    cache_dir: Path | None = None,
-    compiler: Sequence[str] | None = None,
-    say: Callable[[str], None] | None = None,
+    *, cache_dir: Path | None = None, compiler: Sequence[str] | None = None, say: Callable[[str], None] | None = None
 ) -> Path:
     """Build the backend if it is not in the cache yet; return the directory for Triton's `--backend-directory`.
 
@@ -101,11 +98,12 @@ def ensure_backend(
             f"{', '.join(COMPILERS_TRIED)} on PATH and the wheel ziglang; run `apt-get install g++` or `pip install ziglang`"
         )
     source = data_file("onnxruntime_backend")
-    cache = platformdirs.user_cache_path("defensemble") / "backend" if cache_dir is None else cache_dir
+    cache = _cache(cache_dir)
     built = cache / build_digest(source, chosen)
     if (built / "onnxruntime" / LIBRARY_NAME).is_file():
         return built
-    (say or _say_on_stderr)(f"building the onnxruntime backend, once, with {chosen} ...")
+    message = f"building the onnxruntime backend, once, with {chosen} ..."
+    say(message) if say is not None else print(message, file=sys.stderr)  # noqa: T201
     with building_folder(cache) as folder:
         finished = folder / "built"
         try:
@@ -121,8 +119,7 @@ def ensure_backend(
 
 def built_backend(*, cache_dir: Path | None = None) -> Path | None:
     """Find a build of this very source and these flags in the cache, by whichever compiler; None where there is none."""
-    cache = platformdirs.user_cache_path("defensemble") / "backend" if cache_dir is None else cache_dir
-    builds = cache.glob(f"{_source_digest(data_file('onnxruntime_backend'))}-*/onnxruntime/{LIBRARY_NAME}")
+    builds = _cache(cache_dir).glob(f"{_source_digest(data_file('onnxruntime_backend'))}-*/onnxruntime/{LIBRARY_NAME}")
     return next((library.parent.parent for library in sorted(builds)), None)
 
 
@@ -157,6 +154,10 @@ def build_digest(source: Path, compiler: Compiler) -> str:
     return f"{_source_digest(source)}-{digest.hexdigest()[:16]}"
 
 
+def _cache(folder: Path | None) -> Path:
+    return platformdirs.user_cache_path("defensemble") / "backend" if folder is None else folder
+
+
 def _source_digest(source: Path) -> str:
     digest = hashlib.sha256()
     for part in (*compiler_flags(), platform.machine()):
@@ -165,10 +166,6 @@ def _source_digest(source: Path) -> str:
         content = path.read_bytes()
         digest.update(f"{path.relative_to(source).as_posix()}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()[:16]
-
-
-def _say_on_stderr(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
 
 
 def _source_files(source: Path) -> list[Path]:

@@ -25,15 +25,7 @@ from ..._client.client import Client
 from ..._client.model_info import ModelInfo
 from ..._client.prediction import Prediction
 from ..._exceptions import InputError
-from ..._image_files import (
-    ReadCounts,
-    ReadOptions,
-    decoded_images,
-    input_errors,
-    labelled_images,
-    memory_to_read,
-    preprocessing_of,
-)
+from ..._image_files import ReadCounts, ReadOptions, decoded_images, input_errors, labelled_images, memory_to_read, preprocessing_of
 from ...results.intervals import rate
 from ..notes import print_note
 

@@ -63,16 +63,9 @@ def _print_dead(server: DeadServer) -> None:
 
 
 def _values_from_status(status: ServerStatus) -> dict[str, Any]:
-    state = status.state
     return {
-        "repository": state.repository,
-        "runtime": state.runtime,
-        "host": state.host,
-        "http_port": state.http_port,
-        "grpc_port": state.grpc_port,
-        "metrics_port": state.metrics_port,
-        "log": state.log,
-        "guard_pid": state.pid,
+        **status.state.about,
+        "guard_pid": status.state.pid,
         "triton_pid": status.pid,
         "state": "running" if status.restarting_since is None else "restarting",
         "restarting_since": status.restarting_since,
