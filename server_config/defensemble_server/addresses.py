@@ -45,9 +45,7 @@ def claim_ports(host: str, wanted: Mapping[str, int], *, guard_pid: int | None =
     """Return the ports to listen on: those in `wanted`, by what listens on them, checked to be free; free ones instead of 0.
 
     The ports of our other servers are not free, even while one of these is restarted. `guard_pid` is the guard whose server may have them.
-
-    Raises:
-        PortError: a port is taken.
+    A port that is taken is a PortError.
     """
     hosts = {host, "0.0.0.0", "::"}
     others = [state for state in read_states() if state.pid != guard_pid and (state.host in hosts or host in ("0.0.0.0", "::"))]

@@ -44,14 +44,9 @@ def check_profile(repository: Path, profile: str, *, only_cpus: bool, say: Calla
         raise NotServableError(_only_cpus(profile))
     if profile not in having:
         there = ", ".join(having) or "none"
-        if profile in PROFILES:
-            raise NotServableError(
-                f"no model in {repository} has the profile '{profile}' (there are: {there}): {_write(repository, profile)}"
-            )
-        raise NotServableError(
-            f"no model in {repository} has the profile '{profile}': there are: {there}; `defensemble profile write NAME "
-            f"{shlex.quote(str(repository))}` writes {', '.join(PROFILES)}"
-        )
+        others = f"`defensemble profile write NAME {shlex.quote(str(repository))}` writes {', '.join(PROFILES)}"
+        mend = _write(repository, profile) if profile in PROFILES else others
+        raise NotServableError(f"no model in {repository} has the profile '{profile}' (there are: {there}): {mend}")
     models = {name: (plain, chosen) for name, plain, chosen in _read_both(repository, profile)}
     asking = [name for name, (_, chosen) in models.items() if name in having[profile] and chosen.wants_gpu]
     if only_cpus and asking:

@@ -63,14 +63,7 @@ class EditRunner:
         return [served for target in self.targets for served in target.servers]
 
     def run(self, request: EditRequest, *, message: str | None, dry_run: bool) -> Applied:
-        """Make an edit at all targets, or at none.
-
-        Raises:
-            InputError: The message is no text.
-            EditRefusedError: The checks found what stands against it; nothing was changed.
-            EditFailedError: A step failed; the old state was put back.
-            ServiceError, defensemble_repository.errors.RepositoryError, OSError: Before anything was written.
-        """
+        """Make an edit at all targets, or at none; the errors are those of `Ensembles`."""
         if message is not None and not isinstance(message, str):
             raise InputError(f"message must be a text or None, got {message!r:.80}")
         timings = Timings()

@@ -77,15 +77,11 @@ class EditExecution:
         return [*self._restarted_servers(), *self.cleanup_warnings, *unreachable]
 
     def _restarted_servers(self) -> list[str]:
-        lost = [(url, step) for url, steps in self._restarts.items() for step in steps]
-        return [f"{url} was restarted during the edit, or the connection to it was lost, at the step '{step}'" for url, step in lost]
+        text = "{} was restarted during the edit, or the connection to it was lost, at the step '{}'"
+        return [text.format(url, step) for url, steps in self._restarts.items() for step in steps]
 
     def execute(self) -> None:
-        """Carry the edit out.
-
-        Raises:
-            EditFailedError: A step failed; says which, why, and whether the old state is back everywhere.
-        """
+        """Carry the edit out; an EditFailedError tells which step failed, why, and whether the old state is back everywhere."""
         try:
             with sigint_raises():
                 self._carry_out()

@@ -34,9 +34,6 @@ def recover(targets: Sequence[EditTarget], group: Sequence[Path], say: Callable[
     """Finishes or undoes an edit that was cut short in any of `group`, on disk and in the servers of `targets`; hold the locks.
 
     It is finished where the new ensemble's configuration was in place everywhere, and undone otherwise, or where a server refuses it.
-
-    Raises:
-        DefensembleError, defensemble_repository.errors.RepositoryError, OSError: It could be neither finished nor undone.
     """
     from defensemble_export.editing import append_edit, read_history, read_journal, remove_stale_temporaries
 

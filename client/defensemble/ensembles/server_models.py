@@ -233,15 +233,10 @@ class Served:
 
 
 def repeat_after_restart(servers: Sequence[Served], act: Callable[[], _T], on_restart: Callable[[], None] = lambda: None) -> _T:
-    """Do what calls `servers`; where the connection to one is lost, wait until all answer, and do it again, once.
+    """Do what calls `servers`; where the connection to one is lost, wait until all answer, call `on_restart`, and do it again, once.
 
-    Args:
-        servers: Those that `act` talks to.
-        act: Must find out for itself what is loaded: a server that was restarted has loaded what lies on disk, and nothing else.
-        on_restart: Called before `act` is done again.
-
-    Raises:
-        ConnectionFailedError: A server did not answer again, or was lost a second time.
+    `act` must find out for itself what is loaded: a server that was restarted has loaded what lies on disk, and nothing else. A server that
+    does not answer again, or is lost a second time, is a ConnectionFailedError.
     """
     try:
         return act()

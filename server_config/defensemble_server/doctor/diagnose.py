@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -32,6 +31,7 @@ from ..profiles import check_profile, profiles_of
 from ..repository import read_model
 from ..runtime.backend_build import built_backend, find_compiler, onnxruntime_library
 from ..runtime.find import CONTAINER, EMBEDDED_CORE, check_platform, embedded_triton
+from ..runtime.package_data import installed
 from .cpu_int8 import int8_check
 from .known_cves import KNOWN_CVES, KNOWN_FAULTS, Weakness, known_weaknesses
 
@@ -85,19 +85,12 @@ def _platform() -> Iterator[Check]:
 
 def _packages() -> Iterator[Check]:
     for extra, packages in _EXTRAS.items():
-        found = {package: _installed(package) or _installed(_STANDS_FOR.get(package, package)) for package in packages}
-        missing = [package for package, installed in found.items() if installed is None]
+        found = {package: installed(package) or installed(_STANDS_FOR.get(package, package)) for package in packages}
+        missing = [package for package, name in found.items() if name is None]
         if missing:
             yield Check(extra, WARN, f"`defensemble {extra}` lacks {', '.join(missing)}", f"pip install 'defensemble[{extra}]'")
         else:
             yield Check(extra, PASS, ", ".join(map(str, found.values())))
-
-
-def _installed(package: str) -> str | None:
-    try:
-        return f"{package} {importlib.metadata.version(package)}"
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _runtime() -> Iterator[Check]:
@@ -105,7 +98,7 @@ def _runtime() -> Iterator[Check]:
     if embedded_triton() is None:
         yield Check("Triton", WARN, "the embedded runtime is not installed; `defensemble serve` installs it", install)
     else:
-        yield Check("Triton", PASS, f"embedded runtime, core {EMBEDDED_CORE} ({_installed('nvidia-pytriton')})")
+        yield Check("Triton", PASS, f"embedded runtime, core {EMBEDDED_CORE} ({installed('nvidia-pytriton')})")
     cves, faults = (_listing(known_weaknesses(EMBEDDED_CORE, table)) for table in (KNOWN_CVES, KNOWN_FAULTS))
     yield Check(
         "core's age",

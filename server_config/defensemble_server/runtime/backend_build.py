@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import importlib.util
@@ -26,7 +25,7 @@ from defensemble_repository.filesystem.atomic_write import sync
 
 from ..errors import BackendBuildError, RuntimeMissingError, ServerError
 from .compiler_process import building_folder, run_compiler
-from .package_data import data_file
+from .package_data import data_file, installed
 
 LIBRARY_NAME = "libtriton_onnxruntime.so"
 FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall", "-Wextra")
@@ -136,8 +135,9 @@ def onnxruntime_library() -> Path:
     folders = [Path(location) / "capi" for location in spec.submodule_search_locations]
     libraries = sorted(library for folder in folders for library in folder.glob("libonnxruntime.so*"))
     if not libraries:
+        version = installed("onnxruntime") or installed("onnxruntime-gpu") or "of unknown version"
         raise RuntimeMissingError(
-            f"the installed ONNX Runtime ({_installed_onnxruntime()}) holds no libonnxruntime.so in {folders[0]}; "
+            f"the installed ONNX Runtime ({version}) holds no libonnxruntime.so in {folders[0]}; "
             f"serving needs {OLDEST_ONNXRUNTIME} or later: {mend}"
         )
     return libraries[-1]
@@ -226,15 +226,6 @@ def _rename_unless_there(finished: Path, built: Path) -> None:
 
 def _last_lines(text: str) -> str:
     return "\n".join(text.strip().splitlines()[-_LINES_SHOWN:])
-
-
-def _installed_onnxruntime() -> str:
-    import importlib.metadata  # 0.03 s that no start waits for
-
-    for name in ("onnxruntime", "onnxruntime-gpu"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            return f"{name} {importlib.metadata.version(name)}"
-    return "of unknown version"
 
 
 def main() -> int:

@@ -31,33 +31,26 @@ if TYPE_CHECKING:
 
 # Of 10,000 test images: 200 with eleven settings and seven models take a minute on two cores.
 _CIFAR10_LIMIT = 200
-# Between an answer over HTTP and the same over gRPC: the same float32 bytes.
-_SAME = 0.0
 
 
 def run_demo(
     folder: Path,
     *,
-    dataset: str = "digits",
-    data_dir: Path | None = None,
-    zoo: Path | None = None,
-    limit: int | None = None,
-    epochs: int | None = None,
-    seed: int = 0,
-    keep_serving: bool = False,
-    console: Console | None = None,
-) -> Path:
-    """Run the demonstration in a new folder under ``folder``, and return that folder: checkpoints, repository and ``noise.json``.
+    dataset: str,
+    data_dir: Path | None,
+    zoo: Path | None,
+    limit: int | None,
+    epochs: int | None,
+    seed: int,
+    keep_serving: bool,
+) -> None:
+    """Run the demonstration in a new folder under `folder`: checkpoints, repository and `noise.json`.
 
-    On ``digits`` the networks are trained, for ``epochs`` (None takes the recipe's); on ``cifar10`` they are the zoo's. The probe takes
-    ``limit`` images, by default all of digits and 200 of CIFAR-10. With ``keep_serving`` the server outlives this call, and what calls and
-    stops it is printed.
-
-    Raises:
-        DefensembleError, and the errors of the other packages: the text says what went wrong.
-        OSError: the folder cannot be written.
+    On `digits` the networks are trained, for `epochs` (None takes the recipe's); on `cifar10` they are the zoo's. The probe takes `limit`
+    images, by default all of digits and 200 of CIFAR-10. With `keep_serving` the server outlives this call, and what calls and stops it is
+    printed.
     """
-    console = console or Console()
+    console = Console()
     began = time.monotonic()
     _check_installed(console)
     run = _new_folder(folder)
@@ -84,7 +77,6 @@ def run_demo(
         if keep_serving:
             _explain(server, run, networks.dataset)
             server.detach()
-    return run
 
 
 def _check_installed(console: Console) -> None:
@@ -148,7 +140,7 @@ def _call(server: Server, dataset: Dataset, console: Console) -> None:
     console.print(f"  eight images       {truth}", highlight=False)
     console.print(f"  answers over HTTP  {' '.join(first.labels)}", highlight=False)
     console.print(f"  answers over gRPC  {' '.join(second.labels)}, largest difference {difference:g}", highlight=False)
-    if difference > _SAME:
+    if difference > 0:
         raise ServerFailedError(f"HTTP and gRPC differ by {difference:g} on the same images; expected the same bytes")
 
 

@@ -26,12 +26,7 @@ from .ensemble_tables import print_applied, print_edits, print_prunable, print_s
 
 @contextmanager
 def opened(where: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> Iterator[Ensembles]:
-    """The ensembles that the options of `target_options` name, with the clients of their servers.
-
-    Raises:
-        InputError, defensemble_server.ServerError: The options do not go together; the key cannot be read.
-        ServiceError: see `Ensembles`.
-    """
+    """The ensembles that the options of `target_options` name, with the clients of their servers."""
     with ExitStack() as stack:
 
         def client(url: str, key: str | None) -> Client:

@@ -14,11 +14,7 @@ if TYPE_CHECKING:
 
 
 def show_status(grpc_port: int | None, repository: Path | None, *, as_json: bool) -> None:
-    """Print the servers on a port, of a folder, or all of them.
-
-    Raises:
-        defensemble_server.StateError: None of them runs; those that died are printed before.
-    """
+    """Print the servers on a port, of a folder, or all; a StateError where none runs, after those that died are printed."""
     from defensemble_server import StateError, dead_servers, find_states, server_status
 
     dead = [server for server in dead_servers(repository) if grpc_port in (None, server.grpc_port)]

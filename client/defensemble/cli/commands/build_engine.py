@@ -17,8 +17,6 @@ from ..shell import this_command
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from defensemble_export import EngineOptions
-
 _GIB = 2**30
 
 
@@ -80,13 +78,16 @@ def command(
         raise click.UsageError("--images and --data-dir are about the comparison, and --no-compare asks for none")
     images = None if images_file is None else npy_images(images_file)
     # After the cheap checks: this imports onnx and ONNX Runtime.
-    from defensemble_export import EngineOptions, build_engines
+    from defensemble_export import EngineOptions, build_engines, planned_engines
 
     options = EngineOptions(workspace_bytes=None if workspace is None else int(workspace * _GIB), **engine)
     if dry_run:
-        _show_plan(repository, models, versions, options)
+        for one in planned_engines(repository, models=models or None, versions=versions or None, options=options, say=say):
+            click.echo(f"{one.name}: {one.graph} ({one.request.precision}) to model.plan and model.plan.json, by")
+            for call in one.calls:
+                click.echo(f"  {call}")
         return
-    with _logged(log_file), shown_building() as (say, on_progress):
+    with _logged(log_file), shown_building() as (show, on_progress):
         built = build_engines(
             repository,
             models=models or None,
@@ -97,22 +98,13 @@ def command(
             data_dir=data_dir,
             compare=not no_compare,
             force=force,
-            say=say,
+            say=show,
             on_progress=on_progress,
         )
     new = sum(one.built for one in built)
     click.echo(f"{repository}: {new} plan{'' if new == 1 else 's'} built, {len(built) - new} up to date")
     click.echo(f"serve them: {this_command()} profile write gpu-tensorrt {repository}, then")
     click.echo(f"  {this_command()} serve {repository} --profile gpu-tensorrt")
-
-
-def _show_plan(repository: Path, models: tuple[str, ...], versions: tuple[int, ...], options: EngineOptions) -> None:
-    from defensemble_export import planned_engines
-
-    for one in planned_engines(repository, models=models or None, versions=versions or None, options=options, say=say):
-        click.echo(f"{one.name}: {one.graph} ({one.request.precision}) to model.plan and model.plan.json, by")
-        for call in one.calls:
-            click.echo(f"  {call}")
 
 
 @contextmanager

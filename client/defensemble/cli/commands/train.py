@@ -139,6 +139,7 @@ def command(
     # After the cheap checks: this imports torch.
     from defensemble_training import (
         Compute,
+        Drop,
         Interrupted,
         ModelSpec,
         RunFolder,
@@ -155,7 +156,8 @@ def command(
     compute = Compute(**{name: options.pop(name) for name in _COMPUTE})
     described = {name: options.pop(name) for name in _SPEC}
     described["width"] = width if width is not None else 8 if data in ("digits", "mnist") else 64
-    described["drop"] = None if drop is None else _drop(drop, drop_keep, drop_blocks)
+    dropped: dict[str, Any] = {name: value for name, value in (("keep", drop_keep), ("blocks", drop_blocks)) if value is not None}
+    described["drop"] = None if drop is None else Drop(drop, **dropped)
     changes = {name: value for name, value in options.items() if value is not None}
     # Refused before images are decoded or downloaded.
     best = changes.get("choose") == "best"
@@ -189,13 +191,6 @@ def command(
     save_checkpoint(output, module, spec, record, half=half)
     run.finish()
     _tell(output, module, record, run)
-
-
-def _drop(kind: str, keep: float | None, blocks: tuple[int, ...] | None) -> Any:
-    from defensemble_training import Drop
-
-    given: dict[str, Any] = {name: value for name, value in (("keep", keep), ("blocks", blocks)) if value is not None}
-    return Drop(kind, **given)
 
 
 def _check_same(output: Path, spec: Any, recipe: dict[str, Any], seed: int) -> None:
