@@ -14,7 +14,7 @@ from defensemble_repository.view import RepositoryView
 from .._exceptions import ServiceError
 from .baseline import is_same_state, snapshot_or_none
 from .edit import EditRunner
-from .local_servers import restarting
+from .local_servers import status_at
 from .results import EnsembleState, MemberState
 from .server_models import Served, is_averaging
 from .targets import EditTarget
@@ -109,9 +109,10 @@ class _Serving:
         try:
             self._ready = served.ready()
         except ServiceError:
-            self._restarting = restarting(served.url) or ""
-            if not self._restarting:
+            status = status_at(served.url)
+            if status is None or status.restarting_since is None:
                 raise
+            self._restarting = status.text
 
     def of(self, model: str, version: int | None) -> str:
         """Whether a model is served as it lies on disk: "yes", or why not."""

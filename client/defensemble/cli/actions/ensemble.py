@@ -18,7 +18,7 @@ from defensemble_repository.target import TARGETS
 from ..._client.client import Client
 from ..._exceptions import InputError
 from ...ensembles import Applied, Ensembles, Replica
-from ..local_servers import deaths_of, noted_key, servers_of
+from ...ensembles.local_servers import local_server, servers_of
 from ..notes import say
 from ..shell import this_command
 from .ensemble_tables import print_applied, print_edits, print_prunable, print_state, values_from_applied, values_from_state
@@ -66,6 +66,7 @@ def edit(rest: Mapping[str, Any], act: Callable[[Ensembles, dict[str, Any]], App
 def show_ensembles(name: str | None, form: str, where: Mapping[str, Any]) -> None:
     """Prints ensembles as a table, as YAML that `apply` reads, or as JSON."""
     from defensemble_export.editing import yaml_from_ensemble
+    from defensemble_server import dead_servers
 
     with opened(where) as ensembles:
         if form == "yaml":
@@ -78,8 +79,8 @@ def show_ensembles(name: str | None, form: str, where: Mapping[str, Any]) -> Non
             return
         states = ensembles.show(name)
     if not (where["urls"] or where["replicas"] or where["files_only"]):
-        for death in deaths_of(where["repository"]):
-            click.echo(death, err=True)
+        for dead in dead_servers(where["repository"]):
+            say(f"the server on gRPC port {dead.grpc_port} {dead.text}; see {dead.log}")
     if form == "json":
         click.echo(json.dumps([values_from_state(state) for state in states], indent=2))
         return
@@ -180,7 +181,7 @@ def _tell_of_new_servers(rest: Mapping[str, Any], told: Container[str]) -> None:
     """Servers that were looked for before the edit, which may have waited for another, are looked for once more."""
     if rest["urls"] or rest["replicas"] or rest["files_only"]:
         return
-    for url, _ in servers_of(rest["repository"]):
+    for url, _ in servers_of(rest["repository"], say):
         if url not in told:
             click.echo(f"{url} has started meanwhile, and may serve what was there before: {this_command()} ensemble reload", err=True)
 
@@ -198,6 +199,10 @@ def _typed_again(where: Mapping[str, Any]) -> str:
 def _replicas(where: Mapping[str, Any], client: Callable[[str, str | None], Client]) -> Sequence[Replica]:
     from defensemble_server import read_admin_key
 
+    def noted_key(url: str) -> str | None:
+        state = local_server(url)
+        return None if state is None else state.admin_key
+
     key = None if where["admin_key_file"] is None else read_admin_key(where["admin_key_file"], say)
     if where["replicas"]:
         if where["urls"] or where["files_only"]:
@@ -213,4 +218,4 @@ def _replicas(where: Mapping[str, Any], client: Callable[[str, str | None], Clie
         return [Replica(repository)]
     if where["urls"]:
         return [Replica(repository, tuple(client(url, key or noted_key(url)) for url in where["urls"]))]
-    return [Replica(repository, tuple(client(url, key or noted) for url, noted in servers_of(repository)))]
+    return [Replica(repository, tuple(client(url, key or noted) for url, noted in servers_of(repository, say)))]

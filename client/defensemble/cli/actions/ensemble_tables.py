@@ -15,8 +15,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from ...ensembles import Applied, EnsembleState, MemberState
+from ...ensembles.local_servers import status_at
 from ...ensembles.server_models import is_averaging
-from ..local_servers import restarts_at
 from ..shell import this_command
 
 if TYPE_CHECKING:
@@ -105,8 +105,10 @@ def print_state(state: EnsembleState) -> None:
     rule = "unknown" if state.preprocessing is None else json.dumps(dict(state.preprocessing))
     click.echo(f"preprocessing: {rule}")
     for url, answer in state.served.items():
-        restarts = restarts_at(url)
-        click.echo(f"served by {url}: {answer}{restarts and f'; {restarts}'}")
+        restarts = ""
+        if (status := status_at(url)) is not None and status.restarts:
+            restarts = f"; restarted {status.restarts} time{'' if status.restarts == 1 else 's'}, last: {status.fault_text}"
+        click.echo(f"served by {url}: {answer}{restarts}")
         for member in state.members:
             if member.served[url] != "yes":
                 click.echo(f"  {member.info.model}@{member.info.version}: {member.served[url]}")

@@ -22,7 +22,8 @@ from defensemble_repository.reader import read_config, read_ensemble
 from defensemble_repository.view import RepositoryView
 
 from ..._image_files import npy_images
-from ..local_servers import servers_of
+from ...ensembles.local_servers import servers_of
+from ..notes import say
 from ..shell import this_command
 from .reports import show_reports, summary
 
@@ -147,12 +148,12 @@ def _export(request: Request) -> list[str]:
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("exporting", total=len(networks))
 
-        def say(text: str) -> None:
+        def show(text: str) -> None:
             progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
         def on_exported(path: Path, member: Member) -> None:
             progress.advance(task)
-            say(f"exported and verified {path}{summary(member)}")
+            show(f"exported and verified {path}{summary(member)}")
 
         written = export_networks(
             networks,
@@ -167,7 +168,7 @@ def _export(request: Request) -> list[str]:
             data_dir=request.data_dir,
             fuse=request.fused_name,
             on_exported=on_exported,
-            say=say,
+            say=show,
         )
     _tell(request, written)
     return written
@@ -236,7 +237,7 @@ def _tell(request: Request, written: Sequence[str]) -> None:
                 f"{model}@{version} votes nowhere yet; let it: {this_command()} ensemble add NAME {model}@{version} "
                 f"--in-place-of {model}@{int(version) - 1}"
             )
-    running = servers_of(request.repository)
+    running = servers_of(request.repository, say)
     for url, _ in running if request.ensemble_name in models else ():
         where = f"--repository {shlex.quote(str(request.repository))}"
         click.echo(
@@ -252,13 +253,13 @@ def _build_engines(request: Request, written: Sequence[str]) -> None:
     from ..commands.build_engine import shown_building
 
     new = dict.fromkeys(path.split("/")[0] for path in written if path.endswith(".onnx"))
-    with shown_building() as (say, on_progress):
+    with shown_building() as (show, on_progress):
         build_engines(
             request.repository,
             models=[name for name in new if not name.startswith(RESERVED)],
             images=request.images,
             data_dir=request.data_dir,
-            say=say,
+            say=show,
             on_progress=on_progress,
         )
     click.echo(f"serve the engines: {this_command()} profile write gpu-tensorrt {request.repository}, then")
