@@ -101,7 +101,7 @@ def test_a_profile_that_no_model_has_is_told_with_those_that_there_are(repositor
     write_profile(repository, "gpu")
     mend = {
         "cpu": f"there are: gpu): write it with `defensemble profile write cpu {repository}`",
-        "mine": f"there are: gpu; `defensemble profile write NAME {repository}` writes cpu, gpu, gpu-ort-tensorrt, gpu-tensorrt",
+        "mine": f"there are: gpu): `defensemble profile write NAME {repository}` writes cpu, gpu, gpu-ort-tensorrt, gpu-tensorrt",
     }
     with pytest.raises(NotServableError) as refused, serve(repository, replace(FREE, profile=profile)):
         pass
