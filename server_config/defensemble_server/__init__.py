@@ -2,19 +2,9 @@
 
 from __future__ import annotations
 
-from .addresses import connect_host, url_host
 from .admin_key import read_admin_key
 from .doctor.diagnose import diagnose
-from .errors import (
-    BackendBuildError,
-    NotServableError,
-    PlanError,
-    PortError,
-    RuntimeMissingError,
-    ServerError,
-    StartError,
-    StateError,
-)
+from .errors import BackendBuildError, NotServableError, PlanError, PortError, RuntimeMissingError, ServerError, StartError, StateError
 from .options import ServeOptions
 from .plans.compatibility import problem_of_version
 from .plans.machine import Machine
@@ -41,7 +31,6 @@ __all__ = [
     "ServerStatus",
     "StartError",
     "StateError",
-    "connect_host",
     "dead_servers",
     "diagnose",
     "find_runtime",
@@ -56,5 +45,4 @@ __all__ = [
     "server_status",
     "start_server",
     "stop_server",
-    "url_host",
 ]

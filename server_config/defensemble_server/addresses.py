@@ -31,16 +31,6 @@ def address_from_host(host: str) -> str:
     return str(min(found, key=lambda entry: entry[0] != socket.AF_INET)[4][0])
 
 
-def url_host(host: str) -> str:
-    """An address as it is written before a port."""
-    return f"[{host}]" if ":" in host else host
-
-
-def connect_host(host: str) -> str:
-    """Where a server that listens on an address is reached from this machine."""
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-
-
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches a server that listens on a host."""
     if host == "localhost":
@@ -55,9 +45,7 @@ def claim_ports(host: str, wanted: Mapping[str, int], *, guard_pid: int | None =
     """Return the ports to listen on: those in `wanted`, by what listens on them, checked to be free; free ones instead of 0.
 
     The ports of our other servers are not free, even while one of these is restarted. `guard_pid` is the guard whose server may have them.
-
-    Raises:
-        PortError: a port is taken.
+    A port that is taken is a PortError.
     """
     hosts = {host, "0.0.0.0", "::"}
     others = [state for state in read_states() if state.pid != guard_pid and (state.host in hosts or host in ("0.0.0.0", "::"))]

@@ -20,11 +20,7 @@ _LARGEST_KEY_FILE = 1 << 16
 
 
 def check_admin_key(key: str) -> str:
-    """Return ``key`` where Triton's command line and a header take it.
-
-    Raises:
-        ServerError: fewer than 16 characters, or others than letters, digits, ``_`` and ``-``. The text does not show the key.
-    """
+    """Return a key that Triton's command line and a header take; the error for another does not show it."""
     if not re.fullmatch(r"[A-Za-z0-9_\-]{16,256}", key):
         raise ServerError(
             f"an admin key has 16 to 256 letters, digits, '_' or '-', got {len(key)} characters: "

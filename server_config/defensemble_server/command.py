@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from .addresses import url_host
 from .admin_key import ADMIN_HEADER, RESTRICTED_APIS
 from .options import ServeOptions
+from .process.state import url_host
 from .runtime.find import CONTAINER, Runtime
 
 

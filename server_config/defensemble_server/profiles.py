@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from defensemble_repository.names import BACKEND, CONFIG_FILE, PLAN_BACKEND, PROFILES_FOLDER
+from defensemble_repository.profile_digest import DIGEST_PARAMETER
+from defensemble_repository.reader import file_of
 from defensemble_repository.view import file_digest
 
 from .errors import NotServableError, PlanError
 from .plans.compatibility import problem_of_version
 from .plans.machine import Machine, read_machine
-from .repository import Model, Repository, read_model
+from .repository import Model, Repository, listed, read_model
 from .runtime.find import CONTAINER, Runtime
 
 # Those that `defensemble profile write` writes, for every network; any other is somebody's own, for the models that have it.
 PROFILES = ("cpu", "gpu", "gpu-ort-tensorrt", "gpu-tensorrt")
-# What `profile write` leaves in a file of its own.
-DIGEST_PARAMETER = "profile.sha256"
 
 
 def profiles_of(repository: Path) -> dict[str, list[str]]:
@@ -44,14 +44,9 @@ def check_profile(repository: Path, profile: str, *, only_cpus: bool, say: Calla
         raise NotServableError(_only_cpus(profile))
     if profile not in having:
         there = ", ".join(having) or "none"
-        if profile in PROFILES:
-            raise NotServableError(
-                f"no model in {repository} has the profile '{profile}' (there are: {there}): {_write(repository, profile)}"
-            )
-        raise NotServableError(
-            f"no model in {repository} has the profile '{profile}': there are: {there}; `defensemble profile write NAME "
-            f"{shlex.quote(str(repository))}` writes {', '.join(PROFILES)}"
-        )
+        others = f"`defensemble profile write NAME {shlex.quote(str(repository))}` writes {', '.join(PROFILES)}"
+        mend = _write(repository, profile) if profile in PROFILES else others
+        raise NotServableError(f"no model in {repository} has the profile '{profile}' (there are: {there}): {mend}")
     models = {name: (plain, chosen) for name, plain, chosen in _read_both(repository, profile)}
     asking = [name for name, (_, chosen) in models.items() if name in having[profile] and chosen.wants_gpu]
     if only_cpus and asking:
@@ -70,7 +65,7 @@ def check_profile(repository: Path, profile: str, *, only_cpus: bool, say: Calla
         if name in having[profile] and (problem := _missing(repository, profile, chosen))
     }
     if problems:
-        raise NotServableError(f"the profile '{profile}' cannot be served:\n{_listed(problems)}")
+        raise NotServableError(f"the profile '{profile}' cannot be served:\n{listed(problems)}")
     for name, (plain, chosen) in models.items():
         other = [what for what in _CONTRACT if getattr(plain.config, what) != getattr(chosen.config, what)]
         if profile in PROFILES and other:
@@ -96,7 +91,7 @@ def check_gpu(content: Repository, runtime: Runtime, *, strict: bool, say: Calla
     machine = _machine(runtime, any(model.backend == PLAN_BACKEND for model in asking.values()), say)
     problems = {name: problem for name, model in asking.items() if (problem := _unfit(content.path, model, machine, runtime))}
     if strict and problems:
-        raise NotServableError(f"this profile cannot be served:\n{_listed(problems)}")
+        raise NotServableError(f"this profile cannot be served:\n{listed(problems)}")
     return content.without(problems)
 
 
@@ -139,9 +134,9 @@ def _missing(repository: Path, profile: str, model: Model) -> str:
     folder = repository / model.name
     again = f"then write the profile again: `defensemble profile write {profile} {shlex.quote(str(repository))}`"
     for version in model.served_versions:
-        if model.backend != PLAN_BACKEND or model.file is None:
+        if model.backend != PLAN_BACKEND or (name := file_of(model.config)) is None:
             continue
-        file = folder / str(version) / model.file
+        file = folder / str(version) / name
         if not file.is_file():
             build = f"defensemble build-engine {shlex.quote(str(repository))} --model {model.name} --version {version}"
             return f"version {version} has no plan, {file} is missing: build it with `{build}`, {again}"
@@ -169,7 +164,7 @@ def _own_cache(folder: Path, model: Model, cache: str) -> str | None:
     if len(model.served_versions) != 1:
         return None
     (version,) = model.served_versions
-    file = folder / str(version) / (model.file or "")
+    file = folder / str(version) / (file_of(model.config) or "")
     digest = model.parameter(f"sha256.{version}") or (file_digest(file) if file.is_file() else "")
     return str(PurePosixPath(cache).parent / f"{model.name}-{digest[:16]}")
 
@@ -216,7 +211,3 @@ def _unfit(repository: Path, model: Model, machine: Machine, runtime: Runtime) -
             "`defensemble profile write gpu-ort-tensorrt REPOSITORY --cache-dir FOLDER`"
         )
     return ""
-
-
-def _listed(problems: Mapping[str, str]) -> str:
-    return "\n".join(f"  {name}: {text}" for name, text in problems.items())

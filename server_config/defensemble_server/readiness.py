@@ -24,15 +24,15 @@ from defensemble_repository.averaging import (
 )
 from defensemble_repository.names import PENDING_FILE
 
-from .addresses import claim_ports, connect_host, url_host
+from .addresses import claim_ports
 from .admin_key import ADMIN_HEADER
 from .errors import NotServableError, ServerError, StartError
 from .options import ServeOptions
 from .process.guard import last_lines
-from .process.launch import listed, read_content
+from .process.launch import read_content
 from .process.refusals import read_refusals
-from .process.state import listens, process_start
-from .repository import Model, Repository, without_version
+from .process.state import connect_host, listens, process_start, url_host
+from .repository import Model, Repository, listed, without_version
 
 # A single call, where the time for the start allows that long.
 _CALL_TIMEOUT_S = 120.0
@@ -110,17 +110,8 @@ def await_ready(
 ) -> tuple[list[str], dict[str, str]]:
     """Wait until Triton answers, check its answers, and unload the models whose answers are wrong.
 
-    Args:
-        pid: The process of Triton.
-        content: What it was started on.
-        options: How it was started, with its real ports.
-        admin_key: Its admin key.
-        log: Its log.
-        timeout_s: How long all of this may take.
-        guard_pid: The process of its guard.
-
-    Returns:
-        The names of the models that it serves, and for the others the reason why not.
+    `pid` is its process, `guard_pid` that of its guard; `options` have its real ports. All of this may take `timeout_s`. Returns the names
+    of the models that it serves, and for the others the reason why not.
 
     Raises:
         PortError: another program took a port first.
@@ -186,12 +177,10 @@ def fixed_images(shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
 
 def failed_models(probe: Probe, repository: Repository, refusals: Mapping[str, str]) -> dict[str, str]:
     """The models that Triton could not load, with its reason: out of its index, else out of `refusals`, which its log says."""
-    states: dict[str, list[dict[str, str]]] = {}
-    for entry in probe.index():
-        states.setdefault(entry["name"], []).append(entry)
+    index = probe.index()
     failed: dict[str, str] = {}
     for name, model in repository.models.items():
-        entries = states.get(name, [])
+        entries = [entry for entry in index if entry["name"] == name]
         if entries and all(entry.get("reason") == "unloaded" for entry in entries):
             continue  # it was loaded, and an edit has unloaded it since
         # A version that the configuration's policy leaves out, or that is good beside a bad one, is unavailable without a reason.
@@ -242,65 +231,51 @@ def check_answers(probe: Probe, repository: Repository, served: list[str]) -> di
             logits[name, version] = answer
     for name in served:
         model = repository.models[name]
-        if model.is_fused and (told := _problem_of_fused(probe, repository, model, logits)):
-            wrong[name] = told
+        if model.is_fused and (problem := _problem_of_average(probe, repository, model, logits)):
+            wrong[name] = problem
         outputs = [tensor.name for tensor in model.config.output]
         if not model.is_ensemble or "probabilities" not in outputs or [tensor.name for tensor in model.config.input] != ["images"]:
             continue
         broken = sorted({step.model_name for step in model.config.ensemble_scheduling.step} & set(wrong))
         if broken:
-            problem: str | None = f"its step '{broken[0]}' does not answer rightly: {wrong[broken[0]]}"
-        else:
-            problem = _problem_of_ensemble(probe, repository, model, logits)
-        if problem:
+            wrong[name] = f"its step '{broken[0]}' does not answer rightly: {wrong[broken[0]]}"
+        elif problem := _problem_of_average(probe, repository, model, logits):
             wrong[name] = problem
     return wrong
 
 
-def _problem_of_ensemble(
+def _problem_of_average(
     probe: Probe, repository: Repository, model: Model, logits: dict[tuple[str, int], np.ndarray[Any, Any]]
 ) -> str | None:
+    """What is wrong with the answer of an ensemble or a fused graph."""
     try:
         got = probe.infer(model.name, None, _images_for(model), "probabilities")
     except StartError as error:
         return str(error)
-    averaging = averaging_of(model.config, repository.configs)
-    if averaging is None or any(vote not in logits for vote in model.votes):
-        return None  # somebody else's averaging: it answered, and what it should have answered is not known
-    average, weights = averaging
-    expected = averages_by_numpy([logits[vote] for vote in model.votes], average, weights)
-    difference = largest_difference(got, expected["probabilities"])
-    if difference <= TOLERANCE:
+    if model.is_fused:
+        total = float(got.sum())
+        if not (got.min() >= 0 and abs(total - 1) <= SUM_TOLERANCE):  # also where one is NaN
+            return f"it answers values from {got.min():.3g} to {got.max():.3g} with the sum {total:.3g}, which are no probabilities"
+        average, weights, votes = fused_averaging(model.name, model.config)
+        if not serves_what_was_fused(model.name, model.config, repository.configs):
+            return None  # other members of the same names are served here
+        precisions = {model.parameter(f"precision.{version}") for version in model.served_versions}
+        tolerance = TOLERANCE if precisions <= {None, "fp32"} else ROUNDED_TOLERANCE
+        members = f"{', '.join(f'{name}@{version}' for name, version in votes)}, which are served here too"
+        mend = "its graph is not what its configuration says; fuse them again"
+    else:
+        averaging = averaging_of(model.config, repository.configs)
+        if averaging is None:
+            return None  # somebody else's averaging: it answered, and what it should have answered is not known
+        (average, weights), votes, tolerance, members = averaging, model.votes, TOLERANCE, "its members"
+        mend = "its averaging model is not what its configuration says; export the ensemble again"
+    if any(vote not in logits for vote in votes):
         return None
-    return (
-        f"it differs by {difference:.3g} from the average ({average}) of its members, allowed is {TOLERANCE}: "
-        "its averaging model is not what its configuration says; export the ensemble again"
-    )
-
-
-def _problem_of_fused(
-    probe: Probe, repository: Repository, model: Model, logits: dict[tuple[str, int], np.ndarray[Any, Any]]
-) -> str | None:
-    try:
-        got = probe.infer(model.name, None, _images_for(model), "probabilities")
-    except StartError as error:
-        return str(error)
-    total = float(got.sum())
-    if not (got.min() >= 0 and abs(total - 1) <= SUM_TOLERANCE):  # also where one is NaN
-        return f"it answers values from {got.min():.3g} to {got.max():.3g} with the sum {total:.3g}, which are no probabilities"
-    average, weights, votes = fused_averaging(model.name, model.config)
-    if any(vote not in logits for vote in votes) or not serves_what_was_fused(model.name, model.config, repository.configs):
-        return None  # its members are not served here, or others of the same names are
-    precisions = {model.parameter(f"precision.{version}") for version in model.served_versions}
-    tolerance = TOLERANCE if precisions <= {None, "fp32"} else ROUNDED_TOLERANCE
     expected = averages_by_numpy([logits[vote] for vote in votes], average, weights)
     difference = largest_difference(got, expected["probabilities"])
     if difference <= tolerance:
         return None
-    return (
-        f"it differs by {difference:.3g} from the average ({average}) of {', '.join(f'{name}@{version}' for name, version in votes)}, "
-        f"which are served here too, allowed is {tolerance}: its graph is not what its configuration says; fuse them again"
-    )
+    return f"it differs by {difference:.3g} from the average ({average}) of {members}, allowed is {tolerance}: {mend}"
 
 
 def _images_for(model: Model) -> np.ndarray[Any, Any]:

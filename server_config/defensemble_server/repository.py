@@ -13,7 +13,7 @@ from defensemble_repository.checks.inspection import Inspection
 from defensemble_repository.checks.repository import check_folders, problems_from_findings
 from defensemble_repository.names import AVERAGING_NAME, PLAN_BACKEND
 from defensemble_repository.pbtxt import schema
-from defensemble_repository.reader import backend_of, file_of, is_ensemble, parameter, versions_by_policy
+from defensemble_repository.reader import backend_of, is_ensemble, parameter, versions_by_policy
 from defensemble_repository.target import ANY, Target
 from defensemble_repository.view import RepositoryView
 
@@ -68,11 +68,6 @@ class Model:
             return ()
         dims = tuple(inputs[0].dims)
         return dims if self.config.max_batch_size > 0 else dims[1:]
-
-    @property
-    def file(self) -> str | None:
-        """The name of the file in each version's folder that is served; None for a backend whose files are not known."""
-        return file_of(self.config)
 
     @property
     def wants_gpu(self) -> bool:
@@ -171,16 +166,17 @@ def read_repository(path: Path, *, profile: str | None = None, target: Target = 
 
 
 def read_model(folder: Path, profile: str | None) -> Model:
-    """Read a model's configuration, of ``profile`` where the model has it; its files are not looked at.
-
-    Raises:
-        NotServableError: it is no model, or its configuration cannot be read.
-    """
+    """Read a model's configuration, of ``profile`` where the model has it; NotServableError where that cannot be read."""
     found = Inspection(RepositoryView(folder.parent), profile=profile)
     config = found.config(folder.name) if found.has(folder.name) else None
     if config is None:
         raise NotServableError("; ".join(map(str, found.findings)) or f"{folder} is no model: it holds no configuration")
     return Model(folder.name, config, tuple(found.versions(folder.name)))
+
+
+def listed(problems: Mapping[str, str]) -> str:
+    """Problems by model, one on each line."""
+    return "\n".join(f"  {name}: {text}" for name, text in problems.items())
 
 
 def config_path(folder: Path, profile: str | None) -> Path:

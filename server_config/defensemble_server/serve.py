@@ -12,12 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from msgspec.structs import asdict
-
 from defensemble_repository.filesystem.regular_files import LARGEST_TEXT, read_regular
 from defensemble_repository.names import AVERAGING_NAME
 
-from .addresses import address_from_host, claim_ports, connect_host, url_host
+from .addresses import address_from_host, claim_ports
 from .admin_key import new_admin_key
 from .errors import PortError, ServerError, StateError
 from .options import ServeOptions
@@ -25,7 +23,18 @@ from .process import restart
 from .process.events import ServerEvent, forget_old_events, server_events, server_status
 from .process.guard import Guard
 from .process.launch import command_line, prepare
-from .process.state import ServerState, events_file, find_state, process_start, read_states, state_file, state_folder, write_state
+from .process.state import (
+    ServerState,
+    connect_host,
+    events_file,
+    find_state,
+    process_start,
+    read_states,
+    state_file,
+    state_folder,
+    when_written,
+    write_state,
+)
 from .repository import Repository, config_path
 from .runtime.find import Runtime
 
@@ -48,17 +57,17 @@ class Server:
     @property
     def http_url(self) -> str:
         """URL for the client and for curl."""
-        return f"http://{self._host}:{self.state.http_port}"
+        return self.state.http_url
 
     @property
     def grpc_url(self) -> str:
         """URL for the client."""
-        return f"grpc://{self._host}:{self.state.grpc_port}"
+        return self.state.grpc_url
 
     @property
     def metrics_url(self) -> str:
         """URL of the Prometheus metrics."""
-        return f"http://{self._host}:{self.state.metrics_port}/metrics"
+        return f"http://{self.state.address}:{self.state.metrics_port}/metrics"
 
     @property
     def running(self) -> bool:
@@ -113,10 +122,6 @@ class Server:
         if all(AVERAGING_NAME.fullmatch(name) for name in self.models):
             return "nothing is served that can be called: averaging models are parts of ensembles"
         return ""
-
-    @property
-    def _host(self) -> str:
-        return url_host(connect_host(self.state.host))
 
     def __repr__(self) -> str:
         return f"Server({self.grpc_url!r}, {self.http_url!r}, models={self.models})"
@@ -192,12 +197,7 @@ def stop_server(grpc_port: int | None = None, *, repository: Path | None = None,
 
 
 def _start(
-    runtime: Runtime,
-    content: Repository,
-    options: ServeOptions,
-    ports: dict[str, int],
-    timeout_s: float,
-    say: Callable[[str], None],
+    runtime: Runtime, content: Repository, options: ServeOptions, ports: dict[str, int], timeout_s: float, say: Callable[[str], None]
 ) -> Server:
     from .readiness import await_ready  # numpy and urllib3, 0.3 s, which the restart of a server does not wait for
 
@@ -233,11 +233,10 @@ def _start(
         )
         write_state(state)
         host = connect_host(options.host)
-        about = {key: value for key, value in asdict(state).items() if key not in ("pid", "started", "admin_key")}
         guard.ready(
             {
                 "restart": options.restart and not docker,
-                "about": {"guard_started": state.started, "problems": problems, **about},
+                "about": {"guard_started": state.started, "problems": problems, **state.about},
                 "events": str(events_file(state.grpc_port)),
                 "http": [host, state.http_port],
                 "grpc": [host, state.grpc_port],
@@ -270,16 +269,9 @@ def _new_log(grpc_port: int) -> Path:
     log = folder / f"triton-{grpc_port}.log"
     states = read_states()
     in_use = {str(log), *(state.log for state in states)}
-    for old in sorted(folder.glob("triton-*.log"), key=_written)[:-_LOGS_KEPT]:
+    for old in sorted(folder.glob("triton-*.log"), key=when_written)[:-_LOGS_KEPT]:
         if str(old) not in in_use:
             for part in (old, *folder.glob(f"{old.name}.*")):
                 part.unlink(missing_ok=True)
     forget_old_events({grpc_port, *(state.grpc_port for state in states)})
     return log
-
-
-def _written(log: Path) -> float:
-    try:
-        return log.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0  # another start has removed it just now

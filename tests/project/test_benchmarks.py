@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import ast
-import importlib
 from pathlib import Path
 
 import pytest
 
-from tests.project.test_layout import PACKAGES
+from tests.project.test_layout import PACKAGES, names_of_face
 from tests.support.checkout import ROOT
 
 FACES = {
@@ -32,7 +31,7 @@ def is_public(module: str, name: str) -> bool:
         return False
     if package in PUBLIC_PACKAGES:
         return True
-    return module in FACES and name in importlib.import_module(module).__all__
+    return module in FACES and name in names_of_face(module)
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.relative_to(ROOT).as_posix())

@@ -16,6 +16,7 @@ import click
 from .._version import __version__
 from .commands import build_engine, demo, doctor, ensemble, export, predict, probe, profile, serve, train
 from .notes import warnings_as_notes
+from .options import GroupInOrder
 from .os_errors import text_from_os_error
 
 # Which pip extra brings a sibling, and the base class of its errors.
@@ -35,7 +36,7 @@ _EXTRAS = {
 }
 
 
-class _Commands(click.Group):
+class _Commands(GroupInOrder):
     """Turns what users can mend into `Error: ...` and exit status 1; anything else is a bug and keeps its traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -56,9 +57,6 @@ class _Commands(click.Group):
                 raise _shown(str(error)) from error
             raise
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
-
 
 def _shown(text: str) -> click.ClickException:
     """An error as it is printed: what it quotes may be of any length."""
@@ -75,7 +73,7 @@ def _users_errors() -> tuple[type[Exception], ...]:
     return (DefensembleError, *loaded)
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(__version__, prog_name="defensemble")
 def cli() -> None:
     r"""Train defective CNNs, serve them through NVIDIA Triton as one averaging ensemble, call and probe it.

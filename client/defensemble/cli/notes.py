@@ -10,6 +10,11 @@ from typing import TextIO
 import click
 
 
+def say(text: str) -> None:
+    """Print what a command does, on standard error."""
+    click.echo(text, err=True)
+
+
 def print_note(text: str) -> None:
     """Print what a user should know, and what stops nothing."""
     click.echo(f"note: {text}", err=True)

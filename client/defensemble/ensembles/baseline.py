@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from defensemble_repository.ensemble import Ensemble, averaging_model, two_model_names
+from defensemble_repository.errors import ConfigError, EnsembleError, RepositoryError
+from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
+from defensemble_repository.view import RepositoryView
+
 from .server_models import is_averaging
 from .targets import TargetEdit
 
 if TYPE_CHECKING:
     from defensemble_export.editing import Snapshot
-    from defensemble_repository.ensemble import Ensemble
-    from defensemble_repository.view import RepositoryView
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,6 @@ class Baseline:
 def baseline_before_reload(target_edit: TargetEdit) -> Baseline:
     """What a hand edit had changed: the last state that the history knows, else what a server still serves, else what lies on disk."""
     from defensemble_export.editing import read_history
-    from defensemble_repository.view import RepositoryView
 
     repository, name = target_edit.repository, target_edit.name
     overlay = _served_files(target_edit)
@@ -63,7 +65,6 @@ def baseline_before_reload(target_edit: TargetEdit) -> Baseline:
 def snapshot_or_none(files: RepositoryView, name: str) -> Snapshot | None:
     """The ensemble as `files` hold it; None where there is none that can be read as ours."""
     from defensemble_export.editing import snapshot_of
-    from defensemble_repository.errors import ConfigError, EnsembleError
 
     try:
         return snapshot_of(files, name) if files.has(name) else None
@@ -74,13 +75,11 @@ def snapshot_or_none(files: RepositoryView, name: str) -> Snapshot | None:
 def _served_files(target_edit: TargetEdit) -> dict[str, bytes]:
     """The configurations of the ensemble and its averaging models, as the first server has them that serves it."""
     from defensemble_export.editing import config_from_server
-    from defensemble_repository.pbtxt import pbtxt_from_config
 
     for served in target_edit.servers:
-        told = served.config(target_edit.name) if target_edit.name in target_edit.ready[served.url] else None
-        if told is None:
+        if (loaded := target_edit.loaded_config(served)) is None:
             continue
-        found = {f"{target_edit.name}/config.pbtxt": pbtxt_from_config(config_from_server(told))}
+        found = {f"{target_edit.name}/config.pbtxt": pbtxt_from_config(config_from_server(loaded))}
         for model, _ in served.steps(target_edit.name):
             config = served.config(model) if is_averaging(model) else None
             if config is not None:
@@ -92,18 +91,17 @@ def _served_files(target_edit: TargetEdit) -> dict[str, bytes]:
 def _served_otherwise(target_edit: TargetEdit) -> bytes | None:
     """The configuration of the ensemble that a server has loaded, where it is another one than lies on disk."""
     from defensemble_export.editing import config_from_server, is_served_as_on_disk
-    from defensemble_repository.errors import ConfigError
-    from defensemble_repository.pbtxt import pbtxt_from_config
 
     disk = target_edit.plan.disk()
     for served in target_edit.servers if disk.has(target_edit.name) else ():
-        told = served.config(target_edit.name) if target_edit.name in target_edit.ready[served.url] else None
+        if (loaded := target_edit.loaded_config(served)) is None:
+            continue
         try:
-            differs = told is not None and not is_served_as_on_disk(disk, target_edit.name, told)
+            differs = not is_served_as_on_disk(disk, target_edit.name, loaded)
         except ConfigError:
             differs = True
-        if told is not None and differs:
-            return pbtxt_from_config(config_from_server(told))
+        if differs:
+            return pbtxt_from_config(config_from_server(loaded))
     return None
 
 
@@ -113,7 +111,6 @@ def _complete(target_edit: TargetEdit, served: bytes | None) -> bytes | None:
     Put back, it could not be loaded.
     """
     from defensemble_export.editing import steps_of
-    from defensemble_repository.pbtxt import config_from_pbtxt
 
     if served is None:
         return None
@@ -127,7 +124,6 @@ def is_same_state(one: Snapshot, another: Snapshot) -> bool:
     A server fills in what a file leaves out, and keeps no comments.
     """
     from defensemble_export.editing import is_subset
-    from defensemble_repository.pbtxt import config_from_pbtxt
 
     if (one.votes, one.labels) != (another.votes, another.labels):
         return False
@@ -139,9 +135,6 @@ def is_same_state(one: Snapshot, another: Snapshot) -> bool:
 
 def _is_named_for_its_votes(snapshot: Snapshot) -> bool:
     """Whether its averaging models, of one form or the other, have the names of what it computes: else somebody edited votes by hand."""
-    from defensemble_repository.ensemble import averaging_model, two_model_names
-    from defensemble_repository.pbtxt import config_from_pbtxt
-
     computes = (snapshot.votes, snapshot.num_classes, int(config_from_pbtxt(snapshot.config, "the configuration").max_batch_size))
     return set(snapshot.averaging) <= {averaging_model(*computes), *two_model_names(*computes)}
 
@@ -149,7 +142,6 @@ def _is_named_for_its_votes(snapshot: Snapshot) -> bool:
 def _taken_up(target_edit: TargetEdit, now: Snapshot) -> Snapshot:
     """What a reload would have made of a hand edit, to which one can go back; as it is where that cannot be planned."""
     from defensemble_export.editing import plan_ensemble
-    from defensemble_repository.errors import RepositoryError
 
     try:
         return snapshot_or_none(plan_ensemble(target_edit.repository, now.votes).outcome(), target_edit.name) or now

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from defensemble_repository.checks.finding import Finding
+from defensemble_repository.errors import ConfigError, RepositoryError
+from defensemble_repository.names import check_name
+from defensemble_repository.target import ANY, Target
+from defensemble_repository.view import RepositoryView
+
 from .errors import EditRefusedError
 from .plan_compatibility import plan_findings
-from .targets import EditTarget, TargetEdit, plan_at
+from .targets import EditTarget, TargetEdit
 
 if TYPE_CHECKING:
     from defensemble_export.editing import EditPlan, EditRequest
-    from defensemble_repository.checks.finding import Finding
-    from defensemble_repository.target import Target
 
 
 def refused(request: EditRequest, findings: Sequence[str]) -> EditRefusedError:
@@ -25,15 +29,13 @@ def plan_or_refuse(request: EditRequest, target: EditTarget) -> TargetEdit:
 
     Raises:
         EditRefusedError: The checks find something in a hand edit.
-        defensemble_repository.errors.RepositoryError, OSError: The edit cannot be made there.
     """
     from defensemble_export import check_ensemble
-    from defensemble_repository.errors import RepositoryError
-    from defensemble_repository.view import RepositoryView
 
     files = RepositoryView(target.repository)
     try:
-        return plan_at(request, target)
+        digest = files.digest(f"{check_name(request.name)}/config.pbtxt")
+        return TargetEdit(target, request.plan(target.repository), digest)
     except RepositoryError as error:
         found = check_ensemble(files, request.name) if request.reloads and files.has(request.name) else []
         texts = [str(finding) for finding in found if finding.refuses]
@@ -47,7 +49,6 @@ def check_target_edits(request: EditRequest, target_edits: Sequence[TargetEdit])
 
     Raises:
         EditRefusedError: There are findings against it.
-        ServiceError, OSError: A server does not answer; a file cannot be read.
     """
     errors: list[str] = []
     remarks: list[str] = []
@@ -74,8 +75,6 @@ def findings_of(target_edit: TargetEdit) -> list[Finding]:
     """Check the repository as it will be."""
     from defensemble_export import check_ensemble
     from defensemble_export.editing import steps_of
-    from defensemble_repository.checks.finding import Finding
-    from defensemble_repository.errors import ConfigError
 
     files = target_edit.plan.outcome()
     if target_edit.plan.after is not None:
@@ -93,8 +92,6 @@ def findings_of(target_edit: TargetEdit) -> list[Finding]:
 
 def _oldest_triton(target: EditTarget) -> Target:
     """The Triton whose rules hold for a target: of several servers, the one with the oldest core."""
-    from defensemble_repository.target import ANY, Target
-
     tritons = [Target.of_core(served.core()) for served in target.servers]
     return min(tritons, key=lambda triton: triton.core or (), default=ANY)
 

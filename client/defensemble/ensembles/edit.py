@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from defensemble_repository.lock import locked_within
+from defensemble_repository.transaction import check_writable, remove_stale_staging
+
 from .._exceptions import ConnectionFailedError, DeadlineExceededError, InputError
 from .baseline import Baseline, baseline_before_reload
 from .checks import check_target_edits, plan_or_refuse
@@ -17,7 +20,7 @@ from .records import changes_in_words, prepare_journals
 from .recovery import group_of, recover
 from .results import Applied
 from .server_models import Served, repeat_after_restart
-from .targets import EditTarget, TargetEdit, models_to_load, server_urls
+from .targets import EditTarget, TargetEdit
 
 if TYPE_CHECKING:
     from defensemble_export.editing import EditRequest
@@ -60,14 +63,7 @@ class EditRunner:
         return [served for target in self.targets for served in target.servers]
 
     def run(self, request: EditRequest, *, message: str | None, dry_run: bool) -> Applied:
-        """Make an edit at all targets, or at none.
-
-        Raises:
-            InputError: The message is no text.
-            EditRefusedError: The checks found what stands against it; nothing was changed.
-            EditFailedError: A step failed; the old state was put back.
-            ServiceError, defensemble_repository.errors.RepositoryError, OSError: Before anything was written.
-        """
+        """Make an edit at all targets, or at none; the errors are those of `Ensembles`."""
         if message is not None and not isinstance(message, str):
             raise InputError(f"message must be a text or None, got {message!r:.80}")
         timings = Timings()
@@ -80,7 +76,8 @@ class EditRunner:
             if message is not None and not checked.changes_ensemble:
                 remarks = (*remarks, "nothing of the ensemble changes, so nothing goes into the history, and the message is not kept")
             changes = changes_in_words(target_edits, baselines)
-            urls, loads = server_urls(target_edits), models_to_load(target_edits)
+            urls = tuple(served.url for served in self.servers)
+            loads = {url: tuple(models) for target_edit in target_edits for url, models in target_edit.loads.items() if models}
             if dry_run or not is_needed:
                 return Applied(request.name, None, changes, remarks, urls, loads, seconds=timings.seconds, dry_run=dry_run)
             edit = prepare_journals(request, target_edits, baselines, message) if checked.changes_ensemble else None
@@ -110,8 +107,6 @@ class EditRunner:
             OSError: A folder cannot be written.
         """
         from defensemble_export.editing import check_history, read_journal, remove_stale_temporaries
-        from defensemble_repository.lock import locked_within
-        from defensemble_repository.transaction import check_writable, remove_stale_staging
 
         folders = [target.repository for target in self.targets]
         may_write = True
@@ -148,11 +143,8 @@ class EditRunner:
         state_before = baseline_before_reload if request.reloads else Baseline.on_disk
         baselines = [state_before(target_edit) for target_edit in target_edits]
         if any(baseline.takes_up for baseline in baselines):
-            remarks = (
-                *remarks,
-                f"what lies on disk of '{request.name}' was not taken up until now (an edit by hand, of the files alone, or an export): "
-                "it takes effect with this edit",
-            )
+            text = "was not taken up until now (an edit by hand, of the files alone, or an export): it takes effect with this edit"
+            remarks = (*remarks, f"what lies on disk of '{request.name}' {text}")
         return _CheckedEdit(target_edits, baselines, remarks)
 
 

@@ -6,6 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from defensemble_repository.checks.finding import Finding
+from defensemble_repository.ensemble import Ensemble
+from defensemble_repository.errors import EnsembleError, RepositoryError
+from defensemble_repository.reader import read_ensemble
+from defensemble_repository.target import TARGETS
+from defensemble_repository.view import RepositoryView
+
 from .._client.client import Client
 from .._exceptions import ConnectionFailedError, DefensembleError, InputError
 from .edit import EditRunner
@@ -18,8 +25,6 @@ from .targets import EditTarget
 
 if TYPE_CHECKING:
     from defensemble_export.editing import Edit, Prunable
-    from defensemble_repository.checks.finding import Finding
-    from defensemble_repository.ensemble import Ensemble
 
 
 class Ensembles:
@@ -37,10 +42,10 @@ class Ensembles:
     `wait_s` is how long to wait for somebody else's edit, `load_timeout_s` for a model to be loaded, `drain_s` for a model that is to be
     unloaded to be asked no more. `say` is told each step, `warn` what was found of edits that were cut short.
 
-    Edits raise `EditRefusedError` where the checks find what stands against them, `EditFailedError` where a step fails, a subclass of
-    `ServiceError` where a server does not answer or wants another admin key, and of `defensemble_repository.errors.RepositoryError`
-    (`EnsembleError` and others) where what is asked for makes no sense: a name that is not there, a weight that is not above 0. Nothing is
-    changed then.
+    All edits (`create` to `rollback`) raise `EditRefusedError` where the checks find what stands against them, `EditFailedError` where a
+    step fails, a subclass of `ServiceError` where a server does not answer or wants another admin key, a subclass of
+    `defensemble_repository.errors.RepositoryError` (`EnsembleError` and others) where what is asked for makes no sense (a name that is not
+    there, a weight that is not above 0), and `OSError` where a file cannot be read or written. Nothing is changed then.
 
     Raises:
         InputError: The repository is no folder, or a server is named twice.
@@ -58,7 +63,8 @@ class Ensembles:
         warn: Callable[[str], None] = lambda text: None,
     ) -> None:
         clients = () if client is None else (client,) if isinstance(client, Client) else tuple(client)
-        self._set_up([Replica(Path(repository), clients)], wait_s, load_timeout_s, drain_s, say, warn)
+        targets = _targets([Replica(Path(repository), clients)], load_timeout_s, say)
+        self._runner = EditRunner(targets, wait_s=wait_s, drain_s=drain_s, say=say, warn=warn)
 
     @classmethod
     def over(
@@ -77,36 +83,9 @@ class Ensembles:
             InputError: There is none, a folder is none, or a folder or a server is named twice.
         """
         new = cls.__new__(cls)
-        new._set_up(replicas, wait_s, load_timeout_s, drain_s, say, warn)
+        targets = _targets(replicas, load_timeout_s, say)
+        new._runner = EditRunner(targets, wait_s=wait_s, drain_s=drain_s, say=say, warn=warn)
         return new
-
-    def _set_up(
-        self,
-        replicas: Sequence[Replica],
-        wait_s: float,
-        load_timeout_s: float,
-        drain_s: float,
-        say: Callable[[str], None],
-        warn: Callable[[str], None],
-    ) -> None:
-        if not replicas:
-            raise InputError("no repository is given: name at least one")
-        for replica in replicas:
-            if not replica.repository.is_dir():
-                what = "is a file" if replica.repository.exists() else "does not exist"
-                raise InputError(f"model repository {replica.repository} {what}: name a folder that `defensemble export` has written")
-        urls = [client.url for replica in replicas for client in replica.clients]
-        folders = [str(replica.repository.resolve()) for replica in replicas]
-        for what, values in (("server", urls), ("folder", folders)):
-            twice = sorted({value for value in values if values.count(value) > 1})
-            if twice:
-                raise InputError(f"the {what} {', '.join(twice)} is named twice: name it once")
-        targets = [
-            EditTarget(replica.repository, tuple(Served(client, load_timeout_s=load_timeout_s, say=say) for client in replica.clients))
-            for replica in replicas
-        ]
-        self._runner = EditRunner(targets, wait_s=wait_s, drain_s=drain_s, say=say, warn=warn)
-        self._warn = warn
 
     def __repr__(self) -> str:
         targets = ", ".join(f"{target.repository}: {[served.url for served in target.servers]}" for target in self._runner.targets)
@@ -123,8 +102,6 @@ class Ensembles:
         Raises:
             defensemble_repository.errors.ConfigError, OSError: A configuration cannot be read, so this is not known; `check` says more.
         """
-        from defensemble_repository.view import RepositoryView
-
         files = RepositoryView(self.repository)
         return [name for name in files.models() if files.config(name).platform == "ensemble"]
 
@@ -134,7 +111,7 @@ class Ensembles:
         Raises:
             defensemble_repository.errors.RepositoryError, ServiceError, OSError: It cannot be read; a server does not answer.
         """
-        recover_or_warn(self._runner, self._warn)
+        recover_or_warn(self._runner)
 
         def look() -> list[EnsembleState]:
             return [look_at(self._runner.targets, one) for one in ([name] if name is not None else self.names())]
@@ -158,11 +135,8 @@ class Ensembles:
         """
         from defensemble_export import check_repository
         from defensemble_export.editing import ensemble_names
-        from defensemble_repository.checks.finding import Finding
-        from defensemble_repository.target import TARGETS
-        from defensemble_repository.view import RepositoryView
 
-        recover_or_warn(self._runner, self._warn)
+        recover_or_warn(self._runner)
         folders = [target.repository for target in self._runner.targets]
         found = [one for folder in folders for one in check_repository(RepositoryView(folder), TARGETS[runtime], name)]
         for one in [name] if name is not None else ensemble_names(RepositoryView(self.repository)):
@@ -189,11 +163,7 @@ class Ensembles:
         message: str | None = None,
         dry_run: bool = False,
     ) -> Applied:
-        """A new ensemble of `members` (`MODEL` or `MODEL@VERSION`; without a version, the newest), each with weight 1 or that of `weights`.
-
-        Raises:
-            EditRefusedError, EditFailedError, ServiceError, defensemble_repository.errors.RepositoryError, OSError: As all edits.
-        """
+        """Create an ensemble of `members` (`MODEL` or `MODEL@VERSION`; else the newest version), with weight 1 or that of `weights`."""
         from defensemble_export.editing import CreateEnsemble
 
         request = CreateEnsemble(name, _names(members), dict(weights or {}), average)
@@ -213,9 +183,6 @@ class Ensembles:
 
         `in_place_of` (`MODEL` or `MODEL@VERSION`) votes no more in the same edit: the only new one takes its row and, by default, its
         weight. So a vote is moved to another version of its model.
-
-        Raises:
-            EditRefusedError, EditFailedError, ServiceError, defensemble_repository.errors.RepositoryError, OSError: As all edits.
         """
         from defensemble_export.editing import AddMembers
 
@@ -223,41 +190,25 @@ class Ensembles:
         return self._runner.run(request, message=message, dry_run=dry_run)
 
     def remove(self, name: str, members: Sequence[str], *, message: str | None = None, dry_run: bool = False) -> Applied:
-        """Let `members` (`MODEL` or `MODEL@VERSION`) vote no more; their files stay.
-
-        Raises:
-            EditRefusedError, EditFailedError, ServiceError, defensemble_repository.errors.RepositoryError, OSError: As all edits.
-        """
+        """Let `members` (`MODEL` or `MODEL@VERSION`) vote no more; their files stay."""
         from defensemble_export.editing import RemoveMembers
 
         return self._runner.run(RemoveMembers(name, _names(members)), message=message, dry_run=dry_run)
 
     def delete(self, name: str, *, message: str | None = None, dry_run: bool = False) -> Applied:
-        """Take an ensemble out of service and delete its folder; its members' files stay, and a rollback brings it back.
-
-        Raises:
-            EditRefusedError, EditFailedError, ServiceError, defensemble_repository.errors.RepositoryError, OSError: As all edits.
-        """
+        """Take an ensemble out of service and delete its folder; its members' files stay, and a rollback brings it back."""
         from defensemble_export.editing import DeleteEnsemble
 
         return self._runner.run(DeleteEnsemble(name), message=message, dry_run=dry_run)
 
     def weight(self, name: str, weights: Mapping[str, float], *, message: str | None = None, dry_run: bool = False) -> Applied:
-        """Give votes (`MODEL` or `MODEL@VERSION`) other weights: finite, above 0, and counted relative to each other.
-
-        Raises:
-            EditRefusedError, EditFailedError, ServiceError, defensemble_repository.errors.RepositoryError, OSError: As all edits.
-        """
+        """Give votes (`MODEL` or `MODEL@VERSION`) other weights: finite, above 0, and counted relative to each other."""
         from defensemble_export.editing import SetWeights
 
         return self._runner.run(SetWeights(name, dict(weights)), message=message, dry_run=dry_run)
 
     def average(self, name: str, average: str, *, message: str | None = None, dry_run: bool = False) -> Applied:
-        """Average `"probabilities"` or `"logits"`.
-
-        Raises:
-            EditRefusedError, EditFailedError, ServiceError, defensemble_repository.errors.RepositoryError, OSError: As all edits.
-        """
+        """Average `"probabilities"` or `"logits"`."""
         from defensemble_export.editing import SetAverage
 
         return self._runner.run(SetAverage(name, average), message=message, dry_run=dry_run)
@@ -266,9 +217,6 @@ class Ensembles:
         """Make the repository and the servers equal to `wanted` (`defensemble_export.editing.read_declaration` reads one from YAML).
 
         Nothing happens where nothing differs. Replicas that differ from each other are made equal.
-
-        Raises:
-            EditRefusedError, EditFailedError, ServiceError, defensemble_repository.errors.RepositoryError, OSError: As all edits.
         """
         from defensemble_export.editing import ApplyDeclaration
 
@@ -279,13 +227,8 @@ class Ensembles:
 
         An averaging model whose parameters were edited is generated again under its new name, two averaging models of an earlier version
         become one, and the servers load what has changed, members too.
-
-        Raises:
-            EditRefusedError, EditFailedError, ServiceError, defensemble_repository.errors.RepositoryError, OSError: As all edits.
         """
         from defensemble_export.editing import Reload
-        from defensemble_repository.errors import EnsembleError, RepositoryError
-        from defensemble_repository.reader import read_ensemble
 
         if name is not None:
             return [self._runner.run(Reload(name), message=message, dry_run=dry_run)]
@@ -295,7 +238,7 @@ class Ensembles:
             try:
                 read_ensemble(self.repository, one)
             except EnsembleError as error:
-                self._warn(f"'{one}' is left alone: {error}")
+                self._runner.warn(f"'{one}' is left alone: {error}")
                 continue
             try:
                 done.append(self._runner.run(Reload(one), message=message, dry_run=dry_run))
@@ -303,9 +246,9 @@ class Ensembles:
                 failed.append(error)
         if failed:
             for applied in done:
-                self._warn(f"'{applied.ensemble}' was taken up: {'; '.join(applied.changes) or 'nothing differed'}")
+                self._runner.warn(f"'{applied.ensemble}' was taken up: {'; '.join(applied.changes) or 'nothing differed'}")
             for other in failed[1:]:
-                self._warn(str(other))
+                self._runner.warn(str(other))
             raise failed[0]
         return done
 
@@ -325,9 +268,6 @@ class Ensembles:
         """Undo the last `count` edits of an ensemble, by default of the one that was edited last; two in a row go back two edits.
 
         `to`, the id of an edit, goes to what that left in the place of that: back, or forward again to one that was undone.
-
-        Raises:
-            EditRefusedError, EditFailedError, ServiceError, defensemble_repository.errors.RepositoryError, OSError: As all edits.
         """
         return roll_back(self._runner, count, name=name, to=to, message=message, dry_run=dry_run)
 
@@ -347,3 +287,23 @@ def _names(members: Sequence[str]) -> tuple[str, ...]:
     if isinstance(members, str) or not all(isinstance(member, str) for member in members):
         raise InputError(f"members must be a list of names, such as ['keep0.1', 'keep0.3@2'], got {members!r:.80}")
     return tuple(members)
+
+
+def _targets(replicas: Sequence[Replica], load_timeout_s: float, say: Callable[[str], None]) -> list[EditTarget]:
+    """The folders with their servers, once it is checked that they can be told apart."""
+    if not replicas:
+        raise InputError("no repository is given: name at least one")
+    for replica in replicas:
+        if not replica.repository.is_dir():
+            what = "is a file" if replica.repository.exists() else "does not exist"
+            raise InputError(f"model repository {replica.repository} {what}: name a folder that `defensemble export` has written")
+    urls = [client.url for replica in replicas for client in replica.clients]
+    folders = [str(replica.repository.resolve()) for replica in replicas]
+    for what, values in (("server", urls), ("folder", folders)):
+        twice = sorted({value for value in values if values.count(value) > 1})
+        if twice:
+            raise InputError(f"the {what} {', '.join(twice)} is named twice: name it once")
+    return [
+        EditTarget(replica.repository, tuple(Served(client, load_timeout_s=load_timeout_s, say=say) for client in replica.clients))
+        for replica in replicas
+    ]

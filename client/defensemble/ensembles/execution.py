@@ -9,6 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from defensemble_repository.errors import RepositoryError
+from defensemble_repository.filesystem.signals import defer_sigint, sigint_raises
+from defensemble_repository.transaction import remove_files, write_plan
+
 from .._exceptions import ConnectionFailedError, RequestRefusedError, ServerFailedError, ServiceError
 from .errors import EditFailedError, EditOvertakenError
 from .server_models import Served, is_averaging, repeat_after_restart, unused_models
@@ -73,17 +77,11 @@ class EditExecution:
         return [*self._restarted_servers(), *self.cleanup_warnings, *unreachable]
 
     def _restarted_servers(self) -> list[str]:
-        lost = [(url, step) for url, steps in self._restarts.items() for step in steps]
-        return [f"{url} was restarted during the edit, or the connection to it was lost, at the step '{step}'" for url, step in lost]
+        text = "{} was restarted during the edit, or the connection to it was lost, at the step '{}'"
+        return [text.format(url, step) for url, steps in self._restarts.items() for step in steps]
 
     def execute(self) -> None:
-        """Carry the edit out.
-
-        Raises:
-            EditFailedError: A step failed; says which, why, and whether the old state is back everywhere.
-        """
-        from defensemble_repository.filesystem.signals import sigint_raises
-
+        """Carry the edit out; an EditFailedError tells which step failed, why, and whether the old state is back everywhere."""
         try:
             with sigint_raises():
                 self._carry_out()
@@ -132,8 +130,6 @@ class EditExecution:
                 target_edit.journal.write()
 
     def _write_averaging_models(self) -> None:
-        from defensemble_repository.transaction import write_plan
-
         for target_edit in self._target_edits:
             if target_edit.plan.averaging:
                 self._at(f"write {', '.join(target_edit.plan.new_models)} into {target_edit.repository}")
@@ -150,8 +146,6 @@ class EditExecution:
         return checks
 
     def _write_ensembles(self) -> None:
-        from defensemble_repository.transaction import remove_files, write_plan
-
         for target_edit in self._target_edits:
             if target_edit.journal is not None and (changed := target_edit.journal.changed_meanwhile()):
                 raise EditOvertakenError(f"{changed} was changed by somebody else meanwhile: look at it, and make the edit again")
@@ -298,8 +292,6 @@ class EditExecution:
 
     def _put_back(self) -> list[str]:
         """Put the old state back, on disk first, since servers read from there; returns, in words, where that worked and where not."""
-        from defensemble_repository.filesystem.signals import defer_sigint
-
         report: list[str] = []
         with defer_sigint():
             # First the history: as long as it holds the edit anywhere, the next command finishes it.
@@ -320,8 +312,6 @@ class EditExecution:
 
     def _on_disk(self, target_edit: TargetEdit, act: Callable[[TargetEdit, EditJournal, list[str]], None], report: list[str]) -> bool:
         """Whether one part of putting a folder back worked."""
-        from defensemble_repository.errors import RepositoryError
-
         if target_edit.journal is not None:
             try:
                 act(target_edit, target_edit.journal, report)
@@ -353,8 +343,6 @@ class EditExecution:
 
     def _try_on(self, target_edit: TargetEdit, served: Served, report: list[str]) -> bool:
         """Whether a server could be put back."""
-        from defensemble_repository.errors import RepositoryError
-
         try:
             self._on(served, partial(self._put_back_on, target_edit, served))
         except ConnectionFailedError as error:

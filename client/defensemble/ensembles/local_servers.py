@@ -1,14 +1,16 @@
-"""The servers that `defensemble serve` runs on this machine, found by their URL."""
+"""The servers that `defensemble serve` runs on this machine, as it noted them for its user alone."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from .._transport.address import DEFAULT_PORTS
 
 if TYPE_CHECKING:
-    from defensemble_server import ServerState
+    from defensemble_server import ServerState, ServerStatus
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -33,12 +35,23 @@ def may_restart(url: str) -> bool:
     return urlsplit(url).hostname not in _LOOPBACK or local_server(url) is not None
 
 
-def restarting(url: str) -> str | None:
-    """Since when the server at a URL is being restarted, in words; None where it is not, or is not one of ours."""
+def status_at(url: str) -> ServerStatus | None:
+    """How the server of this machine and user that listens at a URL is; None for others."""
     from defensemble_server import server_status
 
     state = local_server(url)
-    if state is None:
-        return None
-    status = server_status(state)
-    return status.text if status.restarting_since is not None else None
+    return None if state is None else server_status(state)
+
+
+def servers_of(repository: Path, warn: Callable[[str], None]) -> list[tuple[str, str]]:
+    """The servers that run here on a folder: their HTTP URL, and their admin key.
+
+    HTTP, because a gRPC call that is cut off, as by Ctrl-C or a kill, can crash core 2.51.
+    """
+    from defensemble_server import read_states
+
+    def on_damaged(path: Path, why: str) -> None:
+        warn(f"{why}: the server that it was written for, if it runs, is not found here; name it with --url")
+
+    found = [state for state in read_states(on_damaged=on_damaged) if Path(state.repository).resolve() == repository.resolve()]
+    return [(state.http_url, state.admin_key) for state in found]

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from defensemble_repository.checks.finding import Finding
+from defensemble_repository.errors import ConfigError, ManifestError
+from defensemble_repository.gpus import Gpu
+from defensemble_repository.names import BACKEND_OF_PLATFORM, MANIFEST_FILE, PLAN_BACKEND, PROFILES_FOLDER
+from defensemble_repository.pbtxt import config_from_file
+from defensemble_repository.plan_manifest import read_manifest
+from defensemble_repository.reader import backend_of
+from defensemble_repository.view import RepositoryView
 
 from .server_models import Served, is_averaging
 from .targets import TargetEdit
-
-if TYPE_CHECKING:
-    from defensemble_repository.checks.finding import Finding
-    from defensemble_repository.view import RepositoryView
 
 
 def plan_findings(target_edit: TargetEdit, served: Served) -> list[Finding]:
@@ -18,16 +22,7 @@ def plan_findings(target_edit: TargetEdit, served: Served) -> list[Finding]:
 
     A plan is bound to the version of TensorRT and the kind of GPU that it was built with (NVIDIA's documentation of TensorRT, "Version
     compatibility"); one that is served proves that the server has what it was built with.
-
-    Raises:
-        ServiceError: The server does not answer.
-        OSError: A manifest cannot be read.
     """
-    from defensemble_repository.checks.finding import Finding
-    from defensemble_repository.errors import ManifestError
-    from defensemble_repository.gpus import Gpu
-    from defensemble_repository.names import MANIFEST_FILE
-    from defensemble_repository.plan_manifest import read_manifest
     from defensemble_server import Machine, problem_of_version
 
     files, repository = target_edit.plan.outcome(), target_edit.repository
@@ -62,11 +57,6 @@ def plan_findings(target_edit: TargetEdit, served: Served) -> list[Finding]:
 
 def _comes_as_plan(files: RepositoryView, model: str, *, by_profile: bool) -> bool:
     """Whether a model that is to be loaded is a plan by its configuration, or, on a server that takes plans, by one of its profiles."""
-    from defensemble_repository.errors import ConfigError
-    from defensemble_repository.names import PLAN_BACKEND, PROFILES_FOLDER
-    from defensemble_repository.pbtxt import config_from_file
-    from defensemble_repository.reader import backend_of
-
     if backend_of(files.config(model)) == PLAN_BACKEND:
         return True
     for path in sorted((files.repository / model / PROFILES_FOLDER).glob("*.pbtxt")) if by_profile else ():
@@ -79,7 +69,5 @@ def _comes_as_plan(files: RepositoryView, model: str, *, by_profile: bool) -> bo
 
 
 def _is_plan(served: Served, model: str) -> bool:
-    from defensemble_repository.names import BACKEND_OF_PLATFORM, PLAN_BACKEND
-
     config = served.config(model) or {}
     return PLAN_BACKEND in (config.get("backend"), BACKEND_OF_PLATFORM.get(config.get("platform", "")))

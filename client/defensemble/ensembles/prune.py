@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING
 
+from defensemble_repository.transaction import remove_files, write_plan
+
 from .._exceptions import InputError
 from .edit import EditRunner
 from .server_models import Served, is_averaging, repeat_after_restart
@@ -21,10 +23,8 @@ def prune(runner: EditRunner, *, keep: int, dry_run: bool) -> list[Prunable]:
 
     Raises:
         InputError: `keep` is below 0.
-        ServiceError, defensemble_repository.errors.RepositoryError, OSError: Nothing was deleted there.
     """
     from defensemble_export.editing import prune_files, prune_plan
-    from defensemble_repository.transaction import remove_files, write_plan
 
     if keep < 0:
         raise InputError(f"keep must be 0 or more edits, got {keep}")

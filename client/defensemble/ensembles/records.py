@@ -42,7 +42,6 @@ def prepare_journals(
 
     Raises:
         EditRefusedError: The ensemble's configuration was changed since the edit was planned.
-        defensemble_repository.errors.RepositoryError, OSError: The state before or after cannot be read.
     """
     from defensemble_export.editing import Edit, EditJournal, new_id, now_text, this_user
 

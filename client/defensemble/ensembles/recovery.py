@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from defensemble_repository.view import RepositoryView
+
 from .._exceptions import ConnectionFailedError, DeadlineExceededError, ForbiddenError, InputError, ServiceError
 from .server_models import Served, repeat_after_restart, unused_models
 from .targets import EditTarget
@@ -16,11 +18,7 @@ if TYPE_CHECKING:
 
 
 def group_of(repositories: Sequence[Path]) -> list[Path]:
-    """The repositories, and those that an edit which was cut short in one of them had changed too, where they can be reached.
-
-    Raises:
-        defensemble_export.HistoryError: What was written down of it is damaged.
-    """
+    """The repositories, and those that an edit which was cut short in one of them had changed too, where they can be reached."""
     from defensemble_export.editing import read_journal
 
     found = {repository.resolve(): repository for repository in repositories}
@@ -36,9 +34,6 @@ def recover(targets: Sequence[EditTarget], group: Sequence[Path], say: Callable[
     """Finishes or undoes an edit that was cut short in any of `group`, on disk and in the servers of `targets`; hold the locks.
 
     It is finished where the new ensemble's configuration was in place everywhere, and undone otherwise, or where a server refuses it.
-
-    Raises:
-        DefensembleError, defensemble_repository.errors.RepositoryError, OSError: It could be neither finished nor undone.
     """
     from defensemble_export.editing import append_edit, read_history, read_journal, remove_stale_temporaries
 
@@ -127,14 +122,7 @@ def _reconcile_servers(targets: Sequence[EditTarget], found: Sequence[EditJourna
 
 
 def reconcile_server(served: Served, repository: Path, name: str | None, candidates: set[str]) -> None:
-    """Makes a server serve the ensemble `name` as it lies on disk, and unload those of `candidates` that no ensemble runs.
-
-    Raises:
-        ServiceError: It refuses, or does not answer.
-        defensemble_repository.errors.ConfigError: The ensemble's configuration cannot be read.
-    """
-    from defensemble_repository.view import RepositoryView
-
+    """Makes a server serve the ensemble `name` as it lies on disk, and unload those of `candidates` that no ensemble runs."""
     files = RepositoryView(repository)
     ready = served.ready()
     if name is not None and files.has(name):

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from defensemble_repository.ensemble import Ensemble
+
 if TYPE_CHECKING:
     from defensemble_export.editing import Edit, MemberInfo
-    from defensemble_repository.ensemble import Ensemble
 
     from .._client.client import Client
 

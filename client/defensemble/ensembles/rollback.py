@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from defensemble_repository.view import RepositoryView
+
 from .._exceptions import InputError
 from .baseline import is_same_state, snapshot_or_none
 from .edit import EditRunner
@@ -28,7 +30,6 @@ def roll_back(runner: EditRunner, count: int, *, name: str | None, to: str | Non
 
     Raises:
         InputError: There are not so many edits, no such edit, or what was before one is not known.
-        EditRefusedError, EditFailedError, ServiceError, defensemble_repository.errors.RepositoryError, OSError: See `EditRunner.run`.
     """
     from defensemble_export.editing import read_history
 
@@ -62,12 +63,8 @@ def rollback_plan(history: list[Edit], name: str, count: int, to: str | None, re
     """Find the edits of `name` to undo: the last `count`, or those since `to`; or find that `to` is to be made again.
 
     A change that no edit recorded counts as one, the last.
-
-    Raises:
-        InputError: See `roll_back`.
     """
     from defensemble_export.editing import Restore, undoable
-    from defensemble_repository.view import RepositoryView
 
     stack = undoable(history, name)
     last = next((edit for edit in reversed(history) if edit.ensemble == name), None)
@@ -79,13 +76,9 @@ def rollback_plan(history: list[Edit], name: str, count: int, to: str | None, re
     if to is None:
         known = len(stack) + changed
         if count > known:
-            if not known:
-                others = ", ".join(dict.fromkeys(edit.ensemble for edit in history)) or "none"
-                raise InputError(f"'{name}' has 0 edits that can be undone, got {count}; ensembles whose edits were recorded: {others}")
-            raise InputError(
-                f"'{name}' has {known} edit{'' if known == 1 else 's'} that can be undone, got {count}: "
-                f"`defensemble ensemble history {name}` lists them"
-            )
+            others = ", ".join(dict.fromkeys(edit.ensemble for edit in history)) or "none"
+            look = f": `defensemble ensemble history {name}` lists them" if known else f"; ensembles whose edits were recorded: {others}"
+            raise InputError(f"'{name}' has {known} edit{'' if known == 1 else 's'} that can be undone, got {count}{look}")
         recorded = count - changed
         if recorded == 0 and last is not None:
             return RollbackPlan(Restore(name, to=last.id), unrecorded)

@@ -11,6 +11,11 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from defensemble_repository.errors import ConfigError
+from defensemble_repository.filesystem.atomic_write import shared_mode, write_atomic
+from defensemble_repository.names import AVERAGING_NAME, CONFIG_FILE
+from defensemble_repository.view import RepositoryView
+
 from .._client.client import Client
 from .._exceptions import (
     ConnectionFailedError,
@@ -38,7 +43,8 @@ _T = TypeVar("_T")
 class Served:
     """The models of one server, which `client` may load and unload; loads get `load_timeout_s`, everything else the client's timeout.
 
-    `say` receives a message when the server is lost and waited for.
+    `say` receives a message when the server is lost and waited for. Each call raises a ServiceError where the server refuses it or does not
+    answer.
     """
 
     def __init__(self, client: Client, *, load_timeout_s: float, say: Callable[[str], None] = lambda text: None) -> None:
@@ -61,9 +67,6 @@ class Served:
         """Wait for a server that was lost and may be restarting. Returns whether it answers again within `RESTART_WAIT_S`.
 
         Triton listens once its models are loaded. A server of this machine that nobody will start is not waited for.
-
-        Raises:
-            ServiceError: It answers, but does not let this client edit.
         """
         guarded = self._guarded or local_server(self.url) is not None
         if not (self._has_answered or may_restart(self.url)):
@@ -81,11 +84,7 @@ class Served:
             time.sleep(_POLL_S)
 
     def ready(self) -> dict[str, set[int]]:
-        """The versions of each model that answer; fails for whom the server does not let edit.
-
-        Raises:
-            ServiceError: The server does not answer, or wants another admin key.
-        """
+        """The versions of each model that answer; fails for whom the server does not let edit."""
         found: dict[str, set[int]] = {}
         listed = self._transport.repository_index(self._timeout_s)
         for state in listed:
@@ -101,19 +100,11 @@ class Served:
         return found
 
     def core(self) -> str:
-        """The version of the server, such as "2.51.0".
-
-        Raises:
-            ServiceError: The server does not answer.
-        """
+        """The version of the server, such as "2.51.0"."""
         return self._transport.server_metadata(self._timeout_s).version
 
     def config(self, model: str) -> dict[str, Any] | None:
-        """The configuration that a model was loaded with, as JSON; None where it is not loaded.
-
-        Raises:
-            ServiceError: The server does not answer.
-        """
+        """The configuration that a model was loaded with, as JSON; None where it is not loaded."""
         try:
             return self._transport.model_config(model, self._timeout_s)
         except (ModelNotFoundError, NotReadyError):
@@ -124,43 +115,27 @@ class Served:
             return None  # not loaded: Triton has no status of its own for that over every protocol
 
     def steps(self, model: str) -> list[tuple[str, int]]:
-        """The models, with their versions, that an ensemble runs as it is loaded; none where it is not, or is no ensemble.
-
-        Raises:
-            ServiceError: The server does not answer.
-        """
+        """The models, with their versions, that an ensemble runs as it is loaded; none where it is not, or is no ensemble."""
         told = self.config(model) or {}
         steps = told.get("ensemble_scheduling", {}).get("step", [])
         return [(str(step["model_name"]), int(step.get("model_version", -1))) for step in steps]
 
     def used(self, loaded: Iterable[str]) -> set[str]:
-        """The models that any of `loaded`, which are ensembles or not, runs.
-
-        Raises:
-            ServiceError: The server does not answer.
-        """
+        """The models that any of `loaded`, which are ensembles or not, runs."""
         return {step for model in loaded if not is_averaging(model) for step, _ in self.steps(model)}
 
     def load(self, model: str) -> None:
-        """Loads a model from the server's folder, or again where its files have changed; the old one serves until then.
-
-        Raises:
-            ServiceError: The server refuses it, and why; or it does not answer.
-        """
+        """Load a model from the server's folder, or again where its files have changed; the old one serves until then."""
         self._transport.load_model(model, self._load_timeout_s)
 
     def load_from(self, folder: Path, model: str) -> bool:
-        """Loads a model that lies in `folder`; where the server does not see it there, says that it reads another folder.
+        """Load a model that lies in `folder`; where the server does not see it there, says that it reads another folder.
 
         Returns whether what it then has loaded is the configuration in `folder`.
 
         Raises:
-            ServiceError: The server refuses it, does not see it, or does not answer.
             OSError: It takes the files for older than what it has loaded, and the configuration cannot be written again.
         """
-        from defensemble_repository.filesystem.atomic_write import shared_mode, write_atomic
-        from defensemble_repository.names import CONFIG_FILE
-
         try:
             self.load(model)
         except (ServerFailedError, RequestRefusedError) as error:
@@ -179,25 +154,14 @@ class Served:
         return not self.differs(folder, model)
 
     def differs(self, folder: Path, model: str) -> bool:
-        """Whether a model is loaded with another configuration than lies in `folder`.
-
-        Raises:
-            ServiceError: The server does not answer.
-            defensemble_repository.errors.ConfigError: The configuration cannot be read.
-        """
+        """Whether a model is loaded with another configuration than lies in `folder`."""
         from defensemble_export.editing import is_served_as_on_disk
-        from defensemble_repository.view import RepositoryView
 
         loaded = self.config(model)
         return loaded is not None and RepositoryView(folder).has(model) and not is_served_as_on_disk(RepositoryView(folder), model, loaded)
 
     def load_and_verify(self, folder: Path, model: str) -> None:
-        """Loads a model from `folder`, and looks whether it is loaded: of files that it has refused once, Triton says OK the next time.
-
-        Raises:
-            ServiceError: The server refuses it, or does not answer.
-            OSError: See `load_from`.
-        """
+        """Load a model from `folder`, and look whether it is loaded: of files that it has refused once, Triton says OK the next time."""
         self.load_from(folder, model)
         if model not in self.ready():
             told = next((state.reason for state in self._transport.repository_index(self._timeout_s) if state.name == model), "")
@@ -206,19 +170,11 @@ class Served:
             )
 
     def unload(self, model: str) -> None:
-        """Takes a model out of service.
-
-        Raises:
-            ServiceError: The server does not answer.
-        """
+        """Take a model out of service."""
         self._transport.unload_model(model, self._timeout_s)
 
     def unload_deleted(self, folder: Path, model: str) -> None:
-        """Takes a model out of service that lies in `folder` no more; where the server sees it even so, says that it reads another folder.
-
-        Raises:
-            ServiceError: It sees it still, or does not answer.
-        """
+        """Take a model out of service whose folder in `folder` is gone; where the server still sees it, it reads another folder."""
         self.unload(model)
         # Triton's index lists what it sees in its folder, on its way out or not.
         if any(state.name == model for state in self._transport.repository_index(self._timeout_s)):
@@ -232,11 +188,7 @@ class Served:
     def infer(
         self, model: str, inputs: Mapping[str, NDArray[np.float32]], outputs: Sequence[str], version: int | None = None
     ) -> dict[str, NDArray[np.float64]]:
-        """Runs a model; its outputs as float64.
-
-        Raises:
-            ServiceError: It fails, or an output is not finite.
-        """
+        """Run a model; its outputs as float64."""
         asked = [OutputRequest(name) for name in outputs]
         answer = self._transport.infer(model, inputs, asked, self._timeout_s, version=version)
         what = f"{self.url}, asked to run model {model!r}"
@@ -251,11 +203,7 @@ class Served:
     def infer_all(
         self, asked: Sequence[tuple[str, int]], inputs: Mapping[str, NDArray[np.float32]], output: str
     ) -> dict[tuple[str, int], NDArray[np.float64]]:
-        """One output of several models at their versions, asked at once, so that they share the wait behind other callers.
-
-        Raises:
-            ServiceError: One of them fails.
-        """
+        """One output of several models at their versions, asked at once, so that they share the wait behind other callers."""
         if not asked:
             return {}
         with ThreadPoolExecutor(len(asked), thread_name_prefix="defensemble-edit") as pool:
@@ -263,12 +211,9 @@ class Served:
             return dict(zip(asked, answers, strict=True))
 
     def wait_until_idle(self, models: Sequence[str], deadline_s: float, *, clock: Callable[[], float] = time.monotonic) -> list[str]:
-        """Waits until nobody asks `models` any more; those that are asked even so when the time is over.
+        """Wait until nobody asks `models` any more; those that are asked even so when the time is over.
 
         Averaging models nobody calls but ensembles; who calls a network by its own name may do so once in a while.
-
-        Raises:
-            ServiceError: The server does not answer.
         """
         ends = clock() + deadline_s
         known: dict[str, tuple[int, float]] = {}  # how many requests, and since when
@@ -288,15 +233,10 @@ class Served:
 
 
 def repeat_after_restart(servers: Sequence[Served], act: Callable[[], _T], on_restart: Callable[[], None] = lambda: None) -> _T:
-    """Do what calls `servers`; where the connection to one is lost, wait until all answer, and do it again, once.
+    """Do what calls `servers`; where the connection to one is lost, wait until all answer, call `on_restart`, and do it again, once.
 
-    Args:
-        servers: Those that `act` talks to.
-        act: Must find out for itself what is loaded: a server that was restarted has loaded what lies on disk, and nothing else.
-        on_restart: Called before `act` is done again.
-
-    Raises:
-        ConnectionFailedError: A server did not answer again, or was lost a second time.
+    `act` must find out for itself what is loaded: a server that was restarted has loaded what lies on disk, and nothing else. A server that
+    does not answer again, or is lost a second time, is a ConnectionFailedError.
     """
     try:
         return act()
@@ -309,8 +249,6 @@ def repeat_after_restart(servers: Sequence[Served], act: Callable[[], _T], on_re
 
 def is_averaging(model: str) -> bool:
     """Whether a name is one that an export or an edit gives to an averaging model; others may begin so too."""
-    from defensemble_repository.names import AVERAGING_NAME
-
     return AVERAGING_NAME.fullmatch(model) is not None
 
 
@@ -318,13 +256,8 @@ def unused_models(repository: Path, served: Served, candidates: Collection[str],
     """The loaded ones of the `candidates`, or of `all_averages` too, that neither an ensemble that is served nor one on disk runs.
 
     Empty where that is not known, since a configuration on disk cannot be read: `check` tells of it.
-
-    Raises:
-        ServiceError: The server does not answer.
     """
     from defensemble_export.editing import used_models
-    from defensemble_repository.errors import ConfigError
-    from defensemble_repository.view import RepositoryView
 
     ready = served.ready()
     chosen = [model for model in ready if model in candidates or (all_averages and is_averaging(model))]

@@ -2,53 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from defensemble_repository.ensemble import Ensemble
+from defensemble_repository.errors import ConfigError, EnsembleError, LockedError
+from defensemble_repository.preprocessing import PREPROCESSING, preprocessing_values
+from defensemble_repository.reader import parameter, read_ensemble
+from defensemble_repository.view import RepositoryView
 
 from .._exceptions import ServiceError
 from .baseline import is_same_state, snapshot_or_none
 from .edit import EditRunner
-from .local_servers import restarting
+from .local_servers import status_at
 from .results import EnsembleState, MemberState
 from .server_models import Served, is_averaging
 from .targets import EditTarget
 
-if TYPE_CHECKING:
-    from defensemble_repository.ensemble import Ensemble
 
-
-def recover_or_warn(runner: EditRunner, warn: Callable[[str], None]) -> None:
+def recover_or_warn(runner: EditRunner) -> None:
     """Finishes or undoes an edit that was cut short; where one is under way, or may not be touched by this user, only tells."""
     from defensemble_export import HistoryError
     from defensemble_export.editing import read_journal
-    from defensemble_repository.errors import LockedError
 
     for target in runner.targets:
         try:
             journal = read_journal(target.repository)
         except HistoryError as error:
-            warn(str(error))
+            runner.warn(str(error))
             continue
         if journal is None:
             continue
+        edit, folder = journal.edit, target.repository
         try:
             with runner.locked_and_recovered(wait_s=0.0):
                 return
         except LockedError:
-            warn(f"an edit of '{journal.edit.ensemble}' is under way in {target.repository} ({journal.edit.action}, by {journal.edit.who})")
+            runner.warn(f"an edit of '{edit.ensemble}' is under way in {folder} ({edit.action}, by {edit.who})")
         except PermissionError as error:
-            warn(f"an edit of '{journal.edit.ensemble}' was cut short in {target.repository}, and this user may not mend it: {error}")
+            runner.warn(f"an edit of '{edit.ensemble}' was cut short in {folder}, and this user may not mend it: {error}")
         except ServiceError as error:
-            warn(
-                f"an edit of '{journal.edit.ensemble}' was cut short in {target.repository}, and cannot be finished or undone now: {error}"
-            )
+            runner.warn(f"an edit of '{edit.ensemble}' was cut short in {folder}, and cannot be finished or undone now: {error}")
 
 
 def differences_of(targets: Sequence[EditTarget], name: str) -> list[str]:
     """In which folders an ensemble is another than in the first."""
-    from defensemble_repository.view import RepositoryView
-
     first = snapshot_or_none(RepositoryView(targets[0].repository), name)
     found = []
     for target in targets[1:]:
@@ -62,16 +60,8 @@ def differences_of(targets: Sequence[EditTarget], name: str) -> list[str]:
 
 
 def look_at(targets: Sequence[EditTarget], name: str) -> EnsembleState:
-    """An ensemble as it lies in the first target, and by server whether that serves what lies in its folder.
-
-    Raises:
-        defensemble_repository.errors.RepositoryError, ServiceError, OSError: It cannot be read; a server does not answer.
-    """
+    """An ensemble as it lies in the first target, and by server whether that serves what lies in its folder."""
     from defensemble_export.editing import check_ensemble_exists, read_member_info
-    from defensemble_repository.errors import ConfigError, EnsembleError
-    from defensemble_repository.preprocessing import PREPROCESSING, preprocessing_values
-    from defensemble_repository.reader import parameter, read_ensemble
-    from defensemble_repository.view import RepositoryView
 
     check_ensemble_exists(targets[0].repository, name)
     files = RepositoryView(targets[0].repository)
@@ -89,7 +79,7 @@ def look_at(targets: Sequence[EditTarget], name: str) -> EnsembleState:
         except ConfigError as error:
             problems.append(str(error))
     problems += differences_of(targets, name)
-    served = {one.url: _serving(one, target.repository) for target in targets for one in target.servers}
+    served = {one.url: _Serving(one, target.repository) for target in targets for one in target.servers}
     members = []
     for vote, share in zip(votes.members, votes.weights, strict=True) if votes is not None else ():
         told = {url: serving.of(vote.model, vote.version) for url, serving in served.items()}
@@ -109,70 +99,46 @@ def look_at(targets: Sequence[EditTarget], name: str) -> EnsembleState:
     )
 
 
-def _serving(served: Served, repository: Path) -> _Serving | _Restarting:
-    try:
-        return _Serving(served, repository)
-    except ServiceError:
-        since = restarting(served.url)
-        if since is None:
-            raise
-        return _Restarting(since)
-
-
-class _Restarting:
-    """A server that cannot be asked, since its guard is starting it again."""
-
-    def __init__(self, since: str) -> None:
-        self._since = since
-
-    def of(self, model: str, version: int | None) -> str:
-        """Since when it has not served the model."""
-        return self._since
-
-    def of_ensemble(self, name: str) -> str:
-        """The same of an ensemble."""
-        return self._since
-
-
 class _Serving:
     """What one server serves of one folder."""
 
     def __init__(self, served: Served, repository: Path) -> None:
-        from defensemble_repository.view import RepositoryView
-
         self._served = served
         self._files = RepositoryView(repository)
-        self._ready = served.ready()
+        self._restarting = ""  # since when its guard is starting it again, so that it cannot be asked
+        try:
+            self._ready = served.ready()
+        except ServiceError:
+            status = status_at(served.url)
+            if status is None or status.restarting_since is None:
+                raise
+            self._restarting = status.text
 
     def of(self, model: str, version: int | None) -> str:
         """Whether a model is served as it lies on disk: "yes", or why not."""
         from defensemble_export.editing import is_served_as_on_disk
 
+        if self._restarting:
+            return self._restarting
         there = self._ready.get(model, set())
         if not there or (version is not None and version not in there):
             others = f", only {', '.join(map(str, sorted(there)))}" if there else ""
             return f"not loaded{others}"
-        told = self._served.config(model)
-        if told is None:
+        loaded = self._served.config(model)
+        if loaded is None:
             return "not loaded"
         if not self._files.has(model):
             return "yes, but it is not on disk"
-        return (
-            "yes"
-            if is_served_as_on_disk(self._files, model, told, version=version)
-            else "an older one: its config.pbtxt has changed since (reload)"
-        )
+        if is_served_as_on_disk(self._files, model, loaded, version=version):
+            return "yes"
+        return "an older one: its config.pbtxt has changed since (reload)"
 
     def of_ensemble(self, name: str) -> str:
         """The same of an ensemble, and of the averaging models that it runs."""
         from defensemble_export.editing import steps_of
 
-        told = self.of(name, None)
-        if told != "yes":
-            return told
-        for model, version in steps_of(self._files.config(name)):
-            if is_averaging(model):
-                state = self.of(model, version)
-                if state != "yes":
-                    return f"no: {model}: {state}"
-        return "yes"
+        state = self.of(name, None)
+        for model, version in steps_of(self._files.config(name)) if state == "yes" else ():
+            if is_averaging(model) and (other := self.of(model, version)) != "yes":
+                return f"no: {model}: {other}"
+        return state

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .server_models import Served, is_averaging
 
 if TYPE_CHECKING:
-    from defensemble_export.editing import EditJournal, EditPlan, EditRequest
+    from defensemble_export.editing import EditJournal, EditPlan
 
 
 @dataclass(frozen=True)
@@ -55,12 +54,7 @@ class TargetEdit:
         return self.target.servers
 
     def inspect_servers(self, *, reloads: bool) -> None:
-        """Find out what the servers have loaded, and what they have to load and may unload; with `reloads` all members are loaded again.
-
-        Raises:
-            ServiceError: A server does not answer.
-            defensemble_repository.errors.ConfigError: A configuration cannot be read.
-        """
+        """Find out what the servers have loaded, and what they have to load and may unload; with `reloads` all members are loaded again."""
         members = list(dict.fromkeys(model for model, _ in self.plan.steps() if not is_averaging(model)))
         for served in self.servers:
             url = served.url
@@ -69,6 +63,10 @@ class TargetEdit:
             self.reload_candidates[url] = [model for model in members if model not in self.loads[url]] if reloads else []
             now = [model for model, _ in served.steps(self.name)] if self.name in self.ready[url] else []
             self.unload_candidates[url] = list(dict.fromkeys([*self.plan.released(), *now]))
+
+    def loaded_config(self, served: Served) -> dict[str, Any] | None:
+        """The ensemble's configuration as a server has it loaded; None where it has not."""
+        return served.config(self.name) if self.name in self.ready[served.url] else None
 
     def _models_to_load(self, served: Served) -> list[str]:
         from defensemble_export.editing import is_served_as_on_disk
@@ -84,48 +82,20 @@ class TargetEdit:
         return [model for model, needed in wanted.items() if needed]
 
     def is_behind(self) -> bool:
-        """Return whether a server does not serve what will be on disk.
-
-        Raises:
-            ServiceError: A server does not answer.
-        """
+        """Return whether a server does not serve what will be on disk."""
         from defensemble_export.editing import is_served_as_on_disk
 
         files = self.plan.outcome()
         for served in self.servers:
-            is_loaded = self.name in self.ready[served.url]
             if self.plan.after is None:
-                if is_loaded:
-                    return True
-                continue
-            loaded = served.config(self.name) if is_loaded else None
-            if self.loads[served.url] or loaded is None or not is_served_as_on_disk(files, self.name, loaded):
+                behind = self.name in self.ready[served.url]
+            else:
+                loaded = self.loaded_config(served)
+                behind = bool(self.loads[served.url]) or loaded is None or not is_served_as_on_disk(files, self.name, loaded)
+            if behind:
                 return True
         return False
 
     def lacking_models(self) -> list[str]:
         """Return the models to load that a server of this target had not loaded at all."""
         return sorted({model for url, models in self.loads.items() for model in models if model not in self.ready[url]})
-
-
-def plan_at(request: EditRequest, target: EditTarget) -> TargetEdit:
-    """Plan an edit at one target.
-
-    Raises:
-        defensemble_repository.errors.RepositoryError, OSError: It cannot be made there.
-    """
-    from defensemble_repository.names import check_name
-    from defensemble_repository.view import RepositoryView
-
-    digest = RepositoryView(target.repository).digest(f"{check_name(request.name)}/config.pbtxt")
-    return TargetEdit(target, request.plan(target.repository), digest)
-
-
-def server_urls(target_edits: Sequence[TargetEdit]) -> tuple[str, ...]:
-    """Return the URLs of all servers."""
-    return tuple(served.url for target_edit in target_edits for served in target_edit.servers)
-
-
-def models_to_load(target_edits: Sequence[TargetEdit]) -> dict[str, tuple[str, ...]]:
-    """Return the models that each server has to load, by its URL; servers that have none to load are left out."""
-    return {url: tuple(models) for target_edit in target_edits for url, models in target_edit.loads.items() if models}

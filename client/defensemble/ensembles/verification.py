@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from defensemble_repository.averaging import ROUNDED_TOLERANCE, TOLERANCE, averages_by_numpy, largest_difference, scale_of
+
 from .._exceptions import ServerFailedError
 from .._transport.error_mapping import service_error
 from .server_models import Served
@@ -30,13 +32,7 @@ def fixed_image(shape: Sequence[int]) -> NDArray[np.float32]:
 
 
 def check_averaging(served: Served, model: str, outputs: Sequence[str], logits: Sequence[Array], averaging: AveragingSpec) -> None:
-    """Compares an averaging model with numpy on the same logits.
-
-    Raises:
-        ServiceError: It does not answer, or answers something else.
-    """
-    from defensemble_repository.averaging import TOLERANCE, averages_by_numpy
-
+    """Compare an averaging model with numpy on the same logits; an error where it answers something else."""
     inputs = {f"logits_{index}": votes.astype(np.float32) for index, votes in enumerate(logits)}
     expected = averages_by_numpy([*inputs.values()], averaging.average, averaging.weights)
     _compare(served, model, served.infer(model, inputs, outputs, 1), expected, TOLERANCE, "numpy's of the same logits")
@@ -51,13 +47,7 @@ def check_answer(
     averaging: AveragingSpec,
     tolerance: float,
 ) -> None:
-    """Compares an ensemble's answer with numpy's average of its members' logits for the same image.
-
-    Raises:
-        ServiceError: It does not answer, or answers something else.
-    """
-    from defensemble_repository.averaging import averages_by_numpy
-
+    """Compare an ensemble's answer with numpy's average of its members' logits for the same image; an error where it differs."""
     got = served.infer(ensemble, {"images": image}, outputs)
     expected = averages_by_numpy(logits, averaging.average, averaging.weights)
     _compare(served, ensemble, got, expected, tolerance, "numpy's average of its members'")
@@ -65,8 +55,6 @@ def check_answer(
 
 def tolerance_for(configs: Sequence[Mapping[str, Any]], versions: Sequence[int]) -> float:
     """How far an ensemble may be from numpy's average of what its members answer one by one, by their configurations as served."""
-    from defensemble_repository.averaging import ROUNDED_TOLERANCE, TOLERANCE
-
     for config, version in zip(configs, versions, strict=True):
         precision = config.get("parameters", {}).get(f"precision.{version}", {}).get("string_value", "fp32")
         kinds = {group.get("kind", "KIND_CPU") for group in config.get("instance_group", [])}
@@ -76,8 +64,6 @@ def tolerance_for(configs: Sequence[Mapping[str, Any]], versions: Sequence[int])
 
 
 def _compare(served: Served, model: str, got: Mapping[str, Array], expected: Mapping[str, Array], tolerance: float, whose: str) -> None:
-    from defensemble_repository.averaging import largest_difference, scale_of
-
     for output, answer in got.items():
         wanted = expected[output]
         what = f"{served.url}, asked to run model {model!r}"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import platform
 import shlex
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,19 +21,19 @@ from defensemble_repository.gpus import Gpu
 from defensemble_repository.names import MANIFEST_FILE, PLAN_FILE
 from defensemble_repository.plan_manifest import read_manifest
 
-from ..addresses import connect_host, url_host
 from ..errors import NotServableError, RuntimeMissingError, ServerError
 from ..options import ServeOptions
 from ..plans.compatibility import problem_of_version
 from ..plans.machine import Machine, read_machine
+from ..process.events import RECENT_S, dead_servers, server_status
 from ..process.state import read_states
 from ..profiles import check_profile, profiles_of
 from ..repository import read_model
 from ..runtime.backend_build import built_backend, find_compiler, onnxruntime_library
 from ..runtime.find import CONTAINER, EMBEDDED_CORE, check_platform, embedded_triton
+from ..runtime.package_data import installed
 from .cpu_int8 import int8_check
-from .known_cves import Weakness, known_cves, known_faults
-from .server_faults import server_faults
+from .known_cves import KNOWN_CVES, KNOWN_FAULTS, Weakness, known_weaknesses
 
 PASS, WARN, FAIL = "PASS", "WARN", "FAIL"
 _PYTHONS = ((3, 10), (3, 13))
@@ -85,53 +85,38 @@ def _platform() -> Iterator[Check]:
 
 def _packages() -> Iterator[Check]:
     for extra, packages in _EXTRAS.items():
-        found, missing = [], []
-        for package in packages:
-            installed = _installed(package) or _installed(_STANDS_FOR.get(package, package))
-            if installed is None:
-                missing.append(package)
-            else:
-                found.append(installed)
+        found = {package: installed(package) or installed(_STANDS_FOR.get(package, package)) for package in packages}
+        missing = [package for package, name in found.items() if name is None]
         if missing:
             yield Check(extra, WARN, f"`defensemble {extra}` lacks {', '.join(missing)}", f"pip install 'defensemble[{extra}]'")
         else:
-            yield Check(extra, PASS, ", ".join(found))
-
-
-def _installed(package: str) -> str | None:
-    try:
-        return f"{package} {importlib.metadata.version(package)}"
-    except importlib.metadata.PackageNotFoundError:
-        return None
+            yield Check(extra, PASS, ", ".join(map(str, found.values())))
 
 
 def _runtime() -> Iterator[Check]:
+    install = "defensemble serve, or make install"
     if embedded_triton() is None:
-        yield Check(
-            "Triton", WARN, "the embedded runtime is not installed; `defensemble serve` installs it", "defensemble serve, or make install"
-        )
+        yield Check("Triton", WARN, "the embedded runtime is not installed; `defensemble serve` installs it", install)
     else:
-        yield Check(
-            "Triton", PASS, f"embedded runtime, core {EMBEDDED_CORE} (nvidia-pytriton {importlib.metadata.version('nvidia-pytriton')})"
-        )
+        yield Check("Triton", PASS, f"embedded runtime, core {EMBEDDED_CORE} ({installed('nvidia-pytriton')})")
+    cves, faults = (_listing(known_weaknesses(EMBEDDED_CORE, table)) for table in (KNOWN_CVES, KNOWN_FAULTS))
     yield Check(
         "core's age",
         WARN,
-        f"core {EMBEDDED_CORE} is of October 2024; it is only for this machine, and listens on loopback. Fixed since then:\n"
-        f"{_listing(known_cves(EMBEDDED_CORE))}",
+        f"core {EMBEDDED_CORE} is of October 2024; it is only for this machine, and listens on loopback. Fixed since then:\n{cves}",
         "for anything that strangers reach: NVIDIA's container, 26.07 or later, behind a proxy",
     )
     yield Check(
         "core's faults",
         WARN,
-        f"callers can end core {EMBEDDED_CORE}, or take memory that it does not return:\n{_listing(known_faults(EMBEDDED_CORE))}",
+        f"callers can end core {EMBEDDED_CORE}, or take memory that it does not return:\n{faults}",
         "call it over HTTP, and only by callers that you trust; docs/security.md explains each",
     )
     yield _tried("ONNX Runtime", onnxruntime_library, "pip install 'defensemble[server]'")
     yield Check(*int8_check())
     mend = "apt-get install g++, or pip install ziglang" + ("; unset CXX, or set it to a compiler that runs" if "CXX" in os.environ else "")
     yield _tried("compiler", find_compiler, mend, none="no C++ compiler for the native backend")
-    yield _tried("backend", built_backend, "defensemble serve, or make install", none="not built yet; `defensemble serve` builds it, once")
+    yield _tried("backend", built_backend, install, none="not built yet; `defensemble serve` builds it, once")
 
 
 def _listing(weaknesses: list[Weakness]) -> str:
@@ -201,7 +186,7 @@ def _plan(folder: Path, version: int, machine: Machine) -> Check:
 
 
 def _ports() -> Iterator[Check]:
-    ours = {port: state for state in read_states() for port in (state.http_port, state.grpc_port, state.metrics_port)}
+    ours = {port: state for state in read_states() for port in state.ports}
     for what, port in ServeOptions().ports.items():
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -221,10 +206,16 @@ def _servers(urls: list[str]) -> Iterator[Check]:
     for state in read_states(on_damaged=lambda path, why: damaged.append(Check("server file", WARN, why, f"rm {shlex.quote(str(path))}"))):
         name = f"server {state.grpc_port}"
         yield Check(name, PASS, f"gRPC {state.grpc_port}, HTTP {state.http_port}, serves {state.repository} (process {state.pid})")
-        url = f"http://{url_host(connect_host(state.host))}:{state.http_port}"
-        yield _version(name, url, local=state.host in ("127.0.0.1", "::1", "localhost"))
+        yield _version(name, state.http_url, local=state.host in ("127.0.0.1", "::1", "localhost"))
+        status = server_status(state)
+        if status.last_fault is not None and status.last_fault.time > time.time() - RECENT_S:
+            restarts = f"{status.restarts} restart{'' if status.restarts == 1 else 's'}"
+            text = f"{status.text}, {restarts}; {status.fault_text}"
+            yield Check(name, WARN, text, f"defensemble serve --status --grpc-port {state.grpc_port}")
     yield from damaged
-    yield from (Check(name, WARN, text, command) for name, text, command in server_faults())
+    for dead in dead_servers():
+        mend = f"defensemble serve {shlex.quote(dead.repository)}"
+        yield Check(f"server {dead.grpc_port}", WARN, f"{dead.repository}: {dead.text}", mend)
     for url in urls:
         yield _version(url, url, local=False)
 
@@ -237,7 +228,7 @@ def _version(name: str, url: str, *, local: bool) -> Check:
     try:
         answer = urllib3.request("GET", f"{url.rstrip('/')}/v2", retries=False, timeout=3.0)
         version = str(json.loads(answer.data)["version"])
-        weaknesses = known_cves(version) + known_faults(version)
+        weaknesses = known_weaknesses(version)
     except (urllib3.exceptions.HTTPError, ValueError, KeyError, TypeError, RecursionError, ServerError) as error:
         return Check(
             name, FAIL, f"{url} does not answer as a Triton does: {error}", "is the URL right (http://HOST:PORT of the HTTP front end)?"

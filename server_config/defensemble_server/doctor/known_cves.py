@@ -7,6 +7,7 @@ were not run here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import ServerError
@@ -24,17 +25,17 @@ class Weakness:
     Args:
         ids: CVEs, or upstream issues and pull requests; empty where none is known.
         title: What happens, and by what.
+        advice: What to do about it on an older core.
         fixed_in: The first core without it; None where no fix is known.
         release: NVIDIA's release with that core, such as 25.07; empty where no fix is known.
-        advice: What to do about it on an older core.
         seen_in: The newest core that is known to have it, where no fix is known.
     """
 
     ids: tuple[str, ...]
     title: str
-    fixed_in: Version | None
-    release: str
     advice: str
+    fixed_in: Version | None = None
+    release: str = ""
     seen_in: Version = (2, 51, 0)
 
     @property
@@ -58,117 +59,93 @@ KNOWN_CVES = (
     Weakness(
         ("CVE-2025-23310", "CVE-2025-23311"),
         "a request of many HTTP chunks overflows the stack; no login is needed",
+        _CONTAINER,
         (2, 59, 1),
         "25.07",
-        _CONTAINER,
     ),
     Weakness(
         ("CVE-2025-23319", "CVE-2025-23320", "CVE-2025-23334"),
         "shared memory of the Python backend leads to remote code execution",
+        "no Python backend: `defensemble serve` leaves it out",
         (2, 59, 1),
         "25.07",
-        "no Python backend: `defensemble serve` leaves it out",
     ),
     Weakness(
         ("CVE-2025-23316",),
         "model names in the model control API lead to code execution",
+        "an admin key for that API: `defensemble serve` sets one",
         (2, 60, 0),
         "25.08",
-        "an admin key for that API: `defensemble serve` sets one",
     ),
     Weakness(
         ("CVE-2026-24206", "CVE-2026-24207"),
         "authentication is bypassed through an alternate path",
+        "no SageMaker and Vertex AI front ends: `defensemble serve` leaves them off",
         (2, 67, 0),
         "26.03",
-        "no SageMaker and Vertex AI front ends: `defensemble serve` leaves them off",
     ),
-    Weakness(("several CVEs",), "more faults in each of NVIDIA's bulletins for 26.04 to 26.07", (2, 71, 0), "26.07", _CONTAINER),
+    Weakness(("several CVEs",), "more faults in each of NVIDIA's bulletins for 26.04 to 26.07", _CONTAINER, (2, 71, 0), "26.07"),
 )
 
+# What else is known to end a server, or to cost it memory.
 KNOWN_FAULTS = (
     Weakness(
         ("server issues 7368, 7877, 8034", "server PRs 7840, 8078, 8220"),
         "a gRPC channel that closes while a call is under way, as when a caller is killed, can end the server",
+        "call over HTTP",
         (2, 59, 0),
         "25.06",
-        "call over HTTP",
     ),
     Weakness(
         (),
         "an ensemble whose last two steps fail for the same request, as in repositories of older versions, can end the server",
-        None,
-        "",
         "`defensemble ensemble reload` converts old repositories to one last step",
     ),
-    Weakness((), "an unload of a model that is still being loaded can end the server", None, "", "wait for a load to end first"),
+    Weakness((), "an unload of a model that is still being loaded can end the server", "wait for a load to end first"),
     Weakness(
         ("core PRs 466, 470",),
         "a queue limit on a member of an ensemble leaves calls without an answer",
+        "no queue limits on members: limit calls in the callers or in a proxy",
         (2, 66, 0),
         "26.02",
-        "no queue limits on members: limit calls in the callers or in a proxy",
     ),
     Weakness(
         ("core PR 483",),
         "a queue limit on a member of an ensemble ends the server when it refuses a call",
+        "no queue limits on members: limit calls in the callers or in a proxy",
         (2, 69, 0),
         "26.05",
-        "no queue limits on members: limit calls in the callers or in a proxy",
     ),
     Weakness(
         ("server PR 8172", "common PR 156"),
         "an HTTP request of deeply nested JSON ends the server",
+        "no callers that you do not trust; " + _CONTAINER,
         (2, 69, 0),
         "26.05",
-        "no callers that you do not trust; " + _CONTAINER,
     ),
     Weakness(
         ("server PR 8570",),
         "a compressed HTTP body that inflates to gigabytes ends the server; the memory of smaller ones is not returned",
+        _LIMITS,
         (2, 65, 0),
         "26.01",
-        _LIMITS,
     ),
-    Weakness(
-        ("server PR 8770",),
-        "a request of very many HTTP chunks takes memory without limit",
-        (2, 70, 0),
-        "26.06",
-        _LIMITS,
-    ),
-    Weakness(
-        (), "a gRPC message of a gigabyte is refused, but its memory is not returned", None, "", "a proxy that limits the size of messages"
-    ),
+    Weakness(("server PR 8770",), "a request of very many HTTP chunks takes memory without limit", _LIMITS, (2, 70, 0), "26.06"),
+    Weakness((), "a gRPC message of a gigabyte is refused, but its memory is not returned", "a proxy that limits the size of messages"),
 )
 
 
-def known_cves(version: str) -> list[Weakness]:
-    """The CVEs that a Triton core of this version (such as "2.51.0") is too old for.
+def known_weaknesses(version: str, table: Sequence[Weakness] = (*KNOWN_CVES, *KNOWN_FAULTS)) -> list[Weakness]:
+    """What of a table a Triton core of this version (such as "2.51.0") has.
 
     Raises:
-        ServerError: it is not a version.
+        ServerError: It is not a version.
     """
-    core = _core(version)
-    return [one for one in KNOWN_CVES if one.affects(core)]
-
-
-def known_faults(version: str) -> list[Weakness]:
-    """What else is known to end a server with a core of this version, or to cost it memory.
-
-    Raises:
-        ServerError: it is not a version.
-    """
-    core = _core(version)
-    return [one for one in KNOWN_FAULTS if one.affects(core)]
-
-
-def _core(version: str) -> Version:
     try:
         major, minor, patch = (*(int(part) for part in version.split(".")[:3]), 0, 0)[:3]
     except ValueError as error:
         raise ServerError(f"{version!r} is no version of Triton's core: expected three numbers, such as 2.51.0") from error
-    return major, minor, patch
+    return [one for one in table if one.affects((major, minor, patch))]
 
 
 def _text(version: Version) -> str:

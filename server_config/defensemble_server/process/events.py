@@ -13,7 +13,7 @@ from typing import Any
 
 from defensemble_repository.filesystem.regular_files import read_regular
 
-from .state import ServerState, events_file, process_start, state_folder
+from .state import ServerState, events_file, process_start, state_folder, when_written
 
 # Faults of longer ago are not reported any more, in seconds.
 RECENT_S = 24 * 3600.0
@@ -134,10 +134,8 @@ class DeadServer:
         return f"died at {_clock(self.time)}: {self.cause}"
 
 
-def server_events(server: ServerState | int) -> list[ServerEvent]:
-    """The events that are kept of a server, or of all servers on a gRPC port, the oldest first."""
-    if isinstance(server, int):
-        return _read(events_file(server))
+def server_events(server: ServerState) -> list[ServerEvent]:
+    """The events that are kept of a server, the oldest first."""
     events = _read(events_file(server.grpc_port))
     starts = [
         index
@@ -164,8 +162,8 @@ def server_status(state: ServerState) -> ServerStatus:
     return ServerStatus(state, pid, restarts, down, uptime_s, fault, not_served, tuple(events))
 
 
-def dead_servers(repository: Path | None = None, *, within_s: float = RECENT_S) -> list[DeadServer]:
-    """The servers of `repository`, or of every folder, that ended by themselves in the last `within_s` and had no successor since."""
+def dead_servers(repository: Path | None = None) -> list[DeadServer]:
+    """The servers of `repository`, or of every folder, that ended by themselves in the last 24 hours and had no successor since."""
     newest: dict[str, tuple[ServerEvent, list[ServerEvent]]] = {}
     for path in (state_folder() / "servers").glob("*.events.jsonl"):
         runs: list[list[ServerEvent]] = []
@@ -183,7 +181,7 @@ def dead_servers(repository: Path | None = None, *, within_s: float = RECENT_S) 
         if repository is not None and folder != str(repository.resolve()):
             continue
         last = run[-1]
-        if last.time < time.time() - within_s or (last.kind == "ended" and last.facts.get("ordered")):
+        if last.time < time.time() - RECENT_S or (last.kind == "ended" and last.facts.get("ordered")):
             continue
         if last.kind != "ended" and process_start(start.guard) == start.facts.get("guard_started"):
             continue  # it runs
@@ -199,15 +197,8 @@ def dead_servers(repository: Path | None = None, *, within_s: float = RECENT_S) 
 
 def forget_old_events(in_use: set[int]) -> None:
     """Keep the newest files of events, and those of the gRPC ports in use: free ports make a new one each time."""
-
-    def written(path: Path) -> float:
-        try:
-            return path.stat().st_mtime
-        except FileNotFoundError:
-            return 0.0  # another start has removed it just now
-
     kept = {events_file(port) for port in in_use}
-    for path in sorted((state_folder() / "servers").glob("*.events.jsonl"), key=written)[:-_FILES_KEPT]:
+    for path in sorted((state_folder() / "servers").glob("*.events.jsonl"), key=when_written)[:-_FILES_KEPT]:
         if path not in kept:
             path.unlink(missing_ok=True)
             path.with_name(f"{path.name}.1").unlink(missing_ok=True)
@@ -224,21 +215,11 @@ def _read(path: Path) -> list[ServerEvent]:
         with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
             facts = json.loads(line)
             event = ServerEvent(float(facts.pop("time")), str(facts.pop("event")), int(facts.pop("guard")), facts)
-            _check(event)
+            _ = event.when, event.text, event.last_lines  # they fail where facts are not of their types
+            if event.kind in ("started", "restarted") and not (type(facts["pid"]) is int and isinstance(facts.get("problems", {}), dict)):
+                raise TypeError(f"pid {facts['pid']!r}, problems {facts.get('problems')!r}")
             events.append(event)
     return events
-
-
-def _check(event: ServerEvent) -> None:
-    """Refuse an event whose facts are not of their types, where its text is not what fails.
-
-    Raises:
-        ValueError, TypeError, KeyError, OverflowError: They are not.
-    """
-    _ = event.when, event.text, event.last_lines
-    if event.kind in ("started", "restarted"):
-        if type(event.facts["pid"]) is not int or not isinstance(event.facts.get("problems", {}), dict):
-            raise TypeError(f"pid {event.facts['pid']!r}, problems {event.facts.get('problems')!r}")
 
 
 def _clock(seconds: float) -> str:

@@ -16,18 +16,10 @@ from . import guard_main
 
 
 class Guard:
-    """A server under guard: `command` with `environment`, its output appended to `log`; `state` is removed when it has ended.
+    """A server under guard: `command` with `environment`, its output appended to `log`; the file `state` is removed when it has ended.
 
-    Args:
-        command: What starts the server.
-        environment: Its environment.
-        log: Where its output goes.
-        state: The file that says that it runs.
-        grace_s: How long it may take to end by itself once it was asked to.
-        stop_signal: What asks it to: SIGUSR1 for our backend, which drains the server.
-
-    Raises:
-        StartError: the command could not be run.
+    `stop_signal` asks it to end (SIGUSR1 for our backend, which drains the server), for which it has `grace_s`. A command that cannot be
+    run is a StartError.
     """
 
     def __init__(
@@ -49,15 +41,8 @@ class Guard:
         assert self._process.stdout is not None
         self._orders, self._reports = self._process.stdin, self._process.stdout
         try:
-            settings = {
-                "command": list(command),
-                "environment": dict(environment),
-                "log": str(log),
-                "state": str(state),
-                "grace_s": grace_s,
-                "stop_signal": stop_signal,
-            }
-            self._orders.write(json.dumps(settings) + "\n")
+            settings = {"command": list(command), "environment": dict(environment), "log": str(log), "state": str(state)}
+            self._orders.write(json.dumps({**settings, "grace_s": grace_s, "stop_signal": stop_signal}) + "\n")
             started = self._reports.readline().split()
             if len(started) != 2 or started[0] != "started":
                 raise StartError(f"{command[0]} could not be run{last_lines(log)}")

@@ -5,7 +5,7 @@ Run as a script, with only the standard library. Standard input is a pipe that o
 (how long that may take). Then one of these lines:
 
 - `ready JSON`: the parent has seen right answers. From here on a server that dies or hangs is restarted, if `restart` is true, and what
-  happens is written to the file `events`. `child` is the command that runs `_restart.py`, `request` what it is sent, `http` and `grpc` are
+  happens is written to the file `events`. `child` is the command that runs `restart.py`, `request` what it is sent, `http` and `grpc` are
   the addresses to connect to, `timeout_s` is the time for a start.
 - `detach`: the server outlives the parent. End of file without it means that the parent ended or died. A signal is not used for that:
   PR_SET_PDEATHSIG fires when the *thread* that forked ends.

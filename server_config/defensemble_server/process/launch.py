@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 from defensemble_repository.names import PENDING_FILE
@@ -13,7 +13,7 @@ from ..errors import NotServableError
 from ..options import ServeOptions
 from ..plans.compatibility import has_version_compatible_plan
 from ..profiles import check_gpu, check_profile, engine_caches
-from ..repository import Repository, read_repository
+from ..repository import Repository, listed, read_repository
 from ..runtime.find import Runtime, find_runtime, target_of
 
 
@@ -42,9 +42,8 @@ def prepare(folder: Path, options: ServeOptions, *, say: Callable[[str], None] =
             f"'{name}' is averaged by two models, as earlier versions wrote it: a gRPC call that is cancelled or expires can crash the "
             f"server; `defensemble ensemble reload {name}` makes one model of them"
         )
-    if (folder / PENDING_FILE).exists():
-        fix = "`defensemble ensemble show` finishes or undoes it"
-        say(f"{folder / PENDING_FILE}: an edit of an ensemble is under way, or was cut short: {fix}")
+    if (pending := folder / PENDING_FILE).exists():
+        say(f"{pending}: an edit of an ensemble is under way, or was cut short: `defensemble ensemble show` finishes or undoes it")
     runtime = find_runtime(options.runtime, say=say)
     content = check_gpu(content, runtime, strict=options.profile is not None, say=say)
     _check_not_empty(content)
@@ -74,11 +73,6 @@ def command_line(runtime: Runtime, content: Repository, options: ServeOptions, p
         caches=engine_caches(content),
         version_compatible_plans=has_version_compatible_plan(content),
     )
-
-
-def listed(problems: Mapping[str, str]) -> str:
-    """Problems by model, one on each line."""
-    return "\n".join(f"  {name}: {text}" for name, text in problems.items())
 
 
 def _check_not_empty(content: Repository) -> None:

@@ -1,4 +1,4 @@
-"""Which servers run here: one small file each, readable by their owner alone, since it holds the admin key."""
+"""Which servers run here and where they are reached: one small file each, readable by their owner alone, since it holds the admin key."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import platformdirs
@@ -20,6 +20,16 @@ from defensemble_repository.records import json_values, record_from_values
 from ..errors import StateError
 
 _Positive = Annotated[int, msgspec.Meta(gt=0)]
+
+
+def url_host(host: str) -> str:
+    """An address as it is written before a port."""
+    return f"[{host}]" if ":" in host else host
+
+
+def connect_host(host: str) -> str:
+    """Where a server that listens on an address is reached from this machine."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
 
 
 class ServerState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -40,6 +50,26 @@ class ServerState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def ports(self) -> tuple[int, int, int]:
         """The ports that it listens on."""
         return self.http_port, self.grpc_port, self.metrics_port
+
+    @property
+    def address(self) -> str:
+        """Where this machine reaches it, as it is written before a port."""
+        return url_host(connect_host(self.host))
+
+    @property
+    def http_url(self) -> str:
+        """URL for the client and for curl."""
+        return f"http://{self.address}:{self.http_port}"
+
+    @property
+    def grpc_url(self) -> str:
+        """URL for the client."""
+        return f"grpc://{self.address}:{self.grpc_port}"
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What is known of it, but for its process and its key."""
+        return {name: value for name, value in asdict(self).items() if name not in ("pid", "started", "admin_key")}
 
     @property
     def alive(self) -> bool:
@@ -72,6 +102,14 @@ def state_file(grpc_port: int) -> Path:
 def events_file(grpc_port: int) -> Path:
     """Where the guards of the servers on `grpc_port` write down what happens; it stays when the server has ended."""
     return state_folder() / "servers" / f"{grpc_port}.events.jsonl"
+
+
+def when_written(path: Path) -> float:
+    """When a file was written last; 0 where it is gone, since another start has removed it just now."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def write_state(state: ServerState) -> Path:

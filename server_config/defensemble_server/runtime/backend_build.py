@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import importlib.util
@@ -26,7 +25,7 @@ from defensemble_repository.filesystem.atomic_write import sync
 
 from ..errors import BackendBuildError, RuntimeMissingError, ServerError
 from .compiler_process import building_folder, run_compiler
-from .package_data import data_file
+from .package_data import data_file, installed
 
 LIBRARY_NAME = "libtriton_onnxruntime.so"
 FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall", "-Wextra")
@@ -73,10 +72,7 @@ def find_compiler() -> Compiler | None:
 
 
 def ensure_backend(
-    *,
-    cache_dir: Path | None = None,
-    compiler: Sequence[str] | None = None,
-    say: Callable[[str], None] | None = None,
+    *, cache_dir: Path | None = None, compiler: Sequence[str] | None = None, say: Callable[[str], None] | None = None
 ) -> Path:
     """Build the backend if it is not in the cache yet; return the directory for Triton's `--backend-directory`.
 
@@ -101,11 +97,12 @@ def ensure_backend(
             f"{', '.join(COMPILERS_TRIED)} on PATH and the wheel ziglang; run `apt-get install g++` or `pip install ziglang`"
         )
     source = data_file("onnxruntime_backend")
-    cache = platformdirs.user_cache_path("defensemble") / "backend" if cache_dir is None else cache_dir
+    cache = _cache(cache_dir)
     built = cache / build_digest(source, chosen)
     if (built / "onnxruntime" / LIBRARY_NAME).is_file():
         return built
-    (say or _say_on_stderr)(f"building the onnxruntime backend, once, with {chosen} ...")
+    message = f"building the onnxruntime backend, once, with {chosen} ..."
+    say(message) if say is not None else print(message, file=sys.stderr)  # noqa: T201
     with building_folder(cache) as folder:
         finished = folder / "built"
         try:
@@ -121,8 +118,7 @@ def ensure_backend(
 
 def built_backend(*, cache_dir: Path | None = None) -> Path | None:
     """Find a build of this very source and these flags in the cache, by whichever compiler; None where there is none."""
-    cache = platformdirs.user_cache_path("defensemble") / "backend" if cache_dir is None else cache_dir
-    builds = cache.glob(f"{_source_digest(data_file('onnxruntime_backend'))}-*/onnxruntime/{LIBRARY_NAME}")
+    builds = _cache(cache_dir).glob(f"{_source_digest(data_file('onnxruntime_backend'))}-*/onnxruntime/{LIBRARY_NAME}")
     return next((library.parent.parent for library in sorted(builds)), None)
 
 
@@ -139,8 +135,9 @@ def onnxruntime_library() -> Path:
     folders = [Path(location) / "capi" for location in spec.submodule_search_locations]
     libraries = sorted(library for folder in folders for library in folder.glob("libonnxruntime.so*"))
     if not libraries:
+        version = installed("onnxruntime") or installed("onnxruntime-gpu") or "of unknown version"
         raise RuntimeMissingError(
-            f"the installed ONNX Runtime ({_installed_onnxruntime()}) holds no libonnxruntime.so in {folders[0]}; "
+            f"the installed ONNX Runtime ({version}) holds no libonnxruntime.so in {folders[0]}; "
             f"serving needs {OLDEST_ONNXRUNTIME} or later: {mend}"
         )
     return libraries[-1]
@@ -157,6 +154,10 @@ def build_digest(source: Path, compiler: Compiler) -> str:
     return f"{_source_digest(source)}-{digest.hexdigest()[:16]}"
 
 
+def _cache(folder: Path | None) -> Path:
+    return platformdirs.user_cache_path("defensemble") / "backend" if folder is None else folder
+
+
 def _source_digest(source: Path) -> str:
     digest = hashlib.sha256()
     for part in (*compiler_flags(), platform.machine()):
@@ -165,10 +166,6 @@ def _source_digest(source: Path) -> str:
         content = path.read_bytes()
         digest.update(f"{path.relative_to(source).as_posix()}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()[:16]
-
-
-def _say_on_stderr(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
 
 
 def _source_files(source: Path) -> list[Path]:
@@ -229,15 +226,6 @@ def _rename_unless_there(finished: Path, built: Path) -> None:
 
 def _last_lines(text: str) -> str:
     return "\n".join(text.strip().splitlines()[-_LINES_SHOWN:])
-
-
-def _installed_onnxruntime() -> str:
-    import importlib.metadata  # 0.03 s that no start waits for
-
-    for name in ("onnxruntime", "onnxruntime-gpu"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            return f"{name} {importlib.metadata.version(name)}"
-    return "of unknown version"
 
 
 def main() -> int:

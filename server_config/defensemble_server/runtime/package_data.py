@@ -1,4 +1,4 @@
-"""Files that belong to this package but are no Python: beside it in a checkout, inside it in a wheel."""
+"""What is installed: the files of this package that are no Python (beside it in a checkout, inside it in a wheel), and other packages."""
 
 from __future__ import annotations
 
@@ -17,3 +17,13 @@ def data_file(name: str) -> Path:
         if (folder / name).exists():
             return folder / name
     raise FileNotFoundError(f"{name} is missing beside {_HERE}: install defensemble again")
+
+
+def installed(package: str) -> str | None:
+    """A package of Python with its version; None where it is not installed."""
+    import importlib.metadata  # 0.03 s that no start waits for
+
+    try:
+        return f"{package} {importlib.metadata.version(package)}"
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -7,11 +7,19 @@ import re
 import pytest
 
 from defensemble_server import ServerError
-from defensemble_server.doctor.known_cves import KNOWN_CVES, KNOWN_FAULTS, known_cves, known_faults
+from defensemble_server.doctor.known_cves import KNOWN_CVES, KNOWN_FAULTS, Weakness, known_weaknesses
 from defensemble_server.runtime.find import EMBEDDED_CORE
 from tests.support.checkout import ROOT
 
 PAGE = ROOT / "docs" / "security.md"
+
+
+def known_cves(version: str) -> list[Weakness]:
+    return known_weaknesses(version, KNOWN_CVES)
+
+
+def known_faults(version: str) -> list[Weakness]:
+    return known_weaknesses(version, KNOWN_FAULTS)
 
 
 def test_cves_are_those_that_a_version_is_too_old_for() -> None:
@@ -31,9 +39,8 @@ def test_faults_without_a_known_fix_belong_to_the_cores_that_are_known_to_have_t
 
 @pytest.mark.parametrize("version", ["new", "", "2.x.0"])
 def test_another_text_is_no_version(version: str) -> None:
-    for known in (known_cves, known_faults):
-        with pytest.raises(ServerError, match=re.escape(repr(version))):
-            known(version)
+    with pytest.raises(ServerError, match=re.escape(repr(version))):
+        known_weaknesses(version)
 
 
 def test_the_page_shows_the_table() -> None:

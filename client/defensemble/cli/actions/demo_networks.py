@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 # Several keeps, so that the table shows what the keep probability does; keep0.3 twice, with other masks and another initialisation.
 KEEPS: Mapping[str, float] = {"keep0.1": 0.1, "keep0.3": 0.3, "keep0.3-other": 0.3, "keep0.5": 0.5, "keep0.7": 0.7}
 STANDARD = "standard"
-DATASETS = ("digits", "cifar10")
 _IMAGE_SIZE = 16
 _WIDTH = 8
 # A checkout's own zoo, where this file is in one.
@@ -46,12 +45,7 @@ class Networks:
 
 
 def networks_from_zoo(folder: Path, zoo: Path, data_dir: Path | None, console: Console) -> Networks:
-    """Copy the zoo's standard network and its defective ones on CIFAR-10 into a folder.
-
-    Raises:
-        InputError: the zoo is not there, or lacks the standard network or all defective ones.
-        defensemble_training.DataError: the data cannot be had.
-    """
+    """Copy the zoo's standard network and its defective ones on CIFAR-10 into a folder."""
     console.print("\n[bold]1. take[/bold] the zoo's ResNet-18s for CIFAR-10; nothing is trained", highlight=False)
     found = sorted((zoo / "cifar10").glob("*.safetensors"))
     members = tuple(path.stem for path in found if path.stem.startswith("keep"))

@@ -13,34 +13,30 @@ from typing import Any
 
 import click
 
+from defensemble_repository.target import TARGETS
+
 from ..._client.client import Client
 from ..._exceptions import InputError
 from ...ensembles import Applied, Ensembles, Replica
-from ..local_servers import deaths_of, noted_key, servers_of
+from ...ensembles.local_servers import local_server, servers_of
+from ..notes import say
 from ..shell import this_command
-from .ensemble_tables import print_applied, print_edits, print_prunable, print_state, values_from_applied
+from .ensemble_tables import print_applied, print_edits, print_prunable, print_state, values_from_applied, values_from_state
 
 
 @contextmanager
 def opened(where: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> Iterator[Ensembles]:
-    """The ensembles that the options of `target_options` name, with the clients of their servers.
-
-    Raises:
-        InputError, defensemble_server.ServerError: The options do not go together; the key cannot be read.
-        ServiceError: see `Ensembles`.
-    """
+    """The ensembles that the options of `target_options` name, with the clients of their servers."""
     with ExitStack() as stack:
 
         def client(url: str, key: str | None) -> Client:
-            made = Client(url, timeout_s=where["timeout_s"], admin_key=key)
-            return stack.enter_context(made)
+            return stack.enter_context(Client(url, timeout_s=where["timeout_s"], admin_key=key))
 
-        replicas = _replicas(where, client)
         yield Ensembles.over(
-            replicas,
+            _replicas(where, client),
             wait_s=where["wait_s"],
-            say=_say if sys.stderr.isatty() else lambda text: None,
-            warn=lambda text: click.echo(text, err=True),
+            say=lambda text: click.secho(f"  {text}", err=True, dim=True) if sys.stderr.isatty() else None,
+            warn=say,
             **(settings or {}),
         )
 
@@ -70,8 +66,7 @@ def edit(rest: Mapping[str, Any], act: Callable[[Ensembles, dict[str, Any]], App
 def show_ensembles(name: str | None, form: str, where: Mapping[str, Any]) -> None:
     """Prints ensembles as a table, as YAML that `apply` reads, or as JSON."""
     from defensemble_export.editing import yaml_from_ensemble
-
-    from .ensemble_tables import values_from_state
+    from defensemble_server import dead_servers
 
     with opened(where) as ensembles:
         if form == "yaml":
@@ -84,8 +79,8 @@ def show_ensembles(name: str | None, form: str, where: Mapping[str, Any]) -> Non
             return
         states = ensembles.show(name)
     if not (where["urls"] or where["replicas"] or where["files_only"]):
-        for death in deaths_of(where["repository"]):
-            click.echo(death, err=True)
+        for dead in dead_servers(where["repository"]):
+            say(f"the server on gRPC port {dead.grpc_port} {dead.text}; see {dead.log}")
     if form == "json":
         click.echo(json.dumps([values_from_state(state) for state in states], indent=2))
         return
@@ -97,8 +92,6 @@ def show_ensembles(name: str | None, form: str, where: Mapping[str, Any]) -> Non
 
 def check_ensembles(name: str | None, runtime: str, where: Mapping[str, Any]) -> None:
     """Prints what the checks found; exit status 1 where one of them refuses."""
-    from defensemble_repository.target import TARGETS
-
     with opened(where) as ensembles:
         findings = ensembles.check(name, runtime=runtime)
         refused = 0
@@ -125,16 +118,14 @@ def show_differences(file: Path | None, where: Mapping[str, Any]) -> bool:
             applied = ensembles.apply(wanted, dry_run=True)
             for change in applied.changes:
                 click.echo(f"{wanted.name}: {change}")
-            lag = [f"{url}: would load {', '.join(models)}" for url, models in applied.loaded.items()]
-            for line in lag:
-                click.echo(line)
-            differs = bool(applied.changes or lag)
+            for url, models in applied.loaded.items():
+                click.echo(f"{url}: would load {', '.join(models)}")
+            differs = bool(applied.changes or applied.loaded)
         else:
             differs = False
             for state in ensembles.show():
-                told = {**{f"'{state.name}'": state.served}}
-                told |= {f"{one.info.model}@{one.info.version}": one.served for one in state.members}
-                for what, by_server in told.items():
+                served = {f"{one.info.model}@{one.info.version}": one.served for one in state.members}
+                for what, by_server in {f"'{state.name}'": state.served, **served}.items():
                     for url, answer in by_server.items():
                         if answer != "yes":
                             differs = True
@@ -190,7 +181,7 @@ def _tell_of_new_servers(rest: Mapping[str, Any], told: Container[str]) -> None:
     """Servers that were looked for before the edit, which may have waited for another, are looked for once more."""
     if rest["urls"] or rest["replicas"] or rest["files_only"]:
         return
-    for url, _ in servers_of(rest["repository"]):
+    for url, _ in servers_of(rest["repository"], say):
         if url not in told:
             click.echo(f"{url} has started meanwhile, and may serve what was there before: {this_command()} ensemble reload", err=True)
 
@@ -205,12 +196,14 @@ def _typed_again(where: Mapping[str, Any]) -> str:
     return f" {shlex.join(words)}" if words else ""
 
 
-def _say(text: str) -> None:
-    click.secho(f"  {text}", err=True, dim=True)
-
-
 def _replicas(where: Mapping[str, Any], client: Callable[[str, str | None], Client]) -> Sequence[Replica]:
-    key = _key_from(where["admin_key_file"])
+    from defensemble_server import read_admin_key
+
+    def noted_key(url: str) -> str | None:
+        state = local_server(url)
+        return None if state is None else state.admin_key
+
+    key = None if where["admin_key_file"] is None else read_admin_key(where["admin_key_file"], say)
     if where["replicas"]:
         if where["urls"] or where["files_only"]:
             raise InputError("--replica names servers and folders together: give it without --url and --files-only")
@@ -225,10 +218,4 @@ def _replicas(where: Mapping[str, Any], client: Callable[[str, str | None], Clie
         return [Replica(repository)]
     if where["urls"]:
         return [Replica(repository, tuple(client(url, key or noted_key(url)) for url in where["urls"]))]
-    return [Replica(repository, tuple(client(url, key or noted) for url, noted in servers_of(repository)))]
-
-
-def _key_from(file: Path | None) -> str | None:
-    from defensemble_server import read_admin_key
-
-    return None if file is None else read_admin_key(file, lambda message: click.echo(message, err=True))
+    return [Replica(repository, tuple(client(url, key or noted) for url, noted in servers_of(repository, say)))]

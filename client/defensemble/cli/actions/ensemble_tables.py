@@ -6,6 +6,7 @@ import json
 import sys
 import unicodedata
 from collections.abc import Container, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,8 +15,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from ...ensembles import Applied, EnsembleState, MemberState
+from ...ensembles.local_servers import status_at
 from ...ensembles.server_models import is_averaging
-from ..local_servers import restarts_at
 from ..shell import this_command
 
 if TYPE_CHECKING:
@@ -71,15 +72,8 @@ def values_from_applied(applied: Applied) -> dict[str, Any]:
     """What an edit did, as JSON."""
     return {
         "schema": "defensemble.applied/1",
-        "ensemble": applied.ensemble,
         "id": None if applied.edit is None else applied.edit.id,
-        "dry_run": applied.dry_run,
-        "changes": list(applied.changes),
-        "remarks": list(applied.remarks),
-        "servers": list(applied.servers),
-        "loaded": {url: list(models) for url, models in applied.loaded.items()},
-        "unloaded": {url: list(models) for url, models in applied.unloaded.items()},
-        "left_loaded": dict(applied.left_loaded),
+        **{name: value for name, value in vars(applied).items() if name != "edit"},
         "seconds": {kind: round(seconds, 6) for kind, seconds in applied.seconds.items()},
     }
 
@@ -107,37 +101,29 @@ def print_state(state: EnsembleState) -> None:
         if state.served:
             cells.append("yes" if set(member.served.values()) == {"yes"} else "no, see below")
         table.add_row(*(escape(cell) for cell in cells))
-    console = Console(width=None if sys.stdout.isatty() else _WIDTH_OF_A_FILE)
-    console.print(table)
+    Console(width=None if sys.stdout.isatty() else _WIDTH_OF_A_FILE).print(table)
     rule = "unknown" if state.preprocessing is None else json.dumps(dict(state.preprocessing))
-    console.print(f"preprocessing: {rule}", highlight=False, markup=False, soft_wrap=True)
+    click.echo(f"preprocessing: {rule}")
     for url, answer in state.served.items():
-        restarts = restarts_at(url)
-        console.print(f"served by {url}: {answer}{restarts and f'; {restarts}'}", highlight=False, markup=False, soft_wrap=True)
+        restarts = ""
+        if (status := status_at(url)) is not None and status.restarts:
+            restarts = f"; restarted {status.restarts} time{'' if status.restarts == 1 else 's'}, last: {status.fault_text}"
+        click.echo(f"served by {url}: {answer}{restarts}")
         for member in state.members:
             if member.served[url] != "yes":
-                line = f"  {member.info.model}@{member.info.version}: {member.served[url]}"
-                console.print(line, highlight=False, markup=False, soft_wrap=True)
-    told = [f"{one.info.model}@{one.info.version}: {one.info.problem}" for one in state.members if one.info.problem]
-    for problem in (*state.problems, *told):
-        console.print(problem, highlight=False, markup=False, soft_wrap=True)
+                click.echo(f"  {member.info.model}@{member.info.version}: {member.served[url]}")
+    of_members = [f"{one.info.model}@{one.info.version}: {one.info.problem}" for one in state.members if one.info.problem]
+    for problem in (*state.problems, *of_members):
+        click.echo(problem)
 
 
 def values_from_state(state: EnsembleState) -> dict[str, Any]:
     """An ensemble as JSON."""
-    import dataclasses
-
     return {
         "schema": "defensemble.ensemble/1",
-        "name": state.name,
         "average": None if state.votes is None else state.votes.average,
-        "input_shape": list(state.input_shape),
-        "num_classes": state.num_classes,
-        "max_batch_size": state.max_batch_size,
-        "preprocessing": None if state.preprocessing is None else dict(state.preprocessing),
-        "members": [{**dataclasses.asdict(one.info), "served": dict(one.served)} for one in state.members],
-        "served": dict(state.served),
-        "problems": list(state.problems),
+        **{name: value for name, value in vars(state).items() if name != "votes"},
+        "members": [{**asdict(one.info), "served": one.served} for one in state.members],
     }
 
 

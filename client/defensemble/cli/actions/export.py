@@ -3,34 +3,41 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
+from defensemble_repository.checks.outdated_graphs import outdated_graphs
+from defensemble_repository.export_report import read_reports
+from defensemble_repository.names import RESERVED
+from defensemble_repository.reader import read_config, read_ensemble
+from defensemble_repository.view import RepositoryView
+
 from ..._image_files import npy_images
-from ..local_servers import servers_of
+from ...ensembles.local_servers import servers_of
+from ..notes import say
 from ..progress import progress_bar
 from ..shell import this_command
-from .reports import summary
+from .reports import show_reports, summary
 
 if TYPE_CHECKING:
-    from defensemble_export import Form, FromCheckpoint, FromOnnx, Member
+    from defensemble_export import FromCheckpoint, FromOnnx, Member
+
+
+# The fields of these options, where they have other names.
+_FIELDS = {"weight": "weights", "images": "images_file", "calibration_images": "calibration_file", "labels": "labels_file"}
 
 
 @dataclass(frozen=True)
 class Request:
-    """The options, as they were given.
-
-    Raises:
-        click.UsageError: they do not go together.
-    """
+    """The options, as they were given; an error where they do not go together."""
 
     checkpoints: tuple[Path, ...]
     repository: Path
@@ -38,7 +45,7 @@ class Request:
     ensemble: str | None
     no_ensemble: bool
     average: str | None
-    weights: tuple[str, ...]
+    weights: Mapping[str, float]
     max_batch_size: int | None
     replace: bool
     data_dir: Path | None
@@ -61,34 +68,20 @@ class Request:
     report: bool
 
     def __post_init__(self) -> None:
-        networks = len(self.checkpoints) + (self.onnx_file is not None)
+        networks = self.networks
         if not networks and not self.report and self.fused_name is None and self.name is None:
             raise click.UsageError("no network is given: name a CHECKPOINT, or an ONNX file by --from-onnx")
         if self.name is not None and networks != 1:
             raise click.UsageError(f"--as names one network, and {networks} are given")
         if self.onnx_file is not None and self.name is None:
             raise click.UsageError("--from-onnx needs --as NAME: what the member is to be called")
-        foreign = {
-            "--output": self.output,
-            "--labels": self.labels_file,
-            "--mean": self.mean,
-            "--std": self.std,
-            "--input-shape": self.input_shape,
-            "--resize": self.resize,
-            "--custom-operators": self.custom_operators or None,
-            "--import-timeout": self.import_timeout,
-        }
-        if self.onnx_file is None and (told := [option for option, value in foreign.items() if value is not None]):
-            raise click.UsageError(f"{', '.join(told)}: of use with --from-onnx alone")
+        if self.onnx_file is None:
+            foreign = ("output", "labels", "mean", "std", "input_shape", "resize", "custom_operators", "import_timeout")
+            self._refuse(foreign, "of use with --from-onnx alone")
         if (self.mean is None) != (self.std is None):
             raise click.UsageError("--mean and --std go together: give both, or neither")
-        calibration = {
-            "--calibration-images": self.calibration_file,
-            "--calibration-count": self.calibration_count,
-            "--calibration-seed": self.calibration_seed,
-        }
-        if self.precision != "int8" and (told := [option for option, value in calibration.items() if value is not None]):
-            raise click.UsageError(f"{', '.join(told)}: of use with --precision int8 alone")
+        if self.precision != "int8":
+            self._refuse(("calibration_images", "calibration_count", "calibration_seed"), "of use with --precision int8 alone")
         averaged = bool(self.weights) or self.average is not None
         if self.no_ensemble and self.ensemble is not None:
             raise click.UsageError("--ensemble names an ensemble, and --no-ensemble asks for none")
@@ -96,22 +89,17 @@ class Request:
             raise click.UsageError("--weight and --average are about an ensemble or a fused graph, and --no-ensemble asks for none")
         if self.engine and not networks and self.fused_name is None:
             raise click.UsageError("--engine builds engines of what is exported; of what is there: defensemble build-engine")
-        if not networks and (told := self._about_networks()):
-            raise click.UsageError(f"{', '.join(told)}: of use with networks to export, and none is given")
+        if not networks:
+            about = ("average", "weight", "precision", *(() if self.fused_name is not None else ("data_dir", "images")))
+            self._refuse(about, "of use with networks to export, and none is given")
         if not networks and self.fused_name is not None and self.no_ensemble:
             raise click.UsageError("--fuse without networks fuses an ensemble that is in the repository: leave --no-ensemble out")
-        if len(dict(self.given_weights)) < len(self.weights):
-            raise click.UsageError("--weight names a member twice")
 
-    def _about_networks(self) -> list[str]:
-        options = {
-            "--average": self.average is not None,
-            "--weight": bool(self.weights),
-            "--precision": self.precision != "fp32",
-            "--data-dir": self.data_dir is not None and self.fused_name is None,
-            "--images": self.images_file is not None and self.fused_name is None,
-        }
-        return [option for option, is_given in options.items() if is_given]
+    def _refuse(self, options: Sequence[str], why: str) -> None:
+        """Raise an error where one of these options has another value than its default."""
+        given = [name for name in options if getattr(self, _FIELDS.get(name, name)) not in (None, (), {}, "fp32")]
+        if given:
+            raise click.UsageError(f"{', '.join('--' + name.replace('_', '-') for name in given)}: {why}")
 
     @cached_property
     def images(self) -> NDArray[np.float32] | None:
@@ -124,11 +112,6 @@ class Request:
         return len(self.checkpoints) + (self.onnx_file is not None)
 
     @property
-    def given_weights(self) -> Sequence[tuple[str, float]]:
-        """Names of members and their weights."""
-        return [_weight(text) for text in self.weights]
-
-    @property
     def ensemble_name(self) -> str | None:
         """The ensemble that is to be written, or fused."""
         return None if self.no_ensemble else "ensemble" if self.ensemble is None else self.ensemble
@@ -136,8 +119,10 @@ class Request:
 
 def run(request: Request) -> None:
     """Export, fuse, build engines and show reports, as asked for."""
-    if request.engine:
-        _check_engines(request)
+    if request.engine:  # whether they can be built here at all, before anything is written
+        from defensemble_export import check_target, find_target
+
+        check_target(find_target(), request.precision, hardware_compatible=False)
     written: list[str] = []
     if request.networks:
         written = _export(request)
@@ -146,36 +131,36 @@ def run(request: Request) -> None:
     if request.engine:
         _build_engines(request, written)
     if request.report:
-        from .reports import show_reports
-
-        show_reports(request.repository, None)
+        show_reports(request.repository)
 
 
 def _export(request: Request) -> list[str]:
     images = request.images
     calibration = None if request.calibration_file is None else npy_images(request.calibration_file)
     # After the cheap checks: this imports torch, onnx and ONNX Runtime.
-    from defensemble_export import export_networks
+    from defensemble_export import Form, export_networks
 
     _warn_of_pixel_statistics(request)
-    form, networks = _form(request, calibration), _networks(request)
+    drawn = {"calibration_count": request.calibration_count, "calibration_seed": request.calibration_seed}
+    form = Form(request.precision, calibration, **{key: value for key, value in drawn.items() if value is not None})
+    networks = _networks(request)
     console = Console(stderr=True)
     with progress_bar(console) as progress:
         task = progress.add_task("exporting", total=len(networks))
 
-        def say(text: str) -> None:
+        def show(text: str) -> None:
             progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
         def on_exported(path: Path, member: Member) -> None:
             progress.advance(task)
-            say(f"exported and verified {path}{summary(member)}")
+            show(f"exported and verified {path}{summary(member)}")
 
         written = export_networks(
             networks,
             request.repository,
             ensemble=request.ensemble_name,
             average=request.average,
-            weights=dict(request.given_weights),
+            weights=request.weights,
             max_batch_size=request.max_batch_size,
             replace=request.replace,
             form=form,
@@ -183,7 +168,7 @@ def _export(request: Request) -> list[str]:
             data_dir=request.data_dir,
             fuse=request.fused_name,
             on_exported=on_exported,
-            say=say,
+            say=show,
         )
     _tell(request, written)
     return written
@@ -226,10 +211,6 @@ def _fuse(request: Request) -> list[str]:
 def _tell(request: Request, written: Sequence[str]) -> None:
     """What was written, what of the goals was missed, and how it is served."""
     from defensemble_export import RANDOM_ALONE
-    from defensemble_repository.checks.outdated_graphs import outdated_graphs
-    from defensemble_repository.export_report import read_reports
-    from defensemble_repository.reader import read_ensemble
-    from defensemble_repository.view import RepositoryView
 
     models = sorted({path.split("/")[0] for path in written})
     click.echo(f"{request.repository}: wrote {', '.join(models)}")
@@ -256,7 +237,7 @@ def _tell(request: Request, written: Sequence[str]) -> None:
                 f"{model}@{version} votes nowhere yet; let it: {this_command()} ensemble add NAME {model}@{version} "
                 f"--in-place-of {model}@{int(version) - 1}"
             )
-    running = servers_of(request.repository)
+    running = servers_of(request.repository, say)
     for url, _ in running if request.ensemble_name in models else ():
         where = f"--repository {shlex.quote(str(request.repository))}"
         click.echo(
@@ -266,42 +247,23 @@ def _tell(request: Request, written: Sequence[str]) -> None:
         click.echo(f"serve it: {this_command()} serve {request.repository}")
 
 
-def _check_engines(request: Request) -> None:
-    """Whether engines can be built here at all, before anything is written.
-
-    Raises:
-        defensemble_export.EngineError: they cannot.
-    """
-    from defensemble_export import check_target, find_target
-
-    check_target(find_target(), request.precision, hardware_compatible=False)
-
-
 def _build_engines(request: Request, written: Sequence[str]) -> None:
     from defensemble_export import build_engines
-    from defensemble_repository.names import RESERVED
 
     from ..commands.build_engine import shown_building
 
     new = dict.fromkeys(path.split("/")[0] for path in written if path.endswith(".onnx"))
-    with shown_building() as (say, on_progress):
+    with shown_building() as (show, on_progress):
         build_engines(
             request.repository,
             models=[name for name in new if not name.startswith(RESERVED)],
             images=request.images,
             data_dir=request.data_dir,
-            say=say,
+            say=show,
             on_progress=on_progress,
         )
     click.echo(f"serve the engines: {this_command()} profile write gpu-tensorrt {request.repository}, then")
     click.echo(f"  {this_command()} serve {request.repository} --profile gpu-tensorrt")
-
-
-def _form(request: Request, calibration: Any) -> Form:
-    from defensemble_export import Form
-
-    drawn = {"calibration_count": request.calibration_count, "calibration_seed": request.calibration_seed}
-    return Form(request.precision, calibration, **{key: value for key, value in drawn.items() if value is not None})
 
 
 def _networks(request: Request) -> list[FromCheckpoint | FromOnnx]:
@@ -330,17 +292,7 @@ def _networks(request: Request) -> list[FromCheckpoint | FromOnnx]:
 
 def _described(repository: Path, name: str) -> str:
     """What an ensemble consists of now, as its configurations say."""
-    from defensemble_repository.reader import read_config, read_ensemble
-
     ensemble = read_ensemble(repository, name)
     votes = ", ".join(f"{vote.model}@{vote.version} (weight {vote.weight:g})" for vote in ensemble.members)
     batch = read_config(repository / name).max_batch_size
     return f"{name}: {votes}; average of {ensemble.average}, batches of up to {batch}"
-
-
-def _weight(text: str) -> tuple[str, float]:
-    name, _, value = text.rpartition("=")
-    try:
-        return name, float(value)
-    except ValueError:
-        raise click.BadParameter(f"expected NAME=NUMBER, got {text!r:.120}", param_hint="--weight") from None

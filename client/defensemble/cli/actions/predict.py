@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 import numpy as np
@@ -18,25 +18,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from defensemble_images import SUFFIXES, Preprocessing, StoredArray, check_memory, npy_array
+
 from ..._client.client import Client
 from ..._client.model_info import ModelInfo
 from ..._client.prediction import Prediction
 from ..._exceptions import InputError
-from ..._image_files import (
-    ReadCounts,
-    ReadOptions,
-    decoded_images,
-    input_errors,
-    labelled_images,
-    memory_to_read,
-    preprocessing_of,
-)
+from ..._image_files import ReadCounts, ReadOptions, decoded_images, input_errors, labelled_images, memory_to_read, preprocessing_of
 from ...results.intervals import rate
 from ..notes import print_note
 from ..progress import progress_bar
-
-if TYPE_CHECKING:
-    from defensemble_images import Preprocessing, StoredArray
 
 SCHEMA = "defensemble.predict/1"
 _BATCH_SIZE = 64
@@ -67,21 +58,9 @@ def predict_files(
     options: ReadOptions | None = None,
     as_json: bool = False,
 ) -> None:
-    """Print what the client's model answers to the files, and to the labelled folder with its accuracy.
+    """Print what the client's model answers to image and `.npy` files, and to a folder of class folders, with its accuracy.
 
-    Args:
-        client: of the server.
-        files: image files, and `.npy` files.
-        outputs: what to ask for.
-        labelled: a folder with a folder of images for each class.
-        top: how many classes to show for each image.
-        batch_size: images a call; None: 64, or fewer where the model takes fewer or they are large.
-        options: how image files are read.
-        as_json: print JSON instead of a table.
-
-    Raises:
-        DefensembleError: an image does not fit, or the server did not answer.
-        OSError: a file cannot be read.
+    A call has `batch_size` images; None: 64, or fewer where the model takes fewer or they are large.
     """
     options = options or ReadOptions()
     outputs = outputs if "probabilities" in outputs else ["probabilities", *outputs]  # the table needs them
@@ -138,8 +117,6 @@ class _Image:
 
 def _sources(files: Sequence[Path], info: ModelInfo) -> list[_Source]:
     """Look at all files before the first is decoded; consecutive image files are decoded together."""
-    from defensemble_images import SUFFIXES, npy_array
-
     sources: list[_Source] = []
     for is_array, group in groupby(files, lambda file: file.suffix.lower() == ".npy"):
         some = list(group)
@@ -165,8 +142,6 @@ def _sources(files: Sequence[Path], info: ModelInfo) -> list[_Source]:
 
 def _check_memory(sources: Sequence[_Source], info: ModelInfo, size: int, largest: int | None, limit: int | None) -> None:
     """Refuse what would take too much memory: images are decoded and asked about a batch at a time, Fortran order is read as a whole."""
-    from defensemble_images import check_memory
-
     for source in sources:
         shape = info.image_shape if source.array is None else source.array.shape[1:]
         one = 4 * math.prod(shape) if min(shape) > 0 else 0  # image files of any size: `memory_to_read` counts the largest

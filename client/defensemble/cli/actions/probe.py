@@ -42,24 +42,11 @@ def probe_noise_and_report(
     options: ReadOptions | None = None,
     console: Console | None = None,
 ) -> dict[str, str]:
-    """Probe served models with noise, print the table, write the JSON; returns why models failed, by name.
+    """Probe served models with noise, print the table, write the JSON to `out`; returns why models failed, by name.
 
-    Args:
-        client: of the server.
-        source: as in `choose_data`.
-        out: where the JSON goes; an earlier result there is kept under another name.
-        names: of the models; empty: the ensembles, their members, and every other model that classifies images.
-        limit: as in `choose_data`.
-        seed: of the noise and of the sample.
-        sigmas: in 1/255; None: those of the paper.
-        batch_size: images a call; None: 64, or fewer where a model takes fewer.
-        data_dir: as in `choose_data`.
-        options: how image files are read.
-        console: where the table goes.
-
-    Raises:
-        DefensembleError: targets or data are not what they must be, or the server cannot be reached.
-        OSError: the JSON cannot be written, which is found out before the first query where it can be.
+    `source`, `limit` and `data_dir` are as in `choose_data`, `sigmas` in 1/255 (None: the paper's). Without `names` these are the
+    ensembles, their members, and every other model that classifies images. A call has `batch_size` images; None: 64, or fewer where a
+    model takes fewer. An earlier result at `out` is kept under another name; whether it can be written is found out before the first query.
     """
     console = console or Console()
     options = options or ReadOptions()

@@ -12,21 +12,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from defensemble_repository.export_report import Reported, read_reports
+
 if TYPE_CHECKING:
     from defensemble_export import Member
-    from defensemble_repository.export_report import Reported
 
 
-def show_reports(repository: Path, models: list[str] | None) -> None:
-    """Print the reports of ``models`` (None: of all) in ``repository``.
-
-    Raises:
-        defensemble_export.ExportError: there is no such repository or model.
-        click.ClickException: it holds no exported model.
-    """
-    from defensemble_repository.export_report import read_reports
-
-    reports = read_reports(repository, models)
+def show_reports(repository: Path) -> None:
+    """Print the reports of all models in a repository."""
+    reports = read_reports(repository, None)
     if not reports:
         raise click.ClickException(f"{repository} holds no exported model: write one with `defensemble export CHECKPOINT...`")
     console = Console()
@@ -35,7 +29,7 @@ def show_reports(repository: Path, models: list[str] | None) -> None:
     console.print(_table(reports))
     for one in reports:
         for text in _remarks(one):
-            console.print(text, highlight=False, markup=False, soft_wrap=True)
+            click.echo(text)
 
 
 def summary(member: Member) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +14,7 @@ if TYPE_CHECKING:
 
 
 def show_status(grpc_port: int | None, repository: Path | None, *, as_json: bool) -> None:
-    """Print the servers on a port, of a folder, or all of them.
-
-    Raises:
-        defensemble_server.StateError: None of them runs; those that died are printed before.
-    """
+    """Print the servers on a port, of a folder, or all; a StateError where none runs, after those that died are printed."""
     from defensemble_server import StateError, dead_servers, find_states, server_status
 
     dead = [server for server in dead_servers(repository) if grpc_port in (None, server.grpc_port)]
@@ -29,9 +26,7 @@ def show_status(grpc_port: int | None, repository: Path | None, *, as_json: bool
         missing = error
     if as_json:
         servers = [_values_from_status(one) for one in running]
-        click.echo(
-            json.dumps({"schema": "defensemble.servers/1", "servers": servers, "dead": [_values_from_dead(one) for one in dead]}, indent=2)
-        )
+        click.echo(json.dumps({"schema": "defensemble.servers/1", "servers": servers, "dead": [asdict(one) for one in dead]}, indent=2))
     else:
         for status in running:
             _print_status(status)
@@ -42,13 +37,10 @@ def show_status(grpc_port: int | None, repository: Path | None, *, as_json: bool
 
 
 def _print_status(status: ServerStatus) -> None:
-    from defensemble_server import connect_host, url_host
-
     state = status.state
-    host = url_host(connect_host(state.host))
     click.echo(f"{state.repository}")
-    click.echo(f"  HTTP      http://{host}:{state.http_port}")
-    click.echo(f"  gRPC      grpc://{host}:{state.grpc_port}")
+    click.echo(f"  HTTP      {state.http_url}")
+    click.echo(f"  gRPC      {state.grpc_url}")
     click.echo(f"  log       {state.log}")
     click.echo(f"  state     {status.text}")
     click.echo(f"  restarts  {status.restarts}")
@@ -67,16 +59,9 @@ def _print_dead(server: DeadServer) -> None:
 
 
 def _values_from_status(status: ServerStatus) -> dict[str, Any]:
-    state = status.state
     return {
-        "repository": state.repository,
-        "runtime": state.runtime,
-        "host": state.host,
-        "http_port": state.http_port,
-        "grpc_port": state.grpc_port,
-        "metrics_port": state.metrics_port,
-        "log": state.log,
-        "guard_pid": state.pid,
+        **status.state.about,
+        "guard_pid": status.state.pid,
         "triton_pid": status.pid,
         "state": "running" if status.restarting_since is None else "restarting",
         "restarting_since": status.restarting_since,
@@ -90,14 +75,3 @@ def _values_from_status(status: ServerStatus) -> dict[str, Any]:
 
 def _values_from_event(event: ServerEvent) -> dict[str, Any]:
     return {"time": event.time, "event": event.kind, "text": event.text, **event.facts}
-
-
-def _values_from_dead(server: DeadServer) -> dict[str, Any]:
-    return {
-        "repository": server.repository,
-        "grpc_port": server.grpc_port,
-        "time": server.time,
-        "cause": server.cause,
-        "log": server.log,
-        "last_lines": list(server.last_lines),
-    }

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,75 +21,49 @@ if TYPE_CHECKING:
     from defensemble_training import TrainingProgress
 
 
-@dataclass(frozen=True)
-class Request:
-    """The options, as they were given; `recipe` are those that change the preset.
+# What goes into a `ModelSpec` and a `Compute` as it is given.
+_SPEC = ("arch", "keep", "blocks", "pattern", "sampling", "mask_seed", "channel_multiplier", "stem")
+_COMPUTE = ("device", "processes", "precision", "channels_last", "compile", "threads")
+
+
+def run(
+    output: Path,
+    data: str,
+    data_dir: Path | None,
+    size: int | None,
+    skip_damaged: bool,
+    max_memory: int | None,
+    width: int | None,
+    drop: str | None,
+    drop_keep: float | None,
+    drop_blocks: tuple[int, ...] | None,
+    preset: str,
+    seed: int,
+    half: bool,
+    run_folder: Path | None,
+    resume: bool,
+    tensorboard: Path | None,
+    force: bool,
+    **options: Any,
+) -> None:
+    """Train what was asked for, and write the checkpoint; `options` are those of the spec, of the computation, and changes of the preset.
 
     Raises:
-        click.UsageError: They do not go together.
-        click.ClickException: The checkpoint is there already.
-    """
-
-    output: Path
-    data: str
-    data_dir: Path | None
-    size: int | None
-    skip_damaged: bool
-    max_memory: int | None
-    arch: str
-    keep: float
-    blocks: tuple[int, ...]
-    pattern: str
-    sampling: str
-    mask_seed: int
-    width: int | None
-    channel_multiplier: int
-    stem: str
-    drop: str | None
-    drop_keep: float | None
-    drop_blocks: tuple[int, ...] | None
-    preset: str
-    seed: int
-    device: str
-    processes: int
-    precision: str | None
-    channels_last: bool | None
-    compiled: bool
-    threads: int | None
-    half: bool
-    run_folder: Path | None
-    resume: bool
-    tensorboard: Path | None
-    force: bool
-    recipe: Mapping[str, Any]
-
-    @classmethod
-    def from_options(cls, given: Mapping[str, Any]) -> Request:
-        """Sort the options of the command line."""
-        own = {field.name for field in fields(cls)}
-        recipe = {name: value for name, value in given.items() if name not in own and value is not None}
-        return cls(**{name: value for name, value in given.items() if name in own}, recipe=recipe)
-
-    def __post_init__(self) -> None:
-        if self.output.suffix != ".safetensors":
-            raise click.BadParameter(f"expected a file name that ends in .safetensors, got {str(self.output)!r}", param_hint="OUTPUT")
-        if self.output.exists() and not (self.force or self.resume):
-            raise click.ClickException(f"{self.output} exists; choose another name, or overwrite it with --force")
-        if self.drop is None and (self.drop_keep is not None or self.drop_blocks is not None):
-            raise click.UsageError("--drop-keep and --drop-blocks are about --drop, which is not given")
-        if self.skip_damaged and self.data == "digits":
-            raise click.UsageError("--skip-damaged is about files of images, and digits come from none")
-
-
-def run(request: Request) -> None:
-    """Train what was asked for, and write the checkpoint.
-
-    Raises:
-        click.ClickException: The run was interrupted, or a checkpoint of another run is in its place.
+        click.ClickException: The options do not go together, the run was interrupted, or a checkpoint of another run is in its place.
         defensemble_training.TrainingError: See `defensemble_training.train`.
     """
+    if output.suffix != ".safetensors":
+        raise click.BadParameter(f"expected a file name that ends in .safetensors, got {str(output)!r}", param_hint="OUTPUT")
+    if output.exists() and not (force or resume):
+        raise click.ClickException(f"{output} exists; choose another name, or overwrite it with --force")
+    if drop is None and (drop_keep is not None or drop_blocks is not None):
+        raise click.UsageError("--drop-keep and --drop-blocks are about --drop, which is not given")
+    if skip_damaged and data == "digits":
+        raise click.UsageError("--skip-damaged is about files of images, and digits come from none")
+    # After the cheap checks: this imports torch.
     from defensemble_training import (
         Compute,
+        Drop,
         Interrupted,
         ModelSpec,
         RunFolder,
@@ -102,89 +75,47 @@ def run(request: Request) -> None:
         train,
     )
 
-    output, console = request.output, Console(stderr=True)
     check_writable(output)
     first = is_first_process()  # the others of a run start by the same command, and show nothing
-    changes = dict(request.recipe)
-    compute = Compute(
-        request.device,
-        request.processes,
-        precision=request.precision,
-        channels_last=request.channels_last,
-        compile=request.compiled,
-        threads=request.threads,
-    )
-    described = _described(request)
+    compute = Compute(**{name: options.pop(name) for name in _COMPUTE})
+    described = {name: options.pop(name) for name in _SPEC}
+    described["width"] = width if width is not None else 8 if data in ("digits", "mnist") else 64
+    dropped: dict[str, Any] = {name: value for name, value in (("keep", drop_keep), ("blocks", drop_blocks)) if value is not None}
+    described["drop"] = None if drop is None else Drop(drop, **dropped)
+    changes = {name: value for name, value in options.items() if value is not None}
     # Refused before images are decoded or downloaded.
     best = changes.get("choose") == "best"
-    recipe_from_preset(request.preset, **{**({"held_out": 1} if best else {}), **changes})
-    ModelSpec(**described, input_shape=(3, 224, 224) if request.stem == "imagenet" else (3, 32, 32))
+    recipe_from_preset(preset, **{**({"held_out": 1} if best else {}), **changes})
+    ModelSpec(**described, input_shape=(3, 224, 224) if described["stem"] == "imagenet" else (3, 32, 32))
+    console = Console(stderr=True)
     with named_bars(console, shown=first) as on_loading:
-        dataset = load_dataset(
-            request.data,
-            request.size,
-            data_dir=request.data_dir,
-            skip_damaged=request.skip_damaged,
-            max_memory=request.max_memory,
-            on_progress=on_loading,
-        )
+        dataset = load_dataset(data, size, data_dir=data_dir, skip_damaged=skip_damaged, max_memory=max_memory, on_progress=on_loading)
     for note in dataset.notes if first else ():
         print_note(note)
     if best:
         changes.setdefault("held_out", len(dataset.train) // 10)
-    recipe = recipe_from_preset(request.preset, **changes)
-    spec = ModelSpec(**described, mean=dataset.mean, std=dataset.std, num_classes=len(dataset.class_names), input_shape=dataset.input_shape)
-    run_path = request.run_folder or output.with_suffix(".run")
-    folder = RunFolder(run_path, resume=request.resume, anew=request.force, tensorboard=request.tensorboard)
-    if output.resolve() in folder.own_files():
-        raise click.ClickException(f"{output} is a file of the run in {folder.path}: name another OUTPUT, or another --run")
-    if output.exists() and not request.force:
-        _check_same(output, spec, recipe.to_values(), request.seed)
+    recipe = recipe_from_preset(preset, **changes)
+    classes = len(dataset.class_names)
+    spec = ModelSpec(**described, mean=dataset.mean, std=dataset.std, num_classes=classes, input_shape=dataset.input_shape)
+    run = RunFolder(run_folder or output.with_suffix(".run"), resume=resume, anew=force, tensorboard=tensorboard)
+    if output.resolve() in run.own_files():
+        raise click.ClickException(f"{output} is a file of the run in {run.path}: name another OUTPUT, or another --run")
+    if output.exists() and not force:
+        _check_same(output, spec, recipe.to_values(), seed)
         click.echo(f"{output} is there already: nothing to resume (--force trains it anew)", err=True)
         return
     try:
         with _shown_progress(console, shown=first) as on_progress:
             module, record = train(
-                spec,
-                dataset,
-                recipe=recipe,
-                seed=request.seed,
-                compute=compute,
-                run=folder,
-                on_progress=on_progress,
-                command=as_typed(),
+                spec, dataset, recipe=recipe, seed=seed, compute=compute, run=run, on_progress=on_progress, command=as_typed()
             )
     except Interrupted as error:
         raise click.ClickException(f"{error}\ngo on with: {this_command()} {as_typed(with_option='--resume')}") from error
     if not first:
         return
-    save_checkpoint(output, module, spec, record, half=request.half)
-    folder.finish()
-    _tell(output, module, record, folder)
-
-
-def _described(request: Request) -> dict[str, Any]:
-    """The fields of the spec that do not follow from the data."""
-    usual_width = 8 if request.data in ("digits", "mnist") else 64
-    return {
-        "arch": request.arch,
-        "keep": request.keep,
-        "blocks": request.blocks,
-        "pattern": request.pattern,
-        "sampling": request.sampling,
-        "mask_seed": request.mask_seed,
-        "width": usual_width if request.width is None else request.width,
-        "channel_multiplier": request.channel_multiplier,
-        "stem": request.stem,
-        "drop": None if request.drop is None else _drop(request.drop, request.drop_keep, request.drop_blocks),
-    }
-
-
-def _drop(kind: str, keep: float | None, blocks: tuple[int, ...] | None) -> Any:
-    from defensemble_training import Drop
-
-    given: dict[str, Any] = {name: value for name, value in (("keep", keep), ("blocks", blocks)) if value is not None}
-    return Drop(kind, **given)
+    save_checkpoint(output, module, spec, record, half=half)
+    run.finish()
+    _tell(output, module, record, run)
 
 
 def _check_same(output: Path, spec: Any, recipe: dict[str, Any], seed: int) -> None:

@@ -6,10 +6,12 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..notes import say
+from ..options import PATH, repository_argument
 from ..shell import this_command
 
 if TYPE_CHECKING:
@@ -19,13 +21,13 @@ _GIB = 2**30
 
 
 @click.command("build-engine", short_help="TensorRT plans for the models of a repository, on the GPU that will serve them.")
-@click.argument("repository", type=click.Path(path_type=Path), default=Path("model_repository"))
+@repository_argument
 @click.option("--model", "models", multiple=True, metavar="NAME", help="This model. Repeatable.  [default: all that take images]")
 @click.option(
     "--version", "versions", multiple=True, type=click.IntRange(min=1), help="This version. Repeatable.  [default: all that are served]"
 )
 @click.option("--opt-batch", type=click.IntRange(min=1), help="Batch that it is fastest at.  [default: the model's max_batch_size]")
-@click.option("--level", type=click.IntRange(0, 5), default=3, show_default=True, help="0: built fast; 5: built for long, runs fastest.")
+@click.option("--level", "builder_level", type=click.IntRange(0, 5), default=3, help="0: built fast; 5: built for long, runs fastest.")
 @click.option(
     "--workspace",
     type=click.FloatRange(0, 4096, min_open=True),
@@ -34,22 +36,18 @@ _GIB = 2**30
 )
 @click.option("--version-compatible", is_flag=True, help="Let the plan run on newer TensorRT too; it can be slower, and is larger.")
 @click.option("--hardware-compatible", is_flag=True, help="Let it run on other GPUs, of compute capability 8.0 or newer; it can be slower.")
-@click.option("--timing-cache", type=click.Path(path_type=Path), help="File of kernel timings.  [default: one for this TensorRT and GPU]")
-@click.option("--images", "images_file", type=click.Path(path_type=Path), metavar="FILE.npy", help="Real images to compare plans on.")
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the data that the networks were trained on, for the same.")
+@click.option("--timing-cache", type=PATH, help="File of kernel timings.  [default: one for this TensorRT and GPU]")
+@click.option("--images", "images_file", type=PATH, metavar="FILE.npy", help="Real images to compare plans on.")
+@click.option("--data-dir", type=PATH, help="Folder of the data that the networks were trained on, for the same.")
 @click.option("--no-compare", is_flag=True, help="Do not compare the plans with ONNX Runtime.")
 @click.option("--force", is_flag=True, help="Build plans anew that are up to date.")
-@click.option("--log", "log_file", type=click.Path(path_type=Path), help="Append what TensorRT says to this file.")
+@click.option("--log", "log_file", type=PATH, help="Append what TensorRT says to this file.")
 @click.option("--dry-run", is_flag=True, help="Say what would be built, and by which calls; needs neither TensorRT nor a GPU.")
 def command(
     repository: Path,
     models: tuple[str, ...],
     versions: tuple[int, ...],
-    opt_batch: int | None,
-    level: int,
     workspace: float | None,
-    version_compatible: bool,
-    hardware_compatible: bool,
     timing_cache: Path | None,
     images_file: Path | None,
     data_dir: Path | None,
@@ -57,6 +55,7 @@ def command(
     force: bool,
     log_file: Path | None,
     dry_run: bool,
+    **engine: Any,
 ) -> None:
     r"""Build a TensorRT plan of every model in REPOSITORY (default: model_repository) that takes images, beside its ONNX file.
 
@@ -79,19 +78,16 @@ def command(
         raise click.UsageError("--images and --data-dir are about the comparison, and --no-compare asks for none")
     images = None if images_file is None else npy_images(images_file)
     # After the cheap checks: this imports onnx and ONNX Runtime.
-    from defensemble_export import EngineOptions, build_engines
+    from defensemble_export import EngineOptions, build_engines, planned_engines
 
-    options = EngineOptions(
-        opt_batch=opt_batch,
-        builder_level=level,
-        workspace_bytes=None if workspace is None else int(workspace * _GIB),
-        version_compatible=version_compatible,
-        hardware_compatible=hardware_compatible,
-    )
+    options = EngineOptions(workspace_bytes=None if workspace is None else int(workspace * _GIB), **engine)
     if dry_run:
-        _show_plan(repository, models, versions, options)
+        for one in planned_engines(repository, models=models or None, versions=versions or None, options=options, say=say):
+            click.echo(f"{one.name}: {one.graph} ({one.request.precision}) to model.plan and model.plan.json, by")
+            for call in one.calls:
+                click.echo(f"  {call}")
         return
-    with _logged(log_file), shown_building() as (say, on_progress):
+    with _logged(log_file), shown_building() as (show, on_progress):
         built = build_engines(
             repository,
             models=models or None,
@@ -102,27 +98,13 @@ def command(
             data_dir=data_dir,
             compare=not no_compare,
             force=force,
-            say=say,
+            say=show,
             on_progress=on_progress,
         )
     new = sum(one.built for one in built)
     click.echo(f"{repository}: {new} plan{'' if new == 1 else 's'} built, {len(built) - new} up to date")
     click.echo(f"serve them: {this_command()} profile write gpu-tensorrt {repository}, then")
     click.echo(f"  {this_command()} serve {repository} --profile gpu-tensorrt")
-
-
-def _show_plan(repository: Path, models: tuple[str, ...], versions: tuple[int, ...], options: object) -> None:
-    from defensemble_export import EngineOptions, planned_engines
-
-    assert isinstance(options, EngineOptions)
-
-    def told(text: str) -> None:
-        click.echo(text, err=True)
-
-    for one in planned_engines(repository, models=models or None, versions=versions or None, options=options, say=told):
-        click.echo(f"{one.name}: {one.graph} ({one.request.precision}) to model.plan and model.plan.json, by")
-        for call in one.calls:
-            click.echo(f"  {call}")
 
 
 @contextmanager

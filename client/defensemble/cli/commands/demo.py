@@ -3,37 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
+from ..options import PATH
+
 
 @click.command("demo", short_help="All of it, small, on data that needs no download.")
-@click.option(
-    "--folder",
-    type=click.Path(path_type=Path),
-    default=Path("runs/demo"),
-    show_default=True,
-    help="Each run writes a folder of its own into it.",
-)
-@click.option(
-    "--dataset", type=click.Choice(["digits", "cifar10"]), default="digits", show_default=True, help="cifar10 takes the zoo's networks."
-)
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder with CIFAR-10.  [default: downloaded once from the hub]")
-@click.option("--zoo", type=click.Path(path_type=Path), help="The project's folder zoo.  [default: this checkout's]")
+@click.option("--folder", type=PATH, default=Path("runs/demo"), help="Each run writes a folder of its own into it.")
+@click.option("--dataset", type=click.Choice(["digits", "cifar10"]), default="digits", help="cifar10 takes the zoo's networks.")
+@click.option("--data-dir", type=PATH, help="Folder with CIFAR-10.  [default: downloaded once from the hub]")
+@click.option("--zoo", type=PATH, help="The project's folder zoo.  [default: this checkout's]")
 @click.option("--limit", type=click.IntRange(min=1), help="Images to probe with.  [default: all digits; 200 of CIFAR-10]")
 @click.option("--epochs", type=click.IntRange(min=1), help="Fewer are faster and less accurate.  [default: the recipe's]")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of initialisation, masks and noise.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of initialisation, masks and noise.")
 @click.option("--keep-serving", is_flag=True, help="Leave the server running, and print how to call and stop it.")
-def command(
-    folder: Path,
-    dataset: str,
-    data_dir: Path | None,
-    zoo: Path | None,
-    limit: int | None,
-    epochs: int | None,
-    seed: int,
-    keep_serving: bool,
-) -> None:
+def command(folder: Path, dataset: str, data_dir: Path | None, zoo: Path | None, epochs: int | None, **settings: Any) -> None:
     r"""Train five defective CNNs and a standard one on handwritten digits, serve them, call them, and probe them with noise.
 
     With --dataset cifar10 nothing is trained: the networks of the zoo that ships with the project are served.
@@ -51,4 +37,4 @@ def command(
         raise click.UsageError("--epochs is for digits: the zoo's networks are trained already")
     from ..actions.demo import run_demo
 
-    run_demo(folder, dataset=dataset, data_dir=data_dir, zoo=zoo, limit=limit, epochs=epochs, seed=seed, keep_serving=keep_serving)
+    run_demo(folder, dataset=dataset, data_dir=data_dir, zoo=zoo, epochs=epochs, **settings)

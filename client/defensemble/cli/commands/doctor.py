@@ -6,12 +6,14 @@ from pathlib import Path
 
 import click
 
+from ..options import PATH
+
 
 @click.command("doctor", short_help="What this machine can run, what is missing, and the command that mends it.")
 @click.option("--url", "urls", multiple=True, metavar="URL", help="Also look at this server (http://HOST:PORT). Repeatable.")
 @click.option(
     "--repository",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FOLDER",
     help="Also look at this model repository's profiles and TensorRT plans.  [default: model_repository, where there is one]",
 )

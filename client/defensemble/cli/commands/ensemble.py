@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..ensemble_options import edit_options, target_options, weights_option
+from ..ensemble_options import edit_options, target_options
+from ..options import AVERAGE, PATH, GroupInOrder, weights_option
+
+if TYPE_CHECKING:
+    from ...ensembles import Applied, Ensembles
 
 
-class _InOrder(click.Group):
-    """Lists its verbs in the order in which they are written here: to look, to edit, to go back."""
+def _edit(options: dict[str, Any], act: Callable[[Ensembles, dict[str, Any]], Applied | list[Applied]]) -> None:
+    from ..actions.ensemble import edit
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
+    edit(options, act)
 
 
-@click.group("ensemble", cls=_InOrder, short_help="Edit an ensemble while it serves: who votes, with which weight, averaged how.")
+# Listed in this order: to look, to edit, to go back.
+@click.group("ensemble", cls=GroupInOrder, short_help="Edit an ensemble while it serves: who votes, with which weight, averaged how.")
 def command() -> None:
     r"""Look at the ensembles of a model repository, and edit them while they serve.
 
@@ -36,9 +41,7 @@ def command() -> None:
 @command.command("show", short_help="Show members, their weights and accuracies, and whether they are served.")
 @click.argument("name", required=False)
 @target_options
-@click.option(
-    "--format", "form", type=click.Choice(["table", "yaml", "json"]), default="table", show_default=True, help="yaml: for `apply`."
-)
+@click.option("--format", "form", type=click.Choice(["table", "yaml", "json"]), default="table", help="yaml: for `apply`.")
 def show(name: str | None, form: str, **where: Any) -> None:
     r"""Show the ensemble NAME, or all: members, weights, precision, digest of the masks, accuracy that the checkpoint records.
 
@@ -79,7 +82,6 @@ def names(**where: Any) -> None:
     "--runtime",
     type=click.Choice(["embedded", "docker"]),
     default="embedded",
-    show_default=True,
     help="Which Triton is to serve it, as for `defensemble serve`.",
 )
 @target_options
@@ -108,9 +110,7 @@ def check(name: str | None, runtime: str, **where: Any) -> None:
     metavar="MODEL[@VERSION]=W",
     help="Weight of a member, above 0. Repeatable.  [default: 1]",
 )
-@click.option(
-    "--average", type=click.Choice(["probabilities", "logits"]), default="probabilities", show_default=True, help="What is averaged."
-)
+@click.option("--average", type=AVERAGE, default="probabilities", help="What is averaged.")
 @edit_options
 def create(name: str, members: tuple[str, ...], weights: dict[str, float], average: str, **rest: Any) -> None:
     r"""Create the ensemble NAME from models of the repository; without a version, the newest of each.
@@ -122,9 +122,7 @@ def create(name: str, members: tuple[str, ...], weights: dict[str, float], avera
       defensemble ensemble create canary keep0.1 keep0.3@2
       defensemble ensemble create sharp keep0.1 keep0.3 --weight keep0.1=2 --average logits
     """
-    from ..actions.ensemble import edit
-
-    edit(rest, lambda ensembles, settings: ensembles.create(name, members, weights=weights, average=average, **settings))
+    _edit(rest, lambda ensembles, settings: ensembles.create(name, members, weights=weights, average=average, **settings))
 
 
 @command.command("add", short_help="Add members, or replace one by another.")
@@ -146,9 +144,7 @@ def add(name: str, members: tuple[str, ...], weight: float | None, in_place_of: 
       defensemble ensemble add ensemble keep0.5 --weight 0.5 -m "try it with half a vote"
       defensemble ensemble add ensemble keep0.3@2 --in-place-of keep0.3@1
     """
-    from ..actions.ensemble import edit
-
-    edit(rest, lambda ensembles, settings: ensembles.add(name, members, weight=weight, in_place_of=in_place_of, **settings))
+    _edit(rest, lambda ensembles, settings: ensembles.add(name, members, weight=weight, in_place_of=in_place_of, **settings))
 
 
 @command.command("remove", short_help="Let members vote no more, or take a whole ensemble out of service.")
@@ -164,14 +160,12 @@ def remove(name: str, members: tuple[str, ...], whole: bool, **rest: Any) -> Non
       defensemble ensemble remove ensemble keep0.1
       defensemble ensemble remove canary --all
     """
-    from ..actions.ensemble import edit
-
     if whole == bool(members):
         raise click.UsageError("name the members to remove, or, to take the whole ensemble out of service, --all")
     if whole:
-        edit(rest, lambda ensembles, settings: ensembles.delete(name, **settings))
+        _edit(rest, lambda ensembles, settings: ensembles.delete(name, **settings))
     else:
-        edit(rest, lambda ensembles, settings: ensembles.remove(name, members, **settings))
+        _edit(rest, lambda ensembles, settings: ensembles.remove(name, members, **settings))
 
 
 @command.command("weight", short_help="Give votes other weights.")
@@ -186,14 +180,12 @@ def weight(name: str, weights: dict[str, float], **rest: Any) -> None:
       defensemble ensemble weight ensemble keep0.3=2
       defensemble ensemble weight ensemble keep0.1=1 keep0.3=3 --dry-run
     """
-    from ..actions.ensemble import edit
-
-    edit(rest, lambda ensembles, settings: ensembles.weight(name, weights, **settings))
+    _edit(rest, lambda ensembles, settings: ensembles.weight(name, weights, **settings))
 
 
 @command.command("average", short_help="Average probabilities, or logits.")
 @click.argument("name")
-@click.argument("average", type=click.Choice(["probabilities", "logits"]))
+@click.argument("average", type=AVERAGE)
 @edit_options
 def average(name: str, average: str, **rest: Any) -> None:
     r"""Let the ensemble NAME average its members' probabilities, or their logits.
@@ -203,13 +195,11 @@ def average(name: str, average: str, **rest: Any) -> None:
       defensemble ensemble average ensemble logits
       defensemble ensemble average ensemble probabilities
     """
-    from ..actions.ensemble import edit
-
-    edit(rest, lambda ensembles, settings: ensembles.average(name, average, **settings))
+    _edit(rest, lambda ensembles, settings: ensembles.average(name, average, **settings))
 
 
 @command.command("apply", short_help="Make repository and servers equal to a YAML file.")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=PATH)
 @edit_options
 def apply(file: Path, **rest: Any) -> None:
     r"""Make the ensemble that FILE declares what it says there, on disk and in the servers; nothing happens where nothing differs.
@@ -234,13 +224,11 @@ def apply(file: Path, **rest: Any) -> None:
     """
     from defensemble_export.editing import read_declaration
 
-    from ..actions.ensemble import edit
-
-    edit(rest, lambda ensembles, settings: ensembles.apply(read_declaration(file), **settings))
+    _edit(rest, lambda ensembles, settings: ensembles.apply(read_declaration(file), **settings))
 
 
 @command.command("diff", short_help="What differs: between file and disk, and between disk and servers.")
-@click.argument("file", required=False, type=click.Path(path_type=Path))
+@click.argument("file", required=False, type=PATH)
 @target_options
 @click.option("--exit-code", is_flag=True, help="Exit with status 1 where something differs.")
 def diff(file: Path | None, exit_code: bool, **where: Any) -> None:
@@ -272,16 +260,14 @@ def reload(name: str | None, everything: bool, **rest: Any) -> None:
       defensemble ensemble reload --all
       defensemble ensemble reload ensemble -m "two instances of keep0.1"
     """
-    from ..actions.ensemble import edit
-
     if name is not None and everything:
         raise click.UsageError("give either NAME or --all")
-    edit(rest, lambda ensembles, settings: ensembles.reload(name, **settings))
+    _edit(rest, lambda ensembles, settings: ensembles.reload(name, **settings))
 
 
 @command.command("history", short_help="All edits: when, who, what and why.")
 @click.argument("name", required=False)
-@click.option("--last", type=click.IntRange(min=0), default=20, show_default=True, metavar="N", help="The last N alone; 0: all.")
+@click.option("--last", type=click.IntRange(min=0), default=20, metavar="N", help="The last N alone; 0: all.")
 @click.option("--json", "as_json", is_flag=True, help="Print the edits as JSON, one a line, with all that was kept.")
 @target_options
 def history(name: str | None, last: int, as_json: bool, **where: Any) -> None:
@@ -313,15 +299,13 @@ def rollback(count: int | None, name: str | None, to: str | None, **rest: Any) -
       defensemble ensemble rollback 3 --ensemble ensemble
       defensemble ensemble rollback --to 5f0c1d2e3a4b
     """
-    from ..actions.ensemble import edit
-
     if count is not None and to is not None:
         raise click.UsageError("give either N or --to ID: both say how far to go back")
-    edit(rest, lambda ensembles, settings: ensembles.rollback(count or 1, name=name, to=to, **settings))
+    _edit(rest, lambda ensembles, settings: ensembles.rollback(count or 1, name=name, to=to, **settings))
 
 
 @command.command("prune", short_help="Delete what no ensemble and no way back uses.")
-@click.option("--keep", type=click.IntRange(min=0), default=10, show_default=True, help="Edits of each ensemble that can still be undone.")
+@click.option("--keep", type=click.IntRange(min=0), default=10, help="Edits of each ensemble that can still be undone.")
 @click.option("--dry-run", is_flag=True, help="List it, and delete nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @target_options

@@ -7,15 +7,9 @@ from typing import Any
 
 import click
 
-from ..reading_options import RESIZE
+from ..options import AVERAGE, PATH, RESIZE, numbers, weights_option
 
-
-def _numbers(context: click.Context, option: click.Parameter, value: str | None) -> tuple[float, ...] | None:
-    """Numbers with commas between them, such as those of the channels."""
-    try:
-        return None if value is None else tuple(float(number) for number in value.split(","))
-    except ValueError:
-        raise click.BadParameter(f"expected numbers with commas between them, such as 0.485,0.456,0.406, got {value!r:.120}") from None
+_numbers = numbers(float, "0.485,0.456,0.406")
 
 
 def _shape(context: click.Context, option: click.Parameter, value: str | None) -> tuple[int, ...] | None:
@@ -27,22 +21,17 @@ def _shape(context: click.Context, option: click.Parameter, value: str | None) -
 
 
 @click.command("export", short_help="Networks to ONNX members, an ensemble, one fused graph, engines, in a model repository.")
-@click.argument("checkpoints", nargs=-1, type=click.Path(path_type=Path), metavar="[CHECKPOINT]...")
-@click.option(
-    "--repository", type=click.Path(path_type=Path), default=Path("model_repository"), show_default=True, help="Folder that Triton loads."
-)
+@click.argument("checkpoints", nargs=-1, type=PATH, metavar="[CHECKPOINT]...")
+@click.option("--repository", type=PATH, default=Path("model_repository"), help="Folder that Triton loads.")
 @click.option("--as", "name", metavar="NAME", help="Name of the member, where one network is given.  [default: its file's name]")
 @click.option("--ensemble", help="Name of the ensemble that these networks form or, with --replace, join.  [default: ensemble]")
 @click.option("--no-ensemble", is_flag=True, help="Export the networks alone, each served under its own name.")
-@click.option(
-    "--average",
-    type=click.Choice(["probabilities", "logits"]),
-    help="What is averaged.  [default: what an existing ensemble averages, else probabilities]",
-)
+@click.option("--average", type=AVERAGE, help="What is averaged.  [default: what an existing ensemble averages, else probabilities]")
 @click.option(
     "--weight",
     "weights",
     multiple=True,
+    callback=weights_option,
     metavar="NAME=W",
     help="A member's weight, above 0. Repeatable.  [default: what it has in an existing ensemble, else 1]",
 )
@@ -58,27 +47,20 @@ def _shape(context: click.Context, option: click.Parameter, value: str | None) -
 )
 @click.option(
     "--data-dir",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Folder of the data that the networks were trained on.  [default: the decoded images of the training, else the usual places]",
 )
-@click.option(
-    "--images",
-    "images_file",
-    type=click.Path(path_type=Path),
-    metavar="FILE.npy",
-    help="Real images to verify on, instead of those of the data.",
-)
+@click.option("--images", "images_file", type=PATH, metavar="FILE.npy", help="Real images to verify on, instead of those of the data.")
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "fp16", "int8"]),
     default="fp32",
-    show_default=True,
     help="Precision in which the graph computes; its input and output stay float32.",
 )
 @click.option(
     "--calibration-images",
     "calibration_file",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE.npy",
     help="Images that int8 is calibrated on.  [default: training images of the data]",
 )
@@ -86,14 +68,12 @@ def _shape(context: click.Context, option: click.Parameter, value: str | None) -
 @click.option("--calibration-seed", type=click.IntRange(0), metavar="N", help="Seed of that draw.  [default: 0]")
 @click.option("--fuse", "fused_name", metavar="NAME", help="Also write one graph of all members and their average, as the model NAME.")
 @click.option("--engine", is_flag=True, help="Build TensorRT engines of what was exported; see `defensemble build-engine`.")
-@click.option(
-    "--from-onnx", "onnx_file", type=click.Path(path_type=Path), metavar="FILE", help="An ONNX classifier of any origin; needs --as."
-)
+@click.option("--from-onnx", "onnx_file", type=PATH, metavar="FILE", help="An ONNX classifier of any origin; needs --as.")
 @click.option("--output", metavar="NAME", help="With --from-onnx: the output that holds the logits.  [default: the only one]")
 @click.option(
     "--labels",
     "labels_file",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE",
     help="With --from-onnx: class names, one per line.  [default: the numbers 0 to K-1]",
 )

@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from ..reading_options import reading_options
+from ..options import PATH, call_options, reading_options
 
 
 @click.command("predict", short_help="Images to labels, probabilities and uncertainty.")
 @click.argument("url")
-@click.argument("files", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("files", nargs=-1, type=PATH)
 @click.option("--model", help="The model to ask.  [default: the only ensemble that is served]")
 @click.option(
     "--outputs",
     default="probabilities",
-    show_default=True,
     help="What to ask of an ensemble, separated by commas: probabilities, member_probabilities, entropy, mutual_information.",
 )
 @click.option(
     "--labelled",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FOLDER",
     help="A folder of class folders (CLASS/IMAGE), matched by name: prints the accuracy with its Wilson 95 % interval.",
 )
-@click.option("--top", type=click.IntRange(min=1), default=1, show_default=True, help="Classes to show for each image.")
-@click.option("--batch-size", type=click.IntRange(min=1), help="Images per call.  [default: 64, or the model's largest batch]")
-@click.option(
-    "--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), default=60.0, show_default=True, help="Seconds per call."
-)
+@click.option("--top", type=click.IntRange(min=1), default=1, help="Classes to show for each image.")
+@call_options
 @reading_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def command(
@@ -41,10 +38,8 @@ def command(
     top: int,
     batch_size: int | None,
     timeout_s: float,
-    resize: str | None,
-    skip_damaged: bool,
-    max_memory: int | None,
     as_json: bool,
+    **reading: Any,
 ) -> None:
     r"""Ask a served model about image files (.png, .jpg, ...) and .npy files of images, (N, C, H, W) or (C, H, W).
 
@@ -67,5 +62,5 @@ def command(
 
     asked = [name.strip() for name in outputs.split(",") if name.strip()]
     with Client(url, model, timeout_s=timeout_s) as client:
-        options = ReadOptions(resize, skip_damaged, max_memory)
+        options = ReadOptions(**reading)
         predict_files(client, files, asked, labelled, top=top, batch_size=batch_size, options=options, as_json=as_json)

@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from ..reading_options import reading_options
-
-
-def _numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, ...] | None:
-    if value is None:
-        return None
-    try:
-        return tuple(float(one) for one in value.split(","))
-    except ValueError as error:
-        raise click.BadParameter(f"{value!r:.120} is not a list of numbers separated by commas, such as 4,8,16") from error
+from ..options import PATH, call_options, numbers, reading_options
 
 
 @click.group("probe", short_help="How served models hold up, seen from outside.")
@@ -39,7 +31,7 @@ def command() -> None:
 )
 @click.option(
     "--data-dir",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FOLDER",
     help="Folder of the dataset that --data names. With `--data folder`, the test part is the one of `train`.",
 )
@@ -51,34 +43,28 @@ def command() -> None:
     help="A model to probe; repeat for more.  [default: the ensembles, their members, and every other model that classifies images]",
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Use a random sample of this many images.  [default: all]")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the noise and of the sample.")
-@click.option("--sigmas", callback=_numbers, metavar="A,B,...", help="Standard deviations in 1/255.  [default: 1,2,4,8,12,16,20,24,28,32]")
-@click.option("--batch-size", type=click.IntRange(min=1), help="Images per call.  [default: 64, or the models' largest batch]")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of the noise and of the sample.")
 @click.option(
-    "--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), default=60.0, show_default=True, help="Seconds per call."
+    "--sigmas",
+    callback=numbers(float, "4,8,16"),
+    metavar="A,B,...",
+    help="Standard deviations in 1/255.  [default: 1,2,4,8,12,16,20,24,28,32]",
 )
+@call_options
 @reading_options
 @click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("noise.json"),
-    show_default=True,
-    help="Where the JSON goes; an earlier file is kept as NAME.1.json, NAME.2.json, ...",
+    "--out", type=PATH, default=Path("noise.json"), help="Where the JSON goes; an earlier file is kept as NAME.1.json, NAME.2.json, ..."
 )
 def noise(
     url: str,
     data: str,
-    data_dir: Path | None,
     targets: tuple[str, ...],
-    limit: int | None,
-    seed: int,
-    sigmas: tuple[float, ...] | None,
-    batch_size: int | None,
     timeout_s: float,
     resize: str | None,
     skip_damaged: bool,
     max_memory: int | None,
     out: Path,
+    **settings: Any,
 ) -> None:
     r"""Add Gaussian noise of growing strength to labelled images, and see how accuracy falls, model beside model.
 
@@ -98,18 +84,8 @@ def noise(
     from ..actions.probe import probe_noise_and_report
 
     with Client(url, timeout_s=timeout_s) as client:
-        failures = probe_noise_and_report(
-            client,
-            data,
-            out,
-            targets,
-            limit=limit,
-            seed=seed,
-            sigmas=sigmas,
-            batch_size=batch_size,
-            data_dir=data_dir,
-            options=ReadOptions(resize, skip_damaged, max_memory),
-        )
+        options = ReadOptions(resize, skip_damaged, max_memory)
+        failures = probe_noise_and_report(client, data, out, targets, options=options, **settings)
     if failures:
         told = "; ".join(f"{name}: {why}" for name, why in failures.items())
         raise click.ClickException(f"{len(failures)} of the models failed, their rates are null from there on: {told}")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
+from ..notes import say
+from ..options import repository_argument
 from ..shell import this_command
 
 _PROFILES = ("cpu", "gpu", "gpu-ort-tensorrt", "gpu-tensorrt")
@@ -31,12 +34,8 @@ def command() -> None:
     """
 
 
-def _repository(function: click.decorators.FC) -> click.decorators.FC:
-    return click.argument("repository", type=click.Path(path_type=Path), default=Path("model_repository"))(function)
-
-
 @command.command("list", short_help="Each network and profile: written, out of date, edited, or what is missing.")
-@_repository
+@repository_argument
 def show(repository: Path) -> None:
     r"""Show how each network of REPOSITORY (default: model_repository) stands with each profile.
 
@@ -49,7 +48,7 @@ def show(repository: Path) -> None:
     """
     from defensemble_export import profile_states
 
-    states = profile_states(repository, say=lambda text: click.echo(text, err=True))
+    states = profile_states(repository, say=say)
     profiles = list(dict.fromkeys(one.profile for one in states))
     cells = {(one.model, one.profile): one.state for one in states}
     rows = [["network", *profiles]]
@@ -61,7 +60,7 @@ def show(repository: Path) -> None:
 
 @command.command("write", short_help="Write a profile for every network, all or none.")
 @click.argument("profile", type=click.Choice(_PROFILES))
-@_repository
+@repository_argument
 @click.option(
     "--cache-dir",
     metavar="FOLDER",
@@ -86,18 +85,16 @@ def write(profile: str, repository: Path, cache_dir: str | None, workspace_mib: 
         raise click.UsageError("--cache-dir and --workspace are of the profile gpu-ort-tensorrt")
     from defensemble_export import KeptEngines, write_profile
 
-    usual = KeptEngines()
-    settings = KeptEngines(
-        usual.cache_dir if cache_dir is None else cache_dir, usual.workspace_mib if workspace_mib is None else workspace_mib
-    )
-    written = write_profile(repository, profile, settings, force=force, say=lambda text: click.echo(text, err=True))
+    given: dict[str, Any] = {"cache_dir": cache_dir, "workspace_mib": workspace_mib}
+    settings = KeptEngines(**{name: value for name, value in given.items() if value is not None})
+    written = write_profile(repository, profile, settings, force=force, say=say)
     click.echo(f"{repository}: wrote {', '.join(written)}" if written else f"{repository}: the profile '{profile}' is there already")
     click.echo(f"serve it: {this_command()} serve {repository} --profile {profile}{'' if profile == 'cpu' else ' --runtime docker'}")
 
 
 @command.command("remove", short_help="Remove a profile from every network, all or nothing.")
 @click.argument("profile", metavar="PROFILE")
-@_repository
+@repository_argument
 @click.option("--force", is_flag=True, help="Remove files too that were edited by hand.")
 def remove(profile: str, repository: Path, force: bool) -> None:
     r"""Remove configs/PROFILE.pbtxt from every network of REPOSITORY (default: model_repository), which is then as before it was written.

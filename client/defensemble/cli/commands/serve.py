@@ -5,10 +5,12 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from ..notes import say
+from ..options import PATH
 from ..shell import this_command
 
 if TYPE_CHECKING:
@@ -16,29 +18,25 @@ if TYPE_CHECKING:
 
 
 @click.command("serve", short_help="Start Triton on a model repository; look at servers that run, or stop them.")
-@click.argument("repository", type=click.Path(path_type=Path), required=False)
+@click.argument("repository", type=PATH, required=False)
 @click.option(
     "--runtime",
     type=click.Choice(["embedded", "path", "docker"]),
     default="embedded",
-    show_default=True,
     help="Triton from its wheel, from PATH (inside NVIDIA's container), or by `docker run` (not tested).",
 )
 @click.option("--profile", help="Take configs/PROFILE.pbtxt of each model: see `defensemble profile`.")
-@click.option(
-    "--host", default="127.0.0.1", show_default=True, help="Address or name to listen on; the embedded Triton refuses public ones."
-)
+@click.option("--host", default="127.0.0.1", help="Address or name to listen on; the embedded Triton refuses public ones.")
 @click.option("--http-port", type=int, help="0: any free one.  [default: 8000]")
 @click.option("--grpc-port", type=int, help="0: any free one.  [default: 8001; with --stop or --status: whichever runs]")
 @click.option("--metrics-port", type=int, help="0: any free one.  [default: 8002]")
 @click.option("--free-ports", is_flag=True, help="Choose free ports where none is given.")
-@click.option("--admin-key-file", type=click.Path(path_type=Path), help="File with the key that editing needs; a random key without it.")
+@click.option("--admin-key-file", type=PATH, help="File with the key that editing needs; a random key without it.")
 @click.option(
     "--drain",
     "drain_s",
     type=click.IntRange(min=0),
     default=5,
-    show_default=True,
     help="Seconds that requests get to finish when the server is stopped; later ones get UNAVAILABLE (HTTP 503).",
 )
 @click.option(
@@ -49,7 +47,6 @@ if TYPE_CHECKING:
     "start_timeout_s",
     type=click.FloatRange(min=1),
     default=300.0,
-    show_default=True,
     help="Seconds that Triton gets from its start until its models are loaded and their answers are checked.",
 )
 @click.option("--strict", is_flag=True, help="Fail unless everything in the repository is served.")
@@ -60,16 +57,11 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="With --status: print JSON.")
 def command(
     repository: Path | None,
-    runtime: str,
-    profile: str | None,
-    host: str,
     http_port: int | None,
     grpc_port: int | None,
     metrics_port: int | None,
     free_ports: bool,
     admin_key_file: Path | None,
-    drain_s: int,
-    expose_outdated_server: bool,
     start_timeout_s: float,
     strict: bool,
     no_restart: bool,
@@ -77,6 +69,7 @@ def command(
     stop: bool,
     status: bool,
     as_json: bool,
+    **settings: Any,
 ) -> None:
     r"""Serve REPOSITORY (default: model_repository) with Triton until Ctrl-C, which lets requests finish; a second Ctrl-C stops at once.
 
@@ -121,20 +114,13 @@ def command(
         click.echo(f"stopped the server of {state.repository} on gRPC port {state.grpc_port}")
         return
 
-    def say(text: str) -> None:
-        click.echo(text, err=True)
-
     options = ServeOptions(
-        runtime=runtime,
-        host=host,
         http_port=_port(http_port, 8000, free_ports),
         grpc_port=_port(grpc_port, 8001, free_ports),
         metrics_port=_port(metrics_port, 8002, free_ports),
-        profile=profile,
         admin_key=None if admin_key_file is None else read_admin_key(admin_key_file, say),
-        drain_s=drain_s,
-        expose_outdated_server=expose_outdated_server,
         restart=not no_restart,
+        **settings,
     )
     signal.signal(signal.SIGTERM, _interrupt)
     ready = False
