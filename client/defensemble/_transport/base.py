@@ -109,6 +109,7 @@ class Transport(Protocol):
 
     def models(self, timeout_s: float) -> list[str]:
         """Names of the models that are loaded, sorted; from the statistics API, since the repository's is closed to callers."""
+        return sorted({one.name for one in self.statistics(timeout_s)})
 
     def repository_index(self, timeout_s: float) -> list[ModelState]:
         """The models in the server's repository, loaded or not.
