@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .attacks.gradient import AveragedLogits, attack, carlini_wagner, fgsm, mifgsm, pgd
+    from .attacks.gradient import AveragedLogits, attack
     from .attacks.presets import ATTACKS, AttackPreset, gradient_queries
     from .attacks.transfer import adversarial_examples, rounded_to_8_bits
     from .checkpoint import CheckpointMetadata, check_writable, load_checkpoint, read_metadata, save_checkpoint
@@ -63,21 +63,17 @@ __all__ = [
     "adversarial_examples",
     "attack",
     "build",
-    "carlini_wagner",
     "check_writable",
     "decoded_dataset",
     "defect_mask",
     "defect_masks",
     "defective",
-    "fgsm",
     "gradient_queries",
     "held_out",
     "is_first_process",
     "load_checkpoint",
     "load_dataset",
     "mask_digest",
-    "mifgsm",
-    "pgd",
     "predicted",
     "read_metadata",
     "recipe_from_preset",
@@ -90,7 +86,7 @@ __all__ = [
 _HOMES = {
     "errors": ("CheckpointError", "DataError", "DivergedError", "Interrupted", "SpecError", "TrainingError", "UncheckedContentWarning"),
     "attacks.presets": ("ATTACKS", "AttackPreset", "gradient_queries"),
-    "attacks.gradient": ("AveragedLogits", "attack", "carlini_wagner", "fgsm", "mifgsm", "pgd"),
+    "attacks.gradient": ("AveragedLogits", "attack"),
     "checkpoint": ("CheckpointMetadata", "check_writable", "load_checkpoint", "read_metadata", "save_checkpoint"),
     "trainer.compute": ("Compute", "is_first_process"),
     "data.dataset": ("Dataset", "Part", "held_out", "load_dataset"),

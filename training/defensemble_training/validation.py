@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +24,17 @@ def checked_integer(what: str, value: object, *, minimum: int, maximum: int | No
     if maximum is not None and int(value) > maximum:
         raise SpecError(f"{what} must be an integer of at most {maximum}, got {value!r}")
     return int(value)
+
+
+def checked_number(what: str, value: object, expected: str, holds: Callable[[Any], Any]) -> float:
+    """Return a number as a float, where `holds` is true of it.
+
+    Raises:
+        SpecError: it is not a number, or not what is `expected`.
+    """
+    if isinstance(value, bool) or not isinstance(value, REAL) or not holds(value):
+        raise SpecError(f"{what} must be {expected}, got {value!r:.120}")
+    return float(value)
 
 
 def checked_choice(what: str, value: object, choices: Sequence[str]) -> None:

@@ -190,26 +190,6 @@ class Dataset:
         train, test = (Part(part.pixels, numbers[part.labels]) for part in (self.train, self.test))
         return replace(self, class_names=tuple(class_names), train=train, test=test)
 
-    @property
-    def train_images(self) -> Images:
-        """All training images, float32: a whole copy at every access; for large datasets take `train.images(selection)`."""
-        return self.train.images()
-
-    @property
-    def train_labels(self) -> Labels:
-        """The training part's labels, int64 (n,)."""
-        return self.train.labels
-
-    @property
-    def test_images(self) -> Images:
-        """All test images, float32: a whole copy at every access; for large datasets take `test.images(selection)`."""
-        return self.test.images()
-
-    @property
-    def test_labels(self) -> Labels:
-        """The test part's labels, int64 (n,)."""
-        return self.test.labels
-
     def __repr__(self) -> str:
         shape = "x".join(str(extent) for extent in self.input_shape)
         counts = f"{len(self.train)} train, {len(self.test)} test, {len(self.class_names)} classes"

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import SpecError
-from ..validation import REAL, checked_choice, checked_integer
+from ..validation import checked_choice, checked_integer, checked_number
 
 PATTERNS = ("neuron", "channel", "shared")
 SAMPLINGS = ("bernoulli", "exact")
@@ -105,11 +105,5 @@ def mask_digest(masks: Mapping[str, npt.NDArray[Any]]) -> str:
 
 
 def checked_keep(keep: object) -> float:
-    """Return a keep probability as a float.
-
-    Raises:
-        SpecError: it is not a number in (0, 1].
-    """
-    if isinstance(keep, bool) or not isinstance(keep, REAL) or not 0 < keep <= 1:
-        raise SpecError(f"keep must be in (0, 1], got {keep!r}; 1.0 is the standard network")
-    return float(keep)
+    """Return a keep probability as a float, or raise a `SpecError` where it is not a number in (0, 1]."""
+    return checked_number("keep", keep, "in (0, 1] (1.0: the standard network)", lambda value: 0 < value <= 1)
