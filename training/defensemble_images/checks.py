@@ -19,12 +19,14 @@ def image_fault(
 ) -> str | None:
     """Return what is wrong with images, and how to fix it; None where nothing is.
 
+    They must be a plain numpy array, float32 (N, C, H, W) in [0, 1], with N at least 1.
+
     Args:
-        images: to check: a plain numpy array, float32 (N, C, H, W), with N at least 1.
+        images: to check.
         name: what the message calls them.
         shape: C, H and W; None for any.
         taker: what needs that shape, such as "model 'alpha'".
-        in_range: whether the values must lie in [0, 1]; it takes a pass over them.
+        in_range: whether to look at the values, which takes a pass over them.
     """
     if not isinstance(images, np.ndarray):
         got = f"{type(images).__module__}.{type(images).__qualname__}"

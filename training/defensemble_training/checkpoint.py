@@ -44,17 +44,11 @@ METADATA_KEY = "defensemble"
 
 @dataclass(frozen=True)
 class CheckpointMetadata:
-    """What a checkpoint says of itself, without its tensors.
-
-    Attributes:
-        spec: the network.
-        mask_digest: SHA-256 of its masks, 64 hexadecimal digits.
-        record: how it was trained; the class names are in it.
-    """
+    """The metadata of a checkpoint, without its tensors."""
 
     spec: ModelSpec
-    mask_digest: str
-    record: TrainingRecord
+    mask_digest: str  # SHA-256 of the masks, 64 hexadecimal digits
+    record: TrainingRecord  # how it was trained; the class names are in it
 
 
 def save_checkpoint(
@@ -86,7 +80,8 @@ def save_checkpoint(
     if half:
         tensors = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     described[DIGEST_KEY] = content_digest(described, tensors)
-    _write(target, save(tensors, {METADATA_KEY: json.dumps(described)}))
+    _check_place(target)
+    write_atomic(target, save(tensors, {METADATA_KEY: json.dumps(described)}))
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> tuple[nn.Module, ModelSpec, TrainingRecord]:
@@ -146,11 +141,6 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         temporary.unlink()
     except OSError as error:
         raise named(error, target) from error
-
-
-def _write(target: Path, content: bytes) -> None:
-    _check_place(target)
-    write_atomic(target, content)
 
 
 def _check_place(target: Path) -> None:

@@ -68,7 +68,7 @@ _BY_HTTP_STATUS: dict[int, type[ServiceError]] = {
 
 
 def service_error(kind: type[ServiceError], what: str, told: str, hints: Mapping[type[ServiceError], str] = NO_HINTS) -> ServiceError:
-    """An error of a kind: what was asked of whom, what was told, and the hint for that kind, from `hints` where they have one."""
+    """An error of a kind: what was asked of whom, the answer, and the hint for that kind, from `hints` where they have one."""
     return kind(f"{what}: {told}. {hints.get(kind) or _HINTS[kind]}")
 
 
@@ -128,11 +128,7 @@ def error_from_http(
 def error_from_redirect(status: int, location: str | None, what: str, asked: str) -> ServiceError:
     """Our error for an answer that sends the caller elsewhere, which no call follows: it would carry images and keys there unasked.
 
-    Args:
-        status: 300 to 399.
-        location: where to, as the header has it.
-        what: what was asked of whom.
-        asked: the URL that was called.
+    `asked` is the URL that was called, `location` where the header leads to.
     """
     hint = "This client takes a server's scheme, host and port only: call the Triton server itself, or let the proxy pass /v2 paths on."
     if location is None:

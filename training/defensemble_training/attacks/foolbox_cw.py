@@ -14,11 +14,7 @@ from .presets import AttackPreset
 
 
 def l2_carlini_wagner(module: nn.Module, images: torch.Tensor, labels: torch.Tensor, preset: AttackPreset) -> torch.Tensor:
-    """Run Foolbox's CW on a module in eval mode; an image for which nothing is found is returned black.
-
-    Raises:
-        TrainingError: Foolbox cannot be imported.
-    """
+    """Run Foolbox's CW on a module in eval mode; an image for which nothing is found is returned black."""
     foolbox = _foolbox()
     method = foolbox.attacks.L2CarliniWagnerAttack(
         binary_search_steps=preset.search_steps,

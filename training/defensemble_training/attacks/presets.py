@@ -82,11 +82,7 @@ class AttackPreset:
 
 
 def attack_preset(name: str | AttackPreset) -> AttackPreset:
-    """Return the preset of a name; a preset is returned as it is.
-
-    Raises:
-        SpecError: there is no such name.
-    """
+    """Return the preset of a name, or a preset as it is; raise a `SpecError` where there is none of that name."""
     if isinstance(name, AttackPreset):
         return name
     if not isinstance(name, str) or name not in ATTACKS:
@@ -95,11 +91,7 @@ def attack_preset(name: str | AttackPreset) -> AttackPreset:
 
 
 def gradient_queries(preset: str | AttackPreset) -> int:
-    """Return how many gradients an attack takes of its source for one image; for `cw`, which may stop early, at most.
-
-    Raises:
-        SpecError: there is no preset of that name.
-    """
+    """Return how many gradients an attack takes of its source for one image; for `cw`, which may stop early, at most."""
     preset = attack_preset(preset)
     return (preset.steps or 1) * (preset.search_steps or 1)
 

@@ -10,7 +10,7 @@ from .registry import DATASET_INFOS
 
 
 def decoded_dataset(name: str, digest: str, class_names: Sequence[str]) -> Dataset | None:
-    """Return the decoded dataset whose pixels and labels have this digest; None where the cache does not hold it.
+    """Return the decoded dataset of a name whose pixels and labels have this digest; None where the cache does not hold it.
 
     Args:
         name: of the dataset, as `load_dataset` takes it.

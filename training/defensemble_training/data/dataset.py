@@ -16,11 +16,10 @@ from defensemble_images import ClassNamesError, ImagesError, Preprocessing, matc
 from ..errors import DataError, SpecError
 from ..validation import INTEGRAL
 from .digits import USUAL_SIZE, digits_of_size
-from .registry import DATASET_INFOS
+from .registry import DATASET_INFOS, LARGEST_SIZE, SMALLEST_SIZE
 from .splits import stratified_choice, stratified_test_part
 
 DATASETS = ("digits", *DATASET_INFOS)
-SMALLEST_SIZE, LARGEST_SIZE = 8, 1024
 LARGEST_COPY = 2**31  # bytes that a split may take of memory
 CHECKED_AT_ONCE = 1024  # images
 CROP = Preprocessing()
@@ -174,9 +173,7 @@ class Dataset:
     def numbered_as(self, class_names: Sequence[str], model: str) -> Dataset:
         """Return this dataset with the class numbers of a model; classes are matched by name, after Unicode NFC.
 
-        Args:
-            class_names: of the model, in the order of its outputs.
-            model: its name, for errors.
+        `class_names` are those of the model, in the order of its outputs; `model` is its name, for errors.
 
         Raises:
             DataError: a class of the dataset is none of the model's.
@@ -234,14 +231,12 @@ def load_dataset(
     if size is not None and (isinstance(size, bool) or not isinstance(size, int) or not SMALLEST_SIZE <= size <= LARGEST_SIZE):
         raise DataError(f"size must be an integer from {SMALLEST_SIZE} to {LARGEST_SIZE}, got {size!r}")
     # Pillow, pyarrow and the hub's client are not needed for digits.
+    from .cache_writer import Reading
     from .locate import find_entry
 
-    allowed = (SMALLEST_SIZE, LARGEST_SIZE)
-    on_progress = on_progress or (lambda what, done, total: None)
+    reading = Reading(preprocessing, skip_damaged, max_memory)
     try:
-        entry, skipped = find_entry(
-            name, DATASET_INFOS[name], size, allowed, data_dir, preprocessing, skip_damaged, max_memory, on_progress
-        )
+        entry, skipped = find_entry(name, size, data_dir, reading, on_progress or (lambda what, done, total: None))
     except ImagesError as error:
         raise DataError(str(error)) from error
     return Dataset(

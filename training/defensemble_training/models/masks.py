@@ -85,11 +85,9 @@ def uniform_keys(text: str, count: int) -> npt.NDArray[np.uint64]:
 def mask_digest(masks: Mapping[str, npt.NDArray[Any]]) -> str:
     """Return the SHA-256 (64 hexadecimal digits) of masks, by which a checkpoint and an exported model are recognised.
 
-    Hashed are, for every mask in the order of the names (by code points): the name in UTF-8, a zero byte, the shape as decimal numbers
-    with commas between them, a zero byte, and the values as uint8 (0 or 1) in C order. No masks give the SHA-256 of nothing.
-
-    Args:
-        masks: full buffer names (such as `stem.defect.mask`) with their bool arrays.
+    Hashed are, for every mask in the order of the names (by code points): the name in UTF-8, a zero byte, the shape as decimal numbers with
+    commas between them, a zero byte, and the values as uint8 (0 or 1) in C order. No masks give the SHA-256 of nothing. Names are full
+    buffer names, such as `stem.defect.mask`.
 
     Raises:
         SpecError: an array is not of bool.

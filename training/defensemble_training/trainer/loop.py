@@ -64,7 +64,7 @@ class TrainingProgress:
 
 
 class Loop:
-    """One process's part of a run: the module and its optimizer, the images, and the state that goes on from step to step."""
+    """One process's part of a run: the module and its optimizer, the images, and the state that changes from step to step."""
 
     def __init__(
         self,
@@ -118,7 +118,7 @@ class Loop:
         return self.state.best or self.module.state_dict()
 
     def restore_last_good(self, run: RunFolder) -> bool:
-        """Take up the state that was saved last; tell whether there is one with an epoch that is done."""
+        """Take up the state that was saved last; return whether there is one with an epoch that is done."""
         found = load_state(run.path)
         if found is None or not found.history:
             return False
@@ -126,11 +126,7 @@ class Loop:
         return True
 
     def run(self, identity: dict[str, Any], run: RunFolder | None, on_progress: Callable[[TrainingProgress], None] | None) -> None:
-        """Do all steps that are not done yet.
-
-        Raises:
-            TrainingError, Interrupted, OSError: see `train`.
-        """
+        """Do all steps that are not done yet; raises as `train`."""
         self.state.identity = identity
         with self._held(run):
             self._run(run, on_progress)
@@ -140,7 +136,7 @@ class Loop:
         run_log = self._opened(run) if run is not None else None
         resumed_at = self.state.step
         self.module.train()
-        clock = _Clock(self.state.seconds)
+        began = time.perf_counter() - self.state.seconds
         saved_at = time.monotonic()
         with _noted_interrupts(enabled=run is not None) as interrupts:
             while self.state.step < self.steps:
@@ -156,15 +152,15 @@ class Loop:
                         if on_progress is not None and first:
                             on_progress(self._progress(epoch, resumed_at))
                     if self._agreed(bool(interrupts), last=last):
-                        self.state.seconds = clock.seconds
+                        self.state.seconds = time.perf_counter() - began
                         self._interrupt(sums, run, run_log)
                     due = run is not None and not last and time.monotonic() - saved_at > run.save_every_s
                     if run is not None and self._agreed(due, last=last):
-                        self.state.seconds = clock.seconds
+                        self.state.seconds = time.perf_counter() - began
                         self._synchronise(sums, epoch, run, run_log)
                         self._save(run)
                         saved_at = time.monotonic()
-                self.state.seconds = clock.seconds
+                self.state.seconds = time.perf_counter() - began
                 self._end_epoch(epoch, run, run_log)
                 saved_at = time.monotonic()
         if run_log is not None and first:
@@ -172,7 +168,7 @@ class Loop:
 
     @contextmanager
     def _held(self, run: RunFolder | None) -> Iterator[None]:
-        """Hold a run's folder, which is made where it does not exist: of two runs in it each would destroy what the other keeps."""
+        """Hold a run's folder, which is made where it does not exist: two runs in it would destroy each other's files."""
         if run is None:
             yield
             return
@@ -336,15 +332,6 @@ class Loop:
         if self.fabric.is_global_zero:
             run_log.write("interrupted", {"step": self.state.step})
         raise Interrupted(f"interrupted after step {self.state.step} of {self.steps}; the state is saved in {run.path / STATE_FILE}")
-
-
-class _Clock:
-    def __init__(self, before_s: float) -> None:
-        self._began = time.perf_counter() - before_s
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self._began
 
 
 @contextmanager

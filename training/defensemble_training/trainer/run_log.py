@@ -29,11 +29,7 @@ class RunLog:
         self._board = None if tensorboard is None else _board(tensorboard)
 
     def write(self, event: str, told: Mapping[str, Any]) -> None:
-        """Append an event.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
+        """Append an event."""
         line = json.dumps({"event": event, "time": datetime.now(timezone.utc).isoformat(timespec="seconds"), **told})
         with self._path.open("a") as file:
             file.write(line + "\n")
@@ -57,11 +53,7 @@ def _board(folder: Path) -> Any:
 
 
 def write_curve(path: Path, history: Iterable[Mapping[str, Any]], title: str) -> None:
-    """Draw loss and accuracies over the epochs of a run, as a PNG file.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    """Draw loss and accuracies over the epochs of a run, as a PNG file."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
