@@ -130,7 +130,7 @@ def labelled_images(folder: Path, info: ModelInfo, counts: ReadCounts) -> tuple[
 def memory_to_read(files: Sequence[Path], info: ModelInfo) -> int:
     """Return how many bytes it takes to decode images one after the other, without keeping them; reads their headers."""
     channels, height, width = _checked_channels(info)
-    return memory_to_decode([Encoded.file(path) for path in files], channels, None if _is_free(info) else (height, width))
+    return memory_to_decode([Encoded(str(path), path) for path in files], channels, None if _is_free(info) else (height, width))
 
 
 def decoded_images(
@@ -146,7 +146,7 @@ def decoded_images(
         OSError: a file cannot be read.
     """
     channels, height, width = _checked_channels(info)
-    images = [Encoded.file(path) for path in files]
+    images = [Encoded(str(path), path) for path in files]
     with input_errors():
         if _is_free(info):
             for index, image in enumerate(images):

@@ -14,7 +14,7 @@ def test_public_names() -> None:
         *("Dataset", "Defect", "DivergedError", "Drop", "Interrupted", "ModelSpec", "Part", "Recipe", "RunFolder", "SpecError"),
         *("TrainingError", "TrainingProgress", "TrainingRecord", "UncheckedContentWarning", "adversarial_examples", "attack", "build"),
         *("check_writable", "decoded_dataset"),
-        *("defect_mask", "defect_masks", "defective", "gradient_queries", "held_out", "is_first_process"),
+        *("defect_mask", "defect_masks", "defective", "is_first_process"),
         *("load_checkpoint", "load_dataset"),
         *("mask_digest", "predicted", "read_metadata", "recipe_from_preset", "rounded_to_8_bits", "save_checkpoint"),
         *("train", "train_module"),

@@ -48,11 +48,6 @@ class Encoded:
     where: str  # how an error names it: a path, or a file with a row
     data: bytes | Path | None  # the encoded bytes, or the file that holds nothing else; None where there are none
 
-    @classmethod
-    def file(cls, path: Path) -> Encoded:
-        """Return the image in a file."""
-        return cls(str(path), path)
-
 
 @dataclass(frozen=True, eq=False)
 class DecodedImage:

@@ -58,7 +58,7 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Signature:
-    """The names and shapes of a classifier: all that its metadata tells."""
+    """The names and shapes of a classifier, from its metadata."""
 
     input_name: str
     image_shape: tuple[int, int, int]
@@ -67,11 +67,7 @@ class Signature:
 
 
 def signature_from_metadata(metadata: ModelMetadata) -> Signature:
-    """The signature of a classifier of images.
-
-    Raises:
-        InputError: The model is something else, such as an average of logits.
-    """
+    """The signature of a classifier of images; an `InputError` for any other model, such as an average of logits."""
     expected = "expected one FP32 input of shape [N, C, H, W] and an FP32 output `probabilities` or `logits` of shape [N, K]"
     if len(metadata.inputs) != 1 or metadata.inputs[0].datatype != "FP32" or len(metadata.inputs[0].shape) != 4:
         got = ", ".join(f"{t.name} {t.datatype} {list(t.shape)}" for t in metadata.inputs)
@@ -120,12 +116,9 @@ def preprocessing_from_config(config: dict[str, Any]) -> str | None:
 
 
 def class_names_from_answer(answer: NDArray[Any], num_classes: int) -> tuple[str, ...]:
-    """Class names in the order of their indices, from `value:index:name` or `value:index` texts.
+    """Class names in the order of their indices, from the texts that the classification extension answers for one image.
 
-    These are what the classification extension answers for one image.
-
-    Raises:
-        ValueError: They are something else.
+    These are `value:index:name` or `value:index`; for any others, a `ValueError` is raised.
     """
     names = [str(index) for index in range(num_classes)]
     for text in answer.ravel().tolist():
@@ -148,11 +141,7 @@ def fits(images: object, info: ModelInfo) -> bool:
 
 
 def check_images(images: object, info: ModelInfo) -> NDArray[np.float32]:
-    """The images themselves, where they are what the model takes: float32 (N, C, H, W), 1 <= N <= the largest batch, all values in [0, 1].
-
-    Raises:
-        InputError: They are not.
-    """
+    """The images, if they are what the model takes: float32 (N, C, H, W) in [0, 1], 1 <= N <= the largest batch; else an `InputError`."""
     shape = tuple(size if size > 0 else None for size in info.image_shape)
     fault = image_fault(images, shape=shape, taker=f"model {info.name!r}")
     if fault is not None:
@@ -165,11 +154,7 @@ def check_images(images: object, info: ModelInfo) -> NDArray[np.float32]:
 
 
 def names_from_outputs(outputs: object) -> tuple[str, ...]:
-    """The names of outputs that a caller gave, as a tuple.
-
-    Raises:
-        InputError: They are something else than names.
-    """
+    """The names of outputs that a caller gave, as a tuple; an `InputError` where they are something else than names."""
     if isinstance(outputs, str):
         raise InputError(f"outputs must be {_NAMES}, got the text {outputs!r}: pass outputs=({outputs!r},)")
     if not isinstance(outputs, Iterable):
@@ -183,10 +168,9 @@ def names_from_outputs(outputs: object) -> tuple[str, ...]:
 
 @lru_cache(maxsize=256)
 def requests_from_outputs(outputs: tuple[str, ...], info: ModelInfo) -> tuple[OutputRequest, ...]:
-    """The outputs to ask the model for, each once; for a model with logits, what the client computes from them costs no output.
+    """The outputs to ask the model for, each once; for a model with logits, the client computes the others from them.
 
-    Raises:
-        InputError: One is unknown, or not an output of this model.
+    An `InputError` is raised where one is unknown, or not an output of this model.
     """
     return tuple(OutputRequest(name) for name in _names(outputs, info))
 

@@ -154,22 +154,14 @@ class Transport(Protocol):
 
 
 def version_text(version: int) -> str:
-    """A model's version as it is sent.
-
-    Raises:
-        InputError: It is no whole number of 1 or more; Triton would take -1 for its own choice.
-    """
+    """A model's version as it is sent; an `InputError` unless it is 1 or more (Triton would take -1 for its own choice)."""
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise InputError(f"a model's version is a whole number of 1 or more, or None for the server's choice, got {version!r:.100}")
     return str(version)
 
 
 def check_admin_key(key: object) -> str | None:
-    """The key where there is none or a header takes it; the errors do not show it.
-
-    Raises:
-        InputError: It is no text, or has fewer than 16 characters, more than 256, or others than letters, digits, `_` and `-`.
-    """
+    """The key, if a header takes it, or None; an `InputError`, without the key, unless it is 16 to 256 letters, digits, `_` or `-`."""
     if key is None:
         return None
     expected = "expected 16 to 256 letters, digits, '_' or '-', as the server was started with"

@@ -110,9 +110,8 @@ class GrpcTransport(Transport):
         }
 
     def model_metadata(self, model: str, timeout_s: float) -> ModelMetadata:
-        answer = self._call(
-            self._stub.ModelMetadata, service_pb2.ModelMetadataRequest(name=model), timeout_s, "for the metadata of model", model
-        )
+        request = service_pb2.ModelMetadataRequest(name=model)
+        answer = self._call(self._stub.ModelMetadata, request, timeout_s, "for the metadata of model", model)
         inputs, outputs = (
             tuple(TensorMetadata(t.name, t.datatype, tuple(t.shape)) for t in tensors) for tensors in (answer.inputs, answer.outputs)
         )
@@ -126,14 +125,8 @@ class GrpcTransport(Transport):
         try:
             answer = self._call(self._stub.ModelConfig, request, timeout_s, asked, model, self._admin_metadata)
         except NotReadyError as error:
-            ready = self._call(
-                self._stub.ModelReady,
-                service_pb2.ModelReadyRequest(name=model, version=chosen),
-                timeout_s,
-                "whether it is ready, model",
-                model,
-            )
-            if ready.ready:
+            question = service_pb2.ModelReadyRequest(name=model, version=chosen)
+            if self._call(self._stub.ModelReady, question, timeout_s, "whether it is ready, model", model).ready:
                 raise self._forbidden(error, asked, model) from error
             raise
         config: dict[str, Any] = MessageToDict(answer.config, preserving_proto_field_name=True)

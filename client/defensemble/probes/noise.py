@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -53,17 +53,8 @@ class NoiseRates:
     sigma: float
     accuracy: Rate | None
     defense_rate: Rate | None
+    defense_rate_source_fooled: None = field(default=None, init=False)  # there is no source network
     accuracy_on_common: Rate | None
-
-    def json(self) -> dict[str, Any]:
-        """As JSON; there is no source network, so no rate over the images that fool one."""
-        return {
-            "sigma": self.sigma,
-            "accuracy": _json(self.accuracy),
-            "defense_rate": _json(self.defense_rate),
-            "defense_rate_source_fooled": None,
-            "accuracy_on_common": _json(self.accuracy_on_common),
-        }
 
 
 @dataclass(frozen=True)
@@ -107,25 +98,12 @@ class NoiseResult:
             "interval": "Wilson, 95 %",
             "data": {"n": self.n, "n_common": self.n_common, "sha256": self.data_digest},
             "duration_s": round(self.duration_s, 3),
-            "targets": [
-                {
-                    "name": target.name,
-                    "clean": _json(target.clean),
-                    "noise": [one.json() for one in target.noise],
-                    "queries": target.queries,
-                    "failure": target.failure,
-                }
-                for target in self.targets
-            ],
+            "targets": [{**asdict(target), "noise": [asdict(one) for one in target.noise]} for target in self.targets],
         }
 
 
 def check_sigmas(sigmas: Sequence[float]) -> None:
-    """Raises unless these are standard deviations, in 1/255, that can be probed.
-
-    Raises:
-        InputError: One is not positive, too large or given twice, or there is none.
-    """
+    """Raise an `InputError` unless these are different standard deviations, in 1/255, positive and at most `LARGEST_SIGMA`."""
     for sigma in sigmas:
         if not 0 < sigma <= LARGEST_SIGMA:
             raise InputError(f"sigmas must be positive and at most {LARGEST_SIGMA:g}, in 1/255, such as 8, got {sigma:g}")
@@ -206,7 +184,3 @@ def _common(clean: Mapping[str, NDArray[np.bool_] | None]) -> NDArray[np.bool_] 
 
 def _rate_on(right: NDArray[np.bool_] | None, counted: NDArray[np.bool_] | None) -> Rate | None:
     return None if right is None or counted is None else rate(right[counted])
-
-
-def _json(value: Rate | None) -> dict[str, Any] | None:
-    return None if value is None else value.json()

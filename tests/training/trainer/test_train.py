@@ -25,13 +25,13 @@ from defensemble_training import (
     TrainingRecord,
     build,
     defect_masks,
-    held_out,
     load_dataset,
     mask_digest,
     recipe_from_preset,
     train,
     train_module,
 )
+from defensemble_training.data.dataset import held_out
 from defensemble_training.evaluation import count_right, predicted
 from defensemble_training.seeding import stream
 from defensemble_training.trainer.augmentation import augmented, epoch_order

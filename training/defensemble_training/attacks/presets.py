@@ -90,12 +90,6 @@ def attack_preset(name: str | AttackPreset) -> AttackPreset:
     return ATTACKS[name]
 
 
-def gradient_queries(preset: str | AttackPreset) -> int:
-    """Return how many gradients an attack takes of its source for one image; for `cw`, which may stop early, at most."""
-    preset = attack_preset(preset)
-    return (preset.steps or 1) * (preset.search_steps or 1)
-
-
 def _fgsm(name: str, grey_levels: int, paper: str) -> AttackPreset:
     return AttackPreset(name, "fgsm", epsilon=grey_levels / 255, paper=paper)
 

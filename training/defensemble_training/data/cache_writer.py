@@ -120,7 +120,9 @@ def _written(
         if seen != total:
             raise DataError(f"the {split} part has {seen} images and {total} labels; was it changed while it was read? try again")
         if written != total:
-            _rewrite_header(file, dtype, (written, *image_shape))
+            # In place: numpy leaves room for the largest number in the first axis, so the length stays.
+            file.seek(0)
+            _write_header(file, dtype, (written, *image_shape))
         _to_disk(file)
     labels = part.labels[kept]
     with (folder / f"{split}_labels.npy").open("wb") as file:
@@ -152,12 +154,6 @@ def mean_and_std(counts: npt.NDArray[np.int64]) -> tuple[tuple[float, ...], tupl
 
 def _write_header(file: BinaryIO, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
     np.lib.format.write_array_header_1_0(file, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape})
-
-
-def _rewrite_header(file: BinaryIO, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
-    """Lower the number of images in place; numpy leaves room for the largest number in the first axis, so the length stays."""
-    file.seek(0)
-    _write_header(file, dtype, shape)
 
 
 def _to_disk(file: BinaryIO) -> None:

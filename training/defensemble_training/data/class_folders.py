@@ -110,4 +110,4 @@ def _annotated(folder: Path, split: str, class_names: tuple[str, ...]) -> Labell
 
 
 def _encoded(folder: Path, files: Sequence[FileState]) -> Iterator[Encoded]:
-    return (Encoded.file(folder / file.name) for file in files)
+    return (Encoded(str(folder / file.name), folder / file.name) for file in files)

@@ -29,11 +29,8 @@ class HubFile:
 def downloaded(name: str, repository: str, test_splits: Sequence[str], on_progress: Callable[[str, int, int], None]) -> tuple[Path, str]:
     """Download the parquet files of the training part and of a test part; return the folder that holds them, and their revision.
 
-    Args:
-        name: what `load_dataset` calls the dataset, for errors.
-        repository: on the hub, such as `uoft-cs/cifar10`.
-        test_splits: names of the test part, the preferred one first.
-        on_progress: called with what is done, how many files are done, and of how many.
+    `name` is what `load_dataset` calls the dataset, `repository` what the hub does; of `test_splits` the first is preferred. `on_progress`
+    is called with what is done, how many files are done, and of how many.
 
     Raises:
         DataError: no network, no permission, no room, or a file that is not what the hub states.

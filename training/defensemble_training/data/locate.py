@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from defensemble_images.class_names import listed
 from defensemble_images.decoding import survey
 from defensemble_images.folders import Skipped, contents
 
@@ -85,10 +86,9 @@ def _local_folder(name: str, data_dir: str | Path | None) -> Path | None:
 
 def _check_number_of_classes(name: str, info: DatasetInfo, source: Source, folder: Path) -> None:
     if info.classes is not None and len(source.class_names) != info.classes:
-        shown = ", ".join(source.class_names[:10]) + (", ..." if len(source.class_names) > 10 else "")
         raise DataError(
-            f"{folder} holds {len(source.class_names)} classes ({shown}), expected the {info.classes} of {name}; pass the folder of "
-            f"{name}, or take the dataset 'folder' (--data folder) for a set of your own"
+            f"{folder} holds {len(source.class_names)} classes ({listed(source.class_names)}), expected the {info.classes} of {name}; pass "
+            f"the folder of {name}, or take the dataset 'folder' (--data folder) for a set of your own"
         )
 
 

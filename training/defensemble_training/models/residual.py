@@ -73,9 +73,6 @@ class ResidualNetwork(nn.Module):
 
     A stage has as many units as `depths` says; the first has `spec.width` channels, each further one twice as many at half the size. The
     stem's mask, where block 0 is defective and `mask_on_stem` is set, is behind its BatchNorm: for ImageNet before the pooling.
-
-    Raises:
-        SpecError: the masks that were drawn leave no path for the image, so that the network would be constant.
     """
 
     def __init__(self, spec: ModelSpec, unit: MakeUnit, depths: tuple[int, ...], *, stem_channels: int, mask_on_stem: bool = True) -> None:

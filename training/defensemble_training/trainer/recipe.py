@@ -105,19 +105,6 @@ class Recipe:
         """Return the recipe as values for JSON, one key a field."""
         return {**dataclasses.asdict(self), "milestones": list(self.milestones)}
 
-    @classmethod
-    def from_values(cls, values: object) -> Recipe:
-        """Read a recipe from the values of a JSON object.
-
-        Raises:
-            SpecError: a key is missing or unknown, or a value is outside of its range.
-        """
-        names = [item.name for item in dataclasses.fields(cls)]
-        if not isinstance(values, dict) or set(values) != set(names):
-            got = ", ".join(map(str, values)) if isinstance(values, dict) else repr(values)[:80]
-            raise SpecError(f"a recipe must have the keys {', '.join(names)}; got {got}")
-        return cls(**values)
-
     def learning_rate_at(self, step: int, steps_per_epoch: int) -> float:
         """Return the learning rate of a step, counted from 0 over the whole run."""
         if self.schedule == "one-cycle":
