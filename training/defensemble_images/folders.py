@@ -125,7 +125,7 @@ def images_in(root: Path, name: str, skipped: Skipped) -> list[FileState]:
         folder = folders.pop()
         with os.scandir(root / folder) as entries:
             for entry in entries:
-                if _is_hidden(entry.name):  # macOS leaves ._a.jpg beside a.jpg
+                if _is_hidden(entry.name):  # macOS leaves ._a.jpg next to a.jpg
                     skipped.hidden += 1
                 elif entry.is_dir(follow_symlinks=False):
                     folders.append(f"{folder}/{entry.name}")

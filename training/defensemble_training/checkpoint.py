@@ -117,7 +117,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[nn.Module, ModelSpec,
 
 
 def read_metadata(path: str | os.PathLike[str]) -> CheckpointMetadata:
-    """Read what a checkpoint says of itself; its tensors are neither read nor checked.
+    """Read the metadata of a checkpoint; its tensors are neither read nor checked.
 
     Raises:
         CheckpointError: the file is missing, truncated, no safetensors file, or one of another kind.
@@ -127,7 +127,7 @@ def read_metadata(path: str | os.PathLike[str]) -> CheckpointMetadata:
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
-    """Raise unless a checkpoint can be written at a path, by creating a file beside it and removing it.
+    """Raise unless a checkpoint can be written at a path, by creating a file next to it and removing it.
 
     Raises:
         CheckpointError: the folder does not exist, or the path is one.

@@ -51,7 +51,7 @@ def check_images(images: Images, *, in_range: bool = False) -> None:
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Return where a module's parameters, or else its buffers, lie."""
+    """Return the device of a module's parameters, or else of its buffers."""
     for tensors in (module.parameters(), module.buffers()):
         for tensor in tensors:
             return tensor.device

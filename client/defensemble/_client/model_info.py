@@ -17,7 +17,7 @@ from defensemble_images import image_fault
 from .._exceptions import InputError
 from .._transport.base import ModelMetadata, OutputRequest
 
-# A model that says more of itself is none that anybody serves; it would take this process's memory.
+# A model that states more is no real one, and would take this process's memory.
 _MOST_CLASSES = 1 << 20
 _MOST_VALUES_AN_IMAGE = 1 << 28
 
@@ -29,7 +29,7 @@ _NAMES = f"a sequence of names, some of {', '.join(ENSEMBLE_OUTPUTS)}"
 class ModelInfo:
     """A model that classifies images.
 
-    `image_shape` is (C, H, W), -1 where any size will do; `max_batch_size` is None where the server does not tell; `class_names` are
+    `image_shape` is (C, H, W), -1 where any size will do; `max_batch_size` is None where it is unknown; `class_names` are
     indices as text where the model has no names; `steps` are the models that an ensemble runs, in order, or that a fused graph is made of.
     `preprocessing` is the parameter of that name in the model's configuration, a JSON text that states how images are brought to its size;
     None where there is none, or where the server does not show configurations.
@@ -52,7 +52,7 @@ class ModelInfo:
 
     @property
     def score_output(self) -> str:
-        """The output that tells the classes: `probabilities`, or `logits`, of which the client takes the softmax."""
+        """The output that holds the scores of the classes: `probabilities`, or `logits`, of which the client takes the softmax."""
         return "probabilities" if "probabilities" in self.outputs else "logits"
 
 
@@ -90,7 +90,7 @@ def signature_from_metadata(metadata: ModelMetadata) -> Signature:
 def averages_members(platform: str, inputs: Iterable[str], outputs: Iterable[str]) -> bool:
     """Whether a model is an ensemble, in either form.
 
-    A fused graph is known by the names of its tensors: its configuration, which says more, is not for everyone to read. An averaging model
+    A fused graph is known by the names of its tensors: its configuration may be closed to callers. An averaging model
     has the same outputs, and takes logits.
     """
     return platform == "ensemble" or (list(inputs) == ["images"] and {"probabilities", "member_probabilities"} <= set(outputs))
@@ -131,7 +131,7 @@ def class_names_from_answer(answer: NDArray[Any], num_classes: int) -> tuple[str
 
 
 def fits(images: object, info: ModelInfo) -> bool:
-    """Whether images have a size and a number that this model takes; True for anything that no model takes, which `check_images` tells."""
+    """Whether images have a size and a number that this model takes; True for anything that `check_images` refuses for another reason."""
     if not isinstance(images, np.ndarray) or images.ndim != 4:
         return True
     if info.max_batch_size is not None and len(images) > info.max_batch_size:

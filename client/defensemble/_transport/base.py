@@ -32,7 +32,7 @@ class TensorMetadata:
 
 @dataclass(frozen=True)
 class ModelMetadata:
-    """What a server tells everyone about a model."""
+    """The metadata of a model, which any caller may read."""
 
     name: str
     platform: str
@@ -42,7 +42,7 @@ class ModelMetadata:
 
 @dataclass(frozen=True)
 class ServerMetadata:
-    """The server's name and version, as it says them."""
+    """The server's name and version, as it reports them."""
 
     name: str
     version: str
@@ -98,7 +98,7 @@ class Transport(Protocol):
         """Runs a model; numeric outputs come as arrays in their own type, texts as object arrays of bytes."""
 
     def model_metadata(self, model: str, timeout_s: float) -> ModelMetadata:
-        """What the server tells everyone about a model."""
+        """The metadata of a model, which any caller may read."""
 
     def model_config(self, model: str, timeout_s: float, version: int | None = None) -> dict[str, Any]:
         """The model's configuration as the JSON form of Triton's `ModelConfig` (field names as in `config.pbtxt`).
@@ -115,25 +115,25 @@ class Transport(Protocol):
         """The models in the server's repository, loaded or not.
 
         Raises:
-            ForbiddenError: The server takes this with its admin key alone.
+            ForbiddenError: The server requires its admin key.
         """
 
     def load_model(self, model: str, timeout_s: float) -> None:
-        """Loads a model as it lies in the repository, or again where its files changed; an ensemble's members with it.
+        """Loads a model from the repository, or again where its files changed; an ensemble's members with it.
 
-        A server may answer well to a second load of a model that it refused: `repository_index` tells what serves.
+        The server may report success for a second load of a model that it refused: `repository_index` shows what is loaded.
 
         Raises:
-            ForbiddenError: The server takes this with its admin key alone.
-            RequestRefusedError: The server does not load it, or loads nothing on request; its words are in the text.
+            ForbiddenError: The server requires its admin key.
+            RequestRefusedError: The server does not load it, or loads nothing on request; the text quotes the server.
             ServerFailedError: The server could not read the model's folder, or failed.
         """
 
     def unload_model(self, model: str, timeout_s: float) -> None:
-        """Takes a model out of service, and ensembles that need it; requests that have begun are answered. One not loaded is no error.
+        """Unloads a model, and ensembles that need it, after requests that have begun; one that is not loaded is no error.
 
         Raises:
-            ForbiddenError: The server takes this with its admin key alone.
+            ForbiddenError: The server requires its admin key.
             RequestRefusedError: The server unloads nothing on request.
         """
 
@@ -144,13 +144,13 @@ class Transport(Protocol):
         """The server's name and version."""
 
     def live(self, timeout_s: float) -> bool:
-        """Whether the server says that it lives."""
+        """Whether the server reports that it is alive."""
 
     def ready(self, timeout_s: float) -> bool:
-        """Whether the server says that it is ready; `Client.wait_ready` asks a model instead, which is stricter."""
+        """Whether the server reports that it is ready; `Client.wait_ready` is stricter: it calls a model."""
 
     def close(self) -> None:
-        """Lets go of the connections; may be called twice."""
+        """Closes the connections; may be called twice."""
 
 
 def version_text(version: int) -> str:

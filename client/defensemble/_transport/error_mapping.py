@@ -98,7 +98,7 @@ def error_from_grpc(
 ) -> ServiceError:
     """Our error for a gRPC status, named by its code.
 
-    UNAVAILABLE is what the gRPC library says where there is no connection, and what Triton says where it is not ready: `alive` asks which.
+    UNAVAILABLE is the gRPC library's code where there is no connection, and Triton's where it is not ready: `alive` finds out which.
     """
     if code == "UNAVAILABLE":
         kind: type[ServiceError] = NotReadyError if alive() else ConnectionFailedError

@@ -118,7 +118,7 @@ class GrpcTransport(Transport):
         return ModelMetadata(answer.name, answer.platform, inputs, outputs)
 
     def model_config(self, model: str, timeout_s: float, version: int | None = None) -> dict[str, Any]:
-        """The model's configuration as JSON; Triton says UNAVAILABLE where it is restricted: of a ready model, it means that."""
+        """The model's configuration as JSON; for a ready model, Triton's UNAVAILABLE means that it is restricted."""
         chosen = "" if version is None else version_text(version)
         asked = "for the configuration of model"
         request = service_pb2.ModelConfigRequest(name=model, version=chosen)

@@ -1,6 +1,6 @@
 """Gaussian noise: how accuracy falls as it grows.
 
-Source: "Defective Convolutional Networks", arXiv 1911.08432, figure 4. No attacker is at work, so this says nothing about one.
+Source: "Defective Convolutional Networks", arXiv 1911.08432, figure 4. There is no attacker.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class NoiseRates:
 
 @dataclass(frozen=True)
 class TargetRates:
-    """The rates of one target: clean, and at each sigma; `failure` tells why there are none from some point on."""
+    """The rates of one target: clean, and at each sigma; `failure` is why there are none from some point on."""
 
     name: str
     clean: Rate | None
@@ -123,7 +123,7 @@ def probe_noise(
 ) -> NoiseResult:
     """Asks every target about the images, clean and with noise; images float32 (n, C, H, W) in [0, 1], labels (n,), sigmas in 1/255.
 
-    Every target sees the same noise. A target whose server fails is asked no more, and `NoiseResult.failures` tells why; `on_answer` is
+    Every target sees the same noise. A target whose server fails is called no more (see `NoiseResult.failures`); `on_answer` is
     called with the number of images of each answer.
 
     Raises:

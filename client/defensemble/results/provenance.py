@@ -1,4 +1,4 @@
-"""What a measured result says of where it was measured."""
+"""Where a result was measured: hardware, versions, commit."""
 
 from __future__ import annotations
 

@@ -136,7 +136,7 @@ def _crafting(module: nn.Module) -> Iterator[None]:
 def _gradient(module: nn.Module, images: torch.Tensor, labels: torch.Tensor, highest_label: int) -> torch.Tensor:
     images = images.detach().requires_grad_(True)
     logits = _checked_logits(module(images), images, highest_label)
-    # Summed, so that the gradient of an image does not depend on how many are beside it.
+    # Summed, so that the gradient of an image does not depend on how many there are.
     loss = functional.cross_entropy(logits.float(), labels, reduction="sum")
     gradient = torch.autograd.grad(loss, images, allow_unused=True)[0] if loss.requires_grad else None
     if gradient is None:
@@ -145,7 +145,7 @@ def _gradient(module: nn.Module, images: torch.Tensor, labels: torch.Tensor, hig
 
 
 def _check_batch(images: torch.Tensor, labels: torch.Tensor) -> int:
-    """Raise a `SpecError` unless images and labels are what `attack` says; return the highest label."""
+    """Raise a `SpecError` unless images and labels are what `attack` takes; return the highest label."""
     if images.ndim != 4 or images.dtype != torch.float32 or images.numel() == 0:
         raise SpecError(f"images must be float32 (N, C, H, W), at least one, got {images.dtype} {tuple(images.shape)}")
     if labels.shape != images.shape[:1] or labels.dtype != torch.int64:

@@ -68,7 +68,7 @@ def _of_splits(folder: Path, splits: dict[str, list[str]], test_splits: Sequence
 
 
 def _check_complete(folder: Path, names: Sequence[str]) -> None:
-    """Raise where names say how many files a split has, and they are not all there."""
+    """Raise where names state how many files a split has, and some are missing."""
     matches = [match for name in names if (match := _FILE.fullmatch(name)) and match["shards"]]
     for expected in {int(match["shards"]) for match in matches}:
         missing = set(range(expected)) - {int(match["shard"]) for match in matches if int(match["shards"]) == expected}

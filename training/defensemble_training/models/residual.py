@@ -37,7 +37,7 @@ MakeUnit = Callable[[ModelSpec, int, str, Shape, int, int], Unit]
 
 
 class BasicUnit(Unit):
-    """Two 3x3 convolutions beside a shortcut: an identity where the shape stays, else a 1x1 projection.
+    """Two 3x3 convolutions parallel to a shortcut: an identity where the shape stays, else a 1x1 projection.
 
     Masks sit after BatchNorm and before the sum and the ReLU. The sum and an identity shortcut are never masked, a projection is, but for
     the units that say otherwise.

@@ -1,6 +1,6 @@
 """What a step sees: which images, moved and mirrored how.
 
-All of it follows from the seed and the step alone: nothing has to be remembered where a run is resumed, and the processes of a run agree.
+All of it depends only on the seed and the step: nothing has to be remembered where a run is resumed, and the processes of a run agree.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def shifted(pixels: torch.Tensor, up: torch.Tensor, left: torch.Tensor, mirrored
 def augmented(
     pixels: torch.Tensor, generator: torch.Generator, *, largest_shift: float, flip: bool, whole: int, share: slice
 ) -> torch.Tensor:
-    """Move and mirror the images (n, C, H, W) of one process, its `share` of the `whole` batch, on the device where they lie.
+    """Move and mirror the images (n, C, H, W) of one process, its `share` of the `whole` batch, on their device.
 
     The draws are those of the whole batch, whatever the number of processes.
     """

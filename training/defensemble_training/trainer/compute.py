@@ -96,7 +96,7 @@ class Compute:
         return fabric
 
     def wants_channels_last(self) -> bool:
-        """Whether activations lie in memory with their channels last."""
+        """Whether activations are channels-last in memory."""
         return self.on_gpu if self.channels_last is None else self.channels_last
 
     def _local_processes(self) -> int:

@@ -59,8 +59,8 @@ class Recipe:
         label_smoothing: of the cross-entropy, in [0, 1).
         largest_shift: images are moved at random by whole pixels, zeros coming in, by at most this fraction of height and width each way
             (1/8 is the usual crop of 32 pixels with a padding of 4).
-        flip: whether images are mirrored at random, where the dataset says that a mirrored image keeps its class.
-        adversarial: name of the attack (of `ATTACKS`) whose examples are trained on in the place of the images, or None.
+        flip: whether images are mirrored at random, where a mirrored image of the dataset keeps its class.
+        adversarial: name of the attack (of `ATTACKS`) whose examples are trained on instead of the images, or None.
         choose: whether the weights of the `last` epoch are kept, or those of the `best` by accuracy on held-out images.
         held_out: training images that are not trained on, but looked at after each epoch; at least 1 where `choose` is `best`.
     """

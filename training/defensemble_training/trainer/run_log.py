@@ -1,4 +1,4 @@
-"""What a run tells while it goes on: a log with one JSON object a line, and its learning curve as a picture."""
+"""Output of a run while it goes on: a log with one JSON object a line, and its learning curve as a picture."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class RunLog:
     """The log of a run in its folder.
 
     Each line is an object with `event` (`start`, `resume`, `epoch`, `interrupted`, `failed` or `end`), `time` (UTC, ISO 8601), and what the
-    event tells. Where a run was killed after an epoch's line and before its state, the epoch's line is there twice.
+    event holds. Where a run was killed after an epoch's line and before its state, the epoch's line is there twice.
     """
 
     def __init__(self, folder: Path, tensorboard: Path | None = None) -> None:
