@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 
 from .._exceptions import InputError
 
+Inputs = Mapping[str, NDArray[np.float32]]
+Outputs = dict[str, NDArray[Any]]
+
 
 @dataclass(frozen=True)
 class OutputRequest:
@@ -87,14 +90,7 @@ class Transport(Protocol):
     def url(self) -> str:
         """Where the server is, for messages."""
 
-    def infer(
-        self,
-        model: str,
-        inputs: Mapping[str, NDArray[np.float32]],
-        outputs: Sequence[OutputRequest],
-        timeout_s: float,
-        version: int | None = None,
-    ) -> dict[str, NDArray[Any]]:
+    def infer(self, model: str, inputs: Inputs, outputs: Sequence[OutputRequest], timeout_s: float, version: int | None = None) -> Outputs:
         """Runs a model; numeric outputs come as arrays in their own type, texts as object arrays of bytes."""
 
     def model_metadata(self, model: str, timeout_s: float) -> ModelMetadata:

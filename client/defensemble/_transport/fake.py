@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 
 from .._exceptions import ConnectionFailedError, ForbiddenError, ModelNotFoundError, RequestRefusedError
 from .base import (
+    Inputs,
     ModelMetadata,
     ModelState,
     ModelStatistics,
     OutputRequest,
+    Outputs,
     ServerMetadata,
     TensorMetadata,
     Transport,
@@ -72,14 +74,7 @@ class FakeTransport(Transport):
     def url(self) -> str:
         return self._url
 
-    def infer(
-        self,
-        model: str,
-        inputs: Mapping[str, NDArray[np.float32]],
-        outputs: Sequence[OutputRequest],
-        timeout_s: float,
-        version: int | None = None,
-    ) -> dict[str, NDArray[Any]]:
+    def infer(self, model: str, inputs: Inputs, outputs: Sequence[OutputRequest], timeout_s: float, version: int | None = None) -> Outputs:
         served = self._model(model, version)
         images = inputs["images"]
         with self._lock:

@@ -7,22 +7,22 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc  # type: ignore[import-untyped]
-import numpy as np
 from google.protobuf.json_format import MessageToDict
-from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from .._exceptions import ConnectionFailedError, ForbiddenError, InputError, NotReadyError, ServerFailedError, ServiceError
 from .address import address_from_url
 from .base import (
+    Inputs,
     ModelMetadata,
     ModelState,
     ModelStatistics,
     OutputRequest,
+    Outputs,
     ServerMetadata,
     TensorMetadata,
     Transport,
@@ -81,14 +81,7 @@ class GrpcTransport(Transport):
     def url(self) -> str:
         return self._url
 
-    def infer(
-        self,
-        model: str,
-        inputs: Mapping[str, NDArray[np.float32]],
-        outputs: Sequence[OutputRequest],
-        timeout_s: float,
-        version: int | None = None,
-    ) -> dict[str, NDArray[Any]]:
+    def infer(self, model: str, inputs: Inputs, outputs: Sequence[OutputRequest], timeout_s: float, version: int | None = None) -> Outputs:
         request = service_pb2.ModelInferRequest(model_name=model)
         if version is not None:
             request.model_version = version_text(version)

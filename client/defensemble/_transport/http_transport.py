@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 from .._exceptions import InputError, ServerFailedError, ServiceError
 from .address import address_from_url
 from .base import (
+    Inputs,
     ModelMetadata,
     ModelState,
     ModelStatistics,
     OutputRequest,
+    Outputs,
     ServerMetadata,
     TensorMetadata,
     Transport,
@@ -76,14 +78,7 @@ class HttpTransport(Transport):
     def url(self) -> str:
         return self._url
 
-    def infer(
-        self,
-        model: str,
-        inputs: Mapping[str, NDArray[np.float32]],
-        outputs: Sequence[OutputRequest],
-        timeout_s: float,
-        version: int | None = None,
-    ) -> dict[str, NDArray[Any]]:
+    def infer(self, model: str, inputs: Inputs, outputs: Sequence[OutputRequest], timeout_s: float, version: int | None = None) -> Outputs:
         contents = [np.ascontiguousarray(array).data.cast("B") for array in inputs.values()]
         head = _request_head(tuple((name, array.shape) for name, array in inputs.items()), tuple(outputs))
         headers = f"Content-Type: application/octet-stream\r\nInference-Header-Content-Length: {len(head)}\r\n"

@@ -160,11 +160,6 @@ class Dataset:
             _check_range(f"{split} pixels of {self.name!r}", part)
 
     @property
-    def size(self) -> int:
-        """Height of the images; those that `load_dataset` gives are square."""
-        return self.input_shape[1]
-
-    @property
     def input_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one image."""
         _, channels, height, width = self.train.stored(slice(0, 1)).shape
