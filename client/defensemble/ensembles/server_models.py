@@ -147,7 +147,7 @@ class Served:
             if not self.differs(folder, model):
                 return True
         # Triton (2.51, seen) takes a loaded model for unchanged whose files, by the later of their times of content and of status, are not
-        # newer than those that it has loaded: a backup that was moved into target. Written again, the configuration is.
+        # newer than those that it has loaded: a backup that was moved into place. Written again, the configuration is.
         config = folder / model / CONFIG_FILE
         write_atomic(config, config.read_bytes(), mode=shared_mode(config))
         self.load(model)
