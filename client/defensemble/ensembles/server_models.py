@@ -210,19 +210,19 @@ class Served:
             answers = pool.map(lambda one: self.infer(one[0], inputs, [output], one[1])[output], asked)
             return dict(zip(asked, answers, strict=True))
 
-    def wait_until_idle(self, models: Sequence[str], deadline_s: float, *, clock: Callable[[], float] = time.monotonic) -> list[str]:
+    def wait_until_idle(self, models: Sequence[str], deadline_s: float) -> list[str]:
         """Wait until nobody asks `models` any more; those that are asked even so when the time is over.
 
         Averaging models nobody calls but ensembles; who calls a network by its own name may do so once in a while.
         """
-        ends = clock() + deadline_s
+        ends = time.monotonic() + deadline_s
         known: dict[str, tuple[int, float]] = {}  # how many requests, and since when
         while True:
             now: dict[str, int] = dict.fromkeys(models, 0)
             for told in self._transport.statistics(self._timeout_s):
                 if told.name in now:
                     now[told.name] += told.requests
-            moment = clock()
+            moment = time.monotonic()
             for model, count in now.items():
                 if model not in known or known[model][0] != count:
                     known[model] = count, moment
