@@ -318,13 +318,9 @@ def test_an_error_of_the_folder_s_flush_names_the_history(tmp_path: Path, monkey
             raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(os, "fsync", fail_for_folders)
-    for change in (
-        lambda: append_edit(tmp_path, edit(2)),
-        lambda: withdraw_edit(tmp_path, edit(2)),
-        lambda: withdraw_edit(tmp_path, edit(1)),
-    ):
+    for change, one in ((append_edit, edit(2)), (withdraw_edit, edit(2)), (withdraw_edit, edit(1))):
         with pytest.raises(OSError, match="Input/output error") as caught:
-            change()
+            change(tmp_path, one)
         assert caught.value.filename == str(tmp_path / HISTORY_FILE)
 
 
