@@ -58,11 +58,11 @@ def locked_within(repositories: Sequence[Path], wait_s: float, say: Callable[[st
                 except BlockingIOError as error:
                     if time.monotonic() >= deadline:
                         raise LockedError(
-                            f"repositories in {place} are being changed by another program, and were not free within {wait_s:g} s: "
+                            f"{place}, or a repository in it, is being changed by another program, and was not free within {wait_s:g} s: "
                             "wait for it to end, or give it longer (--wait SECONDS)"
                         ) from error
                     if not waits:
-                        say(f"waiting for another program, which changes a repository in {place}")
+                        say(f"waiting for another program, which changes {place}, or a repository in it")
                         waits = True
                 time.sleep(_POLL_S)
         yield

@@ -44,9 +44,10 @@ def record_from_values(values: Any, kind: type[T]) -> T:
     except msgspec.ValidationError as error:
         text, _, path = str(error).partition(" - at ")
         got = values
-        for key, index in re.findall(r"\.([^.\[\]`]+)|\[(\d+)\]", path):
+        known, entry, _ = path.partition("[...]")  # of an entry, msgspec does not say the key: the whole mapping is shown
+        for key, index in re.findall(r"\.([^.\[\]`]+)|\[(\d+)\]", known):
             got = got[key] if key else got[int(index)]
-        got_text = "" if isinstance(got, dict) else f": {str(got)[:80]!r}"
+        got_text = "" if isinstance(got, dict) and not entry else f": {str(got)[:80]!r}"
         raise ValueError(f"{path.replace('$.', '')}{': ' if path else ''}{text}{got_text}") from error
 
 

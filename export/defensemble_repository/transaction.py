@@ -103,7 +103,11 @@ def remove_files(repository: Path, paths: Sequence[str]) -> None:
 
 
 def remove_stale_staging(repository: Path) -> list[Path]:
-    """Remove and return what killed calls of `write_plan` and `remove_files` have left; one that is at work holds its own."""
+    """Remove and return what killed calls of `write_plan` and `remove_files` have left; one that is at work holds its own.
+
+    Raises:
+        OSError: A folder of the repository cannot be flushed; what was left stays.
+    """
     place = repository.resolve()
     prefix = _staging_prefix(place)
     name = re.compile(re.escape(prefix) + "[a-z0-9_]{8}")  # the end is `mkdtemp`'s
@@ -112,7 +116,11 @@ def remove_stale_staging(repository: Path) -> list[Path]:
     pattern = glob.escape(prefix) + "*"
     for folder in sorted([*place.parent.glob(pattern), *place.glob(pattern), *place.glob(f"*/{pattern}")]):
         if name.fullmatch(folder.name):
-            with suppress(OSError), held(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):  # else at work, or somebody else's
+            with ExitStack() as stack:
+                try:
+                    stack.enter_context(held(folder, fcntl.LOCK_EX | fcntl.LOCK_NB))
+                except OSError:  # at work, or somebody else's
+                    continue
                 # What a killed call moved out must not come back after a power cut without its files.
                 sync([path for path in (place, *place.rglob("*")) if path.is_dir() and folder not in (path, *path.parents)])
                 shutil.rmtree(folder, ignore_errors=True)

@@ -76,3 +76,16 @@ def test_a_repository_that_is_a_link_is_written_where_it_points(tmp_path: Path) 
     link.symlink_to(real)
     (stale := tmp_path / "disk" / ".models.staging-a1b2_c3d").mkdir()
     assert remove_stale_staging(link) == [stale]
+
+
+def test_what_cannot_be_flushed_is_told_and_what_was_left_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository = tiny.write_repository(tmp_path / "repository")
+    (stale := tmp_path / ".repository.staging-a1b2_c3d").mkdir()
+
+    def fail(descriptor: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        remove_stale_staging(repository)
+    assert stale.exists()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -26,6 +26,8 @@ class Record:
     parts: tuple[Part, ...]
     share: float
     texts: dict[str, str | None]
+    lists: dict[str, list[int]] = field(default_factory=dict)
+    nested: dict[str, dict[str, Part]] = field(default_factory=dict)
 
 
 VALUES: dict[str, Any] = {"parts": [{"name": "a", "count": 1}], "share": 1, "texts": {"x": None, "\udcff": "\udc80"}}
@@ -45,7 +47,10 @@ def test_a_record_is_read_as_its_type() -> None:
         ({"parts": [{"name": "a", "count": 1.0}]}, ["`parts[0].count`", "int", "float", "1.0"]),
         ({"parts": [{"name": "a"}]}, ["`parts[0]`", "`count`"]),
         ({"parts": [{"name": "a", "count": 10}]}, ["`parts[0]`", "at most 9, got 10"]),
-        ({"texts": {"x": 1}}, ["`texts[...]`", "str", "int"]),
+        ({"texts": {"x": 1}}, ["`texts[...]`", "str", "int", "{'x': 1}"]),
+        ({"lists": {"x": [1], "y": [1, "2"]}}, ["`lists[...][1]`", "int", "str", "{'x': [1], 'y': [1, '2']}"]),
+        ({"nested": {"x": {"y": {"name": 7, "count": 1}}}}, ["`nested[...][...].name`", "str", "int", "'name': 7"]),
+        ({"nested": {"x": {"y": {"name": "a"}}}}, ["`nested[...][...]`", "`count`", "{'name': 'a'}"]),
     ],
 )
 def test_what_is_wrong_is_named(changes: dict[str, Any], facts: list[str]) -> None:

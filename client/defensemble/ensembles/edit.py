@@ -62,15 +62,18 @@ class EditRunner:
         """The servers of all targets."""
         return [served for target in self.targets for served in target.servers]
 
-    def run(self, request: EditRequest, *, message: str | None, dry_run: bool) -> Applied:
-        """Make an edit at all targets, or at none; the errors are those of `Ensembles`."""
+    def run(self, request: EditRequest, *, message: str | None, dry_run: bool, check: Callable[[], None] = lambda: None) -> Applied:
+        """Make an edit at all targets, or at none; the errors are those of `Ensembles`.
+
+        `check` is called once the edit is planned, and refuses it by an error: what changes after that is found before anything is written.
+        """
         if message is not None and not isinstance(message, str):
             raise InputError(f"message must be a text or None, got {message!r:.80}")
         timings = Timings()
         began = time.perf_counter()
         with self.locked_and_recovered(writes=not dry_run):
             with timings.of("checks"), _nothing_changed_errors():
-                checked = repeat_after_restart(self.servers, partial(self._plan_and_check, request))
+                checked = repeat_after_restart(self.servers, partial(self._plan_and_check, request, check))
                 is_needed = checked.changes_ensemble or request.reloads or repeat_after_restart(self.servers, checked.a_server_is_behind)
             target_edits, baselines, remarks = checked.target_edits, checked.baselines, checked.remarks
             if message is not None and not checked.changes_ensemble:
@@ -134,9 +137,10 @@ class EditRunner:
                 recover(self.targets, group, self.warn)
             yield
 
-    def _plan_and_check(self, request: EditRequest) -> _CheckedEdit:
+    def _plan_and_check(self, request: EditRequest, check: Callable[[], None]) -> _CheckedEdit:
         """Plan an edit at each target, and check it there."""
         target_edits = [plan_or_refuse(request, target) for target in self.targets]
+        check()
         for target_edit in target_edits:
             target_edit.inspect_servers(reloads=request.reloads)
         remarks = check_target_edits(request, target_edits)

@@ -2,7 +2,7 @@
 
 DefensembleError
 ├── EditRefusedError (ValueError)   the checks found what stands against it; nothing was written
-    ├── EditOvertakenError              somebody else changed a file meanwhile: why an edit failed
+├── EditOvertakenError              somebody else changed a file meanwhile: why an edit failed
 └── EditFailedError                 a step failed; the old state was put back
 """
 

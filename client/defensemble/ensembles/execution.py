@@ -64,6 +64,7 @@ class EditExecution:
         self._recorded: set[Path] = set()  # where the history may hold the edit
         self._touched: dict[str, bool] = {}  # by server: whether the ensemble itself was to be loaded
         self._away: set[str] = set()  # servers that were waited for and did not answer again
+        self._report: list[str] = []  # of putting back, in words
         self._restarts: dict[str, list[str]] = {}  # by server: the steps at which it was lost, and answered again
         self.unloaded: dict[str, list[str]] = {}
         self.still_loaded: dict[str, str] = {}
@@ -292,65 +293,65 @@ class EditExecution:
 
     def _put_back(self) -> list[str]:
         """Put the old state back, on disk first, since servers read from there; returns, in words, where that worked and where not."""
-        report: list[str] = []
+        report = self._report
         with defer_sigint():
             # First the history: as long as it holds the edit anywhere, the next command finishes it.
-            if not all([self._on_disk(target_edit, self._withdraw, report) for target_edit in self._target_edits]):
+            if not all([self._on_disk(target_edit, self._withdraw) for target_edit in self._target_edits]):
                 return [*report, "the edit is in place, and the next command goes on with it"]
-            restored = [self._on_disk(target_edit, self._restore, report) for target_edit in self._target_edits]
+            restored = [self._on_disk(target_edit, self._restore) for target_edit in self._target_edits]
             whole = all(restored)
             for target_edit, there in zip(self._target_edits, restored, strict=True):
                 for served in target_edit.servers if there else ():
                     if served.url in self._touched:
-                        whole = self._try_on(target_edit, served, report) and whole
+                        whole = self._try_on(target_edit, served) and whole
             if whole:
                 for target_edit in self._target_edits:
-                    self._on_disk(target_edit, self._tidy, report)
+                    self._on_disk(target_edit, self._tidy)
             elif any(target_edit.journal is not None for target_edit in self._target_edits):
                 report.append("what was not put back is noted: the next command tries again")
         return report
 
-    def _on_disk(self, target_edit: TargetEdit, act: Callable[[TargetEdit, EditJournal, list[str]], None], report: list[str]) -> bool:
+    def _on_disk(self, target_edit: TargetEdit, act: Callable[[TargetEdit, EditJournal], None]) -> bool:
         """Whether one part of putting a folder back worked."""
         if target_edit.journal is not None:
             try:
-                act(target_edit, target_edit.journal, report)
+                act(target_edit, target_edit.journal)
             except (OSError, RepositoryError) as error:
-                report.append(f"{target_edit.repository} could NOT be put back ({error})")
+                self._report.append(f"{target_edit.repository} could NOT be put back ({error})")
                 return False
         return True
 
-    def _withdraw(self, target_edit: TargetEdit, journal: EditJournal, report: list[str]) -> None:
+    def _withdraw(self, target_edit: TargetEdit, journal: EditJournal) -> None:
         from defensemble_export.editing import withdraw_edit
 
         if target_edit.repository in self._recorded:
             withdraw_edit(target_edit.repository, journal.edit)
 
-    def _restore(self, target_edit: TargetEdit, journal: EditJournal, report: list[str]) -> None:
+    def _restore(self, target_edit: TargetEdit, journal: EditJournal) -> None:
         refused = any(self._touched.values())
         foreign = journal.conflicting_config() is not None
         if foreign:
             where = f"kept as {journal.rejected_file}" if refused else "left as it is"
-            report.append(f"somebody else has changed '{target_edit.name}' meanwhile: that is {where}")
+            self._report.append(f"somebody else has changed '{target_edit.name}' meanwhile: that is {where}")
         journal.restore_ensemble(refused=refused, keep_conflicting=not refused)
         if journal.rejected is not None:
-            report.append(f"the hand edit is kept {'as ' + str(journal.rejected_file) if refused else 'where it was'}")
+            self._report.append(f"the hand edit is kept {'as ' + str(journal.rejected_file) if refused else 'where it was'}")
 
-    def _tidy(self, target_edit: TargetEdit, journal: EditJournal, report: list[str]) -> None:
+    def _tidy(self, target_edit: TargetEdit, journal: EditJournal) -> None:
         journal.remove_new_models()
         journal.clear()
-        report.append(f"{target_edit.repository} holds the old state")
+        self._report.append(f"{target_edit.repository} holds the old state")
 
-    def _try_on(self, target_edit: TargetEdit, served: Served, report: list[str]) -> bool:
+    def _try_on(self, target_edit: TargetEdit, served: Served) -> bool:
         """Whether a server could be put back."""
         try:
             self._on(served, partial(self._put_back_on, target_edit, served))
         except ConnectionFailedError as error:
-            report.append(f"{served.url} could not be reached to be put back ({error}): when it starts again, it reads the old state")
+            self._report.append(f"{served.url} could not be reached to be put back ({error}): when it starts again, it reads the old state")
         except (ServiceError, RepositoryError, OSError) as error:
-            report.append(f"{served.url} could NOT be put back ({error})")
+            self._report.append(f"{served.url} could NOT be put back ({error})")
         else:
-            report.append(f"{served.url} serves the old state")
+            self._report.append(f"{served.url} serves the old state")
             return True
         return False
 

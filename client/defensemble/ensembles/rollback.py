@@ -29,19 +29,26 @@ def roll_back(runner: EditRunner, count: int, *, name: str | None, to: str | Non
     """Undo edits, or make undone ones again: see `Ensembles.rollback`.
 
     Raises:
-        InputError: There are not so many edits, no such edit, or what was before one is not known.
+        InputError: There are not so many edits, no such edit, or what was before one is not known; or the ensemble was changed meanwhile.
     """
     from defensemble_export.editing import read_history
 
     if count < 1:
         raise InputError(f"the number of edits to undo must be 1 or more, got {count}")
     first, *others = (target.repository for target in runner.targets)
+
+    def plans() -> list[RollbackPlan]:
+        return [rollback_plan(read_history(repository), chosen, count, to, repository) for repository in (first, *others)]
+
+    def check_unchanged() -> None:
+        if plans() != found:
+            raise InputError(f"'{chosen}' was changed meanwhile, by hand or by another program: look at it, and roll back again")
+
     with runner.locked_and_recovered(writes=not dry_run):
-        history = read_history(first)
-        chosen = name or _edited(history, to, first)
-        plan = rollback_plan(history, chosen, count, to, first)
-        for other in others:  # each folder has a history of its own, of the same edits
-            if rollback_plan(read_history(other), chosen, count, to, other).request != plan.request:
+        chosen = name or _edited(read_history(first), to, first)
+        plan, *other_plans = found = plans()
+        for other, other_plan in zip(others, other_plans, strict=True):  # each folder has a history of its own, of the same edits
+            if other_plan.request != plan.request:
                 raise InputError(f"the history of {other} has other last edits of '{chosen}': look at it (`defensemble ensemble history`)")
     if (last := plan.unrecorded) is not None:
         runner.warn(
@@ -49,7 +56,7 @@ def roll_back(runner: EditRunner, count: int, *, name: str | None, to: str | Non
         )
     if plan.request.redoes:
         message = message or f"goes forward again to {plan.request.to}"
-    return runner.run(plan.request, message=message, dry_run=dry_run)
+    return runner.run(plan.request, message=message, dry_run=dry_run, check=check_unchanged)
 
 
 def _edited(history: list[Edit], to: str | None, repository: Path) -> str:

@@ -147,7 +147,7 @@ class Served:
             if not self.differs(folder, model):
                 return True
         # Triton (2.51, seen) takes a loaded model for unchanged whose files, by the later of their times of content and of status, are not
-        # newer than those that it has loaded: a backup that was moved into target. Written again, the configuration is.
+        # newer than those that it has loaded: a backup that was moved into place. Written again, the configuration is.
         config = folder / model / CONFIG_FILE
         write_atomic(config, config.read_bytes(), mode=shared_mode(config))
         self.load(model)
@@ -210,19 +210,19 @@ class Served:
             answers = pool.map(lambda one: self.infer(one[0], inputs, [output], one[1])[output], asked)
             return dict(zip(asked, answers, strict=True))
 
-    def wait_until_idle(self, models: Sequence[str], deadline_s: float, *, clock: Callable[[], float] = time.monotonic) -> list[str]:
+    def wait_until_idle(self, models: Sequence[str], deadline_s: float) -> list[str]:
         """Wait until nobody asks `models` any more; those that are asked even so when the time is over.
 
         Averaging models nobody calls but ensembles; who calls a network by its own name may do so once in a while.
         """
-        ends = clock() + deadline_s
+        ends = time.monotonic() + deadline_s
         known: dict[str, tuple[int, float]] = {}  # how many requests, and since when
         while True:
             now: dict[str, int] = dict.fromkeys(models, 0)
             for told in self._transport.statistics(self._timeout_s):
                 if told.name in now:
                     now[told.name] += told.requests
-            moment = clock()
+            moment = time.monotonic()
             for model, count in now.items():
                 if model not in known or known[model][0] != count:
                     known[model] = count, moment

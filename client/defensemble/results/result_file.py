@@ -49,17 +49,23 @@ def write_result(path: Path, result: Mapping[str, Any], *, keep: bool = False) -
         temporary = temporary_path(path)
         try:
             temporary.write_bytes(content)
-            earlier = _kept_earlier(path) if keep else None
-            rename_durably([(temporary, path)])
+            earlier = _free_name_beside(path) if keep and path.is_file() else None
+            try:
+                rename_durably([*([] if earlier is None else [(path, earlier)]), (temporary, path)])
+            except BaseException:
+                if earlier is not None and temporary.exists():  # else both have their names
+                    if path.exists():
+                        earlier.unlink()
+                    else:
+                        os.replace(earlier, path)
+                raise
         finally:
             temporary.unlink(missing_ok=True)
         return earlier
 
 
-def _kept_earlier(path: Path) -> Path | None:
-    """Rename a file to the first free of `NAME.1.json`, `NAME.2.json`, ...; None where there is none."""
-    if not path.is_file():
-        return None
+def _free_name_beside(path: Path) -> Path:
+    """Take the first free of `NAME.1.json`, `NAME.2.json`, ..., by an empty file."""
     number = 0
     while True:
         number += 1
@@ -68,7 +74,6 @@ def _kept_earlier(path: Path) -> Path | None:
             kept.open("xb").close()  # takes the name, also where two probes end at once
         except FileExistsError:
             continue
-        os.replace(path, kept)
         return kept
 
 

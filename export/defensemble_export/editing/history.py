@@ -18,7 +18,7 @@ import msgspec
 
 from defensemble_repository.ensemble import Ensemble, Vote
 from defensemble_repository.errors import EnsembleError, RepositoryError
-from defensemble_repository.filesystem.atomic_write import remove_temporaries, shared_mode, sync, write_atomic
+from defensemble_repository.filesystem.atomic_write import named, remove_temporaries, shared_mode, sync, write_atomic
 from defensemble_repository.filesystem.regular_files import read_regular
 from defensemble_repository.names import CONFIG_FILE, HISTORY_FILE, LABELS_FILE, check_name
 from defensemble_repository.reader import ensemble_from_configs, parameter
@@ -188,14 +188,14 @@ def check_history(repository: Path) -> None:
 
 
 def append_edit(repository: Path, edit: Edit) -> None:
-    """Add an edit to the end of the history, durably, all of it or nothing; one that is there already is not written twice.
+    """Add an edit to the end of the history, durably; one that is there already is not written twice.
 
     What is there stays byte for byte, and is not read but for the edit's id: ``read_history`` tells of damage, before an edit. Hold
     ``locked`` meanwhile.
 
     Raises:
         HistoryError: a line that holds the edit's id is damaged.
-        OSError: the history cannot be read or written; it is as it was.
+        OSError: the history cannot be read or written; it may hold the edit, or not.
     """
     path = repository / HISTORY_FILE
     known = _content(path)
@@ -214,7 +214,7 @@ def withdraw_edit(repository: Path, edit: Edit) -> None:
 
     Raises:
         HistoryError: the last line is damaged.
-        OSError: the history cannot be read or written; it is as it was.
+        OSError: the history cannot be read or written; it may hold the edit, or not.
     """
     path = repository / HISTORY_FILE
     lines = _content(path).splitlines(keepends=True)
@@ -224,8 +224,9 @@ def withdraw_edit(repository: Path, edit: Edit) -> None:
     if len(lines) > 1:
         write_atomic(target, b"".join(lines[:-1]), mode=shared_mode(target))
     else:
-        target.unlink()
-        sync([target.parent])
+        with named(target):
+            target.unlink()
+            sync([target.parent])
 
 
 def line_from_edit(edit: Edit) -> bytes:

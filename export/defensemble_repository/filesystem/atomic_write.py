@@ -25,7 +25,7 @@ def write_atomic(target: Path, content: bytes, *, mode: int | None = None) -> No
     """Write a file, all of it or nothing, and durably, with the permissions `mode`, or those of any new file.
 
     Raises:
-        OSError: It cannot be written; names `target`.
+        OSError: It cannot be written; names `target`, which is as it was, or, where only the folder could not be flushed, holds `content`.
     """
     temporary = temporary_path(target)
     try:
@@ -52,7 +52,7 @@ def rename_durably(renames: Sequence[tuple[Path, Path]]) -> None:
         renames: Pairs of a temporary path and a target in the same folder.
 
     Raises:
-        OSError: One cannot be flushed or renamed; names its target.
+        OSError: One cannot be flushed or renamed; names its target, or, where a folder cannot be flushed, the last one.
     """
     for temporary, target in renames:
         with named(target):
@@ -62,7 +62,8 @@ def rename_durably(renames: Sequence[tuple[Path, Path]]) -> None:
         with named(target):
             os.replace(temporary, target)
             changed.add(target.parent)
-    changed.sync()
+    with named(target):
+        changed.sync()
 
 
 def sync(paths: Collection[Path]) -> None:

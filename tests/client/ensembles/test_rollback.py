@@ -6,11 +6,13 @@ import hashlib
 import shutil
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
+from typing import Any
 
 import pytest
 
 from defensemble import InputError
-from defensemble.ensembles import EditRefusedError, Ensembles
+from defensemble.ensembles import Applied, EditRefusedError, Ensembles
+from defensemble.ensembles.edit import EditRunner
 from defensemble_export import EnsembleError, HistoryError, repository_plan, write_plan
 from defensemble_export.editing.history import this_user
 from defensemble_repository.ensemble import Ensemble, Vote
@@ -160,6 +162,29 @@ def test_what_an_export_replaced_since_is_undone_too_and_said(world: World) -> N
         assert one.rollback(dry_run=True).dry_run
         one.rollback()
     world.check({"a@1": 5.0, "b@1": 1.0, "c@1": 1.0})
+
+
+def test_a_hand_edit_between_the_look_up_and_the_rollback_is_not_rolled_over(
+    world: World, one: Ensembles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one.weight("ensemble", {"a": 2.0})
+    path = world.folder / "ensemble/labels.txt"
+    run = EditRunner.run
+
+    def edits_by_hand_first(runner: EditRunner, *arguments: Any, **options: Any) -> Applied:
+        path.write_bytes(b"one\ntwo\nthree\n")
+        return run(runner, *arguments, **options)
+
+    monkeypatch.setattr(EditRunner, "run", edits_by_hand_first)
+    history = one.history()
+    with raises(InputError, "'ensemble' | meanwhile"):
+        one.rollback()
+    assert path.read_bytes() == b"one\ntwo\nthree\n"
+    assert one.history() == history
+    monkeypatch.undo()
+    one.rollback()
+    assert path.read_bytes() != b"one\ntwo\nthree\n"
+    world.check({"a@1": 2.0, "b@1": 1.0, "c@1": 1.0})
 
 
 def test_averages_that_are_gone_are_generated_again(world: World, one: Ensembles) -> None:

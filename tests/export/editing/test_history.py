@@ -9,6 +9,7 @@ import pickle
 import re
 import shutil
 import signal
+import stat
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,7 +20,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from defensemble_export import EnsembleError, ExportError, HistoryError
-from defensemble_export.editing import Edit, Snapshot, append_edit, new_id, now_text, read_history, snapshot_of, this_user, undoable
+from defensemble_export.editing import (
+    Edit,
+    Snapshot,
+    append_edit,
+    new_id,
+    now_text,
+    read_history,
+    snapshot_of,
+    this_user,
+    undoable,
+    withdraw_edit,
+)
 from defensemble_export.editing.history import edit_from_line, line_from_edit
 from defensemble_repository.ensemble import Ensemble, Vote
 from defensemble_repository.errors import ConfigError
@@ -296,6 +308,20 @@ def test_a_history_that_cannot_be_written_is_as_it_was(tmp_path: Path, monkeypat
     with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path / HISTORY_FILE}'"):
         append_edit(tmp_path, edit(2))
     assert tiny.content(tmp_path) == before
+
+
+def test_an_error_of_the_folder_s_flush_names_the_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    append_edit(tmp_path, edit(1))
+
+    def fail_for_folders(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail_for_folders)
+    for change, one in ((append_edit, edit(2)), (withdraw_edit, edit(2)), (withdraw_edit, edit(1))):
+        with pytest.raises(OSError, match="Input/output error") as caught:
+            change(tmp_path, one)
+        assert caught.value.filename == str(tmp_path / HISTORY_FILE)
 
 
 def test_a_history_that_may_not_be_read_is_no_empty_one(tmp_path: Path) -> None:

@@ -1,0 +1,28 @@
+"""The JSON documents of ensembles and their edits: their keys, which programs read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from defensemble.cli.actions.ensemble_tables import values_from_applied, values_from_state
+from defensemble.ensembles import Ensembles
+from tests.support import tiny
+
+
+def test_the_keys_of_the_documents(tmp_path: Path) -> None:
+    one = Ensembles(tiny.write_repository(tmp_path / "repository"))
+    applied = json.loads(json.dumps(values_from_applied(one.weight("ensemble", {"alpha": 2.0}))))
+    assert applied["schema"] == "defensemble.applied/1"
+    assert set(applied) == {
+        *("schema", "id", "ensemble", "changes", "remarks", "servers", "loaded", "unloaded", "left_loaded", "seconds", "dry_run")
+    }
+    state = json.loads(json.dumps(values_from_state(one.show("ensemble")[0])))
+    assert state["schema"] == "defensemble.ensemble/1"
+    assert set(state) == {
+        *("schema", "name", "average", "max_batch_size", "input_shape", "num_classes", "members", "served", "problems", "preprocessing")
+    }
+    assert set(state["members"][0]) == {
+        *("model", "version", "weight", "share", "precision", "mask_digest", "sha256", "bytes", "arch", "keep"),
+        *("record_accuracy", "record_n", "record_data", "exported_accuracy", "exported_n", "exported_images", "problem", "served"),
+    }
