@@ -218,6 +218,16 @@ def test_a_graph_that_is_changed_during_the_build(repository: Path, fake: FakeTe
     assert list(repository.rglob("model.plan*")) == []
 
 
+def test_a_graph_that_is_replaced_between_planning_and_its_build(repository: Path, fake: FakeTensorRT) -> None:
+    def replace_the_next() -> None:
+        (repository / "beta/1/model.onnx").write_bytes(tiny.linear_onnx(9))
+
+    fake.during_build = replace_the_next
+    with raises(EngineError, "beta/1/model.onnx | changed | not kept"):
+        build_engines(repository, models=["alpha", "beta"], versions=[1], compare=False)
+    assert [str(path.relative_to(repository)) for path in repository.rglob("model.plan")] == ["alpha/1/model.plan"]
+
+
 def test_the_lock_is_held_while_files_are_written_and_not_while_a_plan_is_built(repository: Path, fake: FakeTensorRT) -> None:
     free: list[bool] = []
 
