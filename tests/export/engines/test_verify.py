@@ -72,7 +72,7 @@ def test_each_precision_has_its_own_tolerance() -> None:
 
 def test_of_few_images_not_one_may_get_another_class_in_fp16() -> None:
     def close(images: Array) -> dict[str, Array]:
-        return {"logits": np.tile(np.float32([0, 1e-3, -5]), (len(images), 1))}
+        return {"logits": np.tile(np.array([0, 1e-3, -5], np.float32), (len(images), 1))}
 
     def swapped(images: Array) -> dict[str, Array]:
         logits = close(images)["logits"]
