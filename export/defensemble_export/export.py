@@ -29,13 +29,15 @@ from .verification.images import dataset_of, images_for_verification
 
 @dataclass(frozen=True)
 class FromCheckpoint:
-    """A checkpoint to be exported as the member ``name``, by default named after the file."""
+    """A checkpoint to be exported as the member ``name``; None: named after the file."""
 
     path: Path
-    name: str = ""
+    name: str | None = None
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "name", self.name or self.path.stem)
+    @property
+    def member_name(self) -> str:
+        """The member's name."""
+        return self.path.stem if self.name is None else self.name
 
     def check(self, form: Form, images: np.ndarray[Any, Any] | None) -> None:
         """Find out before any slow work whether it can be read.
@@ -66,7 +68,7 @@ class FromCheckpoint:
         known = read_metadata(self.path)
         names, rule = known.record.class_names, known.record.preprocessing
         preprocessing = None if rule is None else Preprocessing.from_values(rule, str(self.path))
-        return Member(self.name, b"", known.spec.input_shape, len(names), names, None, preprocessing=preprocessing)
+        return Member(self.member_name, b"", known.spec.input_shape, len(names), names, None, preprocessing=preprocessing)
 
     def write_onnx(self, path: Path, *, data_dir: Path | None, **settings: Any) -> None:
         """Export and verify it: ``onnx_from_checkpoint``."""
@@ -111,7 +113,7 @@ def export_networks(
     if repository.exists() and not repository.is_dir():
         raise ExportError(f"{repository} is a file: name a folder for the model repository")
     form = Form() if form is None else form
-    names = [network.name for network in networks]
+    names = [network.member_name for network in networks]
     alone = batch = None
     if fuse is not None:
         taken = [*names, *([] if ensemble is None else [ensemble])]
@@ -137,8 +139,8 @@ def export_networks(
     with tempfile.TemporaryDirectory(prefix="defensemble-export-") as folder:
         for number, network in enumerate(networks):
             path = Path(folder) / f"{number}.onnx"
-            network.write_onnx(path, max_batch_size=batches[network.name], form=form, images=images, data_dir=data_dir)
-            members.append(member_from_onnx(path, network.name))
+            network.write_onnx(path, max_batch_size=batches[network.member_name], form=form, images=images, data_dir=data_dir)
+            members.append(member_from_onnx(path, network.member_name))
             on_exported(network.path, members[-1])
     real = images
     if fuse is not None and real is None:

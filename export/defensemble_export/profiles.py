@@ -15,7 +15,7 @@ from defensemble_repository.checks.model import refuse_configs
 from defensemble_repository.errors import ConfigError
 from defensemble_repository.filesystem.regular_files import LARGEST_TEXT, read_regular
 from defensemble_repository.lock import locked
-from defensemble_repository.names import BACKEND, MODEL_FILE, PLAN_FILE, PROFILES_FOLDER
+from defensemble_repository.names import BACKEND, MODEL_FILE, PLAN_FILE, PROFILES, PROFILES_FOLDER
 from defensemble_repository.pbtxt import config_from_file, config_from_pbtxt, pbtxt_from_config, schema
 from defensemble_repository.profile_digest import matches_digest, write_digest
 from defensemble_repository.reader import backend_of, parameter, read_models, served_versions
@@ -24,12 +24,6 @@ from defensemble_repository.view import RepositoryView
 
 from .errors import ProfileError
 
-PROFILES: Mapping[str, str] = {
-    "cpu": "ONNX Runtime on the CPU",
-    "gpu": "ONNX Runtime's CUDA provider",
-    "gpu-ort-tensorrt": "ONNX Runtime, which builds TensorRT engines when a model is loaded, and keeps them",
-    "gpu-tensorrt": "TensorRT plans that `defensemble build-engine` has built",
-}
 _CPU, _GPU = schema.ModelInstanceGroup.KIND_CPU, schema.ModelInstanceGroup.KIND_GPU
 
 

@@ -25,6 +25,8 @@ MODEL_FILE, REPORT_FILE = "model.onnx", "model.onnx.json"
 PLAN_FILE, MANIFEST_FILE = "model.plan", "model.plan.json"
 # In a model's folder: a configuration for each profile that differs from ``config.pbtxt``, which `serve --profile` chooses.
 PROFILES_FOLDER = "configs"
+# The profiles that `defensemble profile write` writes, for every network; any other is somebody's own, for the models that have it.
+PROFILES = ("cpu", "gpu", "gpu-ort-tensorrt", "gpu-tensorrt")
 # The prefixes of the models that are generated from an ensemble, and never exported by name; the second only in the two-model form.
 RESERVED = ("average_", "uncertainty_")
 AVERAGING_NAME = re.compile(f"({'|'.join(RESERVED)})[0-9a-f]{{16}}")

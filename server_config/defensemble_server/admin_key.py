@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import secrets
 import shlex
 import stat
 from collections.abc import Callable
 from pathlib import Path
 
+from defensemble_repository import admin_key
+from defensemble_repository.errors import RepositoryError
 from defensemble_repository.filesystem.regular_files import read_argument
 
 from .errors import ServerError
@@ -21,12 +22,10 @@ _LARGEST_KEY_FILE = 1 << 16
 
 def check_admin_key(key: str) -> str:
     """Return a key that Triton's command line and a header take; the error for another does not show it."""
-    if not re.fullmatch(r"[A-Za-z0-9_\-]{16,256}", key):
-        raise ServerError(
-            f"an admin key has 16 to 256 letters, digits, '_' or '-', got {len(key)} characters: "
-            "make one with `(umask 077; openssl rand -hex 24 > FILE)`"
-        )
-    return key
+    try:
+        return admin_key.check_admin_key(key)
+    except RepositoryError as error:
+        raise ServerError(f"{error}: make one with `(umask 077; openssl rand -hex 24 > FILE)`") from error
 
 
 def read_admin_key(path: Path, on_warning: Callable[[str], None] = lambda message: None) -> str:

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
-from defensemble_repository.names import BACKEND, CONFIG_FILE, PLAN_BACKEND, PROFILES_FOLDER
+from defensemble_repository.names import BACKEND, CONFIG_FILE, PLAN_BACKEND, PROFILES, PROFILES_FOLDER
 from defensemble_repository.profile_digest import DIGEST_PARAMETER
 from defensemble_repository.reader import file_of
 from defensemble_repository.view import file_digest
@@ -17,9 +17,6 @@ from .plans.compatibility import problem_of_version
 from .plans.machine import Machine, read_machine
 from .repository import Model, Repository, listed, read_model
 from .runtime.find import CONTAINER, Runtime
-
-# Those that `defensemble profile write` writes, for every network; any other is somebody's own, for the models that have it.
-PROFILES = ("cpu", "gpu", "gpu-ort-tensorrt", "gpu-tensorrt")
 
 
 def profiles_of(repository: Path) -> dict[str, list[str]]:

@@ -21,8 +21,9 @@ from defensemble_export import (
     write_plan,
     write_profile,
 )
-from defensemble_export.profiles import PROFILES, networks
+from defensemble_export.profiles import networks
 from defensemble_repository.errors import ConfigError
+from defensemble_repository.names import PROFILES
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from defensemble_repository.reader import served_versions
 from defensemble_server import read_repository

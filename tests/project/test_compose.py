@@ -21,7 +21,7 @@ import yaml
 
 from defensemble_export import EngineError, KeptEngines
 from defensemble_export.engines.target import load_tensorrt
-from defensemble_export.profiles import PROFILES
+from defensemble_repository.names import PROFILES
 from defensemble_server import serve
 from defensemble_server.admin_key import ADMIN_HEADER, RESTRICTED_APIS
 from defensemble_server.command import triton_command

@@ -12,7 +12,7 @@ from defensemble_export import remove_profile, write_profile
 from defensemble_repository.errors import RepositoryError
 from defensemble_repository.transaction import check_writable, remove_stale_staging
 from tests.support import tiny
-from tests.support.broken import bound, content, untrained_checkpoint
+from tests.support.broken import bound, content
 
 
 def test_a_bound_folder_of_the_same_file_system_is_staged_inside_a_model(tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_a_link_that_leads_nowhere_is_refused_early(tmp_path: Path, target: str,
 def test_the_command_says_so_before_it_reads_a_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "loop1").symlink_to(tmp_path / "loop2")
     (tmp_path / "loop2").symlink_to(tmp_path / "loop1")
-    checkpoint = untrained_checkpoint(tmp_path / "a.safetensors")
+    (checkpoint := tmp_path / "a.safetensors").write_bytes(b"not read")
     done = CliRunner().invoke(cli, ["export", str(checkpoint), "--repository", str(tmp_path / "loop1")])
     assert done.exit_code == 1
     assert "loop1" in done.stderr

@@ -15,13 +15,11 @@ import pytest
 import urllib3
 
 import defensemble_export
-from defensemble.cli.commands.profile import _PROFILES
 from defensemble_export import write_profile
-from defensemble_export.profiles import PROFILES as WRITTEN_PROFILES
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from defensemble_repository.profile_digest import DIGEST_PARAMETER
 from defensemble_server import NotServableError, PlanError, ServeOptions, read_repository, serve
-from defensemble_server.profiles import PROFILES, check_gpu, check_profile, engine_caches, profiles_of
+from defensemble_server.profiles import check_gpu, check_profile, engine_caches, profiles_of
 from defensemble_server.runtime.find import CONTAINER, Runtime
 from tests.server.plans.test_compatibility import H100, T4, VALUES
 from tests.support import tiny
@@ -71,10 +69,6 @@ def environment(folder: Path) -> dict[str, str]:
 
 def docker(folder: Path, **variables: str) -> Runtime:
     return Runtime("docker", folder / "docker", environment(folder) | variables)
-
-
-def test_names_are_those_that_are_written() -> None:
-    assert PROFILES == tuple(WRITTEN_PROFILES) == _PROFILES
 
 
 def test_the_profile_cpu_is_served_a_fused_graph_too(repository: Path) -> None:

@@ -11,10 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors import safe_open
-from safetensors.numpy import save_file
 
-from defensemble_training import ModelSpec, TrainingRecord, build, load_dataset, save_checkpoint
 from tests.support.tiny import content as content
 
 KEY = "defensemble"
@@ -22,6 +19,8 @@ KEY = "defensemble"
 
 def untrained_checkpoint(path: Path, mask_seed: int = 0) -> Path:
     """A checkpoint of a network of width 2 for digits at 8x8, which nobody trained: whole, and exported in seconds."""
+    from defensemble_training import ModelSpec, TrainingRecord, build, load_dataset, save_checkpoint
+
     digits = load_dataset("digits", 8)
     spec = ModelSpec(
         arch="resnet18",
@@ -41,6 +40,9 @@ def untrained_checkpoint(path: Path, mask_seed: int = 0) -> Path:
 
 def broken_checkpoint(kind: str, path: Path) -> Path:
     """A file that is no whole checkpoint, in the way that `kind` says."""
+    from safetensors import safe_open
+    from safetensors.numpy import save_file
+
     if kind == "missing":
         return path
     if kind == "a folder":

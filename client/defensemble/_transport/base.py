@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from defensemble_repository import admin_key
+from defensemble_repository.errors import RepositoryError
 
 from .._exceptions import InputError
 
@@ -157,12 +159,12 @@ def version_text(version: int) -> str:
 
 
 def check_admin_key(key: object) -> str | None:
-    """The key, if a header takes it, or None; an `InputError`, without the key, unless it is 16 to 256 letters, digits, `_` or `-`."""
-    if key is None:
-        return None
-    expected = "expected 16 to 256 letters, digits, '_' or '-', as the server was started with"
-    if not isinstance(key, str):
-        raise InputError(f"admin_key must be a str or None, got {type(key).__name__}: {expected}")
-    if not re.fullmatch(r"[A-Za-z0-9_\-]{16,256}", key):
-        raise InputError(f"the admin key has {len(key)} characters, or some that a header does not take: {expected}")
-    return key
+    """The key where there is none or a header takes it; the errors do not show it.
+
+    Raises:
+        InputError: It is no text, or has fewer than 16 characters, more than 256, or others than letters, digits, `_` and `-`.
+    """
+    try:
+        return None if key is None else admin_key.check_admin_key(key)
+    except RepositoryError as error:
+        raise InputError(f"{error}: pass the key that the server was started with, or None") from error

@@ -185,8 +185,9 @@ def _build(
         with locked(repository), defer_sigint() as interrupts:
             for stale in remove_stale_staging(repository):
                 say(f"removed {stale}, which a command that was killed had left")
+            # The request was made from the graph as it was planned.
             if not one.onnx_sha256 == manifest.onnx_sha256 == file_digest(one.graph):
-                raise EngineError(f"{one.graph} was changed while plans were built, so the plan is not kept: build it again")
+                raise EngineError(f"{one.graph} was changed while plans were built, so its plan is not kept: build it again")
             place = f"{one.model}/{one.version}"
             content = {f"{place}/{PLAN_FILE}": plan.read_bytes(), f"{place}/{MANIFEST_FILE}": manifest.to_bytes()}
             interrupts.deliver()

@@ -70,6 +70,11 @@ class FromOnnx:
         return {"output": self.output, "mean": self.mean, "std": self.std, "input_shape": self.input_shape}
 
     @property
+    def member_name(self) -> str:
+        """The member's name."""
+        return self.name
+
+    @property
     def preprocessing(self) -> Preprocessing | None:
         """How images are brought to size; None where it is not known."""
         return None if self.resize is None else Preprocessing(self.resize)

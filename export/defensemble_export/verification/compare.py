@@ -64,10 +64,10 @@ class Comparison:
                 f"{found.image}), allowed is {allowed * found.scale:.3g}; {self.consequence}"
             )
 
-    def check_classes(self, same: Array, agreement: float, where: str) -> None:
-        """Refuse a share of equal classes below `agreement`; below 1, one image may always differ, as a share of few says too little."""
+    def check_classes(self, same: Array, agreement: float, where: str, *, least: int = 1) -> None:
+        """Refuse a share of equal classes below `agreement`; below 1, `least` images may always differ: a share of few says too little."""
         others = int(np.count_nonzero(~same))
-        allowed = 0 if agreement == 1 else max(1, int(len(same) * (1 - agreement) + 1e-9))
+        allowed = 0 if agreement == 1 else max(least, int(len(same) * (1 - agreement) + 1e-9))
         if others > allowed:
             raise self.error(
                 f"{where}: {others} of {len(same)} images get another class from {self.subject} than from {self.reference}, at least "

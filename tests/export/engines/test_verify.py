@@ -70,6 +70,18 @@ def test_each_precision_has_its_own_tolerance() -> None:
     assert compared(skewed(0.05), exact, IMAGES, profile=PROFILE, precision="int8").agreement >= 0.9
 
 
+def test_of_few_images_not_one_may_get_another_class_in_fp16() -> None:
+    def close(images: Array) -> dict[str, Array]:
+        return {"logits": np.tile(np.array([0, 1e-3, -5], np.float32), (len(images), 1))}
+
+    def swapped(images: Array) -> dict[str, Array]:
+        logits = close(images)["logits"]
+        return {"logits": logits[:, [1, 0, 2]] if len(images) == 1 else logits}
+
+    with raises(EngineError, "1 of 53 images | 99.9 %"):
+        compared(swapped, close, IMAGES, profile=PROFILE, precision="fp16")
+
+
 @pytest.mark.parametrize(
     ("answer", "told"),
     [

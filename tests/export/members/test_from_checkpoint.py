@@ -16,9 +16,11 @@ from onnx import TensorProto, numpy_helper
 from torch import nn
 
 from defensemble_export import (
+    FromCheckpoint,
     VerificationError,
     answers_from_module,
     export_checkpoints,
+    export_networks,
     member_from_onnx,
     onnx_from_checkpoint,
     onnx_from_module,
@@ -279,6 +281,13 @@ def test_refusals_come_before_the_slow_work_and_leave_the_repository(tmp_path: P
         with pytest.raises(error):
             export_checkpoints(checkpoints, repository)
         assert not repository.exists()
+
+
+def test_without_a_name_a_member_is_named_after_its_file_and_an_empty_name_is_refused(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "net.safetensors"
+    assert FromCheckpoint(checkpoint).member_name == FromCheckpoint(checkpoint, None).member_name == "net"
+    with raises(RepositoryError, "name | 1 to 100 | ''"):
+        export_networks([FromCheckpoint(checkpoint, "")], tmp_path / "repository")
 
 
 def test_a_spec_of_the_wrong_shape_is_no_surprise(tmp_path: Path) -> None:

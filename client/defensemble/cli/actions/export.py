@@ -269,7 +269,7 @@ def _build_engines(request: Request, written: Sequence[str]) -> None:
 def _networks(request: Request) -> list[FromCheckpoint | FromOnnx]:
     from defensemble_export import FromCheckpoint, FromOnnx, labels_from_file
 
-    networks: list[FromCheckpoint | FromOnnx] = [FromCheckpoint(path, request.name or "") for path in request.checkpoints]
+    networks: list[FromCheckpoint | FromOnnx] = [FromCheckpoint(path, request.name) for path in request.checkpoints]
     if request.onnx_file is not None:
         assert request.name is not None
         limits = {} if request.import_timeout is None else {"timeout_s": request.import_timeout}

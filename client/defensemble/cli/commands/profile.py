@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
+from defensemble_repository.names import PROFILES
+
 from ..notes import say
 from ..options import repository_argument
 from ..shell import this_command
-
-_PROFILES = ("cpu", "gpu", "gpu-ort-tensorrt", "gpu-tensorrt")
 
 
 @click.group("profile", short_help="List, write or remove what networks run on: cpu, gpu, gpu-ort-tensorrt, gpu-tensorrt.")
@@ -59,7 +59,7 @@ def show(repository: Path) -> None:
 
 
 @command.command("write", short_help="Write a profile for every network, all or none.")
-@click.argument("profile", type=click.Choice(_PROFILES))
+@click.argument("profile", type=click.Choice(PROFILES))
 @repository_argument
 @click.option(
     "--cache-dir",
