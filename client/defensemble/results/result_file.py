@@ -41,7 +41,7 @@ def write_result(path: Path, result: Mapping[str, Any], *, keep: bool = False) -
     Raises:
         OSError: It cannot be written, and nothing is left behind; names the path that was given.
     """
-    from defensemble_repository.filesystem.atomic_write import rename_durably, temporary_path
+    from defensemble_repository.filesystem.atomic_write import rename_durably, sync, temporary_path
 
     content = (json.dumps(result, indent=2, allow_nan=False) + "\n").encode()
     with _naming(path):
@@ -49,6 +49,7 @@ def write_result(path: Path, result: Mapping[str, Any], *, keep: bool = False) -
         temporary = temporary_path(path)
         try:
             temporary.write_bytes(content)
+            sync([temporary])  # a flush may fail, and then the earlier file has to keep its name
             earlier = _kept_earlier(path) if keep else None
             rename_durably([(temporary, path)])
         finally:

@@ -33,6 +33,24 @@ def test_what_is_no_json_changes_nothing(tmp_path: Path, bad: dict[str, object])
     assert os.listdir(tmp_path) == ["result.json"]
 
 
+def test_an_earlier_result_keeps_its_name_until_the_new_one_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "result.json"
+    write_result(target, {"a": 1})
+
+    def fail(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(OSError, match="No space left") as caught:
+            write_result(target, {"a": 2}, keep=True)
+    assert caught.value.filename == str(target)
+    assert os.listdir(tmp_path) == ["result.json"]
+    assert json.loads(target.read_text()) == {"a": 1}
+    assert write_result(target, {"a": 2}, keep=True) == tmp_path / "result.1.json"
+    assert [json.loads((tmp_path / name).read_text()) for name in ("result.json", "result.1.json")] == [{"a": 2}, {"a": 1}]
+
+
 def test_a_place_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "result.json").mkdir()
     (tmp_path / "file").touch()
