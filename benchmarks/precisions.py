@@ -186,7 +186,7 @@ def _measured(options: Options, zoo: Path, data_dir: Path | None, rounds: int, s
     source = f"training images of {data.source}"
     drawn, calibration = calibration_images(data.train.images, len(data.train), source=source, seed=options.seed)
     chosen = slice(0, QUICK_IMAGES if options.quick else len(data.test))
-    labels = data.test_labels[chosen]
+    labels = data.test.labels[chosen]
     measured = measure(checkpoints, data.test.images(chosen), labels, drawn, rounds=rounds, on_progress=say)
     machine = surroundings(packages=("torch", "onnx", "onnxruntime"))
     machine["hardware"] |= {

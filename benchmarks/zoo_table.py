@@ -135,7 +135,7 @@ def main(options: Options, zoo: Path, data_dir: Path | None, batch_size: int, th
         result = measure(
             checkpoints,
             data.test.images(chosen),
-            data.test_labels[chosen],
+            data.test.labels[chosen],
             batch_size=batch_size,
             seed=options.seed,
             keep_in=None if anew else ROOT / KEPT_IN,

@@ -6,56 +6,60 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from defensemble_images import (
+    DamagedImageError,
+    Encoded,
+    ImagesError,
+    Preprocessing,
+    check_memory,
+    decode_image,
+    decode_images,
+    labelled_files,
+    matched_classes,
+    memory_to_decode,
+    npy_array,
+    reading_notes,
+)
+from defensemble_images.class_names import listed
+from defensemble_images.folders import Skipped
+
 from ._client.model_info import ModelInfo
 from ._exceptions import InputError
-
-if TYPE_CHECKING:
-    from defensemble_images import DamagedImageError, Encoded, Preprocessing
 
 _SPLITS = ("test", "validation", "valid", "val", "train")
 
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How image files are read.
+    """How image files are read."""
 
-    Attributes:
-        resize: `crop` or `squash`, the rule to follow; None: the one that the model records.
-        skip_damaged: leave out images that cannot be decoded, and count them.
-        max_memory: bytes that the images may take; None: half of the memory that is free.
-    """
-
-    resize: str | None = None
-    skip_damaged: bool = False
-    max_memory: int | None = None
+    resize: str | None = None  # `crop` or `squash`, the rule to follow; None: the one that the model records
+    skip_damaged: bool = False  # leave out images that cannot be decoded, and count them
+    max_memory: int | None = None  # bytes that the images may take; None: half of the memory that is free
 
 
 @dataclass
 class ReadCounts:
     """What was left out, and what was read in part."""
 
-    hidden: int = 0
-    not_images: int = 0
+    skipped: Skipped = field(default_factory=Skipped)
     damaged: list[DamagedImageError] = field(default_factory=list)
     animations: list[str] = field(default_factory=list)
 
     def json(self) -> dict[str, Any]:
         """As JSON."""
-        skipped = {"hidden": self.hidden, "not_images": self.not_images, "damaged": len(self.damaged)}
+        skipped = {"hidden": self.skipped.hidden, "not_images": self.skipped.others, "damaged": len(self.damaged)}
         return {"skipped": skipped, "animations": len(self.animations)}
 
     def lines(self) -> tuple[str, ...]:
         """As text, a line for each kind; empty where nothing was left out."""
-        from defensemble_images import reading_notes
-        from defensemble_images.folders import Skipped
-
         return reading_notes(
-            Skipped(self.hidden, self.not_images),
+            self.skipped,
             damaged=len(self.damaged),
             first_damage=self.damaged[0].where if self.damaged else None,
             animations=len(self.animations),
@@ -66,8 +70,6 @@ class ReadCounts:
 @contextmanager
 def input_errors() -> Iterator[None]:
     """Raise the errors of the image reader as `InputError`."""
-    from defensemble_images import ImagesError
-
     try:
         yield
     except ImagesError as error:
@@ -77,15 +79,11 @@ def input_errors() -> Iterator[None]:
 def preprocessing_of(info: ModelInfo, resize: str | None) -> tuple[Preprocessing | None, str | None]:
     """Choose how images are brought to the size of a model; returns the rule, and a note for the user where there is one.
 
-    Args:
-        info: the model.
-        resize: the user's choice, which comes first; None: the rule that the model records.
+    `resize` is the user's choice, which comes first; None: the rule that the model records.
 
     Raises:
         InputError: the rule of the model is not one that this version knows.
     """
-    from defensemble_images import Preprocessing
-
     if resize is None:
         return recorded_rule(info), None
     chosen = Preprocessing(resize)
@@ -99,13 +97,7 @@ def preprocessing_of(info: ModelInfo, resize: str | None) -> tuple[Preprocessing
 
 
 def recorded_rule(info: ModelInfo) -> Preprocessing | None:
-    """Return how images are brought to the size of a model, as its configuration states it; None where it does not.
-
-    Raises:
-        InputError: the rule is not one that this version knows.
-    """
-    from defensemble_images import Preprocessing
-
+    """Return the rule that the model's configuration states; None where it states none."""
     with input_errors():
         return None if info.preprocessing is None else Preprocessing.from_json(info.preprocessing, f"model {info.name!r}")
 
@@ -117,9 +109,6 @@ def labelled_images(folder: Path, info: ModelInfo, counts: ReadCounts) -> tuple[
         InputError: there are none, the folder holds splits, or a class has no counterpart in the model.
         OSError: a folder cannot be read.
     """
-    from defensemble_images import labelled_files, matched_classes
-    from defensemble_images.class_names import listed
-
     splits = [name for name in _SPLITS if name not in info.class_names and (folder / name).is_dir()]
     if splits:
         raise InputError(
@@ -134,22 +123,14 @@ def labelled_images(folder: Path, info: ModelInfo, counts: ReadCounts) -> tuple[
                 f"of {listed(info.class_names)}"
             )
         classes = matched_classes(found.class_names, info.class_names, str(folder), info.name)
-    counts.hidden += found.skipped.hidden
-    counts.not_images += found.skipped.others
+    counts.skipped += found.skipped
     return [found.root / file.name for file in found.files], classes[found.indices]
 
 
 def memory_to_read(files: Sequence[Path], info: ModelInfo) -> int:
-    """Return how many bytes it takes to decode images one after the other, without keeping them; reads their headers.
-
-    Raises:
-        InputError: the model takes another number of channels than images have.
-        OSError: a file cannot be read.
-    """
-    from defensemble_images import memory_to_decode
-
+    """Return how many bytes it takes to decode images one after the other, without keeping them; reads their headers."""
     channels, height, width = _checked_channels(info)
-    return memory_to_decode(_encoded(files), channels, None if _is_free(info) else (height, width))
+    return memory_to_decode([Encoded(str(path), path) for path in files], channels, None if _is_free(info) else (height, width))
 
 
 def decoded_images(
@@ -157,21 +138,15 @@ def decoded_images(
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Decode image files for a model, few at a time: yields the index of each file and its image, float32 (C, H, W) in [0, 1].
 
-    Args:
-        files: in the order in which they are wanted.
-        info: the model; where it takes any size, images have the size that they have.
-        preprocessing: how images are brought to its size; None: they must have it.
-        skip_damaged: count what cannot be decoded, instead of raising.
-        counts: where what was left out is counted.
+    Where the model takes any size, images keep theirs; else `preprocessing` brings them to its size, which they must have where it is None.
+    What is left out is counted in `counts`; with `skip_damaged`, images that cannot be decoded are.
 
     Raises:
         InputError: an image is damaged, or has another size and there is no rule.
         OSError: a file cannot be read.
     """
-    from defensemble_images import DamagedImageError, decode_image, decode_images
-
     channels, height, width = _checked_channels(info)
-    images = _encoded(files)
+    images = [Encoded(str(path), path) for path in files]
     with input_errors():
         if _is_free(info):
             for index, image in enumerate(images):
@@ -200,19 +175,11 @@ def npy_images(path: Path) -> NDArray[np.float32]:
         InputError: it holds something else, or would take more than half of the memory that is free.
         OSError: the file cannot be read.
     """
-    from defensemble_images import check_memory, npy_array
-
     with input_errors():
         stored = npy_array(path)
         stored.check_images()
         check_memory(str(path), 2 * stored.float_bytes, option=None)
         return stored.images()
-
-
-def _encoded(files: Sequence[Path]) -> list[Encoded]:
-    from defensemble_images import Encoded
-
-    return [Encoded.file(path) for path in files]
 
 
 def _checked_channels(info: ModelInfo) -> tuple[int, int, int]:

@@ -153,7 +153,7 @@ def main(out: Path) -> None:
     networks = [("standard", standard), ("keep 0.3", some), ("keep 0.1", few)]
     pictures = {
         "masks.png": png_of(masks_picture()),
-        "activations.png": png_of(activations_picture(dataset.test_images[DIGIT], networks)),
+        "activations.png": png_of(activations_picture(dataset.test.images()[DIGIT], networks)),
         "learning_curve.png": curve,
     }
     for name, content in pictures.items():

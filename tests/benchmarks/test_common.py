@@ -116,7 +116,7 @@ def names(monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
 def test_labels_are_the_numbers_that_the_networks_give_to_the_names(tmp_path: Path, names: tuple[str, ...]) -> None:
     turned = (*names[1:], names[0])
     data = cifar10_for([checkpoint(tmp_path, "a", turned), checkpoint(tmp_path, "b", turned)], None)
-    assert [turned[label] for label in data.test_labels] == list(names)
+    assert [turned[label] for label in data.test.labels] == list(names)
 
 
 def test_networks_that_number_their_classes_differently_are_refused(tmp_path: Path, names: tuple[str, ...]) -> None:

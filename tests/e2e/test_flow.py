@@ -68,8 +68,8 @@ def flow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flow]:
 def digits() -> tuple[tiny.Array, tiny.Array]:
     """Test images as a PNG file holds them (in steps of 1/255), and their labels."""
     dataset = load_dataset("digits", SIZE)
-    grey = np.round(dataset.test_images[:40] * 255).astype(np.uint8)
-    return grey.astype(np.float32) / np.float32(255), dataset.test_labels[:40]
+    grey = np.round(dataset.test.images()[:40] * 255).astype(np.uint8)
+    return grey.astype(np.float32) / np.float32(255), dataset.test.labels[:40]
 
 
 def members_answer(repository: Path, images: tiny.Array) -> dict[str, tiny.Array]:
@@ -251,7 +251,7 @@ def test_what_the_demo_prints_works_as_printed(tmp_path: Path) -> None:
 
 
 def check_demo(printed: str, folder: Path, address: Address, cwd: Path) -> None:
-    images = load_dataset("digits", SIZE).test_images[:8]
+    images = load_dataset("digits", SIZE).test.images()[:8]
     names = ["keep0.1", "keep0.3", "keep0.3-other", "keep0.5", "keep0.7", "standard"]
     assert re.findall(r"^  (\S+) +\d+ of 359 test images right, \d+\.\d s$", printed, re.MULTILINE) == names
     assert sorted(path.stem for path in (folder / "checkpoints").iterdir()) == sorted(names)

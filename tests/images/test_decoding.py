@@ -195,7 +195,7 @@ def test_an_image_of_too_many_pixels_is_refused_by_its_header(width: int, height
 
 def test_a_file_that_cannot_be_read_keeps_its_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as raised:
-        decode_image(Encoded.file(tmp_path / "gone.png"), 3, None)
+        decode_image(Encoded("gone.png", tmp_path / "gone.png"), 3, None)
     assert raised.value.filename == str(tmp_path / "gone.png")
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from defensemble_training import build
+from defensemble_training import AttackPreset, attack, build
 from tests.support.untrained import tiny_spec
 
 
@@ -29,6 +29,44 @@ def foolbox() -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         return import_module("foolbox")
+
+
+def fgsm(module: nn.Module, images: torch.Tensor, labels: torch.Tensor, epsilon: float) -> torch.Tensor:
+    return attack(AttackPreset("test", "fgsm", epsilon=epsilon), module, images, labels)
+
+
+def pgd(
+    module: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    epsilon: float,
+    step_size: float,
+    steps: int,
+    random_start: bool = False,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    preset = AttackPreset("test", "pgd", epsilon=epsilon, step_size=step_size, steps=steps, random_start=random_start)
+    return attack(preset, module, images, labels, generator=generator)
+
+
+def mifgsm(
+    module: nn.Module, images: torch.Tensor, labels: torch.Tensor, epsilon: float, step_size: float, steps: int, momentum: float = 1.0
+) -> torch.Tensor:
+    preset = AttackPreset("test", "mifgsm", epsilon=epsilon, step_size=step_size, steps=steps, momentum=momentum)
+    return attack(preset, module, images, labels)
+
+
+def carlini_wagner(
+    module: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    confidence: float = 0.0,
+    search_steps: int = 30,
+    steps: int = 1000,
+    step_size: float = 0.01,
+) -> torch.Tensor:
+    preset = AttackPreset("test", "cw", step_size=step_size, steps=steps, confidence=confidence, search_steps=search_steps)
+    return attack(preset, module, images, labels)
 
 
 def small_net(seed: int = 0) -> nn.Module:

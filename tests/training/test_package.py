@@ -13,10 +13,10 @@ def test_public_names() -> None:
         *("ATTACKS", "PRESETS", "AttackPreset", "AveragedLogits", "CheckpointError", "CheckpointMetadata", "Compute", "DataError"),
         *("Dataset", "Defect", "DivergedError", "Drop", "Interrupted", "ModelSpec", "Part", "Recipe", "RunFolder", "SpecError"),
         *("TrainingError", "TrainingProgress", "TrainingRecord", "UncheckedContentWarning", "adversarial_examples", "attack", "build"),
-        *("carlini_wagner", "check_writable", "decoded_dataset"),
-        *("defect_mask", "defect_masks", "defective", "fgsm", "gradient_queries", "held_out", "is_first_process"),
+        *("check_writable", "decoded_dataset"),
+        *("defect_mask", "defect_masks", "defective", "is_first_process"),
         *("load_checkpoint", "load_dataset"),
-        *("mask_digest", "mifgsm", "pgd", "predicted", "read_metadata", "recipe_from_preset", "rounded_to_8_bits", "save_checkpoint"),
+        *("mask_digest", "predicted", "read_metadata", "recipe_from_preset", "rounded_to_8_bits", "save_checkpoint"),
         *("train", "train_module"),
     ]
     for name in defensemble_training.__all__:

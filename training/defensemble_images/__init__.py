@@ -12,25 +12,22 @@ if TYPE_CHECKING:
     from .arrays import StoredArray, npy_array, npz_arrays
     from .checks import image_fault, range_fault
     from .class_names import distinct_names, matched_classes, normalised
-    from .decoding import Decoded, decode_images, memory_to_decode
+    from .decoding import decode_images, memory_to_decode
     from .errors import ClassNamesError, DamagedImageError, ImagesError, ImageSizeError, MemoryLimitError
-    from .folders import LabelledFiles, labelled_files
+    from .folders import labelled_files
     from .memory import check_memory
     from .notes import reading_notes
     from .preprocessing import RESIZES, Preprocessing
-    from .reader import SUFFIXES, DecodedImage, Encoded, decode_image
+    from .reader import SUFFIXES, Encoded, decode_image
 
 __all__ = [
     "RESIZES",
     "SUFFIXES",
     "ClassNamesError",
     "DamagedImageError",
-    "Decoded",
-    "DecodedImage",
     "Encoded",
     "ImageSizeError",
     "ImagesError",
-    "LabelledFiles",
     "MemoryLimitError",
     "Preprocessing",
     "StoredArray",
@@ -53,13 +50,13 @@ _HOMES = {
     "arrays": ("StoredArray", "npy_array", "npz_arrays"),
     "checks": ("image_fault", "range_fault"),
     "class_names": ("distinct_names", "matched_classes", "normalised"),
-    "decoding": ("Decoded", "decode_images", "memory_to_decode"),
+    "decoding": ("decode_images", "memory_to_decode"),
     "errors": ("ClassNamesError", "DamagedImageError", "ImageSizeError", "ImagesError", "MemoryLimitError"),
-    "folders": ("LabelledFiles", "labelled_files"),
+    "folders": ("labelled_files",),
     "memory": ("check_memory",),
     "notes": ("reading_notes",),
     "preprocessing": ("RESIZES", "Preprocessing"),
-    "reader": ("SUFFIXES", "DecodedImage", "Encoded", "decode_image"),
+    "reader": ("SUFFIXES", "Encoded", "decode_image"),
 }
 
 

@@ -32,25 +32,15 @@ _SCALES: dict[type[np.generic], int] = {np.uint8: 255, np.uint16: 65535}  # of e
 
 @dataclass(frozen=True)
 class StoredArray:
-    """An array in a file of which only the header was read.
+    """An array in a file of which only the header was read."""
 
-    Attributes:
-        where: how errors name it.
-        shape: of the array.
-        dtype: of the array; no Python objects.
-        fortran_order: whether the first axis varies fastest in the file.
-        path: of the file.
-        member: of a `.npz` file; None: the file is a `.npy` file.
-        offset: bytes before the data.
-    """
-
-    where: str
+    where: str  # how errors name it
     shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    fortran_order: bool
+    dtype: np.dtype[Any]  # no Python objects
+    fortran_order: bool  # whether the first axis varies fastest in the file
     path: Path
-    member: str | None
-    offset: int
+    member: str | None  # of a `.npz` file; None: the file is a `.npy` file
+    offset: int  # bytes before the data
 
     @property
     def float_bytes(self) -> int:
@@ -58,13 +48,12 @@ class StoredArray:
         return 4 * math.prod(self.shape)
 
     def check_images(self, image_shape: tuple[int, int, int] | None = None) -> None:
-        """Raise where this does not hold images, as far as its header shows.
+        """Raise where this does not hold images (n, C, H, W), with n at least 1, as far as its header shows.
 
-        Args:
-            image_shape: (C, H, W) of each, -1 where any will do; None: any shape will do.
+        `image_shape` is (C, H, W) of each, -1 where any size will do; with None, any shape will do.
 
         Raises:
-            ImagesError: the type is another, or the shape is not (n, C, H, W) with n of at least 1.
+            ImagesError: the type or the shape is another.
         """
         if self.dtype.type not in _SCALES and self.dtype.kind != "f":
             raise ImagesError(
@@ -84,8 +73,7 @@ class StoredArray:
     def images(self, rows: NDArray[np.intp] | None = None) -> NDArray[np.float32]:
         """Read images, float32 (n, C, H, W) in [0, 1]: uint8 divided by 255, uint16 by 65,535, floats as they are.
 
-        Args:
-            rows: which ones, in ascending order; None: all.
+        `rows` states which ones, in ascending order; None: all.
 
         Raises:
             ImagesError: the file is damaged, the type is another, or a value is outside of [0, 1].
@@ -104,11 +92,7 @@ class StoredArray:
         return images
 
     def batches(self) -> Iterator[NDArray[np.float32]]:
-        """Read all images in order, a few megabytes at a time; where the file has them in Fortran order, all at once.
-
-        Raises:
-            ImagesError, OSError: see `images`.
-        """
+        """Read all images in order, a few megabytes at a time (in Fortran order, all at once); raises as `images` does."""
         self.check_images()
         if self.fortran_order:
             yield self.images()
@@ -119,12 +103,7 @@ class StoredArray:
             yield images
 
     def values(self) -> NDArray[Any]:
-        """Read the whole array as it is.
-
-        Raises:
-            ImagesError: the file is damaged.
-            OSError: the file cannot be read.
-        """
+        """Read the whole array as it is; raises as `images` does, for a damaged file."""
         values = np.empty(self.shape, self.dtype)
         for start, piece in self._pieces():
             (values.T if self.fortran_order else values)[start : start + len(piece)] = piece
@@ -164,12 +143,7 @@ def npy_array(path: Path) -> StoredArray:
 
 
 def npz_arrays(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> dict[str, StoredArray]:
-    """Read the headers of arrays in a `.npz` file.
-
-    Args:
-        path: of the file.
-        required: names of arrays that it must hold.
-        optional: names of arrays that it may hold.
+    """Read the headers of arrays in a `.npz` file: of the required ones, and of the optional ones that it holds.
 
     Raises:
         ImagesError: it is another file, lacks an array, or an array is shorter than its header states.

@@ -17,14 +17,10 @@ def image_fault(
     taker: str = "",
     in_range: bool = True,
 ) -> str | None:
-    """Return what is wrong with images, and how to fix it; None where nothing is.
+    """Return what is wrong with images, called `name`, and how to fix it; None where nothing is.
 
-    Args:
-        images: to check: a plain numpy array, float32 (N, C, H, W), with N at least 1.
-        name: what the message calls them.
-        shape: C, H and W; None for any.
-        taker: what needs that shape, such as "model 'alpha'".
-        in_range: whether the values must lie in [0, 1]; it takes a pass over them.
+    They must be a plain numpy array, float32 (N, C, H, W) in [0, 1], with N at least 1. `shape` holds C, H and W, None for any; `taker`
+    needs it, such as "model 'alpha'". Without `in_range` the values are not looked at, which saves a pass over them.
     """
     if not isinstance(images, np.ndarray):
         got = f"{type(images).__module__}.{type(images).__qualname__}"

@@ -33,11 +33,7 @@ def name_fault(name: str) -> str | None:
 
 
 def distinct_names(names: Sequence[str], where: str) -> tuple[str, ...]:
-    """Return class names in NFC.
-
-    Args:
-        names: of the classes, in their order.
-        where: what they belong to, for the error.
+    """Return class names in NFC; `where` is what they belong to, for the error.
 
     Raises:
         ClassNamesError: some are equal after NFC.

@@ -17,12 +17,7 @@ class ImagesError(ValueError):
 
 
 class DamagedImageError(ImagesError):
-    """An image cannot be decoded.
-
-    Args:
-        where: the image: a path, or a file with a row.
-        reason: why it cannot be decoded.
-    """
+    """An image cannot be decoded: `where` it is (a path, or a file with a row), and the `reason`."""
 
     def __init__(self, where: str, reason: str) -> None:
         super().__init__(where, reason)

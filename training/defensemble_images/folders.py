@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,15 +21,10 @@ from .reader import SUFFIXES
 _CONTENTS_SHOWN = 10
 
 
-@dataclass(frozen=True)
-class ImageFile:
-    """An image file, and the state by which a change is noticed.
+class FileState(NamedTuple):
+    """A file, by its name within the folder of the data set, and the state by which a change is noticed.
 
-    Attributes:
-        name: within the folder of the data set, with slashes.
-        size: bytes.
-        modified_ns: time of the last modification.
-        changed_ns: time of the last change of the inode, which no program can set.
+    `size` is in bytes; no program can set `changed_ns`, the time of the last change of the inode.
     """
 
     name: str
@@ -36,16 +32,21 @@ class ImageFile:
     modified_ns: int
     changed_ns: int
 
+    @classmethod
+    def of(cls, name: str, status: os.stat_result) -> FileState:
+        """Return the state of a file from its status."""
+        return cls(name, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
 
 @dataclass
 class Skipped:
-    """What was passed over in class folders: how many hidden entries, and how many files that are not images."""
+    """What was skipped in class folders: how many hidden entries, and how many files that are not images."""
 
     hidden: int = 0
     others: int = 0
 
     def __add__(self, other: Skipped) -> Skipped:
-        """Return what was passed over in both."""
+        """Return what was skipped in both."""
         return Skipped(self.hidden + other.hidden, self.others + other.others)
 
     def __str__(self) -> str:
@@ -56,24 +57,14 @@ class Skipped:
 
 @dataclass
 class LabelledFiles:
-    """The images of class folders.
+    """The images of class folders."""
 
-    Attributes:
-        root: the folder that the names of the files are relative to.
-        below: the folder with the class folders, within `root`.
-        class_names: names of the class folders in NFC, sorted; some may hold no image.
-        folders: their names in the file system, in the same order.
-        files: sorted by class and name.
-        labels: for each file, the index of its class in `class_names`.
-        skipped: what was passed over.
-    """
-
-    root: Path
-    below: str
-    class_names: tuple[str, ...]
-    folders: tuple[str, ...] = ()
-    files: list[ImageFile] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)
+    root: Path  # the folder that the names of the files are relative to
+    below: str  # the folder with the class folders, within `root`
+    class_names: tuple[str, ...]  # names of the class folders in NFC, sorted; some may hold no image
+    folders: tuple[str, ...] = ()  # their names in the file system, in the same order
+    files: list[FileState] = field(default_factory=list)  # sorted by class and name
+    labels: list[int] = field(default_factory=list)  # for each file, the index of its class in `class_names`
     skipped: Skipped = field(default_factory=Skipped)
 
     @property
@@ -94,15 +85,11 @@ class LabelledFiles:
 
 
 def labelled_files(root: Path, below: str = "") -> LabelledFiles:
-    """List the images of the class folders in `root/below`.
-
-    Args:
-        root: the folder that names of files are relative to.
-        below: the folder that holds the class folders, relative to `root`.
+    """List the images of the class folders in `root/below`; names of files are relative to `root`.
 
     Raises:
-        ImagesError: there is no such folder, a name of a class folder is not one line of UTF-8 or equals another after NFC, or an image
-            is next to the class folders.
+        ImagesError: there is no such folder, a name of a class folder is not one line of UTF-8 or equals another after NFC, or an image is
+            next to the class folders.
         OSError: a folder cannot be read.
     """
     place = root / below
@@ -119,12 +106,7 @@ def labelled_files(root: Path, below: str = "") -> LabelledFiles:
 
 
 def class_folders(place: Path) -> list[str]:
-    """Return the names of the class folders in a folder, sorted; they are what the file system has, not yet in NFC.
-
-    Raises:
-        ImagesError: a name cannot be a class name, which is kept as UTF-8 text on one line.
-        OSError: the folder cannot be read.
-    """
+    """Return the names of the class folders in a folder, sorted, as the file system has them; raises where one cannot be a class name."""
     with os.scandir(place) as entries:
         names = sorted(one.name for one in entries if one.is_dir() and not _is_hidden(one.name))
     for name in names:
@@ -135,26 +117,20 @@ def class_folders(place: Path) -> list[str]:
     return names
 
 
-def images_in(root: Path, name: str, skipped: Skipped) -> list[ImageFile]:
-    """Return the images in the folder `root/name` and in folders below it, sorted by name; what is passed over is added to `skipped`.
-
-    Raises:
-        ImagesError: an image is a link that leads nowhere.
-        OSError: a folder or a file cannot be read.
-    """
-    files: list[ImageFile] = []
+def images_in(root: Path, name: str, skipped: Skipped) -> list[FileState]:
+    """Return the images in the folder `root/name` and in folders below it, sorted by name; what is skipped is added to `skipped`."""
+    files: list[FileState] = []
     folders = [name]  # no recursion: paths can be deeper than Python's stack
     while folders:
         folder = folders.pop()
         with os.scandir(root / folder) as entries:
             for entry in entries:
-                if _is_hidden(entry.name):  # macOS leaves ._a.jpg beside a.jpg
+                if _is_hidden(entry.name):  # macOS leaves ._a.jpg next to a.jpg
                     skipped.hidden += 1
                 elif entry.is_dir(follow_symlinks=False):
                     folders.append(f"{folder}/{entry.name}")
                 elif is_image(entry.name):
-                    status = _status(entry)
-                    files.append(ImageFile(f"{folder}/{entry.name}", status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+                    files.append(FileState.of(f"{folder}/{entry.name}", _status(entry)))
                 else:
                     skipped.others += 1
     return sorted(files, key=lambda file: file.name.split("/"))
@@ -173,11 +149,7 @@ def contents(folder: Path) -> str:
 
 
 def _skipped_in(place: Path) -> Skipped:
-    """Count the entries of a folder that are no class folders.
-
-    Raises:
-        ImagesError: there is an image, which has no class, or a link that leads nowhere, which may stand for a class.
-    """
+    """Count the entries of a folder that are no class folders; raise where one is an image, which has no class, or a broken link."""
     with os.scandir(place) as entries:
         others = [one for one in entries if _is_hidden(one.name) or not one.is_dir()]
     for one in others:
@@ -196,7 +168,7 @@ def _skipped_in(place: Path) -> Skipped:
 
 
 def _status(entry: os.DirEntry[str]) -> os.stat_result:
-    """Return the status of what an entry is or leads to. A link that leads nowhere may stand for an image, or for a whole class."""
+    """Return the status of what an entry is or leads to; a broken link may stand for an image, or for a whole class."""
     try:
         return entry.stat()
     except OSError as error:

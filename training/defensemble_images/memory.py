@@ -11,13 +11,9 @@ _SHARE = 0.5
 
 
 def check_memory(what: str, needed: int, limit: int | None = None, *, option: str | None = "--max-memory SIZE") -> None:
-    """Raise where data would take too much memory.
+    """Raise where data would take too much memory: `needed` bytes at the peak, of `limit` (None: half of the memory that is free now).
 
-    Args:
-        what: the data, for the error.
-        needed: bytes at the peak.
-        limit: bytes that are allowed; None: half of the memory that is free now.
-        option: by which a user allows more; None: there is none.
+    `what` is the data, for the error; `option` allows a user more, where there is one.
 
     Raises:
         MemoryLimitError: `needed` is above the limit.

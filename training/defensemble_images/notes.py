@@ -8,14 +8,9 @@ from .folders import Skipped
 def reading_notes(
     skipped: Skipped, *, damaged: int = 0, first_damage: str | None = None, animations: int = 0, first_animation: str | None = None
 ) -> tuple[str, ...]:
-    """Return lines on what was skipped, and on animations; empty where there is nothing to note.
+    """Return lines on what was skipped in class folders, on damaged images and on animations; empty where there is nothing to note.
 
-    Args:
-        skipped: what was passed over in class folders.
-        damaged: how many images could not be decoded and were left out.
-        first_damage: where the first of them is.
-        animations: how many images hold more frames than the one that was read.
-        first_animation: where the first of them is.
+    `damaged` images were left out; of `animations`, which hold more frames, only the first was read.
     """
     notes = [f"skipped {skipped}"] if str(skipped) else []
     if damaged:

@@ -51,11 +51,7 @@ class Preprocessing:
 
     @classmethod
     def from_values(cls, values: object, where: str) -> Preprocessing:
-        """Read what `to_values` returned.
-
-        Args:
-            values: the JSON object.
-            where: what carries it, for errors.
+        """Read what `to_values` returned; `where` is what carries it, for errors.
 
         Raises:
             ImagesError: it is something else, such as a rule of a later version.
@@ -71,15 +67,7 @@ class Preprocessing:
 
     @classmethod
     def from_json(cls, text: str, where: str) -> Preprocessing:
-        """Read what `to_json` returned.
-
-        Args:
-            text: the JSON text.
-            where: what carries it, for errors.
-
-        Raises:
-            ImagesError: see `from_values`.
-        """
+        """Read what `to_json` returned; otherwise as `from_values`."""
         try:
             values: object = json.loads(text)
         except (ValueError, RecursionError):

@@ -43,48 +43,24 @@ Pixels = NDArray[np.uint8] | NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Encoded:
-    """One image before it is decoded.
+    """One image before it is decoded."""
 
-    Attributes:
-        where: how an error names it: a path, or a file with a row.
-        data: the encoded bytes, the file that holds nothing else, or None where there are none.
-    """
-
-    where: str
-    data: bytes | Path | None
-
-    @classmethod
-    def file(cls, path: Path) -> Encoded:
-        """Return the image in a file."""
-        return cls(str(path), path)
+    where: str  # how an error names it: a path, or a file with a row
+    data: bytes | Path | None  # the encoded bytes, or the file that holds nothing else; None where there are none
 
 
 @dataclass(frozen=True, eq=False)
 class DecodedImage:
-    """The pixels of an image.
+    """The pixels of an image."""
 
-    Attributes:
-        pixels: (C, H, W): uint8 in 0 to 255, or float32 in [0, 1] where the image has 16 bits a pixel.
-        format: Pillow's name, such as `JPEG`.
-        animated: whether the file holds more frames, which were not read.
-    """
-
-    pixels: Pixels
-    format: str
-    animated: bool
+    pixels: Pixels  # (C, H, W): uint8 in 0 to 255, or float32 in [0, 1] where the image has 16 bits a pixel
+    format: str  # Pillow's name, such as `JPEG`
+    animated: bool  # whether the file holds more frames, which were not read
 
     @property
     def floats(self) -> NDArray[np.float32]:
         """The pixels as float32 in [0, 1]."""
         return floats_from_pixels(self.pixels)
-
-
-@dataclass(frozen=True)
-class Header:
-    """What the header of an image states: (width, height) before its orientation is followed, and whether it is grey."""
-
-    size: tuple[int, int]
-    grey: bool
 
 
 def floats_from_pixels(pixels: Pixels) -> NDArray[np.float32]:
@@ -148,14 +124,10 @@ def decode_image(
     return DecodedImage(np.ascontiguousarray(np.repeat(pixels, channels // len(pixels), axis=0)), kind, animated)
 
 
-def read_header(image: Encoded) -> Header:
-    """Read the size and the mode of an image, without decoding it.
-
-    Raises:
-        DamagedImageError, OSError: see `decode_image`.
-    """
+def read_header(image: Encoded) -> tuple[tuple[int, int], bool]:
+    """Read (width, height) of an image, before its orientation is followed, and whether it is grey; raises as `decode_image`."""
     with _opened(image) as opened:
-        return Header(opened.size, opened.mode in _GREY_MODES or opened.mode.startswith("I;16"))
+        return opened.size, opened.mode in _GREY_MODES or opened.mode.startswith("I;16")
 
 
 @contextmanager

@@ -9,12 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .attacks.gradient import AveragedLogits, attack, carlini_wagner, fgsm, mifgsm, pgd
-    from .attacks.presets import ATTACKS, AttackPreset, gradient_queries
+    from .attacks.gradient import AveragedLogits, attack
+    from .attacks.presets import ATTACKS, AttackPreset
     from .attacks.transfer import adversarial_examples, rounded_to_8_bits
     from .checkpoint import CheckpointMetadata, check_writable, load_checkpoint, read_metadata, save_checkpoint
     from .data.cached_dataset import decoded_dataset
-    from .data.dataset import Dataset, Part, held_out, load_dataset
+    from .data.dataset import Dataset, Part, load_dataset
     from .errors import (
         CheckpointError,
         DataError,
@@ -63,21 +63,15 @@ __all__ = [
     "adversarial_examples",
     "attack",
     "build",
-    "carlini_wagner",
     "check_writable",
     "decoded_dataset",
     "defect_mask",
     "defect_masks",
     "defective",
-    "fgsm",
-    "gradient_queries",
-    "held_out",
     "is_first_process",
     "load_checkpoint",
     "load_dataset",
     "mask_digest",
-    "mifgsm",
-    "pgd",
     "predicted",
     "read_metadata",
     "recipe_from_preset",
@@ -89,11 +83,11 @@ __all__ = [
 
 _HOMES = {
     "errors": ("CheckpointError", "DataError", "DivergedError", "Interrupted", "SpecError", "TrainingError", "UncheckedContentWarning"),
-    "attacks.presets": ("ATTACKS", "AttackPreset", "gradient_queries"),
-    "attacks.gradient": ("AveragedLogits", "attack", "carlini_wagner", "fgsm", "mifgsm", "pgd"),
+    "attacks.presets": ("ATTACKS", "AttackPreset"),
+    "attacks.gradient": ("AveragedLogits", "attack"),
     "checkpoint": ("CheckpointMetadata", "check_writable", "load_checkpoint", "read_metadata", "save_checkpoint"),
     "trainer.compute": ("Compute", "is_first_process"),
-    "data.dataset": ("Dataset", "Part", "held_out", "load_dataset"),
+    "data.dataset": ("Dataset", "Part", "load_dataset"),
     "data.cached_dataset": ("decoded_dataset",),
     "models.defect": ("Defect", "defect_masks"),
     "evaluation": ("predicted",),

@@ -32,11 +32,7 @@ def write_atomic(target: Path, content: bytes) -> None:
 
 
 def sync(path: Path) -> None:
-    """Flush a file, or the entries of a folder, to disk.
-
-    Raises:
-        OSError: It cannot be flushed.
-    """
+    """Flush a file, or the entries of a folder, to disk."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except PermissionError:  # a folder that this user may write and not read

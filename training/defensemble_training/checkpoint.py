@@ -44,17 +44,11 @@ METADATA_KEY = "defensemble"
 
 @dataclass(frozen=True)
 class CheckpointMetadata:
-    """What a checkpoint says of itself, without its tensors.
-
-    Attributes:
-        spec: the network.
-        mask_digest: SHA-256 of its masks, 64 hexadecimal digits.
-        record: how it was trained; the class names are in it.
-    """
+    """The metadata of a checkpoint, without its tensors."""
 
     spec: ModelSpec
-    mask_digest: str
-    record: TrainingRecord
+    mask_digest: str  # SHA-256 of the masks, 64 hexadecimal digits
+    record: TrainingRecord  # how it was trained; the class names are in it
 
 
 def save_checkpoint(
@@ -86,7 +80,8 @@ def save_checkpoint(
     if half:
         tensors = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     described[DIGEST_KEY] = content_digest(described, tensors)
-    _write(target, save(tensors, {METADATA_KEY: json.dumps(described)}))
+    _check_place(target)
+    write_atomic(target, save(tensors, {METADATA_KEY: json.dumps(described)}))
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> tuple[nn.Module, ModelSpec, TrainingRecord]:
@@ -122,7 +117,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[nn.Module, ModelSpec,
 
 
 def read_metadata(path: str | os.PathLike[str]) -> CheckpointMetadata:
-    """Read what a checkpoint says of itself; its tensors are neither read nor checked.
+    """Read the metadata of a checkpoint; its tensors are neither read nor checked.
 
     Raises:
         CheckpointError: the file is missing, truncated, no safetensors file, or one of another kind.
@@ -132,7 +127,7 @@ def read_metadata(path: str | os.PathLike[str]) -> CheckpointMetadata:
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
-    """Raise unless a checkpoint can be written at a path, by creating a file beside it and removing it.
+    """Raise unless a checkpoint can be written at a path, by creating a file next to it and removing it.
 
     Raises:
         CheckpointError: the folder does not exist, or the path is one.
@@ -146,11 +141,6 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         temporary.unlink()
     except OSError as error:
         raise named(error, target) from error
-
-
-def _write(target: Path, content: bytes) -> None:
-    _check_place(target)
-    write_atomic(target, content)
 
 
 def _check_place(target: Path) -> None:

@@ -13,15 +13,11 @@ DIGEST_KEY = "content_digest"
 
 
 def content_digest(values: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str:
-    """Return the SHA-256 (64 hexadecimal digits) of metadata and tensors.
+    """Return the SHA-256 (64 hexadecimal digits) of metadata and tensors (contiguous, on the CPU).
 
-    Hashed are the metadata as JSON (keys sorted, no spaces, ASCII; without `content_digest` itself) and a zero byte, then for every tensor
-    in the order of the names: name, a zero byte, dtype, a zero byte, the shape as decimal numbers with commas between them, a zero byte,
-    and the bytes in C order.
-
-    Args:
-        values: the JSON object of the metadata; what is not yet JSON (tuples) counts as what JSON makes of it.
-        tensors: contiguous tensors on the CPU, by name.
+    Hashed are the metadata as JSON (keys sorted, no spaces, ASCII; without `content_digest` itself; tuples count as lists) and a zero byte,
+    then for every tensor in the order of the names: name, a zero byte, dtype, a zero byte, the shape as decimal numbers with commas between
+    them, a zero byte, and the bytes in C order.
     """
     known = {name: value for name, value in json.loads(json.dumps(values)).items() if name != DIGEST_KEY}
     digest = hashlib.sha256(json.dumps(known, sort_keys=True, separators=(",", ":")).encode() + b"\0")

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 
 class TrainingError(Exception):
-    """A training run, or something it was given, is wrong; the message says what, what was expected and how to mend it."""
+    """A training run, or something it was given, is wrong; the message states what, what was expected and how to fix it."""
 
 
 class DivergedError(TrainingError):
@@ -36,7 +36,7 @@ class DataError(TrainingError):
 
 
 class CheckpointError(TrainingError):
-    """A checkpoint is missing, damaged, of another kind, or does not hold what its metadata says."""
+    """A checkpoint is missing, damaged, of another kind, or does not hold what its metadata states."""
 
 
 class UncheckedContentWarning(UserWarning):

@@ -15,6 +15,8 @@ from .data.dataset import Images, Labels, Part
 from .errors import SpecError
 from .validation import checked_integer
 
+_AT_ONCE = 2048  # images that are copied out of their file
+
 
 def predicted(module: nn.Module, images: Images, batch_size: int = 256) -> Labels:
     """Return the classes int64 (n,) that a module gives to images float32 (n, C, H, W), in eval mode, on the device that it is on.
@@ -31,16 +33,14 @@ def predicted(module: nn.Module, images: Images, batch_size: int = 256) -> Label
     return torch.cat(parts).numpy()
 
 
-def count_right(module: nn.Module, part: Part, *, share: slice = slice(None), batch_size: int = 256) -> int:
+def count_right(module: nn.Module, part: Part, *, share: slice = slice(None)) -> int:
     """Return how many images of a part, or of a share of it, a module gets right, in eval mode and float32 arithmetic."""
-    answered = ((predicted(module, part.images(rows), batch_size), part.labels[rows]) for rows in _rows(part, share))
-    return sum(int((got == expected).sum()) for got, expected in answered)
-
-
-def _rows(part: Part, share: slice, at_once: int = 2048) -> Iterator[slice]:
     start, stop, _ = share.indices(len(part))
-    for first in range(start, stop, at_once):
-        yield slice(first, min(first + at_once, stop))
+    right = 0
+    for first in range(start, stop, _AT_ONCE):
+        rows = slice(first, min(first + _AT_ONCE, stop))
+        right += int((predicted(module, part.images(rows)) == part.labels[rows]).sum())
+    return right
 
 
 def check_images(images: Images, *, in_range: bool = False) -> None:
@@ -51,7 +51,7 @@ def check_images(images: Images, *, in_range: bool = False) -> None:
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Return where a module's parameters, or else its buffers, lie."""
+    """Return the device of a module's parameters, or else of its buffers."""
     for tensors in (module.parameters(), module.buffers()):
         for tensor in tensors:
             return tensor.device

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,11 +14,7 @@ REAL = (int, float, np.integer, np.floating)
 
 
 def checked_integer(what: str, value: object, *, minimum: int, maximum: int | None = None) -> int:
-    """Return an integer that is at least `minimum` and, where there is a `maximum`, at most that.
-
-    Raises:
-        SpecError: it is not an integer, too small or too large.
-    """
+    """Return an integer in [minimum, maximum], or raise a `SpecError`."""
     if isinstance(value, bool) or not isinstance(value, INTEGRAL) or int(value) < minimum:
         raise SpecError(f"{what} must be an integer of at least {minimum}, got {value!r}")
     if maximum is not None and int(value) > maximum:
@@ -25,11 +22,14 @@ def checked_integer(what: str, value: object, *, minimum: int, maximum: int | No
     return int(value)
 
 
-def checked_choice(what: str, value: object, choices: Sequence[str]) -> None:
-    """Raise unless a value is one of the names that exist.
+def checked_number(what: str, value: object, expected: str, holds: Callable[[Any], Any]) -> float:
+    """Return a number as a float, or raise a `SpecError` where `holds` is not true of it."""
+    if isinstance(value, bool) or not isinstance(value, REAL) or not holds(value):
+        raise SpecError(f"{what} must be {expected}, got {value!r:.120}")
+    return float(value)
 
-    Raises:
-        SpecError: it is not.
-    """
+
+def checked_choice(what: str, value: object, choices: Sequence[str]) -> None:
+    """Raise a `SpecError` unless a value is one of the names that exist."""
     if value not in choices:
         raise SpecError(f"{what} must be one of {', '.join(choices)}; got {value!r}")

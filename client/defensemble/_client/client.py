@@ -90,7 +90,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Lets go of the connections; may be called twice."""
+        """Closes the connections; may be called twice."""
         self._closed = True
         self._transport.close()
 
@@ -117,7 +117,7 @@ class Client:
 
         Raises:
             InputError: Images or outputs are not what the model takes, or no model was named and several ensembles are served.
-            ServiceError: The server could not be reached, did not answer, or answered what is no answer, such as NaN; subclasses tell why.
+            ServiceError: The server could not be reached, did not answer, or gave an invalid answer, such as NaN; see its subclasses.
         """
         names = names_from_outputs(outputs)
         info = self.describe(model)
@@ -144,7 +144,7 @@ class Client:
 
         Raises:
             InputError: The model does not classify images, or none was named and several ensembles are served.
-            ServiceError: The server could not be reached, or did not answer; its subclasses tell why.
+            ServiceError: The server could not be reached, or did not answer; see its subclasses.
         """
         self._check_open()
         name = _checked_name(model) or self._model or self._only_ensemble
@@ -194,7 +194,7 @@ class Client:
 
         Raises:
             DeadlineExceededError: It was not, and what was seen last; chained to that.
-            ForbiddenError: The server does not let this client call it, which waiting cannot mend.
+            ForbiddenError: The server does not let this client call it, which waiting does not change.
             InputError: The model does not classify images, or none was named and several ensembles are served.
         """
         self._check_open()

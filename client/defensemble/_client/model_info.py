@@ -17,7 +17,7 @@ from defensemble_images import image_fault
 from .._exceptions import InputError
 from .._transport.base import ModelMetadata, OutputRequest
 
-# A model that says more of itself is none that anybody serves; it would take this process's memory.
+# A model that states more is no real one, and would take this process's memory.
 _MOST_CLASSES = 1 << 20
 _MOST_VALUES_AN_IMAGE = 1 << 28
 
@@ -29,7 +29,7 @@ _NAMES = f"a sequence of names, some of {', '.join(ENSEMBLE_OUTPUTS)}"
 class ModelInfo:
     """A model that classifies images.
 
-    `image_shape` is (C, H, W), -1 where any size will do; `max_batch_size` is None where the server does not tell; `class_names` are
+    `image_shape` is (C, H, W), -1 where any size will do; `max_batch_size` is None where it is unknown; `class_names` are
     indices as text where the model has no names; `steps` are the models that an ensemble runs, in order, or that a fused graph is made of.
     `preprocessing` is the parameter of that name in the model's configuration, a JSON text that states how images are brought to its size;
     None where there is none, or where the server does not show configurations.
@@ -52,13 +52,13 @@ class ModelInfo:
 
     @property
     def score_output(self) -> str:
-        """The output that tells the classes: `probabilities`, or `logits`, of which the client takes the softmax."""
+        """The output that holds the scores of the classes: `probabilities`, or `logits`, of which the client takes the softmax."""
         return "probabilities" if "probabilities" in self.outputs else "logits"
 
 
 @dataclass(frozen=True)
 class Signature:
-    """The names and shapes of a classifier: all that its metadata tells."""
+    """The names and shapes of a classifier, from its metadata."""
 
     input_name: str
     image_shape: tuple[int, int, int]
@@ -67,11 +67,7 @@ class Signature:
 
 
 def signature_from_metadata(metadata: ModelMetadata) -> Signature:
-    """The signature of a classifier of images.
-
-    Raises:
-        InputError: The model is something else, such as an average of logits.
-    """
+    """The signature of a classifier of images; an `InputError` for any other model, such as an average of logits."""
     expected = "expected one FP32 input of shape [N, C, H, W] and an FP32 output `probabilities` or `logits` of shape [N, K]"
     if len(metadata.inputs) != 1 or metadata.inputs[0].datatype != "FP32" or len(metadata.inputs[0].shape) != 4:
         got = ", ".join(f"{t.name} {t.datatype} {list(t.shape)}" for t in metadata.inputs)
@@ -94,7 +90,7 @@ def signature_from_metadata(metadata: ModelMetadata) -> Signature:
 def averages_members(platform: str, inputs: Iterable[str], outputs: Iterable[str]) -> bool:
     """Whether a model is an ensemble, in either form.
 
-    A fused graph is known by the names of its tensors: its configuration, which says more, is not for everyone to read. An averaging model
+    A fused graph is known by the names of its tensors: its configuration may be closed to callers. An averaging model
     has the same outputs, and takes logits.
     """
     return platform == "ensemble" or (list(inputs) == ["images"] and {"probabilities", "member_probabilities"} <= set(outputs))
@@ -120,12 +116,9 @@ def preprocessing_from_config(config: dict[str, Any]) -> str | None:
 
 
 def class_names_from_answer(answer: NDArray[Any], num_classes: int) -> tuple[str, ...]:
-    """Class names in the order of their indices, from `value:index:name` or `value:index` texts.
+    """Class names in the order of their indices, from the texts that the classification extension answers for one image.
 
-    These are what the classification extension answers for one image.
-
-    Raises:
-        ValueError: They are something else.
+    These are `value:index:name` or `value:index`; for any others, a `ValueError` is raised.
     """
     names = [str(index) for index in range(num_classes)]
     for text in answer.ravel().tolist():
@@ -138,7 +131,7 @@ def class_names_from_answer(answer: NDArray[Any], num_classes: int) -> tuple[str
 
 
 def fits(images: object, info: ModelInfo) -> bool:
-    """Whether images have a size and a number that this model takes; True for anything that no model takes, which `check_images` tells."""
+    """Whether images have a size and a number that this model takes; True for anything that `check_images` refuses for another reason."""
     if not isinstance(images, np.ndarray) or images.ndim != 4:
         return True
     if info.max_batch_size is not None and len(images) > info.max_batch_size:
@@ -148,11 +141,7 @@ def fits(images: object, info: ModelInfo) -> bool:
 
 
 def check_images(images: object, info: ModelInfo) -> NDArray[np.float32]:
-    """The images themselves, where they are what the model takes: float32 (N, C, H, W), 1 <= N <= the largest batch, all values in [0, 1].
-
-    Raises:
-        InputError: They are not.
-    """
+    """The images, if they are what the model takes: float32 (N, C, H, W) in [0, 1], 1 <= N <= the largest batch; else an `InputError`."""
     shape = tuple(size if size > 0 else None for size in info.image_shape)
     fault = image_fault(images, shape=shape, taker=f"model {info.name!r}")
     if fault is not None:
@@ -165,11 +154,7 @@ def check_images(images: object, info: ModelInfo) -> NDArray[np.float32]:
 
 
 def names_from_outputs(outputs: object) -> tuple[str, ...]:
-    """The names of outputs that a caller gave, as a tuple.
-
-    Raises:
-        InputError: They are something else than names.
-    """
+    """The names of outputs that a caller gave, as a tuple; an `InputError` where they are something else than names."""
     if isinstance(outputs, str):
         raise InputError(f"outputs must be {_NAMES}, got the text {outputs!r}: pass outputs=({outputs!r},)")
     if not isinstance(outputs, Iterable):
@@ -183,10 +168,9 @@ def names_from_outputs(outputs: object) -> tuple[str, ...]:
 
 @lru_cache(maxsize=256)
 def requests_from_outputs(outputs: tuple[str, ...], info: ModelInfo) -> tuple[OutputRequest, ...]:
-    """The outputs to ask the model for, each once; for a model with logits, what the client computes from them costs no output.
+    """The outputs to ask the model for, each once; for a model with logits, the client computes the others from them.
 
-    Raises:
-        InputError: One is unknown, or not an output of this model.
+    An `InputError` is raised where one is unknown, or not an output of this model.
     """
     return tuple(OutputRequest(name) for name in _names(outputs, info))
 

@@ -1,4 +1,4 @@
-"""What a model says about images."""
+"""A model's answer about images."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def entropy(probabilities: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Prediction:
-    """What a model says about N images, over K classes; the arrays are read-only.
+    """A model's answer about N images, over K classes; the arrays are read-only.
 
     `received` holds the outputs that were asked for, by name; `class_names` has K names, indices as text where there are none.
     """

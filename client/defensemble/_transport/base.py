@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 
 from .._exceptions import InputError
 
+Inputs = Mapping[str, NDArray[np.float32]]
+Outputs = dict[str, NDArray[Any]]
+
 
 @dataclass(frozen=True)
 class OutputRequest:
@@ -32,7 +35,7 @@ class TensorMetadata:
 
 @dataclass(frozen=True)
 class ModelMetadata:
-    """What a server tells everyone about a model."""
+    """The metadata of a model, which any caller may read."""
 
     name: str
     platform: str
@@ -42,7 +45,7 @@ class ModelMetadata:
 
 @dataclass(frozen=True)
 class ServerMetadata:
-    """The server's name and version, as it says them."""
+    """The server's name and version, as it reports them."""
 
     name: str
     version: str
@@ -87,18 +90,11 @@ class Transport(Protocol):
     def url(self) -> str:
         """Where the server is, for messages."""
 
-    def infer(
-        self,
-        model: str,
-        inputs: Mapping[str, NDArray[np.float32]],
-        outputs: Sequence[OutputRequest],
-        timeout_s: float,
-        version: int | None = None,
-    ) -> dict[str, NDArray[Any]]:
+    def infer(self, model: str, inputs: Inputs, outputs: Sequence[OutputRequest], timeout_s: float, version: int | None = None) -> Outputs:
         """Runs a model; numeric outputs come as arrays in their own type, texts as object arrays of bytes."""
 
     def model_metadata(self, model: str, timeout_s: float) -> ModelMetadata:
-        """What the server tells everyone about a model."""
+        """The metadata of a model, which any caller may read."""
 
     def model_config(self, model: str, timeout_s: float, version: int | None = None) -> dict[str, Any]:
         """The model's configuration as the JSON form of Triton's `ModelConfig` (field names as in `config.pbtxt`).
@@ -109,30 +105,31 @@ class Transport(Protocol):
 
     def models(self, timeout_s: float) -> list[str]:
         """Names of the models that are loaded, sorted; from the statistics API, since the repository's is closed to callers."""
+        return sorted({one.name for one in self.statistics(timeout_s)})
 
     def repository_index(self, timeout_s: float) -> list[ModelState]:
         """The models in the server's repository, loaded or not.
 
         Raises:
-            ForbiddenError: The server takes this with its admin key alone.
+            ForbiddenError: The server requires its admin key.
         """
 
     def load_model(self, model: str, timeout_s: float) -> None:
-        """Loads a model as it lies in the repository, or again where its files changed; an ensemble's members with it.
+        """Loads a model from the repository, or again where its files changed; an ensemble's members with it.
 
-        A server may answer well to a second load of a model that it refused: `repository_index` tells what serves.
+        The server may report success for a second load of a model that it refused: `repository_index` shows what is loaded.
 
         Raises:
-            ForbiddenError: The server takes this with its admin key alone.
-            RequestRefusedError: The server does not load it, or loads nothing on request; its words are in the text.
+            ForbiddenError: The server requires its admin key.
+            RequestRefusedError: The server does not load it, or loads nothing on request; the text quotes the server.
             ServerFailedError: The server could not read the model's folder, or failed.
         """
 
     def unload_model(self, model: str, timeout_s: float) -> None:
-        """Takes a model out of service, and ensembles that need it; requests that have begun are answered. One not loaded is no error.
+        """Unloads a model, and ensembles that need it, after requests that have begun; one that is not loaded is no error.
 
         Raises:
-            ForbiddenError: The server takes this with its admin key alone.
+            ForbiddenError: The server requires its admin key.
             RequestRefusedError: The server unloads nothing on request.
         """
 
@@ -143,32 +140,24 @@ class Transport(Protocol):
         """The server's name and version."""
 
     def live(self, timeout_s: float) -> bool:
-        """Whether the server says that it lives."""
+        """Whether the server reports that it is alive."""
 
     def ready(self, timeout_s: float) -> bool:
-        """Whether the server says that it is ready; `Client.wait_ready` asks a model instead, which is stricter."""
+        """Whether the server reports that it is ready; `Client.wait_ready` is stricter: it calls a model."""
 
     def close(self) -> None:
-        """Lets go of the connections; may be called twice."""
+        """Closes the connections; may be called twice."""
 
 
 def version_text(version: int) -> str:
-    """A model's version as it is sent.
-
-    Raises:
-        InputError: It is no whole number of 1 or more; Triton would take -1 for its own choice.
-    """
+    """A model's version as it is sent; an `InputError` unless it is 1 or more (Triton would take -1 for its own choice)."""
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise InputError(f"a model's version is a whole number of 1 or more, or None for the server's choice, got {version!r:.100}")
     return str(version)
 
 
 def check_admin_key(key: object) -> str | None:
-    """The key where there is none or a header takes it; the errors do not show it.
-
-    Raises:
-        InputError: It is no text, or has fewer than 16 characters, more than 256, or others than letters, digits, `_` and `-`.
-    """
+    """The key, if a header takes it, or None; an `InputError`, without the key, unless it is 16 to 256 letters, digits, `_` or `-`."""
     if key is None:
         return None
     expected = "expected 16 to 256 letters, digits, '_' or '-', as the server was started with"

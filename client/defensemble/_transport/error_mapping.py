@@ -68,7 +68,7 @@ _BY_HTTP_STATUS: dict[int, type[ServiceError]] = {
 
 
 def service_error(kind: type[ServiceError], what: str, told: str, hints: Mapping[type[ServiceError], str] = NO_HINTS) -> ServiceError:
-    """An error of a kind: what was asked of whom, what was told, and the hint for that kind, from `hints` where they have one."""
+    """An error of a kind: what was asked of whom, the answer, and the hint for that kind, from `hints` where they have one."""
     return kind(f"{what}: {told}. {hints.get(kind) or _HINTS[kind]}")
 
 
@@ -98,7 +98,7 @@ def error_from_grpc(
 ) -> ServiceError:
     """Our error for a gRPC status, named by its code.
 
-    UNAVAILABLE is what the gRPC library says where there is no connection, and what Triton says where it is not ready: `alive` asks which.
+    UNAVAILABLE is the gRPC library's code where there is no connection, and Triton's where it is not ready: `alive` finds out which.
     """
     if code == "UNAVAILABLE":
         kind: type[ServiceError] = NotReadyError if alive() else ConnectionFailedError
@@ -128,11 +128,7 @@ def error_from_http(
 def error_from_redirect(status: int, location: str | None, what: str, asked: str) -> ServiceError:
     """Our error for an answer that sends the caller elsewhere, which no call follows: it would carry images and keys there unasked.
 
-    Args:
-        status: 300 to 399.
-        location: where to, as the header has it.
-        what: what was asked of whom.
-        asked: the URL that was called.
+    `asked` is the URL that was called, `location` where the header leads to.
     """
     hint = "This client takes a server's scheme, host and port only: call the Triton server itself, or let the proxy pass /v2 paths on."
     if location is None:

@@ -7,12 +7,9 @@ from .base import Transport
 
 
 def transport_from_url(url: str, admin_key: str | None = None) -> Transport:
-    """The transport for a URL's scheme; no connection is made yet.
+    """The transport for a URL's scheme; no connection is made yet. An `InputError` is raised for other URLs and for a malformed key.
 
     `admin_key` goes with what a server may keep to its operator: the repository's index, loading, unloading and configurations.
-
-    Raises:
-        InputError: It is not a server's URL, or no admin key.
     """
     address = address_from_url(url)
     if address.scheme in ("grpc", "grpcs"):

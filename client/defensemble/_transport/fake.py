@@ -14,12 +14,15 @@ from numpy.typing import NDArray
 
 from .._exceptions import ConnectionFailedError, ForbiddenError, ModelNotFoundError, RequestRefusedError
 from .base import (
+    Inputs,
     ModelMetadata,
     ModelState,
     ModelStatistics,
     OutputRequest,
+    Outputs,
     ServerMetadata,
     TensorMetadata,
+    Transport,
     version_text,
 )
 
@@ -48,7 +51,7 @@ class FakeModel:
         object.__setattr__(self, "outputs", {name: value.shape[1:] for name, value in outputs.items()})
 
 
-class FakeTransport:
+class FakeTransport(Transport):
     """Serves functions as a Triton server would serve models; `Client("fake", transport=FakeTransport({...}))`.
 
     `calls` counts inferences by model, `images` the images in them, and `requests` holds model, outputs and timeout of each;
@@ -69,18 +72,9 @@ class FakeTransport:
 
     @property
     def url(self) -> str:
-        """The name that stands for a URL in messages."""
         return self._url
 
-    def infer(
-        self,
-        model: str,
-        inputs: Mapping[str, NDArray[np.float32]],
-        outputs: Sequence[OutputRequest],
-        timeout_s: float,
-        version: int | None = None,
-    ) -> dict[str, NDArray[Any]]:
-        """Calls a model's function."""
+    def infer(self, model: str, inputs: Inputs, outputs: Sequence[OutputRequest], timeout_s: float, version: int | None = None) -> Outputs:
         served = self._model(model, version)
         images = inputs["images"]
         with self._lock:
@@ -104,13 +98,11 @@ class FakeTransport:
         return chosen
 
     def model_metadata(self, model: str, timeout_s: float) -> ModelMetadata:
-        """What the server tells everyone about a model."""
         served = self._model(model)
         outputs = tuple(TensorMetadata(name, "FP32", (-1, *shape)) for name, shape in served.outputs.items())
         return ModelMetadata(model, served.platform, (TensorMetadata("images", "FP32", (-1, *served.image_shape)),), outputs)
 
     def model_config(self, model: str, timeout_s: float, version: int | None = None) -> dict[str, Any]:
-        """The model's configuration as JSON."""
         served = self._model(model, version)
         if not served.config_is_open:
             raise ForbiddenError(f"{self._url} keeps the configuration of model {model!r} to itself")
@@ -122,12 +114,7 @@ class FakeTransport:
             "parameters": {} if served.preprocessing is None else {"preprocessing": {"string_value": served.preprocessing}},
         }
 
-    def models(self, timeout_s: float) -> list[str]:
-        """Names of the models that are loaded, sorted."""
-        return sorted(one.name for one in self.statistics(timeout_s))
-
     def repository_index(self, timeout_s: float) -> list[ModelState]:
-        """All models, loaded or not, by name."""
         self._check_open()
         with self._lock:
             return [
@@ -144,7 +131,6 @@ class FakeTransport:
             self._unloaded -= {model, *self._needs(model)}
 
     def unload_model(self, model: str, timeout_s: float) -> None:
-        """Serves a model no more."""
         self._check_open()
         with self._lock:
             self._unloaded.add(model)
@@ -157,22 +143,18 @@ class FakeTransport:
             return [self._done_by(name) for name in sorted(self._models) if self._serves(name)]
 
     def server_metadata(self, timeout_s: float) -> ServerMetadata:
-        """A name and a version that no server has."""
         self._check_open()
         return ServerMetadata("fake", "0")
 
     def live(self, timeout_s: float) -> bool:
-        """Always, until it is closed."""
         self._check_open()
         return True
 
     def ready(self, timeout_s: float) -> bool:
-        """Always, until it is closed."""
         self._check_open()
         return True
 
     def close(self) -> None:
-        """Refuses calls from now on."""
         self._closed = True
 
     def _model(self, name: str, version: int | None = None) -> FakeModel:

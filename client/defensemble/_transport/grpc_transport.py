@@ -7,24 +7,25 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc  # type: ignore[import-untyped]
-import numpy as np
 from google.protobuf.json_format import MessageToDict
-from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from .._exceptions import ConnectionFailedError, ForbiddenError, InputError, NotReadyError, ServerFailedError, ServiceError
 from .address import address_from_url
 from .base import (
+    Inputs,
     ModelMetadata,
     ModelState,
     ModelStatistics,
     OutputRequest,
+    Outputs,
     ServerMetadata,
     TensorMetadata,
+    Transport,
     check_admin_key,
     version_text,
 )
@@ -48,7 +49,7 @@ _ALIVE_TIMEOUT_S = 1.0
 _ADMIN_HEADER = "triton-grpc-protocol-x-admin-key"  # Triton puts the first two words before the header that it was told
 
 
-class GrpcTransport:
+class GrpcTransport(Transport):
     """Talks gRPC to a Triton server (`grpc://`, or `grpcs://` with TLS); threads may share it, a forked child may not: its calls raise.
 
     `credentials` are gRPC's channel credentials for `grpcs://`; the system's roots by default. `admin_key` goes with calls of the
@@ -78,18 +79,9 @@ class GrpcTransport:
 
     @property
     def url(self) -> str:
-        """Where the server is."""
         return self._url
 
-    def infer(
-        self,
-        model: str,
-        inputs: Mapping[str, NDArray[np.float32]],
-        outputs: Sequence[OutputRequest],
-        timeout_s: float,
-        version: int | None = None,
-    ) -> dict[str, NDArray[Any]]:
-        """Runs a model."""
+    def infer(self, model: str, inputs: Inputs, outputs: Sequence[OutputRequest], timeout_s: float, version: int | None = None) -> Outputs:
         request = service_pb2.ModelInferRequest(model_name=model)
         if version is not None:
             request.model_version = version_text(version)
@@ -111,59 +103,43 @@ class GrpcTransport:
         }
 
     def model_metadata(self, model: str, timeout_s: float) -> ModelMetadata:
-        """What the server tells everyone about a model."""
-        answer = self._call(
-            self._stub.ModelMetadata, service_pb2.ModelMetadataRequest(name=model), timeout_s, "for the metadata of model", model
-        )
+        request = service_pb2.ModelMetadataRequest(name=model)
+        answer = self._call(self._stub.ModelMetadata, request, timeout_s, "for the metadata of model", model)
         inputs, outputs = (
             tuple(TensorMetadata(t.name, t.datatype, tuple(t.shape)) for t in tensors) for tensors in (answer.inputs, answer.outputs)
         )
         return ModelMetadata(answer.name, answer.platform, inputs, outputs)
 
     def model_config(self, model: str, timeout_s: float, version: int | None = None) -> dict[str, Any]:
-        """The model's configuration as JSON; Triton says UNAVAILABLE where it is restricted: of a ready model, it means that."""
+        """The model's configuration as JSON; for a ready model, Triton's UNAVAILABLE means that it is restricted."""
         chosen = "" if version is None else version_text(version)
         asked = "for the configuration of model"
         request = service_pb2.ModelConfigRequest(name=model, version=chosen)
         try:
             answer = self._call(self._stub.ModelConfig, request, timeout_s, asked, model, self._admin_metadata)
         except NotReadyError as error:
-            ready = self._call(
-                self._stub.ModelReady,
-                service_pb2.ModelReadyRequest(name=model, version=chosen),
-                timeout_s,
-                "whether it is ready, model",
-                model,
-            )
-            if ready.ready:
+            question = service_pb2.ModelReadyRequest(name=model, version=chosen)
+            if self._call(self._stub.ModelReady, question, timeout_s, "whether it is ready, model", model).ready:
                 raise self._forbidden(error, asked, model) from error
             raise
         config: dict[str, Any] = MessageToDict(answer.config, preserving_proto_field_name=True)
         return config
 
-    def models(self, timeout_s: float) -> list[str]:
-        """Names of the models that are loaded, sorted."""
-        return sorted({one.name for one in self.statistics(timeout_s)})
-
     def repository_index(self, timeout_s: float) -> list[ModelState]:
-        """The models in the server's repository, loaded or not."""
         asked = "for its repository's index"
         answer = self._repository_call(self._stub.RepositoryIndex, service_pb2.RepositoryIndexRequest(), timeout_s, asked)
         with reading(self._what(asked)):
             return [ModelState(one.name, int(one.version) if one.version else None, one.state, one.reason) for one in answer.models]
 
     def load_model(self, model: str, timeout_s: float) -> None:
-        """Loads a model as it lies in the repository."""
         request = service_pb2.RepositoryModelLoadRequest(model_name=model)
         self._repository_call(self._stub.RepositoryModelLoad, request, timeout_s, "to load model", model)
 
     def unload_model(self, model: str, timeout_s: float) -> None:
-        """Takes a model out of service."""
         request = service_pb2.RepositoryModelUnloadRequest(model_name=model)
         self._repository_call(self._stub.RepositoryModelUnload, request, timeout_s, "to unload model", model)
 
     def statistics(self, timeout_s: float) -> list[ModelStatistics]:
-        """What each version of each loaded model has done."""
         asked = "which models it serves"
         answer = self._call(self._stub.ModelStatistics, service_pb2.ModelStatisticsRequest(), timeout_s, asked)
         with reading(self._what(asked)):
@@ -179,20 +155,16 @@ class GrpcTransport:
             ]
 
     def server_metadata(self, timeout_s: float) -> ServerMetadata:
-        """The server's name and version."""
         answer = self._call(self._stub.ServerMetadata, service_pb2.ServerMetadataRequest(), timeout_s, "for its version")
         return ServerMetadata(answer.name, answer.version)
 
     def live(self, timeout_s: float) -> bool:
-        """Whether the server says that it lives."""
         return bool(self._call(self._stub.ServerLive, service_pb2.ServerLiveRequest(), timeout_s, "whether it lives").live)
 
     def ready(self, timeout_s: float) -> bool:
-        """Whether the server says that it is ready."""
         return bool(self._call(self._stub.ServerReady, service_pb2.ServerReadyRequest(), timeout_s, "whether it is ready").ready)
 
     def close(self) -> None:
-        """Closes the channel."""
         self._closed = True
         if self._process == os.getpid():
             self._channel.close()

@@ -18,16 +18,20 @@ from numpy.typing import NDArray
 from .._exceptions import InputError, ServerFailedError, ServiceError
 from .address import address_from_url
 from .base import (
+    Inputs,
     ModelMetadata,
     ModelState,
     ModelStatistics,
     OutputRequest,
+    Outputs,
     ServerMetadata,
     TensorMetadata,
+    Transport,
     check_admin_key,
     version_text,
 )
 from .error_mapping import (
+    NO_HINTS,
     error_from_http,
     error_from_os,
     error_from_redirect,
@@ -48,7 +52,7 @@ _LONGEST_PAGE_TEXT = 200
 _NO_TRITON = "Is this the address of a Triton server's HTTP port (8000 where none was chosen), and does a proxy pass its /v2 paths on?"
 
 
-class HttpTransport:
+class HttpTransport(Transport):
     """Talks HTTP to a Triton server (`http://`, or `https://` to a TLS proxy before it); threads may share it, and forked children.
 
     `context` is for `https://`; the system's roots by default. `admin_key` goes with calls of the repository and for configurations, and
@@ -72,18 +76,9 @@ class HttpTransport:
 
     @property
     def url(self) -> str:
-        """Where the server is."""
         return self._url
 
-    def infer(
-        self,
-        model: str,
-        inputs: Mapping[str, NDArray[np.float32]],
-        outputs: Sequence[OutputRequest],
-        timeout_s: float,
-        version: int | None = None,
-    ) -> dict[str, NDArray[Any]]:
-        """Runs a model."""
+    def infer(self, model: str, inputs: Inputs, outputs: Sequence[OutputRequest], timeout_s: float, version: int | None = None) -> Outputs:
         contents = [np.ascontiguousarray(array).data.cast("B") for array in inputs.values()]
         head = _request_head(tuple((name, array.shape) for name, array in inputs.items()), tuple(outputs))
         headers = f"Content-Type: application/octet-stream\r\nInference-Header-Content-Length: {len(head)}\r\n"
@@ -92,7 +87,6 @@ class HttpTransport:
         return _arrays_from_answer(answer, what)
 
     def model_metadata(self, model: str, timeout_s: float) -> ModelMetadata:
-        """What the server tells everyone about a model."""
         asked = f"for the metadata of model {model!r}"
         told = self._json(_path(model), asked, timeout_s)
         with reading(f"{self._url}, asked {asked}"):
@@ -103,16 +97,10 @@ class HttpTransport:
             return ModelMetadata(_text(told["name"]), _text(told.get("platform", "")), inputs, outputs)
 
     def model_config(self, model: str, timeout_s: float, version: int | None = None) -> dict[str, Any]:
-        """The model's configuration as JSON."""
         what = f"{self._url}, asked for the configuration of model {model!r}"
         return _object_from_json(self._admin_call("GET", f"{_path(model, version)}/config", what, timeout_s), what)
 
-    def models(self, timeout_s: float) -> list[str]:
-        """Names of the models that are loaded, sorted."""
-        return sorted({one.name for one in self.statistics(timeout_s)})
-
     def repository_index(self, timeout_s: float) -> list[ModelState]:
-        """The models in the server's repository, loaded or not."""
         what = f"{self._url}, asked for its repository's index"
         told = _from_json(self._admin_call("POST", "/v2/repository/index", what, timeout_s, [b"{}"]), what)
         with reading(what):
@@ -129,15 +117,12 @@ class HttpTransport:
             ]
 
     def load_model(self, model: str, timeout_s: float) -> None:
-        """Loads a model as it lies in the repository."""
         self._change("load", model, timeout_s)
 
     def unload_model(self, model: str, timeout_s: float) -> None:
-        """Takes a model out of service."""
         self._change("unload", model, timeout_s)
 
     def statistics(self, timeout_s: float) -> list[ModelStatistics]:
-        """What each version of each loaded model has done."""
         asked = "which models it serves"
         told = self._json("/v2/models/stats", asked, timeout_s)
         with reading(f"{self._url}, asked {asked}"):
@@ -153,29 +138,25 @@ class HttpTransport:
             ]
 
     def server_metadata(self, timeout_s: float) -> ServerMetadata:
-        """The server's name and version."""
         told = self._json("/v2", "for its version", timeout_s)
         with reading(f"{self._url}, asked for its version"):
             return ServerMetadata(_text(told["name"]), _text(told["version"]))
 
     def live(self, timeout_s: float) -> bool:
-        """Whether the server says that it lives."""
         return self._health("live", timeout_s)
 
     def ready(self, timeout_s: float) -> bool:
-        """Whether the server says that it is ready."""
         return self._health("ready", timeout_s)
 
     def close(self) -> None:
-        """Closes the connections."""
         self._pool.close()
 
     def _health(self, kind: str, timeout_s: float) -> bool:
         what = f"{self._url}, asked for its health"
         answer = self._exchange("GET", f"/v2/health/{kind}", what, timeout_s)
-        if answer.status in (200, 400, 503):  # Triton says 400 where it is not, newer ones 503
-            return answer.status == 200
-        raise error_from_http(answer.status, _told(answer), what, headers=answer.headers)
+        if answer.status not in (400, 503):  # Triton answers 400 where it is not, newer ones 503
+            self._check(answer, what)
+        return answer.status == 200
 
     def _json(self, target: str, asked: str, timeout_s: float) -> dict[str, Any]:
         what = f"{self._url}, asked {asked}"
@@ -189,7 +170,7 @@ class HttpTransport:
         )
         if answer.status == 503 and self._tells_its_index(timeout_s):
             raise loads_nothing(what, f"HTTP 503, {_told(answer, self._admin_key)!r}")
-        self._check_admin(answer, what)
+        self._check(answer, what, hints_for_admins(self._admin_key))
 
     def _tells_its_index(self, timeout_s: float) -> bool:
         # A server without explicit model control does; one on its way down answers 503 to that, too.
@@ -201,20 +182,18 @@ class HttpTransport:
 
     def _admin_call(self, method: str, target: str, what: str, timeout_s: float, body: Sequence[bytes] = ()) -> bytes:
         answer = self._exchange(method, target, what, timeout_s, self._admin_headers, body)
-        self._check_admin(answer, what)
+        self._check(answer, what, hints_for_admins(self._admin_key))
         return bytes(answer.body)
 
-    def _check_admin(self, answer: Answer, what: str) -> None:
+    def _check(self, answer: Answer, what: str, hints: Mapping[type[ServiceError], str] = NO_HINTS) -> None:
         if answer.status != 200:
-            hints = hints_for_admins(self._admin_key)
             raise error_from_http(answer.status, _told(answer, self._admin_key), what, hints, answer.headers)
 
     def _call(
         self, method: str, target: str, what: str, timeout_s: float, headers: str = "", body: Sequence[bytes | memoryview] = ()
     ) -> Answer:
         answer = self._exchange(method, target, what, timeout_s, headers, body)
-        if answer.status != 200:
-            raise error_from_http(answer.status, _told(answer), what, headers=answer.headers)
+        self._check(answer, what)
         return answer
 
     def _exchange(

@@ -30,10 +30,9 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 
 
 def array_from_wire(datatype: str, shape: tuple[int, ...], content: bytes | memoryview, what: str) -> NDArray[Any]:
-    """A read-only array over the content, which is not copied; BYTES come as an object array of bytes.
+    """A read-only array over the content, which is not copied; BYTES become an object array of bytes.
 
-    Raises:
-        ServerFailedError: Content and shape do not fit, or the datatype is unknown; `what` says who was asked for what.
+    A `ServerFailedError` is raised where content and shape do not fit, or the datatype is unknown; `what` is what was asked of whom.
     """
     if min(shape, default=0) >= 0:
         with contextlib.suppress(ValueError, OverflowError):  # what numpy says of more dimensions, or larger ones, than it has

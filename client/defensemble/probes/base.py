@@ -1,4 +1,4 @@
-"""What every probe does beside its own attack: asking targets in batches, and checking what goes in and comes out."""
+"""What all probes share: calling targets in batches, and checks of what goes in and comes out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .._client.client import Client
 from .._exceptions import InputError, ServiceError
 
 Target = Callable[[NDArray[np.float32]], NDArray[np.intp]]
-"""Anything that tells the classes, (n,), of images, float32 (n, C, H, W) in [0, 1]."""
+"""Anything that returns the classes, (n,), of images, float32 (n, C, H, W) in [0, 1]."""
 
 
 def served(client: Client, model: str | None = None) -> Target:
@@ -68,7 +68,7 @@ class Questioner:
         self.failures: dict[str, str] = {}
 
     def classes(self, name: str, images: NDArray[np.float32]) -> NDArray[np.intp] | None:
-        """A target's classes of the images, (n,); None where the target failed, now or before, which `failures` tells.
+        """A target's classes of the images, (n,); None where the target failed, now or before (see `failures`).
 
         Raises:
             InputError: The target does not take these images, or answers something else than one class for each.

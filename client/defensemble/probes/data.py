@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from defensemble_images import StoredArray, check_memory, matched_classes, npz_arrays
+
 from .._client.model_info import ModelInfo
 from .._exceptions import InputError, MissingExtraError
 from .._image_files import (
@@ -29,7 +31,6 @@ from .._image_files import (
 from .base import Data
 
 if TYPE_CHECKING:
-    from defensemble_images import StoredArray
     from defensemble_training import Dataset
 
 OnProgress = Callable[[str, int, int | None], None]
@@ -40,22 +41,16 @@ _MOST_NAME_BYTES = 1 << 26
 
 @dataclass(frozen=True)
 class ChosenData:
-    """Images that fit a model, and where they are from.
+    """Images that fit a model, and their source."""
 
-    Attributes:
-        data: the images, with the model's own indices of their classes.
-        source: where they are from, as JSON.
-        notes: what the user should know, a line each.
-    """
-
-    data: Data
-    source: dict[str, Any]
-    notes: tuple[str, ...] = ()
+    data: Data  # the images, with the model's own indices of their classes
+    source: dict[str, Any]  # where they are from, as JSON
+    notes: tuple[str, ...] = ()  # for the user, a line each
 
 
 @dataclass(frozen=True)
 class _Request:
-    """What `choose_data` was asked for."""
+    """The arguments of `choose_data`."""
 
     name: str
     info: ModelInfo
@@ -72,8 +67,6 @@ class _Request:
 
     def check_memory(self, count: int, image_shape: tuple[int, ...], to_read: int = 0) -> None:
         """Refuse images that would take too much: as float32 while they are read, and twice with noise."""
-        from defensemble_images import check_memory
-
         floats = 4 * count * math.prod(image_shape)
         with input_errors():
             check_memory(f"{count:,} images of {self.name}", floats + max(floats, to_read), self.options.max_memory)
@@ -111,7 +104,7 @@ def choose_data(
     Args:
         source: name of a dataset, or path of a folder or a `.npz` file.
         info: the model.
-        limit: use a random sample of so many images, the same for the same seed; None: all.
+        limit: use a random sample of so many images, the same for the same `seed`; None: all.
         seed: of the sample.
         data_dir: the folder that holds the dataset; `source` is then its name.
         options: how image files are read.
@@ -168,8 +161,6 @@ def _from_folder(request: _Request, folder: Path) -> ChosenData:
 
 
 def _from_npz(request: _Request, path: Path) -> ChosenData:
-    from defensemble_images import npz_arrays
-
     with input_errors():
         arrays = npz_arrays(path, ("images", "labels"), ("class_names",))
         stored, stored_labels = arrays["images"], arrays["labels"]
@@ -203,8 +194,6 @@ def _class_names(stored: StoredArray) -> list[str]:
 
 def _model_indices(labels: NDArray[Any], names: list[str] | None, where: str, info: ModelInfo) -> NDArray[np.int64]:
     """Return the model's indices of labels, which are those already where the data has no names of classes."""
-    from defensemble_images import matched_classes
-
     count = len(info.class_names) if names is None else len(names)
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= count:

@@ -1,6 +1,6 @@
 """Gaussian noise: how accuracy falls as it grows.
 
-Source: "Defective Convolutional Networks", arXiv 1911.08432, figure 4. No attacker is at work, so this says nothing about one.
+Source: "Defective Convolutional Networks", arXiv 1911.08432, figure 4. There is no attacker.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -53,22 +53,13 @@ class NoiseRates:
     sigma: float
     accuracy: Rate | None
     defense_rate: Rate | None
+    defense_rate_source_fooled: None = field(default=None, init=False)  # there is no source network
     accuracy_on_common: Rate | None
-
-    def json(self) -> dict[str, Any]:
-        """As JSON; there is no source network, so no rate over the images that fool one."""
-        return {
-            "sigma": self.sigma,
-            "accuracy": _json(self.accuracy),
-            "defense_rate": _json(self.defense_rate),
-            "defense_rate_source_fooled": None,
-            "accuracy_on_common": _json(self.accuracy_on_common),
-        }
 
 
 @dataclass(frozen=True)
 class TargetRates:
-    """The rates of one target: clean, and at each sigma; `failure` tells why there are none from some point on."""
+    """The rates of one target: clean, and at each sigma; `failure` is why there are none from some point on."""
 
     name: str
     clean: Rate | None
@@ -107,25 +98,12 @@ class NoiseResult:
             "interval": "Wilson, 95 %",
             "data": {"n": self.n, "n_common": self.n_common, "sha256": self.data_digest},
             "duration_s": round(self.duration_s, 3),
-            "targets": [
-                {
-                    "name": target.name,
-                    "clean": _json(target.clean),
-                    "noise": [one.json() for one in target.noise],
-                    "queries": target.queries,
-                    "failure": target.failure,
-                }
-                for target in self.targets
-            ],
+            "targets": [{**asdict(target), "noise": [asdict(one) for one in target.noise]} for target in self.targets],
         }
 
 
 def check_sigmas(sigmas: Sequence[float]) -> None:
-    """Raises unless these are standard deviations, in 1/255, that can be probed.
-
-    Raises:
-        InputError: One is not positive, too large or given twice, or there is none.
-    """
+    """Raise an `InputError` unless these are different standard deviations, in 1/255, positive and at most `LARGEST_SIGMA`."""
     for sigma in sigmas:
         if not 0 < sigma <= LARGEST_SIGMA:
             raise InputError(f"sigmas must be positive and at most {LARGEST_SIGMA:g}, in 1/255, such as 8, got {sigma:g}")
@@ -145,7 +123,7 @@ def probe_noise(
 ) -> NoiseResult:
     """Asks every target about the images, clean and with noise; images float32 (n, C, H, W) in [0, 1], labels (n,), sigmas in 1/255.
 
-    Every target sees the same noise. A target whose server fails is asked no more, and `NoiseResult.failures` tells why; `on_answer` is
+    Every target sees the same noise. A target whose server fails is called no more (see `NoiseResult.failures`); `on_answer` is
     called with the number of images of each answer.
 
     Raises:
@@ -206,7 +184,3 @@ def _common(clean: Mapping[str, NDArray[np.bool_] | None]) -> NDArray[np.bool_] 
 
 def _rate_on(right: NDArray[np.bool_] | None, counted: NDArray[np.bool_] | None) -> Rate | None:
     return None if right is None or counted is None else rate(right[counted])
-
-
-def _json(value: Rate | None) -> dict[str, Any] | None:
-    return None if value is None else value.json()

@@ -1,4 +1,4 @@
-"""What a measured result says of where it was measured."""
+"""Where a result was measured: hardware, versions, commit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ def provenance(server: ServerMetadata | None = None) -> dict[str, Any]:
     """Hardware, versions, server, git commit and time, as JSON; what is not known is None."""
     return {
         "measured_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "hardware": {"cpu": _cpu_model(), "cores": _cores(), "memory_bytes": _memory_bytes()},
+        "hardware": {
+            "cpu": _cpu_model(),
+            "cores": len(os.sched_getaffinity(0)),
+            "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        },
         "versions": {
             "defensemble": __version__,
             "python": platform.python_version(),
@@ -48,23 +52,10 @@ def git_commit(checkout: Path) -> str | None:
 
 
 def _cpu_model() -> str | None:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
     return platform.processor() or None
-
-
-def _cores() -> int | None:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
-def _memory_bytes() -> int | None:
-    names = getattr(os, "sysconf_names", {})
-    if "SC_PAGE_SIZE" not in names or "SC_PHYS_PAGES" not in names:
-        return None
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _version(package: str) -> str | None:

@@ -15,7 +15,7 @@ _ABOUT_A_RESULT = 1 << 16  # bytes; the noise probe of seven models at ten sigma
 
 
 def check_writable(path: Path) -> None:
-    """Finds out before slow work whether a result could be written, by a file beside its place, which is gone at once.
+    """Find out before slow work whether a result could be written, by a temporary file in its folder.
 
     Raises:
         OSError: It could not; names the path that was given.

@@ -42,7 +42,7 @@ def test_the_training_images_of_a_data_set() -> None:
     assert (told.count, told.seed, told.source) == (DEFAULT_COUNT, DEFAULT_SEED, dataset.source)
     assert images.shape == (DEFAULT_COUNT, 1, 16, 16)
     assert images.dtype == np.float32
-    training = {image.tobytes() for image in dataset.train_images}
+    training = {image.tobytes() for image in dataset.train.images()}
     assert {image.tobytes() for image in images} <= training
 
 

@@ -130,7 +130,7 @@ def test_the_file_names_nothing_of_the_machine_that_wrote_it(exported: tuple[Pat
 
 def test_any_batch_and_real_images(exported: tuple[Path, Path]) -> None:
     checkpoint, path = exported
-    images = load_dataset("digits", 16).test_images[:37]
+    images = load_dataset("digits", 16).test.images()[:37]
     module, _, _ = load_checkpoint(checkpoint)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     with torch.inference_mode():
@@ -250,7 +250,7 @@ def _flip_a_mask(model: onnx.ModelProto) -> None:
 def test_the_verification_catches(exported: tuple[Path, Path], change: Callable[[onnx.ModelProto], None], text: str) -> None:
     checkpoint, path = exported
     module, _, _ = load_checkpoint(checkpoint)
-    images = load_dataset("digits", 16).test_images
+    images = load_dataset("digits", 16).test.images()
     answers = answers_from_module(module)
     assert verify_onnx(path, answers, images, max_batch_size=8).largest_logit_difference <= 1e-5
     with raises(VerificationError, text):

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from defensemble_training import ATTACKS, attack, carlini_wagner, fgsm, mifgsm, pgd
-from tests.support.attacked import batch, defective_resnet, foolbox, small_net
+from defensemble_training import ATTACKS, attack
+from tests.support.attacked import batch, carlini_wagner, defective_resnet, fgsm, foolbox, mifgsm, pgd, small_net
 from tests.support.attacked import one_thread as one_thread
 
 sources = pytest.mark.parametrize("make", [small_net, defective_resnet])

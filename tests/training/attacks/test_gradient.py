@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from defensemble_training import ATTACKS, AveragedLogits, SpecError, TrainingError, attack, carlini_wagner, fgsm, mifgsm, pgd
-from tests.support.attacked import batch, defective_resnet, small_net
+from defensemble_training import ATTACKS, AveragedLogits, SpecError, TrainingError, attack
+from tests.support.attacked import batch, carlini_wagner, defective_resnet, fgsm, mifgsm, pgd, small_net
 from tests.support.attacked import one_thread as one_thread
 from tests.support.facts import raises
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from defensemble_training import ATTACKS, AttackPreset, SpecError, gradient_queries
+from defensemble_training import ATTACKS, AttackPreset, SpecError
 from defensemble_training.attacks.presets import attack_preset
 from tests.support.facts import raises
 
@@ -62,12 +62,6 @@ def test_every_setting_is_the_papers() -> None:
             assert preset.step_size == pytest.approx(step / 255, rel=1e-12)
             assert preset.epsilon == pytest.approx(epsilon / 255, rel=1e-12)
             assert preset.momentum == (1.0 if name in MIFGSM else None)
-
-
-@pytest.mark.parametrize(("name", "queries"), [("fgsm8", 1), ("table2-pgd", 7), ("mifgsm64-tiny-imagenet", 80), ("cw", 30_000)])
-def test_gradient_queries(name: str, queries: int) -> None:
-    assert gradient_queries(name) == queries
-    assert gradient_queries(ATTACKS[name]) == queries
 
 
 def test_a_preset_changes_by_replace_and_is_checked_again() -> None:

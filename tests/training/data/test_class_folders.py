@@ -308,5 +308,5 @@ def test_images_of_16_bits_keep_them(tmp_path: Path) -> None:
     data = load_dataset("folder", data_dir=tmp_path)
     assert [str(part.pixels.dtype) for part in (data.train, data.test)] == ["float32", "uint8"]
     np.testing.assert_array_equal(data.train.images()[[2, 3, 6, 7], 0], deep[[0, 2, 1, 3]] / np.float32(65535))
-    assert data.mean == (round(float(data.train_images.mean(dtype=np.float64)), 4),)
-    assert data.std == (round(float(data.train_images.std(dtype=np.float64)), 4),)
+    assert data.mean == (round(float(data.train.images().mean(dtype=np.float64)), 4),)
+    assert data.std == (round(float(data.train.images().std(dtype=np.float64)), 4),)

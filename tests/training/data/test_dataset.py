@@ -29,14 +29,14 @@ def digits() -> Dataset:
 
 
 def test_digits_have_the_contracts_form(digits: Dataset) -> None:
-    for images, labels in ((digits.train_images, digits.train_labels), (digits.test_images, digits.test_labels)):
+    for images, labels in ((digits.train.images(), digits.train.labels), (digits.test.images(), digits.test.labels)):
         assert images.dtype == np.float32
         assert images.shape == (len(labels), 1, 16, 16)
         assert images.flags.c_contiguous
         assert images.min() == 0.0
         assert images.max() == 1.0
         assert labels.dtype == np.int64
-    assert (len(digits.train_labels), len(digits.test_labels)) == (1438, 359)
+    assert (len(digits.train.labels), len(digits.test.labels)) == (1438, 359)
     assert digits.class_names == tuple("0123456789")
     assert digits.input_shape == (1, 16, 16)
     assert repr(digits) == "Dataset('digits', 1x16x16, 1438 train, 359 test, 10 classes)"
@@ -49,29 +49,29 @@ def test_images_from_files_say_how_they_are_brought_to_size(digits: Dataset, tmp
 
 
 def test_split_never_changes(digits: Dataset) -> None:
-    assert hashlib.sha256(digits.test_labels.tobytes()).hexdigest() == "30f402f8b75f127faa6ce300c1fcb93250d7559ead7ab928fb07a9af8dabe9c9"
-    assert hashlib.sha256(digits.test_images.tobytes()).hexdigest() == "011fc9709b50d908f05c2410da1aad25212d1a4818b9acf638293e432dd98219"
+    assert hashlib.sha256(digits.test.labels.tobytes()).hexdigest() == "30f402f8b75f127faa6ce300c1fcb93250d7559ead7ab928fb07a9af8dabe9c9"
+    assert hashlib.sha256(digits.test.images().tobytes()).hexdigest() == "011fc9709b50d908f05c2410da1aad25212d1a4818b9acf638293e432dd98219"
     assert (digits.mean, digits.std) == ((0.3055,), (0.3192,))
 
 
 def test_split_is_stratified(digits: Dataset) -> None:
-    test, train = np.bincount(digits.test_labels), np.bincount(digits.train_labels)
+    test, train = np.bincount(digits.test.labels), np.bincount(digits.train.labels)
     np.testing.assert_array_equal(test, np.round((test + train) / 5))
 
 
 def test_split_is_the_same_at_every_size_and_shares_no_image(digits: Dataset) -> None:
     small = load_dataset("digits", size=8)
-    np.testing.assert_array_equal(small.test_labels, digits.test_labels)
-    np.testing.assert_array_equal(bilinear_enlarged(small.test_images, 16), digits.test_images)
-    train = {image.tobytes() for image in digits.train_images}
-    assert not any(image.tobytes() in train for image in digits.test_images)
+    np.testing.assert_array_equal(small.test.labels, digits.test.labels)
+    np.testing.assert_array_equal(bilinear_enlarged(small.test.images(), 16), digits.test.images())
+    train = {image.tobytes() for image in digits.train.images()}
+    assert not any(image.tobytes() in train for image in digits.test.images())
 
 
 def test_every_image_is_in_one_part() -> None:
     from sklearn.datasets import load_digits
 
     small = load_dataset("digits", size=8)
-    ours = sorted(image.tobytes() for image in np.concatenate([small.train_images, small.test_images]))
+    ours = sorted(image.tobytes() for image in np.concatenate([small.train.images(), small.test.images()]))
     theirs = sorted((image / 16).astype(np.float32).tobytes() for image in load_digits().images)
     assert ours == theirs
 
@@ -258,7 +258,7 @@ def test_a_dataset_takes_the_class_numbers_of_a_model() -> None:
     names = [f"digit {name}" for name in data.class_names]
     named = dataclasses.replace(data, class_names=tuple(names))
     found = named.numbered_as(["none", *reversed(names)], "net")
-    np.testing.assert_array_equal(found.test_labels, 10 - data.test_labels)
+    np.testing.assert_array_equal(found.test.labels, 10 - data.test.labels)
     assert found.train.pixels is data.train.pixels
     with raises(DataError, "'net' | digit 9"):
         named.numbered_as(names[:9], "net")

@@ -28,7 +28,7 @@ def test_the_images_are_those_of_the_rows(tmp_path: Path, below: str, test_split
     np.testing.assert_array_equal(data.test.pixels, test)
     assert data.train.labels.tolist() == [number % 3 for number in range(12)]
     assert data.test.labels.tolist() == [number % 3 for number in range(6)]
-    assert (data.name, data.class_names, data.input_shape, data.size, data.flip) == ("folder", CLASSES, (3, 8, 8), 8, True)
+    assert (data.name, data.class_names, data.input_shape, data.flip) == ("folder", CLASSES, (3, 8, 8), True)
     assert data.source == "images from a local folder as parquet, PNG-coded"
 
 

@@ -41,9 +41,7 @@ def test_numbers_of_numpy_become_python_s() -> None:
 @pytest.mark.parametrize("preset", list(PRESETS))
 def test_a_recipe_survives_json(preset: str) -> None:
     recipe = recipe_from_preset(preset, label_smoothing=0.1, choose="best", held_out=5)
-    assert Recipe.from_values(json.loads(json.dumps(recipe.to_values()))) == recipe
-    with pytest.raises(SpecError, match="epochs"):
-        Recipe.from_values({"epochs": 3})
+    assert Recipe(**json.loads(json.dumps(recipe.to_values()))) == recipe
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 184])

@@ -25,13 +25,13 @@ from defensemble_training import (
     TrainingRecord,
     build,
     defect_masks,
-    held_out,
     load_dataset,
     mask_digest,
     recipe_from_preset,
     train,
     train_module,
 )
+from defensemble_training.data.dataset import held_out
 from defensemble_training.evaluation import count_right, predicted
 from defensemble_training.seeding import stream
 from defensemble_training.trainer.augmentation import augmented, epoch_order
@@ -60,7 +60,7 @@ def test_a_run_learns_and_is_written_down(bars: Dataset) -> None:
     seen: list[TrainingProgress] = []
     module, record = run(tiny_spec(keep=0.7, width=4), bars, epochs=15, seed=1, on_progress=seen.append)
     assert not module.training
-    assert record.accuracy == (predicted(module, bars.test_images) == bars.test_labels).mean()
+    assert record.accuracy == (predicted(module, bars.test.images()) == bars.test.labels).mean()
     assert record.accuracy >= 0.9
     assert (record.data, record.data_source, record.data_digest, record.class_names) == ("bars", "drawn", bars.digest, bars.class_names)
     assert record.recipe == recipe_from_preset("fast", epochs=15, batch_size=16).to_values()
@@ -200,7 +200,7 @@ def test_a_network_of_the_user_s_own_is_trained(bars: Dataset) -> None:
     recipe = recipe_from_preset("fast", epochs=20, batch_size=16)
     module, record = train_module(make, bars, recipe=recipe, compute=Compute("cpu", threads=1))
     assert isinstance(module, nn.Sequential)
-    assert record.accuracy == (predicted(module, bars.test_images) == bars.test_labels).mean() >= 0.9
+    assert record.accuracy == (predicted(module, bars.test.images()) == bars.test.labels).mean() >= 0.9
 
 
 def test_the_best_epoch_is_chosen_by_held_out_images(bars: Dataset) -> None:

@@ -10,19 +10,19 @@ import torch
 from torch import nn
 
 from ..errors import TrainingError
+from .presets import AttackPreset
 
 
-def l2_carlini_wagner(
-    module: nn.Module, images: torch.Tensor, labels: torch.Tensor, confidence: float, search_steps: int, steps: int, step_size: float
-) -> torch.Tensor:
-    """Run Foolbox's CW on a module in eval mode; an image for which nothing is found comes back black.
-
-    Raises:
-        TrainingError: Foolbox cannot be imported.
-    """
+def l2_carlini_wagner(module: nn.Module, images: torch.Tensor, labels: torch.Tensor, preset: AttackPreset) -> torch.Tensor:
+    """Run Foolbox's CW on a module in eval mode; an image for which nothing is found is returned black."""
     foolbox = _foolbox()
     method = foolbox.attacks.L2CarliniWagnerAttack(
-        binary_search_steps=search_steps, steps=steps, stepsize=step_size, confidence=confidence, initial_const=1e-3, abort_early=True
+        binary_search_steps=preset.search_steps,
+        steps=preset.steps,
+        stepsize=preset.step_size,
+        confidence=preset.confidence,
+        initial_const=1e-3,
+        abort_early=True,
     )
     model = foolbox.PyTorchModel(module, bounds=(0, 1), device=images.device)
     found: torch.Tensor = method(model, images, labels, epsilons=None)[0]

@@ -20,16 +20,8 @@ from torch.nn import functional
 
 from ..errors import SpecError, TrainingError
 from ..evaluation import in_eval_mode
-from ..validation import checked_integer
 from .foolbox_cw import l2_carlini_wagner
-from .presets import (
-    AttackPreset,
-    attack_preset,
-    checked_confidence,
-    checked_epsilon,
-    checked_momentum,
-    checked_step_size,
-)
+from .presets import AttackPreset, attack_preset
 
 
 def attack(
@@ -52,103 +44,11 @@ def attack(
         TrainingError: the module's logits or gradients are not finite, or Foolbox is missing for `cw`.
     """
     preset = attack_preset(preset)
-    epsilon, step_size, steps = preset.epsilon or 0.0, preset.step_size or 0.0, preset.steps or 1
-    if preset.algorithm == "fgsm":
-        return fgsm(module, images, labels, epsilon)
-    if preset.algorithm == "pgd":
-        return pgd(module, images, labels, epsilon, step_size, steps, preset.random_start, generator)
-    if preset.algorithm == "mifgsm":
-        return mifgsm(module, images, labels, epsilon, step_size, steps, preset.momentum or 0.0)
-    return carlini_wagner(module, images, labels, preset.confidence or 0.0, preset.search_steps or 1, steps, step_size)
-
-
-def fgsm(module: nn.Module, images: torch.Tensor, labels: torch.Tensor, epsilon: float) -> torch.Tensor:
-    """Return images moved by one step of epsilon along the gradient's sign; see `attack` for shapes and errors."""
-    epsilon = checked_epsilon(epsilon)
-    return _ascended(module, images, labels, epsilon, epsilon, 1)
-
-
-def pgd(
-    module: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    epsilon: float,
-    step_size: float,
-    steps: int,
-    random_start: bool = False,
-    generator: torch.Generator | None = None,
-) -> torch.Tensor:
-    """Return images moved by steps along the gradient's sign, within the epsilon ball; see `attack` for shapes and errors.
-
-    A random start is uniform in the ball, clipped to [0, 1], and drawn from the generator, never from torch's global one.
-    """
-    epsilon, step_size, steps = checked_epsilon(epsilon), checked_step_size(step_size), checked_integer("steps", steps, minimum=1)
-    if random_start and generator is None:
+    if preset.algorithm == "cw":
+        return _carlini_wagner(preset, module, images, labels)
+    if preset.random_start and generator is None:
         raise SpecError("a random start must have a generator, got None; give torch.Generator().manual_seed(seed)")
-    return _ascended(module, images, labels, epsilon, step_size, steps, generator=generator if random_start else None)
-
-
-def mifgsm(
-    module: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    epsilon: float,
-    step_size: float,
-    steps: int,
-    momentum: float = 1.0,
-) -> torch.Tensor:
-    """Return images moved along the sign of a sum of gradients, each divided by its l1 norm; see `attack` for shapes and errors.
-
-    The norm is the sum over an image, as in the paper and the authors' code; a mean instead scales all summands alike and changes no sign.
-    (Foolbox 3.3.4's MIFGSM sums the gradients' signs, which is another attack.)
-    """
-    epsilon, step_size, steps = checked_epsilon(epsilon), checked_step_size(step_size), checked_integer("steps", steps, minimum=1)
-    return _ascended(module, images, labels, epsilon, step_size, steps, momentum=checked_momentum(momentum))
-
-
-def carlini_wagner(
-    module: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    confidence: float = 0.0,
-    search_steps: int = 30,
-    steps: int = 1000,
-    step_size: float = 0.01,
-) -> torch.Tensor:
-    """Return the images nearest in l2 that Foolbox's CW finds to be wrong by a margin; see `attack` for shapes and errors.
-
-    An image for which nothing is found comes back as it was (Foolbox answers a black one, which may pass for a success). The search stops
-    by the loss of the whole batch, hence the result for an image depends on the images beside it.
-
-    Args:
-        module: the source.
-        images: as for `attack`.
-        labels: as for `attack`.
-        confidence: kappa, how far the logit of another class must be above the true one's.
-        search_steps: how many values of c are tried.
-        steps: of Adam, at most, for each c.
-        step_size: of Adam, in (0, 1].
-    """
-    confidence, step_size = checked_confidence(confidence), checked_step_size(step_size)
-    search_steps, steps = checked_integer("search_steps", search_steps, minimum=1), checked_integer("steps", steps, minimum=1)
-    highest_label = _check_batch(images, labels)
-    # Foolbox calls backward(), which would add to the gradients of whatever asks for them.
-    asking = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    with _crafting(module):
-        origin, labels = images.detach().clone(), labels.clone()
-        with torch.no_grad():
-            logits = _checked_logits(module(origin), origin, highest_label)
-        if not bool(torch.isfinite(logits).all()):  # Foolbox would answer black images
-            raise TrainingError("the module's logits for the images are not finite; attack a module whose weights are finite")
-        try:
-            for parameter in asking:
-                parameter.requires_grad_(False)
-            found = l2_carlini_wagner(module, origin, labels, confidence, search_steps, steps, step_size)
-        finally:
-            for parameter in asking:
-                parameter.requires_grad_(True)
-        missed = (found == 0).all(dim=(1, 2, 3), keepdim=True)
-        return torch.where(missed, origin, found.clamp(0, 1)).detach()
+    return _ascended(preset, module, images, labels, generator if preset.random_start else None)
 
 
 class AveragedLogits(nn.Module):
@@ -170,16 +70,11 @@ class AveragedLogits(nn.Module):
 
 
 def _ascended(
-    module: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    epsilon: float,
-    step_size: float,
-    steps: int,
-    *,
-    momentum: float | None = None,
-    generator: torch.Generator | None = None,
+    preset: AttackPreset, module: nn.Module, images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator | None
 ) -> torch.Tensor:
+    """Move images by steps along the gradient's sign, from a uniform point of the epsilon ball where there is a generator."""
+    epsilon = preset.epsilon or 0.0
+    step_size = epsilon if preset.step_size is None else preset.step_size
     highest_label = _check_batch(images, labels)
     with _crafting(module):
         origin, labels = images.detach().clone(), labels.clone()
@@ -189,19 +84,47 @@ def _ascended(
             current = (origin + (2 * noise - 1) * epsilon).clamp(0, 1)
         direction = torch.zeros_like(origin)
         finite = torch.ones((), dtype=torch.bool, device=origin.device)
-        for _ in range(steps):
+        for _ in range(preset.steps or 1):
             gradient = _gradient(module, current, labels, highest_label)
             finite &= torch.isfinite(gradient).all()
-            if momentum is None:
+            if preset.momentum is None:
                 direction = gradient
             else:
+                # Divided by the sum over an image, as in the paper and the authors' code; a mean would change no sign. (Foolbox 3.3.4's
+                # MIFGSM sums the gradients' signs, which is another attack.)
                 norm = gradient.abs().sum(dim=(1, 2, 3), keepdim=True).clamp_min(torch.finfo(gradient.dtype).tiny)
-                direction = momentum * direction + gradient / norm
+                direction = preset.momentum * direction + gradient / norm
             current = origin + (current + step_size * direction.sign() - origin).clamp(-epsilon, epsilon)
             current = current.clamp(0, 1)
         if not bool(finite):  # torch's sign of NaN is 0: the images would come back as they were
             raise TrainingError("the gradient of the module's loss is not finite; attack a module whose weights and logits are finite")
         return current
+
+
+def _carlini_wagner(preset: AttackPreset, module: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the images nearest in l2 that Foolbox's CW finds to be wrong by a margin.
+
+    An image for which nothing is found is returned as it was (Foolbox returns a black one, which may pass for a success). The search stops
+    by the loss of the whole batch, so that the result for an image depends on the other images.
+    """
+    highest_label = _check_batch(images, labels)
+    # Foolbox calls backward(), which would add to the gradients of whatever asks for them.
+    asking = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    with _crafting(module):
+        origin, labels = images.detach().clone(), labels.clone()
+        with torch.no_grad():
+            logits = _checked_logits(module(origin), origin, highest_label)
+        if not bool(torch.isfinite(logits).all()):  # Foolbox would answer black images
+            raise TrainingError("the module's logits for the images are not finite; attack a module whose weights are finite")
+        try:
+            for parameter in asking:
+                parameter.requires_grad_(False)
+            found = l2_carlini_wagner(module, origin, labels, preset)
+        finally:
+            for parameter in asking:
+                parameter.requires_grad_(True)
+        missed = (found == 0).all(dim=(1, 2, 3), keepdim=True)
+        return torch.where(missed, origin, found.clamp(0, 1)).detach()
 
 
 @contextmanager
@@ -213,7 +136,7 @@ def _crafting(module: nn.Module) -> Iterator[None]:
 def _gradient(module: nn.Module, images: torch.Tensor, labels: torch.Tensor, highest_label: int) -> torch.Tensor:
     images = images.detach().requires_grad_(True)
     logits = _checked_logits(module(images), images, highest_label)
-    # Summed, so that the gradient of an image does not depend on how many are beside it.
+    # Summed, so that the gradient of an image does not depend on how many there are.
     loss = functional.cross_entropy(logits.float(), labels, reduction="sum")
     gradient = torch.autograd.grad(loss, images, allow_unused=True)[0] if loss.requires_grad else None
     if gradient is None:
@@ -222,7 +145,7 @@ def _gradient(module: nn.Module, images: torch.Tensor, labels: torch.Tensor, hig
 
 
 def _check_batch(images: torch.Tensor, labels: torch.Tensor) -> int:
-    """Raise a `SpecError` unless images and labels are what `attack` says; return the highest label."""
+    """Raise a `SpecError` unless images and labels are what `attack` takes; return the highest label."""
     if images.ndim != 4 or images.dtype != torch.float32 or images.numel() == 0:
         raise SpecError(f"images must be float32 (N, C, H, W), at least one, got {images.dtype} {tuple(images.shape)}")
     if labels.shape != images.shape[:1] or labels.dtype != torch.int64:

@@ -11,12 +11,12 @@ perturbation from one c to the next and works on normalised images; Foolbox star
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from ..errors import SpecError
-from ..validation import REAL, checked_choice, checked_integer
+from ..validation import checked_choice, checked_integer, checked_number
 
 ALGORITHMS = ("fgsm", "pgd", "mifgsm", "cw")
 _FIELDS = {
@@ -25,7 +25,12 @@ _FIELDS = {
     "mifgsm": ("epsilon", "step_size", "steps", "momentum"),
     "cw": ("step_size", "steps", "confidence", "search_steps"),
 }
-LARGEST_MOMENTUM = 2.0  # as far as Dong et al. looked
+_NUMBERS: Mapping[str, tuple[str, Callable[[float], bool]]] = {
+    "epsilon": ("[0, 1] (of images in [0, 1]: 8 grey levels of 255 are 8 / 255)", lambda value: 0 <= value <= 1),
+    "step_size": ("(0, 1] (of images in [0, 1]: 2 grey levels of 255 are 2 / 255)", lambda value: 0 < value <= 1),
+    "momentum": ("[0, 2] (the paper's is 1)", lambda value: 0 <= value <= 2),  # as far as Dong et al. looked
+    "confidence": ("[0, inf) (the paper's is 40, or 20 where the source is ResNet-18)", lambda value: 0 <= value < math.inf),
+}
 
 
 @dataclass(frozen=True)
@@ -62,76 +67,27 @@ class AttackPreset:
     def __post_init__(self) -> None:
         checked_choice("algorithm", self.algorithm, ALGORITHMS)
         for field in ("epsilon", "step_size", "steps", "momentum", "confidence", "search_steps"):
-            value, expected = getattr(self, field), field in _FIELDS[self.algorithm]
-            if (value is not None) != expected:
+            value, needed = getattr(self, field), field in _FIELDS[self.algorithm]
+            if (value is not None) != needed:
                 needs = ", ".join(_FIELDS[self.algorithm])
                 raise SpecError(f"{self.algorithm} is described by {needs}; got {field}={value!r} in the preset {self.name!r}")
         if self.random_start and self.algorithm != "pgd":
             raise SpecError(f"random_start must be False for {self.algorithm} (pgd alone has it), got True in the preset {self.name!r}")
-        checks = {
-            "epsilon": checked_epsilon,
-            "step_size": checked_step_size,
-            "momentum": checked_momentum,
-            "confidence": checked_confidence,
-        }
-        for field, check in checks.items():
-            if getattr(self, field) is not None:
-                object.__setattr__(self, field, check(getattr(self, field)))
+        for field, (expected, holds) in _NUMBERS.items():
+            if (value := getattr(self, field)) is not None:
+                object.__setattr__(self, field, checked_number(field, value, f"in {expected}", holds))
         for field in ("steps", "search_steps"):
             if getattr(self, field) is not None:
                 object.__setattr__(self, field, checked_integer(field, getattr(self, field), minimum=1))
 
 
-def checked_epsilon(epsilon: object) -> float:
-    """Return an l_inf radius in [0, 1] as a float, or raise a `SpecError`."""
-    return _checked_number("epsilon", epsilon, 1.0, "[0, 1]; images are in [0, 1], so that 8 grey levels of 255 are 8 / 255")
-
-
-def checked_step_size(step_size: object) -> float:
-    """Return a step in (0, 1] as a float, or raise a `SpecError`."""
-    expected = "(0, 1]; images are in [0, 1], so that 2 grey levels of 255 are 2 / 255"
-    if (number := _checked_number("step_size", step_size, 1.0, expected)) == 0:
-        raise SpecError(f"step_size must be in {expected}; got {step_size!r}")
-    return number
-
-
-def checked_momentum(momentum: object) -> float:
-    """Return a weight of earlier gradients in [0, 2] as a float, or raise a `SpecError`."""
-    return _checked_number("momentum", momentum, LARGEST_MOMENTUM, f"[0, {LARGEST_MOMENTUM:g}]; the paper's is 1")
-
-
-def checked_confidence(confidence: object) -> float:
-    """Return a margin of logits, finite and at least 0, as a float, or raise a `SpecError`."""
-    return _checked_number("confidence", confidence, math.inf, "[0, inf); the paper's is 40, or 20 where the source is ResNet-18")
-
-
-def _checked_number(what: str, value: object, maximum: float, expected: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, REAL) or not 0 <= value <= maximum or value == math.inf:
-        raise SpecError(f"{what} must be in {expected}; got {value!r}")
-    return float(value)
-
-
 def attack_preset(name: str | AttackPreset) -> AttackPreset:
-    """Return the preset of a name; a preset is returned as it is.
-
-    Raises:
-        SpecError: there is no such name.
-    """
+    """Return the preset of a name, or a preset as it is; raise a `SpecError` where there is none of that name."""
     if isinstance(name, AttackPreset):
         return name
     if not isinstance(name, str) or name not in ATTACKS:
         raise SpecError(f"an attack must be an AttackPreset or one of {', '.join(ATTACKS)}; got {name!r}")
     return ATTACKS[name]
-
-
-def gradient_queries(preset: str | AttackPreset) -> int:
-    """Return how many gradients an attack takes of its source for one image; for `cw`, which may stop early, at most.
-
-    Raises:
-        SpecError: there is no preset of that name.
-    """
-    preset = attack_preset(preset)
-    return (preset.steps or 1) * (preset.search_steps or 1)
 
 
 def _fgsm(name: str, grey_levels: int, paper: str) -> AttackPreset:

@@ -38,33 +38,19 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @dataclass(frozen=True)
 class Meta:
-    """What an entry says of itself.
+    """The metadata of an entry, `meta.json`."""
 
-    Attributes:
-        class_names: label i is class_names[i].
-        mean: of the training images, in [0, 1], one value a channel, rounded to 4 decimals.
-        std: as mean.
-        source: one line, where the images came from and in which state.
-        digest: 16 hexadecimal digits over pixels and labels of both parts.
-        damaged: images that were left out.
-        first_damage: where the first of them is, and why; None where there are none.
-        animations: images of which only the first frame was read.
-        first_animation: where the first of them is; None where there are none.
-        train_shape: (n, C, H, W).
-        test_shape: as train_shape.
-    """
-
-    class_names: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    source: str
-    digest: str
-    damaged: int
-    first_damage: tuple[str, str] | None
-    animations: int
-    first_animation: str | None
-    train_shape: tuple[int, ...]
-    test_shape: tuple[int, ...]
+    class_names: tuple[str, ...]  # label i is class_names[i]
+    mean: tuple[float, ...]  # of the training images, in [0, 1], one value a channel, rounded to 4 decimals
+    std: tuple[float, ...]  # as mean
+    source: str  # one line, where the images came from and in which state
+    digest: str  # 16 hexadecimal digits over pixels and labels of both parts
+    damaged: int  # images that were left out
+    first_damage: tuple[str, str] | None  # where the first of them is, and why; None where there are none
+    animations: int  # images of which only the first frame was read
+    first_animation: str | None  # where the first of them is; None where there are none
+    train_shape: tuple[int, ...]  # (n, C, H, W)
+    test_shape: tuple[int, ...]  # as train_shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,16 +109,11 @@ def read_entry(key: str) -> Entry | None:
 
 
 def entry_of(key: str, prepare: Callable[[], Undecoded], *, skip_damaged: bool, on_progress: OnProgress) -> Entry:
-    """Open an entry; where there is none yet, decode it first, or wait for the process that does.
-
-    Args:
-        key: of the entry.
-        prepare: finds out what to decode; called only where there is no entry.
-        skip_damaged: leave out what cannot be decoded, where an error is raised otherwise.
-        on_progress: called with what is done, how many are done, and of how many.
+    """Open an entry; where there is none yet, decode what `prepare` returns first, or wait for the process that does.
 
     Raises:
-        DataError: an image is damaged, or the cache has no room or cannot be written.
+        DataError: the cache has no room or cannot be written.
+        defensemble_images.DamagedImageError: an image cannot be decoded, and damaged images are not skipped.
     """
     entry = read_entry(key)
     if entry is None:
@@ -164,7 +145,7 @@ def _check_space(undecoded: Undecoded) -> None:
 
 @contextmanager
 def _told(undecoded: Undecoded | None = None) -> Iterator[None]:
-    """Say what it means for the cache that it cannot be written."""
+    """Raise a `DataError` where the cache cannot be written."""
     try:
         yield
     except OSError as error:

@@ -26,17 +26,11 @@ OnProgress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Reading:
-    """How the images of a part are decoded.
+    """How the images of a part are decoded."""
 
-    Attributes:
-        preprocessing: how they are brought to their size; None: all must have it.
-        skip_damaged: leave out what cannot be decoded.
-        max_memory: bytes that images may take while they are decoded; None: half of the free memory.
-    """
-
-    preprocessing: Preprocessing | None
-    skip_damaged: bool = False
-    max_memory: int | None = None
+    preprocessing: Preprocessing | None  # how they are brought to their size; None: all must have it
+    skip_damaged: bool = False  # leave out what cannot be decoded
+    max_memory: int | None = None  # bytes that images may take while they are decoded; None: half of the free memory
 
     def memory_check(self) -> Callable[[str, int], None]:
         """Return what `decode_images` calls with where an image is and how many bytes it takes; it raises where these are too many."""
@@ -51,27 +45,16 @@ class Reading:
 
 @dataclass(frozen=True, eq=False)
 class WrittenPart:
-    """What was written of one part.
+    """One part, as it was written."""
 
-    Attributes:
-        shape: (n, C, H, W) of the pixels.
-        labels: int64 (n,).
-        mean: of the images in [0, 1], one value a channel, rounded to 4 decimals.
-        std: as mean.
-        digest: SHA-256 over pixels and labels.
-        damage: the images that were left out.
-        formats: such as {"JPEG"}.
-        animations: where the images are of which only the first frame was read.
-    """
-
-    shape: tuple[int, int, int, int]
-    labels: npt.NDArray[np.int64]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    digest: bytes
-    damage: tuple[DamagedImageError, ...]
-    formats: frozenset[str]
-    animations: tuple[str, ...]
+    shape: tuple[int, int, int, int]  # (n, C, H, W) of the pixels
+    labels: npt.NDArray[np.int64]  # (n,)
+    mean: tuple[float, ...]  # of the images in [0, 1], one value a channel, rounded to 4 decimals
+    std: tuple[float, ...]  # as mean
+    digest: bytes  # SHA-256 over pixels and labels
+    damage: tuple[DamagedImageError, ...]  # the images that were left out
+    formats: frozenset[str]  # such as {"JPEG"}
+    animations: tuple[str, ...]  # where the images are of which only the first frame was read
 
 
 def write_part(
@@ -82,7 +65,6 @@ def write_part(
     Raises:
         defensemble_images.DamagedImageError: an image is damaged and not to be left out.
         DataError: a file cannot be read.
-        OSError: what is decoded cannot be written.
     """
     try:
         return _written(folder, split, part, image_shape, reading, on_progress, np.dtype(np.uint8))
@@ -138,7 +120,9 @@ def _written(
         if seen != total:
             raise DataError(f"the {split} part has {seen} images and {total} labels; was it changed while it was read? try again")
         if written != total:
-            _rewrite_header(file, dtype, (written, *image_shape))
+            # In place: numpy leaves room for the largest number in the first axis, so the length stays.
+            file.seek(0)
+            _write_header(file, dtype, (written, *image_shape))
         _to_disk(file)
     labels = part.labels[kept]
     with (folder / f"{split}_labels.npy").open("wb") as file:
@@ -170,12 +154,6 @@ def mean_and_std(counts: npt.NDArray[np.int64]) -> tuple[tuple[float, ...], tupl
 
 def _write_header(file: BinaryIO, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
     np.lib.format.write_array_header_1_0(file, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape})
-
-
-def _rewrite_header(file: BinaryIO, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
-    """Lower the number of images in place; numpy leaves room for the largest number in the first axis, so the length stays."""
-    file.seek(0)
-    _write_header(file, dtype, shape)
 
 
 def _to_disk(file: BinaryIO) -> None:

@@ -10,12 +10,9 @@ from .registry import DATASET_INFOS
 
 
 def decoded_dataset(name: str, digest: str, class_names: Sequence[str]) -> Dataset | None:
-    """Return the decoded dataset whose pixels and labels have this digest; None where the cache does not hold it.
+    """Return the decoded dataset of a name, as `load_dataset` takes it; None where the cache does not hold it.
 
-    Args:
-        name: of the dataset, as `load_dataset` takes it.
-        digest: `Dataset.digest`, 16 hexadecimal digits.
-        class_names: of the dataset, which the digest does not cover.
+    `digest` is `Dataset.digest`, 16 hexadecimal digits over pixels and labels; it does not cover the class names.
     """
     if not digest or name not in DATASET_INFOS:
         return None

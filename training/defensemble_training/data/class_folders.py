@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from defensemble_images.class_names import listed, normalised
-from defensemble_images.folders import ImageFile, LabelledFiles, Skipped, class_folders, contents, images_in, labelled_files
+from defensemble_images.folders import FileState, LabelledFiles, Skipped, class_folders, contents, images_in, labelled_files
 from defensemble_images.reader import SUFFIXES, Encoded
 from defensemble_images.regular_files import irregular
 
 from ..errors import DataError
-from .source import EXPECTED, EncodedPart, FileState, Source
+from .source import EXPECTED, EncodedPart, Source
 from .splits import stratified_test_part
 
 SPLIT_SEED = "defensemble-split-v1:folder"
@@ -25,8 +25,8 @@ def folders_source(folder: Path, test_splits: Sequence[str]) -> Source | None:
     """Recognise class folders of images; None where there are none.
 
     Raises:
-        DataError: a split is missing, a class folder holds no image, an image is of no class, the classes of the test are others than
-            those of the training, or a folder cannot be read.
+        DataError: a split is missing, a class folder is empty, an image is of no class, the test part has other classes, or a folder is
+            unreadable.
         defensemble_images.ImagesError: a class folder has a name that cannot be kept, or an image is next to the class folders.
     """
     try:
@@ -58,9 +58,9 @@ def folders_source(folder: Path, test_splits: Sequence[str]) -> Source | None:
     return Source(
         "class folders",
         train.class_names,
-        EncodedPart(train.indices, _Reader(folder, train.files)),
-        EncodedPart(labels, _Reader(folder, test.files)),
-        _states([*train.files, *test.files]),
+        EncodedPart(train.indices, partial(_encoded, folder, train.files)),
+        EncodedPart(labels, partial(_encoded, folder, test.files)),
+        (*train.files, *test.files),
         train.skipped + test.skipped,
     )
 
@@ -75,9 +75,9 @@ def _without_split(folder: Path, names: Sequence[str]) -> Source | None:
     parts = []
     for chosen in (~test, test):
         files = [found.files[index] for index in np.flatnonzero(chosen)]
-        parts.append(EncodedPart(labels[chosen], _Reader(folder, files)))
+        parts.append(EncodedPart(labels[chosen], partial(_encoded, folder, files)))
     layout = "class folders without a split (of every class a fifth, chosen by a fixed seed, is the test part)"
-    return Source(layout, found.class_names, parts[0], parts[1], _states(found.files), found.skipped)
+    return Source(layout, found.class_names, parts[0], parts[1], tuple(found.files), found.skipped)
 
 
 def _check_filled(part: LabelledFiles) -> None:
@@ -109,14 +109,5 @@ def _annotated(folder: Path, split: str, class_names: tuple[str, ...]) -> Labell
     return found
 
 
-@dataclass(frozen=True)
-class _Reader:
-    folder: Path
-    files: Sequence[ImageFile]
-
-    def __call__(self) -> Iterator[Encoded]:
-        return (Encoded.file(self.folder / file.name) for file in self.files)
-
-
-def _states(files: Sequence[ImageFile]) -> tuple[FileState, ...]:
-    return tuple((file.name, file.size, file.modified_ns, file.changed_ns) for file in files)
+def _encoded(folder: Path, files: Sequence[FileState]) -> Iterator[Encoded]:
+    return (Encoded(str(folder / file.name), folder / file.name) for file in files)

@@ -16,11 +16,10 @@ from defensemble_images import ClassNamesError, ImagesError, Preprocessing, matc
 from ..errors import DataError, SpecError
 from ..validation import INTEGRAL
 from .digits import USUAL_SIZE, digits_of_size
-from .registry import DATASET_INFOS
+from .registry import DATASET_INFOS, LARGEST_SIZE, SMALLEST_SIZE
 from .splits import stratified_choice, stratified_test_part
 
 DATASETS = ("digits", *DATASET_INFOS)
-SMALLEST_SIZE, LARGEST_SIZE = 8, 1024
 LARGEST_COPY = 2**31  # bytes that a split may take of memory
 CHECKED_AT_ONCE = 1024  # images
 CROP = Preprocessing()
@@ -161,11 +160,6 @@ class Dataset:
             _check_range(f"{split} pixels of {self.name!r}", part)
 
     @property
-    def size(self) -> int:
-        """Height of the images; those that `load_dataset` gives are square."""
-        return self.input_shape[1]
-
-    @property
     def input_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one image."""
         _, channels, height, width = self.train.stored(slice(0, 1)).shape
@@ -174,9 +168,7 @@ class Dataset:
     def numbered_as(self, class_names: Sequence[str], model: str) -> Dataset:
         """Return this dataset with the class numbers of a model; classes are matched by name, after Unicode NFC.
 
-        Args:
-            class_names: of the model, in the order of its outputs.
-            model: its name, for errors.
+        `class_names` are those of the model, in the order of its outputs; `model` is its name, for errors.
 
         Raises:
             DataError: a class of the dataset is none of the model's.
@@ -189,26 +181,6 @@ class Dataset:
             raise DataError(str(error)) from error
         train, test = (Part(part.pixels, numbers[part.labels]) for part in (self.train, self.test))
         return replace(self, class_names=tuple(class_names), train=train, test=test)
-
-    @property
-    def train_images(self) -> Images:
-        """All training images, float32: a whole copy at every access; for large datasets take `train.images(selection)`."""
-        return self.train.images()
-
-    @property
-    def train_labels(self) -> Labels:
-        """The training part's labels, int64 (n,)."""
-        return self.train.labels
-
-    @property
-    def test_images(self) -> Images:
-        """All test images, float32: a whole copy at every access; for large datasets take `test.images(selection)`."""
-        return self.test.images()
-
-    @property
-    def test_labels(self) -> Labels:
-        """The test part's labels, int64 (n,)."""
-        return self.test.labels
 
     def __repr__(self) -> str:
         shape = "x".join(str(extent) for extent in self.input_shape)
@@ -254,14 +226,12 @@ def load_dataset(
     if size is not None and (isinstance(size, bool) or not isinstance(size, int) or not SMALLEST_SIZE <= size <= LARGEST_SIZE):
         raise DataError(f"size must be an integer from {SMALLEST_SIZE} to {LARGEST_SIZE}, got {size!r}")
     # Pillow, pyarrow and the hub's client are not needed for digits.
+    from .cache_writer import Reading
     from .locate import find_entry
 
-    allowed = (SMALLEST_SIZE, LARGEST_SIZE)
-    on_progress = on_progress or (lambda what, done, total: None)
+    reading = Reading(preprocessing, skip_damaged, max_memory)
     try:
-        entry, skipped = find_entry(
-            name, DATASET_INFOS[name], size, allowed, data_dir, preprocessing, skip_damaged, max_memory, on_progress
-        )
+        entry, skipped = find_entry(name, size, data_dir, reading, on_progress or (lambda what, done, total: None))
     except ImagesError as error:
         raise DataError(str(error)) from error
     return Dataset(

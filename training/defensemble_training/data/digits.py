@@ -18,8 +18,7 @@ Images = npt.NDArray[np.float32]
 def digits_of_size(size: int) -> tuple[Images, npt.NDArray[np.int64]]:
     """Return the images, float32 (1797, 1, size, size) in [0, 1], bilinearly enlarged, and their labels.
 
-    Raises:
-        DataError: a size that they cannot have, or scikit-learn is not installed.
+    A `DataError` is raised for a size that they cannot have, and where scikit-learn is not installed.
     """
     if isinstance(size, bool) or not isinstance(size, int) or not SMALLEST_SIZE <= size <= LARGEST_SIZE:
         raise DataError(f"size must be an integer from {SMALLEST_SIZE} to {LARGEST_SIZE}, got {size!r}")

@@ -27,16 +27,10 @@ class HubFile:
 
 
 def downloaded(name: str, repository: str, test_splits: Sequence[str], on_progress: Callable[[str, int, int], None]) -> tuple[Path, str]:
-    """Download the parquet files of the training part and of a test part; what is in the hub's own cache stays there.
+    """Download the parquet files of the training part and of a test part; return the folder that holds them, and their revision.
 
-    Args:
-        name: what `load_dataset` calls the dataset, for errors.
-        repository: on the hub, such as `uoft-cs/cifar10`.
-        test_splits: names of the test part, the preferred one first.
-        on_progress: called with what is done, how many files are done, and of how many.
-
-    Returns:
-        The folder that holds the files, and the revision that they are of.
+    `name` is what `load_dataset` calls the dataset, `repository` what the hub does; of `test_splits` the first is preferred. `on_progress`
+    is called with what is done, how many files are done, and of how many.
 
     Raises:
         DataError: no network, no permission, no room, or a file that is not what the hub states.
@@ -87,11 +81,7 @@ def wanted_files(listed: Sequence[HubFile], test_splits: Sequence[str]) -> list[
 
 
 def check_sha256(path: Path, file: HubFile, repository: str) -> None:
-    """Compare a downloaded file with the checksum that the hub states; a wrong one is removed, so that it is downloaded again.
-
-    Raises:
-        DataError: they differ.
-    """
+    """Raise a `DataError` unless a downloaded file has the checksum that the hub states; else it is removed, to be downloaded again."""
     if file.sha256 is None:
         return
     digest = hashlib.sha256()

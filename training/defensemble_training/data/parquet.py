@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,7 @@ _POINTER = b"version https://git-lfs"
 
 
 def parquet_source(folder: Path, test_splits: Sequence[str], max_memory: int | None = None) -> Source | None:
-    """Recognise parquet files in a folder or in one below it (such as data/ or plain_text/); None where there are none.
-
-    Raises:
-        DataError: a split or a shard is missing, a file is damaged, or its columns are others.
-    """
+    """Recognise parquet files in a folder or in one below it (such as data/ or plain_text/); None where there are none."""
     # Sorted, but the folder itself before those below it.
     places = [folder, *sorted(one for one in folder.iterdir() if one.is_dir() and not one.name.startswith("."))]
     for place in places:
@@ -65,13 +62,13 @@ def _of_splits(folder: Path, splits: dict[str, list[str]], test_splits: Sequence
     for other in (*train[1:], *test):
         if other.class_names != first.class_names:
             raise DataError(f"{other.path} names other classes than {first.path}; expected the same in every file")
-    parts = [_part(files, max_memory) for files in (train, test)]
+    parts = [EncodedPart(np.concatenate([file.labels for file in files]), partial(_images, files, max_memory)) for files in (train, test)]
     class_names = first.class_names or tuple(str(label) for label in range(1 + max(int(part.labels.max(initial=-1)) for part in parts)))
     return Source("parquet", class_names, parts[0], parts[1], tuple(file_state(folder, file.path) for file in (*train, *test)))
 
 
 def _check_complete(folder: Path, names: Sequence[str]) -> None:
-    """Raise where names say how many files a split has, and they are not all there."""
+    """Raise where names state how many files a split has, and some are missing."""
     matches = [match for name in names if (match := _FILE.fullmatch(name)) and match["shards"]]
     for expected in {int(match["shards"]) for match in matches}:
         missing = set(range(expected)) - {int(match["shard"]) for match in matches if int(match["shards"]) == expected}
@@ -181,10 +178,6 @@ def _check_memory(file: Any, held: _File, max_memory: int | None) -> None:
         columns = (group.column(index) for index in range(group.num_columns))
         size = next(column.total_uncompressed_size for column in columns if column.path_in_schema == f"{held.image_column}.bytes")
         check_memory(f"the images in row group {number} of {held.path}", size, max_memory)
-
-
-def _part(files: Sequence[_File], max_memory: int | None) -> EncodedPart:
-    return EncodedPart(np.concatenate([file.labels for file in files]), lambda: _images(files, max_memory))
 
 
 def _images(files: Sequence[_File], max_memory: int | None) -> Iterator[Encoded]:

@@ -4,29 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+SMALLEST_SIZE, LARGEST_SIZE = 8, 1024
 _TEST_FIRST = ("test", "validation", "valid", "val")
 _VALIDATION_FIRST = ("validation", "valid", "val", "test")  # where the classes of the test images are not published
 
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What is known of a dataset before it is seen.
+    """What is known of a dataset before it is read."""
 
-    Attributes:
-        size: height and width where none are asked for; None: all images must have the same.
-        channels: 1 or 3; None: 1 where all images are grey, else 3.
-        classes: how many there are; None: any number from 2.
-        repository: on the hub; None: it is not there.
-        flip: whether a mirrored image is still an image of its class.
-        test_splits: names of the part that is used for the test, the preferred one first.
-    """
-
-    size: int | None
-    channels: int | None = 3
-    classes: int | None = None
-    repository: str | None = None
-    flip: bool = True
-    test_splits: tuple[str, ...] = _TEST_FIRST
+    size: int | None  # height and width where none are asked for; None: all images must have the same
+    channels: int | None = 3  # 1 or 3; None: 1 where all images are grey, else 3
+    classes: int | None = None  # how many there are; None: any number from 2
+    repository: str | None = None  # on the hub; None: it is not there
+    flip: bool = True  # whether a mirrored image is still an image of its class
+    test_splits: tuple[str, ...] = _TEST_FIRST  # names of the test part, the preferred one first
 
 
 DATASET_INFOS = {

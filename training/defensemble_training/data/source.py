@@ -9,13 +9,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from defensemble_images.folders import Skipped
+from defensemble_images.folders import FileState, Skipped
 from defensemble_images.reader import Encoded
 
 from ..errors import DataError
-
-# Name within the folder, size in bytes, time of modification, and of any change at all (which no program can set), both in ns.
-FileState = tuple[str, int, int, int]
 
 EXPECTED = (
     "expected train-*.parquet and test-*.parquet (or validation-*, valid-*, val-*), in the folder itself or one folder below it; "
@@ -33,33 +30,20 @@ class EncodedPart:
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A dataset on the disk.
+    """A dataset on the disk."""
 
-    Attributes:
-        layout: what was recognised, in a few words.
-        class_names: label i is class_names[i].
-        train: the training part.
-        test: the test part.
-        files: the state of every file that was read or will be.
-        skipped: what was passed over in class folders.
-    """
-
-    layout: str
-    class_names: tuple[str, ...]
+    layout: str  # what was recognised, in a few words
+    class_names: tuple[str, ...]  # label i is class_names[i]
     train: EncodedPart
     test: EncodedPart
-    files: tuple[FileState, ...]
-    skipped: Skipped = field(default_factory=Skipped)
+    files: tuple[FileState, ...]  # the state of every file that was read or will be
+    skipped: Skipped = field(default_factory=Skipped)  # in class folders
 
 
 def check_classes(
     class_names: Sequence[str], train_labels: npt.NDArray[np.int64], test_labels: npt.NDArray[np.int64], where: object
 ) -> None:
-    """Raise unless there are two classes or more, and both parts hold images of every one.
-
-    Raises:
-        DataError: they do not.
-    """
+    """Raise a `DataError` unless there are two classes or more, and both parts hold images of every one."""
     if len(class_names) == 1:
         raise DataError(
             f"{where}: found one class, {class_names[0]}; expected at least 2 class folders (or labels, in parquet files), "
@@ -86,13 +70,9 @@ def check_classes(
 
 
 def file_state(folder: Path, path: Path) -> FileState:
-    """Return name, size and times of change of a file, by which a changed one is noticed.
-
-    Raises:
-        DataError: it cannot be read.
-    """
+    """Return the state of a file, by which a change is noticed; raise a `DataError` where it cannot be read."""
     try:
         status = path.stat()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}; mend or remove it") from error
-    return path.relative_to(folder).as_posix(), status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    return FileState.of(path.relative_to(folder).as_posix(), status)

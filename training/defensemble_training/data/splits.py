@@ -10,23 +10,16 @@ from ..models.masks import uniform_keys
 Labels = npt.NDArray[np.int64]
 
 
-def stratified_test_part(labels: Labels, seed_text: str, one_in: int = 5) -> npt.NDArray[np.bool_]:
-    """Choose one in `one_in` images of every class (rounded) for the test, by keys that follow from a text alone.
-
-    Returns:
-        bool (n,), True for the test part.
-    """
+def stratified_test_part(labels: Labels, seed_text: str) -> npt.NDArray[np.bool_]:
+    """Choose a fifth of the images of every class (rounded) for the test, by a text alone: bool (n,), True for the test part."""
     classes, sizes = np.unique(labels, return_counts=True)
-    return _chosen(labels, classes, np.array([round(int(size) / one_in) for size in sizes], dtype=np.int64), seed_text)
+    return _chosen(labels, classes, np.array([round(int(size) / 5) for size in sizes], dtype=np.int64), seed_text)
 
 
 def stratified_choice(labels: Labels, count: int, seed_text: str) -> npt.NDArray[np.bool_]:
-    """Choose exactly `count` images, 0 to n, as evenly over the classes as can be, by keys that follow from a text alone.
+    """Choose exactly `count` images, 0 to n, as evenly over the classes as can be, by a text alone: bool (n,), True where chosen.
 
     Where classes cannot have equally many, which of them have one more follows from the text too.
-
-    Returns:
-        bool (n,), True where chosen.
     """
     classes, sizes = np.unique(labels, return_counts=True)
     turn = np.argsort(uniform_keys(f"{seed_text}:classes", classes.size), kind="stable")

@@ -56,9 +56,6 @@ class DenseNet121(nn.Module):
     """DenseNet-121: images float32 (N, C, H, W) in [0, 1] to logits (N, num_classes).
 
     A dense layer adds half of `spec.width` channels (32 at width 64). 6.96 million parameters at width 64 with 3 channels and 10 classes.
-
-    Raises:
-        SpecError: the masks that were drawn leave no path for the image, so that the network would be constant.
     """
 
     def __init__(self, spec: ModelSpec) -> None:

@@ -16,11 +16,7 @@ from .spec import Drop
 
 
 class SpatialDropout(nn.Dropout2d):
-    """Drops whole channels of (N, C, H, W), each of each image on its own. Source: arXiv 1411.4280.
-
-    Args:
-        keep: the probability that a channel is kept; kept ones are multiplied by 1 / keep.
-    """
+    """Drops whole channels of (N, C, H, W), each of each image on its own; kept ones are scaled by 1 / keep. Source: arXiv 1411.4280."""
 
     def __init__(self, keep: float) -> None:
         super().__init__(1 - keep)
@@ -29,11 +25,8 @@ class SpatialDropout(nn.Dropout2d):
 class DropBlock(nn.Module):
     """Drops squares of (N, C, H, W), other ones in each channel of each image. Source: arXiv 1810.12890, algorithm 1.
 
-    Where an image is smaller than a square, the square is as large as the image allows.
-
-    Args:
-        keep: the expected fraction of activations that is kept, were squares never to overlap.
-        block_size: the side of a square.
+    `keep` is the expected fraction of activations that is kept, were squares never to overlap; `block_size` is the side of a square, at
+    most that of the image.
     """
 
     def __init__(self, keep: float, block_size: int) -> None:
@@ -58,12 +51,7 @@ class DropBlock(nn.Module):
 
 
 class DefectThenDrop(Defect):
-    """A mask, then a drop: one module, so that the mask's name is the same with a drop and without.
-
-    Args:
-        mask: as for `Defect`.
-        drop: what follows.
-    """
+    """A mask, then a drop: one module, so that the mask's name is the same with a drop and without."""
 
     def __init__(self, mask: BoolArray, drop: nn.Module) -> None:
         super().__init__(mask)
@@ -75,13 +63,10 @@ class DefectThenDrop(Defect):
 
 
 def drop_squares(activations: torch.Tensor, seeds: torch.Tensor, size: int) -> torch.Tensor:
-    """Zero one square for each seed, and scale what is kept by the share of positions that is.
+    """Zero one square of side `size` in (N, C, H, W) for each seed, and scale what is kept by the share of positions that is.
 
-    Args:
-        activations: (N, C, H, W).
-        seeds: bool (N, C, H - size + 1, W - size + 1); position (i, j) stands for the square of rows i to i + size - 1 and columns j to
-            j + size - 1, so that every square lies inside of the image.
-        size: the side of a square.
+    Of `seeds`, bool (N, C, H - size + 1, W - size + 1), position (i, j) stands for the square of rows i to i + size - 1 and columns j to j
+    + size - 1, which is inside of the image.
     """
     margin = size - 1
     padded = functional.pad(seeds.to(activations.dtype), (margin, margin, margin, margin))

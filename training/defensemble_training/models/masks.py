@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import SpecError
-from ..validation import REAL, checked_choice, checked_integer
+from ..validation import checked_choice, checked_integer, checked_number
 
 PATTERNS = ("neuron", "channel", "shared")
 SAMPLINGS = ("bernoulli", "exact")
@@ -85,11 +85,9 @@ def uniform_keys(text: str, count: int) -> npt.NDArray[np.uint64]:
 def mask_digest(masks: Mapping[str, npt.NDArray[Any]]) -> str:
     """Return the SHA-256 (64 hexadecimal digits) of masks, by which a checkpoint and an exported model are recognised.
 
-    Hashed are, for every mask in the order of the names (by code points): the name in UTF-8, a zero byte, the shape as decimal numbers
-    with commas between them, a zero byte, and the values as uint8 (0 or 1) in C order. No masks give the SHA-256 of nothing.
-
-    Args:
-        masks: full buffer names (such as `stem.defect.mask`) with their bool arrays.
+    Hashed are, for every mask in the order of the names (by code points): the name in UTF-8, a zero byte, the shape as decimal numbers with
+    commas between them, a zero byte, and the values as uint8 (0 or 1) in C order. No masks give the SHA-256 of nothing. Names are full
+    buffer names, such as `stem.defect.mask`.
 
     Raises:
         SpecError: an array is not of bool.
@@ -105,11 +103,5 @@ def mask_digest(masks: Mapping[str, npt.NDArray[Any]]) -> str:
 
 
 def checked_keep(keep: object) -> float:
-    """Return a keep probability as a float.
-
-    Raises:
-        SpecError: it is not a number in (0, 1].
-    """
-    if isinstance(keep, bool) or not isinstance(keep, REAL) or not 0 < keep <= 1:
-        raise SpecError(f"keep must be in (0, 1], got {keep!r}; 1.0 is the standard network")
-    return float(keep)
+    """Return a keep probability as a float, or raise a `SpecError` where it is not a number in (0, 1]."""
+    return checked_number("keep", keep, "in (0, 1] (1.0: the standard network)", lambda value: 0 < value <= 1)

@@ -37,7 +37,7 @@ MakeUnit = Callable[[ModelSpec, int, str, Shape, int, int], Unit]
 
 
 class BasicUnit(Unit):
-    """Two 3x3 convolutions beside a shortcut: an identity where the shape stays, else a 1x1 projection.
+    """Two 3x3 convolutions parallel to a shortcut: an identity where the shape stays, else a 1x1 projection.
 
     Masks sit after BatchNorm and before the sum and the ReLU. The sum and an identity shortcut are never masked, a projection is, but for
     the units that say otherwise.
@@ -71,17 +71,8 @@ class BasicUnit(Unit):
 class ResidualNetwork(nn.Module):
     """Images float32 (N, C, H, W) in [0, 1] to logits (N, num_classes); block 0 is the stem, each further block is a stage.
 
-    The stem's mask stands behind its BatchNorm: for ImageNet before the pooling.
-
-    Args:
-        spec: the network.
-        unit: makes a residual unit.
-        depths: how many units each stage has. The first stage has `spec.width` channels, each further one twice as many at half the size.
-        stem_channels: the channels of the stem.
-        mask_on_stem: whether the stem has a mask where block 0 is defective.
-
-    Raises:
-        SpecError: the masks that were drawn leave no path for the image, so that the network would be constant.
+    A stage has as many units as `depths` says; the first has `spec.width` channels, each further one twice as many at half the size. The
+    stem's mask, where block 0 is defective and `mask_on_stem` is set, is behind its BatchNorm: for ImageNet before the pooling.
     """
 
     def __init__(self, spec: ModelSpec, unit: MakeUnit, depths: tuple[int, ...], *, stem_channels: int, mask_on_stem: bool = True) -> None:

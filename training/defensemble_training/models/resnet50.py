@@ -14,7 +14,7 @@ EXPANSION = 4
 
 
 class Bottleneck(Unit):
-    """A 1x1, a 3x3 (with the stride) and a 1x1 convolution that widens four times, beside a shortcut; only the 3x3 has a mask."""
+    """A 1x1, a 3x3 (with the stride) and a 1x1 convolution that widens four times, parallel to a shortcut; only the 3x3 has a mask."""
 
     def __init__(self, spec: ModelSpec, block: int, path: str, shape_in: Shape, channels: int, stride: int) -> None:
         super().__init__()

@@ -33,7 +33,7 @@ class SqueezeExcitation(nn.Module):
 
 
 class PreActivationUnit(Unit):
-    """BatchNorm, mask, ReLU, 3x3 convolution, twice, then squeeze-and-excitation, beside a shortcut."""
+    """BatchNorm, mask, ReLU, 3x3 convolution, twice, then squeeze-and-excitation, parallel to a shortcut."""
 
     def __init__(self, spec: ModelSpec, block: int, path: str, shape_in: Shape, channels: int, stride: int) -> None:
         super().__init__()

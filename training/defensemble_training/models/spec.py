@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import SupportsFloat
 
 from ..errors import SpecError
-from ..validation import INTEGRAL, REAL, checked_choice, checked_integer
+from ..validation import INTEGRAL, checked_choice, checked_integer, checked_number
 from .masks import PATTERNS, SAMPLINGS, checked_keep
 
 STEMS = ("cifar", "imagenet")
@@ -207,9 +207,7 @@ def _checked_statistic(what: str, values: object, channels: int) -> tuple[float,
         raise SpecError(
             f"{what} must hold one number for each of the {channels} channels of input_shape, got {len(values)}: {tuple(values)!r}"
         )
-    if any(isinstance(value, bool) or not isinstance(value, REAL) or not _is_finite(value) for value in values):
-        raise SpecError(f"{what} must hold finite numbers, got {tuple(values)!r}")
-    return tuple(float(value) for value in values)
+    return tuple(checked_number(f"each of {what}", value, "a finite number", _is_finite) for value in values)
 
 
 def _is_finite(value: SupportsFloat) -> bool:

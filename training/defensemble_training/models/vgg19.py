@@ -41,9 +41,6 @@ class VGG19(nn.Module):
     """VGG-19: images float32 (N, C, H, W) in [0, 1] to logits (N, num_classes).
 
     20.04 million parameters at width 64 with 3 channels and 10 classes: one linear layer behind global average pooling classifies.
-
-    Raises:
-        SpecError: a mask that was drawn keeps nothing, so that the network would be constant.
     """
 
     def __init__(self, spec: ModelSpec) -> None:

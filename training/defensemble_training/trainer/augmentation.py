@@ -1,6 +1,6 @@
 """What a step sees: which images, moved and mirrored how.
 
-All of it follows from the seed and the step alone: nothing has to be remembered where a run is resumed, and the processes of a run agree.
+All of it depends only on the seed and the step: nothing has to be remembered where a run is resumed, and the processes of a run agree.
 """
 
 from __future__ import annotations
@@ -25,14 +25,9 @@ def batches_of(count: int, batch_size: int) -> int:
 
 
 def shifted(pixels: torch.Tensor, up: torch.Tensor, left: torch.Tensor, mirrored: torch.Tensor, margin: tuple[int, int]) -> torch.Tensor:
-    """Move each image (N, C, H, W) by whole pixels, zeros coming in, and mirror some.
+    """Move each image (N, C, H, W) by whole pixels, zeros coming in, and mirror those of `mirrored`, bool (N,).
 
-    Args:
-        pixels: of any type; the result is of the same.
-        up: int64 (N,), rows that each image moves up, from 0 (down by the margin) to twice the margin (up by it).
-        left: the same for columns.
-        mirrored: bool (N,).
-        margin: the largest shifts of rows and columns.
+    `up` and `left`, int64 (N,), are from 0 (down or right by the margin of rows or columns) to twice the margin (up or left by it).
     """
     count, channels, height, width = pixels.shape
     padded = functional.pad(pixels, (margin[1], margin[1], margin[0], margin[0]))
@@ -52,7 +47,7 @@ def shifted(pixels: torch.Tensor, up: torch.Tensor, left: torch.Tensor, mirrored
 def augmented(
     pixels: torch.Tensor, generator: torch.Generator, *, largest_shift: float, flip: bool, whole: int, share: slice
 ) -> torch.Tensor:
-    """Move and mirror the images (n, C, H, W) of one process, its `share` of the `whole` batch, on the device where they lie.
+    """Move and mirror the images (n, C, H, W) of one process, its `share` of the `whole` batch, on their device.
 
     The draws are those of the whole batch, whatever the number of processes.
     """

@@ -96,7 +96,7 @@ class Compute:
         return fabric
 
     def wants_channels_last(self) -> bool:
-        """Whether activations lie in memory with their channels last."""
+        """Whether activations are channels-last in memory."""
         return self.on_gpu if self.channels_last is None else self.channels_last
 
     def _local_processes(self) -> int:
@@ -117,11 +117,7 @@ def _under_torchrun() -> bool:
 
 @contextmanager
 def translate_out_of_memory(batch_size: int) -> Iterator[None]:
-    """Turn an end of memory into an error that says which option lowers the need.
-
-    Raises:
-        TrainingError: memory ended.
-    """
+    """Turn an end of memory into a `TrainingError` that names the options that lower the need."""
     try:
         yield
     except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:

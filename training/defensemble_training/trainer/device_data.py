@@ -1,4 +1,4 @@
-"""Where a run's training images lie: on the device as a whole if they fit, else in their file, of which each step reads its part."""
+"""A run's training images: on the device as a whole if they fit, else in their file, of which each step reads its part."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class DeviceDataset:
         self._device = device
         self._labels = torch.from_numpy(np.array(part.labels)).to(device)
         self._in_file = part if part.nbytes > _LARGEST_SHARE * _free_bytes(device) else None
-        # A copy: a memory map may not be written to, and torch says so in a warning.
+        # A copy: a memory map may not be written to, and torch warns of it.
         self._pixels = None if self._in_file is not None else torch.from_numpy(np.array(part.pixels)).to(device)
 
     def __getitem__(self, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

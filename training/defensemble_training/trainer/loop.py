@@ -64,7 +64,7 @@ class TrainingProgress:
 
 
 class Loop:
-    """One process's part of a run: the module and its optimizer, the images, and the state that goes on from step to step."""
+    """One process's part of a run: the module and its optimizer, the images, and the state that changes from step to step."""
 
     def __init__(
         self,
@@ -95,6 +95,7 @@ class Loop:
         self._forward, self._optimizer = fabric.setup(cast(nn.Module, torch.compile(module)) if compute.compile else module, optimizer)
         self._dataset = DeviceDataset(training, fabric.device)
         self.state = RunState({})
+        self._log: RunLog | None = None
 
     @property
     def steps(self) -> int:
@@ -118,7 +119,7 @@ class Loop:
         return self.state.best or self.module.state_dict()
 
     def restore_last_good(self, run: RunFolder) -> bool:
-        """Take up the state that was saved last; tell whether there is one with an epoch that is done."""
+        """Take up the state that was saved last; return whether there is one with an epoch that is done."""
         found = load_state(run.path)
         if found is None or not found.history:
             return False
@@ -126,21 +127,17 @@ class Loop:
         return True
 
     def run(self, identity: dict[str, Any], run: RunFolder | None, on_progress: Callable[[TrainingProgress], None] | None) -> None:
-        """Do all steps that are not done yet.
-
-        Raises:
-            TrainingError, Interrupted, OSError: see `train`.
-        """
+        """Do all steps that are not done yet; raises as `train`."""
         self.state.identity = identity
         with self._held(run):
             self._run(run, on_progress)
 
     def _run(self, run: RunFolder | None, on_progress: Callable[[TrainingProgress], None] | None) -> None:
-        first = self.fabric.is_global_zero
-        run_log = self._opened(run) if run is not None else None
+        if run is not None:
+            self._open(run)
         resumed_at = self.state.step
         self.module.train()
-        clock = _Clock(self.state.seconds)
+        began = time.perf_counter() - self.state.seconds
         saved_at = time.monotonic()
         with _noted_interrupts(enabled=run is not None) as interrupts:
             while self.state.step < self.steps:
@@ -152,27 +149,31 @@ class Loop:
                     self.state.step += 1
                     last = index == self._batches - 1
                     if last or self.fabric.device.type != "cuda" or self.state.step % _SYNCHRONISE_EVERY == 0:
-                        self._synchronise(sums, epoch, run, run_log)
-                        if on_progress is not None and first:
+                        self._synchronise(sums, epoch)
+                        if on_progress is not None and self.fabric.is_global_zero:
                             on_progress(self._progress(epoch, resumed_at))
                     if self._agreed(bool(interrupts), last=last):
-                        self.state.seconds = clock.seconds
-                        self._interrupt(sums, run, run_log)
+                        self.state.seconds = time.perf_counter() - began
+                        self._interrupt(sums, run)
                     due = run is not None and not last and time.monotonic() - saved_at > run.save_every_s
                     if run is not None and self._agreed(due, last=last):
-                        self.state.seconds = clock.seconds
-                        self._synchronise(sums, epoch, run, run_log)
+                        self.state.seconds = time.perf_counter() - began
+                        self._synchronise(sums, epoch)
                         self._save(run)
                         saved_at = time.monotonic()
-                self.state.seconds = clock.seconds
-                self._end_epoch(epoch, run, run_log)
+                self.state.seconds = time.perf_counter() - began
+                self._end_epoch(epoch, run)
                 saved_at = time.monotonic()
-        if run_log is not None and first:
-            run_log.write("end", {"step": self.state.step, "seconds": round(self.state.seconds, 3)})
+        self._note("end", {"step": self.state.step, "seconds": round(self.state.seconds, 3)})
+
+    def _note(self, event: str, values: Mapping[str, Any]) -> None:
+        """Append an event to the run's log, where there is one, in the first process."""
+        if self._log is not None and self.fabric.is_global_zero:
+            self._log.write(event, values)
 
     @contextmanager
     def _held(self, run: RunFolder | None) -> Iterator[None]:
-        """Hold a run's folder, which is made where it does not exist: of two runs in it each would destroy what the other keeps."""
+        """Hold a run's folder, which is made where it does not exist: two runs in it would destroy each other's files."""
         if run is None:
             yield
             return
@@ -194,9 +195,9 @@ class Loop:
             if held is not None:
                 os.close(held)
 
-    def _opened(self, run: RunFolder) -> RunLog:
+    def _open(self, run: RunFolder) -> None:
         """Take up the state in a run's folder, or begin anew."""
-        run_log = RunLog(run.path, run.tensorboard if self.fabric.is_global_zero else None)
+        self._log = RunLog(run.path, run.tensorboard if self.fabric.is_global_zero else None)
         found = None if run.anew and not run.resume else load_state(run.path)
         if found is not None and not run.resume:
             raise TrainingError(
@@ -204,18 +205,15 @@ class Loop:
                 "to start anew (--force)"
             )
         self.fabric.barrier()
-        if found is None:
-            if self.fabric.is_global_zero:
-                run.finish()
-                if run.anew:
-                    run_log.clear()
-                run_log.write("start", {**self.state.identity, "steps": self.steps})
-            return run_log
-        check_same_run(found.identity, self.state.identity, run.path)
-        self._restore(found)
-        if self.fabric.is_global_zero:
-            run_log.write("resume", {"step": found.step})
-        return run_log
+        if found is not None:
+            check_same_run(found.identity, self.state.identity, run.path)
+            self._restore(found)
+            self._note("resume", {"step": found.step})
+        elif self.fabric.is_global_zero:
+            run.finish()
+            if run.anew:
+                self._log.clear()
+            self._log.write("start", {**self.state.identity, "steps": self.steps})
 
     def _restore(self, found: RunState) -> None:
         self.state = found
@@ -263,13 +261,12 @@ class Loop:
         except TrainingError as error:
             raise DivergedError(f"the attack on step {step + 1} of {self.steps} failed: {error}; take a lower learning_rate") from error
 
-    def _synchronise(self, sums: torch.Tensor, epoch: int, run: RunFolder | None, run_log: RunLog | None) -> None:
+    def _synchronise(self, sums: torch.Tensor, epoch: int) -> None:
         loss, right, seen = sums.tolist()
         if not np.isfinite(loss):
             where = f"epoch {epoch}, step {self.state.step} of {self.steps}"
             told = f"the loss is {loss} at {where}, with learning_rate={self.recipe.learning_rate}"
-            if run_log is not None and self.fabric.is_global_zero:
-                run_log.write("failed", {"step": self.state.step, "why": told})
+            self._note("failed", {"step": self.state.step, "why": told})
             raise DivergedError(f"{told}; it must be finite; take a lower learning_rate (--learning-rate)")
         self.state.sums = (loss, int(right), int(seen))
 
@@ -279,7 +276,7 @@ class Loop:
         steps, epochs = self.steps, self.recipe.epochs
         return TrainingProgress(epoch, epochs, self.state.step, steps, loss / seen, right / seen, held_out, resumed_at)
 
-    def _end_epoch(self, epoch: int, run: RunFolder | None, run_log: RunLog | None) -> None:
+    def _end_epoch(self, epoch: int, run: RunFolder | None) -> None:
         loss, right, seen = (self.all_reduce_sum(value) for value in self.state.sums)
         held_out = None
         if self._chosen_by is not None:
@@ -299,9 +296,8 @@ class Loop:
         }
         self.state.history.append(row)
         self.state.sums = (0.0, 0, 0)
+        self._note("epoch", row)
         if run is not None:
-            if run_log is not None and self.fabric.is_global_zero:
-                run_log.write("epoch", row)
             self._save(run)
 
     def _save(self, run: RunFolder) -> None:
@@ -325,26 +321,15 @@ class Loop:
             return wanted
         return (last or self.state.step % _SYNCHRONISE_EVERY == 0) and self.all_reduce_sum(float(wanted)) > 0
 
-    def _interrupt(self, sums: torch.Tensor, run: RunFolder | None, run_log: RunLog | None) -> None:
-        assert run is not None
-        assert run_log is not None
-        self._synchronise(sums, self.state.step // self._batches, run, run_log)
+    def _interrupt(self, sums: torch.Tensor, run: RunFolder | None) -> None:
+        assert run is not None  # without a folder, signals are not noted
+        self._synchronise(sums, self.state.step // self._batches)
         if self.state.step % self._batches == 0:
-            self._end_epoch(self.state.step // self._batches, run, run_log)
+            self._end_epoch(self.state.step // self._batches, run)
         else:
             self._save(run)
-        if self.fabric.is_global_zero:
-            run_log.write("interrupted", {"step": self.state.step})
+        self._note("interrupted", {"step": self.state.step})
         raise Interrupted(f"interrupted after step {self.state.step} of {self.steps}; the state is saved in {run.path / STATE_FILE}")
-
-
-class _Clock:
-    def __init__(self, before_s: float) -> None:
-        self._began = time.perf_counter() - before_s
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self._began
 
 
 @contextmanager

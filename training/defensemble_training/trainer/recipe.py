@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ..attacks.presets import ATTACKS
 from ..errors import SpecError
-from ..validation import REAL, checked_choice, checked_integer
+from ..validation import checked_choice, checked_integer, checked_number
 
 SCHEDULES = ("one-cycle", "steps")
 CHOICES = ("last", "best")
@@ -23,9 +23,13 @@ WARM_UP = 0.25  # fraction of the steps in which a one-cycle learning rate rises
 LARGEST_SEED = 2**63 - 1
 
 
-def _check_number(name: str, value: object, expected: str, holds: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, REAL) or not holds(value):
-        raise SpecError(f"{name} must be {expected}, got {value!r:.120}")
+_NUMBERS: Mapping[str, tuple[str, Callable[[float], bool]]] = {
+    "learning_rate": ("above 0 and at most 1e+30", lambda value: 0 < value <= 1e30),
+    "momentum": ("at least 0 and below 1", lambda value: 0 <= value < 1),
+    "weight_decay": ("at least 0 and at most 1e+6", lambda value: 0 <= value <= 1e6),
+    "label_smoothing": ("at least 0 and below 1", lambda value: 0 <= value < 1),
+    "largest_shift": ("at least 0 and at most 0.5", lambda value: 0 <= value <= 0.5),
+}
 
 
 def _checked_milestones(milestones: object, schedule: str) -> tuple[int, ...]:
@@ -55,8 +59,8 @@ class Recipe:
         label_smoothing: of the cross-entropy, in [0, 1).
         largest_shift: images are moved at random by whole pixels, zeros coming in, by at most this fraction of height and width each way
             (1/8 is the usual crop of 32 pixels with a padding of 4).
-        flip: whether images are mirrored at random, where the dataset says that a mirrored image keeps its class.
-        adversarial: name of the attack (of `ATTACKS`) whose examples are trained on in the place of the images, or None.
+        flip: whether images are mirrored at random, where a mirrored image of the dataset keeps its class.
+        adversarial: name of the attack (of `ATTACKS`) whose examples are trained on instead of the images, or None.
         choose: whether the weights of the `last` epoch are kept, or those of the `best` by accuracy on held-out images.
         held_out: training images that are not trained on, but looked at after each epoch; at least 1 where `choose` is `best`.
     """
@@ -82,21 +86,16 @@ class Recipe:
         for name in ("nesterov", "flip"):
             if not isinstance(getattr(self, name), bool):
                 raise SpecError(f"{name} must be True or False, got {getattr(self, name)!r}")
-        _check_number("learning_rate", self.learning_rate, "above 0 and at most 1e+30", lambda value: 0 < value <= 1e30)
+        for name, (expected, holds) in _NUMBERS.items():
+            object.__setattr__(self, name, checked_number(name, getattr(self, name), expected, holds))
         checked_choice("schedule", self.schedule, SCHEDULES)
         object.__setattr__(self, "milestones", _checked_milestones(self.milestones, self.schedule))
-        for name, value in (("momentum", self.momentum), ("label_smoothing", self.label_smoothing)):
-            _check_number(name, value, "at least 0 and below 1", lambda number: 0 <= number < 1)
-        _check_number("weight_decay", self.weight_decay, "at least 0 and at most 1e+6", lambda value: 0 <= value <= 1e6)
-        _check_number("largest_shift", self.largest_shift, "at least 0 and at most 0.5", lambda value: 0 <= value <= 0.5)
         if self.nesterov and not self.momentum:
             raise SpecError("nesterov needs a momentum above 0, got momentum=0")
         if self.adversarial is not None:
             # CW takes up to 30,000 gradients an image.
             checked_choice("adversarial", self.adversarial, tuple(name for name, one in ATTACKS.items() if one.algorithm != "cw"))
         checked_choice("choose", self.choose, CHOICES)
-        for name in ("learning_rate", "momentum", "weight_decay", "label_smoothing", "largest_shift"):
-            object.__setattr__(self, name, float(getattr(self, name)))
         if self.milestones and self.milestones[-1] >= self.epochs:
             raise SpecError(f"milestones must lie below the {self.epochs} epochs, got {self.milestones}")
         if self.choose == "best" and not self.held_out:
@@ -105,19 +104,6 @@ class Recipe:
     def to_values(self) -> dict[str, Any]:
         """Return the recipe as values for JSON, one key a field."""
         return {**dataclasses.asdict(self), "milestones": list(self.milestones)}
-
-    @classmethod
-    def from_values(cls, values: object) -> Recipe:
-        """Read a recipe from the values of a JSON object.
-
-        Raises:
-            SpecError: a key is missing or unknown, or a value is outside of its range.
-        """
-        names = [item.name for item in dataclasses.fields(cls)]
-        if not isinstance(values, dict) or set(values) != set(names):
-            got = ", ".join(map(str, values)) if isinstance(values, dict) else repr(values)[:80]
-            raise SpecError(f"a recipe must have the keys {', '.join(names)}; got {got}")
-        return cls(**values)
 
     def learning_rate_at(self, step: int, steps_per_epoch: int) -> float:
         """Return the learning rate of a step, counted from 0 over the whole run."""

@@ -1,4 +1,4 @@
-"""What a run tells while it goes on: a log with one JSON object a line, and its learning curve as a picture."""
+"""Output of a run while it goes on: a log with one JSON object a line, and its learning curve as a picture."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class RunLog:
     """The log of a run in its folder.
 
     Each line is an object with `event` (`start`, `resume`, `epoch`, `interrupted`, `failed` or `end`), `time` (UTC, ISO 8601), and what the
-    event tells. Where a run was killed after an epoch's line and before its state, the epoch's line is there twice.
+    event holds. Where a run was killed after an epoch's line and before its state, the epoch's line is there twice.
     """
 
     def __init__(self, folder: Path, tensorboard: Path | None = None) -> None:
@@ -29,11 +29,7 @@ class RunLog:
         self._board = None if tensorboard is None else _board(tensorboard)
 
     def write(self, event: str, told: Mapping[str, Any]) -> None:
-        """Append an event.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
+        """Append an event."""
         line = json.dumps({"event": event, "time": datetime.now(timezone.utc).isoformat(timespec="seconds"), **told})
         with self._path.open("a") as file:
             file.write(line + "\n")
@@ -57,11 +53,7 @@ def _board(folder: Path) -> Any:
 
 
 def write_curve(path: Path, history: Iterable[Mapping[str, Any]], title: str) -> None:
-    """Draw loss and accuracies over the epochs of a run, as a PNG file.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    """Draw loss and accuracies over the epochs of a run, as a PNG file."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator

@@ -63,37 +63,22 @@ class RunFolder:
 
 @dataclass
 class RunState:
-    """Where a run stands.
+    """Where a run stands."""
 
-    Attributes:
-        identity: what makes the run this run, as values for JSON: spec, recipe, seed, data. A run goes on with an equal one only.
-        step: steps done.
-        seconds: that these took.
-        sums: of the epoch that was begun: loss, images right, images seen.
-        history: one mapping an epoch that is done: epoch, step, learning_rate, loss, train_accuracy, held_out_accuracy, seconds.
-        best_accuracy: on the held-out images, of the weights in `best`; None where nothing is chosen by them.
-        weights: the module's state_dict.
-        momentum: of SGD, by the names of parameters; empty before the first step.
-        best: the state_dict that is best so far, where one is chosen.
-    """
-
+    # What makes the run this run, as values for JSON: spec, recipe, seed, data. A run goes on with an equal one only.
     identity: dict[str, Any]
-    step: int = 0
-    seconds: float = 0.0
-    sums: tuple[float, int, int] = (0.0, 0, 0)
-    history: list[dict[str, Any]] = field(default_factory=list)
-    best_accuracy: float | None = None
-    weights: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    momentum: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    best: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    step: int = 0  # steps done
+    seconds: float = 0.0  # that these took
+    sums: tuple[float, int, int] = (0.0, 0, 0)  # of the epoch that was begun: loss, images right, images seen
+    history: list[dict[str, Any]] = field(default_factory=list)  # one mapping an epoch that is done, with the keys of a line of the log
+    best_accuracy: float | None = None  # on the held-out images, of the weights in `best`; None where nothing is chosen by them
+    weights: Mapping[str, torch.Tensor] = field(default_factory=dict)  # the module's state_dict
+    momentum: Mapping[str, torch.Tensor] = field(default_factory=dict)  # of SGD, by parameter; empty before the first step
+    best: Mapping[str, torch.Tensor] = field(default_factory=dict)  # the best state_dict so far, where one is chosen
 
 
 def save_state(folder: Path, state: RunState) -> None:
-    """Write a state, durably: at every moment the old one is there, or the whole new one.
-
-    Raises:
-        OSError: it cannot be written (names the file).
-    """
+    """Write a state, durably: at every moment the old one is there, or the whole new one."""
     groups = {"weights": state.weights, "momentum": state.momentum, "best": state.best}
     tensors = {f"{group}/{name}": tensor.detach().cpu().contiguous() for group, named in groups.items() for name, tensor in named.items()}
     described: dict[str, Any] = {
@@ -110,9 +95,7 @@ def save_state(folder: Path, state: RunState) -> None:
 
 
 def load_state(folder: Path) -> RunState | None:
-    """Read the state of a run; None where there is none.
-
-    One of an older version, which carries no digest of its content, is read with an `UncheckedContentWarning`.
+    """Read the state of a run; None where there is none. One without a digest, of an older version, causes an `UncheckedContentWarning`.
 
     Raises:
         TrainingError: the file is damaged, or of another version.
@@ -161,11 +144,7 @@ def load_state(folder: Path) -> RunState | None:
 
 
 def check_same_run(found: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
-    """Raise unless a run goes on as it began.
-
-    Raises:
-        TrainingError: names every value that differs.
-    """
+    """Raise a `TrainingError` that names every value that differs, unless a run goes on as it began."""
     different = _differences("", found, wanted)
     if different:
         listed = "; ".join(f"{name}: the run has {old!r}, asked for was {new!r}" for name, old, new in different)

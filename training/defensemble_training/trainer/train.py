@@ -14,6 +14,7 @@ import json
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib import metadata
 
 import torch
@@ -72,10 +73,7 @@ def train(
         OSError: the folder cannot be written.
     """
     _check_fit(spec, dataset)
-
-    def make() -> nn.Module:
-        return build(spec)
-
+    make = partial(build, spec)
     return train_module(
         make, dataset, spec=spec, recipe=recipe, seed=seed, compute=compute, run=run, on_progress=on_progress, command=command
     )
@@ -179,8 +177,7 @@ def _parts(dataset: Dataset, recipe: Recipe) -> tuple[Part, Part | None]:
         return dataset.train, None
     if recipe.held_out >= len(dataset.train):
         raise SpecError(f"held_out must be less than the {len(dataset.train)} training images of {dataset.name!r}, got {recipe.held_out}")
-    rest, chosen_by = held_out(dataset.train, recipe.held_out, f"defensemble-held-out-v1:{dataset.name}")
-    return rest, chosen_by
+    return held_out(dataset.train, recipe.held_out, f"defensemble-held-out-v1:{dataset.name}")
 
 
 def _version(distribution: str) -> str:
