@@ -23,11 +23,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.aborting.figures import result_of
 from benchmarks.aborting.page import page
 from benchmarks.aborting.under_aborts import Effort, served_under_aborts
-from benchmarks.common.answers import TOLERANCE, logits_of_members
+from benchmarks.common.answers import logits_of_members
 from benchmarks.common.callers import CallersGoneError
 from benchmarks.common.command_line import Options, Say, benchmark_command, run, silent
 from defensemble import DefensembleError
 from defensemble_export import Member
+from defensemble_repository.averaging import TOLERANCE
 from defensemble_repository.errors import RepositoryError
 from defensemble_server import ServerError
 

@@ -29,6 +29,7 @@ from benchmarks.common.provenance import surroundings
 from benchmarks.common.servers import ENSEMBLE, started, written
 from defensemble import Client, DefensembleError
 from defensemble_export import average_onnx
+from defensemble_repository.averaging import TOLERANCE, largest_difference
 from defensemble_repository.ensemble import Ensemble, Vote
 from defensemble_repository.errors import RepositoryError
 from defensemble_server import ServerError
@@ -73,9 +74,9 @@ def time_graphs(average: str, classes: int, batch: int, effort: Effort, seed: in
     logits = {f"logits_{index}": generator.normal(size=(batch, classes)).astype(np.float32) for index in range(MEMBERS)}
     old = session_of((_OLD / f"old_{average}_{classes}.onnx").read_bytes())
     new = session_of(average_onnx(ensemble_of(average), classes))
-    answers = [session.run(["probabilities"], logits)[0] for session in (old, new)]
-    if not np.allclose(answers[0], answers[1], atol=1e-6):
-        raise DifferentAnswersError(f"the graphs of {average} differ by {np.abs(answers[0] - answers[1]).max():.3g}")
+    expected, got = (session.run(["probabilities"], logits)[0] for session in (old, new))
+    if (difference := largest_difference(got, expected)) > TOLERANCE:
+        raise DifferentAnswersError(f"the graphs of {average} differ by {difference:.3g}, allowed are {TOLERANCE:g}")
     rounds: dict[str, list[float]] = {"old": [], "new": []}
     for _ in range(effort.rounds):
         taken: dict[str, list[float]] = {"old": [], "new": []}

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 # Run as a file, Python looks for modules beside it alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common.answers import TOLERANCE
 from benchmarks.common.callers import CallersGoneError
 from benchmarks.common.command_line import Options, Say, benchmark_command, run, silent
 from benchmarks.editing.answers import APART, answer_of, apart, judge
@@ -30,6 +29,7 @@ from benchmarks.editing.plan import State, planned
 from benchmarks.editing.under_load import Effort, edited_under_load, logits_of, starting_state, versions_of
 from defensemble import DefensembleError
 from defensemble_export import Member
+from defensemble_repository.averaging import TOLERANCE
 from defensemble_repository.errors import RepositoryError
 from defensemble_server import ServerError
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 # Run as a file, Python looks for modules beside it alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common.answers import average_of_logits
+from benchmarks.common.answers import right_answers
 from benchmarks.common.command_line import Options, Say, benchmark_command, run, silent
 from benchmarks.common.forms import WrongAnswerError
 from benchmarks.common.provenance import surroundings
@@ -84,7 +84,7 @@ def measure(
                 compare_served(
                     of_width[:size],
                     images,
-                    average_of_logits(logits[:size]),
+                    right_answers(logits[:size])["probabilities"],
                     Path(folder),
                     rounds=effort.rounds,
                     seconds=effort.seconds,

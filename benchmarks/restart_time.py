@@ -23,13 +23,14 @@ from numpy.typing import NDArray
 # Run as a file, Python looks for modules beside it alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common.answers import TOLERANCE, average_of_logits
+from benchmarks.common.answers import right_answers
 from benchmarks.common.command_line import Options, Say, benchmark_command, run, silent
 from benchmarks.common.markdown import look
 from benchmarks.common.processes import start_s
 from benchmarks.common.provenance import surroundings
 from benchmarks.common.servers import ENSEMBLE, started, written
 from defensemble_export import Member
+from defensemble_repository.averaging import TOLERANCE, largest_difference
 from defensemble_repository.errors import RepositoryError
 from defensemble_server import Server, ServerError, server_status
 
@@ -128,7 +129,7 @@ def _killed(server: Server, image: NDArray[np.float32], expected: NDArray[np.flo
         except urllib3.exceptions.HTTPError:
             time.sleep(_POLL_S)
             continue
-        if answer.status == 200 and np.abs(np.array(answer.json()["outputs"][0]["data"]) - expected[0]).max() <= TOLERANCE:
+        if answer.status == 200 and largest_difference(np.array(answer.json()["outputs"][0]["data"]), expected[0]) <= TOLERANCE:
             return time.monotonic() - begin
         time.sleep(_POLL_S)
     raise NotBackError(f"no right answer within {_TIMEOUT_S:g} s of a kill; see {server.state.log}")
@@ -159,7 +160,7 @@ def _measured(rounds: int, seed: int, say: Say) -> dict[str, Any]:
 
     images = random_images(64, seed)
     networks = untrained_networks(images, seed, say=say)
-    result = measure(networks.members, images[:1], average_of_logits(networks.logits[:, :1]), rounds, say)
+    result = measure(networks.members, images[:1], right_answers(networks.logits[:, :1])["probabilities"], rounds, say)
     return {**result, "member_spec": spec_values()}
 
 

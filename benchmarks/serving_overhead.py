@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 # Run as a file, Python looks for modules beside it alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common.answers import TOLERANCE, average_of_logits
+from benchmarks.common.answers import right_answers
 from benchmarks.common.command_line import Options, Say, benchmark_command, run, silent
 from benchmarks.common.figures import spread
 from benchmarks.common.forms import Form, WrongAnswerError, check_answers
@@ -33,6 +33,7 @@ from benchmarks.serving.forms import forms_in_process, forms_served
 from benchmarks.serving.page import page
 from defensemble import Client, DefensembleError
 from defensemble_export import Member
+from defensemble_repository.averaging import TOLERANCE
 from defensemble_repository.errors import RepositoryError
 from defensemble_server import ServerError
 
@@ -171,7 +172,7 @@ def _measured(effort: Effort, seed: int, say: Say) -> dict[str, Any]:
 
     images = random_images(max(setting.callers * setting.batch for setting in SETTINGS), seed)
     networks = untrained_networks(images, seed, say=say)
-    result = measure(networks.members, images, average_of_logits(networks.logits), effort, seed=seed, say=say)
+    result = measure(networks.members, images, right_answers(networks.logits)["probabilities"], effort, seed=seed, say=say)
     return {**result, "member_spec": spec_values()}
 
 

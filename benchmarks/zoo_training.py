@@ -20,6 +20,7 @@ from benchmarks.common.cifar10 import data_option
 from benchmarks.common.command_line import Say, silent
 from benchmarks.zoo.card import model_card
 from benchmarks.zoo.plan import FOLDER, PLAN, ROOT, RUNS, Network, check_is
+from defensemble_repository.filesystem.atomic_write import write_atomic
 from defensemble_training import DataError, RunFolder, TrainingError, load_dataset
 
 
@@ -65,7 +66,7 @@ def train_all(
         check_is(network, place)
         card, text = place.with_suffix(".md"), model_card(place)
         if not card.exists() or card.read_text() != text:
-            card.write_text(text)
+            write_atomic(card, text.encode())
             say(f"  wrote {card.relative_to(root)}")
 
 

@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 
 from benchmarks.aborting.giving_up import GivingUp, Outcome
 from benchmarks.aborting.killed import Killing
-from benchmarks.aborting.oracle import expected
 from benchmarks.aborting.patient import Patient, PatientCall
 from benchmarks.aborting.plan import scaled
 from benchmarks.aborting.watching import Watch, left_behind, shared_memory, watching
-from benchmarks.common.answers import Array
+from benchmarks.common.answers import Array, right_answers
 from benchmarks.common.callers import CONTEXT, Callers, Job, calling
 from benchmarks.common.command_line import Say, silent
 from benchmarks.common.provenance import surroundings
@@ -80,7 +79,7 @@ def served_under_aborts(
     """
     repository = written(folder / "repository", members)
     shared_before = shared_memory()
-    right = expected(logits)
+    right = right_answers(logits)
     counts = scaled(effort.scale)
     with started(repository) as (server, _):
         with Client(server.http_url) as client:

@@ -1,4 +1,4 @@
-"""The right answers, by numpy in float64 from each network's own logits: no code of the product."""
+"""The right answers, by numpy in float64 from the logits of each network: no code that is being measured."""
 
 from __future__ import annotations
 
@@ -10,25 +10,14 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from defensemble_export import Member
-
-TOLERANCE = 1e-5
-"""Of a probability, between an answer and numpy's."""
+from defensemble_repository.averaging import averages_by_numpy
 
 Array = NDArray[np.float64]
 
 
-def softmax(logits: NDArray[np.floating[Any]]) -> Array:
-    """Over the last axis, in float64."""
-    values = logits.astype(np.float64)
-    powers: Array = np.exp(values - values.max(axis=-1, keepdims=True))
-    shares: Array = powers / powers.sum(axis=-1, keepdims=True)
-    return shares
-
-
-def average_of_logits(logits: NDArray[np.floating[Any]]) -> Array:
-    """The mean over M networks of the softmax of their logits (M, N, K): (N, K)."""
-    mean: Array = softmax(logits).mean(axis=0)
-    return mean
+def right_answers(logits: NDArray[np.floating[Any]]) -> dict[str, Array]:
+    """All outputs of an ensemble with equal weights that averages probabilities, from the logits (M, N, K) of its members."""
+    return averages_by_numpy([*logits], "probabilities", [1.0] * len(logits))
 
 
 def session_of(content: bytes, threads: int = 1, *, spins: bool = False, optimised: bool = True) -> onnxruntime.InferenceSession:

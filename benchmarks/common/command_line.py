@@ -15,6 +15,7 @@ from rich.console import Console
 
 from benchmarks.common.figures import exit_status
 from defensemble.results import check_writable, write_result
+from defensemble_repository.filesystem.atomic_write import write_atomic
 
 CORES = 2
 
@@ -111,7 +112,7 @@ def run(
         result = {**measured, "quick": options.quick, "note": options.note, "duration_s": round(time.monotonic() - began, 1)}
         if options.out is not None:
             write_result(options.out, result)
-            options.out.with_suffix(".md").write_text(page(result, options.out.name))
+            write_atomic(options.out.with_suffix(".md"), page(result, options.out.name).encode())
     except (OSError, *errors) as error:  # type: ignore[misc]
         raise click.ClickException(str(error)) from error
     console.print(page(result, "the JSON" if options.out is None else options.out.name), highlight=False, markup=False, soft_wrap=True)

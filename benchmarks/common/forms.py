@@ -9,9 +9,10 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from benchmarks.common.answers import TOLERANCE, Array
+from benchmarks.common.answers import Array
 from benchmarks.common.timing import Predict
 from defensemble import Client
+from defensemble_repository.averaging import TOLERANCE, largest_difference
 
 
 @dataclass(frozen=True)
@@ -32,15 +33,14 @@ def check_answers(form: Form, images: NDArray[np.float32], expected: Array) -> f
     """The largest difference between a form's probabilities for `images` (N, C, H, W) and the expected ones (N, K).
 
     Raises:
-        WrongAnswerError: It is not within 1e-5.
+        WrongAnswerError: It is above the tolerance.
     """
     got = form.predict(images)
-    if got.shape != expected.shape:
-        raise WrongAnswerError(f"{form.name} answers shape {got.shape}, expected {expected.shape}")
-    difference = float(np.abs(got - expected).max())
-    if not difference <= TOLERANCE:
+    difference = largest_difference(got, expected)
+    if difference > TOLERANCE:
         raise WrongAnswerError(
-            f"{form.name} differs by {difference:.3g} from numpy's average on {len(images)} images, allowed {TOLERANCE:g}"
+            f"{form.name} answers shape {got.shape} that differs by {difference:.3g} from numpy's average, "
+            f"expected shape {expected.shape} within {TOLERANCE:g}"
         )
     return difference
 

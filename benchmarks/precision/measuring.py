@@ -11,10 +11,11 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from benchmarks.common.answers import session_of, softmax
+from benchmarks.common.answers import session_of
 from benchmarks.common.figures import round_ratios, spread
 from defensemble import rate
 from defensemble_export import fp16_from_onnx, int8_from_onnx
+from defensemble_repository.averaging import softmax
 
 Images = NDArray[np.float32]
 Labels = NDArray[np.int64]

@@ -8,11 +8,10 @@ from .errors import BackendBuildError, NotServableError, PlanError, PortError, R
 from .options import ServeOptions
 from .plans.compatibility import problem_of_version
 from .plans.machine import Machine
-from .process.events import DeadServer, ServerEvent, ServerStatus, dead_servers, server_events, server_status
-from .process.state import ServerState, find_state, find_states, read_states
-from .repository import Repository, read_repository
+from .process.events import DeadServer, ServerEvent, ServerStatus, dead_servers, server_status
+from .process.state import ServerState, find_states, read_states
 from .runtime.find import find_runtime
-from .serve import Server, serve, start_server, stop_server
+from .serve import Server, serve, stop_server
 
 __all__ = [
     "BackendBuildError",
@@ -21,7 +20,6 @@ __all__ = [
     "NotServableError",
     "PlanError",
     "PortError",
-    "Repository",
     "RuntimeMissingError",
     "ServeOptions",
     "Server",
@@ -34,15 +32,11 @@ __all__ = [
     "dead_servers",
     "diagnose",
     "find_runtime",
-    "find_state",
     "find_states",
     "problem_of_version",
     "read_admin_key",
-    "read_repository",
     "read_states",
     "serve",
-    "server_events",
     "server_status",
-    "start_server",
     "stop_server",
 ]

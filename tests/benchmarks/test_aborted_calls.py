@@ -19,13 +19,14 @@ from click.testing import CliRunner
 from benchmarks.aborted_calls import SCHEMA, main, measure
 from benchmarks.aborting.figures import result_of
 from benchmarks.aborting.giving_up import ABORTED, ANSWERED, PLAIN, REFUSED, WRONG, Outcome, Pace
-from benchmarks.aborting.oracle import expected, mistake
+from benchmarks.aborting.oracle import mistake
 from benchmarks.aborting.page import page
 from benchmarks.aborting.patient import LOST, RIGHT, Patient, PatientCall
 from benchmarks.aborting.patient import WRONG as WRONG_TO_PATIENT
 from benchmarks.aborting.plan import ABORTS, BATCHES, LATEST, OUTPUTS, WANTED, planned, scaled
 from benchmarks.aborting.under_aborts import Effort, Run
 from benchmarks.aborting.watching import Outage, Sample, Watch, left_behind, outages, shared_memory, silences, watching
+from benchmarks.common.answers import right_answers
 from benchmarks.common.figures import exit_status
 from defensemble_server import Server, ServerEvent
 from tests.support import tiny
@@ -33,7 +34,7 @@ from tests.support.facts import assert_facts
 
 POOL = 8
 LOGITS = np.stack([tiny.logits(seed, tiny.images(POOL)) for seed in (1, 2, 3)])
-ANSWERS = expected(LOGITS)
+ANSWERS = right_answers(LOGITS)
 ROWS = np.array([4, 1, 5])
 
 
@@ -99,7 +100,7 @@ def test_a_right_answer_has_no_mistake(wanted: tuple[str, ...]) -> None:
     ("bad", "fact"),
     [
         ({"probabilities": answer("probabilities")["probabilities"] + 2e-5}, "2e-05"),
-        ({"probabilities": answer("probabilities")["probabilities"] * np.nan}, "nan"),
+        ({"probabilities": answer("probabilities")["probabilities"] * np.nan}, "inf"),
         ({"probabilities": answer("probabilities")["probabilities"][::-1]}, "probabilities"),
         ({"probabilities": answer("probabilities")["probabilities"][:2]}, "(2, 3)"),
         ({"probabilities": answer("probabilities")["probabilities"][:, :2]}, "(3, 2)"),
@@ -150,7 +151,7 @@ def called(url: str, right: Mapping[str, tiny.Array], patience_s: float) -> Pati
 def test_a_patient_caller_compares_what_a_server_answers(triton: Server, protocol: str) -> None:
     url = triton.grpc_url if protocol == "grpc" else triton.http_url
     logits = np.stack([tiny.logits(seed, tiny.images(POOL)) for seed in (1, 2, 2, 2)])  # the weights of its two members are 1 and 3
-    right = expected(logits)
+    right = right_answers(logits)
     right["member_probabilities"] = right["member_probabilities"][:, :2]
     call = called(url, right, 30.0)
     assert (call.protocol, call.verdict, call.detail, call.failures) == (protocol, RIGHT, "", ())

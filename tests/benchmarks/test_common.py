@@ -69,12 +69,17 @@ def a_benchmark(holds: bool, error: Exception | None = None) -> click.Command:
 
 @pytest.mark.parametrize(("holds", "status"), [(True, 0), (False, 1)])
 def test_a_run_writes_its_result_and_its_page(tmp_path: Path, holds: bool, status: int) -> None:
-    out = tmp_path / "below" / "some.json"
+    out = tmp_path / "some.json"
+    earlier = [tmp_path / "earlier.json", tmp_path / "earlier.md"]
+    for file in earlier:
+        file.write_text("old")
+        file.with_stem("some").hardlink_to(file)
     done = CliRunner().invoke(a_benchmark(holds), ["--json", str(out), "--quick", "--note", "A note.", "--seed", "7"])
     assert done.exit_code == status
     result = json.loads(out.read_text())
     assert (result["seed"], result["quick"], result["note"]) == (7, True, "A note.")
     assert out.with_suffix(".md").read_text() == "# some.json, seed 7"
+    assert [file.read_text() for file in earlier] == ["old", "old"], "replaced as a whole, not overwritten"
 
 
 def test_an_error_of_a_run_has_its_text_alone(tmp_path: Path) -> None:

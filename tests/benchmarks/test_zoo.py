@@ -146,9 +146,12 @@ def test_what_is_finished_is_left_and_the_rest_is_trained_in_order(tmp_path: Pat
     for network in PLAN[:3]:
         path = tmp_path / network.path
         assert path.with_suffix(".md").read_text() == model_card(path)
-    (tmp_path / PLAN[0].path).with_suffix(".md").write_text("old")
+    card, earlier = (tmp_path / PLAN[0].path).with_suffix(".md"), tmp_path / "earlier.md"
+    card.write_text("old")
+    earlier.hardlink_to(card)
     train_all(PLAN[:1], [], root=tmp_path, run=run)  # type: ignore[arg-type]
-    assert (tmp_path / PLAN[0].path).with_suffix(".md").read_text() == model_card(tmp_path / PLAN[0].path)
+    assert card.read_text() == model_card(tmp_path / PLAN[0].path)
+    assert earlier.read_text() == "old", "replaced as a whole, not overwritten"
     assert len(calls) == 3
 
 

@@ -16,7 +16,8 @@ from PIL import Image
 
 from defensemble.cli import cli
 from defensemble_server import ServeOptions, serve
-from defensemble_training import load_checkpoint, load_dataset, predicted
+from defensemble_training import load_checkpoint, load_dataset
+from defensemble_training.evaluation import predicted
 
 Picture = NDArray[np.uint8]
 

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.common.answers import average_of_logits
+from benchmarks.common.answers import right_answers
 from benchmarks.common.figures import exit_status, round_ratios
 from benchmarks.common.forms import Form, WrongAnswerError, check_answers
 from benchmarks.common.processes import pss_bytes
@@ -105,13 +105,13 @@ def test_every_form_in_process_answers_as_numpy_does() -> None:
             assert check_answers(form, images, expected(images)) < 1e-5
 
 
-def test_average_of_logits_is_the_mean_of_softmaxes() -> None:
+def test_the_right_probabilities_are_the_mean_of_softmaxes() -> None:
     images = tiny.images(4)
     logits = np.stack([tiny.logits(seed, images) for seed in SEEDS.values()])
-    np.testing.assert_allclose(average_of_logits(logits), expected(images), atol=1e-12)
+    np.testing.assert_allclose(right_answers(logits)["probabilities"], expected(images), atol=1e-12)
 
 
-@pytest.mark.parametrize(("answer", "told"), [(np.zeros((5, 2)), "(5, 2)"), (np.full((5, 3), np.nan), "nan"), (np.ones((5, 3)), "0.667")])
+@pytest.mark.parametrize(("answer", "told"), [(np.zeros((5, 2)), "(5, 2)"), (np.full((5, 3), np.nan), "inf"), (np.ones((5, 3)), "0.667")])
 def test_a_wrong_answer_is_not_timed(answer: tiny.Array, told: str) -> None:
     right = np.full((5, 3), 1 / 3)
     with raises(WrongAnswerError, told):

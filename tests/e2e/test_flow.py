@@ -20,8 +20,8 @@ import pytest
 from PIL import Image
 
 from defensemble import wilson
-from defensemble_server import find_state, read_states, stop_server
-from defensemble_server.process.state import process_start
+from defensemble_server import read_states, stop_server
+from defensemble_server.process.state import find_state, process_start
 from defensemble_server.runtime.find import EMBEDDED_CORE
 from defensemble_training import load_dataset, read_metadata
 from tests.support import tiny

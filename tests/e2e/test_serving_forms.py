@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import urllib3
 
-from defensemble_server import find_state, read_states, stop_server
+from defensemble_server import read_states, stop_server
+from defensemble_server.process.state import find_state
 from defensemble_server.runtime.find import Runtime, find_runtime
 from tests.support import tiny
 from tests.support.calls import closed_within, listening_sockets

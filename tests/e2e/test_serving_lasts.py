@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from defensemble_server import ServerState, find_state, read_states, server_status, stop_server
+from defensemble_server import ServerState, read_states, server_status, stop_server
+from defensemble_server.process.state import find_state
 from tests.support import tiny
 from tests.support.calls import gone_within, without_digest, write_slow_model
 from tests.support.command_line import TIMEOUT_S, address_from, run, start, succeed, told

@@ -26,7 +26,7 @@ from defensemble_repository.errors import ConfigError
 from defensemble_repository.names import PROFILES
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from defensemble_repository.reader import served_versions
-from defensemble_server import read_repository
+from defensemble_server.repository import read_repository
 from tests.support import tiny
 from tests.support.broken import content, fill, small_disk
 from tests.support.facts import assert_facts, raises

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from defensemble_images import ClassNamesError, distinct_names, matched_classes
+from defensemble_images import ClassNamesError, matched_classes
+from defensemble_images.class_names import distinct_names
 from tests.support.facts import raises
 
 NAMES = st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=5), min_size=2, max_size=8)

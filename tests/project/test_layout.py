@@ -132,18 +132,19 @@ def test_the_client_uses_the_public_faces_of_its_siblings() -> None:
     assert [f"{one.file}: {one.name}" for one in found if one.name not in public] == []
 
 
-def test_the_exporter_s_faces_hold_only_what_has_a_user_outside() -> None:
-    used = {one.name for one in imports_of("defensemble")}
-    for path in (ROOT / "benchmarks").rglob("*.py"):
+@pytest.mark.parametrize("face", sorted(FACES | {"defensemble_images"}))
+def test_a_face_holds_only_errors_and_what_has_a_user_outside(face: str) -> None:
+    package = face.partition(".")[0]
+    used = {one.name for other in set(PACKAGES) - {package} for one in imports_of(other)}
+    for path in [*(ROOT / "benchmarks").rglob("*.py"), *(ROOT / "docs").rglob("*.py")]:
         used |= {one.name for one in _imports(ast.parse(path.read_text()), path.name, (), "module")}
     documents = "".join(path.read_text() for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+    module = importlib.import_module(face)
     unused = []
-    for face in ("defensemble_export", "defensemble_export.editing"):
-        module = importlib.import_module(face)
-        for name in names_of_face(face):
-            is_error = isinstance(getattr(module, name), type) and issubclass(getattr(module, name), (Exception, Warning))
-            if not (is_error or f"{face}.{name}" in used or re.search(rf"\b{name}\b", documents)):
-                unused.append(f"{face}.{name}")
+    for name in names_of_face(face):
+        is_error = isinstance(getattr(module, name), type) and issubclass(getattr(module, name), (Exception, Warning))
+        if not (is_error or f"{face}.{name}" in used or re.search(rf"\b{name}\b", documents)):
+            unused.append(name)
     assert unused == []
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from defensemble_export import repository_plan, write_plan
 from defensemble_repository.transaction import remove_stale_staging
-from defensemble_server import read_repository
+from defensemble_server.repository import read_repository
 from tests.support import tiny
 from tests.support.killing import killed_at_each_rename
 from tests.support.tiny import member

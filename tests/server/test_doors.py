@@ -12,8 +12,9 @@ import tritonclient.grpc
 import urllib3
 from tritonclient.utils import InferenceServerException
 
-from defensemble_server import PortError, ServeOptions, Server, ServerError, find_state, serve
+from defensemble_server import PortError, ServeOptions, Server, ServerError, serve
 from defensemble_server.doctor.diagnose import WARN, diagnose
+from defensemble_server.process.state import find_state
 from tests.support import tiny
 from tests.support.calls import FREE, ask, listening_ports
 from tests.support.facts import raises

@@ -18,8 +18,9 @@ import defensemble_export
 from defensemble_export import write_profile
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from defensemble_repository.profile_digest import DIGEST_PARAMETER
-from defensemble_server import NotServableError, PlanError, ServeOptions, read_repository, serve
+from defensemble_server import NotServableError, PlanError, ServeOptions, serve
 from defensemble_server.profiles import check_gpu, check_profile, engine_caches, profiles_of
+from defensemble_server.repository import read_repository
 from defensemble_server.runtime.find import CONTAINER, Runtime
 from tests.server.plans.test_compatibility import H100, T4, VALUES
 from tests.support import tiny

@@ -22,15 +22,13 @@ from defensemble_server import (
     ServeOptions,
     Server,
     StateError,
-    find_state,
     read_states,
     serve,
-    start_server,
     stop_server,
 )
-from defensemble_server.process.state import state_file
+from defensemble_server.process.state import find_state, state_file
 from defensemble_server.readiness import fixed_images
-from defensemble_server.serve import _new_log
+from defensemble_server.serve import _new_log, start_server
 from tests.support import tiny
 from tests.support.calls import FREE, ask
 from tests.support.facts import raises

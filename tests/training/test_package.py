@@ -10,13 +10,13 @@ import defensemble_training
 
 def test_public_names() -> None:
     assert defensemble_training.__all__ == [
-        *("ATTACKS", "PRESETS", "AttackPreset", "AveragedLogits", "CheckpointError", "CheckpointMetadata", "Compute", "DataError"),
-        *("Dataset", "Defect", "DivergedError", "Drop", "Interrupted", "ModelSpec", "Part", "Recipe", "RunFolder", "SpecError"),
+        *("ATTACKS", "PRESETS", "AttackPreset", "AveragedLogits", "CheckpointError", "Compute", "DataError"),
+        *("Dataset", "DivergedError", "Drop", "Interrupted", "ModelSpec", "Part", "Recipe", "RunFolder", "SpecError"),
         *("TrainingError", "TrainingProgress", "TrainingRecord", "UncheckedContentWarning", "adversarial_examples", "attack", "build"),
         *("check_writable", "decoded_dataset"),
         *("defect_mask", "defect_masks", "defective", "is_first_process"),
         *("load_checkpoint", "load_dataset"),
-        *("mask_digest", "predicted", "read_metadata", "recipe_from_preset", "rounded_to_8_bits", "save_checkpoint"),
+        *("mask_digest", "read_metadata", "recipe_from_preset", "rounded_to_8_bits", "save_checkpoint"),
         *("train", "train_module"),
     ]
     for name in defensemble_training.__all__:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .arrays import StoredArray, npy_array, npz_arrays
     from .checks import image_fault, range_fault
-    from .class_names import distinct_names, matched_classes, normalised
+    from .class_names import matched_classes, normalised
     from .decoding import decode_images, memory_to_decode
     from .errors import ClassNamesError, DamagedImageError, ImagesError, ImageSizeError, MemoryLimitError
     from .folders import labelled_files
@@ -34,7 +34,6 @@ __all__ = [
     "check_memory",
     "decode_image",
     "decode_images",
-    "distinct_names",
     "image_fault",
     "labelled_files",
     "matched_classes",
@@ -49,7 +48,7 @@ __all__ = [
 _HOMES = {
     "arrays": ("StoredArray", "npy_array", "npz_arrays"),
     "checks": ("image_fault", "range_fault"),
-    "class_names": ("distinct_names", "matched_classes", "normalised"),
+    "class_names": ("matched_classes", "normalised"),
     "decoding": ("decode_images", "memory_to_decode"),
     "errors": ("ClassNamesError", "DamagedImageError", "ImageSizeError", "ImagesError", "MemoryLimitError"),
     "folders": ("labelled_files",),

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .attacks.gradient import AveragedLogits, attack
     from .attacks.presets import ATTACKS, AttackPreset
     from .attacks.transfer import adversarial_examples, rounded_to_8_bits
-    from .checkpoint import CheckpointMetadata, check_writable, load_checkpoint, read_metadata, save_checkpoint
+    from .checkpoint import check_writable, load_checkpoint, read_metadata, save_checkpoint
     from .data.cached_dataset import decoded_dataset
     from .data.dataset import Dataset, Part, load_dataset
     from .errors import (
@@ -24,9 +24,8 @@ if TYPE_CHECKING:
         TrainingError,
         UncheckedContentWarning,
     )
-    from .evaluation import predicted
     from .models.build import build
-    from .models.defect import Defect, defect_masks
+    from .models.defect import defect_masks
     from .models.masks import defect_mask, mask_digest
     from .models.spec import Drop, ModelSpec
     from .models.wrapping import defective
@@ -43,11 +42,9 @@ __all__ = [
     "AttackPreset",
     "AveragedLogits",
     "CheckpointError",
-    "CheckpointMetadata",
     "Compute",
     "DataError",
     "Dataset",
-    "Defect",
     "DivergedError",
     "Drop",
     "Interrupted",
@@ -72,7 +69,6 @@ __all__ = [
     "load_checkpoint",
     "load_dataset",
     "mask_digest",
-    "predicted",
     "read_metadata",
     "recipe_from_preset",
     "rounded_to_8_bits",
@@ -85,12 +81,11 @@ _HOMES = {
     "errors": ("CheckpointError", "DataError", "DivergedError", "Interrupted", "SpecError", "TrainingError", "UncheckedContentWarning"),
     "attacks.presets": ("ATTACKS", "AttackPreset"),
     "attacks.gradient": ("AveragedLogits", "attack"),
-    "checkpoint": ("CheckpointMetadata", "check_writable", "load_checkpoint", "read_metadata", "save_checkpoint"),
+    "checkpoint": ("check_writable", "load_checkpoint", "read_metadata", "save_checkpoint"),
     "trainer.compute": ("Compute", "is_first_process"),
     "data.dataset": ("Dataset", "Part", "load_dataset"),
     "data.cached_dataset": ("decoded_dataset",),
-    "models.defect": ("Defect", "defect_masks"),
-    "evaluation": ("predicted",),
+    "models.defect": ("defect_masks",),
     "trainer.loop": ("TrainingProgress",),
     "models.masks": ("defect_mask", "mask_digest"),
     "models.build": ("build",),

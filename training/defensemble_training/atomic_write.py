@@ -1,4 +1,7 @@
-"""Write files so that each is there as a whole or not at all, also after a power cut."""
+"""Write files so that each is there as a whole or not at all, also after a power cut.
+
+`defensemble_repository.filesystem.atomic_write` does the same; training has its own, because it depends on none of the packages that serve.
+"""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def write_result(path: Path, result: Mapping[str, Any], *, keep: bool = False) -
     Raises:
         OSError: It cannot be written, and nothing is left behind; names the path that was given.
     """
-    from defensemble_repository.filesystem.atomic_write import rename_durably, temporary_path
+    from defensemble_repository.filesystem.atomic_write import rename_durably, sync, temporary_path
 
     content = (json.dumps(result, indent=2, allow_nan=False) + "\n").encode()
     with _naming(path):
@@ -49,23 +49,18 @@ def write_result(path: Path, result: Mapping[str, Any], *, keep: bool = False) -
         temporary = temporary_path(path)
         try:
             temporary.write_bytes(content)
-            earlier = _free_name_beside(path) if keep and path.is_file() else None
-            try:
-                rename_durably([*([] if earlier is None else [(path, earlier)]), (temporary, path)])
-            except BaseException:
-                if earlier is not None and temporary.exists():  # else both have their names
-                    if path.exists():
-                        earlier.unlink()
-                    else:
-                        os.replace(earlier, path)
-                raise
+            sync([temporary])  # a flush may fail, and then the earlier file has to keep its name
+            earlier = _kept_earlier(path) if keep else None
+            rename_durably([(temporary, path)])
         finally:
             temporary.unlink(missing_ok=True)
         return earlier
 
 
-def _free_name_beside(path: Path) -> Path:
-    """Take the first free of `NAME.1.json`, `NAME.2.json`, ..., by an empty file."""
+def _kept_earlier(path: Path) -> Path | None:
+    """Rename a file to the first free of `NAME.1.json`, `NAME.2.json`, ...; None where there is none."""
+    if not path.is_file():
+        return None
     number = 0
     while True:
         number += 1
@@ -74,6 +69,7 @@ def _free_name_beside(path: Path) -> Path:
             kept.open("xb").close()  # takes the name, also where two probes end at once
         except FileExistsError:
             continue
+        os.replace(path, kept)
         return kept
 
 

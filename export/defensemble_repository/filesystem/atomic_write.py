@@ -1,7 +1,7 @@
 """Write files so that each is there as a whole or not at all, also after a power cut.
 
 A file gets its content under a temporary name and is flushed to disk; a rename gives it its name; then its folder is flushed, without
-which a file system may lose the rename.
+which a file system may lose the rename. `defensemble_training` has its own `write_atomic`, because it does not depend on this package.
 """
 
 from __future__ import annotations

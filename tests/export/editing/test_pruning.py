@@ -24,7 +24,7 @@ from defensemble_repository.profile_digest import matches_digest
 from defensemble_repository.reader import read_config, read_ensemble
 from defensemble_repository.transaction import remove_files, remove_stale_staging
 from defensemble_repository.view import RepositoryView
-from defensemble_server import read_repository
+from defensemble_server.repository import read_repository
 from tests.support import tiny
 from tests.support.broken import bound
 from tests.support.facts import assert_each, assert_facts, raises

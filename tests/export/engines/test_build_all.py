@@ -20,9 +20,9 @@ from defensemble_repository.gpus import Gpu
 from defensemble_repository.onnx_metadata import CLASS_NAMES, RECORD
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from defensemble_repository.plan_manifest import read_manifest
-from defensemble_server import read_repository
 from defensemble_server.plans.compatibility import problem_of_version
 from defensemble_server.plans.machine import Machine
+from defensemble_server.repository import read_repository
 from tests.support import tiny
 from tests.support.broken import content
 from tests.support.facts import assert_facts, raises

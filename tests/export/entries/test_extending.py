@@ -18,7 +18,7 @@ from defensemble_repository.ensemble import Ensemble, Vote
 from defensemble_repository.errors import RepositoryError
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from defensemble_repository.reader import ensemble_from_configs, read_ensemble
-from defensemble_server import read_repository
+from defensemble_server.repository import read_repository
 from tests.support import tiny
 from tests.support.facts import raises
 from tests.support.tiny import member

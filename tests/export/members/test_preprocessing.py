@@ -38,7 +38,7 @@ from defensemble_repository.preprocessing import agreed_preprocessing
 from defensemble_repository.reader import parameter, read_config, read_ensemble
 from defensemble_repository.target import EMBEDDED
 from defensemble_repository.view import RepositoryView
-from defensemble_server import read_repository
+from defensemble_server.repository import read_repository
 from tests.support import foreign_models, tiny
 
 CROP, SQUASH = Preprocessing("crop"), Preprocessing("squash")

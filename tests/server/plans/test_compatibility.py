@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from defensemble_repository.gpus import Gpu
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from defensemble_repository.plan_manifest import Manifest, Profile
-from defensemble_server import ServeOptions, read_repository
+from defensemble_server import ServeOptions
 from defensemble_server.command import triton_command
 from defensemble_server.plans.compatibility import (
     has_version_compatible_plan,
@@ -21,6 +21,7 @@ from defensemble_server.plans.compatibility import (
     problem_of_version,
 )
 from defensemble_server.plans.machine import Machine
+from defensemble_server.repository import read_repository
 from defensemble_server.runtime.find import Runtime
 from tests.support import tiny
 from tests.support.facts import assert_facts

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from defensemble_server import ServerState, dead_servers, server_events, server_status
+from defensemble_server import ServerState, dead_servers, server_status
+from defensemble_server.process.events import server_events
 from defensemble_server.process.state import events_file, process_start
 
 PORT = 23456

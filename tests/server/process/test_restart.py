@@ -20,22 +20,13 @@ import numpy as np
 import pytest
 import urllib3
 
-from defensemble_server import (
-    PortError,
-    Server,
-    ServerEvent,
-    dead_servers,
-    read_states,
-    serve,
-    server_events,
-    server_status,
-    start_server,
-    stop_server,
-)
+from defensemble_server import PortError, Server, ServerEvent, dead_servers, read_states, serve, server_status, stop_server
 from defensemble_server.addresses import claim_ports
+from defensemble_server.process.events import server_events
 from defensemble_server.process.guard_main import BACKOFF_S, LOGS_KEPT, last_lines, rotate
 from defensemble_server.process.state import state_file
 from defensemble_server.runtime.find import find_runtime
+from defensemble_server.serve import start_server
 from tests.support import tiny
 from tests.support.calls import FREE, ask, gone_within, port_is_free, processor_ticks, write_slow_model
 

@@ -19,8 +19,9 @@ from threading import Timer
 import numpy as np
 import pytest
 
-from defensemble_server import Server, StateError, find_state, read_states, serve, start_server, stop_server
-from defensemble_server.process.state import state_file
+from defensemble_server import Server, StateError, read_states, serve, stop_server
+from defensemble_server.process.state import find_state, state_file
+from defensemble_server.serve import start_server
 from tests.support import tiny
 from tests.support.calls import FREE, ask, closed_within, gone_within, listening_sockets, processor_ticks, write_slow_model
 

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from defensemble_training import SpecError, TrainingError, adversarial_examples, attack, predicted, rounded_to_8_bits
+from defensemble_training import SpecError, TrainingError, adversarial_examples, attack, rounded_to_8_bits
+from defensemble_training.evaluation import predicted
 from tests.support.attacked import batch, small_net
 from tests.support.attacked import one_thread as one_thread
 from tests.support.facts import raises

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from defensemble_training import Defect, ModelSpec, SpecError, build, defect_mask, defect_masks
+from defensemble_training import ModelSpec, SpecError, build, defect_mask, defect_masks
+from defensemble_training.models.defect import Defect
 from tests.support.facts import raises
 from tests.support.untrained import tiny_spec
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from defensemble_training import Defect, Drop, ModelSpec, SpecError, build, defect_masks
+from defensemble_training import Drop, ModelSpec, SpecError, build, defect_masks
+from defensemble_training.models.defect import Defect
 from defensemble_training.models.drop import DefectThenDrop, DropBlock, SpatialDropout
 from defensemble_training.models.spec import ARCHITECTURES
 from tests.support.facts import raises

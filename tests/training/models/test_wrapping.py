@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
-from defensemble_training import Defect, SpecError, defect_mask, defect_masks, defective
+from defensemble_training import SpecError, defect_mask, defect_masks, defective
+from defensemble_training.models.defect import Defect
 from tests.support.facts import raises
 from tests.support.users_network import UsersNetwork
 
