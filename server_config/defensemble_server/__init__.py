@@ -2,47 +2,30 @@
 
 from __future__ import annotations
 
-from .admin_key import read_admin_key
-from .doctor.diagnose import diagnose
-from .errors import BackendBuildError, NotServableError, PlanError, PortError, RuntimeMissingError, ServerError, StartError, StateError
-from .options import ServeOptions
-from .plans.compatibility import problem_of_version
-from .plans.machine import Machine
-from .process.events import DeadServer, ServerEvent, ServerStatus, dead_servers, server_events, server_status
-from .process.state import ServerState, find_state, find_states, read_states
-from .repository import Repository, read_repository
-from .runtime.find import find_runtime
-from .serve import Server, serve, start_server, stop_server
-
-__all__ = [
-    "BackendBuildError",
-    "DeadServer",
-    "Machine",
-    "NotServableError",
-    "PlanError",
-    "PortError",
-    "Repository",
-    "RuntimeMissingError",
-    "ServeOptions",
-    "Server",
-    "ServerError",
-    "ServerEvent",
-    "ServerState",
-    "ServerStatus",
-    "StartError",
-    "StateError",
-    "dead_servers",
-    "diagnose",
-    "find_runtime",
-    "find_state",
-    "find_states",
-    "problem_of_version",
-    "read_admin_key",
-    "read_repository",
-    "read_states",
-    "serve",
-    "server_events",
-    "server_status",
-    "start_server",
-    "stop_server",
-]
+from .admin_key import read_admin_key as read_admin_key
+from .doctor.diagnose import diagnose as diagnose
+from .errors import (
+    BackendBuildError as BackendBuildError,
+    NotServableError as NotServableError,
+    PlanError as PlanError,
+    PortError as PortError,
+    RuntimeMissingError as RuntimeMissingError,
+    ServerError as ServerError,
+    StartError as StartError,
+    StateError as StateError,
+)
+from .options import ServeOptions as ServeOptions
+from .plans.compatibility import problem_of_version as problem_of_version
+from .plans.machine import Machine as Machine
+from .process.events import (
+    DeadServer as DeadServer,
+    ServerEvent as ServerEvent,
+    ServerStatus as ServerStatus,
+    dead_servers as dead_servers,
+    server_events as server_events,
+    server_status as server_status,
+)
+from .process.state import ServerState as ServerState, find_state as find_state, find_states as find_states, read_states as read_states
+from .repository import Repository as Repository, read_repository as read_repository
+from .runtime.find import find_runtime as find_runtime
+from .serve import Server as Server, serve as serve, start_server as start_server, stop_server as stop_server

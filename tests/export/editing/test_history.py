@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from defensemble_export import EnsembleError, ExportError, HistoryError
 from defensemble_export.editing import Edit, Snapshot, append_edit, new_id, now_text, read_history, snapshot_of, this_user, undoable
