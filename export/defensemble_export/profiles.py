@@ -24,12 +24,7 @@ from defensemble_repository.view import RepositoryView
 
 from .errors import ProfileError
 
-PROFILES: Mapping[str, str] = {
-    "cpu": "ONNX Runtime on the CPU",
-    "gpu": "ONNX Runtime's CUDA provider",
-    "gpu-ort-tensorrt": "ONNX Runtime, which builds TensorRT engines when a model is loaded, and keeps them",
-    "gpu-tensorrt": "TensorRT plans that `defensemble build-engine` has built",
-}
+PROFILES = ("cpu", "gpu", "gpu-ort-tensorrt", "gpu-tensorrt")
 _CPU, _GPU = schema.ModelInstanceGroup.KIND_CPU, schema.ModelInstanceGroup.KIND_GPU
 
 

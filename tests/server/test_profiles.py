@@ -74,7 +74,7 @@ def docker(folder: Path, **variables: str) -> Runtime:
 
 
 def test_names_are_those_that_are_written() -> None:
-    assert PROFILES == tuple(WRITTEN_PROFILES) == _PROFILES
+    assert PROFILES == WRITTEN_PROFILES == _PROFILES
 
 
 def test_the_profile_cpu_is_served_a_fused_graph_too(repository: Path) -> None:
