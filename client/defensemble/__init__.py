@@ -9,74 +9,40 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from ._version import __version__
+from ._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from ._client.client import Client
-    from ._client.model_info import ModelInfo
-    from ._client.prediction import Prediction
+    from ._client.client import Client as Client
+    from ._client.model_info import ModelInfo as ModelInfo
+    from ._client.prediction import Prediction as Prediction
     from ._exceptions import (
-        ClientClosedError,
-        ConnectionFailedError,
-        DeadlineExceededError,
-        DefensembleError,
-        ForbiddenError,
-        InputError,
-        MissingExtraError,
-        ModelNotFoundError,
-        NotReadyError,
-        OutputNotRequestedError,
-        RequestRefusedError,
-        ServerFailedError,
-        ServiceError,
+        ClientClosedError as ClientClosedError,
+        ConnectionFailedError as ConnectionFailedError,
+        DeadlineExceededError as DeadlineExceededError,
+        DefensembleError as DefensembleError,
+        ForbiddenError as ForbiddenError,
+        InputError as InputError,
+        MissingExtraError as MissingExtraError,
+        ModelNotFoundError as ModelNotFoundError,
+        NotReadyError as NotReadyError,
+        OutputNotRequestedError as OutputNotRequestedError,
+        RequestRefusedError as RequestRefusedError,
+        ServerFailedError as ServerFailedError,
+        ServiceError as ServiceError,
     )
     from ._transport.base import (
-        ModelMetadata,
-        ModelState,
-        ModelStatistics,
-        OutputRequest,
-        ServerMetadata,
-        TensorMetadata,
-        Transport,
+        ModelMetadata as ModelMetadata,
+        ModelState as ModelState,
+        ModelStatistics as ModelStatistics,
+        OutputRequest as OutputRequest,
+        ServerMetadata as ServerMetadata,
+        TensorMetadata as TensorMetadata,
+        Transport as Transport,
     )
-    from ._transport.fake import FakeModel, FakeTransport
-    from ._transport.grpc_transport import GrpcTransport
-    from ._transport.http_transport import HttpTransport
-    from .results.intervals import Rate, rate, wilson
-
-__all__ = [
-    "Client",
-    "ClientClosedError",
-    "ConnectionFailedError",
-    "DeadlineExceededError",
-    "DefensembleError",
-    "FakeModel",
-    "FakeTransport",
-    "ForbiddenError",
-    "GrpcTransport",
-    "HttpTransport",
-    "InputError",
-    "MissingExtraError",
-    "ModelInfo",
-    "ModelMetadata",
-    "ModelNotFoundError",
-    "ModelState",
-    "ModelStatistics",
-    "NotReadyError",
-    "OutputNotRequestedError",
-    "OutputRequest",
-    "Prediction",
-    "Rate",
-    "RequestRefusedError",
-    "ServerFailedError",
-    "ServerMetadata",
-    "ServiceError",
-    "TensorMetadata",
-    "Transport",
-    "__version__",
-    "rate",
-    "wilson",
-]
+    from ._transport.fake import FakeModel as FakeModel, FakeTransport as FakeTransport
+    from ._transport.grpc_transport import GrpcTransport as GrpcTransport
+    from ._transport.http_transport import HttpTransport as HttpTransport
+    from .results.intervals import Rate as Rate, rate as rate, wilson as wilson
 
 _HOMES = {
     "_client.client": ("Client",),
@@ -112,6 +78,7 @@ _HOMES = {
     ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+__all__ = sorted([*_HOME_OF, "__version__"])
 
 
 def __getattr__(name: str) -> object:
@@ -123,4 +90,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return __all__

@@ -6,45 +6,42 @@ from defensemble_repository.errors import EnsembleError as EnsembleError
 from defensemble_repository.transaction import write_plan as write_plan
 
 from . import _telemetry as _telemetry
-from .checks.ensemble import check_ensemble as check_ensemble
-from .checks.ensemble import check_repository as check_repository
-from .engines.build_all import build_engines as build_engines
-from .engines.build_all import planned_engines as planned_engines
+from .checks.ensemble import check_ensemble as check_ensemble, check_repository as check_repository
+from .engines.build_all import build_engines as build_engines, planned_engines as planned_engines
 from .engines.build_steps import EngineOptions as EngineOptions
-from .engines.target import check_target as check_target
-from .engines.target import find_target as find_target
-from .entries.members import Member as Member
-from .entries.members import repository_plan as repository_plan
-from .errors import DeclarationError as DeclarationError
-from .errors import EngineError as EngineError
-from .errors import ExistsError as ExistsError
-from .errors import ExportError as ExportError
-from .errors import HistoryError as HistoryError
-from .errors import OtherImagesWarning as OtherImagesWarning
-from .errors import ProfileError as ProfileError
-from .errors import VerificationError as VerificationError
-from .export import FromCheckpoint as FromCheckpoint
-from .export import export_checkpoints as export_checkpoints
-from .export import export_networks as export_networks
-from .fused import fuse_repository as fuse_repository
-from .fused import fused_member as fused_member
-from .fused import fused_plan as fused_plan
+from .engines.target import check_target as check_target, find_target as find_target
+from .entries.members import Member as Member, repository_plan as repository_plan
+from .errors import (
+    DeclarationError as DeclarationError,
+    EngineError as EngineError,
+    ExistsError as ExistsError,
+    ExportError as ExportError,
+    HistoryError as HistoryError,
+    OtherImagesWarning as OtherImagesWarning,
+    ProfileError as ProfileError,
+    VerificationError as VerificationError,
+)
+from .export import FromCheckpoint as FromCheckpoint, export_checkpoints as export_checkpoints, export_networks as export_networks
+from .fused import fuse_repository as fuse_repository, fused_member as fused_member, fused_plan as fused_plan
 from .graphs.averaging import average_onnx as average_onnx
 from .graphs.fp16 import fp16_from_onnx as fp16_from_onnx
 from .graphs.fusion import fused_onnx as fused_onnx
 from .graphs.int8 import int8_from_onnx as int8_from_onnx
 from .labels import labels_from_file as labels_from_file
 from .members.calibration import calibration_images as calibration_images
-from .members.from_checkpoint import member_from_onnx as member_from_onnx
-from .members.from_checkpoint import onnx_from_checkpoint as onnx_from_checkpoint
-from .members.from_checkpoint import onnx_from_module as onnx_from_module
+from .members.from_checkpoint import (
+    member_from_onnx as member_from_onnx,
+    onnx_from_checkpoint as onnx_from_checkpoint,
+    onnx_from_module as onnx_from_module,
+)
 from .members.from_onnx import FromOnnx as FromOnnx
 from .members.write import Form as Form
-from .profiles import KeptEngines as KeptEngines
-from .profiles import profile_states as profile_states
-from .profiles import remove_profile as remove_profile
-from .profiles import write_profile as write_profile
+from .profiles import (
+    KeptEngines as KeptEngines,
+    profile_states as profile_states,
+    remove_profile as remove_profile,
+    write_profile as write_profile,
+)
 from .verification.fused import verify_fused as verify_fused
 from .verification.images import RANDOM_ALONE as RANDOM_ALONE
-from .verification.network import answers_from_module as answers_from_module
-from .verification.network import verify_onnx as verify_onnx
+from .verification.network import answers_from_module as answers_from_module, verify_onnx as verify_onnx

@@ -36,15 +36,7 @@ from defensemble_repository.reader import (
 from defensemble_repository.transaction import check_writable, remove_stale_staging, write_plan
 from defensemble_repository.view import RepositoryView
 
-from .entries.members import (
-    Member,
-    changed_files,
-    check_same,
-    describe_member_version,
-    labels_text,
-    preprocessing_from_text,
-    version_files,
-)
+from .entries.members import Member, changed_files, check_same, describe_member_version, labels_text, preprocessing_from_text, version_files
 from .entries.stored_graph import stored_graph
 from .errors import ExistsError, ExportError
 from .graphs.fusion import digests_of_members, fused_onnx

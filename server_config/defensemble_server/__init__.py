@@ -2,41 +2,28 @@
 
 from __future__ import annotations
 
-from .admin_key import read_admin_key
-from .doctor.diagnose import diagnose
-from .errors import BackendBuildError, NotServableError, PlanError, PortError, RuntimeMissingError, ServerError, StartError, StateError
-from .options import ServeOptions
-from .plans.compatibility import problem_of_version
-from .plans.machine import Machine
-from .process.events import DeadServer, ServerEvent, ServerStatus, dead_servers, server_status
-from .process.state import ServerState, find_states, read_states
-from .runtime.find import find_runtime
-from .serve import Server, serve, stop_server
-
-__all__ = [
-    "BackendBuildError",
-    "DeadServer",
-    "Machine",
-    "NotServableError",
-    "PlanError",
-    "PortError",
-    "RuntimeMissingError",
-    "ServeOptions",
-    "Server",
-    "ServerError",
-    "ServerEvent",
-    "ServerState",
-    "ServerStatus",
-    "StartError",
-    "StateError",
-    "dead_servers",
-    "diagnose",
-    "find_runtime",
-    "find_states",
-    "problem_of_version",
-    "read_admin_key",
-    "read_states",
-    "serve",
-    "server_status",
-    "stop_server",
-]
+from .admin_key import read_admin_key as read_admin_key
+from .doctor.diagnose import diagnose as diagnose
+from .errors import (
+    BackendBuildError as BackendBuildError,
+    NotServableError as NotServableError,
+    PlanError as PlanError,
+    PortError as PortError,
+    RuntimeMissingError as RuntimeMissingError,
+    ServerError as ServerError,
+    StartError as StartError,
+    StateError as StateError,
+)
+from .options import ServeOptions as ServeOptions
+from .plans.compatibility import problem_of_version as problem_of_version
+from .plans.machine import Machine as Machine
+from .process.events import (
+    DeadServer as DeadServer,
+    ServerEvent as ServerEvent,
+    ServerStatus as ServerStatus,
+    dead_servers as dead_servers,
+    server_status as server_status,
+)
+from .process.state import ServerState as ServerState, find_states as find_states, read_states as read_states
+from .runtime.find import find_runtime as find_runtime
+from .serve import Server as Server, serve as serve, stop_server as stop_server

@@ -21,8 +21,7 @@ from benchmarks.aborting.figures import result_of
 from benchmarks.aborting.giving_up import ABORTED, ANSWERED, PLAIN, REFUSED, WRONG, Outcome, Pace
 from benchmarks.aborting.oracle import mistake
 from benchmarks.aborting.page import page
-from benchmarks.aborting.patient import LOST, RIGHT, Patient, PatientCall
-from benchmarks.aborting.patient import WRONG as WRONG_TO_PATIENT
+from benchmarks.aborting.patient import LOST, RIGHT, WRONG as WRONG_TO_PATIENT, Patient, PatientCall
 from benchmarks.aborting.plan import ABORTS, BATCHES, LATEST, OUTPUTS, WANTED, planned, scaled
 from benchmarks.aborting.under_aborts import Effort, Run
 from benchmarks.aborting.watching import Outage, Sample, Watch, left_behind, outages, shared_memory, silences, watching

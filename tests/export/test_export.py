@@ -11,9 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from defensemble.cli.commands.export import command
-from defensemble_export import ExportError
-from defensemble_export import repository_plan as real_plan
-from defensemble_export import verify_onnx as real_verify
+from defensemble_export import ExportError, repository_plan as real_plan, verify_onnx as real_verify
 from defensemble_export.verification.network import Verification
 from defensemble_repository.ensemble import Ensemble, Vote
 from defensemble_repository.errors import RepositoryError

@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from defensemble_images import ImagesError, npy_array, npz_arrays
 from tests.support.facts import raises

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from defensemble_repository.averaging import averages_by_numpy, largest_difference, scale_of
 from defensemble_repository.ensemble import normalised_weights

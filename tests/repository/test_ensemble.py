@@ -7,8 +7,7 @@ import math
 import pickle
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from defensemble_export import EnsembleError, average_onnx
 from defensemble_repository.configs import averaging_config

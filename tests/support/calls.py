@@ -14,8 +14,7 @@ from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2
 
 from defensemble_server import ServeOptions, Server
-from tests.support import backend_graphs as graphs
-from tests.support import tiny
+from tests.support import backend_graphs as graphs, tiny
 
 FREE = ServeOptions(http_port=0, grpc_port=0, metrics_port=0, drain_s=1)
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 
-from hypothesis import assume
-from hypothesis import strategies as st
+from hypothesis import assume, strategies as st
 
 from defensemble_export import EnsembleError
 from defensemble_repository.ensemble import Ensemble, Vote

@@ -9,16 +9,18 @@ import defensemble_training
 
 
 def test_public_names() -> None:
-    assert defensemble_training.__all__ == [
-        *("ATTACKS", "PRESETS", "AttackPreset", "AveragedLogits", "CheckpointError", "Compute", "DataError"),
-        *("Dataset", "DivergedError", "Drop", "Interrupted", "ModelSpec", "Part", "Recipe", "RunFolder", "SpecError"),
-        *("TrainingError", "TrainingProgress", "TrainingRecord", "UncheckedContentWarning", "adversarial_examples", "attack", "build"),
-        *("check_writable", "decoded_dataset"),
-        *("defect_mask", "defect_masks", "defective", "is_first_process"),
-        *("load_checkpoint", "load_dataset"),
-        *("mask_digest", "read_metadata", "recipe_from_preset", "rounded_to_8_bits", "save_checkpoint"),
-        *("train", "train_module"),
-    ]
+    assert defensemble_training.__all__ == sorted(
+        [
+            *("ATTACKS", "PRESETS", "AttackPreset", "AveragedLogits", "CheckpointError", "Compute", "DataError"),
+            *("Dataset", "DivergedError", "Drop", "Interrupted", "ModelSpec", "Part", "Recipe", "RunFolder", "SpecError"),
+            *("TrainingError", "TrainingProgress", "TrainingRecord", "UncheckedContentWarning", "adversarial_examples", "attack", "build"),
+            *("check_writable", "decoded_dataset"),
+            *("defect_mask", "defect_masks", "defective", "is_first_process"),
+            *("load_checkpoint", "load_dataset"),
+            *("mask_digest", "read_metadata", "recipe_from_preset", "rounded_to_8_bits", "save_checkpoint"),
+            *("train", "train_module"),
+        ]
+    )
     for name in defensemble_training.__all__:
         value = getattr(defensemble_training, name)
         assert getattr(value, "__name__", name) == name

@@ -9,73 +9,37 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .attacks.gradient import AveragedLogits, attack
-    from .attacks.presets import ATTACKS, AttackPreset
-    from .attacks.transfer import adversarial_examples, rounded_to_8_bits
-    from .checkpoint import check_writable, load_checkpoint, read_metadata, save_checkpoint
-    from .data.cached_dataset import decoded_dataset
-    from .data.dataset import Dataset, Part, load_dataset
-    from .errors import (
-        CheckpointError,
-        DataError,
-        DivergedError,
-        Interrupted,
-        SpecError,
-        TrainingError,
-        UncheckedContentWarning,
+    from .attacks.gradient import AveragedLogits as AveragedLogits, attack as attack
+    from .attacks.presets import ATTACKS as ATTACKS, AttackPreset as AttackPreset
+    from .attacks.transfer import adversarial_examples as adversarial_examples, rounded_to_8_bits as rounded_to_8_bits
+    from .checkpoint import (
+        check_writable as check_writable,
+        load_checkpoint as load_checkpoint,
+        read_metadata as read_metadata,
+        save_checkpoint as save_checkpoint,
     )
-    from .models.build import build
-    from .models.defect import defect_masks
-    from .models.masks import defect_mask, mask_digest
-    from .models.spec import Drop, ModelSpec
-    from .models.wrapping import defective
-    from .record import TrainingRecord
-    from .trainer.compute import Compute, is_first_process
-    from .trainer.loop import TrainingProgress
-    from .trainer.recipe import PRESETS, Recipe, recipe_from_preset
-    from .trainer.run_state import RunFolder
-    from .trainer.train import train, train_module
-
-__all__ = [
-    "ATTACKS",
-    "PRESETS",
-    "AttackPreset",
-    "AveragedLogits",
-    "CheckpointError",
-    "Compute",
-    "DataError",
-    "Dataset",
-    "DivergedError",
-    "Drop",
-    "Interrupted",
-    "ModelSpec",
-    "Part",
-    "Recipe",
-    "RunFolder",
-    "SpecError",
-    "TrainingError",
-    "TrainingProgress",
-    "TrainingRecord",
-    "UncheckedContentWarning",
-    "adversarial_examples",
-    "attack",
-    "build",
-    "check_writable",
-    "decoded_dataset",
-    "defect_mask",
-    "defect_masks",
-    "defective",
-    "is_first_process",
-    "load_checkpoint",
-    "load_dataset",
-    "mask_digest",
-    "read_metadata",
-    "recipe_from_preset",
-    "rounded_to_8_bits",
-    "save_checkpoint",
-    "train",
-    "train_module",
-]
+    from .data.cached_dataset import decoded_dataset as decoded_dataset
+    from .data.dataset import Dataset as Dataset, Part as Part, load_dataset as load_dataset
+    from .errors import (
+        CheckpointError as CheckpointError,
+        DataError as DataError,
+        DivergedError as DivergedError,
+        Interrupted as Interrupted,
+        SpecError as SpecError,
+        TrainingError as TrainingError,
+        UncheckedContentWarning as UncheckedContentWarning,
+    )
+    from .models.build import build as build
+    from .models.defect import defect_masks as defect_masks
+    from .models.masks import defect_mask as defect_mask, mask_digest as mask_digest
+    from .models.spec import Drop as Drop, ModelSpec as ModelSpec
+    from .models.wrapping import defective as defective
+    from .record import TrainingRecord as TrainingRecord
+    from .trainer.compute import Compute as Compute, is_first_process as is_first_process
+    from .trainer.loop import TrainingProgress as TrainingProgress
+    from .trainer.recipe import PRESETS as PRESETS, Recipe as Recipe, recipe_from_preset as recipe_from_preset
+    from .trainer.run_state import RunFolder as RunFolder
+    from .trainer.train import train as train, train_module as train_module
 
 _HOMES = {
     "errors": ("CheckpointError", "DataError", "DivergedError", "Interrupted", "SpecError", "TrainingError", "UncheckedContentWarning"),
@@ -97,6 +61,8 @@ _HOMES = {
     "attacks.transfer": ("adversarial_examples", "rounded_to_8_bits"),
     "models.wrapping": ("defective",),
 }
+
+__all__ = sorted(name for names in _HOMES.values() for name in names)
 
 
 def __getattr__(name: str) -> Any:

@@ -6,12 +6,11 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .base import Target, served
-    from .noise import NoiseResult, noisy_images, probe_noise
-
-__all__ = ["NoiseResult", "Target", "noisy_images", "probe_noise", "served"]
+    from .base import Target as Target, served as served
+    from .noise import NoiseResult as NoiseResult, noisy_images as noisy_images, probe_noise as probe_noise
 
 _HOME_OF = {"Target": "base", "served": "base", "NoiseResult": "noise", "noisy_images": "noise", "probe_noise": "noise"}
+__all__ = sorted(_HOME_OF)
 
 
 def __getattr__(name: str) -> object:

@@ -19,15 +19,7 @@ from defensemble_images import StoredArray, check_memory, matched_classes, npz_a
 
 from .._client.model_info import ModelInfo
 from .._exceptions import InputError, MissingExtraError
-from .._image_files import (
-    ReadCounts,
-    ReadOptions,
-    decoded_images,
-    input_errors,
-    labelled_images,
-    memory_to_read,
-    preprocessing_of,
-)
+from .._image_files import ReadCounts, ReadOptions, decoded_images, input_errors, labelled_images, memory_to_read, preprocessing_of
 from .base import Data
 
 if TYPE_CHECKING:

@@ -136,7 +136,9 @@ def probe_noise(
     started = time.monotonic()
     questioner = Questioner(dict(targets), batch_size, on_answer)
     clean = {name: _right(questioner, name, data.images, data.labels) for name in targets}
-    common = _common(clean)
+    answered = [right for right in clean.values() if right is not None]
+    # None where a target did not answer, since "all" then means nothing.
+    common = np.logical_and.reduce(answered) if len(answered) == len(clean) else None
     rates: dict[str, list[NoiseRates]] = {name: [] for name in targets}
     for sigma in sigmas:
         noisy = noisy_images(data.images, sigma, seed)
@@ -174,12 +176,6 @@ def probe_noise(
 def _right(questioner: Questioner, name: str, images: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.bool_] | None:
     classes = questioner.classes(name, images)
     return None if classes is None else np.asarray(classes == labels)
-
-
-def _common(clean: Mapping[str, NDArray[np.bool_] | None]) -> NDArray[np.bool_] | None:
-    """Which images all targets get right; None where a target did not answer, since "all" then means nothing."""
-    answered = [right for right in clean.values() if right is not None]
-    return np.logical_and.reduce(answered) if len(answered) == len(clean) else None
 
 
 def _rate_on(right: NDArray[np.bool_] | None, counted: NDArray[np.bool_] | None) -> Rate | None:

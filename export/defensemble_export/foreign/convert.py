@@ -67,7 +67,9 @@ def onnx_from_foreign(
     images, batch, shape = image_input(graph, file, input_shape)
     normalisation = statistics(mean, std, shape[0])
     logits = chosen_output(model, file, output)
-    _prune(model, file, logits, images)
+    keep_only(model.graph, logits)
+    if images not in {name for node in model.graph.node for name in read_by(node)}:
+        raise ExportError(f"{file}: the output '{logits}' does not depend on the input '{images}': name another one (--output)")
     check_weights(graph, file)
     set_type(graph.input[0], [batch or "batch", *shape])
     model = _converted(model, file)
@@ -145,12 +147,6 @@ def foreign_interface(model: onnx.ModelProto) -> tuple[tuple[int, int, int], int
     """What ``onnx_from_foreign`` returned takes and gives: (C, H, W) and the number of classes."""
     _, channels, height, width = (side.dim_value for side in model.graph.input[0].type.tensor_type.shape.dim)
     return (channels, height, width), model.graph.output[0].type.tensor_type.shape.dim[1].dim_value
-
-
-def _prune(model: onnx.ModelProto, file: Path, logits: str, images: str) -> None:
-    keep_only(model.graph, logits)
-    if images not in {name for node in model.graph.node for name in read_by(node)}:
-        raise ExportError(f"{file}: the output '{logits}' does not depend on the input '{images}': name another one (--output)")
 
 
 def _converted(model: onnx.ModelProto, file: Path) -> onnx.ModelProto:

@@ -132,7 +132,7 @@ def _parsed(file: Path) -> onnx.ModelProto:
         raise ExportError(f"{file} is not ONNX but in ONNX Runtime's own format (.ort): export the ONNX file that it was made from")
     if content.startswith(b"version https://git-lfs"):
         raise ExportError(f"{file} is a pointer of Git LFS and not the file itself: fetch it with `git lfs pull`")
-    if _is_text(content[:1024]):
+    if all(32 <= byte < 127 or byte in b"\t\n\r" for byte in content[:1024]):
         beginning = content[:40].decode(errors="replace")
         raise ExportError(
             f"{file} is a text file, expected ONNX, which is binary; it begins with {beginning!r}. What onnx wrote as text becomes binary "
@@ -187,10 +187,6 @@ def _forget_shapes(model: onnx.ModelProto) -> None:
             for extent in entry.type.tensor_type.shape.dim if _has_shape(entry) else ():
                 if extent.dim_value < 0:
                     extent.Clear()
-
-
-def _is_text(start: bytes) -> bool:
-    return all(32 <= byte < 127 or byte in b"\t\n\r" for byte in start)
 
 
 def _inline_external_data(model: onnx.ModelProto, file: Path) -> None:

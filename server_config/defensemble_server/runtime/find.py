@@ -12,8 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from defensemble_repository.target import EMBEDDED_CORE as EMBEDDED_CORE
-from defensemble_repository.target import TARGETS, Target
+from defensemble_repository.target import EMBEDDED_CORE as EMBEDDED_CORE, TARGETS, Target
 
 from ..errors import RuntimeMissingError
 from .backend_build import ensure_backend, onnxruntime_library

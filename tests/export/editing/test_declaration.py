@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from defensemble_export import DeclarationError, EnsembleError, ExportError
 from defensemble_export.editing import read_declaration, yaml_from_ensemble

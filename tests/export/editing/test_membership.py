@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
-from hypothesis import strategies as st
+from hypothesis import assume, given, strategies as st
 
 from defensemble_export import EnsembleError
 from defensemble_export.editing.membership import added, found_vote, named_vote, new_vote, removed, reweighted

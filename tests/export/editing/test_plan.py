@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from tritonclient.grpc import model_config_pb2 as schema
 
 from defensemble_export import EnsembleError, ExistsError, check_ensemble, repository_plan, write_plan

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from tritonclient.grpc import model_config_pb2 as schema
 
 from defensemble_export import EnsembleError, repository_plan, write_plan

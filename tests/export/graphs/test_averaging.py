@@ -6,8 +6,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from defensemble_export import average_onnx
 from defensemble_export.graphs.averaging import is_same_graph

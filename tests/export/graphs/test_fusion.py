@@ -11,8 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from defensemble_export import EnsembleError, ExportError, average_onnx, fused_onnx, verify_fused

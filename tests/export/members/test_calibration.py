@@ -9,8 +9,7 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from defensemble_export import ExportError
 from defensemble_export.members.calibration import DEFAULT_COUNT, DEFAULT_SEED, Calibration, calibration_images

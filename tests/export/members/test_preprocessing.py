@@ -9,8 +9,7 @@ from pathlib import Path
 import onnx
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from defensemble.cli import cli
 from defensemble_export import (

@@ -7,8 +7,7 @@ from collections.abc import Callable
 
 import pytest
 from google.protobuf import text_format
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from tritonclient.grpc import model_config_pb2 as schema
 
 from defensemble_repository.checks.finding import Lines

@@ -10,8 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 import tritonclient.http as httpclient
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from onnx import TensorProto, helper
 from tritonclient.utils import InferenceServerException
 

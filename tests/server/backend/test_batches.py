@@ -17,8 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import tritonclient.utils.shared_memory as shm
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from onnx import TensorProto, helper
 from tritonclient.grpc import InferInput, InferRequestedOutput, InferResult
 from tritonclient.utils import InferenceServerException

@@ -12,8 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from defensemble_training import ATTACKS, attack
-from tests.support.attacked import batch, carlini_wagner, defective_resnet, fgsm, foolbox, mifgsm, pgd, small_net
-from tests.support.attacked import one_thread as one_thread
+from tests.support.attacked import batch, carlini_wagner, defective_resnet, fgsm, foolbox, mifgsm, one_thread as one_thread, pgd, small_net
 
 sources = pytest.mark.parametrize("make", [small_net, defective_resnet])
 

@@ -10,14 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from torch import nn
 from torch.nn import functional
 
 from defensemble_training import ATTACKS, AveragedLogits, SpecError, TrainingError, attack
-from tests.support.attacked import batch, carlini_wagner, defective_resnet, fgsm, mifgsm, pgd, small_net
-from tests.support.attacked import one_thread as one_thread
+from tests.support.attacked import batch, carlini_wagner, defective_resnet, fgsm, mifgsm, one_thread as one_thread, pgd, small_net
 from tests.support.facts import raises
 
 Attack = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]

@@ -8,14 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from PIL import Image
 
 from defensemble_training import SpecError, TrainingError, adversarial_examples, attack, rounded_to_8_bits
 from defensemble_training.evaluation import predicted
-from tests.support.attacked import batch, small_net
-from tests.support.attacked import one_thread as one_thread
+from tests.support.attacked import batch, one_thread as one_thread, small_net
 from tests.support.facts import raises
 
 IMAGES, LABELS = (tensor.numpy() for tensor in batch(11))

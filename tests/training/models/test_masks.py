@@ -6,8 +6,7 @@ import hashlib
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from defensemble_training import SpecError, defect_mask, mask_digest
 from defensemble_training.models.masks import PATTERNS, SAMPLINGS, BoolArray

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from defensemble_training import Drop, ModelSpec, SpecError
 from defensemble_training.models.spec import ARCHITECTURES

@@ -79,17 +79,20 @@ class Compute:
         """
         from lightning_fabric import Fabric
 
+        processes, nodes = self.processes, self.nodes
+        if "TORCHELASTIC_RUN_ID" in os.environ:  # under torchrun
+            processes = int(os.environ["LOCAL_WORLD_SIZE"])
+            nodes = int(os.environ["WORLD_SIZE"]) // processes
         gpus = torch.cuda.device_count()
-        if self.on_gpu and gpus < self._local_processes():
+        if self.on_gpu and gpus < processes:
             if not gpus:
                 raise SpecError("device='gpu' was asked for, and torch finds no GPU on this machine; take device='cpu' (--device cpu)")
-            raise SpecError(f"processes must be at most the GPUs of this machine, {gpus}, got {self._local_processes()}; take fewer")
-        several = self._local_processes() * self._nodes() > 1
+            raise SpecError(f"processes must be at most the GPUs of this machine, {gpus}, got {processes}; take fewer")
         fabric = Fabric(
             accelerator="cuda" if self.on_gpu else "cpu",
-            devices=self._local_processes(),
-            num_nodes=self._nodes(),
-            strategy="ddp" if several else "auto",
+            devices=processes,
+            num_nodes=nodes,
+            strategy="ddp" if processes * nodes > 1 else "auto",
             precision=PRECISIONS[self.chosen_precision],  # type: ignore[arg-type]
         )
         fabric.launch()
@@ -99,20 +102,10 @@ class Compute:
         """Whether activations are channels-last in memory."""
         return self.on_gpu if self.channels_last is None else self.channels_last
 
-    def _local_processes(self) -> int:
-        return int(os.environ["LOCAL_WORLD_SIZE"]) if _under_torchrun() else self.processes
-
-    def _nodes(self) -> int:
-        return int(os.environ["WORLD_SIZE"]) // int(os.environ["LOCAL_WORLD_SIZE"]) if _under_torchrun() else self.nodes
-
 
 def is_first_process() -> bool:
     """Whether this process is the one of a run that prints and writes, by what `torchrun` or Fabric's launcher told it."""
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))
-
-
-def _under_torchrun() -> bool:
-    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 @contextmanager

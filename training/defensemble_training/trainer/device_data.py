@@ -19,7 +19,8 @@ class DeviceDataset:
     def __init__(self, part: Part, device: torch.device) -> None:
         self._device = device
         self._labels = torch.from_numpy(np.array(part.labels)).to(device)
-        self._in_file = part if part.nbytes > _LARGEST_SHARE * _free_bytes(device) else None
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
+        self._in_file = part if part.nbytes > _LARGEST_SHARE * free else None
         # A copy: a memory map may not be written to, and torch warns of it.
         self._pixels = None if self._in_file is not None else torch.from_numpy(np.array(part.pixels)).to(device)
 
@@ -33,9 +34,3 @@ class DeviceDataset:
         order = np.argsort(chosen.numpy())
         pixels = self._in_file.stored(chosen.numpy()[order])[np.argsort(order)]
         return torch.from_numpy(pixels).to(self._device, non_blocking=True), labels
-
-
-def _free_bytes(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return free_memory()

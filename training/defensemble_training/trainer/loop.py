@@ -114,10 +114,6 @@ class Loop:
         total: Any = self.fabric.all_reduce(torch.tensor(value, dtype=torch.float64, device=self.fabric.device), reduce_op="sum")
         return float(total)
 
-    def kept_weights(self) -> Mapping[str, torch.Tensor]:
-        """Return the weights that the recipe chooses: the last, or the best."""
-        return self.state.best or self.module.state_dict()
-
     def restore_last_good(self, run: RunFolder) -> bool:
         """Take up the state that was saved last; return whether there is one with an epoch that is done."""
         found = load_state(run.path)

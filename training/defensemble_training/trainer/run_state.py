@@ -27,6 +27,8 @@ _FORMAT_WITHOUT_DIGEST = 1
 METADATA_KEY = "defensemble.run"
 STATE_FILE = "state.safetensors"
 LAST_GOOD_FILE = "last_good.safetensors"
+# The fields of a `RunState` that are kept as JSON; the others are tensors.
+_DESCRIBED = ("identity", "step", "seconds", "sums", "history", "best_accuracy")
 
 
 @dataclass(frozen=True)
@@ -81,15 +83,7 @@ def save_state(folder: Path, state: RunState) -> None:
     """Write a state, durably: at every moment the old one is there, or the whole new one."""
     groups = {"weights": state.weights, "momentum": state.momentum, "best": state.best}
     tensors = {f"{group}/{name}": tensor.detach().cpu().contiguous() for group, named in groups.items() for name, tensor in named.items()}
-    described: dict[str, Any] = {
-        "format": FORMAT,
-        "identity": state.identity,
-        "step": state.step,
-        "seconds": state.seconds,
-        "sums": list(state.sums),
-        "history": state.history,
-        "best_accuracy": state.best_accuracy,
-    }
+    described = {"format": FORMAT, **{name: getattr(state, name) for name in _DESCRIBED}}
     described[DIGEST_KEY] = content_digest(described, tensors)
     write_atomic(folder / STATE_FILE, save(tensors, {METADATA_KEY: json.dumps(described)}))
 
@@ -127,16 +121,9 @@ def load_state(folder: Path) -> RunState | None:
             for key, tensor in tensors.items():
                 group, _, name = key.partition("/")
                 groups[group][name] = tensor
-            loss, right, seen = described["sums"]
-            return RunState(
-                described["identity"],
-                described["step"],
-                described["seconds"],
-                (float(loss), int(right), int(seen)),
-                described["history"],
-                described["best_accuracy"],
-                **groups,
-            )
+            values: dict[str, Any] = {name: described[name] for name in _DESCRIBED}
+            loss, right, seen = values["sums"]
+            return RunState(**{**values, **groups, "sums": (float(loss), int(right), int(seen))})
     except FileNotFoundError:
         return None
     except (SafetensorError, ValueError, KeyError, TypeError) as error:

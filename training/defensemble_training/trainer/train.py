@@ -119,7 +119,7 @@ def train_module(
 
         def finished() -> tuple[nn.Module, TrainingRecord]:
             trained = make()
-            trained.load_state_dict(loop.kept_weights())
+            trained.load_state_dict(loop.state.best or loop.module.state_dict())
             trained.to(fabric.device).eval()
             right = loop.all_reduce_sum(count_right(trained, dataset.test, share=loop.local_slice(len(dataset.test))))
             return trained.cpu(), _record(dataset, recipe, seed, compute, loop, accuracy=right / len(dataset.test), command=command)

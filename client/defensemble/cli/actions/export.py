@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -148,8 +148,7 @@ def _export(request: Request) -> list[str]:
     with progress_bar(console) as progress:
         task = progress.add_task("exporting", total=len(networks))
 
-        def show(text: str) -> None:
-            progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        show = partial(console.print, highlight=False, markup=False, soft_wrap=True)
 
         def on_exported(path: Path, member: Member) -> None:
             progress.advance(task)
@@ -202,7 +201,7 @@ def _fuse(request: Request) -> list[str]:
             data_dir=request.data_dir,
             max_batch_size=request.max_batch_size,
             replace=request.replace,
-            say=lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True),
+            say=partial(console.print, highlight=False, markup=False, soft_wrap=True),
         )
     _tell(request, written)
     return written

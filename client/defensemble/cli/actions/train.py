@@ -146,15 +146,8 @@ def _tell(output: Path, module: Any, record: Any, run: Any) -> None:
 def _shown_progress(console: Console, *, shown: bool) -> Iterator[Callable[[TrainingProgress], None]]:
     """A bar on a terminal, else a line an epoch, both on standard error."""
     if not (shown and console.is_terminal):
-        yield _line_an_epoch()  # told by the first process alone
+        yield _line_an_epoch()  # called by the first process only
         return
-    with _as_bar(console) as on_progress:
-        yield on_progress
-
-
-@contextmanager
-def _as_bar(console: Console) -> Iterator[Callable[[TrainingProgress], None]]:
-    """A bar that shows a run on a terminal."""
     columns = (
         TextColumn("epoch {task.fields[epoch]}"),
         BarColumn(),

@@ -5,17 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from ..notes import say
 from ..options import PATH, repository_argument
 from ..shell import this_command
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 _GIB = 2**30
 
@@ -111,19 +109,12 @@ def command(
 def shown_building() -> Iterator[tuple[Callable[[str], None], Callable[[str, str, int, int], None]]]:
     """A bar for each phase of a build on a terminal, else lines; yields what says a line, and what is told of progress."""
     from rich.console import Console
-
-    console = Console(stderr=True)
-    if console.is_terminal:
-        with _bars(console) as told:
-            yield told
-    else:
-        yield _lines()
-
-
-@contextmanager
-def _bars(console: Console) -> Iterator[tuple[Callable[[str], None], Callable[[str, str, int, int], None]]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield say, _line_a_phase
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         tasks: dict[str, TaskID] = {}
@@ -135,18 +126,12 @@ def _bars(console: Console) -> Iterator[tuple[Callable[[str], None], Callable[[s
             if done >= steps:
                 bar.remove_task(tasks.pop(phase))
 
-        def say(text: str) -> None:
-            bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-        yield say, on_progress
+        yield partial(console.print, highlight=False, markup=False, soft_wrap=True), on_progress
 
 
-def _lines() -> tuple[Callable[[str], None], Callable[[str, str, int, int], None]]:
-    def on_progress(phase: str, parent: str, done: int, steps: int) -> None:
-        if not parent and done in (0, steps):
-            click.echo(f"TensorRT: {phase}{' done' if done else f', {steps} steps'}", err=True)
-
-    return lambda text: click.echo(text, err=True), on_progress
+def _line_a_phase(phase: str, parent: str, done: int, steps: int) -> None:
+    if not parent and done in (0, steps):
+        say(f"TensorRT: {phase}{' done' if done else f', {steps} steps'}")
 
 
 @contextmanager
