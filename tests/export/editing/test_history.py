@@ -10,7 +10,6 @@ import re
 import shutil
 import signal
 import stat
-from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,6 @@ from defensemble_export.editing import (
     read_history,
     snapshot_of,
     this_user,
-    undoable,
     withdraw_edit,
 )
 from defensemble_export.editing.history import edit_from_line, line_from_edit
@@ -400,56 +398,3 @@ def test_what_is_no_ensemble_of_ours_has_no_snapshot(tmp_path: Path) -> None:
 
 
 # --- what a rollback may undo
-
-
-def numbers(history: list[Edit], ensemble: str = "ensemble") -> list[int]:
-    return [int(one.id, 16) for one in undoable(history, ensemble)]
-
-
-def rolled_back(number: int, *undone: int) -> Edit:
-    return edit(number, action="rollback", undoes=tuple(f"{one:012x}" for one in undone))
-
-
-def test_two_rollbacks_in_a_row_go_back_two_edits() -> None:
-    history = [edit(1), edit(2), edit(3)]
-    assert numbers(history) == [1, 2, 3]
-    history.append(rolled_back(4, 3))
-    assert numbers(history) == [1, 2]
-    history.append(rolled_back(5, 2))
-    assert numbers(history) == [1]
-    history.append(edit(6))
-    assert numbers(history) == [1, 6]
-    history.append(rolled_back(7, 6, 1))
-    assert numbers(history) == []
-
-
-def test_each_ensemble_has_its_own() -> None:
-    other = {"ensemble": "canary", "before": None, "after": None}
-    history = [edit(1), edit(2, **other), edit(3), edit(4, action="rollback", undoes=(f"{2:012x}", f"{3:012x}"), **other)]
-    assert numbers(history) == [1, 3]
-    assert numbers(history, "canary") == []
-    assert numbers(history, "none") == numbers([]) == []
-
-
-@given(st.lists(st.integers(0, 3), max_size=30))
-def test_what_may_be_undone_is_a_stack(moves: list[int]) -> None:
-    history: list[Edit] = []
-    stack: list[tuple[int, int]] = []
-    state = 0
-    for number, undo in enumerate(moves, 1):
-        if undo == 0 or undo > len(stack):
-            history.append(edit(number))
-            stack.append((number, state))
-            state = number
-        else:
-            undone = [stack.pop() for _ in range(undo)]
-            history.append(rolled_back(number, *(one for one, _ in undone)))
-            state = undone[-1][1]
-        assert numbers(history) == [one for one, _ in stack]
-    # Undoing all that is left, one by one, ends where it began.
-    assert [before for _, before in stack[:1]] in ([0], [])
-
-
-def test_an_edit_is_a_value() -> None:
-    assert pickle.loads(pickle.dumps(edit(1))) == edit(1)
-    assert replace(edit(1), message="why").message == "why"
