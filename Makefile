@@ -8,8 +8,7 @@ STAMP := $(VENV)/.installed$(if $(filter gpu,$(KIND)),-gpu)
 TORCH := torch==2.13.0
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 CPP := server_config/onnxruntime_backend
-# Much of a test is waiting for a process: two workers, each with a Triton of its own, take half the time of one on two cores. Three may
-# be faster still where the machine has nothing else to do: `make test WORKERS=3`.
+# Tests wait for processes much of the time. On two cores, two workers take half the time of one, and three are slower (351 s for 327 s).
 WORKERS ?= 2
 # PART=I/N: each N-th slow test alone. Otherwise SLOW=1 adds the slow tests to the others.
 CHOSEN := $(if $(PART),-m slow --part $(PART),$(if $(SLOW),-m 'slow or not slow'))

@@ -3,10 +3,11 @@
 ServerError
 ├── RuntimeMissingError     no Triton, no ONNX Runtime library, an unfit platform
 ├── BackendBuildError       the native backend could not be built
-├── NotServableError         the model repository cannot be served as it lies on disk
+├── NotServableError        the model repository cannot be served as it lies on disk
 ├── PlanError               a TensorRT plan cannot be checked
 ├── PortError               a port is taken or not allowed
 ├── StartError              Triton did not come up, or did not answer rightly
+│   └── CrashError          Triton crashed while it started
 └── StateError              no such running server
 """
 
@@ -39,6 +40,10 @@ class PortError(ServerError):
 
 class StartError(ServerError):
     """Triton did not start, or its answers were not what they must be."""
+
+
+class CrashError(StartError):
+    """Triton crashed while it started."""
 
 
 class StateError(ServerError):

@@ -17,11 +17,11 @@ from defensemble_repository.names import AVERAGING_NAME
 
 from .addresses import address_from_host, claim_ports
 from .admin_key import new_admin_key
-from .errors import PortError, ServerError, StateError
+from .errors import CrashError, PortError, ServerError, StartError, StateError
 from .options import ServeOptions
 from .process import restart
 from .process.events import ServerEvent, forget_old_events, server_events, server_status
-from .process.guard import Guard
+from .process.guard import Guard, last_lines
 from .process.launch import command_line, prepare
 from .process.state import (
     ServerState,
@@ -39,7 +39,7 @@ from .repository import Repository, config_path
 from .runtime.find import Runtime
 
 # A free port can be taken between choosing and listening; a second choice is another port.
-_PORT_TRIES = 3
+_START_TRIES = 3  # where another program takes a port, or Triton crashes
 _LOGS_KEPT = 20
 
 
@@ -145,6 +145,7 @@ def serve(
         NotServableError: no model can be served, or the profile is not there, not complete, or not for this runtime and machine.
         RuntimeMissingError, BackendBuildError: the runtime is not complete.
         PortError: a port is taken.
+        CrashError: Triton crashed at each of three starts.
         StartError: Triton did not come up in ``start_timeout_s``, or no model answers rightly; shows its last lines.
     """
     server = start_server(repository, options, say=say, start_timeout_s=start_timeout_s)
@@ -168,13 +169,18 @@ def start_server(
     options = options or ServeOptions()
     options = replace(options, host=address_from_host(options.host), admin_key=options.admin_key or new_admin_key())
     runtime, content = prepare(Path(repository).resolve(), options, say=say)
-    for last_try in (*[False] * (_PORT_TRIES - 1), True):
+    for last_try in (*[False] * (_START_TRIES - 1), True):
         ports = claim_ports(options.host, options.ports)
         try:
             return _start(runtime, content, options, ports, start_timeout_s, say)
         except PortError:
             if last_try or any(options.ports.values()):
                 raise
+        except CrashError:
+            # Triton 2.48 can, where one version of a model is refused while another loads (`StopBackendThread` of a half-built instance).
+            if last_try:
+                raise
+            say("Triton crashed while it started; starting it again")
     raise AssertionError("the last try returns or raises")
 
 
@@ -245,9 +251,11 @@ def _start(
                 "timeout_s": timeout_s,
             }
         )
-    except BaseException:
+    except BaseException as error:
         # Nobody waits for an answer of it; a container would outlive a `docker run` that is killed.
         guard.stop(at_once=not docker)
+        if isinstance(error, StartError) and guard.crash_signal is not None:
+            raise CrashError(f"Triton crashed while it started ({guard.crash_signal.name}){last_lines(log)}") from error
         raise
     return Server(state, served, problems, time.monotonic() - begin, guard, options.profile)
 

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,6 +27,8 @@ from defensemble_server import (
     serve,
     stop_server,
 )
+from defensemble_server.errors import CrashError
+from defensemble_server.process.launch import command_line
 from defensemble_server.process.state import find_state, state_file
 from defensemble_server.readiness import fixed_images
 from defensemble_server.serve import _new_log, start_server
@@ -209,3 +212,23 @@ def test_averages_that_no_ensemble_uses_are_not_loaded(tmp_path: Path) -> None:
     assert len(list(folder.glob("average_*"))) == 2
     (line,) = [line for line in told if "not loaded: 1 averaging model " in line]
     assert "`defensemble ensemble prune`" in line
+
+
+def _crash_first(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    commands = iter([["/bin/sh", "-c", "kill -SEGV $$"]] * times)
+    monkeypatch.setattr(sys.modules[start_server.__module__], "command_line", lambda *given: next(commands, None) or command_line(*given))
+
+
+def test_triton_that_crashes_while_it_starts_is_started_again(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _crash_first(monkeypatch, 2)
+    said: list[str] = []
+    with serve(repository, FREE, say=said.append) as server:
+        assert np.isfinite(ask(server, "ensemble", tiny.images(1), "probabilities")).all()
+    assert sum("crashed" in line for line in said) == 2
+
+
+def test_triton_that_crashes_at_each_start_is_an_error_with_the_signal(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _crash_first(monkeypatch, 10**6)
+    with raises(CrashError, "SIGSEGV"), serve(repository, FREE):
+        pass
+    assert not read_states()

@@ -14,6 +14,8 @@ from typing import Any
 from ..errors import StartError
 from . import guard_main
 
+_CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
+
 
 class Guard:
     """A server under guard: `command` with `environment`, its output appended to `log`; the file `state` is removed when it has ended.
@@ -60,6 +62,11 @@ class Guard:
     def running(self) -> bool:
         """Whether the guard runs: it ends with the server, unless it restarts that."""
         return self._process.poll() is None
+
+    @property
+    def crash_signal(self) -> signal.Signals | None:
+        """The signal by which a server crashed that `stop` or `wait` has seen to its end; None where it ended otherwise."""
+        return next((crash for crash in _CRASHES if self._status == -crash), None)
 
     @property
     def detached(self) -> bool:
@@ -113,7 +120,10 @@ class Guard:
             except KeyboardInterrupt as again:  # requests are not waited for any longer, the end of all of it is
                 interrupt = again
                 self._process.send_signal(signal.SIGINT)
-        self._reports.close()
+        if not self._reports.closed:
+            with self._reports as reports:
+                for line in reports:
+                    self._heed(line)
         if interrupt is not None:
             raise interrupt
 
