@@ -25,9 +25,9 @@ from benchmarks.aborting.page import page
 from benchmarks.aborting.under_aborts import Effort, served_under_aborts
 from benchmarks.common.answers import logits_of_members
 from benchmarks.common.callers import CallersGoneError
-from benchmarks.common.command_line import Options, Say, benchmark_command, run, silent
+from benchmarks.common.command_line import OnProgress, Options, benchmark_command, run, silent
 from defensemble import DefensembleError
-from defensemble_export import Member
+from defensemble_export import ExportedMember
 from defensemble_repository.averaging import TOLERANCE
 from defensemble_repository.errors import RepositoryError
 from defensemble_server import ServerError
@@ -39,12 +39,12 @@ WIDTH = 8  # calls are short: what matters is how many are given up
 
 
 def measure(
-    members: Sequence[Member],
+    members: Sequence[ExportedMember],
     pool: NDArray[np.float32],
     effort: Effort,
     *,
     seed: int = 0,
-    say: Say = silent,
+    on_progress: OnProgress = silent,
 ) -> dict[str, Any]:
     """Gives up calls of an ensemble of `members` in every way and returns the result as JSON.
 
@@ -56,7 +56,7 @@ def measure(
     """
     logits = logits_of_members(members, pool)
     with tempfile.TemporaryDirectory(prefix="defensemble-benchmark-") as folder:
-        aborted = served_under_aborts(members, logits, pool, effort, Path(folder), seed=seed, say=say)
+        aborted = served_under_aborts(members, logits, pool, effort, Path(folder), seed=seed, on_progress=on_progress)
     result = result_of(aborted)
     figures = result.pop("figures")
     return {
@@ -84,15 +84,15 @@ def main(options: Options, scale: float) -> NoReturn:
     """
     effort = Effort(scale=QUICK_SCALE if options.quick else scale)
     errors = (CallersGoneError, DefensembleError, RepositoryError, ServerError)
-    run(lambda say: _measured(effort, options.seed, say), page, options, errors=errors)
+    run(lambda on_progress: _measured(effort, options.seed, on_progress), page, options, errors=errors)
 
 
-def _measured(effort: Effort, seed: int, say: Say) -> dict[str, Any]:
+def _measured(effort: Effort, seed: int, on_progress: OnProgress) -> dict[str, Any]:
     from benchmarks.common.networks import random_images, spec_values, untrained_networks
 
     pool = random_images(POOL, seed)
-    members = untrained_networks(pool, seed, width=WIDTH, say=say).members
-    return {**measure(members, pool, effort, seed=seed, say=say), "member_spec": spec_values(WIDTH)}
+    members = untrained_networks(pool, seed, width=WIDTH, on_progress=on_progress).members
+    return {**measure(members, pool, effort, seed=seed, on_progress=on_progress), "member_spec": spec_values(WIDTH)}
 
 
 if __name__ == "__main__":

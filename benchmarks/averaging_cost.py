@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common.answers import session_of
-from benchmarks.common.command_line import Options, Say, benchmark_command, run
+from benchmarks.common.command_line import OnProgress, Options, benchmark_command, run
 from benchmarks.common.figures import spread
 from benchmarks.common.markdown import commit, look, measured_on, note, ranged, table
 from benchmarks.common.provenance import surroundings
@@ -30,7 +30,7 @@ from benchmarks.common.servers import ENSEMBLE, started, written
 from defensemble import Client, DefensembleError
 from defensemble_export import average_onnx
 from defensemble_repository.averaging import TOLERANCE, largest_difference
-from defensemble_repository.ensemble import Ensemble, Vote
+from defensemble_repository.ensemble import Ensemble, Member
 from defensemble_repository.errors import RepositoryError
 from defensemble_server import ServerError
 
@@ -61,7 +61,7 @@ QUICK = Effort(rounds=3, runs=100, calls=40)
 
 def ensemble_of(average: str) -> Ensemble:
     """The ensemble that both graphs average."""
-    return Ensemble("ensemble", tuple(Vote(f"m{index}", 1, 1 + index / 4) for index in range(MEMBERS)), average)
+    return Ensemble("ensemble", tuple(Member(f"m{index}", 1, 1 + index / 4) for index in range(MEMBERS)), average)
 
 
 def time_graphs(average: str, classes: int, batch: int, effort: Effort, seed: int) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def figures_of(graphs: Mapping[str, Mapping[str, Any]], calls: Mapping[str, floa
     return figures
 
 
-def measure(effort: Effort, seed: int, say: Say) -> dict[str, Any]:
+def measure(effort: Effort, seed: int, on_progress: OnProgress) -> dict[str, Any]:
     """Measure both, and return the result as JSON.
 
     Raises:
@@ -129,18 +129,18 @@ def measure(effort: Effort, seed: int, say: Say) -> dict[str, Any]:
     from benchmarks.common.networks import random_images, spec_values, untrained_networks
 
     images = random_images(max(BATCHES), seed)
-    members = untrained_networks(images, seed, count=MEMBERS, say=say).members
+    members = untrained_networks(images, seed, count=MEMBERS, on_progress=on_progress).members
     with tempfile.TemporaryDirectory(prefix="defensemble-benchmark-") as folder:
         calls, machine = time_calls(written(Path(folder) / "repository", members), images, effort)
     for size, milliseconds in calls.items():
-        say(f"a call of batch {size}: {milliseconds:.3f} ms")
+        on_progress(f"a call of batch {size}: {milliseconds:.3f} ms")
     graphs = {}
     for average in AVERAGES:
         for classes in CLASSES:
             for batch in BATCHES:
                 key = f"{average}_{classes}_{batch}"
                 graphs[key] = time_graphs(average, classes, batch, effort, seed)
-                say(f"{average}, {classes} classes, batch {batch}: {graphs[key]['difference']['median']:+.1f} us")
+                on_progress(f"{average}, {classes} classes, batch {batch}: {graphs[key]['difference']['median']:+.1f} us")
     return {
         "schema": SCHEMA,
         "seed": seed,
@@ -189,7 +189,7 @@ def main(options: Options) -> NoReturn:
     About a minute on two cores, which nothing else should use meanwhile. Exit status 1 where a figure does not hold.
     """
     errors = (DefensembleError, RepositoryError, ServerError, DifferentAnswersError)
-    run(lambda say: measure(QUICK if options.quick else FULL, options.seed, say), page, options, errors=errors)
+    run(lambda on_progress: measure(QUICK if options.quick else FULL, options.seed, on_progress), page, options, errors=errors)
 
 
 if __name__ == "__main__":

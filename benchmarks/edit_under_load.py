@@ -21,14 +21,14 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common.callers import CallersGoneError
-from benchmarks.common.command_line import Options, Say, benchmark_command, run, silent
+from benchmarks.common.command_line import OnProgress, Options, benchmark_command, run, silent
 from benchmarks.editing.answers import APART, answer_of, apart, judge
 from benchmarks.editing.figures import result_of
 from benchmarks.editing.page import page
 from benchmarks.editing.plan import State, planned
 from benchmarks.editing.under_load import Effort, edited_under_load, logits_of, starting_state, versions_of
 from defensemble import DefensembleError
-from defensemble_export import Member
+from defensemble_export import ExportedMember
 from defensemble_repository.averaging import TOLERANCE
 from defensemble_repository.errors import RepositoryError
 from defensemble_server import ServerError
@@ -40,13 +40,13 @@ POOL = 128
 
 
 def measure(
-    members: Sequence[Member],
-    later: Sequence[Member],
+    members: Sequence[ExportedMember],
+    later: Sequence[ExportedMember],
     pool: NDArray[np.float32],
     effort: Effort,
     *,
     seed: int = 0,
-    say: Say = silent,
+    on_progress: OnProgress = silent,
 ) -> dict[str, Any]:
     """Edits an ensemble of `members` under load and returns the result as JSON.
 
@@ -73,7 +73,7 @@ def measure(
     )
     states = [start, *(change.state for change in changes)]
     with tempfile.TemporaryDirectory(prefix="defensemble-benchmark-") as folder:
-        edited = edited_under_load(members, later, pool, changes, effort, Path(folder), seed=seed, say=say)
+        edited = edited_under_load(members, later, pool, changes, effort, Path(folder), seed=seed, on_progress=on_progress)
     verdict = judge(
         edited.calls,
         [answer_of(state, logits) for state in states],
@@ -109,17 +109,17 @@ def main(options: Options) -> NoReturn:
     About 5 minutes on two cores, which nothing else should use meanwhile. Exit status 1 where a figure does not hold.
     """
     errors = (CallersGoneError, DefensembleError, RepositoryError, ServerError)
-    run(lambda say: _measured(QUICK if options.quick else FULL, options.seed, say), page, options, errors=errors)
+    run(lambda on_progress: _measured(QUICK if options.quick else FULL, options.seed, on_progress), page, options, errors=errors)
 
 
-def _measured(effort: Effort, seed: int, say: Say) -> dict[str, Any]:
+def _measured(effort: Effort, seed: int, on_progress: OnProgress) -> dict[str, Any]:
     from benchmarks.common.networks import COUNT, random_images, spec_values, untrained_networks
 
     pool = random_images(POOL, seed)
-    members = untrained_networks(pool, seed, count=COUNT + 2, say=say).members
+    members = untrained_networks(pool, seed, count=COUNT + 2, on_progress=on_progress).members
     # The last one is exported again, under the first one's name: its second version.
     later = [members[COUNT], dataclasses.replace(members[COUNT + 1], name=members[0].name)]
-    return {**measure(members[:COUNT], later, pool, effort, seed=seed, say=say), "member_spec": spec_values()}
+    return {**measure(members[:COUNT], later, pool, effort, seed=seed, on_progress=on_progress), "member_spec": spec_values()}
 
 
 if __name__ == "__main__":

@@ -21,14 +21,14 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common.answers import right_answers
-from benchmarks.common.command_line import Options, Say, benchmark_command, run, silent
+from benchmarks.common.command_line import OnProgress, Options, benchmark_command, run, silent
 from benchmarks.common.forms import WrongAnswerError
 from benchmarks.common.provenance import surroundings
 from benchmarks.fused.in_process import BATCHES, GOAL_WIDTH, SIZES, costs_in_process, figures_of
 from benchmarks.fused.page import page
 from benchmarks.fused.served import CALLERS, LARGEST_BATCH, compare_served
 from defensemble import DefensembleError
-from defensemble_export import Member
+from defensemble_export import ExportedMember
 from defensemble_repository.errors import RepositoryError
 from defensemble_server import ServerError
 
@@ -53,13 +53,13 @@ QUICK = Effort(rounds=1, seconds=0.3, warm_s=0.1, seconds_in_process=0.05, width
 
 
 def measure(
-    members: Mapping[int, Sequence[Member]],
+    members: Mapping[int, Sequence[ExportedMember]],
     logits: NDArray[np.float32],
     images: NDArray[np.float32],
     effort: Effort,
     *,
     batches: Sequence[int] = BATCHES,
-    say: Say = silent,
+    on_progress: OnProgress = silent,
 ) -> dict[str, Any]:
     """Times both forms and returns the result as JSON.
 
@@ -72,9 +72,15 @@ def measure(
     """
     costs = {}
     for width, of_width in members.items():
-        say(f"width {width}, in process, the cost of M fused by M times one:")
+        on_progress(f"width {width}, in process, the cost of M fused by M times one:")
         costs[str(width)] = costs_in_process(
-            of_width, images, rounds=effort.rounds, seconds=effort.seconds_in_process, sizes=effort.sizes, batches=batches, say=say
+            of_width,
+            images,
+            rounds=effort.rounds,
+            seconds=effort.seconds_in_process,
+            sizes=effort.sizes,
+            batches=batches,
+            on_progress=on_progress,
         )
     served = []
     of_width = next(iter(members.values()))
@@ -90,7 +96,7 @@ def measure(
                     seconds=effort.seconds,
                     warm_s=effort.warm_s,
                     batches=batches,
-                    say=say,
+                    on_progress=on_progress,
                 )
             )
     return {
@@ -118,10 +124,10 @@ def main(options: Options, rounds: int | None) -> NoReturn:
     base = QUICK if options.quick else FULL
     effort = replace(base, rounds=rounds or base.rounds)
     errors = (WrongAnswerError, DefensembleError, RepositoryError, ServerError)
-    run(lambda say: _measured(effort, options.seed, say), page, options, errors=errors)
+    run(lambda on_progress: _measured(effort, options.seed, on_progress), page, options, errors=errors)
 
 
-def _measured(effort: Effort, seed: int, say: Say) -> dict[str, Any]:
+def _measured(effort: Effort, seed: int, on_progress: OnProgress) -> dict[str, Any]:
     from benchmarks.common.networks import random_images, spec_values, untrained_networks
 
     images = random_images(max(CALLERS) * LARGEST_BATCH, seed)
@@ -129,9 +135,9 @@ def _measured(effort: Effort, seed: int, say: Say) -> dict[str, Any]:
     for width in effort.widths:
         # The wider ones are not compared with torch on all images: the narrow ones show that the graphs are right.
         seen = images if width == effort.widths[0] else images[:64]
-        networks[width] = untrained_networks(seen, seed, count=max(effort.sizes), width=width, say=say)
+        networks[width] = untrained_networks(seen, seed, count=max(effort.sizes), width=width, on_progress=on_progress)
     members = {width: of_width.members for width, of_width in networks.items()}
-    result = measure(members, networks[effort.widths[0]].logits, images, effort, say=say)
+    result = measure(members, networks[effort.widths[0]].logits, images, effort, on_progress=on_progress)
     return {**result, "seed": seed, "member_spec": spec_values(list(effort.widths))}
 
 

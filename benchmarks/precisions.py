@@ -23,7 +23,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common.cifar10 import cifar10_for, described, zoo_options
-from benchmarks.common.command_line import Options, Say, benchmark_command, run, silent
+from benchmarks.common.command_line import OnProgress, Options, benchmark_command, run, silent
 from benchmarks.common.provenance import surroundings
 from benchmarks.precision.masks import mask_bytes, with_packed_masks
 from benchmarks.precision.measuring import FORMS, Images, Labels, beside_float32, forms_of, load_times, logits_of, speeds
@@ -49,7 +49,7 @@ def measure(
     wide: Mapping[str, Mapping[str, Any]] = WIDE,
     rounds: int = 7,
     seconds: float = 0.1,
-    on_progress: Say = silent,
+    on_progress: OnProgress = silent,
 ) -> dict[str, Any]:
     """Converts each network, compares its forms with float32 and times them: `networks` and `wide` of the result, and its `figures`.
 
@@ -175,10 +175,10 @@ def main(options: Options, zoo: Path, data_dir: Path | None, rounds: int) -> NoR
     """
     torch.set_num_threads(1)
     errors = (TrainingError, RepositoryError)
-    run(lambda say: _measured(options, zoo, data_dir, rounds, say), page, options, errors=errors, cores=None)
+    run(lambda on_progress: _measured(options, zoo, data_dir, rounds, on_progress), page, options, errors=errors, cores=None)
 
 
-def _measured(options: Options, zoo: Path, data_dir: Path | None, rounds: int, say: Say) -> dict[str, Any]:
+def _measured(options: Options, zoo: Path, data_dir: Path | None, rounds: int, on_progress: OnProgress) -> dict[str, Any]:
     load = os.getloadavg()[0]
     plan = [network for network in PLAN if network.name in ("standard", "keep0.1")] if options.quick else PLAN
     checkpoints = {network.name: zoo / network.path.name for network in plan}
@@ -187,7 +187,7 @@ def _measured(options: Options, zoo: Path, data_dir: Path | None, rounds: int, s
     drawn, calibration = calibration_images(data.train.images, len(data.train), source=source, seed=options.seed)
     chosen = slice(0, QUICK_IMAGES if options.quick else len(data.test))
     labels = data.test.labels[chosen]
-    measured = measure(checkpoints, data.test.images(chosen), labels, drawn, rounds=rounds, on_progress=say)
+    measured = measure(checkpoints, data.test.images(chosen), labels, drawn, rounds=rounds, on_progress=on_progress)
     machine = surroundings(packages=("torch", "onnx", "onnxruntime"))
     machine["hardware"] |= {
         "int8_instructions": _int8_instructions(),

@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common.answers import right_answers
-from benchmarks.common.command_line import Options, Say, benchmark_command, run, silent
+from benchmarks.common.command_line import OnProgress, Options, benchmark_command, run, silent
 from benchmarks.common.markdown import look
 from benchmarks.common.processes import start_s
 from benchmarks.common.provenance import surroundings
 from benchmarks.common.servers import ENSEMBLE, started, written
-from defensemble_export import Member
+from defensemble_export import ExportedMember
 from defensemble_repository.averaging import TOLERANCE, largest_difference
 from defensemble_repository.errors import RepositoryError
 from defensemble_server import Server, ServerError, server_status
@@ -46,11 +46,11 @@ class NotBackError(Exception):
 
 
 def measure(
-    members: Sequence[Member],
+    members: Sequence[ExportedMember],
     image: NDArray[np.float32],
     expected: NDArray[np.float64],
     rounds: int,
-    say: Say = silent,
+    on_progress: OnProgress = silent,
 ) -> dict[str, Any]:
     """Kill the server of an ensemble of `members` `rounds` times; the result as JSON.
 
@@ -59,7 +59,7 @@ def measure(
         image: What the caller asks about (1, C, H, W).
         expected: The probabilities of the ensemble for it (1, K).
         rounds: How often the server is killed.
-        say: Is called with the progress.
+        on_progress: Is called with the progress.
 
     Raises:
         NotBackError: The server did not come back.
@@ -71,7 +71,7 @@ def measure(
             for number in range(rounds):
                 away.append(_killed(server, image, expected))
                 checked.append(_checked(server, number + 1))
-                say(f"{number + 1} of {rounds}: right answers after {away[-1]:.2f} s")
+                on_progress(f"{number + 1} of {rounds}: right answers after {away[-1]:.2f} s")
     return {
         "schema": SCHEMA,
         **surroundings(),
@@ -152,15 +152,17 @@ def main(options: Options) -> NoReturn:
     About a minute on two cores, which nothing else should use meanwhile. Exit status 1 where the figure does not hold.
     """
     rounds = QUICK_ROUNDS if options.quick else ROUNDS
-    run(lambda say: _measured(rounds, options.seed, say), page, options, errors=(NotBackError, RepositoryError, ServerError))
+    run(
+        lambda on_progress: _measured(rounds, options.seed, on_progress), page, options, errors=(NotBackError, RepositoryError, ServerError)
+    )
 
 
-def _measured(rounds: int, seed: int, say: Say) -> dict[str, Any]:
+def _measured(rounds: int, seed: int, on_progress: OnProgress) -> dict[str, Any]:
     from benchmarks.common.networks import random_images, spec_values, untrained_networks
 
     images = random_images(64, seed)
-    networks = untrained_networks(images, seed, say=say)
-    result = measure(networks.members, images[:1], right_answers(networks.logits[:, :1])["probabilities"], rounds, say)
+    networks = untrained_networks(images, seed, on_progress=on_progress)
+    result = measure(networks.members, images[:1], right_answers(networks.logits[:, :1])["probabilities"], rounds, on_progress)
     return {**result, "member_spec": spec_values()}
 
 

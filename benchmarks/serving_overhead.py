@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common.answers import right_answers
-from benchmarks.common.command_line import Options, Say, benchmark_command, run, silent
+from benchmarks.common.command_line import OnProgress, Options, benchmark_command, run, silent
 from benchmarks.common.figures import spread
 from benchmarks.common.forms import Form, WrongAnswerError, check_answers
 from benchmarks.common.provenance import surroundings
@@ -32,7 +32,7 @@ from benchmarks.serving.figures import SETTINGS, Setting, figures_of, result_of
 from benchmarks.serving.forms import forms_in_process, forms_served
 from benchmarks.serving.page import page
 from defensemble import Client, DefensembleError
-from defensemble_export import Member
+from defensemble_export import ExportedMember
 from defensemble_repository.averaging import TOLERANCE
 from defensemble_repository.errors import RepositoryError
 from defensemble_server import ServerError
@@ -55,14 +55,14 @@ QUICK = Effort(rounds=1, seconds=0.4, warm_s=0.2, starts=1)
 
 
 def measure(
-    members: Sequence[Member],
+    members: Sequence[ExportedMember],
     images: NDArray[np.float32],
     expected: NDArray[np.float64],
     effort: Effort,
     *,
     seed: int = 0,
     settings: Sequence[Setting] = SETTINGS,
-    say: Say = silent,
+    on_progress: OnProgress = silent,
 ) -> dict[str, Any]:
     """Serves the members as an ensemble, times all forms in all settings, and returns the result as JSON.
 
@@ -81,15 +81,15 @@ def measure(
                 starts.append(start)
         with started(repository) as (server, start), forms_served(server) as served, forms_in_process(members) as in_process:
             starts.append(start)
-            say(f"Triton answered after {start.triton_answers_s:.2f} s")
+            on_progress(f"Triton answered after {start.triton_answers_s:.2f} s")
             idle = memory(server)
             forms = [*served, *in_process]
             sizes = sorted({setting.batch for setting in settings})
             worst = max(
                 check_answers(form, images[at : at + size], expected[at : at + size]) for form in forms for size in sizes for at in (0, 16)
             )
-            say(f"all {len(forms)} forms answer as numpy's average does: within {worst:.1g}, allowed {TOLERANCE:g}")
-            results, failures = _rounds(forms, images, settings, effort, seed, say)
+            on_progress(f"all {len(forms)} forms answer as numpy's average does: within {worst:.1g}, allowed {TOLERANCE:g}")
+            results, failures = _rounds(forms, images, settings, effort, seed, on_progress)
             with Client(server.grpc_url) as client:
                 machine = surroundings(client.server_metadata() if server.running else None)
             loaded = memory(server) if server.running else None
@@ -115,7 +115,7 @@ def measure(
 
 
 def _rounds(
-    forms: Sequence[Form], images: NDArray[np.float32], settings: Sequence[Setting], effort: Effort, seed: int, say: Say
+    forms: Sequence[Form], images: NDArray[np.float32], settings: Sequence[Setting], effort: Effort, seed: int, on_progress: OnProgress
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Each round takes every form in every setting once, in an order of its own: what drifts, drifts for all alike."""
     generator = np.random.default_rng(seed)
@@ -134,12 +134,14 @@ def _rounds(
                     timing = time_form(form.predict, batches, warm_s=effort.warm_s, seconds=effort.seconds)
                 except DefensembleError as error:
                     failures[form.name] = str(error)
-                    say(f"{form.name} failed: {error}")
+                    on_progress(f"{form.name} failed: {error}")
                     continue
                 timings[setting.key][form.name].append(timing)
             done = number * len(settings) + settings.index(setting) + 1
             left = (time.monotonic() - began) * (effort.rounds * len(settings) / done - 1)
-            say(f"round {number + 1} of {effort.rounds}, {setting.title}: {_glance(forms, timings[setting.key])}; {left:.0f} s left")
+            on_progress(
+                f"round {number + 1} of {effort.rounds}, {setting.title}: {_glance(forms, timings[setting.key])}; {left:.0f} s left"
+            )
     kept = {
         setting.key: {name: None if name in failures else rounds for name, rounds in timings[setting.key].items()} for setting in settings
     }
@@ -164,15 +166,15 @@ def main(options: Options, rounds: int | None, seconds: float | None) -> NoRetur
     base = QUICK if options.quick else FULL
     effort = Effort(rounds or base.rounds, seconds or base.seconds, base.warm_s, base.starts)
     errors = (WrongAnswerError, DefensembleError, RepositoryError, ServerError)
-    run(lambda say: _measured(effort, options.seed, say), page, options, errors=errors)
+    run(lambda on_progress: _measured(effort, options.seed, on_progress), page, options, errors=errors)
 
 
-def _measured(effort: Effort, seed: int, say: Say) -> dict[str, Any]:
+def _measured(effort: Effort, seed: int, on_progress: OnProgress) -> dict[str, Any]:
     from benchmarks.common.networks import random_images, spec_values, untrained_networks
 
     images = random_images(max(setting.callers * setting.batch for setting in SETTINGS), seed)
-    networks = untrained_networks(images, seed, say=say)
-    result = measure(networks.members, images, right_answers(networks.logits)["probabilities"], effort, seed=seed, say=say)
+    networks = untrained_networks(images, seed, on_progress=on_progress)
+    result = measure(networks.members, images, right_answers(networks.logits)["probabilities"], effort, seed=seed, on_progress=on_progress)
     return {**result, "member_spec": spec_values()}
 
 

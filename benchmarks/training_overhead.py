@@ -22,7 +22,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common.cifar10 import data_option
-from benchmarks.common.command_line import Options, Say, benchmark_command, run, silent
+from benchmarks.common.command_line import OnProgress, Options, benchmark_command, run, silent
 from benchmarks.common.figures import Figure, at_most, round_ratios, spread
 from benchmarks.common.markdown import commit, look, measured_on, note, ranged, table
 from benchmarks.common.provenance import surroundings
@@ -53,7 +53,7 @@ FULL = Effort(rounds=5, steps=100)
 QUICK = Effort(rounds=3, steps=12)
 
 
-def measure(task: Task, effort: Effort, say: Say = silent) -> dict[str, Any]:
+def measure(task: Task, effort: Effort, on_progress: OnProgress = silent) -> dict[str, Any]:
     """Times both forms in turn, the first of a round being the other one each time, and returns the result as JSON.
 
     The task's dataset must hold the training images of `effort.steps` steps.
@@ -65,7 +65,7 @@ def measure(task: Task, effort: Effort, say: Say = silent) -> dict[str, Any]:
     warm = replace(task, dataset=_part_of(task.dataset, WARM_STEPS * task.recipe.batch_size))
     for form in FORMS.values():
         form(warm)
-    say("both forms have been run once, untimed: what is loaded on first use is loaded")
+    on_progress("both forms have been run once, untimed: what is loaded on first use is loaded")
     runs: dict[str, list[Run]] = {name: [] for name in FORMS}
     began, load = time.monotonic(), os.getloadavg()[0]
     for number in range(effort.rounds):
@@ -77,7 +77,7 @@ def measure(task: Task, effort: Effort, say: Say = silent) -> dict[str, Any]:
         left = (time.monotonic() - began) * (effort.rounds / (number + 1) - 1)
         between = task.steps - 1
         glance = ", ".join(f"{name} {1000 * one.steps_s / between:.1f} ms a step" for name, one in last.items())
-        say(f"round {number + 1} of {effort.rounds}: {glance}; {left:.0f} s left")
+        on_progress(f"round {number + 1} of {effort.rounds}: {glance}; {left:.0f} s left")
     machine = surroundings(packages=("torch",))
     machine["hardware"] |= {
         "torch_threads": torch.get_num_threads(),
@@ -212,10 +212,10 @@ def main(options: Options, rounds: int | None, steps: int | None, data_dir: Path
     base = QUICK if options.quick else FULL
     effort = Effort(rounds or base.rounds, steps or base.steps)
 
-    def measured(say: Say) -> dict[str, Any]:
+    def measured(on_progress: OnProgress) -> dict[str, Any]:
         task = cifar10_task(effort.steps, options.seed, data_dir)
-        say(f"{task.outline()}; {task.dataset.source}")
-        return measure(task, effort, say)
+        on_progress(f"{task.outline()}; {task.dataset.source}")
+        return measure(task, effort, on_progress)
 
     run(measured, page, options, errors=(TrainingError, DifferentWeightsError), cores=None)
 

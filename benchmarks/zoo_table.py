@@ -21,7 +21,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common.cifar10 import cifar10_for, described, zoo_options
-from benchmarks.common.command_line import Options, Say, benchmark_command, run
+from benchmarks.common.command_line import OnProgress, Options, benchmark_command, run
 from benchmarks.common.provenance import surroundings
 from benchmarks.zoo.measuring import ATTACKED, AVERAGE, SETS, Images, Labels, classes_of, comparison, figures_of, image_sets, rates_of
 from benchmarks.zoo.page import page
@@ -124,10 +124,10 @@ def main(options: Options, zoo: Path, data_dir: Path | None, batch_size: int, th
     if threads is not None:
         torch.set_num_threads(threads)
 
-    def measured(say: Say) -> dict[str, Any]:
+    def measured(on_message: OnProgress) -> dict[str, Any]:
         def on_progress(what: str, done: int, total: int) -> None:
             if done >= total:
-                say(f"{what}: {total} done")
+                on_message(f"{what}: {total} done")
 
         checkpoints = {network.name: zoo / network.path.name for network in PLAN}
         data = cifar10_for((path for path in checkpoints.values() if path.exists()), data_dir, on_progress)

@@ -17,7 +17,7 @@ import click
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common.cifar10 import data_option
-from benchmarks.common.command_line import Say, silent
+from benchmarks.common.command_line import OnProgress, silent
 from benchmarks.zoo.card import model_card
 from benchmarks.zoo.plan import FOLDER, PLAN, ROOT, RUNS, Network, check_is
 from defensemble_repository.filesystem.atomic_write import write_atomic
@@ -37,7 +37,7 @@ def train_all(
     *,
     root: Path = ROOT,
     run: Callable[[list[str]], int] | None = None,
-    say: Say = silent,
+    on_progress: OnProgress = silent,
 ) -> None:
     """Trains the networks that are not finished, in their order, and writes the cards of all.
 
@@ -46,7 +46,7 @@ def train_all(
         options: for `defensemble train`, of the machine: they change no hyper-parameter.
         root: the folder that holds `zoo/` and `runs/`.
         run: takes the words after `defensemble` and returns the exit status; `defensemble` itself by default.
-        say: is told what happens.
+        on_progress: is told what happens.
 
     Raises:
         ClickException: a training did not end well, and has said why.
@@ -58,16 +58,16 @@ def train_all(
     for number, network in enumerate(networks, 1):
         words, place = network.arguments(*options), root / network.path
         state = state_of(network, root)
-        say(f"{number} of {len(networks)}, {network.name}: {state}")
+        on_progress(f"{number} of {len(networks)}, {network.name}: {state}")
         if state != "finished":
-            say(f"  defensemble {shlex.join(words)}")
+            on_progress(f"  defensemble {shlex.join(words)}")
             if (status := run(words)) != 0 or not place.exists():
                 raise click.ClickException(f"{network.name} is not finished (exit status {status}); go on with: make zoo")
         check_is(network, place)
         card, text = place.with_suffix(".md"), model_card(place)
         if not card.exists() or card.read_text() != text:
             write_atomic(card, text.encode())
-            say(f"  wrote {card.relative_to(root)}")
+            on_progress(f"  wrote {card.relative_to(root)}")
 
 
 def _defensemble(words: list[str], root: Path) -> int:
@@ -125,7 +125,7 @@ def main(
     try:
         if any(state_of(network) != "finished" for network in networks):
             _check_data(data_dir)
-        train_all(networks, options, say=click.echo)
+        train_all(networks, options, on_progress=click.echo)
     except (TrainingError, OSError) as error:
         raise click.ClickException(str(error)) from error
 

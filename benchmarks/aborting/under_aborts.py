@@ -18,11 +18,11 @@ from benchmarks.aborting.plan import scaled
 from benchmarks.aborting.watching import Watch, left_behind, shared_memory, watching
 from benchmarks.common.answers import Array, right_answers
 from benchmarks.common.callers import CONTEXT, Callers, Job, calling
-from benchmarks.common.command_line import Say, silent
+from benchmarks.common.command_line import OnProgress, silent
 from benchmarks.common.provenance import surroundings
 from benchmarks.common.servers import ENSEMBLE, started, written
 from defensemble import Client
-from defensemble_export import Member
+from defensemble_export import ExportedMember
 from defensemble_server import ServerEvent
 
 _POLL_S = 0.1
@@ -62,14 +62,14 @@ class Run:
 
 
 def served_under_aborts(
-    members: Sequence[Member],
+    members: Sequence[ExportedMember],
     logits: Array,
     pool: NDArray[np.float32],
     effort: Effort,
     folder: Path,
     *,
     seed: int,
-    say: Say = silent,
+    on_progress: OnProgress = silent,
 ) -> Run:
     """Serves an ensemble of `members` and makes all aborts beside patient callers; `logits` (M, P, K) are right for the pool.
 
@@ -97,11 +97,11 @@ def served_under_aborts(
             jobs.append(GivingUp(url, ENSEMBLE, pool, right, given_up, threads[protocol], seed, made))
             jobs.append(Killing(url, ENSEMBLE, pool, {"kill": counts[protocol]["kill"]}, seed, made))
         with watching(server) as watch, calling(patients) as waiting:
-            say(f"{len(urls) * effort.patient} patient callers are at work")
+            on_progress(f"{len(urls) * effort.patient} patient callers are at work")
             time.sleep(effort.warm_s)
             with calling(jobs) as aborters:
                 began = time.monotonic()
-                _await_done(aborters, waiting, watch, began + effort.limit_s, lambda: _progress(made.value, counts, watch, say))
+                _await_done(aborters, waiting, watch, began + effort.limit_s, lambda: _progress(made.value, counts, watch, on_progress))
                 outcomes = aborters.stop()
             time.sleep(effort.warm_s)
             ended = time.monotonic()
@@ -123,6 +123,6 @@ def _await_done(aborters: Callers[Outcome], waiting: Callers[PatientCall], watch
             tell()
 
 
-def _progress(made: int, counts: Mapping[str, Mapping[str, int]], watch: Watch, say: Say) -> None:
+def _progress(made: int, counts: Mapping[str, Mapping[str, int]], watch: Watch, on_progress: OnProgress) -> None:
     total = sum(count for kinds in counts.values() for count in kinds.values())
-    say(f"{made:,} of {total:,} aborts ({100 * made / total:.0f} %), {len(watch.deaths)} deaths")
+    on_progress(f"{made:,} of {total:,} aborts ({100 * made / total:.0f} %), {len(watch.deaths)} deaths")

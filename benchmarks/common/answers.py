@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from defensemble_export import Member
+from defensemble_export import ExportedMember
 from defensemble_repository.averaging import averages_by_numpy
 
 Array = NDArray[np.float64]
@@ -34,6 +34,6 @@ def session_of(content: bytes, threads: int = 1, *, spins: bool = False, optimis
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
-def logits_of_members(members: Sequence[Member], images: NDArray[np.float32]) -> Array:
+def logits_of_members(members: Sequence[ExportedMember], images: NDArray[np.float32]) -> Array:
     """The logits (M, N, K) of each member for images (N, C, H, W), by ONNX Runtime in this process."""
     return np.stack([session_of(member.onnx).run(["logits"], {"images": images})[0].astype(np.float64) for member in members])

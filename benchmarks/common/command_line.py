@@ -19,11 +19,11 @@ from defensemble_repository.filesystem.atomic_write import write_atomic
 
 CORES = 2
 
-Say = Callable[[str], None]
+OnProgress = Callable[[str], None]
 
 
 def silent(text: str) -> None:
-    """A `Say` that prints nothing."""
+    """A `OnProgress` that prints nothing."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def benchmark_command(
 
 
 def run(
-    measure: Callable[[Say], Mapping[str, Any]],
+    measure: Callable[[OnProgress], Mapping[str, Any]],
     page: Callable[[Mapping[str, Any], str], str],
     options: Options,
     *,
@@ -98,7 +98,7 @@ def run(
     console = Console()
     began = time.monotonic()
 
-    def say(text: str) -> None:
+    def on_progress(text: str) -> None:
         seconds = time.monotonic() - began
         console.print(f"[dim]{seconds:5.0f} s[/dim]  ", end="", highlight=False)
         console.print(text, highlight=False, markup=False, soft_wrap=True)
@@ -108,7 +108,7 @@ def run(
     try:
         if options.out is not None:
             check_writable(options.out)
-        measured = measure(say)
+        measured = measure(on_progress)
         result = {**measured, "quick": options.quick, "note": options.note, "duration_s": round(time.monotonic() - began, 1)}
         if options.out is not None:
             write_result(options.out, result)

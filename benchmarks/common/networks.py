@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.common.command_line import Say, silent
-from defensemble_export import Member, answers_from_module, member_from_onnx, onnx_from_checkpoint, verify_onnx
+from benchmarks.common.command_line import OnProgress, silent
+from defensemble_export import ExportedMember, answers_from_module, member_from_onnx, onnx_from_checkpoint, verify_onnx
 from defensemble_training import ModelSpec, TrainingRecord, build, save_checkpoint
 
 COUNT = 5
@@ -27,7 +27,7 @@ _CELL = 8  # pixels; evenly noisy images are all the same to a convolutional net
 class Networks:
     """Members, and torch's `logits` (M, N, 10) of them."""
 
-    members: list[Member]
+    members: list[ExportedMember]
     logits: NDArray[np.float32]
 
 
@@ -42,7 +42,9 @@ def spec_values(width: Any = WIDTH) -> dict[str, Any]:
     return {**_SPEC, "blocks": list(_SPEC["blocks"]), "width": width, "trained": False}
 
 
-def untrained_networks(images: NDArray[np.float32], seed: int, *, count: int = COUNT, width: int = WIDTH, say: Say = silent) -> Networks:
+def untrained_networks(
+    images: NDArray[np.float32], seed: int, *, count: int = COUNT, width: int = WIDTH, on_progress: OnProgress = silent
+) -> Networks:
     """Defective ResNet-18s with random weights, exported, and their answers for `images` (N, C, H, W).
 
     The time that a network takes does not depend on what it has learnt; BatchNorm alone sees `images` once, since without that the answers
@@ -51,7 +53,7 @@ def untrained_networks(images: NDArray[np.float32], seed: int, *, count: int = C
     Raises:
         VerificationError: An export answers otherwise than torch.
     """
-    say(f"{count} networks of width {width} are made and exported")
+    on_progress(f"{count} networks of width {width} are made and exported")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # no pool of torch's beside those that are timed
     try:
@@ -62,7 +64,7 @@ def untrained_networks(images: NDArray[np.float32], seed: int, *, count: int = C
     return Networks([member for member, _ in built], np.stack([logits for _, logits in built]))
 
 
-def _network(folder: Path, name: str, images: NDArray[np.float32], seed: int, width: int) -> tuple[Member, NDArray[np.float32]]:
+def _network(folder: Path, name: str, images: NDArray[np.float32], seed: int, width: int) -> tuple[ExportedMember, NDArray[np.float32]]:
     torch.manual_seed(seed)
     spec = ModelSpec(**_SPEC, width=width, mask_seed=seed)
     module = build(spec)

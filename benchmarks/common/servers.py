@@ -14,7 +14,7 @@ from typing import Any
 import urllib3
 
 from benchmarks.common.processes import pss_bytes, start_s
-from defensemble_export import Member, repository_plan, write_plan
+from defensemble_export import ExportedMember, repository_plan, write_plan
 from defensemble_server import ServeOptions, Server, serve
 
 ENSEMBLE = "ensemble"
@@ -34,7 +34,7 @@ class Start:
     triton_answers_s: float
 
 
-def written(repository: Path, members: Sequence[Member], **options: Any) -> Path:
+def written(repository: Path, members: Sequence[ExportedMember], **options: Any) -> Path:
     """Write members and an ensemble of them, named `ENSEMBLE`, into a repository; `options` are those of `repository_plan`."""
     write_plan(repository, repository_plan(repository, members, ensemble=ENSEMBLE, **options))
     return repository

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from benchmarks.common.answers import Array, logits_of_members
 from benchmarks.common.callers import Callers, calling
-from benchmarks.common.command_line import Say, silent
+from benchmarks.common.command_line import OnProgress, silent
 from benchmarks.common.processes import pss_bytes
 from benchmarks.common.provenance import surroundings
 from benchmarks.common.servers import ENSEMBLE, started, written
@@ -22,7 +22,7 @@ from benchmarks.editing.asking import Asking
 from benchmarks.editing.plan import Ballot, Change, State, make
 from defensemble import Client
 from defensemble.ensembles import Applied, Ensembles
-from defensemble_export import Member, repository_plan, write_plan
+from defensemble_export import ExportedMember, repository_plan, write_plan
 
 PROTOCOLS = ("grpc", "http")
 _READINGS = 5
@@ -72,18 +72,20 @@ def protocol_of(caller: int) -> str:
     return PROTOCOLS[caller % len(PROTOCOLS)]
 
 
-def starting_state(members: Sequence[Member]) -> State:
+def starting_state(members: Sequence[ExportedMember]) -> State:
     """The ensemble that an export makes."""
     return State(tuple(Ballot(member.name) for member in members))
 
 
-def versions_of(members: Sequence[Member], later: Sequence[Member]) -> dict[str, int]:
+def versions_of(members: Sequence[ExportedMember], later: Sequence[ExportedMember]) -> dict[str, int]:
     """How many versions each model has, once `later` are exported beside `members`."""
     names = [member.name for member in (*members, *later)]
     return {name: names.count(name) for name in names}
 
 
-def logits_of(members: Sequence[Member], later: Sequence[Member], pool: NDArray[np.float32]) -> dict[tuple[str, int], Array]:
+def logits_of(
+    members: Sequence[ExportedMember], later: Sequence[ExportedMember], pool: NDArray[np.float32]
+) -> dict[tuple[str, int], Array]:
     """What each version of each model says by itself about the pool, by ONNX Runtime in this process: (P, K)."""
     found: dict[tuple[str, int], Array] = {}
     every = [*members, *later]
@@ -94,15 +96,15 @@ def logits_of(members: Sequence[Member], later: Sequence[Member], pool: NDArray[
 
 
 def edited_under_load(
-    members: Sequence[Member],
-    later: Sequence[Member],
+    members: Sequence[ExportedMember],
+    later: Sequence[ExportedMember],
     pool: NDArray[np.float32],
     changes: Sequence[Change],
     effort: Effort,
     folder: Path,
     *,
     seed: int,
-    say: Say = silent,
+    on_progress: OnProgress = silent,
 ) -> Run:
     """Serves an ensemble of `members`, exports `later` beside them, and makes all `changes` while callers ask about the pool.
 
@@ -125,7 +127,7 @@ def edited_under_load(
             if callers
         ]
         with calling(askings) as callers_at_work:
-            say(f"{effort.callers} callers are at work")
+            on_progress(f"{effort.callers} callers are at work")
             time.sleep(effort.warm_s)
             began = time.monotonic()
             made: list[Made] = []
@@ -134,7 +136,7 @@ def edited_under_load(
                 begin = time.monotonic()
                 applied = make(change, ensembles, ENSEMBLE)
                 made.append(Made(change, applied, begin, time.monotonic()))
-                say(f"edit {len(made)}: {'; '.join(applied.changes)} ({1000 * (made[-1].end - begin):.0f} ms)")
+                on_progress(f"edit {len(made)}: {'; '.join(applied.changes)} ({1000 * (made[-1].end - begin):.0f} ms)")
                 compared = len(made) in effort.memory_after
                 quiet_s = effort.quiet_s if compared or len(made) <= effort.timed else effort.later_quiet_s
                 memory.append(_quiet(server.triton_pid, max(quiet_s, made[-1].end - begin), callers_at_work))

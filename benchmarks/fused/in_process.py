@@ -12,10 +12,10 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from benchmarks.common.answers import session_of
-from benchmarks.common.command_line import Say, silent
+from benchmarks.common.command_line import OnProgress, silent
 from benchmarks.common.figures import round_ratios, spread
-from defensemble_export import Member, fused_onnx
-from defensemble_repository.ensemble import Ensemble, Vote
+from defensemble_export import ExportedMember, fused_onnx
+from defensemble_repository.ensemble import Ensemble, Member
 
 SIZES = (1, 2, 4, 8)
 BATCHES = (1, 16, 64)
@@ -24,25 +24,25 @@ GOAL = 1.2
 GOAL_WIDTH, GOAL_BATCHES = 16, (16, 64)
 
 
-def ensemble_of(members: Sequence[Member]) -> Ensemble:
+def ensemble_of(members: Sequence[ExportedMember]) -> Ensemble:
     """Members of equal weight."""
-    return Ensemble("ensemble", tuple(Vote(member.name) for member in members))
+    return Ensemble("ensemble", tuple(Member(member.name) for member in members))
 
 
-def fused_of(members: Sequence[Member]) -> bytes:
+def fused_of(members: Sequence[ExportedMember]) -> bytes:
     """Members of equal weight as one graph."""
     return fused_onnx([member.onnx for member in members], ensemble_of(members))
 
 
 def costs_in_process(
-    members: Sequence[Member],
+    members: Sequence[ExportedMember],
     images: NDArray[np.float32],
     *,
     rounds: int,
     seconds: float,
     sizes: Sequence[int] = SIZES,
     batches: Sequence[int] = BATCHES,
-    say: Say = silent,
+    on_progress: OnProgress = silent,
 ) -> list[dict[str, Any]]:
     """For each number M of members and each batch, how long one call of the fused graph takes, and its ratio to M calls of one member.
 
@@ -71,7 +71,7 @@ def costs_in_process(
                 }
             )
         ratios = {one["members"]: one["fused_by_singles"]["median"] for one in told[-len(sizes) :]}
-        say(f"  batch {batch}: {', '.join(f'M = {size}: {ratio:.2f}' for size, ratio in ratios.items())}")
+        on_progress(f"  batch {batch}: {', '.join(f'M = {size}: {ratio:.2f}' for size, ratio in ratios.items())}")
     return told
 
 

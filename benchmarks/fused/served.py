@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.common.answers import session_of
-from benchmarks.common.command_line import Say, silent
+from benchmarks.common.command_line import OnProgress, silent
 from benchmarks.common.figures import round_ratios, spread
 from benchmarks.common.forms import Form, asked_in_process, asked_of, check_answers
 from benchmarks.common.processes import processor_seconds, pss_bytes
@@ -20,7 +20,7 @@ from benchmarks.common.servers import started, written
 from benchmarks.common.timing import Predict, Timing, time_form
 from benchmarks.fused.in_process import BATCHES, ensemble_of, fused_of
 from defensemble import Client
-from defensemble_export import Member, fused_member, fused_plan, write_plan
+from defensemble_export import ExportedMember, fused_member, fused_plan, write_plan
 from defensemble_server import Server
 
 CALLERS = (1, 8)
@@ -30,7 +30,7 @@ IN_PROCESS = "in process"
 
 
 def compare_served(
-    members: Sequence[Member],
+    members: Sequence[ExportedMember],
     images: NDArray[np.float32],
     expected: NDArray[np.float64],
     folder: Path,
@@ -39,7 +39,7 @@ def compare_served(
     seconds: float,
     warm_s: float,
     batches: Sequence[int] = BATCHES,
-    say: Say = silent,
+    on_progress: OnProgress = silent,
 ) -> dict[str, Any]:
     """Latency, throughput and memory of both forms of one ensemble; `expected` are its probabilities for `images`, (N, K).
 
@@ -71,7 +71,7 @@ def compare_served(
         for callers in CALLERS:
             for batch in batches:
                 told["settings"].append(_setting(forms[callers], pids, images, callers, batch, rounds, seconds, warm_s))
-                say(f"{len(members)} members, {callers} x {batch}: {_glance(told['settings'][-1])}")
+                on_progress(f"{len(members)} members, {callers} x {batch}: {_glance(told['settings'][-1])}")
         for name, server in servers.items():
             told["memory"][name]["after_load_pss_bytes"] = pss_bytes(server.triton_pid)
     return told

@@ -15,8 +15,8 @@ from benchmarks.common.answers import session_of
 from benchmarks.common.forms import Form, asked_in_process, asked_of
 from benchmarks.common.timing import Predict
 from defensemble import Client
-from defensemble_export import Member, fused_onnx
-from defensemble_repository.ensemble import Ensemble, Vote
+from defensemble_export import ExportedMember, fused_onnx
+from defensemble_repository.ensemble import Ensemble, Member
 from defensemble_server import Server
 
 _POOL = 2
@@ -24,13 +24,13 @@ _FUSED_THREADS = (1, 2)
 
 
 @contextmanager
-def forms_in_process(members: Sequence[Member]) -> Iterator[list[Form]]:
+def forms_in_process(members: Sequence[ExportedMember]) -> Iterator[list[Form]]:
     """Every form that needs no server, each with ONNX Runtime's `session.intra_op.allow_spinning` 0 and 1.
 
     Sessions are of one thread: run in turn by their caller, or by a pool of two. What has one thread has no others that could spin; it is
     timed under both all the same.
     """
-    fused = fused_onnx([member.onnx for member in members], Ensemble("fused", tuple(Vote(member.name) for member in members)))
+    fused = fused_onnx([member.onnx for member in members], Ensemble("fused", tuple(Member(member.name) for member in members)))
     with ExitStack() as stack:
         forms = []
         for spins in (False, True):

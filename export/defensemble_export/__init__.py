@@ -10,7 +10,7 @@ from .checks.ensemble import check_ensemble as check_ensemble, check_repository 
 from .engines.build_all import build_engines as build_engines, planned_engines as planned_engines
 from .engines.build_steps import EngineOptions as EngineOptions
 from .engines.target import check_target as check_target, find_target as find_target
-from .entries.members import Member as Member, repository_plan as repository_plan
+from .entries.members import ExportedMember as ExportedMember, repository_plan as repository_plan
 from .errors import (
     DeclarationError as DeclarationError,
     EngineError as EngineError,
@@ -43,5 +43,5 @@ from .profiles import (
     write_profile as write_profile,
 )
 from .verification.fused import verify_fused as verify_fused
-from .verification.images import RANDOM_ALONE as RANDOM_ALONE
+from .verification.images import RANDOM_ONLY as RANDOM_ONLY
 from .verification.network import answers_from_module as answers_from_module, verify_onnx as verify_onnx

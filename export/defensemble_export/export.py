@@ -12,12 +12,12 @@ import numpy as np
 
 from defensemble_images import Preprocessing
 from defensemble_repository.checks.model import refuse_configs
-from defensemble_repository.ensemble import Ensemble, Vote
+from defensemble_repository.ensemble import Ensemble, Member
 from defensemble_repository.lock import locked
 from defensemble_repository.transaction import check_writable, remove_stale_staging, write_plan
 from defensemble_repository.view import RepositoryView
 
-from .entries.members import DEFAULT_MAX_BATCH_SIZE, Member, check_members_fit, check_request, check_same_interface, repository_plan
+from .entries.members import DEFAULT_MAX_BATCH_SIZE, ExportedMember, check_members_fit, check_request, check_same_interface, repository_plan
 from .errors import ExportError
 from .foreign.reader import check_is_checkpoint
 from .fused import check_fuse_request, fuse_planned, fused_member, fused_plan
@@ -61,14 +61,14 @@ class FromCheckpoint:
         known = read_metadata(self.path)
         return images_for_verification(dataset_of(known.record, known.spec.input_shape, data_dir)).images
 
-    def outline(self) -> Member:
+    def outline(self) -> ExportedMember:
         """The member that it will be, without its graph: what it takes, and which classes it knows."""
         from defensemble_training import read_metadata
 
         known = read_metadata(self.path)
         names, rule = known.record.class_names, known.record.preprocessing
         preprocessing = None if rule is None else Preprocessing.from_values(rule, str(self.path))
-        return Member(self.member_name, b"", known.spec.input_shape, len(names), names, None, preprocessing=preprocessing)
+        return ExportedMember(self.member_name, b"", known.spec.input_shape, len(names), names, None, preprocessing=preprocessing)
 
     def write_onnx(self, path: Path, *, data_dir: Path | None, **settings: Any) -> None:
         """Export and verify it: ``onnx_from_checkpoint``."""
@@ -95,8 +95,8 @@ def export_networks(
     images: np.ndarray[Any, Any] | None = None,
     data_dir: Path | None = None,
     fuse: str | None = None,
-    on_exported: Callable[[Path, Member], None] = lambda path, member: None,
-    say: Callable[[str], None] = lambda text: None,
+    on_exported: Callable[[Path, ExportedMember], None] = lambda path, member: None,
+    on_progress: Callable[[str], None] = lambda text: None,
 ) -> list[str]:
     """Export ``networks`` as members in ``form`` and, unless ``ensemble`` is None, into an ensemble (``repository_plan``).
 
@@ -105,7 +105,7 @@ def export_networks(
 
     Returns the paths written, relative to ``repository``. Nothing is written unless every network was exported and verified, each at the
     largest batch that its configuration will allow, on ``images`` or the test images of its data (``onnx_from_checkpoint``). What an export
-    that was killed had left next to the repository is removed; ``say`` gets a line about it.
+    that was killed had left next to the repository is removed; ``on_progress`` gets a line about it.
 
     Raises:
         ExportError, defensemble_training.CheckpointError, OSError: the repository is as it was.
@@ -119,7 +119,7 @@ def export_networks(
         taken = [*names, *([] if ensemble is None else [ensemble])]
         batch = check_fuse_request(repository, fuse, taken, max_batch_size=max_batch_size, replace=replace)
     if fuse is not None and ensemble is None:
-        alone = Ensemble(fuse, tuple(map(Vote, names))).extended({}, weights or {}, average)
+        alone = Ensemble(fuse, tuple(map(Member, names))).extended({}, weights or {}, average)
         batches = dict.fromkeys(names, batch or DEFAULT_MAX_BATCH_SIZE)
     else:
         batches = check_request(
@@ -135,7 +135,7 @@ def export_networks(
             check_same_interface(repository / outline.name, outline)
     if ensemble is not None or fuse is not None:
         check_members_fit(repository, ensemble, outlines)
-    members: list[Member] = []
+    members: list[ExportedMember] = []
     with tempfile.TemporaryDirectory(prefix="defensemble-export-") as folder:
         for number, network in enumerate(networks):
             path = Path(folder) / f"{number}.onnx"
@@ -148,7 +148,7 @@ def export_networks(
     fused = None if alone is None else fused_member(alone.name, alone, members, real, max_batch_size=batches[names[0]])
     with locked(repository):
         for stale in remove_stale_staging(repository):
-            say(f"removed {stale}, which an export that was killed had left")
+            on_progress(f"removed {stale}, which an export that was killed had left")
         if fused is not None and alone is not None:
             plan = fused_plan(repository, fused, alone, max_batch_size=batches[names[0]], replace=replace)
         else:

@@ -36,7 +36,15 @@ from defensemble_repository.reader import (
 from defensemble_repository.transaction import check_writable, remove_stale_staging, write_plan
 from defensemble_repository.view import RepositoryView
 
-from .entries.members import Member, changed_files, check_same, describe_member_version, labels_text, preprocessing_from_text, version_files
+from .entries.members import (
+    ExportedMember,
+    changed_files,
+    check_same,
+    describe_member_version,
+    labels_text,
+    preprocessing_from_text,
+    version_files,
+)
 from .entries.stored_graph import stored_graph
 from .errors import ExistsError, ExportError
 from .graphs.fusion import digests_of_members, fused_onnx
@@ -57,7 +65,7 @@ def fuse_repository(
     data_dir: Path | None = None,
     max_batch_size: int | None = None,
     replace: bool = False,
-    say: Callable[[str], None] = lambda text: None,
+    on_progress: Callable[[str], None] = lambda text: None,
 ) -> list[str]:
     """Fuse the members that ``ensemble`` pins in ``repository`` into the model ``name``; returns the paths written, relative to it.
 
@@ -84,7 +92,7 @@ def fuse_repository(
     fused = fused_member(name, votes, members, images, max_batch_size=batch)
     with locked(repository):
         for stale in remove_stale_staging(repository):
-            say(f"removed {stale}, which an export that was killed had left")
+            on_progress(f"removed {stale}, which an export that was killed had left")
         if voting_members(repository, ensemble)[0] != votes:
             raise ExportError(f"'{ensemble}' was edited while its members were fused: run the same command again")
         plan = fused_plan(repository, fused, votes, max_batch_size=batch, replace=replace)
@@ -134,7 +142,9 @@ def check_fuse_request(repository: Path, name: str, taken: Sequence[str], *, max
     return existing_batch(folder, max_batch_size)
 
 
-def voting_members(repository: Path, ensemble: str, planned: Mapping[str, bytes] | None = None) -> tuple[Ensemble, list[Member], int]:
+def voting_members(
+    repository: Path, ensemble: str, planned: Mapping[str, bytes] | None = None
+) -> tuple[Ensemble, list[ExportedMember], int]:
     """Read an ensemble, its members at the versions that it pins, and how many images it takes at once.
 
     ``planned`` (path relative to ``repository``, to bytes) counts as if it were written. Raises an EnsembleError, ConfigError or
@@ -166,8 +176,8 @@ def voting_members(repository: Path, ensemble: str, planned: Mapping[str, bytes]
 
 
 def fused_member(
-    name: str, ensemble: Ensemble, members: Sequence[Member], images: np.ndarray[Any, Any] | None, *, max_batch_size: int
-) -> Member:
+    name: str, ensemble: Ensemble, members: Sequence[ExportedMember], images: np.ndarray[Any, Any] | None, *, max_batch_size: int
+) -> ExportedMember:
     """Fuse ``members``, those of the ensemble's votes in their order, and verify the graph; its report says what was measured.
 
     Raises:
@@ -194,10 +204,12 @@ def fused_member(
     report = report_from_export(
         content, precision=precision, origin=origin, verification=measured, tolerance={"largest_difference": FUSED_TOLERANCE}
     )
-    return Member(name, content, first.input_shape, first.num_classes, first.class_names, None, precision, report, preprocessing)
+    return ExportedMember(name, content, first.input_shape, first.num_classes, first.class_names, None, precision, report, preprocessing)
 
 
-def fused_plan(repository: Path, fused: Member, ensemble: Ensemble, *, max_batch_size: int, replace: bool = False) -> dict[str, bytes]:
+def fused_plan(
+    repository: Path, fused: ExportedMember, ensemble: Ensemble, *, max_batch_size: int, replace: bool = False
+) -> dict[str, bytes]:
     """Compute the files that add what ``fused_member`` made of ``ensemble`` to ``repository``, in the order in which they are to appear.
 
     A model that exists gets its next version (``replace``), which is served once its configuration, the last file, says so; what was
@@ -244,14 +256,14 @@ def _check_averaging(files: RepositoryView, ensemble: str, config: schema.ModelC
     for model in averaging:
         check_model(found, model)
     check_averages(found, ensemble, averaging)
-    if wrong := [str(finding) for finding in found.findings if finding.refuses]:
+    if wrong := [str(finding) for finding in found.findings if finding.is_error]:
         raise EnsembleError(
             f"'{ensemble}' is not averaged as its configurations say: {'; '.join(wrong)}; export the ensemble's members again (--replace), "
             "which writes new averaging models"
         )
 
 
-def _member(files: RepositoryView, model: str, version: int, config: schema.ModelConfig) -> Member:
+def _member(files: RepositoryView, model: str, version: int, config: schema.ModelConfig) -> ExportedMember:
     """A member of the repository as it was when it was exported."""
     graph = stored_graph(files, model, version, config)
     tensors = {tensor.name: list(tensor.dims) for tensor in (*config.input, *config.output)}
@@ -268,7 +280,7 @@ def _member(files: RepositoryView, model: str, version: int, config: schema.Mode
         names = tuple(json.loads(metadata[CLASS_NAMES]))
     else:
         names = default_labels(tensors["logits"][0])  # as the client has it
-    return Member(
+    return ExportedMember(
         model,
         graph.content,
         (channels, height, width),
@@ -280,7 +292,7 @@ def _member(files: RepositoryView, model: str, version: int, config: schema.Mode
     )
 
 
-def _check_same_interface(folder: Path, fused: Member) -> None:
+def _check_same_interface(folder: Path, fused: ExportedMember) -> None:
     config = read_config(folder)
     dims = {tensor.name: list(tensor.dims) for tensor in (*config.input, *config.output)}
     expected = {"images": list(fused.input_shape), "probabilities": [fused.num_classes]}

@@ -52,15 +52,15 @@ class ProfileState:
     state: str
 
 
-def networks(repository: Path, say: Callable[[str], None] = lambda text: None) -> dict[str, schema.ModelConfig]:
+def networks(repository: Path, on_progress: Callable[[str], None] = lambda text: None) -> dict[str, schema.ModelConfig]:
     """The models that profiles are for, by name: of ONNX Runtime's backend, taking ``images``: members, standard networks, fused graphs.
 
-    ``say`` gets a line about each folder that is no model. Raises a ProfileError where there is none, or no such folder.
+    ``on_progress`` gets a line about each folder that is no model. Raises a ProfileError where there is none, or no such folder.
     """
     if not repository.is_dir():
         what = "is a file" if repository.exists() else "does not exist"
         raise ProfileError(f"model repository {repository} {what}: name a folder that `defensemble export` has written")
-    configs = read_models(repository, say)
+    configs = read_models(repository, on_progress)
     named = ((name, config, [tensor.name for tensor in config.input]) for name, config in configs.items())
     found = {name: config for name, config, inputs in named if backend_of(config) == BACKEND and inputs == ["images"]}
     if not found:
@@ -87,15 +87,15 @@ def _engine_parameters(config: schema.ModelConfig, digests: Mapping[int, str], s
     return parameters
 
 
-def profile_states(repository: Path, *, say: Callable[[str], None] = lambda text: None) -> list[ProfileState]:
+def profile_states(repository: Path, *, on_progress: Callable[[str], None] = lambda text: None) -> list[ProfileState]:
     """The state of each network with each profile, those that somebody has written by hand among them (state "by hand").
 
-    ``say`` gets a line about each folder that is no model.
+    ``on_progress`` gets a line about each folder that is no model.
 
     Raises:
         ProfileError, ConfigError: see ``networks``.
     """
-    found = networks(repository, say)
+    found = networks(repository, on_progress)
     profiles = [*PROFILES, *sorted(set(_written(repository, found)) - set(PROFILES))]
     pairs = ((profile, name, config) for profile in profiles for name, config in found.items())
     return [ProfileState(name, profile, _state(repository / name, config, profile)) for profile, name, config in pairs]
@@ -107,12 +107,12 @@ def write_profile(
     settings: KeptEngines | None = None,
     *,
     force: bool = False,
-    say: Callable[[str], None] = lambda text: None,
+    on_progress: Callable[[str], None] = lambda text: None,
 ) -> list[str]:
     """Write ``profile`` for every network of ``repository``, all or none; returns the paths that were written.
 
-    A file that would not change stays. ``say`` gets a line about each network whose engines will not be kept (``gpu-ort-tensorrt`` keeps
-    those of a network with one served version), and about folders that are no models.
+    A file that would not change stays. ``on_progress`` gets a line about each network whose engines will not be kept (``gpu-ort-tensorrt``
+    keeps those of a network with one served version), and about folders that are no models.
 
     Raises:
         ProfileError: the profile is unknown, a file that it serves is missing, or, without ``force``, its file was edited by hand.
@@ -121,7 +121,7 @@ def write_profile(
     """
     if profile not in PROFILES:
         raise ProfileError(f"a profile must be one of {', '.join(PROFILES)}, got {profile!r}")
-    networks(repository, say)
+    networks(repository, on_progress)
     check_writable(repository)
     with locked(repository):
         remove_stale_staging(repository)
@@ -142,7 +142,7 @@ def write_profile(
         for name, config in found.items() if profile == "gpu-ort-tensorrt" else ():
             versions = served_versions(repository / name, config)
             if len(versions) > 1:
-                say(
+                on_progress(
                     f"{name} serves {len(versions)} versions, whose engines ONNX Runtime would mix up, so they are not kept but built at "
                     "each start; with one version in its version_policy they would be kept"
                 )

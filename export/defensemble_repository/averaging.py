@@ -76,7 +76,7 @@ def largest_difference(got: Array, expected: Array) -> float:
     return float(np.abs(got.astype(np.float64) - expected).max(initial=0.0)) / scale_of(expected)
 
 
-def votes_of(ensemble: schema.ModelConfig) -> list[tuple[str, int]]:
+def members_of(ensemble: schema.ModelConfig) -> list[tuple[str, int]]:
     """Of an ensemble: (model, version) of the steps that read an input of the ensemble, in order."""
     return [(step.model_name, step.model_version) for step in _voting_steps(ensemble)]
 

@@ -22,7 +22,7 @@ _MOST_MEMBERS = 256
 
 
 @dataclass(frozen=True)
-class Vote:
+class Member:
     """One member's vote: ``model`` at ``version`` with a positive finite ``weight``."""
 
     model: str
@@ -44,7 +44,7 @@ class Ensemble:
     """The votes of an ensemble, in step order, and what is averaged: ``"probabilities"`` (the default) or ``"logits"``."""
 
     name: str
-    members: tuple[Vote, ...]
+    members: tuple[Member, ...]
     average: str = "probabilities"
 
     def __post_init__(self) -> None:
@@ -88,8 +88,8 @@ class Ensemble:
                 f"ensemble '{self.name}' lets {', '.join(twice)} vote at several versions: which one is meant is not clear; "
                 "take the others out of its config.pbtxt, or export under another name"
             )
-        kept = [Vote(vote.model, versions.get(vote.model, vote.version), weights.get(vote.model, vote.weight)) for vote in self.members]
-        added = [Vote(name, version, weights.get(name, 1.0)) for name, version in versions.items() if name not in names]
+        kept = [Member(vote.model, versions.get(vote.model, vote.version), weights.get(vote.model, vote.weight)) for vote in self.members]
+        added = [Member(name, version, weights.get(name, 1.0)) for name, version in versions.items() if name not in names]
         return Ensemble(self.name, (*kept, *added), average or self.average)
 
     def digest(self, num_classes: int, max_batch_size: int, *, form: int = FORM) -> str:

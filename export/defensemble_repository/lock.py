@@ -40,8 +40,8 @@ def locked(repository: Path) -> Iterator[None]:
 
 
 @contextmanager
-def locked_within(repositories: Sequence[Path], wait_s: float, say: Callable[[str], None] = lambda text: None) -> Iterator[None]:
-    """Hold the locks of several repositories; `say` gets one message if one of them is not free.
+def locked_within(repositories: Sequence[Path], wait_s: float, on_progress: Callable[[str], None] = lambda text: None) -> Iterator[None]:
+    """Hold the locks of several repositories; `on_progress` gets one message if one of them is not free.
 
     Raises:
         LockedError: One was not free within `wait_s`.
@@ -62,7 +62,7 @@ def locked_within(repositories: Sequence[Path], wait_s: float, say: Callable[[st
                             "wait for it to end, or give it longer (--wait SECONDS)"
                         ) from error
                     if not waits:
-                        say(f"waiting for another program, which changes {place}, or a repository in it")
+                        on_progress(f"waiting for another program, which changes {place}, or a repository in it")
                         waits = True
                 time.sleep(_POLL_S)
         yield

@@ -10,7 +10,7 @@ from typing import Annotated
 import msgspec
 
 from .configs import OUTPUTS, ensemble_steps
-from .ensemble import Ensemble, Vote
+from .ensemble import Ensemble, Member
 from .errors import ConfigError, EnsembleError, RepositoryError
 from .filesystem.regular_files import LARGEST_TEXT, read_regular
 from .names import (
@@ -62,8 +62,8 @@ def checked_config(config: schema.ModelConfig, folder: Path) -> schema.ModelConf
     return config
 
 
-def read_models(repository: Path, say: Callable[[str], None] = lambda text: None) -> dict[str, schema.ModelConfig]:
-    """Read the configuration of every model in a repository, by name; ``say`` gets folders that are no models, which Triton refuses.
+def read_models(repository: Path, on_progress: Callable[[str], None] = lambda text: None) -> dict[str, schema.ModelConfig]:
+    """Read the configuration of every model in a repository, by name; ``on_progress`` gets folders that Triton refuses.
 
     Raises:
         ConfigError: one cannot be read (``read_config``), says nothing, or is missing where there are versions.
@@ -73,7 +73,9 @@ def read_models(repository: Path, say: Callable[[str], None] = lambda text: None
     for folder in sorted(path for path in repository.iterdir() if path.is_dir()):
         # By its name first: `lost+found` is its owner's alone to look into.
         if not MODEL_NAME.fullmatch(folder.name) or not ((folder / CONFIG_FILE).exists() or versions_in(folder)):
-            say(f"{folder} is no model (it has no {CONFIG_FILE}, or no name of a model), and is left alone: move it out of the repository")
+            on_progress(
+                f"{folder} is no model (it has no {CONFIG_FILE}, or no name of a model), and is left alone: move it out of the repository"
+            )
             continue
         config = read_config(folder)
         if not config.backend and not config.platform:
@@ -129,7 +131,7 @@ def ensemble_from_configs(name: str, configs: Mapping[str, schema.ModelConfig]) 
         if len(numbers) != len(votes):
             raise ValueError("one weight is needed for each vote")
         given = list(zip(votes, numbers, strict=True))
-        ensemble = Ensemble(name, tuple(Vote(step.model_name, step.model_version, weight) for step, weight in given), average)
+        ensemble = Ensemble(name, tuple(Member(step.model_name, step.model_version, weight) for step, weight in given), average)
     except ValueError as error:  # EnsembleError is one
         raise EnsembleError(f"{refused}: {len(votes)} votes with the weights {weights[:80]}: {error}; {mend}") from error
     of_one = {average_model: OUTPUTS}
@@ -139,12 +141,12 @@ def ensemble_from_configs(name: str, configs: Mapping[str, schema.ModelConfig]) 
     return ensemble
 
 
-def stated_votes(config: schema.ModelConfig, name: str) -> Ensemble | None:
+def stated_members(config: schema.ModelConfig, name: str) -> Ensemble | None:
     """Who votes, and what is averaged, as the parameters of an averaging model or a fused graph say; None where they say nothing valid."""
     said = {key: parameter(config, key) or "" for key in ("average", "weights", "members")}
     try:
         members = zip(members_from_text(said["members"]), weights_from_text(said["weights"]), strict=True)
-        return Ensemble(name, tuple(Vote(model, version, weight) for (model, version), weight in members), said["average"])
+        return Ensemble(name, tuple(Member(model, version, weight) for (model, version), weight in members), said["average"])
     except ValueError:  # EnsembleError is one
         return None
 

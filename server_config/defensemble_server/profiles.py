@@ -27,10 +27,10 @@ def profiles_of(repository: Path) -> dict[str, list[str]]:
     return dict(sorted(found.items()))
 
 
-def check_profile(repository: Path, profile: str, *, only_cpus: bool, say: Callable[[str], None] = lambda text: None) -> None:
+def check_profile(repository: Path, profile: str, *, only_cpus: bool, on_progress: Callable[[str], None] = lambda text: None) -> None:
     """Refuse a profile that the files alone show not to be servable; ``only_cpus`` where the runtime has nothing else.
 
-    ``say`` is told which models take their ``config.pbtxt`` under a profile of somebody's own, and where a profile of ours is not what
+    ``on_progress`` gets which models take their ``config.pbtxt`` under a custom profile, and where a profile of ours is not what
     would be written from it now.
 
     Raises:
@@ -55,7 +55,7 @@ def check_profile(repository: Path, profile: str, *, only_cpus: bool, say: Calla
             f"{_write(repository, profile)}"
         )
     if lacking:
-        say(f"{', '.join(lacking)}: without {PROFILES_FOLDER}/{profile}.pbtxt, served by {CONFIG_FILE}")
+        on_progress(f"{', '.join(lacking)}: without {PROFILES_FOLDER}/{profile}.pbtxt, served by {CONFIG_FILE}")
     problems = {
         name: problem
         for name, (_, chosen) in models.items()
@@ -66,10 +66,12 @@ def check_profile(repository: Path, profile: str, *, only_cpus: bool, say: Calla
     for name, (plain, chosen) in models.items():
         other = [what for what in _CONTRACT if getattr(plain.config, what) != getattr(chosen.config, what)]
         if profile in PROFILES and other:
-            say(f"{name}: {PROFILES_FOLDER}/{profile}.pbtxt and {CONFIG_FILE} differ in {', '.join(other)}: {_write(repository, profile)}")
+            on_progress(
+                f"{name}: {PROFILES_FOLDER}/{profile}.pbtxt and {CONFIG_FILE} differ in {', '.join(other)}: {_write(repository, profile)}"
+            )
 
 
-def check_gpu(content: Repository, runtime: Runtime, *, strict: bool, say: Callable[[str], None] = lambda text: None) -> Repository:
+def check_gpu(content: Repository, runtime: Runtime, *, strict: bool, on_progress: Callable[[str], None] = lambda text: None) -> Repository:
     """Compare what models ask for, a GPU or a TensorRT plan, with what the server will have: ``content`` without those that do not fit.
 
     The embedded runtime is not asked: its backend refuses a GPU in its own words. Of a container on another machine nothing is known here.
@@ -83,9 +85,9 @@ def check_gpu(content: Repository, runtime: Runtime, *, strict: bool, say: Calla
         return content
     engine = runtime.environment.get("DOCKER_HOST", "")
     if runtime.name == "docker" and engine and not engine.startswith("unix:"):
-        say(f"whether the GPU and TensorRT of {engine} fit is not known here: Triton's log tells")
+        on_progress(f"whether the GPU and TensorRT of {engine} fit is not known here: Triton's log tells")
         return content
-    machine = _machine(runtime, any(model.backend == PLAN_BACKEND for model in asking.values()), say)
+    machine = _machine(runtime, any(model.backend == PLAN_BACKEND for model in asking.values()), on_progress)
     problems = {name: problem for name, model in asking.items() if (problem := _unfit(content.path, model, machine, runtime))}
     if strict and problems:
         raise NotServableError(f"this profile cannot be served:\n{listed(problems)}")
@@ -174,7 +176,7 @@ def _engine_cache(model: Model) -> str:
     return ""
 
 
-def _machine(runtime: Runtime, plans: bool, say: Callable[[str], None]) -> Machine:
+def _machine(runtime: Runtime, plans: bool, on_progress: Callable[[str], None]) -> Machine:
     if runtime.name != "docker":
         return read_machine(runtime.environment)
     # The container is given all GPUs, whatever this variable leaves of them here.
@@ -182,7 +184,7 @@ def _machine(runtime: Runtime, plans: bool, say: Callable[[str], None]) -> Machi
     if not plans:
         return read_machine(environment)
     python = [str(runtime.executable), "run", "--rm", "--gpus=all", "--entrypoint=python3", CONTAINER]
-    say(f"asking the image for its TensorRT (not tested by us): {shlex.join(python)}")
+    on_progress(f"asking the image for its TensorRT (not tested by us): {shlex.join(python)}")
     try:
         return read_machine(environment, python=python)
     except PlanError as error:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from defensemble_repository.averaging import is_fused, votes_of
+from defensemble_repository.averaging import is_fused, members_of
 from defensemble_repository.checks.inspection import Inspection
 from defensemble_repository.checks.repository import check_folders, problems_from_findings
 from defensemble_repository.names import AVERAGING_NAME, PLAN_BACKEND
@@ -53,7 +53,7 @@ class Model:
     @property
     def votes(self) -> list[tuple[str, int]]:
         """Of an ensemble: (model, version) of the steps that read an input of the ensemble, in order."""
-        return votes_of(self.config)
+        return members_of(self.config)
 
     @property
     def served_versions(self) -> tuple[int, ...]:
@@ -161,7 +161,7 @@ def read_repository(path: Path, *, profile: str | None = None, target: Target = 
         models[name] = Model(name, config, tuple(found.versions(name)))
     if links:  # Triton would not start
         raise NotServableError("; ".join(str(one) for one in found.findings if one.model in links))
-    remarks = tuple(str(one) for one in found.findings if not one.refuses)
+    remarks = tuple(str(one) for one in found.findings if not one.is_error)
     return Repository(path, models, {}, remarks).without(problems_from_findings(found.findings))
 
 

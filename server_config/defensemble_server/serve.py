@@ -132,7 +132,7 @@ def serve(
     repository: str | Path,
     options: ServeOptions | None = None,
     *,
-    say: Callable[[str], None] = lambda text: None,
+    on_progress: Callable[[str], None] = lambda text: None,
     start_timeout_s: float = 300.0,
 ) -> Iterator[Server]:
     """Serve a model repository with Triton, until the context ends.
@@ -148,7 +148,7 @@ def serve(
         CrashError: Triton crashed at each of three starts.
         StartError: Triton did not come up in ``start_timeout_s``, or no model answers rightly; shows its last lines.
     """
-    server = start_server(repository, options, say=say, start_timeout_s=start_timeout_s)
+    server = start_server(repository, options, on_progress=on_progress, start_timeout_s=start_timeout_s)
     try:
         yield server
     finally:
@@ -160,7 +160,7 @@ def start_server(
     repository: str | Path,
     options: ServeOptions | None = None,
     *,
-    say: Callable[[str], None] = lambda text: None,
+    on_progress: Callable[[str], None] = lambda text: None,
     start_timeout_s: float = 300.0,
 ) -> Server:
     """Do what ``serve`` does on entering; the caller has to call ``stop`` or ``detach``."""
@@ -168,11 +168,11 @@ def start_server(
         raise ServerError(f"start_timeout_s must be a finite number above 0, got {start_timeout_s}")
     options = options or ServeOptions()
     options = replace(options, host=address_from_host(options.host), admin_key=options.admin_key or new_admin_key())
-    runtime, content = prepare(Path(repository).resolve(), options, say=say)
+    runtime, content = prepare(Path(repository).resolve(), options, on_progress=on_progress)
     for last_try in (*[False] * (_START_TRIES - 1), True):
         ports = claim_ports(options.host, options.ports)
         try:
-            return _start(runtime, content, options, ports, start_timeout_s, say)
+            return _start(runtime, content, options, ports, start_timeout_s, on_progress)
         except PortError:
             if last_try or any(options.ports.values()):
                 raise
@@ -180,7 +180,7 @@ def start_server(
             # Triton 2.48 can, where one version of a model is refused while another loads (`StopBackendThread` of a half-built instance).
             if last_try:
                 raise
-            say("Triton crashed while it started; starting it again")
+            on_progress("Triton crashed while it started; starting it again")
     raise AssertionError("the last try returns or raises")
 
 
@@ -203,7 +203,12 @@ def stop_server(grpc_port: int | None = None, *, repository: Path | None = None,
 
 
 def _start(
-    runtime: Runtime, content: Repository, options: ServeOptions, ports: dict[str, int], timeout_s: float, say: Callable[[str], None]
+    runtime: Runtime,
+    content: Repository,
+    options: ServeOptions,
+    ports: dict[str, int],
+    timeout_s: float,
+    on_progress: Callable[[str], None],
 ) -> Server:
     from .readiness import await_ready  # numpy and urllib3, 0.3 s, which the restart of a server does not wait for
 
@@ -214,7 +219,7 @@ def _start(
     command = command_line(runtime, content, options, ports, options.admin_key)
     docker = runtime.name == "docker"
     if docker:
-        say(f"running (not tested by us): {shlex.join(command).replace(options.admin_key, 'ADMIN-KEY')}")
+        on_progress(f"running (not tested by us): {shlex.join(command).replace(options.admin_key, 'ADMIN-KEY')}")
     guard = Guard(
         command,
         runtime.environment,

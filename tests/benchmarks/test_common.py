@@ -57,7 +57,7 @@ def test_every_kept_result_has_its_page() -> None:
 def a_benchmark(holds: bool, error: Exception | None = None) -> click.Command:
     @benchmark_command("some", quick="less", seed="nothing")
     def main(options: Options) -> NoReturn:
-        def measure(say: object) -> dict[str, object]:
+        def measure(on_progress: object) -> dict[str, object]:
             if error is not None:
                 raise error
             return {"seed": options.seed, "figures": {"one": {"value": 1, "goal": "1", "holds": holds}}}

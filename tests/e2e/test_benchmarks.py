@@ -24,7 +24,7 @@ from benchmarks.serving.figures import SETTINGS, Setting, figures_of, result_of
 from benchmarks.serving.forms import forms_in_process
 from benchmarks.serving.page import page
 from benchmarks.serving_overhead import SCHEMA, Effort, measure
-from defensemble_export import Member
+from defensemble_export import ExportedMember
 from tests.support import tiny
 from tests.support.checkout import ROOT
 from tests.support.facts import assert_facts, raises
@@ -33,8 +33,8 @@ SCRIPT = ROOT / "benchmarks" / "serving_overhead.py"
 SEEDS = {"alpha": 1, "beta": 2, "gamma": 3}
 
 
-def members() -> list[Member]:
-    return [Member(name, tiny.linear_onnx(seed), tiny.SHAPE, 3, tiny.CLASSES, f"digest-of-{name}") for name, seed in SEEDS.items()]
+def members() -> list[ExportedMember]:
+    return [ExportedMember(name, tiny.linear_onnx(seed), tiny.SHAPE, 3, tiny.CLASSES, f"digest-of-{name}") for name, seed in SEEDS.items()]
 
 
 def expected(images: tiny.Array) -> tiny.Array:
@@ -205,7 +205,7 @@ def test_all_of_it_on_a_real_triton() -> None:
     images = tiny.images(128)
     said: list[str] = []
     effort = Effort(rounds=2, seconds=0.05, warm_s=0.01, starts=2)
-    result = measure(members(), images, expected(images), effort, say=said.append)
+    result = measure(members(), images, expected(images), effort, on_progress=said.append)
     check_result(json.loads(json.dumps(result, allow_nan=False)), rounds=2)
     assert result["largest_difference"] < 1e-5
     assert sum(line.startswith("round ") for line in said) == 2 * len(SETTINGS)

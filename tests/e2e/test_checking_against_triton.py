@@ -254,7 +254,7 @@ def test_each_edit_by_hand_is_refused_where_triton_refuses_it_and_nowhere_else(r
     wrong, refused = [], 0
     for name in EDITS:
         triton = triton_refuses(server, name)
-        ours = [str(one) for one in check_ensemble(RepositoryView(repository), name) if one.refuses]
+        ours = [str(one) for one in check_ensemble(RepositoryView(repository), name) if one.is_error]
         refused += triton is not None
         if (triton is not None) != bool(ours):
             wrong.append((name, triton, ours))
@@ -266,7 +266,7 @@ def test_edits_at_random_are_refused_where_triton_refuses_them_and_nowhere_else(
     wrong, refused = [], 0
     for name in (f"random-{number}" for number in range(RANDOM)):
         triton = triton_refuses(server, name)
-        ours = [str(one) for one in check_ensemble(RepositoryView(repository), name) if one.refuses]
+        ours = [str(one) for one in check_ensemble(RepositoryView(repository), name) if one.is_error]
         refused += triton is not None
         if (triton is not None) != bool(ours):
             wrong.append((name, triton, ours))
@@ -277,4 +277,4 @@ def test_edits_at_random_are_refused_where_triton_refuses_them_and_nowhere_else(
 def test_where_the_check_is_stricter_than_triton(repository: Path, server: Server) -> None:
     for name in STRICTER:
         assert triton_refuses(server, name) is None, name
-        assert [one for one in check_ensemble(RepositoryView(repository), name) if one.refuses], name
+        assert [one for one in check_ensemble(RepositoryView(repository), name) if one.is_error], name

@@ -13,7 +13,7 @@ import urllib3
 
 from defensemble import Client, GrpcTransport, HttpTransport, InputError, OutputRequest, Prediction, Transport
 from defensemble_export import fuse_repository, fused_member, fused_onnx, fused_plan, repository_plan, write_plan
-from defensemble_repository.ensemble import Ensemble, Vote
+from defensemble_repository.ensemble import Ensemble, Member
 from defensemble_repository.pbtxt import pbtxt_from_config
 from defensemble_repository.reader import read_config
 from defensemble_server import Server, serve
@@ -23,7 +23,7 @@ from tests.support.command_line import run, succeed, told
 from tests.support.facts import assert_facts, raises
 
 ALL = ("probabilities", "member_probabilities", "entropy", "mutual_information")
-PAIR = Ensemble("ensemble", (Vote("alpha"), Vote("beta", 1, 3.0)))
+PAIR = Ensemble("ensemble", (Member("alpha"), Member("beta", 1, 3.0)))
 
 
 @pytest.fixture(scope="module")

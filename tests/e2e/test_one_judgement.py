@@ -18,7 +18,7 @@ from defensemble_export import check_repository, write_plan
 from defensemble_export.editing.plan import plan_creation
 from defensemble_repository.checks.finding import Finding
 from defensemble_repository.checks.repository import problems_from_findings
-from defensemble_repository.ensemble import Ensemble, Vote
+from defensemble_repository.ensemble import Ensemble, Member
 from defensemble_repository.target import DOCKER, EMBEDDED
 from defensemble_repository.view import RepositoryView
 from defensemble_server import NotServableError, Server, serve
@@ -103,7 +103,7 @@ def copied(folder: Path, model: str, name: str) -> None:
 
 def write_ensemble(folder: Path, name: str, weight: float) -> str:
     """Add an ensemble of `alpha` and `beta`; returns its averaging model, which no other ensemble has because of its weight."""
-    plan = plan_creation(folder, Ensemble(name, (Vote("alpha", 1, weight), Vote("beta"))))
+    plan = plan_creation(folder, Ensemble(name, (Member("alpha", 1, weight), Member("beta"))))
     write_plan(folder, {**plan.averaging, **plan.files})
     (average,) = plan.new_models
     return average
@@ -156,7 +156,7 @@ def test_ensembles_with_what_the_core_cannot_read_are_refused(judged: Judged) ->
 
 
 def test_one_mistake_is_one_finding(judged: Judged) -> None:
-    found = Counter((one.file, one.line) for one in judged.findings if one.refuses and one.line is not None)
+    found = Counter((one.file, one.line) for one in judged.findings if one.is_error and one.line is not None)
     assert [place for place, count in found.items() if count > 1] == []
 
 
@@ -189,6 +189,6 @@ def test_a_dangling_link_beside_the_models_keeps_all_from_being_served(tmp_path:
     (tmp_path / "gone").symlink_to(goal)
     for name in (None, "both"):
         (found,) = check_repository(RepositoryView(tmp_path), EMBEDDED, name)
-        assert (found.file, found.refuses) == (tmp_path / "gone", True)
+        assert (found.file, found.is_error) == (tmp_path / "gone", True)
     with pytest.raises(NotServableError, match=goal), serve(tmp_path, FREE):
         pass

@@ -59,7 +59,7 @@ def repository(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture
 def programs(tmp_path: Path) -> dict[str, str]:
     """An environment with a `tritonserver` on PATH, the wheel's with our backend, and with a stand-in for `docker`."""
-    runtime = find_runtime("embedded", say=lambda text: None)
+    runtime = find_runtime("embedded", on_progress=lambda text: None)
     folder = tmp_path / "bin"
     folder.mkdir()
     triton = folder / "tritonserver"

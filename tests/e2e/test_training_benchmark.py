@@ -53,7 +53,7 @@ def test_both_forms_do_the_same_steps(task: Task) -> None:
 
 def test_a_result_has_all_rounds_of_both(task: Task) -> None:
     said: list[str] = []
-    result = measure(task, Effort(rounds=2, steps=3), say=said.append)
+    result = measure(task, Effort(rounds=2, steps=3), on_progress=said.append)
     check_result(json.loads(json.dumps(result, allow_nan=False)), rounds=2, steps=3)
     assert result["data"] == "random bytes, seed 0"
     assert sum(line.startswith("round ") for line in said) == 2

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from defensemble.cli.commands.export import command
 from defensemble_export import ExportError, repository_plan as real_plan, verify_onnx as real_verify
 from defensemble_export.verification.network import Verification
-from defensemble_repository.ensemble import Ensemble, Vote
+from defensemble_repository.ensemble import Ensemble, Member
 from defensemble_repository.errors import RepositoryError
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from defensemble_repository.reader import read_ensemble
@@ -66,7 +66,7 @@ def test_replace_extends_the_ensemble_and_tells_what_it_is(tmp_path: Path, monke
     monkeypatch.setattr("defensemble_export.export.repository_plan", plan)
     again = run(a, b, "--repository", repository, "--replace")
     assert_facts(told_of_the_ensemble(again), "a@2 | weight 3 | b@1 | weight 1 | logits | 5")
-    assert read_ensemble(repository, "ensemble") == Ensemble("ensemble", (Vote("a", 2, 3.0), Vote("b")), "logits")
+    assert read_ensemble(repository, "ensemble") == Ensemble("ensemble", (Member("a", 2, 3.0), Member("b")), "logits")
     assert verified == [7, 64], "each at the largest batch that its configuration allows"
     assert held == [True], "what is planned on this state is written onto it"
     assert f"{stale}" in again.stderr

@@ -23,7 +23,7 @@ from defensemble_export import (
     write_plan,
 )
 from defensemble_export.fused import fuse_planned
-from defensemble_repository.ensemble import Ensemble, Vote
+from defensemble_repository.ensemble import Ensemble, Member
 from defensemble_repository.errors import ConfigError, RepositoryError
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from defensemble_repository.reader import read_config
@@ -32,7 +32,7 @@ from tests.support import tiny
 from tests.support.facts import raises
 from tests.support.tiny import member
 
-PAIR = Ensemble("ensemble", (Vote("alpha"), Vote("beta", 1, 3.0)))
+PAIR = Ensemble("ensemble", (Member("alpha"), Member("beta", 1, 3.0)))
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_it_fuses_the_versions_that_the_ensemble_pins(repository: Path) -> None:
     assert (repository / "old/1/model.onnx").read_bytes() == fused_onnx([tiny.linear_onnx(1), tiny.linear_onnx(2)], PAIR)
     write_plan(repository, repository_plan(repository, [member("alpha", 6)], replace=True))
     fuse_repository(repository, "ensemble", "new")
-    pair = Ensemble("ensemble", (Vote("alpha", 3), Vote("beta", 1, 3.0)))
+    pair = Ensemble("ensemble", (Member("alpha", 3), Member("beta", 1, 3.0)))
     assert (repository / "new/1/model.onnx").read_bytes() == fused_onnx([tiny.linear_onnx(6), tiny.linear_onnx(2)], pair)
     assert read_config(repository / "new").parameters["members"].string_value == '["alpha@3", "beta@1"]'
 
@@ -267,7 +267,7 @@ def test_numbers_and_images_are_checked(repository: Path) -> None:
 
 def test_another_network_is_not_the_next_version(repository: Path) -> None:
     fuse_repository(repository, "ensemble", "fused")
-    one = Ensemble("e", (Vote("x"),))
+    one = Ensemble("e", (Member("x"),))
     smaller = fused_member(
         "fused", one, [member("x", 1, onnx=tiny.linear_onnx(1, (1, 2, 8)), input_shape=(1, 2, 8))], None, max_batch_size=8
     )
@@ -287,13 +287,13 @@ def test_a_checkpoint_cannot_take_the_name_of_a_fused_graph(repository: Path) ->
 
 
 def test_an_ensemble_that_is_edited_meanwhile_is_not_fused_as_it_was(repository: Path) -> None:
-    (repository.parent / ".repository.staging-abcdefgh").mkdir()  # what an export that was killed leaves; `say` is told in the lock
+    (repository.parent / ".repository.staging-abcdefgh").mkdir()  # what an export that was killed leaves; `on_progress` is told in the lock
 
     def edit(text: str) -> None:
         write_plan(repository, repository_plan(repository, [member("gamma", 3)], replace=True))
 
     with raises(RepositoryError, "'ensemble' | again"):
-        fuse_repository(repository, "ensemble", "fused", say=edit)
+        fuse_repository(repository, "ensemble", "fused", on_progress=edit)
     assert not (repository / "fused").exists()
     fuse_repository(repository, "ensemble", "fused")
     assert read_config(repository / "fused").parameters["members"].string_value == '["alpha@1", "beta@1", "gamma@1"]'
@@ -351,7 +351,7 @@ def test_a_graph_whose_ensemble_is_edited_is_outdated_for_that_ensemble_only(sev
 
 
 def test_a_graph_of_no_ensemble_is_never_outdated(several: Path) -> None:
-    alone = Ensemble("fused", (Vote("alpha"), Vote("beta")))
+    alone = Ensemble("fused", (Member("alpha"), Member("beta")))
     graph = fused_member("fused", alone, [member("alpha", 1), member("beta", 2)], None, max_batch_size=8)
     write_plan(several, fused_plan(several, graph, alone, max_batch_size=8, replace=True))
     Ensembles(several).weight("canary", {"beta": 2.0})

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from defensemble_export import ExportError, FromOnnx
-from defensemble_export.entries.members import Member, repository_plan
+from defensemble_export.entries.members import ExportedMember, repository_plan
 from defensemble_export.labels import checked_class_names, default_labels, labels_from_file
 from defensemble_repository.transaction import write_plan
 from tests.support import tiny
@@ -18,8 +18,8 @@ from tests.support.facts import raises
 CAFE, CAFE_DECOMPOSED = "caf\u00e9", "cafe\u0301"
 
 
-def member(name: str, class_names: tuple[str, ...]) -> Member:
-    return Member(name, tiny.linear_onnx(1), tiny.SHAPE, 3, class_names, None)
+def member(name: str, class_names: tuple[str, ...]) -> ExportedMember:
+    return ExportedMember(name, tiny.linear_onnx(1), tiny.SHAPE, 3, class_names, None)
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
@@ -77,7 +77,7 @@ def test_names_are_all_kept_or_refused(names: list[str]) -> None:
 def test_names_that_are_given_in_python_are_checked_alike() -> None:
     names = tuple(f"class {index % 600}" for index in range(1000))
     with raises(ExportError, "'class 0' | 0, 600") as refused:
-        Member("a", b"", (3, 8, 8), 1000, names, None)
+        ExportedMember("a", b"", (3, 8, 8), 1000, names, None)
     assert len(str(refused.value)) < 1000
     with pytest.raises(ExportError, match=r"'class 0' \(classes 0, 600\)"):
         FromOnnx(Path("a.onnx"), "a", class_names=names)

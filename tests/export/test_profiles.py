@@ -197,11 +197,11 @@ def test_engines_of_sizes_that_config_pbtxt_leaves_open_are_not_bounded(reposito
 
 def test_engines_are_kept_apart_by_member_and_not_kept_where_versions_would_be_mixed_up(repository: Path) -> None:
     told: list[str] = []
-    write_profile(repository, "gpu-ort-tensorrt", say=told.append)
+    write_profile(repository, "gpu-ort-tensorrt", on_progress=told.append)
     assert told == []
     tiny.write_second_version(repository, "alpha", 7)
     assert states(repository, "gpu-ort-tensorrt") == {"alpha": "out of date", "beta": "written"}
-    assert write_profile(repository, "gpu-ort-tensorrt", say=told.append) == ["alpha/configs/gpu-ort-tensorrt.pbtxt"]
+    assert write_profile(repository, "gpu-ort-tensorrt", on_progress=told.append) == ["alpha/configs/gpu-ort-tensorrt.pbtxt"]
     (text,) = told
     assert_facts(text, "alpha | 2 versions | ONNX Runtime")
     (engines,) = config(repository / "alpha/configs/gpu-ort-tensorrt.pbtxt").optimization.execution_accelerators.gpu_execution_accelerator

@@ -291,7 +291,7 @@ def test_the_health_check_passes_where_one_model_of_several_is_bad(tmp_path: Pat
 
 @pytest.mark.parametrize("name", SERVERS)
 def test_triton_knows_every_flag(services: dict[str, dict[str, Any]], name: str) -> None:
-    runtime = find_runtime("embedded", say=lambda text: None)
+    runtime = find_runtime("embedded", on_progress=lambda text: None)
     done = subprocess.run([str(runtime.executable), "--help"], env=dict(runtime.environment), capture_output=True, text=True, check=False)
     known = set(re.findall(r"--[a-z][a-z0-9-]+", done.stdout + done.stderr))
     assert {"--model-repository", "--http-restricted-api"} <= known, "the help was not read"

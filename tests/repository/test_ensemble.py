@@ -11,11 +11,11 @@ from hypothesis import given, strategies as st
 
 from defensemble_export import EnsembleError, average_onnx
 from defensemble_repository.configs import averaging_config
-from defensemble_repository.ensemble import Ensemble, Vote
+from defensemble_repository.ensemble import Ensemble, Member
 from defensemble_repository.names import check_name
 from tests.support.facts import raises
 
-VOTES = (Vote("a"), Vote("b", 2, 3.0))
+VOTES = (Member("a"), Member("b", 2, 3.0))
 
 
 @pytest.mark.parametrize("name", ["", ".hidden", "-flag", "a/b", "../up", "a b", "ä", "x" * 101, "a\n", "average_x", "uncertainty_1"])
@@ -32,13 +32,13 @@ def test_names_that_are_taken(name: str) -> None:
 @pytest.mark.parametrize("weight", [0.0, -1.0, math.nan, math.inf])
 def test_weights_are_finite_and_above_zero(weight: float) -> None:
     with pytest.raises(EnsembleError, match="above 0"):
-        Vote("a", 1, weight)
+        Member("a", 1, weight)
 
 
 def test_weights_that_overflow_a_sum_are_shares_all_the_same_and_a_lost_one_is_refused() -> None:
-    assert Ensemble("e", (Vote("a", 1, 1e308), Vote("b", 1, 1e308))).weights == (0.5, 0.5)
+    assert Ensemble("e", (Member("a", 1, 1e308), Member("b", 1, 1e308))).weights == (0.5, 0.5)
     with raises(EnsembleError, "1e-07"):
-        Ensemble("e", (Vote("a", 1, 1e-300), Vote("b")))
+        Ensemble("e", (Member("a", 1, 1e-300), Member("b")))
 
 
 def test_other_refusals_say_what_was_got() -> None:
@@ -47,16 +47,16 @@ def test_other_refusals_say_what_was_got() -> None:
     with raises(EnsembleError, "probabilities, logits | 'median'"):
         Ensemble("e", VOTES, "median")
     with raises(EnsembleError, "a@1 | twice"):
-        Ensemble("e", (Vote("a"), Vote("a")))
+        Ensemble("e", (Member("a"), Member("a")))
     with pytest.raises(EnsembleError, match="same name"):
         Ensemble("a", VOTES)
     with raises(EnsembleError, "1 or more | 0"):
-        Vote("a", 0)
+        Member("a", 0)
 
 
 @given(st.lists(st.floats(1e-2, 1e3), min_size=1, max_size=9))
 def test_weights_sum_to_one_and_keep_their_ratios(weights: list[float]) -> None:
-    ensemble = Ensemble("e", tuple(Vote(f"m{index}", 1, weight) for index, weight in enumerate(weights)))
+    ensemble = Ensemble("e", tuple(Member(f"m{index}", 1, weight) for index, weight in enumerate(weights)))
     assert math.isclose(sum(ensemble.weights), 1)
     assert math.isclose(ensemble.weights[0] * weights[-1], ensemble.weights[-1] * weights[0], rel_tol=1e-9)
 
@@ -67,8 +67,8 @@ def test_digests_differ_where_the_computation_does() -> None:
     others = [
         Ensemble("one", VOTES, "logits").digest(10, 64),
         Ensemble("one", VOTES[::-1]).digest(10, 64),
-        Ensemble("one", (Vote("a"), Vote("b", 3, 3.0))).digest(10, 64),
-        Ensemble("one", (Vote("a"), Vote("b", 2, 3.5))).digest(10, 64),
+        Ensemble("one", (Member("a"), Member("b", 3, 3.0))).digest(10, 64),
+        Ensemble("one", (Member("a"), Member("b", 2, 3.5))).digest(10, 64),
         Ensemble("one", VOTES).digest(11, 64),
         Ensemble("one", VOTES).digest(10, 65),
     ]
@@ -77,7 +77,7 @@ def test_digests_differ_where_the_computation_does() -> None:
 
 @pytest.mark.parametrize("weights", [(2, 6.0), (1, 3), (0.1, 0.3), (1e-3, 3e-3)])
 def test_digests_are_equal_where_the_computation_is_and_weights_stay_as_given(weights: tuple[float, float]) -> None:
-    ensemble = Ensemble("e", (Vote("a", 1, weights[0]), Vote("b", 2, weights[1])))
+    ensemble = Ensemble("e", (Member("a", 1, weights[0]), Member("b", 2, weights[1])))
     assert ensemble.digest(10, 64) == Ensemble("e", VOTES).digest(10, 64)
     assert tuple(vote.weight for vote in ensemble.members) == weights
     config = averaging_config(ensemble, 10, 64, digest="0")

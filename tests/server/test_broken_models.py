@@ -89,11 +89,11 @@ def test_a_member_that_answers_no_numbers_is_the_reason_of_its_ensemble(reposito
 
 def test_an_average_that_answers_otherwise_than_its_configuration_says_is_not_served(repository: Path) -> None:
     from defensemble_export import average_onnx
-    from defensemble_repository.ensemble import Ensemble, Vote
+    from defensemble_repository.ensemble import Ensemble, Member
 
     name = next(path.name for path in repository.iterdir() if path.name.startswith("average_"))
     file = without_digest(repository, name)
-    file.write_bytes(average_onnx(Ensemble("e", (Vote("alpha", 1, 9.0), Vote("beta"))), 3))
+    file.write_bytes(average_onnx(Ensemble("e", (Member("alpha", 1, 9.0), Member("beta"))), 3))
     with serve(repository, FREE) as server:
         assert "differs by" in server.problems["ensemble"]
         assert_facts(server.problems["ensemble"], "average | probabilities")

@@ -123,7 +123,7 @@ def test_platforms_with_it(libc: tuple[str, str]) -> None:
 def test_a_runtime_that_is_not_on_path(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with raises(RuntimeMissingError, "PATH | --runtime embedded"):
-        find_runtime(name, say=lambda text: None)
+        find_runtime(name, on_progress=lambda text: None)
 
 
 def test_an_admin_key_is_read_from_its_file(tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ def test_a_profile_of_somebody_s_own_may_be_of_some_models_and_the_others_are_na
     (repository / "alpha/configs/cpu.pbtxt").rename(repository / "alpha/configs/mine.pbtxt")
     assert profiles_of(repository) == {"mine": ["alpha"], "cpu": ["beta"]}
     told: list[str] = []
-    with serve(repository, replace(FREE, profile="mine"), say=told.append) as server:
+    with serve(repository, replace(FREE, profile="mine"), on_progress=told.append) as server:
         assert server.problems == {}
     assert_facts("\n".join(told), "beta | configs/mine.pbtxt | config.pbtxt")
 
@@ -140,7 +140,7 @@ def test_a_contract_that_was_edited_in_one_place_alone_is_told(repository: Path)
     path = repository / "alpha/config.pbtxt"
     path.write_text(path.read_text().replace("max_batch_size: 8", "max_batch_size: 4"))
     told: list[str] = []
-    check_profile(repository, "cpu", only_cpus=True, say=told.append)
+    check_profile(repository, "cpu", only_cpus=True, on_progress=told.append)
     (text,) = told
     assert_facts(text, "alpha | configs/cpu.pbtxt | config.pbtxt | max_batch_size")
 
@@ -203,7 +203,7 @@ def test_an_engine_cache_of_another_version_is_refused(repository: Path) -> None
 
 def fit(repository: Path, runtime: Runtime, profile: str = "gpu-tensorrt", *, told: list[str] | None = None) -> list[str]:
     found = read_repository(repository, profile=profile)
-    checked = check_gpu(found, runtime, strict=True, say=(told if told is not None else []).append)
+    checked = check_gpu(found, runtime, strict=True, on_progress=(told if told is not None else []).append)
     return list(checked.models)
 
 

@@ -9,7 +9,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from defensemble_export import fuse_repository, write_profile
-from defensemble_repository.averaging import averaging_of, fused_averaging, votes_of
+from defensemble_repository.averaging import averaging_of, fused_averaging, members_of
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from defensemble_repository.target import EMBEDDED
 from defensemble_server.repository import read_repository
@@ -156,7 +156,7 @@ def test_a_weight_belongs_to_the_logits_of_its_number_in_whatever_order_the_step
     folder = tiny.write_repository(tmp_path / "r", weight={"alpha": 1.0, "beta": 3.0})
     configs = read_repository(folder).configs
     configs["ensemble"].ensemble_scheduling.step.sort(key=lambda step: step.model_name, reverse=True)
-    assert votes_of(configs["ensemble"]) == [("beta", 1), ("alpha", 1)]
+    assert members_of(configs["ensemble"]) == [("beta", 1), ("alpha", 1)]
     assert averaging_of(configs["ensemble"], configs) == ("probabilities", [3.0, 1.0])
 
 

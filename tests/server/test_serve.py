@@ -190,10 +190,10 @@ def test_a_copied_repository_serves_as_well(repository: Path, tmp_path: Path) ->
 def test_an_edit_that_was_cut_short_is_told_of(tmp_path: Path) -> None:
     folder = tiny.write_repository(tmp_path / "r", {"a": 1})
     told: list[str] = []
-    with serve(folder, FREE, say=told.append):
+    with serve(folder, FREE, on_progress=told.append):
         assert [line for line in told if "pending-edit.json" in line] == []
     (folder / "pending-edit.json").write_text("{}")
-    with serve(folder, FREE, say=told.append) as server:
+    with serve(folder, FREE, on_progress=told.append) as server:
         assert "ensemble" in server.models, "the folder holds a whole state: it is served"
     (line,) = [line for line in told if "pending-edit.json" in line]
     assert "`defensemble ensemble show`" in line
@@ -205,7 +205,7 @@ def test_averages_that_no_ensemble_uses_are_not_loaded(tmp_path: Path) -> None:
     folder = tiny.write_repository(tmp_path / "r", {"a": 1, "b": 2})
     Ensembles(folder).weight("ensemble", {"a": 3.0})
     told: list[str] = []
-    with serve(folder, FREE, say=told.append) as server:
+    with serve(folder, FREE, on_progress=told.append) as server:
         averaging = [name for name in server.models if AVERAGING_NAME.fullmatch(name)]
         assert len(averaging) == 1
         assert server.problems == {}
@@ -222,7 +222,7 @@ def _crash_first(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
 def test_triton_that_crashes_while_it_starts_is_started_again(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _crash_first(monkeypatch, 2)
     said: list[str] = []
-    with serve(repository, FREE, say=said.append) as server:
+    with serve(repository, FREE, on_progress=said.append) as server:
         assert np.isfinite(ask(server, "ensemble", tiny.images(1), "probabilities")).all()
     assert sum("crashed" in line for line in said) == 2
 

@@ -206,7 +206,7 @@ def _edit(case: dict[str, Any], told: int) -> None:
         for _, servers in case["places"]
     ]
     replicas = [Replica(Path(folder), tuple(of)) for (folder, _), of in zip(case["places"], clients, strict=True)]
-    ensembles = Ensembles.over(replicas, say=said.append, warn=warned.append, wait_s=case.get("wait_s", 60.0), drain_s=5.0)
+    ensembles = Ensembles.over(replicas, on_progress=said.append, on_warning=warned.append, wait_s=case.get("wait_s", 60.0), drain_s=5.0)
     later = {int(at): _acts(case, how) for at, how in case.get("later", {}).items()}
     _steps = Steps(case["at"], case["kinds"], _acts(case, case["how"]), told, lasts=case.get("lasts", False), later=later)
     try:

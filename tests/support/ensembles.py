@@ -7,7 +7,7 @@ import math
 from hypothesis import assume, strategies as st
 
 from defensemble_export import EnsembleError
-from defensemble_repository.ensemble import Ensemble, Vote
+from defensemble_repository.ensemble import Ensemble, Member
 
 # Some that YAML 1.1 reads as something else than a text.
 _NAMES = st.one_of(
@@ -26,7 +26,7 @@ def ensembles(draw: st.DrawFn, name: str | None = None) -> Ensemble:
     votes = draw(st.lists(st.tuples(_NAMES, _VERSIONS, _WEIGHTS), min_size=1, max_size=5, unique_by=lambda vote: vote[:2]))
     average = draw(st.sampled_from(["probabilities", "logits"]))
     try:
-        return Ensemble(draw(_NAMES) if name is None else name, tuple(Vote(*vote) for vote in votes), average)
+        return Ensemble(draw(_NAMES) if name is None else name, tuple(Member(*vote) for vote in votes), average)
     except EnsembleError:  # too small a share, a reserved name, the ensemble's own
         assume(False)
         raise

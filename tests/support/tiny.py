@@ -11,7 +11,7 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 if TYPE_CHECKING:
-    from defensemble_export import Member
+    from defensemble_export import ExportedMember
 
 Array = np.ndarray[Any, Any]
 CLASSES = ("circle", "square", "triangle")
@@ -56,9 +56,9 @@ def images(count: int, seed: int = 0, shape: Sequence[int] = SHAPE) -> Array:
     return np.random.default_rng(seed).random((count, *shape), np.float32)
 
 
-def member(name: str, seed: int = 0, **other: object) -> Member:
+def member(name: str, seed: int = 0, **other: object) -> ExportedMember:
     """The network `linear_onnx(seed)` as a member of a repository."""
-    from defensemble_export import Member
+    from defensemble_export import ExportedMember
 
     values = {
         "name": name,
@@ -68,7 +68,7 @@ def member(name: str, seed: int = 0, **other: object) -> Member:
         "class_names": CLASSES,
         "mask_digest": f"masks-{seed}",
     } | other
-    return Member(**values)  # type: ignore[arg-type]
+    return ExportedMember(**values)  # type: ignore[arg-type]
 
 
 def write_repository(
@@ -91,9 +91,9 @@ def write_repository(
 
 def write_second_version(folder: Path, name: str, seed: int) -> None:
     """Export the next version of a member of `write_repository`; the ensemble keeps the one that it pins."""
-    from defensemble_export import Member, repository_plan, write_plan
+    from defensemble_export import ExportedMember, repository_plan, write_plan
 
-    new = Member(name, linear_onnx(seed), SHAPE, len(CLASSES), CLASSES, f"new-digest-of-{name}")
+    new = ExportedMember(name, linear_onnx(seed), SHAPE, len(CLASSES), CLASSES, f"new-digest-of-{name}")
     write_plan(folder, repository_plan(folder, [new], ensemble=None, replace=True))
 
 

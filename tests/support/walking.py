@@ -166,7 +166,7 @@ class Stage:
         """A new one, whose warnings are noted."""
         self.warned = []
         replicas = [Replica(folder, (client,)) for folder, client in zip(self.folders, self.clients, strict=True)]
-        return Ensembles.over(replicas, warn=self.warned.append, drain_s=5.0)
+        return Ensembles.over(replicas, on_warning=self.warned.append, drain_s=5.0)
 
     def tidy(self) -> None:
         """Begins an edit, which is refused: before, what is left of others is finished, undone, or taken away."""
@@ -212,7 +212,7 @@ def disk_state(folder: Path, edit: Edit, old: Content, new: Content) -> str:
     assert {name: now.get(name) for name in wanted} == dict(wanted), f"{folder} lacks files of the {state} state"
     for name in RepositoryView(folder).models() if not (edit.by_hand and state == "old") else ():
         if RepositoryView(folder).config(name).platform == "ensemble":
-            assert [str(finding) for finding in check_ensemble(RepositoryView(folder), name) if finding.refuses] == []
+            assert [str(finding) for finding in check_ensemble(RepositoryView(folder), name) if finding.is_error] == []
     return state
 
 

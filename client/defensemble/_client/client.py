@@ -35,7 +35,7 @@ from .model_info import (
     signature_from_metadata,
     steps_from_config,
 )
-from .prediction import Prediction, misfit, not_finite, received_from_answer
+from .prediction import Prediction, not_finite, outputs_from_response, response_mismatch
 
 _FIRST_PAUSE_S = 0.02
 _LONGEST_PAUSE_S = 0.5
@@ -131,13 +131,13 @@ class Client:
             self._forget(info)  # the next call looks again
             raise
         got = {output.name: answer[output.name] for output in asked if output.name in answer}
-        told = misfit(got, asked, len(checked), info)
+        told = response_mismatch(got, asked, len(checked), info)
         if told is not None:
             info = self._look_again(info)
-            told = misfit(got, asked, len(checked), info)
+            told = response_mismatch(got, asked, len(checked), info)
         if told is not None or (told := not_finite(got)) is not None:
             raise service_error(ServerFailedError, f"{self._url}, asked to run model {info.name!r}", told)
-        return Prediction(info.name, info.class_names, received_from_answer(got))
+        return Prediction(info.name, info.class_names, outputs_from_response(got))
 
     def describe(self, model: str | None = None) -> ModelInfo:
         """What a model takes and gives; asked of the server once.

@@ -107,7 +107,7 @@ class Prediction:
         return self.received[name]
 
 
-def misfit(answer: Mapping[str, NDArray[Any]], asked: Sequence[OutputRequest], count: int, info: ModelInfo) -> str | None:
+def response_mismatch(answer: Mapping[str, NDArray[Any]], asked: Sequence[OutputRequest], count: int, info: ModelInfo) -> str | None:
     """Why this is no answer to `asked` about `count` images by a model; None where it is one."""
     num_classes = len(info.class_names)
     for name in (output.name for output in asked):
@@ -136,7 +136,7 @@ def not_finite(answer: Mapping[str, NDArray[Any]]) -> str | None:
     return None
 
 
-def received_from_answer(answer: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
+def outputs_from_response(answer: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
     """A server's outputs as a `Prediction` holds them: softmax of logits, one number an image without the axis of size 1."""
     received: dict[str, NDArray[np.float32]] = {}
     for name, value in answer.items():

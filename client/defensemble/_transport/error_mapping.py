@@ -82,12 +82,12 @@ def hints_for_admins(admin_key: str | None) -> Mapping[type[ServiceError], str]:
     }
 
 
-def without_key(told: str, admin_key: str | None) -> str:
+def redact_key(told: str, admin_key: str | None) -> str:
     """A server's words, or a proxy's page that shows what it was sent, without the key."""
     return told if admin_key is None else told.replace(admin_key, "(the admin key)")
 
 
-def loads_nothing(what: str, told: str) -> ServiceError:
+def model_control_disabled(what: str, told: str) -> ServiceError:
     """The error for a load or an unload that is unavailable from a server whose repository is open to this client."""
     hint = "It loads and unloads on request only where it was started with --model-control-mode=explicit."
     return service_error(RequestRefusedError, what, told, {RequestRefusedError: hint})

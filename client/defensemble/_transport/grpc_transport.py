@@ -29,7 +29,7 @@ from .base import (
     check_admin_key,
     version_text,
 )
-from .error_mapping import NO_HINTS, error_from_grpc, hints_for_admins, loads_nothing, reading, service_error, without_key
+from .error_mapping import NO_HINTS, error_from_grpc, hints_for_admins, model_control_disabled, reading, redact_key, service_error
 from .tensor_codec import array_from_wire
 
 _OPTIONS = [
@@ -186,7 +186,7 @@ class GrpcTransport(Transport):
             return method(request, timeout=timeout_s, metadata=metadata)
         except grpc.RpcError as error:
             hints = NO_HINTS if metadata is None else hints_for_admins(self._admin_key)
-            details = without_key(error.details() or "", self._admin_key)
+            details = redact_key(error.details() or "", self._admin_key)
             raise error_from_grpc(error.code().name, details, self._what(asked, model), self._alive, hints) from error
         except ValueError as error:  # what grpc says of a closed channel
             if not self._closed:
@@ -205,7 +205,7 @@ class GrpcTransport(Transport):
             ends = time.monotonic() + timeout_s
             index, _ = self._ask(self._stub.RepositoryIndex, service_pb2.RepositoryIndexRequest(), ends, self._admin_metadata)
             if index == "OK" and model:
-                raise loads_nothing(self._what(asked, model), self._told(error)) from error
+                raise model_control_disabled(self._what(asked, model), self._told(error)) from error
             if index == "UNAVAILABLE" and self._serves(ends):
                 raise self._forbidden(error, asked, model) from error
             raise
@@ -231,7 +231,7 @@ class GrpcTransport(Transport):
 
     def _told(self, error: NotReadyError) -> str:
         status: Any = error.__cause__
-        return f"{status.code().name}, {without_key(status.details() or '', self._admin_key)!r}"
+        return f"{status.code().name}, {redact_key(status.details() or '', self._admin_key)!r}"
 
     def _what(self, asked: str, model: str = "") -> str:
         return f"{self._url}, asked {asked} {model!r}" if model else f"{self._url}, asked {asked}"

@@ -36,10 +36,10 @@ from .error_mapping import (
     error_from_os,
     error_from_redirect,
     hints_for_admins,
-    loads_nothing,
+    model_control_disabled,
     reading,
+    redact_key,
     service_error,
-    without_key,
 )
 from .http_connection import Answer, HttpPool, ProtocolError
 from .tensor_codec import array_from_wire
@@ -169,7 +169,7 @@ class HttpTransport(Transport):
             "POST", f"/v2/repository/models/{quote(model, safe='')}/{verb}", what, timeout_s, self._admin_headers, [b"{}"]
         )
         if answer.status == 503 and self._tells_its_index(timeout_s):
-            raise loads_nothing(what, f"HTTP 503, {_told(answer, self._admin_key)!r}")
+            raise model_control_disabled(what, f"HTTP 503, {_told(answer, self._admin_key)!r}")
         self._check(answer, what, hints_for_admins(self._admin_key))
 
     def _tells_its_index(self, timeout_s: float) -> bool:
@@ -207,7 +207,7 @@ class HttpTransport(Transport):
             raise service_error(ServerFailedError, what, f"no HTTP/1.1 that can be read: {error}") from error
         if 300 <= answer.status < 400:
             location = answer.headers.get(b"location")
-            place = None if location is None else without_key(location.decode("latin-1"), self._admin_key)
+            place = None if location is None else redact_key(location.decode("latin-1"), self._admin_key)
             raise error_from_redirect(answer.status, place, what, f"{self._url}{target}")
         if answer.status == 200 and _is_page(answer):
             told = f"a web page instead of an answer of the KServe protocol: {_told(answer, self._admin_key)!r}"
@@ -300,7 +300,7 @@ def _object_from_json(content: bytes, what: str) -> dict[str, Any]:
 
 def _told(answer: Answer, admin_key: str | None = None) -> str:
     """The server's own words in an answer that is not a success."""
-    text = without_key(bytes(answer.body[:_LONGEST_ERROR_BYTES]).decode("utf-8", "replace"), admin_key)
+    text = redact_key(bytes(answer.body[:_LONGEST_ERROR_BYTES]).decode("utf-8", "replace"), admin_key)
     try:
         told = json.loads(text)
     except (ValueError, RecursionError):

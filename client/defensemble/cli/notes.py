@@ -10,7 +10,7 @@ from typing import TextIO
 import click
 
 
-def say(text: str) -> None:
+def print_progress(text: str) -> None:
     """Print what a command does, on standard error."""
     click.echo(text, err=True)
 

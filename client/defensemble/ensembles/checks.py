@@ -38,7 +38,7 @@ def plan_or_refuse(request: EditRequest, target: EditTarget) -> TargetEdit:
         return TargetEdit(target, request.plan(target.repository), digest)
     except RepositoryError as error:
         found = check_ensemble(files, request.name) if request.reloads and files.has(request.name) else []
-        texts = [str(finding) for finding in found if finding.refuses]
+        texts = [str(finding) for finding in found if finding.is_error]
         if texts:
             raise refused(request, texts) from error
         raise
@@ -58,7 +58,7 @@ def check_target_edits(request: EditRequest, target_edits: Sequence[TargetEdit])
         for served in target_edit.servers if target_edit.plan.after is not None else ():
             found += plan_findings(target_edit, served)
         for finding in found:
-            (errors if finding.refuses else remarks).append(str(finding))
+            (errors if finding.is_error else remarks).append(str(finding))
     for target_edit in target_edits[1:]:
         if not request.may_differ and target_edit.plan.before != first.before:
             errors.append(

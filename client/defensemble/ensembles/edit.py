@@ -46,16 +46,22 @@ class _CheckedEdit:
 
 
 class EditRunner:
-    """Makes edits at some targets; `say` receives each step, `warn` what went wrong before or stands in the way."""
+    """Makes edits at some targets; `on_progress` receives each step, `on_warning` what went wrong before or stands in the way."""
 
     def __init__(
-        self, targets: Sequence[EditTarget], *, wait_s: float, drain_s: float, say: Callable[[str], None], warn: Callable[[str], None]
+        self,
+        targets: Sequence[EditTarget],
+        *,
+        wait_s: float,
+        drain_s: float,
+        on_progress: Callable[[str], None],
+        on_warning: Callable[[str], None],
     ) -> None:
         self.targets = list(targets)
         self._wait_s = wait_s
         self._drain_s = drain_s
-        self._say = say
-        self.warn = warn
+        self._on_progress = on_progress
+        self.on_warning = on_warning
 
     @property
     def servers(self) -> list[Served]:
@@ -84,7 +90,7 @@ class EditRunner:
             if dry_run or not is_needed:
                 return Applied(request.name, None, changes, remarks, urls, loads, seconds=timings.seconds, dry_run=dry_run)
             edit = prepare_journals(request, target_edits, baselines, message) if checked.changes_ensemble else None
-            execution = EditExecution(target_edits, edit, timings, self._say, self.warn, self._drain_s)
+            execution = EditExecution(target_edits, edit, timings, self._on_progress, self.on_warning, self._drain_s)
             execution.execute()
         timings.seconds["total"] = time.perf_counter() - began
         return Applied(
@@ -124,17 +130,17 @@ class EditRunner:
             while True:
                 group = group_of(folders)
                 locks = stack.enter_context(ExitStack())
-                locks.enter_context(locked_within(group, self._wait_s if wait_s is None else wait_s, self.warn))
+                locks.enter_context(locked_within(group, self._wait_s if wait_s is None else wait_s, self.on_warning))
                 if {folder.resolve() for folder in group_of(folders)} <= {folder.resolve() for folder in group}:
                     break
                 locks.close()  # an edit of more folders was cut short just now
             for folder in group if may_write else ():
                 for stale in (*remove_stale_staging(folder), *remove_stale_temporaries(folder)):
-                    self.warn(f"removed {stale}, which a command that was killed had left")
+                    self.on_warning(f"removed {stale}, which a command that was killed had left")
             for folder in folders if writes else ():
                 check_history(folder)
             if any(read_journal(folder) is not None for folder in group):
-                recover(self.targets, group, self.warn)
+                recover(self.targets, group, self.on_warning)
             yield
 
     def _plan_and_check(self, request: EditRequest, check: Callable[[], None]) -> _CheckedEdit:

@@ -40,7 +40,7 @@ class Ensembles:
     to 5 s; what it has loaded is asked afresh, and the edit goes on, or the old state is put back.
 
     `wait_s` is how long to wait for somebody else's edit, `load_timeout_s` for a model to be loaded, `drain_s` for a model that is to be
-    unloaded to be asked no more. `say` is told each step, `warn` what was found of edits that were cut short.
+    unloaded to be asked no more. `on_progress` is told each step, `on_warning` what was found of edits that were cut short.
 
     All edits (`create` to `rollback`) raise `EditRefusedError` where the checks find what stands against them, `EditFailedError` where a
     step fails, a subclass of `ServiceError` where a server does not answer or wants another admin key, a subclass of
@@ -59,12 +59,12 @@ class Ensembles:
         wait_s: float = 60.0,
         load_timeout_s: float = 300.0,
         drain_s: float = 10.0,
-        say: Callable[[str], None] = lambda text: None,
-        warn: Callable[[str], None] = lambda text: None,
+        on_progress: Callable[[str], None] = lambda text: None,
+        on_warning: Callable[[str], None] = lambda text: None,
     ) -> None:
         clients = () if client is None else (client,) if isinstance(client, Client) else tuple(client)
-        targets = _targets([Replica(Path(repository), clients)], load_timeout_s, say)
-        self._runner = EditRunner(targets, wait_s=wait_s, drain_s=drain_s, say=say, warn=warn)
+        targets = _targets([Replica(Path(repository), clients)], load_timeout_s, on_progress)
+        self._runner = EditRunner(targets, wait_s=wait_s, drain_s=drain_s, on_progress=on_progress, on_warning=on_warning)
 
     @classmethod
     def over(
@@ -74,8 +74,8 @@ class Ensembles:
         wait_s: float = 60.0,
         load_timeout_s: float = 300.0,
         drain_s: float = 10.0,
-        say: Callable[[str], None] = lambda text: None,
-        warn: Callable[[str], None] = lambda text: None,
+        on_progress: Callable[[str], None] = lambda text: None,
+        on_warning: Callable[[str], None] = lambda text: None,
     ) -> Ensembles:
         """The ensembles of several servers that have a folder each: an edit is made at all of them, or at none.
 
@@ -83,8 +83,8 @@ class Ensembles:
             InputError: There is none, a folder is none, or a folder or a server is named twice.
         """
         new = cls.__new__(cls)
-        targets = _targets(replicas, load_timeout_s, say)
-        new._runner = EditRunner(targets, wait_s=wait_s, drain_s=drain_s, say=say, warn=warn)
+        targets = _targets(replicas, load_timeout_s, on_progress)
+        new._runner = EditRunner(targets, wait_s=wait_s, drain_s=drain_s, on_progress=on_progress, on_warning=on_warning)
         return new
 
     def __repr__(self) -> str:
@@ -238,7 +238,7 @@ class Ensembles:
             try:
                 read_ensemble(self.repository, one)
             except EnsembleError as error:
-                self._runner.warn(f"'{one}' is left alone: {error}")
+                self._runner.on_warning(f"'{one}' is left alone: {error}")
                 continue
             try:
                 done.append(self._runner.run(Reload(one), message=message, dry_run=dry_run))
@@ -246,9 +246,9 @@ class Ensembles:
                 failed.append(error)
         if failed:
             for applied in done:
-                self._runner.warn(f"'{applied.ensemble}' was taken up: {'; '.join(applied.changes) or 'nothing differed'}")
+                self._runner.on_warning(f"'{applied.ensemble}' was taken up: {'; '.join(applied.changes) or 'nothing differed'}")
             for other in failed[1:]:
-                self._runner.warn(str(other))
+                self._runner.on_warning(str(other))
             raise failed[0]
         return done
 
@@ -289,7 +289,7 @@ def _names(members: Sequence[str]) -> tuple[str, ...]:
     return tuple(members)
 
 
-def _targets(replicas: Sequence[Replica], load_timeout_s: float, say: Callable[[str], None]) -> list[EditTarget]:
+def _targets(replicas: Sequence[Replica], load_timeout_s: float, on_progress: Callable[[str], None]) -> list[EditTarget]:
     """The folders with their servers, once it is checked that they can be told apart."""
     if not replicas:
         raise InputError("no repository is given: name at least one")
@@ -304,6 +304,8 @@ def _targets(replicas: Sequence[Replica], load_timeout_s: float, say: Callable[[
         if twice:
             raise InputError(f"the {what} {', '.join(twice)} is named twice: name it once")
     return [
-        EditTarget(replica.repository, tuple(Served(client, load_timeout_s=load_timeout_s, say=say) for client in replica.clients))
+        EditTarget(
+            replica.repository, tuple(Served(client, load_timeout_s=load_timeout_s, on_progress=on_progress) for client in replica.clients)
+        )
         for replica in replicas
     ]

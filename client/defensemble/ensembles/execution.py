@@ -49,15 +49,15 @@ class EditExecution:
         target_edits: Sequence[TargetEdit],
         edit: Edit | None,
         timings: Timings,
-        say: Callable[[str], None],
-        warn: Callable[[str], None],
+        on_progress: Callable[[str], None],
+        on_warning: Callable[[str], None],
         drain_s: float,
     ) -> None:
         self._target_edits = list(target_edits)
         self._edit = edit
         self._timings = timings
-        self._say = say
-        self._warn = warn
+        self._on_progress = on_progress
+        self._warn = on_warning
         self._drain_s = drain_s
         self._step = ""
         self._ignored: list[str] = []  # what servers loaded without taking the files on disk up
@@ -380,4 +380,4 @@ class EditExecution:
 
     def _at(self, step: str) -> None:
         self._step = step
-        self._say(step)
+        self._on_progress(step)

@@ -43,7 +43,7 @@ def status_at(url: str) -> ServerStatus | None:
     return None if state is None else server_status(state)
 
 
-def servers_of(repository: Path, warn: Callable[[str], None]) -> list[tuple[str, str]]:
+def servers_of(repository: Path, on_warning: Callable[[str], None]) -> list[tuple[str, str]]:
     """The servers that run here on a folder: their HTTP URL, and their admin key.
 
     HTTP, because a gRPC call that is cut off, as by Ctrl-C or a kill, can crash core 2.51.
@@ -51,7 +51,7 @@ def servers_of(repository: Path, warn: Callable[[str], None]) -> list[tuple[str,
     from defensemble_server import read_states
 
     def on_damaged(path: Path, why: str) -> None:
-        warn(f"{why}: the server that it was written for, if it runs, is not found here; name it with --url")
+        on_warning(f"{why}: the server that it was written for, if it runs, is not found here; name it with --url")
 
     found = [state for state in read_states(on_damaged=on_damaged) if Path(state.repository).resolve() == repository.resolve()]
     return [(state.http_url, state.admin_key) for state in found]

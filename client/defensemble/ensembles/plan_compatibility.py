@@ -43,7 +43,7 @@ def plan_findings(target_edit: TargetEdit, served: Served) -> list[Finding]:
     for model, version in arriving:
         if machine is None:
             text = f"version {version} is a TensorRT plan; whether {served.url} has what it was built with is not known from here"
-            found.append(Finding(model, text, refuses=False))
+            found.append(Finding(model, text, is_error=False))
             continue
         config = files.config(model)
         shape = [tuple(tensor.dims) for tensor in config.input][:1]

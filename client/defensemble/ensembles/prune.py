@@ -35,7 +35,7 @@ def prune(runner: EditRunner, *, keep: int, dry_run: bool) -> list[Prunable]:
             used: set[str] = set()
             for served in target.servers:
                 used |= repeat_after_restart([served], partial(_used, served))
-            chosen.append(prune_plan(target.repository, keep=keep, also_used=used, say=runner.warn))
+            chosen.append(prune_plan(target.repository, keep=keep, also_used=used, on_progress=runner.on_warning))
             found += chosen[-1]
         if dry_run:
             return found

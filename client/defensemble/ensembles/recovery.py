@@ -30,7 +30,7 @@ def group_of(repositories: Sequence[Path]) -> list[Path]:
     return list(found.values())
 
 
-def recover(targets: Sequence[EditTarget], group: Sequence[Path], say: Callable[[str], None]) -> None:
+def recover(targets: Sequence[EditTarget], group: Sequence[Path], on_progress: Callable[[str], None]) -> None:
     """Finishes or undoes an edit that was cut short in any of `group`, on disk and in the servers of `targets`; hold the locks.
 
     It is finished where the new ensemble's configuration was in place everywhere, and undone otherwise, or where a server refuses it.
@@ -53,7 +53,7 @@ def recover(targets: Sequence[EditTarget], group: Sequence[Path], say: Callable[
                 "(`defensemble ensemble apply FILE`)"
             )
         refused = any(journal.is_rolled_back for journal in same)
-        say(f"found {what}: {'finishing' if finishes else 'undoing'} it")
+        on_progress(f"found {what}: {'finishing' if finishes else 'undoing'} it")
         if finishes:
             try:
                 _reconcile_servers(targets, same)
@@ -62,7 +62,7 @@ def recover(targets: Sequence[EditTarget], group: Sequence[Path], say: Callable[
             except ServiceError as error:
                 if recorded:
                     raise
-                say(f"it cannot be finished ({error}): undoing it")
+                on_progress(f"it cannot be finished ({error}): undoing it")
                 finishes, refused = False, True
         if finishes:
             for journal in same:
@@ -71,10 +71,10 @@ def recover(targets: Sequence[EditTarget], group: Sequence[Path], say: Callable[
         else:
             for journal in same:
                 if journal.conflicting_config() is not None:
-                    say(f"somebody else has changed '{edit.ensemble}' since: that is kept as {journal.rejected_file}")
+                    on_progress(f"somebody else has changed '{edit.ensemble}' since: that is kept as {journal.rejected_file}")
                 journal.restore_ensemble(refused=refused)
                 if journal.rejected is not None and refused:
-                    say(f"the hand edit is kept as {journal.rejected_file}")
+                    on_progress(f"the hand edit is kept as {journal.rejected_file}")
             _reconcile_servers(targets, same, undone=True)
             for journal in same:
                 journal.remove_new_models()
@@ -85,7 +85,7 @@ def recover(targets: Sequence[EditTarget], group: Sequence[Path], say: Callable[
         lost = sorted({url for journal in same for url in journal.urls} - {served.url for target in targets for served in target.servers})
         urls = " ".join(f"--url {url}" for url in lost)
         mend = f"; {', '.join(lost)} was to be told too: `defensemble ensemble reload {edit.ensemble} {urls}`" if lost else ""
-        say(f"{'finished' if finishes else 'undone'}{mend}")
+        on_progress(f"{'finished' if finishes else 'undone'}{mend}")
 
 
 def _folders(found: Sequence[EditJournal]) -> list[Path]:

@@ -51,7 +51,7 @@ def roll_back(runner: EditRunner, count: int, *, name: str | None, to: str | Non
             if other_plan.request != plan.request:
                 raise InputError(f"the history of {other} has other last edits of '{chosen}': look at it (`defensemble ensemble history`)")
     if (last := plan.unrecorded) is not None:
-        runner.warn(
+        runner.on_warning(
             f"'{chosen}' was changed since its last edit ({last.id}), by hand or by an export: that counts as one edit, undone first"
         )
     if plan.request.redoes:

@@ -43,15 +43,15 @@ _T = TypeVar("_T")
 class Served:
     """The models of one server, which `client` may load and unload; loads get `load_timeout_s`, everything else the client's timeout.
 
-    `say` receives a message when the server is lost and waited for. Each call raises a ServiceError where the server refuses it or does not
-    answer.
+    `on_progress` receives a message when the server is lost and waited for. Each call raises a ServiceError where the server refuses it
+    or does not answer.
     """
 
-    def __init__(self, client: Client, *, load_timeout_s: float, say: Callable[[str], None] = lambda text: None) -> None:
+    def __init__(self, client: Client, *, load_timeout_s: float, on_progress: Callable[[str], None] = lambda text: None) -> None:
         self._transport = client.transport
         self._timeout_s = client.timeout_s
         self._load_timeout_s = load_timeout_s
-        self._say = say
+        self._on_progress = on_progress
         self._has_answered = False
         self._guarded = False  # whether `serve` ran it on this machine when it answered first
 
@@ -71,7 +71,7 @@ class Served:
         guarded = self._guarded or local_server(self.url) is not None
         if not (self._has_answered or may_restart(self.url)):
             return False
-        self._say(f"wait for {self.url}, which may be restarting")
+        self._on_progress(f"wait for {self.url}, which may be restarting")
         ends = time.monotonic() + RESTART_WAIT_S
         while True:
             try:

@@ -29,7 +29,7 @@ def recover_or_warn(runner: EditRunner) -> None:
         try:
             journal = read_journal(target.repository)
         except HistoryError as error:
-            runner.warn(str(error))
+            runner.on_warning(str(error))
             continue
         if journal is None:
             continue
@@ -38,11 +38,11 @@ def recover_or_warn(runner: EditRunner) -> None:
             with runner.locked_and_recovered(wait_s=0.0):
                 return
         except LockedError:
-            runner.warn(f"an edit of '{edit.ensemble}' is under way in {folder} ({edit.action}, by {edit.who})")
+            runner.on_warning(f"an edit of '{edit.ensemble}' is under way in {folder} ({edit.action}, by {edit.who})")
         except PermissionError as error:
-            runner.warn(f"an edit of '{edit.ensemble}' was cut short in {folder}, and this user may not mend it: {error}")
+            runner.on_warning(f"an edit of '{edit.ensemble}' was cut short in {folder}, and this user may not mend it: {error}")
         except ServiceError as error:
-            runner.warn(f"an edit of '{edit.ensemble}' was cut short in {folder}, and cannot be finished or undone now: {error}")
+            runner.on_warning(f"an edit of '{edit.ensemble}' was cut short in {folder}, and cannot be finished or undone now: {error}")
 
 
 def differences_of(targets: Sequence[EditTarget], name: str) -> list[str]:

@@ -53,7 +53,7 @@ class Data:
         return digest.hexdigest()
 
 
-class Questioner:
+class TargetRunner:
     """Asks targets in batches, counts images asked, and stops asking a target that failed."""
 
     def __init__(self, targets: dict[str, Target], batch_size: int, on_answer: Callable[[int], None] | None = None) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from .._exceptions import InputError
 from ..results.intervals import Rate, rate
-from .base import Data, Questioner, Target
+from .base import Data, Target, TargetRunner
 
 SCHEMA = "defensemble.probe.noise/1"
 PAPER_SIGMAS = (1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 20.0, 24.0, 28.0, 32.0)
@@ -134,7 +134,7 @@ def probe_noise(
     if seed < 0:
         raise InputError(f"seed must be 0 or more, got {seed}")
     started = time.monotonic()
-    questioner = Questioner(dict(targets), batch_size, on_answer)
+    questioner = TargetRunner(dict(targets), batch_size, on_answer)
     clean = {name: _right(questioner, name, data.images, data.labels) for name in targets}
     answered = [right for right in clean.values() if right is not None]
     # None where a target did not answer, since "all" then means nothing.
@@ -173,7 +173,7 @@ def probe_noise(
     )
 
 
-def _right(questioner: Questioner, name: str, images: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.bool_] | None:
+def _right(questioner: TargetRunner, name: str, images: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.bool_] | None:
     classes = questioner.classes(name, images)
     return None if classes is None else np.asarray(classes == labels)
 

@@ -9,7 +9,7 @@ from defensemble_repository.checks.finding import Finding
 from defensemble_repository.checks.inspection import Inspection
 from defensemble_repository.checks.outdated_graphs import outdated_graphs
 from defensemble_repository.checks.repository import check_folders, check_root_links
-from defensemble_repository.checks.wiring import way_to_step
+from defensemble_repository.checks.wiring import step_path
 from defensemble_repository.ensemble import Ensemble, averaging_model, two_model_names
 from defensemble_repository.errors import EnsembleError
 from defensemble_repository.names import CONFIG_FILE
@@ -69,14 +69,14 @@ def _check_votes(found: Inspection, name: str, config: schema.ModelConfig, known
     except EnsembleError as error:
         if not refused:  # else this would be said twice
             text = f"it can be served, but not edited: {error}"
-            found.say(name, text, path, "ensemble_scheduling", refuses=False)
+            found.add_finding(name, text, path, "ensemble_scheduling", is_error=False)
         return
     if not refused:
         _say_names(found, name, config, votes, known)
     for graph in outdated_graphs(found.files, votes):
         again = f"`defensemble export --repository {found.files.repository} --ensemble {name} --fuse {graph} --replace`"
         text = f"'{graph}' is a fused graph of other votes than '{name}' has now: fuse it again ({again})"
-        found.say(graph, text, f"{graph}/{CONFIG_FILE}", ("parameters", "key", "members"), refuses=False)
+        found.add_finding(graph, text, f"{graph}/{CONFIG_FILE}", ("parameters", "key", "members"), is_error=False)
 
 
 def _say_names(found: Inspection, name: str, config: schema.ModelConfig, votes: Ensemble, known: Mapping[str, schema.ModelConfig]) -> None:
@@ -88,7 +88,7 @@ def _say_names(found: Inspection, name: str, config: schema.ModelConfig, votes: 
             f"{averages[0]} and {averages[1]} average it, the form of earlier versions, in which a call that is cancelled can crash the "
             f"server: `defensemble ensemble reload {name}` makes one model of them"
         )
-        found.say(name, text, path, *way_to_step(first, "model_name"), refuses=False)
+        found.add_finding(name, text, path, *step_path(first, "model_name"), is_error=False)
         return
     described = known.get(averages[0])
     classes = next((int(size) for tensor in described.input for size in tensor.dims), 0) if described is not None else 0
@@ -98,4 +98,4 @@ def _say_names(found: Inspection, name: str, config: schema.ModelConfig, votes: 
             f"its answers are right, but its averaging model is named for other members or another max_batch_size: step {first + 1} is to "
             f"run {named}, which `defensemble ensemble reload {name}` generates"
         )
-        found.say(name, text, path, *way_to_step(first, "model_name"), refuses=False)
+        found.add_finding(name, text, path, *step_path(first, "model_name"), is_error=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from defensemble_repository.ensemble import Ensemble, Vote
+from defensemble_repository.ensemble import Ensemble, Member
 
 _Key = tuple[str, int]
 
@@ -53,11 +53,11 @@ def _from_nothing(before: Ensemble | None, after: Ensemble | None) -> list[str]:
     return [] if before is None else [f"deletes {before.name}"]
 
 
-def _by_key(ensemble: Ensemble) -> dict[_Key, tuple[Vote, float]]:
+def _by_key(ensemble: Ensemble) -> dict[_Key, tuple[Member, float]]:
     return {(vote.model, vote.version): (vote, share) for vote, share in zip(ensemble.members, ensemble.weights, strict=True)}
 
 
-def _switched(old: dict[_Key, tuple[Vote, float]], new: dict[_Key, tuple[Vote, float]]) -> dict[_Key, _Key]:
+def _switched(old: dict[_Key, tuple[Member, float]], new: dict[_Key, tuple[Member, float]]) -> dict[_Key, _Key]:
     """The votes that moved to another version: of models of which one version left and one came."""
     left: dict[str, list[_Key]] = {}
     came: dict[str, list[_Key]] = {}
@@ -68,7 +68,7 @@ def _switched(old: dict[_Key, tuple[Vote, float]], new: dict[_Key, tuple[Vote, f
     return {keys[0]: came[model][0] for model, keys in left.items() if len(keys) == 1 and len(came.get(model, [])) == 1}
 
 
-def _name(vote: Vote) -> str:
+def _name(vote: Member) -> str:
     return f"{vote.model}@{vote.version}"
 
 

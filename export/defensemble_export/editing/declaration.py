@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import yaml
 
-from defensemble_repository.ensemble import AVERAGES, Ensemble, Vote
+from defensemble_repository.ensemble import AVERAGES, Ensemble, Member
 from defensemble_repository.errors import EnsembleError
 from defensemble_repository.filesystem.regular_files import read_argument
 from defensemble_repository.names import check_name
@@ -150,7 +150,7 @@ class _Declaration:
         members = values["members"]
         if not isinstance(members, yaml.SequenceNode):
             self.refuse(members, f"members must be a list, got {_kind(members)}: write '- model: NAME' for each")
-        votes: dict[tuple[str, int], Vote] = {}
+        votes: dict[tuple[str, int], Member] = {}
         for node in members.value:
             vote = self.vote(node)
             if (vote.model, vote.version) in votes:
@@ -161,7 +161,7 @@ class _Declaration:
         except EnsembleError as error:
             self.refuse(members, str(error), error)
 
-    def vote(self, node: yaml.Node) -> Vote:
+    def vote(self, node: yaml.Node) -> Member:
         values = self.mapping(node, "a member", _MEMBER_KEYS, ("model",))
         try:
             model = check_name(self.text(values["model"], "model"))
@@ -170,7 +170,7 @@ class _Declaration:
         version = self.version(values["version"]) if "version" in values else 1
         weight = self.weight(values["weight"]) if "weight" in values else 1.0
         try:
-            return Vote(model, version, weight)
+            return Member(model, version, weight)
         except EnsembleError as error:
             self.refuse(values.get("weight", node), str(error), error)
 

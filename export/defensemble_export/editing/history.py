@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from defensemble_repository.ensemble import Ensemble, Vote
+from defensemble_repository.ensemble import Ensemble, Member
 from defensemble_repository.errors import EnsembleError, RepositoryError
 from defensemble_repository.filesystem.atomic_write import named, remove_temporaries, shared_mode, sync, write_atomic
 from defensemble_repository.filesystem.regular_files import read_regular
@@ -305,7 +305,7 @@ class _State(msgspec.Struct):
         return cls(votes.average, members, snapshot.num_classes, snapshot.config, snapshot.labels, *texts)
 
     def snapshot(self, ensemble: str) -> Snapshot:
-        members = tuple(Vote(member.model, member.version, member.weight) for member in self.members)
+        members = tuple(Member(member.model, member.version, member.weight) for member in self.members)
         votes = Ensemble(ensemble, members, self.average)
         return Snapshot(self.config, self.labels, votes, self.num_classes, self.averaging, self.digests)
 

@@ -10,7 +10,7 @@ from typing import Any
 import onnx
 from google.protobuf.message import DecodeError
 
-from defensemble_repository.ensemble import Vote
+from defensemble_repository.ensemble import Member
 from defensemble_repository.errors import ConfigError
 from defensemble_repository.export_report import checked_number, checked_text, report_values
 from defensemble_repository.names import MODEL_FILE, REPORT_FILE
@@ -52,7 +52,7 @@ class MemberInfo:
     problem: str | None = None
 
 
-def read_member_info(files: RepositoryView, vote: Vote, share: float) -> MemberInfo:
+def read_member_info(files: RepositoryView, vote: Member, share: float) -> MemberInfo:
     """How the member of ``vote``, with its ``share`` of all weights, stands in ``files``.
 
     Its file is not compared with its digest. Whatever is missing, damaged or cannot be read is in ``problem``, and never raised.
@@ -103,7 +103,7 @@ def _content(files: RepositoryView, path: str, problems: list[str], missing: str
 
 
 def _graph(
-    files: RepositoryView, vote: Vote, config: schema.ModelConfig | None, problems: list[str]
+    files: RepositoryView, vote: Member, config: schema.ModelConfig | None, problems: list[str]
 ) -> tuple[onnx.ModelProto | None, int | None]:
     """A version's graph, and the size of the file that is served."""
     folder = f"{vote.model}/{vote.version}"
@@ -142,7 +142,7 @@ def _network(notes: Mapping[str, str], problems: list[str], where: str) -> dict[
     return found
 
 
-def _exported(files: RepositoryView, vote: Vote, sha256: str | None, problems: list[str]) -> dict[str, Any]:
+def _exported(files: RepositoryView, vote: Member, sha256: str | None, problems: list[str]) -> dict[str, Any]:
     """What the export's report says of the graph's accuracy, as the keywords of ``MemberInfo``."""
     path = f"{vote.model}/{vote.version}/{REPORT_FILE}"
     content = _content(files, path, problems, "it was exported by other means")

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from defensemble_repository.ensemble import Ensemble, Vote
+from defensemble_repository.ensemble import Ensemble, Member
 from defensemble_repository.errors import ConfigError, EnsembleError
 from defensemble_repository.names import check_name
 from defensemble_repository.reader import LARGEST_VERSION, versions_in
@@ -17,7 +17,7 @@ from defensemble_repository.view import RepositoryView
 from .plan import no_network_text
 
 
-def named_vote(text: str) -> tuple[str, int | None]:
+def parse_member(text: str) -> tuple[str, int | None]:
     """Read `MODEL` or `MODEL@VERSION`: the name, and the version where one is given; EnsembleError where it is neither."""
     model, at, version = text.partition("@")
     if at and not (re.fullmatch("[1-9][0-9]{0,18}", version) and int(version) <= LARGEST_VERSION):
@@ -25,9 +25,9 @@ def named_vote(text: str) -> tuple[str, int | None]:
     return check_name(model), int(version) if at else None
 
 
-def new_vote(repository: Path, text: str, weight: float = 1.0) -> Vote:
+def new_member(repository: Path, text: str, weight: float = 1.0) -> Member:
     """Make the member that `MODEL` or `MODEL@VERSION` (by default the newest) names in `repository`; EnsembleError where there is none."""
-    model, version = named_vote(text)
+    model, version = parse_member(text)
     folder = repository / model
     there = versions_in(folder) if folder.is_dir() else []
     if not there:
@@ -36,23 +36,23 @@ def new_vote(repository: Path, text: str, weight: float = 1.0) -> Vote:
         raise EnsembleError(f"'{model}' is an ensemble, and only networks can vote: name its members (`defensemble ensemble show {model}`)")
     if version is not None and version not in there:
         raise EnsembleError(f"'{model}' has no version {version}: {folder} holds {', '.join(map(str, there))}")
-    return Vote(model, there[-1] if version is None else version, _number(model, weight))
+    return Member(model, there[-1] if version is None else version, _number(model, weight))
 
 
-def added(ensemble: Ensemble, votes: Sequence[Vote], *, in_place_of: str | None = None) -> Ensemble:
+def added(ensemble: Ensemble, votes: Sequence[Member], *, in_place_of: str | None = None) -> Ensemble:
     """Add `votes` as members, or put the only one of them in the place of another; EnsembleError where that is no member."""
     if in_place_of is None:
         return dataclasses.replace(ensemble, members=(*ensemble.members, *votes))
     if len(votes) != 1:
         raise EnsembleError(f"one vote can take the place of '{in_place_of}', got {len(votes)}: name one")
-    old = found_vote(ensemble, in_place_of)
+    old = find_member(ensemble, in_place_of)
     members = tuple(votes[0] if vote == old else vote for vote in ensemble.members)
     return dataclasses.replace(ensemble, members=members)
 
 
 def removed(ensemble: Ensemble, names: Sequence[str]) -> Ensemble:
     """Remove the members that `names` (`MODEL` or `MODEL@VERSION`) name; EnsembleError where one is none, or nobody is left."""
-    gone = [found_vote(ensemble, name) for name in names]
+    gone = [find_member(ensemble, name) for name in names]
     left = tuple(vote for vote in ensemble.members if vote not in gone)
     if not left:
         raise EnsembleError(
@@ -64,9 +64,9 @@ def removed(ensemble: Ensemble, names: Sequence[str]) -> Ensemble:
 
 def reweighted(ensemble: Ensemble, weights: Mapping[str, float]) -> Ensemble:
     """Give members, by `MODEL` or `MODEL@VERSION`, other weights, which are finite and above 0, else an EnsembleError."""
-    chosen: dict[Vote, float] = {}
+    chosen: dict[Member, float] = {}
     for name, weight in weights.items():
-        vote = found_vote(ensemble, name)
+        vote = find_member(ensemble, name)
         if vote in chosen:
             raise EnsembleError(f"{vote.model}@{vote.version} is given two weights: name it once")
         number = _number(name, weight)
@@ -81,9 +81,9 @@ def reweighted(ensemble: Ensemble, weights: Mapping[str, float]) -> Ensemble:
     return dataclasses.replace(ensemble, members=members)
 
 
-def found_vote(ensemble: Ensemble, text: str) -> Vote:
+def find_member(ensemble: Ensemble, text: str) -> Member:
     """Find the member that `MODEL` or `MODEL@VERSION` names in `ensemble`; EnsembleError where there are none or several."""
-    model, version = named_vote(text)
+    model, version = parse_member(text)
     found = [vote for vote in ensemble.members if vote.model == model and version in (None, vote.version)]
     if len(found) > 1:
         several = ", ".join(f"{vote.model}@{vote.version}" for vote in found)

@@ -12,7 +12,7 @@ from defensemble_repository.ensemble import Ensemble, averaging_model
 from defensemble_repository.errors import ConfigError, EnsembleError
 from defensemble_repository.names import CONFIG_FILE, LABELS_FILE, MODEL_FILE, check_name
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config, schema
-from defensemble_repository.reader import existing_batch, is_ensemble, read_ensemble, stated_votes
+from defensemble_repository.reader import existing_batch, is_ensemble, read_ensemble, stated_members
 from defensemble_repository.view import RepositoryView
 
 from ..entries.ensemble import PLACEHOLDER, PLACEHOLDER_TEXT, averaging_files, ensemble_files, is_of_two_models, members_preprocessing
@@ -242,7 +242,7 @@ def _without_damaged_averaging(files: RepositoryView, ensemble: Ensemble, interf
     if not files.has(name):
         return files
     path = f"{name}/1/{MODEL_FILE}"
-    stated = stated_votes(files.config(name), ensemble.name)
+    stated = stated_members(files.config(name), ensemble.name)
     described = stated is not None and name == averaging_model(stated, classes, batch)
     if described and is_same_graph(files.content(path), average_onnx(ensemble, classes)):
         return files

@@ -47,13 +47,13 @@ class Prunable:
 
 
 def prune_plan(
-    repository: Path, *, keep: int, also_used: Collection[str] = (), say: Callable[[str], None] = lambda text: None
+    repository: Path, *, keep: int, also_used: Collection[str] = (), on_progress: Callable[[str], None] = lambda text: None
 ) -> list[Prunable]:
     """What in ``repository`` no ensemble uses, and no state that a rollback of at most ``keep`` edits of any ensemble goes back to.
 
     That is averaging models, and versions of members that voted once, by the history: a network that never did, such as a standard one
     that is served next to an ensemble, is nobody's to delete. Nor are fused graphs, models and versions whose file no parameter
-    ``sha256.<version>`` describes, for no export wrote them, and folders with files of somebody else's, of which ``say`` is told.
+    ``sha256.<version>`` describes, for no export wrote them, and folders with files of somebody else's, of which ``on_progress`` is told.
     ``also_used`` names what is used otherwise, "MODEL" or "MODEL@VERSION": what a server has loaded for an older state, or what another
     model of the repository calls.
 
@@ -74,10 +74,10 @@ def prune_plan(
         if config.platform == "ensemble":
             continue
         if AVERAGING_NAME.fullmatch(name) and set(config.parameters) >= _OF_AN_AVERAGE:
-            found += [] if name in used_models else _prunable(repository, name, None, "averages for no ensemble", say)
+            found += [] if name in used_models else _prunable(repository, name, None, "averages for no ensemble", on_progress)
         elif not set(config.parameters) >= _OF_AN_AVERAGE:  # else a fused graph
             unused = {key[1]: why for key, why in voted.items() if key[0] == name and not used & {key, (name, None)}}
-            found += _of_member(repository, name, config, unused, say)
+            found += _of_member(repository, name, config, unused, on_progress)
     return found
 
 
@@ -157,7 +157,7 @@ def _voted(history: Sequence[Edit]) -> dict[_Vote, str]:
 
 
 def _of_member(
-    repository: Path, name: str, config: schema.ModelConfig, unused: dict[int, str], say: Callable[[str], None]
+    repository: Path, name: str, config: schema.ModelConfig, unused: dict[int, str], on_progress: Callable[[str], None]
 ) -> list[Prunable]:
     """What of a model can go, of whose versions ``unused`` voted once (why, by version) and are not used now."""
     there = [version for version in versions_in(repository / name) if (repository / name / str(version)).is_dir()]
@@ -165,26 +165,28 @@ def _of_member(
     if there and set(there) <= set(unused):
         texts = [unused[version] for version in there]
         why = texts[0] if len(texts) == 1 else "; ".join(map("version {}: {}".format, there, texts))
-        return _prunable(repository, name, None, why, say)
+        return _prunable(repository, name, None, why, on_progress)
     specific = set(config.version_policy.specific.versions)
     if specific and not specific - set(unused):
-        say(f"{repository / name} is left alone: its version_policy names nothing but what could go, and would leave nothing to serve")
+        on_progress(
+            f"{repository / name} is left alone: its version_policy names nothing but what could go, and would leave nothing to serve"
+        )
         return []
     found = []
     for version, why in sorted(unused.items()):
         if version not in there:
             found.append(Prunable(name, version, f"{why}; its files are gone, and {CONFIG_FILE} still describes them", 0, ()))
         else:
-            found += _prunable(repository, name, version, why, say)
+            found += _prunable(repository, name, version, why, on_progress)
     return found
 
 
-def _prunable(repository: Path, name: str, version: int | None, why: str, say: Callable[[str], None]) -> list[Prunable]:
+def _prunable(repository: Path, name: str, version: int | None, why: str, on_progress: Callable[[str], None]) -> list[Prunable]:
     """A model, or one version of it; nothing where a file of somebody else's is in its folder."""
     place = name if version is None else f"{name}/{version}"
     files = _files_below(repository, place)
     if others := [file for file in files if not _is_own(file.removeprefix(f"{name}/"))]:
-        say(f"{repository / place} is left alone: it holds {', '.join(others)}, which no export wrote; move that away")
+        on_progress(f"{repository / place} is left alone: it holds {', '.join(others)}, which no export wrote; move that away")
         return []
     return [Prunable(name, version, why, sum((repository / file).lstat().st_size for file in files), tuple(files))]
 

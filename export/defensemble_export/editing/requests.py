@@ -28,7 +28,7 @@ from defensemble_repository.view import RepositoryView
 from ..errors import HistoryError
 from .existing import check_ensemble_exists, existing_ensemble
 from .history import Snapshot, read_history, undoable
-from .membership import added, found_vote, named_vote, new_vote, removed, reweighted
+from .membership import added, find_member, new_member, parse_member, removed, reweighted
 from .plan import EditPlan, plan_creation, plan_deletion, plan_ensemble, plan_snapshot
 
 
@@ -91,7 +91,7 @@ class CreateEnsemble(EditRequest):
 
     def plan(self, repository: Path) -> EditPlan:
         """See `EditRequest.plan`; a model without a version votes at its newest."""
-        votes = tuple(new_vote(repository, member, self.weights.get(member, 1.0)) for member in self.members)
+        votes = tuple(new_member(repository, member, self.weights.get(member, 1.0)) for member in self.members)
         return plan_creation(repository, Ensemble(self.name, votes, self.average))
 
 
@@ -122,9 +122,9 @@ class AddMembers(_Change):
     def _changed(self, now: Ensemble, repository: Path) -> Ensemble:
         weight = self.weight
         if weight is None:
-            weight = 1.0 if self.in_place_of is None else found_vote(now, self.in_place_of).weight
+            weight = 1.0 if self.in_place_of is None else find_member(now, self.in_place_of).weight
         for member in self.members:
-            model, version = named_vote(member)
+            model, version = parse_member(member)
             there = [vote for vote in now.members if vote.model == model]
             if version is None and there and self.in_place_of is None:
                 raise EnsembleError(
@@ -132,7 +132,7 @@ class AddMembers(_Change):
                     f"vote as the one to go (--in-place-of {model}@{there[0].version}); to let two versions vote, name the other one "
                     f"({model}@VERSION)"
                 )
-        return added(now, [new_vote(repository, member, weight) for member in self.members], in_place_of=self.in_place_of)
+        return added(now, [new_member(repository, member, weight) for member in self.members], in_place_of=self.in_place_of)
 
 
 @dataclass(frozen=True)

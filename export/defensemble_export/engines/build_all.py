@@ -72,12 +72,12 @@ def planned_engines(
     models: Sequence[str] | None = None,
     versions: Sequence[int] | None = None,
     options: EngineOptions | None = None,
-    say: Callable[[str], None] = lambda text: None,
+    on_message: Callable[[str], None] = lambda text: None,
 ) -> list[PlannedEngine]:
     """What plans can be built for: the versions named, or those served, of the models named, or of all that take ``images``.
 
     Members and fused graphs do; averaging models and ensembles do not: they stay as they are. Nothing is built, and neither
-    TensorRT nor a GPU is needed: what a plan would fail by is found here, as far as it can be known. ``say`` gets a line about each
+    TensorRT nor a GPU is needed: what a plan would fail by is found here, as far as it can be known. ``on_message`` gets a line about each
     folder that is no model.
 
     Raises:
@@ -87,7 +87,7 @@ def planned_engines(
     options = options or EngineOptions()
     if not repository.is_dir():
         raise EngineError(f"there is no model repository {repository}: name a folder that `defensemble export` has written")
-    configs = read_models(repository, say)
+    configs = read_models(repository, on_message)
     able = [name for name, config in configs.items() if _why_not(config) is None]
     for name in models or ():
         if name not in configs:
@@ -131,7 +131,7 @@ def build_engines(
     data_dir: Path | None = None,
     compare: bool = True,
     force: bool = False,
-    say: Callable[[str], None] = lambda text: None,
+    on_message: Callable[[str], None] = lambda text: None,
     on_progress: OnProgress | None = None,
 ) -> list[BuiltEngine]:
     """Build ``model.plan`` and ``model.plan.json`` for what ``planned_engines`` lists, each written as soon as it has proved right.
@@ -139,14 +139,14 @@ def build_engines(
     A plan that is there already, built from the same graph by the same TensorRT for the same GPU and options, stays, unless ``force``. A
     new one is compared, unless ``compare`` is False, with ONNX Runtime on real ``images`` (N,C,H,W), by default test images of the data
     that the model was trained on (from ``data_dir`` where it is given), and is not kept where it differs by more than the precision's
-    tolerances. ``timing_cache`` None is ``default_timing_cache``. ``say`` gets a line about each plan.
+    tolerances. ``timing_cache`` None is ``default_timing_cache``. ``on_message`` gets a line about each plan.
 
     Raises:
         EngineError: see ``planned_engines``, ``engine_from_onnx`` and ``verify_plan``; plans that were written before it stay.
         ExportError, OSError, defensemble_training.DataError: likewise.
     """
     options = options or EngineOptions()
-    planned = planned_engines(repository, models=models, versions=versions, options=options, say=say)
+    planned = planned_engines(repository, models=models, versions=versions, options=options, on_message=on_message)
     target = find_target()
     for one in planned:
         check_target(target, one.request.precision, hardware_compatible=options.hardware_compatible)
@@ -158,11 +158,11 @@ def build_engines(
     for one in planned:
         current = None if force else _current(one, target)
         if current is not None:
-            say(f"{one.name}: up to date, built {current.date} with TensorRT {current.tensorrt}")
+            on_message(f"{one.name}: up to date, built {current.date} with TensorRT {current.tensorrt}")
             outcomes.append(BuiltEngine(one.model, one.version, current, built=False, agreement=None))
             continue
         real = None if not compare else _real_images(one, data_dir) if images is None else images  # before the build: there may be none
-        outcomes.append(_build(repository, one, target, timing_cache, real, say, on_progress))
+        outcomes.append(_build(repository, one, target, timing_cache, real, on_message, on_progress))
     return outcomes
 
 
@@ -172,7 +172,7 @@ def _build(
     target: Target,
     timing_cache: Path,
     images: Array | None,
-    say: Callable[[str], None],
+    on_message: Callable[[str], None],
     on_progress: OnProgress | None,
 ) -> BuiltEngine:
     request = one.request
@@ -184,7 +184,7 @@ def _build(
             agreement = verify_plan(plan, one.graph, images, profile=request.profile, precision=request.precision)
         with locked(repository), defer_sigint() as interrupts:
             for stale in remove_stale_staging(repository):
-                say(f"removed {stale}, which a command that was killed had left")
+                on_message(f"removed {stale}, which a command that was killed had left")
             # The request was made from the graph as it was planned.
             if not one.onnx_sha256 == manifest.onnx_sha256 == file_digest(one.graph):
                 raise EngineError(f"{one.graph} was changed while plans were built, so its plan is not kept: build it again")
@@ -194,7 +194,7 @@ def _build(
             write_plan(repository, content)
             compared = "not compared" if agreement is None else str(agreement)
             # Before an interrupt that came too late for this plan ends the command.
-            say(f"{one.name}: built in {manifest.build_s:.1f} s for batches of {_batches(request)}, {request.precision}; {compared}")
+            on_message(f"{one.name}: built in {manifest.build_s:.1f} s for batches of {_batches(request)}, {request.precision}; {compared}")
     return BuiltEngine(one.model, one.version, manifest, built=True, agreement=agreement)
 
 

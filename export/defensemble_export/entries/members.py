@@ -9,7 +9,7 @@ from pathlib import Path
 
 from defensemble_images import ImagesError, Preprocessing
 from defensemble_repository.configs import Interface, describe_version, member_config
-from defensemble_repository.ensemble import Ensemble, Vote
+from defensemble_repository.ensemble import Ensemble, Member
 from defensemble_repository.errors import EnsembleError
 from defensemble_repository.labels import class_names_from_labels
 from defensemble_repository.names import CONFIG_FILE, LABELS_FILE, MODEL_FILE, REPORT_FILE, check_name
@@ -37,7 +37,7 @@ DEFAULT_MAX_BATCH_SIZE = 64
 
 
 @dataclass(frozen=True)
-class Member:
+class ExportedMember:
     """One exported network: the bytes of its ONNX file, what its configuration has to say, and the report of its verification.
 
     ``mask_digest`` is None where there are no masks that we know of: a network of somebody else's; ``preprocessing`` where it is not known
@@ -72,7 +72,7 @@ class Member:
 
 def repository_plan(
     repository: Path,
-    members: Sequence[Member],
+    members: Sequence[ExportedMember],
     *,
     ensemble: str | None = "ensemble",
     average: str | None = None,
@@ -137,7 +137,7 @@ def _planned_ensemble(repository: Path, members: Sequence[str], name: str, avera
     if (repository / name).exists():
         known = read_ensemble(repository, name)
     else:
-        known = Ensemble(name, tuple(Vote(member, version) for member, version in versions.items()))
+        known = Ensemble(name, tuple(Member(member, version) for member, version in versions.items()))
     planned = known.extended(versions, weights, average)
     gone = [vote.model for vote in planned.members if vote.model not in versions and not (repository / vote.model).exists()]
     if gone:
@@ -171,7 +171,7 @@ def _check_free(repository: Path, members: Sequence[str], ensemble: str | None, 
             )
 
 
-def _member_files(repository: Path, member: Member, max_batch_size: int) -> dict[str, bytes]:
+def _member_files(repository: Path, member: ExportedMember, max_batch_size: int) -> dict[str, bytes]:
     folder = repository / member.name
     if not folder.exists():
         config = member_config(member.name, member.interface(max_batch_size))
@@ -189,24 +189,24 @@ def _member_files(repository: Path, member: Member, max_batch_size: int) -> dict
     return files | version_files(member, version)
 
 
-def describe_member_version(config: schema.ModelConfig, member: Member, version: int) -> None:
+def describe_member_version(config: schema.ModelConfig, member: ExportedMember, version: int) -> None:
     """Set what the configuration of a member or a fused graph states of its ``version``, whose content is ``member``."""
     sha256, masks = hashlib.sha256(member.onnx).hexdigest(), member.mask_digest
     describe_version(config, version, precision=member.precision, sha256=sha256, mask_digest=masks, preprocessing=member.rule)
 
 
-def version_files(member: Member, version: int) -> dict[str, bytes]:
+def version_files(member: ExportedMember, version: int) -> dict[str, bytes]:
     """Return the files of a version of a model: its graph, and the report of its verification where there is one."""
     report = {} if member.report is None else {f"{member.name}/{version}/{REPORT_FILE}": member.report}
     return {f"{member.name}/{version}/{MODEL_FILE}": member.onnx, **report}
 
 
-def labels_text(member: Member) -> bytes:
+def labels_text(member: ExportedMember) -> bytes:
     """The class names as Triton reads them, one a line."""
     return "".join(f"{label}\n" for label in member.class_names).encode()
 
 
-def check_same_interface(folder: Path, member: Member) -> None:
+def check_same_interface(folder: Path, member: ExportedMember) -> None:
     """Refuse (ExistsError, EnsembleError) a new version of the model in `folder` of another interface, class names or preprocessing."""
     shapes, labels = interface_of(folder)
     expected = [list(member.input_shape), [member.num_classes]]
@@ -229,7 +229,7 @@ def preprocessing_from_text(text: str | None, where: str) -> Preprocessing | Non
         raise ExportError(str(error)) from error
 
 
-def check_same(members: Sequence[Member], *, shape: str = "input shape") -> None:
+def check_same(members: Sequence[ExportedMember], *, shape: str = "input shape") -> None:
     """Refuse (EnsembleError) members of other images, preprocessing or classes; ``shape`` is what errors call the size of the images."""
     first = members[0]
     for member in members[1:]:
@@ -243,7 +243,7 @@ def check_same(members: Sequence[Member], *, shape: str = "input shape") -> None
     agreed_preprocessing({member.name: member.rule for member in members})
 
 
-def check_members_fit(repository: Path, ensemble: str | None, members: Sequence[Member]) -> None:
+def check_members_fit(repository: Path, ensemble: str | None, members: Sequence[ExportedMember]) -> None:
     """Refuse (EnsembleError) ``members`` that cannot be averaged with each other and with those of ``ensemble`` in ``repository``."""
     first = members[0]
     check_same(members)
@@ -265,7 +265,9 @@ def check_members_fit(repository: Path, ensemble: str | None, members: Sequence[
     agreed_preprocessing(stated | {member.name: member.rule for member in members})
 
 
-def _ensemble_files(files: RepositoryView, ensemble: Ensemble, members: Sequence[Member], batches: Mapping[str, int]) -> dict[str, bytes]:
+def _ensemble_files(
+    files: RepositoryView, ensemble: Ensemble, members: Sequence[ExportedMember], batches: Mapping[str, int]
+) -> dict[str, bytes]:
     """Compute the files of an ensemble; `files` are the repository with its members as they will be."""
     repository = files.repository
     check_members_fit(repository, ensemble.name, members)

@@ -15,7 +15,7 @@ import onnx
 from defensemble_repository.onnx_metadata import CLASS_NAMES, MASK_DIGEST, PRECISION, PREPROCESSING, RECORD, SPEC
 from defensemble_repository.reader import checked_batch
 
-from ..entries.members import DEFAULT_MAX_BATCH_SIZE, Member, preprocessing_from_text
+from ..entries.members import DEFAULT_MAX_BATCH_SIZE, ExportedMember, preprocessing_from_text
 from ..errors import ExportError
 from ..foreign.reader import check_is_checkpoint
 from ..graphs.tracing import graph_from_module
@@ -108,7 +108,7 @@ def onnx_from_module(
     return write_form(network, Path(path), form, real, pool, max_batch_size)
 
 
-def member_from_onnx(path: str | os.PathLike[str], name: str) -> Member:
+def member_from_onnx(path: str | os.PathLike[str], name: str) -> ExportedMember:
     """Read back what this package wrote, with the report beside it where there is one, as the member ``name`` of a repository.
 
     Raises:
@@ -122,7 +122,7 @@ def member_from_onnx(path: str | os.PathLike[str], name: str) -> Member:
     class_names = json.loads(metadata[CLASS_NAMES])
     _, channels, height, width = (size.dim_value for size in model.graph.input[0].type.tensor_type.shape.dim)
     report = report_beside(Path(path))
-    return Member(
+    return ExportedMember(
         name,
         content,
         (channels, height, width),

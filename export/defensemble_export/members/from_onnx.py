@@ -18,12 +18,12 @@ from defensemble_images import RESIZES, Preprocessing
 from defensemble_repository.onnx_metadata import CLASS_NAMES, PREPROCESSING
 from defensemble_repository.reader import checked_batch
 
-from ..entries.members import Member
+from ..entries.members import ExportedMember
 from ..errors import ExportError
 from ..foreign.convert import foreign_interface
 from ..graphs.traversal import metadata_of
 from ..labels import checked_class_names, default_labels
-from ..verification.images import RANDOM_ALONE, ImagePool, RealImages
+from ..verification.images import RANDOM_ONLY, ImagePool, RealImages
 from ..verification.tolerances import computed_precision
 from .foreign_child import DEFAULT_TIMEOUT_S, ForeignExport, onnx_from_foreign_limited, write_foreign_limited
 from .write import Form, check_place
@@ -114,10 +114,10 @@ class FromOnnx:
         onnx.helper.set_model_props(graph, {CLASS_NAMES: json.dumps(names), **resized})
         return graph
 
-    def outline(self) -> Member:
+    def outline(self) -> ExportedMember:
         """The member that it will be, without its graph: what it takes, and which classes it knows."""
         names = tuple(json.loads(metadata_of(self.graph)[CLASS_NAMES]))
-        return Member(self.name, b"", foreign_interface(self.graph)[0], len(names), names, None, preprocessing=self.preprocessing)
+        return ExportedMember(self.name, b"", foreign_interface(self.graph)[0], len(names), names, None, preprocessing=self.preprocessing)
 
     def write_onnx(
         self,
@@ -142,7 +142,7 @@ class FromOnnx:
         self.check(form, images)
         shape, _ = foreign_interface(self.graph)
         if images is None:
-            real = RealImages(np.random.default_rng(0).random((_RANDOM, *shape), np.float32), RANDOM_ALONE)
+            real = RealImages(np.random.default_rng(0).random((_RANDOM, *shape), np.float32), RANDOM_ONLY)
         else:
             real = RealImages(images, "images of the user's")
         if form.calibration_images is not None:

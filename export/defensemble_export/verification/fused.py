@@ -16,7 +16,7 @@ from ..graphs.averaging import average_onnx
 from ..graphs.fusion import WAY_OUT
 from ..graphs.loading import cpu_session, translated
 from .compare import Comparison
-from .images import RANDOM_ALONE, RealImages
+from .images import RANDOM_ONLY, RealImages
 
 Array = np.ndarray[Any, Any]
 _FUSED = "the fused graph"
@@ -69,7 +69,7 @@ def verify_fused(
                 worst[output] = max(worst[output], difference.relative)
     return {
         "against": f"the members one by one and their averaging graph, in ONNX Runtime {onnxruntime.__version__}",
-        "images": RANDOM_ALONE if images is None else "random images, and the user's or those of the members' data",
+        "images": RANDOM_ONLY if images is None else "random images, and the user's or those of the members' data",
         "n": 0 if images is None else min(sum(batches), len(images)),
         "batches": batches,
         "graph_optimisation": "all",

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from defensemble_training import Dataset, TrainingRecord
 
 # What a report says of the images where there are no real ones.
-RANDOM_ALONE = "random images alone"
+RANDOM_ONLY = "random images alone"
 # Of the test images, so many are compared.
 _COMPARED = 1000
 _MEND = "Say where they are (--data-dir), or pass others (--images FILE.npy)"

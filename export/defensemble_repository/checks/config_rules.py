@@ -15,8 +15,8 @@ from ..names import BACKEND_OF_PLATFORM, PLAN_BACKEND
 from ..pbtxt import schema
 from ..reader import backend_of
 from ..target import Target
-from .embedded_rules import embedded_faults
-from .finding import Fault, Step
+from .embedded_rules import embedded_problems
+from .finding import ConfigProblem, Step
 
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 # Bytes of an element; text has no fixed size.
@@ -37,55 +37,59 @@ TYPE_SIZES = {
 }
 
 
-def config_faults(config: schema.ModelConfig, target: Target) -> list[Fault]:
+def config_problems(config: schema.ModelConfig, target: Target) -> list[ConfigProblem]:
     """Find all that `target` refuses of `config`, which is no ensemble, whatever the files of the model hold."""
     if not config.backend and not config.platform:
-        return [Fault("names neither a backend nor a platform, so what it is is not known: put back what was exported")]
+        return [ConfigProblem("names neither a backend nor a platform, so what it is is not known: put back what was exported")]
     faults = [*_kind(config), *_tensors(config), *_batching(config), *_warmup(config), *_instances(config), *_features(config)]
     if not target.embedded or any(fault.way == ("backend",) for fault in faults):
         return faults  # what is no name of a backend is not in the embedded runtime either
-    return [*faults, *embedded_faults(config)]
+    return [*faults, *embedded_problems(config)]
 
 
-def _kind(config: schema.ModelConfig) -> Iterator[Fault]:
+def _kind(config: schema.ModelConfig) -> Iterator[ConfigProblem]:
     known = ", ".join(sorted(BACKEND_OF_PLATFORM))
     if config.backend and not PLAIN_NAME.fullmatch(config.backend):
-        yield Fault(f'backend is "{config.backend}", expected a plain name, such as onnxruntime', ("backend",))
+        yield ConfigProblem(f'backend is "{config.backend}", expected a plain name, such as onnxruntime', ("backend",))
     if config.platform and config.platform not in BACKEND_OF_PLATFORM:
         if not config.backend:
-            yield Fault(f'platform is "{config.platform}", expected one of {known}: correct it, or name the backend', ("platform",))
+            yield ConfigProblem(f'platform is "{config.platform}", expected one of {known}: correct it, or name the backend', ("platform",))
         else:
-            yield Fault(f'platform "{config.platform}" does not belong to backend "{config.backend}": remove the platform', ("platform",))
+            yield ConfigProblem(
+                f'platform "{config.platform}" does not belong to backend "{config.backend}": remove the platform', ("platform",)
+            )
     elif config.platform and config.backend and BACKEND_OF_PLATFORM[config.platform] != config.backend:
-        yield Fault(f'platform "{config.platform}" does not belong to backend "{config.backend}": remove one of them', ("platform",))
+        yield ConfigProblem(
+            f'platform "{config.platform}" does not belong to backend "{config.backend}": remove one of them', ("platform",)
+        )
     if config.max_batch_size < 0:
-        yield Fault(f"max_batch_size is {config.max_batch_size}, expected 0 or more", ("max_batch_size",))
+        yield ConfigProblem(f"max_batch_size is {config.max_batch_size}, expected 0 or more", ("max_batch_size",))
     if config.HasField("ensemble_scheduling"):
-        yield Fault('has ensemble_scheduling, and its platform is not "ensemble": remove it', ("ensemble_scheduling",))
+        yield ConfigProblem('has ensemble_scheduling, and its platform is not "ensemble": remove it', ("ensemble_scheduling",))
 
 
-def _tensors(config: schema.ModelConfig) -> Iterator[Fault]:
+def _tensors(config: schema.ModelConfig) -> Iterator[ConfigProblem]:
     for kind, tensors in (("input", config.input), ("output", config.output)):
         names = [tensor.name for tensor in tensors]
         for index, tensor in enumerate(tensors):
             way: tuple[Step, ...] = ((kind, index),)
             if not tensor.name:
-                yield Fault(f"{kind} {index + 1} has no name: give it one", way)
+                yield ConfigProblem(f"{kind} {index + 1} has no name: give it one", way)
             elif names.index(tensor.name) < index:
-                yield Fault(f"declares the {kind} '{tensor.name}' twice: remove one", way)
+                yield ConfigProblem(f"declares the {kind} '{tensor.name}' twice: remove one", way)
             who = f"{kind} '{tensor.name}'"
             if not all(size >= 1 or size == -1 for size in tensor.dims):
-                yield Fault(f"{who} has dims {list(tensor.dims)}: each must be 1 or more, or -1 for any", (*way, "dims"))
+                yield ConfigProblem(f"{who} has dims {list(tensor.dims)}: each must be 1 or more, or -1 for any", (*way, "dims"))
             elif tensor.HasField("reshape") and tensor.dims and not _same_elements(tensor.dims, tensor.reshape.shape):
                 text = f"{who} has dims {list(tensor.dims)}, and its reshape {list(tensor.reshape.shape)} has another number of elements"
-                yield Fault(f"{text}: make them agree", (*way, "reshape"))
+                yield ConfigProblem(f"{text}: make them agree", (*way, "reshape"))
             if tensor.is_shape_tensor and backend_of(config) != PLAN_BACKEND:
-                yield Fault(f"{who} is a shape tensor, which only TensorRT has: remove is_shape_tensor", (*way, "is_shape_tensor"))
+                yield ConfigProblem(f"{who} is a shape tensor, which only TensorRT has: remove is_shape_tensor", (*way, "is_shape_tensor"))
     for index, tensor in enumerate(config.input):
         if tensor.format != schema.ModelInput.FORMAT_NONE and len(tensor.dims) != 3:
             name = schema.ModelInput.Format.Name(tensor.format)
             text = f"input '{tensor.name}' has the format {name} and dims {list(tensor.dims)}, expected 3 sizes: correct one of them"
-            yield Fault(text, (("input", index), "format"))
+            yield ConfigProblem(text, (("input", index), "format"))
 
 
 def _same_elements(dims: Sequence[int], reshaped: Sequence[int]) -> bool:
@@ -103,32 +107,32 @@ def _same_elements(dims: Sequence[int], reshaped: Sequence[int]) -> bool:
     return counts(dims) == counts(reshaped)
 
 
-def _batching(config: schema.ModelConfig) -> Iterator[Fault]:
+def _batching(config: schema.ModelConfig) -> Iterator[ConfigProblem]:
     batching = config.dynamic_batching
     if not config.HasField("dynamic_batching"):
         return
     way = ("dynamic_batching", "preferred_batch_size")
     for size in batching.preferred_batch_size:
         if size <= 0:
-            yield Fault(f"preferred_batch_size is {size}, expected 1 or more", way)
+            yield ConfigProblem(f"preferred_batch_size is {size}, expected 1 or more", way)
         elif size > config.max_batch_size:
-            yield Fault(f"preferred_batch_size is {size}, more than max_batch_size, {config.max_batch_size}: lower it", way)
+            yield ConfigProblem(f"preferred_batch_size is {size}, more than max_batch_size, {config.max_batch_size}: lower it", way)
     levels, default = batching.priority_levels, batching.default_priority_level
     if levels == 0:
         return
     if not 1 <= default <= levels:
         text = f"default_priority_level is {default}, expected 1 to priority_levels, {levels}"
-        yield Fault(text, ("dynamic_batching", "default_priority_level"))
+        yield ConfigProblem(text, ("dynamic_batching", "default_priority_level"))
     if levels > 1 and batching.preserve_ordering:
         text = f"preserve_ordering allows one priority level, and priority_levels is {levels}: remove one of them"
-        yield Fault(text, ("dynamic_batching", "preserve_ordering"))
+        yield ConfigProblem(text, ("dynamic_batching", "preserve_ordering"))
     for level in sorted(batching.priority_queue_policy):
         if not 1 <= level <= levels:
             text = f"priority_queue_policy is for level {level}, expected 1 to priority_levels, {levels}"
-            yield Fault(text, ("dynamic_batching", ("priority_queue_policy", "key", str(level))))
+            yield ConfigProblem(text, ("dynamic_batching", ("priority_queue_policy", "key", str(level))))
 
 
-def _warmup(config: schema.ModelConfig) -> Iterator[Fault]:
+def _warmup(config: schema.ModelConfig) -> Iterator[ConfigProblem]:
     inputs = {tensor.name: tensor for tensor in config.input}
     for index, sample in enumerate(config.model_warmup):
         way: tuple[Step, ...] = (("model_warmup", index),)
@@ -136,22 +140,24 @@ def _warmup(config: schema.ModelConfig) -> Iterator[Fault]:
         unknown = sorted(set(sample.inputs) - set(inputs))
         missing = sorted(name for name, tensor in inputs.items() if not tensor.optional and name not in sample.inputs)
         if inputs and unknown:
-            yield Fault(f"{name} gives the input {_listed(unknown)}, which the model does not have: it has {_listed(inputs)}", way)
+            yield ConfigProblem(f"{name} gives the input {_listed(unknown)}, which the model does not have: it has {_listed(inputs)}", way)
         elif missing:
-            yield Fault(f"{name} does not give the input {_listed(missing)}: add it", way)
+            yield ConfigProblem(f"{name} does not give the input {_listed(missing)}: add it", way)
         for key, given in sorted(sample.inputs.items()):
             where = (*way, ("inputs", "key", key))
             tensor = inputs.get(key)
             if given.WhichOneof("input_data_type") is None:
-                yield Fault(f"{name} says no data for '{key}': write zero_data, random_data or input_data_file", where)
+                yield ConfigProblem(f"{name} says no data for '{key}': write zero_data, random_data or input_data_file", where)
             if any(size < 0 for size in given.dims):
-                yield Fault(f"{name} has dims {list(given.dims)} for '{key}': each must be a size", (*where, "value", "dims"))
+                yield ConfigProblem(f"{name} has dims {list(given.dims)} for '{key}': each must be a size", (*where, "value", "dims"))
             elif tensor is not None and tensor.dims and not _fits(given.dims, tensor.dims):
                 text = f"{name} has dims {list(given.dims)} for '{key}', which has {list(tensor.dims)}: make them agree"
-                yield Fault(text, (*where, "value", "dims"))
+                yield ConfigProblem(text, (*where, "value", "dims"))
             if tensor is not None and tensor.data_type not in (schema.TYPE_INVALID, given.data_type):
                 kinds = [schema.DataType.Name(kind) for kind in (given.data_type, tensor.data_type)]
-                yield Fault(f"{name} has {kinds[0]} for '{key}', which is {kinds[1]}: make them equal", (*where, "value", "data_type"))
+                yield ConfigProblem(
+                    f"{name} has {kinds[0]} for '{key}', which is {kinds[1]}: make them equal", (*where, "value", "data_type")
+                )
 
 
 def warmup_size(given: schema.ModelWarmup.Input) -> int | None:
@@ -164,24 +170,26 @@ def _fits(given: Sequence[int], dims: Sequence[int]) -> bool:
     return len(given) == len(dims) and all(size in (-1, one) for one, size in zip(given, dims, strict=True))
 
 
-def _instances(config: schema.ModelConfig) -> Iterator[Fault]:
+def _instances(config: schema.ModelConfig) -> Iterator[ConfigProblem]:
     if config.instance_group and all(group.passive for group in config.instance_group):
         # Seen in core 2.51: the model loads, and the first call crashes the server.
         text = "has only passive instances, which take no calls: remove passive from one instance_group"
-        yield Fault(text, ("instance_group", "passive"))
+        yield ConfigProblem(text, ("instance_group", "passive"))
     for index, group in enumerate(config.instance_group):
         way: tuple[Step, ...] = (("instance_group", index),)
         if group.kind in (schema.ModelInstanceGroup.KIND_CPU, schema.ModelInstanceGroup.KIND_MODEL) and group.gpus:
             kind = schema.ModelInstanceGroup.Kind.Name(group.kind)
-            yield Fault(f"instance_group {index + 1} is {kind} and names gpus {list(group.gpus)}: remove these", (*way, "gpus"))
+            yield ConfigProblem(f"instance_group {index + 1} is {kind} and names gpus {list(group.gpus)}: remove these", (*way, "gpus"))
         if group.profile and backend_of(config) != PLAN_BACKEND:
             text = f"instance_group {index + 1} names the profile {list(group.profile)}, which only TensorRT has: remove it"
-            yield Fault(text, (*way, "profile"))
+            yield ConfigProblem(text, (*way, "profile"))
 
 
-def _features(config: schema.ModelConfig) -> Iterator[Fault]:
+def _features(config: schema.ModelConfig) -> Iterator[ConfigProblem]:
     if config.model_transaction_policy.decoupled and config.response_cache.enable:
-        yield Fault("has response_cache with a decoupled transaction policy, which exclude each other: remove one", ("response_cache",))
+        yield ConfigProblem(
+            "has response_cache with a decoupled transaction policy, which exclude each other: remove one", ("response_cache",)
+        )
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from ..names import BACKEND
 from ..pbtxt import schema
 from ..reader import backend_of, parameter
-from .finding import Fault, Step, way_to_parameter
+from .finding import ConfigProblem, Step, parameter_path
 
 _ELSEWHERE = "serve it with --runtime docker or path"
 _LIBRARY = f"libtriton_{BACKEND}.so"
@@ -20,45 +20,49 @@ _MOST_JOINED_ROWS = 65536
 _GRAPH_LEVELS = {-1: "basic", 0: "all", 1: "extended", 2: "none"}
 
 
-def embedded_faults(config: schema.ModelConfig) -> Iterator[Fault]:
+def embedded_problems(config: schema.ModelConfig) -> Iterator[ConfigProblem]:
     """Find what the embedded runtime refuses of a model's configuration, and another Triton may take."""
     backend = backend_of(config)
     if backend != BACKEND:
         if not backend:
             return  # an unknown platform, which every Triton refuses
         way = ("backend",) if config.backend else ("platform",)
-        yield Fault(f"backend '{backend or config.platform}' is not in the embedded runtime, which has only '{BACKEND}': {_ELSEWHERE}", way)
+        yield ConfigProblem(
+            f"backend '{backend or config.platform}' is not in the embedded runtime, which has only '{BACKEND}': {_ELSEWHERE}", way
+        )
         return
     if config.runtime not in ("", _LIBRARY):
-        yield Fault(f'runtime is "{config.runtime}", and the embedded runtime has only {_LIBRARY}: remove that line', ("runtime",))
+        yield ConfigProblem(f'runtime is "{config.runtime}", and the embedded runtime has only {_LIBRARY}: remove that line', ("runtime",))
     yield from _gpus(config)
     yield from _declared(config)
     yield from _unsupported(config)
     yield from _settings(config)
 
 
-def _gpus(config: schema.ModelConfig) -> Iterator[Fault]:
+def _gpus(config: schema.ModelConfig) -> Iterator[ConfigProblem]:
     for index, group in enumerate(config.instance_group):
         way: tuple[Step, ...] = (("instance_group", index),)
         if group.kind == schema.ModelInstanceGroup.KIND_GPU:
             text = f"instance_group {index + 1} is KIND_GPU, and the embedded runtime has only CPUs: write KIND_CPU, or {_ELSEWHERE}"
-            yield Fault(text, way)
+            yield ConfigProblem(text, way)
         elif group.gpus and group.kind == schema.ModelInstanceGroup.KIND_AUTO:
             text = f"instance_group {index + 1} names gpus {list(group.gpus)}, and the embedded runtime has only CPUs: remove these"
-            yield Fault(f"{text}, or {_ELSEWHERE}", (*way, "gpus"))
+            yield ConfigProblem(f"{text}, or {_ELSEWHERE}", (*way, "gpus"))
 
 
-def _declared(config: schema.ModelConfig) -> Iterator[Fault]:
+def _declared(config: schema.ModelConfig) -> Iterator[ConfigProblem]:
     """NVIDIA's backend completes a configuration from the graph; ours compares them."""
     for kind, tensors in (("input", config.input), ("output", config.output)):
         if not tensors:
-            yield Fault(f"declares no {kind}: it needs each of the graph's" if kind == "input" else f"declares no {kind}: it needs one")
+            yield ConfigProblem(
+                f"declares no {kind}: it needs each of the graph's" if kind == "input" else f"declares no {kind}: it needs one"
+            )
         for index, tensor in enumerate(tensors):
             if tensor.data_type == schema.TYPE_INVALID:
-                yield Fault(f"{kind} '{tensor.name}' has no data_type: write one, such as TYPE_FP32", ((kind, index),))
+                yield ConfigProblem(f"{kind} '{tensor.name}' has no data_type: write one, such as TYPE_FP32", ((kind, index),))
 
 
-def _unsupported(config: schema.ModelConfig) -> Iterator[Fault]:
+def _unsupported(config: schema.ModelConfig) -> Iterator[ConfigProblem]:
     accelerators = config.optimization.execution_accelerators
     features: list[tuple[str, bool, tuple[Step, ...]]] = [
         ("sequence_batching", config.HasField("sequence_batching"), ("sequence_batching",)),
@@ -74,18 +78,18 @@ def _unsupported(config: schema.ModelConfig) -> Iterator[Fault]:
             features.append((f"{what} ('{tensor.name}')", asked, (("input", index),)))
     for feature, asked, way in features:
         if asked:
-            yield Fault(f"asks for {feature}, which the embedded runtime does not offer: remove it, or {_ELSEWHERE}", way)
+            yield ConfigProblem(f"asks for {feature}, which the embedded runtime does not offer: remove it, or {_ELSEWHERE}", way)
 
 
-def _settings(config: schema.ModelConfig) -> Iterator[Fault]:
+def _settings(config: schema.ModelConfig) -> Iterator[ConfigProblem]:
     level = config.optimization.graph.level
     if level not in _GRAPH_LEVELS:
         known = ", ".join(f"{number} ({meaning})" for number, meaning in _GRAPH_LEVELS.items())
-        yield Fault(f"optimization.graph.level is {level}, expected one of {known}", ("optimization", "graph", "level"))
+        yield ConfigProblem(f"optimization.graph.level is {level}, expected one of {known}", ("optimization", "graph", "level"))
     for key, is_valid, expected in _PARAMETERS:
         value = parameter(config, key)
         if value is not None and not is_valid(value):
-            yield Fault(f"the parameter {key} is {value[:80]!r}, expected {expected}", way_to_parameter(key))
+            yield ConfigProblem(f"the parameter {key} is {value[:80]!r}, expected {expected}", parameter_path(key))
 
 
 def _is_integer(least: int, most: int) -> Callable[[str], bool]:

@@ -15,7 +15,7 @@ from .members import check_members
 from .model import check_label_files, check_links, check_model
 from .preprocessing import check_agreement, check_preprocessing
 from .queue_limits import queue_limit_text, queue_limits
-from .wiring import said_step, way_to_step, wiring_faults
+from .wiring import format_step, step_path, wiring_problems
 
 # The tensors that a step of a member maps; another step that reads the ensemble's input is of an ensemble that was wired otherwise.
 _OF_A_MEMBER = ({"images"}, {"logits"})
@@ -47,7 +47,7 @@ def check_wired(found: Inspection, name: str, *, outer: tuple[str, ...] = ()) ->
             elif model in (*outer, name):
                 circle = ", which contains ".join(f"'{link}'" for link in (*outer, name, model)[(*outer, name).index(model) :])
                 first = next(index for index, step in enumerate(steps) if step.model_name == model)
-                found.say(name, f"it contains itself: {circle}; take one of these steps out", path, *way_to_step(first, "model_name"))
+                found.add_finding(name, f"it contains itself: {circle}; take one of these steps out", path, *step_path(first, "model_name"))
             else:
                 check_wired(found, model, outer=(*outer, name))
         averages = [model for model in averages if model in known]
@@ -59,12 +59,12 @@ def check_wired(found: Inspection, name: str, *, outer: tuple[str, ...] = ()) ->
             members = [step for step in votes if step.model_name in pinned and (set(step.input_map), set(step.output_map)) == _OF_A_MEMBER]
             bad |= check_members(found, name, [(step.model_name, step.model_version) for step in members], averages)
             check_agreement(found, name, config, {step.model_name: known[step.model_name] for step in members if step.model_name in known})
-        for fault in wiring_faults(config, {model: one for model, one in known.items() if model not in bad}):
-            found.say_fault(name, fault, path)
-        if not any(one.refuses and one.stops in (name, *averages) for one in found.findings):
+        for fault in wiring_problems(config, {model: one for model, one in known.items() if model not in bad}):
+            found.add_problem(name, fault, path)
+        if not any(one.is_error and one.stops in (name, *averages) for one in found.findings):
             _check_parameters(found, name, config, known)
         if found.check_ensemble is not None:
-            refused = any(one.refuses for one in (*found.findings[before:], *(one for one in found.findings if one.stops in known)))
+            refused = any(one.is_error for one in (*found.findings[before:], *(one for one in found.findings if one.stops in known)))
             found.check_ensemble(found, name, config, known, refused)
 
 
@@ -72,7 +72,7 @@ def _check_queue(found: Inspection, ensemble: str, model: str, config: schema.Mo
     allowed = found.target.allows_queue_limits
     for limit, way in () if allowed else queue_limits(config):
         text = queue_limit_text(limit, ensemble, found.target)
-        found.say(model, text, found.config_path(model), *way, refuses=allowed is False)
+        found.add_finding(model, text, found.config_path(model), *way, is_error=allowed is False)
 
 
 def _check_parameters(found: Inspection, name: str, config: schema.ModelConfig, known: Mapping[str, schema.ModelConfig]) -> None:
@@ -80,7 +80,7 @@ def _check_parameters(found: Inspection, name: str, config: schema.ModelConfig, 
     try:
         averaging_of(config, known)
     except EnsembleError as error:
-        found.say(name, str(error), found.config_path(name))
+        found.add_finding(name, str(error), found.config_path(name))
 
 
 def _ensemble(found: Inspection, name: str) -> schema.ModelConfig | None:
@@ -88,12 +88,12 @@ def _ensemble(found: Inspection, name: str) -> schema.ModelConfig | None:
     try:
         check_name(name)
     except EnsembleError as error:
-        found.say(name, str(error))
+        found.add_finding(name, str(error))
         return None
     files = found.files
     if not files.has(name):
         what = f"there is no ensemble '{name}' in {files.repository}"
-        found.say(name, f"{what}: `defensemble ensemble show` lists those that are there, `defensemble ensemble create` makes one")
+        found.add_finding(name, f"{what}: `defensemble ensemble show` lists those that are there, `defensemble ensemble create` makes one")
         return None
     config = found.config(name)
     if config is None:
@@ -101,15 +101,17 @@ def _ensemble(found: Inspection, name: str) -> schema.ModelConfig | None:
     path = found.config_path(name)
     if not is_ensemble(config) and not config.ensemble_scheduling.step:
         what = f"'{config.backend or config.platform}'" if config.backend or config.platform else "nothing"
-        found.say(name, f'is no ensemble: it says {what}, and an ensemble says platform: "ensemble"; name another', path, "platform")
+        found.add_finding(
+            name, f'is no ensemble: it says {what}, and an ensemble says platform: "ensemble"; name another', path, "platform"
+        )
         return None
     if not found.versions(name):
         text = f"has no version folder, without which Triton loads nothing: make {files.repository / name / '1'} with any file in it"
-        found.say(name, text, path)
+        found.add_finding(name, text, path)
     else:
         check_links(found, name, config)
     for profile in found.profiles(name):
-        found.say(name, "an ensemble is the same on every machine, and must have no profile file: remove this one", profile)
+        found.add_finding(name, "an ensemble is the same on every machine, and must have no profile file: remove this one", profile)
     _check_link(found, name)
     check_label_files(found, name, config)
     check_preprocessing(found, name, config)
@@ -122,43 +124,47 @@ def _check_link(found: Inspection, model: str) -> None:
         place = found.leads_out(path)
         if place is not None and not found.refused(model, path):
             text = f"is a link, or lies behind one, that leads out of the repository, to {place}, and an edit would write there"
-            found.say(model, f"{text}: put a copy in its place", path, refuses=found.for_edit)
+            found.add_finding(model, f"{text}: put a copy in its place", path, is_error=found.for_edit)
             return
 
 
 def _check_step(found: Inspection, name: str, index: int, step: schema.ModelEnsembling.Step, *, is_vote: bool, is_ours: bool) -> bool:
     """Whether the model of a step can be looked at: it has a name, and a configuration; then its version is looked for."""
     path, model, files = found.config_path(name), step.model_name, found.files
-    way = way_to_step(index, "model_name")
+    way = step_path(index, "model_name")
     try:
         check_name(model, generated=not is_ours or not is_vote)
     except EnsembleError as error:
-        found.say(name, f"step {index + 1}: {error}", path, *way)
+        found.add_finding(name, f"step {index + 1}: {error}", path, *way)
         return False
     if not found.has(model):
         mend = f"put it back, or {found.without_votes(name, model) if is_vote else found.way_back(name)}"
         if not is_ours:
             mend = "put it back, or take the step out"
-        found.say(model, f"{said_step(index, step)} is not in {files.repository}, which has no {model}/{CONFIG_FILE}: {mend}", path, *way)
+        found.add_finding(
+            model, f"{format_step(index, step)} is not in {files.repository}, which has no {model}/{CONFIG_FILE}: {mend}", path, *way
+        )
         return False
     config = found.config(model)
     if config is None:
         return True
     there, version = found.versions(model), step.model_version
-    served, way = versions_by_policy(there, config), way_to_step(index, "model_version")
+    served, way = versions_by_policy(there, config), step_path(index, "model_version")
     if not there:
         return True  # which is said of the model
     if version == -1:
         if is_ours:
-            text = f"{said_step(index, step)} says model_version: -1, whose meaning changes when a version is added"
-            found.say(name, f"{text}: write the one that is meant, now {max(served or there)}", path, *way)
+            text = f"{format_step(index, step)} says model_version: -1, whose meaning changes when a version is added"
+            found.add_finding(name, f"{text}: write the one that is meant, now {max(served or there)}", path, *way)
     elif version not in there:
         said = f"says model_version: {version}" if version > 0 else "says no model_version"
-        text = f"{said_step(index, step)} {said}, and its versions are {_numbers(there)}: write one of these, or export another (--replace)"
-        found.say(model, text, path, *way)
+        text = (
+            f"{format_step(index, step)} {said}, and its versions are {_numbers(there)}: write one of these, or export another (--replace)"
+        )
+        found.add_finding(model, text, path, *way)
     elif version not in served:
         text = f"'{name}' pins version {version}, and this version_policy serves {_numbers(served)}"
-        found.say(model, f"{text}: write version_policy {{ all {{}} }} here", found.config_path(model), "version_policy")
+        found.add_finding(model, f"{text}: write version_policy {{ all {{}} }} here", found.config_path(model), "version_policy")
     return True
 
 

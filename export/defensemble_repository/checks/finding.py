@@ -16,7 +16,7 @@ _TOKEN = re.compile(r"""\s+|\#[^\n]*|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|[{}
 class Finding:
     """What is wrong with ``model``, what was expected and how to mend it, with the file and the line (from 1) where one can be pointed at.
 
-    ``refuses`` False is what is allowed, but to be said. ``stops`` is the model that is not served because of it, which can be an ensemble
+    ``is_error`` False marks a remark. ``stops`` is the model that is not served because of it, which can be an ensemble
     of ``model``. ``unchecked`` says that files of ``model`` were not looked at, so that nothing can be claimed of them.
     """
 
@@ -24,7 +24,7 @@ class Finding:
     text: str
     file: Path | None = None
     line: int | None = None
-    refuses: bool = True
+    is_error: bool = True
     stops: str = ""
     unchecked: bool = False
 
@@ -35,14 +35,14 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Fault:
+class ConfigProblem:
     """What is wrong in a configuration, and the way to the field there."""
 
     text: str
     way: tuple[Step, ...] = ()
 
 
-def way_to_parameter(key: str) -> tuple[Step, ...]:
+def parameter_path(key: str) -> tuple[Step, ...]:
     """The way to the value of a parameter."""
     return (("parameters", "key", key), "value", "string_value")
 
@@ -55,7 +55,7 @@ class _Field:
     fields: list[_Field] = field(default_factory=list)
 
 
-class Lines:
+class FieldLocator:
     """Where the fields of a valid ``config.pbtxt`` stand: its parser does not tell."""
 
     def __init__(self, text: str) -> None:

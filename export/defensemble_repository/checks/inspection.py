@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from google.protobuf import text_format
 
-from ..ensemble import Ensemble, Vote
+from ..ensemble import Ensemble, Member
 from ..errors import ConfigError, RepositoryError
 from ..names import CONFIG_FILE, HISTORY_FILE, MODEL_NAME, PROFILES_FOLDER
 from ..pbtxt import LONGEST_REASON, config_from_pbtxt, schema
@@ -21,16 +21,16 @@ from ..reader import LARGEST_VERSION, checked_config, read_ensemble
 from ..target import ANY, Target
 from ..texts import shortened
 from ..view import RepositoryView
-from .finding import Fault, Finding, Lines, Step
+from .finding import ConfigProblem, FieldLocator, Finding, Step
 
 T = TypeVar("T")
 APPLY = "say what is to vote with `defensemble ensemble apply FILE`"
 
 
 @lru_cache(maxsize=64)
-def _lines(text: str) -> Lines:
+def _lines(text: str) -> FieldLocator:
     """Where the fields of a configuration stand: asked for once a finding, and there may be hundreds."""
-    return Lines(text)
+    return FieldLocator(text)
 
 
 @dataclass(eq=False)
@@ -61,14 +61,14 @@ class Inspection:
     _configs: dict[str, schema.ModelConfig | None] = field(default_factory=dict, init=False)
     _stops: str = field(default="", init=False)
 
-    def say(
+    def add_finding(
         self,
         model: str,
         text: str,
         path: str | None = None,
         *way: Step,
         line: int | None = None,
-        refuses: bool = True,
+        is_error: bool = True,
         unchecked: bool = False,
     ) -> None:
         """Add a finding about ``model``: in the file ``path`` (relative to the repository), where ``way`` leads to."""
@@ -76,13 +76,13 @@ class Inspection:
             content = self.content(path)
             line = None if content is None else _lines(content.decode(errors="replace")).of(*way)
         file = None if path is None else self.files.repository / path
-        found = Finding(model, shortened(text), file, line, refuses, self._stops or model, unchecked)
+        found = Finding(model, shortened(text), file, line, is_error, self._stops or model, unchecked)
         if found not in self.findings:
             self.findings.append(found)
 
-    def say_fault(self, model: str, fault: Fault, path: str) -> None:
+    def add_problem(self, model: str, fault: ConfigProblem, path: str) -> None:
         """Add what is wrong in the configuration at `path`."""
-        self.say(model, fault.text, path, *fault.way)
+        self.add_finding(model, fault.text, path, *fault.way)
 
     @contextmanager
     def stopping(self, model: str) -> Iterator[None]:
@@ -102,7 +102,7 @@ class Inspection:
     def refused(self, model: str, path: str | None = None) -> bool:
         """Whether something that refuses was found about ``model``, in the file ``path`` where one is given."""
         file = None if path is None else self.files.repository / path
-        return any(one.refuses and one.model == model and (path is None or one.file == file) for one in self.findings)
+        return any(one.is_error and one.model == model and (path is None or one.file == file) for one in self.findings)
 
     def content(self, path: str) -> bytes | None:
         """A file's bytes; None where there is none, and where it cannot be read, which is a finding."""
@@ -124,7 +124,7 @@ class Inspection:
         try:
             return read(path)
         except OSError as error:
-            self.say(path.partition("/")[0], f"cannot be read: {error.strerror}: fix its permissions, or put it back", path)
+            self.add_finding(path.partition("/")[0], f"cannot be read: {error.strerror}: fix its permissions, or put it back", path)
             return None
 
     def config(self, model: str) -> schema.ModelConfig | None:
@@ -144,11 +144,11 @@ class Inspection:
             return checked_config(config, self.files.repository / model)
         except ConfigError:
             if config.name not in ("", model):
-                self.say(model, f"says name: \"{config.name}\", but the folder is called '{model}': make them equal", path, "name")
+                self.add_finding(model, f"says name: \"{config.name}\", but the folder is called '{model}': make them equal", path, "name")
             else:
                 file, expected = config.default_model_filename, "expected the plain name of a file in the version's folder"
                 text = f"says default_model_filename: {file!r}, {expected}: mend that line, or take it out"
-                self.say(model, text, path, "default_model_filename")
+                self.add_finding(model, text, path, "default_model_filename")
             return None
 
     def _say_unknown_fields(self, model: str, path: str) -> None:
@@ -161,7 +161,7 @@ class Inspection:
             # By the text: Triton's parser refuses such a field with any value, and a message does not say that one with 0 was written.
             if lines.has(*way):
                 text = f"has the field {'.'.join(way)}, which {self.target} does not know, so it cannot read this file: remove the field"
-                self.say(model, text, path, *way)
+                self.add_finding(model, text, path, *way)
 
     def parsed(self, model: str, path: str) -> schema.ModelConfig | None:
         """A configuration of ``model`` at ``path``; None where there is none or it is not valid, which is a finding with its line."""
@@ -173,7 +173,9 @@ class Inspection:
         except ConfigError as error:
             cause = error.__cause__
             line = cause.GetLine() if isinstance(cause, text_format.ParseError) else None
-            self.say(model, f"not a valid model configuration: {shortened(str(cause), LONGEST_REASON)}: mend that line", path, line=line)
+            self.add_finding(
+                model, f"not a valid model configuration: {shortened(str(cause), LONGEST_REASON)}: mend that line", path, line=line
+            )
             return None
 
     def versions(self, model: str) -> list[int]:
@@ -181,11 +183,13 @@ class Inspection:
         try:
             found = self.files.versions(model)
         except OSError as error:
-            self.say(model, f"its folder cannot be listed: {error.strerror}: mend its permissions", model)
+            self.add_finding(model, f"its folder cannot be listed: {error.strerror}: mend its permissions", model)
             return []
         for version in found:
             if version > LARGEST_VERSION:
-                self.say(model, f"Triton counts versions up to {LARGEST_VERSION}: rename this folder to a lower one", f"{model}/{version}")
+                self.add_finding(
+                    model, f"Triton counts versions up to {LARGEST_VERSION}: rename this folder to a lower one", f"{model}/{version}"
+                )
         return found
 
     def profiles(self, model: str) -> list[str]:
@@ -199,7 +203,7 @@ class Inspection:
 
     def without_votes(self, ensemble: str, *models: str) -> str:
         """Advise how `models` stop voting in `ensemble`: by an edit that works on the repository as it is, or out of the planned edit."""
-        voting: tuple[Vote, ...] = ()
+        voting: tuple[Member, ...] = ()
         if (self.files.repository / ensemble / CONFIG_FILE).exists():
             try:
                 voting = read_ensemble(self.files.repository, ensemble).members

@@ -11,7 +11,7 @@ from ..names import CONFIG_FILE, LABELS_FILE
 from ..pbtxt import schema
 from ..reader import LARGEST_BATCH, parameter
 from .inspection import Inspection
-from .model import said_tensors
+from .model import format_tensors
 from .wiring import same_shape
 
 _MEMBER = "a member takes images FP32 [C, H, W] and gives logits FP32 [K]"
@@ -49,13 +49,13 @@ def _is_member(found: Inspection, ensemble: str, model: str, config: schema.Mode
         for tensors in (config.input, config.output)
     )
     if inputs != [("images", schema.TYPE_FP32, 3, True)] or ("logits", schema.TYPE_FP32, 1, True) not in outputs:
-        text = f"takes {said_tensors(config.input)} and gives {said_tensors(config.output)}, but {_MEMBER}: correct its configuration"
+        text = f"takes {format_tensors(config.input)} and gives {format_tensors(config.output)}, but {_MEMBER}: correct its configuration"
         field = "input" if inputs != [("images", schema.TYPE_FP32, 3, True)] else "output"
-        found.say(model, f"{text}, or {found.without_votes(ensemble, model)}", path, field)
+        found.add_finding(model, f"{text}, or {found.without_votes(ensemble, model)}", path, field)
         return False
     if not 1 <= config.max_batch_size <= LARGEST_BATCH:
         text = f"says max_batch_size: {config.max_batch_size}, expected 1 to {LARGEST_BATCH}: correct it"
-        found.say(model, f"{text}, or {found.without_votes(ensemble, model)}", path, "max_batch_size")
+        found.add_finding(model, f"{text}, or {found.without_votes(ensemble, model)}", path, "max_batch_size")
         return False
     return True
 
@@ -72,12 +72,12 @@ def _same(found: Inspection, ensemble: str, dims: Mapping[str, list[int]], expec
     if len(other) == len(dims) and len({*map(tuple, dims.values())}) == 1:
         size = next(iter(dims.values()))
         text = f"all members have {tensor} {size}, {whose} {expected}: make the {what} the same"
-        found.say(ensemble, text, f"{ensemble}/{CONFIG_FILE}", *(("input", "dims") if tensor == "images" else ()))
+        found.add_finding(ensemble, text, f"{ensemble}/{CONFIG_FILE}", *(("input", "dims") if tensor == "images" else ()))
         return set(other)
     for model, size in other.items():
         text = f"its {tensor} are {size}, those of {whose} {expected}: all members need the same {what}; export it again as the others are"
         text += f", or {found.without_votes(ensemble, *other)}"
-        found.say(model, text, f"{model}/{CONFIG_FILE}", (kind, "name", tensor), "dims")
+        found.add_finding(model, text, f"{model}/{CONFIG_FILE}", (kind, "name", tensor), "dims")
     return set(other)
 
 
@@ -88,7 +88,9 @@ def _check_labels(found: Inspection, ensemble: str, config: schema.ModelConfig, 
     for model, (path, labels) in told.items():
         classes = next(tensor.dims[0] for tensor in members[model].output if tensor.name == "logits")
         if len(labels) != classes:
-            found.say(model, f"names {len(labels)} classes, and its logits are {classes}: write one name a line, in their order", path)
+            found.add_finding(
+                model, f"names {len(labels)} classes, and its logits are {classes}: write one name a line, in their order", path
+            )
     told = {model: one for model, one in told.items() if not found.refused(model, one[0])}
     own = _labels(found, ensemble, config, "probabilities")
     if not told:
@@ -111,7 +113,7 @@ def _say_other_labels(found: Inspection, model: str, path: str, labels: tuple[st
         text = f"names {len(labels)} classes, {whose} {len(expected)}"
     else:
         text = f"class {line} is {labels[line - 1]!r}, that of {whose} is {expected[line - 1]!r}"
-    found.say(model, f"{text}: make the files equal, in the order of the logits", path, line=line)
+    found.add_finding(model, f"{text}: make the files equal, in the order of the logits", path, line=line)
 
 
 def _labels(found: Inspection, model: str, config: schema.ModelConfig, output: str) -> tuple[str, tuple[str, ...]] | None:
@@ -129,4 +131,4 @@ def _say_precisions(found: Inspection, ensemble: str, votes: Sequence[tuple[str,
     if len(set(known.values())) > 1:
         listed = ", ".join(f"{model}@{version} {precision}" for (model, version), precision in known.items())
         text = f"its members compute in different precisions, which is allowed: {listed}"
-        found.say(ensemble, text, f"{ensemble}/{CONFIG_FILE}", "ensemble_scheduling", refuses=False)
+        found.add_finding(ensemble, text, f"{ensemble}/{CONFIG_FILE}", "ensemble_scheduling", is_error=False)

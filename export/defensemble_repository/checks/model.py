@@ -13,11 +13,11 @@ from ..pbtxt import schema
 from ..plan_manifest import manifest_from_bytes
 from ..reader import backend_of, file_of, is_ensemble, parameter, versions_by_policy
 from ..view import RepositoryView
-from .config_rules import config_faults, warmup_size
-from .finding import way_to_parameter
+from .config_rules import config_problems, warmup_size
+from .finding import parameter_path
 from .inspection import Inspection
 from .preprocessing import check_preprocessing
-from .wiring import said_type
+from .wiring import format_type
 
 _EXPORT_AGAIN = "put it back, or export the model again (--replace), which adds a version"
 # What Triton takes for a version folder, beside 1, 2, ...: it reads as much of the name as is a number.
@@ -43,8 +43,8 @@ def check_model(found: Inspection, model: str, pinned: Collection[int] | None = 
         served = _served(found, model, config)
         votes = served if pinned is None else pinned
         _check_links(found, model, votes)
-        for fault in config_faults(config, found.target):
-            found.say_fault(model, fault, path)
+        for fault in config_problems(config, found.target):
+            found.add_problem(model, fault, path)
         check_label_files(found, model, config)
         _check_warmup_files(found, model, config)
         _check_averaging(found, model, config)
@@ -63,8 +63,8 @@ def refuse_configs(files: RepositoryView, models: Iterable[str]) -> None:
     found = Inspection(files)
     for model in models:
         config = found.config(model)
-        for fault in config_faults(config, found.target) if config is not None and not is_ensemble(config) else ():
-            found.say_fault(model, fault, found.config_path(model))
+        for fault in config_problems(config, found.target) if config is not None and not is_ensemble(config) else ():
+            found.add_problem(model, fault, found.config_path(model))
     if found.findings:
         raise ConfigError("\n".join(map(str, found.findings)))
 
@@ -75,10 +75,10 @@ def check_label_files(found: Inspection, model: str, config: schema.ModelConfig)
         name, way = tensor.label_filename, (("output", "name", tensor.name), "label_filename")
         if name and (name != PurePosixPath(name).name or name == ".." or "\0" in name):
             text = f"says label_filename: {name!r}, expected the plain name of a file in the model's folder: mend that line"
-            found.say(model, text, found.config_path(model), *way)
+            found.add_finding(model, text, found.config_path(model), *way)
         elif name and found.content(f"{model}/{name}") is None and not found.refused(model, f"{model}/{name}"):
             text = f'says label_filename: "{name}", and there is no {found.files.repository / model / name}: put it back or remove the line'
-            found.say(model, text, found.config_path(model), *way)
+            found.add_finding(model, text, found.config_path(model), *way)
 
 
 def check_links(found: Inspection, model: str, config: schema.ModelConfig) -> None:
@@ -87,7 +87,7 @@ def check_links(found: Inspection, model: str, config: schema.ModelConfig) -> No
     for link, goal in found.files.dangling_links(model).items():
         if link not in labels:
             text = f"is a link to {goal!r}, which is not there, and Triton then loads nothing of this folder: remove the link"
-            found.say(model, f"{text}, or put back what it leads to", f"{model}/{link}")
+            found.add_finding(model, f"{text}, or put back what it leads to", f"{model}/{link}")
 
 
 def _check_warmup_files(found: Inspection, model: str, config: schema.ModelConfig) -> None:
@@ -100,15 +100,15 @@ def _check_warmup_files(found: Inspection, model: str, config: schema.ModelConfi
             path, what = found.config_path(model), f"warm-up '{sample.name}' reads '{key}' from"
             if name != PurePosixPath(name).name or name in ("", "..") or "\0" in name:
                 text = f"{what} input_data_file: {name!r}, expected the plain name of a file in the model's folder warmup"
-                found.say(model, text, path, *way)
+                found.add_finding(model, text, path, *way)
                 continue
             size, wanted = found.files.size(file), warmup_size(given)
             if size is None:
                 text = f"{what} {found.files.repository / file}, which is not there: put it back, or remove the warm-up"
-                found.say(model, text, path, *way)
+                found.add_finding(model, text, path, *way)
             elif wanted is not None and size < wanted:
                 text = f"{what} {found.files.repository / file}, which has {size} bytes, expected {wanted}: write the file again"
-                found.say(model, text, path, *way)
+                found.add_finding(model, text, path, *way)
 
 
 def _check_averaging(found: Inspection, model: str, config: schema.ModelConfig) -> None:
@@ -117,14 +117,14 @@ def _check_averaging(found: Inspection, model: str, config: schema.ModelConfig) 
         if is_fused(config):
             serves_what_was_fused(model, config, {})
     except EnsembleError as error:
-        found.say(model, str(error), found.config_path(model), "parameters")
+        found.add_finding(model, str(error), found.config_path(model), "parameters")
 
 
 def _check_folders(found: Inspection, model: str, config: schema.ModelConfig) -> None:
     there = found.versions(model)
     if not there:
         folder = found.files.repository / model
-        found.say(model, f"has no version folder: put it back into {folder}, named 1, 2, ..., or export the model again", model)
+        found.add_finding(model, f"has no version folder: put it back into {folder}, named 1, 2, ..., or export the model again", model)
         return
     check_links(found, model, config)
     odd = {number: name for name in found.files.folders(model) if (number := _odd_version(name)) is not None and number not in there}
@@ -132,10 +132,10 @@ def _check_folders(found: Inspection, model: str, config: schema.ModelConfig) ->
     for number, name in sorted(odd.items()):
         if number in served:
             text = f"Triton takes the folder '{name}' for version {number}: name version folders 1, 2, ..., and move others away"
-            found.say(model, text, f"{model}/{name}")
+            found.add_finding(model, text, f"{model}/{name}")
     if not served:
         text = f"version_policy serves none of the versions {', '.join(map(str, there))}: write version_policy {{ all {{}} }}"
-        found.say(model, text, found.config_path(model), "version_policy")
+        found.add_finding(model, text, found.config_path(model), "version_policy")
 
 
 def _odd_version(name: str) -> int | None:
@@ -156,7 +156,7 @@ def _check_links(found: Inspection, model: str, pinned: Collection[int]) -> None
         place = found.leads_out(path)
         if place is not None:
             text = f"is a link, or lies behind one, that leads out of the repository, to {place}: what is there can change without an edit"
-            found.say(model, text, path, refuses=False)
+            found.add_finding(model, text, path, is_error=False)
             return
 
 
@@ -177,7 +177,7 @@ def _check_file(found: Inspection, model: str, version: int, config: schema.Mode
     if there is None:
         return
     if not there and (found.target.embedded or not found.files.exists(f"{file}/{name}")):
-        found.say(model, f"version {version} lacks its model file: {mend}", file)
+        found.add_finding(model, f"version {version} lacks its model file: {mend}", file)
         return
     stated = parameter(config, f"sha256.{version}")
     if stated is not None:
@@ -185,7 +185,7 @@ def _check_file(found: Inspection, model: str, version: int, config: schema.Mode
         if got is not None and got != stated:
             text = f"version {version}: this file has SHA-256 {got[:16]}..., sha256.{version} in {found.files.repository / path} says "
             text += f"{stated[:16]}...: it was changed or damaged after that was written; {mend}; or, if you changed it on purpose, "
-            found.say(model, f"{text}write the new digest there", file)
+            found.add_finding(model, f"{text}write the new digest there", file)
     if pinned and is_plan and found.plans:
         _check_plan(found, model, version, config)
 
@@ -203,28 +203,28 @@ def _check_plan(found: Inspection, model: str, version: int, config: schema.Mode
     content = found.content(path)
     if content is None:
         if not found.refused(model, path):
-            found.say(model, f"the plan of version {version} has no manifest, so what it was built with is not known: {mend}", path)
+            found.add_finding(model, f"the plan of version {version} has no manifest, so what it was built with is not known: {mend}", path)
         return
     try:
         manifest = manifest_from_bytes(content, "the plan's manifest")
     except ManifestError as error:
-        found.say(model, f"{error}: `{command}`", path)
+        found.add_finding(model, f"{error}: `{command}`", path)
         return
     for name, stated in ((file_of(config) or PLAN_FILE, manifest.plan_sha256), (MODEL_FILE, manifest.onnx_sha256)):
         got = found.digest(f"{place}/{name}")
         if got is not None and got != stated and not found.refused(model, f"{place}/{name}"):
             changed = name != MODEL_FILE
             what = "the plan was changed after it was built" if changed else "the plan was built from another model.onnx than this one"
-            found.say(model, f"{what}: it has SHA-256 {got[:16]}..., its manifest says {stated[:16]}...; {mend}", f"{place}/{name}")
+            found.add_finding(model, f"{what}: it has SHA-256 {got[:16]}..., its manifest says {stated[:16]}...; {mend}", f"{place}/{name}")
     smallest, largest = manifest.profile.min, manifest.profile.max
     dims = list(config.input[0].dims) if len(config.input) == 1 else []
     if len(dims) != 3 or any(size not in (-1, taken) for size, taken in zip(dims, largest[1:], strict=True)):
-        found.say(model, f"the plan takes images of {list(largest[1:])}, the configuration says {dims}; {mend}", path)
+        found.add_finding(model, f"the plan takes images of {list(largest[1:])}, the configuration says {dims}; {mend}", path)
     if config.max_batch_size > largest[0]:
         text = f"max_batch_size is {config.max_batch_size}, and the plan takes at most {largest[0]} images"
-        found.say(model, f"{text}; {mend}, or lower max_batch_size to {largest[0]}", path)
+        found.add_finding(model, f"{text}; {mend}, or lower max_batch_size to {largest[0]}", path)
     if smallest[0] > 1:
-        found.say(model, f"the plan takes no fewer than {smallest[0]} images, and a request may have 1; {mend}", path)
+        found.add_finding(model, f"the plan takes no fewer than {smallest[0]} images, and a request may have 1; {mend}", path)
 
 
 def _check_profile(
@@ -232,19 +232,19 @@ def _check_profile(
 ) -> None:
     """A profile may differ in where and by what a model is run, and in nothing that a caller or an ensemble sees."""
     if profile.name not in ("", model):
-        found.say(model, f"says name: \"{profile.name}\", but the model is called '{model}': make them equal", path, "name")
+        found.add_finding(model, f"says name: \"{profile.name}\", but the model is called '{model}': make them equal", path, "name")
     for kind, mine, other in (("input", profile.input, config.input), ("output", profile.output, config.output)):
         if list(mine) != list(other):
-            text = f"this profile's {kind}s are {said_tensors(mine)}, {CONFIG_FILE} says {said_tensors(other)}: make them equal"
-            found.say(model, f"{text}, or write the profile again (`defensemble profile write`)", path, kind)
+            text = f"this profile's {kind}s are {format_tensors(mine)}, {CONFIG_FILE} says {format_tensors(other)}: make them equal"
+            found.add_finding(model, f"{text}, or write the profile again (`defensemble profile write`)", path, kind)
     if profile.max_batch_size != config.max_batch_size:
         text = f"this profile says max_batch_size: {profile.max_batch_size}, {CONFIG_FILE} says {config.max_batch_size}: make them equal"
-        found.say(model, text, path, "max_batch_size")
+        found.add_finding(model, text, path, "max_batch_size")
     served, usually = (_served(found, model, one) for one in (profile, config))
     for version in sorted(pinned):
         if version in usually and version not in served:
             text = f"version {version} votes, and this profile serves {served or 'none'}: write version_policy {{ all {{}} }} here"
-            found.say(model, f"{text}, as in {CONFIG_FILE}", path, "version_policy")
+            found.add_finding(model, f"{text}, as in {CONFIG_FILE}", path, "version_policy")
     same = file_of(profile) == file_of(config)
     for version in served:
         key = f"sha256.{version}"
@@ -253,10 +253,10 @@ def _check_profile(
             _check_file(found, model, version, profile, path, pinned=version in pinned, mend=mend)
         elif stated is not None and other is not None and stated != other:
             text = f"this profile says {key} {stated[:16]}..., {CONFIG_FILE} says {other[:16]}... of the same file: make them equal"
-            found.say(model, text, path, *way_to_parameter(key))
+            found.add_finding(model, text, path, *parameter_path(key))
 
 
-def said_tensors(tensors: Sequence[schema.ModelInput] | Sequence[schema.ModelOutput]) -> str:
+def format_tensors(tensors: Sequence[schema.ModelInput] | Sequence[schema.ModelOutput]) -> str:
     """Inputs or outputs in words: "images FP32 [3, 32, 32]"."""
-    said = [f"{one.name} {said_type(one.data_type)} {list(one.dims)}" for one in tensors]
+    said = [f"{one.name} {format_type(one.data_type)} {list(one.dims)}" for one in tensors]
     return ", ".join(said) or "nothing"

@@ -8,7 +8,7 @@ from ..ensemble import Ensemble
 from ..errors import ConfigError, RepositoryError
 from ..names import CONFIG_FILE
 from ..pbtxt import schema
-from ..reader import ensemble_from_configs, is_ensemble, parameter, stated_votes
+from ..reader import ensemble_from_configs, is_ensemble, parameter, stated_members
 from ..view import RepositoryView
 
 
@@ -21,7 +21,7 @@ def outdated_graphs(files: RepositoryView, now: Ensemble) -> list[str]:
     candidates = {}
     for name in files.models():
         config = _config_of_graph(files, name)
-        graph = None if config is None else stated_votes(config, now.name)  # None too where edited by hand, which the server reports
+        graph = None if config is None else stated_members(config, now.name)  # None too where edited by hand, which the server reports
         if config is not None and graph is not None and {vote.model for vote in graph.members} & {vote.model for vote in now.members}:
             candidates[name] = (graph, parameter(config, "ensemble"))
     if not candidates:

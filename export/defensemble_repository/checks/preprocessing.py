@@ -11,7 +11,7 @@ from ..errors import ConfigError, EnsembleError
 from ..pbtxt import schema
 from ..preprocessing import PREPROCESSING, agreed_preprocessing, preprocessing_values
 from ..reader import parameter
-from .finding import way_to_parameter
+from .finding import parameter_path
 from .inspection import Inspection
 
 
@@ -46,4 +46,4 @@ def check_agreement(found: Inspection, ensemble: str, config: schema.ModelConfig
 
 
 def _add(found: Inspection, model: str, text: str) -> None:
-    found.say(model, text, found.config_path(model), *way_to_parameter(PREPROCESSING), refuses=False)
+    found.add_finding(model, text, found.config_path(model), *parameter_path(PREPROCESSING), is_error=False)

@@ -38,14 +38,14 @@ def check_root_links(found: Inspection) -> None:
     """Find links at the root of the repository that lead nowhere: Triton lists no model of such a repository."""
     for link, goal in found.files.dangling_links().items():
         text = f"is a link to {goal!r}, which is not there, and Triton then reads nothing of the repository: remove the link"
-        found.say(link, f"{text}, or put back what it leads to", link)
+        found.add_finding(link, f"{text}, or put back what it leads to", link)
 
 
 def problems_from_findings(findings: Iterable[Finding]) -> dict[str, str]:
     """Why each model that cannot be served is not, by its name."""
     texts: dict[str, list[str]] = {}
     for one in findings:
-        if one.refuses:
+        if one.is_error:
             texts.setdefault(one.stops, []).append(one.text if one.file is None else str(one))
     return {name: "; ".join(dict.fromkeys(lines)) for name, lines in texts.items()}
 
@@ -65,11 +65,11 @@ def _is_model(found: Inspection, name: str) -> bool:
             if MODEL_NAME.fullmatch(name):
                 return True
             text = "a model's folder is named by 1 to 100 letters, digits, '_', '.' and '-', and begins with a letter or digit: rename it"
-            found.say(shown, text)
+            found.add_finding(shown, text)
         elif (found.files.repository / path).is_dir():
-            found.say(shown, "is a folder, expected a file: put the configuration back", path)  # it ends Triton
+            found.add_finding(shown, "is a folder, expected a file: put the configuration back", path)  # it ends Triton
         else:
-            found.say(shown, f"stray folder: it holds no {CONFIG_FILE}, so it is no model; move it out of the repository")
+            found.add_finding(shown, f"stray folder: it holds no {CONFIG_FILE}, so it is no model; move it out of the repository")
     except OSError as error:
-        found.say(shown, f"{error.filename}: {error.strerror}")
+        found.add_finding(shown, f"{error.filename}: {error.strerror}")
     return False

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 from ..names import RESERVED
 from ..pbtxt import schema
-from .finding import Fault, Step
+from .finding import ConfigProblem, Step
 
 _STEPS = "ensemble_scheduling"
 
 
-def wiring_faults(config: schema.ModelConfig, known: Mapping[str, schema.ModelConfig]) -> list[Fault]:
+def wiring_problems(config: schema.ModelConfig, known: Mapping[str, schema.ModelConfig]) -> list[ConfigProblem]:
     """All that Triton's core would refuse of the ensemble ``config``.
 
     ``known`` maps names of its steps' models to their configurations. What a step maps and in which shapes is judged where its model is
@@ -26,7 +26,7 @@ def wiring_faults(config: schema.ModelConfig, known: Mapping[str, schema.ModelCo
     faults = [*_kind(config), *_declared(config)]
     steps = list(config.ensemble_scheduling.step)
     if not steps:
-        return [*faults, Fault("has no steps: an ensemble needs at least one member", (_STEPS,))]
+        return [*faults, ConfigProblem("has no steps: an ensemble needs at least one member", (_STEPS,))]
     faults += _unsaid(steps)
     faults += _flow(config, steps, known)
     faults += _batches(config, steps, known)
@@ -36,71 +36,75 @@ def wiring_faults(config: schema.ModelConfig, known: Mapping[str, schema.ModelCo
     return [*faults, *_shapes(config, steps, known), *_any_size(config, steps, known)]
 
 
-def way_to_step(index: int, *way: Step) -> tuple[Step, ...]:
-    """The way to the step number ``index`` (from 0), or on from it, for ``Lines.of``."""
+def step_path(index: int, *way: Step) -> tuple[Step, ...]:
+    """The way to the step number ``index`` (from 0), or on from it, for ``FieldLocator.of``."""
     return (_STEPS, ("step", index), *way)
 
 
-def said_type(kind: int) -> str:
+def format_type(kind: int) -> str:
     """How a data type is called in a text: "FP32"."""
     known = schema.DataType.DESCRIPTOR.values_by_number.get(kind)
     return str(kind) if known is None else str(known.name).removeprefix("TYPE_")
 
 
-def said_step(index: int, step: schema.ModelEnsembling.Step) -> str:
+def format_step(index: int, step: schema.ModelEnsembling.Step) -> str:
     """How a step (from 0) is called in a text: it is counted from 1."""
     return f"step {index + 1} ({step.model_name})" if step.model_name else f"step {index + 1}"
 
 
-def _kind(config: schema.ModelConfig) -> Iterator[Fault]:
+def _kind(config: schema.ModelConfig) -> Iterator[ConfigProblem]:
     if config.platform != "ensemble":
         said = f'says platform: "{config.platform}"' if config.platform else "says no platform"
-        yield Fault(f'{said}, and an ensemble says platform: "ensemble": write that', ("platform",))
+        yield ConfigProblem(f'{said}, and an ensemble says platform: "ensemble": write that', ("platform",))
     if config.backend:
-        yield Fault(f'says backend: "{config.backend}", and an ensemble has none: take that line out', ("backend",))
+        yield ConfigProblem(f'says backend: "{config.backend}", and an ensemble has none: take that line out', ("backend",))
     if config.max_batch_size < 0:
-        yield Fault(f"says max_batch_size: {config.max_batch_size}, expected 0 or more", ("max_batch_size",))
+        yield ConfigProblem(f"says max_batch_size: {config.max_batch_size}, expected 0 or more", ("max_batch_size",))
     for name, there in (
         ("instance_group", len(config.instance_group) > 0),
         ("optimization", config.HasField("optimization")),
         ("model_warmup", len(config.model_warmup) > 0),
     ):
         if there:
-            yield Fault(f"has {name}, which an ensemble must not have: move it into the configurations of its members", (name,))
+            yield ConfigProblem(f"has {name}, which an ensemble must not have: move it into the configurations of its members", (name,))
 
 
-def _declared(config: schema.ModelConfig) -> Iterator[Fault]:
+def _declared(config: schema.ModelConfig) -> Iterator[ConfigProblem]:
     for kind, tensors in (("input", config.input), ("output", config.output)):
         if not tensors:
-            yield Fault(f"declares no {kind}: it needs at least one")
+            yield ConfigProblem(f"declares no {kind}: it needs at least one")
         names = [tensor.name for tensor in tensors]
         for index, tensor in enumerate(tensors):
             way: tuple[Step, ...] = ((kind, index),)
             if not tensor.name:
-                yield Fault(f"{kind} {index + 1} has no name: give it one", way)
+                yield ConfigProblem(f"{kind} {index + 1} has no name: give it one", way)
                 continue
             if names.index(tensor.name) < index:
-                yield Fault(f"declares the {kind} '{tensor.name}' twice: take one out", way)
+                yield ConfigProblem(f"declares the {kind} '{tensor.name}' twice: take one out", way)
             if tensor.data_type == schema.TYPE_INVALID:
-                yield Fault(f"{kind} '{tensor.name}' has no data_type: write one, such as TYPE_FP32", way)
+                yield ConfigProblem(f"{kind} '{tensor.name}' has no data_type: write one, such as TYPE_FP32", way)
             if not tensor.dims:
-                yield Fault(f"{kind} '{tensor.name}' has no dims: write its shape without the batch", way)
+                yield ConfigProblem(f"{kind} '{tensor.name}' has no dims: write its shape without the batch", way)
             elif not _is_shape(tensor.dims):
-                yield Fault(f"{kind} '{tensor.name}' has dims {list(tensor.dims)}: each must be 1 or more, or -1 for any", (*way, "dims"))
+                yield ConfigProblem(
+                    f"{kind} '{tensor.name}' has dims {list(tensor.dims)}: each must be 1 or more, or -1 for any", (*way, "dims")
+                )
 
 
-def _unsaid(steps: Sequence[schema.ModelEnsembling.Step]) -> Iterator[Fault]:
+def _unsaid(steps: Sequence[schema.ModelEnsembling.Step]) -> Iterator[ConfigProblem]:
     for index, step in enumerate(steps):
         if not step.model_name:
-            yield Fault(f"step {index + 1} has no model_name: name the model that it runs, or take the step out", way_to_step(index))
+            yield ConfigProblem(f"step {index + 1} has no model_name: name the model that it runs, or take the step out", step_path(index))
         for name, entries in (("input_map", step.input_map), ("output_map", step.output_map)):
             if not entries:
-                yield Fault(f"{said_step(index, step)} has no {name}: map at least one tensor, or take the step out", way_to_step(index))
+                yield ConfigProblem(
+                    f"{format_step(index, step)} has no {name}: map at least one tensor, or take the step out", step_path(index)
+                )
 
 
 def _flow(
     config: schema.ModelConfig, steps: Sequence[schema.ModelEnsembling.Step], known: Mapping[str, schema.ModelConfig]
-) -> Iterator[Fault]:
+) -> Iterator[ConfigProblem]:
     """Whether each tensor is written once and read, and none is needed before it can be there.
 
     A wrong name is one fault and not two: what is written under it is reported with what is missed under the right one.
@@ -111,8 +115,8 @@ def _flow(
     for index, step in enumerate(steps):
         for key, tensor in sorted(step.output_map.items()):
             if tensor in inputs:
-                text = f"{said_step(index, step)} writes '{tensor}', which is an input of the ensemble: name it otherwise"
-                yield Fault(text, way_to_step(index, ("output_map", "key", key), "value"))
+                text = f"{format_step(index, step)} writes '{tensor}', which is an input of the ensemble: name it otherwise"
+                yield ConfigProblem(text, step_path(index, ("output_map", "key", key), "value"))
             elif tensor in written:
                 twice.append((index, key))
             written.setdefault(tensor, index)
@@ -123,29 +127,31 @@ def _flow(
     loose = _loose(steps, set(reads) | set(outputs), known) if outputs else {}
     for index, key in twice:
         tensor = steps[index].output_map[key]
-        first = said_step(written[tensor], steps[written[tensor]])
+        first = format_step(written[tensor], steps[written[tensor]])
         lacks = f"; written by no step is {_listed([*missed, *lacking])}" if missed or lacking else ""
-        text = f"{said_step(index, steps[index])} writes '{tensor}', which {first} writes: each tensor is written once{lacks}"
-        yield Fault(text, way_to_step(index, ("output_map", "key", key), "value"))
+        text = f"{format_step(index, steps[index])} writes '{tensor}', which {first} writes: each tensor is written once{lacks}"
+        yield ConfigProblem(text, step_path(index, ("output_map", "key", key), "value"))
     # What is missed where nothing is declared or mapped follows from that.
     if config.input and not twice and all(step.output_map for step in steps):
         hint = f"; written, and read by nobody, is {_listed([*loose])}" if loose else ""
         for tensor, (index, key) in missed.items():
-            text = f"{said_step(index, steps[index])} reads '{tensor}', which no step writes{hint}"
-            yield Fault(f"{text}: mend the name, or add the step that writes it", way_to_step(index, ("input_map", "key", key), "value"))
+            text = f"{format_step(index, steps[index])} reads '{tensor}', which no step writes{hint}"
+            yield ConfigProblem(
+                f"{text}: mend the name, or add the step that writes it", step_path(index, ("input_map", "key", key), "value")
+            )
         for name in lacking:
             text = f"its output '{name}' is written by no step{hint}: mend the name, or take the output out"
-            yield Fault(text, (("output", "name", name),))
+            yield ConfigProblem(text, (("output", "name", name),))
     for name in inputs:
         if name not in reads:
-            yield Fault(f"its input '{name}' is read by no step: mend the name, or take the input out", (("input", "name", name),))
+            yield ConfigProblem(f"its input '{name}' is read by no step: mend the name, or take the input out", (("input", "name", name),))
     for tensor, (index, key) in loose.items() if not missed and not lacking else ():
-        text = f"{said_step(index, steps[index])} writes '{tensor}', which no step reads and is no output"
-        yield Fault(f"{text}: take that output_map out, or declare the output", way_to_step(index, ("output_map", "key", key)))
+        text = f"{format_step(index, steps[index])} writes '{tensor}', which no step reads and is no output"
+        yield ConfigProblem(f"{text}: take that output_map out, or declare the output", step_path(index, ("output_map", "key", key)))
     for cycle in _cycles(steps, {*inputs, *missed, *lacking}):
-        names = [said_step(index, steps[index]) for index in (*cycle, cycle[0])]
+        names = [format_step(index, steps[index]) for index in (*cycle, cycle[0])]
         waits = f"{names[0]} reads what it writes" if len(cycle) == 1 else " waits for ".join(names)
-        yield Fault(f"steps wait for each other in a circle: {waits}; mend an input_map", way_to_step(cycle[0]))
+        yield ConfigProblem(f"steps wait for each other in a circle: {waits}; mend an input_map", step_path(cycle[0]))
 
 
 def _loose(
@@ -179,7 +185,7 @@ def _cycles(steps: Sequence[schema.ModelEnsembling.Step], there: set[str]) -> li
 
 def _batches(
     config: schema.ModelConfig, steps: Sequence[schema.ModelEnsembling.Step], known: Mapping[str, schema.ModelConfig]
-) -> Iterator[Fault]:
+) -> Iterator[ConfigProblem]:
     takes = {step.model_name: known[step.model_name].max_batch_size for step in steps if step.model_name in known}
     fewer = {model: batch for model, batch in takes.items() if 0 < batch < config.max_batch_size}
     if not fewer:
@@ -188,19 +194,21 @@ def _batches(
     mend = f"lower it here, to {min(fewer.values())}, or raise it there"
     if all(model.startswith(RESERVED) for model in fewer):
         mend = "`defensemble ensemble reload` with this ensemble's name generates an averaging model that takes as many"
-    yield Fault(f"max_batch_size is {config.max_batch_size}, more than what its steps take at once, {listed}: {mend}", ("max_batch_size",))
+    yield ConfigProblem(
+        f"max_batch_size is {config.max_batch_size}, more than what its steps take at once, {listed}: {mend}", ("max_batch_size",)
+    )
 
 
-def _mapping(index: int, step: schema.ModelEnsembling.Step, model: schema.ModelConfig) -> Iterator[Fault]:
+def _mapping(index: int, step: schema.ModelEnsembling.Step, model: schema.ModelConfig) -> Iterator[ConfigProblem]:
     for kind, entries, tensors in (("input", step.input_map, model.input), ("output", step.output_map, model.output)):
         names = [tensor.name for tensor in tensors]
         for key in sorted(set(entries) - set(names)):
-            text = f"{said_step(index, step)} maps the {kind} '{key}', which the model does not have: it has {_listed(names)}"
-            yield Fault(text, way_to_step(index, (f"{kind}_map", "key", key)))
+            text = f"{format_step(index, step)} maps the {kind} '{key}', which the model does not have: it has {_listed(names)}"
+            yield ConfigProblem(text, step_path(index, (f"{kind}_map", "key", key)))
     for tensor in model.input:
         if step.input_map and tensor.name not in step.input_map and not tensor.optional:
-            text = f"{said_step(index, step)} maps nothing to the model's input '{tensor.name}': add an input_map with that key"
-            yield Fault(text, way_to_step(index))
+            text = f"{format_step(index, step)} maps nothing to the model's input '{tensor.name}': add an input_map with that key"
+            yield ConfigProblem(text, step_path(index))
 
 
 @dataclass(frozen=True)
@@ -220,12 +228,12 @@ class _Tensor:
         return self.kind == other.kind and (same_shape(self.dims, other.dims) or same_shape(full, others))
 
     def __str__(self) -> str:
-        return f"{self.who} as {said_type(self.kind)} {list(self.dims)}"
+        return f"{self.who} as {format_type(self.kind)} {list(self.dims)}"
 
 
 def _shapes(
     config: schema.ModelConfig, steps: Sequence[schema.ModelEnsembling.Step], known: Mapping[str, schema.ModelConfig]
-) -> Iterator[Fault]:
+) -> Iterator[ConfigProblem]:
     """Whether all who write or read a tensor mean the same by it: compared with the ensemble's own, else with the first step."""
     first: dict[str, _Tensor] = {}
     for kind, tensors in (("input", config.input), ("output", config.output)):
@@ -244,18 +252,18 @@ def _shapes(
             for key, name in sorted(entries.items()):
                 if key not in by_name:
                     continue
-                who = f"{said_step(index, step)} {'takes' if kind == 'input' else 'gives'} it"
+                who = f"{format_step(index, step)} {'takes' if kind == 'input' else 'gives'} it"
                 mine = _Tensor.of(who, by_name[key], by_name[key].dims, model.max_batch_size)
                 if not mine.fits(first.setdefault(name, mine)):
-                    others.setdefault(name, ([], way_to_step(index, (f"{kind}_map", "key", key))))[0].append(mine)
+                    others.setdefault(name, ([], step_path(index, (f"{kind}_map", "key", key))))[0].append(mine)
     for name, (unfit, way) in others.items():
         told = " and ".join(str(tensor) for tensor in unfit)
-        yield Fault(f"'{name}' is not the same for all: {first[name]}, but {told}; make type and shape the same", way)
+        yield ConfigProblem(f"'{name}' is not the same for all: {first[name]}, but {told}; make type and shape the same", way)
 
 
 def _any_size(
     config: schema.ModelConfig, steps: Sequence[schema.ModelEnsembling.Step], known: Mapping[str, schema.ModelConfig]
-) -> Iterator[Fault]:
+) -> Iterator[ConfigProblem]:
     """Whether images are declared as any size, where a step takes one size.
 
     Triton loads that, but a caller may then send any size, and a server sends a small one to find out whether the ensemble answers.
@@ -266,8 +274,8 @@ def _any_size(
             sizes = list(tensor.dims)
             is_read = step.input_map.get(tensor.name) == "images"
             if is_read and same_shape(declared, sizes) and any(a == -1 and b > 0 for a, b in zip(declared, sizes, strict=True)):
-                text = f"its input 'images' has dims {declared}, and {said_step(index, step)} takes {sizes}: write these sizes"
-                yield Fault(text, (("input", "name", "images"), "dims"))
+                text = f"its input 'images' has dims {declared}, and {format_step(index, step)} takes {sizes}: write these sizes"
+                yield ConfigProblem(text, (("input", "name", "images"), "dims"))
                 return
 
 

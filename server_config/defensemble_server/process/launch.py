@@ -17,7 +17,7 @@ from ..repository import Repository, listed, read_repository
 from ..runtime.find import Runtime, find_runtime, target_of
 
 
-def prepare(folder: Path, options: ServeOptions, *, say: Callable[[str], None] = lambda text: None) -> tuple[Runtime, Repository]:
+def prepare(folder: Path, options: ServeOptions, *, on_progress: Callable[[str], None] = lambda text: None) -> tuple[Runtime, Repository]:
     """The runtime that `options` name, and what of the repository in `folder` it can serve.
 
     Raises:
@@ -26,7 +26,7 @@ def prepare(folder: Path, options: ServeOptions, *, say: Callable[[str], None] =
     """
     content = read_content(folder, options)
     if options.profile is not None:
-        check_profile(folder, options.profile, only_cpus=options.runtime == "embedded", say=say)
+        check_profile(folder, options.profile, only_cpus=options.runtime == "embedded", on_progress=on_progress)
     _check_not_empty(content)
     whole = content
     content, unused = content.without_unused_averages()
@@ -34,18 +34,20 @@ def prepare(folder: Path, options: ServeOptions, *, say: Callable[[str], None] =
         content, unused = whole, []
     if unused:
         models = "model" if len(unused) == 1 else "models"
-        say(f"not loaded: {len(unused)} averaging {models} that no ensemble uses (`defensemble ensemble prune` deletes what is not used)")
+        on_progress(
+            f"not loaded: {len(unused)} averaging {models} that no ensemble uses (`defensemble ensemble prune` deletes what is not used)"
+        )
     for remark in content.remarks:
-        say(remark)
+        on_progress(remark)
     for name in content.two_averaging_models:
-        say(
+        on_progress(
             f"'{name}' is averaged by two models, as earlier versions wrote it: a gRPC call that is cancelled or expires can crash the "
             f"server; `defensemble ensemble reload {name}` makes one model of them"
         )
     if (pending := folder / PENDING_FILE).exists():
-        say(f"{pending}: an edit of an ensemble is under way, or was cut short: `defensemble ensemble show` finishes or undoes it")
-    runtime = find_runtime(options.runtime, say=say)
-    content = check_gpu(content, runtime, strict=options.profile is not None, say=say)
+        on_progress(f"{pending}: an edit of an ensemble is under way, or was cut short: `defensemble ensemble show` finishes or undoes it")
+    runtime = find_runtime(options.runtime, on_progress=on_progress)
+    content = check_gpu(content, runtime, strict=options.profile is not None, on_progress=on_progress)
     _check_not_empty(content)
     return runtime, content
 

@@ -49,7 +49,7 @@ def _plan(asked: dict[str, Any]) -> dict[str, Any]:
     """The command for the new start, or why there can be none."""
     options = ServeOptions(**asked["options"])
     ports = claim_ports(options.host, options.ports, guard_pid=os.getppid())
-    runtime, content = prepare(Path(asked["repository"]), options, say=_say)
+    runtime, content = prepare(Path(asked["repository"]), options, on_progress=_on_progress)
     assert options.admin_key is not None
     command = command_line(runtime, content, options, ports, options.admin_key)
     return {"command": command, "environment": dict(runtime.environment), "models": list(content.models)}
@@ -68,5 +68,5 @@ def _verify(asked: dict[str, Any]) -> dict[str, Any]:
     return {"problems": problems}
 
 
-def _say(text: str) -> None:
+def _on_progress(text: str) -> None:
     sys.stderr.write(f"{text}\n")  # into the log

@@ -72,7 +72,7 @@ def find_compiler() -> Compiler | None:
 
 
 def ensure_backend(
-    *, cache_dir: Path | None = None, compiler: Sequence[str] | None = None, say: Callable[[str], None] | None = None
+    *, cache_dir: Path | None = None, compiler: Sequence[str] | None = None, on_progress: Callable[[str], None] | None = None
 ) -> Path:
     """Build the backend if it is not in the cache yet; return the directory for Triton's `--backend-directory`.
 
@@ -82,7 +82,7 @@ def ensure_backend(
     Args:
         cache_dir: Where builds are kept; `$XDG_CACHE_HOME/defensemble/backend` (`~/.cache/...`) by default.
         compiler: The words that start the compiler; `find_compiler()` by default.
-        say: Is called with one line before a build; by default the line goes to standard error.
+        on_progress: Is called with one line before a build; by default the line goes to standard error.
 
     Raises:
         BackendBuildError: There is no compiler, or the build failed; the text then ends in the compiler's last lines.
@@ -102,7 +102,7 @@ def ensure_backend(
     if (built / "onnxruntime" / LIBRARY_NAME).is_file():
         return built
     message = f"building the onnxruntime backend, once, with {chosen} ..."
-    say(message) if say is not None else print(message, file=sys.stderr)  # noqa: T201
+    on_progress(message) if on_progress is not None else print(message, file=sys.stderr)  # noqa: T201
     with building_folder(cache) as folder:
         finished = folder / "built"
         try:

@@ -36,7 +36,7 @@ class Runtime:
     backend_settings: Mapping[str, str] = field(default_factory=dict)
 
 
-def find_runtime(name: str, *, say: Callable[[str], None]) -> Runtime:
+def find_runtime(name: str, *, on_progress: Callable[[str], None]) -> Runtime:
     """Return the runtime called ``name``, one of ``embedded``, ``path``, ``docker``; what the embedded one lacks is installed, with a word.
 
     Raises:
@@ -44,7 +44,7 @@ def find_runtime(name: str, *, say: Callable[[str], None]) -> Runtime:
         BackendBuildError: the embedded runtime's backend cannot be built.
     """
     if name == "embedded":
-        return _embedded(say)
+        return _embedded(on_progress)
     if name == "path":
         return Runtime("path", _on_path("tritonserver", "run inside NVIDIA's container, or use --runtime embedded"), dict(os.environ))
     if name == "docker":
@@ -86,7 +86,7 @@ def embedded_triton() -> tuple[Path, Path] | None:
     return None
 
 
-def install_embedded_triton(say: Callable[[str], None]) -> None:
+def install_embedded_triton(on_progress: Callable[[str], None]) -> None:
     """Install the pinned wheel, its hash checked and without the packages that its Python API would need.
 
     Raises:
@@ -94,7 +94,7 @@ def install_embedded_triton(say: Callable[[str], None]) -> None:
     """
     requirements = data_file("triton-runtime.txt")
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--require-hashes", "-r", str(requirements)]
-    say("installing NVIDIA's Triton from its wheel (55 MB), once")
+    on_progress("installing NVIDIA's Triton from its wheel (55 MB), once")
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     importlib.invalidate_caches()
     if done.returncode != 0 or embedded_triton() is None:
@@ -102,12 +102,12 @@ def install_embedded_triton(say: Callable[[str], None]) -> None:
         raise RuntimeMissingError(f"Triton could not be installed; try `{' '.join(command)}`. pip said:\n{last}")
 
 
-def _embedded(say: Callable[[str], None]) -> Runtime:
+def _embedded(on_progress: Callable[[str], None]) -> Runtime:
     check_platform(platform.system(), platform.machine(), platform.libc_ver())
     library = onnxruntime_library()  # before anything is downloaded
     found = embedded_triton()
     if found is None:
-        install_embedded_triton(say)
+        install_embedded_triton(on_progress)
         found = embedded_triton()
         assert found is not None, "install_embedded_triton raises where it leaves nothing"
     executable, libraries = found
@@ -117,7 +117,7 @@ def _embedded(say: Callable[[str], None]) -> Runtime:
     # memory from 155 to 210 MB, so from 115 to 117; five members after load 113 MB, so 76; the time of a call is the same.)
     usual = {"ORT_DISABLE_TELEMETRY": "1", "MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "131072"}
     environment = {**usual, **os.environ, "LD_LIBRARY_PATH": str(libraries)}
-    return Runtime("embedded", executable, environment, ensure_backend(say=say), {"library": str(library)})
+    return Runtime("embedded", executable, environment, ensure_backend(on_progress=on_progress), {"library": str(library)})
 
 
 def _on_path(program: str, mend: str) -> Path:

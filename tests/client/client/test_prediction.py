@@ -11,7 +11,7 @@ from hypothesis import given, strategies as st
 from hypothesis.extra import numpy as hnp
 
 from defensemble import OutputNotRequestedError, Prediction
-from defensemble._client.prediction import entropy, received_from_answer, softmax
+from defensemble._client.prediction import entropy, outputs_from_response, softmax
 
 Array = np.ndarray[Any, Any]
 LOGITS = hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=7), elements=st.floats(-100, 100, width=32))
@@ -46,7 +46,7 @@ def test_entropy_of_certainty_is_zero_without_a_warning() -> None:
 
 
 def whole(**received: Array) -> Prediction:
-    return Prediction("ensemble", ("a", "b", "c"), received_from_answer(received))
+    return Prediction("ensemble", ("a", "b", "c"), outputs_from_response(received))
 
 
 def test_a_prediction_tells_labels_indices_and_entropy() -> None:

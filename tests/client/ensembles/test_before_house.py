@@ -93,7 +93,7 @@ def test_its_edit_that_was_cut_short_is_undone_or_finished(repository: Path, whe
     note = repository / "pending-edit.json"
     note.write_text(note.read_text().replace("/srv/model_repository", str(repository)))
     warnings: list[str] = []
-    ensembles = Ensembles(repository, warn=warnings.append)
+    ensembles = Ensembles(repository, on_warning=warnings.append)
     assert votes(ensembles) == {**NOW, "beta@1": beta}
     assert [fact for fact in ("weight", "ensemble", "operator@workstation") if fact not in warnings[0]] == []
     assert not note.exists()

@@ -12,7 +12,7 @@ from defensemble.ensembles import Applied, EditRefusedError, Ensembles
 from defensemble_export import EnsembleError, ExistsError, ExportError
 from defensemble_export.editing import yaml_from_ensemble
 from defensemble_export.editing.declaration import ensemble_from_yaml
-from defensemble_repository.ensemble import Ensemble, Vote
+from defensemble_repository.ensemble import Ensemble, Member
 from defensemble_repository.errors import ConfigError
 from tests.support.facts import assert_each, assert_facts, raises
 from tests.support.tiny import CLASSES, content, images, write_second_version
@@ -41,7 +41,7 @@ def test_callers_never_notice_any_edit(world: World, ensembles: Ensembles) -> No
         follows({"b@2": 1.0, "d@1": 3.0}, "logits")
         ensembles.rollback()
         follows({"a@1": 2.0, "b@2": 1.0, "c@1": 0.5, "d@1": 3.0}, "logits")
-        ensembles.apply(Ensemble("ensemble", (Vote("d", 1, 1.5),)))
+        ensembles.apply(Ensemble("ensemble", (Member("d", 1, 1.5),)))
         follows({"d@1": 1.5})
         ensembles.rollback(2)
         follows({"a@1": 2.0, "b@2": 1.0, "c@1": 0.5, "d@1": 3.0})
@@ -164,7 +164,7 @@ def test_apply_makes_repository_and_server_what_the_file_says_and_is_idle_where_
         assert (again.edit, again.changes, dict(again.loaded), calls) == (None, (), {}, [])
     assert (times_of_change(world.folder), world.loaded()) == (times, loaded)
     assert len(one.history()) == 1
-    created = one.apply(Ensemble("second", (Vote("a"), Vote("d"))))
+    created = one.apply(Ensemble("second", (Member("a"), Member("d"))))
     assert created.edit is not None
     assert created.edit.action == "create"
     world.check({"a@1": 1.0, "d@1": 1.0}, name="second")
@@ -199,7 +199,7 @@ EDITS: dict[str, Act] = {
     "delete": lambda ensembles: ensembles.delete("ensemble", dry_run=True),
     "weight": lambda ensembles: ensembles.weight("ensemble", {"a": 2}, dry_run=True),
     "average": lambda ensembles: ensembles.average("ensemble", "logits", dry_run=True),
-    "apply": lambda ensembles: ensembles.apply(Ensemble("ensemble", (Vote("d"),)), dry_run=True),
+    "apply": lambda ensembles: ensembles.apply(Ensemble("ensemble", (Member("d"),)), dry_run=True),
     "rollback": lambda ensembles: ensembles.rollback(dry_run=True),
 }
 

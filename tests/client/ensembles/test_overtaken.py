@@ -21,7 +21,7 @@ from defensemble_export.editing.history import new_id, now_text, snapshot_of, th
 from defensemble_export.editing.journal import EditJournal
 from defensemble_export.editing.membership import reweighted
 from defensemble_export.editing.plan import EditPlan, plan_ensemble
-from defensemble_repository.ensemble import Ensemble, Vote
+from defensemble_repository.ensemble import Ensemble, Member
 from defensemble_repository.errors import LockedError
 from defensemble_repository.filesystem.locks import held
 from defensemble_repository.lock import locked
@@ -48,12 +48,12 @@ def test_a_file_that_somebody_saves_meanwhile_is_not_written_over(world: World) 
     path = world.folder / "ensemble/config.pbtxt"
     by_ann = b"# Ann was here\n" + path.read_bytes()
 
-    def say(step: str) -> None:
+    def on_progress(step: str) -> None:
         if step.startswith("ask the members"):
             path.write_bytes(by_ann)
 
     with world.client() as client, pytest.raises(EditFailedError, match="changed") as failed:
-        Ensembles(world.folder, client, say=say).weight("ensemble", {"a": 5.0})
+        Ensembles(world.folder, client, on_progress=on_progress).weight("ensemble", {"a": 5.0})
     assert path.read_bytes() == by_ann
     assert any("somebody else" in line for line in failed.value.put_back)
     world.check(ABC)
@@ -84,7 +84,7 @@ def test_what_a_hand_makes_of_an_edit_that_was_cut_short_is_kept_beside(tmp_path
     by_ann = b"# Ann was here\n" + (folder / "ensemble/config.pbtxt").read_bytes()
     (folder / "ensemble/config.pbtxt").write_bytes(by_ann)
     told: list[str] = []
-    assert Ensembles(folder, warn=told.append).show("ensemble")[0].votes == read_ensemble(folder, "ensemble")
+    assert Ensembles(folder, on_warning=told.append).show("ensemble")[0].votes == read_ensemble(folder, "ensemble")
     assert (folder / "ensemble/config.pbtxt").read_bytes() == old
     assert (folder / "ensemble/config.pbtxt.rejected").read_bytes() == by_ann
     assert [line for line in told if "somebody else" in line]
@@ -192,4 +192,4 @@ def test_a_history_that_cannot_be_written_is_found_before_anything_changes(tmp_p
 
 def test_there_is_an_end_to_how_many_vote() -> None:
     with raises(EnsembleError, "300 | 256"):
-        Ensemble("e", tuple(Vote(f"m{number}") for number in range(300)))
+        Ensemble("e", tuple(Member(f"m{number}") for number in range(300)))

@@ -13,7 +13,7 @@ from defensemble import Client, ConnectionFailedError, InputError
 from defensemble.ensembles import EditFailedError, EditRefusedError, Ensembles, Replica
 from defensemble_export import repository_plan, write_plan
 from defensemble_export.editing import read_history
-from defensemble_repository.ensemble import Ensemble, Vote
+from defensemble_repository.ensemble import Ensemble, Member
 from tests.support.facts import assert_each, raises
 from tests.support.scripted import free_port
 from tests.support.tiny import content, leftovers, member
@@ -111,7 +111,7 @@ def test_replicas_that_differ_are_refused_until_apply_makes_them_equal(worlds: t
         Ensembles(one.folder, client).weight("ensemble", {"c": 7.0})
     with raises(InputError, f"{two.folder} | 'ensemble'"):
         over.rollback()
-    done = over.apply(Ensemble("ensemble", (Vote("a"), Vote("b"), Vote("c"))))
+    done = over.apply(Ensemble("ensemble", (Member("a"), Member("b"), Member("c"))))
     assert_each(done.changes, "weight | c@1 | 7 -> 1 | 77.8 % -> 33.3 %")
     check(worlds, ABC)
     over.weight("ensemble", {"a": 2.0})
@@ -125,7 +125,7 @@ def test_an_ensemble_that_only_one_had_comes_and_goes_with_each(worlds: tuple[Wo
     with two.client() as client:
         Ensembles(two.folder, client).create("canary", ["d"])
     before = content(two.folder / "canary")
-    done = over.apply(Ensemble("canary", (Vote("a"), Vote("b", 2, 3.0))))
+    done = over.apply(Ensemble("canary", (Member("a"), Member("b", 2, 3.0))))
     assert done.changes
     for world in worlds:
         world.check({"a@1": 1.0, "b@2": 3.0}, name="canary")

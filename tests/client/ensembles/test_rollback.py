@@ -15,7 +15,7 @@ from defensemble.ensembles import Applied, EditRefusedError, Ensembles
 from defensemble.ensembles.edit import EditRunner
 from defensemble_export import EnsembleError, HistoryError, repository_plan, write_plan
 from defensemble_export.editing.history import this_user
-from defensemble_repository.ensemble import Ensemble, Vote
+from defensemble_repository.ensemble import Ensemble, Member
 from tests.support import tiny
 from tests.support.facts import assert_each, assert_facts, raises
 from tests.support.tiny import content
@@ -128,7 +128,7 @@ def test_the_ensemble_that_was_edited_last_is_meant_and_another_can_be_named(wor
 def test_what_an_export_replaced_since_is_undone_too_and_said(world: World) -> None:
     told: list[str] = []
     with world.client() as client:
-        one = Ensembles(world.folder, client, warn=told.append)
+        one = Ensembles(world.folder, client, on_warning=told.append)
         one.weight("ensemble", {"a": 2.0})
         first = own(world)
         one.weight("ensemble", {"a": 3.0})
@@ -255,7 +255,7 @@ def test_apply_after_a_rollback_is_on_top_of_what_that_left(world: World, one: E
     one.weight("ensemble", {"a": 2.0})
     one.weight("ensemble", {"a": 3.0})
     one.rollback()
-    one.apply(Ensemble("ensemble", (Vote("a"), Vote("d"))))
+    one.apply(Ensemble("ensemble", (Member("a"), Member("d"))))
     one.rollback()
     world.check({"a@1": 2.0, "b@1": 1.0, "c@1": 1.0})
     one.rollback()

@@ -12,7 +12,7 @@ import pytest
 
 from defensemble import Client, ConnectionFailedError, ForbiddenError, InputError
 from defensemble.ensembles import EditFailedError, Ensembles
-from defensemble_repository.ensemble import Ensemble, Vote
+from defensemble_repository.ensemble import Ensemble, Member
 from tests.support.facts import raises
 from tests.support.scripted import free_port
 from tests.support.tiny import content, leftovers
@@ -52,7 +52,7 @@ EDITS: dict[str, Callable[[Ensembles], object]] = {
     "create": lambda ensembles: ensembles.create("canary", ["a"]),
     "delete": lambda ensembles: ensembles.delete("ensemble"),
     "weight": lambda ensembles: ensembles.weight("ensemble", {"a": 2}),
-    "apply": lambda ensembles: ensembles.apply(Ensemble("ensemble", (Vote("d"),))),
+    "apply": lambda ensembles: ensembles.apply(Ensemble("ensemble", (Member("d"),))),
     "reload": lambda ensembles: ensembles.reload("ensemble"),
     "rollback": lambda ensembles: ensembles.rollback(),
     "prune": lambda ensembles: ensembles.prune(keep=0),
@@ -103,7 +103,7 @@ def test_one_of_two_that_was_not_told_is_found_and_brought_in_line(both: tuple[W
     one, two = both
     votes = {"a@1": 2.0, "b@1": 1.0, "c@1": 1.0, "d@1": 1.0}
     with one.client() as first, two.client() as other:
-        Ensembles(one.folder, first).apply(Ensemble("ensemble", (Vote("a", 1, 2.0), Vote("b"), Vote("c"), Vote("d"))))
+        Ensembles(one.folder, first).apply(Ensemble("ensemble", (Member("a", 1, 2.0), Member("b"), Member("c"), Member("d"))))
         (state,) = Ensembles(one.folder, [first, other]).show("ensemble")
         assert state.served[first.url] == "yes"
         assert state.served[other.url].startswith("an older one")

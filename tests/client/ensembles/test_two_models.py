@@ -40,7 +40,7 @@ class OldWorld(World):
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OldWorld]:
     folder = write_old_repository(tmp_path_factory.mktemp("old") / "repository")
     told: list[str] = []
-    with serve(folder, ServeOptions(http_port=0, grpc_port=0, metrics_port=0, drain_s=1, admin_key=KEY), say=told.append) as server:
+    with serve(folder, ServeOptions(http_port=0, grpc_port=0, metrics_port=0, drain_s=1, admin_key=KEY), on_progress=told.append) as server:
         yield OldWorld(folder, server, tiny.content(folder), told)
 
 
@@ -139,7 +139,7 @@ def test_the_old_form_is_served_and_serve_says_what_makes_one_model_of_two(old: 
         assert f"`defensemble ensemble reload {name}`" in line
     with old.client() as client:
         findings = Ensembles(old.folder, client).check()
-        assert {(one.model, one.refuses) for one in findings} == {("ensemble", False), ("trimmed", False)}
+        assert {(one.model, one.is_error) for one in findings} == {("ensemble", False), ("trimmed", False)}
         assert [set(state.served.values()) for state in Ensembles(old.folder, client).show()] == [{"yes"}] * len(NAMES)
 
 
@@ -198,7 +198,7 @@ def test_states_are_compared_without_the_models_that_average(tmp_path: Path) -> 
         plan = plan_ensemble(folder, read_ensemble(folder, name))
         write_plan(folder, {**plan.averaging, **plan.files})
     warned: list[str] = []
-    one = Ensembles(folder, warn=warned.append)
+    one = Ensembles(folder, on_warning=warned.append)
     undone = [edit for edit in read_history(folder) if edit.ensemble == "ensemble"][2]
     done = one.rollback(name="ensemble")
     assert warned == [], "nothing was changed since the last edit"
@@ -227,7 +227,7 @@ def test_an_edit_of_the_old_form_that_was_cut_short_is_undone_or_finished(tmp_pa
     folder = write_cut_short(tmp_path / "repository", when)
     before = tiny.content(folder)
     warned: list[str] = []
-    one = Ensembles(folder, warn=warned.append)
+    one = Ensembles(folder, on_warning=warned.append)
     (state,) = one.show("ensemble")
     assert any(("finishing" if weight > 1 else "undoing") in line for line in warned)
     assert state.votes is not None

@@ -70,7 +70,7 @@ def test_who_waits_edits_when_the_other_has_ended(repository: Path) -> None:
         other.stdin.close()  # the other one ends only now that it is waited for
 
     with held_by_another(repository) as other:
-        Ensembles(repository, wait_s=60, warn=heard).weight("ensemble", {"alpha": 3.0})
+        Ensembles(repository, wait_s=60, on_warning=heard).weight("ensemble", {"alpha": 3.0})
     assert len(warned) == 1
     assert str(repository.parent) in warned[0]
     assert [edit.action for edit in read_history(repository)] == ["weight"]

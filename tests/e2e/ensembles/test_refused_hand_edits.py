@@ -47,7 +47,7 @@ def test_a_hand_edit_that_the_server_refuses_goes_beside(tmp_path: Path, kind: s
     with stage_of(tmp_path, three_models) as stage:
         folder = stage.folders[0]
         edited = write_by_hand(folder, REFUSED[kind])
-        assert [finding for finding in check_ensemble(RepositoryView(folder), "ensemble") if finding.refuses] == []
+        assert [finding for finding in check_ensemble(RepositoryView(folder), "ensemble") if finding.is_error] == []
         with pytest.raises(EditFailedError) as failed:
             stage.ensembles().reload("ensemble")
         assert failed.value.step == f"load 'ensemble' on {stage.addresses[0][0]}"

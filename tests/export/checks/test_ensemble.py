@@ -50,11 +50,11 @@ def check(repository: Path, name: str = "ensemble", **other: object) -> list[Fin
     return check_ensemble(RepositoryView(repository), name, **other)  # type: ignore[arg-type]
 
 
-def only(repository: Path, told: str, *, name: str = "ensemble", model: str, line: str | None = None, refuses: bool = True) -> Finding:
+def only(repository: Path, told: str, *, name: str = "ensemble", model: str, line: str | None = None, is_error: bool = True) -> Finding:
     """The only finding says `told` about `model`, and its line in the file holds `line`."""
     (found,) = check(repository, name)
     assert_facts(found.text, told)
-    assert (found.model, found.refuses) == (model, refuses)
+    assert (found.model, found.is_error) == (model, is_error)
     if line is not None:
         assert found.file is not None
         assert found.line is not None
@@ -101,7 +101,7 @@ def test_there_is_no_such_ensemble(repository: Path) -> None:
 )
 def test_names_that_triton_the_file_system_or_we_refuse(repository: Path, name: str) -> None:
     (found,) = check(repository, name)
-    assert (found.refuses, found.file) == (True, None)
+    assert (found.is_error, found.file) == (True, None)
     assert repr(name) in found.text
 
 
@@ -282,7 +282,7 @@ def test_a_parameter_that_is_gone_stops_edits_and_not_answers(repository: Path, 
     model = average_of(repository)
     edit(repository, model, lambda config: config.parameters.pop(key))
     only(repository, f"lacks the parameter {key}", model=model)
-    found = {(one.model, one.refuses) for one in check_repository(RepositoryView(repository), EMBEDDED)}
+    found = {(one.model, one.is_error) for one in check_repository(RepositoryView(repository), EMBEDDED)}
     assert {(model, False)} <= found <= {(model, False), ("ensemble", False)}
 
 
@@ -293,10 +293,10 @@ def test_weights_that_mean_the_same_are_the_same(repository: Path) -> None:
 
 def test_an_average_is_the_graph_that_its_parameters_generate(repository: Path) -> None:
     from defensemble_export import average_onnx
-    from defensemble_repository.ensemble import Ensemble, Vote
+    from defensemble_repository.ensemble import Ensemble, Member
 
     model = average_of(repository)
-    other = average_onnx(Ensemble("e", (Vote("alpha", 1, 9.0), Vote("beta"))), 3)
+    other = average_onnx(Ensemble("e", (Member("alpha", 1, 9.0), Member("beta"))), 3)
     (repository / model / "1/model.onnx").write_bytes(other)
     only(repository, "has SHA-256", model=model)
     edit(repository, model, lambda config: config.parameters.pop("sha256.1"))
@@ -315,7 +315,7 @@ def test_an_average_of_other_inputs_or_of_another_batch(repository: Path) -> Non
 
 def test_two_averaging_models_are_said_and_not_mixed(tmp_path: Path) -> None:
     repository = write_old_repository(tmp_path / "repository")
-    found = only(repository, "crash", model="ensemble", line=average_of(repository), refuses=False)
+    found = only(repository, "crash", model="ensemble", line=average_of(repository), is_error=False)
     assert "`defensemble ensemble reload ensemble`" in found.text
     assert check(repository, "plain") == []
     edit(repository, "ensemble", lambda config: config.ensemble_scheduling.step[-1].input_map.pop("logits_1"))
@@ -338,7 +338,7 @@ def test_the_files_of_two_averaging_models_are_those_of_their_digests(tmp_path: 
 def test_votes_that_a_hand_has_moved_are_said_and_taken_up_by_a_reload(repository: Path) -> None:
     tiny.write_second_version(repository, "beta", 7)
     edit(repository, "ensemble", lambda config: setattr(config.ensemble_scheduling.step[1], "model_version", 2))
-    only(repository, "averaging model | other members", model="ensemble", line="average_", refuses=False)
+    only(repository, "averaging model | other members", model="ensemble", line="average_", is_error=False)
     # What a reload plans is in order.
     files = RepositoryView(repository)
     plan = ensemble_files(files, read_ensemble(repository, "ensemble"), Interface(tiny.SHAPE, 3, 8), None)
@@ -347,7 +347,7 @@ def test_votes_that_a_hand_has_moved_are_said_and_taken_up_by_a_reload(repositor
 
 def test_an_edit_of_weights_by_hand_is_taken_up_by_a_reload(repository: Path) -> None:
     edit(repository, average_of(repository), lambda config: setattr(config.parameters["weights"], "string_value", "[1.0, 5.0]"))
-    assert [one.refuses for one in check(repository)] == [True]
+    assert [one.is_error for one in check(repository)] == [True]
     votes = read_ensemble(repository, "ensemble")
     plan = ensemble_files(RepositoryView(repository), votes, Interface(tiny.SHAPE, 3, 8), None)
     assert check_ensemble(RepositoryView(repository, plan), "ensemble") == []
@@ -365,7 +365,7 @@ def foreign(config: schema.ModelConfig) -> None:
 
 def test_an_ensemble_of_somebody_else_can_be_served_but_not_edited(repository: Path) -> None:
     edit(repository, "ensemble", foreign)
-    only(repository, "not edited", model="ensemble", line="ensemble_scheduling", refuses=False)
+    only(repository, "not edited", model="ensemble", line="ensemble_scheduling", is_error=False)
     replace(repository / "ensemble/config.pbtxt", 'value: "scores"', 'value: "score"')
     only(repository, "output 'scores' | no step", model="ensemble", line="output {")
 
@@ -382,14 +382,14 @@ def test_ensembles_that_contain_each_other(repository: Path) -> None:
     assert_facts(found.text, "'one' | 'two' | 'three'")
     replace(repository / "three/config.pbtxt", 'model_name: "one"', 'model_name: "alpha"')
     replace(repository / "three/config.pbtxt", 'key: "scores"', 'key: "logits"')
-    assert not [one for one in check(repository, "one") if one.refuses]
+    assert not [one for one in check(repository, "one") if one.is_error]
     (repository / "alpha/1/model.onnx").unlink()
-    assert [one.model for one in check(repository, "one") if one.refuses] == ["alpha"]
+    assert [one.model for one in check(repository, "one") if one.is_error] == ["alpha"]
 
 
 def test_a_mix_of_precisions_is_allowed_and_said(repository: Path) -> None:
     edit(repository, "beta", lambda config: setattr(config.parameters["precision.1"], "string_value", "fp16"))
-    only(repository, "alpha@1 fp32 | beta@1 fp16", model="ensemble", refuses=False)
+    only(repository, "alpha@1 fp32 | beta@1 fp16", model="ensemble", is_error=False)
 
 
 def test_a_fused_graph_of_other_votes_is_said(repository: Path) -> None:
@@ -397,7 +397,7 @@ def test_a_fused_graph_of_other_votes_is_said(repository: Path) -> None:
     assert check(repository) == []
     plan = repository_plan(repository, [tiny.member("gamma", 3)], replace=True)
     (found,) = check_ensemble(RepositoryView(repository, plan), "ensemble")
-    assert (found.model, found.refuses) == ("fused", False)
+    assert (found.model, found.is_error) == ("fused", False)
     assert "--ensemble ensemble --fuse fused --replace`" in found.text
     replace(repository / "fused/config.pbtxt", "backend:", "backend: [")
     assert check_ensemble(RepositoryView(repository, plan), "ensemble") == []

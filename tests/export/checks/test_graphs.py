@@ -51,7 +51,7 @@ def test_links_that_lead_out_of_the_repository(repository: Path) -> None:
         (repository / model).rename(store / model)
         (repository / model).symlink_to(store / model)
     found = {one.model: one for one in check(repository)}
-    assert {model: one.refuses for model, one in found.items()} == {"beta": False, "ensemble": True}
+    assert {model: one.is_error for model, one in found.items()} == {"beta": False, "ensemble": True}
     assert "copy" in found["ensemble"].text
     (repository / "beta").unlink()
     (repository / "beta").symlink_to(repository / "beta")

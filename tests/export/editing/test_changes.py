@@ -6,15 +6,16 @@ import pytest
 from hypothesis import given, strategies as st
 
 from defensemble_export.editing import changes_between
-from defensemble_repository.ensemble import Ensemble, Vote
+from defensemble_repository.ensemble import Ensemble, Member
 from tests.support.ensembles import ensembles
 from tests.support.facts import assert_each
 
-A, B, C = Vote("keep0.1"), Vote("keep0.3"), Vote("keep0.5")
+A, B, C = Member("keep0.1"), Member("keep0.3"), Member("keep0.5")
+EQUAL = [Member(name) for name in "wxyz"]
 REMOVED = ["removes keep0.3@1", "removes keep0.3@2"]
 
 
-def of(*votes: Vote, average: str = "probabilities", name: str = "ensemble") -> Ensemble:
+def of(*votes: Member, average: str = "probabilities", name: str = "ensemble") -> Ensemble:
     return Ensemble(name, votes, average)
 
 
@@ -22,15 +23,15 @@ def of(*votes: Vote, average: str = "probabilities", name: str = "ensemble") -> 
     ("before", "after", "told"),
     [
         (of(A, B), of(A, B), []),
-        (of(A, B, C, Vote("x")), of(A, B, C, Vote("x"), Vote("keep0.3", 2)), ["adds | keep0.3@2 | 1 | 20.0 %"]),
+        (of(A, B, C, Member("x")), of(A, B, C, Member("x"), Member("keep0.3", 2)), ["adds | keep0.3@2 | 1 | 20.0 %"]),
         (of(A, B, C), of(A, B), ["removes | keep0.5@1"]),
-        (of(A, *map(Vote, "wxyz")), of(Vote("keep0.1", 1, 2), *map(Vote, "wxyz")), ["weight | keep0.1@1 | 1 -> 2 | 20.0 % -> 33.3 %"]),
+        (of(A, *EQUAL), of(Member("keep0.1", 1, 2), *EQUAL), ["weight | keep0.1@1 | 1 -> 2 | 20.0 % -> 33.3 %"]),
         (of(A, B), of(A, B, average="logits"), ["logits | probabilities"]),
-        (of(A, B), of(A, Vote("keep0.3", 2)), ["keep0.3 | version | 1 -> 2"]),
-        (of(A, B), of(A, Vote("keep0.3", 2, 0.25)), ["keep0.3 | version | 1 -> 2 | weight | 1 -> 0.25 | 50.0 % -> 20.0 %"]),
+        (of(A, B), of(A, Member("keep0.3", 2)), ["keep0.3 | version | 1 -> 2"]),
+        (of(A, B), of(A, Member("keep0.3", 2, 0.25)), ["keep0.3 | version | 1 -> 2 | weight | 1 -> 0.25 | 50.0 % -> 20.0 %"]),
         (of(A, B), of(B, A), ["order | keep0.3@1, keep0.1@1"]),
         # Of several versions it is not told which became which.
-        (of(B, Vote("keep0.3", 2)), of(Vote("keep0.3", 3)), [*REMOVED, "adds | keep0.3@3 | 1 | 100.0 %"]),
+        (of(B, Member("keep0.3", 2)), of(Member("keep0.3", 3)), [*REMOVED, "adds | keep0.3@3 | 1 | 100.0 %"]),
         (of(A), of(C, A), ["adds | keep0.5@1 | 1 | 50.0 %", "order | keep0.5@1, keep0.1@1"]),
         (of(A, B), of(B, C), ["removes | keep0.1@1", "adds | keep0.5@1 | 1 | 50.0 %"]),
         (of(A), of(A, name="other"), ["other | ensemble"]),
@@ -58,7 +59,7 @@ def test_nothing_is_told_exactly_where_nothing_differs(data: st.DataObject) -> N
             old.version if kind == "weight" else next(v for v in range(1, 9) if (old.model, v) not in {(o.model, o.version) for o in votes})
         )
         # Half a weight or more of the largest: no share gets too small.
-        votes[index] = Vote(old.model, version, max(vote.weight for vote in votes) if kind == "weight" else old.weight)
+        votes[index] = Member(old.model, version, max(vote.weight for vote in votes) if kind == "weight" else old.weight)
         after = Ensemble(before.name, tuple(votes), before.average)
     elif kind == "average":
         after = Ensemble(before.name, before.members, "logits" if before.average == "probabilities" else "probabilities")

@@ -13,7 +13,7 @@ from hypothesis import given, strategies as st
 from defensemble_export import DeclarationError, EnsembleError, ExportError
 from defensemble_export.editing import read_declaration, yaml_from_ensemble
 from defensemble_export.editing.declaration import LARGEST_FILE, ensemble_from_yaml
-from defensemble_repository.ensemble import Ensemble, Vote
+from defensemble_repository.ensemble import Ensemble, Member
 from tests.support.ensembles import ensembles
 from tests.support.facts import raises
 
@@ -32,7 +32,7 @@ members:
 
 
 def test_a_declaration_is_read_and_written_as_it_is_shown() -> None:
-    expected = Ensemble("ensemble", (Vote("keep0.1"), Vote("keep0.3", 2, 0.5)))
+    expected = Ensemble("ensemble", (Member("keep0.1"), Member("keep0.3", 2, 0.5)))
     assert ensemble_from_yaml(WHOLE, "file") == expected
     assert yaml_from_ensemble(expected) == WHOLE
 
@@ -45,12 +45,12 @@ def test_what_is_written_reads_back_the_same(ensemble: Ensemble) -> None:
     # Another reader finds the same numbers and names.
     loaded = yaml.safe_load(text)
     assert loaded["name"] == ensemble.name
-    assert [Vote(**member) for member in loaded["members"]] == list(ensemble.members)
+    assert [Member(**member) for member in loaded["members"]] == list(ensemble.members)
 
 
 def test_what_is_left_out_is_version_1_weight_1_and_probabilities() -> None:
     assert ensemble_from_yaml("members: [{model: a}, {model: b, weight: .5}]\nname: e", "file") == Ensemble(
-        "e", (Vote("a", 1, 1.0), Vote("b", 1, 0.5)), "probabilities"
+        "e", (Member("a", 1, 1.0), Member("b", 1, 0.5)), "probabilities"
     )
     assert ensemble_from_yaml(f"name: e\naverage: logits\n{MEMBERS}", "file").average == "logits"
 
@@ -59,7 +59,7 @@ def test_what_is_left_out_is_version_1_weight_1_and_probabilities() -> None:
 def test_a_name_is_the_text_that_stands_there(name: str) -> None:
     for written in (name, f"'{name}'", f'"{name}"'):
         assert ensemble_from_yaml(f"name: {written}\n{MEMBERS}", "file").name == name
-        assert ensemble_from_yaml(f"name: e\nmembers:\n- model: {written}\n", "file").members == (Vote(name),)
+        assert ensemble_from_yaml(f"name: e\nmembers:\n- model: {written}\n", "file").members == (Member(name),)
 
 
 @pytest.mark.parametrize(

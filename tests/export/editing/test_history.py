@@ -30,7 +30,7 @@ from defensemble_export.editing import (
     withdraw_edit,
 )
 from defensemble_export.editing.history import edit_from_line, line_from_edit
-from defensemble_repository.ensemble import Ensemble, Vote
+from defensemble_repository.ensemble import Ensemble, Member
 from defensemble_repository.errors import ConfigError
 from defensemble_repository.names import HISTORY_FILE
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
@@ -41,7 +41,7 @@ from tests.support.facts import assert_facts, raises
 from tests.support.killing import killed_at_each_rename
 
 TIME = "2026-01-31T12:00:00+00:00"
-VOTES = Ensemble("ensemble", (Vote("alpha"), Vote("beta", 2, 0.5)))
+VOTES = Ensemble("ensemble", (Member("alpha"), Member("beta", 2, 0.5)))
 SNAPSHOT = Snapshot("name: 'x'\r\n", "a\nb\n", VOTES, 2, {"average_0": "text"}, {"config.pbtxt": "0" * 64})
 
 
@@ -230,7 +230,7 @@ def test_a_key_that_is_missing_is_told(tmp_path: Path, place: tuple[str, ...]) -
 
 
 def test_a_line_keeps_its_bytes_when_it_is_read_and_written_again() -> None:
-    votes = Ensemble("ensemble", (Vote("a", 2, 3), Vote("b", 1, 0.5)), "logits")
+    votes = Ensemble("ensemble", (Member("a", 2, 3), Member("b", 1, 0.5)), "logits")
     state = Snapshot("\udcff", None, votes, 10, {"average_0": "x"}, {"a@2": "y"})
     line = line_from_edit(edit(7, before=state, after=None))
     assert line == (
@@ -356,7 +356,7 @@ def test_a_snapshot_holds_the_ensemble_as_it_lies_on_disk(tmp_path: Path) -> Non
     by_hand = b"# \xe9dited by hand\r\n" + path.read_bytes()
     path.write_bytes(by_hand)
     found = snapshot_of(RepositoryView(repository), "ensemble")
-    assert found.votes == Ensemble("ensemble", (Vote("alpha"), Vote("beta", 1, 3.0)))
+    assert found.votes == Ensemble("ensemble", (Member("alpha"), Member("beta", 1, 3.0)))
     assert found.num_classes == 3
     assert found.labels == "circle\nsquare\ntriangle\n"
     assert [name.partition("_")[0] for name in found.averaging] == ["average"]

@@ -14,7 +14,7 @@ import pytest
 from defensemble_export import repository_plan, write_plan
 from defensemble_export.editing import MemberInfo, read_member_info
 from defensemble_export.members.report import report_from_export
-from defensemble_repository.ensemble import Vote
+from defensemble_repository.ensemble import Member
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from defensemble_repository.view import RepositoryView
 from tests.support import tiny
@@ -58,7 +58,7 @@ def repository(tmp_path: Path) -> Path:
 
 
 def standing(repository: Path, name: str = "alpha", version: int = 1) -> MemberInfo:
-    return read_member_info(RepositoryView(repository), Vote(name, version, 2.0), 0.25)
+    return read_member_info(RepositoryView(repository), Member(name, version, 2.0), 0.25)
 
 
 def test_all_that_is_known_of_a_member_is_told(repository: Path) -> None:
@@ -101,7 +101,7 @@ def test_a_checkpoint_s_own_words_are_those_that_are_read(repository: Path) -> N
 def test_planned_files_count_as_written(repository: Path) -> None:
     content = graph(2, record=json.dumps({**RECORD, "accuracy": 0.5}))
     planned = {"alpha/1/model.onnx": content, "alpha/1/model.onnx.json": None}
-    found = read_member_info(RepositoryView(repository, planned), Vote("alpha"), 1.0)
+    found = read_member_info(RepositoryView(repository, planned), Member("alpha"), 1.0)
     assert (found.record_accuracy, found.exported_accuracy, found.bytes) == (0.5, None, len(content))
     assert_facts(found.problem or "", f"{repository / 'alpha/1/model.onnx.json'} | missing")
 

@@ -26,7 +26,7 @@ from defensemble_export.editing.plan import (
     steps_of,
     used_models,
 )
-from defensemble_repository.ensemble import Ensemble, Vote
+from defensemble_repository.ensemble import Ensemble, Member
 from defensemble_repository.errors import ConfigError, RepositoryError
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from defensemble_repository.reader import read_config, read_ensemble
@@ -35,7 +35,7 @@ from defensemble_repository.view import RepositoryView
 from tests.support import tiny
 from tests.support.facts import raises
 
-A, B, C, B2 = Vote("alpha"), Vote("beta"), Vote("gamma"), Vote("beta", 2)
+A, B, C, B2 = Member("alpha"), Member("beta"), Member("gamma"), Member("beta", 2)
 SEEDS = {"alpha@1": 1, "beta@1": 2, "beta@2": 22, "gamma@1": 3}
 
 
@@ -222,7 +222,7 @@ def test_what_cannot_be_planned_is_refused(repository: Path) -> None:
     with pytest.raises(ConfigError, match=r"canary/config\.pbtxt"):
         plan_deletion(repository, "canary")
     with raises(EnsembleError, "delta, epsilon | alpha, beta, gamma"):
-        plan_ensemble(repository, Ensemble("ensemble", (A, Vote("delta"), Vote("epsilon"))))
+        plan_ensemble(repository, Ensemble("ensemble", (A, Member("delta"), Member("epsilon"))))
     with raises(EnsembleError, "alpha | not an ensemble"):
         plan_ensemble(repository, Ensemble("alpha", (B,)))
 

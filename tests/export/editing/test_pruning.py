@@ -16,7 +16,7 @@ from defensemble_export.editing import Edit, Prunable, append_edit, prune_files,
 from defensemble_export.editing.plan import plan_ensemble
 from defensemble_export.entries.ensemble import ensemble_files
 from defensemble_repository.configs import Interface
-from defensemble_repository.ensemble import Ensemble, Vote
+from defensemble_repository.ensemble import Ensemble, Member
 from defensemble_repository.errors import ConfigError
 from defensemble_repository.names import AVERAGING_NAME, HISTORY_FILE
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
@@ -31,7 +31,7 @@ from tests.support.facts import assert_each, assert_facts, raises
 from tests.support.killing import killed_at_each_rename
 from tests.support.two_models import write_old_repository
 
-A, B, C, B2 = Vote("alpha"), Vote("beta"), Vote("gamma"), Vote("beta", 2)
+A, B, C, B2 = Member("alpha"), Member("beta"), Member("gamma"), Member("beta", 2)
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def repository(tmp_path: Path) -> Path:
     return folder
 
 
-def edit(folder: Path, *votes: Vote, name: str = "ensemble", action: str = "apply", undoes: tuple[str, ...] = ()) -> None:
+def edit(folder: Path, *votes: Member, name: str = "ensemble", action: str = "apply", undoes: tuple[str, ...] = ()) -> None:
     """Let these vote, and write it into the history; without any the ensemble is deleted."""
     files = RepositoryView(folder)
     before = snapshot_of(files, name) if files.has(name) else None
@@ -233,7 +233,7 @@ def test_a_file_of_somebody_elses_is_left_alone_with_its_model(repository: Path,
     (repository / stray).parent.mkdir(parents=True, exist_ok=True)
     (repository / stray).write_text("mine")
     said: list[str] = []
-    assert "gamma" not in names(prune_plan(repository, keep=0, say=said.append))
+    assert "gamma" not in names(prune_plan(repository, keep=0, on_progress=said.append))
     assert_each(said, f"{repository / 'gamma'} | {stray}")
 
 
@@ -303,7 +303,7 @@ def test_a_version_that_a_policy_names_is_taken_out_of_it_but_never_the_last(rep
     tiny.write_second_version(repository, "beta", 6)
     edit(repository, A)
     said: list[str] = []
-    assert prune_plan(repository, keep=0, say=said.append, also_used=[name for name in os.listdir(repository) if "_" in name]) == []
+    assert prune_plan(repository, keep=0, on_progress=said.append, also_used=[name for name in os.listdir(repository) if "_" in name]) == []
     assert_each(said, f"{repository / 'beta'} | version_policy")
 
 

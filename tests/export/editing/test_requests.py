@@ -23,16 +23,16 @@ from defensemble_export.editing import (
     read_history,
 )
 from defensemble_export.editing.history import ACTIONS
-from defensemble_repository.ensemble import Ensemble, Vote
+from defensemble_repository.ensemble import Ensemble, Member
 from defensemble_repository.reader import read_ensemble
 from tests.support import tiny
 from tests.support.checkout import ROOT
 
-ALPHA, BETA, GAMMA = Vote("alpha"), Vote("beta"), Vote("gamma")
+ALPHA, BETA, GAMMA = Member("alpha"), Member("beta"), Member("gamma")
 DECLARED = Ensemble("ensemble", (BETA, GAMMA), "logits")
 EDITS: dict[EditRequest, tuple[str, Ensemble | None]] = {
     CreateEnsemble("new", ("gamma", "alpha@1"), average="logits"): ("create", Ensemble("new", (GAMMA, ALPHA), "logits")),
-    AddMembers("ensemble", ("gamma",), 0.5): ("add", Ensemble("ensemble", (ALPHA, BETA, Vote("gamma", 1, 0.5)))),
+    AddMembers("ensemble", ("gamma",), 0.5): ("add", Ensemble("ensemble", (ALPHA, BETA, Member("gamma", 1, 0.5)))),
     AddMembers("ensemble", ("gamma",), in_place_of="alpha"): ("add", Ensemble("ensemble", (GAMMA, BETA))),
     RemoveMembers("ensemble", ("alpha",)): ("remove", Ensemble("ensemble", (BETA,))),
     SetAverage("ensemble", "logits"): ("average", Ensemble("ensemble", (ALPHA, BETA), "logits")),
@@ -69,7 +69,7 @@ def test_each_plans_what_it_says(request_: EditRequest, repository: Path) -> Non
 
 
 def test_weights_are_given_by_name(repository: Path) -> None:
-    first = Vote("alpha", 1, 3.0)
+    first = Member("alpha", 1, 3.0)
     check_plan(SetWeights("ensemble", {"alpha@1": 3.0}), repository, "weight", Ensemble("ensemble", (first, BETA)))
     created = CreateEnsemble("new", ("alpha", "beta"), {"alpha": 3.0})
     check_plan(created, repository, "create", Ensemble("new", (first, BETA)))
@@ -109,7 +109,7 @@ def test_a_state_is_restored_by_the_history(tmp_path: Path) -> None:
     weight, average, remove, add, apply, reload, rollback = edits
     back = Restore("ensemble", undone=(apply.id, add.id))
     assert (back.action, back.undone_edits) == ("rollback", (apply.id, add.id))
-    assert (plan := back.plan(folder)).after == Ensemble("ensemble", (Vote("alpha", 1, 3.0),), "logits")
+    assert (plan := back.plan(folder)).after == Ensemble("ensemble", (Member("alpha", 1, 3.0),), "logits")
     assert add.before is not None
     assert plan.outcome().content("ensemble/config.pbtxt") == add.before.files["ensemble/config.pbtxt"]
     again = Restore("ensemble", to=reload.id, redoes=True)

@@ -14,7 +14,7 @@ from defensemble_export.editing import read_history
 from defensemble_export.editing.journal import read_journal
 from defensemble_export.editing.plan import EditPlan, plan_creation, plan_ensemble, plan_snapshot, steps_of
 from defensemble_repository.configs import OUTPUTS
-from defensemble_repository.ensemble import Ensemble, Vote
+from defensemble_repository.ensemble import Ensemble, Member
 from defensemble_repository.names import AVERAGING_NAME
 from defensemble_repository.reader import read_config, read_ensemble
 from defensemble_repository.view import RepositoryView
@@ -22,9 +22,9 @@ from tests.support import tiny
 from tests.support.two_models import write_cut_short, write_old_repository
 
 VOTES = {
-    "ensemble": Ensemble("ensemble", (Vote("alpha", 1, 2.0), Vote("beta"), Vote("gamma", 1, 0.5))),
-    "trimmed": Ensemble("trimmed", (Vote("alpha"), Vote("gamma", 1, 3.0))),
-    "plain": Ensemble("plain", (Vote("beta"), Vote("gamma")), "logits"),
+    "ensemble": Ensemble("ensemble", (Member("alpha", 1, 2.0), Member("beta"), Member("gamma", 1, 0.5))),
+    "trimmed": Ensemble("trimmed", (Member("alpha"), Member("gamma", 1, 3.0))),
+    "plain": Ensemble("plain", (Member("beta"), Member("gamma")), "logits"),
 }
 GIVEN = {"ensemble": OUTPUTS, "trimmed": OUTPUTS[:2], "plain": OUTPUTS[:1]}
 SEEDS = {"alpha": 1, "beta": 2, "gamma": 3}

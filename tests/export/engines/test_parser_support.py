@@ -19,7 +19,7 @@ from defensemble_export.graphs.fp16 import fp16_from_onnx
 from defensemble_export.graphs.int8 import int8_from_onnx
 from defensemble_export.graphs.traversal import nodes_of
 from defensemble_export.verification.tolerances import PRECISIONS
-from defensemble_repository.ensemble import Ensemble, Vote
+from defensemble_repository.ensemble import Ensemble, Member
 from tests.export.graphs.test_tracing import SPECS, spec_of, untrained
 from tests.support import tiny
 from tests.support.facts import assert_facts
@@ -64,14 +64,14 @@ def test_every_architecture_is_read_in_every_precision(tmp_path: Path, arch: str
     assert set(graphs) == set(PRECISIONS)
     assert {precision: problems_of_graph(graph) for precision, graph in graphs.items()} == {precision: [] for precision in PRECISIONS}
     assert {node.op_type for node in nodes_of(graphs["int8"].graph)} >= {"QuantizeLinear", "DequantizeLinear", "Where"}
-    fused = fused_onnx([graph.SerializeToString() for graph in graphs.values()], Ensemble("e", tuple(Vote(name) for name in graphs)))
+    fused = fused_onnx([graph.SerializeToString() for graph in graphs.values()], Ensemble("e", tuple(Member(name) for name in graphs)))
     assert problems_of_graph(onnx.load_model_from_string(fused)) == []
 
 
 @pytest.mark.parametrize("average", ["probabilities", "logits"])
 @pytest.mark.parametrize("members", [1, 3])
 def test_averaging_and_fused_graphs_are_read(average: str, members: int) -> None:
-    ensemble = Ensemble("e", tuple(Vote(f"m{index}", 1, 1.0 + index) for index in range(members)), average)
+    ensemble = Ensemble("e", tuple(Member(f"m{index}", 1, 1.0 + index) for index in range(members)), average)
     graphs = [average_onnx(ensemble, 3), fused_onnx([tiny.linear_onnx(m) for m in range(members)], ensemble)]
     for content in graphs:
         model = onnx.load_model_from_string(content)

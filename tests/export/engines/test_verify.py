@@ -10,7 +10,7 @@ import pytest
 
 from defensemble_export import EngineError, fused_onnx
 from defensemble_export.engines.verify import Answers, Array, compared, onnx_runner, verify_plan
-from defensemble_repository.ensemble import Ensemble, Vote
+from defensemble_repository.ensemble import Ensemble, Member
 from defensemble_repository.plan_manifest import Profile
 from tests.support import tiny
 from tests.support.facts import assert_facts, raises
@@ -102,7 +102,7 @@ def test_images_that_do_not_fit(images: Array) -> None:
 
 
 def test_a_fused_graph_is_compared_by_its_probabilities(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ensemble = Ensemble("e", (Vote("a", 1), Vote("b", 1)))
+    ensemble = Ensemble("e", (Member("a", 1), Member("b", 1)))
     content = fused_onnx([tiny.linear_onnx(1), tiny.linear_onnx(2)], ensemble)
     (tmp_path / "model.onnx").write_bytes(content)
     (tmp_path / "model.plan").write_bytes(MARK + content)

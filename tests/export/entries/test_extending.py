@@ -13,7 +13,7 @@ from defensemble_export import EnsembleError, repository_plan, write_plan
 from defensemble_export.entries.members import check_request
 from defensemble_repository.averaging import averaging_of
 from defensemble_repository.configs import Interface, averaging_config, ensemble_config
-from defensemble_repository.ensemble import Ensemble, Vote
+from defensemble_repository.ensemble import Ensemble, Member
 from defensemble_repository.errors import RepositoryError
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from defensemble_repository.reader import ensemble_from_configs, read_ensemble
@@ -57,7 +57,7 @@ def test_other_members_weights_average_and_hand_edits_stay(repository: Path) -> 
 
     edit(repository / "ensemble/config.pbtxt", by_hand)
     write_plan(repository, repository_plan(repository, [member("d", 4), member("a", 9)], replace=True))
-    votes = (Vote("a", 2), Vote("b", 1, 3.0), Vote("c"), Vote("d"))
+    votes = (Member("a", 2), Member("b", 1, 3.0), Member("c"), Member("d"))
     check_served(repository, Ensemble("ensemble", votes, "logits"))
     config = config_of(repository)
     assert (config.max_batch_size, config.parameters["note"].string_value, config.response_cache.enable) == (16, "mine", True)
@@ -68,7 +68,7 @@ def test_other_members_weights_average_and_hand_edits_stay(repository: Path) -> 
 def test_options_change_what_they_name(repository: Path) -> None:
     plan = repository_plan(repository, [member("a", 9)], replace=True, average="probabilities", weights={"c": 5.0})
     write_plan(repository, plan)
-    check_served(repository, Ensemble("ensemble", (Vote("a", 2), Vote("b", 1, 3.0), Vote("c", 1, 5.0)), "probabilities"))
+    check_served(repository, Ensemble("ensemble", (Member("a", 2), Member("b", 1, 3.0), Member("c", 1, 5.0)), "probabilities"))
 
 
 def test_a_pin_that_was_changed_by_hand_counts(repository: Path) -> None:
@@ -79,7 +79,7 @@ def test_a_pin_that_was_changed_by_hand_counts(repository: Path) -> None:
 
     edit(repository / "ensemble/config.pbtxt", pin)
     write_plan(repository, repository_plan(repository, [member("b", 8)], replace=True))
-    check_served(repository, Ensemble("ensemble", (Vote("a", 1), Vote("b", 2, 3.0), Vote("c")), "logits"))
+    check_served(repository, Ensemble("ensemble", (Member("a", 1), Member("b", 2, 3.0), Member("c")), "logits"))
 
 
 def test_outputs_that_were_taken_out_stay_out(repository: Path) -> None:
@@ -93,7 +93,7 @@ def test_outputs_that_were_taken_out_stay_out(repository: Path) -> None:
     write_plan(repository, plan)
     assert dict(config_of(repository).ensemble_scheduling.step[-1].output_map) == {"probabilities": "probabilities"}
     assert [tensor.name for tensor in config_of(repository).output] == ["probabilities"]
-    check_served(repository, Ensemble("ensemble", (Vote("a"), Vote("b", 1, 3.0), Vote("c"), Vote("d")), "logits"))
+    check_served(repository, Ensemble("ensemble", (Member("a"), Member("b", 1, 3.0), Member("c"), Member("d")), "logits"))
 
 
 @given(
@@ -106,7 +106,7 @@ def test_outputs_that_were_taken_out_stay_out(repository: Path) -> None:
     st.sampled_from(["probabilities", "logits"]),
 )
 def test_what_configurations_say_is_read_back(votes: list[tuple[str, int, float]], average: str) -> None:
-    ensemble = Ensemble("e", tuple(Vote(*vote) for vote in votes), average)
+    ensemble = Ensemble("e", tuple(Member(*vote) for vote in votes), average)
     config = ensemble_config(ensemble, Interface(tiny.SHAPE, 3, 8))
     averaging = averaging_config(ensemble, 3, 8, digest="0")
     assert ensemble_from_configs("e", {"e": config, averaging.name: averaging}) == ensemble
@@ -166,8 +166,8 @@ def test_weights_that_cannot_be_read_are_refused(repository: Path, weights: str)
 
 
 def test_a_member_that_votes_twice_is_not_replaced_by_guess(repository: Path) -> None:
-    twice = Ensemble("ensemble", (Vote("a", 1), Vote("a", 2), Vote("b")))
-    assert twice.extended({"b": 2, "c": 1}, {}).members == (Vote("a", 1), Vote("a", 2), Vote("b", 2), Vote("c"))
+    twice = Ensemble("ensemble", (Member("a", 1), Member("a", 2), Member("b")))
+    assert twice.extended({"b": 2, "c": 1}, {}).members == (Member("a", 1), Member("a", 2), Member("b", 2), Member("c"))
     for versions, weights in (({"a": 3}, {}), ({"b": 2}, {"a": 2.0})):
         with pytest.raises(EnsembleError, match="several versions"):
             twice.extended(versions, weights)

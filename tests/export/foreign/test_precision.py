@@ -20,7 +20,7 @@ from defensemble.cli.commands.export import command
 from defensemble_export import ExportError, Form, FromOnnx
 from defensemble_export.editing.member_info import read_member_info
 from defensemble_export.verification.tolerances import computed_precision
-from defensemble_repository.ensemble import Vote
+from defensemble_repository.ensemble import Member
 from defensemble_repository.reader import parameter, read_config
 from defensemble_repository.view import RepositoryView
 from tests.support import foreign_models as theirs
@@ -134,7 +134,7 @@ def test_it_is_stated_in_configs_reports_listings_and_fused_graphs(tmp_path: Pat
         report = json.loads((repository / name / "1/model.onnx.json").read_bytes())
         assert report["precision"] == precision
         assert report["tolerance"]["logits"] == 1e-5, "compared with the file itself as closely as float32"
-        assert read_member_info(RepositoryView(repository), Vote(name), 0.5).precision == precision
+        assert read_member_info(RepositoryView(repository), Member(name), 0.5).precision == precision
     assert export("--fuse", "one", "--repository", repository).exit_code == 0
     assert parameter(read_config(repository / "one"), "precision.1") == "int8"
 
@@ -148,7 +148,7 @@ def test_older_exports_that_state_float32_are_seen_through(tmp_path: Path) -> No
     assert [entry.key for entry in model.metadata_props] == ["defensemble.class_names"]
     onnx.save(model, file)
     config.write_text(config.read_text().replace("int8", "fp32"))
-    assert read_member_info(RepositoryView(repository), Vote("a"), 1.0).precision == "int8"
+    assert read_member_info(RepositoryView(repository), Member("a"), 1.0).precision == "int8"
 
 
 @pytest.mark.parametrize(("name", "asked"), [("half", "fp16"), ("half", "int8"), ("Q/DQ", "int8")])

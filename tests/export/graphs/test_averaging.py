@@ -10,7 +10,7 @@ from hypothesis import given, strategies as st
 
 from defensemble_export import average_onnx
 from defensemble_export.graphs.averaging import is_same_graph
-from defensemble_repository.ensemble import Ensemble, Vote
+from defensemble_repository.ensemble import Ensemble, Member
 from tests.support.tiny import Array, softmax
 
 
@@ -36,7 +36,7 @@ def run(model: bytes, logits: Array) -> dict[str, Array]:
 )
 def test_equals_the_formulas(average: str, weights: list[float], batch: int, classes: int, scale: float, seed: int) -> None:
     logits = (np.random.default_rng(seed).normal(size=(len(weights), batch, classes)) * scale).astype(np.float32)
-    ensemble = Ensemble("e", tuple(Vote(f"m{index}", 1, weight) for index, weight in enumerate(weights)), average)
+    ensemble = Ensemble("e", tuple(Member(f"m{index}", 1, weight) for index, weight in enumerate(weights)), average)
     share = np.array(weights) / np.sum(weights)
     members = softmax(logits.astype(np.float64))
     mixture = np.tensordot(share, members, 1)
@@ -67,7 +67,7 @@ def test_a_logit_of_minus_infinity_is_a_probability_of_0(average: str) -> None:
     logits = np.array([[[0.0, -np.inf, -np.inf]], [[-np.inf, -np.inf, 3.0]]], np.float32)
     if average == "logits":
         logits[:, :, 0] = 0
-    got = run(average_onnx(Ensemble("e", (Vote("a"), Vote("b")), average), 3), logits)
+    got = run(average_onnx(Ensemble("e", (Member("a"), Member("b")), average), 3), logits)
     members = softmax(logits.astype(np.float64))[:, 0]
     expected = members.mean(0) if average == "probabilities" else [1.0, 0, 0]
     np.testing.assert_allclose(got["probabilities"][0], expected, atol=1e-6)
@@ -76,18 +76,18 @@ def test_a_logit_of_minus_infinity_is_a_probability_of_0(average: str) -> None:
 
 
 def test_files_say_the_versions_that_servers_load() -> None:
-    model = onnx.load_model_from_string(average_onnx(Ensemble("e", (Vote("a"), Vote("b"))), 10))
+    model = onnx.load_model_from_string(average_onnx(Ensemble("e", (Member("a"), Member("b"))), 10))
     assert model.ir_version == 10
     assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 20)]
 
 
 def test_the_same_ensemble_gives_the_same_bytes() -> None:
-    ensemble = Ensemble("e", (Vote("a"), Vote("b", 1, 2.0)))
+    ensemble = Ensemble("e", (Member("a"), Member("b", 1, 2.0)))
     assert average_onnx(ensemble, 10) == average_onnx(ensemble, 10)
 
 
 def test_a_graph_is_known_however_it_is_serialised_and_no_other_is_taken_for_it() -> None:
-    first, other = (Ensemble("e", (Vote("a", 1, weight), Vote("b", 1))) for weight in (1.0, 2.0))
+    first, other = (Ensemble("e", (Member("a", 1, weight), Member("b", 1))) for weight in (1.0, 2.0))
     generated = average_onnx(first, 3)
     model = onnx.load_model_from_string(generated)
     model.producer_version = "of another release"

@@ -18,7 +18,7 @@ from defensemble_export import EnsembleError, ExportError, average_onnx, fused_o
 from defensemble_export.graphs.fp16 import fp16_from_onnx
 from defensemble_export.graphs.fusion import digests_of_members
 from defensemble_export.graphs.int8 import int8_from_onnx
-from defensemble_repository.ensemble import Ensemble, Vote
+from defensemble_repository.ensemble import Ensemble, Member
 from tests.export.graphs.test_averaging import entropy
 from tests.support import tiny
 from tests.support.converted import network as resnet18
@@ -33,7 +33,7 @@ def run(model: bytes, images: tiny.Array) -> dict[str, tiny.Array]:
 
 
 def ensemble_of(count: int, average: str = "probabilities") -> Ensemble:
-    return Ensemble("e", tuple(Vote(f"m{index}", 1, 1.0 + index) for index in range(count)), average)
+    return Ensemble("e", tuple(Member(f"m{index}", 1, 1.0 + index) for index in range(count)), average)
 
 
 def network(
@@ -76,7 +76,7 @@ def masked(seed: int, mask: tiny.Array, mean: float = 0.5) -> bytes:
     seed=st.integers(0, 1000),
 )
 def test_equals_the_formulas(average: str, weights: list[float], batch: int, scale: float, seed: int) -> None:
-    ensemble = Ensemble("e", tuple(Vote(f"m{index}", 1, weight) for index, weight in enumerate(weights)), average)
+    ensemble = Ensemble("e", tuple(Member(f"m{index}", 1, weight) for index, weight in enumerate(weights)), average)
     images = tiny.images(batch, seed)
     got = run(fused_onnx([tiny.linear_onnx(seed + m, scale=scale) for m in range(len(weights))], ensemble), images)
     share = np.array(weights) / np.sum(weights)
@@ -271,7 +271,7 @@ def test_the_file_keeps_the_contract_and_the_same_members_give_the_same_bytes() 
 
 
 def test_two_versions_of_one_model_have_names_of_their_own() -> None:
-    ensemble = Ensemble("e", (Vote("a", 1), Vote("a", 2), Vote("b")))
+    ensemble = Ensemble("e", (Member("a", 1), Member("a", 2), Member("b")))
     model = onnx.load_model_from_string(fused_onnx([tiny.linear_onnx(seed) for seed in range(3)], ensemble))
     assert [tensor.name for tensor in model.graph.initializer][:3] == ["a@1/weights", "a@2/weights", "b/weights"]
 
@@ -283,7 +283,7 @@ def resnets() -> list[bytes]:
 
 
 def test_real_networks_keep_their_masks_and_share_their_normalisation(resnets: list[bytes]) -> None:
-    ensemble = Ensemble("e", (Vote("left"), Vote("right", 1, 2.0)))
+    ensemble = Ensemble("e", (Member("left"), Member("right", 1, 2.0)))
     fused = fused_onnx(resnets, ensemble)
     measured = verify_fused(fused, resnets, ensemble, np.random.default_rng(0).random((20, 1, 16, 16), np.float32), max_batch_size=5)
     assert set(measured["largest_difference"]) == OUTPUTS

@@ -18,7 +18,7 @@ from onnx import TensorProto
 from defensemble_export import ExportError, fused_onnx
 from defensemble_export.foreign.convert import onnx_from_foreign
 from defensemble_export.graphs.int8 import int8_from_onnx
-from defensemble_repository.ensemble import Ensemble, Vote
+from defensemble_repository.ensemble import Ensemble, Member
 from tests.support import tiny
 from tests.support.foreign_models import write
 from tests.support.generated_graphs import SHAPE, Array, Recipe, graph_from_recipe, recipes
@@ -56,7 +56,7 @@ def test_a_fused_graph_is_numpy_s_average(members: list[tuple[Recipe, int]], aga
     if again:  # what members do alike is done once
         members[1] = (members[0][0], members[1][1])
     weights = np.arange(1.0, len(members) + 1) / np.arange(1.0, len(members) + 1).sum()
-    votes = tuple(Vote(f"m{index}", 1, weight) for index, weight in enumerate(weights))
+    votes = tuple(Member(f"m{index}", 1, weight) for index, weight in enumerate(weights))
     fused = fused_onnx([graph_from_recipe(*member) for member in members], Ensemble("e", votes, "logits" if logits else "probabilities"))
     onnx.checker.check_model(onnx.load_model_from_string(fused), full_check=True)
     each = np.stack([answer(graph_from_recipe(recipe), IMAGES).astype(np.float64) for recipe, _ in members])

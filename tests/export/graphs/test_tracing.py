@@ -15,7 +15,15 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from defensemble_export import Member, answers_from_module, member_from_onnx, onnx_from_checkpoint, repository_plan, verify_onnx, write_plan
+from defensemble_export import (
+    ExportedMember,
+    answers_from_module,
+    member_from_onnx,
+    onnx_from_checkpoint,
+    repository_plan,
+    verify_onnx,
+    write_plan,
+)
 from defensemble_export.engines.parser_support import problems_of_graph
 from defensemble_export.graphs.tracing import check_masks, graph_from_module
 from defensemble_training import Drop, ModelSpec, build, defect_masks, defective, load_checkpoint, mask_digest, save_checkpoint
@@ -120,7 +128,7 @@ def test_all_six_are_served(tmp_path: Path) -> None:
     from defensemble_server import ServeOptions, serve
 
     shape = (1, 16, 16)
-    members: list[Member] = []
+    members: list[ExportedMember] = []
     for arch in SPECS:
         checkpoint = untrained(tmp_path / f"{arch}.safetensors", spec_of(arch, "neuron", input_shape=shape))
         images = np.random.default_rng(0).random((4, *shape), np.float32)

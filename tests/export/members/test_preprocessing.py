@@ -30,7 +30,7 @@ from defensemble_export.editing import snapshot_of
 from defensemble_export.editing.membership import added, removed
 from defensemble_export.editing.plan import EditPlan, plan_creation, plan_ensemble, plan_snapshot
 from defensemble_images import Preprocessing
-from defensemble_repository.ensemble import Ensemble, Vote
+from defensemble_repository.ensemble import Ensemble, Member
 from defensemble_repository.errors import ConfigError
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from defensemble_repository.preprocessing import agreed_preprocessing
@@ -113,10 +113,10 @@ def test_older_members_and_ensembles_get_it_with_the_next_export(tmp_path: Path)
 
 def test_edits_keep_the_ensemble_equal_to_its_members(tmp_path: Path) -> None:
     repository = export(tmp_path / "repository", {"alpha": None, "beta": CROP}, ensemble=None)
-    write(plan_creation(repository, Ensemble("ensemble", (Vote("alpha"),))))
+    write(plan_creation(repository, Ensemble("ensemble", (Member("alpha"),))))
     before = snapshot_of(RepositoryView(repository), "ensemble")
     assert stated(repository, "ensemble") is None
-    write(plan_ensemble(repository, added(read_ensemble(repository, "ensemble"), [Vote("beta")])))
+    write(plan_ensemble(repository, added(read_ensemble(repository, "ensemble"), [Member("beta")])))
     after = snapshot_of(RepositoryView(repository), "ensemble")
     assert stated(repository, "ensemble") == CROP.to_json()
     write(plan_ensemble(repository, removed(read_ensemble(repository, "ensemble"), ["beta"])))
@@ -137,9 +137,9 @@ def test_members_that_differ_are_refused_wherever_they_meet(tmp_path: Path) -> N
     before = tiny.content(repository)
     votes = read_ensemble(repository, "ensemble")
     with pytest.raises(EnsembleError) as create:
-        plan_creation(repository, Ensemble("other", (Vote("gamma"), Vote("alpha"), Vote("delta"))))
+        plan_creation(repository, Ensemble("other", (Member("gamma"), Member("alpha"), Member("delta"))))
     with pytest.raises(EnsembleError) as add:
-        plan_ensemble(repository, added(votes, [Vote("delta")]))
+        plan_ensemble(repository, added(votes, [Member("delta")]))
     with pytest.raises(EnsembleError) as exported:
         export(repository, {"delta": None})  # states none itself, but its model does
     with pytest.raises(EnsembleError) as joined:
@@ -151,7 +151,7 @@ def test_members_that_differ_are_refused_wherever_they_meet(tmp_path: Path) -> N
     with pytest.raises(EnsembleError) as fused:
         fused_member(
             "fused",
-            Ensemble("fused", (Vote("a"), Vote("b"))),
+            Ensemble("fused", (Member("a"), Member("b"))),
             [tiny.member("a", 1, preprocessing=CROP), tiny.member("b", 2, preprocessing=SQUASH)],
             tiny.images(2),
             max_batch_size=2,
@@ -163,7 +163,7 @@ def test_members_that_differ_are_refused_wherever_they_meet(tmp_path: Path) -> N
     assert tiny.content(repository) == before
 
     state(repository, "delta", CROP.to_json())  # the fix that is named
-    write(plan_ensemble(repository, added(votes, [Vote("delta")])))
+    write(plan_ensemble(repository, added(votes, [Member("delta")])))
     assert stated(repository, "ensemble") == CROP.to_json()
 
 
@@ -172,7 +172,7 @@ def test_a_hand_edit_that_contradicts_is_a_remark_of_check_and_serve(tmp_path: P
     repository = export(tmp_path / "repository", {"alpha": None, "beta": CROP})
     state(repository, model, text)
     (found,) = check_ensemble(RepositoryView(repository), "ensemble")
-    assert (found.model, found.refuses, found.file) == ("ensemble", False, repository / "ensemble/config.pbtxt")
+    assert (found.model, found.is_error, found.file) == ("ensemble", False, repository / "ensemble/config.pbtxt")
     assert found.line is not None
     assert "preprocessing" in found.text
     assert '"squash"' in found.text or "none" in found.text
@@ -188,7 +188,7 @@ def test_a_parameter_that_cannot_be_read_is_a_remark_of_check_and_serve(tmp_path
     fuse_repository(repository, "ensemble", "fused", images=tiny.images(2))
     state(repository, model, text)
     (found,) = check_repository(RepositoryView(repository), EMBEDDED)
-    assert (found.model, found.refuses, found.file) == (model, False, repository / model / "config.pbtxt")
+    assert (found.model, found.is_error, found.file) == (model, False, repository / model / "config.pbtxt")
     assert (repr(text[:80]) in found.text, CROP.to_json() in found.text) == (True, True)
     assert read_repository(repository).remarks == (str(found),)
     if model == "alpha":

@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from defensemble.cli import cli
 from defensemble_export import ExportError, Form, FromOnnx, fused_onnx
 from defensemble_export.foreign.convert import onnx_from_foreign
-from defensemble_repository.ensemble import Ensemble, Vote
+from defensemble_repository.ensemble import Ensemble, Member
 from defensemble_repository.errors import RepositoryError
 from defensemble_repository.export_report import read_reports
 from defensemble_repository.reader import read_config, read_ensemble
@@ -329,7 +329,7 @@ def test_a_precision_that_the_file_denies_is_no_member_s(repository: Path, their
         (lambda: Form(calibration_seed="x"), "seed | integer | 'x'"),  # type: ignore[arg-type]
         (lambda: Form(["fp32"]), "precision | fp32, fp16, int8 | ['fp32']"),  # type: ignore[arg-type]
         (lambda: FromOnnx(Path("x"), "x", class_names="abc"), "class_names | sequence of texts"),  # type: ignore[arg-type]
-        (lambda: fused_onnx(["x"], Ensemble("e", (Vote("a"),))), "'a' | bytes"),  # type: ignore[list-item]
+        (lambda: fused_onnx(["x"], Ensemble("e", (Member("a"),))), "'a' | bytes"),  # type: ignore[list-item]
         (lambda: onnx_from_foreign("x.onnx"), "x.onnx | not exist"),
         (lambda: read_reports(Path("nowhere")), "nowhere | no folder"),
     ],

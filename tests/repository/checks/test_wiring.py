@@ -10,16 +10,16 @@ from google.protobuf import text_format
 from hypothesis import given, strategies as st
 from tritonclient.grpc import model_config_pb2 as schema
 
-from defensemble_repository.checks.finding import Lines
-from defensemble_repository.checks.wiring import wiring_faults
+from defensemble_repository.checks.finding import FieldLocator
+from defensemble_repository.checks.wiring import wiring_problems
 from defensemble_repository.configs import Interface, averaging_config, ensemble_config, member_config
-from defensemble_repository.ensemble import Ensemble, Vote
+from defensemble_repository.ensemble import Ensemble, Member
 from tests.support.facts import assert_each, assert_facts
 
 
 def wired(members: int, classes: int = 3, batch: int = 8) -> tuple[schema.ModelConfig, dict[str, schema.ModelConfig]]:
     """An ensemble of `m0`, `m1`, ... as an export writes it, and the configurations of its steps' models."""
-    ensemble = Ensemble("e", tuple(Vote(f"m{index}") for index in range(members)))
+    ensemble = Ensemble("e", tuple(Member(f"m{index}") for index in range(members)))
     interface = Interface((1, 4, 4), classes, batch)
     known = {f"m{index}": member_config(f"m{index}", interface) for index in range(members)}
     config = ensemble_config(ensemble, interface)
@@ -29,7 +29,7 @@ def wired(members: int, classes: int = 3, batch: int = 8) -> tuple[schema.ModelC
 
 
 def faults(config: schema.ModelConfig, known: dict[str, schema.ModelConfig]) -> list[str]:
-    return [fault.text for fault in wiring_faults(config, known)]
+    return [fault.text for fault in wiring_problems(config, known)]
 
 
 @given(members=st.integers(1, 7), classes=st.integers(1, 9), batch=st.integers(1, 99))
@@ -219,7 +219,7 @@ parameters: { key: "weights" value: { string_value: "[1.0, 2.0]" } }
 )
 def test_the_line_of_a_field_is_found_however_the_file_is_laid_out(way: tuple[str | tuple[str, int]], line: int | None) -> None:
     text_format.Parse(HAND_WRITTEN, schema.ModelConfig())
-    assert Lines(HAND_WRITTEN).of(*way) == line
+    assert FieldLocator(HAND_WRITTEN).of(*way) == line
 
 
 @given(members=st.integers(1, 5))
@@ -229,7 +229,7 @@ def test_the_lines_of_what_an_export_writes_hold_what_is_looked_for(members: int
     lines = text.splitlines()
     for index, step in enumerate(config.ensemble_scheduling.step):
         for key, tensor in step.input_map.items():
-            line = Lines(text).of("ensemble_scheduling", ("step", index), ("input_map", "key", key), "value")
+            line = FieldLocator(text).of("ensemble_scheduling", ("step", index), ("input_map", "key", key), "value")
             assert line is not None
             assert (lines[line - 2].strip(), lines[line - 1].strip()) == (f'key: "{key}"', f'value: "{tensor}"')
-    assert Lines(text_format.MessageToString(config, as_one_line=True)).of("ensemble_scheduling", ("step", 0), "model_name") == 1
+    assert FieldLocator(text_format.MessageToString(config, as_one_line=True)).of("ensemble_scheduling", ("step", 0), "model_name") == 1

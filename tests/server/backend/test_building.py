@@ -66,10 +66,10 @@ def runs(tmp_path: Path) -> int:
 
 def test_builds_once_with_a_word(tmp_path: Path, stand_in: str) -> None:
     said: list[str] = []
-    first = ensure_backend(cache_dir=tmp_path / "cache", compiler=[stand_in], say=said.append)
+    first = ensure_backend(cache_dir=tmp_path / "cache", compiler=[stand_in], on_progress=said.append)
     assert (first / "onnxruntime" / LIBRARY_NAME).is_file()
     assert stat.S_IMODE(first.stat().st_mode) == 0o755
-    second = ensure_backend(cache_dir=tmp_path / "cache", compiler=[stand_in], say=said.append)
+    second = ensure_backend(cache_dir=tmp_path / "cache", compiler=[stand_in], on_progress=said.append)
     assert first == second
     assert runs(tmp_path) == 1
     assert_each(said, f"{stand_in} | stand-in 1.0")
@@ -86,7 +86,7 @@ def test_the_word_goes_to_standard_error(tmp_path: Path, stand_in: str, capsys: 
 def test_a_failed_build_leaves_nothing_and_shows_the_last_lines(tmp_path: Path) -> None:
     failing = script(tmp_path, "compiler", FAILS)
     with pytest.raises(BackendBuildError) as caught:
-        ensure_backend(cache_dir=tmp_path / "cache", compiler=[failing], say=lambda _: None)
+        ensure_backend(cache_dir=tmp_path / "cache", compiler=[failing], on_progress=lambda _: None)
     text = str(caught.value)
     assert_facts(text, "exit status 3 | C++17")
     assert "apt-get install g++" in text
@@ -99,13 +99,13 @@ def test_a_failed_build_leaves_nothing_and_shows_the_last_lines(tmp_path: Path) 
 def test_a_compiler_that_writes_nothing_is_an_error(tmp_path: Path) -> None:
     idle = script(tmp_path, "compiler", 'echo "stand-in 1.0"')
     with pytest.raises(BackendBuildError, match="exit status 0"):
-        ensure_backend(cache_dir=tmp_path / "cache", compiler=[idle], say=lambda _: None)
+        ensure_backend(cache_dir=tmp_path / "cache", compiler=[idle], on_progress=lambda _: None)
     assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_a_broken_build_of_the_real_compiler(tmp_path: Path, compiler: Compiler) -> None:
     with pytest.raises(BackendBuildError, match=r"unrecognized|unknown|unsupported"):
-        ensure_backend(cache_dir=tmp_path, compiler=[*compiler.command, "-fno-such-flag-as-this"], say=lambda _: None)
+        ensure_backend(cache_dir=tmp_path, compiler=[*compiler.command, "-fno-such-flag-as-this"], on_progress=lambda _: None)
 
 
 def test_two_at_once_give_one_build(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_two_at_once_give_one_build(tmp_path: Path) -> None:
     built: list[Path] = []
 
     def build() -> None:
-        built.append(ensure_backend(cache_dir=tmp_path / "cache", compiler=[slow], say=lambda _: None))
+        built.append(ensure_backend(cache_dir=tmp_path / "cache", compiler=[slow], on_progress=lambda _: None))
 
     threads = [threading.Thread(target=build) for _ in range(4)]
     for thread in threads:
@@ -128,7 +128,7 @@ def test_two_at_once_give_one_build(tmp_path: Path) -> None:
 def test_a_cache_that_cannot_be_written(tmp_path: Path, stand_in: str) -> None:
     (tmp_path / "cache").write_text("a file in the way")
     with pytest.raises(OSError, match="cache"):
-        ensure_backend(cache_dir=tmp_path / "cache", compiler=[stand_in], say=lambda _: None)
+        ensure_backend(cache_dir=tmp_path / "cache", compiler=[stand_in], on_progress=lambda _: None)
 
 
 def test_the_digest_differs_with_all_that_matters(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_warnings_are_errors_only_in_ci(tmp_path: Path, monkeypatch: pytest.Monk
             monkeypatch.delenv(WARNINGS_AS_ERRORS, raising=False)
         else:
             monkeypatch.setenv(WARNINGS_AS_ERRORS, stated)
-        built = ensure_backend(cache_dir=cache, compiler=[compiler], say=lambda _: None)
+        built = ensure_backend(cache_dir=cache, compiler=[compiler], on_progress=lambda _: None)
         assert built_backend(cache_dir=cache) == built
         return built
 
@@ -173,10 +173,12 @@ def test_warnings_are_errors_only_in_ci(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_the_cache_is_the_users(tmp_path: Path, stand_in: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert ensure_backend(compiler=[stand_in], say=lambda _: None).parent == tmp_path / "xdg" / "defensemble" / "backend"
+    assert ensure_backend(compiler=[stand_in], on_progress=lambda _: None).parent == tmp_path / "xdg" / "defensemble" / "backend"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert ensure_backend(compiler=[stand_in], say=lambda _: None).parent == tmp_path / "home" / ".cache" / "defensemble" / "backend"
+    assert (
+        ensure_backend(compiler=[stand_in], on_progress=lambda _: None).parent == tmp_path / "home" / ".cache" / "defensemble" / "backend"
+    )
 
 
 def empty_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -282,7 +284,7 @@ def test_the_real_ziglang_builds_a_backend_that_answers(tmp_path: Path, monkeypa
         pytest.skip("the wheel ziglang is not installed: pip install ziglang (100 MB, a minute for the first build)")
     empty_path(tmp_path, monkeypatch)
     said: list[str] = []
-    built = ensure_backend(cache_dir=tmp_path / "cache", say=said.append)
+    built = ensure_backend(cache_dir=tmp_path / "cache", on_progress=said.append)
     assert "-m ziglang c++ -target" in said[0]
     x = np.ones((2, 4), np.float32)
     with Triton(tmp_path / "server", built, {"library": str(onnxruntime_library())}) as server:
@@ -294,7 +296,7 @@ def test_without_a_compiler_an_earlier_build_of_the_same_source_serves(
     tmp_path: Path, stand_in: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = tmp_path / "cache"
-    built = ensure_backend(cache_dir=cache, compiler=[stand_in], say=lambda _: None)
+    built = ensure_backend(cache_dir=cache, compiler=[stand_in], on_progress=lambda _: None)
     monkeypatch.setattr("defensemble_server.runtime.backend_build.find_compiler", lambda: None)
     assert ensure_backend(cache_dir=cache) == built == built_backend(cache_dir=cache)
     assert built_backend(cache_dir=tmp_path / "other") is None

@@ -69,7 +69,7 @@ def test_the_compiler_and_its_children_end_with_the_build(tmp_path: Path, number
     assert list(temporary.iterdir()) == []
     left = list(cache.iterdir())
     assert [path.name[:10] for path in left] == ([] if number == signal.SIGINT else [".building-"])
-    built = ensure_backend(cache_dir=cache, compiler=[script(tmp_path, "quick", COMPILES)], say=lambda text: None)
+    built = ensure_backend(cache_dir=cache, compiler=[script(tmp_path, "quick", COMPILES)], on_progress=lambda text: None)
     assert list(cache.iterdir()) == [built], "the next build removes what a killed one left"
 
 
@@ -97,7 +97,7 @@ def test_the_real_compiler_ends_with_a_killed_build(tmp_path: Path, compiler: Co
 def test_a_build_that_takes_too_long_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("defensemble_server.runtime.backend_build._BUILD_TIMEOUT_S", 0.3)
     with pytest.raises(BackendBuildError, match="timed out"):
-        ensure_backend(cache_dir=tmp_path / "cache", compiler=[script(tmp_path, "compiler", SLOW)], say=lambda text: None)
+        ensure_backend(cache_dir=tmp_path / "cache", compiler=[script(tmp_path, "compiler", SLOW)], on_progress=lambda text: None)
     assert within(5, lambda: not runs(int((tmp_path / "compiler.child").read_text())))
     assert list((tmp_path / "cache").iterdir()) == []
 
@@ -110,7 +110,7 @@ def test_a_folder_that_a_living_process_builds_in_is_left(tmp_path: Path) -> Non
         try:
             assert within(60, child.exists)
             (theirs,) = cache.iterdir()
-            built = ensure_backend(cache_dir=cache, compiler=[script(tmp_path, "quick", COMPILES)], say=lambda text: None)
+            built = ensure_backend(cache_dir=cache, compiler=[script(tmp_path, "quick", COMPILES)], on_progress=lambda text: None)
             assert set(cache.iterdir()) == {theirs, built}
             assert (theirs / "temporary").is_dir()
             assert building.poll() is None

@@ -206,7 +206,7 @@ def test_a_guard_that_was_killed_is_remembered(repository: Path) -> None:
 @pytest.fixture
 def breakable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A `tritonserver` on PATH that ends with status 3, in words, once the file that is returned is there."""
-    runtime = find_runtime("embedded", say=lambda text: None)
+    runtime = find_runtime("embedded", on_progress=lambda text: None)
     settings = [f"--backend-config=onnxruntime,{key}={value}" for key, value in runtime.backend_settings.items()]
     real = shlex.join([str(runtime.executable), f"--backend-directory={runtime.backend_directory}", *settings])
     broken = tmp_path / "broken"

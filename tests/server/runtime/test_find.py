@@ -34,6 +34,6 @@ def test_telemetry_is_off_and_memory_is_given_back_unless_the_user_said_otherwis
     name: str, usual: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(name, raising=False)
-    assert find_runtime("embedded", say=lambda text: None).environment[name] == usual
+    assert find_runtime("embedded", on_progress=lambda text: None).environment[name] == usual
     monkeypatch.setenv(name, "0")
-    assert find_runtime("embedded", say=lambda text: None).environment[name] == "0"
+    assert find_runtime("embedded", on_progress=lambda text: None).environment[name] == "0"

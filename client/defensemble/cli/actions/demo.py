@@ -25,7 +25,7 @@ from .demo_networks import ZOO, Networks, networks_from_zoo, networks_trained_on
 from .probe import probe_noise_and_report
 
 if TYPE_CHECKING:
-    from defensemble_export import Member
+    from defensemble_export import ExportedMember
     from defensemble_server import Server
     from defensemble_training import Dataset
 
@@ -86,7 +86,7 @@ def _check_installed(console: Console) -> None:
         raise MissingExtraError(f"the demo trains, exports and serves, and {', '.join(missing)} is missing: pip install 'defensemble[all]'")
     from defensemble_server import find_runtime
 
-    find_runtime("embedded", say=lambda text: console.print(text, highlight=False, markup=False))
+    find_runtime("embedded", on_progress=lambda text: console.print(text, highlight=False, markup=False))
 
 
 def _new_folder(folder: Path) -> Path:
@@ -107,7 +107,7 @@ def _export_all(networks: Networks, repository: Path, data_dir: Path | None, con
     console.print("\n[bold]2. export[/bold] them to ONNX, masks as constants, each verified against torch", highlight=False)
     from defensemble_export import export_checkpoints
 
-    def on_exported(checkpoint: Path, member: Member) -> None:
+    def on_exported(checkpoint: Path, member: ExportedMember) -> None:
         console.print(f"  {checkpoint.stem}", highlight=False)
 
     with console.status("exporting"):
@@ -119,14 +119,14 @@ def _serve(repository: Path, console: Console, stack: ExitStack) -> Server:
     console.print("\n[bold]3. serve[/bold] the defective ones as one ensemble, the standard one beside it, and call it", highlight=False)
     from defensemble_server import ServeOptions, serve
 
-    def say(text: str) -> None:
+    def on_progress(text: str) -> None:
         console.print(f"  {text}", highlight=False)
 
     # Short: nothing of value is in flight when the demonstration ends.
     options = ServeOptions(http_port=0, grpc_port=0, metrics_port=0, drain_s=1)
     with console.status("starting Triton"):
-        server = stack.enter_context(serve(repository, options, say=say))
-    say(f"Triton is ready after {server.start_s:.1f} s: {server.http_url} and {server.grpc_url}")
+        server = stack.enter_context(serve(repository, options, on_progress=on_progress))
+    on_progress(f"Triton is ready after {server.start_s:.1f} s: {server.http_url} and {server.grpc_url}")
     return server
 
 

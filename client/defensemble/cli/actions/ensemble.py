@@ -19,7 +19,7 @@ from ..._client.client import Client
 from ..._exceptions import InputError
 from ...ensembles import Applied, Ensembles, Replica
 from ...ensembles.local_servers import local_server, servers_of
-from ..notes import say
+from ..notes import print_progress
 from ..shell import this_command
 from .ensemble_tables import print_applied, print_edits, print_prunable, print_state, values_from_applied, values_from_state
 
@@ -35,8 +35,8 @@ def opened(where: Mapping[str, Any], settings: Mapping[str, Any] | None = None) 
         yield Ensembles.over(
             _replicas(where, client),
             wait_s=where["wait_s"],
-            say=lambda text: click.secho(f"  {text}", err=True, dim=True) if sys.stderr.isatty() else None,
-            warn=say,
+            on_progress=lambda text: click.secho(f"  {text}", err=True, dim=True) if sys.stderr.isatty() else None,
+            on_warning=print_progress,
             **(settings or {}),
         )
 
@@ -80,7 +80,7 @@ def show_ensembles(name: str | None, form: str, where: Mapping[str, Any]) -> Non
         states = ensembles.show(name)
     if not (where["urls"] or where["replicas"] or where["files_only"]):
         for dead in dead_servers(where["repository"]):
-            say(f"the server on gRPC port {dead.grpc_port} {dead.text}; see {dead.log}")
+            print_progress(f"the server on gRPC port {dead.grpc_port} {dead.text}; see {dead.log}")
     if form == "json":
         click.echo(json.dumps([values_from_state(state) for state in states], indent=2))
         return
@@ -96,8 +96,8 @@ def check_ensembles(name: str | None, runtime: str, where: Mapping[str, Any]) ->
         findings = ensembles.check(name, runtime=runtime)
         refused = 0
         for finding in findings:
-            refused += finding.refuses
-            click.echo(f"{'' if finding.refuses else 'remark: '}{finding}")
+            refused += finding.is_error
+            click.echo(f"{'' if finding.is_error else 'remark: '}{finding}")
         if refused:
             raise click.ClickException(f"{refused} finding{'' if refused == 1 else 's'} to mend (judged for {TARGETS[runtime]})")
         looked_at = [name] if name is not None else ensembles.names()
@@ -181,7 +181,7 @@ def _tell_of_new_servers(rest: Mapping[str, Any], told: Container[str]) -> None:
     """Servers that were looked for before the edit, which may have waited for another, are looked for once more."""
     if rest["urls"] or rest["replicas"] or rest["files_only"]:
         return
-    for url, _ in servers_of(rest["repository"], say):
+    for url, _ in servers_of(rest["repository"], print_progress):
         if url not in told:
             click.echo(f"{url} has started meanwhile, and may serve what was there before: {this_command()} ensemble reload", err=True)
 
@@ -203,7 +203,7 @@ def _replicas(where: Mapping[str, Any], client: Callable[[str, str | None], Clie
         state = local_server(url)
         return None if state is None else state.admin_key
 
-    key = None if where["admin_key_file"] is None else read_admin_key(where["admin_key_file"], say)
+    key = None if where["admin_key_file"] is None else read_admin_key(where["admin_key_file"], print_progress)
     if where["replicas"]:
         if where["urls"] or where["files_only"]:
             raise InputError("--replica names servers and folders together: give it without --url and --files-only")
@@ -218,4 +218,4 @@ def _replicas(where: Mapping[str, Any], client: Callable[[str, str | None], Clie
         return [Replica(repository)]
     if where["urls"]:
         return [Replica(repository, tuple(client(url, key or noted_key(url)) for url in where["urls"]))]
-    return [Replica(repository, tuple(client(url, key or noted) for url, noted in servers_of(repository, say)))]
+    return [Replica(repository, tuple(client(url, key or noted) for url, noted in servers_of(repository, print_progress)))]

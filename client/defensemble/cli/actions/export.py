@@ -22,13 +22,13 @@ from defensemble_repository.view import RepositoryView
 
 from ..._image_files import npy_images
 from ...ensembles.local_servers import servers_of
-from ..notes import say
+from ..notes import print_progress
 from ..progress import progress_bar
 from ..shell import this_command
 from .reports import show_reports, summary
 
 if TYPE_CHECKING:
-    from defensemble_export import FromCheckpoint, FromOnnx, Member
+    from defensemble_export import ExportedMember, FromCheckpoint, FromOnnx
 
 
 # The fields of these options, where they have other names.
@@ -150,7 +150,7 @@ def _export(request: Request) -> list[str]:
 
         show = partial(console.print, highlight=False, markup=False, soft_wrap=True)
 
-        def on_exported(path: Path, member: Member) -> None:
+        def on_exported(path: Path, member: ExportedMember) -> None:
             progress.advance(task)
             show(f"exported and verified {path}{summary(member)}")
 
@@ -167,7 +167,7 @@ def _export(request: Request) -> list[str]:
             data_dir=request.data_dir,
             fuse=request.fused_name,
             on_exported=on_exported,
-            say=show,
+            on_progress=show,
         )
     _tell(request, written)
     return written
@@ -201,7 +201,7 @@ def _fuse(request: Request) -> list[str]:
             data_dir=request.data_dir,
             max_batch_size=request.max_batch_size,
             replace=request.replace,
-            say=partial(console.print, highlight=False, markup=False, soft_wrap=True),
+            on_progress=partial(console.print, highlight=False, markup=False, soft_wrap=True),
         )
     _tell(request, written)
     return written
@@ -209,7 +209,7 @@ def _fuse(request: Request) -> list[str]:
 
 def _tell(request: Request, written: Sequence[str]) -> None:
     """What was written, what of the goals was missed, and how it is served."""
-    from defensemble_export import RANDOM_ALONE
+    from defensemble_export import RANDOM_ONLY
 
     models = sorted({path.split("/")[0] for path in written})
     click.echo(f"{request.repository}: wrote {', '.join(models)}")
@@ -221,8 +221,8 @@ def _tell(request: Request, written: Sequence[str]) -> None:
             verified = one.values["verification"] or {}
             for text in verified.get("goals_missed", []):
                 click.echo(f"{one.model}@{one.version}: a goal is missed: {text}", err=True)
-            if str(verified.get("images", "")).startswith(RANDOM_ALONE):
-                click.echo(f"{one.model}@{one.version}: compared on {RANDOM_ALONE}; real ones tell more: --images FILE.npy", err=True)
+            if str(verified.get("images", "")).startswith(RANDOM_ONLY):
+                click.echo(f"{one.model}@{one.version}: compared on {RANDOM_ONLY}; real ones tell more: --images FILE.npy", err=True)
     if request.ensemble_name is not None and (request.repository / request.ensemble_name).exists():
         for name in outdated_graphs(RepositoryView(request.repository), read_ensemble(request.repository, request.ensemble_name)):
             click.echo(
@@ -236,7 +236,7 @@ def _tell(request: Request, written: Sequence[str]) -> None:
                 f"{model}@{version} votes nowhere yet; let it: {this_command()} ensemble add NAME {model}@{version} "
                 f"--in-place-of {model}@{int(version) - 1}"
             )
-    running = servers_of(request.repository, say)
+    running = servers_of(request.repository, print_progress)
     for url, _ in running if request.ensemble_name in models else ():
         where = f"--repository {shlex.quote(str(request.repository))}"
         click.echo(
@@ -252,13 +252,13 @@ def _build_engines(request: Request, written: Sequence[str]) -> None:
     from ..commands.build_engine import shown_building
 
     new = dict.fromkeys(path.split("/")[0] for path in written if path.endswith(".onnx"))
-    with shown_building() as (show, on_progress):
+    with shown_building() as (on_message, on_progress):
         build_engines(
             request.repository,
             models=[name for name in new if not name.startswith(RESERVED)],
             images=request.images,
             data_dir=request.data_dir,
-            say=show,
+            on_message=on_message,
             on_progress=on_progress,
         )
     click.echo(f"serve the engines: {this_command()} profile write gpu-tensorrt {request.repository}, then")

@@ -15,7 +15,7 @@ from rich.table import Table
 from defensemble_repository.export_report import Reported, read_reports
 
 if TYPE_CHECKING:
-    from defensemble_export import Member
+    from defensemble_export import ExportedMember
 
 
 def show_reports(repository: Path) -> None:
@@ -32,7 +32,7 @@ def show_reports(repository: Path) -> None:
             click.echo(text)
 
 
-def summary(member: Member) -> str:
+def summary(member: ExportedMember) -> str:
     """What the verification of an exported network came to, in a few words."""
     verified = None if member.report is None else json.loads(member.report)["verification"]
     if verified is None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from ..notes import say
+from ..notes import print_progress
 from ..options import PATH, repository_argument
 from ..shell import this_command
 
@@ -80,12 +80,14 @@ def command(
 
     options = EngineOptions(workspace_bytes=None if workspace is None else int(workspace * _GIB), **engine)
     if dry_run:
-        for one in planned_engines(repository, models=models or None, versions=versions or None, options=options, say=say):
+        for one in planned_engines(
+            repository, models=models or None, versions=versions or None, options=options, on_message=print_progress
+        ):
             click.echo(f"{one.name}: {one.graph} ({one.request.precision}) to model.plan and model.plan.json, by")
             for call in one.calls:
                 click.echo(f"  {call}")
         return
-    with _logged(log_file), shown_building() as (show, on_progress):
+    with _logged(log_file), shown_building() as (on_message, on_progress):
         built = build_engines(
             repository,
             models=models or None,
@@ -96,7 +98,7 @@ def command(
             data_dir=data_dir,
             compare=not no_compare,
             force=force,
-            say=show,
+            on_message=on_message,
             on_progress=on_progress,
         )
     new = sum(one.built for one in built)
@@ -113,7 +115,7 @@ def shown_building() -> Iterator[tuple[Callable[[str], None], Callable[[str, str
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield say, _line_a_phase
+        yield print_progress, _line_a_phase
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bar:
@@ -131,7 +133,7 @@ def shown_building() -> Iterator[tuple[Callable[[str], None], Callable[[str, str
 
 def _line_a_phase(phase: str, parent: str, done: int, steps: int) -> None:
     if not parent and done in (0, steps):
-        say(f"TensorRT: {phase}{' done' if done else f', {steps} steps'}")
+        print_progress(f"TensorRT: {phase}{' done' if done else f', {steps} steps'}")
 
 
 @contextmanager

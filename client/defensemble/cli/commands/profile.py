@@ -9,7 +9,7 @@ import click
 
 from defensemble_repository.names import PROFILES
 
-from ..notes import say
+from ..notes import print_progress
 from ..options import repository_argument
 from ..shell import this_command
 
@@ -48,7 +48,7 @@ def show(repository: Path) -> None:
     """
     from defensemble_export import profile_states
 
-    states = profile_states(repository, say=say)
+    states = profile_states(repository, on_progress=print_progress)
     profiles = list(dict.fromkeys(one.profile for one in states))
     cells = {(one.model, one.profile): one.state for one in states}
     rows = [["network", *profiles]]
@@ -87,7 +87,7 @@ def write(profile: str, repository: Path, cache_dir: str | None, workspace_mib: 
 
     given: dict[str, Any] = {"cache_dir": cache_dir, "workspace_mib": workspace_mib}
     settings = KeptEngines(**{name: value for name, value in given.items() if value is not None})
-    written = write_profile(repository, profile, settings, force=force, say=say)
+    written = write_profile(repository, profile, settings, force=force, on_progress=print_progress)
     click.echo(f"{repository}: wrote {', '.join(written)}" if written else f"{repository}: the profile '{profile}' is there already")
     click.echo(f"serve it: {this_command()} serve {repository} --profile {profile}{'' if profile == 'cpu' else ' --runtime docker'}")
 

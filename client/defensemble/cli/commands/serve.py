@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from ..notes import say
+from ..notes import print_progress
 from ..options import PATH
 from ..shell import this_command
 
@@ -118,14 +118,14 @@ def command(
         http_port=_port(http_port, 8000, free_ports),
         grpc_port=_port(grpc_port, 8001, free_ports),
         metrics_port=_port(metrics_port, 8002, free_ports),
-        admin_key=None if admin_key_file is None else read_admin_key(admin_key_file, say),
+        admin_key=None if admin_key_file is None else read_admin_key(admin_key_file, print_progress),
         restart=not no_restart,
         **settings,
     )
     signal.signal(signal.SIGTERM, _interrupt)
     ready = False
     try:
-        with serve(repository or Path("model_repository"), options, say=say, start_timeout_s=start_timeout_s) as server:
+        with serve(repository or Path("model_repository"), options, on_progress=print_progress, start_timeout_s=start_timeout_s) as server:
             missing = server.missing(strict=strict)
             if missing:
                 _show_problems(server)
