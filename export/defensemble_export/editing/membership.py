@@ -57,7 +57,7 @@ def removed(ensemble: Ensemble, names: Sequence[str]) -> Ensemble:
     if not left:
         raise EnsembleError(
             f"'{ensemble.name}' would have no members, and needs at least one: to take it out of service as a whole, "
-            f"remove it: `defensemble ensemble remove {ensemble.name} --all`"
+            f"remove it: `defensemble ensemble delete {ensemble.name}`"
         )
     return dataclasses.replace(ensemble, members=left)
 
