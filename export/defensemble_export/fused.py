@@ -137,7 +137,8 @@ def check_fuse_request(repository: Path, name: str, taken: Sequence[str], *, max
         raise ExistsError(f"{folder} exists and is {what}, no fused graph: choose another name (`defensemble fuse NAME`)")
     if not replace:
         raise ExistsError(
-            f"{folder} exists already: choose another name (`defensemble fuse NAME`), or pass --replace, which adds the next version and keeps the old"
+            f"{folder} exists already: choose another name (`defensemble fuse NAME`), or pass --replace, which adds the next version "
+            "and keeps the old"
         )
     return existing_batch(folder, max_batch_size)
 

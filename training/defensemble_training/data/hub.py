@@ -51,7 +51,8 @@ def downloaded(name: str, repository: str, test_splits: Sequence[str], on_progre
         files = wanted_files(listed, test_splits)
         if not files or info.sha is None:
             raise DataError(
-                f"{repository} on {api.endpoint} holds no parquet files train-* and {test_splits[0]}-*; pass data_dir (--dataset NAME=FOLDER)"
+                f"{repository} on {api.endpoint} holds no parquet files train-* and {test_splits[0]}-*; "
+                "pass data_dir (--dataset NAME=FOLDER)"
             )
         _check_space(repository, info.sha, files)
         paths: list[Path] = []
