@@ -16,8 +16,8 @@ import click
 from .._version import __version__
 from .commands import build_engine, demo, doctor, ensemble, export, predict, probe, profile, serve, train
 from .notes import warnings_as_notes
-from .options import GroupInOrder
 from .os_errors import text_from_os_error
+from .verb import VerbGroup
 
 # Which pip extra brings a sibling, and the base class of its errors.
 _SIBLINGS = {
@@ -36,7 +36,7 @@ _EXTRAS = {
 }
 
 
-class _Commands(GroupInOrder):
+class _Commands(VerbGroup):
     """Turns what users can mend into `Error: ...` and exit status 1; anything else is a bug and keeps its traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -90,16 +90,8 @@ def cli() -> None:
     """
 
 
-def _keep_lines_of_examples(command: click.Command) -> None:
-    r"""Put click's mark of a block whose lines are kept, a backspace, where a raw docstring has `\b`, two characters."""
-    command.help = (command.help or "").replace("\\b\n", "\b\n")
-    for child in command.commands.values() if isinstance(command, click.Group) else ():
-        _keep_lines_of_examples(child)
-
-
 for _verb in (train, export, build_engine, profile, serve, predict, ensemble, probe, doctor, demo):
     cli.add_command(_verb.command)
-_keep_lines_of_examples(cli)
 
 
 def main() -> None:
