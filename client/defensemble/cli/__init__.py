@@ -14,7 +14,21 @@ from typing import Any
 import click
 
 from .._version import __version__
-from .commands import build_engine, demo, doctor, ensemble, export, predict, probe, profile, serve, train
+from .commands import (
+    build_engine,
+    demo,
+    doctor,
+    ensemble,
+    export,
+    export_report,
+    fuse,
+    import_onnx,
+    predict,
+    probe,
+    profile,
+    serve,
+    train,
+)
 from .notes import warnings_as_notes
 from .os_errors import text_from_os_error
 from .verb import VerbGroup
@@ -90,7 +104,7 @@ def cli() -> None:
     """
 
 
-for _verb in (train, export, build_engine, profile, serve, predict, ensemble, probe, doctor, demo):
+for _verb in (train, export, import_onnx, fuse, export_report, build_engine, profile, serve, predict, ensemble, probe, doctor, demo):
     cli.add_command(_verb.command)
 
 

@@ -60,9 +60,7 @@ calibration_options: tuple[Callable[[Any], Any], ...] = (
         metavar="FILE.npy",
         help="Images for the calibration of int8.  [default: training images of the dataset]",
     ),
-    click.option(
-        "--calibration-count", type=click.IntRange(1), metavar="N", help="Number of calibration images to draw.  [default: 512]"
-    ),
+    click.option("--calibration-count", type=click.IntRange(1), metavar="N", help="Number of calibration images to draw.  [default: 512]"),
     click.option("--calibration-seed", type=click.IntRange(0), metavar="N", help="Seed of the draw.  [default: 0]"),
 )
 ensemble_options = cloup.option_group(
@@ -91,9 +89,7 @@ def member_settings(
         raise click.UsageError("--ensemble and --no-ensemble exclude each other: use one of them")
     if no_ensemble and (weights or average is not None):
         raise click.UsageError("--weight and --average set up an ensemble: use them without --no-ensemble")
-    return export_settings(
-        ensemble=None if no_ensemble else ensemble or DEFAULT_ENSEMBLE, average=average, weights=weights, **options
-    )
+    return export_settings(ensemble=None if no_ensemble else ensemble or DEFAULT_ENSEMBLE, average=average, weights=weights, **options)
 
 
 def export_settings(**options: Any) -> ExportSettings:
@@ -103,7 +99,11 @@ def export_settings(**options: Any) -> ExportSettings:
         click.UsageError: Calibration options without int8.
     """
     calibration = ("calibration_file", "calibration_count", "calibration_seed")
-    names = ["--calibration-images" if name == "calibration_file" else f"--{name.replace('_', '-')}" for name in calibration if options[name] is not None]
+    names = [
+        "--calibration-images" if name == "calibration_file" else f"--{name.replace('_', '-')}"
+        for name in calibration
+        if options[name] is not None
+    ]
     if names and options["precision"] != "int8":
         raise click.UsageError(f"{', '.join(names)}: only for --precision int8")
     return ExportSettings(**options)

@@ -22,18 +22,14 @@ def print_calls(repository: Path, settings: Mapping[str, Any], *, models: Sequen
     # This imports onnx and ONNX Runtime.
     from defensemble_export import EngineOptions, planned_engines
 
-    planned = planned_engines(
-        repository, models=models, versions=versions, options=EngineOptions(**settings), on_message=print_progress
-    )
+    planned = planned_engines(repository, models=models, versions=versions, options=EngineOptions(**settings), on_message=print_progress)
     for engine in planned:
         click.echo(f"{engine.name}: {engine.graph} ({engine.request.precision}) to model.plan and model.plan.json, by")
         for call in engine.calls:
             click.echo(f"  {call}")
 
 
-def build(
-    repository: Path, settings: Mapping[str, Any], *, images_file: Path | None, log_file: Path | None, **options: Any
-) -> None:
+def build(repository: Path, settings: Mapping[str, Any], *, images_file: Path | None, log_file: Path | None, **options: Any) -> None:
     """Build engines and print how to serve them.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,8 @@ class TargetSettings:
 
     def to_arguments(self) -> str:
         """Return the options that make another command work on the same folders and servers, with a space before them."""
-        words = [] if self.replicas or self.repository == Path("model_repository") else ["--repository", str(self.repository)]
+        is_default = self.repository == Path("model_repository") and "DEFENSEMBLE_REPOSITORY" not in os.environ
+        words = [] if self.replicas or is_default else ["--repository", str(self.repository)]
         words += [word for url in self.urls for word in ("--url", url)]
         words += [word for url, folder in self.replicas for word in ("--replica", f"{url}={folder}")]
         words += ["--files-only"] if self.files_only else []

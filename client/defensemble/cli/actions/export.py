@@ -17,10 +17,10 @@ from defensemble_repository.names import RESERVED
 from defensemble_repository.reader import read_config, read_ensemble
 from defensemble_repository.view import RepositoryView
 
-from ..._image_files import npy_images
 from ..._exceptions import InputError
+from ..._image_files import npy_images
 from ...ensembles.local_servers import servers_of
-from ..notes import print_progress
+from ..notes import print_note, shows_progress
 from ..progress import progress_bar
 from ..shell import this_command
 from .export_settings import ExportSettings
@@ -117,7 +117,9 @@ def _images(path: Path | None) -> NDArray[np.float32] | None:
 
 
 def _printer(console: Console) -> Callable[[str], None]:
-    """Return a function that prints a line above the progress bar of `console`."""
+    """Return a function that prints a line above the progress bar of `console`; `--quiet` silences it."""
+    if not shows_progress():
+        return lambda text: None
     return partial(console.print, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -134,10 +136,9 @@ def _warn_of_pixel_statistics(mean: Sequence[float] | None, std: Sequence[float]
     if mean is None or std is None or max(*mean, *std) <= 1:
         return
     scaled_mean, scaled_std = (",".join(f"{value / 255:.6g}" for value in values) for values in (mean, std))
-    click.echo(
-        f"Warning: --mean and --std apply to images in [0, 1], and {max(*mean, *std):g} is above 1. If these values are for images of 0 to "
-        f"255, divide all of them by 255: --mean {scaled_mean} --std {scaled_std}",
-        err=True,
+    print_note(
+        f"--mean and --std apply to images in [0, 1], and {max(*mean, *std):g} is above 1. If these values are for images of 0 to "
+        f"255, divide all of them by 255: --mean {scaled_mean} --std {scaled_std}"
     )
 
 
@@ -194,7 +195,7 @@ def _finish_members(written: Sequence[str], settings: ExportSettings, images: ND
                 )
     else:
         _print_outdated_graphs(repository, ensemble)
-        for url, _ in servers_of(repository, print_progress) if ensemble in models else ():
+        for url, _ in servers_of(repository, print_note) if ensemble in models else ():
             click.echo(f"{url} serves the old files; load the new ones: {this_command()} ensemble reload {ensemble} {where}")
     _print_how_to_serve(repository)
     if settings.engine:
@@ -221,11 +222,10 @@ def _print_written(written: Sequence[str], repository: Path, ensemble_line: str 
             continue
         verification = report.values["verification"] or {}
         for goal in verification.get("goals_missed", []):
-            click.echo(f"{report.model}@{report.version} misses a goal: {goal}", err=True)
+            print_note(f"{report.model}@{report.version} misses a goal: {goal}")
         if str(verification.get("images", "")).startswith(RANDOM_ONLY):
-            click.echo(
-                f"{report.model}@{report.version} was compared on {RANDOM_ONLY}; real images are a stronger check: --images FILE.npy",
-                err=True,
+            print_note(
+                f"{report.model}@{report.version} was compared on {RANDOM_ONLY}; real images are a stronger check: --images FILE.npy"
             )
     return models
 
@@ -234,12 +234,12 @@ def _print_outdated_graphs(repository: Path, ensemble: str) -> None:
     """Print how to update the fused graphs that no longer equal their ensemble."""
     for name in outdated_graphs(RepositoryView(repository), read_ensemble(repository, ensemble)):
         command = f"{this_command()} fuse {name} --repository {shlex.quote(str(repository))} --ensemble {ensemble} --replace"
-        click.echo(f"the fused graph '{name}' has other versions or weights than '{ensemble}' now; fuse it again: {command}", err=True)
+        print_note(f"the fused graph '{name}' has other versions or weights than '{ensemble}' now; fuse it again: {command}")
 
 
 def _print_how_to_serve(repository: Path) -> None:
     """Print the command that serves the repository, unless a server runs on it here."""
-    if not servers_of(repository, print_progress):
+    if not servers_of(repository, print_note):
         click.echo(f"serve it: {this_command()} serve --repository {shlex.quote(str(repository))}")
 
 

@@ -47,7 +47,9 @@ def command(checkpoints: tuple[Path, ...], name: str | None, dataset: DatasetLoc
       defensemble export checkpoints/keep0.3.safetensors --replace --precision int8 --dataset cifar10=data/cifar10
     """
     if name is not None and len(checkpoints) != 1:
-        raise click.UsageError(f"--name is the name of one member, got {len(checkpoints)} checkpoints: leave --name out, or export each alone")
+        raise click.UsageError(
+            f"--name is the name of one member, got {len(checkpoints)} checkpoints: leave --name out, or export each alone"
+        )
     settings = shared.member_settings(data_dir=None if dataset is None else dataset.folder, **options)
     from ..actions.export import export_checkpoints
 

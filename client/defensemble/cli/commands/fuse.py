@@ -9,7 +9,8 @@ import click
 import cloup
 
 from .. import export_options as shared
-from ..options import EXISTING_PATH, DatasetLocation, repository_option
+from ..choices import AVERAGES
+from ..options import EXISTING_PATH, DatasetLocation, repository_option, weights_option
 from ..verb import Verb
 
 
@@ -26,21 +27,19 @@ from ..verb import Verb
 @cloup.option_group("Verification", shared.trained_dataset_option, shared.images_option)
 @cloup.option_group(
     "With checkpoints",
-    click.option("--average", type=click.Choice(shared.AVERAGES), help="What the graph averages.  [default: probabilities]"),
+    click.option("--average", type=click.Choice(AVERAGES), help="What the graph averages.  [default: probabilities]"),
     click.option(
         "--weight",
         "weights",
         multiple=True,
-        callback=shared.weights_option,
+        callback=weights_option,
         metavar="NAME=W",
         help="Weight of a network, above 0. Repeatable.  [default: 1]",
     ),
     shared.precision_option,
     *shared.calibration_options,
 )
-def command(
-    name: str, checkpoints: tuple[Path, ...], ensemble: str | None, dataset: DatasetLocation | None, **options: Any
-) -> None:
+def command(name: str, checkpoints: tuple[Path, ...], ensemble: str | None, dataset: DatasetLocation | None, **options: Any) -> None:
     r"""Write one ONNX graph that computes what an ensemble computes, verify it, and add it to the repository as the model NAME.
 
     The graph is made of the members of --ensemble at their current versions, or of CHECKPOINTs, which are not added as members.
