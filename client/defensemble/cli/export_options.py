@@ -39,30 +39,39 @@ replace_option = click.option(
     help="Add the next version of a model that exists. Its old versions stay on disk, and an existing ensemble keeps its other members.",
 )
 trained_dataset_option = dataset_option("Dataset that the networks were trained on.  [default: found by the training record]")
-images_option = click.option(
-    "--images",
-    "images_file",
-    type=EXISTING_PATH,
-    metavar="FILE.npy",
-    help="Real images to verify on: float32 (N,C,H,W) in [0, 1].  [default: test images of the dataset]",
-)
 precision_option = click.option(
     "--precision",
     type=click.Choice(PRECISIONS),
     default="fp32",
     help="Precision in which the graph computes; input and output stay float32.",
 )
-calibration_options: tuple[Callable[[Any], Any], ...] = (
-    click.option(
+
+
+def images_option(default: str) -> Callable[[Any], Any]:
+    """Return the option `--images`; `default` is what its help states as the default."""
+    return click.option(
+        "--images",
+        "images_file",
+        type=EXISTING_PATH,
+        metavar="FILE.npy",
+        help=f"Real images to verify on: float32 (N,C,H,W) in [0, 1].  [default: {default}]",
+    )
+
+
+def calibration_options(default: str) -> tuple[Callable[[Any], Any], ...]:
+    """Return the options of the int8 calibration; `default` is what the help states about a missing `--calibration-images`."""
+    images = click.option(
         "--calibration-images",
         "calibration_file",
         type=EXISTING_PATH,
         metavar="FILE.npy",
-        help="Images for the calibration of int8.  [default: training images of the dataset]",
-    ),
-    click.option("--calibration-count", type=click.IntRange(1), metavar="N", help="Number of calibration images to draw.  [default: 512]"),
-    click.option("--calibration-seed", type=click.IntRange(0), metavar="N", help="Seed of the draw.  [default: 0]"),
-)
+        help=f"Images to calibrate int8 on: float32 (N,C,H,W) in [0, 1].  [{default}]",
+    )
+    count = click.option("--calibration-count", type=click.IntRange(1), metavar="N", help="Number of images to draw.  [default: 512]")
+    seed = click.option("--calibration-seed", type=click.IntRange(0), metavar="N", help="Seed of the draw.  [default: 0]")
+    return images, count, seed
+
+
 ensemble_options = cloup.option_group(
     "Ensemble",
     click.option(

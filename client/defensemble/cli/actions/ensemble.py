@@ -18,7 +18,7 @@ from ..._client.client import Client
 from ..._exceptions import InputError
 from ...ensembles import Applied, Ensembles, Replica
 from ...ensembles.local_servers import local_server, servers_of
-from ..notes import print_progress
+from ..notes import print_note, print_progress, shows_progress
 from ..shell import this_command
 from .ensemble_settings import EditSettings, TargetSettings
 from .ensemble_tables import (
@@ -43,8 +43,8 @@ def open_ensembles(targets: TargetSettings, **timeouts: float) -> Iterator[Ensem
         yield Ensembles.over(
             _replicas(targets, client),
             wait_s=targets.wait_s,
-            on_progress=lambda text: click.secho(f"  {text}", err=True, dim=True) if sys.stderr.isatty() else None,
-            on_warning=print_progress,
+            on_progress=lambda text: click.secho(f"  {text}", err=True, dim=True) if sys.stderr.isatty() and shows_progress() else None,
+            on_warning=print_note,
             **timeouts,
         )
 
@@ -88,12 +88,12 @@ def show_ensembles(name: str | None, output_format: str, targets: TargetSettings
         states = ensembles.show(name)
     if targets.finds_servers:
         for dead in dead_servers(targets.repository):
-            print_progress(f"the server on gRPC port {dead.grpc_port} {dead.text}; see {dead.log}")
+            print_note(f"the server on gRPC port {dead.grpc_port} {dead.text}; see {dead.log}")
     if output_format == "json":
         click.echo(json.dumps([values_from_state(state) for state in states], indent=2))
         return
     if not states:
-        click.echo(f"no ensemble yet; create one: {this_command()} ensemble create NAME MODEL...", err=True)
+        print_progress(f"no ensemble yet; create one: {this_command()} ensemble create NAME MODEL...")
     for state in states:
         print_state(state)
 
@@ -141,7 +141,7 @@ def show_differences(file: Path | None, targets: TargetSettings, *, as_json: boo
     for difference in () if as_json else differences:
         click.echo(difference)
     if not differences:
-        click.echo("no differences", err=True)
+        print_progress("no differences")
     return bool(differences)
 
 
@@ -169,7 +169,7 @@ def show_history(name: str | None, last: int, repository: Path, *, as_json: bool
     """Print the edits of an ensemble, or of all."""
     from defensemble_export.editing import line_from_edit, undoable
 
-    ensembles = Ensembles(repository, on_warning=print_progress)
+    ensembles = Ensembles(repository, on_warning=print_note)
     edits = ensembles.history(name)
     if name is not None and not edits and name not in ensembles.names():
         existing = ", ".join(ensembles.names()) or "none"
@@ -182,9 +182,9 @@ def show_history(name: str | None, last: int, repository: Path, *, as_json: bool
             click.echo(line_from_edit(edit).decode())
         return
     if not edits:
-        click.echo("no edit yet", err=True)
+        print_progress("no edit yet")
     if earlier:
-        click.echo(f"{earlier} earlier edits are not shown; --last 0 shows all", err=True)
+        print_progress(f"{earlier} earlier edits are not shown; --last 0 shows all")
     print_edits(edits, undoable_ids)
 
 
@@ -210,11 +210,9 @@ def _warn_of_new_servers(targets: TargetSettings, edited_urls: Container[str]) -
     """Warn of servers that started after the edit looked for them: an edit may wait for another one to finish."""
     if not targets.finds_servers:
         return
-    for url, _ in servers_of(targets.repository, print_progress):
+    for url, _ in servers_of(targets.repository, print_note):
         if url not in edited_urls:
-            print_progress(
-                f"{url} started during the edit and may serve the old files; load the new ones: {this_command()} ensemble reload"
-            )
+            print_note(f"{url} started during the edit and may serve the old files; load the new ones: {this_command()} ensemble reload")
 
 
 def _replicas(targets: TargetSettings, client: Callable[[str, str | None], Client]) -> Sequence[Replica]:
@@ -225,7 +223,7 @@ def _replicas(targets: TargetSettings, client: Callable[[str, str | None], Clien
         state = local_server(url)
         return None if state is None else state.admin_key
 
-    key = None if targets.admin_key_file is None else read_admin_key(targets.admin_key_file, print_progress)
+    key = None if targets.admin_key_file is None else read_admin_key(targets.admin_key_file, print_note)
     if targets.replicas:
         if targets.urls or targets.files_only:
             raise InputError("--replica names servers and their folders: use it without --url and --files-only")
@@ -239,5 +237,5 @@ def _replicas(targets: TargetSettings, client: Callable[[str, str | None], Clien
         return [Replica(targets.repository)]
     if targets.urls:
         return [Replica(targets.repository, tuple(client(url, key or noted_key(url)) for url in targets.urls))]
-    local = servers_of(targets.repository, print_progress)
+    local = servers_of(targets.repository, print_note)
     return [Replica(targets.repository, tuple(client(url, key or noted) for url, noted in local))]

@@ -17,6 +17,7 @@ from rich.table import Table
 from ...ensembles import Applied, EnsembleState, MemberState
 from ...ensembles.local_servers import status_at
 from ...ensembles.server_models import is_averaging
+from ..notes import print_note
 from ..shell import this_command
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def print_applied(applied: Applied, target_arguments: str) -> None:
         target_arguments: The options that make the command work on the same folders and servers.
     """
     for remark in applied.remarks:
-        click.echo(f"note: {remark}", err=True)
+        print_note(remark)
     if applied.dry_run:
         click.echo(f"{applied.ensemble}: would change:" if applied.changes else f"{applied.ensemble}: nothing would change on disk")
     elif not applied.changes and not applied.loaded and applied.edit is None:
@@ -53,7 +54,7 @@ def print_applied(applied: Applied, target_arguments: str) -> None:
     for url, models in applied.unloaded.items():
         click.echo(f"  unloaded {_short_list(models)} from {url}")
     for model, reason in applied.left_loaded.items():
-        click.echo(f"left loaded: {model}: {reason}", err=True)
+        print_note(f"left loaded: {model}: {reason}")
     if applied.dry_run:
         return
     served = f"serving on {', '.join(applied.servers)}" if applied.servers else "changed files only: no server was contacted"

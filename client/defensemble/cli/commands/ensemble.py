@@ -46,8 +46,11 @@ def command() -> None:
 
 @command.command("show", short_help="Show the members of an ensemble, their weights and accuracies, and whether they are served.")
 @click.argument("name", required=False)
-@click.option("--format", "output_format", type=click.Choice(["table", "yaml", "json"]), default="table", help="yaml: for `apply`.")
-@click.option("--json", "output_format", flag_value="json", help="The same as --format json.")
+@cloup.option_group(
+    "Output",
+    click.option("--format", "output_format", type=click.Choice(["table", "yaml", "json"]), default="table", help="yaml: for `apply`."),
+    click.option("--json", "output_format", flag_value="json", help="The same as --format json."),
+)
 @target_options
 def show(name: str | None, output_format: str, **targets: Any) -> None:
     r"""Show the ensemble NAME, or all: members, weights, precision, digest of the masks, and the accuracy in the training record.
@@ -84,10 +87,13 @@ def list_(repository: Path, as_json: bool) -> None:
 
 @command.command("check", short_help="Check whether a repository can be served, and print fixes.")
 @click.argument("name", required=False)
-@click.option(
-    "--runtime", type=click.Choice(CHECK_RUNTIMES), default="embedded", help="Triton that will serve it, as for `defensemble serve`."
+@cloup.option_group(
+    "Check",
+    click.option(
+        "--runtime", type=click.Choice(CHECK_RUNTIMES), default="embedded", help="Triton that will serve it, as for `defensemble serve`."
+    ),
+    json_option,
 )
-@json_option
 @target_options
 def check(name: str | None, runtime: str, as_json: bool, **targets: Any) -> None:
     r"""Check the ensemble NAME and its members, or all models of the repository, as they are on disk.
@@ -107,15 +113,18 @@ def check(name: str | None, runtime: str, as_json: bool, **targets: Any) -> None
 @command.command("create", short_help="Create an ensemble from models of the repository.")
 @click.argument("name")
 @click.argument("members", nargs=-1, required=True, metavar=_MEMBERS)
-@click.option(
-    "--weight",
-    "weights",
-    multiple=True,
-    callback=weights_option,
-    metavar="MODEL[@VERSION]=W",
-    help="Weight of a member, above 0. Repeatable.  [default: 1]",
+@cloup.option_group(
+    "Ensemble",
+    click.option(
+        "--weight",
+        "weights",
+        multiple=True,
+        callback=weights_option,
+        metavar="MODEL[@VERSION]=W",
+        help="Weight of a member, above 0. Repeatable.  [default: 1]",
+    ),
+    click.option("--average", type=click.Choice(AVERAGES), default="probabilities", help="What the ensemble averages."),
 )
-@click.option("--average", type=click.Choice(AVERAGES), default="probabilities", help="What the ensemble averages.")
 @edit_options
 def create(name: str, members: tuple[str, ...], weights: dict[str, float], average: str, **options: Any) -> None:
     r"""Create the ensemble NAME from models of the repository, each at its newest version unless one is given.
@@ -133,10 +142,13 @@ def create(name: str, members: tuple[str, ...], weights: dict[str, float], avera
 @command.command("add", short_help="Add members to an ensemble, or replace one by another.")
 @click.argument("name")
 @click.argument("members", nargs=-1, required=True, metavar=_MEMBERS)
-@click.option(
-    "--weight", type=float, metavar="W", help="Weight of each new member, above 0.  [default: 1, or the weight of the replaced member]"
+@cloup.option_group(
+    "Members",
+    click.option(
+        "--weight", type=float, metavar="W", help="Weight of each new member, above 0.  [default: 1, or the weight of the replaced member]"
+    ),
+    click.option("--in-place-of", metavar="MODEL[@VERSION]", help="Member to replace in the same edit."),
 )
-@click.option("--in-place-of", metavar="MODEL[@VERSION]", help="Member to replace in the same edit.")
 @edit_options
 def add(name: str, members: tuple[str, ...], weight: float | None, in_place_of: str | None, **options: Any) -> None:
     r"""Add models of the repository to the ensemble NAME, each at its newest version unless one is given.
@@ -242,8 +254,11 @@ def apply(file: Path, **options: Any) -> None:
 
 @command.command("diff", short_help="Show differences between a file and the repository, or the repository and its servers.")
 @click.argument("file", required=False, type=EXISTING_PATH, metavar="[FILE.yaml]")
-@click.option("--exit-code", is_flag=True, help="Exit with status 1 if there are differences.")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
+@cloup.option_group(
+    "Output",
+    click.option("--exit-code", is_flag=True, help="Exit with status 1 if there are differences."),
+    click.option("--json", "as_json", is_flag=True, help="Print a JSON list."),
+)
 @target_options
 def diff(file: Path | None, exit_code: bool, as_json: bool, **targets: Any) -> None:
     r"""Show what `apply FILE.yaml` would change; without a file, where servers serve something else than the files on disk.
@@ -296,8 +311,11 @@ def history(name: str | None, repository: Path, last: int, as_json: bool) -> Non
 
 @command.command("rollback", short_help="Undo the last edits of an ensemble.")
 @click.argument("name", required=False)
-@click.option("--count", type=click.IntRange(min=1), metavar="N", help="Number of edits to undo.  [default: 1]")
-@click.option("--to", metavar="ID", help="Restore the state after the edit ID, before or after the current state.")
+@cloup.option_group(
+    "Edits to undo",
+    click.option("--count", type=click.IntRange(min=1), metavar="N", help="Number of edits to undo.  [default: 1]"),
+    click.option("--to", metavar="ID", help="Restore the state after the edit ID, before or after the current state."),
+)
 @edit_options
 def rollback(name: str | None, count: int | None, to: str | None, **options: Any) -> None:
     r"""Undo the last edits of the ensemble NAME, or of the ensemble that was edited last, as one edit. All files are restored byte by byte.
@@ -316,9 +334,14 @@ def rollback(name: str | None, count: int | None, to: str | None, **options: Any
 
 
 @command.command("prune", short_help="Delete models that no ensemble and no rollback uses.")
-@click.option("--keep", type=click.IntRange(min=0), metavar="N", default=10, help="Number of edits of each ensemble that stay undoable.")
-@click.option("--dry-run", is_flag=True, help="List the models, but delete nothing.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@cloup.option_group(
+    "Models to delete",
+    click.option(
+        "--keep", type=click.IntRange(min=0), metavar="N", default=10, help="Number of edits of each ensemble that stay undoable."
+    ),
+    click.option("--dry-run", is_flag=True, help="List the models, but delete nothing."),
+    click.option("--yes", is_flag=True, help="Do not ask."),
+)
 @writing_target_options
 def prune(keep: int, dry_run: bool, yes: bool, **targets: Any) -> None:
     r"""Delete members and averaging models that neither an ensemble nor one of its last --keep edits uses. They are listed first.

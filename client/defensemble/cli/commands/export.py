@@ -28,8 +28,8 @@ from ..verb import Verb
     "Precision and verification",
     shared.precision_option,
     shared.trained_dataset_option,
-    shared.images_option,
-    *shared.calibration_options,
+    shared.images_option("test images of the dataset"),
+    *shared.calibration_options("default: training images of the dataset"),
 )
 def command(checkpoints: tuple[Path, ...], name: str | None, dataset: DatasetLocation | None, **options: Any) -> None:
     r"""Export each CHECKPOINT to ONNX, verify it against PyTorch, and add it to a model repository as a member of an ensemble.

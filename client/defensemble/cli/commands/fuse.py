@@ -24,7 +24,7 @@ from ..verb import Verb
     shared.max_batch_size_option,
     shared.replace_option,
 )
-@cloup.option_group("Verification", shared.trained_dataset_option, shared.images_option)
+@cloup.option_group("Verification", shared.trained_dataset_option, shared.images_option("test images of the dataset"))
 @cloup.option_group(
     "With checkpoints",
     click.option("--average", type=click.Choice(AVERAGES), help="What the graph averages.  [default: probabilities]"),
@@ -37,7 +37,7 @@ from ..verb import Verb
         help="Weight of a network, above 0. Repeatable.  [default: 1]",
     ),
     shared.precision_option,
-    *shared.calibration_options,
+    *shared.calibration_options("default: training images of the dataset"),
 )
 def command(name: str, checkpoints: tuple[Path, ...], ensemble: str | None, dataset: DatasetLocation | None, **options: Any) -> None:
     r"""Write one ONNX graph that computes what an ensemble computes, verify it, and add it to the repository as the model NAME.

@@ -81,7 +81,12 @@ def _parse_shape(context: click.Context, option: click.Parameter, value: str | N
     ),
 )
 @shared.ensemble_options
-@cloup.option_group("Precision and verification", shared.precision_option, shared.images_option, *shared.calibration_options)
+@cloup.option_group(
+    "Precision and verification",
+    shared.precision_option,
+    shared.images_option("random images only"),
+    *shared.calibration_options("required for int8"),
+)
 def command(
     file: Path,
     name: str,

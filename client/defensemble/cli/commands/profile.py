@@ -68,8 +68,11 @@ def list_(repository: Path, as_json: bool) -> None:
 
 @command.command("write", short_help="Write a profile for all networks.")
 @click.argument("profile", type=click.Choice(PROFILES))
-@repository_option
-@click.option("--force", is_flag=True, help="Overwrite files that were edited by hand; the edits are lost.")
+@cloup.option_group(
+    "Model repository",
+    repository_option,
+    click.option("--force", is_flag=True, help="Overwrite files that were edited by hand; the edits are lost."),
+)
 @cloup.option_group(
     "gpu-ort-tensorrt",
     click.option(
