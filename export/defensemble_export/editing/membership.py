@@ -71,10 +71,9 @@ def reweighted(ensemble: Ensemble, weights: Mapping[str, float]) -> Ensemble:
             raise EnsembleError(f"{vote.model}@{vote.version} is given two weights: name it once")
         number = _number(name, weight)
         if not (math.isfinite(number) and number > 0):
-            gone = name if len(ensemble.members) > 1 else "--all"
+            command = f"remove {ensemble.name} {name}" if len(ensemble.members) > 1 else f"delete {ensemble.name}"
             raise EnsembleError(
-                f"weight of '{name}' must be finite and above 0, got {number:g}; to stop its vote: "
-                f"`defensemble ensemble remove {ensemble.name} {gone}`"
+                f"weight of '{name}' must be finite and above 0, got {number:g}; to stop its vote: `defensemble ensemble {command}`"
             )
         chosen[vote] = number
     members = tuple(dataclasses.replace(vote, weight=chosen.get(vote, vote.weight)) for vote in ensemble.members)

@@ -48,7 +48,7 @@ def build(repository: Path, settings: Mapping[str, Any], *, images_file: Path | 
             repository, options=engine_options, images=images, on_message=on_message, on_progress=on_progress, **options
         )
     built = sum(engine.built for engine in engines)
-    click.echo(f"{repository}: {built} engine{'' if built == 1 else 's'} built, {len(engines) - built} up to date")
+    click.echo(f"{repository}: {built} plan{'' if built == 1 else 's'} built, {len(engines) - built} up to date")
     print_how_to_serve(repository)
 
 
