@@ -38,6 +38,7 @@ if _is_ours:
 
 def main() -> None:
     """Run the command line."""
+    import atexit
     import sys
 
     from .cli import main as run
@@ -50,6 +51,8 @@ def main() -> None:
             sys.__unraisablehook__(unraisable)
 
     if _is_ours:
+        # Called last: while the interpreter is torn down, Python gives SIGINT its default action, which would change the exit status.
+        atexit.register(_signal.signal, _signal.SIGINT, _signal.SIG_IGN)
         sys.unraisablehook = raise_again
         _signal.signal(_signal.SIGINT, _raise)
     try:
