@@ -118,7 +118,9 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON i
 repository_argument = click.argument("repository", type=PATH, default=DEFAULT_REPOSITORY)  # until build-engine and profile use the option
 call_options = cloup.option_group(
     "Requests",
-    click.option("--batch-size", type=click.IntRange(min=1), metavar="N", help="Images per request.  [default: 64, or the model's max_batch_size]"),
+    click.option(
+        "--batch-size", type=click.IntRange(min=1), metavar="N", help="Images per request.  [default: 64, or the model's max_batch_size]"
+    ),
     click.option(
         "--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", default=60.0, help="Timeout per request."
     ),
