@@ -1,7 +1,7 @@
 """The values that options accept, without the packages that define them.
 
-Importing torch or onnx takes seconds; a wrong choice is refused before that. `tests/client/cli/test_choices.py` compares each tuple with that
-of its package.
+Importing torch or onnx takes seconds; a wrong choice is refused before that. `tests/client/cli/test_choices.py` compares each tuple with
+that of its package.
 """
 
 from __future__ import annotations

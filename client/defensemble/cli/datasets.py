@@ -19,7 +19,7 @@ class DatasetLocation:
     """A dataset and where its files are.
 
     Attributes:
-        name: One of `DATASETS`; None: a folder of the user's own images.
+        name: One of `DATASETS`, or `folder` for the user's own images spelt folder=FOLDER; None: the user's own images.
         folder: Folder with the images; None: the usual places, or a download.
         archive: A file of arrays (.npz) instead, where the verb accepts one.
     """
@@ -48,7 +48,7 @@ class DatasetType(click.ParamType):
         if value in DATASETS:
             return DatasetLocation(value)
         name, separator, folder = value.partition("=")
-        if separator and name in DATASETS:
+        if separator and name in (*DATASETS, "folder"):
             return DatasetLocation(name, self._existing_folder(folder, param, ctx))
         path = Path(value)
         if self._archives and path.suffix == ".npz":

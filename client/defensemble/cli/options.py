@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +13,7 @@ import cloup
 
 from .choices import AVERAGES, RESIZES
 from .datasets import DatasetLocation as DatasetLocation, dataset_option as dataset_option
-from .paths import EXISTING_PATH as EXISTING_PATH, PATH as PATH
+from .paths import EXISTING_PATH as EXISTING_PATH, PATH as PATH, SERVER_URL as SERVER_URL
 from .verb import VerbGroup as GroupInOrder  # noqa: F401  until `ensemble` uses VerbGroup
 
 AVERAGE = click.Choice(AVERAGES)
@@ -52,6 +52,25 @@ def numbers(kind: type[int] | type[float], example: str) -> Callable[[click.Cont
             raise click.BadParameter(f"expected {noun} with commas between them, such as {example}, got {value!r:.120}") from None
 
     return parse
+
+
+class ChoiceList(click.ParamType):
+    """Choices with commas between them, as a list."""
+
+    name = "choices"
+
+    def __init__(self, choices: Sequence[str]) -> None:
+        self._choices = tuple(choices)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[str]:
+        """Return the list, or raise `click.BadParameter` if one of them is no choice."""
+        if isinstance(value, list):
+            return value
+        chosen = [name.strip() for name in str(value).split(",") if name.strip()]
+        for name in chosen:
+            if name not in self._choices:
+                self.fail(f"{name!r:.120} is not one of {', '.join(self._choices)}", param, ctx)
+        return chosen
 
 
 def weights_option(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> dict[str, float]:
@@ -99,7 +118,9 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON i
 repository_argument = click.argument("repository", type=PATH, default=DEFAULT_REPOSITORY)  # until build-engine and profile use the option
 call_options = cloup.option_group(
     "Requests",
-    click.option("--batch-size", type=click.IntRange(min=1), help="Images per request.  [default: 64, or the model's max_batch_size]"),
+    click.option(
+        "--batch-size", type=click.IntRange(min=1), metavar="N", help="Images per request.  [default: 64, or the model's max_batch_size]"
+    ),
     click.option(
         "--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", default=60.0, help="Timeout per request."
     ),

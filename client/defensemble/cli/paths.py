@@ -1,4 +1,4 @@
-"""Paths on the command line: one that does not exist is an error that lists similar names."""
+"""Paths and URLs on the command line: a path that does not exist is an error that lists similar names."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import click
+
+from .choices import IMAGE_SUFFIXES
 
 _LARGEST_FOLDER = 10_000  # entries that are compared
 
@@ -27,7 +29,24 @@ class ExistingPath(click.Path):
         return path
 
 
+class ServerUrl(click.ParamType):
+    """The URL of a server, http://HOST:PORT or grpc://HOST:PORT; a file in its place means that the URL is missing."""
+
+    name = "url"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the text, which the client parses, or raise `click.BadParameter` for a file."""
+        text = str(value)
+        path = Path(text)
+        if "://" not in text and (path.exists() or path.suffix.lower() in (*IMAGE_SUFFIXES, ".npy")):
+            self.fail(
+                f"the URL is missing: {text!r:.120} is a file. Pass the server's URL first, such as http://localhost:8000.", param, ctx
+            )
+        return text
+
+
 EXISTING_PATH = ExistingPath()
+SERVER_URL = ServerUrl()
 PATH = click.Path(path_type=Path)
 
 
