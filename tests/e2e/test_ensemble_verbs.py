@@ -197,7 +197,7 @@ def test_a_hand_edit_is_checked_and_reloaded(world: World) -> None:
     done = ensemble("check", status=1)
     assert f"ensemble/config.pbtxt:{line}: " in done.stdout
     (finding,) = json.loads(ensemble("check", "--json", status=1).stdout)
-    assert (finding["model"], finding["line"], finding["error"]) == ("ensemble", line, True)
+    assert (finding["model"], finding["line"], finding["error"]) == ("a", line, True)
     assert "Error: 1 finding to fix" in done.stderr
     assert f"ensemble/config.pbtxt:{line}: " in refused("reload")
     path.write_text(good + "nonsense: 1\n")
