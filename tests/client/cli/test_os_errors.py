@@ -65,7 +65,9 @@ def test_other_os_errors_keep_their_text() -> None:
         ),
     ],
 )
-def test_an_os_error_is_one_line_with_exit_status_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], facts: str) -> None:
+def test_an_os_error_is_one_line_with_exit_status_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], facts: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("defensemble._client.client.transport_from_url", lambda url, admin_key: house())
     (tmp_path / "folder.npy").mkdir()
