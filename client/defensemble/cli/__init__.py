@@ -73,6 +73,7 @@ class _RootGroup(VerbGroup):
         except click.ClickException as error:
             if not standalone_mode:
                 raise
+            error.message = _shortened(error.message)
             error.show()
             sys.exit(INTERRUPTED if any(isinstance(cause, KeyboardInterrupt) for cause in _causes(error)) else error.exit_code)
         if not standalone_mode:
@@ -109,12 +110,17 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _error_to_print(text: str, error: Exception) -> click.ClickException:
-    """Return an error whose quotes are shortened; log the causes, such as gRPC's own text, which `--verbose` prints."""
-    from defensemble_repository.texts import shortened
-
+    """Return an error to print; log its causes, such as gRPC's own text, which `--verbose` prints."""
     for cause in _causes(error):
         logger.debug("caused by %s: %s", type(cause).__qualname__, cause)
-    return click.ClickException(shortened(text))
+    return click.ClickException(text)
+
+
+def _shortened(text: str) -> str:
+    """Return a message without the middle of lines that are too long: it may quote a value of any length."""
+    from defensemble_repository.texts import shortened
+
+    return shortened(text)
 
 
 def _expected_errors() -> tuple[type[Exception], ...]:

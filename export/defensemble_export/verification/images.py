@@ -82,7 +82,7 @@ def _dataset(
         dataset = decoded_dataset(data, digest, class_names)
         if dataset is not None:
             return dataset
-        data_dir = _folder_from_command(command)
+        data_dir = _folder_in_command(command, data)
     try:
         # As in a training with skip_damaged; where an image was damaged since then, the digest differs.
         dataset = load_dataset(data, size, data_dir=None if data_dir is None else Path(data_dir), skip_damaged=True)
@@ -106,15 +106,15 @@ def _dataset(
     return dataset
 
 
-def _folder_from_command(command: str) -> str | None:
-    """Return the data folder that a recorded training command names, if it exists here: `--dataset [NAME=]FOLDER`, once `--data-dir`."""
+def _folder_in_command(command: str, data: str) -> Path | None:
+    """Return the folder of `--dataset [NAME=]FOLDER` in the command that trained on `data`, if it exists; earlier: `--data-dir FOLDER`."""
     try:
         words = shlex.split(command)
     except ValueError:  # other programs write records, too
         return None
-    values = (value for option, value in pairwise(words) if option in ("--dataset", "--data-dir"))
-    folders = (folder for value in values for folder in (value, value.partition("=")[2]))
-    return next((folder for folder in folders if folder and Path(folder).is_dir()), None)
+    values = [value for option, value in pairwise(words) if option in ("--dataset", "--data-dir") and value != data]
+    folders = [Path(folder) for value in values for folder in (value, value.partition("=")[2]) if folder]
+    return next((folder for folder in folders if folder.is_dir()), None)
 
 
 def images_of_record(graph: onnx.ModelProto, name: str, data_dir: str | os.PathLike[str] | None) -> RealImages | None:

@@ -74,6 +74,6 @@ def test_ctrl_c_at_twenty_delays(tmp_path: Path, verb: str, delay_s: float) -> N
 
 def test_an_ignored_sigint_stays_ignored(tmp_path: Path) -> None:
     """A shell starts background jobs with SIGINT ignored."""
-    script = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); import defensemble._entry; print(int(signal.getsignal(signal.SIGINT)))"
+    script = "import signal; signal.signal(2, signal.SIG_IGN); import defensemble._entry; print(int(signal.getsignal(2)))"
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=dict(os.environ), capture_output=True, text=True, check=True)
     assert int(done.stdout) == signal.SIG_IGN

@@ -44,7 +44,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
 def record(data: Dataset) -> TrainingRecord:
     """That of a network which was trained on `data`."""
     said = {"data": "folder", "data_digest": data.digest, "data_source": data.source}
-    return TrainingRecord.untrained(data.class_names, **said, command="train --data folder --data-dir /was/here")
+    return TrainingRecord.untrained(data.class_names, **said, command="train --dataset /was/here")
 
 
 def export(record: TrainingRecord, data: Dataset, tmp_path: Path, *, old: bool = False) -> Result:
@@ -106,7 +106,7 @@ def test_where_nothing_is_found_the_command_of_the_training_is_named(
 ) -> None:
     (entry,) = (tmp_path / "cache/defensemble/datasets").iterdir()
     (entry / name).write_bytes(damaged)
-    with pytest.raises(ExportError, match="train --data folder --data-dir /was/here"):
+    with pytest.raises(ExportError, match="train --dataset /was/here"):
         dataset_of(record, data.input_shape, None)
 
 

@@ -80,7 +80,9 @@ def run_demo(
         _call(server, networks.dataset, narrator)
         narrator.print("\n[bold]4. measure[/bold] the robustness to noise, over the network", highlight=False)
         with Client(server.http_url) as client:
-            failures = probe_noise_and_report(client, dataset, run / "noise.json", limit=limit, seed=seed, console=console)
+            failures = probe_noise_and_report(
+                client, str(dataset.name), run / "noise.json", limit=limit, seed=seed, data_dir=dataset.folder, console=console
+            )
         if failures:
             raise ServerFailedError(f"models failed during the measurement: {failures}")
         elapsed_s = time.monotonic() - started

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import click
@@ -22,7 +23,6 @@ from ...probes.noise import PAPER_SIGMAS, NoiseResult, check_sigmas, probe_noise
 from ...results.intervals import Rate
 from ...results.provenance import provenance
 from ...results.result_file import check_writable, write_result
-from ..datasets import DatasetLocation
 from ..notes import print_note, print_progress
 from ..progress import progress_bar
 
@@ -33,7 +33,7 @@ _LONGEST_LIST = 4  # models that a note names
 
 def probe_noise_and_report(
     client: Client,
-    dataset: DatasetLocation,
+    source: str,
     out: Path,
     names: Sequence[str] = (),
     *,
@@ -41,6 +41,7 @@ def probe_noise_and_report(
     seed: int = 0,
     sigmas: Sequence[float] | None = None,
     batch_size: int | None = None,
+    data_dir: Path | None = None,
     options: ReadOptions | None = None,
     console: Console | None = None,
     as_json: bool = False,
@@ -49,13 +50,14 @@ def probe_noise_and_report(
 
     Args:
         client: The server.
-        dataset: The labelled images.
+        source: Labelled images, as in `choose_data`: a dataset's name, a folder or a `.npz` file.
         out: File for the result, as JSON; an earlier one is kept under another name. It is checked before the first request.
         names: Models; none: the ensembles, their members, and all other image classifiers.
         limit: Number of images to draw; None: all.
         seed: Seed of the noise and of the sample.
         sigmas: Standard deviations of the noise, in 1/255; None: those of the paper.
         batch_size: Images per request; None: 64, or fewer if a model's max_batch_size is smaller.
+        data_dir: Folder of the dataset that `source` names.
         options: How image files are read.
         console: Where to print.
         as_json: Whether to print the result as JSON instead of a table.
@@ -83,16 +85,15 @@ def probe_noise_and_report(
         def on_reading(name: str, done: int, total: int | None) -> None:
             progress.update(reading, description=name, completed=done, total=total)
 
-        source = str(dataset.archive or dataset.name or dataset.folder)
-        folder = dataset.folder if dataset.name is not None else None
-        chosen = choose_data(source, model_for_images, limit, seed, folder, options=options, on_progress=on_reading)
+        chosen = choose_data(source, model_for_images, limit, seed, data_dir, options=options, on_progress=on_reading)
     for note in chosen.notes:
         print_note(note)
     size = batch_size or min(_BATCH_SIZE, *(info.max_batch_size or _BATCH_SIZE for info in infos))
     n, rounds = len(chosen.data), 1 + len(sigmas)
     total = n * rounds * len(infos)
     settings = f"{rounds} settings (clean and {_counted(len(sigmas), 'sigma')})"
-    print_progress(f"{_counted(len(infos), 'model')} x {_counted(n, 'image')} x {settings} = {total} queries")
+    show = print_progress if as_json else partial(console.print, highlight=False)
+    show(f"{_counted(len(infos), 'model')} x {_counted(n, 'image')} x {settings} = {total} queries")
     with progress_bar(console) as progress:
         task = progress.add_task("noise", total=total)
         result = probe_noise(

@@ -94,7 +94,9 @@ def noise(
 
     with Client(url, timeout_s=timeout_s) as client:
         options = ReadOptions(resize, skip_damaged, max_memory)
-        failures = probe_noise_and_report(client, dataset, out, targets, options=options, **settings)
+        source = str(dataset.archive or dataset.name or dataset.folder)
+        folder = None if dataset.name is None else dataset.folder
+        failures = probe_noise_and_report(client, source, out, targets, data_dir=folder, options=options, **settings)
     if failures:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in failures.items())
         raise click.ClickException(f"{len(failures)} of the models failed; their rates are null from there on: {reasons}")

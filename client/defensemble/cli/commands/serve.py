@@ -25,7 +25,7 @@ def _port_option(name: str, default: int, with_servers: str = "") -> Any:
     ),
     click.option(
         "--profile",
-        type=click.Choice(PROFILES),
+        metavar="PROFILE",
         help="Serving profile: use configs/PROFILE.pbtxt of each model; see `defensemble profile`.",
     ),
     click.option("--strict", is_flag=True, help="Fail unless all models are served."),
