@@ -127,7 +127,8 @@ def test_contradicting_options_are_a_usage_error(files: Path, words: list[str], 
 
 def test_a_dataset_must_be_the_one_that_the_checkpoint_was_trained_on(tmp_path: Path) -> None:
     path = untrained_checkpoint(tmp_path / "a.safetensors")
-    for words in (["export", path], ["fuse", "f", path]):
+    commands: list[list[str | Path]] = [["export", path], ["fuse", "f", path]]
+    for words in commands:
         result = run(*words, "--repository", tmp_path / "repository", "--dataset", "cifar10")
         assert result.exit_code == 1
         assert_facts(" ".join(result.stderr.split()), "a.safetensors | 'cifar10'")

@@ -64,7 +64,7 @@ writing_target_options = cloup.option_group("Repository and servers", *_target_o
 edit_options = with_options(
     cloup.option_group(
         "Edit",
-        click.option("-m", "--message", metavar="TEXT", help="Reason of the edit, for the history."),
+        click.option("-m", "--message", metavar="REASON", help="Reason of the edit, for the history."),
         click.option("--dry-run", is_flag=True, help="Check the edit and print what would change, but change nothing."),
         click.option(
             "--load-timeout", "load_timeout_s", type=_SECONDS, metavar="SECONDS", default=300.0, help="Timeout for loading a model."

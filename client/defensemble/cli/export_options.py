@@ -53,8 +53,8 @@ def images_option(default: str) -> Callable[[Any], Any]:
         "--images",
         "images_file",
         type=EXISTING_PATH,
-        metavar="FILE.npy",
-        help=f"Real images to verify on: float32 (N,C,H,W) in [0, 1].  [default: {default}]",
+        metavar="FILE",
+        help=f"Real images to verify on, .npy: float32 (N,C,H,W) in [0, 1].  [default: {default}]",
     )
 
 
@@ -64,8 +64,8 @@ def calibration_options(default: str) -> tuple[Callable[[Any], Any], ...]:
         "--calibration-images",
         "calibration_file",
         type=EXISTING_PATH,
-        metavar="FILE.npy",
-        help=f"Images to calibrate int8 on: float32 (N,C,H,W) in [0, 1].  [{default}]",
+        metavar="FILE",
+        help=f"Images to calibrate int8 on, .npy: float32 (N,C,H,W) in [0, 1].  [{default}]",
     )
     count = click.option("--calibration-count", type=click.IntRange(1), metavar="N", help="Number of images to draw.  [default: 512]")
     seed = click.option("--calibration-seed", type=click.IntRange(0), metavar="N", help="Seed of the draw.  [default: 0]")

@@ -61,7 +61,7 @@ def import_onnx(
     from defensemble_export import FromOnnx, labels_from_file
 
     _warn_of_pixel_statistics(conversion["mean"], conversion["std"])
-    limits = {} if timeout_s is None else {"timeout_s": timeout_s}
+    limits: dict[str, Any] = {} if timeout_s is None else {"timeout_s": timeout_s}
     class_names = None if labels_file is None else labels_from_file(labels_file)
     written = _export([FromOnnx(file, name, class_names=class_names, **conversion, **limits)], settings, images, calibration)
     _finish_members(written, settings, images)
