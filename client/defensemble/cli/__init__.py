@@ -16,7 +16,22 @@ import click
 import cloup
 
 from .._version import __version__
-from .commands import build_engine, completion, demo, doctor, ensemble, export, predict, probe, profile, serve, train
+from .commands import (
+    build_engine,
+    completion,
+    demo,
+    doctor,
+    ensemble,
+    export,
+    export_report,
+    fuse,
+    import_onnx,
+    predict,
+    probe,
+    profile,
+    serve,
+    train,
+)
 from .notes import logger, warnings_as_notes
 from .os_errors import text_from_os_error
 from .verb import VerbGroup
@@ -120,7 +135,10 @@ def _expected_errors() -> tuple[type[Exception], ...]:
     cls=_RootGroup,
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
     sections=[
-        cloup.Section("Train and export", [module.command for module in (train, export, build_engine, profile)]),
+        cloup.Section(
+            "Train and export",
+            [module.command for module in (train, export, import_onnx, fuse, export_report, build_engine, profile)],
+        ),
         cloup.Section("Serve and call", [module.command for module in (serve, predict, ensemble, probe)]),
         cloup.Section("Help", [module.command for module in (demo, doctor, completion)]),
     ],

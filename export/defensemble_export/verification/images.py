@@ -107,17 +107,14 @@ def _dataset(
 
 
 def _folder_in_command(command: str, data: str) -> Path | None:
-    """Return the folder of `--dataset FOLDER` or `--dataset NAME=FOLDER` in the command that trained on `data`, if it exists."""
-    values = [value for option, value in pairwise(_words(command)) if option == "--dataset" and value != data]
+    """Return the folder of `--dataset [NAME=]FOLDER` in the command that trained on `data`, if it exists; earlier: `--data-dir FOLDER`."""
+    try:
+        words = shlex.split(command)
+    except ValueError:  # other programs write records, too
+        return None
+    values = [value for option, value in pairwise(words) if option in ("--dataset", "--data-dir") and value != data]
     folders = [Path(folder) for value in values for folder in (value, value.partition("=")[2]) if folder]
     return next((folder for folder in folders if folder.is_dir()), None)
-
-
-def _words(command: str) -> list[str]:
-    try:
-        return shlex.split(command)
-    except ValueError:  # records are made by other programs, too
-        return []
 
 
 def images_of_record(graph: onnx.ModelProto, name: str, data_dir: str | os.PathLike[str] | None) -> RealImages | None:

@@ -110,10 +110,11 @@ def test_where_nothing_is_found_the_command_of_the_training_is_named(
         dataset_of(record, data.input_shape, None)
 
 
-def test_the_folder_of_the_training_is_read_again(record: TrainingRecord, data: Dataset, tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [["--data", "folder", "--data-dir", "{}"], ["--dataset", "{}"], ["--dataset", "mine={}"]])
+def test_the_folder_of_the_training_is_read_again(record: TrainingRecord, data: Dataset, tmp_path: Path, options: list[str]) -> None:
     shutil.rmtree(tmp_path / "cache")
     (tmp_path / "data/test/ant/damaged.png").write_bytes(b"")
-    command = shlex.join(["train", "--dataset", str(tmp_path / "data"), "net.safetensors"])
+    command = shlex.join(["train", *(option.format(tmp_path / "data") for option in options), "net.safetensors"])
     found = dataset_of(replace(record, command=command), data.input_shape, None)
     assert (found.digest, len(found.test)) == (data.digest, len(data.test))
     shutil.rmtree(tmp_path / "cache")

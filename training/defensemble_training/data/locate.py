@@ -46,7 +46,8 @@ def find_entry(
         return entry_of(key, undecoded, skip_damaged=reading.skip_damaged, on_progress=on_progress), source.skipped
     if info.repository is None:
         why = "is what you make of it" if name == "folder" else "has no copy on the Hugging Face hub"
-        raise DataError(f"the dataset {name!r} {why}: pass the folder that holds it, data_dir (--dataset {name}=FOLDER); {EXPECTED}")
+        option = "--dataset FOLDER" if name == "folder" else f"--dataset {name}=FOLDER"
+        raise DataError(f"the dataset {name!r} {why}: pass the folder that holds it, data_dir ({option}); {EXPECTED}")
     repository = info.repository
 
     def from_hub() -> Undecoded:
