@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from .choices import DATASETS
-from .paths import missing_path_message
+from .paths import missing_path_message, similar_paths
 
 
 @dataclass(frozen=True)
@@ -35,42 +35,48 @@ class DatasetType(click.ParamType):
     name = "dataset"
 
     def __init__(self, *, archives: bool = False) -> None:
-        self._archives = archives
+        self._accepts_archives = archives
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
         """Return the spellings."""
-        return "NAME|FOLDER|NAME=FOLDER" + "|FILE.npz" * self._archives
+        return "NAME|FOLDER|NAME=FOLDER" + "|FILE.npz" * self._accepts_archives
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> DatasetLocation:
-        """Return the location, or raise `click.BadParameter` unless the name is known and the path exists."""
+        """Return the location; `check` looks at the files."""
         if isinstance(value, DatasetLocation):
             return value
         if value in DATASETS:
             return DatasetLocation(value)
         name, separator, folder = value.partition("=")
         if separator and name in (*DATASETS, "folder"):
-            return DatasetLocation(name, self._existing_folder(folder, param, ctx))
-        path = Path(value)
-        if self._archives and path.suffix == ".npz":
-            if not path.exists():
-                self.fail(missing_path_message(path), param, ctx)
-            return DatasetLocation(archive=path)
-        if separator and not path.exists():
-            self.fail(f"{name!r:.120} is not a dataset; expected one of {', '.join(DATASETS)}, such as cifar10=data/cifar10", param, ctx)
-        if not path.exists() and len(path.parts) == 1:
-            similar = difflib.get_close_matches(value, DATASETS, n=1)
-            hint = f" Did you mean {similar[0]}?" if similar else ""
-            self.fail(f"{value!r:.120} is neither a dataset ({', '.join(DATASETS)}) nor a folder.{hint}", param, ctx)
-        return DatasetLocation(folder=self._existing_folder(value, param, ctx))
+            if not folder:
+                self.fail(f"{value!r} names no folder; expected {name}=FOLDER", param, ctx)
+            return DatasetLocation(name, Path(folder))
+        if self._accepts_archives and value.endswith(".npz"):
+            return DatasetLocation(archive=Path(value))
+        return DatasetLocation(folder=Path(value))
 
-    def _existing_folder(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        path = Path(value)
-        if not value or not path.exists():
-            self.fail(missing_path_message(path) if value else "a folder is missing after '='", param, ctx)
-        if not path.is_dir():
-            expected = "a folder or an archive of arrays (.npz)" if self._archives else "a folder"
+    def check(self, location: DatasetLocation, param: click.Parameter, ctx: click.Context) -> None:
+        """Raise `click.BadParameter`, with similar names, unless the folder or archive exists."""
+        path = location.folder or location.archive
+        if path is None:
+            return
+        if path.is_file() and location.archive is None:
+            expected = "a folder or an archive of arrays (.npz)" if self._accepts_archives else "a folder"
             self.fail(f"{path} is a file; expected {expected}", param, ctx)
-        return path
+        if not path.exists():
+            self.fail(_missing_name_message(path) if location == DatasetLocation(folder=path) else missing_path_message(path), param, ctx)
+
+
+def _missing_name_message(path: Path) -> str:
+    """Return a sentence about a value without NAME=, which may be a misspelt name or folder."""
+    name, separator, _ = str(path).partition("=")
+    if "/" in name or (not separator and similar_paths(path)):
+        return missing_path_message(path)
+    similar = difflib.get_close_matches(name, DATASETS, n=1)
+    hint = f" Did you mean {similar[0]}?" if similar else ""
+    expected = "a dataset" if separator else "a dataset or a folder"
+    return f"{name!r:.120} is not {expected}; the datasets are {', '.join(DATASETS)}.{hint}"
 
 
 def dataset_option(help: str, *, archives: bool = False, **attributes: Any) -> Callable[[Any], Any]:

@@ -16,17 +16,15 @@ _LARGEST_FOLDER = 10_000  # entries that are compared
 
 
 class ExistingPath(click.Path):
-    """A file or folder that must exist, as a `Path`."""
+    """A file or folder, as a `Path`, that must exist when the command is invoked."""
 
     def __init__(self) -> None:
         super().__init__(path_type=Path)
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the path, or raise `click.BadParameter` with similar names."""
-        path = super().convert(value, param, ctx)
+    def check(self, path: Path, param: click.Parameter, ctx: click.Context) -> None:
+        """Raise `click.BadParameter`, with similar names, unless the path exists."""
         if not os.path.lexists(path):
-            self.fail(missing_path_message(Path(path)), param, ctx)
-        return path
+            self.fail(missing_path_message(path), param, ctx)
 
 
 class ServerUrl(click.ParamType):

@@ -10,7 +10,9 @@ import click
 import cloup
 
 from .choices import LOG_LEVELS
+from .datasets import DatasetType
 from .notes import log_records_on_stderr
+from .paths import ExistingPath
 
 
 def _verbosity_options() -> list[click.Parameter]:
@@ -48,10 +50,14 @@ class Verb(cloup.Command):
         super().__init__(*args, params=[*(params or ()), *_verbosity_options()], help=_with_kept_lines(help), **settings)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Configure logging, then run the command."""
+        """Configure logging, check that files exist, and run the command."""
         level = _log_level(**{name: ctx.params.pop(name) for name in ("verbose", "quiet", "log_level")})
         # The root's context closes last: errors are printed and logged before that.
         ctx.find_root().with_resource(log_records_on_stderr(level))
+        for param in self.params:
+            if isinstance(param.type, (ExistingPath, DatasetType)) and (value := ctx.params[str(param.name)]) is not None:
+                for single_value in value if isinstance(value, tuple) else (value,):
+                    param.type.check(single_value, param, ctx)
         return super().invoke(ctx)
 
 

@@ -21,6 +21,7 @@ from rich.markup import escape
 from ..._client.client import Client
 from ..._exceptions import MissingExtraError, ServerFailedError
 from ..datasets import DatasetLocation
+from ..interrupts import clean_up_on_sigint
 from ..notes import shows_progress
 from .demo_networks import ZOO, Networks, networks_from_zoo, networks_trained_on_digits
 from .probe import probe_noise_and_report
@@ -75,6 +76,7 @@ def run_demo(
         limit = limit or _CIFAR10_LIMIT
     repository = run / "model_repository"
     _export_all(networks, repository, dataset.folder, narrator)
+    clean_up_on_sigint()
     with ExitStack() as stack:
         server = _serve(repository, narrator, stack)
         _call(server, networks.dataset, narrator)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from ..interrupts import clean_up_on_sigint
 from ..notes import print_progress
 from ..shell import this_command
 
@@ -56,6 +57,7 @@ def run_server(
         admin_key=None if admin_key_file is None else read_admin_key(admin_key_file, print_progress),
         **settings,
     )
+    clean_up_on_sigint()
     signal.signal(signal.SIGTERM, _interrupt)
     is_ready = False
     try:
