@@ -14,7 +14,6 @@ import cloup
 from .choices import AVERAGES, RESIZES
 from .datasets import DatasetLocation as DatasetLocation, dataset_option as dataset_option
 from .paths import EXISTING_PATH as EXISTING_PATH, PATH as PATH, SERVER_URL as SERVER_URL
-from .verb import VerbGroup as GroupInOrder  # noqa: F401  until `ensemble` uses VerbGroup
 
 AVERAGE = click.Choice(AVERAGES)
 RESIZE = click.Choice(RESIZES)
@@ -115,7 +114,6 @@ def make_repository_option(help: str, *, default: Path | None = DEFAULT_REPOSITO
 
 repository_option = make_repository_option("Model repository: the folder that Triton loads.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-repository_argument = click.argument("repository", type=PATH, default=DEFAULT_REPOSITORY)  # until build-engine and profile use the option
 call_options = cloup.option_group(
     "Requests",
     click.option(

@@ -37,7 +37,7 @@ VERBS = dict(leaf_commands(cli))
 def test_each_verb_has_verbosity_options_and_examples(words: tuple[str, ...]) -> None:
     done = CliRunner().invoke(cli, [*words, "--help"], terminal_width=200)
     assert done.exit_code == 0, done.output
-    assert_facts(done.output, "-v, --verbose | -q, --quiet | --log-level LEVEL | -h, --help | Examples:")
+    assert_facts(done.output, "-v, --verbose | -q, --quiet | --log-level LEVEL | --help | Examples:")
     examples = [line.strip() for line in done.output.split("Examples:")[1].split("\n\n")[0].splitlines() if line.strip()]
     assert 1 <= len(examples) <= 4
     assert all("defensemble " + " ".join(words) in line for line in examples)

@@ -19,8 +19,6 @@ from ..progress import named_bars
 from ..shell import as_typed, this_command
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from defensemble_training import ModelSpec, RunFolder, TrainingProgress, TrainingRecord
 
 
@@ -146,7 +144,7 @@ def _check_same_run(output: Path, spec: ModelSpec, recipe: dict[str, Any], seed:
             )
 
 
-def _print_result(output: Path, module: nn.Module, record: TrainingRecord, folder: RunFolder) -> None:
+def _print_result(output: Path, module: Any, record: TrainingRecord, folder: RunFolder) -> None:
     from defensemble_training import defect_masks, mask_digest
 
     masks = defect_masks(module)

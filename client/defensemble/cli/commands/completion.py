@@ -13,13 +13,20 @@ from ..verb import Verb
 @cloup.argument("shell", type=click.Choice(SHELLS), help="The shell to complete in.")
 @click.pass_context
 def command(context: click.Context, shell: str) -> None:
-    r"""Print a script that completes verbs, options, choices and paths in SHELL. Load it when the shell starts.
+    r"""Print a script that completes verbs, options, choices and paths.
+
+    Load it when the shell starts:
+
+    \b
+      ~/.bashrc                   eval "$(defensemble completion bash)"
+      ~/.zshrc                    eval "$(defensemble completion zsh)"
+      ~/.config/fish/config.fish  defensemble completion fish | source
 
     \b
     Examples:
-      eval "$(defensemble completion bash)"      # in ~/.bashrc
-      eval "$(defensemble completion zsh)"       # in ~/.zshrc
-      defensemble completion fish > ~/.config/fish/completions/defensemble.fish
+      defensemble completion bash
+      defensemble completion zsh
+      defensemble completion fish
     """
     from click.shell_completion import get_completion_class
 
