@@ -248,8 +248,8 @@ def test_the_variables_that_the_file_explains_are_those_that_it_reads() -> None:
     head = text[: text.index("\nx-triton:")]
     read = set(re.findall(r"\$\{(\w+)", text))
     assert read == {name for name in re.findall(r"[A-Z]+_[A-Z_]+", head) if name != "NOT"}
-    (named,) = re.findall(r"TRITON_PROFILE +of the GPU service: (.*?) \(", head)
-    assert set(named.replace(", or", ",").split(", ")) == set(PROFILES) - {"cpu"}
+    (named,) = re.findall(r"TRITON_PROFILE +profile of the GPU service: (.*?) \(", head)
+    assert set(re.split(", | or ", named)) == set(PROFILES) - {"cpu"}
     assert "NOT been run" in head
 
 
