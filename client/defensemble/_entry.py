@@ -6,15 +6,20 @@ Import this module in the script only: it replaces the process's handler of SIGI
 import _signal  # type: ignore[import-not-found]  # built in; `signal` would import `enum` first
 import os
 
+TYPE_CHECKING = False  # as in `typing`, which is not imported here
+if TYPE_CHECKING:
+    from types import FrameType
+    from typing import NoReturn
 
-def _exit(number, frame):  # type: ignore[no-untyped-def]
+
+def _exit(number: int, frame: "FrameType | None") -> "NoReturn":
     """End the process now: nothing has begun that needs a cleanup, or the last of it is over."""
     if os.isatty(2):
         os.write(2, b"\x1b[?25h")  # show the cursor, which a progress bar hides
     os._exit(130)
 
 
-def _raise(number, frame):  # type: ignore[no-untyped-def]
+def _raise(number: int, frame: "FrameType | None") -> None:
     """Raise `KeyboardInterrupt`, but end the process at once during an import.
 
     An extension module that is interrupted while it loads prints tracebacks, or hides the interrupt in an ImportError. Leaving at once is

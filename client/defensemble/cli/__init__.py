@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
@@ -59,10 +59,17 @@ _EXTRAS = {
 class _RootGroup(VerbGroup):
     """Prints errors that users can fix as `Error: ...`, with exit status 1; any other exception is a bug and keeps its traceback."""
 
-    def main(self, *args: Any, standalone_mode: bool = True, **settings: Any) -> Any:
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
         """Run the command line, and exit with status 130 if it was interrupted."""
         try:
-            status = super().main(*args, standalone_mode=False, **settings)
+            status = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
         except click.Abort as error:
             if not standalone_mode:
                 raise
@@ -73,8 +80,7 @@ class _RootGroup(VerbGroup):
         except click.ClickException as error:
             if not standalone_mode:
                 raise
-            error.message = _shortened(error.message)
-            error.show()
+            _show_shortened(error)
             sys.exit(INTERRUPTED if any(isinstance(cause, KeyboardInterrupt) for cause in _causes(error)) else error.exit_code)
         if not standalone_mode:
             return status
@@ -116,11 +122,13 @@ def _error_to_print(text: str, error: Exception) -> click.ClickException:
     return click.ClickException(text)
 
 
-def _shortened(text: str) -> str:
-    """Return a message without the middle of lines that are too long: it may quote a value of any length."""
+def _show_shortened(error: click.ClickException) -> None:
+    """Print an error without the middle of lines that are too long: it may quote a value of any length."""
     from defensemble_repository.texts import shortened
 
-    return shortened(text)
+    text = io.StringIO()
+    error.show(text)
+    click.echo(shortened(text.getvalue()), err=True, nl=False)
 
 
 def _expected_errors() -> tuple[type[Exception], ...]:

@@ -29,7 +29,7 @@ class DatasetLocation:
     archive: Path | None = None
 
 
-class DatasetType(click.ParamType):
+class DatasetType(click.ParamType[DatasetLocation]):
     """Parse NAME, FOLDER, NAME=FOLDER and, with `archives`, FILE.npz."""
 
     name = "dataset"

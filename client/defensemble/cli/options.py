@@ -53,7 +53,7 @@ def numbers(kind: type[int] | type[float], example: str) -> Callable[[click.Cont
     return parse
 
 
-class ChoiceList(click.ParamType):
+class ChoiceList(click.ParamType[list[str]]):
     """Choices with commas between them, as a list."""
 
     name = "choices"

@@ -27,7 +27,7 @@ class ExistingPath(click.Path):
             self.fail(missing_path_message(path), param, ctx)
 
 
-class ServerUrl(click.ParamType):
+class ServerUrl(click.ParamType[str]):
     """The URL of a server, http://HOST:PORT or grpc://HOST:PORT; a file in its place means that the URL is missing."""
 
     name = "url"
