@@ -68,7 +68,7 @@ def locked_within(repositories: Sequence[Path], wait_s: float, on_progress: Call
         yield
 
 
-def place_beside(repository: Path) -> Path:
+def existing_parent(repository: Path) -> Path:
     """The folder that holds a repository, or, before it exists, the nearest one above that does."""
     place = repository.resolve().parent
     while not place.exists():
@@ -83,5 +83,5 @@ def _lock_places(repositories: Sequence[Path]) -> list[Path]:
     ones never wait for each other; repositories of one folder share its lock.
     """
     there = {repository.resolve() for repository in repositories if repository.is_dir()}
-    beside = {place_beside(repository) for repository in repositories if repository.resolve() not in there}
+    beside = {existing_parent(repository) for repository in repositories if repository.resolve() not in there}
     return sorted(there | beside | {place.parent for place in there if has_access(place.parent, os.R_OK)})

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from defensemble_export import repository_plan, write_plan
+from defensemble_export import repository_plan, write_files
 from defensemble_repository.transaction import remove_stale_staging
 from defensemble_server.repository import read_repository
 from tests.support import tiny
@@ -48,7 +48,7 @@ def test_a_kill_at_any_rename_leaves_what_can_be_served(tmp_path: Path, parent: 
         assert len(stale) == (1 if status else 0)
         assert not stale or (stale[0].parent == repository.parent) == (not parent)
         assert os.listdir(repository.parent) == ["repository"]
-        write_plan(repository, repository_plan(repository, members, replace=True))
+        write_files(repository, repository_plan(repository, members, replace=True))
         assert read_repository(repository).problems == {}
         assert [name for name, _ in read_repository(repository).models["ensemble"].members] == ["alpha", "beta", "gamma"]
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from ..names import BACKEND_OF_PLATFORM, PLAN_BACKEND
 from ..pbtxt import schema
-from ..reader import backend_of
+from ..reader import model_backend
 from ..target import Target
 from .embedded_rules import embedded_problems
 from .finding import ConfigProblem, Step
@@ -83,7 +83,7 @@ def _tensors(config: schema.ModelConfig) -> Iterator[ConfigProblem]:
             elif tensor.HasField("reshape") and tensor.dims and not _same_elements(tensor.dims, tensor.reshape.shape):
                 text = f"{who} has dims {list(tensor.dims)}, and its reshape {list(tensor.reshape.shape)} has another number of elements"
                 yield ConfigProblem(f"{text}: make them agree", (*way, "reshape"))
-            if tensor.is_shape_tensor and backend_of(config) != PLAN_BACKEND:
+            if tensor.is_shape_tensor and model_backend(config) != PLAN_BACKEND:
                 yield ConfigProblem(f"{who} is a shape tensor, which only TensorRT has: remove is_shape_tensor", (*way, "is_shape_tensor"))
     for index, tensor in enumerate(config.input):
         if tensor.format != schema.ModelInput.FORMAT_NONE and len(tensor.dims) != 3:
@@ -160,7 +160,7 @@ def _warmup(config: schema.ModelConfig) -> Iterator[ConfigProblem]:
                 )
 
 
-def warmup_size(given: schema.ModelWarmup.Input) -> int | None:
+def warmup_bytes(given: schema.ModelWarmup.Input) -> int | None:
     """How many bytes a warm-up reads from its file; None where the type or the shape does not say it."""
     size = TYPE_SIZES.get(given.data_type)
     return None if size is None or any(one < 0 for one in given.dims) else size * math.prod(given.dims)
@@ -180,7 +180,7 @@ def _instances(config: schema.ModelConfig) -> Iterator[ConfigProblem]:
         if group.kind in (schema.ModelInstanceGroup.KIND_CPU, schema.ModelInstanceGroup.KIND_MODEL) and group.gpus:
             kind = schema.ModelInstanceGroup.Kind.Name(group.kind)
             yield ConfigProblem(f"instance_group {index + 1} is {kind} and names gpus {list(group.gpus)}: remove these", (*way, "gpus"))
-        if group.profile and backend_of(config) != PLAN_BACKEND:
+        if group.profile and model_backend(config) != PLAN_BACKEND:
             text = f"instance_group {index + 1} names the profile {list(group.profile)}, which only TensorRT has: remove it"
             yield ConfigProblem(text, (*way, "profile"))
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 from ..names import BACKEND
 from ..pbtxt import schema
-from ..reader import backend_of, parameter
+from ..reader import model_backend, parameter
 from .finding import ConfigProblem, Step, parameter_path
 
 _ELSEWHERE = "serve it with --runtime docker or path"
@@ -22,7 +22,7 @@ _GRAPH_LEVELS = {-1: "basic", 0: "all", 1: "extended", 2: "none"}
 
 def embedded_problems(config: schema.ModelConfig) -> Iterator[ConfigProblem]:
     """Find what the embedded runtime refuses of a model's configuration, and another Triton may take."""
-    backend = backend_of(config)
+    backend = model_backend(config)
     if backend != BACKEND:
         if not backend:
             return  # an unknown platform, which every Triton refuses

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..averaging import averaging_of
+from ..averaging import read_averaging
 from ..errors import EnsembleError
-from ..names import CONFIG_FILE, RESERVED, check_name
+from ..names import CONFIG_FILE, RESERVED_PREFIXES, check_name
 from ..pbtxt import schema
 from ..reader import is_ensemble, versions_by_policy
 from .averages import check_averages
@@ -21,7 +21,7 @@ from .wiring import format_step, step_path, wiring_problems
 _OF_A_MEMBER = ({"images"}, {"logits"})
 
 
-def check_wired(found: Inspection, name: str, *, outer: tuple[str, ...] = ()) -> None:
+def check_ensemble_configs(found: Inspection, name: str, *, outer: tuple[str, ...] = ()) -> None:
     """Find all that is wrong with the ensemble `name`, its members and its averaging models; `outer` are the ensembles that contain it."""
     before = len(found.findings)
     with found.stopping(name):
@@ -32,7 +32,9 @@ def check_wired(found: Inspection, name: str, *, outer: tuple[str, ...] = ()) ->
         steps = list(config.ensemble_scheduling.step)
         inputs = {tensor.name for tensor in config.input}
         votes = [step for step in steps if inputs & set(step.input_map.values())]
-        averages = list(dict.fromkeys(step.model_name for step in steps if step not in votes and step.model_name.startswith(RESERVED)))
+        averages = list(
+            dict.fromkeys(step.model_name for step in steps if step not in votes and step.model_name.startswith(RESERVED_PREFIXES))
+        )
         is_ours = bool(averages)
         pinned: dict[str, set[int]] = {}
         for index, step in enumerate(steps):
@@ -49,7 +51,7 @@ def check_wired(found: Inspection, name: str, *, outer: tuple[str, ...] = ()) ->
                 first = next(index for index, step in enumerate(steps) if step.model_name == model)
                 found.add_finding(name, f"it contains itself: {circle}; take one of these steps out", path, *step_path(first, "model_name"))
             else:
-                check_wired(found, model, outer=(*outer, name))
+                check_ensemble_configs(found, model, outer=(*outer, name))
         averages = [model for model in averages if model in known]
         check_averages(found, name, averages)
         for model in averages:
@@ -78,7 +80,7 @@ def _check_queue(found: Inspection, ensemble: str, model: str, config: schema.Mo
 def _check_parameters(found: Inspection, name: str, config: schema.ModelConfig, known: Mapping[str, schema.ModelConfig]) -> None:
     """Whether what averages says an average: what a server compares its answers with."""
     try:
-        averaging_of(config, known)
+        read_averaging(config, known)
     except EnsembleError as error:
         found.add_finding(name, str(error), found.config_path(name))
 
@@ -121,7 +123,7 @@ def _ensemble(found: Inspection, name: str) -> schema.ModelConfig | None:
 def _check_link(found: Inspection, model: str) -> None:
     """An edit writes an ensemble and its averaging models: a link would carry that out of the repository."""
     for path in (model, found.config_path(model)):
-        place = found.leads_out(path)
+        place = found.external_target(path)
         if place is not None and not found.refused(model, path):
             text = f"is a link, or lies behind one, that leads out of the repository, to {place}, and an edit would write there"
             found.add_finding(model, f"{text}: put a copy in its place", path, is_error=found.for_edit)
@@ -138,7 +140,7 @@ def _check_step(found: Inspection, name: str, index: int, step: schema.ModelEnse
         found.add_finding(name, f"step {index + 1}: {error}", path, *way)
         return False
     if not found.has(model):
-        mend = f"put it back, or {found.without_votes(name, model) if is_vote else found.way_back(name)}"
+        mend = f"put it back, or {found.removal_advice(name, model) if is_vote else found.recovery_advice(name)}"
         if not is_ours:
             mend = "put it back, or take the step out"
         found.add_finding(

@@ -16,15 +16,15 @@ from google.protobuf import text_format
 from ..ensemble import Ensemble, Member
 from ..errors import ConfigError, RepositoryError
 from ..names import CONFIG_FILE, HISTORY_FILE, MODEL_NAME, PROFILES_FOLDER
-from ..pbtxt import LONGEST_REASON, config_from_pbtxt, schema
-from ..reader import LARGEST_VERSION, checked_config, read_ensemble
+from ..pbtxt import MAX_REASON_LENGTH, config_from_pbtxt, schema
+from ..reader import MAX_VERSION, checked_config, read_ensemble
 from ..target import ANY, Target
 from ..texts import shortened
 from ..view import RepositoryView
 from .finding import ConfigProblem, FieldLocator, Finding, Step
 
 T = TypeVar("T")
-APPLY = "say what is to vote with `defensemble ensemble apply FILE`"
+APPLY_ADVICE = "say what is to vote with `defensemble ensemble apply FILE`"
 
 
 @lru_cache(maxsize=64)
@@ -174,7 +174,7 @@ class Inspection:
             cause = error.__cause__
             line = cause.GetLine() if isinstance(cause, text_format.ParseError) else None
             self.add_finding(
-                model, f"not a valid model configuration: {shortened(str(cause), LONGEST_REASON)}: mend that line", path, line=line
+                model, f"not a valid model configuration: {shortened(str(cause), MAX_REASON_LENGTH)}: mend that line", path, line=line
             )
             return None
 
@@ -186,9 +186,9 @@ class Inspection:
             self.add_finding(model, f"its folder cannot be listed: {error.strerror}: mend its permissions", model)
             return []
         for version in found:
-            if version > LARGEST_VERSION:
+            if version > MAX_VERSION:
                 self.add_finding(
-                    model, f"Triton counts versions up to {LARGEST_VERSION}: rename this folder to a lower one", f"{model}/{version}"
+                    model, f"Triton counts versions up to {MAX_VERSION}: rename this folder to a lower one", f"{model}/{version}"
                 )
         return found
 
@@ -201,32 +201,32 @@ class Inspection:
         planned = {path for path in self.files.planned if path.startswith(f"{folder}/") and path.endswith(".pbtxt")}
         return sorted(path for path in on_disk | planned if self.files.exists(path))
 
-    def without_votes(self, ensemble: str, *models: str) -> str:
+    def removal_advice(self, ensemble: str, *models: str) -> str:
         """Advise how `models` stop voting in `ensemble`: by an edit that works on the repository as it is, or out of the planned edit."""
         voting: tuple[Member, ...] = ()
         if (self.files.repository / ensemble / CONFIG_FILE).exists():
             try:
                 voting = read_ensemble(self.files.repository, ensemble).members
             except (RepositoryError, OSError):  # edits of single votes read it too
-                return APPLY
+                return APPLY_ADVICE
         gone = [vote for vote in voting if vote.model in models]
         if len({vote.model for vote in gone}) < len(set(models)):
             return f"leave {', '.join(models)} out"
         if len(gone) == len(voting):
-            return APPLY
+            return APPLY_ADVICE
         names = [vote.model for vote in gone]
         # A model that votes at several versions is named with each.
         named = [vote.model if names.count(vote.model) == 1 else f"{vote.model}@{vote.version}" for vote in gone]
         return f"`defensemble ensemble remove {ensemble} {' '.join(named)}`"
 
-    def way_back(self, ensemble: str) -> str:
+    def recovery_advice(self, ensemble: str) -> str:
         """Advise which edit makes `ensemble` whole again: a rollback where an edit of it was recorded."""
         history = self.content(HISTORY_FILE) or b""
         if f'"ensemble": {json.dumps(ensemble)}'.encode() in history:
             return f"go back with `defensemble ensemble rollback {ensemble}`"
-        return APPLY
+        return APPLY_ADVICE
 
-    def leads_out(self, path: str) -> Path | None:
+    def external_target(self, path: str) -> Path | None:
         """Where a link leads on the way to ``path``, where that is outside of the repository."""
         # Not `Path.resolve`, which raises on a link that leads back to itself.
         place, root = (Path(os.path.realpath(folder)) for folder in (self.files.repository / path, self.files.repository))

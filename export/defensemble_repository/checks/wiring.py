@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..names import RESERVED
+from ..names import RESERVED_PREFIXES
 from ..pbtxt import schema
 from .finding import ConfigProblem, Step
 
@@ -192,7 +192,7 @@ def _batches(
         return
     listed = ", ".join(f"{model} ({batch})" for model, batch in fewer.items())
     mend = f"lower it here, to {min(fewer.values())}, or raise it there"
-    if all(model.startswith(RESERVED) for model in fewer):
+    if all(model.startswith(RESERVED_PREFIXES) for model in fewer):
         mend = "`defensemble ensemble reload` with this ensemble's name generates an averaging model that takes as many"
     yield ConfigProblem(
         f"max_batch_size is {config.max_batch_size}, more than what its steps take at once, {listed}: {mend}", ("max_batch_size",)

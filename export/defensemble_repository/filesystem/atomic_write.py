@@ -148,14 +148,14 @@ def named(target: Path) -> Iterator[None]:
     try:
         yield
     except PermissionError as error:
-        if may_write(target.parent):
+        if can_write(target.parent):
             raise OSError(error.errno, error.strerror, str(target)) from error
-        raise error_of_folder(error, target.parent) from error
+        raise folder_write_error(error, target.parent) from error
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(target)) from error
 
 
-def may_write(folder: Path) -> bool:
+def can_write(folder: Path) -> bool:
     """Return whether this user may create and rename files in a folder, as far as permissions and mount options say."""
     return has_access(folder, os.W_OK | os.X_OK)
 
@@ -165,7 +165,7 @@ def has_access(path: Path, mode: int) -> bool:
     return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
 
 
-def error_of_folder(error: OSError, folder: Path) -> OSError:
+def folder_write_error(error: OSError, folder: Path) -> OSError:
     """Return the error for a folder in which no file can be created, named after the folder."""
     missing = " (write permission on this folder is needed)" if isinstance(error, PermissionError) else ""
     return OSError(error.errno, f"{error.strerror}{missing}", str(folder))
