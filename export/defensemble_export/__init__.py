@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from defensemble_repository.errors import EnsembleError as EnsembleError
-from defensemble_repository.transaction import write_plan as write_plan
+from defensemble_repository.transaction import write_files as write_files
 
 from . import _telemetry as _telemetry
 from .checks.ensemble import check_ensemble as check_ensemble, check_repository as check_repository

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from defensemble_images import Preprocessing
-from defensemble_repository.checks.model import refuse_configs
+from defensemble_repository.checks.model import require_valid_configs
 from defensemble_repository.ensemble import Ensemble, Member
 from defensemble_repository.lock import locked
-from defensemble_repository.transaction import check_writable, remove_stale_staging, write_plan
+from defensemble_repository.transaction import check_writable, remove_stale_staging, write_files
 from defensemble_repository.view import RepositoryView
 
 from .entries.members import DEFAULT_MAX_BATCH_SIZE, ExportedMember, check_members_fit, check_request, check_same_interface, repository_plan
@@ -125,7 +125,7 @@ def export_networks(
         batches = check_request(
             repository, names, ensemble, average=average, weights=weights or {}, max_batch_size=max_batch_size, replace=replace
         )
-    refuse_configs(RepositoryView(repository), [name for name in batches if (repository / name).exists()])
+    require_valid_configs(RepositoryView(repository), [name for name in batches if (repository / name).exists()])
     check_writable(repository)
     for network in networks:
         network.check(form, images)
@@ -157,5 +157,5 @@ def export_networks(
             )
             if fuse is not None and ensemble is not None:
                 plan |= fuse_planned(repository, ensemble, fuse, plan, images=real, max_batch_size=max_batch_size, replace=replace)
-        write_plan(repository, plan)
+        write_files(repository, plan)
     return list(plan)

@@ -11,15 +11,15 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from defensemble_repository.checks.model import refuse_configs
+from defensemble_repository.checks.model import require_valid_configs
 from defensemble_repository.errors import ConfigError
-from defensemble_repository.filesystem.regular_files import LARGEST_TEXT, read_regular
+from defensemble_repository.filesystem.regular_files import MAX_TEXT_BYTES, read_regular
 from defensemble_repository.lock import locked
 from defensemble_repository.names import BACKEND, MODEL_FILE, PLAN_FILE, PROFILES, PROFILES_FOLDER
 from defensemble_repository.pbtxt import config_from_file, config_from_pbtxt, pbtxt_from_config, schema
 from defensemble_repository.profile_digest import matches_digest, write_digest
-from defensemble_repository.reader import backend_of, parameter, read_models, served_versions
-from defensemble_repository.transaction import check_writable, remove_files, remove_stale_staging, write_plan
+from defensemble_repository.reader import model_backend, parameter, read_models, served_versions
+from defensemble_repository.transaction import check_writable, remove_files, remove_stale_staging, write_files
 from defensemble_repository.view import RepositoryView
 
 from .errors import ProfileError
@@ -62,7 +62,7 @@ def networks(repository: Path, on_progress: Callable[[str], None] = lambda text:
         raise ProfileError(f"model repository {repository} {what}: name a folder that `defensemble export` has written")
     configs = read_models(repository, on_progress)
     named = ((name, config, [tensor.name for tensor in config.input]) for name, config in configs.items())
-    found = {name: config for name, config, inputs in named if backend_of(config) == BACKEND and inputs == ["images"]}
+    found = {name: config for name, config, inputs in named if model_backend(config) == BACKEND and inputs == ["images"]}
     if not found:
         raise ProfileError(
             f"{repository} holds no network of backend {BACKEND} that takes `images`: "
@@ -128,7 +128,7 @@ def write_profile(
         found = networks(repository)
         if missing := {name: problem for name, config in found.items() if (problem := _missing(repository / name, config, profile))}:
             raise ProfileError(_missing_text(repository, profile, missing))
-        refuse_configs(RepositoryView(repository), found)
+        require_valid_configs(RepositoryView(repository), found)
         paths = {name: _path(name, profile) for name in found}
         if not force:
             _check_unedited(repository, paths.values(), "written anew")
@@ -138,7 +138,7 @@ def write_profile(
             content = pbtxt_from_config(_derived(repository / name, config, profile, settings or KeptEngines()))
             if not file.exists() or read_regular(file) != content:
                 plan[paths[name]] = content
-        write_plan(repository, plan)
+        write_files(repository, plan)
         for name, config in found.items() if profile == "gpu-ort-tensorrt" else ():
             versions = served_versions(repository / name, config)
             if len(versions) > 1:
@@ -237,7 +237,7 @@ def _derived(folder: Path, config: schema.ModelConfig, profile: str, settings: K
 
 def _is_edited(path: Path) -> bool:
     """Whether a profile's file is not as ``write_profile`` or a later export has left it: a comment is an edit too."""
-    content = read_regular(path, LARGEST_TEXT)
+    content = read_regular(path, MAX_TEXT_BYTES)
     try:
         config = config_from_pbtxt(content.decode(errors="replace"), str(path))
     except ConfigError:

@@ -13,7 +13,7 @@ from .ensemble import AVERAGES, normalised_weights
 from .errors import EnsembleError
 from .pbtxt import schema
 from .reader import is_ensemble, members_from_text, parameter, weights_from_text
-from .records import json_values, record_from_values
+from .records import parse_json, record_from_values
 
 Array = NDArray[np.floating[Any]]
 Float64 = NDArray[np.float64]
@@ -25,7 +25,7 @@ ROUNDED_TOLERANCE = 1e-2
 SUM_TOLERANCE = 1e-3
 
 
-def averages_by_numpy(logits: Sequence[Array], average: str, weights: Sequence[float]) -> dict[str, Float64]:
+def reference_outputs(logits: Sequence[Array], average: str, weights: Sequence[float]) -> dict[str, Float64]:
     """Compute all outputs of an ensemble by their definitions.
 
     Args:
@@ -64,16 +64,16 @@ def entropy(probabilities: Float64) -> Float64:
     return nats
 
 
-def scale_of(expected: Array) -> float:
+def difference_scale(expected: Array) -> float:
     """Return the unit of a difference from `expected`: max(1, largest absolute value)."""
     return max(1.0, float(np.abs(expected).max(initial=0.0)))
 
 
 def largest_difference(got: Array, expected: Array) -> float:
-    """Return the largest difference of a value in units of `scale_of`; infinite where shapes differ or a value is not finite."""
+    """Return the largest difference of a value in units of `difference_scale`; infinite where shapes differ or a value is not finite."""
     if got.shape != expected.shape or not np.isfinite(got).all() or not np.isfinite(expected).all():
         return math.inf
-    return float(np.abs(got.astype(np.float64) - expected).max(initial=0.0)) / scale_of(expected)
+    return float(np.abs(got.astype(np.float64) - expected).max(initial=0.0)) / difference_scale(expected)
 
 
 def members_of(ensemble: schema.ModelConfig) -> list[tuple[str, int]]:
@@ -86,7 +86,7 @@ def _voting_steps(ensemble: schema.ModelConfig) -> list[schema.ModelEnsembling.S
     return [step for step in ensemble.ensemble_scheduling.step if inputs & set(step.input_map.values())]
 
 
-def averaging_of(ensemble: schema.ModelConfig, configs: Mapping[str, schema.ModelConfig]) -> tuple[str, list[float]] | None:
+def read_averaging(ensemble: schema.ModelConfig, configs: Mapping[str, schema.ModelConfig]) -> tuple[str, list[float]] | None:
     """What an ensemble's `probabilities` are: (average, weights in the order of its votes); None where it is not known.
 
     Raises:
@@ -115,7 +115,7 @@ def is_fused(config: schema.ModelConfig) -> bool:
     return not is_ensemble(config) and inputs == [("images", schema.TYPE_FP32)] and gives and stated
 
 
-def fused_averaging(name: str, config: schema.ModelConfig) -> tuple[str, list[float], list[tuple[str, int]]]:
+def read_fused_averaging(name: str, config: schema.ModelConfig) -> tuple[str, list[float], list[tuple[str, int]]]:
     """What a fused graph's `probabilities` are: (average, weights, and in their order the votes as model and version).
 
     Raises:
@@ -129,7 +129,7 @@ def fused_averaging(name: str, config: schema.ModelConfig) -> tuple[str, list[fl
     return *_average_and_weights(name, config, len(votes)), votes
 
 
-def serves_what_was_fused(name: str, config: schema.ModelConfig, configs: Mapping[str, schema.ModelConfig]) -> bool:
+def serves_fused_members(name: str, config: schema.ModelConfig, configs: Mapping[str, schema.ModelConfig]) -> bool:
     """Whether the files of a fused graph's members, as its parameter `member_digests` has them, are those served under their names.
 
     Without that parameter their names are believed.
@@ -137,11 +137,11 @@ def serves_what_was_fused(name: str, config: schema.ModelConfig, configs: Mappin
     Raises:
         EnsembleError: the parameter is no JSON list with one text for each vote.
     """
-    votes, text = fused_averaging(name, config)[2], parameter(config, "member_digests")
+    votes, text = read_fused_averaging(name, config)[2], parameter(config, "member_digests")
     if text is None:
         return True
     try:
-        digests = record_from_values(json_values(text), list[str])
+        digests = record_from_values(parse_json(text), list[str])
     except ValueError:
         digests = []
     if len(digests) != len(votes):

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .ensemble import Ensemble, averaging_model
+from .ensemble import Ensemble, averaging_model_name
 from .names import BACKEND, LABELS_FILE, MODEL_FILE
 from .pbtxt import schema
 from .preprocessing import set_preprocessing
@@ -65,7 +65,7 @@ def averaging_config(ensemble: Ensemble, num_classes: int, max_batch_size: int, 
 
     One thread, always on a CPU: the work is a few kilobytes.
     """
-    name = averaging_model(ensemble, num_classes, max_batch_size)
+    name = averaging_model_name(ensemble, num_classes, max_batch_size)
     config = schema.ModelConfig(name=name, backend=BACKEND, max_batch_size=max_batch_size)
     for index in range(len(ensemble.members)):
         config.input.add(name=f"logits_{index}", data_type=schema.TYPE_FP32, dims=[num_classes])
@@ -127,7 +127,7 @@ def ensemble_config(
     config.max_batch_size = interface.max_batch_size
     set_preprocessing(config, preprocessing)
     _set_dims(config, ensemble, interface.num_classes)
-    average_model = averaging_model(ensemble, interface.num_classes, interface.max_batch_size)
+    average_model = averaging_model_name(ensemble, interface.num_classes, interface.max_batch_size)
     outputs = [tensor.name for tensor in config.output]
     del config.ensemble_scheduling.step[:]
     config.ensemble_scheduling.step.extend(ensemble_steps(ensemble, outputs, {average_model: OUTPUTS}))

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .errors import EnsembleError
-from .names import RESERVED, check_name
+from .names import RESERVED_PREFIXES, check_name
 
 AVERAGES = ("probabilities", "logits")
 # The form in which an ensemble is averaged, and the one before: one model gave the probabilities, another the rest.
@@ -120,12 +120,12 @@ def normalised_weights(weights: Sequence[float]) -> tuple[float, ...]:
     return tuple(share / total for share in shares)
 
 
-def averaging_model(ensemble: Ensemble, num_classes: int, max_batch_size: int) -> str:
+def averaging_model_name(ensemble: Ensemble, num_classes: int, max_batch_size: int) -> str:
     """Name the model that averages ``ensemble`` by what it computes."""
-    return f"{RESERVED[0]}{ensemble.digest(num_classes, max_batch_size)}"
+    return f"{RESERVED_PREFIXES[0]}{ensemble.digest(num_classes, max_batch_size)}"
 
 
 def two_model_names(ensemble: Ensemble, num_classes: int, max_batch_size: int) -> list[str]:
     """Name the two models that averaged ``ensemble`` in the old form: of its ``probabilities``, and of its other outputs."""
     digest = ensemble.digest(num_classes, max_batch_size, form=TWO_MODEL_FORM)
-    return [f"{prefix}{digest}" for prefix in RESERVED]
+    return [f"{prefix}{digest}" for prefix in RESERVED_PREFIXES]

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from .errors import RepositoryError
-from .filesystem.regular_files import LARGEST_TEXT, read_regular
-from .names import MODEL_FILE, REPORT_FILE, RESERVED
+from .filesystem.regular_files import MAX_TEXT_BYTES, read_regular
+from .names import MODEL_FILE, REPORT_FILE, RESERVED_PREFIXES
 from .reader import versions_in
 
 SCHEMA = "defensemble.export/1"
 
 
 @dataclass(frozen=True)
-class Reported:
+class VersionReport:
     """A model's version in a repository, with its report: None, and why, where there is none that can be read."""
 
     model: str
@@ -27,7 +27,7 @@ class Reported:
     problem: str | None = None
 
 
-def read_reports(repository: Path, models: list[str] | None = None) -> list[Reported]:
+def read_reports(repository: Path, models: list[str] | None = None) -> list[VersionReport]:
     """The reports of all exported versions of all models, or of ``models``, in ``repository``.
 
     Raises:
@@ -41,24 +41,26 @@ def read_reports(repository: Path, models: list[str] | None = None) -> list[Repo
     found = []
     for name in _names(repository) if not models else models:
         versions = [version for version in versions_in(repository / name) if (repository / name / str(version) / MODEL_FILE).exists()]
-        found += [_read(repository, name, version) for version in versions if not name.startswith(RESERVED)]
+        found += [_read(repository, name, version) for version in versions if not name.startswith(RESERVED_PREFIXES)]
     return found
 
 
-def _read(repository: Path, name: str, version: int) -> Reported:
+def _read(repository: Path, name: str, version: int) -> VersionReport:
     folder = repository / name / str(version)
     try:
-        values = report_values(read_regular(folder / REPORT_FILE, LARGEST_TEXT))
+        values = parse_report(read_regular(folder / REPORT_FILE, MAX_TEXT_BYTES))
     except FileNotFoundError:
-        return Reported(name, version, None, f"{folder} holds no {REPORT_FILE}: it was exported by other means")
+        return VersionReport(name, version, None, f"{folder} holds no {REPORT_FILE}: it was exported by other means")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        return Reported(name, version, None, f"{folder / REPORT_FILE} is damaged ({type(error).__name__}: {error}): export the model again")
+        return VersionReport(
+            name, version, None, f"{folder / REPORT_FILE} is damaged ({type(error).__name__}: {error}): export the model again"
+        )
     if hashlib.sha256(read_regular(folder / MODEL_FILE)).hexdigest() != values["onnx"]["sha256"]:
-        return Reported(name, version, None, f"{folder / MODEL_FILE} was changed after its export: {REPORT_FILE} is of another file")
-    return Reported(name, version, values)
+        return VersionReport(name, version, None, f"{folder / MODEL_FILE} was changed after its export: {REPORT_FILE} is of another file")
+    return VersionReport(name, version, values)
 
 
-def report_values(content: bytes) -> dict[str, Any]:
+def parse_report(content: bytes) -> dict[str, Any]:
     """The values of a report, checked as far as they are shown.
 
     Raises:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .errors import LockedError
 from .filesystem.atomic_write import has_access
-from .filesystem.locks import held
+from .filesystem.locks import folder_lock
 from .names import PENDING_FILE
 
 _POLL_S = 0.02
@@ -29,7 +29,7 @@ def locked(repository: Path) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for place in _lock_places([repository]):
-            stack.enter_context(held(place, fcntl.LOCK_EX))
+            stack.enter_context(folder_lock(place, fcntl.LOCK_EX))
         pending = repository / PENDING_FILE
         if pending.exists():
             raise LockedError(
@@ -53,7 +53,7 @@ def locked_within(repositories: Sequence[Path], wait_s: float, on_progress: Call
         for place in places:
             while True:
                 try:
-                    stack.enter_context(held(place, fcntl.LOCK_EX | fcntl.LOCK_NB))
+                    stack.enter_context(folder_lock(place, fcntl.LOCK_EX | fcntl.LOCK_NB))
                     break
                 except BlockingIOError as error:
                     if time.monotonic() >= deadline:
@@ -68,7 +68,7 @@ def locked_within(repositories: Sequence[Path], wait_s: float, on_progress: Call
         yield
 
 
-def place_beside(repository: Path) -> Path:
+def existing_parent(repository: Path) -> Path:
     """The folder that holds a repository, or, before it exists, the nearest one above that does."""
     place = repository.resolve().parent
     while not place.exists():
@@ -83,5 +83,5 @@ def _lock_places(repositories: Sequence[Path]) -> list[Path]:
     ones never wait for each other; repositories of one folder share its lock.
     """
     there = {repository.resolve() for repository in repositories if repository.is_dir()}
-    beside = {place_beside(repository) for repository in repositories if repository.resolve() not in there}
+    beside = {existing_parent(repository) for repository in repositories if repository.resolve() not in there}
     return sorted(there | beside | {place.parent for place in there if has_access(place.parent, os.R_OK)})

@@ -28,8 +28,8 @@ PROFILES_FOLDER = "configs"
 # The profiles that `defensemble profile write` writes, for every network; any other is somebody's own, for the models that have it.
 PROFILES = ("cpu", "gpu", "gpu-ort-tensorrt", "gpu-tensorrt")
 # The prefixes of the models that are generated from an ensemble, and never exported by name; the second only in the two-model form.
-RESERVED = ("average_", "uncertainty_")
-AVERAGING_NAME = re.compile(f"({'|'.join(RESERVED)})[0-9a-f]{{16}}")
+RESERVED_PREFIXES = ("average_", "uncertainty_")
+AVERAGING_NAME = re.compile(f"({'|'.join(RESERVED_PREFIXES)})[0-9a-f]{{16}}")
 # Files at a repository's root that edits write: a folder of that name would stand in their way.
 HISTORY_FILE, PENDING_FILE = "history.jsonl", "pending-edit.json"
 ROOT_FILES = (HISTORY_FILE, PENDING_FILE)
@@ -46,8 +46,8 @@ def check_name(name: str, *, generated: bool = False) -> str:
     if not MODEL_NAME.fullmatch(name):
         expected = "a model's name has 1 to 100 letters, digits, '_', '.' or '-' and begins with a letter or digit"
         raise EnsembleError(f"{expected}, got {name!r:.120}: choose another")
-    if name.startswith(RESERVED) and not generated:
-        raise EnsembleError(f"names that begin with {' or '.join(RESERVED)} are kept for averaging models, got {name!r}")
+    if name.startswith(RESERVED_PREFIXES) and not generated:
+        raise EnsembleError(f"names that begin with {' or '.join(RESERVED_PREFIXES)} are kept for averaging models, got {name!r}")
     if name in ROOT_FILES:
         raise EnsembleError(f"the repository keeps a file of its own under the name {name!r}: choose another for the model")
     return name

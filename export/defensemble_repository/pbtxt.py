@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from tritonclient.grpc import model_config_pb2 as schema
 
 # A reason quotes the line, which in a file with the line ends of another system is the whole file.
-LONGEST_REASON = 400
+MAX_REASON_LENGTH = 400
 _STRING_OR_COMMENT = re.compile(r"""\#[^\n]*|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'""")
 # All but the spaces of C and printable ASCII, and a number as Python writes one, such as 1_000.
 _NOT_PLAIN = re.compile(r"[^\t\n\v\f\r -~]|(?<!\w)[0-9][\w.]*_")
 
-__all__ = ["LONGEST_REASON", "config_from_file", "config_from_pbtxt", "pbtxt_from_config", "schema"]
+__all__ = ["MAX_REASON_LENGTH", "config_from_file", "config_from_pbtxt", "pbtxt_from_config", "schema"]
 
 
 def _load_schema() -> ModuleType:
@@ -84,7 +84,7 @@ def config_from_pbtxt(text: str, where: str) -> schema.ModelConfig:
     try:
         return schema.ModelConfig.FromString(_parsed(text))
     except (text_format.ParseError, ValueError) as error:  # ValueError: a number too large for its field, without its line
-        reason = shortened(str(error).rstrip("."), LONGEST_REASON)
+        reason = shortened(str(error).rstrip("."), MAX_REASON_LENGTH)
         raise ConfigError(f"{where}: not a valid model configuration: {reason}. Mend the file, or export the model again.") from error
 
 

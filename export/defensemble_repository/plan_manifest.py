@@ -9,8 +9,8 @@ from typing import Annotated
 import msgspec
 
 from .errors import ManifestError
-from .filesystem.regular_files import LARGEST_TEXT, read_regular
-from .records import checked_schema, json_values, record_from_values
+from .filesystem.regular_files import MAX_TEXT_BYTES, read_regular
+from .records import checked_schema, parse_json, record_from_values
 
 SCHEMA = "defensemble.plan/1"
 Shape = tuple[int, ...]
@@ -66,7 +66,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def manifest_from_bytes(content: bytes, where: str) -> Manifest:
     """Read back what ``Manifest.to_bytes`` wrote; ``where`` names it in the ManifestError of a damaged one or another schema."""
     try:
-        return record_from_values(checked_schema(json_values(content), SCHEMA), Manifest)
+        return record_from_values(checked_schema(parse_json(content), SCHEMA), Manifest)
     except (ManifestError, ValueError) as error:
         raise ManifestError(f"{where} is damaged, or of another version: {error}; build the plan again with --force") from error
 
@@ -79,7 +79,7 @@ def read_manifest(path: Path) -> Manifest | None:
         OSError: it cannot be read.
     """
     try:
-        content = read_regular(path, LARGEST_TEXT)
+        content = read_regular(path, MAX_TEXT_BYTES)
     except FileNotFoundError:
         return None
     return manifest_from_bytes(content, str(path))

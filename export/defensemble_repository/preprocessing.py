@@ -10,7 +10,7 @@ from typing import Any
 
 from .errors import ConfigError, EnsembleError
 from .pbtxt import schema
-from .records import json_values, record_from_values
+from .records import parse_json, record_from_values
 
 PREPROCESSING = "preprocessing"
 _FIX = (
@@ -19,7 +19,7 @@ _FIX = (
 )
 
 
-def agreed_preprocessing(stated: Mapping[str, str | None], fix: str = _FIX) -> str | None:
+def common_preprocessing(stated: Mapping[str, str | None], fix: str = _FIX) -> str | None:
     """Return the parameter `preprocessing` that several models have in common, None where none has it.
 
     ``stated`` maps each model to its parameter, None where it is absent, which agrees with any; ``fix`` is how to fix a disagreement.
@@ -29,7 +29,7 @@ def agreed_preprocessing(stated: Mapping[str, str | None], fix: str = _FIX) -> s
         EnsembleError: two models state different rules.
     """
     known = {name: text for name, text in stated.items() if text is not None}
-    rules = {name: preprocessing_values(name, text) for name, text in known.items()}
+    rules = {name: parse_preprocessing(name, text) for name, text in known.items()}
     first = next(iter(known), None)
     if first is None:
         return None
@@ -42,10 +42,10 @@ def agreed_preprocessing(stated: Mapping[str, str | None], fix: str = _FIX) -> s
     return known[first]
 
 
-def preprocessing_values(name: str, text: str) -> dict[str, Any]:
+def parse_preprocessing(name: str, text: str) -> dict[str, Any]:
     """Read the parameter `preprocessing` of the model `name`; ConfigError where it is not a JSON object."""
     try:
-        return record_from_values(json_values(text), dict[str, Any])
+        return record_from_values(parse_json(text), dict[str, Any])
     except ValueError as error:
         raise ConfigError(
             f"the parameter `{PREPROCESSING}` of '{name}' is {text[:80]!r}, expected a JSON object such as "

@@ -12,7 +12,7 @@ import msgspec
 from .configs import OUTPUTS, ensemble_steps
 from .ensemble import Ensemble, Member
 from .errors import ConfigError, EnsembleError, RepositoryError
-from .filesystem.regular_files import LARGEST_TEXT, read_regular
+from .filesystem.regular_files import MAX_TEXT_BYTES, read_regular
 from .names import (
     BACKEND,
     BACKEND_OF_PLATFORM,
@@ -26,11 +26,11 @@ from .names import (
     PROFILES_FOLDER,
 )
 from .pbtxt import config_from_file, schema
-from .records import json_values, record_from_values
+from .records import parse_json, record_from_values
 
 # Every export is verified at its largest batch: beyond this, memory ends before a server's queue does.
-LARGEST_BATCH = 4096
-LARGEST_VERSION = 2**63 - 1
+MAX_BATCH_SIZE = 4096
+MAX_VERSION = 2**63 - 1
 _Member = Annotated[str, msgspec.Meta(pattern="^[^@]+@[0-9]{1,19}$")]
 
 
@@ -111,7 +111,7 @@ def ensemble_from_configs(name: str, configs: Mapping[str, schema.ModelConfig]) 
         EnsembleError: the steps are not wired as those that this package writes, or the parameters are not those of its averaging models.
     """
     config = configs[name]
-    refused = f"ensemble '{name}' is not wired as `defensemble export` wires one, so its votes cannot be edited"
+    has_error = f"ensemble '{name}' is not wired as `defensemble export` wires one, so its votes cannot be edited"
     mend = "fix that by hand, say what is to vote with `defensemble ensemble apply FILE`, or name another ensemble"
     steps = list(config.ensemble_scheduling.step)
     inputs = {tensor.name for tensor in config.input}
@@ -123,7 +123,7 @@ def ensemble_from_configs(name: str, configs: Mapping[str, schema.ModelConfig]) 
     average, weights = (parameter(configs.get(average_model), key) for key in ("average", "weights"))
     if average is None or weights is None:
         raise EnsembleError(
-            f"{refused}: the step that gives its probabilities, '{average_model or 'none'}', must be a model of this repository "
+            f"{has_error}: the step that gives its probabilities, '{average_model or 'none'}', must be a model of this repository "
             f"whose parameters say average and weights; {mend}"
         )
     try:
@@ -133,11 +133,11 @@ def ensemble_from_configs(name: str, configs: Mapping[str, schema.ModelConfig]) 
         given = list(zip(votes, numbers, strict=True))
         ensemble = Ensemble(name, tuple(Member(step.model_name, step.model_version, weight) for step, weight in given), average)
     except ValueError as error:  # EnsembleError is one
-        raise EnsembleError(f"{refused}: {len(votes)} votes with the weights {weights[:80]}: {error}; {mend}") from error
+        raise EnsembleError(f"{has_error}: {len(votes)} votes with the weights {weights[:80]}: {error}; {mend}") from error
     of_one = {average_model: OUTPUTS}
     of_two = {average_model: OUTPUTS[:1], second_model: OUTPUTS[1:]}
     if steps not in (ensemble_steps(ensemble, outputs, of_one), ensemble_steps(ensemble, outputs, of_two)):
-        raise EnsembleError(f"{refused}: its steps are wired otherwise than an export wires them; {mend}")
+        raise EnsembleError(f"{has_error}: its steps are wired otherwise than an export wires them; {mend}")
     return ensemble
 
 
@@ -159,34 +159,34 @@ def config_paths(folder: Path) -> list[Path]:
 def next_version(folder: Path) -> int:
     """The version that an export adds to a model, 1 where there is none yet; RepositoryError beyond what Triton counts to."""
     version = max(versions_in(folder) if folder.exists() else [], default=0) + 1
-    if version > LARGEST_VERSION:
-        raise RepositoryError(f"{folder / str(version - 1)}: Triton counts versions up to {LARGEST_VERSION}; rename it to a lower one")
+    if version > MAX_VERSION:
+        raise RepositoryError(f"{folder / str(version - 1)}: Triton counts versions up to {MAX_VERSION}; rename it to a lower one")
     return version
 
 
-def interface_of(folder: Path) -> tuple[list[list[int]], bytes | None]:
+def read_interface(folder: Path) -> tuple[list[list[int]], bytes | None]:
     """What a model takes and gives: the dims of its inputs and outputs, and its class names as the file holds them, where there is one."""
     config = read_config(folder)
     labels = folder / LABELS_FILE
-    names = read_regular(labels, LARGEST_TEXT) if labels.exists() else None
+    names = read_regular(labels, MAX_TEXT_BYTES) if labels.exists() else None
     return [list(tensor.dims) for tensor in (*config.input, *config.output)], names
 
 
-def checked_batch(max_batch_size: int, where: str) -> int:
+def checked_batch_size(max_batch_size: int, where: str) -> int:
     """Return a largest batch that an export can be verified at; RepositoryError where it is not 1 to 4096."""
-    if not 1 <= max_batch_size <= LARGEST_BATCH:
-        raise RepositoryError(f"{where} must be 1 to {LARGEST_BATCH}, got {max_batch_size}")
+    if not 1 <= max_batch_size <= MAX_BATCH_SIZE:
+        raise RepositoryError(f"{where} must be 1 to {MAX_BATCH_SIZE}, got {max_batch_size}")
     return max_batch_size
 
 
-def existing_batch(folder: Path, asked: int | None) -> int:
+def read_max_batch_size(folder: Path, asked: int | None) -> int:
     """How many images a model in the repository takes at once: its configuration says so, and ``asked`` must not say otherwise.
 
     Raises:
         RepositoryError: ``asked`` is another number, or the configuration's is not 1 to 4096.
     """
     path = folder / CONFIG_FILE
-    batch = checked_batch(int(read_config(folder).max_batch_size), f"max_batch_size in {path}")
+    batch = checked_batch_size(int(read_config(folder).max_batch_size), f"max_batch_size in {path}")
     if asked is not None and asked != batch:
         raise RepositoryError(
             f"{path} says max_batch_size {batch}, and --max-batch-size says {asked}: an export keeps what is there; "
@@ -205,14 +205,14 @@ def is_ensemble(config: schema.ModelConfig) -> bool:
     return bool(config.platform == ENSEMBLE_PLATFORM)
 
 
-def backend_of(config: schema.ModelConfig) -> str:
+def model_backend(config: schema.ModelConfig) -> str:
     """The backend that runs a model, whether its configuration names it or the platform; empty where it names neither, or an ensemble."""
     return str(config.backend or BACKEND_OF_PLATFORM.get(config.platform, ""))
 
 
-def file_of(config: schema.ModelConfig) -> str | None:
+def model_filename(config: schema.ModelConfig) -> str | None:
     """The name of the file in a version's folder that a model is loaded from; None for a backend whose files we do not know."""
-    return str(config.default_model_filename) or {BACKEND: MODEL_FILE, PLAN_BACKEND: PLAN_FILE}.get(backend_of(config))
+    return str(config.default_model_filename) or {BACKEND: MODEL_FILE, PLAN_BACKEND: PLAN_FILE}.get(model_backend(config))
 
 
 def versions_in(folder: Path) -> list[int]:
@@ -238,12 +238,12 @@ def versions_by_policy(versions: Sequence[int], config: schema.ModelConfig) -> l
 
 def weights_from_text(text: str) -> list[float]:
     """Read the parameter `weights` of an averaging model or a fused graph; ValueError where it is no JSON list of numbers."""
-    weights: list[float] = json_values(text)
+    weights: list[float] = parse_json(text)
     record_from_values(weights, list[float])  # they stay as they are: 1 is written back as 1
     return weights
 
 
 def members_from_text(text: str) -> list[tuple[str, int]]:
     """Read the parameter `members` of an averaging model or a fused graph; ValueError where it is no list of "NAME@VERSION"."""
-    members = (member.rpartition("@") for member in record_from_values(json_values(text), list[_Member]))
+    members = (member.rpartition("@") for member in record_from_values(parse_json(text), list[_Member]))
     return [(model, int(version)) for model, _, version in members]

@@ -11,7 +11,7 @@ import msgspec
 T = TypeVar("T")
 
 
-def json_values(text: str | bytes) -> Any:
+def parse_json(text: str | bytes) -> Any:
     """Return what a JSON text holds.
 
     Raises:

@@ -31,7 +31,7 @@ class Target:
     embedded: bool = False
 
     @classmethod
-    def of_core(cls, version: str) -> Target:
+    def from_core_version(cls, version: str) -> Target:
         """Some Triton whose server says this version, such as "2.51.0"; one that is no version leaves the core unknown."""
         numbers = re.match(r"\d+(\.\d+)+", version)
         return ANY if numbers is None else cls(f"Triton {version}", _numbers(numbers.group()))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-LONGEST_LINE = 3000
+MAX_LINE_LENGTH = 3000
 
 
-def shortened(text: str, longest: int = LONGEST_LINE) -> str:
+def shortened(text: str, longest: int = MAX_LINE_LENGTH) -> str:
     """Return a text whose lines have about `longest` characters at most: of longer ones the beginning, and the end, where the advice is."""
     return "\n".join(_shortened(line, longest) for line in text.split("\n"))
 

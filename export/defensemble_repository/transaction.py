@@ -15,17 +15,17 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from .errors import RepositoryError
-from .filesystem.atomic_write import ChangedFolders, error_of_folder, fill, may_write, named, shared_mode, sync
-from .filesystem.locks import held
+from .filesystem.atomic_write import ChangedFolders, can_write, fill, folder_write_error, os_errors_about, shared_mode, sync
+from .filesystem.locks import folder_lock
 from .filesystem.signals import DeferredSigint, defer_sigint
-from .lock import place_beside
+from .lock import existing_parent
 from .names import AVERAGING_NAME, CONFIG_FILE
 
 # By how much a file is newer than the one that it replaces, at least.
 _TICK_NS = 1_000_000
 
 
-def write_plan(repository: Path, plan: Mapping[str, bytes]) -> None:
+def write_files(repository: Path, plan: Mapping[str, bytes]) -> None:
     """Write `plan` (path relative to `repository`, to bytes), so that a failure on the way leaves the repository as it was.
 
     Everything is first written to a folder beside the repository, or where `_staging_place` says, and flushed to disk. Then it is renamed
@@ -66,7 +66,7 @@ def write_plan(repository: Path, plan: Mapping[str, bytes]) -> None:
                 interrupts.deliver()
                 if any(Path(path).name == CONFIG_FILE for path in plan if path == unit or path.startswith(f"{unit}/")):
                     changed.sync()
-                with named(repository / unit):
+                with os_errors_about(repository / unit):
                     _move(staging / unit, repository / unit, staging, undo)
                 changed.add((repository / unit).parent)
         unmake.pop_all()
@@ -75,8 +75,8 @@ def write_plan(repository: Path, plan: Mapping[str, bytes]) -> None:
 def remove_files(repository: Path, paths: Sequence[str]) -> None:
     """Remove files and folders of `repository` (relative paths), and the folders that this leaves empty, all or none.
 
-    Each is renamed to where `write_plan` stages, a folder as one, and deleted when the renames are on disk. Hold `locked` meanwhile. An
-    interrupt is heeded as by `write_plan`.
+    Each is renamed to where `write_files` stages, a folder as one, and deleted when the renames are on disk. Hold `locked` meanwhile. An
+    interrupt is heeded as by `write_files`.
 
     Raises:
         OSError: A file that is not there, a missing permission; what was moved is put back.
@@ -91,7 +91,7 @@ def remove_files(repository: Path, paths: Sequence[str]) -> None:
                 interrupts.deliver()
                 moved = staging / path
                 moved.parent.mkdir(parents=True, exist_ok=True)
-                with named(repository / path):
+                with os_errors_about(repository / path):
                     os.rename(repository / path, moved)
                 undo.callback(os.rename, moved, repository / path)
                 changed.add((repository / path).parent)
@@ -103,7 +103,7 @@ def remove_files(repository: Path, paths: Sequence[str]) -> None:
 
 
 def remove_stale_staging(repository: Path) -> list[Path]:
-    """Remove and return what killed calls of `write_plan` and `remove_files` have left; one that is at work holds its own.
+    """Remove and return what killed calls of `write_files` and `remove_files` have left; one that is at work holds its own.
 
     Raises:
         OSError: A folder of the repository cannot be flushed; what was left stays.
@@ -118,7 +118,7 @@ def remove_stale_staging(repository: Path) -> list[Path]:
         if name.fullmatch(folder.name):
             with ExitStack() as stack:
                 try:
-                    stack.enter_context(held(folder, fcntl.LOCK_EX | fcntl.LOCK_NB))
+                    stack.enter_context(folder_lock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB))
                 except OSError:  # at work, or somebody else's
                     continue
                 # What a killed call moved out must not come back after a power cut without its files.
@@ -129,7 +129,7 @@ def remove_stale_staging(repository: Path) -> list[Path]:
 
 
 def check_writable(repository: Path) -> None:
-    """Find out before slow work whether ``write_plan`` could write.
+    """Find out before slow work whether ``write_files`` could write.
 
     Raises:
         RepositoryError: the repository is behind a link that leads nowhere.
@@ -147,7 +147,7 @@ def check_writable(repository: Path) -> None:
             with tempfile.TemporaryFile(dir=folder):
                 pass
         except OSError as error:
-            raise error_of_folder(error, folder) from error
+            raise folder_write_error(error, folder) from error
 
 
 def _staging_prefix(place: Path) -> str:
@@ -164,9 +164,9 @@ def _staged(
     try:
         staging = Path(tempfile.mkdtemp(prefix=_staging_prefix(place), dir=folder))
     except OSError as error:
-        raise error_of_folder(error, folder) from error
+        raise folder_write_error(error, folder) from error
     try:
-        with held(staging, fcntl.LOCK_EX), ExitStack() as undo:
+        with folder_lock(staging, fcntl.LOCK_EX), ExitStack() as undo:
             undo.callback(changed.sync_all)
             yield staging, undo
             interrupts.deliver()
@@ -185,16 +185,16 @@ def _staging_place(place: Path, *, changing: Collection[str] = (), leaving: Coll
     comes first, then an averaging model, which is small; a model in ``leaving`` is removed as a whole and cannot hold the files. A
     repository without models serves nobody: files wait in the repository itself.
     """
-    beside = place_beside(place)
+    beside = existing_parent(place)
     if not place.exists():
         return beside
     mount = _mount(place)
-    if _mount(beside) == mount and may_write(beside):
+    if _mount(beside) == mount and can_write(beside):
         return beside
     staying = [path.parent for path in sorted(place.glob("*/config.pbtxt")) if path.parent.name not in leaving]
     if not staying:
         return place
-    writable = [folder for folder in staying if may_write(folder) and _mount(folder) == mount]
+    writable = [folder for folder in staying if can_write(folder) and _mount(folder) == mount]
     changed = {Path(path).parts[0] for path in changing}
     # Where none is writable, the system says why for one of them.
     return min(writable or staying, key=lambda folder: (folder.name not in changed, not AVERAGING_NAME.fullmatch(folder.name)))
@@ -203,9 +203,9 @@ def _staging_place(place: Path, *, changing: Collection[str] = (), leaving: Coll
 def _check_deletable(moved: Path, origin: Path) -> None:
     """Refuse to delete a folder that holds a folder of somebody else's: its files would stay, in the staging folder."""
     for folder, _, _ in () if moved.is_symlink() else os.walk(moved):
-        if not may_write(Path(folder)):
-            refused = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-            raise error_of_folder(refused, origin / Path(folder).relative_to(moved))
+        if not can_write(Path(folder)):
+            has_error = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            raise folder_write_error(has_error, origin / Path(folder).relative_to(moved))
 
 
 def _mount(folder: Path) -> tuple[int, str]:

@@ -16,11 +16,11 @@ from defensemble_repository.averaging import (
     ROUNDED_TOLERANCE,
     SUM_TOLERANCE,
     TOLERANCE,
-    averages_by_numpy,
-    averaging_of,
-    fused_averaging,
     largest_difference,
-    serves_what_was_fused,
+    read_averaging,
+    read_fused_averaging,
+    reference_outputs,
+    serves_fused_members,
 )
 from defensemble_repository.names import PENDING_FILE
 
@@ -256,22 +256,22 @@ def _problem_of_average(
         total = float(got.sum())
         if not (got.min() >= 0 and abs(total - 1) <= SUM_TOLERANCE):  # also where one is NaN
             return f"it answers values from {got.min():.3g} to {got.max():.3g} with the sum {total:.3g}, which are no probabilities"
-        average, weights, votes = fused_averaging(model.name, model.config)
-        if not serves_what_was_fused(model.name, model.config, repository.configs):
+        average, weights, votes = read_fused_averaging(model.name, model.config)
+        if not serves_fused_members(model.name, model.config, repository.configs):
             return None  # other members of the same names are served here
         precisions = {model.parameter(f"precision.{version}") for version in model.served_versions}
         tolerance = TOLERANCE if precisions <= {None, "fp32"} else ROUNDED_TOLERANCE
         members = f"{', '.join(f'{name}@{version}' for name, version in votes)}, which are served here too"
         mend = "its graph is not what its configuration says; fuse them again"
     else:
-        averaging = averaging_of(model.config, repository.configs)
+        averaging = read_averaging(model.config, repository.configs)
         if averaging is None:
             return None  # somebody else's averaging: it answered, and what it should have answered is not known
         (average, weights), votes, tolerance, members = averaging, model.votes, TOLERANCE, "its members"
         mend = "its averaging model is not what its configuration says; export the ensemble again"
     if any(vote not in logits for vote in votes):
         return None
-    expected = averages_by_numpy([logits[vote] for vote in votes], average, weights)
+    expected = reference_outputs([logits[vote] for vote in votes], average, weights)
     difference = largest_difference(got, expected["probabilities"])
     if difference <= tolerance:
         return None

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from defensemble_repository.filesystem.regular_files import LARGEST_TEXT, read_regular
+from defensemble_repository.filesystem.regular_files import MAX_TEXT_BYTES, read_regular
 from defensemble_repository.names import AVERAGING_NAME
 
 from .addresses import address_from_host, claim_ports
@@ -268,7 +268,7 @@ def _start(
 def _is_ensemble(folder: Path, profile: str | None) -> bool:
     """Whether a model's configuration says that it is an ensemble, or means to: it may be one that cannot be read."""
     try:
-        text = read_regular(config_path(folder, profile), LARGEST_TEXT)
+        text = read_regular(config_path(folder, profile), MAX_TEXT_BYTES)
     except OSError:
         return False
     text = re.sub(rb"#[^\n]*", b"", text)

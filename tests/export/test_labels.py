@@ -11,7 +11,7 @@ from hypothesis import given, strategies as st
 from defensemble_export import ExportError, FromOnnx
 from defensemble_export.entries.members import ExportedMember, repository_plan
 from defensemble_export.labels import checked_class_names, default_labels, labels_from_file
-from defensemble_repository.transaction import write_plan
+from defensemble_repository.transaction import write_files
 from tests.support import tiny
 from tests.support.facts import raises
 
@@ -88,7 +88,7 @@ def test_names_that_are_given_in_python_are_checked_alike() -> None:
 
 
 def test_a_new_version_names_its_classes_in_another_unicode_form(tmp_path: Path) -> None:
-    write_plan(tmp_path, repository_plan(tmp_path, [member("a", (CAFE, "b", "c"))]))
+    write_files(tmp_path, repository_plan(tmp_path, [member("a", (CAFE, "b", "c"))]))
     labels = tmp_path / "a/labels.txt"
     labels.write_text(labels.read_text().replace(CAFE, CAFE_DECOMPOSED))
     plan = repository_plan(tmp_path, [member("a", (CAFE_DECOMPOSED, "b", "c"))], replace=True)

@@ -18,7 +18,7 @@ from defensemble_export import (
     profile_states,
     remove_profile,
     repository_plan,
-    write_plan,
+    write_files,
     write_profile,
 )
 from defensemble_export.profiles import networks
@@ -173,7 +173,7 @@ def test_a_fused_graph_s_next_version_is_no_edit_by_hand_and_does_not_hide_one(r
         write_profile(repository, profile)
     if edited:
         edit(repository / "fused/configs/gpu.pbtxt", max_batch_size=3)
-    write_plan(repository, repository_plan(repository, [tiny.member("gamma", 5), tiny.member("alpha", 7)], replace=True))
+    write_files(repository, repository_plan(repository, [tiny.member("gamma", 5), tiny.member("alpha", 7)], replace=True))
     fuse_repository(repository, "ensemble", "fused", replace=True)
     assert states(repository, "gpu")["fused"] == ("edited by hand" if edited else "written")
     assert states(repository, "gpu-ort-tensorrt")["fused"] == "out of date", "its engines are the first version's"

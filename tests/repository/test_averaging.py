@@ -10,7 +10,7 @@ import scipy.special
 import scipy.stats
 from hypothesis import given, strategies as st
 
-from defensemble_repository.averaging import averages_by_numpy, largest_difference, scale_of
+from defensemble_repository.averaging import difference_scale, largest_difference, reference_outputs
 from defensemble_repository.ensemble import normalised_weights
 
 
@@ -22,7 +22,7 @@ from defensemble_repository.ensemble import normalised_weights
 )
 def test_all_outputs_are_those_of_the_definition(seed: int, weights: list[float], average: str, spread: float) -> None:
     logits = np.random.default_rng(seed).normal(0, spread, (len(weights), 3, 5)).astype(np.float32)
-    got = averages_by_numpy([*logits], average, weights)
+    got = reference_outputs([*logits], average, weights)
     share = np.array(weights) / math.fsum(weights)
     members = scipy.special.softmax(logits.astype(np.float64), axis=2)
     mixture = np.einsum("m,mnk->nk", share, members)
@@ -40,7 +40,7 @@ def test_weights_whose_sum_no_float_holds_are_normalised() -> None:
 
 
 def test_a_difference_is_in_units_of_the_largest_expected_value_above_one() -> None:
-    assert scale_of(np.array([[0.25, -0.5]])) == 1.0
+    assert difference_scale(np.array([[0.25, -0.5]])) == 1.0
     assert largest_difference(np.array([[0.25, 0.0]]), np.array([[0.25, -0.5]])) == 0.5
     assert largest_difference(np.array([[-8.0, 3.0]]), np.array([[-8.0, 1.0]])) == 0.25
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from defensemble.ensembles import EditFailedError, Ensembles
-from defensemble_export import repository_plan, write_plan, write_profile
+from defensemble_export import repository_plan, write_files, write_profile
 from defensemble_repository.filesystem.atomic_write import write_atomic
 from defensemble_repository.lock import locked
 from defensemble_repository.transaction import check_writable, remove_files, remove_stale_staging
@@ -88,7 +88,7 @@ def test_an_owner_who_may_not_write_the_parent_edits_and_exports(place: Path, pa
     with unprivileged():
         check_writable(repository)
         Ensembles(repository).weight("ensemble", {"beta": 3.0})
-        write_plan(repository, repository_plan(repository, [tiny.member("gamma", 3)], ensemble=None))
+        write_files(repository, repository_plan(repository, [tiny.member("gamma", 3)], ensemble=None))
         write_profile(repository, "gpu")
         Ensembles(repository).remove("ensemble", ["alpha"])
         Ensembles(repository).prune(keep=0)
@@ -111,8 +111,8 @@ def test_an_edit_waits_inside_a_model_that_changes_anyway(place: Path, monkeypat
 
     monkeypatch.setattr(tempfile, "mkdtemp", recorded)
     with unprivileged():
-        write_plan(repository, {"beta/note.txt": b"x"})
-        write_plan(repository, {"gamma/config.pbtxt": b"x"})
+        write_files(repository, {"beta/note.txt": b"x"})
+        write_files(repository, {"gamma/config.pbtxt": b"x"})
     where = [folder.parent.name for folder in made if ".staging-" in folder.name]
     assert where[0] == "beta"
     assert where[1].startswith("average_"), "a member whose folder changes is loaded again"
@@ -134,9 +134,9 @@ def test_an_empty_repository_holds_the_staging_folder_itself(place: Path) -> Non
 
 
 def refusal(act: Callable[[], object]) -> PermissionError:
-    with unprivileged(), pytest.raises(PermissionError) as refused:
+    with unprivileged(), pytest.raises(PermissionError) as has_error:
         act()
-    return refused.value
+    return has_error.value
 
 
 def test_without_the_right_to_write_the_repository_it_is_named(place: Path) -> None:
@@ -148,7 +148,7 @@ def test_without_the_right_to_write_the_repository_it_is_named(place: Path) -> N
     for act in (
         lambda: check_writable(repository),
         lambda: Ensembles(repository).weight("ensemble", {"beta": 3.0}),
-        lambda: write_plan(repository, {"gamma/config.pbtxt": b"x"}),
+        lambda: write_files(repository, {"gamma/config.pbtxt": b"x"}),
         lambda: remove_files(repository, ["alpha"]),
     ):
         error = refusal(act)
@@ -172,7 +172,7 @@ def test_without_the_right_to_write_one_model_it_is_named_and_nothing_changes(pl
         (repository / model).chmod(0o555)
     before = tiny.content(repository)
     plan = {"gamma/config.pbtxt": b"x", f"{model}/config.pbtxt": b"x"}
-    assert refusal(lambda: write_plan(repository, plan)).filename == str(repository / model)
+    assert refusal(lambda: write_files(repository, plan)).filename == str(repository / model)
     if model == "ensemble":
         with unprivileged(), pytest.raises(EditFailedError, match=rf"write permission.*{repository / model}'") as failed:
             Ensembles(repository).weight("ensemble", {"beta": 3.0})
@@ -195,7 +195,7 @@ def test_files_of_somebody_else_in_a_folder_of_ones_own_are_replaced_and_put_bac
     before = config.read_bytes()
     with unprivileged():
         with pytest.raises(OSError, match="File name too long"):
-            write_plan(repository, {"ensemble/config.pbtxt": b"new", "ensemble/" + "x" * 250 + "/" + "y" * 300: b"x"})
+            write_files(repository, {"ensemble/config.pbtxt": b"new", "ensemble/" + "x" * 250 + "/" + "y" * 300: b"x"})
         assert config.read_bytes() == before
         Ensembles(repository).weight("ensemble", {"beta": 3.0})
     assert config.read_bytes() != before

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from defensemble_repository.records import checked_schema, json_values, record_from_values
+from defensemble_repository.records import checked_schema, parse_json, record_from_values
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ VALUES: dict[str, Any] = {"parts": [{"name": "a", "count": 1}], "share": 1, "tex
 
 
 def test_a_record_is_read_as_its_type() -> None:
-    assert record_from_values(json_values(json.dumps(VALUES)), Record) == Record((Part("a", 1),), 1.0, VALUES["texts"])
+    assert record_from_values(parse_json(json.dumps(VALUES)), Record) == Record((Part("a", 1),), 1.0, VALUES["texts"])
 
 
 @pytest.mark.parametrize(
@@ -54,15 +54,15 @@ def test_a_record_is_read_as_its_type() -> None:
     ],
 )
 def test_what_is_wrong_is_named(changes: dict[str, Any], facts: list[str]) -> None:
-    with pytest.raises(ValueError, match="`") as refused:
+    with pytest.raises(ValueError, match="`") as has_error:
         record_from_values(VALUES | changes, Record)
-    assert [fact for fact in facts if fact not in str(refused.value)] == []
+    assert [fact for fact in facts if fact not in str(has_error.value)] == []
 
 
 def test_a_long_value_is_cut() -> None:
-    with pytest.raises(ValueError, match="share") as refused:
+    with pytest.raises(ValueError, match="share") as has_error:
         record_from_values(VALUES | {"share": "x" * 10_000}, Record)
-    assert len(str(refused.value)) < 200
+    assert len(str(has_error.value)) < 200
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_a_long_value_is_cut() -> None:
 )
 def test_what_is_no_json(text: str | bytes) -> None:
     with pytest.raises(ValueError, match=r"Expecting|JSON|nested|decode|digits"):
-        json_values(text)
+        parse_json(text)
 
 
 @pytest.mark.parametrize("values", [None, [], {}, {"schema": "other/1"}, {"schema": ["x"]}])

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from defensemble_export import write_plan
+from defensemble_export import write_files
 from defensemble_repository import transaction
 from defensemble_repository.lock import locked
 from defensemble_repository.transaction import remove_files
@@ -27,8 +27,8 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def test_writes_and_overwrites(tmp_path: Path) -> None:
     repository = tmp_path / "deep" / "repository"
-    write_plan(repository, FIRST)
-    write_plan(repository, SECOND)
+    write_files(repository, FIRST)
+    write_files(repository, SECOND)
     assert content(repository) == {**FIRST, **SECOND}
     assert [path.name for path in repository.parent.iterdir()] == ["repository"]
 
@@ -54,13 +54,13 @@ class DiskFaults:
 
 def test_a_full_disk_at_any_call_leaves_the_old_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = tmp_path / "old"
-    write_plan(old, FIRST)
+    write_files(old, FIRST)
     with monkeypatch.context() as patch:
         faults = DiskFaults(patch, 0)
         counted = tmp_path / "counted"
         shutil.copytree(old, counted)
         faults.calls = 0
-        write_plan(counted, SECOND)
+        write_files(counted, SECOND)
         calls = faults.calls
     assert calls >= 15
     for fail_at in range(1, calls + 1):
@@ -69,14 +69,14 @@ def test_a_full_disk_at_any_call_leaves_the_old_state(tmp_path: Path, monkeypatc
         with monkeypatch.context() as patch:
             DiskFaults(patch, fail_at)
             with pytest.raises(OSError, match="No space left"):
-                write_plan(repository, SECOND)
+                write_files(repository, SECOND)
         assert content(repository) == FIRST, f"call {fail_at}"
         assert [path.name for path in repository.parent.iterdir()] == ["repository"]
 
 
 def test_files_are_removed_or_all_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = tmp_path / "old"
-    write_plan(old, FIRST | {"a/configs/x.pbtxt": b"x", "b/configs/x.pbtxt": b"x", "b/configs/y.pbtxt": b"y"})
+    write_files(old, FIRST | {"a/configs/x.pbtxt": b"x", "b/configs/x.pbtxt": b"x", "b/configs/y.pbtxt": b"y"})
     paths = ["a/configs/x.pbtxt", "b/configs/x.pbtxt"]
     for fail_at in range(1, 20):
         repository = tmp_path / f"at{fail_at}" / "repository"
@@ -108,7 +108,7 @@ def test_of_a_new_repository_nothing_is_left_nor_of_the_folders_above_it(tmp_pat
         with monkeypatch.context() as patch:
             faults = DiskFaults(patch, fail_at)
             with pytest.raises(OSError, match="No space left"):
-                write_plan(tmp_path / "kept" / "deep" / "er" / "new", FIRST)
+                write_files(tmp_path / "kept" / "deep" / "er" / "new", FIRST)
         assert [path.name for path in tmp_path.rglob("*")] == ["kept"], f"call {fail_at}"
     assert faults.calls > 13, "calls that put things back were counted too"
 
@@ -120,7 +120,7 @@ def test_a_folder_above_that_somebody_else_uses_by_now_stays(tmp_path: Path, mon
 
     monkeypatch.setattr(os, "rename", fail)
     with pytest.raises(OSError, match="No space left"):
-        write_plan(tmp_path / "deep" / "er" / "new", FIRST)
+        write_files(tmp_path / "deep" / "er" / "new", FIRST)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["deep", "theirs"]
 
 
@@ -151,14 +151,14 @@ def test_a_really_full_disk(tmp_path: Path) -> None:
     if mounted.returncode != 0:
         pytest.skip("mount is not allowed here")
     try:
-        write_plan(small / "repository", FIRST)
+        write_files(small / "repository", FIRST)
         with pytest.raises(OSError, match="No space left"):
-            write_plan(small / "repository", {"big/1/model.onnx": bytes(200_000), "big/config.pbtxt": b"x"})
+            write_files(small / "repository", {"big/1/model.onnx": bytes(200_000), "big/config.pbtxt": b"x"})
         assert content(small / "repository") == FIRST
         assert [path.name for path in small.iterdir()] == ["repository"]
         subprocess.run(["mount", "-o", "remount,ro", str(small)], check=True)
         with pytest.raises(OSError, match="Read-only file system"):
-            write_plan(small / "repository", {"c/config.pbtxt": b"x"})
+            write_files(small / "repository", {"c/config.pbtxt": b"x"})
         assert content(small / "repository") == FIRST
     finally:
         subprocess.run(["umount", str(small)], check=True)

@@ -9,7 +9,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from defensemble_export import fuse_repository, write_profile
-from defensemble_repository.averaging import averaging_of, fused_averaging, members_of
+from defensemble_repository.averaging import members_of, read_averaging, read_fused_averaging
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from defensemble_repository.target import EMBEDDED
 from defensemble_server.repository import read_repository
@@ -33,7 +33,7 @@ def test_votes_and_averaging_are_read_from_the_configurations(tmp_path: Path) ->
     repository = read_repository(tiny.write_repository(tmp_path / "r", weight={"beta": 3.0}, average="logits"))
     (ensemble,) = repository.ensembles
     assert ensemble.votes == [("alpha", 1), ("beta", 1)]
-    assert averaging_of(ensemble.config, repository.configs) == ("logits", [1.0, 3.0])
+    assert read_averaging(ensemble.config, repository.configs) == ("logits", [1.0, 3.0])
     assert repository.models["alpha"].is_classifier
     assert not ensemble.is_classifier
 
@@ -42,7 +42,7 @@ def test_ensembles_that_two_models_average_are_known(tmp_path: Path) -> None:
     repository = read_repository(write_old_repository(tmp_path / "old"))
     assert repository.problems == {}
     assert repository.two_averaging_models == ["ensemble", "trimmed"]
-    assert [averaging_of(model.config, repository.configs) for model in repository.ensembles] == [
+    assert [read_averaging(model.config, repository.configs) for model in repository.ensembles] == [
         ("probabilities", [2.0, 1.0, 0.5]),
         ("logits", [1.0, 1.0]),
         ("probabilities", [1.0, 3.0]),
@@ -157,7 +157,7 @@ def test_a_weight_belongs_to_the_logits_of_its_number_in_whatever_order_the_step
     configs = read_repository(folder).configs
     configs["ensemble"].ensemble_scheduling.step.sort(key=lambda step: step.model_name, reverse=True)
     assert members_of(configs["ensemble"]) == [("beta", 1), ("alpha", 1)]
-    assert averaging_of(configs["ensemble"], configs) == ("probabilities", [3.0, 1.0])
+    assert read_averaging(configs["ensemble"], configs) == ("probabilities", [3.0, 1.0])
 
 
 def test_an_average_by_hand_that_is_none(tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_a_fused_graph_is_known_by_what_it_takes_and_gives_and_by_its_parameters
     assert not model.is_ensemble
     assert not model.is_classifier
     assert [name for name, other in repository.models.items() if other.is_fused] == ["fused"], "and no averaging model, nor a member"
-    assert fused_averaging(model.name, model.config) == ("probabilities", [1.0, 3.0], [("alpha", 1), ("beta", 1)])
+    assert read_fused_averaging(model.name, model.config) == ("probabilities", [1.0, 3.0], [("alpha", 1), ("beta", 1)])
     assert repository.threads_per_member(4) == 2, "it stands alone, and takes nothing of the members' share"
     del model.config.parameters[key]
     assert not model.is_fused

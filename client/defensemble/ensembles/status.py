@@ -7,7 +7,7 @@ from pathlib import Path
 
 from defensemble_repository.ensemble import Ensemble
 from defensemble_repository.errors import ConfigError, EnsembleError, LockedError
-from defensemble_repository.preprocessing import PREPROCESSING, preprocessing_values
+from defensemble_repository.preprocessing import PREPROCESSING, parse_preprocessing
 from defensemble_repository.reader import parameter, read_ensemble
 from defensemble_repository.view import RepositoryView
 
@@ -75,7 +75,7 @@ def look_at(targets: Sequence[EditTarget], name: str) -> EnsembleState:
     preprocessing = None
     if (text := parameter(config, PREPROCESSING)) is not None:
         try:
-            preprocessing = preprocessing_values(name, text)
+            preprocessing = parse_preprocessing(name, text)
         except ConfigError as error:
             problems.append(str(error))
     problems += differences_of(targets, name)

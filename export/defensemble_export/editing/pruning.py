@@ -82,7 +82,7 @@ def prune_plan(
 
 
 def prune_files(repository: Path, chosen: Sequence[Prunable]) -> tuple[dict[str, bytes], list[str]]:
-    """The files to write (``write_plan``) and those to remove before (``remove_files``) so that ``chosen`` of a ``prune_plan`` are gone.
+    """The files to write (``write_files``) and those to remove before (``remove_files``) so that ``chosen`` of a ``prune_plan`` are gone.
 
     A model or a version goes as one folder, in one rename, so that a server never sees half of it. Of a model that stays, what its
     configuration and its profiles say of a version that goes is taken out, and with it the comments in these files; a profile that was as

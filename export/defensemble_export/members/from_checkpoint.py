@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 
 from defensemble_repository.onnx_metadata import CLASS_NAMES, MASK_DIGEST, PRECISION, PREPROCESSING, RECORD, SPEC
-from defensemble_repository.reader import checked_batch
+from defensemble_repository.reader import checked_batch_size
 
 from ..entries.members import DEFAULT_MAX_BATCH_SIZE, ExportedMember, preprocessing_from_text
 from ..errors import ExportError
@@ -57,7 +57,7 @@ def onnx_from_checkpoint(
     from defensemble_training import load_checkpoint
 
     form = Form() if form is None else form
-    checked_batch(max_batch_size, "max_batch_size")
+    checked_batch_size(max_batch_size, "max_batch_size")
     check_place(Path(path))
     module, spec, record = load_checkpoint(Path(checkpoint))
     real = None if images is None else RealImages(images, "images of the user's")
@@ -100,7 +100,7 @@ def onnx_from_module(
         ExportError, VerificationError, OSError: see ``onnx_from_checkpoint``.
     """
     form = Form() if form is None else form
-    checked_batch(max_batch_size, "max_batch_size")
+    checked_batch_size(max_batch_size, "max_batch_size")
     check_place(Path(path))
     real = RealImages(images, "images of the user's")
     pool = None if form.calibration_images is None else ImagePool.of(form.calibration_images, input_shape)

@@ -7,13 +7,13 @@ import math
 from collections.abc import Sequence
 
 from ..configs import averaging_outputs
-from ..ensemble import AVERAGES, Ensemble, Member, averaging_model, two_model_names
+from ..ensemble import AVERAGES, Ensemble, Member, averaging_model_name, two_model_names
 from ..errors import EnsembleError
 from ..names import MODEL_FILE
 from ..pbtxt import schema
 from ..reader import members_from_text, parameter
 from .finding import parameter_path
-from .inspection import APPLY, Inspection
+from .inspection import APPLY_ADVICE, Inspection
 from .model import format_tensors
 
 
@@ -48,7 +48,7 @@ def _stated(found: Inspection, ensemble: str, model: str, config: schema.ModelCo
     path = found.config_path(model)
     for key, value in said.items():
         if value is None:
-            text = f"lacks the parameter {key}, from which it is generated: put it back, or {found.way_back(ensemble)}"
+            text = f"lacks the parameter {key}, from which it is generated: put it back, or {found.recovery_advice(ensemble)}"
             found.add_finding(model, text, path, is_error=found.for_edit)
     if said["average"] is not None and said["average"] not in AVERAGES:
         text = f"the parameter average is {said['average']!r}, expected {' or '.join(AVERAGES)}: correct it"
@@ -67,7 +67,7 @@ def _stated(found: Inspection, ensemble: str, model: str, config: schema.ModelCo
         if not _is_weight(weight):
             name = f"of '{votes[index][0]}'" if index < len(votes) else f"{index + 1}"
             # No edit of single votes reads such parameters.
-            text = f"the weight {name} is {json.dumps(weight)[:40]}, expected a finite number above 0: correct it, or {APPLY}"
+            text = f"the weight {name} is {json.dumps(weight)[:40]}, expected a finite number above 0: correct it, or {APPLY_ADVICE}"
             found.add_finding(model, text, path, *parameter_path("weights"))
     if len(found.findings) > before:
         return None
@@ -93,7 +93,7 @@ def _check_form(found: Inspection, ensemble: str, model: str, config: schema.Mod
         found.add_finding(model, text, path, "input")
         return False
     classes = int(dims[0])
-    named = averaging_model(votes, classes, int(config.max_batch_size))
+    named = averaging_model_name(votes, classes, int(config.max_batch_size))
     of_two = two_model_names(votes, classes, int(config.max_batch_size))
     outputs = averaging_outputs(len(votes.members), classes)
     given = {named: outputs, of_two[0]: outputs[:1], of_two[1]: outputs[1:]}.get(model)
@@ -115,10 +115,10 @@ def _check_form(found: Inspection, ensemble: str, model: str, config: schema.Mod
     elif found.is_generated is not None:
         file = f"{model}/1/{MODEL_FILE}"
         content = found.content(file)
-        if content is not None and not found.refused(model, file) and not found.is_generated(content, votes, classes):
+        if content is not None and not found.has_error(model, file) and not found.is_generated(content, votes, classes):
             text = f"this file is not the graph that the parameters ({_said(votes)}) generate: it was changed"
             found.add_finding(model, f"{text}; {reload} generates it again", file)
-    return not found.refused(model)
+    return not found.has_error(model)
 
 
 def _said(votes: Ensemble) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from ..names import BACKEND_OF_PLATFORM, PLAN_BACKEND
 from ..pbtxt import schema
-from ..reader import backend_of
+from ..reader import model_backend
 from ..target import Target
 from .embedded_rules import embedded_problems
 from .finding import ConfigProblem, Step
@@ -42,7 +42,7 @@ def config_problems(config: schema.ModelConfig, target: Target) -> list[ConfigPr
     if not config.backend and not config.platform:
         return [ConfigProblem("names neither a backend nor a platform, so what it is is not known: put back what was exported")]
     faults = [*_kind(config), *_tensors(config), *_batching(config), *_warmup(config), *_instances(config), *_features(config)]
-    if not target.embedded or any(fault.way == ("backend",) for fault in faults):
+    if not target.embedded or any(fault.path == ("backend",) for fault in faults):
         return faults  # what is no name of a backend is not in the embedded runtime either
     return [*faults, *embedded_problems(config)]
 
@@ -72,19 +72,19 @@ def _tensors(config: schema.ModelConfig) -> Iterator[ConfigProblem]:
     for kind, tensors in (("input", config.input), ("output", config.output)):
         names = [tensor.name for tensor in tensors]
         for index, tensor in enumerate(tensors):
-            way: tuple[Step, ...] = ((kind, index),)
+            path: tuple[Step, ...] = ((kind, index),)
             if not tensor.name:
-                yield ConfigProblem(f"{kind} {index + 1} has no name: give it one", way)
+                yield ConfigProblem(f"{kind} {index + 1} has no name: give it one", path)
             elif names.index(tensor.name) < index:
-                yield ConfigProblem(f"declares the {kind} '{tensor.name}' twice: remove one", way)
+                yield ConfigProblem(f"declares the {kind} '{tensor.name}' twice: remove one", path)
             who = f"{kind} '{tensor.name}'"
             if not all(size >= 1 or size == -1 for size in tensor.dims):
-                yield ConfigProblem(f"{who} has dims {list(tensor.dims)}: each must be 1 or more, or -1 for any", (*way, "dims"))
+                yield ConfigProblem(f"{who} has dims {list(tensor.dims)}: each must be 1 or more, or -1 for any", (*path, "dims"))
             elif tensor.HasField("reshape") and tensor.dims and not _same_elements(tensor.dims, tensor.reshape.shape):
                 text = f"{who} has dims {list(tensor.dims)}, and its reshape {list(tensor.reshape.shape)} has another number of elements"
-                yield ConfigProblem(f"{text}: make them agree", (*way, "reshape"))
-            if tensor.is_shape_tensor and backend_of(config) != PLAN_BACKEND:
-                yield ConfigProblem(f"{who} is a shape tensor, which only TensorRT has: remove is_shape_tensor", (*way, "is_shape_tensor"))
+                yield ConfigProblem(f"{text}: make them agree", (*path, "reshape"))
+            if tensor.is_shape_tensor and model_backend(config) != PLAN_BACKEND:
+                yield ConfigProblem(f"{who} is a shape tensor, which only TensorRT has: remove is_shape_tensor", (*path, "is_shape_tensor"))
     for index, tensor in enumerate(config.input):
         if tensor.format != schema.ModelInput.FORMAT_NONE and len(tensor.dims) != 3:
             name = schema.ModelInput.Format.Name(tensor.format)
@@ -111,12 +111,12 @@ def _batching(config: schema.ModelConfig) -> Iterator[ConfigProblem]:
     batching = config.dynamic_batching
     if not config.HasField("dynamic_batching"):
         return
-    way = ("dynamic_batching", "preferred_batch_size")
+    path = ("dynamic_batching", "preferred_batch_size")
     for size in batching.preferred_batch_size:
         if size <= 0:
-            yield ConfigProblem(f"preferred_batch_size is {size}, expected 1 or more", way)
+            yield ConfigProblem(f"preferred_batch_size is {size}, expected 1 or more", path)
         elif size > config.max_batch_size:
-            yield ConfigProblem(f"preferred_batch_size is {size}, more than max_batch_size, {config.max_batch_size}: lower it", way)
+            yield ConfigProblem(f"preferred_batch_size is {size}, more than max_batch_size, {config.max_batch_size}: lower it", path)
     levels, default = batching.priority_levels, batching.default_priority_level
     if levels == 0:
         return
@@ -135,16 +135,16 @@ def _batching(config: schema.ModelConfig) -> Iterator[ConfigProblem]:
 def _warmup(config: schema.ModelConfig) -> Iterator[ConfigProblem]:
     inputs = {tensor.name: tensor for tensor in config.input}
     for index, sample in enumerate(config.model_warmup):
-        way: tuple[Step, ...] = (("model_warmup", index),)
+        path: tuple[Step, ...] = (("model_warmup", index),)
         name = f"warm-up '{sample.name}'"
         unknown = sorted(set(sample.inputs) - set(inputs))
         missing = sorted(name for name, tensor in inputs.items() if not tensor.optional and name not in sample.inputs)
         if inputs and unknown:
-            yield ConfigProblem(f"{name} gives the input {_listed(unknown)}, which the model does not have: it has {_listed(inputs)}", way)
+            yield ConfigProblem(f"{name} gives the input {_listed(unknown)}, which the model does not have: it has {_listed(inputs)}", path)
         elif missing:
-            yield ConfigProblem(f"{name} does not give the input {_listed(missing)}: add it", way)
+            yield ConfigProblem(f"{name} does not give the input {_listed(missing)}: add it", path)
         for key, given in sorted(sample.inputs.items()):
-            where = (*way, ("inputs", "key", key))
+            where = (*path, ("inputs", "key", key))
             tensor = inputs.get(key)
             if given.WhichOneof("input_data_type") is None:
                 yield ConfigProblem(f"{name} says no data for '{key}': write zero_data, random_data or input_data_file", where)
@@ -160,7 +160,7 @@ def _warmup(config: schema.ModelConfig) -> Iterator[ConfigProblem]:
                 )
 
 
-def warmup_size(given: schema.ModelWarmup.Input) -> int | None:
+def warmup_bytes(given: schema.ModelWarmup.Input) -> int | None:
     """How many bytes a warm-up reads from its file; None where the type or the shape does not say it."""
     size = TYPE_SIZES.get(given.data_type)
     return None if size is None or any(one < 0 for one in given.dims) else size * math.prod(given.dims)
@@ -176,13 +176,13 @@ def _instances(config: schema.ModelConfig) -> Iterator[ConfigProblem]:
         text = "has only passive instances, which take no calls: remove passive from one instance_group"
         yield ConfigProblem(text, ("instance_group", "passive"))
     for index, group in enumerate(config.instance_group):
-        way: tuple[Step, ...] = (("instance_group", index),)
+        path: tuple[Step, ...] = (("instance_group", index),)
         if group.kind in (schema.ModelInstanceGroup.KIND_CPU, schema.ModelInstanceGroup.KIND_MODEL) and group.gpus:
             kind = schema.ModelInstanceGroup.Kind.Name(group.kind)
-            yield ConfigProblem(f"instance_group {index + 1} is {kind} and names gpus {list(group.gpus)}: remove these", (*way, "gpus"))
-        if group.profile and backend_of(config) != PLAN_BACKEND:
+            yield ConfigProblem(f"instance_group {index + 1} is {kind} and names gpus {list(group.gpus)}: remove these", (*path, "gpus"))
+        if group.profile and model_backend(config) != PLAN_BACKEND:
             text = f"instance_group {index + 1} names the profile {list(group.profile)}, which only TensorRT has: remove it"
-            yield ConfigProblem(text, (*way, "profile"))
+            yield ConfigProblem(text, (*path, "profile"))
 
 
 def _features(config: schema.ModelConfig) -> Iterator[ConfigProblem]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 from ..names import BACKEND
 from ..pbtxt import schema
-from ..reader import backend_of, parameter
+from ..reader import model_backend, parameter
 from .finding import ConfigProblem, Step, parameter_path
 
 _ELSEWHERE = "serve it with --runtime docker or path"
@@ -22,13 +22,13 @@ _GRAPH_LEVELS = {-1: "basic", 0: "all", 1: "extended", 2: "none"}
 
 def embedded_problems(config: schema.ModelConfig) -> Iterator[ConfigProblem]:
     """Find what the embedded runtime refuses of a model's configuration, and another Triton may take."""
-    backend = backend_of(config)
+    backend = model_backend(config)
     if backend != BACKEND:
         if not backend:
             return  # an unknown platform, which every Triton refuses
-        way = ("backend",) if config.backend else ("platform",)
+        path = ("backend",) if config.backend else ("platform",)
         yield ConfigProblem(
-            f"backend '{backend or config.platform}' is not in the embedded runtime, which has only '{BACKEND}': {_ELSEWHERE}", way
+            f"backend '{backend or config.platform}' is not in the embedded runtime, which has only '{BACKEND}': {_ELSEWHERE}", path
         )
         return
     if config.runtime not in ("", _LIBRARY):
@@ -41,13 +41,13 @@ def embedded_problems(config: schema.ModelConfig) -> Iterator[ConfigProblem]:
 
 def _gpus(config: schema.ModelConfig) -> Iterator[ConfigProblem]:
     for index, group in enumerate(config.instance_group):
-        way: tuple[Step, ...] = (("instance_group", index),)
+        path: tuple[Step, ...] = (("instance_group", index),)
         if group.kind == schema.ModelInstanceGroup.KIND_GPU:
             text = f"instance_group {index + 1} is KIND_GPU, and the embedded runtime has only CPUs: write KIND_CPU, or {_ELSEWHERE}"
-            yield ConfigProblem(text, way)
+            yield ConfigProblem(text, path)
         elif group.gpus and group.kind == schema.ModelInstanceGroup.KIND_AUTO:
             text = f"instance_group {index + 1} names gpus {list(group.gpus)}, and the embedded runtime has only CPUs: remove these"
-            yield ConfigProblem(f"{text}, or {_ELSEWHERE}", (*way, "gpus"))
+            yield ConfigProblem(f"{text}, or {_ELSEWHERE}", (*path, "gpus"))
 
 
 def _declared(config: schema.ModelConfig) -> Iterator[ConfigProblem]:
@@ -76,9 +76,9 @@ def _unsupported(config: schema.ModelConfig) -> Iterator[ConfigProblem]:
     for index, tensor in enumerate(config.input):
         for what, asked in (("an optional input", tensor.optional), ("ragged batching", tensor.allow_ragged_batch)):
             features.append((f"{what} ('{tensor.name}')", asked, (("input", index),)))
-    for feature, asked, way in features:
+    for feature, asked, path in features:
         if asked:
-            yield ConfigProblem(f"asks for {feature}, which the embedded runtime does not offer: remove it, or {_ELSEWHERE}", way)
+            yield ConfigProblem(f"asks for {feature}, which the embedded runtime does not offer: remove it, or {_ELSEWHERE}", path)
 
 
 def _settings(config: schema.ModelConfig) -> Iterator[ConfigProblem]:

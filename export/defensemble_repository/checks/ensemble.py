@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..averaging import averaging_of
+from ..averaging import read_averaging
 from ..errors import EnsembleError
-from ..names import CONFIG_FILE, RESERVED, check_name
+from ..names import CONFIG_FILE, RESERVED_PREFIXES, check_name
 from ..pbtxt import schema
 from ..reader import is_ensemble, versions_by_policy
 from .averages import check_averages
@@ -21,10 +21,10 @@ from .wiring import format_step, step_path, wiring_problems
 _OF_A_MEMBER = ({"images"}, {"logits"})
 
 
-def check_wired(found: Inspection, name: str, *, outer: tuple[str, ...] = ()) -> None:
+def check_ensemble_configs(found: Inspection, name: str, *, outer: tuple[str, ...] = ()) -> None:
     """Find all that is wrong with the ensemble `name`, its members and its averaging models; `outer` are the ensembles that contain it."""
     before = len(found.findings)
-    with found.stopping(name):
+    with found.blocking(name):
         config = _ensemble(found, name)
         if config is None:
             return
@@ -32,7 +32,9 @@ def check_wired(found: Inspection, name: str, *, outer: tuple[str, ...] = ()) ->
         steps = list(config.ensemble_scheduling.step)
         inputs = {tensor.name for tensor in config.input}
         votes = [step for step in steps if inputs & set(step.input_map.values())]
-        averages = list(dict.fromkeys(step.model_name for step in steps if step not in votes and step.model_name.startswith(RESERVED)))
+        averages = list(
+            dict.fromkeys(step.model_name for step in steps if step not in votes and step.model_name.startswith(RESERVED_PREFIXES))
+        )
         is_ours = bool(averages)
         pinned: dict[str, set[int]] = {}
         for index, step in enumerate(steps):
@@ -49,36 +51,38 @@ def check_wired(found: Inspection, name: str, *, outer: tuple[str, ...] = ()) ->
                 first = next(index for index, step in enumerate(steps) if step.model_name == model)
                 found.add_finding(name, f"it contains itself: {circle}; take one of these steps out", path, *step_path(first, "model_name"))
             else:
-                check_wired(found, model, outer=(*outer, name))
+                check_ensemble_configs(found, model, outer=(*outer, name))
         averages = [model for model in averages if model in known]
         check_averages(found, name, averages)
         for model in averages:
             _check_link(found, model)
-        bad = {model for model in averages if found.refused(model, found.config_path(model))}
+        bad = {model for model in averages if found.has_error(model, found.config_path(model))}
         if is_ours:
             members = [step for step in votes if step.model_name in pinned and (set(step.input_map), set(step.output_map)) == _OF_A_MEMBER]
             bad |= check_members(found, name, [(step.model_name, step.model_version) for step in members], averages)
             check_agreement(found, name, config, {step.model_name: known[step.model_name] for step in members if step.model_name in known})
         for fault in wiring_problems(config, {model: one for model, one in known.items() if model not in bad}):
             found.add_problem(name, fault, path)
-        if not any(one.is_error and one.stops in (name, *averages) for one in found.findings):
+        if not any(one.is_error and one.blocked_model in (name, *averages) for one in found.findings):
             _check_parameters(found, name, config, known)
         if found.check_ensemble is not None:
-            refused = any(one.is_error for one in (*found.findings[before:], *(one for one in found.findings if one.stops in known)))
-            found.check_ensemble(found, name, config, known, refused)
+            has_error = any(
+                one.is_error for one in (*found.findings[before:], *(one for one in found.findings if one.blocked_model in known))
+            )
+            found.check_ensemble(found, name, config, known, has_error)
 
 
 def _check_queue(found: Inspection, ensemble: str, model: str, config: schema.ModelConfig) -> None:
     allowed = found.target.allows_queue_limits
-    for limit, way in () if allowed else queue_limits(config):
+    for limit, field_path in () if allowed else queue_limits(config):
         text = queue_limit_text(limit, ensemble, found.target)
-        found.add_finding(model, text, found.config_path(model), *way, is_error=allowed is False)
+        found.add_finding(model, text, found.config_path(model), *field_path, is_error=allowed is False)
 
 
 def _check_parameters(found: Inspection, name: str, config: schema.ModelConfig, known: Mapping[str, schema.ModelConfig]) -> None:
     """Whether what averages says an average: what a server compares its answers with."""
     try:
-        averaging_of(config, known)
+        read_averaging(config, known)
     except EnsembleError as error:
         found.add_finding(name, str(error), found.config_path(name))
 
@@ -121,8 +125,8 @@ def _ensemble(found: Inspection, name: str) -> schema.ModelConfig | None:
 def _check_link(found: Inspection, model: str) -> None:
     """An edit writes an ensemble and its averaging models: a link would carry that out of the repository."""
     for path in (model, found.config_path(model)):
-        place = found.leads_out(path)
-        if place is not None and not found.refused(model, path):
+        place = found.external_target(path)
+        if place is not None and not found.has_error(model, path):
             text = f"is a link, or lies behind one, that leads out of the repository, to {place}, and an edit would write there"
             found.add_finding(model, f"{text}: put a copy in its place", path, is_error=found.for_edit)
             return
@@ -131,37 +135,37 @@ def _check_link(found: Inspection, model: str) -> None:
 def _check_step(found: Inspection, name: str, index: int, step: schema.ModelEnsembling.Step, *, is_vote: bool, is_ours: bool) -> bool:
     """Whether the model of a step can be looked at: it has a name, and a configuration; then its version is looked for."""
     path, model, files = found.config_path(name), step.model_name, found.files
-    way = step_path(index, "model_name")
+    field_path = step_path(index, "model_name")
     try:
         check_name(model, generated=not is_ours or not is_vote)
     except EnsembleError as error:
-        found.add_finding(name, f"step {index + 1}: {error}", path, *way)
+        found.add_finding(name, f"step {index + 1}: {error}", path, *field_path)
         return False
     if not found.has(model):
-        mend = f"put it back, or {found.without_votes(name, model) if is_vote else found.way_back(name)}"
+        mend = f"put it back, or {found.removal_advice(name, model) if is_vote else found.recovery_advice(name)}"
         if not is_ours:
             mend = "put it back, or take the step out"
         found.add_finding(
-            model, f"{format_step(index, step)} is not in {files.repository}, which has no {model}/{CONFIG_FILE}: {mend}", path, *way
+            model, f"{format_step(index, step)} is not in {files.repository}, which has no {model}/{CONFIG_FILE}: {mend}", path, *field_path
         )
         return False
     config = found.config(model)
     if config is None:
         return True
     there, version = found.versions(model), step.model_version
-    served, way = versions_by_policy(there, config), step_path(index, "model_version")
+    served, field_path = versions_by_policy(there, config), step_path(index, "model_version")
     if not there:
         return True  # which is said of the model
     if version == -1:
         if is_ours:
             text = f"{format_step(index, step)} says model_version: -1, whose meaning changes when a version is added"
-            found.add_finding(name, f"{text}: write the one that is meant, now {max(served or there)}", path, *way)
+            found.add_finding(name, f"{text}: write the one that is meant, now {max(served or there)}", path, *field_path)
     elif version not in there:
         said = f"says model_version: {version}" if version > 0 else "says no model_version"
         text = (
             f"{format_step(index, step)} {said}, and its versions are {_numbers(there)}: write one of these, or export another (--replace)"
         )
-        found.add_finding(model, text, path, *way)
+        found.add_finding(model, text, path, *field_path)
     elif version not in served:
         text = f"'{name}' pins version {version}, and this version_policy serves {_numbers(served)}"
         found.add_finding(model, f"{text}: write version_policy {{ all {{}} }} here", found.config_path(model), "version_policy")

@@ -16,7 +16,7 @@ _TOKEN = re.compile(r"""\s+|\#[^\n]*|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|[{}
 class Finding:
     """What is wrong with ``model``, what was expected and how to mend it, with the file and the line (from 1) where one can be pointed at.
 
-    ``is_error`` False marks a remark. ``stops`` is the model that is not served because of it, which can be an ensemble
+    ``is_error`` False marks a remark. ``blocked_model`` is the model that is not served because of it, which can be an ensemble
     of ``model``. ``unchecked`` says that files of ``model`` were not looked at, so that nothing can be claimed of them.
     """
 
@@ -25,7 +25,7 @@ class Finding:
     file: Path | None = None
     line: int | None = None
     is_error: bool = True
-    stops: str = ""
+    blocked_model: str = ""
     unchecked: bool = False
 
     def __str__(self) -> str:
@@ -39,7 +39,7 @@ class ConfigProblem:
     """What is wrong in a configuration, and the way to the field there."""
 
     text: str
-    way: tuple[Step, ...] = ()
+    path: tuple[Step, ...] = ()
 
 
 def parameter_path(key: str) -> tuple[Step, ...]:
@@ -61,19 +61,19 @@ class FieldLocator:
     def __init__(self, text: str) -> None:
         self._fields = _message(_tokens(text))
 
-    def of(self, *way: Step) -> int | None:
-        """The line (from 1) of the field that ``way`` leads to, or of the last one on the way that is there; None where none is."""
-        found = self._along(way)
+    def of(self, *path: Step) -> int | None:
+        """The line (from 1) of the field that ``path`` leads to, or of the last one on the way that is there; None where none is."""
+        found = self._along(path)
         return found[-1].line if found else None
 
-    def has(self, *way: Step) -> bool:
-        """Whether the field that ``way`` leads to is written, with its default value too."""
-        return len(self._along(way)) == len(way)
+    def has(self, *path: Step) -> bool:
+        """Whether the field that ``path`` leads to is written, with its default value too."""
+        return len(self._along(path)) == len(path)
 
-    def _along(self, way: tuple[Step, ...]) -> list[_Field]:
+    def _along(self, path: tuple[Step, ...]) -> list[_Field]:
         """The fields on the way, up to the first one that is missing."""
         found: list[_Field] = []
-        for step in way:
+        for step in path:
             one = _found(found[-1].fields if found else self._fields, step)
             if one is None:
                 break

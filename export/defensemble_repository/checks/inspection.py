@@ -16,15 +16,15 @@ from google.protobuf import text_format
 from ..ensemble import Ensemble, Member
 from ..errors import ConfigError, RepositoryError
 from ..names import CONFIG_FILE, HISTORY_FILE, MODEL_NAME, PROFILES_FOLDER
-from ..pbtxt import LONGEST_REASON, config_from_pbtxt, schema
-from ..reader import LARGEST_VERSION, checked_config, read_ensemble
+from ..pbtxt import MAX_REASON_LENGTH, config_from_pbtxt, schema
+from ..reader import MAX_VERSION, checked_config, read_ensemble
 from ..target import ANY, Target
 from ..texts import shortened
 from ..view import RepositoryView
 from .finding import ConfigProblem, FieldLocator, Finding, Step
 
 T = TypeVar("T")
-APPLY = "say what is to vote with `defensemble ensemble apply FILE`"
+APPLY_ADVICE = "say what is to vote with `defensemble ensemble apply FILE`"
 
 
 @lru_cache(maxsize=64)
@@ -66,15 +66,15 @@ class Inspection:
         model: str,
         text: str,
         path: str | None = None,
-        *way: Step,
+        *field_path: Step,
         line: int | None = None,
         is_error: bool = True,
         unchecked: bool = False,
     ) -> None:
-        """Add a finding about ``model``: in the file ``path`` (relative to the repository), where ``way`` leads to."""
-        if way and path is not None:
+        """Add a finding about ``model``: in the file ``path`` (relative to the repository), where ``field_path`` leads to."""
+        if field_path and path is not None:
             content = self.content(path)
-            line = None if content is None else _lines(content.decode(errors="replace")).of(*way)
+            line = None if content is None else _lines(content.decode(errors="replace")).of(*field_path)
         file = None if path is None else self.files.repository / path
         found = Finding(model, shortened(text), file, line, is_error, self._stops or model, unchecked)
         if found not in self.findings:
@@ -82,10 +82,10 @@ class Inspection:
 
     def add_problem(self, model: str, fault: ConfigProblem, path: str) -> None:
         """Add what is wrong in the configuration at `path`."""
-        self.add_finding(model, fault.text, path, *fault.way)
+        self.add_finding(model, fault.text, path, *fault.path)
 
     @contextmanager
-    def stopping(self, model: str) -> Iterator[None]:
+    def blocking(self, model: str) -> Iterator[None]:
         """What is found in this context keeps `model` from being served."""
         before, self._stops = self._stops, model
         try:
@@ -99,7 +99,7 @@ class Inspection:
         there = self.profile is not None and (self.files.exists(path) or (self.files.repository / path).exists())
         return path if there else f"{model}/{CONFIG_FILE}"
 
-    def refused(self, model: str, path: str | None = None) -> bool:
+    def has_error(self, model: str, path: str | None = None) -> bool:
         """Whether something that refuses was found about ``model``, in the file ``path`` where one is given."""
         file = None if path is None else self.files.repository / path
         return any(one.is_error and one.model == model and (path is None or one.file == file) for one in self.findings)
@@ -130,7 +130,7 @@ class Inspection:
     def config(self, model: str) -> schema.ModelConfig | None:
         """The configuration of a model that ``has`` one; None where it cannot be read, which is a finding."""
         if model not in self._configs:
-            with self.stopping(model):
+            with self.blocking(model):
                 self._configs[model] = self._checked(model)
         return self._configs[model]
 
@@ -157,11 +157,11 @@ class Inspection:
         if content is None:
             return
         lines = _lines(content.decode(errors="replace"))
-        for way in ways:
+        for field_path in ways:
             # By the text: Triton's parser refuses such a field with any value, and a message does not say that one with 0 was written.
-            if lines.has(*way):
-                text = f"has the field {'.'.join(way)}, which {self.target} does not know, so it cannot read this file: remove the field"
-                self.add_finding(model, text, path, *way)
+            if lines.has(*field_path):
+                text = f"has the field {'.'.join(field_path)}, which {self.target} does not know, so it cannot read this file: remove the field"
+                self.add_finding(model, text, path, *field_path)
 
     def parsed(self, model: str, path: str) -> schema.ModelConfig | None:
         """A configuration of ``model`` at ``path``; None where there is none or it is not valid, which is a finding with its line."""
@@ -174,7 +174,7 @@ class Inspection:
             cause = error.__cause__
             line = cause.GetLine() if isinstance(cause, text_format.ParseError) else None
             self.add_finding(
-                model, f"not a valid model configuration: {shortened(str(cause), LONGEST_REASON)}: mend that line", path, line=line
+                model, f"not a valid model configuration: {shortened(str(cause), MAX_REASON_LENGTH)}: mend that line", path, line=line
             )
             return None
 
@@ -186,9 +186,9 @@ class Inspection:
             self.add_finding(model, f"its folder cannot be listed: {error.strerror}: mend its permissions", model)
             return []
         for version in found:
-            if version > LARGEST_VERSION:
+            if version > MAX_VERSION:
                 self.add_finding(
-                    model, f"Triton counts versions up to {LARGEST_VERSION}: rename this folder to a lower one", f"{model}/{version}"
+                    model, f"Triton counts versions up to {MAX_VERSION}: rename this folder to a lower one", f"{model}/{version}"
                 )
         return found
 
@@ -201,32 +201,32 @@ class Inspection:
         planned = {path for path in self.files.planned if path.startswith(f"{folder}/") and path.endswith(".pbtxt")}
         return sorted(path for path in on_disk | planned if self.files.exists(path))
 
-    def without_votes(self, ensemble: str, *models: str) -> str:
+    def removal_advice(self, ensemble: str, *models: str) -> str:
         """Advise how `models` stop voting in `ensemble`: by an edit that works on the repository as it is, or out of the planned edit."""
         voting: tuple[Member, ...] = ()
         if (self.files.repository / ensemble / CONFIG_FILE).exists():
             try:
                 voting = read_ensemble(self.files.repository, ensemble).members
             except (RepositoryError, OSError):  # edits of single votes read it too
-                return APPLY
+                return APPLY_ADVICE
         gone = [vote for vote in voting if vote.model in models]
         if len({vote.model for vote in gone}) < len(set(models)):
             return f"leave {', '.join(models)} out"
         if len(gone) == len(voting):
-            return APPLY
+            return APPLY_ADVICE
         names = [vote.model for vote in gone]
         # A model that votes at several versions is named with each.
         named = [vote.model if names.count(vote.model) == 1 else f"{vote.model}@{vote.version}" for vote in gone]
         return f"`defensemble ensemble remove {ensemble} {' '.join(named)}`"
 
-    def way_back(self, ensemble: str) -> str:
+    def recovery_advice(self, ensemble: str) -> str:
         """Advise which edit makes `ensemble` whole again: a rollback where an edit of it was recorded."""
         history = self.content(HISTORY_FILE) or b""
         if f'"ensemble": {json.dumps(ensemble)}'.encode() in history:
             return f"go back with `defensemble ensemble rollback --ensemble {ensemble}`"
-        return APPLY
+        return APPLY_ADVICE
 
-    def leads_out(self, path: str) -> Path | None:
+    def external_target(self, path: str) -> Path | None:
         """Where a link leads on the way to ``path``, where that is outside of the repository."""
         # Not `Path.resolve`, which raises on a link that leads back to itself.
         place, root = (Path(os.path.realpath(folder)) for folder in (self.files.repository / path, self.files.repository))

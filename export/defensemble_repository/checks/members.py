@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from ..labels import class_names_from_labels
 from ..names import CONFIG_FILE, LABELS_FILE
 from ..pbtxt import schema
-from ..reader import LARGEST_BATCH, parameter
+from ..reader import MAX_BATCH_SIZE, parameter
 from .inspection import Inspection
 from .model import format_tensors
 from .wiring import same_shape
@@ -51,11 +51,11 @@ def _is_member(found: Inspection, ensemble: str, model: str, config: schema.Mode
     if inputs != [("images", schema.TYPE_FP32, 3, True)] or ("logits", schema.TYPE_FP32, 1, True) not in outputs:
         text = f"takes {format_tensors(config.input)} and gives {format_tensors(config.output)}, but {_MEMBER}: correct its configuration"
         field = "input" if inputs != [("images", schema.TYPE_FP32, 3, True)] else "output"
-        found.add_finding(model, f"{text}, or {found.without_votes(ensemble, model)}", path, field)
+        found.add_finding(model, f"{text}, or {found.removal_advice(ensemble, model)}", path, field)
         return False
-    if not 1 <= config.max_batch_size <= LARGEST_BATCH:
-        text = f"says max_batch_size: {config.max_batch_size}, expected 1 to {LARGEST_BATCH}: correct it"
-        found.add_finding(model, f"{text}, or {found.without_votes(ensemble, model)}", path, "max_batch_size")
+    if not 1 <= config.max_batch_size <= MAX_BATCH_SIZE:
+        text = f"says max_batch_size: {config.max_batch_size}, expected 1 to {MAX_BATCH_SIZE}: correct it"
+        found.add_finding(model, f"{text}, or {found.removal_advice(ensemble, model)}", path, "max_batch_size")
         return False
     return True
 
@@ -76,7 +76,7 @@ def _same(found: Inspection, ensemble: str, dims: Mapping[str, list[int]], expec
         return set(other)
     for model, size in other.items():
         text = f"its {tensor} are {size}, those of {whose} {expected}: all members need the same {what}; export it again as the others are"
-        text += f", or {found.without_votes(ensemble, *other)}"
+        text += f", or {found.removal_advice(ensemble, *other)}"
         found.add_finding(model, text, f"{model}/{CONFIG_FILE}", (kind, "name", tensor), "dims")
     return set(other)
 
@@ -91,7 +91,7 @@ def _check_labels(found: Inspection, ensemble: str, config: schema.ModelConfig, 
             found.add_finding(
                 model, f"names {len(labels)} classes, and its logits are {classes}: write one name a line, in their order", path
             )
-    told = {model: one for model, one in told.items() if not found.refused(model, one[0])}
+    told = {model: one for model, one in told.items() if not found.has_error(model, one[0])}
     own = _labels(found, ensemble, config, "probabilities")
     if not told:
         return

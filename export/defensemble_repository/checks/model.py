@@ -6,14 +6,14 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import PurePosixPath
 
-from ..averaging import is_fused, serves_what_was_fused
+from ..averaging import is_fused, serves_fused_members
 from ..errors import ConfigError, EnsembleError, ManifestError
 from ..names import CONFIG_FILE, MANIFEST_FILE, MODEL_FILE, PLAN_BACKEND, PLAN_FILE
 from ..pbtxt import schema
 from ..plan_manifest import manifest_from_bytes
-from ..reader import backend_of, file_of, is_ensemble, parameter, versions_by_policy
+from ..reader import is_ensemble, model_backend, model_filename, parameter, versions_by_policy
 from ..view import RepositoryView
-from .config_rules import config_problems, warmup_size
+from .config_rules import config_problems, warmup_bytes
 from .finding import parameter_path
 from .inspection import Inspection
 from .preprocessing import check_preprocessing
@@ -39,7 +39,7 @@ def check_model(found: Inspection, model: str, pinned: Collection[int] | None = 
     if config is None:
         return
     path = found.config_path(model)
-    with found.stopping(model):
+    with found.blocking(model):
         served = _served(found, model, config)
         votes = served if pinned is None else pinned
         _check_links(found, model, votes)
@@ -58,7 +58,7 @@ def check_model(found: Inspection, model: str, pinned: Collection[int] | None = 
                 _check_profile(found, model, usual, profile, profile_path, votes, mend=mend)
 
 
-def refuse_configs(files: RepositoryView, models: Iterable[str]) -> None:
+def require_valid_configs(files: RepositoryView, models: Iterable[str]) -> None:
     """Refuse (ConfigError) configurations that every Triton refuses, before something is written that is served by them."""
     found = Inspection(files)
     for model in models:
@@ -72,13 +72,13 @@ def refuse_configs(files: RepositoryView, models: Iterable[str]) -> None:
 def check_label_files(found: Inspection, model: str, config: schema.ModelConfig) -> None:
     """Find outputs whose file of labels is not there, or not in the model's folder."""
     for tensor in config.output:
-        name, way = tensor.label_filename, (("output", "name", tensor.name), "label_filename")
+        name, field_path = tensor.label_filename, (("output", "name", tensor.name), "label_filename")
         if name and (name != PurePosixPath(name).name or name == ".." or "\0" in name):
             text = f"says label_filename: {name!r}, expected the plain name of a file in the model's folder: mend that line"
-            found.add_finding(model, text, found.config_path(model), *way)
-        elif name and found.content(f"{model}/{name}") is None and not found.refused(model, f"{model}/{name}"):
+            found.add_finding(model, text, found.config_path(model), *field_path)
+        elif name and found.content(f"{model}/{name}") is None and not found.has_error(model, f"{model}/{name}"):
             text = f'says label_filename: "{name}", and there is no {found.files.repository / model / name}: put it back or remove the line'
-            found.add_finding(model, text, found.config_path(model), *way)
+            found.add_finding(model, text, found.config_path(model), *field_path)
 
 
 def check_links(found: Inspection, model: str, config: schema.ModelConfig) -> None:
@@ -95,27 +95,27 @@ def _check_warmup_files(found: Inspection, model: str, config: schema.ModelConfi
         for key, given in sorted(sample.inputs.items()):
             if given.WhichOneof("input_data_type") != "input_data_file":
                 continue
-            way = (("model_warmup", index), ("inputs", "key", key), "value", "input_data_file")
+            field_path = (("model_warmup", index), ("inputs", "key", key), "value", "input_data_file")
             name, file = given.input_data_file, f"{model}/warmup/{given.input_data_file}"
             path, what = found.config_path(model), f"warm-up '{sample.name}' reads '{key}' from"
             if name != PurePosixPath(name).name or name in ("", "..") or "\0" in name:
                 text = f"{what} input_data_file: {name!r}, expected the plain name of a file in the model's folder warmup"
-                found.add_finding(model, text, path, *way)
+                found.add_finding(model, text, path, *field_path)
                 continue
-            size, wanted = found.files.size(file), warmup_size(given)
+            size, wanted = found.files.size(file), warmup_bytes(given)
             if size is None:
                 text = f"{what} {found.files.repository / file}, which is not there: put it back, or remove the warm-up"
-                found.add_finding(model, text, path, *way)
+                found.add_finding(model, text, path, *field_path)
             elif wanted is not None and size < wanted:
                 text = f"{what} {found.files.repository / file}, which has {size} bytes, expected {wanted}: write the file again"
-                found.add_finding(model, text, path, *way)
+                found.add_finding(model, text, path, *field_path)
 
 
 def _check_averaging(found: Inspection, model: str, config: schema.ModelConfig) -> None:
     """A fused graph says what it averages: what a server compares its answers with."""
     try:
         if is_fused(config):
-            serves_what_was_fused(model, config, {})
+            serves_fused_members(model, config, {})
     except EnsembleError as error:
         found.add_finding(model, str(error), found.config_path(model), "parameters")
 
@@ -153,7 +153,7 @@ def _served(found: Inspection, model: str, config: schema.ModelConfig) -> list[i
 def _check_links(found: Inspection, model: str, pinned: Collection[int]) -> None:
     """Weights are often kept in a store of their own, and linked; their digests say whether they are the right ones."""
     for path in (model, f"{model}/{CONFIG_FILE}", *(f"{model}/{version}" for version in pinned)):
-        place = found.leads_out(path)
+        place = found.external_target(path)
         if place is not None:
             text = f"is a link, or lies behind one, that leads out of the repository, to {place}: what is there can change without an edit"
             found.add_finding(model, text, path, is_error=False)
@@ -162,11 +162,11 @@ def _check_links(found: Inspection, model: str, pinned: Collection[int]) -> None
 
 def _check_file(found: Inspection, model: str, version: int, config: schema.ModelConfig, path: str, *, pinned: bool, mend: str) -> None:
     """Whether a version's model file is there, and is the one that the configuration at ``path`` says."""
-    name = file_of(config)
+    name = model_filename(config)
     if name is None:
         return
     file = f"{model}/{version}/{name}"
-    is_plan = backend_of(config) == PLAN_BACKEND
+    is_plan = model_backend(config) == PLAN_BACKEND
     if is_plan:
         mend = f"build it with `{_build_command(found, model, version)}`"
     if not pinned:
@@ -202,7 +202,7 @@ def _check_plan(found: Inspection, model: str, version: int, config: schema.Mode
     path = f"{place}/{MANIFEST_FILE}"
     content = found.content(path)
     if content is None:
-        if not found.refused(model, path):
+        if not found.has_error(model, path):
             found.add_finding(model, f"the plan of version {version} has no manifest, so what it was built with is not known: {mend}", path)
         return
     try:
@@ -210,9 +210,9 @@ def _check_plan(found: Inspection, model: str, version: int, config: schema.Mode
     except ManifestError as error:
         found.add_finding(model, f"{error}: `{command}`", path)
         return
-    for name, stated in ((file_of(config) or PLAN_FILE, manifest.plan_sha256), (MODEL_FILE, manifest.onnx_sha256)):
+    for name, stated in ((model_filename(config) or PLAN_FILE, manifest.plan_sha256), (MODEL_FILE, manifest.onnx_sha256)):
         got = found.digest(f"{place}/{name}")
-        if got is not None and got != stated and not found.refused(model, f"{place}/{name}"):
+        if got is not None and got != stated and not found.has_error(model, f"{place}/{name}"):
             changed = name != MODEL_FILE
             what = "the plan was changed after it was built" if changed else "the plan was built from another model.onnx than this one"
             found.add_finding(model, f"{what}: it has SHA-256 {got[:16]}..., its manifest says {stated[:16]}...; {mend}", f"{place}/{name}")
@@ -245,7 +245,7 @@ def _check_profile(
         if version in usually and version not in served:
             text = f"version {version} votes, and this profile serves {served or 'none'}: write version_policy {{ all {{}} }} here"
             found.add_finding(model, f"{text}, as in {CONFIG_FILE}", path, "version_policy")
-    same = file_of(profile) == file_of(config)
+    same = model_filename(profile) == model_filename(config)
     for version in served:
         key = f"sha256.{version}"
         stated, other = parameter(profile, key), parameter(config, key)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from ..errors import ConfigError, EnsembleError
 from ..pbtxt import schema
-from ..preprocessing import PREPROCESSING, agreed_preprocessing, preprocessing_values
+from ..preprocessing import PREPROCESSING, common_preprocessing, parse_preprocessing
 from ..reader import parameter
 from .finding import parameter_path
 from .inspection import Inspection
@@ -20,7 +20,7 @@ def check_preprocessing(found: Inspection, model: str, config: schema.ModelConfi
     text = parameter(config, PREPROCESSING)
     if text is not None:
         try:
-            preprocessing_values(model, text)
+            parse_preprocessing(model, text)
         except ConfigError as error:
             _add(found, model, str(error))
 
@@ -29,8 +29,8 @@ def check_agreement(found: Inspection, ensemble: str, config: schema.ModelConfig
     """Find members that state different rules, and an ensemble that states another rule than its members."""
     own = parameter(config, PREPROCESSING)
     try:
-        agreed = agreed_preprocessing({name: parameter(member, PREPROCESSING) for name, member in members.items()})
-        contradicts = own is not None and (agreed is None or preprocessing_values(ensemble, own) != preprocessing_values(ensemble, agreed))
+        agreed = common_preprocessing({name: parameter(member, PREPROCESSING) for name, member in members.items()})
+        contradicts = own is not None and (agreed is None or parse_preprocessing(ensemble, own) != parse_preprocessing(ensemble, agreed))
     except ConfigError:
         return  # `check_preprocessing` reports it
     except EnsembleError as error:

@@ -18,9 +18,11 @@ def queue_limits(config: schema.ModelConfig) -> list[tuple[str, tuple[Step, ...]
     if batching.HasField("default_queue_policy"):
         policies.append(("default_queue_policy", batching.default_queue_policy, ("default_queue_policy",)))
     for level, policy in sorted(batching.priority_queue_policy.items()):
-        way: tuple[Step, ...] = (("priority_queue_policy", "key", str(level)), "value")
-        policies.append((f"priority_queue_policy of level {level}", policy, way))
-    return [(f"{name} with {limit}", ("dynamic_batching", *way)) for name, policy, way in policies if (limit := ", ".join(_limits(policy)))]
+        path: tuple[Step, ...] = (("priority_queue_policy", "key", str(level)), "value")
+        policies.append((f"priority_queue_policy of level {level}", policy, path))
+    return [
+        (f"{name} with {limit}", ("dynamic_batching", *path)) for name, policy, path in policies if (limit := ", ".join(_limits(policy)))
+    ]
 
 
 def queue_limit_text(limit: str, ensemble: str, target: Target) -> str:

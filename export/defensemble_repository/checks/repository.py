@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from ..filesystem.regular_files import check_regular
 from ..names import AVERAGING_NAME, CONFIG_FILE, MODEL_NAME
 from ..reader import is_ensemble
-from .ensemble import check_wired
+from .ensemble import check_ensemble_configs
 from .finding import Finding
 from .inspection import Inspection
 from .model import check_model
 
 
-def check_folders(found: Inspection) -> tuple[list[str], list[str]]:
+def check_models(found: Inspection) -> tuple[list[str], list[str]]:
     """Find what keeps each model of a repository from being served.
 
     Returns the names of the models that were judged, and of averaging models that no ensemble runs, which were not: edits leave them for
@@ -24,7 +24,7 @@ def check_folders(found: Inspection) -> tuple[list[str], list[str]]:
     configs = {name: config for name in models if (config := found.config(name)) is not None}
     ensembles = [name for name, config in configs.items() if is_ensemble(config)]
     for name in ensembles:
-        check_wired(found, name)
+        check_ensemble_configs(found, name)
     used = {step.model_name for name in ensembles for step in configs[name].ensemble_scheduling.step}
     alone = [name for name in configs if name not in used and name not in ensembles]
     unused = [name for name in alone if AVERAGING_NAME.fullmatch(name)]
@@ -46,7 +46,7 @@ def problems_from_findings(findings: Iterable[Finding]) -> dict[str, str]:
     texts: dict[str, list[str]] = {}
     for one in findings:
         if one.is_error:
-            texts.setdefault(one.stops, []).append(one.text if one.file is None else str(one))
+            texts.setdefault(one.blocked_model, []).append(one.text if one.file is None else str(one))
     return {name: "; ".join(dict.fromkeys(lines)) for name, lines in texts.items()}
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..names import RESERVED
+from ..names import RESERVED_PREFIXES
 from ..pbtxt import schema
 from .finding import ConfigProblem, Step
 
@@ -36,9 +36,9 @@ def wiring_problems(config: schema.ModelConfig, known: Mapping[str, schema.Model
     return [*faults, *_shapes(config, steps, known), *_any_size(config, steps, known)]
 
 
-def step_path(index: int, *way: Step) -> tuple[Step, ...]:
+def step_path(index: int, *field_path: Step) -> tuple[Step, ...]:
     """The way to the step number ``index`` (from 0), or on from it, for ``FieldLocator.of``."""
-    return (_STEPS, ("step", index), *way)
+    return (_STEPS, ("step", index), *field_path)
 
 
 def format_type(kind: int) -> str:
@@ -75,19 +75,19 @@ def _declared(config: schema.ModelConfig) -> Iterator[ConfigProblem]:
             yield ConfigProblem(f"declares no {kind}: it needs at least one")
         names = [tensor.name for tensor in tensors]
         for index, tensor in enumerate(tensors):
-            way: tuple[Step, ...] = ((kind, index),)
+            field_path: tuple[Step, ...] = ((kind, index),)
             if not tensor.name:
-                yield ConfigProblem(f"{kind} {index + 1} has no name: give it one", way)
+                yield ConfigProblem(f"{kind} {index + 1} has no name: give it one", field_path)
                 continue
             if names.index(tensor.name) < index:
-                yield ConfigProblem(f"declares the {kind} '{tensor.name}' twice: take one out", way)
+                yield ConfigProblem(f"declares the {kind} '{tensor.name}' twice: take one out", field_path)
             if tensor.data_type == schema.TYPE_INVALID:
-                yield ConfigProblem(f"{kind} '{tensor.name}' has no data_type: write one, such as TYPE_FP32", way)
+                yield ConfigProblem(f"{kind} '{tensor.name}' has no data_type: write one, such as TYPE_FP32", field_path)
             if not tensor.dims:
-                yield ConfigProblem(f"{kind} '{tensor.name}' has no dims: write its shape without the batch", way)
+                yield ConfigProblem(f"{kind} '{tensor.name}' has no dims: write its shape without the batch", field_path)
             elif not _is_shape(tensor.dims):
                 yield ConfigProblem(
-                    f"{kind} '{tensor.name}' has dims {list(tensor.dims)}: each must be 1 or more, or -1 for any", (*way, "dims")
+                    f"{kind} '{tensor.name}' has dims {list(tensor.dims)}: each must be 1 or more, or -1 for any", (*field_path, "dims")
                 )
 
 
@@ -192,7 +192,7 @@ def _batches(
         return
     listed = ", ".join(f"{model} ({batch})" for model, batch in fewer.items())
     mend = f"lower it here, to {min(fewer.values())}, or raise it there"
-    if all(model.startswith(RESERVED) for model in fewer):
+    if all(model.startswith(RESERVED_PREFIXES) for model in fewer):
         mend = "`defensemble ensemble reload` with this ensemble's name generates an averaging model that takes as many"
     yield ConfigProblem(
         f"max_batch_size is {config.max_batch_size}, more than what its steps take at once, {listed}: {mend}", ("max_batch_size",)
@@ -256,9 +256,9 @@ def _shapes(
                 mine = _Tensor.of(who, by_name[key], by_name[key].dims, model.max_batch_size)
                 if not mine.fits(first.setdefault(name, mine)):
                     others.setdefault(name, ([], step_path(index, (f"{kind}_map", "key", key))))[0].append(mine)
-    for name, (unfit, way) in others.items():
+    for name, (unfit, field_path) in others.items():
         told = " and ".join(str(tensor) for tensor in unfit)
-        yield ConfigProblem(f"'{name}' is not the same for all: {first[name]}, but {told}; make type and shape the same", way)
+        yield ConfigProblem(f"'{name}' is not the same for all: {first[name]}, but {told}; make type and shape the same", field_path)
 
 
 def _any_size(

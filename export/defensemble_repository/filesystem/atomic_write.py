@@ -29,7 +29,7 @@ def write_atomic(target: Path, content: bytes, *, mode: int | None = None) -> No
     """
     temporary = temporary_path(target)
     try:
-        with named(target):
+        with os_errors_about(target):
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666 if mode is None else 0o600)
             with os.fdopen(descriptor, "wb") as file:
                 if mode is not None:
@@ -55,14 +55,14 @@ def rename_durably(renames: Sequence[tuple[Path, Path]]) -> None:
         OSError: One cannot be flushed or renamed; names its target, or, where a folder cannot be flushed, the last one.
     """
     for temporary, target in renames:
-        with named(target):
+        with os_errors_about(target):
             sync([temporary])
     changed = ChangedFolders()
     for temporary, target in renames:
-        with named(target):
+        with os_errors_about(target):
             os.replace(temporary, target)
             changed.add(target.parent)
-    with named(target):
+    with os_errors_about(target):
         changed.sync()
 
 
@@ -140,7 +140,7 @@ def temporary_path(target: Path) -> Path:
 
 
 @contextmanager
-def named(target: Path) -> Iterator[None]:
+def os_errors_about(target: Path) -> Iterator[None]:
     """Give an error of the operating system the name that the user gave, in place of the temporary file's.
 
     Where this user lacks the right to write in the target's folder, the error names the folder.
@@ -148,14 +148,14 @@ def named(target: Path) -> Iterator[None]:
     try:
         yield
     except PermissionError as error:
-        if may_write(target.parent):
+        if can_write(target.parent):
             raise OSError(error.errno, error.strerror, str(target)) from error
-        raise error_of_folder(error, target.parent) from error
+        raise folder_write_error(error, target.parent) from error
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(target)) from error
 
 
-def may_write(folder: Path) -> bool:
+def can_write(folder: Path) -> bool:
     """Return whether this user may create and rename files in a folder, as far as permissions and mount options say."""
     return has_access(folder, os.W_OK | os.X_OK)
 
@@ -165,7 +165,7 @@ def has_access(path: Path, mode: int) -> bool:
     return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
 
 
-def error_of_folder(error: OSError, folder: Path) -> OSError:
+def folder_write_error(error: OSError, folder: Path) -> OSError:
     """Return the error for a folder in which no file can be created, named after the folder."""
     missing = " (write permission on this folder is needed)" if isinstance(error, PermissionError) else ""
     return OSError(error.errno, f"{error.strerror}{missing}", str(folder))

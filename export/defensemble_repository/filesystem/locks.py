@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 @contextmanager
-def held(folder: Path, operation: int) -> Iterator[None]:
+def folder_lock(folder: Path, operation: int) -> Iterator[None]:
     """Hold a lock (`fcntl.LOCK_EX`, also with `LOCK_NB`) on a folder itself, which leaves no file behind.
 
     Raises:

@@ -14,7 +14,7 @@ import time
 from typing import BinaryIO
 
 # Configurations, labels and manifests have a few KiB; this is a file of another kind, or a sparse one.
-LARGEST_TEXT = 1 << 26
+MAX_TEXT_BYTES = 1 << 26
 # Until a pipe that is opened by its name has a writer, and until a writer writes.
 _WRITER_WAIT_S = 2.0
 _SILENCE_S = 60.0
@@ -61,11 +61,11 @@ def read_regular(path: str | os.PathLike[str], limit: int | None = None) -> byte
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """Read a regular file of at most `LARGEST_TEXT` bytes as UTF-8; other bytes become U+FFFD."""
-    return read_regular(path, LARGEST_TEXT).decode(errors="replace")
+    """Read a regular file of at most `MAX_TEXT_BYTES` bytes as UTF-8; other bytes become U+FFFD."""
+    return read_regular(path, MAX_TEXT_BYTES).decode(errors="replace")
 
 
-def read_argument(path: str | os.PathLike[str], limit: int) -> bytes:
+def read_user_file(path: str | os.PathLike[str], limit: int) -> bytes:
     """Read what a user named, of at most `limit` bytes: a regular file, a terminal, or a pipe that somebody writes into."""
     kind = irregular(path)
     if kind is None:

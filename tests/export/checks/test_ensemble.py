@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, strategies as st
 from tritonclient.grpc import model_config_pb2 as schema
 
-from defensemble_export import check_ensemble, check_repository, fuse_repository, repository_plan, write_plan, write_profile
+from defensemble_export import check_ensemble, check_repository, fuse_repository, repository_plan, write_files, write_profile
 from defensemble_export.entries.ensemble import ensemble_files
 from defensemble_repository.checks.finding import Finding
 from defensemble_repository.configs import Interface
@@ -182,7 +182,7 @@ def as_member(**other: object) -> Callable[[Path], None]:
 
     def write(repository: Path) -> None:
         shutil.rmtree(repository / "beta")
-        write_plan(repository, repository_plan(repository, [tiny.member("beta", 2, **other)], ensemble=None, max_batch_size=8))
+        write_files(repository, repository_plan(repository, [tiny.member("beta", 2, **other)], ensemble=None, max_batch_size=8))
 
     return write
 

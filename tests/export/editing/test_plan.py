@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from tritonclient.grpc import model_config_pb2 as schema
 
-from defensemble_export import EnsembleError, ExistsError, check_ensemble, repository_plan, write_plan
+from defensemble_export import EnsembleError, ExistsError, check_ensemble, repository_plan, write_files
 from defensemble_export.editing import Edit, Snapshot, append_edit, read_history, snapshot_of
 from defensemble_export.editing.history import undoable
 from defensemble_export.editing.membership import added, removed, reweighted
@@ -42,7 +42,7 @@ SEEDS = {"alpha@1": 1, "beta@1": 2, "beta@2": 22, "gamma@1": 3}
 def write(folder: Path) -> Path:
     """Three members, `beta` at two versions; `alpha` and `beta@1` vote."""
     tiny.write_repository(folder)
-    write_plan(folder, repository_plan(folder, [tiny.member("gamma", 3)], ensemble=None, max_batch_size=8))
+    write_files(folder, repository_plan(folder, [tiny.member("gamma", 3)], ensemble=None, max_batch_size=8))
     tiny.write_second_version(folder, "beta", 22)
     return folder
 
@@ -54,11 +54,11 @@ def repository(tmp_path: Path) -> Path:
 
 def carry_out(plan: EditPlan) -> None:
     """As an edit does on disk."""
-    write_plan(plan.repository, plan.averaging)
+    write_files(plan.repository, plan.averaging)
     if plan.deletes:
         remove_files(plan.repository, [plan.name])
     elif plan.files:
-        write_plan(plan.repository, plan.files)
+        write_files(plan.repository, plan.files)
 
 
 def change(folder: Path, after: Ensemble) -> EditPlan:

@@ -23,7 +23,7 @@ from defensemble_export import (
     fused_member,
     member_from_onnx,
     repository_plan,
-    write_plan,
+    write_files,
     write_profile,
 )
 from defensemble_export.editing import snapshot_of
@@ -33,7 +33,7 @@ from defensemble_images import Preprocessing
 from defensemble_repository.ensemble import Ensemble, Member
 from defensemble_repository.errors import ConfigError
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
-from defensemble_repository.preprocessing import agreed_preprocessing
+from defensemble_repository.preprocessing import common_preprocessing
 from defensemble_repository.reader import parameter, read_config, read_ensemble
 from defensemble_repository.target import EMBEDDED
 from defensemble_repository.view import RepositoryView
@@ -47,7 +47,7 @@ UNREADABLE = ("", "crop", "[1]", "{", "[" * 99_999)
 
 def export(repository: Path, rules: Mapping[str, Preprocessing | None], ensemble: str | None = "ensemble") -> Path:
     members = [tiny.member(name, seed, preprocessing=rule) for seed, (name, rule) in enumerate(rules.items(), 1)]
-    write_plan(repository, repository_plan(repository, members, ensemble=ensemble, max_batch_size=8, replace=True))
+    write_files(repository, repository_plan(repository, members, ensemble=ensemble, max_batch_size=8, replace=True))
     return repository
 
 
@@ -66,7 +66,7 @@ def state(repository: Path, model: str, text: str | None) -> None:
 
 
 def write(plan: EditPlan) -> None:
-    write_plan(plan.repository, {**plan.averaging, **plan.files})
+    write_files(plan.repository, {**plan.averaging, **plan.files})
 
 
 def both_and_a_fix(error: BaseException, *members: str) -> bool:
@@ -79,9 +79,9 @@ def test_models_agree_unless_two_rules_are_stated(texts: list[str | None]) -> No
     rules = {Preprocessing.from_json(text, "") for text in texts if text is not None}
     if len(rules) > 1:
         with pytest.raises(EnsembleError):
-            agreed_preprocessing(models)
+            common_preprocessing(models)
     else:
-        agreed = agreed_preprocessing(models)
+        agreed = common_preprocessing(models)
         assert ({Preprocessing.from_json(agreed, "")} if agreed is not None else set()) == rules
 
 
@@ -218,7 +218,7 @@ def test_a_foreign_file_states_it_where_asked(tmp_path: Path) -> None:
     written = FromOnnx(file, "a", output="scores", resize="squash").write_onnx(tmp_path / "member.onnx", max_batch_size=2)
     member = member_from_onnx(written, "a")
     assert (member.preprocessing, FromOnnx(file, "a", resize="squash").outline().preprocessing) == (SQUASH, SQUASH)
-    write_plan(repository, repository_plan(repository, [member]))
+    write_files(repository, repository_plan(repository, [member]))
     assert stated(repository, "ensemble") == SQUASH.to_json()
     with pytest.raises(EnsembleError) as error:
         export_networks([FromOnnx(file, "b", resize="crop")], repository, replace=True)

@@ -199,7 +199,7 @@ parameters: { key: "weights" value: { string_value: "[1.0, 2.0]" } }
 
 
 @pytest.mark.parametrize(
-    ("way", "line"),
+    ("path", "line"),
     [
         (("platform",), 2),
         (("max_batch_size",), 3),
@@ -217,9 +217,9 @@ parameters: { key: "weights" value: { string_value: "[1.0, 2.0]" } }
         (("output", "dims"), None),
     ],
 )
-def test_the_line_of_a_field_is_found_however_the_file_is_laid_out(way: tuple[str | tuple[str, int]], line: int | None) -> None:
+def test_the_line_of_a_field_is_found_however_the_file_is_laid_out(path: tuple[str | tuple[str, int]], line: int | None) -> None:
     text_format.Parse(HAND_WRITTEN, schema.ModelConfig())
-    assert FieldLocator(HAND_WRITTEN).of(*way) == line
+    assert FieldLocator(HAND_WRITTEN).of(*path) == line
 
 
 @given(members=st.integers(1, 5))

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 from defensemble.cli import cli
 from defensemble_repository.filesystem import regular_files
-from defensemble_repository.filesystem.regular_files import open_regular, read_argument, read_regular, read_text, regular_file_exists
+from defensemble_repository.filesystem.regular_files import open_regular, read_regular, read_text, read_user_file, regular_file_exists
 from defensemble_server.repository import read_repository
 from tests.support import tiny
 
@@ -65,14 +65,14 @@ def test_regular_files_are_read_up_to_a_limit(tmp_path: Path) -> None:
     assert not regular_file_exists(tmp_path)
     path.write_bytes(b"12345\xff")
     assert regular_file_exists(path)
-    assert read_regular(path) == read_regular(path, 6) == read_argument(path, 6) == b"12345\xff"
+    assert read_regular(path) == read_regular(path, 6) == read_user_file(path, 6) == b"12345\xff"
     assert read_text(path) == "12345\N{REPLACEMENT CHARACTER}"
-    for read in (read_regular, read_argument):
+    for read in (read_regular, read_user_file):
         with pytest.raises(OSError, match="5 bytes") as caught:
             read(path, 5)
         assert caught.value.errno == errno.EFBIG
     with pytest.raises(FileNotFoundError):
-        read_argument(tmp_path / "none", 5)
+        read_user_file(tmp_path / "none", 5)
 
 
 @pytest.mark.parametrize("kind", ["a device", "a socket"])
@@ -80,7 +80,7 @@ def test_an_argument_that_has_no_end(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     make(tmp_path / "x", kind)
     with deadline(), pytest.raises(OSError, match=kind):
-        read_argument(tmp_path / "x", 5)
+        read_user_file(tmp_path / "x", 5)
 
 
 @contextmanager
@@ -103,7 +103,7 @@ def test_a_pipe_of_a_command_is_read_until_it_ends() -> None:
         os.write(writer, b"a" * 60_000)
         timer = threading.Timer(0.05, end_with, [writer, b"b"])
         timer.start()
-        assert read_argument(path, 60_001) == b"a" * 60_000 + b"b"
+        assert read_user_file(path, 60_001) == b"a" * 60_000 + b"b"
         timer.join()
 
 
@@ -113,7 +113,7 @@ def test_a_fifo_waits_a_little_for_its_writer(tmp_path: Path) -> None:
     timer = threading.Timer(0.05, path.write_bytes, [b"a"])
     timer.start()
     with deadline():
-        assert read_argument(path, 5) == b"a"
+        assert read_user_file(path, 5) == b"a"
     timer.join()
 
 
@@ -123,14 +123,14 @@ def test_pipes_that_give_nothing_or_too_much(tmp_path: Path, monkeypatch: pytest
     path = tmp_path / "x"
     os.mkfifo(path)
     with deadline(), pytest.raises(OSError, match="nobody writes") as caught:
-        read_argument(path, 5)
+        read_user_file(path, 5)
     assert caught.value.filename == str(path)
     with deadline(), pipe() as (end, writer):
         with pytest.raises(OSError, match=r"0\.05 s"):
-            read_argument(end, 5)
+            read_user_file(end, 5)
         os.write(writer, b"123456")
         with pytest.raises(OSError, match="5 bytes"):
-            read_argument(end, 5)
+            read_user_file(end, 5)
         os.close(writer)
 
 
@@ -139,7 +139,7 @@ def test_a_terminal_is_read_until_its_end() -> None:
     try:
         os.write(controller, b"abc\n\x04")
         with deadline():
-            assert read_argument(os.ttyname(terminal), 9) == b"abc\n"
+            assert read_user_file(os.ttyname(terminal), 9) == b"abc\n"
     finally:
         os.close(controller)
         os.close(terminal)

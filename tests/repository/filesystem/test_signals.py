@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from defensemble_export import write_plan
+from defensemble_export import write_files
 from defensemble_repository.filesystem.signals import defer_sigint
 from defensemble_repository.transaction import remove_files
 from tests.repository.test_transaction import CALLS, FIRST, SECOND, content
@@ -55,7 +55,7 @@ def outcomes(
 ) -> list[bool]:
     """Whether an interrupt at each call in turn stopped `act`; fails where the files, or what is left, say otherwise."""
     made = place / "made"
-    write_plan(made, old)
+    write_files(made, old)
     stopped = []
     for at in range(1, 100):
         repository = place / str(at) / "repository"
@@ -78,7 +78,7 @@ def outcomes(
 
 @pytest.mark.parametrize("after", [False, True])
 def test_an_interrupt_at_any_call_undoes_all_or_comes_too_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: bool) -> None:
-    stopped = outcomes(tmp_path, monkeypatch, FIRST, {**FIRST, **SECOND}, lambda place: write_plan(place, SECOND), after=after)
+    stopped = outcomes(tmp_path, monkeypatch, FIRST, {**FIRST, **SECOND}, lambda place: write_files(place, SECOND), after=after)
     assert len(stopped) > 15
     assert True in stopped
     assert stopped == sorted(stopped, reverse=True), "once too late, always too late"
@@ -108,7 +108,7 @@ def test_a_program_s_own_handler_is_told_of_one_that_came_too_late(tmp_path: Pat
         removed(path)
 
     monkeypatch.setattr(shutil, "rmtree", interrupted)
-    write_plan(tmp_path / "repository", FIRST)
+    write_files(tmp_path / "repository", FIRST)
     assert told == [signal.SIGINT]
 
 
@@ -122,7 +122,7 @@ def test_what_holds_around_it_hears_of_one_that_came_too_late(tmp_path: Path, mo
 
     def build() -> None:
         with defer_sigint():
-            write_plan(tmp_path / "repository", FIRST)
+            write_files(tmp_path / "repository", FIRST)
             said.append("written")
 
     monkeypatch.setattr(shutil, "rmtree", interrupted)
@@ -132,7 +132,7 @@ def test_what_holds_around_it_hears_of_one_that_came_too_late(tmp_path: Path, mo
 
 
 def test_another_thread_is_not_interrupted_and_writes(tmp_path: Path) -> None:
-    thread = threading.Thread(target=write_plan, args=(tmp_path / "repository", FIRST))
+    thread = threading.Thread(target=write_files, args=(tmp_path / "repository", FIRST))
     thread.start()
     thread.join()
     assert content(tmp_path / "repository") == FIRST

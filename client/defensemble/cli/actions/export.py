@@ -16,7 +16,7 @@ from rich.console import Console
 
 from defensemble_repository.checks.outdated_graphs import outdated_graphs
 from defensemble_repository.export_report import read_reports
-from defensemble_repository.names import RESERVED
+from defensemble_repository.names import RESERVED_PREFIXES
 from defensemble_repository.reader import read_config, read_ensemble
 from defensemble_repository.view import RepositoryView
 
@@ -255,7 +255,7 @@ def _build_engines(request: Request, written: Sequence[str]) -> None:
     with shown_building() as (on_message, on_progress):
         build_engines(
             request.repository,
-            models=[name for name in new if not name.startswith(RESERVED)],
+            models=[name for name in new if not name.startswith(RESERVED_PREFIXES)],
             images=request.images,
             data_dir=request.data_dir,
             on_message=on_message,

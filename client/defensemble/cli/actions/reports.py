@@ -12,7 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from defensemble_repository.export_report import Reported, read_reports
+from defensemble_repository.export_report import VersionReport, read_reports
 
 if TYPE_CHECKING:
     from defensemble_export import ExportedMember
@@ -41,7 +41,7 @@ def summary(member: ExportedMember) -> str:
     return f": {member.precision}, {kept}, probabilities within {verified['largest_probability_difference']:.1g}; on {verified['images']}"
 
 
-def _table(reports: list[Reported]) -> Table:
+def _table(reports: list[VersionReport]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False)
     table.add_column("model", no_wrap=True)
     for heading in ("in", "MB", "masks MB", "images", "same class %", "accuracy % (of the original)", "largest error"):
@@ -67,7 +67,7 @@ def _cells(values: Mapping[str, Any]) -> list[str]:
     return [*sizes, str(verified["n"]), f"{100 * verified['agreement']:.2f}", accuracy, f"{verified[largest]:.0e} {what}"]
 
 
-def _remarks(one: Reported) -> list[str]:
+def _remarks(one: VersionReport) -> list[str]:
     where = f"{one.model}@{one.version}"
     if one.values is None:
         return [f"{where}: no report: {one.problem}"]
