@@ -129,7 +129,7 @@ def remove_stale_staging(repository: Path) -> list[Path]:
 
 
 def check_writable(repository: Path) -> None:
-    """Find out before slow work whether ``write_files`` could write.
+    """Find out before slow work whether `write_files` could write.
 
     Raises:
         RepositoryError: the repository is behind a link that leads nowhere.
@@ -178,11 +178,11 @@ def _staged(
 
 
 def _staging_place(place: Path, *, changing: Collection[str] = (), leaving: Collection[str] = ()) -> Path:
-    """Choose the folder in which files wait, on the repository's file system; ``place`` is the repository, without links.
+    """Choose the folder in which files wait, on the repository's file system; `place` is the repository, without links.
 
     It is the one that holds the repository, unless the repository is a mount, or this user may not write there. Then it is the folder of a
-    model, in which Triton looks at versions only. Triton loads a model again when its folder has changed, so one with paths in ``changing``
-    comes first, then an averaging model, which is small; a model in ``leaving`` is removed as a whole and cannot hold the files. A
+    model, in which Triton looks at versions only. Triton loads a model again when its folder has changed, so one with paths in `changing`
+    comes first, then an averaging model, which is small; a model in `leaving` is removed as a whole and cannot hold the files. A
     repository without models serves nobody: files wait in the repository itself.
     """
     beside = existing_parent(place)

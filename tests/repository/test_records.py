@@ -54,15 +54,15 @@ def test_a_record_is_read_as_its_type() -> None:
     ],
 )
 def test_what_is_wrong_is_named(changes: dict[str, Any], facts: list[str]) -> None:
-    with pytest.raises(ValueError, match="`") as has_error:
+    with pytest.raises(ValueError, match="`") as caught:
         record_from_values(VALUES | changes, Record)
-    assert [fact for fact in facts if fact not in str(has_error.value)] == []
+    assert [fact for fact in facts if fact not in str(caught.value)] == []
 
 
 def test_a_long_value_is_cut() -> None:
-    with pytest.raises(ValueError, match="share") as has_error:
+    with pytest.raises(ValueError, match="share") as caught:
         record_from_values(VALUES | {"share": "x" * 10_000}, Record)
-    assert len(str(has_error.value)) < 200
+    assert len(str(caught.value)) < 200
 
 
 @pytest.mark.parametrize(

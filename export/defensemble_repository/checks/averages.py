@@ -18,7 +18,7 @@ from .model import format_tensors
 
 
 def check_averages(found: Inspection, ensemble: str, models: Sequence[str]) -> None:
-    """Find what is wrong with the averaging models, ``models``, of an ensemble: each in itself, then with each other.
+    """Find what is wrong with the averaging models, `models`, of an ensemble: each in itself, then with each other.
 
     A parameter that is missing stops edits alone: the answers are those of the graph, and stay right.
     """

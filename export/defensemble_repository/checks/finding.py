@@ -14,10 +14,10 @@ _TOKEN = re.compile(r"""\s+|\#[^\n]*|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|[{}
 
 @dataclass(frozen=True)
 class Finding:
-    """What is wrong with ``model``, what was expected and how to mend it, with the file and the line (from 1) where one can be pointed at.
+    """What is wrong with `model`, what was expected and how to mend it, with the file and the line (from 1) where one can be pointed at.
 
-    ``is_error`` False marks a remark. ``blocked_model`` is the model that is not served because of it, which can be an ensemble
-    of ``model``. ``unchecked`` says that files of ``model`` were not looked at, so that nothing can be claimed of them.
+    `is_error` False marks a remark. `blocked_model` is the model that is not served because of it, which can be an ensemble
+    of `model`. `unchecked` says that files of `model` were not looked at, so that nothing can be claimed of them.
     """
 
     model: str
@@ -56,18 +56,18 @@ class _Field:
 
 
 class FieldLocator:
-    """Where the fields of a valid ``config.pbtxt`` stand: its parser does not tell."""
+    """Where the fields of a valid `config.pbtxt` stand: its parser does not tell."""
 
     def __init__(self, text: str) -> None:
         self._fields = _message(_tokens(text))
 
     def of(self, *path: Step) -> int | None:
-        """The line (from 1) of the field that ``path`` leads to, or of the last one on the way that is there; None where none is."""
+        """The line (from 1) of the field that `path` leads to, or of the last one on the way that is there; None where none is."""
         found = self._along(path)
         return found[-1].line if found else None
 
     def has(self, *path: Step) -> bool:
-        """Whether the field that ``path`` leads to is written, with its default value too."""
+        """Whether the field that `path` leads to is written, with its default value too."""
         return len(self._along(path)) == len(path)
 
     def _along(self, path: tuple[Step, ...]) -> list[_Field]:
@@ -101,7 +101,7 @@ def _tokens(text: str) -> Iterator[tuple[str, int]]:
 
 
 def _message(tokens: Iterator[tuple[str, int]]) -> list[_Field]:
-    """The fields up to the closing bracket or the end; ``name: [...]`` gives one field for each element."""
+    """The fields up to the closing bracket or the end; `name: [...]` gives one field for each element."""
     fields: list[_Field] = []
     name, listed = _Field("", 0), False
     for token, line in tokens:

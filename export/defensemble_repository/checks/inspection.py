@@ -71,7 +71,7 @@ class Inspection:
         is_error: bool = True,
         unchecked: bool = False,
     ) -> None:
-        """Add a finding about ``model``: in the file ``path`` (relative to the repository), where ``field_path`` leads to."""
+        """Add a finding about `model`: in the file `path` (relative to the repository), where `field_path` leads to."""
         if field_path and path is not None:
             content = self.content(path)
             line = None if content is None else _lines(content.decode(errors="replace")).of(*field_path)
@@ -100,7 +100,7 @@ class Inspection:
         return path if there else f"{model}/{CONFIG_FILE}"
 
     def has_error(self, model: str, path: str | None = None) -> bool:
-        """Whether something that refuses was found about ``model``, in the file ``path`` where one is given."""
+        """Whether something that refuses was found about `model`, in the file `path` where one is given."""
         file = None if path is None else self.files.repository / path
         return any(one.is_error and one.model == model and (path is None or one.file == file) for one in self.findings)
 
@@ -109,11 +109,11 @@ class Inspection:
         return self._read(self.files.content, path)
 
     def digest(self, path: str) -> str | None:
-        """A file's SHA-256; None as in ``content``."""
+        """A file's SHA-256; None as in `content`."""
         return self._read(self.files.digest, path)
 
     def has(self, model: str) -> bool:
-        """Whether ``model`` has a name that can be one, and a configuration."""
+        """Whether `model` has a name that can be one, and a configuration."""
         return MODEL_NAME.fullmatch(model) is not None and self.exists(f"{model}/{CONFIG_FILE}") is True
 
     def exists(self, path: str) -> bool | None:
@@ -128,7 +128,7 @@ class Inspection:
             return None
 
     def config(self, model: str) -> schema.ModelConfig | None:
-        """The configuration of a model that ``has`` one; None where it cannot be read, which is a finding."""
+        """The configuration of a model that `has` one; None where it cannot be read, which is a finding."""
         if model not in self._configs:
             with self.blocking(model):
                 self._configs[model] = self._checked(model)
@@ -164,7 +164,7 @@ class Inspection:
                 self.add_finding(model, text, path, *field_path)
 
     def parsed(self, model: str, path: str) -> schema.ModelConfig | None:
-        """A configuration of ``model`` at ``path``; None where there is none or it is not valid, which is a finding with its line."""
+        """A configuration of `model` at `path`; None where there is none or it is not valid, which is a finding with its line."""
         content = self.content(path)
         if content is None:
             return None
@@ -227,7 +227,7 @@ class Inspection:
         return APPLY_ADVICE
 
     def external_target(self, path: str) -> Path | None:
-        """Where a link leads on the way to ``path``, where that is outside of the repository."""
+        """Where a link leads on the way to `path`, where that is outside of the repository."""
         # Not `Path.resolve`, which raises on a link that leads back to itself.
         place, root = (Path(os.path.realpath(folder)) for folder in (self.files.repository / path, self.files.repository))
         return None if place.is_relative_to(root) else place

@@ -18,7 +18,7 @@ _MEMBER = "a member takes images FP32 [C, H, W] and gives logits FP32 [K]"
 
 
 def check_members(found: Inspection, ensemble: str, votes: Sequence[tuple[str, int]], averaged: Sequence[str]) -> set[str]:
-    """Find what keeps ``votes`` (model, version) from being averaged by the models ``averaged``.
+    """Find what keeps `votes` (model, version) from being averaged by the models `averaged`.
 
     Returns the names of members that are wrong in themselves: how they are wired need not be reported too.
     """
@@ -61,7 +61,7 @@ def _is_member(found: Inspection, ensemble: str, model: str, config: schema.Mode
 
 
 def _same(found: Inspection, ensemble: str, dims: Mapping[str, list[int]], expected: list[int] | None, tensor: str, whose: str) -> set[str]:
-    """Find the members whose ``tensor`` is not as ``expected``: all of them in one finding, where they agree with each other."""
+    """Find the members whose `tensor` is not as `expected`: all of them in one finding, where they agree with each other."""
     if not dims:
         return set()
     if expected is None:

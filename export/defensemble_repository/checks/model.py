@@ -161,7 +161,7 @@ def _check_links(found: Inspection, model: str, pinned: Collection[int]) -> None
 
 
 def _check_file(found: Inspection, model: str, version: int, config: schema.ModelConfig, path: str, *, pinned: bool, mend: str) -> None:
-    """Whether a version's model file is there, and is the one that the configuration at ``path`` says."""
+    """Whether a version's model file is there, and is the one that the configuration at `path` says."""
     name = model_filename(config)
     if name is None:
         return

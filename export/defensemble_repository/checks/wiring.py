@@ -18,9 +18,9 @@ _STEPS = "ensemble_scheduling"
 
 
 def wiring_problems(config: schema.ModelConfig, known: Mapping[str, schema.ModelConfig]) -> list[ConfigProblem]:
-    """All that Triton's core would refuse of the ensemble ``config``.
+    """All that Triton's core would refuse of the ensemble `config`.
 
-    ``known`` maps names of its steps' models to their configurations. What a step maps and in which shapes is judged where its model is
+    `known` maps names of its steps' models to their configurations. What a step maps and in which shapes is judged where its model is
     among them: one that is missing, or wrong in itself, is reported elsewhere.
     """
     faults = [*_kind(config), *_declared(config)]
@@ -37,7 +37,7 @@ def wiring_problems(config: schema.ModelConfig, known: Mapping[str, schema.Model
 
 
 def step_path(index: int, *field_path: Step) -> tuple[Step, ...]:
-    """The way to the step number ``index`` (from 0), or on from it, for ``FieldLocator.of``."""
+    """The way to the step number `index` (from 0), or on from it, for `FieldLocator.of`."""
     return (_STEPS, ("step", index), *field_path)
 
 
@@ -157,7 +157,7 @@ def _flow(
 def _loose(
     steps: Sequence[schema.ModelEnsembling.Step], used: set[str], known: Mapping[str, schema.ModelConfig]
 ) -> dict[str, tuple[int, str]]:
-    """What is written and not ``used``, with its step and the model's output; one that the model does not have is reported by itself."""
+    """What is written and not `used`, with its step and the model's output; one that the model does not have is reported by itself."""
     found: dict[str, tuple[int, str]] = {}
     for index, step in enumerate(steps):
         model = known.get(step.model_name)
@@ -167,7 +167,7 @@ def _loose(
 
 
 def _cycles(steps: Sequence[schema.ModelEnsembling.Step], there: set[str]) -> list[list[int]]:
-    """The circles of steps (by number) that wait for each other; ``there`` are the tensors that need no step."""
+    """The circles of steps (by number) that wait for each other; `there` are the tensors that need no step."""
     waiting = set(range(len(steps)))
     while ready := {index for index in waiting if set(steps[index].input_map.values()) <= there}:
         waiting -= ready
