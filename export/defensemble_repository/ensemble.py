@@ -43,7 +43,7 @@ class Member:
             raise EnsembleError(f"version of '{self.model}' is {self.version}; expected 1 or more")
         if not (math.isfinite(self.weight) and self.weight > 0):
             raise EnsembleError(
-                f"weight of '{self.model}' is {self.weight}; expected a finite number above 0. To exclude a member, remove it."
+                f"weight of '{self.model}' must be finite and above 0, got {self.weight}. To exclude the model, remove it from the members."
             )
 
 
@@ -78,7 +78,7 @@ class Ensemble:
         negligible = [member.model for member, weight in zip(self.members, self.weights, strict=True) if weight < _MIN_WEIGHT]
         if negligible:
             raise EnsembleError(
-                f"the weight of {', '.join(negligible)} is less than {_MIN_WEIGHT:g} of the sum of weights, so it has no effect. "
+                f"the weight of {', '.join(negligible)} is less than {_MIN_WEIGHT:g} of the sum of weights, so it does not count. "
                 "Remove the member or give it a larger weight."
             )
         if self.name in {member.model for member in self.members}:

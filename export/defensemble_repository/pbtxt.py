@@ -92,7 +92,7 @@ def config_from_pbtxt(text: str, where: str) -> schema.ModelConfig:
         return schema.ModelConfig.FromString(_parsed(text))
     except (text_format.ParseError, ValueError) as error:  # ValueError: a number is too large for its field.
         reason = shortened(str(error).rstrip("."), MAX_REASON_LENGTH)
-        raise ConfigError(f"{where} is not a valid model configuration: {reason}. Correct the file, or export the model again.") from error
+        raise ConfigError(f"{where}: not a valid model configuration: {reason}. Correct the file, or export the model again.") from error
 
 
 def _check_characters(text: str) -> None:

@@ -87,7 +87,9 @@ def manifest_from_bytes(content: bytes, where: str) -> Manifest:
     try:
         return record_from_values(checked_schema(parse_json(content), SCHEMA), Manifest)
     except (ManifestError, ValueError) as error:
-        raise ManifestError(f"{where} is damaged or has another schema: {error}. Build the plan again with --force.") from error
+        raise ManifestError(
+            f"{where} is damaged or has another schema: {str(error).rstrip('.')}. Build the plan again with --force."
+        ) from error
 
 
 def read_manifest(path: Path) -> Manifest | None:

@@ -59,11 +59,11 @@ def checked_config(config: schema.ModelConfig, folder: Path) -> schema.ModelConf
     """
     path = folder / CONFIG_FILE
     if config.name and config.name != folder.name:
-        raise ConfigError(f"name in {path} is \"{config.name}\"; expected the name of the folder, '{folder.name}'. Make them equal.")
+        raise ConfigError(f"{path} has name: \"{config.name}\"; expected the name of its folder, '{folder.name}'. Make them equal.")
     file = config.default_model_filename
     if file and (file != PurePosixPath(file).name or file == ".."):
         raise ConfigError(
-            f"default_model_filename in {path} is {file!r}; expected the name of a file in the version folder, without a path. "
+            f"{path} has default_model_filename: {file!r}; expected the plain name of a file in the version's folder. "
             f"Correct the line, or remove it to use {MODEL_FILE}."
         )
     return config
@@ -89,7 +89,7 @@ def read_models(repository: Path, on_progress: Callable[[str], None] = lambda te
         # The name is checked first, because only the owner can read a folder such as `lost+found`.
         if not MODEL_NAME.fullmatch(folder.name) or not ((folder / CONFIG_FILE).exists() or versions_in(folder)):
             on_progress(
-                f"{folder} is ignored: it has no {CONFIG_FILE}, or its name is not a valid model name. Move it out of the repository."
+                f"{folder} is not a model (it has no {CONFIG_FILE}, or not a valid model name) and is ignored. Move it out of the repository."
             )
             continue
         config = read_config(folder)

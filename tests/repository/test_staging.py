@@ -13,6 +13,7 @@ from defensemble_repository.errors import RepositoryError
 from defensemble_repository.transaction import check_writable, remove_stale_staging
 from tests.support import tiny
 from tests.support.broken import bound, content
+from tests.support.facts import raises
 
 
 def test_a_bound_folder_of_the_same_file_system_is_staged_inside_a_model(tmp_path: Path) -> None:
@@ -40,7 +41,7 @@ def test_a_bound_folder_without_a_model_is_staged_inside_itself(tmp_path: Path) 
 @pytest.mark.parametrize("target", ["other", "link"], ids=["dangling", "loop"])
 def test_a_link_that_leads_nowhere_is_refused_early(tmp_path: Path, target: str, below: str) -> None:
     (tmp_path / "link").symlink_to(tmp_path / target)
-    with pytest.raises(RepositoryError, match=rf"link is a link to .*{target}, which is not there, or leads back to it: mend the link"):
+    with raises(RepositoryError, f"{tmp_path / 'link'} | {tmp_path / target}"):
         check_writable(tmp_path / "link" / below)
 
 

@@ -41,10 +41,10 @@ def config_problems(config: schema.ModelConfig, target: Target) -> list[ConfigPr
     """Find all that `target` refuses of `config`, which is no ensemble, whatever the files of the model hold."""
     if not config.backend and not config.platform:
         return [ConfigProblem("names neither a backend nor a platform, so what it is is not known: put back what was exported")]
-    faults = [*_kind(config), *_tensors(config), *_batching(config), *_warmup(config), *_instances(config), *_features(config)]
-    if not target.embedded or any(fault.path == ("backend",) for fault in faults):
-        return faults  # what is no name of a backend is not in the embedded runtime either
-    return [*faults, *embedded_problems(config)]
+    problems = [*_kind(config), *_tensors(config), *_batching(config), *_warmup(config), *_instances(config), *_features(config)]
+    if not target.embedded or any(problem.path == ("backend",) for problem in problems):
+        return problems  # what is no name of a backend is not in the embedded runtime either
+    return [*problems, *embedded_problems(config)]
 
 
 def _kind(config: schema.ModelConfig) -> Iterator[ConfigProblem]:
@@ -140,9 +140,11 @@ def _warmup(config: schema.ModelConfig) -> Iterator[ConfigProblem]:
         unknown = sorted(set(sample.inputs) - set(inputs))
         missing = sorted(name for name, tensor in inputs.items() if not tensor.optional and name not in sample.inputs)
         if inputs and unknown:
-            yield ConfigProblem(f"{name} gives the input {_listed(unknown)}, which the model does not have: it has {_listed(inputs)}", path)
+            yield ConfigProblem(
+                f"{name} gives the input {_join_quoted(unknown)}, which the model does not have: it has {_join_quoted(inputs)}", path
+            )
         elif missing:
-            yield ConfigProblem(f"{name} does not give the input {_listed(missing)}: add it", path)
+            yield ConfigProblem(f"{name} does not give the input {_join_quoted(missing)}: add it", path)
         for key, given in sorted(sample.inputs.items()):
             where = (*path, ("inputs", "key", key))
             tensor = inputs.get(key)
@@ -192,5 +194,5 @@ def _features(config: schema.ModelConfig) -> Iterator[ConfigProblem]:
         )
 
 
-def _listed(names: Iterable[str]) -> str:
+def _join_quoted(names: Iterable[str]) -> str:
     return ", ".join(f"'{name}'" for name in names)

@@ -15,17 +15,17 @@ from .finding import parameter_path
 from .inspection import Inspection
 
 
-def check_preprocessing(found: Inspection, model: str, config: schema.ModelConfig) -> None:
+def check_preprocessing(inspection: Inspection, model: str, config: schema.ModelConfig) -> None:
     """Find a parameter that is not JSON."""
     text = parameter(config, PREPROCESSING)
     if text is not None:
         try:
             parse_preprocessing(model, text)
         except ConfigError as error:
-            _add(found, model, str(error))
+            _add(inspection, model, str(error))
 
 
-def check_agreement(found: Inspection, ensemble: str, config: schema.ModelConfig, members: Mapping[str, schema.ModelConfig]) -> None:
+def check_agreement(inspection: Inspection, ensemble: str, config: schema.ModelConfig, members: Mapping[str, schema.ModelConfig]) -> None:
     """Find members that state different rules, and an ensemble that states another rule than its members."""
     own = parameter(config, PREPROCESSING)
     try:
@@ -34,7 +34,7 @@ def check_agreement(found: Inspection, ensemble: str, config: schema.ModelConfig
     except ConfigError:
         return  # `check_preprocessing` reports it
     except EnsembleError as error:
-        _add(found, ensemble, str(error))
+        _add(inspection, ensemble, str(error))
         return
     if contradicts:
         text = (
@@ -42,8 +42,8 @@ def check_agreement(found: Inspection, ensemble: str, config: schema.ModelConfig
             f"resized wrongly: `defensemble ensemble reload {ensemble}` makes it what the members state; where these are wrong, correct "
             "them first"
         )
-        _add(found, ensemble, text)
+        _add(inspection, ensemble, text)
 
 
-def _add(found: Inspection, model: str, text: str) -> None:
-    found.add_finding(model, text, found.config_path(model), *parameter_path(PREPROCESSING), is_error=False)
+def _add(inspection: Inspection, model: str, text: str) -> None:
+    inspection.add_finding(model, text, inspection.config_path(model), *parameter_path(PREPROCESSING), is_error=False)

@@ -23,17 +23,17 @@ def wiring_problems(config: schema.ModelConfig, known: Mapping[str, schema.Model
     `known` maps names of its steps' models to their configurations. What a step maps and in which shapes is judged where its model is
     among them: one that is missing, or wrong in itself, is reported elsewhere.
     """
-    faults = [*_kind(config), *_declared(config)]
+    problems = [*_kind(config), *_declared(config)]
     steps = list(config.ensemble_scheduling.step)
     if not steps:
-        return [*faults, ConfigProblem("has no steps: an ensemble needs at least one member", (_STEPS,))]
-    faults += _unsaid(steps)
-    faults += _flow(config, steps, known)
-    faults += _batches(config, steps, known)
+        return [*problems, ConfigProblem("has no steps: an ensemble needs at least one member", (_STEPS,))]
+    problems += _unsaid(steps)
+    problems += _flow(config, steps, known)
+    problems += _batches(config, steps, known)
     for index, step in enumerate(steps):
         if step.model_name in known and _is_declared(known[step.model_name]):
-            faults += _mapping(index, step, known[step.model_name])
-    return [*faults, *_shapes(config, steps, known), *_any_size(config, steps, known)]
+            problems += _mapping(index, step, known[step.model_name])
+    return [*problems, *_shapes(config, steps, known), *_any_size(config, steps, known)]
 
 
 def step_path(index: int, *field_path: Step) -> tuple[Step, ...]:
@@ -128,12 +128,12 @@ def _flow(
     for index, key in twice:
         tensor = steps[index].output_map[key]
         first = format_step(written[tensor], steps[written[tensor]])
-        lacks = f"; written by no step is {_listed([*missed, *lacking])}" if missed or lacking else ""
+        lacks = f"; written by no step is {_join_quoted([*missed, *lacking])}" if missed or lacking else ""
         text = f"{format_step(index, steps[index])} writes '{tensor}', which {first} writes: each tensor is written once{lacks}"
         yield ConfigProblem(text, step_path(index, ("output_map", "key", key), "value"))
     # What is missed where nothing is declared or mapped follows from that.
     if config.input and not twice and all(step.output_map for step in steps):
-        hint = f"; written, and read by nobody, is {_listed([*loose])}" if loose else ""
+        hint = f"; written, and read by nobody, is {_join_quoted([*loose])}" if loose else ""
         for tensor, (index, key) in missed.items():
             text = f"{format_step(index, steps[index])} reads '{tensor}', which no step writes{hint}"
             yield ConfigProblem(
@@ -191,11 +191,11 @@ def _batches(
     if not fewer:
         return
     listed = ", ".join(f"{model} ({batch})" for model, batch in fewer.items())
-    mend = f"lower it here, to {min(fewer.values())}, or raise it there"
+    fix = f"lower it here, to {min(fewer.values())}, or raise it there"
     if all(model.startswith(RESERVED_PREFIXES) for model in fewer):
-        mend = "`defensemble ensemble reload` with this ensemble's name generates an averaging model that takes as many"
+        fix = "`defensemble ensemble reload` with this ensemble's name generates an averaging model that takes as many"
     yield ConfigProblem(
-        f"max_batch_size is {config.max_batch_size}, more than what its steps take at once, {listed}: {mend}", ("max_batch_size",)
+        f"max_batch_size is {config.max_batch_size}, more than what its steps take at once, {listed}: {fix}", ("max_batch_size",)
     )
 
 
@@ -203,7 +203,7 @@ def _mapping(index: int, step: schema.ModelEnsembling.Step, model: schema.ModelC
     for kind, entries, tensors in (("input", step.input_map, model.input), ("output", step.output_map, model.output)):
         names = [tensor.name for tensor in tensors]
         for key in sorted(set(entries) - set(names)):
-            text = f"{format_step(index, step)} maps the {kind} '{key}', which the model does not have: it has {_listed(names)}"
+            text = f"{format_step(index, step)} maps the {kind} '{key}', which the model does not have: it has {_join_quoted(names)}"
             yield ConfigProblem(text, step_path(index, (f"{kind}_map", "key", key)))
     for tensor in model.input:
         if step.input_map and tensor.name not in step.input_map and not tensor.optional:
@@ -293,5 +293,5 @@ def _is_declared(config: schema.ModelConfig) -> bool:
     return len(config.input) > 0 and len(config.output) > 0
 
 
-def _listed(names: Sequence[str]) -> str:
+def _join_quoted(names: Sequence[str]) -> str:
     return ", ".join(f"'{name}'" for name in names) or "none"

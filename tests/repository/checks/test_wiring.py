@@ -219,7 +219,7 @@ parameters: { key: "weights" value: { string_value: "[1.0, 2.0]" } }
 )
 def test_the_line_of_a_field_is_found_however_the_file_is_laid_out(path: tuple[str | tuple[str, int]], line: int | None) -> None:
     text_format.Parse(HAND_WRITTEN, schema.ModelConfig())
-    assert FieldLocator(HAND_WRITTEN).of(*path) == line
+    assert FieldLocator(HAND_WRITTEN).line_of(*path) == line
 
 
 @given(members=st.integers(1, 5))
@@ -229,7 +229,7 @@ def test_the_lines_of_what_an_export_writes_hold_what_is_looked_for(members: int
     lines = text.splitlines()
     for index, step in enumerate(config.ensemble_scheduling.step):
         for key, tensor in step.input_map.items():
-            line = FieldLocator(text).of("ensemble_scheduling", ("step", index), ("input_map", "key", key), "value")
+            line = FieldLocator(text).line_of("ensemble_scheduling", ("step", index), ("input_map", "key", key), "value")
             assert line is not None
             assert (lines[line - 2].strip(), lines[line - 1].strip()) == (f'key: "{key}"', f'value: "{tensor}"')
-    assert FieldLocator(text_format.MessageToString(config, as_one_line=True)).of("ensemble_scheduling", ("step", 0), "model_name") == 1
+    assert FieldLocator(text_format.MessageToString(config, as_one_line=True)).line_of("ensemble_scheduling", ("step", 0), "model_name") == 1
