@@ -89,7 +89,7 @@ def read_models(repository: Path, on_progress: Callable[[str], None] = lambda te
         # The name is checked first, because only the owner can read a folder such as `lost+found`.
         if not MODEL_NAME.fullmatch(folder.name) or not ((folder / CONFIG_FILE).exists() or versions_in(folder)):
             on_progress(
-                f"{folder} is not a model (it has no {CONFIG_FILE}, or not a valid model name) and is ignored. Move it out of the repository."
+                f"{folder} is not a model (no {CONFIG_FILE}, or not a valid model name) and is ignored. Move it out of the repository."
             )
             continue
         config = read_config(folder)
