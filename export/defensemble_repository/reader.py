@@ -233,7 +233,7 @@ def read_max_batch_size(folder: Path, requested: int | None) -> int:
     batch = checked_batch_size(int(read_config(folder).max_batch_size), f"max_batch_size in {path}")
     if requested is not None and requested != batch:
         raise RepositoryError(
-            f"--max-batch-size is {requested}, but max_batch_size in {path} is {batch}, which an export keeps. "
+            f"--max-batch-size is {requested}, but {path} has max_batch_size {batch}, which an export keeps. "
             "Omit the option, or edit the file first."
         )
     return batch
