@@ -12,12 +12,12 @@ from .engines.build_steps import EngineOptions as EngineOptions
 from .engines.target import check_target as check_target, find_target as find_target
 from .entries.members import ExportedMember as ExportedMember, repository_plan as repository_plan
 from .errors import (
+    DatasetMismatchWarning as DatasetMismatchWarning,
     DeclarationError as DeclarationError,
     EngineError as EngineError,
     ExistsError as ExistsError,
     ExportError as ExportError,
     HistoryError as HistoryError,
-    OtherImagesWarning as OtherImagesWarning,
     ProfileError as ProfileError,
     VerificationError as VerificationError,
 )

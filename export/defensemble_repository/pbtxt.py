@@ -78,12 +78,12 @@ def config_from_file(path: Path) -> schema.ModelConfig:
     return config_from_pbtxt(read_text(path), str(path))
 
 
-def config_from_pbtxt(text: str, where: str) -> schema.ModelConfig:
+def config_from_pbtxt(text: str, source: str) -> schema.ModelConfig:
     """Parse the text of a `config.pbtxt`.
 
     Args:
         text: The text.
-        where: The name of the file, for error messages.
+        source: The name of the file, for error messages.
 
     Raises:
         ConfigError: The text is not a valid model configuration. The message has line and column.
@@ -92,7 +92,7 @@ def config_from_pbtxt(text: str, where: str) -> schema.ModelConfig:
         return schema.ModelConfig.FromString(_parsed(text))
     except (text_format.ParseError, ValueError) as error:  # ValueError: a number is too large for its field.
         reason = shortened(str(error).rstrip("."), MAX_REASON_LENGTH)
-        raise ConfigError(f"{where}: not a valid model configuration: {reason}. Correct the file, or export the model again.") from error
+        raise ConfigError(f"{source}: not a valid model configuration: {reason}. Correct the file, or export the model again.") from error
 
 
 def _check_characters(text: str) -> None:

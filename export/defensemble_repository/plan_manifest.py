@@ -74,12 +74,12 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return (json.dumps({"schema": SCHEMA, **msgspec.to_builtins(self)}, indent=2) + "\n").encode()
 
 
-def manifest_from_bytes(content: bytes, where: str) -> Manifest:
+def manifest_from_bytes(content: bytes, source: str) -> Manifest:
     """Parse the content of a manifest.
 
     Args:
         content: What `Manifest.to_bytes` returned.
-        where: The name of the file, for error messages.
+        source: The name of the file, for error messages.
 
     Raises:
         ManifestError: The content is damaged, or has another schema.
@@ -88,7 +88,7 @@ def manifest_from_bytes(content: bytes, where: str) -> Manifest:
         return record_from_values(checked_schema(parse_json(content), SCHEMA), Manifest)
     except (ManifestError, ValueError) as error:
         raise ManifestError(
-            f"{where} is damaged or has another schema: {str(error).rstrip('.')}. Build the plan again with --force."
+            f"{source} is damaged or has another schema: {str(error).rstrip('.')}. Build the plan again with --force."
         ) from error
 
 

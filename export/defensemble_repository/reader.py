@@ -204,18 +204,18 @@ def read_interface(folder: Path) -> tuple[list[list[int]], bytes | None]:
     return [list(tensor.dims) for tensor in (*config.input, *config.output)], names
 
 
-def checked_batch_size(max_batch_size: int, where: str) -> int:
+def checked_batch_size(max_batch_size: int, source: str) -> int:
     """Return a largest batch with which an export can be verified.
 
     Args:
         max_batch_size: The number of images.
-        where: What the number is, for the error message.
+        source: What the number is, for the error message.
 
     Raises:
         RepositoryError: The number is not 1 to 4096.
     """
     if not 1 <= max_batch_size <= MAX_BATCH_SIZE:
-        raise RepositoryError(f"{where} is {max_batch_size}; expected 1 to {MAX_BATCH_SIZE}")
+        raise RepositoryError(f"{source} is {max_batch_size}; expected 1 to {MAX_BATCH_SIZE}")
     return max_batch_size
 
 

@@ -63,7 +63,7 @@ def write_files(repository: Path, files: Mapping[str, bytes]) -> None:
                     raise OSError(error.errno, error.strerror, str(repository / path)) from error
             units = _rename_units(repository, files)
             for unit in units:
-                _copy_mode(staging / unit, repository / unit)
+                _set_mode_and_mtime(staging / unit, repository / unit)
             interrupts.deliver()
             try:
                 sync([path for unit in units for path in (staging / unit, *(staging / unit).rglob("*"))])
@@ -275,7 +275,7 @@ def _move(source: Path, target: Path, staging: Path, undo: ExitStack) -> None:
         undo.callback(os.rename, target, source)
 
 
-def _copy_mode(source: Path, target: Path) -> None:
+def _set_mode_and_mtime(source: Path, target: Path) -> None:
     """Give new files the permissions of those that they replace, or of their folder, and a later modification time.
 
     The server must be able to read files of every user. Triton reloads a model if a file is newer than before, even if the clock was set

@@ -18,7 +18,7 @@ import onnx
 from defensemble_images import image_fault
 from defensemble_repository.onnx_metadata import CLASS_NAMES, RECORD
 
-from ..errors import ExportError, OtherImagesWarning
+from ..errors import DatasetMismatchWarning, ExportError
 from ..graphs.traversal import metadata_of, shape_of
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class ImagePool:
 
 
 def dataset_of(record: TrainingRecord, input_shape: tuple[int, int, int], data_dir: str | os.PathLike[str] | None) -> Dataset:
-    """The data that a checkpoint was trained on; others, by their digest, with an `OtherImagesWarning`.
+    """The data that a checkpoint was trained on; others, by their digest, with an `DatasetMismatchWarning`.
 
     Looked for in `data_dir`; without it in the cache of decoded images, by their digest; in the folder that the command of the training
     named; and in the usual places. ExportError where they are not there, or have other classes.
@@ -100,7 +100,7 @@ def _dataset(
         warnings.warn(
             f"the images for the verification ({dataset.source}) are not those that the checkpoint was trained on: their digest is "
             f"{dataset.digest}, the training record states {digest}; the report compares accuracies on these",
-            OtherImagesWarning,
+            DatasetMismatchWarning,
             stacklevel=2,
         )
     return dataset

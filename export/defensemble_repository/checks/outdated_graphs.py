@@ -12,7 +12,7 @@ from ..reader import ensemble_from_configs, is_ensemble, parameter, stated_membe
 from ..view import RepositoryView
 
 
-def outdated_graphs(files: RepositoryView, now: Ensemble) -> list[str]:
+def outdated_graphs(files: RepositoryView, ensemble: Ensemble) -> list[str]:
     """Return the fused graphs of an ensemble that match no ensemble in the repository any more.
 
     A graph belongs to the ensemble that its configuration names. A graph of an older version names none: it belongs to the ensemble with
@@ -20,29 +20,32 @@ def outdated_graphs(files: RepositoryView, now: Ensemble) -> list[str]:
 
     Args:
         files: The repository, with the planned changes.
-        now: The ensemble after these changes.
+        ensemble: The ensemble after these changes.
     """
     candidates = {}
     for name in files.models():
         config = _config_of_graph(files, name)
-        graph = None if config is None else stated_members(config, now.name)  # None if the parameters are invalid: the server reports it.
-        if config is None or graph is None:
+        if config is None:
             continue
-        if {member.model for member in graph.members} & {member.model for member in now.members}:
+        graph = stated_members(config, ensemble.name)
+        if graph is None:
+            continue  # The parameters are not valid, which the server reports.
+        if {member.model for member in graph.members} & {member.model for member in ensemble.members}:
             candidates[name] = (graph, parameter(config, "ensemble"))
     if not candidates:
         return []
-    ensembles = [now, *(other for name in files.models() if name != now.name and (other := _ensemble_in(files, name)) is not None)]
-    before = _ensemble_in(RepositoryView(files.repository), now.name)
+    others = (_ensemble_in(files, name) for name in files.models() if name != ensemble.name)
+    ensembles = [ensemble, *(other for other in others if other is not None)]
+    before = _ensemble_in(RepositoryView(files.repository), ensemble.name)
     outdated = []
     for name, (graph, origin) in candidates.items():
         if any(_same_computation(graph, other) for other in ensembles):
             continue
         if origin is None and before is not None and _same_computation(graph, before):
-            origin = now.name
+            origin = ensemble.name
         if origin is None:
             origin = max(ensembles, key=lambda other: (_similarity(graph, other), other.name)).name
-        if origin == now.name:
+        if origin == ensemble.name:
             outdated.append(name)
     return outdated
 

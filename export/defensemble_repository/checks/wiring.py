@@ -17,12 +17,12 @@ from .finding import ConfigProblem, Step
 _STEPS = "ensemble_scheduling"
 
 
-def wiring_problems(config: schema.ModelConfig, known: Mapping[str, schema.ModelConfig]) -> list[ConfigProblem]:
+def wiring_problems(config: schema.ModelConfig, configs: Mapping[str, schema.ModelConfig]) -> list[ConfigProblem]:
     """Return the problems in the wiring of an ensemble.
 
     Args:
         config: The configuration of the ensemble.
-        known: The configurations of the models of its steps, by name. The maps and shapes of a step are only checked if its model is
+        configs: The configurations of the models of its steps, by name. The maps and shapes of a step are only checked if its model is
             included. Other checks report models that are missing or have problems of their own.
     """
     problems = [*_kind(config), *_declared(config)]
@@ -30,12 +30,12 @@ def wiring_problems(config: schema.ModelConfig, known: Mapping[str, schema.Model
     if not steps:
         return [*problems, ConfigProblem("has no steps. An ensemble needs at least one member.", (_STEPS,))]
     problems += _missing_fields(steps)
-    problems += _flow(config, steps, known)
-    problems += _batches(config, steps, known)
+    problems += _flow(config, steps, configs)
+    problems += _batches(config, steps, configs)
     for index, step in enumerate(steps):
-        if step.model_name in known and _is_declared(known[step.model_name]):
-            problems += _mapping(index, step, known[step.model_name])
-    return [*problems, *_shapes(config, steps, known), *_any_size(config, steps, known)]
+        if step.model_name in configs and _is_declared(configs[step.model_name]):
+            problems += _mapping(index, step, configs[step.model_name])
+    return [*problems, *_shapes(config, steps, configs), *_any_size(config, steps, configs)]
 
 
 def step_path(index: int, *field_path: Step) -> tuple[Step, ...]:
@@ -105,7 +105,7 @@ def _missing_fields(steps: Sequence[schema.ModelEnsembling.Step]) -> Iterator[Co
 
 
 def _flow(
-    config: schema.ModelConfig, steps: Sequence[schema.ModelEnsembling.Step], known: Mapping[str, schema.ModelConfig]
+    config: schema.ModelConfig, steps: Sequence[schema.ModelEnsembling.Step], configs: Mapping[str, schema.ModelConfig]
 ) -> Iterator[ConfigProblem]:
     """Check that each tensor is written once and read, and that no steps wait for each other.
 
@@ -126,7 +126,7 @@ def _flow(
     reads = {tensor: (index, key) for index, step in reversed([*enumerate(steps)]) for key, tensor in step.input_map.items()}
     unwritten = {tensor: reader for tensor, reader in sorted(reads.items()) if tensor not in available and tensor not in outputs}
     unwritten_outputs = [name for name in outputs if name not in available]
-    unread = _unread_tensors(steps, set(reads) | set(outputs), known) if outputs else {}
+    unread = _unread_tensors(steps, set(reads) | set(outputs), configs) if outputs else {}
     for index, key in rewritten:
         tensor = steps[index].output_map[key]
         first = format_step(written[tensor], steps[written[tensor]])
@@ -157,12 +157,12 @@ def _flow(
 
 
 def _unread_tensors(
-    steps: Sequence[schema.ModelEnsembling.Step], used: set[str], known: Mapping[str, schema.ModelConfig]
+    steps: Sequence[schema.ModelEnsembling.Step], used: set[str], configs: Mapping[str, schema.ModelConfig]
 ) -> dict[str, tuple[int, str]]:
     """Return the written tensors that are not `used`, with the step and the output of its model. Skip outputs that the model lacks."""
     unread: dict[str, tuple[int, str]] = {}
     for index, step in enumerate(steps):
-        model = known.get(step.model_name)
+        model = configs.get(step.model_name)
         outputs = {tensor.name for tensor in model.output} if model is not None and _is_declared(model) else set(step.output_map)
         unread |= {tensor: (index, key) for key, tensor in step.output_map.items() if tensor not in used and key in outputs}
     return unread
@@ -186,9 +186,9 @@ def _cycles(steps: Sequence[schema.ModelEnsembling.Step], available: set[str]) -
 
 
 def _batches(
-    config: schema.ModelConfig, steps: Sequence[schema.ModelEnsembling.Step], known: Mapping[str, schema.ModelConfig]
+    config: schema.ModelConfig, steps: Sequence[schema.ModelEnsembling.Step], configs: Mapping[str, schema.ModelConfig]
 ) -> Iterator[ConfigProblem]:
-    batches = {step.model_name: known[step.model_name].max_batch_size for step in steps if step.model_name in known}
+    batches = {step.model_name: configs[step.model_name].max_batch_size for step in steps if step.model_name in configs}
     smaller = {model: batch for model, batch in batches.items() if 0 < batch < config.max_batch_size}
     if not smaller:
         return
@@ -232,7 +232,7 @@ class _Tensor:
 
 
 def _shapes(
-    config: schema.ModelConfig, steps: Sequence[schema.ModelEnsembling.Step], known: Mapping[str, schema.ModelConfig]
+    config: schema.ModelConfig, steps: Sequence[schema.ModelEnsembling.Step], configs: Mapping[str, schema.ModelConfig]
 ) -> Iterator[ConfigProblem]:
     """Check that all steps agree on the type and shape of each tensor: with the ensemble's declaration, or with the first step."""
     first: dict[str, _Tensor] = {}
@@ -244,7 +244,7 @@ def _shapes(
             first.setdefault(tensor.name, _Tensor.from_config(f"the ensemble declares its {kind}", tensor, dims, config.max_batch_size))
     others: dict[str, tuple[list[_Tensor], tuple[Step, ...]]] = {}
     for index, step in enumerate(steps):
-        model = known.get(step.model_name)
+        model = configs.get(step.model_name)
         if model is None or not _is_declared(model):
             continue
         for kind, entries, tensors in (("input", step.input_map, model.input), ("output", step.output_map, model.output)):
@@ -262,7 +262,7 @@ def _shapes(
 
 
 def _any_size(
-    config: schema.ModelConfig, steps: Sequence[schema.ModelEnsembling.Step], known: Mapping[str, schema.ModelConfig]
+    config: schema.ModelConfig, steps: Sequence[schema.ModelEnsembling.Step], configs: Mapping[str, schema.ModelConfig]
 ) -> Iterator[ConfigProblem]:
     """Find images that are declared with any size although a step takes only one size.
 
@@ -270,7 +270,7 @@ def _any_size(
     """
     declared = next((list(tensor.dims) for tensor in config.input if tensor.name == "images"), [])
     for index, step in enumerate(steps):
-        for tensor in known[step.model_name].input if step.model_name in known else ():
+        for tensor in configs[step.model_name].input if step.model_name in configs else ():
             sizes = list(tensor.dims)
             is_read = step.input_map.get(tensor.name) == "images"
             if is_read and same_shape(declared, sizes) and any(a == -1 and b > 0 for a, b in zip(declared, sizes, strict=True)):
