@@ -97,13 +97,13 @@ def _compare_dims(
 
 def _check_labels(inspection: Inspection, ensemble: str, config: schema.ModelConfig, members: Mapping[str, schema.ModelConfig]) -> None:
     """Check that all labels files agree, because the first class of every member must be the same."""
-    known = {model: labels for model, member in members.items() if (labels := _read_labels(inspection, model, member, "logits"))}
+    known = {model: read for model, member in members.items() if (read := _read_labels(inspection, model, member, "logits"))}
     for model, (path, labels) in known.items():
         classes = next(tensor.dims[0] for tensor in members[model].output if tensor.name == "logits")
         if len(labels) != classes:
             text = f"has {len(labels)} classes, but the model has {classes} logits. Write one name per line, in the order of the logits."
             inspection.add_finding(model, text, path)
-    known = {model: labels for model, labels in known.items() if not inspection.has_error(model, labels[0])}
+    known = {model: read for model, read in known.items() if not inspection.has_error(model, read[0])}
     own = _read_labels(inspection, ensemble, config, "probabilities")
     if not known:
         return

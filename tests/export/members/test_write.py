@@ -104,9 +104,9 @@ def test_a_report_that_is_missing_damaged_or_of_another_file_is_told(repository:
     shown = export("--report", "--repository", repository)
     assert shown.exit_code == 0
     assert sum(": no report: " in line for line in shown.stdout.splitlines()) == 3
-    with pytest.raises(RepositoryError, match="holds no nothing: it holds damaged, good, missing, other"):
+    with pytest.raises(RepositoryError, match="has no model nothing; its models are damaged, good, missing, other"):
         read_reports(repository, ["nothing"])
-    assert "no folder" in refused(export("--report", "--repository", repository / "none"))
+    assert "not a folder" in refused(export("--report", "--repository", repository / "none"))
     (repository.parent / "empty").mkdir()
     assert "no exported model" in refused(export("--report", "--repository", repository.parent / "empty"))
 
@@ -331,7 +331,7 @@ def test_a_precision_that_the_file_denies_is_no_member_s(repository: Path, their
         (lambda: FromOnnx(Path("x"), "x", class_names="abc"), "class_names | sequence of texts"),  # type: ignore[arg-type]
         (lambda: fused_onnx(["x"], Ensemble("e", (Member("a"),))), "'a' | bytes"),  # type: ignore[list-item]
         (lambda: onnx_from_foreign("x.onnx"), "x.onnx | not exist"),
-        (lambda: read_reports(Path("nowhere")), "nowhere | no folder"),
+        (lambda: read_reports(Path("nowhere")), "nowhere | not a folder"),
     ],
 )
 def test_what_is_no_value_of_its_kind_is_told(make: Callable[[], object], text: str) -> None:
