@@ -48,7 +48,7 @@ def find_gpus(environment: Mapping[str, str] | None = None) -> tuple[tuple[Gpu, 
     except (OSError, subprocess.TimeoutExpired) as error:
         return (), f"nvidia-smi cannot be run: {error}"
     if done.returncode != 0:
-        return (), f"nvidia-smi exited with status {done.returncode}: {(done.stderr.strip() or done.stdout.strip())[-300:]}"
+        return (), f"nvidia-smi ended with status {done.returncode}: {(done.stderr.strip() or done.stdout.strip())[-300:]}"
     gpus = []
     for line in done.stdout.splitlines():
         columns = [column.strip() for column in line.rsplit(",", 2)]

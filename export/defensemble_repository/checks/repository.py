@@ -52,7 +52,7 @@ def problems_from_findings(findings: Iterable[Finding]) -> dict[str, str]:
     for finding in findings:
         if finding.is_error:
             texts.setdefault(finding.blocked_model, []).append(finding.text if finding.file is None else str(finding))
-    return {name: "; ".join(dict.fromkeys(lines)) for name, lines in texts.items()}
+    return {name: "; ".join(line.removesuffix(".") for line in dict.fromkeys(lines)) for name, lines in texts.items()}
 
 
 def _folders(inspection: Inspection) -> list[str]:

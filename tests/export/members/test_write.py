@@ -98,7 +98,7 @@ def test_a_report_that_is_missing_damaged_or_of_another_file_is_told(repository:
     (repository / "other/1/model.onnx").write_bytes(b"changed")
     told = {one.model: one.problem for one in read_reports(repository)}
     assert told["good"] is None
-    assert "holds no model.onnx.json" in str(told["missing"])
+    assert "has no model.onnx.json" in str(told["missing"])
     assert "is damaged" in str(told["damaged"])
     assert "changed" in str(told["other"])
     shown = export("--report", "--repository", repository)
@@ -305,7 +305,7 @@ def test_a_graph_is_not_made_of_what_was_edited_apart(repository: Path, theirs: 
 
     text = fused(average / "config.pbtxt", '"probabilities"\n  }\n}', '"logits"\n  }\n}')
     assert f"{average / 'config.pbtxt'}:" in text
-    assert "it says logits of a@1 with 1" in text
+    assert "logits of a@1 with weight 1" in text
     assert "has other class names than 'a', '9' and '0'" in fused(repository / "ensemble/labels.txt", "0", "9")
     config = repository / "a/config.pbtxt"
     assert f"computes in fp32, and {config} says precision.1 'fp7'" in fused(config, "fp32", "fp7")
