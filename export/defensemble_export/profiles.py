@@ -28,7 +28,7 @@ _CPU, _GPU = schema.ModelInstanceGroup.KIND_CPU, schema.ModelInstanceGroup.KIND_
 
 
 @dataclass(frozen=True)
-class KeptEngines:
+class EngineCacheOptions:
     """Of the profile ``gpu-ort-tensorrt``: where its engines are kept, on the serving machine, and what building one may take, in MiB."""
 
     cache_dir: str = "/var/cache/defensemble"
@@ -71,7 +71,7 @@ def networks(repository: Path, on_progress: Callable[[str], None] = lambda text:
     return found
 
 
-def _engine_parameters(config: schema.ModelConfig, digests: Mapping[int, str], settings: KeptEngines) -> dict[str, str]:
+def _engine_parameters(config: schema.ModelConfig, digests: Mapping[int, str], settings: EngineCacheOptions) -> dict[str, str]:
     # The names are those of the table in the README of NVIDIA's onnxruntime_backend.
     parameters = {"max_workspace_size_bytes": str(settings.workspace_mib << 20)}
     batch, sizes = config.max_batch_size, "x".join(map(str, config.input[0].dims))
@@ -104,7 +104,7 @@ def profile_states(repository: Path, *, on_progress: Callable[[str], None] = lam
 def write_profile(
     repository: Path,
     profile: str,
-    settings: KeptEngines | None = None,
+    settings: EngineCacheOptions | None = None,
     *,
     force: bool = False,
     on_progress: Callable[[str], None] = lambda text: None,
@@ -135,7 +135,7 @@ def write_profile(
         plan = {}
         for name, config in found.items():
             file = repository / paths[name]
-            content = pbtxt_from_config(_derived(repository / name, config, profile, settings or KeptEngines()))
+            content = pbtxt_from_config(_derived(repository / name, config, profile, settings or EngineCacheOptions()))
             if not file.exists() or read_regular(file) != content:
                 plan[paths[name]] = content
         write_files(repository, plan)
@@ -200,7 +200,7 @@ def _missing_text(repository: Path, profile: str, missing: Mapping[str, str]) ->
     return f"the profile '{profile}' cannot be written, and nothing was:\n{listing}\n{mend}"
 
 
-def _derived(folder: Path, config: schema.ModelConfig, profile: str, settings: KeptEngines) -> schema.ModelConfig:
+def _derived(folder: Path, config: schema.ModelConfig, profile: str, settings: EngineCacheOptions) -> schema.ModelConfig:
     """Derive a profile from a network's ``config.pbtxt``; inputs, outputs, batch, version policy and parameters stay."""
     derived = schema.ModelConfig()
     derived.CopyFrom(config)
@@ -273,14 +273,14 @@ def _state(folder: Path, config: schema.ModelConfig, profile: str) -> str:
     return "written" if there == _derived(folder, config, profile, _settings_of(there)) else "out of date"
 
 
-def _settings_of(config: schema.ModelConfig) -> KeptEngines:
+def _settings_of(config: schema.ModelConfig) -> EngineCacheOptions:
     """The settings that a profile was written with."""
     for engines in config.optimization.execution_accelerators.gpu_execution_accelerator:
         parameters = engines.parameters
-        usual = KeptEngines()
+        usual = EngineCacheOptions()
         folder, size = parameters.get("trt_engine_cache_path"), parameters.get("max_workspace_size_bytes")
-        return KeptEngines(
+        return EngineCacheOptions(
             str(PurePosixPath(folder).parent) if folder is not None else usual.cache_dir,
             int(size) >> 20 if size is not None else usual.workspace_mib,
         )
-    return KeptEngines()
+    return EngineCacheOptions()

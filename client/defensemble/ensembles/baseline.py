@@ -64,10 +64,10 @@ def baseline_before_reload(target_edit: TargetEdit) -> Baseline:
 
 def snapshot_or_none(files: RepositoryView, name: str) -> Snapshot | None:
     """The ensemble as `files` hold it; None where there is none that can be read as ours."""
-    from defensemble_export.editing import snapshot_of
+    from defensemble_export.editing import read_snapshot
 
     try:
-        return snapshot_of(files, name) if files.has(name) else None
+        return read_snapshot(files, name) if files.has(name) else None
     except (ConfigError, EnsembleError):
         return None
 

@@ -14,7 +14,7 @@ from defensemble_repository.view import RepositoryView
 from .._exceptions import ServiceError
 from .baseline import is_same_state, snapshot_or_none
 from .edit import EditRunner
-from .local_servers import status_at
+from .local_servers import local_server_status
 from .results import EnsembleState, MemberState
 from .server_models import Served, is_averaging
 from .targets import EditTarget
@@ -109,7 +109,7 @@ class _Serving:
         try:
             self._ready = served.ready()
         except ServiceError:
-            status = status_at(served.url)
+            status = local_server_status(served.url)
             if status is None or status.restarting_since is None:
                 raise
             self._restarting = status.text

@@ -124,7 +124,7 @@ def this_user() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
-def snapshot_of(files: RepositoryView, name: str) -> Snapshot:
+def read_snapshot(files: RepositoryView, name: str) -> Snapshot:
     """The ensemble ``name`` as ``files`` have it.
 
     Raises:
@@ -250,7 +250,7 @@ def edit_from_line(line: bytes, where: str) -> Edit:
         ) from error
 
 
-def undoable(history: Sequence[Edit], ensemble: str) -> list[Edit]:
+def undoable_edits(history: Sequence[Edit], ensemble: str) -> list[Edit]:
     """The edits of ``ensemble`` that a rollback may undo, oldest first, the one that is undone first last.
 
     They are a stack: a rollback takes those off that it undid, and is itself none of them, so that two rollbacks in a row go back two

@@ -22,7 +22,7 @@ from ..graphs.tracing import graph_from_module
 from ..graphs.traversal import metadata_of
 from ..labels import checked_class_names
 from ..verification.images import ImagePool, RealImages, dataset_of, images_for_verification
-from ..verification.network import answers_from_module
+from ..verification.network import reference_from_module
 from .write import Form, Network, check_place, report_beside, write_form
 
 if TYPE_CHECKING:
@@ -155,4 +155,4 @@ def _network(
     graph = graph_from_module(module, input_shape, masks)
     onnx.helper.set_model_props(graph, {MASK_DIGEST: digest, CLASS_NAMES: json.dumps(names), **metadata})
     against = f"torch {torch.__version__}"
-    return Network(graph, answers_from_module(module), against, input_shape, {**origin, "mask_digest": digest}, masks)
+    return Network(graph, reference_from_module(module), against, input_shape, {**origin, "mask_digest": digest}, masks)

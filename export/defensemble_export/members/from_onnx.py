@@ -32,7 +32,7 @@ _RANDOM = 16
 
 
 @dataclass(frozen=True)
-class FromOnnx:
+class OnnxSource:
     """An ONNX file to be exported as the member ``name``: see ``onnx_from_foreign``.
 
     ``class_names``: one for each class; None: the indices as text. ``timeout_s``: of the import, and again for each 64 images that the

@@ -20,15 +20,15 @@ from defensemble_repository.names import RESERVED_PREFIXES
 from defensemble_repository.reader import read_config, read_ensemble
 from defensemble_repository.view import RepositoryView
 
-from ..._image_files import npy_images
-from ...ensembles.local_servers import servers_of
+from ..._image_files import read_npy_images
+from ...ensembles.local_servers import find_local_servers
 from ..notes import print_progress
 from ..progress import progress_bar
 from ..shell import this_command
 from .reports import show_reports, summary
 
 if TYPE_CHECKING:
-    from defensemble_export import ExportedMember, FromCheckpoint, FromOnnx
+    from defensemble_export import CheckpointSource, ExportedMember, OnnxSource
 
 
 # The fields of these options, where they have other names.
@@ -104,7 +104,7 @@ class Request:
     @cached_property
     def images(self) -> NDArray[np.float32] | None:
         """The real images that were given."""
-        return None if self.images_file is None else npy_images(self.images_file)
+        return None if self.images_file is None else read_npy_images(self.images_file)
 
     @property
     def networks(self) -> int:
@@ -136,7 +136,7 @@ def run(request: Request) -> None:
 
 def _export(request: Request) -> list[str]:
     images = request.images
-    calibration = None if request.calibration_file is None else npy_images(request.calibration_file)
+    calibration = None if request.calibration_file is None else read_npy_images(request.calibration_file)
     # After the cheap checks: this imports torch, onnx and ONNX Runtime.
     from defensemble_export import Form, export_networks
 
@@ -236,7 +236,7 @@ def _tell(request: Request, written: Sequence[str]) -> None:
                 f"{model}@{version} votes nowhere yet; let it: {this_command()} ensemble add NAME {model}@{version} "
                 f"--in-place-of {model}@{int(version) - 1}"
             )
-    running = servers_of(request.repository, print_progress)
+    running = find_local_servers(request.repository, print_progress)
     for url, _ in running if request.ensemble_name in models else ():
         where = f"--repository {shlex.quote(str(request.repository))}"
         click.echo(
@@ -265,15 +265,15 @@ def _build_engines(request: Request, written: Sequence[str]) -> None:
     click.echo(f"  {this_command()} serve {request.repository} --profile gpu-tensorrt")
 
 
-def _networks(request: Request) -> list[FromCheckpoint | FromOnnx]:
-    from defensemble_export import FromCheckpoint, FromOnnx, labels_from_file
+def _networks(request: Request) -> list[CheckpointSource | OnnxSource]:
+    from defensemble_export import CheckpointSource, OnnxSource, labels_from_file
 
-    networks: list[FromCheckpoint | FromOnnx] = [FromCheckpoint(path, request.name) for path in request.checkpoints]
+    networks: list[CheckpointSource | OnnxSource] = [CheckpointSource(path, request.name) for path in request.checkpoints]
     if request.onnx_file is not None:
         assert request.name is not None
         limits = {} if request.import_timeout is None else {"timeout_s": request.import_timeout}
         networks.append(
-            FromOnnx(
+            OnnxSource(
                 request.onnx_file,
                 request.name,
                 output=request.output,
