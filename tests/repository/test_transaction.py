@@ -1,4 +1,4 @@
-"""All of a plan's files, or none: faults at every call that touches the disk."""
+"""Transactions write all files or none: every call that changes the disk fails once."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def test_writes_and_overwrites(tmp_path: Path) -> None:
+def test_write_files_creates_and_replaces(tmp_path: Path) -> None:
     repository = tmp_path / "deep" / "repository"
     write_files(repository, FIRST)
     write_files(repository, SECOND)
@@ -34,25 +34,25 @@ def test_writes_and_overwrites(tmp_path: Path) -> None:
 
 
 class DiskFaults:
-    """Lets the n-th call of the functions that change a disk fail as on a full one."""
+    """Makes the n-th call of the functions that change a disk fail, as on a full disk."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, fail_at: int) -> None:
         self.calls = 0
         self.fail_at = fail_at
-        for place, name in CALLS:
-            monkeypatch.setattr(place, name, self.wrap(getattr(place, name)))
+        for owner, name in CALLS:
+            monkeypatch.setattr(owner, name, self.wrap(getattr(owner, name)))
 
     def wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(*arguments: Any, **named: Any) -> Any:
+        def counted(*arguments: Any, **options: Any) -> Any:
             self.calls += 1
             if self.calls == self.fail_at:
                 raise OSError(28, "No space left on device")
-            return function(*arguments, **named)
+            return function(*arguments, **options)
 
         return counted
 
 
-def test_a_full_disk_at_any_call_leaves_the_old_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_at_any_call_restores_the_old_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = tmp_path / "old"
     write_files(old, FIRST)
     with monkeypatch.context() as patch:
@@ -74,7 +74,7 @@ def test_a_full_disk_at_any_call_leaves_the_old_state(tmp_path: Path, monkeypatc
         assert [path.name for path in repository.parent.iterdir()] == ["repository"]
 
 
-def test_files_are_removed_or_all_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_remove_files_removes_all_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = tmp_path / "old"
     write_files(old, FIRST | {"a/configs/x.pbtxt": b"x", "b/configs/x.pbtxt": b"x", "b/configs/y.pbtxt": b"y"})
     paths = ["a/configs/x.pbtxt", "b/configs/x.pbtxt"]
@@ -96,13 +96,13 @@ def test_files_are_removed_or_all_stay(tmp_path: Path, monkeypatch: pytest.Monke
     assert fail_at > 4, "two renames, and two folders for them"
     assert faults.calls == fail_at - 1
     assert content(repository) == {**FIRST, "b/configs/y.pbtxt": b"y"}
-    assert not (repository / "a/configs").exists(), "an empty folder goes too"
+    assert not (repository / "a/configs").exists(), "an empty folder is removed too"
     with pytest.raises(FileNotFoundError):
         remove_files(repository, ["b/configs/y.pbtxt", "b/configs/x.pbtxt"])
     assert content(repository) == {**FIRST, "b/configs/y.pbtxt": b"y"}
 
 
-def test_of_a_new_repository_nothing_is_left_nor_of_the_folders_above_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_of_a_new_repository_leaves_no_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "kept").mkdir()
     for fail_at in range(1, 14):
         with monkeypatch.context() as patch:
@@ -110,21 +110,21 @@ def test_of_a_new_repository_nothing_is_left_nor_of_the_folders_above_it(tmp_pat
             with pytest.raises(OSError, match="No space left"):
                 write_files(tmp_path / "kept" / "deep" / "er" / "new", FIRST)
         assert [path.name for path in tmp_path.rglob("*")] == ["kept"], f"call {fail_at}"
-    assert faults.calls > 13, "calls that put things back were counted too"
+    assert faults.calls > 13, "calls that restore files are counted too"
 
 
-def test_a_folder_above_that_somebody_else_uses_by_now_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_parent_folder_with_new_files_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
-        (tmp_path / "deep" / "theirs").mkdir()
+        (tmp_path / "deep" / "other").mkdir()
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "rename", fail)
     with pytest.raises(OSError, match="No space left"):
         write_files(tmp_path / "deep" / "er" / "new", FIRST)
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["deep", "theirs"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["deep", "other"]
 
 
-def test_one_at_a_time_holds_the_lock(tmp_path: Path) -> None:
+def test_locked_is_exclusive(tmp_path: Path) -> None:
     def is_held() -> bool:
         descriptor = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -142,7 +142,7 @@ def test_one_at_a_time_holds_the_lock(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/ns").exists() or os.geteuid() != 0, reason="needs root to mount a small file system")
-def test_a_really_full_disk(tmp_path: Path) -> None:
+def test_a_full_and_a_read_only_file_system(tmp_path: Path) -> None:
     import subprocess
 
     small = tmp_path / "small"

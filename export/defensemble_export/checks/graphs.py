@@ -29,7 +29,7 @@ def check_graphs(found: Inspection, models: Iterable[str]) -> None:
     """Open the graphs of `models` that ONNX Runtime runs and of which nothing else was found, and say which files are not checked."""
     for model in dict.fromkeys(models):
         config = found.config(model)
-        if config is None or is_ensemble(config) or found.refused(model):
+        if config is None or is_ensemble(config) or found.has_error(model):
             continue
         field = _unknown_runner(config)
         if field is not None:
@@ -38,12 +38,12 @@ def check_graphs(found: Inspection, models: Iterable[str]) -> None:
             continue
         if model_backend(config) != BACKEND:
             continue  # a plan, which is compared with its manifest
-        with found.stopping(model):
+        with found.blocking(model):
             for version in versions_by_policy(found.versions(model), config):
                 path = f"{model}/{version}/{model_filename(config)}"
                 session = _session(found, model, version, path)
                 for fault in _faults(config, session, embedded=found.target.embedded) if session is not None else ():
-                    found.add_finding(model, f"version {version}: {fault.text}", found.config_path(model), *fault.way)
+                    found.add_finding(model, f"version {version}: {fault.text}", found.config_path(model), *fault.path)
 
 
 def _unknown_runner(config: schema.ModelConfig) -> str | None:

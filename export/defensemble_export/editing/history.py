@@ -18,7 +18,7 @@ import msgspec
 
 from defensemble_repository.ensemble import Ensemble, Member
 from defensemble_repository.errors import EnsembleError, RepositoryError
-from defensemble_repository.filesystem.atomic_write import named, remove_temporaries, shared_mode, sync, write_atomic
+from defensemble_repository.filesystem.atomic_write import os_errors_about, remove_temporaries, shared_mode, sync, write_atomic
 from defensemble_repository.filesystem.regular_files import read_regular
 from defensemble_repository.names import CONFIG_FILE, HISTORY_FILE, LABELS_FILE, check_name
 from defensemble_repository.reader import ensemble_from_configs, parameter
@@ -224,7 +224,7 @@ def withdraw_edit(repository: Path, edit: Edit) -> None:
     if len(lines) > 1:
         write_atomic(target, b"".join(lines[:-1]), mode=shared_mode(target))
     else:
-        with named(target):
+        with os_errors_about(target):
             target.unlink()
             sync([target.parent])
 

@@ -23,7 +23,7 @@ from defensemble_export.editing.membership import reweighted
 from defensemble_export.editing.plan import EditPlan, plan_ensemble
 from defensemble_repository.ensemble import Ensemble, Member
 from defensemble_repository.errors import LockedError
-from defensemble_repository.filesystem.locks import held
+from defensemble_repository.filesystem.locks import folder_lock
 from defensemble_repository.lock import locked
 from defensemble_repository.reader import read_ensemble
 from defensemble_repository.view import RepositoryView
@@ -113,7 +113,7 @@ def test_where_a_folder_of_the_edit_is_away_nothing_is_guessed(tmp_path: Path) -
 
 def test_the_repository_itself_is_locked_for_those_who_see_it_elsewhere(tmp_path: Path) -> None:
     folder = write_world(tmp_path / "repository")
-    with held(folder, fcntl.LOCK_EX), pytest.raises(LockedError, match="within 0 s"):
+    with folder_lock(folder, fcntl.LOCK_EX), pytest.raises(LockedError, match="within 0 s"):
         Ensembles(folder, wait_s=0).weight("ensemble", {"a": 5.0})
 
 

@@ -74,7 +74,7 @@ def test_folders_that_are_no_models_are_told_and_left_alone(repository: Path) ->
         (repository / name).mkdir()
     said: list[str] = []
     assert write_profile(repository, "cpu", on_progress=said.append) == ["alpha/configs/cpu.pbtxt", "beta/configs/cpu.pbtxt"]
-    strays = [f"{repository / name} is no model" for name in (".git", "lost+found", "notes")]
+    strays = [f"{repository / name} is not a model" for name in (".git", "lost+found", "notes")]
     assert [line.partition(" (")[0] for line in said] == strays
     for command in (["profile", "list", "--repository", str(repository)], ["build-engine", "--repository", str(repository), "--dry-run"]):
         done = CliRunner().invoke(cli, command)

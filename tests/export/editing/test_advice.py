@@ -48,10 +48,10 @@ def edit_parameter(repository: Path, key: str, value: str | None) -> None:
 @pytest.mark.parametrize(
     ("edit", "advice"),
     [
-        (["create", "ori", "alpha", "large"], "leave large out"),
-        (["create", "ori", "alpha", "large", "other"], "leave large, other out"),
-        (["add", "ensemble", "large"], "leave large out"),
-        (["add", "ensemble", "large", "other"], "leave large, other out"),
+        (["create", "ori", "alpha", "large"], "omit large"),
+        (["create", "ori", "alpha", "large", "other"], "omit large, other"),
+        (["add", "ensemble", "large"], "omit large"),
+        (["add", "ensemble", "large", "other"], "omit large, other"),
     ],
 )
 def test_a_member_that_does_not_fit_is_left_out_of_the_edit(repository: Path, edit: list[str], advice: str) -> None:

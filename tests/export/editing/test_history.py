@@ -152,7 +152,7 @@ def test_an_edit_is_not_written_twice_and_what_is_there_stays_byte_for_byte(tmp_
         (b"{", "Expecting property name"),
         (b"\xff\xfe", "can't decode byte"),
         (b"null", "JSON object"),
-        (b"[" * 100_000, "recursion"),
+        (b"[" * 100_000, "nested"),
         (b'{"schema": ' + b"9" * 5000 + b"}", ":3:"),
         (b"{}", "schema | None | 'defensemble.edit/1'"),
         (b'{"schema": "defensemble.edit/2"}', "schema | 'defensemble.edit/2'"),

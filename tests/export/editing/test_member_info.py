@@ -178,7 +178,7 @@ def with_metadata(**metadata: str) -> Callable[[Path], None]:
         (with_metadata(record="{}"), "metadata | KeyError: 'accuracy'"),
         (with_metadata(record='{"accuracy": "1", "n_test": 1, "data": ""}'), "metadata | TypeError: '1'"),
         (with_metadata(record='{"accuracy": 1, "n_test": Infinity, "data": ""}'), "metadata | OverflowError"),
-        (lambda repository: (repository / "alpha/config.pbtxt").unlink(), "alpha/config.pbtxt | not there"),
+        (lambda repository: (repository / "alpha/config.pbtxt").unlink(), "alpha/config.pbtxt | does not exist"),
         (write("alpha/config.pbtxt", b"nonsense {"), "alpha/config.pbtxt: | configuration"),
         (write("alpha/config.pbtxt", b"name: 'beta'"), 'alpha/config.pbtxt | name: "beta"'),
     ],
