@@ -296,7 +296,7 @@ def test_onnx_runtime_s_engines_need_a_folder_that_can_be_written(repository: Pa
 
 def run_serve(repository: Path, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     variables = environment(folder) | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-m", "defensemble", "serve", str(repository), "--free-ports", *options]
+    command = [sys.executable, "-m", "defensemble", "serve", "--repository", str(repository), "--free-ports", *options]
     return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120, check=False)
 
 
