@@ -144,11 +144,11 @@ def test_json_output_has_all_values(world: World) -> None:
     assert {"checks", "writes", "loads", "inferences", "drain", "total"} <= set(applied["seconds"])
     assert set(applied["loaded"]) == set(applied["unloaded"]) == {url}
     assert json.loads(ensemble("average", "ensemble", "logits", "--json", "--dry-run").stdout)["dry_run"] is True
-    assert [one["ensemble"] for one in json.loads(ensemble("reload", "--json").stdout)] == ["ensemble"]
+    assert [applied["ensemble"] for applied in json.loads(ensemble("reload", "--json").stdout)] == ["ensemble"]
     (state,) = json.loads(ensemble("show", "--json").stdout)
     assert ensemble("show", "--format", "json").stdout == ensemble("show", "--json").stdout
     assert (state["name"], state["average"], state["served"]) == ("ensemble", "probabilities", {url: "yes"})
-    assert [(one["model"], one["weight"], one["served"]) for one in state["members"]] == [
+    assert [(member["model"], member["weight"], member["served"]) for member in state["members"]] == [
         ("a", 2.0, {url: "yes"}),
         ("b", 1.0, {url: "yes"}),
         ("c", 1.0, {url: "yes"}),
@@ -219,7 +219,7 @@ def test_prune_lists_first_and_asks(world: World) -> None:
     assert_facts(refused("prune", "--keep", "0", status=2), "--yes | --dry-run")
     assert content(world.folder) == before
     output = ensemble("prune", "--keep", "1", "--yes").stdout
-    assert re.search(r"^c  [0-9,]+ bytes: voted in 'ensemble' until ", output, re.MULTILINE)
+    assert re.search(r"^c  [0-9,]+ bytes: .*'ensemble'", output, re.MULTILINE)
     assert re.search(r"^deleted 2, [0-9,]+ bytes$", output, re.MULTILINE)
     assert not (world.folder / "c").exists()
     ensemble("rollback")

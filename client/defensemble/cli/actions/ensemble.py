@@ -18,6 +18,7 @@ from ..._client.client import Client
 from ..._exceptions import InputError
 from ...ensembles import Applied, Ensembles, Replica
 from ...ensembles.local_servers import local_server, servers_of
+from ..interrupts import clean_up_on_sigint
 from ..notes import print_note, print_progress, shows_progress
 from ..shell import this_command
 from .ensemble_settings import EditSettings, TargetSettings
@@ -35,6 +36,7 @@ from .ensemble_tables import (
 @contextmanager
 def open_ensembles(targets: TargetSettings, **timeouts: float) -> Iterator[Ensembles]:
     """Yield the ensembles of these folders, with clients of their servers; `timeouts` are `load_timeout_s` and `drain_s` of an edit."""
+    clean_up_on_sigint()
     with ExitStack() as stack:
 
         def client(url: str, key: str | None) -> Client:

@@ -19,7 +19,7 @@ from ..._exceptions import InputError
 if TYPE_CHECKING:
     from defensemble_export import ExportedMember
 
-_TABLE_WIDTH = 72
+_TABLE_WIDTH = 77  # without the first column
 
 
 def show_reports(repository: Path, models: Sequence[str], *, as_json: bool) -> None:
@@ -59,7 +59,7 @@ def _name(report: Reported) -> str:
 def _table(reports: Sequence[Reported]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False)
     table.add_column("model", no_wrap=True)
-    for heading in ("in", "MB", "masks MB", "images", "same class %", "accuracy % (original)", "largest error"):
+    for heading in ("precision", "MB", "masks MB", "images", "same class %", "accuracy % (original)", "largest error"):
         table.add_column(heading, justify="right", min_width=11 if "(" in heading else 4)
     for report in reports:
         # Non-breaking spaces keep a cell on one line; headings wrap.

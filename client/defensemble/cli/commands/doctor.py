@@ -38,13 +38,13 @@ def command(repository: Path | None, urls: tuple[str, ...], as_json: bool) -> No
         repository = DEFAULT_REPOSITORY
     checks = diagnose(list(urls), repository)
     if as_json:
-        values = [{"name": check.name, "status": check.status, "text": check.text, "fix": check.mend} for check in checks]
+        values = [{"name": check.name, "status": check.status, "text": check.text, "fix": check.fix} for check in checks]
         click.echo(json.dumps({"schema": SCHEMA, "checks": values}, indent=2))
     else:
         width = max(len(check.name) for check in checks)
         for check in checks:
             click.echo(f"{click.style(check.status, fg=_COLOURS[check.status])}  {check.name:<{width}}  {check.text}")
-            if check.mend:
-                click.echo(f"      {'':<{width}}  {check.mend}")
+            if check.fix:
+                click.echo(f"      {'':<{width}}  {check.fix}")
     if any(check.status == "FAIL" for check in checks):
         raise click.exceptions.Exit(1)

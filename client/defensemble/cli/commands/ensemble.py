@@ -48,7 +48,13 @@ def command() -> None:
 @click.argument("name", required=False)
 @cloup.option_group(
     "Output",
-    click.option("--format", "output_format", type=click.Choice(["table", "yaml", "json"]), default="table", help="yaml: for `apply`."),
+    click.option(
+        "--format",
+        "output_format",
+        type=click.Choice(["table", "yaml", "json"]),
+        default="table",
+        help="Output format; `apply` reads yaml.",
+    ),
     click.option("--json", "output_format", flag_value="json", help="The same as --format json."),
 )
 @target_options
@@ -314,7 +320,7 @@ def history(name: str | None, repository: Path, last: int, as_json: bool) -> Non
 @cloup.option_group(
     "Edits to undo",
     click.option("--count", type=click.IntRange(min=1), metavar="N", help="Number of edits to undo.  [default: 1]"),
-    click.option("--to", metavar="ID", help="Restore the state after the edit ID, before or after the current state."),
+    click.option("--to", metavar="ID", help="Restore the state that the edit ID left, earlier or later than the current one."),
 )
 @edit_options
 def rollback(name: str | None, count: int | None, to: str | None, **options: Any) -> None:

@@ -48,7 +48,7 @@ def command(checkpoints: tuple[Path, ...], name: str | None, dataset: DatasetLoc
     """
     if name is not None and len(checkpoints) != 1:
         raise click.UsageError(
-            f"--name is the name of one member, got {len(checkpoints)} checkpoints: leave --name out, or export each alone"
+            f"--name is the name of one member, got {len(checkpoints)} checkpoints: leave --name out, or run one command for each"
         )
     settings = shared.member_settings(data_dir=None if dataset is None else dataset.folder, **options)
     from ..actions.export import export_checkpoints
