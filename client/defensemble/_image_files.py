@@ -13,20 +13,20 @@ from numpy.typing import NDArray
 
 from defensemble_images import (
     DamagedImageError,
-    Encoded,
+    EncodedImage,
     ImagesError,
     Preprocessing,
     check_memory,
     decode_image,
     decode_images,
     labelled_files,
-    matched_classes,
+    match_classes,
     memory_to_decode,
     npy_array,
     reading_notes,
 )
-from defensemble_images.class_names import listed
-from defensemble_images.folders import Skipped
+from defensemble_images.class_names import format_names
+from defensemble_images.folders import SkippedFiles
 
 from ._client.model_info import ModelInfo
 from ._exceptions import InputError
@@ -47,7 +47,7 @@ class ReadOptions:
 class ReadCounts:
     """What was left out, and what was read in part."""
 
-    skipped: Skipped = field(default_factory=Skipped)
+    skipped: SkippedFiles = field(default_factory=SkippedFiles)
     damaged: list[DamagedImageError] = field(default_factory=list)
     animations: list[str] = field(default_factory=list)
 
@@ -120,9 +120,9 @@ def labelled_images(folder: Path, info: ModelInfo, counts: ReadCounts) -> tuple[
         if not found.files:
             raise InputError(
                 f"{folder} holds no labelled images, only {str(found.skipped) or 'nothing'}; expected {folder}/CLASS/IMAGE with CLASS one "
-                f"of {listed(info.class_names)}"
+                f"of {format_names(info.class_names)}"
             )
-        classes = matched_classes(found.class_names, info.class_names, str(folder), info.name)
+        classes = match_classes(found.class_names, info.class_names, str(folder), info.name)
     counts.skipped += found.skipped
     return [found.root / file.name for file in found.files], classes[found.indices]
 
@@ -130,7 +130,7 @@ def labelled_images(folder: Path, info: ModelInfo, counts: ReadCounts) -> tuple[
 def memory_to_read(files: Sequence[Path], info: ModelInfo) -> int:
     """Return how many bytes it takes to decode images one after the other, without keeping them; reads their headers."""
     channels, height, width = _checked_channels(info)
-    return memory_to_decode([Encoded(str(path), path) for path in files], channels, None if _is_free(info) else (height, width))
+    return memory_to_decode([EncodedImage(str(path), path) for path in files], channels, None if _is_free(info) else (height, width))
 
 
 def decoded_images(
@@ -146,7 +146,7 @@ def decoded_images(
         OSError: a file cannot be read.
     """
     channels, height, width = _checked_channels(info)
-    images = [Encoded(str(path), path) for path in files]
+    images = [EncodedImage(str(path), path) for path in files]
     with input_errors():
         if _is_free(info):
             for index, image in enumerate(images):

@@ -24,7 +24,7 @@ EXACT = BYTES.astype(np.float64) / 255
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("defensemble_images.arrays._PIECE", 200)  # of arrays this small, more than one
+    monkeypatch.setattr("defensemble_images.arrays._CHUNK_BYTES", 200)  # of arrays this small, more than one
 
 
 @given(

@@ -28,7 +28,7 @@ def write_atomic(target: Path, content: bytes) -> None:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise named(error, target) from error
+        raise with_filename(error, target) from error
 
 
 def sync(path: Path) -> None:
@@ -53,6 +53,6 @@ def temporary_path(target: Path) -> Path:
     return target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
 
 
-def named(error: OSError, target: Path) -> OSError:
+def with_filename(error: OSError, target: Path) -> OSError:
     """Return the error with the name that the user gave: that of a failed `write` has none, others name the temporary file."""
     return OSError(error.errno, error.strerror, str(target))

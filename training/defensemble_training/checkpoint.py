@@ -26,9 +26,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
-from defensemble_images.regular_files import irregular
+from defensemble_images.regular_files import irregular_file_kind
 
-from .atomic_write import named, temporary_path, write_atomic
+from .atomic_write import temporary_path, with_filename, write_atomic
 from .content_digest import DIGEST_KEY, content_digest, digest_mismatch
 from .errors import CheckpointError, SpecError, UncheckedContentWarning
 from .models.build import build
@@ -140,7 +140,7 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         temporary.open("xb").close()
         temporary.unlink()
     except OSError as error:
-        raise named(error, target) from error
+        raise with_filename(error, target) from error
 
 
 def _check_place(target: Path) -> None:
@@ -156,7 +156,7 @@ def _check_place(target: Path) -> None:
 
 def _read(path: Path, *, with_tensors: bool) -> tuple[CheckpointMetadata, dict[str, torch.Tensor]]:
     try:
-        kind = irregular(path.stat().st_mode)
+        kind = irregular_file_kind(path.stat().st_mode)
         if kind is not None:
             raise CheckpointError(f"{path} is {kind}, expected a checkpoint (a .safetensors file)")
         # Opened here, as safetensors' own errors do not tell a file without permission from a damaged one, and read by its descriptor:

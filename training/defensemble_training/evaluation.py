@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from defensemble_images import image_fault
+from defensemble_images import image_problem
 
 from .data.dataset import Images, Labels, Part
 from .errors import SpecError
@@ -18,7 +18,7 @@ from .validation import checked_integer
 _AT_ONCE = 2048  # images that are copied out of their file
 
 
-def predicted(module: nn.Module, images: Images, batch_size: int = 256) -> Labels:
+def predict_classes(module: nn.Module, images: Images, batch_size: int = 256) -> Labels:
     """Return the classes int64 (n,) that a module gives to images float32 (n, C, H, W), in eval mode, on the device that it is on.
 
     Raises:
@@ -33,19 +33,19 @@ def predicted(module: nn.Module, images: Images, batch_size: int = 256) -> Label
     return torch.cat(parts).numpy()
 
 
-def count_right(module: nn.Module, part: Part, *, share: slice = slice(None)) -> int:
+def count_correct(module: nn.Module, part: Part, *, share: slice = slice(None)) -> int:
     """Return how many images of a part, or of a share of it, a module gets right, in eval mode and float32 arithmetic."""
     start, stop, _ = share.indices(len(part))
     right = 0
     for first in range(start, stop, _AT_ONCE):
         rows = slice(first, min(first + _AT_ONCE, stop))
-        right += int((predicted(module, part.images(rows)) == part.labels[rows]).sum())
+        right += int((predict_classes(module, part.images(rows)) == part.labels[rows]).sum())
     return right
 
 
 def check_images(images: Images, *, in_range: bool = False) -> None:
     """Raise `SpecError` unless these are images float32 (n, C, H, W), at least one, and with `in_range` in [0, 1]."""
-    fault = image_fault(images, in_range=in_range)
+    fault = image_problem(images, in_range=in_range)
     if fault is not None:
         raise SpecError(fault)
 

@@ -7,12 +7,12 @@ import hashlib
 import torch
 
 
-def derived_seed(seed: int, *of: object) -> int:
+def derive_seed(seed: int, *of: object) -> int:
     """Return a seed, 0 to 2**63 - 1, that follows from another one and a name."""
     text = ":".join(["defensemble-train-v1", str(seed), *map(str, of)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
 
-def stream(seed: int, *of: object, device: torch.device | str = "cpu") -> torch.Generator:
+def make_generator(seed: int, *of: object, device: torch.device | str = "cpu") -> torch.Generator:
     """Return a random generator of its own for whatever `of` names, such as ("step", 17)."""
-    return torch.Generator(device).manual_seed(derived_seed(seed, *of))
+    return torch.Generator(device).manual_seed(derive_seed(seed, *of))

@@ -29,7 +29,7 @@ def checked_number(what: str, value: object, expected: str, holds: Callable[[Any
     return float(value)
 
 
-def checked_choice(what: str, value: object, choices: Sequence[str]) -> None:
+def check_choice(what: str, value: object, choices: Sequence[str]) -> None:
     """Raise a `SpecError` unless a value is one of the names that exist."""
     if value not in choices:
         raise SpecError(f"{what} must be one of {', '.join(choices)}; got {value!r}")

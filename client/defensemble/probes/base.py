@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from defensemble_images import image_fault
+from defensemble_images import image_problem
 
 from .._client.client import Client
 from .._exceptions import InputError, ServiceError
@@ -35,7 +35,7 @@ class Data:
     labels: NDArray[np.int64]
 
     def __post_init__(self) -> None:
-        fault = image_fault(self.images)
+        fault = image_problem(self.images)
         if fault is not None:
             raise InputError(fault)
         if self.labels.shape != (len(self.images),) or self.labels.dtype.kind not in "iu":

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from defensemble_images import StoredArray, check_memory, matched_classes, npz_arrays
+from defensemble_images import StoredArray, check_memory, match_classes, npz_arrays
 
 from .._client.model_info import ModelInfo
 from .._exceptions import InputError, MissingExtraError
@@ -192,7 +192,7 @@ def _model_indices(labels: NDArray[Any], names: list[str] | None, where: str, in
         whose = f"the classes of {info.name!r}" if names is None else "one for each of its class names"
         raise InputError(f"the labels of {where} must lie in [0, {count}), {whose}, got from {low} to {high}")
     indices = labels.astype(np.int64)
-    return indices if names is None else matched_classes(names, info.class_names, where, info.name)[indices]
+    return indices if names is None else match_classes(names, info.class_names, where, info.name)[indices]
 
 
 def _from_dataset(request: _Request, data_dir: Path | None) -> ChosenData:

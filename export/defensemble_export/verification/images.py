@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
-from defensemble_images import image_fault
+from defensemble_images import image_problem
 from defensemble_repository.onnx_metadata import CLASS_NAMES, RECORD
 
 from ..errors import ExportError, OtherImagesWarning
@@ -41,7 +41,7 @@ class RealImages:
 
     def check_fit(self, input_shape: tuple[int, int, int], what: str = "verification") -> None:
         """Refuse them for a network that takes other images than these of ``input_shape``."""
-        fault = image_fault(self.images, f"the images for the {what}", shape=input_shape, taker="the network")
+        fault = image_problem(self.images, f"the images for the {what}", shape=input_shape, consumer="the network")
         if fault is not None:
             raise ExportError(fault)
         if self.labels is not None and self.labels.shape != self.images.shape[:1]:
@@ -75,11 +75,11 @@ def dataset_of(record: TrainingRecord, input_shape: tuple[int, int, int], data_d
 def _dataset(
     record: Mapping[str, Any], class_names: tuple[str, ...], size: int, data_dir: str | os.PathLike[str] | None, what: str
 ) -> Dataset:
-    from defensemble_training import DataError, decoded_dataset, load_dataset
+    from defensemble_training import DataError, find_cached_dataset, load_dataset
 
     data, digest, command = (str(record.get(key, "")) for key in ("data", "data_digest", "command"))
     if data_dir is None:
-        dataset = decoded_dataset(data, digest, class_names)
+        dataset = find_cached_dataset(data, digest, class_names)
         if dataset is not None:
             return dataset
         data_dir = next((value for option, value in pairwise(_words(command)) if option == "--data-dir" and Path(value).is_dir()), None)
@@ -90,7 +90,7 @@ def _dataset(
         by = f" by `defensemble {command:.300}`" if command else ""
         raise ExportError(f"{what} on test images of {data!r}, which the checkpoint was trained on{by}: {error}. {_MEND}") from error
     try:
-        dataset = dataset.numbered_as(class_names, "the checkpoint")
+        dataset = dataset.align_classes(class_names, "the checkpoint")
     except DataError as error:
         raise ExportError(
             f"the data for the verification have other classes than the checkpoint was trained on: {error}; name the folder of the data "

@@ -23,7 +23,7 @@ from defensemble_training import (
     ModelSpec,
     TrainingRecord,
     build,
-    decoded_dataset,
+    find_cached_dataset,
     load_dataset,
     save_checkpoint,
 )
@@ -76,11 +76,11 @@ def test_the_images_are_found_where_they_are_decoded(record: TrainingRecord, dat
 
 
 def test_only_the_same_content_is_found(record: TrainingRecord, data: Dataset) -> None:
-    assert decoded_dataset("folder", data.digest, data.class_names) is not None
-    assert decoded_dataset("folder", "0" * 16, data.class_names) is None
-    assert decoded_dataset("folder", data.digest, ("a", "b", "c")) is None
-    assert decoded_dataset("folder", "", data.class_names) is None
-    assert decoded_dataset("digits", data.digest, data.class_names) is None
+    assert find_cached_dataset("folder", data.digest, data.class_names) is not None
+    assert find_cached_dataset("folder", "0" * 16, data.class_names) is None
+    assert find_cached_dataset("folder", data.digest, ("a", "b", "c")) is None
+    assert find_cached_dataset("folder", "", data.class_names) is None
+    assert find_cached_dataset("digits", data.digest, data.class_names) is None
 
 
 def test_a_folder_that_is_named_wins_and_other_images_are_told(record: TrainingRecord, data: Dataset, tmp_path: Path) -> None:

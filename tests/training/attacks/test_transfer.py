@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, strategies as st
 from PIL import Image
 
-from defensemble_training import SpecError, TrainingError, adversarial_examples, attack, rounded_to_8_bits
-from defensemble_training.evaluation import predicted
+from defensemble_training import SpecError, TrainingError, adversarial_examples, attack, round_to_8_bits
+from defensemble_training.evaluation import predict_classes
 from tests.support.attacked import batch, one_thread as one_thread, small_net
 from tests.support.facts import raises
 
@@ -43,12 +43,12 @@ def test_memory_mapped_images_and_small_integers(tmp_path: Path) -> None:
     mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
     examples = adversarial_examples(small_net(), mapped, LABELS.astype(np.uint8), "fgsm8", batch_size=5)
     assert np.array_equal(examples, adversarial_examples(small_net(), IMAGES, LABELS, "fgsm8", batch_size=5))
-    assert np.array_equal(predicted(small_net(), mapped), predicted(small_net(), IMAGES))
+    assert np.array_equal(predict_classes(small_net(), mapped), predict_classes(small_net(), IMAGES))
 
 
 def test_examples_round_as_their_pngs_do(tmp_path: Path) -> None:
     """From images of 8 bits, examples of 8 bits stay within the epsilon ball."""
-    images = rounded_to_8_bits(IMAGES)
+    images = round_to_8_bits(IMAGES)
     examples = adversarial_examples(small_net(), images, LABELS, "mnist-pgd", eight_bit=True)
     grey = np.rint(examples[0, 0] * 255).astype(np.uint8)
     Image.fromarray(grey).save(tmp_path / "example.png")
@@ -63,14 +63,14 @@ def test_examples_round_as_their_pngs_do(tmp_path: Path) -> None:
 @given(st.integers(0, 255))
 def test_grey_levels_are_fixed_points(level: int) -> None:
     image = np.full((1, 1, 1, 1), level, dtype=np.uint8).astype(np.float32) / np.float32(255)
-    assert np.array_equal(rounded_to_8_bits(image), image)
+    assert np.array_equal(round_to_8_bits(image), image)
 
 
 def test_predicted_is_in_eval_mode_and_leaves_the_mode() -> None:
     module = small_net()
     expected = module(torch.from_numpy(IMAGES)).argmax(dim=1).numpy()
     before = {key: value.clone() for key, value in module.state_dict().items()}
-    classes = predicted(module.train(), IMAGES, batch_size=3)
+    classes = predict_classes(module.train(), IMAGES, batch_size=3)
     assert module.training
     assert classes.dtype == np.int64
     assert np.array_equal(classes, expected)

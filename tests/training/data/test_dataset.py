@@ -15,8 +15,8 @@ from torch.nn import functional
 
 from defensemble_images import Preprocessing
 from defensemble_training import DataError, Dataset, SpecError, load_dataset
-from defensemble_training.data.dataset import Part, Rows, held_out
-from defensemble_training.data.digits import bilinear_enlarged
+from defensemble_training.data.dataset import Part, PartSubset, split_held_out
+from defensemble_training.data.digits import enlarge_bilinear
 from defensemble_training.data.splits import stratified_test_part
 from tests.support.facts import raises
 from tests.support.written import write_split
@@ -61,7 +61,7 @@ def test_split_is_stratified(digits: Dataset) -> None:
 def test_split_is_the_same_at_every_size_and_shares_no_image(digits: Dataset) -> None:
     small = load_dataset("digits", size=8)
     np.testing.assert_array_equal(small.test.labels, digits.test.labels)
-    np.testing.assert_array_equal(bilinear_enlarged(small.test.images(), 16), digits.test.images())
+    np.testing.assert_array_equal(enlarge_bilinear(small.test.images(), 16), digits.test.images())
     train = {image.tobytes() for image in digits.train.images()}
     assert not any(image.tobytes() in train for image in digits.test.images())
 
@@ -79,7 +79,7 @@ def test_every_image_is_in_one_part() -> None:
 def test_enlarging_is_bilinear(size: int) -> None:
     images = np.random.default_rng(1).random((3, 2, 8, 8), dtype=np.float32)
     expected = functional.interpolate(torch.from_numpy(images), size=(size, size), mode="bilinear", align_corners=False)
-    np.testing.assert_allclose(bilinear_enlarged(images, size), expected.numpy(), atol=1e-6)
+    np.testing.assert_allclose(enlarge_bilinear(images, size), expected.numpy(), atol=1e-6)
 
 
 def test_test_part_follows_from_its_text() -> None:
@@ -140,50 +140,50 @@ def test_images_of_a_part_are_copies_in_0_to_1() -> None:
 def test_what_is_held_out_is_exact_and_as_even_as_can_be(labels: list[int], data: st.DataObject) -> None:
     part = part_of(labels)
     count = data.draw(st.integers(1, len(labels) - 1))
-    rest, held = held_out(part, count, "a text")
+    rest, held = split_held_out(part, count, "a text")
     assert (len(held), len(rest)) == (count, len(labels) - count)
     taken, there = np.bincount(held.labels, minlength=6), np.bincount(part.labels, minlength=6)
     # No class gives two more than another that has images left.
     assert all(taken[giving] <= taken[other] + 1 for giving in range(6) for other in range(6) if taken[other] < there[other])
     both = sorted(zip(np.concatenate([rest.labels, held.labels]), map(bytes, np.concatenate([rest.pixels, held.pixels])), strict=True))
     assert both == sorted(zip(part.labels, map(bytes, part.pixels), strict=True))
-    again = held_out(part, count, "a text")
+    again = split_held_out(part, count, "a text")
     np.testing.assert_array_equal(again[1].pixels, held.pixels)
 
 
 def test_5000_of_cifar10_s_labels_are_500_of_each_class_and_always_the_same() -> None:
     labels = np.arange(50_000, dtype=np.int64) % 10
     part = Part(np.arange(50_000, dtype=np.float32).reshape(-1, 1, 1, 1), labels)
-    rest, held = held_out(part, 5000, "defensemble-validation-v1:cifar10")
+    rest, held = split_held_out(part, 5000, "defensemble-validation-v1:cifar10")
     assert np.bincount(held.labels).tolist() == [500] * 10
     assert (np.diff(held.pixels.ravel()) > 0).all()
     assert (np.diff(rest.pixels.ravel()) > 0).all()
-    assert (held_out(part, 5000, "another text")[1].pixels != held.pixels).any()
+    assert (split_held_out(part, 5000, "another text")[1].pixels != held.pixels).any()
     digest = hashlib.sha256(held.pixels.astype("<i4").tobytes()).hexdigest()
     assert digest.startswith("3e9a34e7e1cd4f71")
 
 
 def test_parts_too_large_to_copy_read_what_they_are_asked_for() -> None:
     part = part_of([0, 1, 2, 0, 1])
-    rows = Rows(part, np.array([4, 0, 2]))
+    rows = PartSubset(part, np.array([4, 0, 2]))
     copied = Part(part.pixels[[4, 0, 2]], part.labels[[4, 0, 2]])
     assert (len(rows), rows.nbytes) == (3, copied.nbytes)
     np.testing.assert_array_equal(rows.labels, copied.labels)
     np.testing.assert_array_equal(rows.pixels, copied.pixels)
     for selection in (slice(None), slice(1, 3), np.array([2, 0])):
         np.testing.assert_array_equal(rows.images(selection), copied.images(selection))
-        np.testing.assert_array_equal(rows.stored(selection), copied.stored(selection))
+        np.testing.assert_array_equal(rows.raw_pixels(selection), copied.raw_pixels(selection))
 
 
 @pytest.mark.parametrize("count", [-1, 0, 4, 5, 2.0, True])
 def test_holding_out_none_or_all_is_refused_with_both_ends(count: int) -> None:
     with raises(SpecError, f"1 | 3 | {count}"):
-        held_out(part_of([0, 1, 2, 0]), count, "a text")
+        split_held_out(part_of([0, 1, 2, 0]), count, "a text")
 
 
 def test_nothing_is_held_out_of_one_image() -> None:
     with raises(SpecError, "1 | 2"):
-        held_out(part_of([0]), 1, "a text")
+        split_held_out(part_of([0]), 1, "a text")
 
 
 PIXELS, LABELS = np.zeros((4, 3, 2, 2), np.uint8), np.array([0, 1, 2, 0], np.int64)
@@ -244,20 +244,20 @@ def test_what_is_no_dataset_is_refused(changes: dict[str, Any], text: str) -> No
 
 
 def test_a_dataset_may_be_of_rows_and_of_floats() -> None:
-    rows = Rows(Part(PIXELS, LABELS), np.array([3, 1, 2]))
+    rows = PartSubset(Part(PIXELS, LABELS), np.array([3, 1, 2]))
     data = small_dataset(train=rows, test=float_part(1.0))
     assert data.input_shape == (3, 2, 2)
     assert len(data.train) == 3
     with pytest.raises(DataError, match="at least one"):
-        Rows(rows, np.array([], np.intp))
+        PartSubset(rows, np.array([], np.intp))
 
 
 def test_a_dataset_takes_the_class_numbers_of_a_model() -> None:
     data = load_dataset("digits", 8)
     names = [f"digit {name}" for name in data.class_names]
     named = dataclasses.replace(data, class_names=tuple(names))
-    found = named.numbered_as(["none", *reversed(names)], "net")
+    found = named.align_classes(["none", *reversed(names)], "net")
     np.testing.assert_array_equal(found.test.labels, 10 - data.test.labels)
     assert found.train.pixels is data.train.pixels
     with raises(DataError, "'net' | digit 9"):
-        named.numbered_as(names[:9], "net")
+        named.align_classes(names[:9], "net")

@@ -17,7 +17,7 @@ from threading import Thread
 
 import pytest
 
-from defensemble_training.data.hub import HubFile, wanted_files
+from defensemble_training.data.hub import HubFile, select_files
 from tests.support.facts import assert_facts
 from tests.support.written import write_tables
 
@@ -189,5 +189,5 @@ def test_stylized_imagenet_and_folders_are_not_on_the_hub(tmp_path: Path) -> Non
 def test_only_the_parts_that_are_needed_are_chosen() -> None:
     names = ["README.md", "data/test-00000-of-00001.parquet", "data/validation-00000-of-00001.parquet"]
     names += [f"data/train-0000{number}-of-00003.parquet" for number in (2, 0, 1)]
-    chosen = [file.name for file in wanted_files([HubFile(name, 1, None) for name in names], ("validation", "test"))]
+    chosen = [file.name for file in select_files([HubFile(name, 1, None) for name in names], ("validation", "test"))]
     assert chosen == [*(f"data/train-0000{number}-of-00003.parquet" for number in range(3)), "data/validation-00000-of-00001.parquet"]

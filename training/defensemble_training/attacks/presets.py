@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from ..errors import SpecError
-from ..validation import checked_choice, checked_integer, checked_number
+from ..validation import check_choice, checked_integer, checked_number
 
 ALGORITHMS = ("fgsm", "pgd", "mifgsm", "cw")
 _FIELDS = {
@@ -65,7 +65,7 @@ class AttackPreset:
     paper: str = ""
 
     def __post_init__(self) -> None:
-        checked_choice("algorithm", self.algorithm, ALGORITHMS)
+        check_choice("algorithm", self.algorithm, ALGORITHMS)
         for field in ("epsilon", "step_size", "steps", "momentum", "confidence", "search_steps"):
             value, needed = getattr(self, field), field in _FIELDS[self.algorithm]
             if (value is not None) != needed:

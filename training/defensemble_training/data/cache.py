@@ -29,15 +29,15 @@ from defensemble_images.reader import RULES, Pixels
 
 from ..atomic_write import sync, write_atomic
 from ..errors import DataError
-from .cache_writer import OnProgress, Reading, WrittenPart, write_part
+from .cache_writer import DecodeOptions, OnProgress, WrittenPart, write_part
 from .source import Source, check_classes
 
-SPACE_BESIDE = 2**20  # bytes for headers and meta.json
+ENTRY_OVERHEAD = 2**20  # bytes for headers and meta.json
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
-class Meta:
+class EntryMetadata:
     """The metadata of an entry, `meta.json`."""
 
     class_names: tuple[str, ...]  # label i is class_names[i]
@@ -54,27 +54,27 @@ class Meta:
 
 
 @dataclass(frozen=True, eq=False)
-class Undecoded:
-    """What an entry is made from: a source, where it is from (for `Meta.source`), and how its images are decoded to which shape."""
+class DecodeJob:
+    """What an entry is made from: a source, where it is from (for `EntryMetadata.source`), and how its images are decoded to which shape."""
 
     source: Source
     origin: str
     channels: int
     size: int
-    reading: Reading
+    options: DecodeOptions
 
     @property
     def nbytes(self) -> int:
         """Bytes that the entry takes."""
         count = len(self.source.train.labels) + len(self.source.test.labels)
-        return count * (self.channels * self.size**2 + 8) + SPACE_BESIDE
+        return count * (self.channels * self.size**2 + 8) + ENTRY_OVERHEAD
 
 
 @dataclass(frozen=True, eq=False)
 class Entry:
     """A decoded dataset; the pixels are read-only memory maps."""
 
-    meta: Meta
+    meta: EntryMetadata
     train_pixels: Pixels
     train_labels: npt.NDArray[np.int64]
     test_pixels: Pixels
@@ -96,7 +96,7 @@ def read_entry(key: str) -> Entry | None:
     """Open an entry; None where there is none, or only a damaged one."""
     folder = cache_folder() / key
     try:
-        meta = msgspec.convert(json.loads((folder / "meta.json").read_text()), Meta)
+        meta = msgspec.convert(json.loads((folder / "meta.json").read_text()), EntryMetadata)
         # As plain arrays: what is computed from a memmap is one too, without a map.
         pixels = [np.asarray(np.load(folder / f"{split}.npy", mmap_mode="r", allow_pickle=False)) for split in ("train", "test")]
         labels = [np.load(folder / f"{split}_labels.npy", allow_pickle=False) for split in ("train", "test")]
@@ -108,7 +108,7 @@ def read_entry(key: str) -> Entry | None:
     return entry if fitting and (entry.train_pixels.shape, entry.test_pixels.shape) == shapes else None
 
 
-def entry_of(key: str, prepare: Callable[[], Undecoded], *, skip_damaged: bool, on_progress: OnProgress) -> Entry:
+def load_or_decode_entry(key: str, prepare: Callable[[], DecodeJob], *, skip_damaged: bool, on_progress: OnProgress) -> Entry:
     """Open an entry; where there is none yet, decode what `prepare` returns first, or wait for the process that does.
 
     Raises:
@@ -117,11 +117,11 @@ def entry_of(key: str, prepare: Callable[[], Undecoded], *, skip_damaged: bool, 
     """
     entry = read_entry(key)
     if entry is None:
-        with _alone(cache_folder() / f".{key}.part", on_progress) as part:
+        with _exclusive_folder(cache_folder() / f".{key}.part", on_progress) as part:
             if (entry := read_entry(key)) is None:  # nobody else wrote it while we waited
                 undecoded = prepare()
                 _check_space(undecoded)
-                with _told(undecoded):
+                with _translated_os_errors(undecoded):
                     _write(part, undecoded, on_progress)
                     shutil.rmtree(cache_folder() / key, ignore_errors=True)  # a damaged one
                     part.rename(cache_folder() / key)
@@ -134,7 +134,7 @@ def entry_of(key: str, prepare: Callable[[], Undecoded], *, skip_damaged: bool, 
     return entry
 
 
-def _check_space(undecoded: Undecoded) -> None:
+def _check_space(undecoded: DecodeJob) -> None:
     free = shutil.disk_usage(cache_folder()).free
     if free < undecoded.nbytes:
         raise DataError(
@@ -144,7 +144,7 @@ def _check_space(undecoded: Undecoded) -> None:
 
 
 @contextmanager
-def _told(undecoded: Undecoded | None = None) -> Iterator[None]:
+def _translated_os_errors(undecoded: DecodeJob | None = None) -> Iterator[None]:
     """Raise a `DataError` where the cache cannot be written."""
     try:
         yield
@@ -162,11 +162,11 @@ def _told(undecoded: Undecoded | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def _alone(part: Path, on_progress: OnProgress) -> Iterator[Path]:
+def _exclusive_folder(part: Path, on_progress: OnProgress) -> Iterator[Path]:
     """Hold an empty folder that no other process holds; it is removed in the end unless it was renamed."""
     while True:
         try:
-            with _told():
+            with _translated_os_errors():
                 part.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(part, os.O_RDONLY)
         except FileNotFoundError:  # its holder was done with it in between
@@ -177,33 +177,33 @@ def _alone(part: Path, on_progress: OnProgress) -> Iterator[Path]:
             except BlockingIOError:
                 on_progress("waiting for another process that decodes the same images", 0, 1)
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if not _is_still(part, descriptor):  # renamed or removed by its holder
+            if not _is_same_inode(part, descriptor):  # renamed or removed by its holder
                 continue
             for left in part.iterdir():  # by a process that was killed
                 left.unlink()
             try:
                 yield part
             finally:
-                if _is_still(part, descriptor):
+                if _is_same_inode(part, descriptor):
                     shutil.rmtree(part)
             return
         finally:
             os.close(descriptor)
 
 
-def _is_still(path: Path, descriptor: int) -> bool:
+def _is_same_inode(path: Path, descriptor: int) -> bool:
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:
         return False
 
 
-def _write(folder: Path, undecoded: Undecoded, on_progress: OnProgress) -> None:
+def _write(folder: Path, undecoded: DecodeJob, on_progress: OnProgress) -> None:
     source, origin = undecoded.source, undecoded.origin
     parts: list[WrittenPart] = []
     for split, part in (("train", source.train), ("test", source.test)):
         shape = (undecoded.channels, undecoded.size, undecoded.size)
-        parts.append(write_part(folder, split, part, shape, undecoded.reading, on_progress))
+        parts.append(write_part(folder, split, part, shape, undecoded.options, on_progress))
     train, test = parts
     damage = (*train.damage, *test.damage)
     animations = (*train.animations, *test.animations)
@@ -211,7 +211,7 @@ def _write(folder: Path, undecoded: Undecoded, on_progress: OnProgress) -> None:
     check_classes(source.class_names, train.labels, test.labels, where)
     formats = "/".join(sorted(train.formats | test.formats))
     skipped = f", {len(damage)} damaged {'image' if len(damage) == 1 else 'images'} left out" if damage else ""
-    meta = Meta(
+    meta = EntryMetadata(
         class_names=source.class_names,
         mean=train.mean,
         std=train.std,

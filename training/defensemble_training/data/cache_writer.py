@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from defensemble_images.decoding import Decoded, decode_images
+from defensemble_images.decoding import DecodedBatch, decode_images
 from defensemble_images.errors import DamagedImageError
 from defensemble_images.memory import check_memory, default_limit
 from defensemble_images.preprocessing import Preprocessing
@@ -25,7 +25,7 @@ OnProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Reading:
+class DecodeOptions:
     """How the images of a part are decoded."""
 
     preprocessing: Preprocessing | None  # how they are brought to their size; None: all must have it
@@ -58,7 +58,7 @@ class WrittenPart:
 
 
 def write_part(
-    folder: Path, split: str, part: EncodedPart, image_shape: tuple[int, int, int], reading: Reading, on_progress: OnProgress
+    folder: Path, split: str, part: EncodedPart, image_shape: tuple[int, int, int], options: DecodeOptions, on_progress: OnProgress
 ) -> WrittenPart:
     """Decode one part into `<split>.npy` and `<split>_labels.npy`: as uint8, or as float32 in [0, 1] where an image has 16 bits a pixel.
 
@@ -67,21 +67,21 @@ def write_part(
         DataError: a file cannot be read.
     """
     try:
-        return _written(folder, split, part, image_shape, reading, on_progress, np.dtype(np.uint8))
+        return _write_split(folder, split, part, image_shape, options, on_progress, np.dtype(np.uint8))
     except _MoreBitsError:
-        return _written(folder, split, part, image_shape, reading, on_progress, np.dtype(np.float32))
+        return _write_split(folder, split, part, image_shape, options, on_progress, np.dtype(np.float32))
 
 
 class _MoreBitsError(Exception):
     """An image has 16 bits a pixel, and what was written so far has 8."""
 
 
-def _written(
+def _write_split(
     folder: Path,
     split: str,
     part: EncodedPart,
     image_shape: tuple[int, int, int],
-    reading: Reading,
+    options: DecodeOptions,
     on_progress: OnProgress,
     dtype: np.dtype[np.uint8] | np.dtype[np.float32],
 ) -> WrittenPart:
@@ -96,7 +96,7 @@ def _written(
     animations: list[str] = []
     with (folder / f"{split}.npy").open("wb") as file:
         _write_header(file, dtype, (total, *image_shape))
-        for some in _decoded(part, channels, size, reading):
+        for some in _decode(part, channels, size, options):
             if seen + len(some.kept) > total:
                 raise DataError(f"the {split} part has more images than labels ({total}); was it changed while it was read? try again")
             pixels = some.pixels
@@ -123,21 +123,21 @@ def _written(
             # In place: numpy leaves room for the largest number in the first axis, so the length stays.
             file.seek(0)
             _write_header(file, dtype, (written, *image_shape))
-        _to_disk(file)
+        _flush(file)
     labels = part.labels[kept]
     with (folder / f"{split}_labels.npy").open("wb") as file:
         np.save(file, labels, allow_pickle=False)
-        _to_disk(file)
+        _flush(file)
     digest.update(labels.astype("<i8").tobytes())
     mean, std = mean_and_std(counts)
     shape = (written, *image_shape)
     return WrittenPart(shape, labels, mean, std, digest.digest(), tuple(damage), frozenset(formats), tuple(animations))
 
 
-def _decoded(part: EncodedPart, channels: int, size: int, reading: Reading) -> Iterator[Decoded]:
+def _decode(part: EncodedPart, channels: int, size: int, options: DecodeOptions) -> Iterator[DecodedBatch]:
     try:
         yield from decode_images(
-            part.images(), channels, (size, size), reading.preprocessing, skip_damaged=reading.skip_damaged, check=reading.memory_check()
+            part.images(), channels, (size, size), options.preprocessing, skip_damaged=options.skip_damaged, check=options.memory_check()
         )
     except OSError as error:
         raise DataError(f"{error.filename} cannot be read: {error.strerror}; fix its permissions, or remove it") from error
@@ -156,7 +156,7 @@ def _write_header(file: BinaryIO, dtype: np.dtype[Any], shape: tuple[int, ...]) 
     np.lib.format.write_array_header_1_0(file, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape})
 
 
-def _to_disk(file: BinaryIO) -> None:
+def _flush(file: BinaryIO) -> None:
     # Before the folder is renamed, or a crash of the machine could leave an entry whose files hold zeros.
     file.flush()
     os.fsync(file.fileno())

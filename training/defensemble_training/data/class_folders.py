@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from defensemble_images.class_names import listed, normalised
-from defensemble_images.folders import FileState, LabelledFiles, Skipped, class_folders, contents, images_in, labelled_files
-from defensemble_images.reader import SUFFIXES, Encoded
-from defensemble_images.regular_files import irregular
+from defensemble_images.class_names import format_names, normalised
+from defensemble_images.folders import FileState, LabelledFiles, SkippedFiles, class_folders, find_images, format_contents, labelled_files
+from defensemble_images.reader import SUFFIXES, EncodedImage
+from defensemble_images.regular_files import irregular_file_kind
 
 from ..errors import DataError
 from .source import EXPECTED, EncodedPart, Source
@@ -21,7 +21,7 @@ SPLIT_SEED = "defensemble-split-v1:folder"
 ANNOTATIONS = "val_annotations.txt"  # Tiny-ImageNet's own layout: the classes of val/images/, a line each
 
 
-def folders_source(folder: Path, test_splits: Sequence[str]) -> Source | None:
+def source_from_class_folders(folder: Path, test_splits: Sequence[str]) -> Source | None:
     """Recognise class folders of images; None where there are none.
 
     Raises:
@@ -36,12 +36,12 @@ def folders_source(folder: Path, test_splits: Sequence[str]) -> Source | None:
             return _without_split(folder, below)
         if "train" not in below or test_split is None:
             missing = " or ".join(test_splits) if "train" in below else "train"
-            raise DataError(f"{folder} lacks a split: it holds {contents(folder)}, expected a folder {missing} too")
+            raise DataError(f"{folder} lacks a split: it holds {format_contents(folder)}, expected a folder {missing} too")
         train = labelled_files(folder, "train")
         if not train.class_names:
-            raise DataError(f"{folder / 'train'} holds no class folders, but {contents(folder / 'train')}; {EXPECTED}")
+            raise DataError(f"{folder / 'train'} holds no class folders, but {format_contents(folder / 'train')}; {EXPECTED}")
         if (folder / test_split / ANNOTATIONS).is_file():
-            test = _annotated(folder, test_split, train.class_names)
+            test = _annotated_files(folder, test_split, train.class_names)
         else:
             test = labelled_files(folder, test_split)
     except OSError as error:
@@ -51,8 +51,8 @@ def folders_source(folder: Path, test_splits: Sequence[str]) -> Source | None:
     unknown = [name for name in test.class_names if name not in train.class_names]
     if unknown:
         raise DataError(
-            f"{folder / test_split} holds folders of {len(unknown)} classes that the training part does not have: {listed(unknown)}; "
-            f"expected some of {listed(train.class_names)}"
+            f"{folder / test_split} holds folders of {len(unknown)} classes that the training part does not have: {format_names(unknown)}; "
+            f"expected some of {format_names(train.class_names)}"
         )
     labels = np.array([train.class_names.index(test.class_names[label]) for label in test.labels], np.int64)
     return Source(
@@ -66,7 +66,7 @@ def folders_source(folder: Path, test_splits: Sequence[str]) -> Source | None:
 
 
 def _without_split(folder: Path, names: Sequence[str]) -> Source | None:
-    if not any(images_in(folder, name, Skipped()) for name in names):
+    if not any(find_images(folder, name, SkippedFiles()) for name in names):
         return None
     found = labelled_files(folder)
     _check_filled(found)
@@ -84,15 +84,15 @@ def _check_filled(part: LabelledFiles) -> None:
     if part.empty:
         place = part.place / part.folders[part.class_names.index(part.empty[0])]
         raise DataError(
-            f"the class folder {place} holds no image, but {contents(place)}; expected {', '.join(SUFFIXES)}; fill or remove it"
+            f"the class folder {place} holds no image, but {format_contents(place)}; expected {', '.join(SUFFIXES)}; fill or remove it"
         )
 
 
-def _annotated(folder: Path, split: str, class_names: tuple[str, ...]) -> LabelledFiles:
+def _annotated_files(folder: Path, split: str, class_names: tuple[str, ...]) -> LabelledFiles:
     found = LabelledFiles(folder, split, class_names)
-    there = {file.name: file for file in images_in(folder, split, found.skipped)}
+    there = {file.name: file for file in find_images(folder, split, found.skipped)}
     path = folder / split / ANNOTATIONS
-    if (kind := irregular(path.stat().st_mode)) is not None:
+    if (kind := irregular_file_kind(path.stat().st_mode)) is not None:
         raise DataError(f"{path} is {kind}, expected a text file; unpack the archive again")
     found.skipped.others -= 1  # the annotations themselves
     for count, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
@@ -109,5 +109,5 @@ def _annotated(folder: Path, split: str, class_names: tuple[str, ...]) -> Labell
     return found
 
 
-def _encoded(folder: Path, files: Sequence[FileState]) -> Iterator[Encoded]:
-    return (Encoded(str(folder / file.name), folder / file.name) for file in files)
+def _encoded(folder: Path, files: Sequence[FileState]) -> Iterator[EncodedImage]:
+    return (EncodedImage(str(folder / file.name), folder / file.name) for file in files)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from defensemble_images import ClassNamesError, ImagesError, Preprocessing, matched_classes, range_fault, reading_notes
+from defensemble_images import ClassNamesError, ImagesError, Preprocessing, match_classes, range_problem, reading_notes
 
 from ..errors import DataError, SpecError
 from ..validation import INTEGRAL
@@ -20,8 +20,8 @@ from .registry import DATASET_INFOS, LARGEST_SIZE, SMALLEST_SIZE
 from .splits import stratified_choice, stratified_test_part
 
 DATASETS = ("digits", *DATASET_INFOS)
-LARGEST_COPY = 2**31  # bytes that a split may take of memory
-CHECKED_AT_ONCE = 1024  # images
+MAX_COPY_BYTES = 2**31  # bytes that a split may take of memory
+CHECK_CHUNK = 1024  # images
 CROP = Preprocessing()
 
 Images = npt.NDArray[np.float32]
@@ -66,20 +66,20 @@ class Part:
         """Bytes of all pixels as they are stored."""
         return self.pixels.nbytes
 
-    def stored(self, selection: Selection = slice(None)) -> Pixels:
+    def raw_pixels(self, selection: Selection = slice(None)) -> Pixels:
         """Return some of the images as they are stored, (n', C, H, W), uint8 in 0 to 255 or float32 in [0, 1]; it may be a view."""
         return self.pixels[selection]
 
     def images(self, selection: Selection = slice(None)) -> Images:
         """Return some of the images, a copy, float32 (n', C, H, W) in [0, 1]; uint8 is divided by 255."""
-        chosen = self.stored(selection)
+        chosen = self.raw_pixels(selection)
         images = chosen.astype(np.float32)
         if chosen.dtype == np.uint8:
             images /= np.float32(255)
         return images
 
 
-class Rows(Part):
+class PartSubset(Part):
     """Some of the images of a part that is too large to be copied; that part was checked, so this one is not."""
 
     _base: Part
@@ -95,16 +95,16 @@ class Rows(Part):
     @property
     def pixels(self) -> Pixels:
         """All of them, gathered at every access."""
-        return self.stored()
+        return self.raw_pixels()
 
     @property
     def nbytes(self) -> int:
         """As in `Part`."""
         return self._base.nbytes // max(1, len(self._base)) * len(self)
 
-    def stored(self, selection: Selection = slice(None)) -> Pixels:
+    def raw_pixels(self, selection: Selection = slice(None)) -> Pixels:
         """As in `Part`, and a copy."""
-        return self._base.stored(self._rows[selection])
+        return self._base.raw_pixels(self._rows[selection])
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +142,7 @@ class Dataset:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        shapes = [part.stored(slice(0, 1)).shape[1:] for part in (self.train, self.test)]
+        shapes = [part.raw_pixels(slice(0, 1)).shape[1:] for part in (self.train, self.test)]
         if shapes[0] != shapes[1]:
             raise DataError(f"both parts of {self.name!r} must have images of one shape (C, H, W), got {shapes[0]} and {shapes[1]}")
         for what, values in (("mean", self.mean), ("std", self.std)):
@@ -162,10 +162,10 @@ class Dataset:
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one image."""
-        _, channels, height, width = self.train.stored(slice(0, 1)).shape
+        _, channels, height, width = self.train.raw_pixels(slice(0, 1)).shape
         return channels, height, width
 
-    def numbered_as(self, class_names: Sequence[str], model: str) -> Dataset:
+    def align_classes(self, class_names: Sequence[str], model: str) -> Dataset:
         """Return this dataset with the class numbers of a model; classes are matched by name, after Unicode NFC.
 
         `class_names` are those of the model, in the order of its outputs; `model` is its name, for errors.
@@ -176,7 +176,7 @@ class Dataset:
         if self.class_names == tuple(class_names):
             return self
         try:
-            numbers = matched_classes(self.class_names, class_names, f"the dataset {self.name!r} ({self.source})", model)
+            numbers = match_classes(self.class_names, class_names, f"the dataset {self.name!r} ({self.source})", model)
         except ClassNamesError as error:
             raise DataError(str(error)) from error
         train, test = (Part(part.pixels, numbers[part.labels]) for part in (self.train, self.test))
@@ -226,12 +226,12 @@ def load_dataset(
     if size is not None and (isinstance(size, bool) or not isinstance(size, int) or not SMALLEST_SIZE <= size <= LARGEST_SIZE):
         raise DataError(f"size must be an integer from {SMALLEST_SIZE} to {LARGEST_SIZE}, got {size!r}")
     # Pillow, pyarrow and the hub's client are not needed for digits.
-    from .cache_writer import Reading
+    from .cache_writer import DecodeOptions
     from .locate import find_entry
 
-    reading = Reading(preprocessing, skip_damaged, max_memory)
+    options = DecodeOptions(preprocessing, skip_damaged, max_memory)
     try:
-        entry, skipped = find_entry(name, size, data_dir, reading, on_progress or (lambda what, done, total: None))
+        entry, skipped = find_entry(name, size, data_dir, options, on_progress or (lambda what, done, total: None))
     except ImagesError as error:
         raise DataError(str(error)) from error
     return Dataset(
@@ -255,7 +255,7 @@ def load_dataset(
     )
 
 
-def held_out(part: Part, count: int, seed_text: str) -> tuple[Part, Part]:
+def split_held_out(part: Part, count: int, seed_text: str) -> tuple[Part, Part]:
     """Split a part in two: the rest, and exactly `count` images as evenly over the classes as can be, chosen by a text alone.
 
     Both keep the order of the images. Of more than 2 GiB of pixels no copies are made: these parts read what they are asked for.
@@ -275,8 +275,8 @@ def held_out(part: Part, count: int, seed_text: str) -> tuple[Part, Part]:
         raise SpecError(f"{what} must be an integer from 1 to {len(part) - 1}, got {count!r}; both parts need at least one image")
     count = int(count)
     chosen = stratified_choice(part.labels, count, seed_text)
-    if part.nbytes > LARGEST_COPY:
-        return Rows(part, np.flatnonzero(~chosen)), Rows(part, np.flatnonzero(chosen))
+    if part.nbytes > MAX_COPY_BYTES:
+        return PartSubset(part, np.flatnonzero(~chosen)), PartSubset(part, np.flatnonzero(chosen))
     return Part(part.pixels[~chosen], part.labels[~chosen]), Part(part.pixels[chosen], part.labels[chosen])
 
 
@@ -285,11 +285,11 @@ def _described(value: object) -> str:
 
 
 def _check_range(what: str, part: Part) -> None:
-    if part.stored(slice(0, 1)).dtype == np.uint8:
+    if part.raw_pixels(slice(0, 1)).dtype == np.uint8:
         return
-    for start in range(0, len(part), CHECKED_AT_ONCE):
-        some = part.stored(slice(start, start + CHECKED_AT_ONCE))
-        fault = range_fault(some, f"the {what}, images {start} to {start + len(some) - 1},")
+    for start in range(0, len(part), CHECK_CHUNK):
+        some = part.raw_pixels(slice(start, start + CHECK_CHUNK))
+        fault = range_problem(some, f"the {what}, images {start} to {start + len(some) - 1},")
         if fault is not None:
             raise DataError(fault)
 

@@ -26,7 +26,9 @@ class HubFile:
     sha256: str | None
 
 
-def downloaded(name: str, repository: str, test_splits: Sequence[str], on_progress: Callable[[str, int, int], None]) -> tuple[Path, str]:
+def download_dataset(
+    name: str, repository: str, test_splits: Sequence[str], on_progress: Callable[[str, int, int], None]
+) -> tuple[Path, str]:
     """Download the parquet files of the training part and of a test part; return the folder that holds them, and their revision.
 
     `name` is what `load_dataset` calls the dataset, `repository` what the hub does; of `test_splits` the first is preferred. `on_progress`
@@ -39,7 +41,7 @@ def downloaded(name: str, repository: str, test_splits: Sequence[str], on_progre
         from huggingface_hub import HfApi
         from huggingface_hub.errors import HfHubHTTPError
     except ImportError as error:
-        _refuse(
+        _raise_unavailable(
             name, repository, f"downloading it needs huggingface-hub ({error}); install it with: pip install 'defensemble[train]'", error
         )
     # All errors of the client's HTTP library, which is httpx with huggingface-hub 1 and httpx2 with 2.
@@ -47,8 +49,8 @@ def downloaded(name: str, repository: str, test_splits: Sequence[str], on_progre
     api = HfApi(library_name="defensemble")
     try:
         info = api.dataset_info(repository, files_metadata=True, timeout=TIMEOUT_S)
-        listed = [HubFile(one.rfilename, one.size or 0, one.lfs.sha256 if one.lfs else None) for one in info.siblings or ()]
-        files = wanted_files(listed, test_splits)
+        format_names = [HubFile(one.rfilename, one.size or 0, one.lfs.sha256 if one.lfs else None) for one in info.siblings or ()]
+        files = select_files(format_names, test_splits)
         if not files or info.sha is None:
             raise DataError(
                 f"{repository} on {api.endpoint} holds no parquet files train-* and {test_splits[0]}-*; pass data_dir (--data-dir)"
@@ -66,10 +68,10 @@ def downloaded(name: str, repository: str, test_splits: Sequence[str], on_progre
     return paths[0].parent, info.sha
 
 
-def wanted_files(listed: Sequence[HubFile], test_splits: Sequence[str]) -> list[HubFile]:
+def select_files(format_names: Sequence[HubFile], test_splits: Sequence[str]) -> list[HubFile]:
     """Choose the files of the training part and of the preferred test part, of the first folder that has both; none where none has."""
     by_folder: dict[str, dict[str, HubFile]] = {}
-    for file in listed:
+    for file in format_names:
         path = PurePosixPath(file.name)
         by_folder.setdefault(str(path.parent), {})[path.name] = file
     for folder in sorted(by_folder):
@@ -119,10 +121,10 @@ def _translate(name: str, repository: str, endpoint: str, error: Exception) -> N
     if isinstance(error, GatedRepoError):
         raise DataError(
             f"{repository} is gated: {endpoint} gives it only to those who accepted its terms; accept them at "
-            f"{endpoint}/datasets/{repository}, then log in with `hf auth login` or set HF_TOKEN; {_by_hand(name, repository)}"
+            f"{endpoint}/datasets/{repository}, then log in with `hf auth login` or set HF_TOKEN; {_manual_fix(name, repository)}"
         ) from error
     if isinstance(error, RepositoryNotFoundError):
-        _refuse(
+        _raise_unavailable(
             name,
             repository,
             f"{endpoint} does not show {repository} ({reason}); a token that is set may have expired: `hf auth login`",
@@ -135,17 +137,17 @@ def _translate(name: str, repository: str, endpoint: str, error: Exception) -> N
         ) from error
     if isinstance(error, OSError) and error.filename is not None:
         raise error  # the file system's own
-    _refuse(name, repository, f"the hub at {endpoint} cannot be reached, or sends no dataset: {reason}", error)
+    _raise_unavailable(name, repository, f"the hub at {endpoint} cannot be reached, or sends no dataset: {reason}", error)
 
 
-def _refuse(name: str, repository: str, why: str, error: Exception) -> NoReturn:
+def _raise_unavailable(name: str, repository: str, why: str, error: Exception) -> NoReturn:
     raise DataError(
         f"the dataset {name!r} is not on this machine (no data_dir, no $DEFENSEMBLE_DATA_DIR/{name}, nothing in the cache), and {why}. "
-        f"Two ways: {_by_hand(name, repository)}"
+        f"Two ways: {_manual_fix(name, repository)}"
     ) from error
 
 
-def _by_hand(name: str, repository: str) -> str:
+def _manual_fix(name: str, repository: str) -> str:
     return (
         f"pass a folder that holds it, --data-dir FOLDER (data_dir=...): {EXPECTED}; or on a machine with network run "
         f"`hf download {repository} --repo-type dataset --local-dir {name}`, bring that folder here, and pass --data-dir {name}"

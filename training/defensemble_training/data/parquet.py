@@ -13,31 +13,31 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from defensemble_images.class_names import distinct_names, name_fault
+from defensemble_images.class_names import distinct_names, name_problem
 from defensemble_images.memory import check_memory
-from defensemble_images.reader import Encoded
-from defensemble_images.regular_files import irregular
+from defensemble_images.reader import EncodedImage
+from defensemble_images.regular_files import irregular_file_kind
 
 from ..errors import DataError
 from .source import EncodedPart, Source, file_state
 
 IMAGE_COLUMNS = ("img", "image")
 LABEL_COLUMNS = ("label", "fine_label")
-ROWS_AT_ONCE = 64
+ROWS_PER_BATCH = 64
 MOST_CLASSES = 100_000  # where a file does not name them
 
 _FILE = re.compile(r"(?P<split>[a-z]+)(-(?P<shard>\d+)-of-(?P<shards>\d+))?(-[^/]*)?\.parquet")
 _POINTER = b"version https://git-lfs"
 
 
-def parquet_source(folder: Path, test_splits: Sequence[str], max_memory: int | None = None) -> Source | None:
+def source_from_parquet(folder: Path, test_splits: Sequence[str], max_memory: int | None = None) -> Source | None:
     """Recognise parquet files in a folder or in one below it (such as data/ or plain_text/); None where there are none."""
     # Sorted, but the folder itself before those below it.
     places = [folder, *sorted(one for one in folder.iterdir() if one.is_dir() and not one.name.startswith("."))]
     for place in places:
         splits = split_files([path.name for path in place.iterdir()])
         if splits.keys() & {"train", *test_splits}:
-            return _of_splits(place, splits, test_splits, max_memory)
+            return _source_from_splits(place, splits, test_splits, max_memory)
     return None
 
 
@@ -50,14 +50,14 @@ def split_files(names: Sequence[str]) -> dict[str, list[str]]:
     return splits
 
 
-def _of_splits(folder: Path, splits: dict[str, list[str]], test_splits: Sequence[str], max_memory: int | None) -> Source:
+def _source_from_splits(folder: Path, splits: dict[str, list[str]], test_splits: Sequence[str], max_memory: int | None) -> Source:
     test_split = next((split for split in test_splits if split in splits), None)
     if "train" not in splits or test_split is None:
         missing = "train-*.parquet" if "train" not in splits else " or ".join(f"{split}-*.parquet" for split in test_splits)
         raise DataError(f"{folder} lacks a split: it holds parquet files of {', '.join(sorted(splits))}, expected {missing} too")
     for split in ("train", test_split):
         _check_complete(folder, splits[split])
-    train, test = ([_opened(folder / name) for name in splits[split]] for split in ("train", test_split))
+    train, test = ([_open_shard(folder / name) for name in splits[split]] for split in ("train", test_split))
     first = train[0]
     for other in (*train[1:], *test):
         if other.class_names != first.class_names:
@@ -81,19 +81,23 @@ def _check_complete(folder: Path, names: Sequence[str]) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class _File:
+class _Shard:
     path: Path
     image_column: str
     labels: npt.NDArray[np.int64]
     class_names: tuple[str, ...]
 
 
-def _opened(path: Path) -> _File:
+def _open_shard(path: Path) -> _Shard:
     file = _parquet_file(path)
     schema = file.schema_arrow
     image_column = next((name for name in IMAGE_COLUMNS if schema.names.count(name) == 1), None)
     label_column = next((name for name in LABEL_COLUMNS if schema.names.count(name) == 1), None)
-    if image_column is None or label_column is None or not _fit(schema.field(image_column).type, schema.field(label_column).type):
+    if (
+        image_column is None
+        or label_column is None
+        or not _has_supported_types(schema.field(image_column).type, schema.field(label_column).type)
+    ):
         columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
         raise DataError(
             f"{path} holds the columns {columns}; expected {' or '.join(IMAGE_COLUMNS)} (struct of bytes and path) and "
@@ -116,7 +120,7 @@ def _opened(path: Path) -> _File:
             f"{path} has the {label_column} {'null' if missing[wrong[0]] else labels[wrong[0]]} in row {wrong[0]} (null or -1: none); "
             f"expected {expected} in every row; take a split whose classes are published"
         )
-    return _File(path, image_column, labels.astype(np.int64), names)
+    return _Shard(path, image_column, labels.astype(np.int64), names)
 
 
 def _parquet_file(path: Path) -> Any:
@@ -125,7 +129,7 @@ def _parquet_file(path: Path) -> Any:
     except ImportError as error:
         raise DataError(f"reading {path} needs pyarrow; install it with: pip install 'defensemble[train]'") from error
     try:
-        if (kind := irregular(path.stat().st_mode)) is not None:
+        if (kind := irregular_file_kind(path.stat().st_mode)) is not None:
             raise DataError(f"{path} is no regular file but {kind}; expected a parquet file; mend or remove it")
         with path.open("rb") as opened:
             if opened.read(len(_POINTER)) == _POINTER:
@@ -143,7 +147,7 @@ def _damaged(path: Path, error: Exception) -> DataError:
     return DataError(f"{path} is damaged, cut short or no parquet file ({str(error).splitlines()[0]}); download or copy it again")
 
 
-def _fit(image: Any, label: Any) -> bool:
+def _has_supported_types(image: Any, label: Any) -> bool:
     from pyarrow import types  # type: ignore[import-untyped,unused-ignore]
 
     if not types.is_struct(image) or image.get_field_index("bytes") < 0:
@@ -166,12 +170,12 @@ def _class_names(metadata: dict[bytes, bytes] | None, label_column: str, path: P
             "remove the metadata (labels are numbers then)"
         )
     for name in names:
-        if (fault := name_fault(name)) is not None:
+        if (fault := name_problem(name)) is not None:
             raise DataError(f"{path} states the class name {name!r}, which {fault}; expected one line of text; correct the metadata")
     return tuple(names)
 
 
-def _check_memory(file: Any, held: _File, max_memory: int | None) -> None:
+def _check_memory(file: Any, held: _Shard, max_memory: int | None) -> None:
     """Raise where the images of one row group, which pyarrow may hold at once, are too large."""
     for number in range(file.metadata.num_row_groups):
         group = file.metadata.row_group(number)
@@ -180,17 +184,17 @@ def _check_memory(file: Any, held: _File, max_memory: int | None) -> None:
         check_memory(f"the images in row group {number} of {held.path}", size, max_memory)
 
 
-def _images(files: Sequence[_File], max_memory: int | None) -> Iterator[Encoded]:
+def _images(files: Sequence[_Shard], max_memory: int | None) -> Iterator[EncodedImage]:
     for held in files:
         file = _parquet_file(held.path)
         row = 0
         try:
             _check_memory(file, held, max_memory)
-            for batch in file.iter_batches(ROWS_AT_ONCE, columns=[held.image_column]):
+            for batch in file.iter_batches(ROWS_PER_BATCH, columns=[held.image_column]):
                 # `flatten` and not `field`: a row that is null as a whole has no bytes either.
                 column = batch.column(0)
                 for data in column.flatten()[column.type.get_field_index("bytes")].to_pylist():
-                    yield Encoded(f"{held.path}, row {row}", data)
+                    yield EncodedImage(f"{held.path}, row {row}", data)
                     row += 1
         except (OSError, ValueError) as error:
             raise DataError(f"{held.path} is damaged after row {row} ({str(error).splitlines()[0]}); download or copy it again") from error

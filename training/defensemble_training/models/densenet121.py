@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from .layers import Normalize, Shape, channels_in_block, constant_network, conv1x1, conv3x3, drops_everything, mask_layer_at
+from .layers import Normalize, Shape, channels_in_block, constant_network_error, conv1x1, conv3x3, drops_everything, mask_layer_at
 from .spec import ModelSpec
 
 DEPTHS = (6, 12, 24, 16)
@@ -45,7 +45,7 @@ class Transition(nn.Module):
         self.defect = mask_layer_at(spec, block, f"{path}.defect", shape)
         self.conv = conv1x1(shape[0], shape[0] // 2)
         if drops_everything(self.defect):
-            raise constant_network(spec, path, shape)
+            raise constant_network_error(spec, path, shape)
 
     def forward(self, activations: torch.Tensor) -> torch.Tensor:
         """Take (N, C, H, W) to (N, C // 2, H // 2, W // 2)."""

@@ -75,6 +75,6 @@ def drop_squares(activations: torch.Tensor, seeds: torch.Tensor, size: int) -> t
     return torch.where(kept, activations / share.to(activations.dtype), 0.0)
 
 
-def drop_of(drop: Drop) -> nn.Module:
+def make_drop(drop: Drop) -> nn.Module:
     """Return the module of a drop."""
     return SpatialDropout(drop.keep) if drop.kind == "spatial_dropout" else DropBlock(drop.keep, drop.block_size)

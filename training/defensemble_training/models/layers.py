@@ -7,7 +7,7 @@ from torch import nn
 
 from ..errors import SpecError
 from .defect import Defect
-from .drop import DefectThenDrop, drop_of
+from .drop import DefectThenDrop, make_drop
 from .masks import defect_mask, mask_shape
 from .spec import ModelSpec
 
@@ -56,7 +56,7 @@ def mask_layer_at(spec: ModelSpec, block: int, path: str, shape: Shape) -> nn.Mo
 
     The module path is the name that seeds the mask.
     """
-    drop = drop_of(spec.drop) if spec.drop is not None and spec.drop.keep < 1 and block in spec.drop.blocks else None
+    drop = make_drop(spec.drop) if spec.drop is not None and spec.drop.keep < 1 and block in spec.drop.blocks else None
     if spec.keep == 1.0 or block not in spec.blocks:
         return nn.Identity() if drop is None else drop
     is_meta = torch.get_default_device().type == "meta"  # there a mask has its shape and, as everything else, no values
@@ -73,7 +73,7 @@ def drops_everything(layer: nn.Module) -> bool:
     return isinstance(layer, Defect) and not layer.mask.is_meta and not bool(layer.mask.any())
 
 
-def constant_network(spec: ModelSpec, path: str, shape: Shape) -> SpecError:
+def constant_network_error(spec: ModelSpec, path: str, shape: Shape) -> SpecError:
     """Return the error for masks at a module path, of tensors (C, H, W), that let nothing of the image through."""
     return SpecError(
         f"with keep={spec.keep}, pattern={spec.pattern!r}, sampling={spec.sampling!r} and mask_seed={spec.mask_seed} the masks at {path} "

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import SpecError
-from ..validation import checked_choice, checked_integer, checked_number
+from ..validation import check_choice, checked_integer, checked_number
 
 PATTERNS = ("neuron", "channel", "shared")
 SAMPLINGS = ("bernoulli", "exact")
@@ -52,8 +52,8 @@ def defect_mask(
         SpecError: a value is outside of its range.
     """
     keep = checked_keep(keep)
-    checked_choice("pattern", pattern, PATTERNS)
-    checked_choice("sampling", sampling, SAMPLINGS)
+    check_choice("pattern", pattern, PATTERNS)
+    check_choice("sampling", sampling, SAMPLINGS)
     seed = checked_integer("seed", seed, minimum=0)
     if not name:
         raise SpecError("name must be the path of a layer, got an empty text")

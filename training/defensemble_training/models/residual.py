@@ -16,7 +16,7 @@ from .layers import (
     Normalize,
     Shape,
     channels_in_block,
-    constant_network,
+    constant_network_error,
     conv1x1,
     conv3x3,
     drops_everything,
@@ -59,7 +59,7 @@ class BasicUnit(Unit):
             defect = mask_layer_at(spec, block, f"{path}.shortcut.defect", self.shape) if self.mask_on_projection else nn.Identity()
             self.shortcut = ConvUnit(conv1x1(shape_in[0], channels, stride), defect)
             if drops_everything(defect) and (drops_everything(self.defect1) or drops_everything(self.defect2)):
-                raise constant_network(spec, path, self.shape)
+                raise constant_network_error(spec, path, self.shape)
 
     def forward(self, activations: torch.Tensor) -> torch.Tensor:
         """Take (N, C, H, W) to the unit's shape."""
@@ -84,7 +84,7 @@ class ResidualNetwork(nn.Module):
         conv = nn.Conv2d(spec.input_shape[0], channels, size, stride, padding=size // 2, bias=False)
         self.stem = ConvUnit(conv, mask_layer_at(spec, 0, "stem.defect", shape) if mask_on_stem else nn.Identity())
         if drops_everything(self.stem.defect):
-            raise constant_network(spec, "stem", shape)
+            raise constant_network_error(spec, "stem", shape)
         self.pool: nn.Module = nn.Identity()
         if spec.stem == "imagenet":
             self.pool = nn.MaxPool2d(3, 2, padding=1)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from .layers import Shape, constant_network, conv1x1, conv3x3, drops_everything, mask_layer_at, strided
+from .layers import Shape, constant_network_error, conv1x1, conv3x3, drops_everything, mask_layer_at, strided
 from .residual import ResidualNetwork, Unit
 from .spec import ModelSpec
 
@@ -49,7 +49,7 @@ class PreActivationUnit(Unit):
         if stride != 1 or shape_in[0] != channels:
             self.projection = conv1x1(shape_in[0], channels, stride)
             if drops_everything(self.defect1):
-                raise constant_network(spec, path, shape_in)
+                raise constant_network_error(spec, path, shape_in)
 
     def forward(self, activations: torch.Tensor) -> torch.Tensor:
         """Take (N, C, H, W) to the unit's shape."""

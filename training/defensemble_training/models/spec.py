@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import SupportsFloat
 
 from ..errors import SpecError
-from ..validation import INTEGRAL, checked_choice, checked_integer, checked_number
+from ..validation import INTEGRAL, check_choice, checked_integer, checked_number
 from .masks import PATTERNS, SAMPLINGS, checked_keep
 
 STEMS = ("cifar", "imagenet")
@@ -62,7 +62,7 @@ class Drop:
     block_size: int = 3
 
     def __post_init__(self) -> None:
-        checked_choice("the kind of a drop", self.kind, DROPS)
+        check_choice("the kind of a drop", self.kind, DROPS)
         object.__setattr__(self, "keep", checked_keep(self.keep))
         object.__setattr__(self, "blocks", _checked_blocks("the blocks of a drop", self.blocks, LAST_BLOCK))
         object.__setattr__(self, "block_size", checked_integer("the block_size of a drop", self.block_size, minimum=1, maximum=4096))
@@ -109,10 +109,10 @@ class ModelSpec:
     input_shape: tuple[int, int, int] = (3, 32, 32)
 
     def __post_init__(self) -> None:
-        checked_choice("arch", self.arch, ARCHITECTURES)
-        checked_choice("pattern", self.pattern, PATTERNS)
-        checked_choice("sampling", self.sampling, SAMPLINGS)
-        checked_choice("stem", self.stem, STEMS)
+        check_choice("arch", self.arch, ARCHITECTURES)
+        check_choice("pattern", self.pattern, PATTERNS)
+        check_choice("sampling", self.sampling, SAMPLINGS)
+        check_choice("stem", self.stem, STEMS)
         self._set("keep", checked_keep(self.keep))
         self._set("blocks", _checked_blocks("blocks", self.blocks, _LIMITS[self.arch].last_block))
         self._set("mask_seed", checked_integer("mask_seed", self.mask_seed, minimum=0))

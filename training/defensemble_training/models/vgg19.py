@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from .layers import ConvUnit, Normalize, Shape, channels_in_block, constant_network, drops_everything, mask_layer_at
+from .layers import ConvUnit, Normalize, Shape, channels_in_block, constant_network_error, drops_everything, mask_layer_at
 from .spec import ModelSpec
 
 GROUPS = ((1, 2), (2, 2), (4, 4), (8, 4), (8, 4))  # (channels in units of the width, convolutions)
@@ -27,7 +27,7 @@ class Group(nn.Sequential):
             conv = nn.Conv2d(shape_in, channels, 3, padding=1)
             units.append(ConvUnit(conv, mask_layer_at(spec, block, f"{path}.{index}.defect", shape)))
             if drops_everything(units[-1].defect):
-                raise constant_network(spec, f"{path}.{index}", shape)
+                raise constant_network_error(spec, f"{path}.{index}", shape)
         super().__init__(*units)
 
     def forward(self, activations: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..errors import SpecError
-from ..validation import checked_choice, checked_integer
+from ..validation import check_choice, checked_integer
 from .defect import Defect
 from .layers import Shape
 from .masks import PATTERNS, SAMPLINGS, checked_keep, defect_mask
@@ -69,8 +69,8 @@ def defective(
             something else, or the network does not take the example.
     """
     keep = checked_keep(keep)
-    checked_choice("pattern", pattern, PATTERNS)
-    checked_choice("sampling", sampling, SAMPLINGS)
+    check_choice("pattern", pattern, PATTERNS)
+    check_choice("sampling", sampling, SAMPLINGS)
     mask_seed = checked_integer("mask_seed", mask_seed, minimum=0)
     names = _checked_layers(module, layers)
     if len(example_shape) != 3:

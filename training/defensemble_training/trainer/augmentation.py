@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from ..seeding import stream
+from ..seeding import make_generator
 
 
 def epoch_order(seed: int, epoch: int, count: int, batch_size: int) -> tuple[torch.Tensor, ...]:
@@ -16,15 +16,17 @@ def epoch_order(seed: int, epoch: int, count: int, batch_size: int) -> tuple[tor
 
     Nearly equal, because a last batch of one image would have no variance for BatchNorm.
     """
-    return torch.randperm(count, generator=stream(seed, "epoch", epoch)).tensor_split(batches_of(count, batch_size))
+    return torch.randperm(count, generator=make_generator(seed, "epoch", epoch)).tensor_split(steps_per_epoch(count, batch_size))
 
 
-def batches_of(count: int, batch_size: int) -> int:
+def steps_per_epoch(count: int, batch_size: int) -> int:
     """Return the number of steps of an epoch."""
     return max(1, round(count / batch_size))
 
 
-def shifted(pixels: torch.Tensor, up: torch.Tensor, left: torch.Tensor, mirrored: torch.Tensor, margin: tuple[int, int]) -> torch.Tensor:
+def shift_images(
+    pixels: torch.Tensor, up: torch.Tensor, left: torch.Tensor, mirrored: torch.Tensor, margin: tuple[int, int]
+) -> torch.Tensor:
     """Move each image (N, C, H, W) by whole pixels, zeros coming in, and mirror those of `mirrored`, bool (N,).
 
     `up` and `left`, int64 (N,), are from 0 (down or right by the margin of rows or columns) to twice the margin (up or left by it).
@@ -44,7 +46,7 @@ def shifted(pixels: torch.Tensor, up: torch.Tensor, left: torch.Tensor, mirrored
     ]
 
 
-def augmented(
+def augment(
     pixels: torch.Tensor, generator: torch.Generator, *, largest_shift: float, flip: bool, whole: int, share: slice
 ) -> torch.Tensor:
     """Move and mirror the images (n, C, H, W) of one process, its `share` of the `whole` batch, on their device.
@@ -58,9 +60,9 @@ def augmented(
     mirrored = (torch.rand((whole,), generator=generator, device=device) < 0.5)[share] if flip else torch.zeros_like(up, dtype=torch.bool)
     if margin == (0, 0) and not flip:
         return pixels
-    return shifted(pixels, up, left, mirrored, margin)
+    return shift_images(pixels, up, left, mirrored, margin)
 
 
-def floats(pixels: torch.Tensor) -> torch.Tensor:
+def to_float(pixels: torch.Tensor) -> torch.Tensor:
     """Return images as float32 in [0, 1]: of uint8 a 255th, of float32 themselves."""
     return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels

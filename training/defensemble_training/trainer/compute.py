@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..errors import SpecError, TrainingError
-from ..validation import checked_choice, checked_integer
+from ..validation import check_choice, checked_integer
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -50,11 +50,11 @@ class Compute:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        checked_choice("device", self.device, DEVICES)
+        check_choice("device", self.device, DEVICES)
         checked_integer("processes", self.processes, minimum=1, maximum=1024)
         checked_integer("nodes", self.nodes, minimum=1, maximum=1024)
         if self.precision is not None:
-            checked_choice("precision", self.precision, tuple(PRECISIONS))
+            check_choice("precision", self.precision, tuple(PRECISIONS))
         if self.channels_last and not self.on_gpu:
             # torch 2.13's oneDNN: "double free or corruption" or a segmentation fault within an epoch, with two threads and 8 channels.
             raise SpecError("channels_last=True is for GPUs: on a processor it has crashed torch 2.13; leave it out (--no-channels-last)")
@@ -98,7 +98,7 @@ class Compute:
         fabric.launch()
         return fabric
 
-    def wants_channels_last(self) -> bool:
+    def uses_channels_last(self) -> bool:
         """Whether activations are channels-last in memory."""
         return self.on_gpu if self.channels_last is None else self.channels_last
 

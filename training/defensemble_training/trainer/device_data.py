@@ -32,5 +32,5 @@ class DeviceDataset:
         assert self._in_file is not None
         # In the order of the file, which is then read forwards.
         order = np.argsort(chosen.numpy())
-        pixels = self._in_file.stored(chosen.numpy()[order])[np.argsort(order)]
+        pixels = self._in_file.raw_pixels(chosen.numpy()[order])[np.argsort(order)]
         return torch.from_numpy(pixels).to(self._device, non_blocking=True), labels

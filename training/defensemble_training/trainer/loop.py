@@ -22,9 +22,9 @@ from torch.nn import functional
 from ..attacks.gradient import attack
 from ..data.dataset import Part
 from ..errors import DivergedError, Interrupted, TrainingError
-from ..evaluation import count_right
-from ..seeding import derived_seed, stream
-from .augmentation import augmented, batches_of, epoch_order, floats
+from ..evaluation import count_correct
+from ..seeding import derive_seed, make_generator
+from .augmentation import augment, epoch_order, steps_per_epoch, to_float
 from .compute import Compute
 from .device_data import DeviceDataset
 from .recipe import Recipe
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 # Steps between two synchronisations of the processes, and of a GPU's sums, which stop it.
-_SYNCHRONISE_EVERY = 20
+_SYNCHRONISE_EVERY_STEPS = 20
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Loop:
         fabric: Fabric,
         module: nn.Module,
         training: Part,
-        chosen_by: Part | None,
+        held_out_part: Part | None,
         recipe: Recipe,
         seed: int,
         compute: Compute,
@@ -79,11 +79,11 @@ class Loop:
         flip: bool,
     ) -> None:
         self.fabric, self.recipe, self.seed = fabric, recipe, seed
-        self._chosen_by, self._flip, self._count = chosen_by, flip, len(training)
-        self._batches = batches_of(self._count, recipe.batch_size)
+        self._held_out_part, self._flip, self._count = held_out_part, flip, len(training)
+        self._batches = steps_per_epoch(self._count, recipe.batch_size)
         if fabric.world_size > 1 and fabric.device.type == "cuda":
             module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
-        self._memory = torch.channels_last if compute.wants_channels_last() else torch.contiguous_format
+        self._memory = torch.channels_last if compute.uses_channels_last() else torch.contiguous_format
         self.module = module.to(memory_format=self._memory)  # type: ignore[call-overload]
         optimizer = torch.optim.SGD(
             module.parameters(),
@@ -125,7 +125,7 @@ class Loop:
     def run(self, identity: dict[str, Any], run: RunFolder | None, on_progress: Callable[[TrainingProgress], None] | None) -> None:
         """Do all steps that are not done yet; raises as `train`."""
         self.state.identity = identity
-        with self._held(run):
+        with self._locked_folder(run):
             self._run(run, on_progress)
 
     def _run(self, run: RunFolder | None, on_progress: Callable[[TrainingProgress], None] | None) -> None:
@@ -135,7 +135,7 @@ class Loop:
         self.module.train()
         began = time.perf_counter() - self.state.seconds
         saved_at = time.monotonic()
-        with _noted_interrupts(enabled=run is not None) as interrupts:
+        with _deferred_signals(enabled=run is not None) as interrupts:
             while self.state.step < self.steps:
                 epoch = self.state.step // self._batches + 1
                 order = epoch_order(self.seed, epoch, self._count, self.recipe.batch_size)
@@ -144,15 +144,15 @@ class Loop:
                     sums += self._step(order[index])
                     self.state.step += 1
                     last = index == self._batches - 1
-                    if last or self.fabric.device.type != "cuda" or self.state.step % _SYNCHRONISE_EVERY == 0:
+                    if last or self.fabric.device.type != "cuda" or self.state.step % _SYNCHRONISE_EVERY_STEPS == 0:
                         self._synchronise(sums, epoch)
                         if on_progress is not None and self.fabric.is_global_zero:
                             on_progress(self._progress(epoch, resumed_at))
-                    if self._agreed(bool(interrupts), last=last):
+                    if self._any_process_wants(bool(interrupts), last=last):
                         self.state.seconds = time.perf_counter() - began
                         self._interrupt(sums, run)
                     due = run is not None and not last and time.monotonic() - saved_at > run.save_every_s
-                    if run is not None and self._agreed(due, last=last):
+                    if run is not None and self._any_process_wants(due, last=last):
                         self.state.seconds = time.perf_counter() - began
                         self._synchronise(sums, epoch)
                         self._save(run)
@@ -160,15 +160,15 @@ class Loop:
                 self.state.seconds = time.perf_counter() - began
                 self._end_epoch(epoch, run)
                 saved_at = time.monotonic()
-        self._note("end", {"step": self.state.step, "seconds": round(self.state.seconds, 3)})
+        self._log_event("end", {"step": self.state.step, "seconds": round(self.state.seconds, 3)})
 
-    def _note(self, event: str, values: Mapping[str, Any]) -> None:
+    def _log_event(self, event: str, values: Mapping[str, Any]) -> None:
         """Append an event to the run's log, where there is one, in the first process."""
         if self._log is not None and self.fabric.is_global_zero:
             self._log.write(event, values)
 
     @contextmanager
-    def _held(self, run: RunFolder | None) -> Iterator[None]:
+    def _locked_folder(self, run: RunFolder | None) -> Iterator[None]:
         """Hold a run's folder, which is made where it does not exist: two runs in it would destroy each other's files."""
         if run is None:
             yield
@@ -194,7 +194,7 @@ class Loop:
     def _open(self, run: RunFolder) -> None:
         """Take up the state in a run's folder, or begin anew."""
         self._log = RunLog(run.path, run.tensorboard if self.fabric.is_global_zero else None)
-        found = None if run.anew and not run.resume else load_state(run.path)
+        found = None if run.overwrite and not run.resume else load_state(run.path)
         if found is not None and not run.resume:
             raise TrainingError(
                 f"{run.path} holds a run that was interrupted at step {found.step}; go on with resume (--resume), or remove the folder "
@@ -204,10 +204,10 @@ class Loop:
         if found is not None:
             check_same_run(found.identity, self.state.identity, run.path)
             self._restore(found)
-            self._note("resume", {"step": found.step})
+            self._log_event("resume", {"step": found.step})
         elif self.fabric.is_global_zero:
             run.finish()
-            if run.anew:
+            if run.overwrite:
                 self._log.clear()
             self._log.write("start", {**self.state.identity, "steps": self.steps})
 
@@ -228,11 +228,11 @@ class Loop:
         step, whole = self.state.step, len(chosen)
         share = self.local_slice(whole)
         # Whatever else draws (dropout) draws by step and process too.
-        torch.manual_seed(derived_seed(self.seed, "draws", step, self.fabric.global_rank))
+        torch.manual_seed(derive_seed(self.seed, "draws", step, self.fabric.global_rank))
         pixels, labels = self._dataset[chosen[share]]
-        generator = stream(self.seed, "step", step, device=self.fabric.device)
-        moved = augmented(pixels, generator, largest_shift=self.recipe.largest_shift, flip=self._flip, whole=whole, share=share)
-        images = floats(moved).contiguous(memory_format=self._memory)
+        generator = make_generator(self.seed, "step", step, device=self.fabric.device)
+        moved = augment(pixels, generator, largest_shift=self.recipe.largest_shift, flip=self._flip, whole=whole, share=share)
+        images = to_float(moved).contiguous(memory_format=self._memory)
         if self.recipe.adversarial is not None:
             images = self._adversarial(images, labels, step)
         logits = self._forward(images).float()
@@ -249,7 +249,7 @@ class Loop:
 
     def _adversarial(self, images: torch.Tensor, labels: torch.Tensor, step: int) -> torch.Tensor:
         assert self.recipe.adversarial is not None
-        generator = stream(self.seed, "attack", step, self.fabric.global_rank, device=self.fabric.device)
+        generator = make_generator(self.seed, "attack", step, self.fabric.global_rank, device=self.fabric.device)
         try:
             # The module itself, not Fabric's wrapper: this backward is none that processes would wait for.
             with self.fabric.autocast():
@@ -262,7 +262,7 @@ class Loop:
         if not np.isfinite(loss):
             where = f"epoch {epoch}, step {self.state.step} of {self.steps}"
             told = f"the loss is {loss} at {where}, with learning_rate={self.recipe.learning_rate}"
-            self._note("failed", {"step": self.state.step, "why": told})
+            self._log_event("failed", {"step": self.state.step, "why": told})
             raise DivergedError(f"{told}; it must be finite; take a lower learning_rate (--learning-rate)")
         self.state.sums = (loss, int(right), int(seen))
 
@@ -275,9 +275,9 @@ class Loop:
     def _end_epoch(self, epoch: int, run: RunFolder | None) -> None:
         loss, right, seen = (self.all_reduce_sum(value) for value in self.state.sums)
         held_out = None
-        if self._chosen_by is not None:
-            of = len(self._chosen_by)
-            held_out = self.all_reduce_sum(count_right(self.module, self._chosen_by, share=self.local_slice(of))) / of
+        if self._held_out_part is not None:
+            of = len(self._held_out_part)
+            held_out = self.all_reduce_sum(count_correct(self.module, self._held_out_part, share=self.local_slice(of))) / of
             if self.recipe.choose == "best" and (self.state.best_accuracy is None or held_out > self.state.best_accuracy):
                 self.state.best_accuracy = held_out
                 self.state.best = copy.deepcopy(self.module.state_dict())
@@ -292,7 +292,7 @@ class Loop:
         }
         self.state.history.append(row)
         self.state.sums = (0.0, 0, 0)
-        self._note("epoch", row)
+        self._log_event("epoch", row)
         if run is not None:
             self._save(run)
 
@@ -311,11 +311,11 @@ class Loop:
                 write_curve(run.path / CURVE_FILE, self.state.history, f"{run.path.name}: {self.state.step} of {self.steps} steps")
         self.fabric.barrier()
 
-    def _agreed(self, wanted: bool, *, last: bool) -> bool:
+    def _any_process_wants(self, wanted: bool, *, last: bool) -> bool:
         """Whether any process wants something now: all do it after the same step, or some would wait for the others for ever."""
         if self.fabric.world_size == 1:
             return wanted
-        return (last or self.state.step % _SYNCHRONISE_EVERY == 0) and self.all_reduce_sum(float(wanted)) > 0
+        return (last or self.state.step % _SYNCHRONISE_EVERY_STEPS == 0) and self.all_reduce_sum(float(wanted)) > 0
 
     def _interrupt(self, sums: torch.Tensor, run: RunFolder | None) -> None:
         assert run is not None  # without a folder, signals are not noted
@@ -324,12 +324,12 @@ class Loop:
             self._end_epoch(self.state.step // self._batches, run)
         else:
             self._save(run)
-        self._note("interrupted", {"step": self.state.step})
+        self._log_event("interrupted", {"step": self.state.step})
         raise Interrupted(f"interrupted after step {self.state.step} of {self.steps}; the state is saved in {run.path / STATE_FILE}")
 
 
 @contextmanager
-def _noted_interrupts(*, enabled: bool) -> Iterator[list[int]]:
+def _deferred_signals(*, enabled: bool) -> Iterator[list[int]]:
     """Note SIGINT and SIGTERM in a list, so that a step is finished before the run ends; a second one ends it at once."""
     noted: list[int] = []
     if not enabled or threading.current_thread() is not threading.main_thread():

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..attacks.presets import ATTACKS
 from ..errors import SpecError
-from ..validation import checked_choice, checked_integer, checked_number
+from ..validation import check_choice, checked_integer, checked_number
 
 SCHEDULES = ("one-cycle", "steps")
 CHOICES = ("last", "best")
@@ -88,14 +88,14 @@ class Recipe:
                 raise SpecError(f"{name} must be True or False, got {getattr(self, name)!r}")
         for name, (expected, holds) in _NUMBERS.items():
             object.__setattr__(self, name, checked_number(name, getattr(self, name), expected, holds))
-        checked_choice("schedule", self.schedule, SCHEDULES)
+        check_choice("schedule", self.schedule, SCHEDULES)
         object.__setattr__(self, "milestones", _checked_milestones(self.milestones, self.schedule))
         if self.nesterov and not self.momentum:
             raise SpecError("nesterov needs a momentum above 0, got momentum=0")
         if self.adversarial is not None:
             # CW takes up to 30,000 gradients an image.
-            checked_choice("adversarial", self.adversarial, tuple(name for name, one in ATTACKS.items() if one.algorithm != "cw"))
-        checked_choice("choose", self.choose, CHOICES)
+            check_choice("adversarial", self.adversarial, tuple(name for name, one in ATTACKS.items() if one.algorithm != "cw"))
+        check_choice("choose", self.choose, CHOICES)
         if self.milestones and self.milestones[-1] >= self.epochs:
             raise SpecError(f"milestones must lie below the {self.epochs} epochs, got {self.milestones}")
         if self.choose == "best" and not self.held_out:
@@ -126,7 +126,7 @@ def recipe_from_preset(preset: str = "fast", **changes: Any) -> Recipe:
     Raises:
         SpecError: no such preset, no such field, or a value outside of its range.
     """
-    checked_choice("preset", preset, tuple(PRESETS))
+    check_choice("preset", preset, tuple(PRESETS))
     base = PRESETS[preset]
     unknown = sorted(set(changes) - {item.name for item in dataclasses.fields(Recipe)})
     if unknown:

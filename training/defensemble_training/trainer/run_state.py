@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from defensemble_images.regular_files import irregular
+from defensemble_images.regular_files import irregular_file_kind
 
 from ..atomic_write import write_atomic
 from ..content_digest import DIGEST_KEY, content_digest, digest_mismatch
@@ -45,7 +45,7 @@ class RunFolder:
 
     path: Path
     resume: bool = False
-    anew: bool = False
+    overwrite: bool = False
     save_every_s: float = 300.0
     tensorboard: Path | None = None
 
@@ -98,7 +98,7 @@ def load_state(folder: Path) -> RunState | None:
     path = folder / STATE_FILE
     mend = "remove it to start the run anew"
     try:
-        kind = irregular(path.stat().st_mode)
+        kind = irregular_file_kind(path.stat().st_mode)
         if kind is not None:
             raise TrainingError(f"{path} is {kind}, expected the state of a run; {mend}")
         # By its descriptor: safetensors opens the file twice, between which a run that goes on may rename a new one to this path.
@@ -134,8 +134,10 @@ def check_same_run(found: Mapping[str, Any], wanted: Mapping[str, Any], folder: 
     """Raise a `TrainingError` that names every value that differs, unless a run goes on as it began."""
     different = _differences("", found, wanted)
     if different:
-        listed = "; ".join(f"{name}: the run has {old!r}, asked for was {new!r}" for name, old, new in different)
-        raise TrainingError(f"the run in {folder} was begun otherwise: {listed}. Ask for the same to resume it, or start anew with --force")
+        format_names = "; ".join(f"{name}: the run has {old!r}, asked for was {new!r}" for name, old, new in different)
+        raise TrainingError(
+            f"the run in {folder} was begun otherwise: {format_names}. Ask for the same to resume it, or start anew with --force"
+        )
 
 
 def _differences(name: str, found: Any, wanted: Any) -> list[tuple[str, Any, Any]]:

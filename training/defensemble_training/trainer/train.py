@@ -21,14 +21,14 @@ import torch
 from torch import nn
 
 from ..checkpoint import save_checkpoint
-from ..data.dataset import Dataset, Part, held_out
+from ..data.dataset import Dataset, Part, split_held_out
 from ..errors import DivergedError, SpecError
-from ..evaluation import count_right
+from ..evaluation import count_correct
 from ..models.build import build
 from ..models.spec import ModelSpec
 from ..record import TrainingRecord
 from ..validation import checked_integer
-from .augmentation import batches_of
+from .augmentation import steps_per_epoch
 from .compute import Compute, translate_out_of_memory
 from .loop import Loop, TrainingProgress
 from .recipe import LARGEST_SEED, Recipe, recipe_from_preset
@@ -102,7 +102,7 @@ def train_module(
     seed = checked_integer("seed", seed, minimum=0, maximum=LARGEST_SEED)
     recipe = recipe or recipe_from_preset("fast")
     compute = compute or Compute()
-    training, chosen_by = _parts(dataset, recipe)
+    training, held_out_part = _parts(dataset, recipe)
     with _own_torch_state(compute.threads), translate_out_of_memory(recipe.batch_size):
         fabric = compute.fabric()
         _check_batches(len(training), recipe.batch_size, fabric.world_size)
@@ -115,13 +115,13 @@ def train_module(
             "precision": compute.chosen_precision,
             "data": {"name": dataset.name, "digest": dataset.digest},
         }
-        loop = Loop(fabric, module, training, chosen_by, recipe, seed, compute, flip=recipe.flip and dataset.flip)
+        loop = Loop(fabric, module, training, held_out_part, recipe, seed, compute, flip=recipe.flip and dataset.flip)
 
         def finished() -> tuple[nn.Module, TrainingRecord]:
             trained = make()
             trained.load_state_dict(loop.state.best or loop.module.state_dict())
             trained.to(fabric.device).eval()
-            right = loop.all_reduce_sum(count_right(trained, dataset.test, share=loop.local_slice(len(dataset.test))))
+            right = loop.all_reduce_sum(count_correct(trained, dataset.test, share=loop.local_slice(len(dataset.test))))
             return trained.cpu(), _record(dataset, recipe, seed, compute, loop, accuracy=right / len(dataset.test), command=command)
 
         try:
@@ -164,7 +164,7 @@ def _record(dataset: Dataset, recipe: Recipe, seed: int, compute: Compute, loop:
 
 
 def _check_batches(count: int, batch_size: int, processes: int) -> None:
-    smallest = count // batches_of(count, batch_size)
+    smallest = count // steps_per_epoch(count, batch_size)
     if smallest < 2 * processes:
         raise SpecError(
             f"each of {processes} processes must see at least 2 images a step (BatchNorm needs two), got batches of {smallest} of the "
@@ -177,7 +177,7 @@ def _parts(dataset: Dataset, recipe: Recipe) -> tuple[Part, Part | None]:
         return dataset.train, None
     if recipe.held_out >= len(dataset.train):
         raise SpecError(f"held_out must be less than the {len(dataset.train)} training images of {dataset.name!r}, got {recipe.held_out}")
-    return held_out(dataset.train, recipe.held_out, f"defensemble-held-out-v1:{dataset.name}")
+    return split_held_out(dataset.train, recipe.held_out, f"defensemble-held-out-v1:{dataset.name}")
 
 
 def _version(distribution: str) -> str:

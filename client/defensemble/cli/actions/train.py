@@ -97,7 +97,7 @@ def run(
     recipe = recipe_from_preset(preset, **changes)
     classes = len(dataset.class_names)
     spec = ModelSpec(**described, mean=dataset.mean, std=dataset.std, num_classes=classes, input_shape=dataset.input_shape)
-    run = RunFolder(run_folder or output.with_suffix(".run"), resume=resume, anew=force, tensorboard=tensorboard)
+    run = RunFolder(run_folder or output.with_suffix(".run"), resume=resume, overwrite=force, tensorboard=tensorboard)
     if output.resolve() in run.own_files():
         raise click.ClickException(f"{output} is a file of the run in {run.path}: name another OUTPUT, or another --run")
     if output.exists() and not force:
