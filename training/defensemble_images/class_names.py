@@ -68,7 +68,7 @@ def match_classes(names: Sequence[str], model_names: Sequence[str], where: str, 
         ClassNamesError: A class of the dataset is unknown to the model, or a name is repeated. The message shows both lists.
 
     Example:
-        >>> matched_classes(["blue", "green", "red"], ["red", "green", "blue"], "test/", "colours").tolist()
+        >>> match_classes(["blue", "green", "red"], ["red", "green", "blue"], "test/", "colours").tolist()
         [2, 1, 0]
     """
     own, theirs = distinct_names(names, where), distinct_names(model_names, f"model {model!r}")

@@ -30,7 +30,7 @@ def make():
 
 recipe = recipe_from_preset("fast", epochs=5, batch_size=16, held_out=9)
 compute = Compute("cpu", int(sys.argv[2]), threads=1)
-run = RunFolder(Path(sys.argv[1]), anew=True, save_every_s=0.0)
+run = RunFolder(Path(sys.argv[1]), overwrite=True, save_every_s=0.0)
 module, record = train_module(make, bars_dataset(), recipe=recipe, compute=compute, run=run)
 torch.distributed.is_initialized() and torch.distributed.destroy_process_group()
 """

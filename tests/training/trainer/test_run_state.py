@@ -220,7 +220,7 @@ def some_state(folder: Path) -> Path:
     return folder / STATE_FILE
 
 
-@given(share=st.to_float(0, 1, exclude_max=True), bit=st.integers(0, 7))
+@given(share=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 def test_a_flipped_bit_in_a_state_is_found(tmp_path: Path, share: float, bit: int) -> None:
     path = some_state(tmp_path)
     content = bytearray(path.read_bytes())

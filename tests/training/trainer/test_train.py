@@ -31,7 +31,7 @@ from defensemble_training import (
     train,
     train_module,
 )
-from defensemble_training.data.dataset import held_out
+from defensemble_training.data.dataset import split_held_out
 from defensemble_training.evaluation import count_correct, predict_classes
 from defensemble_training.seeding import make_generator
 from defensemble_training.trainer.augmentation import augment, epoch_order
@@ -206,7 +206,7 @@ def test_a_network_of_the_user_s_own_is_trained(bars: Dataset) -> None:
 def test_the_best_epoch_is_chosen_by_held_out_images(bars: Dataset) -> None:
     module, record = run(tiny_spec(keep=0.7, width=4), bars, epochs=5, choose="best", held_out=20)
     assert (record.n_train, record.n_held_out) == (47, 20)
-    _, held_out_part = held_out(bars.train, 20, "defensemble-held-out-v1:bars")
+    _, held_out_part = split_held_out(bars.train, 20, "defensemble-held-out-v1:bars")
     assert record.held_out_accuracy == count_correct(module, held_out_part) / 20
     _, last = run(tiny_spec(keep=0.7, width=4), bars, epochs=5, held_out=20)
     assert last.held_out_accuracy is not None
@@ -252,7 +252,7 @@ def test_an_epoch_sees_every_image_once_in_another_order() -> None:
 @pytest.mark.parametrize("kind", [torch.float32, torch.uint8])
 def test_shifts_are_whole_pixels_with_zeros_coming_in_and_some_images_are_mirrored(kind: torch.dtype) -> None:
     images = torch.randint(1, 255, (256, 2, 16, 20)).to(kind)
-    moved = augment(images, make_generator(0, "a"), largest_shift=1 / 16, flip=True, whole=256, share=slice(None))
+    moved = augment(images, make_generator(0, "a"), largest_shift=1 / 16, flip=True, batch_size=256, rows=slice(None))
     assert (moved.shape, moved.dtype) == (images.shape, kind)
     places = {}
     for mirrored in (False, True):
@@ -266,8 +266,8 @@ def test_shifts_are_whole_pixels_with_zeros_coming_in_and_some_images_are_mirror
 
 def test_a_share_of_a_batch_moves_as_it_does_in_the_whole() -> None:
     images = torch.rand(10, 1, 8, 8)
-    whole = augment(images, make_generator(0, "a"), largest_shift=1 / 8, flip=True, whole=10, share=slice(None))
-    part = augment(images[5:], make_generator(0, "a"), largest_shift=1 / 8, flip=True, whole=10, share=slice(5, 10))
+    whole = augment(images, make_generator(0, "a"), largest_shift=1 / 8, flip=True, batch_size=10, rows=slice(None))
+    part = augment(images[5:], make_generator(0, "a"), largest_shift=1 / 8, flip=True, batch_size=10, rows=slice(5, 10))
     assert torch.equal(whole[5:], part)
 
 

@@ -1,4 +1,4 @@
-"""What residual networks share: a stem, stages of residual units, global average pooling, a linear classifier.
+"""Base of the residual networks: a stem, stages of residual units, global average pooling, a linear classifier.
 
 Source: arXiv 1512.03385 for the networks, arXiv 1911.08432 for the masks.
 """
@@ -27,23 +27,22 @@ from .spec import ModelSpec
 
 
 class Unit(nn.Module):
-    """A residual unit that knows the shape (C, H, W) of what it returns."""
+    """A residual unit."""
 
-    shape: Shape
+    shape: Shape  # (C, H, W) of the output
 
 
-# (spec, block, path, shape of what comes in, channels of the stage, stride)
+# (spec, block, path, input shape, channels of the stage, stride)
 MakeUnit = Callable[[ModelSpec, int, str, Shape, int, int], Unit]
 
 
 class BasicUnit(Unit):
-    """Two 3x3 convolutions parallel to a shortcut: an identity where the shape stays, else a 1x1 projection.
+    """Two 3x3 convolutions parallel to a shortcut: an identity if the shape does not change, else a 1x1 projection.
 
-    Masks sit after BatchNorm and before the sum and the ReLU. The sum and an identity shortcut are never masked, a projection is, but for
-    the units that say otherwise.
+    Masks come after BatchNorm and before the sum and the ReLU. The sum and identity shortcuts are never masked.
     """
 
-    mask_on_projection = True
+    mask_on_projection = True  # whether projections are masked
 
     def __init__(self, spec: ModelSpec, block: int, path: str, shape_in: Shape, channels: int, stride: int) -> None:
         super().__init__()
@@ -62,17 +61,24 @@ class BasicUnit(Unit):
                 raise constant_network_error(spec, path, self.shape)
 
     def forward(self, activations: torch.Tensor) -> torch.Tensor:
-        """Take (N, C, H, W) to the unit's shape."""
+        """Map (N, C, H, W) to (N, *shape)."""
         branch = functional.relu(self.defect1(self.bn1(self.conv1(activations))))
         branch = self.defect2(self.bn2(self.conv2(branch)))
         return functional.relu(branch + self.shortcut(activations))
 
 
 class ResidualNetwork(nn.Module):
-    """Images float32 (N, C, H, W) in [0, 1] to logits (N, num_classes); block 0 is the stem, each further block is a stage.
+    """A residual network. Maps images float32 (N, C, H, W) in [0, 1] to logits (N, num_classes).
 
-    A stage has as many units as `depths` says; the first has `spec.width` channels, each further one twice as many at half the size. The
-    stem's mask, where block 0 is defective and `mask_on_stem` is set, is behind its BatchNorm: for ImageNet before the pooling.
+    Block 0 is the stem; each other block is a stage. The first stage has `spec.width` channels, and each further stage has twice as many at
+    half the size. The stem's mask comes after BatchNorm; for ImageNet, before the pooling.
+
+    Args:
+        spec: The network's spec.
+        unit: Class of the residual units.
+        depths: Number of units per stage.
+        stem_channels: Channels of the stem.
+        mask_on_stem: Whether the stem has a mask if block 0 is defective.
     """
 
     def __init__(self, spec: ModelSpec, unit: MakeUnit, depths: tuple[int, ...], *, stem_channels: int, mask_on_stem: bool = True) -> None:
