@@ -26,7 +26,7 @@ def check_memory(what: str, needed: int, limit: int | None = None, *, option: st
     if needed > allowed:
         source = "the limit of --max-memory" if limit is not None else "half of the free memory"
         raise MemoryLimitError(
-            f"{what} would need {_format_bytes(needed)} of memory; expected at most {_format_bytes(allowed)}, {source}. Use less data"
+            f"{what} would take {_format_bytes(needed)} of memory; expected at most {_format_bytes(allowed)}, {source}. Use less data"
             + ("." if option is None else f", or raise the limit ({option}).")
         )
 

@@ -211,8 +211,8 @@ def load_dataset(
     """Load a dataset: the digits of scikit-learn, or images from a folder or the Hugging Face hub.
 
     Images are searched in `data_dir`, then in `$DEFENSEMBLE_DATA_DIR/<name>` if that folder exists, then in the cache of decoded and
-    downloaded images, then on the hub. They are decoded once into the user's cache and memory-mapped from there. docs/data.md describes
-    layouts, sources and the cache.
+    downloaded images, then on the hub. They are decoded once into the user's cache and memory-mapped from there. The page "Data" of the
+    documentation describes layouts, sources and the cache.
 
     Args:
         name: `digits`, `mnist`, `cifar10`, `tiny-imagenet`, `imagenet`, `stylized-imagenet`, or `folder` for the images in `data_dir`.
