@@ -50,7 +50,12 @@ def image_problem(
 
 
 def range_problem(images: NDArray[Any], name: str = "images") -> str | None:
-    """Describe which values of a non-empty float array are outside [0, 1], or return None if none are."""
+    """Describe the values of an array that are outside [0, 1], or return None if none are.
+
+    Args:
+        images: A float array with at least one value.
+        name: Name of the images in the text.
+    """
     low, high = np.minimum.reduce(images, axis=None), np.maximum.reduce(images, axis=None)
     if low >= 0 and high <= 1:  # False for NaN, which min and max propagate
         return None

@@ -43,7 +43,11 @@ Pixels = NDArray[np.uint8] | NDArray[np.float32]
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """One image before it is decoded."""
+    """An image before it is decoded.
+
+    Example:
+        >>> decode_image(EncodedImage("cat.png", Path("cat.png")), 3, None).pixels.shape
+    """
 
     where: str  # its name in error messages: a path, or a file and a row
     data: bytes | Path | None  # the encoded bytes, or the image file; None if the bytes are missing

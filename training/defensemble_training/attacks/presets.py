@@ -85,7 +85,11 @@ class AttackPreset:
 
 
 def attack_preset(name: str | AttackPreset) -> AttackPreset:
-    """Return the preset with a name, or a preset unchanged. Raise a `SpecError` for an unknown name."""
+    """Return the preset with a name, or a preset unchanged.
+
+    Raises:
+        SpecError: The name is unknown.
+    """
     if isinstance(name, AttackPreset):
         return name
     if not isinstance(name, str) or name not in ATTACKS:

@@ -52,6 +52,9 @@ class TrainingProgress:
         held_out_accuracy: Accuracy on the held-out images after the last completed epoch, in [0, 1]. None before the first epoch, or
             without held-out images.
         resumed_at: Step at which this process resumed the run; 0 if it started it.
+
+    Example:
+        >>> train(spec, dataset, on_progress=lambda progress: print(progress.step, progress.loss))
     """
 
     epoch: int

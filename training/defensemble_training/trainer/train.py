@@ -59,7 +59,7 @@ def train(
         seed: Seed of the weights, the image order and the augmentation, 0 to 2**63 - 1.
         compute: Device, processes and precision. None: a GPU if there is one, else the CPU.
         run: Folder for the state, which makes the run resumable. None saves nothing.
-        on_progress: Called after every step, in the first process. On GPUs and with several processes, not after every step.
+        on_progress: Called in the first process after every step; on GPUs, after every 20 steps and at the end of each epoch.
         command: Command line of the run, for the record.
 
     Returns:
