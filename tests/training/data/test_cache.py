@@ -73,13 +73,13 @@ def test_folders_with_equal_names_sizes_and_times_are_distinguished(tmp_path: Pa
 
     write(tmp_path / "one", 1)
     write(tmp_path / "other", 5)
-    one, other = (load_dataset("folder", data_dir=tmp_path / name) for name in ("one", "other"))
-    assert one.digest != other.digest
+    first, second = (load_dataset("folder", data_dir=tmp_path / name) for name in ("one", "other"))
+    assert first.digest != second.digest
     (tmp_path / "link").symlink_to("one")
-    assert load_dataset("folder", data_dir=tmp_path / "link").digest == one.digest
+    assert load_dataset("folder", data_dir=tmp_path / "link").digest == first.digest
     assert len(entries(cache)) == 2
     write(tmp_path / "one", 5)  # in place: only the change times of the inodes differ
-    assert load_dataset("folder", data_dir=tmp_path / "one").digest == other.digest
+    assert load_dataset("folder", data_dir=tmp_path / "one").digest == second.digest
     assert len(entries(cache)) == 3
 
 

@@ -41,13 +41,13 @@ def test_without_a_split_the_test_part_is_a_fixed_fifth_of_each_class(tmp_path: 
     images = pictures(45)
     for name in ("one", "other"):
         write_class_folders(tmp_path / name, images, [number % 3 for number in range(45)])
-    one, other = (load_dataset("folder", data_dir=tmp_path / name) for name in ("one", "other"))
-    assert np.bincount(one.train.labels).tolist() == [12] * 3
-    assert np.bincount(one.test.labels).tolist() == [3] * 3
-    assert one.digest == other.digest
-    together = np.concatenate([one.train.pixels, one.test.pixels])
+    first, second = (load_dataset("folder", data_dir=tmp_path / name) for name in ("one", "other"))
+    assert np.bincount(first.train.labels).tolist() == [12] * 3
+    assert np.bincount(first.test.labels).tolist() == [3] * 3
+    assert first.digest == second.digest
+    together = np.concatenate([first.train.pixels, first.test.pixels])
     assert sorted(image.tobytes() for image in together) == sorted(image.tobytes() for image in by_class(images))
-    assert "without a split" in one.source
+    assert "without a split" in first.source
 
 
 @pytest.mark.usefixtures("three_classes")

@@ -140,26 +140,30 @@ def test_images_of_a_part_are_float_copies() -> None:
 def test_held_out_images_are_exact_in_number_and_balanced(labels: list[int], data: st.DataObject) -> None:
     part = part_of(labels)
     count = data.draw(st.integers(1, len(labels) - 1))
-    rest, held = split_held_out(part, count, "a text")
-    assert (len(held), len(rest)) == (count, len(labels) - count)
-    taken, available = np.bincount(held.labels, minlength=6), np.bincount(part.labels, minlength=6)
+    rest, held_out = split_held_out(part, count, "a text")
+    assert (len(held_out), len(rest)) == (count, len(labels) - count)
+    held_counts, class_counts = np.bincount(held_out.labels, minlength=6), np.bincount(part.labels, minlength=6)
     # No class has two held-out images more than a class with images left.
-    assert all(taken[label] <= taken[other] + 1 for label in range(6) for other in range(6) if taken[other] < available[other])
-    both = sorted(zip(np.concatenate([rest.labels, held.labels]), map(bytes, np.concatenate([rest.pixels, held.pixels])), strict=True))
+    assert all(
+        held_counts[label] <= held_counts[other] + 1 for label in range(6) for other in range(6) if held_counts[other] < class_counts[other]
+    )
+    both = sorted(
+        zip(np.concatenate([rest.labels, held_out.labels]), map(bytes, np.concatenate([rest.pixels, held_out.pixels])), strict=True)
+    )
     assert both == sorted(zip(part.labels, map(bytes, part.pixels), strict=True))
     again = split_held_out(part, count, "a text")
-    np.testing.assert_array_equal(again[1].pixels, held.pixels)
+    np.testing.assert_array_equal(again[1].pixels, held_out.pixels)
 
 
 def test_5000_held_out_images_of_cifar10_are_fixed_and_500_of_each_class() -> None:
     labels = np.arange(50_000, dtype=np.int64) % 10
     part = Part(np.arange(50_000, dtype=np.float32).reshape(-1, 1, 1, 1), labels)
-    rest, held = split_held_out(part, 5000, "defensemble-validation-v1:cifar10")
-    assert np.bincount(held.labels).tolist() == [500] * 10
-    assert (np.diff(held.pixels.ravel()) > 0).all()
+    rest, held_out = split_held_out(part, 5000, "defensemble-validation-v1:cifar10")
+    assert np.bincount(held_out.labels).tolist() == [500] * 10
+    assert (np.diff(held_out.pixels.ravel()) > 0).all()
     assert (np.diff(rest.pixels.ravel()) > 0).all()
-    assert (split_held_out(part, 5000, "another text")[1].pixels != held.pixels).any()
-    digest = hashlib.sha256(held.pixels.astype("<i4").tobytes()).hexdigest()
+    assert (split_held_out(part, 5000, "another text")[1].pixels != held_out.pixels).any()
+    digest = hashlib.sha256(held_out.pixels.astype("<i4").tobytes()).hexdigest()
     assert digest.startswith("3e9a34e7e1cd4f71")
 
 

@@ -222,9 +222,9 @@ def test_files_with_different_class_names_are_rejected(tmp_path: Path) -> None:
 def test_parquet_and_class_folders_give_equal_images(tmp_path: Path) -> None:
     write_tables(tmp_path / "table")
     write_split(tmp_path / "folders")
-    one, other = (load_dataset("folder", data_dir=tmp_path / name) for name in ("table", "folders"))
-    assert one.mean == other.mean
-    assert sorted(image.tobytes() for image in one.train.pixels) == sorted(image.tobytes() for image in other.train.pixels)
+    first, second = (load_dataset("folder", data_dir=tmp_path / name) for name in ("table", "folders"))
+    assert first.mean == second.mean
+    assert sorted(image.tobytes() for image in first.train.pixels) == sorted(image.tobytes() for image in second.train.pixels)
 
 
 @pytest.mark.parametrize("kind", ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"])
