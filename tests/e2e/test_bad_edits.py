@@ -234,7 +234,7 @@ def test_a_disk_that_cannot_be_written_is_told(place: Path) -> None:
 
 def test_a_server_that_has_started_while_an_edit_waited_is_told_of(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = iter([[], [("http://127.0.0.1:1", "k" * 24)]])
-    monkeypatch.setattr("defensemble.cli.actions.ensemble.servers_of", lambda repository, on_warning: next(found))
+    monkeypatch.setattr("defensemble.cli.actions.ensemble.find_local_servers", lambda repository, on_warning: next(found))
     done = CliRunner().invoke(cli, ["ensemble", "weight", "ensemble", "a=2", *HERE])
     assert done.exit_code == 0
     assert_facts(done.stderr, "http://127.0.0.1:1 | started")

@@ -22,13 +22,13 @@ class Baseline:
     """The state before an edit, None where there was none, or none is known.
 
     Where the configuration on disk was edited by hand, `served` is the one that a server has still loaded. `was_edited_by_hand` says that a
-    reload takes up another state than that before, `takes_up` that another edit takes one up on the way.
+    reload takes up another state than that before, `applies_hand_edit` that another edit takes one up on the way.
     """
 
     snapshot: Snapshot | None
     served: bytes | None = None
     was_edited_by_hand: bool = False
-    takes_up: bool = False
+    applies_hand_edit: bool = False
 
     @property
     def votes(self) -> Ensemble | None:
@@ -41,8 +41,8 @@ class Baseline:
         now = snapshot_or_none(target_edit.plan.disk(), target_edit.name)
         served = _served_otherwise(target_edit)
         if now is None or _is_named_for_its_votes(now):
-            return cls(now, _complete(target_edit, served), takes_up=served is not None)
-        return cls(_taken_up(target_edit, now), _complete(target_edit, served), takes_up=True)
+            return cls(now, _complete(target_edit, served), applies_hand_edit=served is not None)
+        return cls(_taken_up(target_edit, now), _complete(target_edit, served), applies_hand_edit=True)
 
 
 def baseline_before_reload(target_edit: TargetEdit) -> Baseline:
@@ -64,10 +64,10 @@ def baseline_before_reload(target_edit: TargetEdit) -> Baseline:
 
 def snapshot_or_none(files: RepositoryView, name: str) -> Snapshot | None:
     """The ensemble as `files` hold it; None where there is none that can be read as ours."""
-    from defensemble_export.editing import snapshot_of
+    from defensemble_export.editing import read_snapshot
 
     try:
-        return snapshot_of(files, name) if files.has(name) else None
+        return read_snapshot(files, name) if files.has(name) else None
     except (ConfigError, EnsembleError):
         return None
 
@@ -110,11 +110,11 @@ def _complete(target_edit: TargetEdit, served: bytes | None) -> bytes | None:
 
     Put back, it could not be loaded.
     """
-    from defensemble_export.editing import steps_of
+    from defensemble_export.editing import step_models
 
     if served is None:
         return None
-    steps = steps_of(config_from_pbtxt(served.decode(), "the configuration"))
+    steps = step_models(config_from_pbtxt(served.decode(), "the configuration"))
     return served if all(target_edit.plan.disk().has(model) for model, _ in steps) else None
 
 

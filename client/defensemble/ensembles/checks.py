@@ -24,7 +24,7 @@ def refused(request: EditRequest, findings: Sequence[str]) -> EditRefusedError:
     return EditRefusedError(f"{request.action} '{request.name}' is refused", findings)
 
 
-def plan_or_refuse(request: EditRequest, target: EditTarget) -> TargetEdit:
+def plan_target_edit(request: EditRequest, target: EditTarget) -> TargetEdit:
     """Plan an edit at one target; of a hand edit that cannot be read, report all that the checks find in it.
 
     Raises:
@@ -54,7 +54,7 @@ def check_target_edits(request: EditRequest, target_edits: Sequence[TargetEdit])
     remarks: list[str] = []
     first = target_edits[0].plan
     for target_edit in target_edits:
-        found = findings_of(target_edit)
+        found = check_outcome(target_edit)
         for served in target_edit.servers if target_edit.plan.after is not None else ():
             found += plan_findings(target_edit, served)
         for finding in found:
@@ -71,10 +71,10 @@ def check_target_edits(request: EditRequest, target_edits: Sequence[TargetEdit])
     return (*dict.fromkeys(remarks), *_write_warnings(target_edits))
 
 
-def findings_of(target_edit: TargetEdit) -> list[Finding]:
+def check_outcome(target_edit: TargetEdit) -> list[Finding]:
     """Check the repository as it will be."""
     from defensemble_export import check_ensemble
-    from defensemble_export.editing import steps_of
+    from defensemble_export.editing import step_models
 
     files = target_edit.plan.outcome()
     if target_edit.plan.after is not None:
@@ -82,7 +82,7 @@ def findings_of(target_edit: TargetEdit) -> list[Finding]:
     found = []
     for other in files.models():
         try:
-            uses = target_edit.name in {model for model, _ in steps_of(files.config(other))}
+            uses = target_edit.name in {model for model, _ in step_models(files.config(other))}
         except ConfigError:
             continue  # Triton could not load it either
         if uses:
@@ -122,7 +122,7 @@ def _write_warnings(target_edits: Sequence[TargetEdit]) -> list[str]:
         now = target_edit.plan.disk().content(path) if path in target_edit.plan.files else None
         comments = [line for line in (now or b"").splitlines() if line.lstrip().startswith(b"#")]
         if comments and not any(line in target_edit.plan.files[path] for line in comments):
-            back = "copy them first, a rollback does not bring them back" if target_edit.plan.converts else "`rollback` brings them back"
+            back = "copy them first, a rollback does not bring them back" if target_edit.plan.converts_two_models else "`rollback` brings them back"
             found.append(f"{target_edit.repository / path} is written again, without its comments; {back}")
         if target_edit.plan.after != target_edits[0].plan.after:
             first = target_edits[0].repository

@@ -14,9 +14,9 @@ from defensemble_repository.transaction import check_writable, remove_stale_stag
 
 from .._exceptions import ConnectionFailedError, DeadlineExceededError, InputError
 from .baseline import Baseline, baseline_before_reload
-from .checks import check_target_edits, plan_or_refuse
+from .checks import check_target_edits, plan_target_edit
 from .execution import EditExecution, Timings
-from .records import changes_in_words, prepare_journals
+from .records import edit_changes, prepare_journals
 from .recovery import group_of, recover
 from .results import Applied
 from .server_models import Served, repeat_after_restart
@@ -40,9 +40,9 @@ class _CheckedEdit:
         pairs = zip(self.target_edits, self.baselines, strict=True)
         return any(target_edit.plan.changes_files or baseline.was_edited_by_hand for target_edit, baseline in pairs)
 
-    def a_server_is_behind(self) -> bool:
+    def has_outdated_server(self) -> bool:
         """Whether a server does not serve what will be on disk."""
-        return any(target_edit.is_behind() for target_edit in self.target_edits)
+        return any(target_edit.has_outdated_server() for target_edit in self.target_edits)
 
 
 class EditRunner:
@@ -80,11 +80,11 @@ class EditRunner:
         with self.locked_and_recovered(writes=not dry_run):
             with timings.of("checks"), _nothing_changed_errors():
                 checked = repeat_after_restart(self.servers, partial(self._plan_and_check, request, check))
-                is_needed = checked.changes_ensemble or request.reloads or repeat_after_restart(self.servers, checked.a_server_is_behind)
+                is_needed = checked.changes_ensemble or request.reloads or repeat_after_restart(self.servers, checked.has_outdated_server)
             target_edits, baselines, remarks = checked.target_edits, checked.baselines, checked.remarks
             if message is not None and not checked.changes_ensemble:
                 remarks = (*remarks, "nothing of the ensemble changes, so nothing goes into the history, and the message is not kept")
-            changes = changes_in_words(target_edits, baselines)
+            changes = edit_changes(target_edits, baselines)
             urls = tuple(served.url for served in self.servers)
             loads = {url: tuple(models) for target_edit in target_edits for url, models in target_edit.loads.items() if models}
             if dry_run or not is_needed:
@@ -145,14 +145,14 @@ class EditRunner:
 
     def _plan_and_check(self, request: EditRequest, check: Callable[[], None]) -> _CheckedEdit:
         """Plan an edit at each target, and check it there."""
-        target_edits = [plan_or_refuse(request, target) for target in self.targets]
+        target_edits = [plan_target_edit(request, target) for target in self.targets]
         check()
         for target_edit in target_edits:
             target_edit.inspect_servers(reloads=request.reloads)
         remarks = check_target_edits(request, target_edits)
         state_before = baseline_before_reload if request.reloads else Baseline.on_disk
         baselines = [state_before(target_edit) for target_edit in target_edits]
-        if any(baseline.takes_up for baseline in baselines):
+        if any(baseline.applies_hand_edit for baseline in baselines):
             text = "was not taken up until now (an edit by hand, of the files alone, or an export): it takes effect with this edit"
             remarks = (*remarks, f"what lies on disk of '{request.name}' {text}")
         return _CheckedEdit(target_edits, baselines, remarks)

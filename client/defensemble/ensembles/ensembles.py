@@ -20,7 +20,7 @@ from .prune import prune
 from .results import Applied, EnsembleState, Replica
 from .rollback import roll_back
 from .server_models import Served
-from .status import differences_of, look_at, recover_or_warn
+from .status import replica_differences, read_ensemble_state, recover_or_warn
 from .targets import EditTarget
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class Ensembles:
         recover_or_warn(self._runner)
 
         def look() -> list[EnsembleState]:
-            return [look_at(self._runner.targets, one) for one in ([name] if name is not None else self.names())]
+            return [read_ensemble_state(self._runner.targets, one) for one in ([name] if name is not None else self.names())]
 
         try:
             return look()
@@ -140,7 +140,7 @@ class Ensembles:
         folders = [target.repository for target in self._runner.targets]
         found = [one for folder in folders for one in check_repository(RepositoryView(folder), TARGETS[runtime], name)]
         for one in [name] if name is not None else ensemble_names(RepositoryView(self.repository)):
-            found += [Finding(one, text) for text in differences_of(self._runner.targets, one)]
+            found += [Finding(one, text) for text in replica_differences(self._runner.targets, one)]
         return found
 
     def declared(self, name: str) -> Ensemble:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from defensemble_export.editing import Edit, EditRequest
 
 
-def changes_in_words(target_edits: Sequence[TargetEdit], baselines: Sequence[Baseline]) -> tuple[str, ...]:
+def edit_changes(target_edits: Sequence[TargetEdit], baselines: Sequence[Baseline]) -> tuple[str, ...]:
     """Describe what changes; with several targets, what changes at any of them."""
     from defensemble_export.editing import changes_between
 
@@ -24,7 +24,7 @@ def changes_in_words(target_edits: Sequence[TargetEdit], baselines: Sequence[Bas
         if not (plan.changes_files or baseline.was_edited_by_hand):
             continue  # weights of 2 and 2 are those of 1 and 1
         texts = changes_between(plan.before if baseline.votes is None else baseline.votes, plan.after)
-        if not texts and plan.converts:
+        if not texts and plan.converts_two_models:
             old, new = ([model for model, _ in steps if is_averaging(model)] for steps in (plan.steps_before(), plan.steps()))
             texts = [f"averages by one model, {', '.join(new)}, instead of {', '.join(old)}"]
         elif not texts and plan.averaging:
@@ -43,9 +43,9 @@ def prepare_journals(
     Raises:
         EditRefusedError: The ensemble's configuration was changed since the edit was planned.
     """
-    from defensemble_export.editing import Edit, EditJournal, new_id, now_text, this_user
+    from defensemble_export.editing import Edit, EditJournal, new_edit_id, utc_now, current_user
 
-    number, when, who = new_id(), now_text(), this_user()
+    number, when, who = new_edit_id(), utc_now(), current_user()
     name = request.name
     group = [str(target_edit.repository.resolve()) for target_edit in target_edits]
     for target_edit, baseline in zip(target_edits, baselines, strict=True):
@@ -60,7 +60,7 @@ def prepare_journals(
             name,
             request.action_in(target_edit.repository),
             message,
-            changes_in_words([target_edit], [baseline]),
+            edit_changes([target_edit], [baseline]),
             request.undone_edits,
             baseline.snapshot,
             after,

@@ -14,7 +14,7 @@ from defensemble_repository.view import RepositoryView
 from .._exceptions import ServiceError
 from .baseline import is_same_state, snapshot_or_none
 from .edit import EditRunner
-from .local_servers import status_at
+from .local_servers import local_server_status
 from .results import EnsembleState, MemberState
 from .server_models import Served, is_averaging
 from .targets import EditTarget
@@ -45,7 +45,7 @@ def recover_or_warn(runner: EditRunner) -> None:
             runner.on_warning(f"an edit of '{edit.ensemble}' was cut short in {folder}, and cannot be finished or undone now: {error}")
 
 
-def differences_of(targets: Sequence[EditTarget], name: str) -> list[str]:
+def replica_differences(targets: Sequence[EditTarget], name: str) -> list[str]:
     """In which folders an ensemble is another than in the first."""
     first = snapshot_or_none(RepositoryView(targets[0].repository), name)
     found = []
@@ -59,7 +59,7 @@ def differences_of(targets: Sequence[EditTarget], name: str) -> list[str]:
     return found
 
 
-def look_at(targets: Sequence[EditTarget], name: str) -> EnsembleState:
+def read_ensemble_state(targets: Sequence[EditTarget], name: str) -> EnsembleState:
     """An ensemble as it lies in the first target, and by server whether that serves what lies in its folder."""
     from defensemble_export.editing import check_ensemble_exists, read_member_info
 
@@ -78,7 +78,7 @@ def look_at(targets: Sequence[EditTarget], name: str) -> EnsembleState:
             preprocessing = preprocessing_values(name, text)
         except ConfigError as error:
             problems.append(str(error))
-    problems += differences_of(targets, name)
+    problems += replica_differences(targets, name)
     served = {one.url: _Serving(one, target.repository) for target in targets for one in target.servers}
     members = []
     for vote, share in zip(votes.members, votes.weights, strict=True) if votes is not None else ():
@@ -109,7 +109,7 @@ class _Serving:
         try:
             self._ready = served.ready()
         except ServiceError:
-            status = status_at(served.url)
+            status = local_server_status(served.url)
             if status is None or status.restarting_since is None:
                 raise
             self._restarting = status.text
@@ -135,10 +135,10 @@ class _Serving:
 
     def of_ensemble(self, name: str) -> str:
         """The same of an ensemble, and of the averaging models that it runs."""
-        from defensemble_export.editing import steps_of
+        from defensemble_export.editing import step_models
 
         state = self.of(name, None)
-        for model, version in steps_of(self._files.config(name)) if state == "yes" else ():
+        for model, version in step_models(self._files.config(name)) if state == "yes" else ():
             if is_averaging(model) and (other := self.of(model, version)) != "yes":
                 return f"no: {model}: {other}"
         return state

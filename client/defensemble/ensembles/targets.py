@@ -81,7 +81,7 @@ class TargetEdit:
             wanted[model] = wanted.get(model, False) or lacks
         return [model for model, needed in wanted.items() if needed]
 
-    def is_behind(self) -> bool:
+    def has_outdated_server(self) -> bool:
         """Return whether a server does not serve what will be on disk."""
         from defensemble_export.editing import is_served_as_on_disk
 

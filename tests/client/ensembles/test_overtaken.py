@@ -17,9 +17,9 @@ from defensemble.ensembles import EditFailedError, EditRefusedError, Ensembles
 from defensemble.ensembles.edit import EditRunner
 from defensemble_export import EnsembleError, HistoryError, write_plan
 from defensemble_export.editing import Edit
-from defensemble_export.editing.history import new_id, now_text, snapshot_of, this_user
+from defensemble_export.editing.history import new_edit_id, utc_now, read_snapshot, current_user
 from defensemble_export.editing.journal import EditJournal
-from defensemble_export.editing.membership import reweighted
+from defensemble_export.editing.membership import set_weights
 from defensemble_export.editing.plan import EditPlan, plan_ensemble
 from defensemble_repository.ensemble import Ensemble, Member
 from defensemble_repository.errors import LockedError
@@ -34,9 +34,9 @@ from tests.support.world import ABC, World, write_world
 
 def cut_short(folder: Path, group: list[str] | None = None) -> tuple[EditPlan, EditJournal]:
     """An edit of weights that was noted, and got as far as its last file."""
-    plan = plan_ensemble(folder, reweighted(read_ensemble(folder, "ensemble"), {"a": 5.0}))
-    before, after = snapshot_of(RepositoryView(folder), "ensemble"), snapshot_of(plan.outcome(), "ensemble")
-    edit = Edit(new_id(), now_text(), this_user(), "ensemble", "weight", None, ("weight of a",), (), before, after)
+    plan = plan_ensemble(folder, set_weights(read_ensemble(folder, "ensemble"), {"a": 5.0}))
+    before, after = read_snapshot(RepositoryView(folder), "ensemble"), read_snapshot(plan.outcome(), "ensemble")
+    edit = Edit(new_edit_id(), utc_now(), current_user(), "ensemble", "weight", None, ("weight of a",), (), before, after)
     journal = EditJournal.of(plan, edit, group=group or [str(folder)], urls=[])
     journal.write()
     write_plan(folder, plan.averaging)

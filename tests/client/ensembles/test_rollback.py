@@ -14,7 +14,7 @@ from defensemble import InputError
 from defensemble.ensembles import Applied, EditRefusedError, Ensembles
 from defensemble.ensembles.edit import EditRunner
 from defensemble_export import EnsembleError, HistoryError, repository_plan, write_plan
-from defensemble_export.editing.history import this_user
+from defensemble_export.editing.history import current_user
 from defensemble_repository.ensemble import Ensemble, Member
 from tests.support import tiny
 from tests.support.facts import assert_each, assert_facts, raises
@@ -40,7 +40,7 @@ def test_the_history_tells_when_who_what_and_why(world: World, one: Ensembles) -
     one.create("canary", ["d"])
     first, second = one.history()
     assert done.edit == first
-    assert (first.ensemble, first.action, first.who) == ("ensemble", "weight", this_user())
+    assert (first.ensemble, first.action, first.who) == ("ensemble", "weight", current_user())
     assert first.message == "does best on the new camera: 100 % äöü\n"
     assert began <= datetime.fromisoformat(first.time) <= datetime.now(timezone.utc)
     assert_each(first.changes, "weight | b@1 | 1 -> 2 | 33.3 % -> 50.0 %")

@@ -19,7 +19,7 @@ from tests.support.walking import QUIET, Cut, Cutter, Edit, Stage, answers_as, h
 LOOK_AT = ["repository_index", "after load_model ensemble", "unload_model average_"]
 
 
-def steps_of(scene: Scene, cutter: Cutter, place: Path) -> list[str]:
+def step_models(scene: Scene, cutter: Cutter, place: Path) -> list[str]:
     """The calls that the edit makes."""
     with scene.staged(place) as stage:
         whole = cutter.cut(stage, scene.edit, 0, how="count", kinds=["network"])
@@ -80,7 +80,7 @@ def check_told(cut: Cut, at: int) -> None:
 
 
 def test_the_server_is_killed_at_some_calls_of_an_edit_of_weights(cutter: Cutter, tmp_path: Path) -> None:
-    steps = steps_of(REWEIGH, cutter, tmp_path / "whole")
+    steps = step_models(REWEIGH, cutter, tmp_path / "whole")
     kinds = []
     for begins in LOOK_AT:
         at = next(number for number, step in enumerate(steps, 1) if step.startswith(begins))
@@ -93,7 +93,7 @@ def test_the_server_is_killed_at_some_calls_of_an_edit_of_weights(cutter: Cutter
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["weight", "add", "create", "delete", "rollback", "switch", "reload of a batch size"])
 def test_the_server_is_killed_at_every_call_of_an_edit(cutter: Cutter, tmp_path: Path, name: str) -> None:
-    steps = steps_of(SCENES[name], cutter, tmp_path / "whole")
+    steps = step_models(SCENES[name], cutter, tmp_path / "whole")
     for at in range(1, len(steps) + 1):
         check_told(killed_at(SCENES[name], cutter, tmp_path / str(at), at), at)
 

@@ -22,11 +22,11 @@ from defensemble_export.editing import (
     Edit,
     Snapshot,
     append_edit,
-    new_id,
-    now_text,
+    new_edit_id,
+    utc_now,
     read_history,
-    snapshot_of,
-    this_user,
+    read_snapshot,
+    current_user,
     withdraw_edit,
 )
 from defensemble_export.editing.history import edit_from_line, line_from_edit
@@ -257,9 +257,9 @@ def test_an_edit_that_could_not_be_read_again_is_not_made(other: dict[str, str])
 
 
 def test_what_the_caller_gives_to_an_edit_has_its_form() -> None:
-    assert re.fullmatch("[0-9a-f]{12}", new_id())
-    assert len({new_id() for _ in range(100)}) == 100
-    made = edit(1, id=new_id(), time=now_text(), who=this_user())
+    assert re.fullmatch("[0-9a-f]{12}", new_edit_id())
+    assert len({new_edit_id() for _ in range(100)}) == 100
+    made = edit(1, id=new_edit_id(), time=utc_now(), who=current_user())
     assert abs((datetime.now(timezone.utc) - datetime.fromisoformat(made.time)).total_seconds()) < 60
     assert re.fullmatch(r".+@.+", made.who)
 
@@ -268,7 +268,7 @@ def test_a_user_without_a_name_is_told_by_number(monkeypatch: pytest.MonkeyPatch
     for key in ("LOGNAME", "USER", "LNAME", "USERNAME"):
         monkeypatch.delenv(key, raising=False)
     monkeypatch.setattr(os, "getuid", lambda: 4_000_000)
-    assert this_user().startswith(f"{os.geteuid()}@")
+    assert current_user().startswith(f"{os.geteuid()}@")
 
 
 # --- killed, refused
@@ -355,7 +355,7 @@ def test_a_snapshot_holds_the_ensemble_as_it_lies_on_disk(tmp_path: Path) -> Non
     path = repository / "ensemble/config.pbtxt"
     by_hand = b"# \xe9dited by hand\r\n" + path.read_bytes()
     path.write_bytes(by_hand)
-    found = snapshot_of(RepositoryView(repository), "ensemble")
+    found = read_snapshot(RepositoryView(repository), "ensemble")
     assert found.votes == Ensemble("ensemble", (Member("alpha"), Member("beta", 1, 3.0)))
     assert found.num_classes == 3
     assert found.labels == "circle\nsquare\ntriangle\n"
@@ -374,7 +374,7 @@ def test_a_snapshot_knows_no_more_than_the_disk(tmp_path: Path) -> None:
     (repository / "ensemble/labels.txt").unlink()
     shutil.rmtree(repository / "beta")
     planned = {"ensemble/config.pbtxt": b"# planned\n" + (repository / "ensemble/config.pbtxt").read_bytes()}
-    found = snapshot_of(RepositoryView(repository, planned), "ensemble")
+    found = read_snapshot(RepositoryView(repository, planned), "ensemble")
     assert found.labels is None
     assert found.config.startswith("# planned\n")
     assert set(found.digests) == {"config.pbtxt", "alpha@1"}
@@ -385,16 +385,16 @@ def test_what_is_no_ensemble_of_ours_has_no_snapshot(tmp_path: Path) -> None:
     files = RepositoryView(repository)
     for name in ("none", "alpha"):
         with pytest.raises((ConfigError, EnsembleError)):
-            snapshot_of(files, name)
+            read_snapshot(files, name)
     path = repository / "ensemble/config.pbtxt"
     config = config_from_pbtxt(path.read_text(), "ensemble")
     config.output[0].dims[:] = [3, 1]
     path.write_bytes(pbtxt_from_config(config))
     with raises(EnsembleError, "ensemble/config.pbtxt | probabilities | [[3, 1]]"):
-        snapshot_of(files, "ensemble")
+        read_snapshot(files, "ensemble")
     path.write_text("nonsense {")
     with pytest.raises(ConfigError, match="configuration"):
-        snapshot_of(files, "ensemble")
+        read_snapshot(files, "ensemble")
 
 
 # --- what a rollback may undo

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given, strategies as st
 
 from defensemble_export import EnsembleError
-from defensemble_export.editing.membership import added, find_member, new_member, parse_member, removed, reweighted
+from defensemble_export.editing.membership import add_members, find_member, new_member, parse_member, remove_members, set_weights
 from defensemble_repository.ensemble import Ensemble, Member
 from tests.support import tiny
 from tests.support.ensembles import ensembles
@@ -54,7 +54,7 @@ def test_no_model_has_the_name_of_a_file_that_edits_write(text: str) -> None:
 def test_a_weight_of_numpy_can_be_written_down(repository: Path) -> None:
     vote = new_member(repository, "alpha", np.float32(0.5))
     assert (vote.weight, type(vote.weight)) == (0.5, float)
-    assert type(reweighted(OURS, {"a": np.int64(3)}).members[0].weight) is float
+    assert type(set_weights(OURS, {"a": np.int64(3)}).members[0].weight) is float
 
 
 def test_without_a_version_the_newest_is_meant(repository: Path) -> None:
@@ -84,20 +84,20 @@ def test_a_weight_is_finite_and_above_0(repository: Path, weight: float) -> None
     with pytest.raises(
         EnsembleError, match=f"weight of 'a' must be finite and above 0, got {weight:g}; to stop its vote: `.* remove ours a`"
     ):
-        reweighted(OURS, {"a": weight})
+        set_weights(OURS, {"a": weight})
 
 
 def test_votes_are_added_at_the_end_and_put_in_the_place_of_one() -> None:
-    assert added(OURS, [Member("d"), Member("a", 2)]).members == (*OURS.members, Member("d"), Member("a", 2))
-    assert added(OURS, [Member("d", 1, 4.0)], in_place_of="b@3").members == (*OURS.members[:2], Member("d", 1, 4.0), OURS.members[3])
-    assert added(OURS, [Member("c", 8)], in_place_of="c").members[3] == Member("c", 8)
+    assert add_members(OURS, [Member("d"), Member("a", 2)]).members == (*OURS.members, Member("d"), Member("a", 2))
+    assert add_members(OURS, [Member("d", 1, 4.0)], in_place_of="b@3").members == (*OURS.members[:2], Member("d", 1, 4.0), OURS.members[3])
+    assert add_members(OURS, [Member("c", 8)], in_place_of="c").members[3] == Member("c", 8)
     refused: list[Callable[[], object]] = [
-        lambda: added(OURS, [Member("a")]),
-        lambda: added(OURS, [Member("b", 1)], in_place_of="a"),
-        lambda: added(OURS, [Member("d"), Member("e")], in_place_of="a"),
-        lambda: added(OURS, [], in_place_of="a"),
-        lambda: added(OURS, [Member("d")], in_place_of="b"),
-        lambda: added(OURS, [Member("d")], in_place_of="x"),
+        lambda: add_members(OURS, [Member("a")]),
+        lambda: add_members(OURS, [Member("b", 1)], in_place_of="a"),
+        lambda: add_members(OURS, [Member("d"), Member("e")], in_place_of="a"),
+        lambda: add_members(OURS, [], in_place_of="a"),
+        lambda: add_members(OURS, [Member("d")], in_place_of="b"),
+        lambda: add_members(OURS, [Member("d")], in_place_of="x"),
     ]
     for act in refused:
         with pytest.raises(EnsembleError):
@@ -105,24 +105,24 @@ def test_votes_are_added_at_the_end_and_put_in_the_place_of_one() -> None:
 
 
 def test_a_vote_is_removed_by_name_and_somebody_is_left() -> None:
-    assert removed(OURS, ["b@1", "a"]).members == OURS.members[2:]
-    assert removed(OURS, ["a", "a@1"]).members == OURS.members[1:], "named twice is named once"
+    assert remove_members(OURS, ["b@1", "a"]).members == OURS.members[2:]
+    assert remove_members(OURS, ["a", "a@1"]).members == OURS.members[1:], "named twice is named once"
     with pytest.raises(EnsembleError, match="'b' votes at several versions in 'ours': say which, b@1, b@3"):
-        removed(OURS, ["b"])
+        remove_members(OURS, ["b"])
     with pytest.raises(EnsembleError, match="'d' does not vote in 'ours': a@1, b@1, b@3, c@7 do"):
-        removed(OURS, ["d"])
+        remove_members(OURS, ["d"])
     with pytest.raises(EnsembleError, match="'c@1' does not vote"):
         find_member(OURS, "c@1")
     with pytest.raises(
         EnsembleError, match=r"'ours' would have no members, and needs at least one: .*`defensemble ensemble remove ours --all`"
     ):
-        removed(OURS, ["a", "b@1", "b@3", "c"])
+        remove_members(OURS, ["a", "b@1", "b@3", "c"])
 
 
 def test_a_vote_is_reweighted_once() -> None:
-    assert reweighted(OURS, {"b@3": 2, "c": 0.25}).members == (*OURS.members[:2], Member("b", 3, 2), Member("c", 7, 0.25))
+    assert set_weights(OURS, {"b@3": 2, "c": 0.25}).members == (*OURS.members[:2], Member("b", 3, 2), Member("c", 7, 0.25))
     with pytest.raises(EnsembleError, match="a@1 is given two weights: name it once"):
-        reweighted(OURS, {"a": 1, "a@1": 2})
+        set_weights(OURS, {"a": 1, "a@1": 2})
 
 
 @given(ensembles(), st.data())
@@ -131,10 +131,10 @@ def test_what_is_added_and_removed_again_leaves_what_was(ensemble: Ensemble, dat
     # Shares so uneven that one more vote could make one too small to count are refused, which is tested elsewhere.
     assume(min(ensemble.weights) > 1e-6)
     assume(ensemble.name != "new" and all(vote.model != "new" for vote in ensemble.members))
-    assert removed(added(ensemble, [new]), [f"new@{new.version}"]) == ensemble
+    assert remove_members(add_members(ensemble, [new]), [f"new@{new.version}"]) == ensemble
     gone = data.draw(st.sampled_from(ensemble.members))
-    swapped = added(ensemble, [new], in_place_of=f"{gone.model}@{gone.version}")
-    assert added(swapped, [gone], in_place_of="new") == ensemble
+    swapped = add_members(ensemble, [new], in_place_of=f"{gone.model}@{gone.version}")
+    assert add_members(swapped, [gone], in_place_of="new") == ensemble
     assert (swapped.name, swapped.average) == (ensemble.name, ensemble.average)
     weights = {f"{vote.model}@{vote.version}": vote.weight for vote in ensemble.members}
-    assert reweighted(ensemble, weights) == ensemble
+    assert set_weights(ensemble, weights) == ensemble

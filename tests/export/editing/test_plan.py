@@ -13,17 +13,17 @@ from hypothesis import given, settings, strategies as st
 from tritonclient.grpc import model_config_pb2 as schema
 
 from defensemble_export import EnsembleError, ExistsError, check_ensemble, repository_plan, write_plan
-from defensemble_export.editing import Edit, Snapshot, append_edit, read_history, snapshot_of
-from defensemble_export.editing.history import undoable
-from defensemble_export.editing.membership import added, removed, reweighted
+from defensemble_export.editing import Edit, Snapshot, append_edit, read_history, read_snapshot
+from defensemble_export.editing.history import undoable_edits
+from defensemble_export.editing.membership import add_members, remove_members, set_weights
 from defensemble_export.editing.plan import (
     EditPlan,
-    networks,
+    find_networks,
     plan_creation,
     plan_deletion,
     plan_ensemble,
     plan_snapshot,
-    steps_of,
+    step_models,
     used_models,
 )
 from defensemble_repository.ensemble import Ensemble, Member
@@ -105,7 +105,7 @@ def test_an_edit_writes_its_averages_and_the_ensemble_and_touches_nothing_else(r
     assert {path.partition("/")[0] for path in plan.averaging} == set(plan.new_models)
     assert plan.before == Ensemble("ensemble", (A, B))
     assert plan.steps() == [("alpha", 1), ("beta", 2), ("gamma", 1), *((model, 1) for model in plan.new_models)]
-    assert set(plan.released()) == {step for step, _ in steps_of(edit_config(repository, "ensemble"))} - {"alpha", "beta"}
+    assert set(plan.released()) == {step for step, _ in step_models(edit_config(repository, "ensemble"))} - {"alpha", "beta"}
     outcome = plan.outcome()
     carry_out(plan)
     after = tiny.content(repository)
@@ -199,12 +199,12 @@ def test_ensembles_share_members_and_release_what_nobody_runs(repository: Path) 
     assert {"alpha", "gamma"} <= set(gone.released())
     assert "beta" not in gone.released()
     assert (gone.after, gone.steps(), gone.changes_files, gone.outcome().has("canary")) == (None, [], True, False)
-    assert used_models(gone.outcome()) == {step for step, _ in steps_of(edit_config(repository, "ensemble"))}
+    assert used_models(gone.outcome()) == {step for step, _ in step_models(edit_config(repository, "ensemble"))}
     carry_out(gone)
     assert not (repository / "canary").exists()
     (repository / "alpha/config.pbtxt").write_text("nonsense: {")
     assert plan_deletion(repository, "ensemble").released() == (), "what is used cannot be known"
-    assert networks(RepositoryView(repository)) == ["beta", "gamma"]
+    assert find_networks(RepositoryView(repository)) == ["beta", "gamma"]
 
 
 def test_two_ensembles_of_the_same_votes_have_one_average(repository: Path) -> None:
@@ -245,7 +245,7 @@ def test_a_snapshot_is_laid_down_again_to_the_byte(repository: Path) -> None:
     path = repository / "ensemble/config.pbtxt"
     path.write_bytes(b"# by hand \xff\n" + path.read_bytes())
     (repository / "ensemble/labels.txt").write_bytes(b"circle\nsquare\ntriangle")
-    first, snapshot = tiny.content(repository), snapshot_of(RepositoryView(repository), "ensemble")
+    first, snapshot = tiny.content(repository), read_snapshot(RepositoryView(repository), "ensemble")
     change(repository, Ensemble("ensemble", (C,), "logits"))
     (repository / "ensemble/labels.txt").write_bytes(b"other\n")
     for model in snapshot.averaging:
@@ -264,7 +264,7 @@ def test_a_snapshot_is_laid_down_again_to_the_byte(repository: Path) -> None:
 
 def test_a_snapshot_of_a_version_that_is_gone_is_refused(repository: Path) -> None:
     change(repository, Ensemble("ensemble", (A, B2)))
-    snapshot = snapshot_of(RepositoryView(repository), "ensemble")
+    snapshot = read_snapshot(RepositoryView(repository), "ensemble")
     shutil.rmtree(repository / "beta/2")
     with raises(EnsembleError, "beta@2 | 'ensemble' | export it again"):
         plan_snapshot(repository, "ensemble", snapshot)
@@ -287,12 +287,12 @@ def test_any_edits_are_undone_one_by_one_to_the_first_bytes(
 ) -> None:
     repository = write(tmp_path_factory.mktemp("any") / "repository")
     kept = dict(tiny.content(repository))
-    states: list[Snapshot | None] = [snapshot_of(RepositoryView(repository), "ensemble")]
+    states: list[Snapshot | None] = [read_snapshot(RepositoryView(repository), "ensemble")]
     for number, (action, pick, weight) in enumerate(acts):
         now = None if states[-1] is None else states[-1].votes
         undone: tuple[str, ...] = ()
         if action == "rollback":
-            stack = undoable(read_history(repository), "ensemble")
+            stack = undoable_edits(read_history(repository), "ensemble")
             if not stack:
                 continue
             undone = (stack[-1].id,)
@@ -308,14 +308,14 @@ def test_any_edits_are_undone_one_by_one_to_the_first_bytes(
                 continue
         before = states[-1]
         carry_out(plan)
-        after = snapshot_of(RepositoryView(repository), "ensemble") if plan.after is not None else None
+        after = read_snapshot(RepositoryView(repository), "ensemble") if plan.after is not None else None
         _is_whole(repository, after)
         name = action if action not in ("switch",) else "add"
         append_edit(
             repository, Edit(f"{number:012x}", "2026-01-31T12:00:00+00:00", "a@b", "ensemble", name, None, (), undone, before, after)
         )
         states.append(after)
-    for edit in reversed(undoable(read_history(repository), "ensemble")):
+    for edit in reversed(undoable_edits(read_history(repository), "ensemble")):
         carry_out(plan_snapshot(repository, "ensemble", edit.before))
         _is_whole(repository, edit.before)
     now_there = tiny.content(repository)
@@ -328,13 +328,13 @@ def _changed(now: Ensemble | None, action: str, pick: int, weight: float) -> Ens
     vote = now.members[pick % len(now.members)]
     name = f"{vote.model}@{vote.version}"
     if action == "add":
-        return added(now, [dataclasses.replace((A, B, C, B2)[pick % 4], weight=weight)])
+        return add_members(now, [dataclasses.replace((A, B, C, B2)[pick % 4], weight=weight)])
     if action == "switch":
-        return added(now, [dataclasses.replace(vote, version=3 - vote.version)] if vote.model == "beta" else [C], in_place_of=name)
+        return add_members(now, [dataclasses.replace(vote, version=3 - vote.version)] if vote.model == "beta" else [C], in_place_of=name)
     if action == "remove":
-        return removed(now, [name])
+        return remove_members(now, [name])
     if action == "weight":
-        return reweighted(now, {name: weight})
+        return set_weights(now, {name: weight})
     return dataclasses.replace(now, average="logits" if now.average == "probabilities" else "probabilities")
 
 
@@ -346,6 +346,6 @@ def _is_whole(repository: Path, state: Snapshot | None) -> None:
     votes = state.votes
     weights = {f"{vote.model}@{vote.version}": vote.weight for vote in votes.members}
     np.testing.assert_allclose(answers(repository, "ensemble")["probabilities"], mean(weights, votes.average), atol=1e-6)
-    names = [step for step, _ in steps_of(read_config(repository / "ensemble"))][len(votes.members) :]
+    names = [step for step, _ in step_models(read_config(repository / "ensemble"))][len(votes.members) :]
     assert names == [f"average_{votes.digest(3, 8)}"]
     assert check_ensemble(RepositoryView(repository), "ensemble") == []

@@ -12,7 +12,7 @@ import pytest
 from tritonclient.grpc import model_config_pb2 as schema
 
 from defensemble_export import ExportError, HistoryError, repository_plan, write_plan, write_profile
-from defensemble_export.editing import Edit, Prunable, append_edit, prune_files, prune_plan, read_history, snapshot_of
+from defensemble_export.editing import Edit, Prunable, append_edit, prune_files, prune_plan, read_history, read_snapshot
 from defensemble_export.editing.plan import plan_ensemble
 from defensemble_export.entries.ensemble import ensemble_files
 from defensemble_repository.configs import Interface
@@ -46,14 +46,14 @@ def repository(tmp_path: Path) -> Path:
 def edit(folder: Path, *votes: Member, name: str = "ensemble", action: str = "apply", undoes: tuple[str, ...] = ()) -> None:
     """Let these vote, and write it into the history; without any the ensemble is deleted."""
     files = RepositoryView(folder)
-    before = snapshot_of(files, name) if files.has(name) else None
+    before = read_snapshot(files, name) if files.has(name) else None
     if votes:
         planned = ensemble_files(files, Ensemble(name, votes), Interface(tiny.SHAPE, 3, 8), b"circle\nsquare\ntriangle\n")
         write_plan(folder, {path: content for path, content in planned.items() if files.content(path) != content})
     else:
         shutil.rmtree(folder / name)
     number = len(read_history(folder))
-    after = snapshot_of(RepositoryView(folder), name) if votes else None
+    after = read_snapshot(RepositoryView(folder), name) if votes else None
     append_edit(folder, Edit(f"{number:012x}", f"2026-01-31T12:00:{number:02}+00:00", "a@b", name, action, None, (), undoes, before, after))
 
 

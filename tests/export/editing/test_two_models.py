@@ -12,7 +12,7 @@ import pytest
 from defensemble_export import check_ensemble, fuse_repository, repository_plan, write_plan
 from defensemble_export.editing import read_history
 from defensemble_export.editing.journal import read_journal
-from defensemble_export.editing.plan import EditPlan, plan_creation, plan_ensemble, plan_snapshot, steps_of
+from defensemble_export.editing.plan import EditPlan, plan_creation, plan_ensemble, plan_snapshot, step_models
 from defensemble_repository.configs import OUTPUTS
 from defensemble_repository.ensemble import Ensemble, Member
 from defensemble_repository.names import AVERAGING_NAME
@@ -36,7 +36,7 @@ def repository(tmp_path: Path) -> Path:
 
 
 def averaging_of(repository: Path, name: str) -> list[str]:
-    return [model for model, _ in steps_of(read_config(repository / name)) if AVERAGING_NAME.fullmatch(model)]
+    return [model for model, _ in step_models(read_config(repository / name)) if AVERAGING_NAME.fullmatch(model)]
 
 
 def carry_out(plan: EditPlan) -> None:
@@ -66,14 +66,14 @@ def test_they_are_read_and_the_same_votes_are_written_with_one_model(repository:
     votes = read_ensemble(repository, name)
     assert votes == VOTES[name]
     plan = plan_ensemble(repository, votes)
-    assert plan.converts
+    assert plan.converts_two_models
     assert plan.released() == tuple(averaging_of(repository, name))
     carry_out(plan)
     check_new_form(repository, name)
     after = tiny.content(repository)
     assert {path for path in before if after[path] != before[path]} == {f"{name}/config.pbtxt"}, "the old models are left as they were"
     again = plan_ensemble(repository, votes)
-    assert not again.converts
+    assert not again.converts_two_models
     assert not again.changes_files
     converted = read_config(repository / name)
     for one in (config, converted):

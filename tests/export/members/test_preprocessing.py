@@ -26,7 +26,7 @@ from defensemble_export import (
     write_plan,
     write_profile,
 )
-from defensemble_export.editing import snapshot_of
+from defensemble_export.editing import read_snapshot
 from defensemble_export.editing.membership import added, removed
 from defensemble_export.editing.plan import EditPlan, plan_creation, plan_ensemble, plan_snapshot
 from defensemble_images import Preprocessing
@@ -114,10 +114,10 @@ def test_older_members_and_ensembles_get_it_with_the_next_export(tmp_path: Path)
 def test_edits_keep_the_ensemble_equal_to_its_members(tmp_path: Path) -> None:
     repository = export(tmp_path / "repository", {"alpha": None, "beta": CROP}, ensemble=None)
     write(plan_creation(repository, Ensemble("ensemble", (Member("alpha"),))))
-    before = snapshot_of(RepositoryView(repository), "ensemble")
+    before = read_snapshot(RepositoryView(repository), "ensemble")
     assert stated(repository, "ensemble") is None
     write(plan_ensemble(repository, added(read_ensemble(repository, "ensemble"), [Member("beta")])))
-    after = snapshot_of(RepositoryView(repository), "ensemble")
+    after = read_snapshot(RepositoryView(repository), "ensemble")
     assert stated(repository, "ensemble") == CROP.to_json()
     write(plan_ensemble(repository, removed(read_ensemble(repository, "ensemble"), ["beta"])))
     assert stated(repository, "ensemble") is None

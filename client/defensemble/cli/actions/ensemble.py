@@ -18,7 +18,7 @@ from defensemble_repository.target import TARGETS
 from ..._client.client import Client
 from ..._exceptions import InputError
 from ...ensembles import Applied, Ensembles, Replica
-from ...ensembles.local_servers import local_server, servers_of
+from ...ensembles.local_servers import find_local_server, find_local_servers
 from ..notes import print_progress
 from ..shell import this_command
 from .ensemble_tables import print_applied, print_edits, print_prunable, print_state, values_from_applied, values_from_state
@@ -137,7 +137,7 @@ def show_differences(file: Path | None, where: Mapping[str, Any]) -> bool:
 
 def show_history(name: str | None, last: int, as_json: bool, where: Mapping[str, Any]) -> None:
     """Prints the edits."""
-    from defensemble_export.editing import line_from_edit, undoable
+    from defensemble_export.editing import line_from_edit, undoable_edits
 
     with opened({**where, "files_only": not where["replicas"], "urls": ()}) as ensembles:
         edits = ensembles.history(name)
@@ -145,7 +145,7 @@ def show_history(name: str | None, last: int, as_json: bool, where: Mapping[str,
             raise InputError(
                 f"no edit of '{name}' is in the history, and there is no such ensemble: {', '.join(ensembles.names())} there are"
             )
-    standing = {edit.id for one in {edit.ensemble for edit in edits} for edit in undoable(edits, one)}
+    standing = {edit.id for one in {edit.ensemble for edit in edits} for edit in undoable_edits(edits, one)}
     earlier = max(0, len(edits) - last) if last else 0
     edits = edits[earlier:]
     if as_json:
@@ -181,7 +181,7 @@ def _tell_of_new_servers(rest: Mapping[str, Any], told: Container[str]) -> None:
     """Servers that were looked for before the edit, which may have waited for another, are looked for once more."""
     if rest["urls"] or rest["replicas"] or rest["files_only"]:
         return
-    for url, _ in servers_of(rest["repository"], print_progress):
+    for url, _ in find_local_servers(rest["repository"], print_progress):
         if url not in told:
             click.echo(f"{url} has started meanwhile, and may serve what was there before: {this_command()} ensemble reload", err=True)
 
@@ -200,7 +200,7 @@ def _replicas(where: Mapping[str, Any], client: Callable[[str, str | None], Clie
     from defensemble_server import read_admin_key
 
     def noted_key(url: str) -> str | None:
-        state = local_server(url)
+        state = find_local_server(url)
         return None if state is None else state.admin_key
 
     key = None if where["admin_key_file"] is None else read_admin_key(where["admin_key_file"], print_progress)
@@ -218,4 +218,4 @@ def _replicas(where: Mapping[str, Any], client: Callable[[str, str | None], Clie
         return [Replica(repository)]
     if where["urls"]:
         return [Replica(repository, tuple(client(url, key or noted_key(url)) for url in where["urls"]))]
-    return [Replica(repository, tuple(client(url, key or noted) for url, noted in servers_of(repository, print_progress)))]
+    return [Replica(repository, tuple(client(url, key or noted) for url, noted in find_local_servers(repository, print_progress)))]

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ...ensembles import Applied, EnsembleState, MemberState
-from ...ensembles.local_servers import status_at
+from ...ensembles.local_servers import local_server_status
 from ...ensembles.server_models import is_averaging
 from ..shell import this_command
 
@@ -106,7 +106,7 @@ def print_state(state: EnsembleState) -> None:
     click.echo(f"preprocessing: {rule}")
     for url, answer in state.served.items():
         restarts = ""
-        if (status := status_at(url)) is not None and status.restarts:
+        if (status := local_server_status(url)) is not None and status.restarts:
             restarts = f"; restarted {status.restarts} time{'' if status.restarts == 1 else 's'}, last: {status.fault_text}"
         click.echo(f"served by {url}: {answer}{restarts}")
         for member in state.members:

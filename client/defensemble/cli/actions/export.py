@@ -21,7 +21,7 @@ from defensemble_repository.reader import read_config, read_ensemble
 from defensemble_repository.view import RepositoryView
 
 from ..._image_files import npy_images
-from ...ensembles.local_servers import servers_of
+from ...ensembles.local_servers import find_local_servers
 from ..notes import print_progress
 from ..progress import progress_bar
 from ..shell import this_command
@@ -236,7 +236,7 @@ def _tell(request: Request, written: Sequence[str]) -> None:
                 f"{model}@{version} votes nowhere yet; let it: {this_command()} ensemble add NAME {model}@{version} "
                 f"--in-place-of {model}@{int(version) - 1}"
             )
-    running = servers_of(request.repository, print_progress)
+    running = find_local_servers(request.repository, print_progress)
     for url, _ in running if request.ensemble_name in models else ():
         where = f"--repository {shlex.quote(str(request.repository))}"
         click.echo(
