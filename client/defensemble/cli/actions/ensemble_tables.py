@@ -80,7 +80,7 @@ def values_from_applied(applied: Applied) -> dict[str, Any]:
 
 def print_state(state: EnsembleState) -> None:
     """A table of an ensemble's members."""
-    what = f"averages {state.votes.average}" if state.votes is not None else "not wired as an export wires it"
+    what = f"averages {state.ensemble.average}" if state.ensemble is not None else "not wired as an export wires it"
     shape = "x".join(map(str, state.input_shape))
     title = f"{escape(state.name)}: {what}; images {shape}, {state.num_classes} classes, up to {state.max_batch_size} a call"
     table = Table(title=title, title_justify="left")
@@ -121,8 +121,8 @@ def values_from_state(state: EnsembleState) -> dict[str, Any]:
     """An ensemble as JSON."""
     return {
         "schema": "defensemble.ensemble/1",
-        "average": None if state.votes is None else state.votes.average,
-        **{name: value for name, value in vars(state).items() if name != "votes"},
+        "average": None if state.ensemble is None else state.ensemble.average,
+        **{name: value for name, value in vars(state).items() if name != "ensemble"},
         "members": [{**asdict(one.info), "served": one.served} for one in state.members],
     }
 
