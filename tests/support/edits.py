@@ -10,10 +10,10 @@ from pathlib import Path
 from defensemble.ensembles import Ensembles
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from tests.support import tiny
-from tests.support.walking import Edit, Stage, Votes, stage_of
+from tests.support.walking import Edit, Members, Stage, stage_of
 
-BOTH = Votes({"alpha@1": 1.0, "beta@1": 1.0})
-HEAVIER = Votes({"alpha@1": 3.0, "beta@1": 1.0})
+BOTH = Members({"alpha@1": 1.0, "beta@1": 1.0})
+HEAVIER = Members({"alpha@1": 3.0, "beta@1": 1.0})
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,9 @@ def batch_by_hand(folder: Path) -> None:
 
 
 REWEIGH = Scene(Edit("weight", ["ensemble", {"alpha": 3.0}], BOTH, HEAVIER, {"message": "alpha sees better"}), three_models)
-ALL = Votes({"alpha@1": 1.0, "beta@1": 1.0, "gamma@1": 0.5})
-CANARY = Votes({"beta@1": 1.0, "gamma@1": 1.0})
-SWITCHED = Votes({"alpha@2": 1.0, "beta@1": 1.0})
+ALL = Members({"alpha@1": 1.0, "beta@1": 1.0, "gamma@1": 0.5})
+CANARY = Members({"beta@1": 1.0, "gamma@1": 1.0})
+SWITCHED = Members({"alpha@2": 1.0, "beta@1": 1.0})
 SCENES = {
     "weight": REWEIGH,
     "add": Scene(Edit("add", ["ensemble", ["gamma"]], BOTH, ALL, {"weight": 0.5}), three_models, unload=["gamma"]),

@@ -23,10 +23,10 @@ _VERSIONS = st.one_of(st.integers(1, 3), st.integers(1, 2**63 - 1))
 @st.composite
 def ensembles(draw: st.DrawFn, name: str | None = None) -> Ensemble:
     """An ensemble of 1 to 5 votes, called ``name`` where it is given."""
-    votes = draw(st.lists(st.tuples(_NAMES, _VERSIONS, _WEIGHTS), min_size=1, max_size=5, unique_by=lambda vote: vote[:2]))
+    members = draw(st.lists(st.tuples(_NAMES, _VERSIONS, _WEIGHTS), min_size=1, max_size=5, unique_by=lambda member: member[:2]))
     average = draw(st.sampled_from(["probabilities", "logits"]))
     try:
-        return Ensemble(draw(_NAMES) if name is None else name, tuple(Member(*vote) for vote in votes), average)
+        return Ensemble(draw(_NAMES) if name is None else name, tuple(Member(*member) for member in members), average)
     except EnsembleError:  # too small a share, a reserved name, the ensemble's own
         assume(False)
         raise

@@ -32,7 +32,7 @@ Content = Mapping[str, bytes | None]
 
 
 @dataclass(frozen=True)
-class Votes:
+class Members:
     """An ensemble as a test states it: MODEL@VERSION to weight."""
 
     weights: Mapping[str, float]
@@ -50,17 +50,17 @@ class Votes:
         }
 
 
-def answers_as(client: Client, ensemble: str, votes: Votes | None) -> bool:
-    """Whether a server answers as `votes` would, or, for None, has no such model."""
+def answers_as(client: Client, ensemble: str, members: Members | None) -> bool:
+    """Whether a server answers as `members` would, or, for None, has no such model."""
     try:
         outputs = [OutputRequest("probabilities"), OutputRequest("member_probabilities")]
         got = client.transport.infer(ensemble, {"images": IMAGES}, outputs, 10.0)
     except ServiceError:
-        return votes is None
-    if votes is None:
+        return members is None
+    if members is None:
         return False
     return all(
-        got[name].shape == wanted.shape and bool(np.abs(got[name] - wanted).max() < 1e-5) for name, wanted in votes.answers().items()
+        got[name].shape == wanted.shape and bool(np.abs(got[name] - wanted).max() < 1e-5) for name, wanted in members.answers().items()
     )
 
 
@@ -70,8 +70,8 @@ class Edit:
 
     verb: str
     arguments: Sequence[Any]
-    before: Votes | None
-    after: Votes | None
+    before: Members | None
+    after: Members | None
     named: Mapping[str, Any] = field(default_factory=dict)
     ensemble: str = "ensemble"
     by_hand: bool = False  # the disk is ahead of the servers before it
@@ -232,15 +232,15 @@ class FreshStarts:
     """Every state of disk that was left is loaded by a Triton of its own, once."""
 
     def __init__(self) -> None:
-        self._left: dict[tuple[tuple[str, bytes | None], ...], tuple[str, Votes | None]] = {}
+        self._left: dict[tuple[tuple[str, bytes | None], ...], tuple[str, Members | None]] = {}
 
-    def add(self, folder: Path, ensemble: str, votes: Votes | None) -> None:
+    def add(self, folder: Path, ensemble: str, members: Members | None) -> None:
         """Notes what lies there now, and what it has to serve as."""
-        self._left.setdefault(tuple(models_of(folder).items()), (ensemble, votes))
+        self._left.setdefault(tuple(models_of(folder).items()), (ensemble, members))
 
     def check(self, place: Path) -> int:
         """Starts them; how many they were."""
-        for number, (content, (ensemble, votes)) in enumerate(self._left.items()):
+        for number, (content, (ensemble, members)) in enumerate(self._left.items()):
             folder = place / str(number) / "repository"
             for path, bytes_ in content:
                 if bytes_ is None:
@@ -249,7 +249,7 @@ class FreshStarts:
                     (folder / path).write_bytes(bytes_)
             with serve(folder, QUIET) as server, Client(server.http_url) as client:
                 assert dict(server.problems) == {}
-                assert answers_as(client, ensemble, votes)
+                assert answers_as(client, ensemble, members)
         return len(self._left)
 
 

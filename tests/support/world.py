@@ -22,7 +22,7 @@ OUTPUTS = ("probabilities", "member_probabilities", "entropy", "mutual_informati
 SEEDS = {"a@1": 1, "a@2": 11, "b@1": 2, "b@2": 22, "c@1": 3, "d@1": 4}
 ABC = {"a@1": 1.0, "b@1": 1.0, "c@1": 1.0}
 Array = tiny.Array
-Votes = Mapping[str, float]
+Weights = Mapping[str, float]
 
 
 def write_world(folder: Path) -> Path:
@@ -35,10 +35,10 @@ def write_world(folder: Path) -> Path:
     return folder
 
 
-def answers(images: Array, votes: Votes, average: str = "probabilities") -> dict[str, Array]:
-    """All outputs of an ensemble of `votes` (MODEL@VERSION to weight, in the order of the members), by their definitions, in float64."""
-    scores = np.stack([tiny.logits(SEEDS[vote], images) for vote in votes], axis=1)
-    shares = np.array(list(votes.values())) / sum(votes.values())
+def answers(images: Array, members: Weights, average: str = "probabilities") -> dict[str, Array]:
+    """All outputs of an ensemble of `members` (MODEL@VERSION to weight, in the order of the members), by their definitions, in float64."""
+    scores = np.stack([tiny.logits(SEEDS[member], images) for member in members], axis=1)
+    shares = np.array(list(members.values())) / sum(members.values())
     each = tiny.softmax(scores)
     mixture = np.einsum("m,nmk->nk", shares, each)
     mean = mixture if average == "probabilities" else tiny.softmax(np.einsum("m,nmk->nk", shares, scores))
@@ -84,10 +84,10 @@ class World:
                 found.setdefault(told.name, []).append(told.version)
         return {model: sorted(versions) for model, versions in found.items()}
 
-    def check(self, votes: Votes, average: str = "probabilities", name: str = "ensemble") -> None:
+    def check(self, members: Weights, average: str = "probabilities", name: str = "ensemble") -> None:
         """The server answers as numpy does over both protocols, serves what lies on disk, and nothing of the edit is left over."""
         batch = tiny.images(5, seed=7)
-        expected = answers(batch, votes, average)
+        expected = answers(batch, members, average)
         for kind in ("grpc", "http"):
             with Client(self.url(kind)) as client:
                 got = client.transport.infer(name, {"images": batch}, _requests(), 20)
@@ -95,10 +95,10 @@ class World:
                 np.testing.assert_allclose(got[output], expected[output], atol=1e-5, err_msg=f"{output} over {kind}")
         with self.client() as client:
             (state,) = Ensembles(self.folder, client).show(name)
-        assert state.votes is not None
-        assert [f"{vote.model}@{vote.version}" for vote in state.votes.members] == list(votes)
-        assert [vote.weight for vote in state.votes.members] == list(votes.values())
-        assert state.votes.average == average
+        assert state.ensemble is not None
+        assert [f"{member.model}@{member.version}" for member in state.ensemble.members] == list(members)
+        assert [member.weight for member in state.ensemble.members] == list(members.values())
+        assert state.ensemble.average == average
         assert set(state.served.values()) == {"yes"}
         assert {told for member in state.members for told in member.served.values()} == {"yes"}
         self.check_tidy()
@@ -200,10 +200,10 @@ class Calling:
                 except DefensembleError as error:
                     self.errors.append(str(error))
 
-    def check(self, states: Sequence[tuple[Votes, str]]) -> None:
+    def check(self, states: Sequence[tuple[Weights, str]]) -> None:
         """No error; each answer is that of one of `states` as a whole, and none of an earlier one comes after a later one's."""
         assert self.errors == []
-        expected = [answers(self.batch, votes, average)["probabilities"] for votes, average in states]
+        expected = [answers(self.batch, members, average)["probabilities"] for members, average in states]
         for mine in self.answers:
             at = 0
             for answer in mine:

@@ -285,10 +285,10 @@ def check_same(members: Sequence[ExportedMember], *, shape: str = "input shape")
         fix = "average only networks that agree, and export the others into another ensemble (--ensemble NAME)"
         if member.input_shape != first.input_shape:
             difference = f"'{first.name}' has {first.input_shape}, '{member.name}' has {member.input_shape}"
-            raise EnsembleError(f"members must have the same {shape}, but {difference}; {fix}")
+            raise EnsembleError(f"members must share their {shape}, but {difference}; {fix}")
         if member.class_names != first.class_names:
             difference = f"'{first.name}' and '{member.name}' have {first_difference(first.class_names, member.class_names)}"
-            raise EnsembleError(f"members must have the same class names, but {difference}; {fix}")
+            raise EnsembleError(f"members must share their class names, but {difference}; {fix}")
     agreed_preprocessing({member.name: member.rule for member in members})
 
 

@@ -24,9 +24,9 @@ Act = Callable[[Ensembles], Applied]
 def test_callers_never_notice_any_edit(world: World, ensembles: Ensembles) -> None:
     states: list[tuple[dict[str, float], str]] = [(ABC, "probabilities")]
 
-    def follows(votes: dict[str, float], average: str = "probabilities") -> None:
-        world.check(votes, average)
-        states.append((votes, average))
+    def follows(members: dict[str, float], average: str = "probabilities") -> None:
+        world.check(members, average)
+        states.append((members, average))
 
     with calling(world.server.grpc_url) as callers:
         ensembles.weight("ensemble", {"a": 2.0, "c": 0.5})
@@ -97,16 +97,16 @@ def test_a_vote_in_the_place_of_another_takes_its_row_and_its_weight(world: Worl
 
 
 def test_a_version_that_is_exported_while_callers_call_takes_over_the_vote(world: World, ensembles: Ensembles) -> None:
-    votes = {"a@2": 1.0, "b@1": 1.0, "c@1": 1.0}
+    members = {"a@2": 1.0, "b@1": 1.0, "c@1": 1.0}
     ensembles.create("canary", ["a", "d"])
     with calling(world.server.grpc_url) as callers, calling(world.server.http_url, "canary", count=1) as others:
         write_second_version(world.folder, "a", SEEDS["a@2"])
         done = ensembles.add("ensemble", ["a"], in_place_of="a")
         assert [models[0] for models in done.loaded.values()] == ["a"]
-        world.check(votes)
+        world.check(members)
         ensembles.rollback()
         world.check(ABC)
-    callers.check([(ABC, "probabilities"), (votes, "probabilities"), (ABC, "probabilities")])
+    callers.check([(ABC, "probabilities"), (members, "probabilities"), (ABC, "probabilities")])
     others.check([({"a@1": 1.0, "d@1": 1.0}, "probabilities")])
     world.check({"a@1": 1.0, "d@1": 1.0}, name="canary")
 
@@ -124,7 +124,7 @@ def test_an_ensemble_that_goes_leaves_the_members_that_another_has(world: World,
     assert (world.folder / "a/1/model.onnx").exists()
     assert len(world.averaging()) == 1
     world.check({"b@1": 1.0, "c@1": 1.0})
-    with raises(EnsembleError, "'ensemble' | at least one | remove ensemble --all`"):
+    with raises(EnsembleError, "'ensemble' | at least one | delete ensemble`"):
         one.remove("ensemble", ["b", "c"])
 
 
@@ -153,8 +153,8 @@ def test_a_member_that_somebody_asks_for_itself_stays_loaded(world: World) -> No
 def test_apply_makes_repository_and_server_what_the_file_says_and_is_idle_where_they_are(world: World, one: Ensembles) -> None:
     said = "name: ensemble\naverage: logits\nmembers:\n  - model: d\n    weight: 2\n  - model: b\n    version: 2\n  - model: a\n"
     done = one.apply(ensemble_from_yaml(said, "file"))
-    votes = {"d@1": 2.0, "b@2": 1.0, "a@1": 1.0}
-    world.check(votes, "logits")
+    members = {"d@1": 2.0, "b@2": 1.0, "a@1": 1.0}
+    world.check(members, "logits")
     assert done.edit is not None
     assert done.edit.action == "apply"
     times, loaded = times_of_change(world.folder), world.loaded()
@@ -181,7 +181,7 @@ def test_weights_count_relative_to_each_other(world: World, one: Ensembles) -> N
 def test_apply_mends_a_server_that_lags_behind_the_folder(world: World, one: Ensembles) -> None:
     Ensembles(world.folder).weight("ensemble", {"a": 4.0})  # files alone
     (state,) = one.show("ensemble")
-    assert state.served[world.server.grpc_url].startswith("an older one")
+    assert state.served[world.server.grpc_url].startswith("outdated")
     done = one.apply(one.declared("ensemble"))
     assert done.edit is None, "the files were as they should be"
     world.check({"a@1": 4.0, "b@1": 1.0, "c@1": 1.0})

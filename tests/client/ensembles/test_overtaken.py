@@ -17,7 +17,7 @@ from defensemble.ensembles import EditFailedError, EditRefusedError, Ensembles
 from defensemble.ensembles.edit import EditRunner
 from defensemble_export import EnsembleError, HistoryError, write_plan
 from defensemble_export.editing import Edit
-from defensemble_export.editing.history import new_edit_id, utc_now, read_snapshot, current_user
+from defensemble_export.editing.history import current_user, new_edit_id, read_snapshot, utc_now
 from defensemble_export.editing.journal import EditJournal
 from defensemble_export.editing.membership import set_weights
 from defensemble_export.editing.plan import EditPlan, plan_ensemble
@@ -37,7 +37,7 @@ def cut_short(folder: Path, group: list[str] | None = None) -> tuple[EditPlan, E
     plan = plan_ensemble(folder, set_weights(read_ensemble(folder, "ensemble"), {"a": 5.0}))
     before, after = read_snapshot(RepositoryView(folder), "ensemble"), read_snapshot(plan.outcome(), "ensemble")
     edit = Edit(new_edit_id(), utc_now(), current_user(), "ensemble", "weight", None, ("weight of a",), (), before, after)
-    journal = EditJournal.of(plan, edit, group=group or [str(folder)], urls=[])
+    journal = EditJournal.from_plan(plan, edit, group=group or [str(folder)], urls=[])
     journal.write()
     write_plan(folder, plan.averaging)
     write_plan(folder, plan.files)
@@ -49,13 +49,13 @@ def test_a_file_that_somebody_saves_meanwhile_is_not_written_over(world: World) 
     by_ann = b"# Ann was here\n" + path.read_bytes()
 
     def on_progress(step: str) -> None:
-        if step.startswith("ask the members"):
+        if step.startswith("run the members"):
             path.write_bytes(by_ann)
 
     with world.client() as client, pytest.raises(EditFailedError, match="changed") as failed:
         Ensembles(world.folder, client, on_progress=on_progress).weight("ensemble", {"a": 5.0})
     assert path.read_bytes() == by_ann
-    assert any("somebody else" in line for line in failed.value.put_back)
+    assert any("another program" in line for line in failed.value.put_back)
     world.check(ABC)
 
 
@@ -71,7 +71,7 @@ def test_a_file_that_somebody_saves_while_the_edit_is_checked_is_not_written_ove
         return checked
 
     monkeypatch.setattr(EditRunner, "_plan_and_check", then_saved)
-    with pytest.raises(EditRefusedError, match="was changed while this was checked: make the edit again"):
+    with pytest.raises(EditRefusedError, match="changed while the edit was checked"):
         Ensembles(folder).weight("ensemble", {"a": 5.0})
     assert path.read_bytes() == by_ann
     assert not (folder / "pending-edit.json").exists()
@@ -84,10 +84,10 @@ def test_what_a_hand_makes_of_an_edit_that_was_cut_short_is_kept_beside(tmp_path
     by_ann = b"# Ann was here\n" + (folder / "ensemble/config.pbtxt").read_bytes()
     (folder / "ensemble/config.pbtxt").write_bytes(by_ann)
     told: list[str] = []
-    assert Ensembles(folder, on_warning=told.append).show("ensemble")[0].votes == read_ensemble(folder, "ensemble")
+    assert Ensembles(folder, on_warning=told.append).show("ensemble")[0].ensemble == read_ensemble(folder, "ensemble")
     assert (folder / "ensemble/config.pbtxt").read_bytes() == old
     assert (folder / "ensemble/config.pbtxt.rejected").read_bytes() == by_ann
-    assert [line for line in told if "somebody else" in line]
+    assert [line for line in told if "another program" in line]
 
 
 def test_an_export_waits_for_an_edit_that_was_cut_short(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_an_export_waits_for_an_edit_that_was_cut_short(tmp_path: Path) -> None:
         pass
     Ensembles(folder).show("ensemble")
     with locked(folder):
-        assert [vote.weight for vote in read_ensemble(folder, "ensemble").members] == [5.0, 1.0, 1.0], "it was finished"
+        assert [member.weight for member in read_ensemble(folder, "ensemble").members] == [5.0, 1.0, 1.0], "it was finished"
 
 
 def test_where_a_folder_of_the_edit_is_away_nothing_is_guessed(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_a_history_that_cannot_be_written_is_found_before_anything_changes(tmp_p
     path = folder / "history.jsonl"
     path.mkdir() if kind == "a folder" else path.symlink_to(tmp_path / "nowhere")
     before = tiny.content(folder)
-    with pytest.raises(HistoryError, match="away" if kind == "a folder" else "nowhere"):
+    with pytest.raises(HistoryError, match="away" if kind == "a folder" else "broken"):
         Ensembles(folder).weight("ensemble", {"a": 5.0})
     assert tiny.content(folder) == before
 

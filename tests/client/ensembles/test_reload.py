@@ -50,9 +50,9 @@ def test_weights_in_the_parameters_of_the_average_are_taken_up(world: World, one
     assert any(average in str(finding) for finding in one.check()), "check tells of it"
     with calling(world.server.grpc_url) as callers:
         (done,) = one.reload("ensemble", message="by hand")
-    votes = {"a@1": 1.0, "b@1": 5.0, "c@1": 2.0}
-    world.check(votes)
-    callers.check([(ABC, "probabilities"), (votes, "probabilities")])
+    members = {"a@1": 1.0, "b@1": 5.0, "c@1": 2.0}
+    world.check(members)
+    callers.check([(ABC, "probabilities"), (members, "probabilities")])
     assert done.edit is not None
     assert done.edit.action == "reload"
     assert_each(sorted(done.changes), "weight | b@1 | 1 -> 5 | 33.3 % -> 62.5 %", "weight | c@1 | 1 -> 2 | 33.3 % -> 25.0 %")
@@ -68,7 +68,7 @@ def test_a_hand_edit_that_another_edit_takes_up_is_said_and_can_be_gone_back_to(
     config.parameters["weights"].string_value = "[1, 5, 2]"
     write(world, average, config)
     done = one.weight("ensemble", {"a": 4.0})
-    assert any("until now" in remark for remark in done.remarks)
+    assert any("not loaded yet" in remark for remark in done.remarks)
     world.check({"a@1": 4.0, "b@1": 5.0, "c@1": 2.0})
     one.rollback()
     world.check({"a@1": 1.0, "b@1": 5.0, "c@1": 2.0})
@@ -103,13 +103,13 @@ def test_a_version_in_the_steps_is_taken_up(world: World, one: Ensembles) -> Non
     write(world, "ensemble", config)
     (done,) = one.reload()
     assert_each(done.changes, "b | version | 1 -> 2")
-    votes = {"a@1": 1.0, "b@2": 1.0, "c@1": 1.0}
-    world.check(votes)
+    members = {"a@1": 1.0, "b@2": 1.0, "c@1": 1.0}
+    world.check(members)
     assert one.check() == []
     one.rollback()
     world.check(ABC)
     one.rollback(to=one.history()[0].id)
-    world.check(votes)
+    world.check(members)
 
 
 def test_the_instances_of_a_member_are_taken_up(world: World, one: Ensembles) -> None:
@@ -117,7 +117,7 @@ def test_the_instances_of_a_member_are_taken_up(world: World, one: Ensembles) ->
     config.instance_group.add(count=2, kind=schema.ModelInstanceGroup.KIND_CPU)
     write(world, "a", config)
     (state,) = one.show("ensemble")
-    assert "older" in state.members[0].served[world.server.grpc_url]
+    assert "outdated" in state.members[0].served[world.server.grpc_url]
     with recorded(world) as (client, calls), calling(world.server.grpc_url) as callers:
         (done,) = Ensembles(world.folder, client).reload("ensemble")
     callers.check([(ABC, "probabilities")])

@@ -45,22 +45,22 @@ def over(worlds: tuple[World, World]) -> Iterator[Ensembles]:
         yield Ensembles.over([Replica(one.folder, (first,)), Replica(two.folder, (second,))])
 
 
-def check(worlds: tuple[World, World], votes: dict[str, float], average: str = "probabilities") -> None:
+def check(worlds: tuple[World, World], members: dict[str, float], average: str = "probabilities") -> None:
     for world in worlds:
-        world.check(votes, average)
+        world.check(members, average)
 
 
 def test_an_edit_and_its_rollback_are_made_at_all(worlds: tuple[World, World], over: Ensembles) -> None:
     one, two = worlds
-    votes = {"a@1": 2.0, "b@2": 1.0, "c@1": 1.0}
+    members = {"a@1": 2.0, "b@2": 1.0, "c@1": 1.0}
     with calling(one.server.grpc_url) as first, calling(two.server.grpc_url) as second:
         done = over.weight("ensemble", {"a": 2.0}, message="both")
         over.add("ensemble", ["b"], in_place_of="b")
-        check(worlds, votes)
+        check(worlds, members)
         over.rollback(2)
         check(worlds, ABC)
     for callers in (first, second):
-        callers.check([(ABC, "probabilities"), ({**ABC, "a@1": 2.0}, "probabilities"), (votes, "probabilities"), (ABC, "probabilities")])
+        callers.check([(ABC, "probabilities"), ({**ABC, "a@1": 2.0}, "probabilities"), (members, "probabilities"), (ABC, "probabilities")])
     assert done.servers == (one.server.grpc_url, two.server.http_url)
     histories = [[(edit.id, edit.action, edit.message) for edit in read_history(world.folder)] for world in worlds]
     assert histories[0] == histories[1]
@@ -160,7 +160,7 @@ def test_what_differs_is_shown_by_server(worlds: tuple[World, World], over: Ense
     Ensembles(two.folder).weight("ensemble", {"c": 7.0})
     (state,) = over.show("ensemble")
     assert state.served[one.server.grpc_url] == "yes"
-    assert state.served[two.server.http_url].startswith("an older one")
+    assert state.served[two.server.http_url].startswith("outdated")
 
 
 def test_hand_edits_prune_and_create_work_over_several(worlds: tuple[World, World], over: Ensembles) -> None:

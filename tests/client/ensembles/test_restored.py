@@ -16,7 +16,7 @@ from defensemble.ensembles import EditFailedError, Ensembles
 from defensemble_server import ServeOptions, serve
 from tests.support import tiny
 from tests.support.facts import raises
-from tests.support.world import ABC, KEY, Votes, answers
+from tests.support.world import ABC, KEY, Weights, answers
 
 pytestmark = pytest.mark.slow
 
@@ -38,10 +38,10 @@ class Stage:
         self.folder.rename(self.folder.with_name("damaged"))
         self.backup.rename(self.folder)
 
-    def answers_as(self, votes: Votes) -> bool:
+    def answers_as(self, members: Weights) -> bool:
         images = tiny.images(3)
         got = self.client.predict(images, model="ensemble").probabilities
-        return bool(np.abs(got - answers(images, votes)["probabilities"]).max() < 1e-5)
+        return bool(np.abs(got - answers(images, members)["probabilities"]).max() < 1e-5)
 
 
 @pytest.fixture(params=["grpc", "http"])
@@ -55,7 +55,7 @@ def stage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stage]:
 
 
 @pytest.mark.parametrize(
-    ("edit", "votes"),
+    ("edit", "members"),
     [
         (lambda ensembles: ensembles.reload("ensemble"), ABC),
         (lambda ensembles: ensembles.weight("ensemble", {"a": 1.0}), ABC),  # what the backup holds
@@ -64,12 +64,12 @@ def stage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stage]:
     ],
     ids=["reload", "same", "weight", "remove"],
 )
-def test_an_edit_goes_on_from_the_restored_files(stage: Stage, edit: Callable[[Ensembles], object], votes: Votes) -> None:
+def test_an_edit_goes_on_from_the_restored_files(stage: Stage, edit: Callable[[Ensembles], object], members: Weights) -> None:
     stage.ensembles.weight("ensemble", {"a": 5.0})
     assert stage.answers_as(A5BC)
     stage.restore()
     edit(stage.ensembles)
-    assert stage.answers_as(votes)
+    assert stage.answers_as(members)
     assert stage.ensembles.check() == []
     assert not (stage.folder / "pending-edit.json").exists()
 

@@ -134,8 +134,8 @@ def test_what_an_export_replaced_since_is_undone_too_and_said(world: World) -> N
         one.weight("ensemble", {"a": 3.0})
         write_plan(world.folder, repository_plan(world.folder, [tiny.member("d", 4)], ensemble="ensemble", replace=True))
         one.reload("ensemble")
-        votes = {"a@1": 3.0, "b@1": 1.0, "c@1": 1.0, **({"d@2": 1.0} if (world.folder / "d/2").exists() else {"d@1": 1.0})}
-        assert [f"{vote.model}@{vote.version}" for vote in one.declared("ensemble").members] == list(votes)
+        members = {"a@1": 3.0, "b@1": 1.0, "c@1": 1.0, **({"d@2": 1.0} if (world.folder / "d/2").exists() else {"d@1": 1.0})}
+        assert [f"{member.model}@{member.version}" for member in one.declared("ensemble").members] == list(members)
         assert one.history()[-1].action == "reload"
         one.rollback(2)
         assert own(world) == first

@@ -88,29 +88,29 @@ def test_servers_that_share_a_folder_are_told_both(both: tuple[World, World]) ->
     with one.client() as first, two.client("http") as other, calling(one.server.grpc_url) as a, calling(two.server.http_url) as b:
         ensembles = Ensembles(one.folder, [first, other])
         done = ensembles.add("ensemble", ["b@2"], in_place_of="b")
-        votes = {"a@1": 1.0, "b@2": 1.0, "c@1": 1.0}
+        members = {"a@1": 1.0, "b@2": 1.0, "c@1": 1.0}
         for world in both:
-            world.check(votes)
+            world.check(members)
         assert done.servers == (one.server.grpc_url, two.server.http_url)
         ensembles.rollback()
         for world in both:
             world.check(ABC)
     for callers in (a, b):
-        callers.check([(ABC, "probabilities"), (votes, "probabilities"), (ABC, "probabilities")])
+        callers.check([(ABC, "probabilities"), (members, "probabilities"), (ABC, "probabilities")])
 
 
 def test_one_of_two_that_was_not_told_is_found_and_brought_in_line(both: tuple[World, World]) -> None:
     one, two = both
-    votes = {"a@1": 2.0, "b@1": 1.0, "c@1": 1.0, "d@1": 1.0}
+    members = {"a@1": 2.0, "b@1": 1.0, "c@1": 1.0, "d@1": 1.0}
     with one.client() as first, two.client() as other:
         Ensembles(one.folder, first).apply(Ensemble("ensemble", (Member("a", 1, 2.0), Member("b"), Member("c"), Member("d"))))
         (state,) = Ensembles(one.folder, [first, other]).show("ensemble")
         assert state.served[first.url] == "yes"
-        assert state.served[other.url].startswith("an older one")
+        assert state.served[other.url].startswith("outdated")
         done = Ensembles(one.folder, [first, other]).apply(Ensembles(one.folder).declared("ensemble"))
         assert done.edit is None
         for world in both:
-            world.check(votes)
+            world.check(members)
 
 
 def test_a_server_or_a_folder_that_is_none_or_is_named_twice(world: World, tmp_path: Path) -> None:

@@ -62,12 +62,12 @@ def averaging_of(folder: Path, name: str = "ensemble") -> list[str]:
 
 def expected_of(images: tiny.Array, folder: Path, name: str) -> dict[str, tiny.Array]:
     """The outputs that an ensemble declares, by numpy, from the votes in its configuration."""
-    votes = read_ensemble(folder, name)
-    shares = np.array(votes.weights)
-    logits = np.stack([tiny.logits(SEEDS[vote.model], images) for vote in votes.members])
+    ensemble = read_ensemble(folder, name)
+    shares = np.array(ensemble.weights)
+    logits = np.stack([tiny.logits(SEEDS[member.model], images) for member in ensemble.members])
     members = tiny.softmax(logits)
     mixture = np.tensordot(shares, members, 1)
-    mean = mixture if votes.average == "probabilities" else tiny.softmax(np.tensordot(shares, logits, 1))
+    mean = mixture if ensemble.average == "probabilities" else tiny.softmax(np.tensordot(shares, logits, 1))
     expected = {
         "probabilities": mean,
         "member_probabilities": members.transpose(1, 0, 2),
@@ -153,7 +153,7 @@ def test_a_conversion_under_load_loses_no_request(old: OldWorld) -> None:
     assert Ensembles(old.folder).check() == []
     last = read_history(old.folder)[-1]
     assert (last.action, last.ensemble) == ("reload", "trimmed")
-    assert "one model" in last.changes[0]
+    assert "by one, " in last.changes[0]
     with old.client() as client:
         again = Ensembles(old.folder, client).reload()
     assert [applied.edit for applied in again] == [None] * len(NAMES)
@@ -182,7 +182,7 @@ def test_every_edit_converts_and_a_rollback_brings_back_what_was_without_the_two
         check_answers(old)
         old_edits = [edit for edit in read_history(old.folder) if edit.ensemble == "ensemble"]
         one.rollback(2, name="ensemble")  # who owns it, gamma
-        assert [vote.model for vote in read_ensemble(old.folder, "ensemble").members] == ["alpha", "beta"]
+        assert [member.model for member in read_ensemble(old.folder, "ensemble").members] == ["alpha", "beta"]
         assert "owner" not in read_config(old.folder / "ensemble").parameters
         check_answers(old)
         one.rollback(name="ensemble", to=old_edits[3].id)  # forward, to an average of logits
@@ -230,17 +230,17 @@ def test_an_edit_of_the_old_form_that_was_cut_short_is_undone_or_finished(tmp_pa
     one = Ensembles(folder, on_warning=warned.append)
     (state,) = one.show("ensemble")
     assert any(("finishing" if weight > 1 else "undoing") in line for line in warned)
-    assert state.votes is not None
-    assert [vote.weight for vote in state.votes.members] == [2.0, weight, 0.5]
+    assert state.ensemble is not None
+    assert [member.weight for member in state.ensemble.members] == [2.0, weight, 0.5]
     assert len(averaging_of(folder)) == 2, "it is finished or undone as it was begun"
     assert not (folder / "pending-edit.json").exists()
     assert [edit.message for edit in read_history(folder)].count("beta counts more") == (weight > 1)
     one.reload("ensemble")
-    assert read_ensemble(folder, "ensemble") == state.votes
+    assert read_ensemble(folder, "ensemble") == state.ensemble
     after = tiny.content(folder)
     assert all(after[path] == content for path, content in before.items() if path in after and AVERAGING_NAME.match(path))
     one.rollback(2 if weight > 1 else 1, name="ensemble")
-    assert [vote.weight for vote in read_ensemble(folder, "ensemble").members] == [2.0, 1.0, 0.5]
+    assert [member.weight for member in read_ensemble(folder, "ensemble").members] == [2.0, 1.0, 0.5]
     assert one.check("ensemble") == []
 
 

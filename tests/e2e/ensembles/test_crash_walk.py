@@ -43,10 +43,10 @@ def walk(scene: Scene, cutter: Cutter, place: Path, *, replicas: int = 1, kinds:
                 state = disk_state(folder, edit, old, after)
                 if state == "new" or not edit.by_hand:
                     fresh.add(folder, edit.ensemble, edit.before if state == "old" else edit.after)
-                assert any(answers_as(client, edit.ensemble, votes) for votes in (edit.before, edit.after)), step
+                assert any(answers_as(client, edit.ensemble, members) for members in (edit.before, edit.after)), step
             stage.ensembles().show()
             told = "\n".join(stage.warned)
-            assert ("cut short" in told) == noted, step
+            assert ("interrupted edit" in told) == noted, step
             states = {disk_state(folder, edit, old, after) for folder, old, after in zip(stage.folders, stage.first, new, strict=True)}
             assert len(states) == 1, f"{step}: {told}"
             end = ("new" if "finished" in told or len(history(stage.folders[0])) > len(stage.known[0]) else "old") if same else states.pop()
@@ -91,7 +91,7 @@ def test_the_command_line_says_what_it_found_and_finishes_it(cutter: Cutter, tmp
         assert cutter.cut(stage, REWEIGH.edit, at).status == -9
         command = [sys.executable, "-m", "defensemble", "ensemble", "show", "--repository", str(stage.folders[0])]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-        assert_facts(done.stderr, "cut short | 'ensemble'")
+        assert_facts(done.stderr, "interrupted edit | 'ensemble'")
         assert "weight of alpha@1: 1 -> 3" in done.stderr
         assert "finished" in done.stderr
         assert answers_as(stage.clients[0], "ensemble", REWEIGH.edit.after)

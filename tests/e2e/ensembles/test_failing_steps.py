@@ -31,7 +31,7 @@ def walk(scene: Scene, cutter: Cutter, place: Path, how: dict[str, Any], *, ever
             assert cut.status == 0
             # A server that is idle at once is asked fewer times whether it is: the edit can end before the step.
             step = cut.steps[at - 1] if at <= len(cut.steps) else "none"
-            if cut.error is None or (cut.warned and "the edit is in place" in cut.warned[-1]):
+            if cut.error is None or (cut.warned and "the edit is applied" in cut.warned[-1]):
                 check_new(stage, edit, new, step)
             else:
                 check_old(stage, edit, cut, step)
@@ -83,7 +83,7 @@ def test_a_disk_that_fails_at_any_step(cutter: Cutter, tmp_path: Path, every: in
     assert {cut.error for cut in cuts} == {"EditFailedError", None}
     last = cuts[-1]
     assert (last.error, "pending-edit.json" in last.steps[-1]) == (None, True)
-    assert_facts(last.remarks[0], "in place | note")
+    assert_facts(last.remarks[0], "applied | journal")
 
 
 @pytest.mark.slow
@@ -137,7 +137,7 @@ def check_interrupts(cuts: Sequence[Cut]) -> None:
     assert {cut.error for cut in cuts} <= {"KeyboardInterrupt", None}
     told = [cut.warned[-1] for cut in cuts if cut.error and cut.warned]
     assert [text for text in told if "old state" in text]
-    assert [text for text in told if "the edit is in place" in text]
+    assert [text for text in told if "the edit is applied" in text]
     assert all("interrupted" in text for text in told)
 
 

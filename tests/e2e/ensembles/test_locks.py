@@ -105,7 +105,7 @@ def test_edits_of_many_threads_and_processes_come_one_after_the_other(repository
     assert [edit.before for edit in history[1:]] == [edit.after for edit in history[:-1]]
     last = history[-1].after
     assert last is not None
-    assert read_ensemble(repository, "ensemble") == last.votes
+    assert read_ensemble(repository, "ensemble") == last.ensemble
 
 
 def test_a_program_that_was_started_meanwhile_does_not_keep_the_lock(repository: Path) -> None:

@@ -37,7 +37,7 @@ def walk(scene: Scene, cutter: Cutter, place: Path, points: Mapping[str, str], *
                 assert cutter.cut(stage, LOOK, number).status == -9, step
                 for folder, client, old, after in zip(stage.folders, stage.clients, stage.first, new, strict=True):
                     disk_state(folder, edit, old, after)
-                    assert any(answers_as(client, edit.ensemble, votes) for votes in (edit.before, edit.after)), step
+                    assert any(answers_as(client, edit.ensemble, members) for members in (edit.before, edit.after)), step
                 check_settled(stage, edit, end, new if end == "finished" else stage.first, loaded_new, step)
                 stage.restore()
 

@@ -16,7 +16,7 @@ from defensemble.ensembles.server_models import is_averaging
 from defensemble_export.editing.plan import used_models
 from defensemble_repository.view import RepositoryView
 from tests.support.edits import REWEIGH, SCENES, SWITCHED, Scene
-from tests.support.walking import Cut, Cutter, Edit, Stage, Votes, answers_as, history, leftovers, models_of, uncut
+from tests.support.walking import Cut, Cutter, Edit, Members, Stage, answers_as, history, leftovers, models_of, uncut
 
 LOOK = Edit("show", [], None, None)
 # Of an edit of weights: a call before the new configuration lies on disk, and one after it.
@@ -40,19 +40,19 @@ def killed(stage: Stage, cutter: Cutter, edit: Edit, at: int, *, index: int = 0,
     return cut
 
 
-def check_all(stage: Stage, edit: Edit, votes: Votes | None, disk: Sequence[Mapping[str, bytes | None]], step: str, *done: str) -> None:
-    """Disk, history and servers hold the same state: that of `votes`, with `disk`, and with `done` in the history."""
+def check_all(stage: Stage, edit: Edit, members: Members | None, disk: Sequence[Mapping[str, bytes | None]], step: str, *done: str) -> None:
+    """Disk, history and servers hold the same state: that of `members`, with `disk`, and with `done` in the history."""
     for index, folder in enumerate(stage.folders):
         assert leftovers(folder) == [], step
         assert models_of(folder) == disk[index], step
         assert history(folder) == [*stage.known[index], *done], step
-        check_served(stage, index, edit, votes, step)
+        check_served(stage, index, edit, members, step)
 
 
-def check_served(stage: Stage, index: int, edit: Edit, votes: Votes | None, step: str) -> None:
+def check_served(stage: Stage, index: int, edit: Edit, members: Members | None, step: str) -> None:
     """A server answers as numpy does, serves what lies on disk, and has loaded the averaging models that are used, and no others."""
     folder, client = stage.folders[index], stage.clients[index]
-    assert answers_as(client, edit.ensemble, votes), step
+    assert answers_as(client, edit.ensemble, members), step
     shown = Ensembles(folder, client).show()
     assert {state.name: set(state.served.values()) for state in shown} == {state.name: {"yes"} for state in shown}, step
     used = set(filter(is_averaging, used_models(RepositoryView(folder))))
@@ -253,5 +253,5 @@ def test_an_edit_that_begins_while_the_server_restarts(tmp_path: Path, kind: str
                 else:
                     ensembles.rollback()
                 stage.wait_restarted(0, before)
-                check_served(stage, 0, REWEIGH.edit, Votes({"alpha@1": weight, "beta@1": 1.0}), verb)
+                check_served(stage, 0, REWEIGH.edit, Members({"alpha@1": weight, "beta@1": 1.0}), verb)
         assert history(stage.folders[0]) == ["weight", "rollback"]

@@ -348,8 +348,8 @@ def test_votes_that_a_hand_has_moved_are_said_and_taken_up_by_a_reload(repositor
 def test_an_edit_of_weights_by_hand_is_taken_up_by_a_reload(repository: Path) -> None:
     edit(repository, average_of(repository), lambda config: setattr(config.parameters["weights"], "string_value", "[1.0, 5.0]"))
     assert [one.is_error for one in check(repository)] == [True]
-    votes = read_ensemble(repository, "ensemble")
-    plan = ensemble_files(RepositoryView(repository), votes, Interface(tiny.SHAPE, 3, 8), None)
+    members = read_ensemble(repository, "ensemble")
+    plan = ensemble_files(RepositoryView(repository), members, Interface(tiny.SHAPE, 3, 8), None)
     assert check_ensemble(RepositoryView(repository, plan), "ensemble") == []
 
 
@@ -398,7 +398,8 @@ def test_a_fused_graph_of_other_votes_is_said(repository: Path) -> None:
     plan = repository_plan(repository, [tiny.member("gamma", 3)], replace=True)
     (found,) = check_ensemble(RepositoryView(repository, plan), "ensemble")
     assert (found.model, found.is_error) == ("fused", False)
-    assert "--ensemble ensemble --fuse fused --replace`" in found.text
+    assert "--ensemble ensemble --replace`" in found.text
+    assert "`defensemble fuse fused " in found.text
     replace(repository / "fused/config.pbtxt", "backend:", "backend: [")
     assert check_ensemble(RepositoryView(repository, plan), "ensemble") == []
 

@@ -15,8 +15,8 @@ EQUAL = [Member(name) for name in "wxyz"]
 REMOVED = ["removes keep0.3@1", "removes keep0.3@2"]
 
 
-def of(*votes: Member, average: str = "probabilities", name: str = "ensemble") -> Ensemble:
-    return Ensemble(name, votes, average)
+def of(*members: Member, average: str = "probabilities", name: str = "ensemble") -> Ensemble:
+    return Ensemble(name, members, average)
 
 
 @pytest.mark.parametrize(
@@ -47,20 +47,22 @@ def test_changes_are_told_in_words(before: Ensemble | None, after: Ensemble | No
 @given(st.data())
 def test_nothing_is_told_exactly_where_nothing_differs(data: st.DataObject) -> None:
     before = data.draw(ensembles())
-    votes = list(before.members)
+    members = list(before.members)
     kind = data.draw(st.sampled_from(["same", "order", "weight", "version", "average", "name", "any"]))
     after = before
     if kind == "order":
-        after = Ensemble(before.name, tuple(data.draw(st.permutations(votes))), before.average)
+        after = Ensemble(before.name, tuple(data.draw(st.permutations(members))), before.average)
     elif kind in ("weight", "version"):
-        index = data.draw(st.integers(0, len(votes) - 1))
-        old = votes[index]
+        index = data.draw(st.integers(0, len(members) - 1))
+        old = members[index]
         version = (
-            old.version if kind == "weight" else next(v for v in range(1, 9) if (old.model, v) not in {(o.model, o.version) for o in votes})
+            old.version
+            if kind == "weight"
+            else next(v for v in range(1, 9) if (old.model, v) not in {(o.model, o.version) for o in members})
         )
-        # Half a weight or more of the largest: no share gets too small.
-        votes[index] = Member(old.model, version, max(vote.weight for vote in votes) if kind == "weight" else old.weight)
-        after = Ensemble(before.name, tuple(votes), before.average)
+        # The smallest weight increases the other shares, so that none becomes too small.
+        members[index] = Member(old.model, version, min(member.weight for member in members) if kind == "weight" else old.weight)
+        after = Ensemble(before.name, tuple(members), before.average)
     elif kind == "average":
         after = Ensemble(before.name, before.members, "logits" if before.average == "probabilities" else "probabilities")
     elif kind in ("name", "any"):
@@ -72,5 +74,7 @@ def test_nothing_is_told_exactly_where_nothing_differs(data: st.DataObject) -> N
 @given(ensembles(), ensembles())
 def test_every_member_that_comes_or_goes_is_told_by_name(before: Ensemble, after: Ensemble) -> None:
     told = "\n".join(changes_between(before, after))
-    for vote in {(vote.model, vote.version) for vote in before.members} ^ {(vote.model, vote.version) for vote in after.members}:
-        assert vote[0] in told
+    for member in {(member.model, member.version) for member in before.members} ^ {
+        (member.model, member.version) for member in after.members
+    }:
+        assert member[0] in told

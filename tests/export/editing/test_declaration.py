@@ -107,7 +107,7 @@ def test_weights_are_numbers_as_they_are_usually_written(text: str, weight: floa
         (
             f"name: e\n{MEMBERS}  - model: b\n  - model: keep0.1\n    version: 1\n",
             5,
-            "keep0.1@1 | already | larger weight",
+            "keep0.1@1 | twice | larger weight",
         ),
         (f"name: e\n{MEMBERS}    weight: 1\n  - {{model: b, weight: 1e-9}}\n", 3, "b | 1e-07"),
         (f"name: &n e\n{MEMBERS}", 1, "anchors"),
@@ -122,7 +122,7 @@ def test_weights_are_numbers_as_they_are_usually_written(text: str, weight: floa
         (f"name: e\x00\n{MEMBERS}", 1, "'\\x00'"),
         (f"name: e\naverage: \x1b\n{MEMBERS}", 2, "'\\x1b'"),
         (f'name: "\\U7fffffff"\n{MEMBERS}', 1, "YAML"),
-        (f"name: {'[' * 3000}", 1, "too deep"),
+        (f"name: {'[' * 3000}", 1, "too deeply"),
         ("%YAML 3.0\n---\nname: e\n", 1, "YAML"),
     ],
 )

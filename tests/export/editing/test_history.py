@@ -22,11 +22,11 @@ from defensemble_export.editing import (
     Edit,
     Snapshot,
     append_edit,
+    current_user,
     new_edit_id,
-    utc_now,
     read_history,
     read_snapshot,
-    current_user,
+    utc_now,
     withdraw_edit,
 )
 from defensemble_export.editing.history import edit_from_line, line_from_edit
@@ -77,14 +77,14 @@ _BY_NAME = st.dictionaries(st.from_regex(r"[a-z][a-z0-9_.\-]{0,9}", fullmatch=Tr
 
 @st.composite
 def edits(draw: st.DrawFn) -> Edit:
-    votes = draw(ensembles())
-    # Bytes that are no UTF-8 among them.
+    ensemble = draw(ensembles())
+    # Includes bytes that are not UTF-8.
     texts = st.one_of(_TEXTS, st.binary(max_size=9).map(lambda content: content.decode(errors="surrogateescape")))
     snapshots = st.none() | st.builds(
         Snapshot,
         config=texts,
         labels=st.none() | texts,
-        votes=st.just(votes),
+        ensemble=st.just(ensemble),
         num_classes=st.integers(1, 1000),
         averaging=_BY_NAME,
         digests=_BY_NAME,
@@ -92,7 +92,7 @@ def edits(draw: st.DrawFn) -> Edit:
     return edit(
         draw(st.integers(0, 16**12 - 1)),
         who=draw(_TEXTS),
-        ensemble=votes.name,
+        ensemble=ensemble.name,
         action=draw(st.sampled_from(["create", "apply", "rollback"])),
         message=draw(st.none() | _TEXTS),
         changes=tuple(draw(st.lists(_TEXTS, max_size=3))),
@@ -230,8 +230,8 @@ def test_a_key_that_is_missing_is_told(tmp_path: Path, place: tuple[str, ...]) -
 
 
 def test_a_line_keeps_its_bytes_when_it_is_read_and_written_again() -> None:
-    votes = Ensemble("ensemble", (Member("a", 2, 3), Member("b", 1, 0.5)), "logits")
-    state = Snapshot("\udcff", None, votes, 10, {"average_0": "x"}, {"a@2": "y"})
+    ensemble = Ensemble("ensemble", (Member("a", 2, 3), Member("b", 1, 0.5)), "logits")
+    state = Snapshot("\udcff", None, ensemble, 10, {"average_0": "x"}, {"a@2": "y"})
     line = line_from_edit(edit(7, before=state, after=None))
     assert line == (
         b'{"schema": "defensemble.edit/1", "id": "000000000007", "time": "2026-01-31T12:00:00+00:00", "who": "user@host", '
@@ -356,7 +356,7 @@ def test_a_snapshot_holds_the_ensemble_as_it_lies_on_disk(tmp_path: Path) -> Non
     by_hand = b"# \xe9dited by hand\r\n" + path.read_bytes()
     path.write_bytes(by_hand)
     found = read_snapshot(RepositoryView(repository), "ensemble")
-    assert found.votes == Ensemble("ensemble", (Member("alpha"), Member("beta", 1, 3.0)))
+    assert found.ensemble == Ensemble("ensemble", (Member("alpha"), Member("beta", 1, 3.0)))
     assert found.num_classes == 3
     assert found.labels == "circle\nsquare\ntriangle\n"
     assert [name.partition("_")[0] for name in found.averaging] == ["average"]

@@ -88,9 +88,9 @@ def answers(folder: Path, name: str) -> dict[str, np.ndarray]:
     return {tensor.name: tensors[tensor.name] for tensor in read_config(folder / name).output}
 
 
-def mean(votes: dict[str, float], average: str = "probabilities") -> np.ndarray:
-    scores = [tiny.logits(SEEDS[vote], tiny.images(4)) for vote in votes]
-    shares = np.array(list(votes.values())) / sum(votes.values())
+def mean(members: dict[str, float], average: str = "probabilities") -> np.ndarray:
+    scores = [tiny.logits(SEEDS[member], tiny.images(4)) for member in members]
+    shares = np.array(list(members.values())) / sum(members.values())
     if average == "logits":
         return tiny.softmax(sum(share * one for share, one in zip(shares, scores, strict=True)))
     return np.asarray(sum(share * tiny.softmax(one) for share, one in zip(shares, scores, strict=True)))
@@ -289,7 +289,7 @@ def test_any_edits_are_undone_one_by_one_to_the_first_bytes(
     kept = dict(tiny.content(repository))
     states: list[Snapshot | None] = [read_snapshot(RepositoryView(repository), "ensemble")]
     for number, (action, pick, weight) in enumerate(acts):
-        now = None if states[-1] is None else states[-1].votes
+        now = None if states[-1] is None else states[-1].ensemble
         undone: tuple[str, ...] = ()
         if action == "rollback":
             stack = undoable_edits(read_history(repository), "ensemble")
@@ -325,12 +325,14 @@ def test_any_edits_are_undone_one_by_one_to_the_first_bytes(
 def _changed(now: Ensemble | None, action: str, pick: int, weight: float) -> Ensemble:
     if now is None:
         return Ensemble("ensemble", (A, B))
-    vote = now.members[pick % len(now.members)]
-    name = f"{vote.model}@{vote.version}"
+    member = now.members[pick % len(now.members)]
+    name = f"{member.model}@{member.version}"
     if action == "add":
         return add_members(now, [dataclasses.replace((A, B, C, B2)[pick % 4], weight=weight)])
     if action == "switch":
-        return add_members(now, [dataclasses.replace(vote, version=3 - vote.version)] if vote.model == "beta" else [C], in_place_of=name)
+        return add_members(
+            now, [dataclasses.replace(member, version=3 - member.version)] if member.model == "beta" else [C], in_place_of=name
+        )
     if action == "remove":
         return remove_members(now, [name])
     if action == "weight":
@@ -343,9 +345,9 @@ def _is_whole(repository: Path, state: Snapshot | None) -> None:
     if state is None:
         assert not (repository / "ensemble").exists()
         return
-    votes = state.votes
-    weights = {f"{vote.model}@{vote.version}": vote.weight for vote in votes.members}
-    np.testing.assert_allclose(answers(repository, "ensemble")["probabilities"], mean(weights, votes.average), atol=1e-6)
-    names = [step for step, _ in step_models(read_config(repository / "ensemble"))][len(votes.members) :]
-    assert names == [f"average_{votes.digest(3, 8)}"]
+    ensemble = state.ensemble
+    weights = {f"{member.model}@{member.version}": member.weight for member in ensemble.members}
+    np.testing.assert_allclose(answers(repository, "ensemble")["probabilities"], mean(weights, ensemble.average), atol=1e-6)
+    names = [step for step, _ in step_models(read_config(repository / "ensemble"))][len(ensemble.members) :]
+    assert names == [f"average_{ensemble.digest(3, 8)}"]
     assert check_ensemble(RepositoryView(repository), "ensemble") == []

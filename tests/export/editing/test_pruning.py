@@ -43,17 +43,17 @@ def repository(tmp_path: Path) -> Path:
     return folder
 
 
-def edit(folder: Path, *votes: Member, name: str = "ensemble", action: str = "apply", undoes: tuple[str, ...] = ()) -> None:
+def edit(folder: Path, *members: Member, name: str = "ensemble", action: str = "apply", undoes: tuple[str, ...] = ()) -> None:
     """Let these vote, and write it into the history; without any the ensemble is deleted."""
     files = RepositoryView(folder)
     before = read_snapshot(files, name) if files.has(name) else None
-    if votes:
-        planned = ensemble_files(files, Ensemble(name, votes), Interface(tiny.SHAPE, 3, 8), b"circle\nsquare\ntriangle\n")
+    if members:
+        planned = ensemble_files(files, Ensemble(name, members), Interface(tiny.SHAPE, 3, 8), b"circle\nsquare\ntriangle\n")
         write_plan(folder, {path: content for path, content in planned.items() if files.content(path) != content})
     else:
         shutil.rmtree(folder / name)
     number = len(read_history(folder))
-    after = read_snapshot(RepositoryView(folder), name) if votes else None
+    after = read_snapshot(RepositoryView(folder), name) if members else None
     append_edit(folder, Edit(f"{number:012x}", f"2026-01-31T12:00:{number:02}+00:00", "a@b", name, action, None, (), undoes, before, after))
 
 

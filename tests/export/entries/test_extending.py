@@ -44,8 +44,8 @@ def check_served(repository: Path, expected: Ensemble) -> None:
     assert read_ensemble(repository, expected.name) == expected
     found = read_repository(repository)
     assert found.problems == {}
-    assert found.models[expected.name].votes == [(vote.model, vote.version) for vote in expected.members]
-    weights = [vote.weight for vote in expected.members]
+    assert found.models[expected.name].votes == [(member.model, member.version) for member in expected.members]
+    weights = [member.weight for member in expected.members]
     assert averaging_of(found.configs[expected.name], found.configs) == (expected.average, weights)
 
 
@@ -57,8 +57,8 @@ def test_other_members_weights_average_and_hand_edits_stay(repository: Path) -> 
 
     edit(repository / "ensemble/config.pbtxt", by_hand)
     write_plan(repository, repository_plan(repository, [member("d", 4), member("a", 9)], replace=True))
-    votes = (Member("a", 2), Member("b", 1, 3.0), Member("c"), Member("d"))
-    check_served(repository, Ensemble("ensemble", votes, "logits"))
+    members = (Member("a", 2), Member("b", 1, 3.0), Member("c"), Member("d"))
+    check_served(repository, Ensemble("ensemble", members, "logits"))
     config = config_of(repository)
     assert (config.max_batch_size, config.parameters["note"].string_value, config.response_cache.enable) == (16, "mine", True)
     assert {tensor.name: list(tensor.dims) for tensor in config.output}["member_probabilities"] == [4, 3]
@@ -101,12 +101,12 @@ def test_outputs_that_were_taken_out_stay_out(repository: Path) -> None:
         st.tuples(st.sampled_from("abcdf"), st.integers(1, 2**40), st.one_of(st.integers(1, 9), st.floats(0.01, 100))),
         min_size=1,
         max_size=5,
-        unique_by=lambda vote: vote[:2],
+        unique_by=lambda member: member[:2],
     ),
     st.sampled_from(["probabilities", "logits"]),
 )
-def test_what_configurations_say_is_read_back(votes: list[tuple[str, int, float]], average: str) -> None:
-    ensemble = Ensemble("e", tuple(Member(*vote) for vote in votes), average)
+def test_what_configurations_say_is_read_back(members: list[tuple[str, int, float]], average: str) -> None:
+    ensemble = Ensemble("e", tuple(Member(*member) for member in members), average)
     config = ensemble_config(ensemble, Interface(tiny.SHAPE, 3, 8))
     averaging = averaging_config(ensemble, 3, 8, digest="0")
     assert ensemble_from_configs("e", {"e": config, averaging.name: averaging}) == ensemble

@@ -189,7 +189,7 @@ def test_members_of_other_images_or_classes_do_not_go_into_one_ensemble(
     onnx.save(classifier(shape=("N", 3, 6, 6)), tmp_path / "small.onnx")
     for file, options, text in (
         ("b.onnx", ["--labels", tmp_path / "other.txt"], "the class names in"),
-        ("small.onnx", [], "'a' takes and gives [[3, 6, 8], [5]], 'net' [[3, 6, 6], [5]]"),
+        ("small.onnx", [], "'a' has input and output [[3, 6, 8], [5]], 'net' has [[3, 6, 6], [5]]"),
     ):
         for more in ([], ["--fuse", "one"]):
             done = export("--from-onnx", tmp_path / file, "--as", "net", "--replace", "--repository", repository, *options, *more)
