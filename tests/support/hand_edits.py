@@ -1,4 +1,4 @@
-"""Hand edits of models: each changes one folder of a repository, whatever Triton then says of it."""
+"""Hand edits of models: each changes one folder of a repository, in a way that Triton may refuse."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def dangling_link(name: str) -> Edit:
 
 
 def no_digest() -> Edit:
-    """Take the digest out, as of a model that somebody else made."""
+    """Remove the digest, as in a model that was not exported by us."""
     return without_parameter("sha256.1")
 
 

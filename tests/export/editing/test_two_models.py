@@ -1,4 +1,4 @@
-"""Ensembles that two models average: read as an earlier version wrote them, and written again with one, whatever writes them."""
+"""Ensembles with two averaging models, the form of earlier versions: read as they are, and written with one model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from defensemble_repository.names import AVERAGING_NAME
 from defensemble_repository.reader import read_config, read_ensemble
 from defensemble_repository.view import RepositoryView
 from tests.support import tiny
-from tests.support.two_models import write_cut_short, write_old_repository
+from tests.support.two_models import write_interrupted_edit, write_old_repository
 
 ENSEMBLES = {
     "ensemble": Ensemble("ensemble", (Member("alpha", 1, 2.0), Member("beta"), Member("gamma", 1, 0.5))),
@@ -61,7 +61,7 @@ def check_new_form(repository: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ENSEMBLES)
-def test_they_are_read_and_the_same_votes_are_written_with_one_model(repository: Path, name: str) -> None:
+def test_reads_two_models_and_writes_one(repository: Path, name: str) -> None:
     before, config = tiny.content(repository), read_config(repository / name)
     ensemble = read_ensemble(repository, name)
     assert ensemble == ENSEMBLES[name]
@@ -71,7 +71,7 @@ def test_they_are_read_and_the_same_votes_are_written_with_one_model(repository:
     carry_out(plan)
     check_new_form(repository, name)
     after = tiny.content(repository)
-    assert {path for path in before if after[path] != before[path]} == {f"{name}/config.pbtxt"}, "the old models are left as they were"
+    assert {path for path in before if after[path] != before[path]} == {f"{name}/config.pbtxt"}, "the old models do not change"
     again = plan_ensemble(repository, ensemble)
     assert not again.converts_two_models
     assert not again.changes_files
@@ -98,7 +98,7 @@ def test_an_export_writes_one_model(repository: Path) -> None:
     assert check_ensemble(RepositoryView(repository), "trimmed") == []
 
 
-def test_weights_that_were_edited_by_hand_are_taken_up(repository: Path) -> None:
+def test_applies_weights_edited_by_hand(repository: Path) -> None:
     for model in averaging_of(repository, "trimmed"):
         path = repository / model / "config.pbtxt"
         path.write_text(path.read_text().replace("[1.0, 3.0]", "[1.0, 9.0]"))
@@ -108,7 +108,7 @@ def test_weights_that_were_edited_by_hand_are_taken_up(repository: Path) -> None
     check_new_form(repository, "trimmed")
 
 
-def test_a_new_ensemble_of_the_same_votes_shares_no_model_with_an_old_one(repository: Path) -> None:
+def test_a_new_ensemble_shares_no_model_with_an_old_one(repository: Path) -> None:
     plan = plan_creation(repository, dataclasses.replace(ENSEMBLES["ensemble"], name="twin"))
     assert not set(plan.new_models) & set(averaging_of(repository, "ensemble"))
     carry_out(plan)
@@ -117,7 +117,7 @@ def test_a_new_ensemble_of_the_same_votes_shares_no_model_with_an_old_one(reposi
 
 
 @pytest.mark.parametrize("converted", [False, True])
-def test_every_state_of_an_old_history_is_restored_with_one_model(repository: Path, converted: bool) -> None:
+def test_restores_old_states_with_one_model(repository: Path, converted: bool) -> None:
     history = read_history(repository)
     assert [edit.action for edit in history if edit.ensemble == "ensemble"] == ["weight", "add", "reload", "average", "rollback"]
     if converted:
@@ -138,14 +138,14 @@ def test_every_state_of_an_old_history_is_restored_with_one_model(repository: Pa
 
 
 @pytest.mark.parametrize(("when", "is_done"), [("before_config", False), ("after_config", True)])
-def test_an_edit_of_an_earlier_version_that_was_cut_short_is_read(tmp_path: Path, when: str, is_done: bool) -> None:
-    journal = read_journal(write_cut_short(tmp_path / "repository", when))
+def test_reads_an_interrupted_edit_of_an_earlier_version(tmp_path: Path, when: str, is_done: bool) -> None:
+    journal = read_journal(write_interrupted_edit(tmp_path / "repository", when))
     assert journal is not None
     assert journal.is_applied == is_done
     assert [name.partition("_")[0] for name in journal.new_models] == ["average", "uncertainty"]
 
 
-def test_they_are_fused(repository: Path) -> None:
+def test_fuses_them(repository: Path) -> None:
     fuse_repository(repository, "ensemble", "fused", images=tiny.images(4))
     assert [tensor.name for tensor in read_config(repository / "fused").output] == list(OUTPUTS)
     (repository / averaging_of(repository, "trimmed")[1] / "1/model.onnx").write_bytes(tiny.linear_onnx(1))
