@@ -58,7 +58,7 @@ class ModelServer:
         self._is_local = False  # whether `serve` ran it on this machine when it first answered
 
     def __repr__(self) -> str:
-        return f"Served({self.url!r})"
+        return f"ModelServer({self.url!r})"
 
     @property
     def url(self) -> str:

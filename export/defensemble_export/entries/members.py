@@ -111,6 +111,9 @@ def repository_plan(
         EnsembleError: The members cannot be averaged, a name or weight is not valid, or the existing ensemble was not exported.
         ConfigError: A configuration in the repository cannot be read.
         ExportError: `max_batch_size` is out of range, or differs from an existing configuration.
+
+    Example:
+        >>> write_plan(repository, repository_plan(repository, [member], weights={"keep0.3": 2.0}))
     """
     names, weights = [member.name for member in members], weights or {}
     batches = check_request(repository, names, ensemble, average=average, weights=weights, max_batch_size=max_batch_size, replace=replace)

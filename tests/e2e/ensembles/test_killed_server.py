@@ -107,7 +107,7 @@ def test_a_killed_server_restores_the_other(edit_process: EditProcess, tmp_path:
         assert result.error == "EditFailedError"
         (first, _), (second, _) = stage.addresses
         assert result.step == f"load 'ensemble' on {second}"
-        assert any(first in line for line in result.restored_models)
+        assert any(first in line for line in result.put_back)
         assert_facts(result.text, f"{second} | reached")
         assert answers_match(stage.clients[0], "ensemble", REWEIGH.edit.before)
         configs = [(folder / "ensemble" / "config.pbtxt").read_bytes() for folder in stage.folders]

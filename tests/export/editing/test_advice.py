@@ -86,10 +86,10 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("is_recorded", [False, True])
 @pytest.mark.parametrize("kind", list(DAMAGE))
-def test_advised_commands_work(repository: Path, tmp_path: Path, kind: str, recording_client: bool) -> None:
-    if recording_client:
+def test_advised_commands_work(repository: Path, tmp_path: Path, kind: str, is_recorded: bool) -> None:
+    if is_recorded:
         assert run(repository, "weight", "ensemble", "alpha=2")[0] == 0
         config = (repository / "ensemble/config.pbtxt").read_text()
         for unused in (path for path in repository.glob("average_*") if path.name not in config):
