@@ -58,7 +58,7 @@ def edit(folder: Path, *members: Member, name: str = "ensemble", action: str = "
 
 
 def names(pruned: list[Prunable]) -> list[str]:
-    """As a person would write them, averaging models by their kind."""
+    """Return `MODEL` or `MODEL@VERSION`, and only the prefix of averaging models."""
     return [item.model.partition("_")[0] if item.version is None else f"{item.model}@{item.version}" for item in pruned]
 
 
@@ -303,10 +303,8 @@ def test_pruned_versions_leave_the_policy_but_never_the_last(repository: Path) -
     tiny.write_second_version(repository, "beta", 6)
     edit(repository, A)
     progress: list[str] = []
-    assert (
-        prune_plan(repository, keep=0, on_progress=progress.append, also_used=[name for name in os.listdir(repository) if "_" in name])
-        == []
-    )
+    averaging = [name for name in os.listdir(repository) if "_" in name]
+    assert prune_plan(repository, keep=0, on_progress=progress.append, also_used=averaging) == []
     assert_each(progress, f"{repository / 'beta'} | version_policy")
 
 
