@@ -171,8 +171,8 @@ def test_files_alone_lag_behind_until_they_are_taken_up(world: World) -> None:
     told = ensemble("weight", "ensemble", "a=2", "--files-only").stdout
     assert "files" in told
     assert "--files-only" in told.partition("undo it:")[2]
-    assert_facts(ensemble("diff", "--exit-code", status=1).stdout, f"'ensemble' | {url} | older | config.pbtxt | reload")
-    assert "older" in ensemble("show").stdout
+    assert_facts(ensemble("diff", "--exit-code", status=1).stdout, f"'ensemble' | {url} | outdated | config.pbtxt | reload")
+    assert "outdated" in ensemble("show").stdout
     assert "folder" in ensemble("reload").stdout
     assert ensemble("diff", "--exit-code").stdout == ""
     world.check({"a@1": 2.0, "b@1": 1.0, "c@1": 1.0})
@@ -209,7 +209,7 @@ def test_prune_lists_first_and_asks(world: World) -> None:
     assert_facts(refused("prune", "--keep", "0", status=2), "--yes | --dry-run")
     assert content(world.folder) == before
     told = ensemble("prune", "--keep", "1", "--yes").stdout
-    assert re.search(r"^c  [0-9,]+ bytes: voted in 'ensemble' until ", told, re.MULTILINE)
+    assert re.search(r"^c  [0-9,]+ bytes: was a member of 'ensemble' until ", told, re.MULTILINE)
     assert re.search(r"^deleted 2, [0-9,]+ bytes$", told, re.MULTILINE)
     assert not (world.folder / "c").exists()
     ensemble("rollback")

@@ -308,7 +308,7 @@ def test_a_graph_is_not_made_of_what_was_edited_apart(repository: Path, theirs: 
     assert "it says logits of a@1 with 1" in text
     assert "has other class names than 'a', '9' and '0'" in fused(repository / "ensemble/labels.txt", "0", "9")
     config = repository / "a/config.pbtxt"
-    assert f"computes in fp32, and {config} says precision.1 'fp7'" in fused(config, "fp32", "fp7")
+    assert f"computes in fp32, but {config} states precision.1 'fp7'" in fused(config, "fp32", "fp7")
     (average / "1/model.onnx").write_bytes(b"another")
     assert f"{average / '1/model.onnx'}: version 1: this file has SHA-256" in refused(export("--fuse", "one", "--repository", repository))
 
@@ -319,7 +319,7 @@ def test_a_precision_that_the_file_denies_is_no_member_s(repository: Path, their
     config = repository / "a/config.pbtxt"
     config.write_text(config.read_text().replace("fp16", "fp32"))
     text = refused(export("--fuse", "one", "--repository", repository))
-    assert f"a/1/model.onnx computes in fp16, and {config} says precision.1 'fp32': write 'fp16' there" in text
+    assert f"a/1/model.onnx computes in fp16, but {config} states precision.1 'fp32'; write 'fp16' there" in text
 
 
 @pytest.mark.parametrize(
