@@ -18,6 +18,12 @@ class EditRefusedError(DefensembleError, ValueError):
 
     Attributes:
         findings: The findings of the checks, as texts.
+
+    Example:
+        >>> try:
+        ...     ensembles.add("ensemble", ["keep0.1"])
+        ... except EditRefusedError as error:
+        ...     print(error.findings)
     """
 
     def __init__(self, what: str, findings: Sequence[str]) -> None:
@@ -40,6 +46,12 @@ class EditFailedError(DefensembleError):
         step: The step that failed.
         why: The reason.
         put_back: For each repository and server, whether its old state was restored.
+
+    Example:
+        >>> try:
+        ...     ensembles.add("ensemble", ["keep0.1"])
+        ... except EditFailedError as error:
+        ...     print(error.step, error.why)
     """
 
     def __init__(self, step: str, why: str, put_back: Sequence[str]) -> None:

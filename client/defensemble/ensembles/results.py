@@ -46,6 +46,10 @@ class Applied:
         left_loaded: The models that are no longer needed but still loaded, with the reasons.
         seconds: The time by kind of work: checks, writes, loads, inferences, drain, and total.
         dry_run: Whether the edit was only planned.
+
+    Example:
+        >>> ensembles.remove("ensemble", ["keep0.5"], dry_run=True).changes
+        ('removes keep0.5@1',)
     """
 
     ensemble: str
@@ -67,6 +71,10 @@ class MemberState:
     Attributes:
         info: The facts about its files.
         served: By server, `"yes"` if it serves what is on disk, or the reason why not.
+
+    Example:
+        >>> [member.info.weight for member in ensembles.show("ensemble")[0].members]
+        [1.0, 2.0]
     """
 
     info: MemberInfo
@@ -87,6 +95,11 @@ class EnsembleState:
         served: By server, `"yes"` if it serves what is on disk, or the reason why not.
         problems: What is wrong with it.
         preprocessing: How images are resized, as JSON values; None if the configuration does not state it.
+
+    Example:
+        >>> (state,) = ensembles.show("ensemble")
+        >>> state.served
+        {'grpc://127.0.0.1:8001': 'yes'}
     """
 
     name: str
