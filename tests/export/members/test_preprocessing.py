@@ -27,7 +27,7 @@ from defensemble_export import (
     write_profile,
 )
 from defensemble_export.editing import read_snapshot
-from defensemble_export.editing.membership import added, removed
+from defensemble_export.editing.membership import add_members, remove_members
 from defensemble_export.editing.plan import EditPlan, plan_creation, plan_ensemble, plan_snapshot
 from defensemble_images import Preprocessing
 from defensemble_repository.ensemble import Ensemble, Member
@@ -116,10 +116,10 @@ def test_edits_keep_the_ensemble_equal_to_its_members(tmp_path: Path) -> None:
     write(plan_creation(repository, Ensemble("ensemble", (Member("alpha"),))))
     before = read_snapshot(RepositoryView(repository), "ensemble")
     assert stated(repository, "ensemble") is None
-    write(plan_ensemble(repository, added(read_ensemble(repository, "ensemble"), [Member("beta")])))
+    write(plan_ensemble(repository, add_members(read_ensemble(repository, "ensemble"), [Member("beta")])))
     after = read_snapshot(RepositoryView(repository), "ensemble")
     assert stated(repository, "ensemble") == CROP.to_json()
-    write(plan_ensemble(repository, removed(read_ensemble(repository, "ensemble"), ["beta"])))
+    write(plan_ensemble(repository, remove_members(read_ensemble(repository, "ensemble"), ["beta"])))
     assert stated(repository, "ensemble") is None
     state(repository, "beta", SPACED)
     write(plan_snapshot(repository, "ensemble", after))
@@ -139,7 +139,7 @@ def test_members_that_differ_are_refused_wherever_they_meet(tmp_path: Path) -> N
     with pytest.raises(EnsembleError) as create:
         plan_creation(repository, Ensemble("other", (Member("gamma"), Member("alpha"), Member("delta"))))
     with pytest.raises(EnsembleError) as add:
-        plan_ensemble(repository, added(votes, [Member("delta")]))
+        plan_ensemble(repository, add_members(votes, [Member("delta")]))
     with pytest.raises(EnsembleError) as exported:
         export(repository, {"delta": None})  # states none itself, but its model does
     with pytest.raises(EnsembleError) as joined:
@@ -163,7 +163,7 @@ def test_members_that_differ_are_refused_wherever_they_meet(tmp_path: Path) -> N
     assert tiny.content(repository) == before
 
     state(repository, "delta", CROP.to_json())  # the fix that is named
-    write(plan_ensemble(repository, added(votes, [Member("delta")])))
+    write(plan_ensemble(repository, add_members(votes, [Member("delta")])))
     assert stated(repository, "ensemble") == CROP.to_json()
 
 
