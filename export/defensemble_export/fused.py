@@ -52,7 +52,7 @@ from .graphs.traversal import metadata_of
 from .labels import default_labels, first_difference
 from .members.report import report_from_export
 from .verification.fused import FUSED_TOLERANCE, verify_fused
-from .verification.images import images_of_record
+from .verification.images import images_from_record
 from .verification.tolerances import checked_precision, lowest_precision
 
 
@@ -67,40 +67,40 @@ def fuse_repository(
     replace: bool = False,
     on_progress: Callable[[str], None] = lambda text: None,
 ) -> list[str]:
-    """Fuse the members that ``ensemble`` pins in ``repository`` into the model ``name``; returns the paths written, relative to it.
+    """Fuse the members that `ensemble` pins in `repository` into the model `name`; returns the paths written, relative to it.
 
     Each member's file is compared with the digest that its configuration carries, and the fused graph with the members, before anything is
-    written: on random images and on ``images`` (N,C,H,W), by default test images of the data that the first member that says so was trained
-    on (from ``data_dir`` where it is given). ``max_batch_size`` None stands for that of an existing
-    ``name``, else of the ensemble.
+    written: on random images and on `images` (N,C,H,W), by default test images of the data that the first member that says so was trained
+    on (from `data_dir` where it is given). `max_batch_size` None stands for that of an existing
+    `name`, else of the ensemble.
 
     Raises:
-        ExistsError: ``name`` exists and ``replace`` is False, or is something else than a fused graph.
+        ExistsError: `name` exists and `replace` is False, or is something else than a fused graph.
         EnsembleError: the ensemble is not one that was exported, its members cannot be fused, or the name is not allowed.
-        ExportError: a file is missing or damaged, ``images`` are not what the members take, the ensemble was edited meanwhile.
+        ExportError: a file is missing or damaged, `images` are not what the members take, the ensemble was edited meanwhile.
         VerificationError: the fused graph answers otherwise than the ensemble.
         ConfigError, OSError: a configuration cannot be read, or a file cannot be written; the repository is as it was.
     """
     check_fuse_request(repository, name, [ensemble], max_batch_size=max_batch_size, replace=replace)
     check_writable(repository)
-    votes, members, usual = voting_members(repository, ensemble)
+    votes, members, usual = read_ensemble_members(repository, ensemble)
     taken = [vote.model for vote in votes.members]
     batch = check_fuse_request(repository, name, taken, max_batch_size=max_batch_size, replace=replace) or usual
     if images is None:
-        recorded = (images_of_record(onnx.load_model_from_string(one.onnx), one.name, data_dir) for one in members)
+        recorded = (images_from_record(onnx.load_model_from_string(one.onnx), one.name, data_dir) for one in members)
         images = next((found.images for found in recorded if found is not None), None)
     fused = fused_member(name, votes, members, images, max_batch_size=batch)
     with locked(repository):
         for stale in remove_stale_staging(repository):
             on_progress(f"removed {stale}, which an export that was killed had left")
-        if voting_members(repository, ensemble)[0] != votes:
+        if read_ensemble_members(repository, ensemble)[0] != votes:
             raise ExportError(f"'{ensemble}' was edited while its members were fused: run the same command again")
         plan = fused_plan(repository, fused, votes, max_batch_size=batch, replace=replace)
         write_plan(repository, plan)
     return list(plan)
 
 
-def fuse_planned(
+def fuse_planned_ensemble(
     repository: Path,
     ensemble: str,
     name: str,
@@ -110,8 +110,8 @@ def fuse_planned(
     max_batch_size: int | None = None,
     replace: bool = False,
 ) -> dict[str, bytes]:
-    """Plan the files that fuse ``ensemble`` as it will be once ``planned`` (a ``repository_plan``) is written: write both at once."""
-    votes, members, usual = voting_members(repository, ensemble, planned)
+    """Plan the files that fuse `ensemble` as it will be once `planned` (a `repository_plan`) is written: write both at once."""
+    votes, members, usual = read_ensemble_members(repository, ensemble, planned)
     taken = [ensemble, *(vote.model for vote in votes.members), *(path.split("/")[0] for path in planned)]
     batch = check_fuse_request(repository, name, taken, max_batch_size=max_batch_size, replace=replace) or usual
     fused = fused_member(name, votes, members, images, max_batch_size=batch)
@@ -119,9 +119,9 @@ def fuse_planned(
 
 
 def check_fuse_request(repository: Path, name: str, taken: Sequence[str], *, max_batch_size: int | None, replace: bool) -> int | None:
-    """Refuse by names and numbers alone, before any slow work; ``taken`` are names of the members and the ensemble.
+    """Refuse by names and numbers alone, before any slow work; `taken` are names of the members and the ensemble.
 
-    Returns how many images the graph takes at once: as many as an existing one, else ``max_batch_size``.
+    Returns how many images the graph takes at once: as many as an existing one, else `max_batch_size`.
     """
     check_name(name)
     if name in taken:
@@ -142,12 +142,12 @@ def check_fuse_request(repository: Path, name: str, taken: Sequence[str], *, max
     return existing_batch(folder, max_batch_size)
 
 
-def voting_members(
+def read_ensemble_members(
     repository: Path, ensemble: str, planned: Mapping[str, bytes] | None = None
 ) -> tuple[Ensemble, list[ExportedMember], int]:
     """Read an ensemble, its members at the versions that it pins, and how many images it takes at once.
 
-    ``planned`` (path relative to ``repository``, to bytes) counts as if it were written. Raises an EnsembleError, ConfigError or
+    `planned` (path relative to `repository`, to bytes) counts as if it were written. Raises an EnsembleError, ConfigError or
     ExportError where the ensemble is not one that was exported, or a member's file is not the one that its configuration describes.
     """
     files = RepositoryView(repository, planned or {})
@@ -178,11 +178,11 @@ def voting_members(
 def fused_member(
     name: str, ensemble: Ensemble, members: Sequence[ExportedMember], images: np.ndarray[Any, Any] | None, *, max_batch_size: int
 ) -> ExportedMember:
-    """Fuse ``members``, those of the ensemble's votes in their order, and verify the graph; its report says what was measured.
+    """Fuse `members`, those of the ensemble's votes in their order, and verify the graph; its report says what was measured.
 
     Raises:
         EnsembleError: the members differ in classes, in image size or in how images are brought to it, or are not one for each vote.
-        ExportError: a member cannot be merged, or ``images`` are not what the members take.
+        ExportError: a member cannot be merged, or `images` are not what the members take.
         VerificationError: the fused graph answers otherwise than the ensemble.
     """
     first = members[0]
@@ -210,15 +210,15 @@ def fused_member(
 def fused_plan(
     repository: Path, fused: ExportedMember, ensemble: Ensemble, *, max_batch_size: int, replace: bool = False
 ) -> dict[str, bytes]:
-    """Compute the files that add what ``fused_member`` made of ``ensemble`` to ``repository``, in the order in which they are to appear.
+    """Compute the files that add what `fused_member` made of `ensemble` to `repository`, in the order in which they are to appear.
 
-    A model that exists gets its next version (``replace``), which is served once its configuration, the last file, says so; what was
+    A model that exists gets its next version (`replace`), which is served once its configuration, the last file, says so; what was
     edited there stays, and so do the older versions on the disk.
 
     Raises:
-        ExistsError: the name exists and ``replace`` is False, or is something else than a fused graph, or one of other images or classes.
+        ExistsError: the name exists and `replace` is False, or is something else than a fused graph, or one of other images or classes.
         EnsembleError: the name is not allowed, or that of a member.
-        ExportError: ``max_batch_size`` is not 1 to 4096, or not what the existing configuration says.
+        ExportError: `max_batch_size` is not 1 to 4096, or not what the existing configuration says.
     """
     check_fuse_request(repository, fused.name, [vote.model for vote in ensemble.members], max_batch_size=max_batch_size, replace=replace)
     folder = repository / fused.name

@@ -47,7 +47,7 @@ def labels_from_file(path: str | os.PathLike[str]) -> tuple[str, ...]:
 def checked_class_names(names: Sequence[str], where: str, *, place: str = "class", first: int = 0) -> tuple[str, ...]:
     """Return class names, in the order of the logits, in Unicode NFC, in which they are stored and compared.
 
-    Errors call all of them ``where``, and the place of one ``place`` and its number, from ``first`` on.
+    Errors call all of them `where`, and the place of one `place` and its number, from `first` on.
 
     Raises:
         ExportError: names are empty, hold a control character, or are equal in NFC; it lists them with their places.

@@ -1,7 +1,7 @@
-"""Profiles: what a network's configuration says on another kind of machine, derived from its ``config.pbtxt``.
+"""Profiles: what a network's configuration says on another kind of machine, derived from its `config.pbtxt`.
 
-A profile is a file ``configs/<profile>.pbtxt`` in a model's folder, which ``defensemble serve --profile`` chooses. It differs from
-``config.pbtxt`` in where and by what the network is run, and in nothing that a caller sees. Averaging models and ensembles have none.
+A profile is a file `configs/<profile>.pbtxt` in a model's folder, which `defensemble serve --profile` chooses. It differs from
+`config.pbtxt` in where and by what the network is run, and in nothing that a caller sees. Averaging models and ensembles have none.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _CPU, _GPU = schema.ModelInstanceGroup.KIND_CPU, schema.ModelInstanceGroup.KIND_
 
 
 @dataclass(frozen=True)
-class KeptEngines:
-    """Of the profile ``gpu-ort-tensorrt``: where its engines are kept, on the serving machine, and what building one may take, in MiB."""
+class EngineCacheOptions:
+    """Of the profile `gpu-ort-tensorrt`: where its engines are kept, on the serving machine, and what building one may take, in MiB."""
 
     cache_dir: str = "/var/cache/defensemble"
     workspace_mib: int = 1024
@@ -52,10 +52,10 @@ class ProfileState:
     state: str
 
 
-def networks(repository: Path, on_progress: Callable[[str], None] = lambda text: None) -> dict[str, schema.ModelConfig]:
-    """The models that profiles are for, by name: of ONNX Runtime's backend, taking ``images``: members, standard networks, fused graphs.
+def find_networks(repository: Path, on_progress: Callable[[str], None] = lambda text: None) -> dict[str, schema.ModelConfig]:
+    """The models that profiles are for, by name: of ONNX Runtime's backend, taking `images`: members, standard networks, fused graphs.
 
-    ``on_progress`` gets a line about each folder that is no model. Raises a ProfileError where there is none, or no such folder.
+    `on_progress` gets a line about each folder that is no model. Raises a ProfileError where there is none, or no such folder.
     """
     if not repository.is_dir():
         what = "is a file" if repository.exists() else "does not exist"
@@ -71,7 +71,7 @@ def networks(repository: Path, on_progress: Callable[[str], None] = lambda text:
     return found
 
 
-def _engine_parameters(config: schema.ModelConfig, digests: Mapping[int, str], settings: KeptEngines) -> dict[str, str]:
+def _engine_parameters(config: schema.ModelConfig, digests: Mapping[int, str], settings: EngineCacheOptions) -> dict[str, str]:
     # The names are those of the table in the README of NVIDIA's onnxruntime_backend.
     parameters = {"max_workspace_size_bytes": str(settings.workspace_mib << 20)}
     batch, sizes = config.max_batch_size, "x".join(map(str, config.input[0].dims))
@@ -90,12 +90,12 @@ def _engine_parameters(config: schema.ModelConfig, digests: Mapping[int, str], s
 def profile_states(repository: Path, *, on_progress: Callable[[str], None] = lambda text: None) -> list[ProfileState]:
     """The state of each network with each profile, those that somebody has written by hand among them (state "by hand").
 
-    ``on_progress`` gets a line about each folder that is no model.
+    `on_progress` gets a line about each folder that is no model.
 
     Raises:
-        ProfileError, ConfigError: see ``networks``.
+        ProfileError, ConfigError: see `networks`.
     """
-    found = networks(repository, on_progress)
+    found = find_networks(repository, on_progress)
     profiles = [*PROFILES, *sorted(set(_written(repository, found)) - set(PROFILES))]
     pairs = ((profile, name, config) for profile in profiles for name, config in found.items())
     return [ProfileState(name, profile, _state(repository / name, config, profile)) for profile, name, config in pairs]
@@ -104,28 +104,28 @@ def profile_states(repository: Path, *, on_progress: Callable[[str], None] = lam
 def write_profile(
     repository: Path,
     profile: str,
-    settings: KeptEngines | None = None,
+    settings: EngineCacheOptions | None = None,
     *,
     force: bool = False,
     on_progress: Callable[[str], None] = lambda text: None,
 ) -> list[str]:
-    """Write ``profile`` for every network of ``repository``, all or none; returns the paths that were written.
+    """Write `profile` for every network of `repository`, all or none; returns the paths that were written.
 
-    A file that would not change stays. ``on_progress`` gets a line about each network whose engines will not be kept (``gpu-ort-tensorrt``
+    A file that would not change stays. `on_progress` gets a line about each network whose engines will not be kept (`gpu-ort-tensorrt`
     keeps those of a network with one served version), and about folders that are no models.
 
     Raises:
-        ProfileError: the profile is unknown, a file that it serves is missing, or, without ``force``, its file was edited by hand.
+        ProfileError: the profile is unknown, a file that it serves is missing, or, without `force`, its file was edited by hand.
         ConfigError: a configuration cannot be read, or no Triton would load it.
         ExportError, OSError: it cannot be written; nothing was.
     """
     if profile not in PROFILES:
         raise ProfileError(f"a profile must be one of {', '.join(PROFILES)}, got {profile!r}")
-    networks(repository, on_progress)
+    find_networks(repository, on_progress)
     check_writable(repository)
     with locked(repository):
         remove_stale_staging(repository)
-        found = networks(repository)
+        found = find_networks(repository)
         if missing := {name: problem for name, config in found.items() if (problem := _missing(repository / name, config, profile))}:
             raise ProfileError(_missing_text(repository, profile, missing))
         refuse_configs(RepositoryView(repository), found)
@@ -135,7 +135,7 @@ def write_profile(
         plan = {}
         for name, config in found.items():
             file = repository / paths[name]
-            content = pbtxt_from_config(_derived(repository / name, config, profile, settings or KeptEngines()))
+            content = pbtxt_from_config(_derived(repository / name, config, profile, settings or EngineCacheOptions()))
             if not file.exists() or read_regular(file) != content:
                 plan[paths[name]] = content
         write_plan(repository, plan)
@@ -150,17 +150,17 @@ def write_profile(
 
 
 def remove_profile(repository: Path, profile: str, *, force: bool = False) -> list[str]:
-    """Remove what ``write_profile`` has written, all or nothing; returns the paths that were removed.
+    """Remove what `write_profile` has written, all or nothing; returns the paths that were removed.
 
     Raises:
-        ProfileError: there is none, or, without ``force``, one was edited by hand.
+        ProfileError: there is none, or, without `force`, one was edited by hand.
         ConfigError, ExportError, OSError: a configuration cannot be read, or a file not removed; nothing was.
     """
-    networks(repository)
+    find_networks(repository)
     check_writable(repository)
     with locked(repository):
         remove_stale_staging(repository)
-        found = networks(repository)
+        found = find_networks(repository)
         paths = [path for name in found if (repository / (path := _path(name, profile))).exists()]
         if not paths:
             known = ", ".join(_written(repository, found)) or "none"
@@ -200,8 +200,8 @@ def _missing_text(repository: Path, profile: str, missing: Mapping[str, str]) ->
     return f"the profile '{profile}' cannot be written, and nothing was:\n{listing}\n{mend}"
 
 
-def _derived(folder: Path, config: schema.ModelConfig, profile: str, settings: KeptEngines) -> schema.ModelConfig:
-    """Derive a profile from a network's ``config.pbtxt``; inputs, outputs, batch, version policy and parameters stay."""
+def _derived(folder: Path, config: schema.ModelConfig, profile: str, settings: EngineCacheOptions) -> schema.ModelConfig:
+    """Derive a profile from a network's `config.pbtxt`; inputs, outputs, batch, version policy and parameters stay."""
     derived = schema.ModelConfig()
     derived.CopyFrom(config)
     derived.name = folder.name
@@ -236,7 +236,7 @@ def _derived(folder: Path, config: schema.ModelConfig, profile: str, settings: K
 
 
 def _is_edited(path: Path) -> bool:
-    """Whether a profile's file is not as ``write_profile`` or a later export has left it: a comment is an edit too."""
+    """Whether a profile's file is not as `write_profile` or a later export has left it: a comment is an edit too."""
     content = read_regular(path, LARGEST_TEXT)
     try:
         config = config_from_pbtxt(content.decode(errors="replace"), str(path))
@@ -273,14 +273,14 @@ def _state(folder: Path, config: schema.ModelConfig, profile: str) -> str:
     return "written" if there == _derived(folder, config, profile, _settings_of(there)) else "out of date"
 
 
-def _settings_of(config: schema.ModelConfig) -> KeptEngines:
+def _settings_of(config: schema.ModelConfig) -> EngineCacheOptions:
     """The settings that a profile was written with."""
     for engines in config.optimization.execution_accelerators.gpu_execution_accelerator:
         parameters = engines.parameters
-        usual = KeptEngines()
+        usual = EngineCacheOptions()
         folder, size = parameters.get("trt_engine_cache_path"), parameters.get("max_workspace_size_bytes")
-        return KeptEngines(
+        return EngineCacheOptions(
             str(PurePosixPath(folder).parent) if folder is not None else usual.cache_dir,
             int(size) >> 20 if size is not None else usual.workspace_mib,
         )
-    return KeptEngines()
+    return EngineCacheOptions()

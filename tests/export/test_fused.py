@@ -22,7 +22,7 @@ from defensemble_export import (
     repository_plan,
     write_plan,
 )
-from defensemble_export.fused import fuse_planned
+from defensemble_export.fused import fuse_planned_ensemble
 from defensemble_repository.ensemble import Ensemble, Member
 from defensemble_repository.errors import ConfigError, RepositoryError
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
@@ -133,7 +133,7 @@ def test_replace_adds_the_next_version_and_keeps_hand_edits(repository: Path) ->
 def test_what_was_just_planned_is_fused_before_it_is_written(tmp_path: Path) -> None:
     half = member("beta", 2, precision="fp16")
     planned = repository_plan(tmp_path, [member("alpha", 1), half], weights={"beta": 3.0}, max_batch_size=4)
-    plan = fuse_planned(tmp_path, "ensemble", "fused", planned, images=tiny.images(3))
+    plan = fuse_planned_ensemble(tmp_path, "ensemble", "fused", planned, images=tiny.images(3))
     assert not list(tmp_path.iterdir()), "a plan writes nothing"
     config = config_from_pbtxt(plan["fused/config.pbtxt"].decode(), "fused")
     assert config.max_batch_size == 4
@@ -145,14 +145,14 @@ def test_what_was_just_planned_is_fused_before_it_is_written(tmp_path: Path) -> 
     assert plan["fused/1/model.onnx"] == (other / "fused/1/model.onnx").read_bytes()
     # Beside members that are in the repository already.
     later = repository_plan(tmp_path, [member("gamma", 3)], replace=True)
-    plan = fuse_planned(tmp_path, "ensemble", "fused", later, replace=True)
+    plan = fuse_planned_ensemble(tmp_path, "ensemble", "fused", later, replace=True)
     assert json.loads(config_from_pbtxt(plan["fused/config.pbtxt"].decode(), "f").parameters["members"].string_value) == [
         "alpha@1",
         "beta@1",
         "gamma@1",
     ]
     with raises(EnsembleError, "'gamma' | ensemble | member"):
-        fuse_planned(tmp_path, "ensemble", "gamma", later)
+        fuse_planned_ensemble(tmp_path, "ensemble", "gamma", later)
 
 
 @pytest.mark.parametrize(

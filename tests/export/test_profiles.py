@@ -12,7 +12,7 @@ import pytest
 from tritonclient.grpc import model_config_pb2 as schema
 
 from defensemble_export import (
-    KeptEngines,
+    EngineCacheOptions,
     ProfileError,
     fuse_repository,
     profile_states,
@@ -21,7 +21,7 @@ from defensemble_export import (
     write_plan,
     write_profile,
 )
-from defensemble_export.profiles import networks
+from defensemble_export.profiles import find_networks
 from defensemble_repository.errors import ConfigError
 from defensemble_repository.names import PROFILES
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
@@ -112,7 +112,7 @@ FIELDS_THAT_STAY = ("name", "input", "output", "max_batch_size", "version_policy
 def test_what_each_profile_is_about(repository: Path) -> None:
     write_plans(repository)
     for profile in PROFILES:
-        write_profile(repository, profile, KeptEngines("/engines", 512))
+        write_profile(repository, profile, EngineCacheOptions("/engines", 512))
     derived = {profile: config(repository / f"alpha/configs/{profile}.pbtxt") for profile in PROFILES}
     kinds = {profile: [group.kind for group in one.instance_group] for profile, one in derived.items()}
     assert kinds == {"cpu": [schema.ModelInstanceGroup.KIND_CPU], "gpu": [GPU], "gpu-ort-tensorrt": [GPU], "gpu-tensorrt": [GPU]}
@@ -159,7 +159,7 @@ def test_fused_graphs_and_networks_of_others_get_one_and_averaging_models_do_not
         described.input.add(name=tensor, data_type=schema.TYPE_FP32, dims=[1, 4, 4])
         described.parameters["average"].string_value = "probabilities"
         (repository / name / "config.pbtxt").write_bytes(pbtxt_from_config(described))
-    assert list(networks(repository)) == ["alpha", "beta", "fused"]
+    assert list(find_networks(repository)) == ["alpha", "beta", "fused"]
     write_profile(repository, "gpu-ort-tensorrt")
     # Without a digest in config.pbtxt the file's own is taken.
     path = config(repository / "fused/configs/gpu-ort-tensorrt.pbtxt").optimization.execution_accelerators.gpu_execution_accelerator[0]
@@ -306,9 +306,9 @@ def test_names_folders_and_settings_that_cannot_be(repository: Path, tmp_path: P
     with pytest.raises(ProfileError, match="onnxruntime"):
         write_profile(tmp_path / "empty", "cpu")
     with pytest.raises(ProfileError, match="absolute"):
-        KeptEngines("engines")
+        EngineCacheOptions("engines")
     with raises(ProfileError, "1 to 1048576 MiB | 0"):
-        KeptEngines(workspace_mib=0)
+        EngineCacheOptions(workspace_mib=0)
     (repository / "alpha/config.pbtxt").write_text("max_batch_size: [")
     before = content(tmp_path)
     with pytest.raises(ConfigError, match=r"alpha/config\.pbtxt"):

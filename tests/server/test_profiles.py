@@ -286,7 +286,7 @@ def test_of_an_engine_elsewhere_nothing_is_known_and_that_is_said(repository: Pa
 def test_onnx_runtime_s_engines_need_a_folder_that_can_be_written(repository: Path, tmp_path: Path) -> None:
     folder = programs(tmp_path / "bin")
     runtime = Runtime("path", folder / "tritonserver", environment(folder))
-    settings = defensemble_export.KeptEngines(str(tmp_path / "engines"))
+    settings = defensemble_export.EngineCacheOptions(str(tmp_path / "engines"))
     write_profile(repository, "gpu-ort-tensorrt", settings)
     with raises(NotServableError, "engines | written"):
         fit(repository, runtime, "gpu-ort-tensorrt")

@@ -24,7 +24,7 @@ from defensemble_repository.view import RepositoryView, file_digest
 
 from ..entries.stored_graph import stored_graph
 from ..errors import EngineError
-from ..verification.images import images_of_record
+from ..verification.images import images_from_record
 from .build_steps import INPUT, BuildRequest, EngineOptions, build_calls
 from .builder import OnProgress, engine_from_onnx, request_from_onnx
 from .target import Target, check_target, find_target
@@ -46,7 +46,7 @@ class PlannedEngine:
 
     @property
     def name(self) -> str:
-        """Model and version, as ``model@version``."""
+        """Model and version, as `model@version`."""
         return f"{self.model}@{self.version}"
 
     @property
@@ -57,7 +57,7 @@ class PlannedEngine:
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """What became of a planned engine; ``agreement`` is None where it was up to date already, or was not compared."""
+    """What became of a planned engine; `agreement` is None where it was up to date already, or was not compared."""
 
     model: str
     version: int
@@ -74,10 +74,10 @@ def planned_engines(
     options: EngineOptions | None = None,
     on_message: Callable[[str], None] = lambda text: None,
 ) -> list[PlannedEngine]:
-    """What plans can be built for: the versions named, or those served, of the models named, or of all that take ``images``.
+    """What plans can be built for: the versions named, or those served, of the models named, or of all that take `images`.
 
     Members and fused graphs do; averaging models and ensembles do not: they stay as they are. Nothing is built, and neither
-    TensorRT nor a GPU is needed: what a plan would fail by is found here, as far as it can be known. ``on_message`` gets a line about each
+    TensorRT nor a GPU is needed: what a plan would fail by is found here, as far as it can be known. `on_message` gets a line about each
     folder that is no model.
 
     Raises:
@@ -134,15 +134,15 @@ def build_engines(
     on_message: Callable[[str], None] = lambda text: None,
     on_progress: OnProgress | None = None,
 ) -> list[BuiltEngine]:
-    """Build ``model.plan`` and ``model.plan.json`` for what ``planned_engines`` lists, each written as soon as it has proved right.
+    """Build `model.plan` and `model.plan.json` for what `planned_engines` lists, each written as soon as it has proved right.
 
-    A plan that is there already, built from the same graph by the same TensorRT for the same GPU and options, stays, unless ``force``. A
-    new one is compared, unless ``compare`` is False, with ONNX Runtime on real ``images`` (N,C,H,W), by default test images of the data
-    that the model was trained on (from ``data_dir`` where it is given), and is not kept where it differs by more than the precision's
-    tolerances. ``timing_cache`` None is ``default_timing_cache``. ``on_message`` gets a line about each plan.
+    A plan that is there already, built from the same graph by the same TensorRT for the same GPU and options, stays, unless `force`. A
+    new one is compared, unless `compare` is False, with ONNX Runtime on real `images` (N,C,H,W), by default test images of the data
+    that the model was trained on (from `data_dir` where it is given), and is not kept where it differs by more than the precision's
+    tolerances. `timing_cache` None is `default_timing_cache`. `on_message` gets a line about each plan.
 
     Raises:
-        EngineError: see ``planned_engines``, ``engine_from_onnx`` and ``verify_plan``; plans that were written before it stay.
+        EngineError: see `planned_engines`, `engine_from_onnx` and `verify_plan`; plans that were written before it stay.
         ExportError, OSError, defensemble_training.DataError: likewise.
     """
     options = options or EngineOptions()
@@ -244,7 +244,7 @@ def _current(one: PlannedEngine, target: Target) -> Manifest | None:
 
 def _real_images(one: PlannedEngine, data_dir: Path | None) -> Array:
     """Test images of the data that the graph names."""
-    found = images_of_record(onnx.load_model_from_string(read_regular(one.graph)), one.name, data_dir)
+    found = images_from_record(onnx.load_model_from_string(read_regular(one.graph)), one.name, data_dir)
     if found is None:
         raise EngineError(
             f"{one.graph} does not say which data its network was trained on, to compare its plan on: "

@@ -3,7 +3,7 @@
 TensorRT's own API and not Polygraphy's builder (0.53.6 was read): that one hands everything that TensorRT says to one logger of its own,
 which prints, so an exception carries neither the parser's errors with their nodes nor why a build failed; it writes a timing cache in
 place, gives one of another TensorRT to the builder as it is, and asks for detailed profiling. It serves where a plan is run:
-``verify.py``.
+`verify.py`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from defensemble_repository.reader import checked_batch
 from ..errors import EngineError
 from ..verification.tolerances import checked_precision
 from .call_recorder import CallRecorder
-from .timing_cache import attached_cache
+from .timing_cache import attach_cache
 
 INPUT = "images"
 DEFAULT_BUILDER_LEVEL = 3  # TensorRT's own default, written down so that a manifest can say it
@@ -29,8 +29,8 @@ _LEVELS = range(6)
 class EngineOptions:
     """How plans are built. All take batches from 1 on: Triton hands on requests of one image too.
 
-    ``opt_batch`` None is the largest batch. ``workspace_bytes`` None is all of the GPU's memory. ``builder_level`` is 0 (built fast) to 5
-    (runs fastest). ``version_compatible`` plans run on newer TensorRT too, ``hardware_compatible`` ones on other GPUs of compute capability
+    `opt_batch` None is the largest batch. `workspace_bytes` None is all of the GPU's memory. `builder_level` is 0 (built fast) to 5
+    (runs fastest). `version_compatible` plans run on newer TensorRT too, `hardware_compatible` ones on other GPUs of compute capability
     8.0 or newer.
     """
 
@@ -43,7 +43,7 @@ class EngineOptions:
 
 @dataclass(frozen=True)
 class BuildRequest(EngineOptions):
-    """What a plan is built for: images of (C, H, W), 1 to ``max_batch_size`` at once, or that many alone (``fixed_batch``)."""
+    """What a plan is built for: images of (C, H, W), 1 to `max_batch_size` at once, or that many alone (`fixed_batch`)."""
 
     image_shape: tuple[int, int, int]
     max_batch_size: int
@@ -95,12 +95,12 @@ def build(
     *,
     logger: Any,
     monitor: Any,
-    attach_timings: Callable[[Any], Any] | None = None,
+    attach_timing_cache: Callable[[Any], Any] | None = None,
     messages: Messages,
 ) -> Any:
-    """Build a plan: all calls of TensorRT's module ``trt`` that it takes, but for the logger, the monitor and the timing cache.
+    """Build a plan: all calls of TensorRT's module `trt` that it takes, but for the logger, the monitor and the timing cache.
 
-    ``model`` are the bytes of the ONNX file ``path``, ``attach_timings`` is called with the builder's configuration, ``messages`` is what
+    `model` are the bytes of the ONNX file `path`, `attach_timing_cache` is called with the builder's configuration, `messages` is what
     the logger has received. Returns a buffer, or None where the build failed; EngineError where TensorRT refuses the graph or profile.
     """
     builder = trt.Builder(logger=logger)
@@ -128,8 +128,8 @@ def build(
     profile.set_shape(input=INPUT, min=shapes.min, opt=shapes.opt, max=shapes.max)
     if config.add_optimization_profile(profile=profile) < 0:
         raise EngineError(f"TensorRT refuses the profile {shapes} for {path}: {messages.last()}")
-    if attach_timings is not None:
-        attach_timings(config)
+    if attach_timing_cache is not None:
+        attach_timing_cache(config)
     return builder.build_serialized_network(network=network, config=config)
 
 
@@ -137,8 +137,8 @@ def build_calls(request: BuildRequest) -> list[str]:
     """Return all calls of TensorRT's API that a build of `request` makes, in their order; nothing is built, and TensorRT is not needed."""
     calls: list[str] = []
     model, path, logger, monitor, timings = (CallRecorder(name, calls) for name in ("onnx", "path", "logger", "monitor", "timings"))
-    trt, attach = CallRecorder("tensorrt", calls), lambda config: attached_cache(config, timings)
-    build(trt, request, model, path, logger=logger, monitor=monitor, attach_timings=attach, messages=Messages())
+    trt, attach = CallRecorder("tensorrt", calls), lambda config: attach_cache(config, timings)
+    build(trt, request, model, path, logger=logger, monitor=monitor, attach_timing_cache=attach, messages=Messages())
     return calls
 
 

@@ -23,7 +23,7 @@ from ..graphs.traversal import real_inputs
 from .build_steps import INPUT, BuildRequest, Messages, build
 from .parser_support import parser_list, problems_of_graph
 from .target import Target, load_tensorrt
-from .timing_cache import Timings
+from .timing_cache import TimingCache
 
 # What TensorRT says while it builds; `defensemble build-engine --log` writes it to a file.
 logger = logging.getLogger("defensemble_export.tensorrt")
@@ -34,10 +34,10 @@ OnProgress = Callable[[str, str, int, int], None]
 def engine_from_onnx(
     graph: Path, plan_path: Path, request: BuildRequest, target: Target, *, timing_cache: Path | None, on_progress: OnProgress | None
 ) -> Manifest:
-    """Build the TensorRT plan of ``request`` (``request_from_onnx``) on ``target``, this machine, and a manifest of it.
+    """Build the TensorRT plan of `request` (`request_from_onnx`) on `target`, this machine, and a manifest of it.
 
-    The network is strongly typed: the precision of ``request`` is what the graph computes in, and changes nothing. An existing
-    ``timing_cache`` is read; it is merged and written back. ``plan_path`` (``model.plan``) and ``<plan_path>.json`` appear at the end.
+    The network is strongly typed: the precision of `request` is what the graph computes in, and changes nothing. An existing
+    `timing_cache` is read; it is merged and written back. `plan_path` (`model.plan`) and `<plan_path>.json` appear at the end.
 
     Raises:
         EngineError: TensorRT is missing; it refuses the graph; the build fails.
@@ -62,12 +62,12 @@ def engine_from_onnx(
 
 
 def request_from_onnx(content: bytes, where: str, **options: Any) -> BuildRequest:
-    """Read from a graph which images it takes, and check all that can be known before TensorRT is asked; ``where`` names it in errors.
+    """Read from a graph which images it takes, and check all that can be known before TensorRT is asked; `where` names it in errors.
 
-    ``options`` are those of ``BuildRequest``.
+    `options` are those of `BuildRequest`.
 
     Raises:
-        EngineError: it is no graph that takes ``images``, or has what TensorRT's parser is not documented to read.
+        EngineError: it is no graph that takes `images`, or has what TensorRT's parser is not documented to read.
         RepositoryError: a number is out of its range.
     """
     try:
@@ -98,10 +98,12 @@ def request_from_onnx(content: bytes, where: str, **options: Any) -> BuildReques
 def _built(trt: Any, request: BuildRequest, content: bytes, where: str, timing_cache: Path | None, on_progress: OnProgress | None) -> bytes:
     messages = Messages()
     monitor = _monitor(trt, messages, on_progress)
-    timings = None if timing_cache is None else Timings(timing_cache, logger)
+    timings = None if timing_cache is None else TimingCache(timing_cache, logger)
     attach = None if timings is None else timings.attach
     try:
-        plan = build(trt, request, content, where, logger=_logger(trt, messages), monitor=monitor, attach_timings=attach, messages=messages)
+        plan = build(
+            trt, request, content, where, logger=_logger(trt, messages), monitor=monitor, attach_timing_cache=attach, messages=messages
+        )
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:  # pybind11's, from a TensorRT that is another than is known
         raise EngineError(f"TensorRT {trt.__version__} cannot build a plan of {where}: {error}. It said: {messages.last()}") from error
     if messages.interruption is not None:

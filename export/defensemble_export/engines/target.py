@@ -11,10 +11,10 @@ from defensemble_repository.gpus import HARDWARE_COMPATIBLE_FROM, find_gpus
 from ..errors import EngineError
 
 # The versions whose bindings the builder's calls are checked against are 10.13.3.9 and 11.4.0.106.
-LEAST_TENSORRT = (10, 13)
+MIN_TENSORRT = (10, 13)
 # TensorRT 10.5.0's release notes: support of compute capability 7.0 (Volta) was removed. Every GPU of the support matrix from 7.5 (Turing)
 # on computes in fp32, fp16 and int8: https://docs.nvidia.com/deeplearning/tensorrt, Support Matrix.
-LEAST_CAPABILITY = (7, 5)
+MIN_COMPUTE_CAPABILITY = (7, 5)
 _GET_IT = (
     "build in NVIDIA's container, which has it: docker compose --profile gpu run --rm engines (nvcr.io/nvidia/tensorrt:26.07-py3); "
     "or install it: make install GPU=1"
@@ -40,8 +40,8 @@ def load_tensorrt() -> Any:
     except (ImportError, OSError) as error:  # its libraries are missing
         raise EngineError(f"TensorRT's Python package is installed, but cannot be loaded: {error}. Mend it, or {_GET_IT}") from error
     version = str(tensorrt.__version__)
-    if numbers(version) < LEAST_TENSORRT:
-        raise EngineError(f"TensorRT {version} is installed, expected {'.'.join(map(str, LEAST_TENSORRT))} or newer: {_GET_IT}")
+    if numbers(version) < MIN_TENSORRT:
+        raise EngineError(f"TensorRT {version} is installed, expected {'.'.join(map(str, MIN_TENSORRT))} or newer: {_GET_IT}")
     return tensorrt
 
 
@@ -49,7 +49,7 @@ def find_target() -> Target:
     """What plans that are built here are bound to.
 
     Raises:
-        EngineError: TensorRT is missing (``load_tensorrt``), there is no GPU, or there are several kinds.
+        EngineError: TensorRT is missing (`load_tensorrt`), there is no GPU, or there are several kinds.
     """
     version = str(load_tensorrt().__version__)
     gpus, why = find_gpus()
@@ -75,10 +75,10 @@ def check_target(target: Target, precision: str, *, hardware_compatible: bool) -
         EngineError: its compute capability is too low for TensorRT or for a plan that is hardware compatible.
     """
     capability = numbers(target.compute_capability)
-    if capability < LEAST_CAPABILITY:
+    if capability < MIN_COMPUTE_CAPABILITY:
         raise EngineError(
             f"TensorRT {target.tensorrt} cannot run {precision}, nor anything else, on {target.gpu}: its compute capability is "
-            f"{target.compute_capability}, needed is {_dotted(LEAST_CAPABILITY)} (Turing) or newer; serve it with the profile gpu or cpu"
+            f"{target.compute_capability}, needed is {_dotted(MIN_COMPUTE_CAPABILITY)} (Turing) or newer; serve it with the profile gpu or cpu"
         )
     if hardware_compatible and capability < HARDWARE_COMPATIBLE_FROM:
         raise EngineError(

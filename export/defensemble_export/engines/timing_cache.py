@@ -21,12 +21,12 @@ from .target import Target
 
 
 def default_timing_cache(target: Target) -> Path:
-    """Where the timings of a TensorRT on a GPU are kept: ``$XDG_CACHE_HOME/defensemble/timings/<TensorRT>-<GPU>-<capability>.cache``."""
+    """Where the timings of a TensorRT on a GPU are kept: `$XDG_CACHE_HOME/defensemble/timings/<TensorRT>-<GPU>-<capability>.cache`."""
     gpu = re.sub("[^A-Za-z0-9]+", "-", target.gpu).strip("-")
     return platformdirs.user_cache_path("defensemble") / "timings" / f"{target.tensorrt}-{gpu}-{target.compute_capability}.cache"
 
 
-class Timings:
+class TimingCache:
     """The timings of a build, in the file `path`."""
 
     def __init__(self, path: Path, logger: logging.Logger) -> None:
@@ -39,10 +39,10 @@ class Timings:
             kept = read_regular(self._path)
         except FileNotFoundError:
             kept = b""
-        cache = attached_cache(config, kept)
+        cache = attach_cache(config, kept)
         if cache is None and kept:
             self._logger.warning("%s is of another TensorRT or GPU, or damaged: this build begins it afresh", self._path)
-            cache = attached_cache(config, b"")
+            cache = attach_cache(config, b"")
         if cache is None:
             raise RuntimeError("TensorRT takes no timing cache, not even an empty one")
         self._config, self._cache = config, cache
@@ -61,7 +61,7 @@ class Timings:
             write_atomic(self._path, bytes(self._cache.serialize()))
 
 
-def attached_cache(config: Any, timings: Any) -> Any:
+def attach_cache(config: Any, timings: Any) -> Any:
     """Return the timing cache that a builder's configuration was given, None where it takes no cache of these bytes."""
     cache = config.create_timing_cache(serialized_timing_cache=timings)
     if cache is None:

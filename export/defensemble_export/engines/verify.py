@@ -16,7 +16,7 @@ from defensemble_repository.plan_manifest import Profile
 
 from ..errors import EngineError
 from ..verification.compare import Comparison, same_classes
-from ..verification.network import session_as_verified
+from ..verification.network import verification_session
 from ..verification.tolerances import TOLERANCES
 from .build_steps import INPUT
 
@@ -30,7 +30,7 @@ _COMPARISON = Comparison("the plan", "its graph", "the plan is not kept", Engine
 class Agreement:
     """How far a plan and its graph agreed on so many images: the share of equal classes, the largest differences.
 
-    ``logits`` is in units of max(1, largest |logit|), None where the graph gives probabilities.
+    `logits` is in units of max(1, largest |logit|), None where the graph gives probabilities.
     """
 
     images: int
@@ -44,17 +44,17 @@ class Agreement:
 
 
 def verify_plan(plan: Path, graph: Path, images: Array, *, profile: Profile, precision: str) -> Agreement:
-    """Compare a plan on this machine's GPU with ONNX Runtime on its processor, on real ``images`` (N,C,H,W), at the profile's batches.
+    """Compare a plan on this machine's GPU with ONNX Runtime on its processor, on real `images` (N,C,H,W), at the profile's batches.
 
     Raises:
-        EngineError: they differ by more than ``TOLERANCES`` of the precision, or the plan cannot be run, or takes other images.
+        EngineError: they differ by more than `TOLERANCES` of the precision, or the plan cannot be run, or takes other images.
     """
     with plan_runner(plan) as answer:
         return compared(answer, onnx_runner(graph, precision), images, profile=profile, precision=precision)
 
 
 def compared(answer: Answers, reference: Answers, images: Array, *, profile: Profile, precision: str) -> Agreement:
-    """Compare two ways to compute a network, in batches of the profile's sizes; see ``verify_plan``."""
+    """Compare two ways to compute a network, in batches of the profile's sizes; see `verify_plan`."""
     check_images(images, profile)
     generator = np.random.default_rng(_SEED)
     pairs = []
@@ -71,7 +71,7 @@ def compared(answer: Answers, reference: Answers, images: Array, *, profile: Pro
 
 
 def check_images(images: Array, profile: Profile) -> None:
-    """Whether plans of this profile can be compared on ``images``.
+    """Whether plans of this profile can be compared on `images`.
 
     Raises:
         EngineError: they are not float32 (N,C,H,W) of its size, or there are none.
@@ -105,8 +105,8 @@ def _agreement(got: Array, expected: Array, precision: str, output: str) -> Agre
 
 
 def onnx_runner(graph: Path, precision: str) -> Answers:
-    """Ask a graph as its export was verified: ``session_as_verified``."""
-    session = session_as_verified(graph, precision)
+    """Ask a graph as its export was verified: `verification_session`."""
+    session = verification_session(graph, precision)
     names = [output.name for output in session.get_outputs()]
     return lambda images: dict(zip(names, session.run(names, {INPUT: images}), strict=True))
 

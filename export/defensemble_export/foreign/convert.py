@@ -1,4 +1,4 @@
-"""Anyone's ONNX classifier as a member: read, checked and rewritten to ``images`` FP32 [N,C,H,W] -> ``logits`` FP32 [N,K]."""
+"""Anyone's ONNX classifier as a member: read, checked and rewritten to `images` FP32 [N,C,H,W] -> `logits` FP32 [N,K]."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from onnx import TensorProto, helper
 from defensemble_repository.onnx_metadata import IR_VERSION, OPSET
 
 from ..errors import ExportError
-from ..graphs.copying import strip
-from ..graphs.loading import cpu_session, translated
-from ..graphs.operators import QUANTISERS, STANDARD_DOMAINS
-from ..graphs.traversal import fresh, names_of, nodes_of, read_by, rename, tensors_of
+from ..graphs.copying import strip_metadata
+from ..graphs.loading import cpu_session, translate_errors
+from ..graphs.operators import QUANTISE_OPERATORS, STANDARD_DOMAINS
+from ..graphs.traversal import names_of, nodes_of, read_by, rename, tensors_of, unique_name
 from ..verification.compare import Comparison
-from .interface import add_output, as_rows, check_finite, check_weights, chosen_output, image_input, one_class, wrong_output
+from .interface import add_output, as_rows, check_finite, check_weights, image_input, one_class_message, select_output, wrong_output_message
 from .reader import opset_of, read_foreign
 from .rewrite import free_reshapes, keep_only, normalise, set_type, statistics
 
@@ -42,14 +42,14 @@ def onnx_from_foreign(
     custom_domains: Collection[str] = (),
     input_shape: tuple[int, int, int] | None = None,
 ) -> onnx.ModelProto:
-    """Read the ONNX classifier ``path`` and rewrite it: ``images`` FP32 [N,C,H,W] to ``logits`` FP32 [N,K], any N, IR 10, opset 20.
+    """Read the ONNX classifier `path` and rewrite it: `images` FP32 [N,C,H,W] to `logits` FP32 [N,K], any N, IR 10, opset 20.
 
-    ``output`` names the tensor that becomes ``logits``; with None the only output, unless it looks like probabilities. ``mean`` and ``std``
-    (1 or C numbers each) put (images - mean) / std before it. ``custom_domains`` names domains of operators beyond the standard's that are
-    accepted, ``input_shape`` (C, H, W) what the file leaves open. Weights in other files of the same folder are read in, and logits of
+    `output` names the tensor that becomes `logits`; with None the only output, unless it looks like probabilities. `mean` and `std`
+    (1 or C numbers each) put (images - mean) / std before it. `custom_domains` names domains of operators beyond the standard's that are
+    accepted, `input_shape` (C, H, W) what the file leaves open. Weights in other files of the same folder are read in, and logits of
     (N, K, 1, 1) become (N, K). The answers at batch 1, 2 and 3 on random images are compared with those of the file itself.
 
-    All of this happens in this process, for as long as the file takes: `FromOnnx` bounds it.
+    All of this happens in this process, for as long as the file takes: `OnnxSource` bounds it.
 
     Raises:
         ExportError: the file is not what is taken; says what it has, what is expected, and how to mend it.
@@ -66,7 +66,7 @@ def onnx_from_foreign(
     graph = model.graph
     images, batch, shape = image_input(graph, file, input_shape)
     normalisation = statistics(mean, std, shape[0])
-    logits = chosen_output(model, file, output)
+    logits = select_output(model, file, output)
     keep_only(model.graph, logits)
     if images not in {name for node in model.graph.node for name in read_by(node)}:
         raise ExportError(f"{file}: the output '{logits}' does not depend on the input '{images}': name another one (--output)")
@@ -74,7 +74,7 @@ def onnx_from_foreign(
     set_type(graph.input[0], [batch or "batch", *shape])
     model = _converted(model, file)
     graph = model.graph
-    strip(model)
+    strip_metadata(model)
     graph.name = "network"
     rename(graph, {images: "images", logits: "logits"})
     set_type(graph.output[0], None)
@@ -85,7 +85,7 @@ def onnx_from_foreign(
     if not is_row:
         _flatten(graph)
     set_type(graph.output[0], ["batch", num_classes])
-    with translated("is not valid after its conversion", file=file):
+    with translate_errors("is not valid after its conversion", file=file):
         onnx.checker.check_model(model, full_check=True)
     return model
 
@@ -101,7 +101,7 @@ def foreign_reference(
     """Ask the file itself, as it is, in ONNX Runtime: float32 images (N,C,H,W) in [0, 1] to logits (N,K).
 
     The normalisation is numpy's. A file of a fixed batch is asked batch by batch, the last one filled up with its last image. The file has
-    passed ``onnx_from_foreign`` with the same arguments.
+    passed `onnx_from_foreign` with the same arguments.
 
     Raises:
         ExportError: ONNX Runtime does not load the file, or the arguments do not fit it; when it is asked, also that it does not run.
@@ -130,13 +130,13 @@ def foreign_reference(
         for start in range(0, len(sample), size):
             part = sample[start : start + size]
             filled = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
-            with translated(f"does not run in ONNX Runtime on {size} image{'s' if size > 1 else ''} of {shape}", file=file):
+            with translate_errors(f"does not run in ONNX Runtime on {size} image{'s' if size > 1 else ''} of {shape}", file=file):
                 (given,) = session.run([asked], {images: filled})
             given = as_rows(given)
             if given.ndim != 2 or len(given) != size:
-                raise ExportError(wrong_output(file, asked, given.shape, size))
+                raise ExportError(wrong_output_message(file, asked, given.shape, size))
             if given.shape[1] < 2:
-                raise ExportError(one_class(file, asked, given.shape[1]))
+                raise ExportError(one_class_message(file, asked, given.shape[1]))
             answers.append(given[: len(part)])
         return np.concatenate(answers)
 
@@ -144,7 +144,7 @@ def foreign_reference(
 
 
 def foreign_interface(model: onnx.ModelProto) -> tuple[tuple[int, int, int], int]:
-    """What ``onnx_from_foreign`` returned takes and gives: (C, H, W) and the number of classes."""
+    """What `onnx_from_foreign` returned takes and gives: (C, H, W) and the number of classes."""
     _, channels, height, width = (side.dim_value for side in model.graph.input[0].type.tensor_type.shape.dim)
     return (channels, height, width), model.graph.output[0].type.tensor_type.shape.dim[1].dim_value
 
@@ -156,9 +156,9 @@ def _converted(model: onnx.ModelProto, file: Path) -> onnx.ModelProto:
     del model.graph.value_info[:]
     if opset != OPSET:
         message = f"has opset {opset} and cannot be converted to {OPSET}; export it again with opset_version={OPSET}"
-        if any(node.op_type in QUANTISERS for node in nodes_of(model.graph)):
+        if any(node.op_type in QUANTISE_OPERATORS for node in nodes_of(model.graph)):
             message += " and quantised to 8 bits (onnxruntime.quantization raises the opset to 21 for 4 and 16 bits)"
-        with translated(message, file=file):
+        with translate_errors(message, file=file):
             model = onnx.version_converter.convert_version(model, OPSET)
         model.ir_version = IR_VERSION
     used = {node.domain for node in nodes_of(model.graph)}.difference(STANDARD_DOMAINS)
@@ -170,7 +170,7 @@ def _converted(model: onnx.ModelProto, file: Path) -> onnx.ModelProto:
 
 def _flatten(graph: onnx.GraphProto) -> None:
     """Make (N, K) of logits that have further axes of one value."""
-    inner = fresh("logits_of_one_pixel", names_of(graph))
+    inner = unique_name("logits_of_one_pixel", names_of(graph))
     rename(graph, {"logits": inner})
     graph.output[0].name = "logits"
     graph.node.append(helper.make_node("Flatten", [inner], ["logits"], axis=1))
@@ -179,7 +179,7 @@ def _flatten(graph: onnx.GraphProto) -> None:
 def _freed(
     model: onnx.ModelProto, file: Path, ask: Callable[[Array], Array], batch: int | None, shape: tuple[int, int, int]
 ) -> tuple[int, bool]:
-    """Make the batch of ``model`` free and compare it with the file; return the number of classes, and whether the graph gives (N, K)."""
+    """Make the batch of `model` free and compare it with the file; return the number of classes, and whether the graph gives (N, K)."""
     set_type(model.graph.input[0], ["batch", *shape])
     try:
         return _try(model, file, ask, batch, shape)
@@ -203,7 +203,7 @@ def _try(
     session = _session(model.SerializeToString(), file, f"{fixed}, and is not loaded with a free one: {_FREE_BATCH_MEND}")
     tried = False
     for size in dict.fromkeys([batch if batch in _TRIED_BATCHES else 1, *_TRIED_BATCHES]):
-        with translated(f"{fixed}, and does not run on {size}: {_FREE_BATCH_MEND}", file=file):
+        with translate_errors(f"{fixed}, and does not run on {size}: {_FREE_BATCH_MEND}", file=file):
             (given,) = session.run(["logits"], {"images": sample[:size]})
         got = as_rows(given)
         if got.shape != (size, num_classes):
@@ -234,5 +234,5 @@ _NOT_LOADED = (
 
 
 def _session(source: str | bytes, file: Path, message: str = _NOT_LOADED) -> onnxruntime.InferenceSession:
-    with translated(message, file=file):
+    with translate_errors(message, file=file):
         return cpu_session(source, threads=1, quiet=True)

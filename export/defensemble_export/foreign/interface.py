@@ -13,9 +13,9 @@ import onnx.shape_inference
 from onnx import TensorProto, helper, numpy_helper
 
 from ..errors import ExportError
-from ..graphs.loading import translated
+from ..graphs.loading import translate_errors
 from ..graphs.traversal import graphs_of, real_inputs, shape_of
-from .rewrite import probabilities_from
+from .rewrite import softmax_input
 
 Array = np.ndarray[Any, Any]
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
@@ -82,7 +82,7 @@ def image_input(
     return entry.name, batch, (channels, height, width)
 
 
-def chosen_output(model: onnx.ModelProto, file: Path, output: str | None) -> str:
+def select_output(model: onnx.ModelProto, file: Path, output: str | None) -> str:
     """The name of the tensor that becomes the logits; one inside the graph is made an output of it, probabilities are refused."""
     graph = model.graph
     names = [one.name for one in graph.output]
@@ -90,10 +90,10 @@ def chosen_output(model: onnx.ModelProto, file: Path, output: str | None) -> str
     if output is None:
         if len(names) != 1:
             raise ExportError(f"{file} has {len(names)} outputs ({listed}): name the one that holds the logits (--output)")
-        before = probabilities_from(graph, names[0])
+        before = softmax_input(graph, names[0])
         if before is not None:
             if _values_of_a_row(model, file, names[0]) == 1:
-                raise ExportError(one_class(file, names[0], 1))
+                raise ExportError(one_class_message(file, names[0], 1))
             raise ExportError(
                 f"{file}: the output '{names[0]}' looks like probabilities (a Softmax or Sigmoid gives it), expected logits: take the "
                 f"tensor before it (--output {before}), or name '{names[0]}' itself if its values are to be averaged as logits"
@@ -122,7 +122,7 @@ def add_output(model: onnx.ModelProto, file: Path, name: str) -> None:
 
 
 def _inferred(model: onnx.ModelProto, file: Path, name: str) -> onnx.ValueInfoProto | None:
-    with translated("is not consistent in its shapes", file=file):
+    with translate_errors("is not consistent in its shapes", file=file):
         graph = onnx.shape_inference.infer_shapes(model).graph
     return next((one for one in (*graph.value_info, *graph.output) if one.name == name), None)
 
@@ -134,7 +134,7 @@ def _values_of_a_row(model: onnx.ModelProto, file: Path, name: str) -> int | Non
     return math.prod(extents) or None if extents else None
 
 
-def one_class(file: Path, name: str, num_classes: int) -> str:
+def one_class_message(file: Path, name: str, num_classes: int) -> str:
     """The message that refuses an output of fewer than 2 values for an image."""
     return (
         f"{file}: the output '{name}' has the shape (N, {num_classes}), expected (N, K): one value for each of K classes, at least 2. A "
@@ -170,7 +170,7 @@ def check_finite(answers: Array, graph: onnx.GraphProto, file: Path) -> None:
 
 
 def _holding(graph: onnx.GraphProto, what: Callable[[Array], Array]) -> list[str]:
-    """Names of the float weights, of two values and more, that hold ``what``."""
+    """Names of the float weights, of two values and more, that hold `what`."""
     held = []
     for inner in graphs_of(graph):
         held += [(tensor.name, tensor) for tensor in inner.initializer]
@@ -191,8 +191,8 @@ def type_name(elem_type: int) -> str:
     return {"double": "float64 (double)"}.get(name, name)
 
 
-def wrong_output(file: Path, name: str, shape: tuple[int, ...], batch: int) -> str:
-    """The message that refuses an output of ``shape``, given for ``batch`` images."""
+def wrong_output_message(file: Path, name: str, shape: tuple[int, ...], batch: int) -> str:
+    """The message that refuses an output of `shape`, given for `batch` images."""
     message = f"{file}: the output '{name}' has the shape {shape} for {batch} image{'s' if batch > 1 else ''}, expected (N, K)"
     if len(shape) == 4:
         return f"{message}: this is a map and no classification; pool and flatten it, or name another output (--output)"

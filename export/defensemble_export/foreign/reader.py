@@ -17,7 +17,7 @@ from onnx import TensorProto, numpy_helper
 from defensemble_repository.onnx_metadata import IR_VERSION, OPSET
 
 from ..errors import ExportError
-from ..graphs.loading import LARGEST_FILE, translated
+from ..graphs.loading import MAX_FILE_BYTES, translate_errors
 from ..graphs.operators import STANDARD_DOMAINS, is_standard
 from ..graphs.traversal import constants_of, graphs_of, graphs_of_model, nodes_of, producers_of, read_by, replace, subgraphs, tensors_of
 
@@ -56,24 +56,24 @@ def check_is_checkpoint(path: Path) -> None:
 
 
 def read_foreign(path: str | os.PathLike[str], custom_domains: Collection[str] = ()) -> onnx.ModelProto:
-    """Read an ONNX file: weights from its folder inside, local functions inlined, of the standard's operators and ``custom_domains``'."""
+    """Read an ONNX file: weights from its folder inside, local functions inlined, of the standard's operators and `custom_domains`'."""
     file = Path(path)
     model = _parsed(file)
     _inline_external_data(model, file)
     opset_of(model, file)
     _forget_shapes(model)
     if any(not _has_shape(entry) for entry in model.graph.output):
-        with translated("is not consistent in its shapes", file=file):
+        with translate_errors("is not consistent in its shapes", file=file):
             model = onnx.shape_inference.infer_shapes(model)
         for entry in model.graph.output:
             if not _has_shape(entry):  # operators beyond the standard's: what they give is found out by a run
                 entry.CopyFrom(onnx.helper.make_tensor_value_info(entry.name, TensorProto.FLOAT, [None, None]))
         _forget_shapes(model)
     _sort_nodes(model.graph)
-    with translated("is not valid ONNX", file=file):
+    with translate_errors("is not valid ONNX", file=file):
         onnx.checker.check_model(model)
     if model.functions:
-        with translated("has functions that cannot be inlined", file=file):
+        with translate_errors("has functions that cannot be inlined", file=file):
             model = onnx.inliner.inline_local_functions(model, convert_version=True)
         _forget_shapes(model)
     _check_loops(model.graph, file, {}, 1)
@@ -113,8 +113,8 @@ def _parsed(file: Path) -> onnx.ModelProto:
         what = "is a folder" if file.is_dir() else "is no file" if file.exists() else "does not exist"
         raise ExportError(f"{file} {what}: name an .onnx file")
     size = file.stat().st_size
-    if size > LARGEST_FILE:
-        raise ExportError(f"{file} has {size} bytes, and an ONNX file at most {LARGEST_FILE}: this is something else")
+    if size > MAX_FILE_BYTES:
+        raise ExportError(f"{file} has {size} bytes, and an ONNX file at most {MAX_FILE_BYTES}: this is something else")
     content = file.read_bytes()
     if file.suffix.lower() in _OTHER_SUFFIXES and file.suffix.lower() not in _ALSO_ONNX:
         raise ExportError(f"{file} is not ONNX but, by its name, {_OTHER_SUFFIXES[file.suffix.lower()]}")
@@ -198,9 +198,9 @@ def _inline_external_data(model: onnx.ModelProto, file: Path) -> None:
         place, offset, length = _place(tensor, file)
         total += length
         plans.append((tensor, place, offset, length))
-    if total > LARGEST_FILE:
+    if total > MAX_FILE_BYTES:
         raise ExportError(
-            f"{file} and its external data have {total} bytes; a member is one protobuf file of at most {LARGEST_FILE}: "
+            f"{file} and its external data have {total} bytes; a member is one protobuf file of at most {MAX_FILE_BYTES}: "
             "export a smaller network, or one of float16 weights"
         )
     for tensor, place, offset, length in plans:
@@ -246,7 +246,7 @@ def _place(tensor: TensorProto, file: Path) -> tuple[Path, int, int]:
 def _check_loops(graph: onnx.GraphProto, file: Path, outer: Mapping[str, TensorProto], times: int) -> None:
     """Refuse loops without a constant number of trips, or with so many that a request would occupy a server for good.
 
-    ``outer`` are the constants that the graph sees around it, ``times`` is how often the loops around it run it.
+    `outer` are the constants that the graph sees around it, `times` is how often the loops around it run it.
     """
     # What a body takes and makes hides constants of the same name outside of it.
     hidden = {entry.name for entry in graph.input} | producers_of(graph).keys()

@@ -12,13 +12,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ..errors import ExportError
 from ..graphs.operators import is_standard
-from ..graphs.traversal import constants_of, fresh, graphs_of, names_of, producers_of, read_by, real_inputs, rename, replace
+from ..graphs.traversal import constants_of, graphs_of, names_of, producers_of, read_by, real_inputs, rename, replace, unique_name
 
 MEAN, STD = "normalize.mean", "normalize.std"
 
 
 def keep_only(graph: onnx.GraphProto, output: str) -> None:
-    """Take away outputs, nodes and initialisers that ``output`` does not need, and initialisers from the inputs."""
+    """Take away outputs, nodes and initialisers that `output` does not need, and initialisers from the inputs."""
     inputs = real_inputs(graph)
     needed, kept = {output}, []
     for node in reversed(graph.node):  # sorted, as the checker has seen
@@ -35,7 +35,7 @@ def keep_only(graph: onnx.GraphProto, output: str) -> None:
 def statistics(
     mean: Sequence[float] | None, std: Sequence[float] | None, channels: int
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]] | None:
-    """Return the mean and deviation (1 or ``channels`` finite numbers) as float32 [C,1,1] or [1,1,1]; None where neither is given."""
+    """Return the mean and deviation (1 or `channels` finite numbers) as float32 [C,1,1] or [1,1,1]; None where neither is given."""
     if mean is None and std is None:
         return None
     arrays = []
@@ -59,15 +59,15 @@ def _listed(values: object) -> list[object]:
 
 
 def normalise(graph: onnx.GraphProto, mean: np.ndarray[Any, Any], std: np.ndarray[Any, Any]) -> None:
-    """Put (images - mean) / std before the graph, whose only input is ``images``."""
+    """Put (images - mean) / std before the graph, whose only input is `images`."""
     taken = names_of(graph)
-    centred, normalised = fresh("normalize.centred", taken), fresh("normalize.images", taken)
-    rename(graph, {"images": normalised} | {name: fresh(f"{name}_inner", taken) for name in (MEAN, STD) if name in taken})
+    centred, normalised = unique_name("normalize.centred", taken), unique_name("normalize.images", taken)
+    rename(graph, {"images": normalised} | {name: unique_name(f"{name}_inner", taken) for name in (MEAN, STD) if name in taken})
     graph.initializer.extend([numpy_helper.from_array(mean, MEAN), numpy_helper.from_array(std, STD)])
     nodes_taken = {node.name for node in graph.node}  # ONNX Runtime refuses a graph that has a node's name twice
     nodes = [
-        helper.make_node("Sub", ["images", MEAN], [centred], name=fresh("normalize.Sub", nodes_taken)),
-        helper.make_node("Div", [centred, STD], [normalised], name=fresh("normalize.Div", nodes_taken)),
+        helper.make_node("Sub", ["images", MEAN], [centred], name=unique_name("normalize.Sub", nodes_taken)),
+        helper.make_node("Div", [centred, STD], [normalised], name=unique_name("normalize.Div", nodes_taken)),
         *graph.node,
     ]
     replace(graph, "node", nodes)
@@ -75,7 +75,7 @@ def normalise(graph: onnx.GraphProto, mean: np.ndarray[Any, Any], std: np.ndarra
 
 
 def free_reshapes(graph: onnx.GraphProto, batch: int) -> bool:
-    """Let each Reshape to a constant shape that begins with ``batch`` take any batch; whether there was one.
+    """Let each Reshape to a constant shape that begins with `batch` take any batch; whether there was one.
 
     What a Reshape meant cannot be known from its numbers: the result has to be tried.
     """
@@ -92,15 +92,15 @@ def free_reshapes(graph: onnx.GraphProto, batch: int) -> bool:
         target[0] = 0 if -1 in target else -1  # 0: as it comes
         for attribute in [one for one in node.attribute if one.name == "allowzero"]:
             node.attribute.remove(attribute)
-        node.input[1] = fresh(f"{node.input[1]}_free", taken)
+        node.input[1] = unique_name(f"{node.input[1]}_free", taken)
         taken.add(node.input[1])
         graph.initializer.append(numpy_helper.from_array(target, node.input[1]))
         found = True
     return found
 
 
-def probabilities_from(graph: onnx.GraphProto, output: str) -> str | None:
-    """The tensor before the Softmax or Sigmoid that ``output`` comes from, through nothing but changes of shape; None where none does."""
+def softmax_input(graph: onnx.GraphProto, output: str) -> str | None:
+    """The tensor before the Softmax or Sigmoid that `output` comes from, through nothing but changes of shape; None where none does."""
     made_by = producers_of(graph)
     while (node := made_by.get(output)) is not None and node.op_type in ("Identity", "Flatten", "Reshape", "Squeeze"):
         output = node.input[0]
@@ -108,5 +108,5 @@ def probabilities_from(graph: onnx.GraphProto, output: str) -> str | None:
 
 
 def set_type(entry: onnx.ValueInfoProto, shape: Sequence[int | str] | None) -> None:
-    """Make a value a float32 tensor of ``shape``, or of one that is not known."""
+    """Make a value a float32 tensor of `shape`, or of one that is not known."""
     entry.CopyFrom(helper.make_tensor_value_info(entry.name, TensorProto.FLOAT, shape))

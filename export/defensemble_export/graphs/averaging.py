@@ -1,7 +1,7 @@
 """The small ONNX graph that averages an ensemble's members and measures how far they disagree.
 
-With weights w (normalised to sum 1) and s_m = softmax(logits_m): ``probabilities`` is sum w_m s_m or softmax(sum w_m logits_m);
-``entropy`` = H(probabilities) and ``mutual_information`` = H(sum w_m s_m) - sum w_m H(s_m), in nats. It is one model: where an ensemble's
+With weights w (normalised to sum 1) and s_m = softmax(logits_m): `probabilities` is sum w_m s_m or softmax(sum w_m logits_m);
+`entropy` = H(probabilities) and `mutual_information` = H(sum w_m s_m) - sum w_m H(s_m), in nats. It is one model: where an ensemble's
 last two steps both failed for one request, as they do when a caller cancels it, Triton's core (2.51) crashed.
 """
 
@@ -21,7 +21,7 @@ from defensemble_repository.onnx_metadata import IR_VERSION, OPSET
 
 
 def average_onnx(ensemble: Ensemble, num_classes: int) -> bytes:
-    """Build the graph of ``average_<digest>``: ``logits_m`` FP32 [N,K] for each member, to what ``averaging_outputs`` names."""
+    """Build the graph of `average_<digest>`: `logits_m` FP32 [N,K] for each member, to what `averaging_outputs` names."""
     graph = _Graph(ensemble)
     stacked = graph.stack(num_classes)
     members = graph.add("Softmax", [stacked], "member_probabilities", axis=2)
@@ -65,7 +65,7 @@ class _Graph:
         self.constants: dict[str, onnx.TensorProto] = {}
 
     def add(self, operator: str, inputs: list[str], name: str | None = None, **attributes: Any) -> str:
-        """Add a node; its result is the output ``name`` of the graph, or has a name of its own."""
+        """Add a node; its result is the output `name` of the graph, or has a name of its own."""
         name = name or f"{operator.lower()}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(operator, inputs, [name], name=name, **attributes))
         return name
@@ -103,7 +103,7 @@ class _Graph:
     def log_softmax(self, logits: str, axis: int) -> str:
         """The logarithm of the softmax, finite for a logit of -inf.
 
-        Of five members, 1,000 classes and 16 images: the graph takes 120 us more than the average alone, with ``log`` here too 240 us.
+        Of five members, 1,000 classes and 16 images: the graph takes 120 us more than the average alone, with `log` here too 240 us.
         """
         lowest = self.constant("lowest", lambda: np.array(np.finfo(np.float32).min, np.float32))
         return self.add("Max", [self.add("LogSoftmax", [logits], axis=axis), lowest])

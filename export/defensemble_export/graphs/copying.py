@@ -9,9 +9,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from ..errors import ExportError
-from .loading import cpu_session, invalid_reason, translated
-from .operators import QUANTISERS, RANDOM
-from .traversal import fresh, graphs_of, names_of, read_by, real_inputs, redirect, rename, replace, subgraphs
+from .loading import cpu_session, invalid_reason, translate_errors
+from .operators import QUANTISE_OPERATORS, RANDOM
+from .traversal import graphs_of, names_of, read_by, real_inputs, redirect, rename, replace, subgraphs, unique_name
 
 
 def tidy_copy(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -60,7 +60,7 @@ def named_copy(model: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
-def checked(converted: onnx.ModelProto, precision: str) -> onnx.ModelProto:
+def check_converted(converted: onnx.ModelProto, precision: str) -> onnx.ModelProto:
     """Return what a converter made of a graph, once onnx's checker has passed its types and order; else raise ExportError."""
     if reason := invalid_reason(converted):
         raise ExportError(f"the graph cannot be converted to {precision}: {reason}; export it as fp32")
@@ -83,7 +83,7 @@ def make_initializers(graph: onnx.GraphProto) -> None:
     replace(graph, "node", nodes)
 
 
-def fold(model: onnx.ModelProto, names: Collection[str]) -> None:
+def fold_constants(model: onnx.ModelProto, names: Collection[str]) -> None:
     """Make initialisers of those of `names` that nodes compute from constants alone, such as a weight behind an Identity or a Reshape.
 
     Nodes and constants that nothing reads any more are removed. What others have quantised stays so.
@@ -100,10 +100,10 @@ def fold(model: onnx.ModelProto, names: Collection[str]) -> None:
     known = {tensor.name for tensor in graph.initializer}
     computed = []
     for node in graph.node:
-        if node.op_type not in RANDOM | QUANTISERS and not subgraphs(node) and known.issuperset(read_by(node)):
+        if node.op_type not in RANDOM | QUANTISE_OPERATORS and not subgraphs(node) and known.issuperset(read_by(node)):
             known.update(node.output)
             computed.append(node)
-    folded = {name: fresh(f"{name}_folded", names_of(graph)) for node in computed for name in node.output if name in names}
+    folded = {name: unique_name(f"{name}_folded", names_of(graph)) for node in computed for name in node.output if name in names}
     if not folded:
         return
     probe = onnx.ModelProto()
@@ -112,7 +112,7 @@ def fold(model: onnx.ModelProto, names: Collection[str]) -> None:
         probe.graph.ClearField(field)
     probe.graph.node.extend(computed)
     probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in folded)
-    with translated("computes its weights in a way that ONNX Runtime does not run; export it again", file="the graph"):
+    with translate_errors("computes its weights in a way that ONNX Runtime does not run; export it again", file="the graph"):
         values = cpu_session(probe.SerializeToString()).run(list(folded), {})
     redirect(graph.node, folded)
     read, nodes, left = {entry.name for entry in graph.output}, [], set[str]()
@@ -128,7 +128,7 @@ def fold(model: onnx.ModelProto, names: Collection[str]) -> None:
     replace(graph, "initializer", constants)
 
 
-def strip(model: onnx.ModelProto) -> None:
+def strip_metadata(model: onnx.ModelProto) -> None:
     """Drop notes about who made the file, which can name folders and people, and what other tools may have noted of its shapes."""
     for graph in graphs_of(model.graph):
         for entry in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer):

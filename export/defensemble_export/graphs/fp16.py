@@ -11,10 +11,10 @@ from onnx import TensorProto, helper, numpy_helper
 from defensemble_repository.onnx_metadata import IR_VERSION
 
 from ..errors import ExportError
-from .copying import checked, make_initializers, named_copy
+from .copying import check_converted, make_initializers, named_copy
 from .loading import invalid_reason
-from .operators import QUANTISERS, STANDARD_DOMAINS, is_standard
-from .traversal import fresh, graphs_of, names_of, nodes_of, replace, subgraphs
+from .operators import QUANTISE_OPERATORS, STANDARD_DOMAINS, is_standard
+from .traversal import graphs_of, names_of, nodes_of, replace, subgraphs, unique_name
 
 LARGEST = float(np.finfo(np.float16).max)
 SMALLEST = float(np.finfo(np.float16).smallest_normal)
@@ -60,12 +60,12 @@ def fp16_from_onnx(model: onnx.ModelProto) -> onnx.ModelProto:
     _refuse_quantised(copy.graph)
     make_initializers(copy.graph)
     _Conversion(copy).convert()
-    return checked(copy, "fp16")
+    return check_converted(copy, "fp16")
 
 
 def _refuse_quantised(graph: onnx.GraphProto) -> None:
     for node in nodes_of(graph):
-        if node.op_type in QUANTISERS:
+        if node.op_type in QUANTISE_OPERATORS:
             raise ExportError(
                 f"the graph is quantised already (node '{node.name}', {node.op_type}), and fp16 is made of float32 graphs: export it "
                 "as fp32, which keeps it as it is, or convert the network that it was quantised from"
@@ -155,7 +155,7 @@ class _Conversion:
     def _half_name(self, name: str, kept: Container[str]) -> str:
         if name not in kept:
             return name
-        half = fresh(f"{name}_float16", self.taken)
+        half = unique_name(f"{name}_float16", self.taken)
         self.taken.add(half)
         return half
 
@@ -165,7 +165,7 @@ class _Conversion:
         target.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), name))
 
     def _cast(self, source: str, target: str, to: int) -> onnx.NodeProto:
-        name = fresh(f"{target}_cast", self.taken)
+        name = unique_name(f"{target}_cast", self.taken)
         self.taken.add(name)
         return helper.make_node("Cast", [source], [target], name=name, to=to)
 

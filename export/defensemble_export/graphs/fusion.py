@@ -1,7 +1,7 @@
 """Members and their average as one ONNX graph, which answers what the ensemble of them does.
 
-Every name of a member gets ``<member>/`` before it, so that its masks are the BOOL initialisers ``<member>/<mask>``; where a model votes
-at several versions it is ``<member>@<version>/``. Names of the averaging begin with ``average_/``, which no member's can.
+Every name of a member gets `<member>/` before it, so that its masks are the BOOL initialisers `<member>/<mask>`; where a model votes
+at several versions it is `<member>@<version>/`. Names of the averaging begin with `average_/`, which no member's can.
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ from ..errors import ExportError
 from ..labels import first_difference
 from .averaging import average_onnx
 from .copying import tidy_copy
-from .loading import LARGEST_FILE, invalid_reason, model_from_bytes, translated
-from .operators import QUANTISERS, RANDOM, STANDARD_DOMAINS
+from .loading import MAX_FILE_BYTES, invalid_reason, model_from_bytes, translate_errors
+from .operators import QUANTISE_OPERATORS, RANDOM, STANDARD_DOMAINS
 from .traversal import metadata_of, names_of, nodes_of, redirect, rename, shape_of, subgraphs, tensors_of
 
-WAY_OUT = "serve the ensemble of the members, which computes the same"
+FUSING_ALTERNATIVE = "serve the ensemble of the members, which computes the same"
 
 
 def fused_onnx(members: Sequence[bytes | onnx.ModelProto], ensemble: Ensemble, *, preprocessing: str | None = None) -> bytes:
-    """Merge ``members``, the networks of the ensemble's votes in their order, and its average into one graph.
+    """Merge `members`, the networks of the ensemble's votes in their order, and its average into one graph.
 
-    ``images`` FP32 [N,C,H,W], any N, to ``probabilities`` [N,K], ``member_probabilities`` [N,M,K], ``entropy`` [N,1] and
-    ``mutual_information`` [N,1], each as the ensemble computes it. In whatever precision a member computes, its input and output are FP32.
+    `images` FP32 [N,C,H,W], any N, to `probabilities` [N,K], `member_probabilities` [N,M,K], `entropy` [N,1] and
+    `mutual_information` [N,1], each as the ensemble computes it. In whatever precision a member computes, its input and output are FP32.
     What members do alike, such as the normalisation of the images, is done once, and equal constants are held once; masks each stay.
-    The same members give the same bytes. ``preprocessing`` is what the file's metadata state of how images are brought to size (JSON).
+    The same members give the same bytes. `preprocessing` is what the file's metadata state of how images are brought to size (JSON).
 
     Raises:
         EnsembleError: the members differ in classes or image size, are not one for each vote, or are larger than a file can be together.
-        ExportError: a member is no network from ``images`` to ``logits`` that can be merged.
+        ExportError: a member is no network from `images` to `logits` that can be merged.
     """
     if len(members) != len(ensemble.members):
         raise EnsembleError(f"ensemble '{ensemble.name}' has {len(ensemble.members)} votes, and {len(members)} networks are to be fused")
@@ -100,12 +100,12 @@ def _prefixes(ensemble: Ensemble) -> list[str]:
 
 
 def _network(member: bytes | onnx.ModelProto, name: str) -> onnx.ModelProto:
-    """A copy of a member, without what says nothing of the values, that takes ``images`` and gives ``logits`` and nothing else."""
+    """A copy of a member, without what says nothing of the values, that takes `images` and gives `logits` and nothing else."""
     if not isinstance(member, (bytes, onnx.ModelProto)):
         raise ExportError(f"'{name}' must be the bytes of an ONNX file or a ModelProto, got {type(member).__name__}: read the file first")
     model = tidy_copy(model_from_bytes(member, name) if isinstance(member, bytes) else member)
     if model.functions:  # two members may have different ones of one name
-        with translated("cannot be fused, since its functions cannot be inlined", file=f"'{name}'"):
+        with translate_errors("cannot be fused, since its functions cannot be inlined", file=f"'{name}'"):
             model = tidy_copy(onnx.inliner.inline_local_functions(model, convert_version=True))
     for what, tensors, expected, rank in (("input", model.graph.input, "images", 4), ("output", model.graph.output, "logits", 2)):
         got = [(tensor.name, tensor.type.tensor_type.elem_type, len(shape_of(tensor))) for tensor in tensors]
@@ -128,7 +128,7 @@ def _shared_interface(models: Sequence[onnx.ModelProto], names: Sequence[str]) -
     interfaces = [(shape_of(model.graph.input[0])[1:], shape_of(model.graph.output[0])[1]) for model in models]
     for name, (_, known) in zip(names, interfaces, strict=True):
         if known is None:
-            raise ExportError(f"'{name}' cannot be fused: its file does not say how many classes it knows; {WAY_OUT}")
+            raise ExportError(f"'{name}' cannot be fused: its file does not say how many classes it knows; {FUSING_ALTERNATIVE}")
     shape, num_classes = interfaces[0]
     assert num_classes is not None
     for name, (other_shape, other_classes) in zip(names, interfaces, strict=True):
@@ -146,7 +146,7 @@ def _prefix(graph: onnx.GraphProto, prefix: str, names: Mapping[str, str]) -> No
 
 
 def digests_of_members(fused: bytes) -> list[str | None]:
-    """The SHA-256 of each file that went into a graph of ``fused_onnx``, in the order of the votes; None where it came without a file."""
+    """The SHA-256 of each file that went into a graph of `fused_onnx`, in the order of the votes; None where it came without a file."""
     return [vote["sha256"] for vote in json.loads(metadata_of(onnx.load_model_from_string(fused))[FUSED_MEMBERS])]
 
 
@@ -196,7 +196,7 @@ def _opsets(models: Sequence[onnx.ModelProto], names: Sequence[str]) -> dict[str
             if opsets.setdefault(domain, entry.version) != entry.version:
                 raise ExportError(
                     f"'{name}' cannot be fused: it is written for version {entry.version} of the operators of '{domain or 'ai.onnx'}', "
-                    f"expected {opsets[domain]}: export it again, or {WAY_OUT}"
+                    f"expected {opsets[domain]}: export it again, or {FUSING_ALTERNATIVE}"
                 )
     return opsets
 
@@ -215,7 +215,7 @@ def _merge(fused: onnx.ModelProto, models: Sequence[onnx.ModelProto]) -> None:
     results: dict[tuple[Any, ...], onnx.NodeProto] = {}
     for model in models:
         graph.sparse_initializer.extend(model.graph.sparse_initializer)
-        scales = {name for node in nodes_of(model.graph) if node.op_type in QUANTISERS for name in node.input}
+        scales = {name for node in nodes_of(model.graph) if node.op_type in QUANTISE_OPERATORS for name in node.input}
         for tensor in model.graph.initializer:
             # A mask is what tells one member from another: each stays, under its own name.
             apart = tensor.data_type == TensorProto.BOOL or tensor.name in scales
@@ -226,7 +226,7 @@ def _merge(fused: onnx.ModelProto, models: Sequence[onnx.ModelProto]) -> None:
                 same[tensor.name] = kept
         for node in model.graph.node:
             redirect([node], same)
-            alone = node.op_type in QUANTISERS | RANDOM or subgraphs(node)
+            alone = node.op_type in QUANTISE_OPERATORS | RANDOM or subgraphs(node)
             if not alone and outputs.isdisjoint(node.output):
                 earlier = results.setdefault(_computation_of(node), node)
                 if earlier is not node:
@@ -256,9 +256,9 @@ def _computation_of(node: onnx.NodeProto) -> tuple[Any, ...]:
 
 def _check(fused: onnx.ModelProto, members: Mapping[str, bytes | onnx.ModelProto]) -> None:
     size = fused.ByteSize()
-    if size > LARGEST_FILE:
+    if size > MAX_FILE_BYTES:
         raise EnsembleError(
-            f"{', '.join(members)} take {size / 1e9:.1f} GB together, one ONNX file at most {LARGEST_FILE / 1e9:.1f}: "
+            f"{', '.join(members)} take {size / 1e9:.1f} GB together, one ONNX file at most {MAX_FILE_BYTES / 1e9:.1f}: "
             "fuse fewer, export them in fp16, or serve them as an ensemble"
         )
     reason = invalid_reason(fused)
@@ -266,5 +266,7 @@ def _check(fused: onnx.ModelProto, members: Mapping[str, bytes | onnx.ModelProto
         return
     for name, member in members.items():
         if own := invalid_reason(_network(member, name)):
-            raise ExportError(f"'{name}' cannot be fused: onnx's checker refuses its graph: {own}; export it again, or {WAY_OUT}")
-    raise ExportError(f"{', '.join(members)} cannot be fused, though onnx's checker passes each of them: {reason}; {WAY_OUT}")
+            raise ExportError(
+                f"'{name}' cannot be fused: onnx's checker refuses its graph: {own}; export it again, or {FUSING_ALTERNATIVE}"
+            )
+    raise ExportError(f"{', '.join(members)} cannot be fused, though onnx's checker passes each of them: {reason}; {FUSING_ALTERNATIVE}")

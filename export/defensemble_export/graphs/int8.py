@@ -15,10 +15,10 @@ from defensemble_images import image_fault
 from defensemble_repository.onnx_metadata import IR_VERSION
 
 from ..errors import ExportError
-from .copying import checked, fold, named_copy
-from .loading import cpu_session, translated
+from .copying import check_converted, fold_constants, named_copy
+from .loading import cpu_session, translate_errors
 from .operators import is_standard
-from .traversal import constants_of, fresh, graphs_of, names_of, nodes_of, read_by, redirect, replace, shape_of, subgraphs
+from .traversal import constants_of, graphs_of, names_of, nodes_of, read_by, redirect, replace, shape_of, subgraphs, unique_name
 
 Float32 = NDArray[np.float32]
 Images = Float32
@@ -35,20 +35,20 @@ _MEMORY = 2**28  # bytes, about, that the values of one batch may take
 
 
 def int8_from_onnx(model: onnx.ModelProto, images: Images, *, float_nodes: Collection[str] | None = None) -> onnx.ModelProto:
-    """Quantise the convolutions and matrix products of a float32 graph to int8; ``model`` is not changed.
+    """Quantise the convolutions and matrix products of a float32 graph to int8; `model` is not changed.
 
     Weights are int8 initialisers, symmetric per output channel; inputs of what is quantised, and outputs of convolutions, go through
-    symmetric QuantizeLinear and DequantizeLinear, whose ranges are those of least squared error on ``images``. Biases, the graph's input
+    symmetric QuantizeLinear and DequantizeLinear, whose ranges are those of least squared error on `images`. Biases, the graph's input
     and outputs stay float32, masks BOOL initialisers under their names; metadata are kept, and the batch stays free. The same images give
     the same bytes.
 
     Args:
         model: a float32 graph with one input (N, C, H, W).
-        images: real ones to calibrate on, float32 (N, C, H, W) in [0, 1], as many as ``Calibration`` says.
-        float_nodes: names of Conv and Gemm nodes that stay in float32; None: those of the masked region (``masked_region``).
+        images: real ones to calibrate on, float32 (N, C, H, W) in [0, 1], as many as `Calibration` says.
+        float_nodes: names of Conv and Gemm nodes that stay in float32; None: those of the masked region (`masked_region`).
 
     Raises:
-        ExportError: ``images`` are not such images, or all equal; ``float_nodes`` names no such node; nothing is left to quantise; or the
+        ExportError: `images` are not such images, or all equal; `float_nodes` names no such node; nothing is left to quantise; or the
             graph answers what is not a number, or has other inputs.
     """
     copy = named_copy(model)
@@ -57,7 +57,7 @@ def int8_from_onnx(model: onnx.ModelProto, images: Images, *, float_nodes: Colle
         names = ", ".join(tensor.name for tensor in graph.input) or "none"
         raise ExportError(f"int8 is calibrated on graphs of one input, the images; this one has {len(graph.input)} ({names})")
     _check_images(images, graph.input)
-    fold(copy, {node.input[1] for node in graph.node if _is_quantised(node)})
+    fold_constants(copy, {node.input[1] for node in graph.node if _is_quantised(node)})
     kept = set(masked_region(copy) if float_nodes is None else float_nodes)
     multiplying = [node for node in graph.node if _is_quantised(node)]
     if unknown := kept - {node.name for node in multiplying}:
@@ -76,7 +76,7 @@ def int8_from_onnx(model: onnx.ModelProto, images: Images, *, float_nodes: Colle
         graph, chosen, {name: numpy_helper.to_array(tensor) for name, tensor in constants.items()}, _ranges(copy, tensors, images)
     )
     copy.ir_version = IR_VERSION
-    return checked(copy, "int8")
+    return check_converted(copy, "int8")
 
 
 def _insert_pairs(
@@ -90,7 +90,7 @@ def _insert_pairs(
     taken, nodes_taken = names_of(graph), {node.name for node in graph.node}
 
     def name_of(name: str, names: set[str] = taken) -> str:
-        names.add(new := fresh(name, names))
+        names.add(new := unique_name(name, names))
         return new
 
     def constant(name: str, value: NDArray[Any]) -> str:
@@ -233,7 +233,7 @@ def _ranges(model: onnx.ModelProto, tensors: Sequence[str], images: Images) -> d
 
 
 def _range_of_least_error(counts: NDArray[np.int64], largest: float) -> float:
-    """The range of least squared error for absolute values of this histogram over [0, ``largest``], which is often an outlier."""
+    """The range of least squared error for absolute values of this histogram over [0, `largest`], which is often an outlier."""
     values = (np.arange(len(counts)) + 0.5) * (largest / len(counts))
     limits = largest * (np.arange(1, _CANDIDATES + 1) / _CANDIDATES)
     steps = limits[:, None] / _LEVELS
@@ -250,7 +250,7 @@ def _session_of(model: onnx.ModelProto, tensors: Sequence[str]) -> onnxruntime.I
     for name in tensors:
         if name not in inputs:
             probe.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
-    with translated("is not loaded by ONNX Runtime to be calibrated; export it again", file="the graph"):
+    with translate_errors("is not loaded by ONNX Runtime to be calibrated; export it again", file="the graph"):
         return cpu_session(probe.SerializeToString())
 
 
@@ -263,7 +263,7 @@ def _values(
     outputs = [output.name for output in session.get_outputs()]
 
     def run(batch: Images) -> list[Any]:
-        with translated("does not run in ONNX Runtime on images of the calibration; export it again", file="the graph"):
+        with translate_errors("does not run in ONNX Runtime on images of the calibration; export it again", file="the graph"):
             answers: list[Any] = session.run(outputs, {taken.name: batch})
         return answers
 

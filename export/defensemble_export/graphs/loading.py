@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 from ..errors import ExportError
 
 # Protobuf's limit of a message; a larger file needs its weights in other files, which no part of a repository here has.
-LARGEST_FILE = 2**31 - 1
+MAX_FILE_BYTES = 2**31 - 1
 _LONGEST_REASON = 400
 # What onnx puts before the reason: /project/onnx/version_converter/helper.cc:76: adapt: Assertion `false` failed:
 _PLACE_IN_SOURCE = re.compile(r"^\S+:\d+: \w+: Assertion `.*?` failed: ")
@@ -23,7 +23,7 @@ _PLACE_IN_RUNTIME = re.compile(r"/onnxruntime_src/\S+ [^()]*\([^()]*\) ")
 
 
 @contextmanager
-def translated(message: str, *, file: os.PathLike[str] | str, error: type[ExportError] = ExportError) -> Iterator[None]:
+def translate_errors(message: str, *, file: os.PathLike[str] | str, error: type[ExportError] = ExportError) -> Iterator[None]:
     """Raise what a library refuses as an `error` that begins with the file and `message`.
 
     onnx, ONNX Runtime and protobuf share no class of errors below Exception, hence around one call each.

@@ -7,7 +7,7 @@ import onnx
 STANDARD_DOMAINS = ("", "ai.onnx")
 # Equal nodes over equal inputs give equal values, except these.
 RANDOM = frozenset(("Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"))
-QUANTISERS = frozenset(("DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear"))
+QUANTISE_OPERATORS = frozenset(("DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear"))
 
 
 def is_standard(node: onnx.NodeProto) -> bool:

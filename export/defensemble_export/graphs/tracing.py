@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from defensemble_repository.onnx_metadata import IR_VERSION, OPSET
 
 from ..errors import VerificationError
-from .copying import strip
+from .copying import strip_metadata
 
 if TYPE_CHECKING:
     import torch
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 def graph_from_module(
     module: torch.nn.Module, input_shape: tuple[int, int, int], masks: Mapping[str, np.ndarray[Any, Any]]
 ) -> onnx.ModelProto:
-    """Trace ``images`` FP32 [N,C,H,W] to ``logits`` FP32 [N,K], any N: IR 10, opset 20, BatchNorm folded, nothing of this machine noted.
+    """Trace `images` FP32 [N,C,H,W] to `logits` FP32 [N,K], any N: IR 10, opset 20, BatchNorm folded, nothing of this machine noted.
 
     Raises:
-        VerificationError: one of ``masks`` (by name) is not in the graph as it should be.
+        VerificationError: one of `masks` (by name) is not in the graph as it should be.
     """
     import torch
 
@@ -49,13 +49,13 @@ def graph_from_module(
     model: onnx.ModelProto = program.model_proto
     model.ir_version = IR_VERSION
     _name_masks(model, masks)
-    strip(model)
+    strip_metadata(model)
     check_masks(model, masks)
     return model
 
 
 def _name_masks(model: onnx.ModelProto, masks: Mapping[str, np.ndarray[Any, Any]]) -> None:
-    """Give each ``Where`` its own mask again: torch's optimiser merges initialisers that are equal, as small masks can be by chance."""
+    """Give each `Where` its own mask again: torch's optimiser merges initialisers that are equal, as small masks can be by chance."""
     present = {tensor.name for tensor in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type != "Where":

@@ -105,7 +105,7 @@ def names_of(graph: onnx.GraphProto) -> set[str]:
     return found - {""}
 
 
-def fresh(name: str, taken: Collection[str]) -> str:
+def unique_name(name: str, taken: Collection[str]) -> str:
     """Return `name`, lengthened until it is not among `taken`."""
     while name in taken:
         name += "_"
@@ -123,7 +123,7 @@ def rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
     def name_of(old: str) -> str:
         new = names.get(old, old)
         if new in used or (old not in names and new in given):
-            new = fresh(f"{new}_inner", taken)
+            new = unique_name(f"{new}_inner", taken)
         used.add(new)
         taken.add(new)
         return new

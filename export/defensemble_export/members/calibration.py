@@ -20,7 +20,7 @@ class Calibration:
     """The images of a calibration: how many, drawn by which seed, from where, and the SHA-256 of their float32 values in C order.
 
     Raises:
-        ExportError: ``count`` is not 2 or more, or ``seed`` negative.
+        ExportError: `count` is not 2 or more, or `seed` negative.
     """
 
     count: int = DEFAULT_COUNT
@@ -46,13 +46,13 @@ def calibration_images(
     count: int = DEFAULT_COUNT,
     seed: int = DEFAULT_SEED,
 ) -> tuple[NDArray[np.float32], Calibration]:
-    """Draw ``count`` of ``total`` training images, without repetition, in the order in which they lie; all where there are fewer.
+    """Draw `count` of `total` training images, without repetition, in the order in which they lie; all where there are fewer.
 
-    ``images_at`` returns the images with these numbers, float32 (n, C, H, W) in [0, 1]: ``dataset.train.images``, or an array's
-    ``__getitem__``. ``source`` says where they come from.
+    `images_at` returns the images with these numbers, float32 (n, C, H, W) in [0, 1]: `dataset.train.images`, or an array's
+    `__getitem__`. `source` says where they come from.
 
     Raises:
-        ExportError: there are fewer than 2 images to draw from, ``count`` is below 2, or ``seed`` negative.
+        ExportError: there are fewer than 2 images to draw from, `count` is below 2, or `seed` negative.
     """
     asked = Calibration(count, seed, source)
     if total < 2:

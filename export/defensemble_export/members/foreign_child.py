@@ -35,7 +35,7 @@ from defensemble_repository.errors import RepositoryError
 from ..errors import ExportError, VerificationError
 from ..foreign.convert import foreign_interface, foreign_reference, onnx_from_foreign
 from ..verification.images import ImagePool, RealImages
-from .write import Form, Network, move_form, write_form
+from .write import ExportOptions, Network, move_export, write_network
 
 DEFAULT_TIMEOUT_S = 120.0
 # `-c` puts the working directory first in the path of modules, where anything may lie.
@@ -53,16 +53,16 @@ _LESS_MEMORY = "export a network with smaller tensors, or use a machine with mor
 
 @dataclass(frozen=True, eq=False)
 class ForeignExport:
-    """What is written of a foreign file: its ``graph`` as imported, in ``form``, compared with the file itself on ``real`` images.
+    """What is written of a foreign file: its `graph` as imported, in `form`, compared with the file itself on `real` images.
 
-    ``asked`` are the arguments of ``foreign_reference``, ``pool`` holds the images of a calibration, ``max_batch_size`` is the largest
+    `asked` are the arguments of `foreign_reference`, `pool` holds the images of a calibration, `max_batch_size` is the largest
     batch that is compared.
     """
 
     graph: onnx.ModelProto
     asked: Mapping[str, Any]
     origin: Mapping[str, Any]
-    form: Form
+    options: ExportOptions
     real: RealImages
     pool: np.ndarray[Any, Any] | None
     max_batch_size: int
@@ -71,22 +71,22 @@ class ForeignExport:
     def answers(self) -> int:
         """How many images are given to the graph or to the file itself, at most."""
         compared = 4 * (3 + self.max_batch_size)
-        converted = 0 if self.form.precision == "fp32" else compared + 2 * len(self.real.images)
-        return compared + converted + (0 if self.pool is None else 2 * self.form.calibration_count)
+        converted = 0 if self.options.precision == "fp32" else compared + 2 * len(self.real.images)
+        return compared + converted + (0 if self.pool is None else 2 * self.options.calibration_count)
 
 
 def onnx_from_foreign_limited(path: str | os.PathLike[str], *, timeout_s: float = DEFAULT_TIMEOUT_S, **options: Any) -> onnx.ModelProto:
-    """Return what `onnx_from_foreign` makes of a file, found out in a child process that may take ``timeout_s``; errors are the same."""
+    """Return what `onnx_from_foreign` makes of a file, found out in a child process that may take `timeout_s`; errors are the same."""
     with tempfile.TemporaryDirectory(prefix="defensemble-import-") as folder:
         _run(_import, path, Path(folder), options, timeout_s, "to be loaded and run on a few images")
         return onnx.load(Path(folder, _MODEL))
 
 
-def write_foreign_limited(path: Path, target: Path, export: ForeignExport, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
-    """Write an imported file and its report by `write_form`, in a child process: what real images make a graph do is not known before.
+def export_foreign_limited(path: Path, target: Path, export: ForeignExport, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+    """Write an imported file and its report by `write_network`, in a child process: what real images make a graph do is not known before.
 
-    ``path`` is the ONNX file as it was given; the child may take ``timeout_s`` to start, and again for each 64 images. Raises what
-    `write_form` does, and an ExportError where time or memory did not suffice; then nothing is written.
+    `path` is the ONNX file as it was given; the child may take `timeout_s` to start, and again for each 64 images. Raises what
+    `write_network` does, and an ExportError where time or memory did not suffice; then nothing is written.
     """
     with tempfile.TemporaryDirectory(prefix="defensemble-export-") as folder:
         place = Path(folder)
@@ -94,11 +94,11 @@ def write_foreign_limited(path: Path, target: Path, export: ForeignExport, *, ti
         np.save(place / _IMAGES, export.real.images)
         if export.pool is not None:
             np.save(place / _CALIBRATION, export.pool)
-        drawn = {"calibration_count": export.form.calibration_count, "calibration_seed": export.form.calibration_seed}
+        drawn = {"calibration_count": export.options.calibration_count, "calibration_seed": export.options.calibration_seed}
         options = {
             "asked": dict(export.asked),
             "origin": dict(export.origin),
-            "form": {"precision": export.form.precision, **drawn},
+            "options": {"precision": export.options.precision, **drawn},
             "source": export.real.source,
             "max_batch_size": export.max_batch_size,
         }
@@ -106,7 +106,7 @@ def write_foreign_limited(path: Path, target: Path, export: ForeignExport, *, ti
         _run(
             _write, path, place, options, limit, f"to answer {export.answers} images, of itself and exported ({timeout_s:g} s for each 64)"
         )
-        move_form(place / _MODEL, target)
+        move_export(place / _MODEL, target)
 
 
 def _run(
@@ -117,7 +117,7 @@ def _run(
     timeout_s: float,
     purpose: str,
 ) -> None:
-    """Do ``job`` in a child, which finds and leaves files in ``folder``."""
+    """Do `job` in a child, which finds and leaves files in `folder`."""
     status = _helper.run((job, os.getcwd(), os.fspath(path), options, str(folder), timeout_s))
     failed = folder / _ERROR
     if failed.exists():
@@ -156,7 +156,7 @@ def _write(path: str, folder: Path, options: dict[str, Any]) -> None:
     try:
         network = Network(graph, foreign_reference(path, **options["asked"]), against, shape, options["origin"])
         real = RealImages(images, options["source"])
-        write_form(network, folder / _MODEL, Form(**options["form"]), real, pool, options["max_batch_size"])
+        write_network(network, folder / _MODEL, ExportOptions(**options["options"]), real, pool, options["max_batch_size"])
     except VerificationError as error:
         raise VerificationError(f"{path}: {error}") from error
 

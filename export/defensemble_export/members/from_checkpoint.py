@@ -21,9 +21,9 @@ from ..foreign.reader import check_is_checkpoint
 from ..graphs.tracing import graph_from_module
 from ..graphs.traversal import metadata_of
 from ..labels import checked_class_names
-from ..verification.images import ImagePool, RealImages, dataset_of, images_for_verification
-from ..verification.network import answers_from_module
-from .write import Form, Network, check_place, report_beside, write_form
+from ..verification.images import ImagePool, RealImages, dataset_from_record, images_for_verification
+from ..verification.network import reference_from_module
+from .write import ExportOptions, Network, check_output_path, report_path, write_network
 
 if TYPE_CHECKING:
     import torch
@@ -34,36 +34,36 @@ def onnx_from_checkpoint(
     path: str | os.PathLike[str],
     *,
     max_batch_size: int = DEFAULT_MAX_BATCH_SIZE,
-    form: Form | None = None,
+    options: ExportOptions | None = None,
     verify: bool = True,
     images: np.ndarray[Any, Any] | None = None,
     data_dir: str | os.PathLike[str] | None = None,
 ) -> Path:
-    """Export a checkpoint to ``path``: ``images`` FP32 [N,C,H,W] in [0, 1] to ``logits`` FP32 [N,K], any N, computed as ``form`` says.
+    """Export a checkpoint to `path`: `images` FP32 [N,C,H,W] in [0, 1] to `logits` FP32 [N,K], any N, computed as `form` says.
 
-    The file is what ``onnx_from_module`` writes, and its metadata hold the spec, the training record and, where that states it, how images
-    are brought to size too. It is verified, unless ``verify`` is False, on ``images`` (N,C,H,W), by default test images of the data that
-    the checkpoint was trained on (from ``data_dir`` where it is given), and on random ones. An int8 graph is calibrated on training images
-    of these data, unless ``form`` has others.
+    The file is what `onnx_from_module` writes, and its metadata hold the spec, the training record and, where that states it, how images
+    are brought to size too. It is verified, unless `verify` is False, on `images` (N,C,H,W), by default test images of the data that
+    the checkpoint was trained on (from `data_dir` where it is given), and on random ones. An int8 graph is calibrated on training images
+    of these data, unless `form` has others.
 
     Raises:
-        ExportError: the checkpoint is ONNX, or of another framework; ``images`` are not float32 of its shape, or there are none;
-            ``max_batch_size`` is not 1 to 4096; ``path`` is no place; the network cannot be converted to the precision.
+        ExportError: the checkpoint is ONNX, or of another framework; `images` are not float32 of its shape, or there are none;
+            `max_batch_size` is not 1 to 4096; `path` is no place; the network cannot be converted to the precision.
         VerificationError: the graph answers otherwise than the checkpoint, by more than the precision may; no file is left.
-        OSError: the file cannot be written; names ``path``.
+        OSError: the file cannot be written; names `path`.
         defensemble_training.CheckpointError: the checkpoint cannot be read.
     """
     check_is_checkpoint(Path(checkpoint))
     from defensemble_training import load_checkpoint
 
-    form = Form() if form is None else form
+    options = ExportOptions() if options is None else options
     checked_batch(max_batch_size, "max_batch_size")
-    check_place(Path(path))
+    check_output_path(Path(path))
     module, spec, record = load_checkpoint(Path(checkpoint))
     real = None if images is None else RealImages(images, "images of the user's")
-    pool = None if form.calibration_images is None else ImagePool.of(form.calibration_images, spec.input_shape)
-    if (verify and real is None) or (form.precision == "int8" and pool is None):
-        dataset = dataset_of(record, spec.input_shape, data_dir)
+    pool = None if options.calibration_images is None else ImagePool.of(options.calibration_images, spec.input_shape)
+    if (verify and real is None) or (options.precision == "int8" and pool is None):
+        dataset = dataset_from_record(record, spec.input_shape, data_dir)
         real = images_for_verification(dataset) if real is None else real
         if pool is None:
             pool = ImagePool(dataset.train.images, len(dataset.train), f"training images of {dataset.name}")
@@ -76,7 +76,7 @@ def onnx_from_checkpoint(
         {"kind": "checkpoint", "name": Path(checkpoint).name, "sha256": hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest()},
         None if not verify else real,
     )
-    return write_form(network, Path(path), form, real if verify else None, pool, max_batch_size)
+    return write_network(network, Path(path), options, real if verify else None, pool, max_batch_size)
 
 
 def onnx_from_module(
@@ -87,29 +87,29 @@ def onnx_from_module(
     class_names: Sequence[str],
     images: np.ndarray[Any, Any],
     max_batch_size: int = DEFAULT_MAX_BATCH_SIZE,
-    form: Form | None = None,
+    options: ExportOptions | None = None,
 ) -> Path:
-    """Export any network that takes images in [0, 1] to logits, such as one that ``defective`` made, to ``path``.
+    """Export any network that takes images in [0, 1] to logits, such as one that `defective` made, to `path`.
 
-    ``images`` FP32 [N,C,H,W] to ``logits`` FP32 [N,K], any N; IR 10, opset 20, BatchNorm folded into the convolutions; each mask is a BOOL
+    `images` FP32 [N,C,H,W] to `logits` FP32 [N,K], any N; IR 10, opset 20, BatchNorm folded into the convolutions; each mask is a BOOL
     initialiser under its name in the module, in every precision. The file's metadata hold the mask digest and the class names. ONNX
-    Runtime's answers on the real ``images`` (N,C,H,W) and on random ones are compared with torch's before the file appears under its name,
-    and a report of it beside the file. For int8, ``form`` has to hold images to calibrate on.
+    Runtime's answers on the real `images` (N,C,H,W) and on random ones are compared with torch's before the file appears under its name,
+    and a report of it beside the file. For int8, `form` has to hold images to calibrate on.
 
     Raises:
-        ExportError, VerificationError, OSError: see ``onnx_from_checkpoint``.
+        ExportError, VerificationError, OSError: see `onnx_from_checkpoint`.
     """
-    form = Form() if form is None else form
+    options = ExportOptions() if options is None else options
     checked_batch(max_batch_size, "max_batch_size")
-    check_place(Path(path))
+    check_output_path(Path(path))
     real = RealImages(images, "images of the user's")
-    pool = None if form.calibration_images is None else ImagePool.of(form.calibration_images, input_shape)
+    pool = None if options.calibration_images is None else ImagePool.of(options.calibration_images, input_shape)
     network = _network(module.eval(), input_shape, class_names, {}, {"kind": "module"}, real)
-    return write_form(network, Path(path), form, real, pool, max_batch_size)
+    return write_network(network, Path(path), options, real, pool, max_batch_size)
 
 
 def member_from_onnx(path: str | os.PathLike[str], name: str) -> ExportedMember:
-    """Read back what this package wrote, with the report beside it where there is one, as the member ``name`` of a repository.
+    """Read back what this package wrote, with the report beside it where there is one, as the member `name` of a repository.
 
     Raises:
         ExportError: the file is not such a file, or its metadata state a rule for the size of images that is not known here.
@@ -121,7 +121,7 @@ def member_from_onnx(path: str | os.PathLike[str], name: str) -> ExportedMember:
         raise ExportError(f"{path} does not carry {CLASS_NAMES} in its metadata: export it with --from-onnx")
     class_names = json.loads(metadata[CLASS_NAMES])
     _, channels, height, width = (size.dim_value for size in model.graph.input[0].type.tensor_type.shape.dim)
-    report = report_beside(Path(path))
+    report = report_path(Path(path))
     return ExportedMember(
         name,
         content,
@@ -155,4 +155,4 @@ def _network(
     graph = graph_from_module(module, input_shape, masks)
     onnx.helper.set_model_props(graph, {MASK_DIGEST: digest, CLASS_NAMES: json.dumps(names), **metadata})
     against = f"torch {torch.__version__}"
-    return Network(graph, answers_from_module(module), against, input_shape, {**origin, "mask_digest": digest}, masks)
+    return Network(graph, reference_from_module(module), against, input_shape, {**origin, "mask_digest": digest}, masks)

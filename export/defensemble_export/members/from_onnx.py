@@ -25,18 +25,18 @@ from ..graphs.traversal import metadata_of
 from ..labels import checked_class_names, default_labels
 from ..verification.images import RANDOM_ONLY, ImagePool, RealImages
 from ..verification.tolerances import computed_precision
-from .foreign_child import DEFAULT_TIMEOUT_S, ForeignExport, onnx_from_foreign_limited, write_foreign_limited
-from .write import Form, check_place
+from .foreign_child import DEFAULT_TIMEOUT_S, ForeignExport, export_foreign_limited, onnx_from_foreign_limited
+from .write import ExportOptions, check_output_path
 
 _RANDOM = 16
 
 
 @dataclass(frozen=True)
-class FromOnnx:
-    """An ONNX file to be exported as the member ``name``: see ``onnx_from_foreign``.
+class OnnxSource:
+    """An ONNX file to be exported as the member `name`: see `onnx_from_foreign`.
 
-    ``class_names``: one for each class; None: the indices as text. ``timeout_s``: of the import, and again for each 64 images that the
-    export is compared on. ``resize``: how images were brought to size in its training, ``crop`` or ``squash``; None: not known.
+    `class_names`: one for each class; None: the indices as text. `timeout_s`: of the import, and again for each 64 images that the
+    export is compared on. `resize`: how images were brought to size in its training, `crop` or `squash`; None: not known.
     """
 
     path: Path
@@ -79,24 +79,24 @@ class FromOnnx:
         """How images are brought to size; None where it is not known."""
         return None if self.resize is None else Preprocessing(self.resize)
 
-    def check(self, form: Form, images: np.ndarray[Any, Any] | None) -> None:
+    def check(self, options: ExportOptions, images: np.ndarray[Any, Any] | None) -> None:
         """Find out before any slow work whether it can be exported.
 
         Raises:
             ExportError: it cannot.
         """
-        own = computed_precision(self.graph) if form.precision != "fp32" else "fp32"
+        own = computed_precision(self.graph) if options.precision != "fp32" else "fp32"
         if own != "fp32":
             raise ExportError(
-                f"{self.path} computes in {own} already, and only float32 networks are converted to {form.precision}: leave --precision "
+                f"{self.path} computes in {own} already, and only float32 networks are converted to {options.precision}: leave --precision "
                 f"away, and it is exported in {own} as it is, or convert the float32 network that it was made from"
             )
-        if images is None and form.precision != "fp32":
+        if images is None and options.precision != "fp32":
             raise ExportError(
-                f"{self.path} answers a little otherwise in {form.precision}, and how much only real images tell: "
+                f"{self.path} answers a little otherwise in {options.precision}, and how much only real images tell: "
                 "pass some (--images FILE.npy)"
             )
-        if form.precision == "int8" and form.calibration_images is None:
+        if options.precision == "int8" and options.calibration_images is None:
             raise ExportError(f"{self.path} in int8 is calibrated on training images: pass some (--calibration-images FILE.npy)")
         if images is not None:
             RealImages(images, "").check_fit(foreign_interface(self.graph)[0])
@@ -114,7 +114,7 @@ class FromOnnx:
         onnx.helper.set_model_props(graph, {CLASS_NAMES: json.dumps(names), **resized})
         return graph
 
-    def outline(self) -> ExportedMember:
+    def describe_member(self) -> ExportedMember:
         """The member that it will be, without its graph: what it takes, and which classes it knows."""
         names = tuple(json.loads(metadata_of(self.graph)[CLASS_NAMES]))
         return ExportedMember(self.name, b"", foreign_interface(self.graph)[0], len(names), names, None, preprocessing=self.preprocessing)
@@ -124,30 +124,30 @@ class FromOnnx:
         path: str | os.PathLike[str],
         *,
         max_batch_size: int,
-        form: Form | None = None,
+        options: ExportOptions | None = None,
         images: np.ndarray[Any, Any] | None = None,
         data_dir: Path | None = None,
     ) -> Path:
-        """Write the member's file to ``path``, and its report beside it, once its answers were compared with those of the file as given.
+        """Write the member's file to `path`, and its report beside it, once its answers were compared with those of the file as given.
 
-        Without real ``images`` (N,C,H,W) random ones alone are compared, and the report says so: no data are known that such a network was
-        trained on, and ``data_dir`` means nothing to it.
+        Without real `images` (N,C,H,W) random ones alone are compared, and the report says so: no data are known that such a network was
+        trained on, and `data_dir` means nothing to it.
 
         Raises:
-            ExportError, VerificationError, OSError: see ``onnx_from_checkpoint``.
+            ExportError, VerificationError, OSError: see `onnx_from_checkpoint`.
         """
-        form = Form() if form is None else form
+        options = ExportOptions() if options is None else options
         checked_batch(max_batch_size, "max_batch_size")
-        check_place(Path(path))
-        self.check(form, images)
+        check_output_path(Path(path))
+        self.check(options, images)
         shape, _ = foreign_interface(self.graph)
         if images is None:
             real = RealImages(np.random.default_rng(0).random((_RANDOM, *shape), np.float32), RANDOM_ONLY)
         else:
             real = RealImages(images, "images of the user's")
-        if form.calibration_images is not None:
-            ImagePool.of(form.calibration_images, shape)  # are they such images?
+        if options.calibration_images is not None:
+            ImagePool.of(options.calibration_images, shape)  # are they such images?
         origin = {"kind": "onnx", "name": self.path.name, "sha256": hashlib.sha256(self.path.read_bytes()).hexdigest(), **self._options}
-        export = ForeignExport(self.graph, self._options, origin, form, real, form.calibration_images, max_batch_size)
-        write_foreign_limited(self.path, Path(path), export, timeout_s=self.timeout_s)
+        export = ForeignExport(self.graph, self._options, origin, options, real, options.calibration_images, max_batch_size)
+        export_foreign_limited(self.path, Path(path), export, timeout_s=self.timeout_s)
         return Path(path)

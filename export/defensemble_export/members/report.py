@@ -26,10 +26,10 @@ def report_from_export(
     tolerance: Mapping[str, Any],
     calibration: Mapping[str, Any] | None = None,
 ) -> bytes:
-    """The report of ``content``, the bytes of an ONNX file, as JSON.
+    """The report of `content`, the bytes of an ONNX file, as JSON.
 
-    ``origin`` says what it was made from, ``verification`` what it was compared with, on which images, and what came out; ``tolerance``
-    what was allowed; ``calibration`` on what an int8 graph was calibrated.
+    `origin` says what it was made from, `verification` what it was compared with, on which images, and what came out; `tolerance`
+    what was allowed; `calibration` on what an int8 graph was calibrated.
     """
     graph = onnx.load_model_from_string(content).graph
     masks = [numpy_helper.to_array(tensor) for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.BOOL]

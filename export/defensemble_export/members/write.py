@@ -27,11 +27,11 @@ from .report import report_from_export
 
 
 @dataclass(frozen=True, eq=False)
-class Form:
+class ExportOptions:
     """In which precision a network is exported, and for int8 on which images it is calibrated.
 
-    ``calibration_images`` (N,C,H,W), float32 in [0, 1]; None: training images of the data that a checkpoint was trained on. Of them
-    ``calibration_count`` are drawn by ``calibration_seed``.
+    `calibration_images` (N,C,H,W), float32 in [0, 1]; None: training images of the data that a checkpoint was trained on. Of them
+    `calibration_count` are drawn by `calibration_seed`.
 
     Raises:
         ExportError: no such precision, or a count or seed out of range.
@@ -51,7 +51,7 @@ class Form:
 class Network:
     """What is to be exported: its graph in float32, with its metadata, and what answers rightly for it.
 
-    ``against`` says who answers; ``origin`` (JSON values) what it was made from; ``masks`` by name are to be found in every form of it.
+    `against` says who answers; `origin` (JSON values) what it was made from; `masks` by name are to be found in every form of it.
     """
 
     graph: onnx.ModelProto
@@ -62,33 +62,35 @@ class Network:
     masks: Mapping[str, np.ndarray[Any, Any]] = field(default_factory=dict)
 
 
-def report_beside(path: Path) -> Path:
-    """Where the report of an ONNX file lies: ``model.onnx.json`` beside ``model.onnx``."""
+def report_path(path: Path) -> Path:
+    """Where the report of an ONNX file lies: `model.onnx.json` beside `model.onnx`."""
     return path.with_name(path.name + REPORT_FILE.removeprefix(MODEL_FILE))
 
 
-def write_form(network: Network, target: Path, form: Form, real: RealImages | None, pool: ImagePool | None, batch: int) -> Path:
-    """Write ``network`` in ``form`` to ``target`` and its report beside it, once its answers to ``real`` images were compared (None: not).
+def write_network(
+    network: Network, target: Path, options: ExportOptions, real: RealImages | None, pool: ImagePool | None, batch: int
+) -> Path:
+    """Write `network` in `form` to `target` and its report beside it, once its answers to `real` images were compared (None: not).
 
     Raises:
         ExportError: the images do not fit, or the network cannot be converted.
         VerificationError: the file would answer otherwise than the network; nothing is left.
-        OSError: it cannot be written; names ``target``.
+        OSError: it cannot be written; names `target`.
     """
     if real is not None:
         real.check_fit(network.input_shape)
     try:
-        model, calibration = _converted(network, form, pool)
+        model, calibration = _converted(network, options, pool)
     except ExportError as error:  # which of several
-        raise ExportError(f"{network.origin.get('name', 'the network')} in {form.precision}: {error}") from error
+        raise ExportError(f"{network.origin.get('name', 'the network')} in {options.precision}: {error}") from error
     # What others have quantised or halved stays so, and is compared as closely as float32: an export changes nothing of it.
-    computed = lowest_precision((form.precision, computed_precision(model)))
+    computed = lowest_precision((options.precision, computed_precision(model)))
     if computed != "fp32":
         model.metadata_props.add(key=PRECISION, value=computed)
     check_masks(model, network.masks)
     onnx.checker.check_model(model, full_check=True)
     content: bytes = model.SerializeToString(deterministic=True)
-    temporary, temporary_report = temporary_path(target), temporary_path(report_beside(target))
+    temporary, temporary_report = temporary_path(target), temporary_path(report_path(target))
     try:
         with named(target):
             temporary.write_bytes(content)
@@ -99,7 +101,7 @@ def write_form(network: Network, target: Path, form: Form, real: RealImages | No
                 network.answers,
                 real.images,
                 max_batch_size=batch,
-                precision=form.precision,
+                precision=options.precision,
                 labels=real.labels,
                 against=network.against,
             )
@@ -109,34 +111,34 @@ def write_form(network: Network, target: Path, form: Form, real: RealImages | No
             precision=computed,
             origin=network.origin,
             verification=verification,
-            tolerance=asdict(TOLERANCES[form.precision]),
+            tolerance=asdict(TOLERANCES[options.precision]),
             calibration=None if calibration is None else asdict(calibration),
         )
         with named(target):
             temporary_report.write_bytes(report)
-        rename_durably([(temporary_report, report_beside(target)), (temporary, target)])
+        rename_durably([(temporary_report, report_path(target)), (temporary, target)])
     finally:
         temporary.unlink(missing_ok=True)
         temporary_report.unlink(missing_ok=True)
     return target
 
 
-def _converted(network: Network, form: Form, pool: ImagePool | None) -> tuple[onnx.ModelProto, Calibration | None]:
-    if form.precision == "fp32":
+def _converted(network: Network, options: ExportOptions, pool: ImagePool | None) -> tuple[onnx.ModelProto, Calibration | None]:
+    if options.precision == "fp32":
         return network.graph, None
-    if form.precision == "fp16":
+    if options.precision == "fp16":
         return fp16_from_onnx(network.graph), None
     if pool is None:
         raise ExportError("int8 is calibrated on real images: pass some training images (--calibration-images FILE.npy)")
     images, calibration = calibration_images(
-        pool.images_at, pool.total, source=pool.source, count=form.calibration_count, seed=form.calibration_seed
+        pool.images_at, pool.total, source=pool.source, count=options.calibration_count, seed=options.calibration_seed
     )
     return int8_from_onnx(network.graph, images), calibration
 
 
-def move_form(written: Path, target: Path) -> None:
-    """Move what `write_form` wrote, with its report, to another place; an OSError names ``target``."""
-    places = [(report_beside(written), report_beside(target)), (written, target)]
+def move_export(written: Path, target: Path) -> None:
+    """Move what `write_network` wrote, with its report, to another place; an OSError names `target`."""
+    places = [(report_path(written), report_path(target)), (written, target)]
     renames = [(temporary_path(place), place) for _, place in places]
     try:
         with named(target):
@@ -148,7 +150,7 @@ def move_form(written: Path, target: Path) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def check_place(target: Path) -> None:
+def check_output_path(target: Path) -> None:
     """Find out before an export, which takes seconds, whether its file can be written (ExportError, OSError)."""
     if target.is_dir():
         raise ExportError(f"cannot write {target}: it is a folder; name a file, such as {target / 'network.onnx'}")

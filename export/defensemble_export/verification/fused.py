@@ -13,8 +13,8 @@ from defensemble_repository.ensemble import Ensemble
 
 from ..errors import ExportError, VerificationError
 from ..graphs.averaging import average_onnx
-from ..graphs.fusion import WAY_OUT
-from ..graphs.loading import cpu_session, translated
+from ..graphs.fusion import FUSING_ALTERNATIVE
+from ..graphs.loading import cpu_session, translate_errors
 from .compare import Comparison
 from .images import RANDOM_ONLY, RealImages
 
@@ -28,17 +28,17 @@ FUSED_TOLERANCE = 1e-6
 def verify_fused(
     fused: bytes, members: Sequence[bytes], ensemble: Ensemble, images: Array | None, *, max_batch_size: int
 ) -> dict[str, Any]:
-    """Compare a fused graph with ONNX Runtime's answers of ``members``, averaged by the ensemble's own graph, output by output.
+    """Compare a fused graph with ONNX Runtime's answers of `members`, averaged by the ensemble's own graph, output by output.
 
-    On ``images`` (N,C,H,W), where there are any, and on random ones, at batch 1, 2 and ``max_batch_size``, both with ONNX Runtime's graph
+    On `images` (N,C,H,W), where there are any, and on random ones, at batch 1, 2 and `max_batch_size`, both with ONNX Runtime's graph
     optimisation, as they are served: it decides by what stands around a node whether that is run in integers. Returns what was measured,
     for a JSON file.
 
     Raises:
-        ExportError: ``images`` are not float32 of the members' shape in [0, 1], or ONNX Runtime does not run the graph or a member.
+        ExportError: `images` are not float32 of the members' shape in [0, 1], or ONNX Runtime does not run the graph or a member.
         VerificationError: names, shapes or values differ; says where and by how much.
     """
-    one = _session(fused, f"is not loaded by ONNX Runtime; {WAY_OUT}", _FUSED)
+    one = _session(fused, f"is not loaded by ONNX Runtime; {FUSING_ALTERNATIVE}", _FUSED)
     expected = set(OUTPUTS)
     if [tensor.name for tensor in one.get_inputs()] != ["images"] or {tensor.name for tensor in one.get_outputs()} != expected:
         tensors = [tensor.name for tensor in (*one.get_inputs(), *one.get_outputs())]
@@ -61,7 +61,7 @@ def verify_fused(
         for kind, sample in samples.items():
             where = f"{batch} {kind} image{'s' if batch > 1 else ''}"
             right = pipeline.answers(sample)
-            with translated(f"does not run in ONNX Runtime on {where}; {WAY_OUT}", file=_FUSED):
+            with translate_errors(f"does not run in ONNX Runtime on {where}; {FUSING_ALTERNATIVE}", file=_FUSED):
                 got = dict(zip([tensor.name for tensor in one.get_outputs()], one.run(None, {"images": sample}), strict=True))
             found = {output: _COMPARISON.difference(got[output], right[output], f"{where}: {output}") for output in worst}
             for output, difference in found.items():
@@ -90,11 +90,11 @@ class _Pipeline:
         """Every output of the ensemble, by name."""
         logits = {}
         for index, (member, name) in enumerate(zip(self.members, self.names, strict=True)):
-            with translated("does not run in ONNX Runtime; export it again, or take it out of the ensemble", file=name):
+            with translate_errors("does not run in ONNX Runtime; export it again, or take it out of the ensemble", file=name):
                 logits[f"logits_{index}"] = member.run(["logits"], {"images": images})[0]
         return dict(zip([tensor.name for tensor in self.average.get_outputs()], self.average.run(None, logits), strict=True))
 
 
 def _session(content: bytes, message: str, what: str) -> onnxruntime.InferenceSession:
-    with translated(message, file=what):
+    with translate_errors(message, file=what):
         return cpu_session(content)

@@ -18,7 +18,7 @@ import onnx
 from defensemble_images import image_fault
 from defensemble_repository.onnx_metadata import CLASS_NAMES, RECORD
 
-from ..errors import ExportError, OtherImagesWarning
+from ..errors import DatasetMismatchWarning, ExportError
 from ..graphs.traversal import metadata_of, shape_of
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class RealImages:
     labels: np.ndarray[Any, Any] | None = None
 
     def check_fit(self, input_shape: tuple[int, int, int], what: str = "verification") -> None:
-        """Refuse them for a network that takes other images than these of ``input_shape``."""
+        """Refuse them for a network that takes other images than these of `input_shape`."""
         fault = image_fault(self.images, f"the images for the {what}", shape=input_shape, taker="the network")
         if fault is not None:
             raise ExportError(fault)
@@ -50,7 +50,7 @@ class RealImages:
 
 @dataclass(frozen=True, eq=False)
 class ImagePool:
-    """``total`` images to draw from, of which ``images_at`` gives those with some numbers, float32 (n,C,H,W), and in words where from."""
+    """`total` images to draw from, of which `images_at` gives those with some numbers, float32 (n,C,H,W), and in words where from."""
 
     images_at: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]
     total: int
@@ -58,13 +58,13 @@ class ImagePool:
 
     @classmethod
     def of(cls, images: np.ndarray[Any, Any], input_shape: tuple[int, int, int]) -> ImagePool:
-        """The user's own images, to calibrate on: float32 (N,C,H,W) in [0, 1] of ``input_shape``, else an ExportError."""
+        """The user's own images, to calibrate on: float32 (N,C,H,W) in [0, 1] of `input_shape`, else an ExportError."""
         RealImages(images, "").check_fit(input_shape, "calibration")
         return cls(images.__getitem__, len(images), "images of the user's")
 
 
-def dataset_of(record: TrainingRecord, input_shape: tuple[int, int, int], data_dir: str | os.PathLike[str] | None) -> Dataset:
-    """The data that a checkpoint was trained on; others, by their digest, with an `OtherImagesWarning`.
+def dataset_from_record(record: TrainingRecord, input_shape: tuple[int, int, int], data_dir: str | os.PathLike[str] | None) -> Dataset:
+    """The data that a checkpoint was trained on; others, by their digest, with an `DatasetMismatchWarning`.
 
     Looked for in `data_dir`; without it in the cache of decoded images, by their digest; in the folder that the command of the training
     named; and in the usual places. ExportError where they are not there, or have other classes.
@@ -100,7 +100,7 @@ def _dataset(
         warnings.warn(
             f"the images for the verification ({dataset.source}) are not those that the checkpoint was trained on: their digest is "
             f"{dataset.digest}, the training record states {digest}; the report compares accuracies on these",
-            OtherImagesWarning,
+            DatasetMismatchWarning,
             stacklevel=2,
         )
     return dataset
@@ -113,8 +113,8 @@ def _words(command: str) -> list[str]:
         return []
 
 
-def images_of_record(graph: onnx.ModelProto, name: str, data_dir: str | os.PathLike[str] | None) -> RealImages | None:
-    """Test images of the data that the network of a graph (``name`` in errors) was trained on; None where it has none, as foreign ones."""
+def images_from_record(graph: onnx.ModelProto, name: str, data_dir: str | os.PathLike[str] | None) -> RealImages | None:
+    """Test images of the data that the network of a graph (`name` in errors) was trained on; None where it has none, as foreign ones."""
     notes = metadata_of(graph)
     record = json.loads(notes[RECORD]) if RECORD in notes else {"data": ""}
     if not record["data"]:

@@ -1,4 +1,4 @@
-"""Does an exported graph compute what the network that it was made from does? As closely as its precision allows: ``TOLERANCES``."""
+"""Does an exported graph compute what the network that it was made from does? As closely as its precision allows: `TOLERANCES`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import onnxruntime
 from defensemble_repository.averaging import softmax
 
 from ..errors import VerificationError
-from ..graphs.loading import cpu_session, translated
+from ..graphs.loading import cpu_session, translate_errors
 from .compare import Comparison, same_classes
 from .tolerances import TOLERANCES, Tolerance, checked_precision
 
@@ -32,12 +32,12 @@ _BETWEEN_BATCHES = 1e-3
 
 @dataclass(frozen=True)
 class Verification:
-    """What a comparison came to; ``TOLERANCES`` holds.
+    """What a comparison came to; `TOLERANCES` holds.
 
-    ``n``: different real images compared. ``batches``: sizes at which the graph was run. ``graph_optimisation``: ONNX Runtime's, ``all`` or
-    ``none``. ``largest_logit_difference``: in units of max(1, largest |logit|). ``agreement``: share of the real images that get the same
-    class. ``accuracy``, ``reference_accuracy``: of the graph and of what it was made from, where the images' classes are known. All but
-    ``largest_logit_difference`` of fp32, which random images count for too, are of real images.
+    `n`: different real images compared. `batches`: sizes at which the graph was run. `graph_optimisation`: ONNX Runtime's, `all` or
+    `none`. `largest_logit_difference`: in units of max(1, largest |logit|). `agreement`: share of the real images that get the same
+    class. `accuracy`, `reference_accuracy`: of the graph and of what it was made from, where the images' classes are known. All but
+    `largest_logit_difference` of fp32, which random images count for too, are of real images.
     """
 
     precision: str
@@ -71,7 +71,7 @@ class Verification:
         return {**asdict(self), "batches": list(self.batches), "goals_missed": self.goals_missed}
 
 
-def answers_from_module(module: torch.nn.Module) -> Answers:
+def reference_from_module(module: torch.nn.Module) -> Answers:
     """What torch answers; the module is taken as it is, and should be in eval mode."""
     import torch
 
@@ -93,12 +93,12 @@ def verify_onnx(
     labels: Array | None = None,
     against: str = "torch",
 ) -> Verification:
-    """Compare ONNX Runtime with ``answers`` on real ``images`` (N,C,H,W) and on random ones, at batch 1, 2 and ``max_batch_size``.
+    """Compare ONNX Runtime with `answers` on real `images` (N,C,H,W) and on random ones, at batch 1, 2 and `max_batch_size`.
 
     In fp32 every logit must be the same within 1e-5 of max(1, largest |logit|), and the class wherever the two best logits are further
-    apart than that; other precisions are compared on all ``images`` and must keep what ``TOLERANCES`` says. An int8 graph is compared as it
-    is written, with graph optimisation off: what optimisers make of it saturates on CPUs without VNNI; optimised, it must run. ``labels``
-    int64 (N,) are the images' classes, for accuracies; ``against`` names in errors who answers.
+    apart than that; other precisions are compared on all `images` and must keep what `TOLERANCES` says. An int8 graph is compared as it
+    is written, with graph optimisation off: what optimisers make of it saturates on CPUs without VNNI; optimised, it must run. `labels`
+    int64 (N,) are the images' classes, for accuracies; `against` names in errors who answers.
 
     Raises:
         VerificationError: names, types, shapes or values differ; says where and by how much.
@@ -145,7 +145,7 @@ def verify_onnx(
     )
 
 
-def session_as_verified(path: str | os.PathLike[str], precision: str) -> onnxruntime.InferenceSession:
+def verification_session(path: str | os.PathLike[str], precision: str) -> onnxruntime.InferenceSession:
     """A graph in ONNX Runtime on the CPU; int8 as it is written, without optimisation: fused integer kernels saturate without VNNI."""
     return cpu_session(os.fspath(path), optimise=precision != "int8")
 
@@ -156,12 +156,12 @@ class _Graph:
     def __init__(self, path: str | os.PathLike[str], precision: str) -> None:
         self.optimisation = "none" if precision == "int8" else "all"
         message = f"is not loaded by ONNX Runtime with graph optimisation {self.optimisation}, and is not used: choose another --precision"
-        with translated(message, file="the graph", error=VerificationError):
-            self.session = session_as_verified(path, precision)
+        with translate_errors(message, file="the graph", error=VerificationError):
+            self.session = verification_session(path, precision)
 
     def __call__(self, images: Array) -> Array:
         logits: Array
-        with translated(f"does not run on {len(images)} images; {_NOT_USED}", file="the graph", error=VerificationError):
+        with translate_errors(f"does not run on {len(images)} images; {_NOT_USED}", file="the graph", error=VerificationError):
             (logits,) = self.session.run(["logits"], {"images": np.ascontiguousarray(images)})
         return logits
 

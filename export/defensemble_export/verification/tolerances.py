@@ -12,7 +12,7 @@ from onnx import TensorProto
 from defensemble_repository.onnx_metadata import CLASS_NAMES, FUSED_MEMBERS, PRECISION
 
 from ..errors import ExportError
-from ..graphs.operators import QUANTISERS
+from ..graphs.operators import QUANTISE_OPERATORS
 from ..graphs.traversal import metadata_of, nodes_of, tensors_of
 
 
@@ -20,8 +20,8 @@ from ..graphs.traversal import metadata_of, nodes_of, tensors_of
 class Tolerance:
     """What every export of a precision must keep, and what it should reach, on real images.
 
-    ``logits``: the largest difference of a logit, in units of max(1, largest |logit|). ``probabilities``: of a probability.
-    ``agreement``: the least share of images that get the same class. ``goal_agreement`` and ``goal_accuracy_points`` (the largest loss of
+    `logits`: the largest difference of a logit, in units of max(1, largest |logit|). `probabilities`: of a probability.
+    `agreement`: the least share of images that get the same class. `goal_agreement` and `goal_accuracy_points` (the largest loss of
     accuracy, in points) are reported where they are missed, and stop nothing. None: not asked for.
     """
 
@@ -41,7 +41,7 @@ TOLERANCES = {
 }
 # From the most exact to the least.
 PRECISIONS = tuple(TOLERANCES)
-_QUANTISING = QUANTISERS | {"ConvInteger", "MatMulInteger", "QGemm", "QAttention", "MatMulNBits"}
+_QUANTISING = QUANTISE_OPERATORS | {"ConvInteger", "MatMulInteger", "QGemm", "QAttention", "MatMulNBits"}
 _QUANTISING_PREFIXES = ("QLinear", "DynamicQuantize")
 _SIXTEEN_BITS = frozenset((TensorProto.FLOAT16, TensorProto.BFLOAT16))
 # Of weights, which packing can make flat; masks are BOOL, axes INT64, and zero points belong to operators that are looked for by name.
@@ -53,21 +53,21 @@ _FEW_BITS = frozenset(
 
 
 def checked_precision(precision: str) -> str:
-    """Return ``precision``; ExportError where it is none that graphs are exported in."""
+    """Return `precision`; ExportError where it is none that graphs are exported in."""
     if not isinstance(precision, str) or precision not in TOLERANCES:
         raise ExportError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     return precision
 
 
 def lowest_precision(precisions: Iterable[str]) -> str:
-    """Return the least exact of ``precisions``."""
+    """Return the least exact of `precisions`."""
     return max(precisions, key=PRECISIONS.index)
 
 
 def computed_precision(model: onnx.ModelProto) -> str:
     """Return the precision that a graph computes in, found from its operators, its casts and its weights; the lowest one counts.
 
-    ``int8`` stands for every quantised form: Q/DQ pairs, integer operators, and weights of 8 bits and fewer. ``fp16`` stands for both
+    `int8` stands for every quantised form: Q/DQ pairs, integer operators, and weights of 8 bits and fewer. `fp16` stands for both
     16-bit floats.
     """
     nodes = list(nodes_of(model.graph))
@@ -83,7 +83,7 @@ def computed_precision(model: onnx.ModelProto) -> str:
 def precision_of(model: onnx.ModelProto, stated: str | None) -> str | None:
     """Return the precision of an exported graph: what it computes in, or the lower one that its metadata name.
 
-    A graph that no export of ours has marked, and that computes in float32 as far as can be seen, has the precision ``stated`` by its
+    A graph that no export of ours has marked, and that computes in float32 as far as can be seen, has the precision `stated` by its
     configuration.
     """
     notes = metadata_of(model)

@@ -224,7 +224,7 @@ def test_links_and_folders_inside_the_folder_are_followed(tmp_path: Path) -> Non
 
 def test_external_data_that_make_the_file_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = theirs.write_external(tmp_path)
-    monkeypatch.setattr(reader, "LARGEST_FILE", path.stat().st_size + 10)
+    monkeypatch.setattr(reader, "MAX_FILE_BYTES", path.stat().st_size + 10)
     refused(path, "external data | bytes")
 
 

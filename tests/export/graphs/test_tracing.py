@@ -17,9 +17,9 @@ from onnx import numpy_helper
 
 from defensemble_export import (
     ExportedMember,
-    answers_from_module,
     member_from_onnx,
     onnx_from_checkpoint,
+    reference_from_module,
     repository_plan,
     verify_onnx,
     write_plan,
@@ -118,7 +118,7 @@ def test_a_network_of_the_users_own(tmp_path: Path, pattern: str) -> None:
     path = tmp_path / "own.onnx"
     onnx.save(model, path)
     images = np.random.default_rng(0).random((4, *shape), np.float32)
-    assert verify_onnx(path, answers_from_module(module), images, max_batch_size=5).largest_logit_difference <= 1e-5
+    assert verify_onnx(path, reference_from_module(module), images, max_batch_size=5).largest_logit_difference <= 1e-5
 
 
 @pytest.mark.usefixtures("no_shared_memory_left")

@@ -15,7 +15,7 @@ from defensemble.cli import cli
 from defensemble_export import (
     EnsembleError,
     ExportError,
-    FromOnnx,
+    OnnxSource,
     check_ensemble,
     check_repository,
     export_networks,
@@ -215,20 +215,20 @@ def test_show_names_the_rule_within_80_columns(tmp_path: Path) -> None:
 def test_a_foreign_file_states_it_where_asked(tmp_path: Path) -> None:
     file, repository = tmp_path / "net.onnx", tmp_path / "repository"
     onnx.save(foreign_models.classifier(), file)
-    written = FromOnnx(file, "a", output="scores", resize="squash").write_onnx(tmp_path / "member.onnx", max_batch_size=2)
+    written = OnnxSource(file, "a", output="scores", resize="squash").write_onnx(tmp_path / "member.onnx", max_batch_size=2)
     member = member_from_onnx(written, "a")
-    assert (member.preprocessing, FromOnnx(file, "a", resize="squash").outline().preprocessing) == (SQUASH, SQUASH)
+    assert (member.preprocessing, OnnxSource(file, "a", resize="squash").describe_member().preprocessing) == (SQUASH, SQUASH)
     write_plan(repository, repository_plan(repository, [member]))
     assert stated(repository, "ensemble") == SQUASH.to_json()
     with pytest.raises(EnsembleError) as error:
-        export_networks([FromOnnx(file, "b", resize="crop")], repository, replace=True)
+        export_networks([OnnxSource(file, "b", resize="crop")], repository, replace=True)
     assert both_and_a_fix(error.value, "a", "b")
     assert "--resize" in str(error.value)
     assert not (repository / "b").exists()
     with pytest.raises(EnsembleError, match="another name"):
-        export_networks([FromOnnx(file, "a", resize="crop")], repository, ensemble=None, replace=True)
+        export_networks([OnnxSource(file, "a", resize="crop")], repository, ensemble=None, replace=True)
     with pytest.raises(ExportError, match="crop, squash"):
-        FromOnnx(file, "a", resize="stretch")
+        OnnxSource(file, "a", resize="stretch")
 
 
 def test_a_rule_of_a_later_version_is_refused_in_a_file(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from defensemble.cli import cli
-from defensemble_export import ExportError, Form, FromOnnx, fused_onnx
+from defensemble_export import ExportError, ExportOptions, OnnxSource, fused_onnx
 from defensemble_export.foreign.convert import onnx_from_foreign
 from defensemble_repository.ensemble import Ensemble, Member
 from defensemble_repository.errors import RepositoryError
@@ -325,10 +325,10 @@ def test_a_precision_that_the_file_denies_is_no_member_s(repository: Path, their
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: Form(calibration_count=2.5), "count | integer | 2.5"),  # type: ignore[arg-type]
-        (lambda: Form(calibration_seed="x"), "seed | integer | 'x'"),  # type: ignore[arg-type]
-        (lambda: Form(["fp32"]), "precision | fp32, fp16, int8 | ['fp32']"),  # type: ignore[arg-type]
-        (lambda: FromOnnx(Path("x"), "x", class_names="abc"), "class_names | sequence of texts"),  # type: ignore[arg-type]
+        (lambda: ExportOptions(calibration_count=2.5), "count | integer | 2.5"),  # type: ignore[arg-type]
+        (lambda: ExportOptions(calibration_seed="x"), "seed | integer | 'x'"),  # type: ignore[arg-type]
+        (lambda: ExportOptions(["fp32"]), "precision | fp32, fp16, int8 | ['fp32']"),  # type: ignore[arg-type]
+        (lambda: OnnxSource(Path("x"), "x", class_names="abc"), "class_names | sequence of texts"),  # type: ignore[arg-type]
         (lambda: fused_onnx(["x"], Ensemble("e", (Member("a"),))), "'a' | bytes"),  # type: ignore[list-item]
         (lambda: onnx_from_foreign("x.onnx"), "x.onnx | not exist"),
         (lambda: read_reports(Path("nowhere")), "nowhere | no folder"),
@@ -344,7 +344,7 @@ def test_a_path_that_is_none_is_told(path: object) -> None:
     with pytest.raises(ExportError, match="ONNX file"):
         onnx_from_foreign(path)  # type: ignore[arg-type]
     with pytest.raises(ExportError, match="ONNX file"):
-        FromOnnx(path, "a")  # type: ignore[arg-type]
+        OnnxSource(path, "a")  # type: ignore[arg-type]
 
 
 def test_shapes_and_domains_of_another_kind_are_told(theirs: Path) -> None:

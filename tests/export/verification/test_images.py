@@ -16,8 +16,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from defensemble.cli import cli
-from defensemble_export import ExportError, OtherImagesWarning
-from defensemble_export.verification.images import dataset_of, images_for_verification
+from defensemble_export import DatasetMismatchWarning, ExportError
+from defensemble_export.verification.images import dataset_from_record, images_for_verification
 from defensemble_training import (
     Dataset,
     ModelSpec,
@@ -65,7 +65,7 @@ def export(record: TrainingRecord, data: Dataset, tmp_path: Path, *, old: bool =
 
 def test_the_images_are_found_where_they_are_decoded(record: TrainingRecord, data: Dataset, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "data")
-    found = dataset_of(record, data.input_shape, None)
+    found = dataset_from_record(record, data.input_shape, None)
     for one, other in ((found.train, data.train), (found.test, data.test)):
         np.testing.assert_array_equal(one.pixels, other.pixels)
         np.testing.assert_array_equal(one.labels, other.labels)
@@ -85,9 +85,9 @@ def test_only_the_same_content_is_found(record: TrainingRecord, data: Dataset) -
 
 def test_a_folder_that_is_named_wins_and_other_images_are_told(record: TrainingRecord, data: Dataset, tmp_path: Path) -> None:
     write_split(tmp_path / "other", n_train=15)
-    with pytest.warns(OtherImagesWarning, match=data.digest):
-        assert len(dataset_of(record, data.input_shape, tmp_path / "other").train) == 15
-    assert dataset_of(record, data.input_shape, tmp_path / "data").source == data.source
+    with pytest.warns(DatasetMismatchWarning, match=data.digest):
+        assert len(dataset_from_record(record, data.input_shape, tmp_path / "other").train) == 15
+    assert dataset_from_record(record, data.input_shape, tmp_path / "data").source == data.source
 
 
 def test_images_that_the_training_left_out_are_left_out_again(record: TrainingRecord, data: Dataset, tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_images_that_the_training_left_out_are_left_out_again(record: TrainingRe
     (folder / "train/ant/broken.png").write_bytes(b"damaged")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert dataset_of(record, data.input_shape, folder).digest == data.digest
+        assert dataset_from_record(record, data.input_shape, folder).digest == data.digest
 
 
 @pytest.mark.parametrize("damaged", [b"", b"damaged", b"\xff\xfe"])
@@ -107,18 +107,18 @@ def test_where_nothing_is_found_the_command_of_the_training_is_named(
     (entry,) = (tmp_path / "cache/defensemble/datasets").iterdir()
     (entry / name).write_bytes(damaged)
     with pytest.raises(ExportError, match="train --data folder --data-dir /was/here"):
-        dataset_of(record, data.input_shape, None)
+        dataset_from_record(record, data.input_shape, None)
 
 
 def test_the_folder_of_the_training_is_read_again(record: TrainingRecord, data: Dataset, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "cache")
     (tmp_path / "data/test/ant/damaged.png").write_bytes(b"")
     command = shlex.join(["train", "--data", "folder", "--data-dir", str(tmp_path / "data"), "net.safetensors"])
-    found = dataset_of(replace(record, command=command), data.input_shape, None)
+    found = dataset_from_record(replace(record, command=command), data.input_shape, None)
     assert (found.digest, len(found.test)) == (data.digest, len(data.test))
     shutil.rmtree(tmp_path / "cache")
     with pytest.raises(ExportError, match="--data-dir"):
-        dataset_of(replace(record, command="train '"), data.input_shape, None)
+        dataset_from_record(replace(record, command="train '"), data.input_shape, None)
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ from ..shell import this_command
 from .reports import show_reports, summary
 
 if TYPE_CHECKING:
-    from defensemble_export import ExportedMember, FromCheckpoint, FromOnnx
+    from defensemble_export import CheckpointSource, ExportedMember, OnnxSource
 
 
 # The fields of these options, where they have other names.
@@ -138,11 +138,11 @@ def _export(request: Request) -> list[str]:
     images = request.images
     calibration = None if request.calibration_file is None else npy_images(request.calibration_file)
     # After the cheap checks: this imports torch, onnx and ONNX Runtime.
-    from defensemble_export import Form, export_networks
+    from defensemble_export import ExportOptions, export_networks
 
     _warn_of_pixel_statistics(request)
     drawn = {"calibration_count": request.calibration_count, "calibration_seed": request.calibration_seed}
-    form = Form(request.precision, calibration, **{key: value for key, value in drawn.items() if value is not None})
+    options = ExportOptions(request.precision, calibration, **{key: value for key, value in drawn.items() if value is not None})
     networks = _networks(request)
     console = Console(stderr=True)
     with progress_bar(console) as progress:
@@ -162,7 +162,7 @@ def _export(request: Request) -> list[str]:
             weights=request.weights,
             max_batch_size=request.max_batch_size,
             replace=request.replace,
-            form=form,
+            options=options,
             images=images,
             data_dir=request.data_dir,
             fuse=request.fused_name,
@@ -265,15 +265,15 @@ def _build_engines(request: Request, written: Sequence[str]) -> None:
     click.echo(f"  {this_command()} serve {request.repository} --profile gpu-tensorrt")
 
 
-def _networks(request: Request) -> list[FromCheckpoint | FromOnnx]:
-    from defensemble_export import FromCheckpoint, FromOnnx, labels_from_file
+def _networks(request: Request) -> list[CheckpointSource | OnnxSource]:
+    from defensemble_export import CheckpointSource, OnnxSource, labels_from_file
 
-    networks: list[FromCheckpoint | FromOnnx] = [FromCheckpoint(path, request.name) for path in request.checkpoints]
+    networks: list[CheckpointSource | OnnxSource] = [CheckpointSource(path, request.name) for path in request.checkpoints]
     if request.onnx_file is not None:
         assert request.name is not None
         limits = {} if request.import_timeout is None else {"timeout_s": request.import_timeout}
         networks.append(
-            FromOnnx(
+            OnnxSource(
                 request.onnx_file,
                 request.name,
                 output=request.output,
