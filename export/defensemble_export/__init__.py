@@ -1,4 +1,4 @@
-"""Checkpoints to ONNX, and to entries of a Triton model repository. Edits of what is there: `defensemble_export.editing`."""
+"""Export checkpoints and ONNX files into a Triton model repository. To edit a repository, see `defensemble_export.editing`."""
 
 from __future__ import annotations
 

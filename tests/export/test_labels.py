@@ -34,7 +34,7 @@ def test_line_ends_of_any_system_are_read(tmp_path: Path, end: str, trailing: st
 @pytest.mark.parametrize(
     ("content", "facts"),
     [
-        (b"", ["is empty", "one class name a line"]),
+        (b"", ["is empty", "one class name per line"]),
         (b"\n\n", ["is empty"]),
         (b"cat\n\ndog\n", ["line 2 blank"]),
         (b"cat\r   \rdog\r\r\rcow", ["lines 2, 4, 5 blank"]),
@@ -58,7 +58,7 @@ def test_class_names_that_are_refused(tmp_path: Path, content: bytes | None, fac
         labels_from_file(path)
     assert [fact for fact in [str(path), *facts] if fact not in str(refused.value)] == []
     assert len(str(refused.value)) < 1000 + len(str(path))
-    with pytest.raises(ExportError, match="is no file"):
+    with pytest.raises(ExportError, match="is not a file"):
         labels_from_file(tmp_path)
 
 
