@@ -213,7 +213,7 @@ def test_a_plan_that_is_missing_for_one_member_is_told_and_nothing_is_written(re
     before = content(repository.parent)
     with pytest.raises(ProfileError) as refused:
         write_profile(repository, "gpu-tensorrt")
-    assert_facts(str(refused.value), f"'gpu-tensorrt' | beta | version 1 | model.plan | `defensemble build-engine {repository}`")
+    assert_facts(str(refused.value), f"'gpu-tensorrt' | beta | version 1 | model.plan | `defensemble build-engine --repository {repository}`")
     assert content(repository.parent) == before
     assert states(repository, "gpu-tensorrt") == {"alpha": "not written", "beta": "version 1 has no model.plan"}
 
@@ -267,7 +267,7 @@ def test_what_was_edited_by_hand_is_kept_until_force_says_otherwise(repository: 
         path.write_bytes(b"\xff[[")
     before = content(repository.parent)
     assert states(repository, "gpu") == {"alpha": "written", "beta": "edited by hand"}
-    for act, verb in ((write_profile, "written anew"), (remove_profile, "removed")):
+    for act, verb in ((write_profile, "overwrite"), (remove_profile, "remove")):
         with raises(ProfileError, f"by hand | beta/configs/gpu.pbtxt | --force | {verb}"):
             act(repository, "gpu")
         assert content(repository.parent) == before
