@@ -78,7 +78,7 @@ def check_target(target: Target, precision: str, *, hardware_compatible: bool) -
     if capability < MIN_COMPUTE_CAPABILITY:
         raise EngineError(
             f"TensorRT {target.tensorrt} cannot run {precision}, nor anything else, on {target.gpu}: its compute capability is "
-            f"{target.compute_capability}, needed is {_dotted(MIN_COMPUTE_CAPABILITY)} (Turing) or newer; serve it with the profile gpu or cpu"
+            f"{target.compute_capability}, expected {_dotted(MIN_COMPUTE_CAPABILITY)} (Turing) or newer; serve with the profile gpu or cpu"
         )
     if hardware_compatible and capability < HARDWARE_COMPATIBLE_FROM:
         raise EngineError(

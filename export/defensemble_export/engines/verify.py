@@ -100,7 +100,7 @@ def _agreement(got: Array, expected: Array, precision: str, output: str) -> Agre
     probabilities = _COMPARISON.difference(softmax(got), softmax(expected), where) if output == "logits" else values
     _COMPARISON.check(probabilities, allowed.probabilities, "probabilities", where)
     same = same_classes(got, expected, -1.0 if allowed.logits is None else allowed.logits * values.scale)
-    _COMPARISON.check_classes(same, allowed.agreement, where, least=0)
+    _COMPARISON.check_classes(same, allowed.agreement, where, min_allowed=0)
     return Agreement(len(got), float(same.mean()), probabilities.relative, values.relative if output == "logits" else None)
 
 

@@ -78,7 +78,7 @@ def test_a_report_lies_beside_each_file_and_is_shown(repository: Path, theirs: P
     assert verified["agreement"] >= {"fp32": 1, "fp16": 0.995, "int8": 0.9}[precision]
     if precision == "int8":
         drawn = {key: report["calibration"][key] for key in ("count", "seed", "source")}
-        assert drawn == {"count": 50, "seed": 3, "source": "images of the user's"}
+        assert drawn == {"count": 50, "seed": 3, "source": "user-supplied images"}
     else:
         assert report["calibration"] is None
     shown = export("--report", "--repository", repository)
@@ -86,7 +86,7 @@ def test_a_report_lies_beside_each_file_and_is_shown(repository: Path, theirs: P
     (row,) = [line for line in shown.stdout.splitlines() if line.strip().startswith("net@1 ")]
     assert row.split()[1] == precision
     assert f"{100 * verified['agreement']:.2f}" in row
-    assert ("50 images of the user's, seed 3" in shown.stdout) == (precision == "int8")
+    assert ("50 user-supplied images, seed 3" in shown.stdout) == (precision == "int8")
 
 
 def test_a_report_that_is_missing_damaged_or_of_another_file_is_told(repository: Path, theirs: Path, images: Path) -> None:
@@ -168,11 +168,11 @@ def test_what_goes_wrong_with_somebody_s_file_leaves_nothing(repository: Path, t
         ("a.onnx", ["--output", "nothing"], "nothing"),
         ("a.onnx", ["--labels", tmp_path / "four.txt"], f"tells {CLASSES} classes apart, and 4 class names are given: one for each"),
         ("a.onnx", ["--images", tmp_path / "small.npy"], "for the network, got (2, 3, 4, 4)"),
-        ("a.onnx", ["--precision", "fp16"], "how much only real images tell: pass some (--images FILE.npy)"),
-        ("a.onnx", ["--precision", "int8", "--images", images], "is calibrated on training images: pass some (--calibration-images"),
+        ("a.onnx", ["--precision", "fp16"], "must be compared with the original on real images: pass some (--images FILE.npy)"),
+        ("a.onnx", ["--precision", "int8", "--images", images], "must be calibrated on training images: pass some (--calibration-images"),
         ("a.onnx", calibrated("none.npy"), "got an empty batch of shape (0, 3, 6, 8)"),
         ("a.onnx", calibrated("same.npy"), "are all the same (20)"),
-        ("a.onnx", [*calibrated("images.npy"), "--calibration-count", "1"], "a calibration takes at least 2 images, got 1"),
+        ("a.onnx", [*calibrated("images.npy"), "--calibration-count", "1"], "must be at least 2 images, got 1"),
         ("a.onnx", ["--mean", "0.5,0.5", "--std", "1"], "mean"),
     ):
         result = export("--from-onnx", tmp_path / file, "--as", "net", "--repository", repository, *options)
@@ -306,7 +306,7 @@ def test_a_graph_is_not_made_of_what_was_edited_apart(repository: Path, theirs: 
     text = fused(average / "config.pbtxt", '"probabilities"\n  }\n}', '"logits"\n  }\n}')
     assert f"{average / 'config.pbtxt'}:" in text
     assert "it says logits of a@1 with 1" in text
-    assert "has other class names than 'a', '9' and '0'" in fused(repository / "ensemble/labels.txt", "0", "9")
+    assert "and 'a' have different class names, '9' and '0'" in fused(repository / "ensemble/labels.txt", "0", "9")
     config = repository / "a/config.pbtxt"
     assert f"computes in fp32, and {config} says precision.1 'fp7'" in fused(config, "fp32", "fp7")
     (average / "1/model.onnx").write_bytes(b"another")

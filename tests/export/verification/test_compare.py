@@ -34,7 +34,7 @@ def test_what_is_allowed_is_in_the_same_unit() -> None:
 def test_values_that_are_not_finite_are_refused_though_both_have_them(value: float, whose: str) -> None:
     broken = EXPECTED.copy()
     broken[0, 0] = value
-    with pytest.raises(VerificationError, match=f"{whose} answers values that are not finite"):
+    with pytest.raises(VerificationError, match=f"{whose} returns values that are not finite"):
         COMPARISON.difference(broken if whose == "the graph" else EXPECTED, broken if whose == "torch" else EXPECTED, "3 images")
     with pytest.raises(VerificationError, match="not finite"):
         COMPARISON.difference(broken, broken, "3 images")
@@ -42,7 +42,7 @@ def test_values_that_are_not_finite_are_refused_though_both_have_them(value: flo
 
 def test_other_shapes_are_refused_by_the_class_of_error_that_is_asked_for() -> None:
     plan = Comparison("the plan", "its graph", "the plan is not kept", EngineError)
-    with pytest.raises(EngineError, match=r"^batch 3: the plan answers shape \(3, 1\), its graph answers \(3, 2\)"):
+    with pytest.raises(EngineError, match=r"^batch 3: the plan returns the shape \(3, 1\), its graph returns \(3, 2\)"):
         plan.difference(EXPECTED[:, :1], EXPECTED, "batch 3")
 
 

@@ -55,10 +55,10 @@ def test_a_fault_in_the_largest_batch_of_real_images_is_found() -> None:
 
 def test_another_graph_is_not_taken_for_a_fused_one() -> None:
     members, ensemble = [tiny.linear_onnx(1), tiny.linear_onnx(2)], ensemble_of(2)
-    with pytest.raises(VerificationError, match=r"\['images', 'logits'\]"):
+    with pytest.raises(VerificationError, match=r"\['images'\] to \['logits'\]"):
         verify_fused(members[0], members, ensemble, None, max_batch_size=2)
     with pytest.raises(
-        VerificationError, match=r"member_probabilities: the fused graph answers shape \(1, 1, 3\), the ensemble answers \(1, 2, 3\)"
+        VerificationError, match=r"member_probabilities: the fused graph returns the shape \(1, 1, 3\), the ensemble returns \(1, 2, 3\)"
     ):
         verify_fused(fused_onnx(members[:1], ensemble_of(1)), members, ensemble, None, max_batch_size=2)
 

@@ -110,14 +110,15 @@ def test_where_nothing_is_found_the_command_of_the_training_is_named(
         dataset_from_record(record, data.input_shape, None)
 
 
-def test_the_folder_of_the_training_is_read_again(record: TrainingRecord, data: Dataset, tmp_path: Path) -> None:
+@pytest.mark.parametrize("option", ["--data-dir {}", "--dataset {}", "--dataset folder={}"])
+def test_the_folder_in_the_training_command_is_read_again(record: TrainingRecord, data: Dataset, tmp_path: Path, option: str) -> None:
     shutil.rmtree(tmp_path / "cache")
     (tmp_path / "data/test/ant/damaged.png").write_bytes(b"")
-    command = shlex.join(["train", "--data", "folder", "--data-dir", str(tmp_path / "data"), "net.safetensors"])
+    command = shlex.join(["train", *option.format(tmp_path / "data").split(), "net.safetensors"])
     found = dataset_from_record(replace(record, command=command), data.input_shape, None)
     assert (found.digest, len(found.test)) == (data.digest, len(data.test))
     shutil.rmtree(tmp_path / "cache")
-    with pytest.raises(ExportError, match="--data-dir"):
+    with pytest.raises(ExportError, match="--dataset"):
         dataset_from_record(replace(record, command="train '"), data.input_shape, None)
 
 

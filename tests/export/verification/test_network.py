@@ -11,7 +11,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from defensemble_export import VerificationError, reference_from_module, verify_onnx
-from defensemble_export.verification.network import Answers
+from defensemble_export.verification.network import LogitsFunction
 from defensemble_export.verification.tolerances import PRECISIONS, TOLERANCES, Tolerance
 from tests.support import tiny
 from tests.support.facts import raises
@@ -20,7 +20,7 @@ MAX_BATCH = 8
 INPUTS = int(np.prod(tiny.SHAPE))
 
 
-def network(weight: tiny.Array, bias: tiny.Array) -> Answers:
+def network(weight: tiny.Array, bias: tiny.Array) -> LogitsFunction:
     """Images to images @ weight + bias."""
     linear = torch.nn.Linear(*weight.shape)
     with torch.no_grad():
@@ -89,7 +89,7 @@ def test_another_class_is_found_though_every_logit_is_close_enough(tmp_path: Pat
     weight, bias = np.zeros((INPUTS, 2), np.float32), np.array([0, 1.5e-5], np.float32)
     swap = np.array([0.9e-5, -0.9e-5], np.float32)
     path = graph_of(tmp_path, weight, bias, [helper.make_node("Identity", ["swap"], ["fault"])], swap=swap)
-    with pytest.raises(VerificationError, match="1 of 1 images get another class from the graph than from torch"):
+    with pytest.raises(VerificationError, match="1 of 1 images get different classes from the graph and torch"):
         verify_onnx(path, network(weight, bias), tiny.images(4), max_batch_size=MAX_BATCH)
     # A tie within the tolerance may fall either way.
     near = np.array([0, 0.5e-5], np.float32)
@@ -97,7 +97,7 @@ def test_another_class_is_found_though_every_logit_is_close_enough(tmp_path: Pat
     assert verify_onnx(path, network(weight, near), tiny.images(4), max_batch_size=MAX_BATCH).largest_logit_difference <= 1e-5
 
 
-def flipping(folder: Path, flips: int, count: int = 100) -> tuple[Path, Answers, tiny.Array, tiny.Array]:
+def flipping(folder: Path, flips: int, count: int = 100) -> tuple[Path, LogitsFunction, tiny.Array, tiny.Array]:
     """A graph that gives another class to `flips` of `count` images, whose first pixel is 1; who answers rightly, images, classes."""
     images = tiny.images(count) * np.float32(0.5)
     images[:flips, 0, 0, 0] = 1
@@ -122,7 +122,7 @@ def test_fp16_lets_one_image_in_a_thousand_get_another_class_or_one_where_there_
     assert (found.n, found.agreement, found.graph_optimisation) == (count, 1 - allowed / count, "all")
     assert (found.accuracy, found.reference_accuracy) == (1 - allowed / count, 1.0)
     path, answers, images, labels = flipping(tmp_path, allowed + 1, count)
-    with pytest.raises(VerificationError, match=f"{allowed + 1} of {count} images get another class .*at least 99.9 %"):
+    with pytest.raises(VerificationError, match=f"{allowed + 1} of {count} images get different classes .*at least 99.9 %"):
         verify_onnx(path, answers, images, max_batch_size=MAX_BATCH, precision="fp16", labels=labels)
 
 
@@ -154,7 +154,7 @@ def test_int8_says_which_goals_it_misses_and_refuses_a_graph_that_has_lost_its_w
         assert len(found.goals_missed) == missed, found.goals_missed
         assert found.to_values()["goals_missed"] == found.goals_missed
     path, answers, images, labels = flipping(tmp_path, 11)
-    with pytest.raises(VerificationError, match=r"11 of 100 images get another class .*at least 90 % must keep theirs"):
+    with pytest.raises(VerificationError, match=r"11 of 100 images get different classes .*at least 90 % must get the same class"):
         verify_onnx(path, answers, images, max_batch_size=MAX_BATCH, precision="int8", labels=labels)
 
 
