@@ -251,7 +251,7 @@ def test_a_member_that_says_nothing_of_its_file_is_taken_as_it_is(repository: Pa
     with raises(EnsembleError, "class names | 'alpha' | 'circle' | '0' | class 0"):
         fuse_repository(repository, "ensemble", "other")
     (repository / "alpha/1/model.onnx").write_bytes(b"damaged")
-    with raises(RepositoryError, "'alpha' | no ONNX file"):
+    with raises(RepositoryError, "'alpha' | not an ONNX file"):
         fuse_repository(repository, "ensemble", "other")
 
 

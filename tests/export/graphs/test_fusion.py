@@ -370,13 +370,13 @@ GOOD = tiny.linear_onnx(1)
     [
         (tiny.linear_onnx(1, shape=(1, 2, 8)), EnsembleError, "share | image size | 'm0' | (1, 4, 4) | 'm1' | (1, 2, 8)"),
         (tiny.linear_onnx(1, classes=4), EnsembleError, "share | number of classes | 'm0' | 3 | 'm1' | 4"),
-        (b"not an ONNX file", ExportError, "'m1' | no ONNX file | damaged"),
+        (b"not an ONNX file", ExportError, "'m1' | not an ONNX file | damaged"),
         (b"", ExportError, "'m1' | inputs | none | 'images'"),
         (average_onnx(ensemble_of(1), 3), ExportError, "'logits_0' (FLOAT, 2 axes) | 'images' (FLOAT, 4 axes"),
-        (network(FLAT, {"weights": tiny.weights(1)}, shape=(4, *tiny.SHAPE)), ExportError, "exactly 4 images"),
+        (network(FLAT, {"weights": tiny.weights(1)}, shape=(4, *tiny.SHAPE)), ExportError, "fixed batch of 4"),
         (network(FLAT, {"weights": tiny.weights(1)}, opset=17), ExportError, "version 17 | 'ai.onnx' | 20"),
         (network(FLAT, {}), ExportError, "'m1' | onnx's checker | 'weights'"),
-        (with_external_data(GOOD), ExportError, "'weights' | outside"),
+        (with_external_data(GOOD), ExportError, "'weights' | another file"),
     ],
 )
 def test_what_cannot_be_fused(other: bytes, error: type[Exception], text: str) -> None:
@@ -393,6 +393,6 @@ def test_members_of_other_classes_or_another_number_are_refused() -> None:
 
 
 def test_a_file_that_protobuf_could_not_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("defensemble_export.graphs.fusion.LARGEST_FILE", 1000)
+    monkeypatch.setattr("defensemble_export.graphs.fusion.MAX_FILE_BYTES", 1000)
     with pytest.raises(EnsembleError, match=r"m0, m1 take 0\.0 GB together, one ONNX file at most 0\.0: fuse fewer"):
         fused_onnx([GOOD, GOOD], ensemble_of(2))

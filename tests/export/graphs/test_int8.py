@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from defensemble_export import ExportError
 from defensemble_export.graphs.fp16 import fp16_from_onnx
-from defensemble_export.graphs.int8 import _range_of_least_error, int8_from_onnx, masked_region
+from defensemble_export.graphs.int8 import _least_error_range, int8_from_onnx, masked_region
 from tests.support import tiny
 from tests.support.converted import Array, check_contract, digits, logits, network
 from tests.support.facts import raises
@@ -281,7 +281,7 @@ def test_a_graph_in_float16_is_refused(model: onnx.ModelProto) -> None:
 def test_images_are_shown_some_at_a_time_where_their_values_take_much_room(
     model: onnx.ModelProto, images: Array, quantised: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("defensemble_export.graphs.int8._MEMORY", 1)  # one at a time
+    monkeypatch.setattr("defensemble_export.graphs.int8._MAX_BATCH_BYTES", 1)  # one at a time
     before = {one.name: numpy_helper.to_array(one) for one in quantised.graph.initializer}
     after = {one.name: numpy_helper.to_array(one) for one in int8_from_onnx(model, images).graph.initializer}
     assert before.keys() == after.keys()
@@ -307,7 +307,7 @@ def test_the_range_is_the_best_of_many_by_numpy_s_reckoning(seed: int, scale: fl
     generator = np.random.default_rng(seed)
     values = np.abs(getattr(generator, kind)(size=500)) * scale
     largest = float(values.max())
-    chosen = _range_of_least_error(np.histogram(values, 4096, (0, largest))[0], largest)
+    chosen = _least_error_range(np.histogram(values, 4096, (0, largest))[0], largest)
     assert 0 < chosen <= largest
 
     def error(limit: float) -> float:

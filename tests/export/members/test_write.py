@@ -166,7 +166,7 @@ def test_what_goes_wrong_with_somebody_s_file_leaves_nothing(repository: Path, t
         ("old.onnx", [], "has opset 5"),
         ("missing.onnx", [], "does not exist"),
         ("a.onnx", ["--output", "nothing"], "nothing"),
-        ("a.onnx", ["--labels", tmp_path / "four.txt"], f"tells {CLASSES} classes apart, and 4 class names are given: one for each"),
+        ("a.onnx", ["--labels", tmp_path / "four.txt"], f"has {CLASSES} classes, got 4 class names: pass one per class"),
         ("a.onnx", ["--images", tmp_path / "small.npy"], "for the network, got (2, 3, 4, 4)"),
         ("a.onnx", ["--precision", "fp16"], "must be compared with the original on real images: pass some (--images FILE.npy)"),
         ("a.onnx", ["--precision", "int8", "--images", images], "must be calibrated on training images: pass some (--calibration-images"),
