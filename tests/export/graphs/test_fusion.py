@@ -394,5 +394,5 @@ def test_members_of_other_classes_or_another_number_are_refused() -> None:
 
 def test_a_file_that_protobuf_could_not_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("defensemble_export.graphs.fusion.MAX_FILE_BYTES", 1000)
-    with pytest.raises(EnsembleError, match=r"m0, m1 take 0\.0 GB together, one ONNX file at most 0\.0: fuse fewer"):
+    with pytest.raises(EnsembleError, match=r"m0, m1 take 0\.0 GB together, and an ONNX file at most 0\.0 GB: fuse fewer"):
         fused_onnx([GOOD, GOOD], ensemble_of(2))
