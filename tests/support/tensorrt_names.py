@@ -117,13 +117,13 @@ def check_builds(names: Names) -> None:
     logger, monitor = Typed(names, "ILogger"), Typed(names, "IProgressMonitor")
     with tempfile.TemporaryDirectory() as folder:
         for workspace, version, hardware in itertools.product((None, 1 << 30), (False, True), (False, True)):
-            timings = timing_cache.Timings(Path(folder) / "timings", logging.getLogger())
+            timings = timing_cache.TimingCache(Path(folder) / "timings", logging.getLogger())
             request = build_steps.BuildRequest(
                 (3, 32, 32), 8, workspace_bytes=workspace, version_compatible=version, hardware_compatible=hardware
             )
             messages = build_steps.Messages()
             trt, attach = Typed(names, ""), timings.attach
-            build_steps.build(trt, request, b"graph", "path", logger=logger, monitor=monitor, attach_timings=attach, messages=messages)
+            build_steps.build(trt, request, b"graph", "path", logger=logger, monitor=monitor, attach_timing_cache=attach, messages=messages)
             timings.save()
     build_steps._parser_errors(Typed(names, "OnnxParser"))
 

@@ -75,7 +75,7 @@ def image_input(
     colours = (1, 3, 4)
     if sides[3] in colours and sides[1] not in colours and (sides[2] != sides[3]):
         raise ExportError(
-            f"{file}: the input '{entry.name}' has the shape {shape_text}, which looks like (N, H, W, C), expected (N, C, H, W): "
+            f"{file}: the input '{entry.name}' has the shape {shape_text}, which looks like channels last, expected (N, C, H, W): "
             f"export it with channels first (tf2onnx: --inputs-as-nchw {entry.name})"
         )
     if input_shape is not None:
@@ -94,7 +94,7 @@ def image_input(
     if min(channels, height, width) < 1 or values > _MAX_IMAGE_VALUES or values * (batch or 1) > _MAX_BATCH_VALUES:
         raise ExportError(
             f"{file}: the input '{entry.name}' has the shape {shape_text} with (C, H, W) = {(channels, height, width)}; expected at "
-            f"least 1 each, at most {_MAX_IMAGE_VALUES} values per image and {_MAX_BATCH_VALUES} per fixed batch: export a network of smaller images"
+            f"least 1 each, at most {_MAX_IMAGE_VALUES} values per image and {_MAX_BATCH_VALUES} per fixed batch: use smaller images"
         )
     return entry.name, batch, (channels, height, width)
 

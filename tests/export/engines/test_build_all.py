@@ -89,7 +89,7 @@ def test_an_average_is_named_with_why_not(repository: Path) -> None:
 
 
 def test_a_repository_that_is_none_or_empty(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match="no model repository"):
+    with pytest.raises(EngineError, match="model repository .* does not exist"):
         planned_engines(tmp_path / "none")
     with pytest.raises(EngineError, match="no model"):
         planned_engines(tmp_path)

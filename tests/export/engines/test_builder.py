@@ -83,8 +83,8 @@ def test_precision_is_in_the_graph_and_changes_no_call(precision: str) -> None:
         ({"max_batch_size": 8, "opt_batch": 9}, "min <= opt <= max | 1, 9 and 8"),
         ({"max_batch_size": 8, "opt_batch": 0}, "above 0"),
         ({"max_batch_size": 8, "precision": "fp8"}, "precision | fp32, fp16, int8 | 'fp8'"),
-        ({"max_batch_size": 8, "builder_level": 6}, "level | 5 | 6"),
-        ({"max_batch_size": 8, "workspace_bytes": 0}, "workspace | 1 byte | 0"),
+        ({"max_batch_size": 8, "builder_level": 6}, "builder_level | 5 | 6"),
+        ({"max_batch_size": 8, "workspace_bytes": 0}, "workspace_bytes | 1 | 0"),
     ],
 )
 def test_numbers_out_of_their_range(options: dict[str, Any], told: str) -> None:
@@ -243,7 +243,7 @@ def other_graph(shape: list[Any], name: str = "images", element: int = TensorPro
         (other_graph(["n", 3, 4, 4], element=TensorProto.FLOAT16), "images of FLOAT16"),
         (other_graph(["n", 3, "h", "w"]), "C, H and W"),
         (other_graph(["n", 3]), "C, H and W"),
-        (other_graph([2, 3, 4, 4]), "2 images | max_batch_size | 8"),
+        (other_graph([2, 3, 4, 4]), "batch of 2 | max_batch_size | 8"),
         (
             other_graph(["n", 3, 4, 4], operator="Det"),
             "10.15 | onnx/onnx-tensorrt | 'first' (Det)",
@@ -303,8 +303,8 @@ def test_the_target_is_what_nvidia_smi_lists(fake: FakeTensorRT, monkeypatch: py
 @pytest.mark.parametrize(
     ("script", "told"),
     [
-        ("echo no driver >&2; exit 9", "there is no GPU here: nvidia-smi ended with status 9: no driver; run this on a machine with"),
-        ("true", "there is no GPU here: nvidia-smi lists none"),
+        ("echo no driver >&2; exit 9", "this machine has no GPU: nvidia-smi ended with status 9: no driver; use a machine with"),
+        ("true", "this machine has no GPU: nvidia-smi lists none"),
         ("echo strange", "nvidia-smi printed 'strange'"),
     ],
 )

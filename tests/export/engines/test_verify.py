@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from defensemble_export import EngineError, fused_onnx
-from defensemble_export.engines.verify import Answers, Array, compared, onnx_runner, verify_plan
+from defensemble_export.engines.verify import OutputsFunction, Array, compare_outputs, onnx_runner, verify_plan
 from defensemble_repository.ensemble import Ensemble, Member
 from defensemble_repository.plan_manifest import Profile
 from tests.support import tiny
@@ -24,7 +24,7 @@ def exact(images: Array) -> dict[str, Array]:
     return {"logits": tiny.logits(1, images).astype(np.float32)}
 
 
-def skewed(by: float, share: float = 1.0) -> Answers:
+def skewed(by: float, share: float = 1.0) -> OutputsFunction:
     """Logits that are off by `by` in their first class, for that share of the images."""
 
     def answer(images: Array) -> dict[str, Array]:
@@ -42,7 +42,7 @@ def test_a_plan_that_answers_alike_is_told_how_far() -> None:
         batches.append(len(images))
         return skewed(4e-6)(images)
 
-    found = compared(answer, exact, IMAGES, profile=PROFILE, precision="fp32")
+    found = compare_outputs(answer, exact, IMAGES, profile=PROFILE, precision="fp32")
     assert batches == [1, 4, 8, *[4] * 10], "the profile's batches, then all images at the best one"
     assert found.images == sum(batches)
     assert found.agreement == 1.0
@@ -57,17 +57,17 @@ def test_a_plan_that_answers_alike_is_told_how_far() -> None:
     [
         ("fp32", 1e-3, "images in fp32: logits differ by 0.001"),
         ("fp16", 0.1, "images in fp16: probabilities differ by .*, allowed is 0.01"),
-        ("int8", 50.0, "53 images in int8: [1-9][0-9] of 53 images get another class .* at least 90 %"),
+        ("int8", 50.0, "53 images in int8: [1-9][0-9] of 53 images get different classes .* at least 90 %"),
     ],
 )
 def test_a_plan_that_answers_otherwise_is_not_kept(precision: str, by: float, told: str) -> None:
     with pytest.raises(EngineError, match=f"{told}.*the plan is not kept"):
-        compared(skewed(by), exact, IMAGES, profile=PROFILE, precision=precision)
+        compare_outputs(skewed(by), exact, IMAGES, profile=PROFILE, precision=precision)
 
 
 def test_each_precision_has_its_own_tolerance() -> None:
-    assert compared(skewed(1e-3), exact, IMAGES, profile=PROFILE, precision="fp16").agreement >= 0.999
-    assert compared(skewed(0.05), exact, IMAGES, profile=PROFILE, precision="int8").agreement >= 0.9
+    assert compare_outputs(skewed(1e-3), exact, IMAGES, profile=PROFILE, precision="fp16").agreement >= 0.999
+    assert compare_outputs(skewed(0.05), exact, IMAGES, profile=PROFILE, precision="int8").agreement >= 0.9
 
 
 def test_of_few_images_not_one_may_get_another_class_in_fp16() -> None:
@@ -79,7 +79,7 @@ def test_of_few_images_not_one_may_get_another_class_in_fp16() -> None:
         return {"logits": logits[:, [1, 0, 2]] if len(images) == 1 else logits}
 
     with raises(EngineError, "1 of 53 images | 99.9 %"):
-        compared(swapped, close, IMAGES, profile=PROFILE, precision="fp16")
+        compare_outputs(swapped, close, IMAGES, profile=PROFILE, precision="fp16")
 
 
 @pytest.mark.parametrize(
@@ -90,15 +90,15 @@ def test_of_few_images_not_one_may_get_another_class_in_fp16() -> None:
         (lambda images: {"logits": exact(images)["logits"] * np.nan}, "batch 1 | 'logits' | finite"),
     ],
 )
-def test_other_outputs(answer: Answers, told: str) -> None:
+def test_other_outputs(answer: OutputsFunction, told: str) -> None:
     with raises(EngineError, told):
-        compared(answer, exact, IMAGES, profile=PROFILE, precision="fp32")
+        compare_outputs(answer, exact, IMAGES, profile=PROFILE, precision="fp32")
 
 
 @pytest.mark.parametrize("images", [IMAGES[:0], IMAGES[:, :, :2], IMAGES[0], IMAGES.astype(np.float64)])
 def test_images_that_do_not_fit(images: Array) -> None:
     with pytest.raises(EngineError, match=r"plans are compared .*--images FILE\.npy"):
-        compared(exact, exact, images, profile=PROFILE, precision="fp32")
+        compare_outputs(exact, exact, images, profile=PROFILE, precision="fp32")
 
 
 def test_a_fused_graph_is_compared_by_its_probabilities(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
