@@ -152,12 +152,12 @@ def attributes(function: ast.FunctionDef, roots: tuple[str, ...]) -> set[str]:
 def check_callbacks(names: Names) -> list[str]:
     """The logger and the monitor are made, and called as TensorRT calls them."""
     messages = build_steps.Messages()
-    logger = builder._logger(trt, messages)
+    logger = builder._build_logger(trt, messages)
     severity = trt.ILogger.Severity
     for level in severity.__members__.values():
         logger.log(level, f"of {level.name}")
     told: list[str] = []
-    monitor = builder._monitor(trt, messages, lambda *progress: told.append(" ".join(map(str, progress))))
+    monitor = builder._progress_monitor(trt, messages, lambda *progress: told.append(" ".join(map(str, progress))))
     monitor.phase_start("building", None, 2)
     assert monitor.step_complete("building", 0) is True
     assert monitor.step_complete("building", 1) is True
