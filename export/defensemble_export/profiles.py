@@ -235,7 +235,7 @@ def _find_missing(folder: Path, config: schema.ModelConfig, profile: str) -> str
     served = served_versions(folder, config)
     versions = [str(version) for version in served if not (folder / str(version) / name).is_file()]
     if not versions:
-        return "" if served else "no version is served"
+        return "" if served else "no version that is served"
     return f"version{'s' if len(versions) > 1 else ''} {', '.join(versions)} {'have' if len(versions) > 1 else 'has'} no {name}"
 
 

@@ -62,7 +62,7 @@ def test_the_usual_repository_is_that_of_the_current_folder(tmp_path: Path, monk
         (["write", "gpu", "--cache-dir", "/x"], 2, "--cache-dir | --workspace | gpu-ort-tensorrt"),
         (["write", "gpu-ort-tensorrt", "--cache-dir", "x"], 1, "absolute"),
         (["write", "gpu-ort-tensorrt", "--workspace", "0"], 1, "1 to 1048576 MiB | 0"),
-        (["write", "gpu-tensorrt"], 1, "`defensemble build-engine model_repository`"),
+        (["write", "gpu-tensorrt"], 1, "`defensemble build-engine --repository model_repository`"),
         (["remove", "gpu"], 1, "model_repository | 'gpu' | none"),
     ],
 )
