@@ -1,4 +1,4 @@
-"""`defensemble export` onto a repository that exists: what it says, and that it verifies and writes as the configurations there ask."""
+"""`defensemble export` into an existing repository: messages, and verification and files by the existing configurations."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from defensemble_repository.ensemble import Ensemble, Member
 from defensemble_repository.errors import RepositoryError
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from defensemble_repository.reader import read_ensemble
-from tests.support import foreign_models as theirs
+from tests.support import foreign_models as foreign
 from tests.support.broken import content, untrained_checkpoint
 from tests.support.facts import assert_facts
 
@@ -32,7 +32,7 @@ def told_of_the_ensemble(result: Result) -> str:
     return line.removeprefix("ensemble: ")
 
 
-def test_replace_extends_the_ensemble_and_tells_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replace_extends_the_ensemble_and_prints_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     repository = tmp_path / "repository"
     a, b = (untrained_checkpoint(tmp_path / f"{name}.safetensors", seed) for seed, name in enumerate("ab"))
     first = run(a, "--repository", repository, "--average", "logits", "--weight", "a=3", "--max-batch-size", "5")
@@ -99,7 +99,7 @@ def test_replace_extends_the_ensemble_and_tells_what_it_is(tmp_path: Path, monke
         (["--precision", "fp8"], "'fp8' | 'fp32', 'fp16', 'int8'"),
     ],
 )
-def test_options_that_do_not_go_together(options: list[str], text: str) -> None:
+def test_options_that_exclude_each_other_are_rejected(options: list[str], text: str) -> None:
     result = run("a.safetensors", *options)
     assert result.exit_code == 2
     assert_facts(" ".join(result.stderr.split()), text)
@@ -116,14 +116,14 @@ def test_options_that_do_not_go_together(options: list[str], text: str) -> None:
         (["--fuse", "f", "--weight", "a=2", "--precision", "fp16"], "--weight, --precision"),
     ],
 )
-def test_options_without_a_network(options: list[str], text: str) -> None:
+def test_options_without_a_network_are_rejected(options: list[str], text: str) -> None:
     result = run(*options)
     assert result.exit_code == 2
     assert_facts(" ".join(result.stderr.split()), text)
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "facts"),
     [
         ("net.onnx", ["--from-onnx {path} --as NAME"]),
         ("net.pt", ["PyTorch", "torch.onnx.export", "onnx_from_module", "--from-onnx"]),
@@ -133,19 +133,19 @@ def test_options_without_a_network(options: list[str], text: str) -> None:
         ("net.keras", ["tf2onnx", "--from-onnx"]),
     ],
 )
-@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04", theirs.classifier().SerializeToString()])
-def test_files_that_are_no_checkpoints_by_their_name(tmp_path: Path, name: str, told: list[str], content: bytes) -> None:
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04", foreign.classifier().SerializeToString()])
+def test_files_that_are_not_checkpoints_are_rejected_by_name(tmp_path: Path, name: str, facts: list[str], content: bytes) -> None:
     path = tmp_path / name
     path.write_bytes(content)
     result = run(path, "--repository", tmp_path / "repository", "--as", "a")
     assert isinstance(result.exception, ExportError)
-    for text in told:
+    for text in facts:
         assert text.format(path=path) in str(result.exception)
     assert not (tmp_path / "repository").exists()
 
 
 @pytest.mark.parametrize(
-    ("mean", "std", "told"),
+    ("mean", "std", "facts"),
     [
         ("123.675,116.28,103.53", "58.395,57.12,57.375", "--mean 0.485,0.456,0.406 --std 0.229,0.224,0.225"),
         ("127.5", "127.5", "--mean 0.5 --std 0.5"),
@@ -153,9 +153,9 @@ def test_files_that_are_no_checkpoints_by_their_name(tmp_path: Path, name: str, 
         ("0.485,0.456,0.406", "0.229,0.224,0.225", None),
     ],
 )
-def test_statistics_of_0_to_255_are_warned_of(tmp_path: Path, mean: str, std: str, told: str | None) -> None:
-    path = theirs.write(tmp_path, theirs.classifier())
+def test_mean_and_std_in_0_to_255_cause_a_warning(tmp_path: Path, mean: str, std: str, facts: str | None) -> None:
+    path = foreign.write(tmp_path, foreign.classifier())
     result = run("--from-onnx", path, "--as", "a", "--repository", tmp_path / "r", "--no-ensemble", "--mean", mean, "--std", std)
     assert result.exit_code == 0, result.output
-    assert ("Warning" in result.stderr) == (told is not None)
-    assert (told or "") in result.stderr
+    assert ("Warning" in result.stderr) == (facts is not None)
+    assert (facts or "") in result.stderr
