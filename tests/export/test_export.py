@@ -125,12 +125,12 @@ def test_options_without_a_network_are_rejected(options: list[str], text: str) -
 @pytest.mark.parametrize(
     ("name", "facts"),
     [
-        ("net.onnx", ["--from-onnx {path} --as NAME"]),
-        ("net.pt", ["PyTorch", "torch.onnx.export", "onnx_from_module", "--from-onnx"]),
+        ("net.onnx", ["import-onnx {path} --name NAME"]),
+        ("net.pt", ["PyTorch", "torch.onnx.export", "onnx_from_module", "import-onnx"]),
         ("net.pth", ["PyTorch"]),
         ("net.CKPT", ["PyTorch"]),
         ("pytorch_model.bin", ["PyTorch"]),
-        ("net.keras", ["tf2onnx", "--from-onnx"]),
+        ("net.keras", ["tf2onnx", "import-onnx"]),
     ],
 )
 @pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04", foreign.classifier().SerializeToString()])

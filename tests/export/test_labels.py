@@ -81,7 +81,7 @@ def test_names_passed_in_python_are_checked_alike() -> None:
     assert len(str(caught.value)) < 1000
     with pytest.raises(ExportError, match=r"'class 0' \(classes 0, 600\)"):
         OnnxSource(Path("a.onnx"), "a", class_names=names)
-    with pytest.raises(ExportError, match="sequence of texts") as caught:
+    with pytest.raises(ExportError, match="sequence of strings") as caught:
         OnnxSource(Path("a.onnx"), "a", class_names="x" * 5000)  # type: ignore[arg-type]
     assert len(str(caught.value)) < 300
     assert OnnxSource(Path("a.onnx"), "a", class_names=(CAFE_DECOMPOSED, "b")).class_names == (CAFE, "b")

@@ -169,10 +169,10 @@ def one_class_message(file: Path, name: str, num_classes: int) -> str:
     )
 
 
-def as_rows(answers: Array) -> Array:
+def as_rows(outputs: Array) -> Array:
     """Reshape outputs with further axes of extent 1, such as (N, K, 1, 1), to (N, K); return others unchanged."""
-    is_row = answers.ndim > 2 and sum(side != 1 for side in answers.shape[1:]) <= 1
-    return answers.reshape(len(answers), -1) if is_row else answers
+    is_row = outputs.ndim > 2 and sum(side != 1 for side in outputs.shape[1:]) <= 1
+    return outputs.reshape(len(outputs), -1) if is_row else outputs
 
 
 def check_weights(graph: onnx.GraphProto, file: Path) -> None:
@@ -183,11 +183,11 @@ def check_weights(graph: onnx.GraphProto, file: Path) -> None:
         )
 
 
-def check_finite(answers: Array, graph: onnx.GraphProto, file: Path) -> None:
+def check_finite(outputs: Array, graph: onnx.GraphProto, file: Path) -> None:
     """Raise an ExportError if outputs of the original file are not finite; the message contains the cause, if it is visible."""
-    if np.isfinite(answers).all():
+    if np.isfinite(outputs).all():
         return
-    what, names = "NaN" if np.isnan(answers).any() else "infinite values", _weights_containing(graph, np.isinf)
+    what, names = "NaN" if np.isnan(outputs).any() else "infinite values", _weights_containing(graph, np.isinf)
     cause = f"{_format_names(names)} infinite values" if names else "its weights are finite, so a computation overflows or is undefined"
     raise ExportError(
         f"{file} itself returns {what} for random images in [0, 1], in ONNX Runtime: {cause}. "

@@ -125,14 +125,14 @@ class _Conversion:
 
     def _rewrite(self, chosen: dict[str, tuple[list[int], list[int]]]) -> None:
         """Compute the `chosen` nodes in float16, with casts between them and the others."""
-        kept = {output.name for output in self.graph.output}
+        float32_names = {output.name for output in self.graph.output}
         for node in self.graph.node:
             inputs, _ = chosen.get(node.name, ([], []))
-            kept.update(name for port, name in enumerate(node.input) if port not in inputs)
+            float32_names.update(name for port, name in enumerate(node.input) if port not in inputs)
             bodies = [inner for body in subgraphs(node) for inner in graphs_of(body)]
-            kept.update(name for body in bodies for inner in body.node for name in inner.input)
-            kept.update(output.name for body in bodies for output in body.output)
-        rounded = kept | (self.floats - set(self.constants))  # values computed in float32 keep their names, too
+            float32_names.update(name for body in bodies for inner in body.node for name in inner.input)
+            float32_names.update(output.name for body in bodies for output in body.output)
+        rounded = float32_names | (self.floats - set(self.constants))  # values computed in float32 keep their names, too
         halves: dict[str, str] = {}  # value to its float16 copy
         nodes: list[onnx.NodeProto] = []
         for node in self.graph.node:
@@ -150,13 +150,13 @@ class _Conversion:
             nodes.append(node)
             for port in outputs:
                 name = node.output[port]
-                node.output[port] = halves[name] = self._half_name(name, kept)
-                if name in kept:
+                node.output[port] = halves[name] = self._half_name(name, float32_names)
+                if name in float32_names:
                     nodes.append(self._cast(halves[name], name, TensorProto.FLOAT))
         replace(self.graph, "node", nodes)
 
-    def _half_name(self, name: str, kept: Container[str]) -> str:
-        if name not in kept:
+    def _half_name(self, name: str, float32_names: Container[str]) -> str:
+        if name not in float32_names:
             return name
         half = unique_name(f"{name}_float16", self.taken)
         self.taken.add(half)

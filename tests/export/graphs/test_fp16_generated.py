@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from hypothesis import assume, outputs, settings, strategies as st
+from hypothesis import assume, given, settings, strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument
 
@@ -89,14 +89,14 @@ _ANY = {"recipe": cast_recipes(), "naming": st.none() | st.integers(0, 1000)}
 
 
 @settings(max_examples=30)
-@outputs(**_ANY)
+@given(**_ANY)
 def test_any_graph_converts_and_agrees(recipe: Recipe, naming: int | None) -> None:
     check_any_graph(recipe, naming)
 
 
 @pytest.mark.slow
 @settings(max_examples=1500)
-@outputs(**_ANY)
+@given(**_ANY)
 def test_many_graphs_convert_and_agree(recipe: Recipe, naming: int | None) -> None:
     check_any_graph(recipe, naming)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from hypothesis import sample, strategies as st
+from hypothesis import given, strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from defensemble_export import ExportError
@@ -302,7 +302,7 @@ def test_tensors_that_are_always_zero_are_quantised() -> None:
     assert not logits(quantised, tiny.images(2)).any()
 
 
-@sample(st.integers(0, 2**32 - 1), st.floats(1e-3, 1e3), st.sampled_from(["normal", "exponential", "uniform"]))
+@given(st.integers(0, 2**32 - 1), st.floats(1e-3, 1e3), st.sampled_from(["normal", "exponential", "uniform"]))
 def test_the_range_has_the_least_error_in_numpy(seed: int, scale: float, kind: str) -> None:
     generator = np.random.default_rng(seed)
     values = np.abs(getattr(generator, kind)(size=500)) * scale
