@@ -118,7 +118,7 @@ def planned_engines(
         served = served_versions(folder, configs[name])
         if versions is None and not served:
             raise EngineError(
-                f"{folder} has no version that is served (on disk: {', '.join(map(str, on_disk)) or 'none'}): restore the version's folder, "
+                f"{folder} has no version that is served (on disk: {', '.join(map(str, on_disk)) or 'none'}): restore the folder, "
                 f"export '{name}' again, or move {folder} out of the repository"
             )
         if versions is not None and models is not None and (missing := sorted(set(versions) - set(on_disk))):
