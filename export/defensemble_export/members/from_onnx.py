@@ -45,7 +45,7 @@ class OnnxSource:
         class_names: One name per class. None: the class indices as text.
         custom_domains: Domains of operators outside the ONNX standard to accept.
         timeout_s: Limit of the import, in seconds; the export gets the same again for every 64 images that it compares.
-        resize: How training images were preprocessing, "crop" or "squash". None: unknown.
+        resize: How training images were resized, "crop" or "squash". None: unknown.
 
     Raises:
         ExportError: An argument is not valid.
@@ -92,7 +92,7 @@ class OnnxSource:
 
     @property
     def preprocessing(self) -> Preprocessing | None:
-        """How images are preprocessing; None if unknown."""
+        """How images are resized; None if unknown."""
         return None if self.resize is None else Preprocessing(self.resize)
 
     def check(self, options: ExportOptions, images: np.ndarray[Any, Any] | None) -> None:
