@@ -172,8 +172,8 @@ def check_fuse_request(repository: Path, name: str, taken: Sequence[str], *, max
         return max_batch_size
     config = read_config(folder)
     if is_ensemble(config) or not {"average", "weights", "members"} <= set(config.parameters):
-        what = "an ensemble" if is_ensemble(config) else "a single network"
-        raise ExistsError(f"{folder} exists and is {what}, not a fused graph: choose another name for the fused graph")
+        kind = "an ensemble" if is_ensemble(config) else "a single network"
+        raise ExistsError(f"{folder} exists and is {kind}, not a fused graph: choose another name for the fused graph")
     if not replace:
         raise ExistsError(f"{folder} exists already: choose another name for the fused graph, or pass --replace to add a new version to it")
     return existing_batch(folder, max_batch_size)

@@ -77,9 +77,9 @@ def find_networks(repository: Path, on_progress: Callable[[str], None] = lambda 
         ConfigError: A configuration cannot be read.
     """
     if not repository.is_dir():
-        what = "is a file" if repository.exists() else "does not exist"
+        problem = "is a file" if repository.exists() else "does not exist"
         raise ProfileError(
-            f"model repository {repository} {what}: name a folder that `defensemble export` has written (--repository FOLDER)"
+            f"model repository {repository} {problem}: name a folder that `defensemble export` has written (--repository FOLDER)"
         )
     networks = {
         name: config

@@ -272,8 +272,8 @@ def _up_to_date_manifest(engine: PlannedEngine, target: Target) -> Manifest | No
     if manifest is None or not plan.exists():
         return None
     # A plan does not depend on the driver.
-    wanted = {**asdict(target), "driver": manifest.driver, "onnx_sha256": engine.onnx_sha256, **engine.request.recorded}
-    is_same = all(getattr(manifest, name) == value for name, value in wanted.items())
+    expected = {**asdict(target), "driver": manifest.driver, "onnx_sha256": engine.onnx_sha256, **engine.request.recorded}
+    is_same = all(getattr(manifest, name) == value for name, value in expected.items())
     return manifest if is_same and file_digest(plan) == manifest.plan_sha256 else None
 
 

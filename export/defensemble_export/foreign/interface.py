@@ -187,10 +187,10 @@ def check_finite(outputs: Array, graph: onnx.GraphProto, file: Path) -> None:
     """Raise an ExportError if outputs of the original file are not finite; the message contains the cause, if it is visible."""
     if np.isfinite(outputs).all():
         return
-    what, names = "NaN" if np.isnan(outputs).any() else "infinite values", _weights_containing(graph, np.isinf)
+    value, names = "NaN" if np.isnan(outputs).any() else "infinite values", _weights_containing(graph, np.isinf)
     cause = f"{_format_names(names)} infinite values" if names else "its weights are finite, so a computation overflows or is undefined"
     raise ExportError(
-        f"{file} itself returns {what} for random images in [0, 1], in ONNX Runtime: {cause}. "
+        f"{file} itself returns {value} for random images in [0, 1], in ONNX Runtime: {cause}. "
         "Export the network again, in float32 and from finite weights; for images of another range, pass --mean and --std"
     )
 

@@ -120,8 +120,8 @@ def opset_of(model: onnx.ModelProto, file: os.PathLike[str] | str) -> int:
 
 def _parse(file: Path) -> onnx.ModelProto:
     if not file.is_file():
-        what = "is a folder" if file.is_dir() else "is not a file" if file.exists() else "does not exist"
-        raise ExportError(f"{file} {what}: name an .onnx file")
+        description = "is a folder" if file.is_dir() else "is not a file" if file.exists() else "does not exist"
+        raise ExportError(f"{file} {description}: name an .onnx file")
     size = file.stat().st_size
     if size > MAX_FILE_BYTES:
         raise ExportError(f"{file} has {size} bytes, and an ONNX file has at most {MAX_FILE_BYTES}: name an ONNX file")
@@ -135,9 +135,9 @@ def _parse(file: Path) -> onnx.ModelProto:
         )
     if not content:
         raise ExportError(f"{file} is empty: export or download it again")
-    for start, what in _OTHER_FORMATS.items():
+    for start, description in _OTHER_FORMATS.items():
         if content.startswith(start):
-            raise ExportError(f"{file} is not ONNX but {what}")
+            raise ExportError(f"{file} is not ONNX but {description}")
     if content[4:8] == b"ORTM":
         raise ExportError(f"{file} is not ONNX but in ONNX Runtime's own format (.ort): import the original ONNX file")
     if content.startswith(b"version https://git-lfs"):
@@ -224,29 +224,29 @@ def _locate_tensor(tensor: TensorProto, file: Path) -> tuple[Path, int, int]:
     """Return the file, offset and length of a tensor's bytes. Accept what ONNX Runtime reads, and no other folders."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
-    what = f"{file} stores the tensor '{tensor.name}' in {location!r}"
+    subject = f"{file} stores the tensor '{tensor.name}' in {location!r}"
     fix = "put all its files into one folder (replace links by copies: cp -L), or save it as one file: onnx.save(onnx.load(FILE), NEW)"
     if not location or Path(location).is_absolute() or "\0" in location:
-        raise ExportError(f"{what}: external data are read only from the file's own folder; {fix}")
+        raise ExportError(f"{subject}: external data are read only from the file's own folder; {fix}")
     source = file.parent / location
     # If the file is a link, as in the Hugging Face cache, its target's folder is allowed, too.
     if not any(source.resolve().is_relative_to(folder) for folder in (file.parent.resolve(), file.resolve().parent)):
-        raise ExportError(f"{what}, which resolves to {source.resolve()}: external data are read only from the file's own folder; {fix}")
+        raise ExportError(f"{subject}, which resolves to {source.resolve()}: external data are read only from the file's own folder; {fix}")
     if not source.is_file():
-        raise ExportError(f"{what}, which is {'not a file' if source.exists() else 'missing'} in {file.parent.resolve()}; {fix}")
+        raise ExportError(f"{subject}, which is {'not a file' if source.exists() else 'missing'} in {file.parent.resolve()}; {fix}")
     try:
         kind = TensorProto.DataType.Name(tensor.data_type)
         bits = _PACKED_BITS.get(kind) or onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize * 8
         offset, length = int(entries.get("offset", 0)), int(entries.get("length", 0))
     except (KeyError, ValueError) as error:
-        raise ExportError(f"{what} with an invalid offset, length or type ({error}); export it again") from error
+        raise ExportError(f"{subject} with an invalid offset, length or type ({error}); export it again") from error
     expected = (math.prod(tensor.dims) * bits + 7) // 8
     size = source.stat().st_size
     if length not in (0, expected):  # 0 means absent
-        raise ExportError(f"{what} with {length} bytes, but {list(tensor.dims)} of its type need {expected}: export it again")
+        raise ExportError(f"{subject} with {length} bytes, but {list(tensor.dims)} of its type need {expected}: export it again")
     if offset < 0 or any(side < 0 for side in tensor.dims) or offset + expected > size:
         raise ExportError(
-            f"{what}, bytes {offset} to {offset + expected}, but that file has {size} bytes: it is truncated or belongs to another model; "
+            f"{subject}, bytes {offset} to {offset + expected}, but that file has {size} bytes: it is truncated or of another model; "
             "copy or export both again"
         )
     return source, offset, expected

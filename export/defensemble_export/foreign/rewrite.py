@@ -48,17 +48,17 @@ def normalisation_arrays(
     if mean is None and std is None:
         return None
     arrays = []
-    for what, argument in (("mean", mean), ("std", std)):
+    for name, argument in (("mean", mean), ("std", std)):
         if argument is not None and not all(isinstance(value, (int, float, np.number)) for value in _to_list(argument)):
-            raise ExportError(f"{what} must be a sequence of 1 or {channels} numbers, got {argument!r}")
-    for what, values in (("mean", [0.0] if mean is None else list(mean)), ("std", [1.0] if std is None else list(std))):
+            raise ExportError(f"{name} must be a sequence of 1 or {channels} numbers, got {argument!r}")
+    for name, values in (("mean", [0.0] if mean is None else list(mean)), ("std", [1.0] if std is None else list(std))):
         if len(values) not in (1, channels):
-            raise ExportError(f"{what} must be 1 or {channels} numbers, one per channel, got {len(values)}: {values}")
+            raise ExportError(f"{name} must be 1 or {channels} numbers, one per channel, got {len(values)}: {values}")
         with np.errstate(over="ignore"):
             array = np.array(values, np.float32).reshape(-1, 1, 1)
         smallest = np.finfo(np.float32).tiny  # dividing by less overflows
-        if not np.isfinite(array).all() or (what == "std" and not (array >= smallest).all()):
-            raise ExportError(f"{what} must be finite{' and above 0' if what == 'std' else ''} in float32, got {values}")
+        if not np.isfinite(array).all() or (name == "std" and not (array >= smallest).all()):
+            raise ExportError(f"{name} must be finite{' and above 0' if name == 'std' else ''} in float32, got {values}")
         arrays.append(array)
     return arrays[0], arrays[1]
 

@@ -119,12 +119,12 @@ def _load_network(member: bytes | onnx.ModelProto, name: str) -> onnx.ModelProto
     if model.functions:  # two members may have different functions of the same name
         with translate_errors("cannot be fused, because its functions cannot be inlined", file=f"'{name}'"):
             model = tidy_copy(onnx.inliner.inline_local_functions(model, convert_version=True))
-    for what, tensors, expected, rank in (("input", model.graph.input, "images", 4), ("output", model.graph.output, "logits", 2)):
+    for kind, tensors, expected, rank in (("input", model.graph.input, "images", 4), ("output", model.graph.output, "logits", 2)):
         got = [(tensor.name, tensor.type.tensor_type.elem_type, len(shape_of(tensor))) for tensor in tensors]
         if got != [(expected, TensorProto.FLOAT, rank)]:
-            listing = ", ".join(f"'{tensor}' ({TensorProto.DataType.Name(kind)}, {axes} axes)" for tensor, kind, axes in got)
+            listing = ", ".join(f"'{tensor}' ({TensorProto.DataType.Name(dtype)}, {axes} axes)" for tensor, dtype, axes in got)
             raise ExportError(
-                f"'{name}' cannot be fused: its {what}s are {listing or 'none'}, expected only '{expected}' (FLOAT, {rank} axes); "
+                f"'{name}' cannot be fused: its {kind}s are {listing or 'none'}, expected only '{expected}' (FLOAT, {rank} axes); "
                 f"export it again, or {FUSING_ALTERNATIVE}"
             )
     batch = shape_of(model.graph.input[0])[0]
@@ -145,9 +145,9 @@ def _shared_interface(models: Sequence[onnx.ModelProto], names: Sequence[str]) -
     shape, num_classes = interfaces[0]
     assert num_classes is not None
     for name, (other_shape, other_classes) in zip(names, interfaces, strict=True):
-        for what, got, expected in (("image size", other_shape, shape), ("number of classes", other_classes, num_classes)):
+        for kind, got, expected in (("image size", other_shape, shape), ("number of classes", other_classes, num_classes)):
             if got != expected:
-                raise EnsembleError(f"members must share their {what}: '{names[0]}' has {expected}, '{name}' has {got}")
+                raise EnsembleError(f"members must share their {kind}: '{names[0]}' has {expected}, '{name}' has {got}")
     return shape, num_classes
 
 

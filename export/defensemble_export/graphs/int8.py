@@ -134,8 +134,8 @@ def _insert_quantisers(
             inputs = [constant(f"{name}_{part}", value) for part, value in parts]
             weights[name, axis] = converter("DequantizeLinear", name, inputs, f"{name}_DequantizeLinear_Output", axis=axis)
         node.input[1] = weights[name, axis].output[0]
-    made = {name for node in graph.node for name in node.output}
-    nodes = [*weights.values(), *(node for name, pair in pairs.items() if name not in made for node in pair)]
+    computed = {name for node in graph.node for name in node.output}
+    nodes = [*weights.values(), *(node for name, pair in pairs.items() if name not in computed for node in pair)]
     for node in graph.node:
         nodes += [node, *(new for name in node.output for new in pairs.get(name, ()))]
     replace(graph, "node", nodes)

@@ -35,9 +35,9 @@ class Calibration:
     sha256: str = ""
 
     def __post_init__(self) -> None:
-        for what, number in (("count", self.count), ("seed", self.seed)):
+        for field, number in (("count", self.count), ("seed", self.seed)):
             if isinstance(number, bool) or not isinstance(number, int):
-                raise ExportError(f"the calibration {what} must be an integer, got {number!r}")
+                raise ExportError(f"the calibration {field} must be an integer, got {number!r}")
         if self.count < 2:
             raise ExportError(f"the calibration count must be at least 2 images, got {self.count}; the default is {DEFAULT_COUNT}")
         if self.seed < 0:

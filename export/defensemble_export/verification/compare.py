@@ -62,12 +62,12 @@ class Comparison:
         worst = int(by_image.argmax())
         return Difference(float(by_image[worst]), scale, worst)
 
-    def check(self, difference: Difference, allowed: float | None, what: str, where: str) -> None:
+    def check(self, difference: Difference, allowed: float | None, quantity: str, where: str) -> None:
         """Raise if a difference exceeds `allowed`, in units of its scale. None allows any difference."""
         if allowed is not None and difference.relative > allowed:
             raise self.error(
-                f"{where}: {what} differ by {difference.relative * difference.scale:.3g} between {self.subject} and {self.reference} (most "
-                f"in image {difference.image}), allowed is {allowed * difference.scale:.3g}; {self.consequence}"
+                f"{where}: {quantity} differ by {difference.relative * difference.scale:.3g} between {self.subject} and {self.reference} "
+                f"(most in image {difference.image}), allowed is {allowed * difference.scale:.3g}; {self.consequence}"
             )
 
     def check_classes(self, same: Array, agreement: float, where: str, *, min_allowed: int = 1) -> None:

@@ -106,6 +106,6 @@ class _Pipeline:
         return dict(zip([tensor.name for tensor in self.average.get_outputs()], self.average.run(None, logits), strict=True))
 
 
-def _session(content: bytes, message: str, what: str) -> onnxruntime.InferenceSession:
-    with translate_errors(message, file=what):
+def _session(content: bytes, message: str, name: str) -> onnxruntime.InferenceSession:
+    with translate_errors(message, file=name):
         return cpu_session(content)

@@ -40,14 +40,14 @@ class RealImages:
     source: str
     labels: np.ndarray[Any, Any] | None = None
 
-    def check_fit(self, input_shape: tuple[int, int, int], what: str = "verification") -> None:
+    def check_fit(self, input_shape: tuple[int, int, int], purpose: str = "verification") -> None:
         """Raise an ExportError if the images do not fit a network of `input_shape` (C, H, W)."""
-        problem = image_fault(self.images, f"the images for the {what}", shape=input_shape, taker="the network")
+        problem = image_fault(self.images, f"the images for the {purpose}", shape=input_shape, taker="the network")
         if problem is not None:
             raise ExportError(problem)
         if self.labels is not None and self.labels.shape != self.images.shape[:1]:
             raise ExportError(
-                f"the {what} has {len(self.images)} images and labels of the shape {self.labels.shape}: pass one label per image"
+                f"the {purpose} has {len(self.images)} images and labels of the shape {self.labels.shape}: pass one label per image"
             )
 
 
@@ -88,7 +88,7 @@ def dataset_from_record(record: TrainingRecord, input_shape: tuple[int, int, int
 
 
 def _load_dataset(
-    record: Mapping[str, Any], class_names: tuple[str, ...], size: int, data_dir: str | os.PathLike[str] | None, what: str
+    record: Mapping[str, Any], class_names: tuple[str, ...], size: int, data_dir: str | os.PathLike[str] | None, purpose: str
 ) -> Dataset:
     from defensemble_training import DataError, decoded_dataset, load_dataset
 
@@ -103,7 +103,7 @@ def _load_dataset(
         dataset = load_dataset(data, size, data_dir=None if data_dir is None else Path(data_dir), skip_damaged=True)
     except DataError as error:
         by = f" by `defensemble {command:.300}`" if command else ""
-        raise ExportError(f"{what} on test images of {data!r}, which the checkpoint was trained on{by}: {error}. {_FIX}") from error
+        raise ExportError(f"{purpose} on test images of {data!r}, which the checkpoint was trained on{by}: {error}. {_FIX}") from error
     try:
         dataset = dataset.numbered_as(class_names, "the checkpoint")
     except DataError as error:

@@ -185,14 +185,14 @@ class _Graph:
         return logits
 
     def check_interface(self, shape: tuple[int, ...], num_classes: int) -> None:
-        for what, tensors, name, dims in (
+        for kind, tensors, name, dims in (
             ("input", self.session.get_inputs(), "images", list(shape)),
             ("output", self.session.get_outputs(), "logits", [num_classes]),
         ):
             got = [(tensor.name, tensor.type, tensor.shape[1:], isinstance(tensor.shape[0], str)) for tensor in tensors]
             expected = [(name, "tensor(float)", dims, True)]
             if got != expected:
-                raise VerificationError(f"the graph's {what}s (name, type, shape, free batch) are {got}, expected {expected}; {_NOT_USED}")
+                raise VerificationError(f"the graph's {kind}s (name, type, shape, free batch) are {got}, expected {expected}; {_NOT_USED}")
 
 
 class _Measured:

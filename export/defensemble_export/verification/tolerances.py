@@ -78,10 +78,10 @@ def computed_precision(model: onnx.ModelProto) -> str:
     if any(node.op_type in _QUANTISING or node.op_type.startswith(_QUANTISING_PREFIXES) for node in nodes):
         return "int8"
     tensors = list(tensors_of(model))
-    if any(math.prod(one.dims) > 1 and one.data_type in _FEW_BITS for one in tensors):
+    if any(math.prod(tensor.dims) > 1 and tensor.data_type in _FEW_BITS for tensor in tensors):
         return "int8"
     casts = {attribute.i for node in nodes if node.op_type == "Cast" for attribute in node.attribute if attribute.name == "to"}
-    return "fp16" if _SIXTEEN_BITS & (casts | {one.data_type for one in tensors}) else "fp32"
+    return "fp16" if _SIXTEEN_BITS & (casts | {tensor.data_type for tensor in tensors}) else "fp32"
 
 
 def precision_of(model: onnx.ModelProto, stated: str | None) -> str | None:
