@@ -9,13 +9,13 @@ if TYPE_CHECKING:
     from .base import Target as Target, served as served
     from .noise import NoiseResult as NoiseResult, noisy_images as noisy_images, probe_noise as probe_noise
 
-_HOME_OF = {"Target": "base", "served": "base", "NoiseResult": "noise", "noisy_images": "noise", "probe_noise": "noise"}
-__all__ = sorted(_HOME_OF)
+_MODULE_BY_NAME = {"Target": "base", "served": "base", "NoiseResult": "noise", "noisy_images": "noise", "probe_noise": "noise"}
+__all__ = sorted(_MODULE_BY_NAME)
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOME_OF:
+    if name not in _MODULE_BY_NAME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    value: object = getattr(importlib.import_module(f"{__name__}.{_MODULE_BY_NAME[name]}"), name)
     globals()[name] = value
     return value

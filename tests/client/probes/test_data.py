@@ -55,14 +55,14 @@ def save(path: Path, **arrays: Any) -> str:
         ({"images": images(2), "labels": np.array([0, 1]), "class_names": np.array([["a"]])}, ["`class_names`", "(1, 1)"]),
     ],
 )
-def test_archives_that_do_not_fit_are_one_error_that_names_them(tmp_path: Path, arrays: dict[str, Array], texts: list[str]) -> None:
+def test_an_archive_that_does_not_match_the_model_is_rejected(tmp_path: Path, arrays: dict[str, Array], texts: list[str]) -> None:
     path = save(tmp_path / "data.npz", **arrays)
     with pytest.raises(InputError) as caught:
         choose_data(path, model(), None, 0)
     assert [text for text in (path, *texts) if text not in str(caught.value)] == []
 
 
-def test_a_file_that_is_no_archive(tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_archive_is_rejected(tmp_path: Path) -> None:
     for name, content in (("broken.npz", b"PK\x03\x04 no zip"), ("empty.NPZ", b"")):
         (tmp_path / name).write_bytes(content)
         with raises(InputError, f"{name} | .npz"):
@@ -70,7 +70,7 @@ def test_a_file_that_is_no_archive(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [np.int8, np.uint8, ">i2", np.uint16, np.int32, np.uint32, np.int64, np.uint64])
-def test_labels_of_an_archive_are_matched_by_name_where_it_has_names(tmp_path: Path, kind: Any) -> None:
+def test_labels_of_an_archive_with_names_are_matched_by_name(tmp_path: Path, kind: Any) -> None:
     batch, labels = images(6), np.array([2, 0, 1, 2, 1, 0], kind)
     plain = choose_data(save(tmp_path / "a.npz", images=batch, labels=labels), model(), None, 0)
     assert plain.data.labels.tolist() == labels.tolist()
@@ -79,7 +79,7 @@ def test_labels_of_an_archive_are_matched_by_name_where_it_has_names(tmp_path: P
     assert named.data.labels.tolist() == [0, 2, 1, 0, 1, 2]
 
 
-def test_data_of_a_folder_and_a_sample_of_it(tmp_path: Path) -> None:
+def test_a_folder_is_read_completely_or_sampled(tmp_path: Path) -> None:
     info = fake().describe()
     values = write_pictures(tmp_path / "pictures")
     whole = choose_data(str(tmp_path / "pictures"), info, None, 0)
@@ -136,7 +136,7 @@ def test_classes_of_folders_and_datasets_are_matched_by_name(tmp_path: Path) -> 
     [(None, None, False), (CROP, None, True), (SQUASH, None, True), (None, "crop", True), (SQUASH, "crop", True), (CROP, "squash", True)],
 )
 @pytest.mark.parametrize("name", ["mnist", "folder"])
-def test_datasets_are_resized_only_by_a_rule_that_is_known(
+def test_datasets_are_resized_only_by_a_known_rule(
     tmp_path: Path, recorded: str | None, resize: str | None, accepted: bool, name: str
 ) -> None:
     write_stripes(tmp_path / "set", (28, 28))
@@ -169,14 +169,14 @@ def test_a_dataset_is_resized_by_the_rule_of_the_model(tmp_path: Path, name: str
 
 
 @pytest.mark.usefixtures("own_cache")
-def test_a_dataset_of_several_sizes_names_an_option_of_the_probe(tmp_path: Path) -> None:
+def test_a_dataset_of_several_sizes_suggests_an_option(tmp_path: Path) -> None:
     write_stripes(tmp_path / "set")
     Image.new("L", (30, 20)).save(tmp_path / "set/test/0/b.png")
     with pytest.raises(InputError, match="--resize crop"):
         choose_data("folder", model(tuple("0123456789"), (1, 16, 16)), None, 0, tmp_path / "set")
 
 
-def test_a_dataset_comes_from_the_training_package() -> None:
+def test_a_dataset_is_loaded_by_the_training_package() -> None:
     pytest.importorskip("sklearn")
     names = tuple("0123456789")
     digits = FakeModel(
@@ -187,13 +187,13 @@ def test_a_dataset_comes_from_the_training_package() -> None:
     assert chosen.source["kind"] == "dataset, test split"
 
 
-def test_a_dataset_without_the_training_package_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_training_package_a_dataset_suggests_the_pip_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "defensemble_training", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'defensemble\[train\]'"):
         choose_data("digits", fake().describe(), None, 0)
 
 
-def test_a_model_of_any_size_takes_images_of_one_size(tmp_path: Path) -> None:
+def test_a_model_of_any_size_is_probed_with_images_of_one_size(tmp_path: Path) -> None:
     info = model(shape=(1, -1, -1))
     write_pictures(tmp_path / "pictures")
     assert choose_data(str(tmp_path / "pictures"), info, None, 0).data.images.shape == (12, *SHAPE)
@@ -205,7 +205,7 @@ def test_a_model_of_any_size_takes_images_of_one_size(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("own_cache")
-def test_data_above_the_limit_is_refused_by_name_before_it_is_read(tmp_path: Path) -> None:
+def test_data_above_the_memory_limit_is_rejected_before_it_is_read(tmp_path: Path) -> None:
     write_pictures(tmp_path / "pictures")
     write_stripes(tmp_path / "set", (16, 16))
     archive = save(tmp_path / "a.npz", images=np.zeros((1000, 1, 16, 16), np.uint8), labels=np.zeros(1000, int))
@@ -249,7 +249,7 @@ print(peak() - before)
 
 
 @pytest.mark.slow
-def test_peaks_of_memory(tmp_path: Path) -> None:
+def test_peak_memory_is_below_the_estimate(tmp_path: Path) -> None:
     count = 4000
     pixels = np.random.default_rng(0).integers(0, 256, (count, 3, 64, 64), np.uint8)
     labels = np.arange(count) % 2

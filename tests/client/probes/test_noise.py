@@ -42,7 +42,7 @@ def test_noise_has_the_spread_of_a_clipped_gaussian() -> None:
     assert (np.abs(noise) > 1.999).mean() == pytest.approx(0.0455, abs=0.005)
 
 
-def test_noise_differs_by_seed_and_sigma_and_not_by_their_order() -> None:
+def test_noise_depends_on_seed_and_sigma_and_not_on_their_order() -> None:
     grey = np.full((2, 1, 4, 4), 0.5, np.float32)
     by_two = (noisy_images(grey, 2, 0) - grey) / 2
     assert not np.allclose(by_two, (noisy_images(grey, 4, 0) - grey) / 4)
@@ -56,7 +56,7 @@ def oracle(seed: int, batch: Array, labels: Array) -> Array:
     return np.array([logits(seed, image[None])[0].argmax() == label for image, label in zip(batch, labels, strict=True)])
 
 
-def test_rates_are_numpy_s() -> None:
+def test_rates_equal_numpy() -> None:
     batch, sigmas = images(40), (32.0, 8.0, 200.0)
     result = probe_noise({"a": linear(1), "b": linear(2)}, batch, LABELS, sigmas, seed=3, batch_size=16)
     clean = {name: oracle(seed, batch, LABELS) for name, seed in (("a", 1), ("b", 2))}
@@ -100,7 +100,7 @@ def test_every_target_sees_the_same_images_within_the_range() -> None:
     assert sum(answered) == 2 * 3 * 40
 
 
-def test_the_json_has_what_a_result_must_have() -> None:
+def test_the_json_has_the_documented_fields() -> None:
     result = probe_noise({"a": linear(1)}, images(40), LABELS, seed=5)
     told = json.loads(json.dumps(result.json(), allow_nan=False))
     assert told["schema"] == "defensemble.probe.noise/1"
@@ -112,7 +112,7 @@ def test_the_json_has_what_a_result_must_have() -> None:
     assert set(first["accuracy"]) == {"value", "successes", "n", "low", "high"}
 
 
-def test_the_digest_is_of_images_labels_and_their_order() -> None:
+def test_the_digest_covers_images_labels_and_their_order() -> None:
     def digest(batch: Array, labels: Array) -> str:
         return probe_noise({"a": linear(1)}, batch, labels, [8]).data_digest
 
@@ -133,7 +133,7 @@ def failing_after(calls: int) -> Any:
     return target
 
 
-def test_a_target_that_fails_has_null_from_there_on() -> None:
+def test_a_failed_target_has_null_rates_from_then_on() -> None:
     result = probe_noise({"good": linear(1), "bad": failing_after(2)}, images(40), LABELS, [8, 16, 32], batch_size=40)
     good, bad = result.targets
     assert result.failures == {"bad": "NotReadyError: it went away"}
@@ -145,7 +145,7 @@ def test_a_target_that_fails_has_null_from_there_on() -> None:
     assert result.json()["targets"][1]["noise"][2]["accuracy"] is None
 
 
-def test_a_target_that_never_answered_leaves_no_common_images() -> None:
+def test_a_target_that_never_responded_leaves_no_common_images() -> None:
     result = probe_noise({"good": linear(1), "bad": failing_after(0)}, images(40), LABELS, [8])
     assert result.n_common is None
     assert result.targets[1].clean is None
@@ -153,7 +153,7 @@ def test_a_target_that_never_answered_leaves_no_common_images() -> None:
     assert result.targets[0].noise[0].accuracy_on_common is None
 
 
-def test_served_models_are_targets() -> None:
+def test_a_served_model_is_a_target() -> None:
     transport = house()
     with Client("fake", transport=transport) as client:
         result = probe_noise({"alpha": served(client, "alpha"), "it": served(client)}, images(40), LABELS, [8], batch_size=8)
@@ -184,7 +184,7 @@ def test_served_models_are_targets() -> None:
         ({"targets": {"a": lambda batch: np.zeros(len(batch))}}, "40 class indices"),
     ],
 )
-def test_what_cannot_be_probed(change: dict[str, Any], told: str) -> None:
+def test_probe_noise_rejects_invalid_arguments(change: dict[str, Any], told: str) -> None:
     arguments: dict[str, Any] = {"targets": {"a": linear(1)}, "images": images(40), "labels": LABELS, **change}
     with raises(InputError, told):
         probe_noise(**arguments)
