@@ -25,9 +25,9 @@ HEAVY = (
 
 
 def loaded_by(code: str) -> list[str]:
-    """Which heavy modules some code loads in an interpreter of its own."""
-    ask = f"import sys\n{code}\nprint([name for name in {HEAVY} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, timeout=60)
+    """Return the heavy modules that some code loads in a new interpreter."""
+    script = f"import sys\n{code}\nprint([name for name in {HEAVY} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     names: list[str] = re.findall(r"'(\w+)'", done.stdout.splitlines()[-1])
     return names

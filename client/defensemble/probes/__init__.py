@@ -1,4 +1,4 @@
-"""Probes of robustness from outside, as a caller without the weights would make them."""
+"""Black-box robustness probes, which need no access to the weights."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .base import Target as Target, served as served
+    from .base import Target as Target, target_from_model as target_from_model
     from .noise import NoiseResult as NoiseResult, noisy_images as noisy_images, probe_noise as probe_noise
 
-_MODULE_BY_NAME = {"Target": "base", "served": "base", "NoiseResult": "noise", "noisy_images": "noise", "probe_noise": "noise"}
+_MODULE_BY_NAME = {"Target": "base", "target_from_model": "base", "NoiseResult": "noise", "noisy_images": "noise", "probe_noise": "noise"}
 __all__ = sorted(_MODULE_BY_NAME)
 
 

@@ -54,11 +54,11 @@ def test_an_earlier_result_keeps_its_name_until_the_new_one_is_on_disk(tmp_path:
 def test_a_failed_write_leaves_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / "result.json").mkdir()
     (tmp_path / "file").touch()
-    for place in (tmp_path / "result.json", tmp_path / "file/new/result.json"):
+    for path in (tmp_path / "result.json", tmp_path / "file/new/result.json"):
         for write in (check_writable, lambda path: write_result(path, {"a": 1})):
             with pytest.raises((IsADirectoryError, NotADirectoryError)) as caught:
-                write(place)
-            assert caught.value.filename == str(place), "the user's name for it, and not that of a file aside"
+                write(path)
+            assert caught.value.filename == str(path), "the user's path, and not that of a temporary file"
     assert sorted(os.listdir(tmp_path)) == ["file", "result.json"]
 
 
@@ -71,13 +71,13 @@ def test_check_writable_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_provenance_has_machine_versions_and_server() -> None:
-    told = provenance(ServerMetadata("triton", "2.51.0"))
-    assert told["hardware"]["cores"] == len(os.sched_getaffinity(0))
-    assert told["hardware"]["memory_bytes"] > 1 << 28
-    assert told["versions"]["numpy"] == np.__version__
-    assert told["versions"]["defensemble"] == __version__
-    assert told["server"] == {"name": "triton", "version": "2.51.0"}
-    assert json.loads(json.dumps(told)) == told
+    output = provenance(ServerMetadata("triton", "2.51.0"))
+    assert output["hardware"]["cores"] == len(os.sched_getaffinity(0))
+    assert output["hardware"]["memory_bytes"] > 1 << 28
+    assert output["versions"]["numpy"] == np.__version__
+    assert output["versions"]["defensemble"] == __version__
+    assert output["server"] == {"name": "triton", "version": "2.51.0"}
+    assert json.loads(json.dumps(output)) == output
     assert provenance()["server"] is None
 
 

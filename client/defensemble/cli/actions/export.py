@@ -20,7 +20,7 @@ from defensemble_repository.names import RESERVED
 from defensemble_repository.reader import read_config, read_ensemble
 from defensemble_repository.view import RepositoryView
 
-from ..._image_files import npy_images
+from ..._image_files import read_npy_images
 from ...ensembles.local_servers import servers_of
 from ..notes import print_progress
 from ..progress import progress_bar
@@ -104,7 +104,7 @@ class Request:
     @cached_property
     def images(self) -> NDArray[np.float32] | None:
         """The real images that were given."""
-        return None if self.images_file is None else npy_images(self.images_file)
+        return None if self.images_file is None else read_npy_images(self.images_file)
 
     @property
     def networks(self) -> int:
@@ -136,7 +136,7 @@ def run(request: Request) -> None:
 
 def _export(request: Request) -> list[str]:
     images = request.images
-    calibration = None if request.calibration_file is None else npy_images(request.calibration_file)
+    calibration = None if request.calibration_file is None else read_npy_images(request.calibration_file)
     # After the cheap checks: this imports torch, onnx and ONNX Runtime.
     from defensemble_export import Form, export_networks
 

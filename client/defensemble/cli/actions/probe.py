@@ -13,9 +13,9 @@ from rich.table import Table
 from ..._client.client import Client
 from ..._client.model_info import ModelInfo
 from ..._exceptions import InputError, ModelNotFoundError
-from ..._image_files import ReadOptions, recorded_rule
-from ...probes.base import served
-from ...probes.data import choose_data
+from ..._image_files import ReadOptions, recorded_preprocessing
+from ...probes.base import target_from_model
+from ...probes.data import load_probe_data
 from ...probes.noise import PAPER_SIGMAS, NoiseResult, check_sigmas, probe_noise
 from ...results.intervals import Rate
 from ...results.provenance import provenance
@@ -44,7 +44,7 @@ def probe_noise_and_report(
 ) -> dict[str, str]:
     """Probe served models with noise, print the table, write the JSON to `out`; returns why models failed, by name.
 
-    `source`, `limit` and `data_dir` are as in `choose_data`, `sigmas` in 1/255 (None: the paper's). Without `names` these are the
+    `source`, `limit` and `data_dir` are as in `load_probe_data`, `sigmas` in 1/255 (None: the paper's). Without `names` these are the
     ensembles, their members, and every other model that classifies images. A call has `batch_size` images; None: 64, or fewer where a
     model takes fewer. An earlier result at `out` is kept under another name; whether it can be written is found out before the first query.
     """
@@ -63,7 +63,7 @@ def probe_noise_and_report(
         def on_reading(what: str, done: int, total: int | None) -> None:
             progress.update(reading, description=what, completed=done, total=total)
 
-        chosen = choose_data(source, rule, limit, seed, data_dir, options=options, on_progress=on_reading)
+        chosen = load_probe_data(source, rule, limit, seed, data_dir, options=options, on_progress=on_reading)
     for note in chosen.notes:
         print_note(note)
     size = batch_size or min(_BATCH_SIZE, *(info.max_batch_size or _BATCH_SIZE for info in infos))
@@ -74,13 +74,13 @@ def probe_noise_and_report(
     with progress_bar(console) as progress:
         task = progress.add_task("noise", total=total)
         result = probe_noise(
-            {info.name: served(client, info.name) for info in infos},
+            {info.name: target_from_model(client, info.name) for info in infos},
             chosen.data.images,
             chosen.data.labels,
             sigmas,
             seed,
             batch_size=size,
-            on_answer=lambda count: progress.advance(task, count),
+            on_batch=lambda count: progress.advance(task, count),
         )
     report = result.json()
     report["data"].update(chosen.source)
@@ -116,7 +116,7 @@ def _targets(client: Client, names: Sequence[str], resize: str | None) -> dict[M
             )
     stated = [info for info in found if info.preprocessing is not None] if resize is None else []
     for info in stated[1:]:
-        if recorded_rule(info) != recorded_rule(stated[0]):
+        if recorded_preprocessing(info) != recorded_preprocessing(stated[0]):
             raise InputError(
                 f"models {stated[0].name!r} and {info.name!r} differ in how images are brought to their size "
                 f"({stated[0].preprocessing} and {info.preprocessing}): choose some by --target, or one rule for all by --resize"

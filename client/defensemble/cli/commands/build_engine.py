@@ -70,11 +70,11 @@ def command(
       defensemble build-engine --hardware-compatible --version-compatible --images test.npy
       defensemble build-engine --no-compare --force --log tensorrt.log
     """
-    from ..._image_files import npy_images
+    from ..._image_files import read_npy_images
 
     if no_compare and (images_file is not None or data_dir is not None):
         raise click.UsageError("--images and --data-dir are about the comparison, and --no-compare asks for none")
-    images = None if images_file is None else npy_images(images_file)
+    images = None if images_file is None else read_npy_images(images_file)
     # After the cheap checks: this imports onnx and ONNX Runtime.
     from defensemble_export import EngineOptions, build_engines, planned_engines
 
