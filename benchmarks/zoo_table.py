@@ -128,8 +128,8 @@ def _setting(name: str) -> dict[str, Any]:
 @zoo_options
 @click.option("--batch-size", type=click.IntRange(1), default=500, show_default=True, help="Images per batch.")
 @click.option("--threads", type=click.IntRange(1), help="Number of threads.  [default: torch's choice]")
-@click.option("--anew", is_flag=True, help=f"Craft all examples again, even those that an earlier run kept in {EXAMPLES_FOLDER}.")
-def main(options: Options, zoo: Path, data_dir: Path | None, batch_size: int, threads: int | None, anew: bool) -> NoReturn:
+@click.option("--recraft", is_flag=True, help=f"Craft all examples again, even those that an earlier run kept in {EXAMPLES_FOLDER}.")
+def main(options: Options, zoo: Path, data_dir: Path | None, batch_size: int, threads: int | None, recraft: bool) -> NoReturn:
     """Compare the networks of the zoo on clean, noisy and attacked test images of CIFAR-10.
 
     Takes about ten minutes on two cores. The exit status is 1 if a goal is missed.
@@ -151,7 +151,7 @@ def main(options: Options, zoo: Path, data_dir: Path | None, batch_size: int, th
             data.test.labels[selected],
             batch_size=batch_size,
             seed=options.seed,
-            keep_in=None if anew else ROOT / EXAMPLES_FOLDER,
+            keep_in=None if recraft else ROOT / EXAMPLES_FOLDER,
             on_progress=on_progress,
         )
         return {**result, "data": describe_dataset(data), "platform": platform.machine()}

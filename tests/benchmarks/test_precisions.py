@@ -1,4 +1,4 @@
-"""The comparison of precisions on tiny networks: rates against numpy, goals, masks, and the page that is made of the JSON."""
+"""The benchmark of precisions on tiny networks: rates compared with numpy, figures, masks, and the page."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def measured(tmp_path_factory: pytest.TempPathFactory, images: Any) -> dict[str,
         save_checkpoint(folder / f"keep{keep:g}.safetensors", module.eval(), spec, record_of(spec))
     checkpoints = {name: folder / f"{name}.safetensors" for name in ("keep1", "keep0.3")}
     labels = np.random.default_rng(1).integers(0, 3, len(images))
-    entry = measure(checkpoints, images, labels, images[:16], wide={"wide": {"keep": 0.5, "width": 4}}, rounds=3, seconds=0.001)
-    whole: dict[str, Any] = json.loads(json.dumps(entry, allow_nan=False))
-    return whole
+    result = measure(checkpoints, images, labels, images[:16], wide={"wide": {"keep": 0.5, "width": 4}}, rounds=3, seconds=0.001)
+    parsed: dict[str, Any] = json.loads(json.dumps(result, allow_nan=False))
+    return parsed
 
 
 @pytest.mark.slow
@@ -72,30 +72,30 @@ def test_every_form_is_measured(measured: dict[str, Any]) -> None:
 
 def test_rates_equal_numpy() -> None:
     generator = np.random.default_rng(0)
-    ours, theirs, labels = generator.normal(size=(50, 4)), generator.normal(size=(50, 4)), generator.integers(0, 4, 50)
-    entry = compare_with_float32(ours, theirs, labels)
-    right, before = int((ours.argmax(1) == labels).sum()), int((theirs.argmax(1) == labels).sum())
-    same = int((ours.argmax(1) == theirs.argmax(1)).sum())
-    assert (entry["accuracy"]["successes"], entry["agreement"]["successes"]) == (right, same)
+    logits, float32, labels = generator.normal(size=(50, 4)), generator.normal(size=(50, 4)), generator.integers(0, 4, 50)
+    entry = compare_with_float32(logits, float32, labels)
+    correct, fp32_correct = int((logits.argmax(1) == labels).sum()), int((float32.argmax(1) == labels).sum())
+    same = int((logits.argmax(1) == float32.argmax(1)).sum())
+    assert (entry["accuracy"]["successes"], entry["agreement"]["successes"]) == (correct, same)
     assert (entry["agreement"]["low"], entry["agreement"]["high"]) == wilson(same, 50)
-    assert entry["accuracy_points"] == pytest.approx(2 * (right - before))
-    assert entry["only_this_right"] - entry["only_fp32_right"] == right - before
-    powers = [np.exp(one) / np.exp(one).sum(axis=1, keepdims=True) for one in (ours, theirs)]
+    assert entry["accuracy_points"] == pytest.approx(2 * (correct - fp32_correct))
+    assert entry["only_this_right"] - entry["only_fp32_right"] == correct - fp32_correct
+    powers = [np.exp(values) / np.exp(values).sum(axis=1, keepdims=True) for values in (logits, float32)]
     assert entry["largest_probability_difference"] == pytest.approx(np.abs(powers[0] - powers[1]).max())
 
 
-def told_of(agreement: float, points: float, difference: float) -> dict[str, Any]:
+def entry_with(agreement: float, points: float, difference: float) -> dict[str, Any]:
     return {"agreement": {"value": agreement}, "accuracy_points": points, "largest_probability_difference": difference}
 
 
 def test_goals_are_judged_on_the_worst_network() -> None:
     networks = {
-        "good": {"fp16": told_of(1.0, 0.0, 0.001), "int8": told_of(0.99, 0.1, 0.1)},
-        "worst": {"fp16": told_of(0.9985, 0.0, 0.011), "int8": told_of(0.979, -0.6, 0.2)},
-        "middle": {"fp16": told_of(0.9995, 0.0, 0.002), "int8": told_of(0.985, 0.4, 0.1)},
+        "good": {"fp16": entry_with(1.0, 0.0, 0.001), "int8": entry_with(0.99, 0.1, 0.1)},
+        "worst": {"fp16": entry_with(0.9985, 0.0, 0.011), "int8": entry_with(0.979, -0.6, 0.2)},
+        "middle": {"fp16": entry_with(0.9995, 0.0, 0.002), "int8": entry_with(0.985, 0.4, 0.1)},
     }
     figures = compute_figures(networks)
-    assert {name: (one["value"], one["network"], one["holds"]) for name, one in figures.items()} == {
+    assert {name: (figure["value"], figure["network"], figure["holds"]) for name, figure in figures.items()} == {
         "fp16_agreement": (0.9985, "worst", False),
         "fp16_probability_difference": (0.011, "worst", False),
         "int8_agreement": (0.979, "worst", False),
@@ -104,7 +104,7 @@ def test_goals_are_judged_on_the_worst_network() -> None:
     assert exit_status(figures) == 1
     del networks["worst"]
     figures = compute_figures(networks)
-    assert [one["value"] for one in figures.values()] == [0.9995, 0.002, 0.985, 0.4]
+    assert [figure["value"] for figure in figures.values()] == [0.9995, 0.002, 0.985, 0.4]
     assert exit_status(figures) == 0
 
 
@@ -113,14 +113,14 @@ def test_speed_is_relative_to_the_first_form() -> None:
     entry = time_inference({"fp32": model, "again": model}, np.zeros((4, 1, 16, 16), np.float32), (1, 4), rounds=3, seconds=0.001)
     for batch in ("1", "4"):
         assert entry["fp32"][batch]["speed_by_fp32"]["rounds"] == [1, 1, 1]
-        ours, theirs = (entry[form][batch]["ms_per_image"]["rounds"] for form in ("fp32", "again"))
+        first, second = (entry[form][batch]["ms_per_image"]["rounds"] for form in ("fp32", "again"))
         ratios = entry["again"][batch]["speed_by_fp32"]["rounds"]
-        assert ratios == pytest.approx([one / other for one, other in zip(ours, theirs, strict=True)], rel=0.1)
+        assert ratios == pytest.approx([ours / theirs for ours, theirs in zip(first, second, strict=True)], rel=0.1)
 
 
 def test_int8_is_faster_or_slower_only_if_every_round_agrees() -> None:
-    time_inference = {"1": (1.01, 1.3), "16": (0.99, 1.2), "64": (0.7, 0.98)}
-    times = {batch: {"speed_by_fp32": {"min": low, "max": high}} for batch, (low, high) in time_inference.items()}
+    ranges = {"1": (1.01, 1.3), "16": (0.99, 1.2), "64": (0.7, 0.98)}
+    times = {batch: {"speed_by_fp32": {"min": low, "max": high}} for batch, (low, high) in ranges.items()}
     assert compare_int8_speed({"net": {"int8": {"time": times}}}) == {"net": {"1": "faster", "16": "alike", "64": "slower"}}
 
 

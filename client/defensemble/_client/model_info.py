@@ -77,7 +77,7 @@ def signature_from_metadata(metadata: ModelMetadata) -> Signature:
     """Return the signature of an image classifier.
 
     Raises:
-        InputError: The model is none, such as an averaging model, or it states impossible sizes.
+        InputError: The model is no image classifier, or it states impossible sizes.
     """
     expected = "expected one FP32 input of shape [N, C, H, W] and an FP32 output `probabilities` or `logits` of shape [N, K]"
     if len(metadata.inputs) != 1 or metadata.inputs[0].datatype != "FP32" or len(metadata.inputs[0].shape) != 4:

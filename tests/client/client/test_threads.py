@@ -1,4 +1,4 @@
-"""Threads that share a client look models up at the same time."""
+"""Concurrent look-ups of models by threads that share a client."""
 
 from __future__ import annotations
 

@@ -337,8 +337,8 @@ TEXTS = b"".join(len(text).to_bytes(4, "little") + text for text in (b"0.5:0:a",
 
 @given(METADATA, CONFIG, CLASSES, SCORES, st.just(TEXTS) | st.binary(max_size=40), st.just(VALUES.tobytes()) | st.binary(max_size=40))
 def test_arbitrary_json_is_parsed_or_raises(metadata: Any, config: Any, classes: Any, scores: Any, texts: bytes, numbers: bytes) -> None:
-    def with_data(told: Any, content: bytes) -> bytes:
-        head = json.dumps(told).encode()
+    def with_data(document: Any, content: bytes) -> bytes:
+        head = json.dumps(document).encode()
         return http(head + content, headers=f"Inference-Header-Content-Length: {len(head)}\r\n")
 
     def script(connection: socket.socket, received: bytes) -> None:
