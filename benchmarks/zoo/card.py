@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 
 from defensemble import wilson
@@ -62,8 +63,9 @@ instead of the paper's 350.
 
 
 def _command(record: TrainingRecord) -> str:
-    """Return the command in today's spelling: records of the first networks have `--data NAME` for `--dataset NAME`."""
-    return record.command.replace("--data ", "--dataset ")
+    """Return the command in today's spelling: older records have `--data NAME --data-dir FOLDER` for `--dataset NAME=FOLDER`."""
+    command = re.sub(r"--data (\S+) --data-dir (\S+)", r"--dataset \1=\2", record.command)
+    return command.replace("--data ", "--dataset ")
 
 
 def _masks(spec: ModelSpec, digest: str) -> dict[str, str]:

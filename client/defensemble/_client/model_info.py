@@ -40,6 +40,10 @@ class ModelInfo:
         steps: The models that an ensemble runs, in order, or that a fused graph consists of.
         preprocessing: The parameter of that name in the model's configuration, JSON that describes how images are resized; None if there is
             none, or if the server restricts configurations.
+
+    Example:
+        >>> info = client.describe("ensemble")
+        >>> info.image_shape, info.max_batch_size, info.class_names
     """
 
     name: str

@@ -23,6 +23,9 @@ class OutputRequest:
     """A requested output.
 
     With `class_count` = k > 0, the server returns the k largest values as `value:index:name` strings (Triton's classification extension).
+
+    Example:
+        >>> transport.infer("alpha", {"images": images}, [OutputRequest("logits")], timeout_s=5)
     """
 
     name: str
@@ -31,7 +34,11 @@ class OutputRequest:
 
 @dataclass(frozen=True)
 class TensorMetadata:
-    """Name, KServe datatype (`FP32`) and shape of a tensor, batch dimension included; -1 means any size."""
+    """Name, KServe datatype (`FP32`) and shape of a tensor, batch dimension included; -1 means any size.
+
+    Example:
+        >>> TensorMetadata("images", "FP32", (-1, 3, 32, 32))
+    """
 
     name: str
     datatype: str
@@ -40,7 +47,11 @@ class TensorMetadata:
 
 @dataclass(frozen=True)
 class ModelMetadata:
-    """The metadata of a model. Every caller may read it."""
+    """The metadata of a model. Every caller may read it.
+
+    Example:
+        >>> [tensor.name for tensor in client.transport.model_metadata("alpha", timeout_s=5).outputs]
+    """
 
     name: str
     platform: str
@@ -50,7 +61,11 @@ class ModelMetadata:
 
 @dataclass(frozen=True)
 class ServerMetadata:
-    """Name and version of a server, as it reports them."""
+    """Name and version of a server, as it reports them.
+
+    Example:
+        >>> client.server_metadata().version
+    """
 
     name: str
     version: str
@@ -65,6 +80,9 @@ class ModelState:
         version: Version of the model; None if the server reports none.
         state: READY, UNAVAILABLE, LOADING, UNLOADING, or empty if the model was never loaded.
         reason: Why the model is unavailable, as the server words it ("unloaded" after an unload request).
+
+    Example:
+        >>> [entry.name for entry in transport.repository_index(timeout_s=5) if entry.state == "READY"]
     """
 
     name: str
@@ -83,6 +101,9 @@ class ModelStatistics:
         requests: Finished requests, failed ones included. A malformed request is rejected before it counts.
         executions: Executions of the model; requests that are batched together count as one.
         last_ms: Time of the last request in milliseconds since 1970; 0 if there was none.
+
+    Example:
+        >>> {entry.name: entry.requests for entry in transport.statistics(timeout_s=5)}
     """
 
     name: str
@@ -96,6 +117,10 @@ class Transport(Protocol):
     """Access to a server. Every method is thread-safe and raises only the errors of `_exceptions.py`.
 
     With `version=None`, the server chooses the version: the newest that it has loaded.
+
+    Example:
+        >>> transport: Transport = HttpTransport("http://localhost:8000")
+        >>> transport.models(timeout_s=5)
     """
 
     @property

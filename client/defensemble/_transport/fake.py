@@ -41,6 +41,9 @@ class FakeModel:
         steps: Names of the models that an ensemble runs.
         config_is_open: Whether callers may read the configuration.
         preprocessing: The parameter of that name in the configuration.
+
+    Example:
+        >>> FakeModel(lambda images: {"logits": images.mean(axis=(2, 3))}, image_shape=(3, 8, 8), class_names=("red", "green", "blue"))
     """
 
     answer: Callable[[NDArray[np.float32]], Mapping[str, NDArray[Any]]]

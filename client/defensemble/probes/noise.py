@@ -89,6 +89,9 @@ class NoiseResult:
         data_digest: SHA-256 of images and labels.
         duration_s: Duration in seconds.
         targets: The rates of each target.
+
+    Example:
+        >>> [(target.name, target.noise[0].accuracy) for target in result.targets if target.failure is None]
     """
 
     seed: int

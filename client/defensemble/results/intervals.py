@@ -43,7 +43,12 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
 
 @dataclass(frozen=True)
 class Rate:
-    """A fraction of n images, with its Wilson 95 % interval. `value`, `low` and `high` are None if n is 0."""
+    """A fraction of n images, with its Wilson 95 % interval. `value`, `low` and `high` are None if n is 0.
+
+    Example:
+        >>> accuracy = rate(prediction.indices == labels)
+        >>> f"{accuracy.value:.1%} ({accuracy.low:.1%} to {accuracy.high:.1%}, n = {accuracy.n})"
+    """
 
     value: float | None
     successes: int
