@@ -1,8 +1,9 @@
-"""What is said of a network of the zoo: a page made of its checkpoint and of nothing else."""
+"""Model cards: a page about a network of the zoo, generated only from its checkpoint."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 
 from defensemble import wilson
@@ -10,11 +11,11 @@ from defensemble_training import PRESETS, ModelSpec, TrainingRecord, load_checkp
 
 
 def model_card(path: Path) -> str:
-    """Markdown about a checkpoint; the same file gives the same text.
+    """Return the model card of a checkpoint as Markdown; the same file gives the same text.
 
     Raises:
-        CheckpointError: it cannot be read.
-        OSError: the file cannot be read.
+        CheckpointError: The checkpoint is damaged.
+        OSError: The file cannot be read.
     """
     module, spec, record = load_checkpoint(path)
     content = path.read_bytes()
@@ -31,9 +32,9 @@ def model_card(path: Path) -> str:
         "recipe": _recipe(record),
         "seed": str(record.seed),
         "test accuracy": _accuracy(record),
-        "loss": f"{record.loss:.4f} nats, of the last epoch, on the augmented training images",
+        "loss": f"{record.loss:.4f} nats in the last epoch, on the augmented training images",
         "device": f"{record.device}, {record.precision}, processes: {record.processes}, threads: {record.threads}",
-        "seconds": f"{record.seconds:,.0f}, on a machine that may have done other things too",
+        "seconds": f"{record.seconds:,.0f}, on a machine that may have run other programs",
         "versions": ", ".join(f"{name} {version}" for name, version in sorted(record.versions.items())),
         "classes": ", ".join(record.class_names),
     }
@@ -44,21 +45,27 @@ def model_card(path: Path) -> str:
 |---|---|
 {table}
 
-Trained by
+Trained with
 
 ```console
-$ defensemble {record.command}
+$ defensemble {_command(record)}
 ```
 
-The accuracy is that of the weights before they were rounded for the file; the test images were looked at once, after the last epoch.
+The accuracy was measured before the weights were rounded for the file. The test images were evaluated once, after the last epoch.
 
-**Licence**: the weights are under the project's, Apache-2.0; no image is part of them or ships with them. For the use of defective
-networks see the patent that the project's README names.
+**Licence**: the weights have the project's licence, Apache-2.0; they contain no images. For the use of defective networks, see the patent
+named in the project's README.
 
-**For**: trying out export, serving, ensembles and probes, and comparing networks of this zoo with each other under transferred attacks.
-**Not for**: decisions about anything, or a measure of the paper's method: it is narrow, and trained for
-{record.epochs} epochs where the paper has 350.
+**Intended use**: trying out export, serving, ensembles and probes, and comparing networks of this zoo under transferred attacks.
+**Not intended for**: real decisions, or judging the paper's method: the network is narrow, and was trained for {record.epochs} epochs
+instead of the paper's 350.
 """
+
+
+def _command(record: TrainingRecord) -> str:
+    """Return the command in today's spelling: older records have `--data NAME --data-dir FOLDER` for `--dataset NAME=FOLDER`."""
+    command = re.sub(r"--data (\S+) --data-dir (\S+)", r"--dataset \1=\2", record.command)
+    return command.replace("--data ", "--dataset ")
 
 
 def _masks(spec: ModelSpec, digest: str) -> dict[str, str]:
@@ -72,7 +79,7 @@ def _masks(spec: ModelSpec, digest: str) -> dict[str, str]:
 
 
 def _recipe(record: TrainingRecord) -> str:
-    """The preset that it is nearest to, the epochs, and where it departs from that preset."""
+    """Return the closest preset, the epochs, and the differences from the preset."""
     got = dict(record.recipe)
     changes = {
         preset: [f"{key} {got.get(key)}" for key, value in recipe.to_values().items() if key != "epochs" and got.get(key) != value]
@@ -85,9 +92,9 @@ def _recipe(record: TrainingRecord) -> str:
 def _accuracy(record: TrainingRecord) -> str:
     if not record.n_test:
         return "not measured"
-    right = round(record.accuracy * record.n_test)
-    low, high = wilson(right, record.n_test)
-    return f"{right / record.n_test:.2%} ({right:,} of {record.n_test:,}; Wilson 95 % interval {low:.2%} to {high:.2%})"
+    correct = round(record.accuracy * record.n_test)
+    low, high = wilson(correct, record.n_test)
+    return f"{correct / record.n_test:.2%} ({correct:,} of {record.n_test:,}; Wilson 95 % interval {low:.2%} to {high:.2%})"
 
 
 def _shape(spec: ModelSpec) -> str:

@@ -27,7 +27,7 @@ from .._exceptions import (
     ServiceError,
 )
 from .._transport.base import OutputRequest
-from .._transport.error_mapping import service_error
+from .._transport.error_mapping import call_context, service_error
 from .local_servers import find_local_server, may_restart
 
 _POLL_S = 0.02
@@ -170,7 +170,7 @@ class ModelServer:
         if model not in self.ready():
             index = self._transport.repository_index(self._timeout_s)
             reason = next((state.reason for state in index if state.name == model), "") or "no reason given"
-            raise service_error(ServerFailedError, f"{self.url}, asked to load {model!r}", f"it is not ready after that ({reason})")
+            raise service_error(ServerFailedError, call_context(self.url, "load model", model), f"it is not ready after that ({reason})")
 
     def unload(self, model: str) -> None:
         """Unload a model."""
@@ -185,7 +185,7 @@ class ModelServer:
 
     def _other_folder_error(self, verb: str, model: str, reason: str) -> ServiceError:
         fix = "Name the folder that it serves: --repository FOLDER, or --replica URL=FOLDER if each server has its own."
-        what = f"{self.url}, asked to {verb} model {model!r}"
+        what = call_context(self.url, f"{verb} model", model)
         return service_error(ServerFailedError, what, f"{reason}: it reads another folder", {ServerFailedError: fix})
 
     def infer(
@@ -201,7 +201,7 @@ class ModelServer:
         """
         requests = [OutputRequest(name) for name in outputs]
         response = self._transport.infer(model, inputs, requests, self._timeout_s, version=version)
-        what = f"{self.url}, asked to run model {model!r}"
+        what = call_context(self.url, "run model", model)
         missing = [name for name in outputs if name not in response]
         if missing:
             raise service_error(ServerFailedError, what, f"its response has no output {', '.join(missing)}")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from defensemble_repository.averaging import ROUNDED_TOLERANCE, TOLERANCE, difference_scale, largest_difference, reference_outputs
 
 from .._exceptions import ServerFailedError
-from .._transport.error_mapping import service_error
+from .._transport.error_mapping import call_context, service_error
 from .server_models import ModelServer
 
 Array = NDArray[np.float64]
@@ -95,7 +95,7 @@ def tolerance_for(configs: Sequence[Mapping[str, Any]], versions: Sequence[int])
 def _compare(
     server: ModelServer, model: str, actual: Mapping[str, Array], expected: Mapping[str, Array], tolerance: float, reference: str
 ) -> None:
-    what = f"{server.url}, asked to run model {model!r}"
+    what = call_context(server.url, "run model", model)
     for output, values in actual.items():
         expected_values = expected[output]
         if values.shape != expected_values.shape:
