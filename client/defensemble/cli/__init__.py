@@ -157,7 +157,7 @@ def cli() -> None:
 
     \b
     Examples:
-      defensemble demo                                  # the whole flow on a small dataset, in about a minute
+      defensemble demo          # the whole flow on a small dataset, in about a minute
       defensemble train --keep 0.3 checkpoints/a.safetensors
       defensemble export checkpoints/*.safetensors
       defensemble serve
