@@ -165,7 +165,7 @@ def command(**options: Any) -> None:
     \b
     Examples:
       defensemble train keep0.3.safetensors
-      defensemble train --dataset photos --size 64 a.safetensors   # photos/CLASS/IMAGE
+      defensemble train --dataset photos --size 64 a.safetensors  # CLASS/IMAGE
       defensemble train --dataset cifar10 --preset paper paper.safetensors
     """
     from ..actions.train import run
