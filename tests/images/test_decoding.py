@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from defensemble_images import DamagedImageError, Encoded, ImageSizeError, Preprocessing, decode_image, decode_images
+from defensemble_images import DamagedImageError, EncodedImage, ImageSizeError, Preprocessing, decode_image, decode_images
 from tests.support.facts import raises
 
 RNG = np.random.default_rng(0)
@@ -27,7 +27,7 @@ def png(image: Image.Image, **options: object) -> bytes:
 
 
 def decoded(data: bytes, channels: int = 3, size: tuple[int, int] | None = None, rule: str = "crop") -> NDArray[Any]:
-    return decode_image(Encoded("an image", data), channels, size, Preprocessing(rule)).pixels
+    return decode_image(EncodedImage("an image", data), channels, size, Preprocessing(rule)).pixels
 
 
 def colours(height: int, width: int) -> Array:
@@ -161,20 +161,20 @@ def test_the_first_frame_of_an_animation_is_read(suffix: str) -> None:
     stream = io.BytesIO()
     options = {"lossless": True} if suffix == "WEBP" else {}
     Image.new("RGB", (8, 8), "red").save(stream, suffix, save_all=True, append_images=[Image.new("RGB", (8, 8), "blue")], **options)
-    found = decode_image(Encoded("film", stream.getvalue()), 3, None)
+    found = decode_image(EncodedImage("film", stream.getvalue()), 3, None)
     assert found.animated
     assert found.pixels[:, 0, 0].tolist() == [255, 0, 0]
 
 
 def test_another_size_needs_a_rule() -> None:
-    image = Encoded("wide.png", png(Image.new("L", (48, 16))))
+    image = EncodedImage("wide.png", png(Image.new("L", (48, 16))))
     with raises(ImageSizeError, "wide.png | 48 x 16 | 16 x 16 | --resize crop | --resize squash"):
         decode_image(image, 1, (16, 16))
     assert decode_image(image, 1, (16, 48)).pixels.shape == (1, 16, 48)
 
 
 def test_formats_that_start_other_programs_are_not_decoded() -> None:
-    image = Encoded("a", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n")
+    image = EncodedImage("a", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n")
     (some,) = decode_images([image], 3, (8, 8), None, skip_damaged=True)
     assert ["JPEG" in damage.reason for damage in some.damage] == [True]
     with pytest.raises(DamagedImageError, match=r"^a\b"):
@@ -190,18 +190,18 @@ def test_an_image_of_too_many_pixels_is_refused_by_its_header(width: int, height
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"")
     with pytest.raises(DamagedImageError, match=rf"thin\.png .*(64,000,000|{width * height})"):
-        decode_image(Encoded("thin.png", bomb), 3, (8, 8), Preprocessing())
+        decode_image(EncodedImage("thin.png", bomb), 3, (8, 8), Preprocessing())
 
 
 def test_a_file_that_cannot_be_read_keeps_its_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as raised:
-        decode_image(Encoded("gone.png", tmp_path / "gone.png"), 3, None)
+        decode_image(EncodedImage("gone.png", tmp_path / "gone.png"), 3, None)
     assert raised.value.filename == str(tmp_path / "gone.png")
 
 
 def test_order_survives_many_threads() -> None:
     images = RNG.integers(0, 256, (500, 8, 8, 3), dtype=np.uint8)
-    some = list(decode_images((Encoded(str(n), png(Image.fromarray(image))) for n, image in enumerate(images)), 3, (8, 8), None))
+    some = list(decode_images((EncodedImage(str(n), png(Image.fromarray(image))) for n, image in enumerate(images)), 3, (8, 8), None))
     assert len(some) > 5
     np.testing.assert_array_equal(np.concatenate([chunk.pixels for chunk in some]), images.transpose(0, 3, 1, 2))
 
@@ -210,7 +210,7 @@ def test_one_image_of_16_bits_makes_its_chunk_float32() -> None:
     shallow = RNG.integers(0, 256, (4, 4), dtype=np.uint8)
     deep = RNG.integers(0, 65536, (4, 4), dtype=np.uint16)
     arrays: list[NDArray[Any]] = [shallow, deep, shallow]
-    files = [Encoded(str(n), png(Image.fromarray(image))) for n, image in enumerate(arrays)]
+    files = [EncodedImage(str(n), png(Image.fromarray(image))) for n, image in enumerate(arrays)]
     (some,) = decode_images(files, 1, (4, 4), None)
     expected = [shallow / np.float32(255), deep / np.float32(65535), shallow / np.float32(255)]
     np.testing.assert_array_equal(some.pixels[:, 0], np.stack(expected))

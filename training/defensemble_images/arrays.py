@@ -19,7 +19,7 @@ from zipfile import BadZipFile, ZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from .checks import range_fault
+from .checks import range_problem
 from .class_names import listed
 from .errors import ImagesError
 from .regular_files import irregular
@@ -125,7 +125,7 @@ class StoredArray:
         if self.dtype.type in _SCALES or not images.size or (images.min() >= 0 and images.max() <= 1):  # NaN fails it
             return
         for row, image in zip(rows.tolist(), images, strict=True):
-            fault = range_fault(image, f"image {row} of {self.where}")
+            fault = range_problem(image, f"image {row} of {self.where}")
             if fault is not None:
                 raise ImagesError(fault)
 

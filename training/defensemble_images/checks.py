@@ -9,17 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def image_fault(
+def image_problem(
     images: object,
     name: str = "images",
     *,
     shape: Sequence[int | None] = (None, None, None),
-    taker: str = "",
+    consumer: str = "",
     in_range: bool = True,
 ) -> str | None:
     """Return what is wrong with images, called `name`, and how to fix it; None where nothing is.
 
-    They must be a plain numpy array, float32 (N, C, H, W) in [0, 1], with N at least 1. `shape` holds C, H and W, None for any; `taker`
+    They must be a plain numpy array, float32 (N, C, H, W) in [0, 1], with N at least 1. `shape` holds C, H and W, None for any; `consumer`
     needs it, such as "model 'alpha'". Without `in_range` the values are not looked at, which saves a pass over them.
     """
     if not isinstance(images, np.ndarray):
@@ -32,13 +32,15 @@ def image_fault(
         return f"{name} must be float32 in [0, 1], got {images.dtype}: pass {fix}"
     if images.ndim != 4 or any(want not in (None, got) for want, got in zip(shape, images.shape[1:], strict=True)):
         wanted = ", ".join(letter if size is None else str(size) for letter, size in zip("CHW", shape, strict=True))
-        return f"{name} must have the shape (N, {wanted}){' for ' * bool(taker)}{taker}, got {images.shape}{_shape_fix(images, shape)}"
+        return (
+            f"{name} must have the shape (N, {wanted}){' for ' * bool(consumer)}{consumer}, got {images.shape}{_shape_fix(images, shape)}"
+        )
     if images.shape[0] == 0:
         return f"{name} must be at least one, got an empty batch of shape {images.shape}"
-    return range_fault(np.asarray(images), name) if in_range else None
+    return range_problem(np.asarray(images), name) if in_range else None
 
 
-def range_fault(images: NDArray[Any], name: str = "images") -> str | None:
+def range_problem(images: NDArray[Any], name: str = "images") -> str | None:
     """Return what is wrong with the values of floats, at least one, that must lie in [0, 1]; None where nothing is."""
     low, high = np.minimum.reduce(images, axis=None), np.maximum.reduce(images, axis=None)
     if low >= 0 and high <= 1:  # NaN, which min and max pass on, fails it

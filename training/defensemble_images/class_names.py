@@ -19,7 +19,7 @@ def normalised(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def name_fault(name: str) -> str | None:
+def name_problem(name: str) -> str | None:
     """Say what keeps a text from being the name of a class, which files of labels hold as one line of UTF-8; None where nothing does."""
     if not name:
         return "is empty"
@@ -48,7 +48,7 @@ def distinct_names(names: Sequence[str], where: str) -> tuple[str, ...]:
     return composed
 
 
-def matched_classes(names: Sequence[str], model_names: Sequence[str], where: str, model: str) -> NDArray[np.int64]:
+def match_classes(names: Sequence[str], model_names: Sequence[str], where: str, model: str) -> NDArray[np.int64]:
     """Return, for each class of a data set, the index of the model's class of that name, int64 (len(names),).
 
     A model without names of its own has the numbers 0 to K-1 as text. Its classes are matched as numbers, and the data must then have

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from .errors import DamagedImageError
 from .preprocessing import Preprocessing
-from .reader import DecodedImage, Encoded, Pixels, decode_image, floats_from_pixels, read_header
+from .reader import DecodedImage, EncodedImage, Pixels, decode_image, floats_from_pixels, read_header
 
 AT_ONCE = 64
 _CHUNK = 16 << 20  # bytes of decoded pixels that a thread works on; fewer than 64 images where they are large
@@ -60,7 +60,7 @@ class Survey:
 
 
 def decode_images(
-    images: Iterable[Encoded],
+    images: Iterable[EncodedImage],
     channels: int,
     size: tuple[int, int],
     preprocessing: Preprocessing | None,
@@ -84,10 +84,10 @@ def decode_images(
     """
     threads = _threads()
 
-    def work(chunk: list[Encoded]) -> Decoded:
+    def work(chunk: list[EncodedImage]) -> Decoded:
         return _decode_chunk(chunk, lambda image: decode_image(image, channels, size, preprocessing, on_pixels(image)), (channels, *size))
 
-    def on_pixels(image: Encoded) -> Callable[[int], None] | None:
+    def on_pixels(image: EncodedImage) -> Callable[[int], None] | None:
         return None if check is None else lambda pixels: check(image.where, threads * pixels * _BYTES_A_PIXEL)
 
     for some in _on_threads(work, images, _at_once(channels, size)):
@@ -96,7 +96,7 @@ def decode_images(
         yield some
 
 
-def survey(images: Iterable[Encoded]) -> Survey:
+def survey(images: Iterable[EncodedImage]) -> Survey:
     """Read the headers of images; damaged ones are skipped."""
     found = Survey()
     for one in _on_threads(_survey_chunk, images, AT_ONCE):
@@ -105,7 +105,7 @@ def survey(images: Iterable[Encoded]) -> Survey:
     return found
 
 
-def memory_to_decode(images: Sequence[Encoded], channels: int, size: tuple[int, int] | None) -> int:
+def memory_to_decode(images: Sequence[EncodedImage], channels: int, size: tuple[int, int] | None) -> int:
     """Return how many bytes decoding takes at its peak, without what the caller keeps; reads the headers of all images.
 
     `size` is (height, width) that all are brought to by `decode_images`; None: each is decoded as it is, one after the other.
@@ -130,7 +130,7 @@ def _threads() -> int:
     return min(4, max(2, len(os.sched_getaffinity(0))))
 
 
-def _on_threads(work: Callable[[list[Encoded]], Result], images: Iterable[Encoded], at_once: int) -> Iterator[Result]:
+def _on_threads(work: Callable[[list[EncodedImage]], Result], images: Iterable[EncodedImage], at_once: int) -> Iterator[Result]:
     """Return results in order, with no more images in memory than the threads need."""
     threads = _threads()
     iterator = iter(images)
@@ -148,7 +148,7 @@ def _on_threads(work: Callable[[list[Encoded]], Result], images: Iterable[Encode
                 future.cancel()
 
 
-def _decode_chunk(chunk: list[Encoded], decode: Callable[[Encoded], DecodedImage], image_shape: tuple[int, int, int]) -> Decoded:
+def _decode_chunk(chunk: list[EncodedImage], decode: Callable[[EncodedImage], DecodedImage], image_shape: tuple[int, int, int]) -> Decoded:
     pixels: Pixels = np.empty((len(chunk), *image_shape), np.uint8)
     kept = np.zeros(len(chunk), np.bool_)
     damage: list[DamagedImageError] = []
@@ -170,7 +170,7 @@ def _decode_chunk(chunk: list[Encoded], decode: Callable[[Encoded], DecodedImage
     return Decoded(pixels if kept.all() else pixels[kept], kept, tuple(damage), formats, tuple(animations))
 
 
-def _survey_chunk(chunk: list[Encoded]) -> Survey:
+def _survey_chunk(chunk: list[EncodedImage]) -> Survey:
     found = Survey()
     for image in chunk:
         try:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .class_names import distinct_names, name_fault
+from .class_names import distinct_names, name_problem
 from .errors import ImagesError
 from .reader import SUFFIXES
 
@@ -39,15 +39,15 @@ class FileState(NamedTuple):
 
 
 @dataclass
-class Skipped:
+class SkippedFiles:
     """What was skipped in class folders: how many hidden entries, and how many files that are not images."""
 
     hidden: int = 0
     others: int = 0
 
-    def __add__(self, other: Skipped) -> Skipped:
+    def __add__(self, other: SkippedFiles) -> SkippedFiles:
         """Return what was skipped in both."""
-        return Skipped(self.hidden + other.hidden, self.others + other.others)
+        return SkippedFiles(self.hidden + other.hidden, self.others + other.others)
 
     def __str__(self) -> str:
         """Return such as `2 hidden entries and 1 file that is not an image`, empty where nothing was skipped."""
@@ -65,7 +65,7 @@ class LabelledFiles:
     folders: tuple[str, ...] = ()  # their names in the file system, in the same order
     files: list[FileState] = field(default_factory=list)  # sorted by class and name
     labels: list[int] = field(default_factory=list)  # for each file, the index of its class in `class_names`
-    skipped: Skipped = field(default_factory=Skipped)
+    skipped: SkippedFiles = field(default_factory=SkippedFiles)
 
     @property
     def place(self) -> Path:
@@ -110,14 +110,14 @@ def class_folders(place: Path) -> list[str]:
     with os.scandir(place) as entries:
         names = sorted(one.name for one in entries if one.is_dir() and not _is_hidden(one.name))
     for name in names:
-        if (fault := name_fault(name)) is not None:
+        if (fault := name_problem(name)) is not None:
             raise ImagesError(
                 f"the name of the class folder {name!r} in {str(place)!r} {fault}; expected one line of UTF-8; rename the folder"
             )
     return names
 
 
-def images_in(root: Path, name: str, skipped: Skipped) -> list[FileState]:
+def images_in(root: Path, name: str, skipped: SkippedFiles) -> list[FileState]:
     """Return the images in the folder `root/name` and in folders below it, sorted by name; what is skipped is added to `skipped`."""
     files: list[FileState] = []
     folders = [name]  # no recursion: paths can be deeper than Python's stack
@@ -148,7 +148,7 @@ def contents(folder: Path) -> str:
     return ", ".join(names[:_CONTENTS_SHOWN]) + more or "nothing"
 
 
-def _skipped_in(place: Path) -> Skipped:
+def _skipped_in(place: Path) -> SkippedFiles:
     """Count the entries of a folder that are no class folders; raise where one is an image, which has no class, or a broken link."""
     with os.scandir(place) as entries:
         others = [one for one in entries if _is_hidden(one.name) or not one.is_dir()]
@@ -164,7 +164,7 @@ def _skipped_in(place: Path) -> Skipped:
             f"the image {place / stray[0]}{more} is next to the class folders and has no class; expected CLASS/IMAGE; pass the folder "
             "that holds the class folders, or move the image into the folder of its class, or remove it"
         )
-    return Skipped(len(hidden), len(names) - len(hidden))
+    return SkippedFiles(len(hidden), len(names) - len(hidden))
 
 
 def _status(entry: os.DirEntry[str]) -> os.stat_result:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from .folders import Skipped
+from .folders import SkippedFiles
 
 
 def reading_notes(
-    skipped: Skipped, *, damaged: int = 0, first_damage: str | None = None, animations: int = 0, first_animation: str | None = None
+    skipped: SkippedFiles, *, damaged: int = 0, first_damage: str | None = None, animations: int = 0, first_animation: str | None = None
 ) -> tuple[str, ...]:
     """Return lines on what was skipped in class folders, on damaged images and on animations; empty where there is nothing to note.
 

@@ -42,7 +42,7 @@ Pixels = NDArray[np.uint8] | NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedImage:
     """One image before it is decoded."""
 
     where: str  # how an error names it: a path, or a file with a row
@@ -72,7 +72,7 @@ def floats_from_pixels(pixels: Pixels) -> NDArray[np.float32]:
 
 
 def decode_image(
-    image: Encoded,
+    image: EncodedImage,
     channels: int,
     size: tuple[int, int] | None,
     preprocessing: Preprocessing | None = None,
@@ -124,14 +124,14 @@ def decode_image(
     return DecodedImage(np.ascontiguousarray(np.repeat(pixels, channels // len(pixels), axis=0)), kind, animated)
 
 
-def read_header(image: Encoded) -> tuple[tuple[int, int], bool]:
+def read_header(image: EncodedImage) -> tuple[tuple[int, int], bool]:
     """Read (width, height) of an image, before its orientation is followed, and whether it is grey; raises as `decode_image`."""
     with _opened(image) as opened:
         return opened.size, opened.mode in _GREY_MODES or opened.mode.startswith("I;16")
 
 
 @contextmanager
-def _opened(image: Encoded) -> Iterator[Image.Image]:
+def _opened(image: EncodedImage) -> Iterator[Image.Image]:
     """Open an image whose size is acceptable; whatever Pillow raises while it is decoded becomes a `DamagedImageError`."""
     from PIL import Image, UnidentifiedImageError
 
@@ -155,7 +155,7 @@ def _opened(image: Encoded) -> Iterator[Image.Image]:
         raise DamagedImageError(image.where, str(error).partition("\n")[0] or type(error).__name__) from error
 
 
-def _stream(image: Encoded) -> IO[bytes]:
+def _stream(image: EncodedImage) -> IO[bytes]:
     if image.data is None:
         raise DamagedImageError(image.where, "there are no bytes")
     if isinstance(image.data, bytes):

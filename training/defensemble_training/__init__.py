@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .attacks.gradient import AveragedLogits as AveragedLogits, attack as attack
     from .attacks.presets import ATTACKS as ATTACKS, AttackPreset as AttackPreset
-    from .attacks.transfer import adversarial_examples as adversarial_examples, rounded_to_8_bits as rounded_to_8_bits
+    from .attacks.transfer import adversarial_examples as adversarial_examples, round_to_8_bits as round_to_8_bits
     from .checkpoint import (
         check_writable as check_writable,
         load_checkpoint as load_checkpoint,
         read_metadata as read_metadata,
         save_checkpoint as save_checkpoint,
     )
-    from .data.cached_dataset import decoded_dataset as decoded_dataset
+    from .data.cached_dataset import find_cached_dataset as find_cached_dataset
     from .data.dataset import Dataset as Dataset, Part as Part, load_dataset as load_dataset
     from .errors import (
         CheckpointError as CheckpointError,

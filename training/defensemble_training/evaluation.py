@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from defensemble_images import image_fault
+from defensemble_images import image_problem
 
 from .data.dataset import Images, Labels, Part
 from .errors import SpecError
@@ -45,7 +45,7 @@ def count_right(module: nn.Module, part: Part, *, share: slice = slice(None)) ->
 
 def check_images(images: Images, *, in_range: bool = False) -> None:
     """Raise `SpecError` unless these are images float32 (n, C, H, W), at least one, and with `in_range` in [0, 1]."""
-    fault = image_fault(images, in_range=in_range)
+    fault = image_problem(images, in_range=in_range)
     if fault is not None:
         raise SpecError(fault)
 

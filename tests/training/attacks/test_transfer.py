@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, strategies as st
 from PIL import Image
 
-from defensemble_training import SpecError, TrainingError, adversarial_examples, attack, rounded_to_8_bits
+from defensemble_training import SpecError, TrainingError, adversarial_examples, attack, round_to_8_bits
 from defensemble_training.evaluation import predicted
 from tests.support.attacked import batch, one_thread as one_thread, small_net
 from tests.support.facts import raises
@@ -48,7 +48,7 @@ def test_memory_mapped_images_and_small_integers(tmp_path: Path) -> None:
 
 def test_examples_round_as_their_pngs_do(tmp_path: Path) -> None:
     """From images of 8 bits, examples of 8 bits stay within the epsilon ball."""
-    images = rounded_to_8_bits(IMAGES)
+    images = round_to_8_bits(IMAGES)
     examples = adversarial_examples(small_net(), images, LABELS, "mnist-pgd", eight_bit=True)
     grey = np.rint(examples[0, 0] * 255).astype(np.uint8)
     Image.fromarray(grey).save(tmp_path / "example.png")
@@ -63,7 +63,7 @@ def test_examples_round_as_their_pngs_do(tmp_path: Path) -> None:
 @given(st.integers(0, 255))
 def test_grey_levels_are_fixed_points(level: int) -> None:
     image = np.full((1, 1, 1, 1), level, dtype=np.uint8).astype(np.float32) / np.float32(255)
-    assert np.array_equal(rounded_to_8_bits(image), image)
+    assert np.array_equal(round_to_8_bits(image), image)
 
 
 def test_predicted_is_in_eval_mode_and_leaves_the_mode() -> None:

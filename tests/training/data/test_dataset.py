@@ -16,7 +16,7 @@ from torch.nn import functional
 from defensemble_images import Preprocessing
 from defensemble_training import DataError, Dataset, SpecError, load_dataset
 from defensemble_training.data.dataset import Part, Rows, held_out
-from defensemble_training.data.digits import bilinear_enlarged
+from defensemble_training.data.digits import enlarge_bilinear
 from defensemble_training.data.splits import stratified_test_part
 from tests.support.facts import raises
 from tests.support.written import write_split
@@ -61,7 +61,7 @@ def test_split_is_stratified(digits: Dataset) -> None:
 def test_split_is_the_same_at_every_size_and_shares_no_image(digits: Dataset) -> None:
     small = load_dataset("digits", size=8)
     np.testing.assert_array_equal(small.test.labels, digits.test.labels)
-    np.testing.assert_array_equal(bilinear_enlarged(small.test.images(), 16), digits.test.images())
+    np.testing.assert_array_equal(enlarge_bilinear(small.test.images(), 16), digits.test.images())
     train = {image.tobytes() for image in digits.train.images()}
     assert not any(image.tobytes() in train for image in digits.test.images())
 
@@ -79,7 +79,7 @@ def test_every_image_is_in_one_part() -> None:
 def test_enlarging_is_bilinear(size: int) -> None:
     images = np.random.default_rng(1).random((3, 2, 8, 8), dtype=np.float32)
     expected = functional.interpolate(torch.from_numpy(images), size=(size, size), mode="bilinear", align_corners=False)
-    np.testing.assert_allclose(bilinear_enlarged(images, size), expected.numpy(), atol=1e-6)
+    np.testing.assert_allclose(enlarge_bilinear(images, size), expected.numpy(), atol=1e-6)
 
 
 def test_test_part_follows_from_its_text() -> None:
@@ -256,8 +256,8 @@ def test_a_dataset_takes_the_class_numbers_of_a_model() -> None:
     data = load_dataset("digits", 8)
     names = [f"digit {name}" for name in data.class_names]
     named = dataclasses.replace(data, class_names=tuple(names))
-    found = named.numbered_as(["none", *reversed(names)], "net")
+    found = named.align_classes(["none", *reversed(names)], "net")
     np.testing.assert_array_equal(found.test.labels, 10 - data.test.labels)
     assert found.train.pixels is data.train.pixels
     with raises(DataError, "'net' | digit 9"):
-        named.numbered_as(names[:9], "net")
+        named.align_classes(names[:9], "net")

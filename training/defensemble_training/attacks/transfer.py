@@ -65,10 +65,10 @@ def adversarial_examples(
         examples[part] = attack(preset, source, batch, classes, generator=generator).cpu().numpy()
         if on_progress is not None:
             on_progress(min(start + batch_size, len(images)), len(images))
-    return rounded_to_8_bits(examples) if eight_bit else examples
+    return round_to_8_bits(examples) if eight_bit else examples
 
 
-def rounded_to_8_bits(images: Images) -> Images:
+def round_to_8_bits(images: Images) -> Images:
     """Round images in [0, 1] to the nearest of 256 grey levels, k / 255 in float32: what a PNG of them gives back."""
     rounded: Images = np.rint(images * np.float32(255)) / np.float32(255)
     return rounded

@@ -9,7 +9,7 @@ from .dataset import Dataset, Part
 from .registry import DATASET_INFOS
 
 
-def decoded_dataset(name: str, digest: str, class_names: Sequence[str]) -> Dataset | None:
+def find_cached_dataset(name: str, digest: str, class_names: Sequence[str]) -> Dataset | None:
     """Return the decoded dataset of a name, as `load_dataset` takes it; None where the cache does not hold it.
 
     `digest` is `Dataset.digest`, 16 hexadecimal digits over pixels and labels; it does not cover the class names.

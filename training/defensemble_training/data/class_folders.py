@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from defensemble_images.class_names import listed, normalised
-from defensemble_images.folders import FileState, LabelledFiles, Skipped, class_folders, contents, images_in, labelled_files
-from defensemble_images.reader import SUFFIXES, Encoded
+from defensemble_images.folders import FileState, LabelledFiles, SkippedFiles, class_folders, contents, images_in, labelled_files
+from defensemble_images.reader import SUFFIXES, EncodedImage
 from defensemble_images.regular_files import irregular
 
 from ..errors import DataError
@@ -66,7 +66,7 @@ def folders_source(folder: Path, test_splits: Sequence[str]) -> Source | None:
 
 
 def _without_split(folder: Path, names: Sequence[str]) -> Source | None:
-    if not any(images_in(folder, name, Skipped()) for name in names):
+    if not any(images_in(folder, name, SkippedFiles()) for name in names):
         return None
     found = labelled_files(folder)
     _check_filled(found)
@@ -109,5 +109,5 @@ def _annotated(folder: Path, split: str, class_names: tuple[str, ...]) -> Labell
     return found
 
 
-def _encoded(folder: Path, files: Sequence[FileState]) -> Iterator[Encoded]:
-    return (Encoded(str(folder / file.name), folder / file.name) for file in files)
+def _encoded(folder: Path, files: Sequence[FileState]) -> Iterator[EncodedImage]:
+    return (EncodedImage(str(folder / file.name), folder / file.name) for file in files)

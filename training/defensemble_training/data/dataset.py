@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from defensemble_images import ClassNamesError, ImagesError, Preprocessing, matched_classes, range_fault, reading_notes
+from defensemble_images import ClassNamesError, ImagesError, Preprocessing, match_classes, range_problem, reading_notes
 
 from ..errors import DataError, SpecError
 from ..validation import INTEGRAL
@@ -165,7 +165,7 @@ class Dataset:
         _, channels, height, width = self.train.stored(slice(0, 1)).shape
         return channels, height, width
 
-    def numbered_as(self, class_names: Sequence[str], model: str) -> Dataset:
+    def align_classes(self, class_names: Sequence[str], model: str) -> Dataset:
         """Return this dataset with the class numbers of a model; classes are matched by name, after Unicode NFC.
 
         `class_names` are those of the model, in the order of its outputs; `model` is its name, for errors.
@@ -176,7 +176,7 @@ class Dataset:
         if self.class_names == tuple(class_names):
             return self
         try:
-            numbers = matched_classes(self.class_names, class_names, f"the dataset {self.name!r} ({self.source})", model)
+            numbers = match_classes(self.class_names, class_names, f"the dataset {self.name!r} ({self.source})", model)
         except ClassNamesError as error:
             raise DataError(str(error)) from error
         train, test = (Part(part.pixels, numbers[part.labels]) for part in (self.train, self.test))
@@ -289,7 +289,7 @@ def _check_range(what: str, part: Part) -> None:
         return
     for start in range(0, len(part), CHECKED_AT_ONCE):
         some = part.stored(slice(start, start + CHECKED_AT_ONCE))
-        fault = range_fault(some, f"the {what}, images {start} to {start + len(some) - 1},")
+        fault = range_problem(some, f"the {what}, images {start} to {start + len(some) - 1},")
         if fault is not None:
             raise DataError(fault)
 

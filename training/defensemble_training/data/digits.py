@@ -27,10 +27,10 @@ def digits_of_size(size: int) -> tuple[Images, npt.NDArray[np.int64]]:
     except ImportError as error:
         raise DataError("the dataset 'digits' needs scikit-learn; install it with: pip install 'defensemble[train]'") from error
     digits = load_digits()
-    return bilinear_enlarged((digits.images / 16.0).astype(np.float32)[:, None], size), digits.target.astype(np.int64)
+    return enlarge_bilinear((digits.images / 16.0).astype(np.float32)[:, None], size), digits.target.astype(np.int64)
 
 
-def bilinear_enlarged(images: Images, size: int) -> Images:
+def enlarge_bilinear(images: Images, size: int) -> Images:
     """Enlarge square images (n, C, H, H) to (n, C, size, size), first the rows, then the columns.
 
     Pixel centres are at half positions, edges are repeated. Only elementwise float32 arithmetic is used, so the bits are the same on

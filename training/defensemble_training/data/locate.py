@@ -9,7 +9,7 @@ from pathlib import Path
 
 from defensemble_images.class_names import listed
 from defensemble_images.decoding import survey
-from defensemble_images.folders import Skipped, contents
+from defensemble_images.folders import SkippedFiles, contents
 
 from ..errors import DataError
 from . import hub
@@ -23,7 +23,7 @@ from .source import EXPECTED, Source, check_classes
 
 def find_entry(
     name: str, size: int | None, data_dir: str | Path | None, reading: Reading, on_progress: OnProgress
-) -> tuple[Entry, Skipped]:
+) -> tuple[Entry, SkippedFiles]:
     """Open a dataset decoded, and decode or download it first where that was not done before; the arguments are those of `load_dataset`.
 
     Returns it with what was skipped in its class folders.
@@ -57,7 +57,7 @@ def find_entry(
 
     # The revision is no part of the key: what was decoded once is found without a network, and stays what it is.
     key = entry_key(name, size, [rule, "hub", repository])
-    return entry_of(key, from_hub, skip_damaged=reading.skip_damaged, on_progress=on_progress), Skipped()
+    return entry_of(key, from_hub, skip_damaged=reading.skip_damaged, on_progress=on_progress), SkippedFiles()
 
 
 def source_in(folder: Path, test_splits: Sequence[str], max_memory: int | None = None) -> Source:

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from defensemble_images.class_names import distinct_names, name_fault
+from defensemble_images.class_names import distinct_names, name_problem
 from defensemble_images.memory import check_memory
-from defensemble_images.reader import Encoded
+from defensemble_images.reader import EncodedImage
 from defensemble_images.regular_files import irregular
 
 from ..errors import DataError
@@ -166,7 +166,7 @@ def _class_names(metadata: dict[bytes, bytes] | None, label_column: str, path: P
             "remove the metadata (labels are numbers then)"
         )
     for name in names:
-        if (fault := name_fault(name)) is not None:
+        if (fault := name_problem(name)) is not None:
             raise DataError(f"{path} states the class name {name!r}, which {fault}; expected one line of text; correct the metadata")
     return tuple(names)
 
@@ -180,7 +180,7 @@ def _check_memory(file: Any, held: _File, max_memory: int | None) -> None:
         check_memory(f"the images in row group {number} of {held.path}", size, max_memory)
 
 
-def _images(files: Sequence[_File], max_memory: int | None) -> Iterator[Encoded]:
+def _images(files: Sequence[_File], max_memory: int | None) -> Iterator[EncodedImage]:
     for held in files:
         file = _parquet_file(held.path)
         row = 0
@@ -190,7 +190,7 @@ def _images(files: Sequence[_File], max_memory: int | None) -> Iterator[Encoded]
                 # `flatten` and not `field`: a row that is null as a whole has no bytes either.
                 column = batch.column(0)
                 for data in column.flatten()[column.type.get_field_index("bytes")].to_pylist():
-                    yield Encoded(f"{held.path}, row {row}", data)
+                    yield EncodedImage(f"{held.path}, row {row}", data)
                     row += 1
         except (OSError, ValueError) as error:
             raise DataError(f"{held.path} is damaged after row {row} ({str(error).splitlines()[0]}); download or copy it again") from error

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from defensemble_images.folders import FileState, Skipped
-from defensemble_images.reader import Encoded
+from defensemble_images.folders import FileState, SkippedFiles
+from defensemble_images.reader import EncodedImage
 
 from ..errors import DataError
 
@@ -25,7 +25,7 @@ class EncodedPart:
     """The labels (n,) of one part, int64, and a function that goes through its n images in the same order."""
 
     labels: npt.NDArray[np.int64]
-    images: Callable[[], Iterator[Encoded]]
+    images: Callable[[], Iterator[EncodedImage]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +37,7 @@ class Source:
     train: EncodedPart
     test: EncodedPart
     files: tuple[FileState, ...]  # the state of every file that was read or will be
-    skipped: Skipped = field(default_factory=Skipped)  # in class folders
+    skipped: SkippedFiles = field(default_factory=SkippedFiles)  # in class folders
 
 
 def check_classes(
