@@ -25,7 +25,7 @@ from defensemble_images import (
     npy_array,
     reading_notes,
 )
-from defensemble_images.class_names import listed
+from defensemble_images.class_names import format_names
 from defensemble_images.folders import SkippedFiles
 
 from ._client.model_info import ModelInfo
@@ -120,7 +120,7 @@ def find_labelled_images(folder: Path, info: ModelInfo, counts: ReadCounts) -> t
         if not found.files:
             raise InputError(
                 f"{folder} holds no labelled images, only {str(found.skipped) or 'nothing'}; expected {folder}/CLASS/IMAGE with CLASS one "
-                f"of {listed(info.class_names)}"
+                f"of {format_names(info.class_names)}"
             )
         classes = match_classes(found.class_names, info.class_names, str(folder), info.name)
     counts.skipped += found.skipped

@@ -1,4 +1,4 @@
-"""The check of arrays of images that every package calls."""
+"""The check of image arrays that all packages share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def with_value(value: float) -> Any:
     return images
 
 
-def test_images_that_are_right() -> None:
+def test_valid_images_have_no_problem() -> None:
     for images in (GOOD, GOOD[:1], GOOD[:, :, ::-1]):
         assert image_problem(images) is None
         assert image_problem(images, shape=(3, 4, 5)) is None
@@ -45,13 +45,13 @@ def test_images_that_are_right() -> None:
         (with_value(1.5), ("0 to 1.5", "clip")),
     ],
 )
-def test_what_is_wrong_and_how_to_fix_it(images: object, facts: tuple[str, ...]) -> None:
-    fault = image_problem(images, "the pictures", shape=(3, 4, 5), consumer="model 'a'")
-    assert fault is not None
-    assert fault.startswith("the pictures ")
-    assert [fact for fact in facts if fact not in fault] == []
+def test_problem_states_the_value_and_the_fix(images: object, facts: tuple[str, ...]) -> None:
+    problem = image_problem(images, "the pictures", shape=(3, 4, 5), consumer="model 'a'")
+    assert problem is not None
+    assert problem.startswith("the pictures ")
+    assert [fact for fact in facts if fact not in problem] == []
 
 
-def test_a_range_of_one_image() -> None:
+def test_range_of_one_image() -> None:
     assert range_problem(GOOD[0]) is None
     assert "2.5" in str(range_problem(with_value(2.5)[1], "image 1"))

@@ -1,6 +1,6 @@
-"""Image files, folders and class names: one rule for training, export, `predict` and the probes.
+"""Read image files, class folders and class names, the same way in training, export, `predict` and the probes.
 
-Pillow is loaded where an image is decoded.
+Pillow is imported only when an image is decoded.
 """
 
 from __future__ import annotations
