@@ -22,7 +22,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# The machine may be busy; and what a test writes in its folder, it writes anew for each example.
+# The machine may be busy, and each example writes the files in its folder again.
 UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 settings.register_profile("default", UNTIMED, max_examples=50)
 settings.register_profile("slow", UNTIMED, max_examples=300)

@@ -135,7 +135,7 @@ def write_profile(
     force: bool = False,
     on_progress: Callable[[str], None] = lambda text: None,
 ) -> list[str]:
-    """Write a profile for every network of a repository, in one transaction. Files that would not change are left alone.
+    """Write a profile for every network of a repository, in one transaction. Unchanged files are not written.
 
     Args:
         repository: The model repository.

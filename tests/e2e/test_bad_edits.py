@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from defensemble.cli import cli
 from tests.support.broken import fill, make_read_only, small_disk
-from tests.support.command_line import environment, run, told
+from tests.support.command_line import environment, error_message, run
 from tests.support.facts import assert_facts
 from tests.support.scripted import free_port
 from tests.support.tiny import content
@@ -198,9 +198,9 @@ def test_paths_may_be_no_utf_8(place: Path) -> None:
     done = run("ensemble", "history", "--repository", odd, cwd=place, env=strict)
     assert (done.returncode, odd in done.stdout) == (0, True), done.stderr
     assert run("ensemble", "check", "--repository", odd, cwd=place).returncode == 0
-    assert "does not exist" in told(run("ensemble", "show", "--repository", odd + "x", cwd=place))
-    assert "does not exist" in told(run("ensemble", "apply", odd + ".yaml", "--repository", odd, cwd=place))
-    error = told(run("ensemble", "create", odd, "a", "--repository", odd, cwd=place))
+    assert "does not exist" in error_message(run("ensemble", "show", "--repository", odd + "x", cwd=place))
+    assert "does not exist" in error_message(run("ensemble", "apply", odd + ".yaml", "--repository", odd, cwd=place))
+    error = error_message(run("ensemble", "create", odd, "a", "--repository", odd, cwd=place))
     assert_facts(error, NAME)
 
 
@@ -210,7 +210,7 @@ def test_a_full_disk_is_an_error_and_the_old_state_stays(place: Path) -> None:
         fill(disk, 8192)
         before = content(disk / "repository")
         for words in (["add", "ensemble", "d"], ["create", "mine", "d"]):
-            error = told(run("ensemble", *words, "--repository", disk / "repository", cwd=place))
+            error = error_message(run("ensemble", *words, "--repository", disk / "repository", cwd=place))
             assert "No space left on device" in error
             assert content(disk / "repository") == before
         (disk / "filler").unlink()
@@ -224,7 +224,7 @@ def test_a_read_only_disk_is_an_error_for_edits_only(place: Path) -> None:
         assert run("ensemble", "average", "ensemble", "logits", "--repository", disk / "repository", cwd=place).returncode == 0
         (place / "file.yaml").write_text("name: ensemble\nmembers:\n  - model: a\n")
         make_read_only(disk)
-        error = told(run("ensemble", "weight", "ensemble", "a=2", "--repository", disk / "repository", cwd=place))
+        error = error_message(run("ensemble", "weight", "ensemble", "a=2", "--repository", disk / "repository", cwd=place))
         assert "Read-only file system" in error
         looks = [["show"], ["check"], ["history"], ["diff"], ["list"], ["show", "--format", "yaml"], ["diff", "file.yaml"]]
         looks += [[*words, "--dry-run"] for words in (["apply", "file.yaml"], ["rollback"], ["prune"], ["weight", "ensemble", "a=2"])]

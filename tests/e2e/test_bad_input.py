@@ -24,7 +24,7 @@ from tests.support.broken import (
     small_disk,
     untrained_checkpoint,
 )
-from tests.support.command_line import TIMEOUT_S, environment, start, told
+from tests.support.command_line import TIMEOUT_S, environment, error_message, start
 from tests.support.facts import assert_facts
 from tests.support.scripted import cut_off, free_port, http, scripted, sends
 
@@ -56,7 +56,7 @@ def invoke(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     ],
 )
 def test_train_refuses_bad_values(tmp_path: Path, options: list[str], facts: str) -> None:
-    assert_facts(told(invoke("train", *QUICK, *options, tmp_path / "a.safetensors")), facts)
+    assert_facts(error_message(invoke("train", *QUICK, *options, tmp_path / "a.safetensors")), facts)
     assert content(tmp_path) == {}
 
 
@@ -66,7 +66,7 @@ def test_train_on_a_full_disk_leaves_no_partial_checkpoint(tmp_path: Path) -> No
         path = disk / "a.safetensors"
         places = "OUTPUT, --run or --tensorboard"
         state = disk / "a.run/state.safetensors"
-        assert_facts(told(invoke("train", *QUICK, path)), f"No space left on device | {state} | {places}")
+        assert_facts(error_message(invoke("train", *QUICK, path)), f"No space left on device | {state} | {places}")
         assert [name for name in content(disk) if "safetensors" in name] == []
 
 
@@ -75,7 +75,7 @@ def test_train_on_a_read_only_disk_fails_before_training(tmp_path: Path) -> None
         make_read_only(disk)
         done = invoke("train", *QUICK, disk / "a.safetensors")
         places = "OUTPUT, --run or --tensorboard"
-        assert_facts(told(done), f"Read-only file system | {disk / 'a.safetensors'} | {places}")
+        assert_facts(error_message(done), f"Read-only file system | {disk / 'a.safetensors'} | {places}")
         assert "epoch" not in done.stderr
 
 
@@ -96,7 +96,7 @@ def test_train_on_a_read_only_disk_fails_before_training(tmp_path: Path) -> None
 def test_export_refuses_a_damaged_or_missing_checkpoint(tmp_path: Path, kind: str, facts: str) -> None:
     path = broken_checkpoint(kind, tmp_path / "a.safetensors")
     before = content(tmp_path)
-    assert_facts(told(invoke("export", path, "--repository", tmp_path / "repository")), facts.format(path=path))
+    assert_facts(error_message(invoke("export", path, "--repository", tmp_path / "repository")), facts.format(path=path))
     assert content(tmp_path) == before
 
 
@@ -126,7 +126,7 @@ def test_export_refuses_names_and_weights_before_it_reads_a_checkpoint(
             Path(name).touch()
     repository = tiny.write_repository(tmp_path / "repository")
     before = content(tmp_path)
-    assert_facts(told(invoke("export", *arguments, "--repository", repository)), facts)
+    assert_facts(error_message(invoke("export", *arguments, "--repository", repository)), facts)
     assert content(tmp_path) == before
 
 
@@ -136,12 +136,14 @@ def test_export_onto_a_full_or_read_only_disk_leaves_the_repository_as_it_was(tm
         repository = tiny.write_repository(disk / "repository")
         fill(disk, leave=8192)
         before = content(disk)
-        error = told(invoke("export", checkpoint, "--repository", repository, "--ensemble", "other"))
+        error = error_message(invoke("export", checkpoint, "--repository", repository, "--ensemble", "other"))
         assert_facts(error, f"No space left on device | {repository}/")
         assert_facts(error, "--repository")
         assert content(disk) == before
         make_read_only(disk)
-        assert told(invoke("export", checkpoint, "--repository", repository, "--ensemble", "other")).startswith("Read-only file system: ")
+        assert error_message(invoke("export", checkpoint, "--repository", repository, "--ensemble", "other")).startswith(
+            "Read-only file system: "
+        )
         assert content(disk) == before
 
 
@@ -183,7 +185,7 @@ def npz(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("scheme", ["grpc", "http"])
 def test_probe_reports_an_unreachable_server(npz: Path, scheme: str) -> None:
     url = f"{scheme}://127.0.0.1:{free_port()}"
-    assert url in told(invoke("probe", "noise", url, "--dataset", npz, "--out", npz.parent / "noise.json"))
+    assert url in error_message(invoke("probe", "noise", url, "--dataset", npz, "--out", npz.parent / "noise.json"))
     assert list(npz.parent.iterdir()) == [npz]
 
 
@@ -193,7 +195,7 @@ def test_predict_stops_at_the_deadline(tmp_path: Path, scheme: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"{scheme}://127.0.0.1:{silent.getsockname()[1]}"
         started = time.monotonic()
-        error = told(invoke("predict", url, tmp_path / "x.npy", "--timeout", "0.3"))
+        error = error_message(invoke("predict", url, tmp_path / "x.npy", "--timeout", "0.3"))
         assert time.monotonic() - started < 10
     assert url in error
     # A silent listener is a slow server, not a missing one.
@@ -203,7 +205,7 @@ def test_predict_stops_at_the_deadline(tmp_path: Path, scheme: str) -> None:
 def test_predict_reports_a_server_that_is_not_ready(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", tiny.images(1))
     with scripted(sends(http(b'{"error":"loading"}', "503 Service Unavailable"))) as loading:
-        error = told(invoke("predict", loading.url, tmp_path / "x.npy"))
+        error = error_message(invoke("predict", loading.url, tmp_path / "x.npy"))
     assert loading.url in error
     assert "loading" in error
 
@@ -211,7 +213,7 @@ def test_predict_reports_a_server_that_is_not_ready(tmp_path: Path) -> None:
 def test_predict_reports_a_server_that_crashes_during_a_request(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", tiny.images(1))
     with scripted(cut_off) as dying:
-        error = told(invoke("predict", dying.url, tmp_path / "x.npy"))
+        error = error_message(invoke("predict", dying.url, tmp_path / "x.npy"))
     assert dying.url in error
 
 
@@ -257,7 +259,7 @@ def test_predict_refuses_images_that_do_not_fit_the_model(
     monkeypatch.chdir(tmp_path)
     for url in (triton.grpc_url, triton.http_url):
         done = invoke("predict", url, *arguments)
-        assert_facts(told(done), facts)
+        assert_facts(error_message(done), facts)
         assert done.stdout == ""
 
 
@@ -268,10 +270,10 @@ def test_probe_writes_its_result_completely_or_not_at_all(triton: Server, npz: P
         fill(disk, leave=0)
         before = content(disk)
         call = ("probe", "noise", triton.http_url, "--dataset", npz, "--sigmas", "8", "--out", old)
-        assert_facts(told(invoke(*call)), f"No space left on device | {old} | --out")
+        assert_facts(error_message(invoke(*call)), f"No space left on device | {old} | --out")
         assert content(disk) == before
         make_read_only(disk)
         done = invoke(*call)
-        assert_facts(told(done), f"Read-only file system | {old} | --out")
+        assert_facts(error_message(done), f"Read-only file system | {old} | --out")
         assert done.stdout == "", "the file is checked before the first request"
         assert content(disk) == before

@@ -24,7 +24,7 @@ from tests.support import tiny
 from tests.support.broken import content, fill, python_path, small_disk, without_programs
 from tests.support.calls import processor_ticks, write_slow_model
 from tests.support.checkout import ROOT
-from tests.support.command_line import TIMEOUT_S, address_from, environment, run, start, succeed, told
+from tests.support.command_line import TIMEOUT_S, address_from, environment, error_message, run, start, succeed
 from tests.support.facts import assert_each, assert_facts
 
 BACKEND_TESTS = ROOT / "tests/server/backend"
@@ -72,7 +72,7 @@ def test_serve_refuses_bad_repositories_and_options(tmp_path: Path, arguments: l
     before = content(tmp_path)
     positional = () if arguments[0].startswith("--") else ("--repository",)
     free_ports = () if "--http-port" in arguments else ("--free-ports",)
-    error = told(run("serve", *free_ports, *positional, *arguments, cwd=tmp_path))
+    error = error_message(run("serve", *free_ports, *positional, *arguments, cwd=tmp_path))
     assert_facts(error, facts.format(folder=tmp_path))
     assert "hunter" not in error, "a key must not be shown"
     assert content(tmp_path) == before
@@ -103,14 +103,14 @@ def test_serve_reports_models_that_it_cannot_serve_and_serves_the_others(reposit
     address = address_from(done.stdout)
     np.save(repository.parent / "x.npy", tiny.images(3))
     assert "ensemble: 3 images" in succeed("predict", address.http, "x.npy", cwd=repository.parent)
-    assert "'gamma'" in told(run("predict", address.http, "x.npy", "--model", "gamma", cwd=repository.parent))
+    assert "'gamma'" in error_message(run("predict", address.http, "x.npy", "--model", "gamma", cwd=repository.parent))
 
 
 def test_serve_rejects_a_taken_port(repository: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         options = ("--http-port", "0", "--grpc-port", str(port), "--metrics-port", "0")
-        error = told(run("serve", "--repository", repository, *options, cwd=repository.parent))
+        error = error_message(run("serve", "--repository", repository, *options, cwd=repository.parent))
     assert_facts(error, f"grpc port {port} | 127.0.0.1 | Address already in use | --grpc-port")
 
 
@@ -128,13 +128,13 @@ def test_serve_rejects_a_taken_port(repository: Path) -> None:
 def test_serve_reports_a_missing_program(repository: Path, runtime: str, facts: str) -> None:
     changes = without_programs(repository.parent / "bin")
     done = run("serve", "--repository", repository, "--free-ports", "--runtime", runtime, cwd=repository.parent, env=environment(**changes))
-    assert_facts(told(done), facts)
+    assert_facts(error_message(done), facts)
     assert list((repository.parent / "bin").iterdir()) == [], "no part of a build is left"
 
 
 def test_serve_reports_a_compiler_that_does_not_run(repository: Path) -> None:
     changes = {**without_programs(repository.parent / "bin"), "CXX": "/nowhere/c++"}
-    error = told(run("serve", "--repository", repository, "--free-ports", cwd=repository.parent, env=environment(**changes)))
+    error = error_message(run("serve", "--repository", repository, "--free-ports", cwd=repository.parent, env=environment(**changes)))
     assert_facts(error, "C++ compiler | CXX | `/nowhere/c++`")
 
 
@@ -151,7 +151,7 @@ def test_serve_reports_a_full_disk_of_its_state_folder(repository: Path) -> None
             cwd=repository.parent,
             env=environment(XDG_STATE_HOME=str(disk)),
         )
-        error = told(done)
+        error = error_message(done)
         assert re.search(rf"No space left on device: {disk}/defensemble/servers/\d+\.json", error)
         assert "XDG_STATE_HOME" in error
         assert list((disk / "defensemble/servers").iterdir()) == []
@@ -173,7 +173,7 @@ def test_serve_reports_a_full_disk_of_the_backend_cache(repository: Path, is_rea
     with small_disk(repository.parent / "disk") as disk:
         fill(disk, leave=8192)
         changes = {"XDG_CACHE_HOME": str(disk), **({} if is_real else {"CXX": str(compiler)})}
-        error = told(run("serve", "--repository", repository, "--free-ports", cwd=repository.parent, env=environment(**changes)))
+        error = error_message(run("serve", "--repository", repository, "--free-ports", cwd=repository.parent, env=environment(**changes)))
         assert error.startswith(
             f"No space left on device: {disk / 'defensemble/backend'}: free some space there, or choose another place ("
         )
@@ -184,7 +184,7 @@ def test_serve_reports_a_full_disk_of_the_backend_cache(repository: Path, is_rea
 
 def test_demo_reports_a_missing_compiler_before_it_trains(tmp_path: Path) -> None:
     done = run("demo", "--folder", "runs", cwd=tmp_path, env=environment(**without_programs(tmp_path / "bin")))
-    assert_facts(told(done), "C++ compiler | $CXX, c++, g++, clang++ | PATH")
+    assert_facts(error_message(done), "C++ compiler | $CXX, c++, g++, clang++ | PATH")
     assert done.stdout == ""
     assert list(content(tmp_path)) == ["bin"]
 
@@ -197,7 +197,7 @@ def test_serve_reports_how_to_install_triton_without_an_index(repository: Path) 
     changes = {"PYTHONPATH": python_path(repository.parent / "site"), **pip}
     done = run("serve", "--repository", repository, "--free-ports", cwd=repository.parent, env=environment(**changes))
     assert "wheel" in done.stderr
-    assert re.search(r"-m pip install .*triton-runtime\.txt`(.|\n)*\nERROR: ", told(done))
+    assert re.search(r"-m pip install .*triton-runtime\.txt`(.|\n)*\nERROR: ", error_message(done))
 
 
 def test_serve_and_doctor_refuse_a_glibc_that_is_too_old(repository: Path) -> None:
@@ -207,7 +207,7 @@ def test_serve_and_doctor_refuse_a_glibc_that_is_too_old(repository: Path) -> No
     expected = "glibc 2.35 | 2.31 | Debian 12 | Ubuntu 22.04 | --runtime docker"
     done = run("serve", "--repository", repository, "--free-ports", cwd=repository.parent, env=env)
     assert done.returncode == 1
-    assert_facts(told(done), expected)
+    assert_facts(error_message(done), expected)
     doctor = run("doctor", cwd=repository.parent, env=env)
     assert doctor.returncode == 1
     assert_each(re.findall("^FAIL  platform +(.*)$", doctor.stdout, re.MULTILINE), expected)
@@ -218,13 +218,13 @@ def test_serve_reports_an_outdated_onnxruntime(repository: Path) -> None:
     library.parent.mkdir(parents=True)
     (library.parents[1] / "__init__.py").touch()
     env = environment(PYTHONPATH=python_path(repository.parent / "site"))
-    error = told(run("serve", "--repository", repository, "--free-ports", cwd=repository.parent, env=env))
+    error = error_message(run("serve", "--repository", repository, "--free-ports", cwd=repository.parent, env=env))
     assert_facts(error, "libonnxruntime.so | 1.20 | pip install --upgrade")
     compiler = find_compiler()
     assert compiler is not None, "this test needs a C++ compiler: apt-get install g++"
     source = ["-I", str(data_file("onnxruntime_backend")), str(BACKEND_TESTS / "too_old.cc")]
     subprocess.run([*compiler.command, *FLAGS, *source, "-o", str(library)], check=True)
-    error = told(run("serve", "--repository", repository, "--free-ports", cwd=repository.parent, env=env))
+    error = error_message(run("serve", "--repository", repository, "--free-ports", cwd=repository.parent, env=env))
     assert_facts(error, f"none of the models | {repository}")
     assert_facts(error, f"ONNX Runtime 1.14.1 | '{library}' | 1.20 | pip install --upgrade")
 

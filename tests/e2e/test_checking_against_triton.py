@@ -72,7 +72,7 @@ EDITS: dict[str, Callable[[schema.ModelConfig], object]] = {
     "batch-below-0": lambda config: setattr(config, "max_batch_size", -1),
     "input-unmapped": lambda config: step(config, 2).input_map.pop("logits_1"),
     "input-unknown": lambda config: step(config, 0).input_map.update({"pictures": "images"}),
-    "output-unknown": lambda config: step(config, 0).output_map.update({"votes": "votes"}),
+    "output-unknown": lambda config: step(config, 0).output_map.update({"shares": "shares"}),
     "inputs-unsaid": lambda config: step(config, 0).ClearField("input_map"),
     "outputs-unsaid": lambda config: step(config, 0).ClearField("output_map"),
     "written-twice": lambda config: step(config, 1).output_map.update({"logits": "logits_0"}),

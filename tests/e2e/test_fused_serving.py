@@ -19,7 +19,7 @@ from defensemble_repository.reader import read_config
 from defensemble_server import Server, serve
 from tests.support import tiny
 from tests.support.calls import FREE, ask
-from tests.support.command_line import run, succeed, told
+from tests.support.command_line import error_message, run, succeed
 from tests.support.facts import assert_facts, raises
 
 ALL = ("probabilities", "member_probabilities", "entropy", "mutual_information")
@@ -125,7 +125,7 @@ def test_predict_treats_a_fused_graph_as_an_ensemble(fused_only: Server, both: S
     title, *rows = outputs[0].splitlines()
     assert title.strip() == "fused: 3 images"
     assert rows == outputs[1].splitlines()[1:]
-    assert_facts(told(run("predict", both.grpc_url, "x.npy", cwd=tmp_path)), "2 ensembles | ensemble, fused")
+    assert_facts(error_message(run("predict", both.grpc_url, "x.npy", cwd=tmp_path)), "2 ensembles | ensemble, fused")
 
 
 def test_the_noise_probe_treats_a_fused_graph_as_an_ensemble(fused_only: Server, both: Server, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from defensemble_server.process.state import find_state
 from defensemble_server.runtime.find import Runtime, find_runtime
 from tests.support import tiny
 from tests.support.calls import closed_within, listening_sockets
-from tests.support.command_line import Address, address_from, environment, run, succeed, told
+from tests.support.command_line import Address, address_from, environment, error_message, run, succeed
 from tests.support.facts import assert_facts
 
 KEY = "0123456789abcdef-of-a-test"
@@ -119,7 +119,7 @@ def test_localhost_and_ipv6_hosts_serve(repository: Path, host: str, printed: st
 
 def test_an_unknown_host_is_an_error(repository: Path) -> None:
     arguments = ("serve", "--repository", repository, "--free-ports", "--expose-outdated-server", "--host", "no-such-host.invalid")
-    error = told(run(*arguments, cwd=repository.parent))
+    error = error_message(run(*arguments, cwd=repository.parent))
     assert_facts(error, "'no-such-host.invalid'")
 
 
@@ -150,6 +150,8 @@ def test_serve_prints_docker_run_without_the_admin_key(repository: Path, program
 def test_an_error_of_docker_is_printed(repository: Path, programs: dict[str, str]) -> None:
     docker = repository.parent / "bin/docker"
     docker.write_text("#!/bin/sh\necho 'permission denied while trying to connect to the Docker daemon socket' >&2\nexit 126\n")
-    error = told(run("serve", "--repository", repository, "--free-ports", "--runtime", "docker", cwd=repository.parent, env=programs))
+    error = error_message(
+        run("serve", "--repository", repository, "--free-ports", "--runtime", "docker", cwd=repository.parent, env=programs)
+    )
     assert "Triton" in error
     assert error.endswith("permission denied while trying to connect to the Docker daemon socket")

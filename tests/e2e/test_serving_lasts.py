@@ -19,7 +19,7 @@ from defensemble_server import ServerState, read_states, server_status, stop_ser
 from defensemble_server.process.state import find_state
 from tests.support import tiny
 from tests.support.calls import gone_within, without_digest, write_slow_model
-from tests.support.command_line import TIMEOUT_S, address_from, run, start, succeed, told
+from tests.support.command_line import TIMEOUT_S, address_from, error_message, run, start, succeed
 from tests.support.facts import assert_facts
 
 pytestmark = pytest.mark.slow
@@ -58,7 +58,7 @@ def status_of(repository: Path, *options: str) -> dict[str, Any]:
 def test_stop_ends_the_server_of_the_repository(repository: Path, tmp_path: Path) -> None:
     other = tiny.write_repository(tmp_path / "other")
     state = detached(repository)
-    error = told(run("serve", "--repository", "other", "--stop", cwd=tmp_path))
+    error = error_message(run("serve", "--repository", "other", "--stop", cwd=tmp_path))
     assert f"other runs; running: {state.grpc_port} ({repository})" in error
     assert state in read_states()
     assert str(repository) in succeed("serve", "--repository", "repository", "--stop", cwd=tmp_path)
@@ -117,7 +117,7 @@ def test_a_dead_server_is_shown_until_the_next_start(repository: Path) -> None:
     os.kill(server_status(state).pid, signal.SIGKILL)
     wait_until(lambda: not state.alive)
     done = run("serve", "--repository", repository, "--status", cwd=repository.parent)
-    assert_facts(told(done), f"no server | {repository}")
+    assert_facts(error_message(done), f"no server | {repository}")
     assert "SIGKILL" in done.stdout
     assert state.log in done.stdout
     (dead,) = status_of(repository)["dead"]
@@ -151,7 +151,7 @@ def test_a_crash_loop_ends_serve_and_prints_the_end_of_the_log(repository: Path)
 def test_a_start_without_the_ensemble_fails_and_leaves_nothing(repository: Path, options: tuple[str, ...], facts: str) -> None:
     without_digest(repository, "beta").write_bytes(b"this is no ONNX file")
     done = run("serve", "--repository", repository, "--free-ports", "--drain", "1", "--detach", *options, cwd=repository.parent)
-    assert facts in told(done)
+    assert facts in error_message(done)
     assert "NOT served: ensemble" in done.stderr
     assert "ready" not in done.stdout
     assert tiny.leftovers(repository) == []
@@ -161,7 +161,9 @@ def test_a_start_without_the_ensemble_fails_and_leaves_nothing(repository: Path,
 def test_a_start_fails_if_the_only_ensemble_cannot_be_read(repository: Path) -> None:
     with (repository / "ensemble/config.pbtxt").open("a") as file:
         file.write("nonsense [[")
-    assert "no ensemble is served" in told(run("serve", "--repository", repository, "--free-ports", "--detach", cwd=repository.parent))
+    assert "no ensemble is served" in error_message(
+        run("serve", "--repository", repository, "--free-ports", "--detach", cwd=repository.parent)
+    )
 
 
 def test_strict_requires_all_models_and_the_default_one_ensemble(repository: Path) -> None:
@@ -169,14 +171,14 @@ def test_strict_requires_all_models_and_the_default_one_ensemble(repository: Pat
     without_digest(repository, "gamma").write_bytes(b"this is no ONNX file")
     detached(repository)
     succeed("serve", "--repository", repository, "--stop", cwd=repository.parent)
-    assert "gamma" in told(run("serve", "--repository", repository, "--free-ports", "--strict", cwd=repository.parent))
+    assert "gamma" in error_message(run("serve", "--repository", repository, "--free-ports", "--strict", cwd=repository.parent))
 
 
 def test_a_repository_with_averaging_models_only_is_refused(repository: Path) -> None:
     for path in repository.iterdir():
         if not path.name.startswith(("average_", "uncertainty_")):
             path.rename(repository.parent / path.name)
-    assert "that can be called" in told(run("serve", "--repository", repository, "--free-ports", cwd=repository.parent))
+    assert "that can be called" in error_message(run("serve", "--repository", repository, "--free-ports", cwd=repository.parent))
 
 
 def write_slow_to_load(repository: Path) -> None:
@@ -221,7 +223,7 @@ def write_slow_to_answer(repository: Path) -> None:
 def test_a_start_ends_at_its_timeout(repository: Path, write: Callable[[Path], None]) -> None:
     write(repository)
     begin = time.monotonic()
-    error = told(run("serve", "--repository", repository, "--free-ports", "--start-timeout", "4", cwd=repository.parent))
+    error = error_message(run("serve", "--repository", repository, "--free-ports", "--start-timeout", "4", cwd=repository.parent))
     assert time.monotonic() - begin < 20
     assert "4 s" in error
     assert tiny.leftovers(repository) == []

@@ -26,7 +26,7 @@ def run(*arguments: str | Path) -> Result:
     return CliRunner().invoke(command, [str(argument) for argument in arguments])
 
 
-def told_of_the_ensemble(result: Result) -> str:
+def ensemble_line(result: Result) -> str:
     assert result.exit_code == 0, result.output
     (line,) = [line for line in result.stdout.splitlines() if line.startswith("ensemble: ")]
     return line.removeprefix("ensemble: ")
@@ -36,7 +36,7 @@ def test_replace_extends_the_ensemble_and_prints_it(tmp_path: Path, monkeypatch:
     repository = tmp_path / "repository"
     a, b = (untrained_checkpoint(tmp_path / f"{name}.safetensors", seed) for seed, name in enumerate("ab"))
     first = run(a, "--repository", repository, "--average", "logits", "--weight", "a=3", "--max-batch-size", "5")
-    assert_facts(told_of_the_ensemble(first), "a@1 | weight 3 | logits | 5")
+    assert_facts(ensemble_line(first), "a@1 | weight 3 | logits | 5")
 
     path = repository / "a" / "config.pbtxt"
     config = config_from_pbtxt(path.read_text(), "a")
@@ -65,7 +65,7 @@ def test_replace_extends_the_ensemble_and_prints_it(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("defensemble_export.members.write.verify_onnx", verify)
     monkeypatch.setattr("defensemble_export.export.repository_plan", plan)
     again = run(a, b, "--repository", repository, "--replace")
-    assert_facts(told_of_the_ensemble(again), "a@2 | weight 3 | b@1 | weight 1 | logits | 5")
+    assert_facts(ensemble_line(again), "a@2 | weight 3 | b@1 | weight 1 | logits | 5")
     assert read_ensemble(repository, "ensemble") == Ensemble("ensemble", (Member("a", 2, 3.0), Member("b")), "logits")
     assert verified == [7, 64], "each at the largest batch that its configuration allows"
     assert held == [True], "what is planned on this state is written onto it"

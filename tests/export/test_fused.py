@@ -52,7 +52,7 @@ def test_an_ensemble_of_a_repository_is_fused(repository: Path) -> None:
     after = content_of(repository)
     assert {path: after[path] for path in before} == before
     assert set(after) - set(before) == set(written)
-    assert [path.name for path in repository.parent.iterdir()] == ["repository"], "nothing is left beside it"
+    assert [path.name for path in repository.parent.iterdir()] == ["repository"], "nothing is left next to it"
     assert after["fused/1/model.onnx"] == fused_onnx([tiny.linear_onnx(1), tiny.linear_onnx(2)], PAIR)
     config, ensemble = read_config(repository / "fused"), read_config(repository / "ensemble")
     assert list(config.input) == list(ensemble.input)
@@ -156,11 +156,12 @@ def test_planned_members_are_fused_before_they_are_written(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("precisions", "told"), [(("fp32", "fp32"), "fp32"), (("fp16", "fp32"), "fp16"), (("int8", "fp16"), "int8"), (("fp32", "int8"), "int8")]
+    ("precisions", "expected"),
+    [(("fp32", "fp32"), "fp32"), (("fp16", "fp32"), "fp16"), (("int8", "fp16"), "int8"), (("fp32", "int8"), "int8")],
 )
-def test_a_fused_graph_has_the_lowest_precision_of_its_members(precisions: tuple[str, str], told: str) -> None:
+def test_a_fused_graph_has_the_lowest_precision_of_its_members(precisions: tuple[str, str], expected: str) -> None:
     members = [tiny.member(name, 1, precision=precision) for name, precision in zip(("alpha", "beta"), precisions, strict=True)]
-    assert fused_member("fused", PAIR, members, None, max_batch_size=2).precision == told
+    assert fused_member("fused", PAIR, members, None, max_batch_size=2).precision == expected
 
 
 def test_an_unknown_precision_is_rejected() -> None:
@@ -312,7 +313,7 @@ def several(tmp_path: Path) -> Path:
     return folder
 
 
-def told_by(folder: Path) -> list[str]:
+def outdated_graphs_in(folder: Path) -> list[str]:
     """Return the ensembles whose check reports `fused` as outdated."""
     names = Ensembles(folder).names()
     return [name for name in names if any(finding.model == "fused" for finding in check_ensemble(RepositoryView(folder), name))]
@@ -329,9 +330,9 @@ def without_name(folder: Path) -> None:
 def test_a_graph_equal_to_its_ensemble_is_not_outdated(several: Path, is_old: bool) -> None:
     if is_old:
         without_name(several)
-    assert told_by(several) == []
+    assert outdated_graphs_in(several) == []
     Ensembles(several).weight("ensemble", {"alpha": 2.0, "beta": 6.0, "gamma": 2.0})  # the same normalised weights
-    assert told_by(several) == []
+    assert outdated_graphs_in(several) == []
     edited = Ensembles(several).weight("canary", {"beta": 2.0})
     assert not [remark for remark in edited.remarks if "fused" in remark]
 
@@ -342,19 +343,19 @@ def test_an_edit_makes_the_graph_outdated_for_that_ensemble_only(several: Path, 
         without_name(several)
     edited = Ensembles(several).weight("ensemble", {"beta": 2.0})
     assert [("fused" in remark, "--ensemble ensemble " in remark) for remark in edited.remarks] == [(True, True)]
-    assert len(told_by(several)) == 1
+    assert len(outdated_graphs_in(several)) == 1
     if not is_old:
-        assert told_by(several) == ["ensemble"]
+        assert outdated_graphs_in(several) == ["ensemble"]
     for other, weights in (("canary", {"alpha": 2.0}), ("zoo", {"alpha": 2.0})):
         remarks = Ensembles(several).weight(other, weights).remarks
         assert is_old or not [remark for remark in remarks if "fused" in remark], other
     Ensembles(several).weight("zoo", {"alpha": 1.0, "beta": 3.0})  # now the weights of the graph
-    assert told_by(several) == []
+    assert outdated_graphs_in(several) == []
 
 
 def test_a_graph_without_an_ensemble_is_never_outdated(several: Path) -> None:
-    alone = Ensemble("fused", (Member("alpha"), Member("beta")))
-    graph = fused_member("fused", alone, [member("alpha", 1), member("beta", 2)], None, max_batch_size=8)
-    write_files(several, fused_plan(several, graph, alone, max_batch_size=8, replace=True))
+    two_members = Ensemble("fused", (Member("alpha"), Member("beta")))
+    graph = fused_member("fused", two_members, [member("alpha", 1), member("beta", 2)], None, max_batch_size=8)
+    write_files(several, fused_plan(several, graph, two_members, max_batch_size=8, replace=True))
     Ensembles(several).weight("canary", {"beta": 2.0})
-    assert told_by(several) == []
+    assert outdated_graphs_in(several) == []

@@ -196,13 +196,13 @@ def test_open_image_sizes_get_no_engine_shapes(repository: Path, batch: int, dim
 
 
 def test_engine_caches_are_separate_per_member_and_need_one_version(repository: Path) -> None:
-    told: list[str] = []
-    write_profile(repository, "gpu-ort-tensorrt", on_progress=told.append)
-    assert told == []
+    messages: list[str] = []
+    write_profile(repository, "gpu-ort-tensorrt", on_progress=messages.append)
+    assert messages == []
     tiny.write_second_version(repository, "alpha", 7)
     assert states(repository, "gpu-ort-tensorrt") == {"alpha": "out of date", "beta": "written"}
-    assert write_profile(repository, "gpu-ort-tensorrt", on_progress=told.append) == ["alpha/configs/gpu-ort-tensorrt.pbtxt"]
-    (text,) = told
+    assert write_profile(repository, "gpu-ort-tensorrt", on_progress=messages.append) == ["alpha/configs/gpu-ort-tensorrt.pbtxt"]
+    (text,) = messages
     assert_facts(text, "alpha | 2 versions | ONNX Runtime")
     (engines,) = config(repository / "alpha/configs/gpu-ort-tensorrt.pbtxt").optimization.execution_accelerators.gpu_execution_accelerator
     assert {key for key in engines.parameters if "cache" in key} == set()

@@ -80,8 +80,8 @@ def address_from(output: str) -> Address:
     return Address(found["gRPC"], found["HTTP"], found["metrics"])
 
 
-def told(done: subprocess.CompletedProcess[str]) -> str:
-    """What a command that failed as it should says after `Error: `, which must be there once and without a traceback."""
+def error_message(done: subprocess.CompletedProcess[str]) -> str:
+    """Return the text after `Error: `, which a failed command must print once and without a traceback."""
     assert done.returncode not in (0, None), done.stdout + done.stderr
     assert done.returncode > 0, f"it died of signal {-done.returncode}"
     assert "Traceback" not in done.stdout + done.stderr, done.stderr

@@ -143,7 +143,7 @@ class Ensembles:
         except ConnectionFailedError:
             for server in self._runner.servers:
                 server.wait_until_back()
-            return read_states()  # even if a server is not back: the state then says since when it has been restarting
+            return read_states()  # even if a server is not back: the state then contains since when it has been restarting
 
     def check(self, name: str | None = None, *, runtime: str = "embedded") -> list[Finding]:
         """Check whether an ensemble, or all models of the repository, can be served and edited.

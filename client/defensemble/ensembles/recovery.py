@@ -66,7 +66,7 @@ def recover(targets: Sequence[EditTarget], group: Sequence[Path], on_progress: C
             try:
                 _reconcile_servers(targets, journals)
             except (ConnectionFailedError, DeadlineExceededError, ForbiddenError):
-                raise  # says nothing about the edit itself: the next command tries again
+                raise  # not a fault of the edit: the next command tries again
             except ServiceError as error:
                 if is_recorded:
                     raise

@@ -22,7 +22,7 @@ PLACEHOLDER_TEXT = b"Triton wants a version folder; an ensemble has nothing to p
 def ensemble_files(files: RepositoryView, ensemble: Ensemble, interface: Interface, labels: bytes | None) -> dict[str, bytes]:
     """Compute the files of `ensemble`, by path relative to the repository, in the order in which to write them.
 
-    An averaging model that exists already is left out: its name says what it computes, and it may be serving. An existing configuration of
+    An averaging model that exists already is left out: its name identifies its content, and it may be serving. An existing configuration of
     the ensemble keeps everything that does not follow from its members (`ensemble_config`).
 
     Args:

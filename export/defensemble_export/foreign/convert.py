@@ -57,7 +57,7 @@ def onnx_from_foreign(
         input_shape: (C, H, W), if the file leaves it open.
 
     Raises:
-        ExportError: The file is not an ONNX classifier of this kind. The message says what it has, what is expected, and how to fix it.
+        ExportError: The file is not an ONNX classifier of this kind. The message contains what it has, what is expected, and how to fix it.
         VerificationError: The outputs of the rewritten graph differ from those of the file.
 
     Example:

@@ -47,7 +47,7 @@ _ALSO_ONNX = (".bin", ".pb")
 
 
 def check_is_checkpoint(path: Path) -> None:
-    """Reject a file whose name says that it is ONNX or belongs to another framework; the message contains the command that imports it."""
+    """Reject a file whose name shows that it is ONNX or belongs to another framework; the message contains the command that imports it."""
     suffix = path.suffix.lower()
     if suffix == ".onnx":
         raise ExportError(

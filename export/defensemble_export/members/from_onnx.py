@@ -149,7 +149,7 @@ class OnnxSource:
             path: The ONNX file to write. Its report is written to `<path>.json`.
             max_batch_size: Largest batch to verify, 1 to 4096.
             options: Precision and calibration.
-            images: Real images, float32 (N,C,H,W) in [0, 1]. None: only random images are compared, and the report says so, because the
+            images: Real images, float32 (N,C,H,W) in [0, 1]. None: only random images are compared, and the report states so, because the
                 training data of the network are unknown.
             data_dir: Ignored.
 

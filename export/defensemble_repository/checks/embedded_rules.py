@@ -100,7 +100,7 @@ _COUNT = f"an integer from 0 (one thread per core) to {_MAX_THREADS}"
 _PARAMETERS: tuple[tuple[str, Callable[[str], bool], str], ...] = (
     ("intra_op_thread_count", _IS_THREAD_COUNT, _COUNT),
     ("inter_op_thread_count", _IS_THREAD_COUNT, _COUNT),
-    ("max_joined_rows", _is_integer(1, _MAX_JOINED_ROWS), f"an integer from 1 (each request runs alone) to {_MAX_JOINED_ROWS}"),
+    ("max_joined_rows", _is_integer(1, _MAX_JOINED_ROWS), f"an integer from 1 (requests are not joined) to {_MAX_JOINED_ROWS}"),
     ("execution_mode", ("0", "1").__contains__, "0 (sequential) or 1 (parallel)"),
     ("session.intra_op.allow_spinning", ("0", "1").__contains__, "0 (no) or 1 (yes)"),
     ("session.inter_op.allow_spinning", ("0", "1").__contains__, "0 (no) or 1 (yes)"),

@@ -19,7 +19,7 @@ from defensemble.cli.actions.probe import probe_noise_and_report
 from defensemble.cli.notes import log_records_on_stderr
 from defensemble_images import Preprocessing
 from tests.client.cli.test_cli import fake, quiet_console, run, write_npz, write_pictures
-from tests.support.command_line import run as run_alone
+from tests.support.command_line import run as run_command
 from tests.support.facts import raises
 from tests.support.fakes import ensemble, house, member
 from tests.support.tiny import SHAPE, images
@@ -111,7 +111,7 @@ def test_predict_refuses_files_that_are_no_images_before_the_first_request(tmp_p
 
 def test_predict_ignores_a_corrupt_exif_block(triton: Any, tmp_path: Path) -> None:
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "a.jpg", exif=b"Exif\x00\x00II*\x00\x08\x00\x00\x00\xff\xff" + bytes(30))
-    done = run_alone("predict", triton.http_url, "a.jpg", cwd=tmp_path)
+    done = run_command("predict", triton.http_url, "a.jpg", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
 
 

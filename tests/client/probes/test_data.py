@@ -140,7 +140,7 @@ def test_datasets_are_resized_only_by_a_known_rule(
     tmp_path: Path, recorded: str | None, resize: str | None, accepted: bool, name: str
 ) -> None:
     write_stripes(tmp_path / "set", (28, 28))
-    # Of 28 x 28, crop and squash make the same; `test_a_dataset_is_resized_by_the_rule_of_the_model` tells them apart.
+    # Of 28 x 28, crop and squash make the same; `test_a_dataset_is_resized_by_the_rule_of_the_model` distinguishes them.
     for size, fits in ((28, True), (16, accepted)):
         info = model(tuple("0123456789"), (1, size, size), recorded)
         if fits:

@@ -41,8 +41,8 @@ from tests.support.facts import assert_facts, raises
 from tests.support.killing import killed_at_each_rename
 
 TIME = "2026-01-31T12:00:00+00:00"
-VOTES = Ensemble("ensemble", (Member("alpha"), Member("beta", 2, 0.5)))
-SNAPSHOT = Snapshot("name: 'x'\r\n", "a\nb\n", VOTES, 2, {"average_0": "text"}, {"config.pbtxt": "0" * 64})
+ENSEMBLE = Ensemble("ensemble", (Member("alpha"), Member("beta", 2, 0.5)))
+SNAPSHOT = Snapshot("name: 'x'\r\n", "a\nb\n", ENSEMBLE, 2, {"average_0": "text"}, {"config.pbtxt": "0" * 64})
 
 
 def make_edit(number: int = 0, **other: Any) -> Edit:

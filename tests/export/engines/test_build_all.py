@@ -268,7 +268,7 @@ def test_images_come_from_the_dataset_of_the_network(repository: Path, fake: Fak
     assert built.agreement.images > 300, "all test images of the digits"
 
 
-def test_build_engines_without_tensorrt_says_how_to_get_it(repository: Path) -> None:
+def test_build_engines_without_tensorrt_explains_how_to_get_it(repository: Path) -> None:
     with pytest.raises(EngineError, match="docker compose --profile gpu run --rm engines"):
         build_engines(repository)
 

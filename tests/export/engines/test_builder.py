@@ -296,7 +296,7 @@ def test_the_target_comes_from_nvidia_smi(fake: FakeTensorRT, monkeypatch: pytes
     chosen = f"[ \"$3\" = --id=1 ] && echo '{', '.join(GPU)}' || exit 4"
     (tmp_path / "driver/nvidia-smi").write_text(f"#!/bin/sh\n{chosen}\n")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    assert find_target() == TARGET, "of the GPU that is chosen alone"
+    assert find_target() == TARGET, "only of the chosen GPU"
     install_gpu(monkeypatch, tmp_path, GPU, ("Tesla T4", "7.5", "570.124.06"))
     with raises(EngineError, "several kinds | NVIDIA H100 | Tesla T4 (compute capability 7.5) | CUDA_VISIBLE_DEVICES"):
         find_target()

@@ -102,7 +102,7 @@ FILES: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "half weight": ("fp16", with_weight(MATRIX.astype(np.float16), TO_FLOAT)),
     "bfloat16 weight": ("fp16", with_weight(MATRIX.astype(ml_dtypes.bfloat16), TO_FLOAT)),
     "Q/DQ": ("int8", lambda folder: statically(folder, QuantFormat.QDQ)),
-    "Q/DQ of the convolution alone": ("int8", lambda folder: statically(folder, QuantFormat.QDQ, op_types_to_quantize=["Conv"])),
+    "Q/DQ of the convolution only": ("int8", lambda folder: statically(folder, QuantFormat.QDQ, op_types_to_quantize=["Conv"])),
     "QOperator": ("int8", lambda folder: statically(folder, QuantFormat.QOperator)),
     "dynamic": ("int8", dynamically),
     "dequantised weight": ("int8", with_weight(MATRIX.astype(np.int8), DEQUANTISED)),

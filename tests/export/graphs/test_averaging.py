@@ -22,7 +22,7 @@ def entropy(distribution: Array) -> Array:
 
 def run(model: bytes, logits: Array) -> dict[str, Array]:
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    answers = session.run(None, {f"logits_{m}": votes for m, votes in enumerate(logits)})
+    answers = session.run(None, {f"logits_{m}": values for m, values in enumerate(logits)})
     return {output.name: answer for output, answer in zip(session.get_outputs(), answers, strict=True)}
 
 

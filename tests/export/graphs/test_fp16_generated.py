@@ -167,7 +167,7 @@ DOUBLE = [node("Cast", ["images"], ["a"], to=TensorProto.DOUBLE), product("a", "
 LARGE = numpy_helper.from_array(WEIGHT * np.float32(1e6))
 REFUSED: dict[str, tuple[onnx.ModelProto, str]] = {
     "no product": (small([node("Relu", ["images"], ["logits"])]), "no Conv | Gemm, MatMul | float32"),
-    "a product in a body alone": (small([INSIDE], yes=YES), "bodies | If, Loop and Scan"),
+    "a product only in a body": (small([INSIDE], yes=YES), "bodies | If, Loop and Scan"),
     "products in float64": (small(DOUBLE, double=WEIGHT.astype(np.float64)), "no Conv | Gemm, MatMul | float32"),
     "quantised": (small(QUANTISED, scale=np.array(0.01, np.float32), zero=np.array(0, np.int8)), "'first', QuantizeLinear"),
     "a large weight in a node": (small([node("Constant", [], ["w"], value=LARGE), product("images", "logits", "w")]), "'w' | 65504"),

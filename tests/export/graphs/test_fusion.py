@@ -302,12 +302,12 @@ def test_real_networks_keep_their_masks_and_share_their_normalisation(resnets: l
     assert json.loads(metadata["defensemble.class_names"]) == list("0123456789")
     assert metadata["defensemble.average"] == "probabilities"
     members = json.loads(metadata["defensemble.members"])
-    assert [(vote["member"], vote["version"], vote["weight"]) for vote in members] == [("left", 1, 1.0), ("right", 1, 2.0)]
-    assert [vote["spec"]["pattern"] for vote in members] == ["neuron", "channel"]
+    assert [(entry["member"], entry["version"], entry["weight"]) for entry in members] == [("left", 1, 1.0), ("right", 1, 2.0)]
+    assert [entry["spec"]["pattern"] for entry in members] == ["neuron", "channel"]
     own_digests = [
         {e.key: e.value for e in onnx.load_model_from_string(content).metadata_props}["defensemble.mask_digest"] for content in resnets
     ]
-    assert [vote["mask_digest"] for vote in members] == own_digests
+    assert [entry["mask_digest"] for entry in members] == own_digests
 
 
 @pytest.mark.parametrize(

@@ -56,8 +56,10 @@ def test_a_fused_graph_matches_numpy(members: list[tuple[Recipe, int]], again: b
     if again:  # shared computations run once
         members[1] = (members[0][0], members[1][1])
     weights = np.arange(1.0, len(members) + 1) / np.arange(1.0, len(members) + 1).sum()
-    votes = tuple(Member(f"m{index}", 1, weight) for index, weight in enumerate(weights))
-    fused = fused_onnx([graph_from_recipe(*member) for member in members], Ensemble("e", votes, "logits" if logits else "probabilities"))
+    ensemble_members = tuple(Member(f"m{index}", 1, weight) for index, weight in enumerate(weights))
+    fused = fused_onnx(
+        [graph_from_recipe(*member) for member in members], Ensemble("e", ensemble_members, "logits" if logits else "probabilities")
+    )
     onnx.checker.check_model(onnx.load_model_from_string(fused), full_check=True)
     each = np.stack([answer(graph_from_recipe(recipe), IMAGES).astype(np.float64) for recipe, _ in members])
     tolerance = 1e-5 * max(1.0, float(np.abs(each).max()))

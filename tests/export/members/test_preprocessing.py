@@ -135,11 +135,11 @@ def test_members_with_different_preprocessing_are_rejected_everywhere(tmp_path: 
     repository = export(tmp_path / "repository", {"alpha": CROP, "beta": CROP, "gamma": None})
     export(repository, {"delta": SQUASH}, ensemble=None)
     before = tiny.content(repository)
-    votes = read_ensemble(repository, "ensemble")
+    ensemble = read_ensemble(repository, "ensemble")
     with pytest.raises(EnsembleError) as create:
         plan_creation(repository, Ensemble("other", (Member("gamma"), Member("alpha"), Member("delta"))))
     with pytest.raises(EnsembleError) as add:
-        plan_ensemble(repository, add_members(votes, [Member("delta")]))
+        plan_ensemble(repository, add_members(ensemble, [Member("delta")]))
     with pytest.raises(EnsembleError) as exported:
         export(repository, {"delta": None})  # has no preprocessing itself, but its model has
     with pytest.raises(EnsembleError) as joined:
@@ -163,7 +163,7 @@ def test_members_with_different_preprocessing_are_rejected_everywhere(tmp_path: 
     assert tiny.content(repository) == before
 
     write_preprocessing(repository, "delta", CROP.to_json())  # the suggested fix
-    write(plan_ensemble(repository, add_members(votes, [Member("delta")])))
+    write(plan_ensemble(repository, add_members(ensemble, [Member("delta")])))
     assert read_preprocessing(repository, "ensemble") == CROP.to_json()
 
 

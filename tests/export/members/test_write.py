@@ -96,11 +96,11 @@ def test_a_missing_damaged_or_foreign_report_is_mentioned(repository: Path, fore
     (repository / "missing/1/model.onnx.json").unlink()
     (repository / "damaged/1/model.onnx.json").write_text('{"schema": "defensemble.export/1"')
     (repository / "other/1/model.onnx").write_bytes(b"changed")
-    told = {one.model: one.problem for one in read_reports(repository)}
-    assert told["good"] is None
-    assert "has no model.onnx.json" in str(told["missing"])
-    assert "is damaged" in str(told["damaged"])
-    assert "changed" in str(told["other"])
+    problems = {one.model: one.problem for one in read_reports(repository)}
+    assert problems["good"] is None
+    assert "has no model.onnx.json" in str(problems["missing"])
+    assert "is damaged" in str(problems["damaged"])
+    assert "changed" in str(problems["other"])
     shown = export("--report", "--repository", repository)
     assert shown.exit_code == 0
     assert sum(": no report: " in line for line in shown.stdout.splitlines()) == 3
@@ -120,7 +120,7 @@ def test_checkpoints_and_onnx_files_form_one_ensemble_and_one_graph(repository: 
     assert export("--from-onnx", foreign, "--as", "a", *shared).exit_code == 0
     done = export("--from-onnx", tmp_path / "b.onnx", "--as", "b", *shared, "--replace", "--weight", "b=3", "--fuse", "both")
     assert done.exit_code == 0, done.output
-    assert [(vote.model, vote.weight) for vote in read_ensemble(repository, "ensemble").members] == [("a", 1), ("b", 3)]
+    assert [(member.model, member.weight) for member in read_ensemble(repository, "ensemble").members] == [("a", 1), ("b", 3)]
     assert (repository / "both/labels.txt").read_text() == labels.read_text()
     session = onnxruntime.InferenceSession(repository / "both/1/model.onnx", providers=["CPUExecutionProvider"])
     (got,) = session.run(["probabilities"], {"images": images})
@@ -208,8 +208,8 @@ def test_engine_without_tensorrt_fails_before_the_export(repository: Path, forei
 def test_a_verification_on_random_images_only_is_mentioned(repository: Path, foreign: Path) -> None:
     done = export("--from-onnx", foreign, "--as", "a", "--repository", repository, "--fuse", "one")
     assert done.exit_code == 0, done.output
-    told = [line for line in done.stderr.splitlines() if line.endswith("--images FILE.npy")]
-    assert [line.split(":")[0] for line in told] == ["a@1", "one@1"]
+    notes = [line for line in done.stderr.splitlines() if line.endswith("--images FILE.npy")]
+    assert [line.split(":")[0] for line in notes] == ["a@1", "one@1"]
 
 
 @pytest.mark.parametrize(
@@ -306,7 +306,7 @@ def test_an_inconsistent_ensemble_is_not_fused(repository: Path, foreign: Path) 
     assert "logits of a@1 with weight 1" in text
     assert "and 'a' have different class names, '9' and '0'" in fused(repository / "ensemble/labels.txt", "0", "9")
     config = repository / "a/config.pbtxt"
-    assert f"computes in fp32, and {config} says precision.1 'fp7'" in fused(config, "fp32", "fp7")
+    assert f"computes in fp32, and {config} sets precision.1 'fp7'" in fused(config, "fp32", "fp7")
     (average / "1/model.onnx").write_bytes(b"another")
     assert f"{average / '1/model.onnx'}: version 1: this file has SHA-256" in error_text(
         export("--fuse", "one", "--repository", repository)
@@ -319,7 +319,7 @@ def test_the_precision_of_a_member_is_that_of_its_file(repository: Path, foreign
     config = repository / "a/config.pbtxt"
     config.write_text(config.read_text().replace("fp16", "fp32"))
     text = error_text(export("--fuse", "one", "--repository", repository))
-    assert f"a/1/model.onnx computes in fp16, and {config} says precision.1 'fp32': write 'fp16' there" in text
+    assert f"a/1/model.onnx computes in fp16, and {config} sets precision.1 'fp32': write 'fp16' there" in text
 
 
 @pytest.mark.parametrize(
@@ -366,7 +366,7 @@ def test_a_version_pinned_by_hand_is_fused(repository: Path, foreign: Path) -> N
         assert export("--from-onnx", foreign, "--as", "a", "--repository", repository, *more).exit_code == 0
     path = repository / "ensemble/config.pbtxt"
     path.write_text(path.read_text().replace('model_name: "a"\n    model_version: 1', 'model_name: "a"\n    model_version: 2'))
-    assert [vote.version for vote in read_ensemble(repository, "ensemble").members] == [2]
+    assert [member.version for member in read_ensemble(repository, "ensemble").members] == [2]
     done = export("--fuse", "one", "--repository", repository)
     assert done.exit_code == 0, done.output
     assert read_config(repository / "one").parameters["members"].string_value == '["a@2"]'

@@ -43,8 +43,8 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
 @pytest.fixture
 def record(data: Dataset) -> TrainingRecord:
     """Return the record of a network that was trained on `data`."""
-    said = {"data": "folder", "data_digest": data.digest, "data_source": data.source}
-    return TrainingRecord.untrained(data.class_names, **said, command="train --data folder --data-dir /was/here")
+    source = {"data": "folder", "data_digest": data.digest, "data_source": data.source}
+    return TrainingRecord.untrained(data.class_names, **source, command="train --data folder --data-dir /was/here")
 
 
 def export(record: TrainingRecord, data: Dataset, tmp_path: Path, *, old: bool = False) -> Result:

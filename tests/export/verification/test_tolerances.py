@@ -13,10 +13,12 @@ def test_docs_show_the_tolerances_of_the_code() -> None:
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith(tuple(f"| {p} |" for p in TOLERANCES))
     ]
-    assert {name: (must, goal) for name, must, goal in rows} == {name: told(tolerance) for name, tolerance in TOLERANCES.items()}
+    assert {name: (must, goal) for name, must, goal in rows} == {
+        name: format_tolerance(tolerance) for name, tolerance in TOLERANCES.items()
+    }
 
 
-def told(tolerance: Tolerance) -> tuple[str, str]:
+def format_tolerance(tolerance: Tolerance) -> tuple[str, str]:
     """Return the cells of a precision: the limits and the goals."""
     must, goal = [], []
     if tolerance.logits is not None:

@@ -1,1 +1,1 @@
-"""One module per command, with click alone."""
+"""One module per command, importing only click."""
