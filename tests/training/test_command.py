@@ -183,8 +183,8 @@ def test_a_log_for_tensorboard_on_request(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     events = EventAccumulator(str(tmp_path / "board"))
     events.Reload()
-    events = [json.loads(line) for line in (tmp_path / "a.run/log.jsonl").read_text().splitlines()]
-    losses = [row["loss"] for row in events if row["event"] == "epoch"]
+    log = [json.loads(line) for line in (tmp_path / "a.run/log.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in log if row["event"] == "epoch"]
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, pytest.approx(losses[0])), (2, pytest.approx(losses[1]))]
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from defensemble_training import Dataset, TrainingRecord
 
 # What a report contains if there are no real images.
-RANDOM_ONLY = "random images only"
+RANDOM_ONLY = "random images alone"
 USER_IMAGES = "user-supplied images"
 # Number of test images to compare.
 _MAX_TEST_IMAGES = 1000
