@@ -58,7 +58,7 @@ def test_reports_a_network_without_a_version(repository: Path) -> None:
     states = {(profile.model, profile.profile): profile.state for profile in profile_states(repository)}
     assert states["alpha", "gpu-tensorrt"] == states["alpha", "cpu"] == "no version that is served"
     assert states["beta", "cpu"] == "not written"
-    done = CliRunner().invoke(cli, ["build-engine", str(repository), "--dry-run"])
+    done = CliRunner().invoke(cli, ["build-engine", "--repository", str(repository), "--dry-run"])
     assert done.exit_code == 1
     assert [engine.name for engine in planned_engines(repository, models=["beta"])] == ["beta@1"]
 
@@ -76,7 +76,7 @@ def test_reports_folders_that_are_not_models(repository: Path) -> None:
     assert write_profile(repository, "cpu", on_progress=progress.append) == ["alpha/configs/cpu.pbtxt", "beta/configs/cpu.pbtxt"]
     strays = [f"{repository / name} is not a model" for name in (".git", "lost+found", "notes")]
     assert [line.partition(" (")[0] for line in progress] == strays
-    for command in (["profile", "list", str(repository)], ["build-engine", str(repository), "--dry-run"]):
+    for command in (["profile", "list", "--repository", str(repository)], ["build-engine", "--repository", str(repository), "--dry-run"]):
         done = CliRunner().invoke(cli, command)
         assert done.exit_code == 0, done.stderr
         assert all(stray in done.stderr for stray in strays)
