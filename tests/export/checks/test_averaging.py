@@ -34,13 +34,13 @@ PARAMETERS = [
     ("weights", "1.0, 3.0", "JSON list | each member"),
     ("weights", "[" * 99999, "JSON list | each member"),
     ("weights", "[1.0, 1e-9]", "not count"),
-    ("weights", "[1.0, 5.0]", "by hand | `defensemble ensemble reload ensemble`"),
-    ("average", "logits", "by hand | `defensemble ensemble reload ensemble`"),
+    ("weights", "[1.0, 5.0]", "edited | `defensemble ensemble reload ensemble`"),
+    ("average", "logits", "edited | `defensemble ensemble reload ensemble`"),
     ("average", "median", "average | 'median' | probabilities | logits"),
-    ("members", '["beta@1", "alpha@1"]', "by hand | `defensemble ensemble reload ensemble`"),
+    ("members", '["beta@1", "alpha@1"]', "edited | `defensemble ensemble reload ensemble`"),
     ("members", '["alpha", "beta"]', 'JSON list | "NAME@VERSION"'),
     ("members", '["alpha@1", "alpha@1"]', "alpha@1 | twice"),
-    ("members", '["alpha@1", "../beta@1"]', "model's name"),
+    ("members", '["alpha@1", "../beta@1"]', "model name"),
     ("members", "{}", 'JSON list | "NAME@VERSION"'),
 ]
 
@@ -68,7 +68,7 @@ def test_parameters_of_each_of_two_averaging_models(tmp_path: Path, prefix: str,
 def test_a_missing_parameter_only_stops_edits(repository: Path, key: str) -> None:
     model = average_of(repository)
     edit(repository, model, lambda config: config.parameters.pop(key))
-    only(repository, f"lacks the parameter {key}", model=model)
+    only(repository, f"parameter {key}", model=model)
     findings = {(finding.model, finding.is_error) for finding in check_repository(RepositoryView(repository), EMBEDDED)}
     assert {(model, False)} <= findings <= {(model, False), ("ensemble", False)}
 
