@@ -1,4 +1,4 @@
-"""What is said of a network of the zoo: a page made of its checkpoint and of nothing else."""
+"""The model card of a network of the zoo, made from its checkpoint."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from defensemble_training import PRESETS, ModelSpec, TrainingRecord, load_checkp
 
 
 def model_card(path: Path) -> str:
-    """Markdown about a checkpoint; the same file gives the same text.
+    """Return the model card of a checkpoint as Markdown; the same file gives the same text.
 
     Raises:
-        CheckpointError: it cannot be read.
-        OSError: the file cannot be read.
+        CheckpointError: The file is not a valid checkpoint.
+        OSError: The file cannot be read.
     """
     module, spec, record = load_checkpoint(path)
     content = path.read_bytes()
@@ -33,7 +33,7 @@ def model_card(path: Path) -> str:
         "test accuracy": _accuracy(record),
         "loss": f"{record.loss:.4f} nats, of the last epoch, on the augmented training images",
         "device": f"{record.device}, {record.precision}, processes: {record.processes}, threads: {record.threads}",
-        "seconds": f"{record.seconds:,.0f}, on a machine that may have done other things too",
+        "seconds": f"{record.seconds:,.0f}, on a machine that may have run other programs",
         "versions": ", ".join(f"{name} {version}" for name, version in sorted(record.versions.items())),
         "classes": ", ".join(record.class_names),
     }
@@ -44,20 +44,20 @@ def model_card(path: Path) -> str:
 |---|---|
 {table}
 
-Trained by
+Trained by this command, in the spelling of the version that trained it:
 
-```console
-$ defensemble {record.command}
+```text
+defensemble {record.command}
 ```
 
-The accuracy is that of the weights before they were rounded for the file; the test images were looked at once, after the last epoch.
+The accuracy is that of the weights before they were rounded for the file. The test images were evaluated once, after the last epoch.
 
-**Licence**: the weights are under the project's, Apache-2.0; no image is part of them or ships with them. For the use of defective
-networks see the patent that the project's README names.
+**Licence**: the weights have the project's licence, Apache-2.0; they contain no images. For the use of defective networks see the patent
+that the project's README names.
 
-**For**: trying out export, serving, ensembles and probes, and comparing networks of this zoo with each other under transferred attacks.
-**Not for**: decisions about anything, or a measure of the paper's method: it is narrow, and trained for
-{record.epochs} epochs where the paper has 350.
+**Use it for**: trying export, serving, ensembles and probes, and comparing networks of this zoo with each other under transferred attacks.
+**Do not use it for**: decisions of any kind, or as a measure of the paper's method. It is narrow, and was trained for
+{record.epochs} epochs; the paper has 350.
 """
 
 
@@ -72,7 +72,7 @@ def _masks(spec: ModelSpec, digest: str) -> dict[str, str]:
 
 
 def _recipe(record: TrainingRecord) -> str:
-    """The preset that it is nearest to, the epochs, and where it departs from that preset."""
+    """Return the nearest preset, the number of epochs, and the values that differ from that preset."""
     got = dict(record.recipe)
     changes = {
         preset: [f"{key} {got.get(key)}" for key, value in recipe.to_values().items() if key != "epochs" and got.get(key) != value]
