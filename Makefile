@@ -11,7 +11,7 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 CPP := server_config/onnxruntime_backend
 # Tests wait for processes much of the time. On two cores, two workers take half the time of one, and three are slower (351 s for 327 s).
 WORKERS ?= 2
-# PART=I/N: each N-th slow test alone. Otherwise SLOW=1 adds the slow tests to the others.
+# PART=I/N runs only every N-th slow test. SLOW=1 adds all slow tests to the others.
 CHOSEN := $(if $(PART),-m slow --part $(PART),$(if $(SLOW),-m 'slow or not slow'))
 # A worker that has nothing left takes half of what another one still has, so that none of them waits at the end.
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
@@ -19,15 +19,15 @@ PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 .DEFAULT_GOAL := help
 .PHONY: help install check test lint types docs demo serve bench zoo clean
 
-# A line that begins with `##` says what a target does with a variable.
+# A line that begins with `##` describes a target with a variable.
 help: ## List the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/\1\t\2/p; s/^## (.+[^ ])  +(.*)/\1\t\2/p' $(MAKEFILE_LIST) | awk -F '\t' '{printf "  make %-29s %s\n", $$1, $$2}'
 
 install: $(STAMP) ## Set up .venv, Triton and its backend (GPU=1: GPU builds of torch and ONNX Runtime, and TensorRT; GPU=0: back)
 
-# PyTorch's CPU index is asked for 3 s and used for torch alone: the wheel on PyPI brings CUDA, 3 GB of it.
+# PyTorch's CPU index is tried for 3 s and only used for torch: the wheel on PyPI brings 3 GB of CUDA.
 $(STAMP): pyproject.toml constraints.txt server_config/triton-runtime.txt
-# Without the stamp of its kind a .venv is of the other one, whose packages do not go with these, or half installed: begun afresh.
+# Without the stamp of its kind, a .venv is of the other kind (with conflicting packages) or incomplete: it is created again.
 	$(PYTHON) -m venv $(if $(wildcard $(STAMP)),,--clear) $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 ifeq ($(KIND),gpu)
@@ -58,7 +58,7 @@ test: $(STAMP) ## Run the tests that are not slow
 ## test ARGS=FILE.py::TEST  Run one test (more options of pytest in quotes: ARGS="tests -k masks -x")
 ## test SLOW=1  Run the slow tests too
 ## test PART=2/6  Run the second of six parts of the slow tests, and nothing else
-## test WORKERS=3  Run them in three processes (two without it; 0 for this one alone, where a debugger works)
+## test WORKERS=3  Run them in three processes (default two; 0 uses no extra process, so that a debugger works)
 	$(PYTEST) $(CHOSEN) $(ARGS)
 
 lint: $(STAMP) ## Check style: ruff for Python, clang-format for C++
@@ -83,7 +83,7 @@ demo: $(STAMP) ## Train, export, serve, call and probe a small ensemble: a minut
 serve: $(STAMP) ## Serve model_repository, once something was exported into it, until Ctrl-C (ARGS="OTHER_FOLDER --free-ports")
 	$(BIN)/defensemble serve $(ARGS)
 
-bench: $(STAMP) ## Measure what serving costs beside in-process forms (ARGS=--quick for a look)
+bench: $(STAMP) ## Measure the overhead of serving over in-process calls (ARGS=--quick for a short run)
 	$(BIN)/python benchmarks/serving_overhead.py $(ARGS)
 
 zoo: $(STAMP) ## Train what is not finished of the zoo on CIFAR-10: hours on a CPU, to be interrupted at will (ARGS=--list: what is to do)

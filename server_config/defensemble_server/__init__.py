@@ -1,4 +1,4 @@
-"""Start NVIDIA Triton on a model repository, check that it answers rightly, and leave nothing behind."""
+"""Start NVIDIA Triton on a model repository, verify its answers, and clean up afterwards."""
 
 from __future__ import annotations
 

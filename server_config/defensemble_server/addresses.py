@@ -1,4 +1,4 @@
-"""Where a server listens, where it is reached, and which ports are free."""
+"""Resolve host names and find free ports."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from pathlib import Path
 from .errors import PortError
 from .process.state import read_states
 
-# The kernel gives ports from here on to clients.
+# Lowest port that the kernel assigns to outgoing connections.
 _EPHEMERAL_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _FIRST_FREE_PORT = 10_000
 _FREE_PORT_TRIES = 200
 
 
 def address_from_host(host: str) -> str:
-    """The address that a host name stands for, IPv4 where it has one: Triton takes addresses alone (a name becomes 255.255.255.255).
+    """Resolve a host name to an address, IPv4 if it has one: Triton only accepts addresses (it turns a name into 255.255.255.255).
 
     Raises:
-        PortError: no such host is known.
+        PortError: The host name cannot be resolved.
     """
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
-        raise PortError(f"host {host!r} cannot be resolved: {error}. Name an address of this machine, such as 127.0.0.1 or ::1") from error
+        raise PortError(f"host {host!r} cannot be resolved: {error}. Use an address of this machine, such as 127.0.0.1 or ::1") from error
     return str(min(found, key=lambda entry: entry[0] != socket.AF_INET)[4][0])
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a server that listens on a host."""
+    """Return whether a server that listens on `host` is reachable from this machine only."""
     if host == "localhost":
         return True
     try:
@@ -42,10 +42,17 @@ def is_loopback(host: str) -> bool:
 
 
 def claim_ports(host: str, wanted: Mapping[str, int], *, guard_pid: int | None = None) -> dict[str, int]:
-    """Return the ports to listen on: those in `wanted`, by what listens on them, checked to be free; free ones instead of 0.
+    """Return the ports to listen on, and check that they are free.
 
-    The ports of our other servers are not free, even while one of these is restarted. `guard_pid` is the guard whose server may have them.
-    A port that is taken is a PortError.
+    The ports of our other servers count as taken, even while such a server restarts.
+
+    Args:
+        host: The address to listen on.
+        wanted: Port by front end (`http`, `grpc`, `metrics`); 0 chooses a free one.
+        guard_pid: The guard process whose server may already use these ports.
+
+    Raises:
+        PortError: A port is in use or cannot be bound.
     """
     hosts = {host, "0.0.0.0", "::"}
     others = [state for state in read_states() if state.pid != guard_pid and (state.host in hosts or host in ("0.0.0.0", "::"))]
@@ -56,7 +63,7 @@ def claim_ports(host: str, wanted: Mapping[str, int], *, guard_pid: int | None =
         for what, port in wanted.items():
             if port in ours:
                 raise PortError(
-                    f"{what} port {port} is held by our server of {ours[port].repository}: stop it with "
+                    f"{what} port {port} is used by our server of {ours[port].repository}. Stop that server with "
                     f"`defensemble serve --stop --grpc-port {ours[port].grpc_port}`, or pass --free-ports"
                 )
             try:
@@ -64,7 +71,7 @@ def claim_ports(host: str, wanted: Mapping[str, int], *, guard_pid: int | None =
             except OSError as error:
                 raise PortError(
                     f"{what} port {port} on {host} cannot be used: {error.strerror or error}. Choose another with --{what}-port "
-                    "(0: any free one) or --free-ports, or stop what holds it"
+                    "(0: any free port) or --free-ports, or stop the program that uses it"
                 ) from error
             ports[what] = held[-1].getsockname()[1]
     finally:
@@ -86,10 +93,10 @@ def _listener(host: str, port: int) -> socket.socket:
 
 
 def _free_listener(host: str, excluded: Container[int]) -> socket.socket:
-    """Listen on a free port below those that the kernel gives to clients.
+    """Listen on a free port below the kernel's range for outgoing connections.
 
-    While a server restarts, nothing listens on its port. A client that connects then could be given that very port by the kernel, as its
-    own, and would hold it.
+    While a server restarts, nothing listens on its port. From that range, the kernel could assign the port to a client that connects, and
+    the server could not bind it again.
     """
     low = int(_EPHEMERAL_PORTS.read_text().split()[0])
     for _ in range(_FREE_PORT_TRIES if low > _FIRST_FREE_PORT else 0):
@@ -100,4 +107,4 @@ def _free_listener(host: str, excluded: Container[int]) -> socket.socket:
             except OSError as error:
                 if error.errno != errno.EADDRINUSE:
                     raise
-    return _listener(host, 0)  # there is none below
+    return _listener(host, 0)  # no port below the range is free

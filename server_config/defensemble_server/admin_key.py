@@ -1,4 +1,4 @@
-"""Which keys protect a server's administrative APIs, and how one is made and read."""
+"""Create and read the admin key that protects a server's administrative APIs."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from defensemble_repository.filesystem.regular_files import read_argument
 
 from .errors import ServerError
 
-# Who may edit what is served, place memory in it, or choose where it logs, may do anything to it. Model configurations stay readable.
+# Loading models, registering shared memory or choosing log files gives full control of a server. Model configurations stay readable.
 RESTRICTED_APIS = ("model-repository", "shared-memory", "logging", "trace")
 ADMIN_HEADER = "x-admin-key"
 _LARGEST_KEY_FILE = 1 << 16
 
 
 def check_admin_key(key: str) -> str:
-    """Return a key that Triton's command line and a header take; the error for another does not show it."""
+    """Return `key` if Triton's command line and an HTTP header accept it; the error text never contains the key."""
     try:
         return admin_key.check_admin_key(key)
     except RepositoryError as error:
@@ -32,11 +32,11 @@ def read_admin_key(path: Path, on_warning: Callable[[str], None] = lambda messag
     """Read an admin key from the only line of a file, or of a pipe such as `<(COMMAND)`.
 
     Args:
-        path: the file.
-        on_warning: receives a message where users other than the file's owner can read it.
+        path: The file.
+        on_warning: Receives a message if users other than the owner can read the file.
 
     Raises:
-        ServerError: the file cannot be read, or holds no such key.
+        ServerError: The file cannot be read, or does not contain a valid key.
     """
     try:
         text = read_argument(path, _LARGEST_KEY_FILE).decode().strip()
@@ -53,5 +53,5 @@ def read_admin_key(path: Path, on_warning: Callable[[str], None] = lambda messag
 
 
 def new_admin_key() -> str:
-    """A random admin key of 192 bits."""
+    """Return a random admin key of 192 bits."""
     return secrets.token_hex(24)

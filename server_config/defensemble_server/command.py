@@ -1,4 +1,4 @@
-"""The command line that starts Triton."""
+"""Build the command line that starts Triton."""
 
 from __future__ import annotations
 
@@ -24,10 +24,19 @@ def triton_command(
     caches: Sequence[str] = (),
     version_compatible_plans: bool = False,
 ) -> list[str]:
-    """The command line that starts Triton on ``models`` of ``repository``, all loaded explicitly.
+    """Return the command line that starts Triton with `models` of `repository` loaded explicitly.
 
-    A container is given the GPUs where ``gpus`` is set, and volumes that outlive it at ``caches``, absolute paths inside it.
-    ``version_compatible_plans`` lets TensorRT's backend load plans that are version compatible.
+    Args:
+        runtime: The Triton to start.
+        repository: The model repository.
+        models: Names of the models to load.
+        options: Address, profile and drain time.
+        ports: Port by front end.
+        admin_key: Key for the administrative APIs.
+        threads: Threads per member (ONNX Runtime's intra-op threads).
+        gpus: Give a container access to the GPUs.
+        caches: Absolute paths inside a container that are mounted as volumes, so that they outlive it.
+        version_compatible_plans: Allow TensorRT's backend to load version-compatible plans.
     """
     docker = runtime.name == "docker"
     inner = {"http": 8000, "grpc": 8001, "metrics": 8002} if docker else ports

@@ -1,25 +1,25 @@
 """The errors of this package.
 
 ServerError
-├── RuntimeMissingError     no Triton, no ONNX Runtime library, an unfit platform
+├── RuntimeMissingError     Triton, ONNX Runtime or glibc is missing or too old
 ├── BackendBuildError       the native backend could not be built
-├── NotServableError        the model repository cannot be served as it lies on disk
+├── NotServableError        the model repository cannot be served
 ├── PlanError               a TensorRT plan cannot be checked
 ├── PortError               a port is taken or not allowed
-├── StartError              Triton did not come up, or did not answer rightly
-│   └── CrashError          Triton crashed while it started
-└── StateError              no such running server
+├── StartError              Triton did not start, or its answers are wrong
+│   └── CrashError          Triton crashed during startup
+└── StateError              no such server is running
 """
 
 from __future__ import annotations
 
 
 class ServerError(Exception):
-    """Anything that stops this package from serving; its text says what, got, expected and how to mend it."""
+    """Base class of the errors of this package: what is wrong, what was found, what was expected and how to fix it."""
 
 
 class RuntimeMissingError(ServerError):
-    """A part that serving needs is not on this machine: Triton, ONNX Runtime's library, glibc."""
+    """A requirement of serving is missing on this machine: Triton, the ONNX Runtime library or a recent glibc."""
 
 
 class BackendBuildError(ServerError):
@@ -27,24 +27,24 @@ class BackendBuildError(ServerError):
 
 
 class NotServableError(ServerError):
-    """The model repository cannot be served as it lies on disk."""
+    """The model repository cannot be served in its present state."""
 
 
 class PlanError(ServerError):
-    """A TensorRT plan cannot be checked: its manifest is damaged, or the server's Python does not answer."""
+    """A TensorRT plan cannot be checked: its manifest is damaged, or the server's Python cannot be run."""
 
 
 class PortError(ServerError):
-    """A port is taken, or the address is not one that this runtime may listen on."""
+    """A port is in use, or this runtime must not listen on the address."""
 
 
 class StartError(ServerError):
-    """Triton did not start, or its answers were not what they must be."""
+    """Triton did not start in time, or its answers are wrong."""
 
 
 class CrashError(StartError):
-    """Triton crashed while it started."""
+    """Triton crashed during startup."""
 
 
 class StateError(ServerError):
-    """There is no such running server."""
+    """No such server is running."""

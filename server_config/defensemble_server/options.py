@@ -1,4 +1,4 @@
-"""How a server is to be started."""
+"""Options of `serve`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,26 @@ EXPOSE_FLAG = "--expose-outdated-server"
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """Where a server listens, on which runtime and profile it runs; port 0 chooses a free one.
+    """Where a server listens, and which runtime and profile it uses.
 
-    With `restart` a server that dies or hangs is started again; a container is not, which is the affair of its own restart policy.
+    Args:
+        runtime: `embedded`, `path` or `docker`.
+        host: Address or host name to listen on.
+        http_port: Port of the HTTP front end; 0 chooses a free one.
+        grpc_port: Port of the gRPC front end; 0 chooses a free one.
+        metrics_port: Port of the Prometheus metrics; 0 chooses a free one.
+        profile: Serving profile; None uses each model's `config.pbtxt`.
+        admin_key: Key for the administrative APIs; None creates a random one.
+        drain_s: Seconds that running requests get to finish when the server is stopped.
+        expose_outdated_server: Allow the embedded Triton to listen on other addresses than loopback.
+        restart: Restart a server that dies or hangs. A container is not restarted: set its own restart policy.
+
+    Raises:
+        ServerError: A value is out of range.
+        PortError: A port or the address is not allowed.
+
+    Example:
+        >>> ServeOptions(http_port=0, grpc_port=0, metrics_port=0, profile="cpu")
     """
 
     runtime: str = "embedded"
@@ -36,24 +53,24 @@ class ServeOptions:
             raise ServerError(f"runtime must be one of {', '.join(RUNTIMES)}, got {self.runtime!r}")
         for what, port in self.ports.items():
             if not 0 <= port <= 65535:
-                raise PortError(f"{what} port must be 0 (any free one) to 65535, got {port}")
+                raise PortError(f"{what} port must be 0 (any free port) to 65535, got {port}")
         chosen = [port for port in self.ports.values() if port]
         if len(set(chosen)) < len(chosen):
             raise PortError(f"the three ports must differ, got {self.ports}")
         if self.drain_s < 0:
             raise ServerError(f"drain_s must be 0 or more, got {self.drain_s}")
         if self.profile is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.\-]*", self.profile):
-            raise ServerError(f"a profile's name has letters, digits, '_', '.' or '-', got {self.profile!r}")
+            raise ServerError(f"a profile name consists of letters, digits, '_', '.' and '-', got {self.profile!r}")
         if self.admin_key is not None:
             check_admin_key(self.admin_key)
         if self.runtime == "embedded" and not is_loopback(self.host) and not self.expose_outdated_server:
             raise PortError(
-                "the embedded Triton's core is of October 2024, with published vulnerabilities that need no login (CVE-2025-23310, "
-                f"CVE-2026-24206 and more): it listens on loopback only, not on {self.host}. Use NVIDIA's container (--runtime docker), "
-                f"or, knowing that, {EXPOSE_FLAG}"
+                "the embedded Triton dates from October 2024 and has published vulnerabilities that need no login (CVE-2025-23310, "
+                f"CVE-2026-24206 and more), so it listens on loopback only, not on {self.host}. Use NVIDIA's container (--runtime docker), "
+                f"or accept the risk with {EXPOSE_FLAG}"
             )
 
     @property
     def ports(self) -> dict[str, int]:
-        """The ports by what listens on them."""
+        """Port by front end."""
         return {"http": self.http_port, "grpc": self.grpc_port, "metrics": self.metrics_port}

@@ -1,4 +1,4 @@
-"""Whether a profile, and what else asks for a GPU, can be served by the runtime that was chosen, before Triton is started."""
+"""Check, before Triton starts, that the chosen runtime can serve a profile and every model that needs a GPU."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .runtime.find import CONTAINER, Runtime
 
 
 def profiles_of(repository: Path) -> dict[str, list[str]]:
-    """The profiles that models of ``repository`` have, by name, and which models."""
+    """Return the profiles in `repository` by name, with the models that have each."""
     found: dict[str, list[str]] = {}
     for path in sorted(repository.glob(f"*/{PROFILES_FOLDER}/*.pbtxt")):
         found.setdefault(path.stem, []).append(path.parent.parent.name)
@@ -28,13 +28,16 @@ def profiles_of(repository: Path) -> dict[str, list[str]]:
 
 
 def check_profile(repository: Path, profile: str, *, only_cpus: bool, on_progress: Callable[[str], None] = lambda text: None) -> None:
-    """Refuse a profile that the files alone show not to be servable; ``only_cpus`` where the runtime has nothing else.
+    """Check by the files of a repository that a profile can be served.
 
-    ``on_progress`` gets which models take their ``config.pbtxt`` under a custom profile, and where a profile of ours is not what
-    would be written from it now.
+    Args:
+        repository: The model repository.
+        profile: Name of the profile.
+        only_cpus: Whether the runtime has no GPU.
+        on_progress: Receives the models without the (custom) profile, and the models whose profile is out of date.
 
     Raises:
-        NotServableError: no model has it, it is not there for one network, it asks for a GPU, or a file that it serves is missing.
+        NotServableError: No model has the profile, a network lacks it, it needs a GPU, or a file that it serves is missing.
     """
     having = profiles_of(repository)
     if only_cpus and profile in PROFILES and profile != "cpu":
@@ -42,8 +45,8 @@ def check_profile(repository: Path, profile: str, *, only_cpus: bool, on_progres
     if profile not in having:
         there = ", ".join(having) or "none"
         others = f"`defensemble profile write NAME {shlex.quote(str(repository))}` writes {', '.join(PROFILES)}"
-        mend = _write(repository, profile) if profile in PROFILES else others
-        raise NotServableError(f"no model in {repository} has the profile '{profile}' (there are: {there}): {mend}")
+        fix = _write(repository, profile) if profile in PROFILES else others
+        raise NotServableError(f"no model in {repository} has the profile '{profile}' (profiles: {there}): {fix}")
     models = {name: (plain, chosen) for name, plain, chosen in _read_both(repository, profile)}
     asking = [name for name, (_, chosen) in models.items() if name in having[profile] and chosen.wants_gpu]
     if only_cpus and asking:
@@ -51,11 +54,10 @@ def check_profile(repository: Path, profile: str, *, only_cpus: bool, on_progres
     lacking = [name for name, (plain, _) in models.items() if name not in having[profile] and _is_network(plain)]
     if lacking and profile in PROFILES:
         raise NotServableError(
-            f"the profile '{profile}' is not there for {', '.join(lacking)}, which would be served by {CONFIG_FILE}: "
-            f"{_write(repository, profile)}"
+            f"{', '.join(lacking)} lack the profile '{profile}' and would be served by {CONFIG_FILE}: {_write(repository, profile)}"
         )
     if lacking:
-        on_progress(f"{', '.join(lacking)}: without {PROFILES_FOLDER}/{profile}.pbtxt, served by {CONFIG_FILE}")
+        on_progress(f"{', '.join(lacking)}: no {PROFILES_FOLDER}/{profile}.pbtxt, so served by {CONFIG_FILE}")
     problems = {
         name: problem
         for name, (_, chosen) in models.items()
@@ -72,30 +74,30 @@ def check_profile(repository: Path, profile: str, *, only_cpus: bool, on_progres
 
 
 def check_gpu(content: Repository, runtime: Runtime, *, strict: bool, on_progress: Callable[[str], None] = lambda text: None) -> Repository:
-    """Compare what models ask for, a GPU or a TensorRT plan, with what the server will have: ``content`` without those that do not fit.
+    """Return `content` without the models whose GPU or TensorRT plan the server cannot provide.
 
-    The embedded runtime is not asked: its backend refuses a GPU in its own words. Of a container on another machine nothing is known here.
+    The embedded runtime is not checked: its backend refuses a GPU itself. A Docker engine on another machine cannot be checked.
 
     Raises:
-        NotServableError: with ``strict``, a model does not fit.
-        PlanError: a container cannot be asked for its TensorRT.
+        NotServableError: With `strict`, a model cannot be served.
+        PlanError: The TensorRT version of a container cannot be determined.
     """
     asking = {name: model for name, model in content.models.items() if model.wants_gpu}
     if not asking or runtime.name == "embedded":
         return content
     engine = runtime.environment.get("DOCKER_HOST", "")
     if runtime.name == "docker" and engine and not engine.startswith("unix:"):
-        on_progress(f"whether the GPU and TensorRT of {engine} fit is not known here: Triton's log tells")
+        on_progress(f"cannot check the GPU and TensorRT of {engine} from here; see Triton's log")
         return content
     machine = _machine(runtime, any(model.backend == PLAN_BACKEND for model in asking.values()), on_progress)
-    problems = {name: problem for name, model in asking.items() if (problem := _unfit(content.path, model, machine, runtime))}
+    problems = {name: problem for name, model in asking.items() if (problem := _unservable_reason(content.path, model, machine, runtime))}
     if strict and problems:
         raise NotServableError(f"this profile cannot be served:\n{listed(problems)}")
     return content.without(problems)
 
 
 def engine_caches(content: Repository) -> list[str]:
-    """The folders, as the server sees them, in which the served models' engine caches lie."""
+    """Return the folders of the served models' engine caches, as paths on the server."""
     return sorted({str(PurePosixPath(path).parent) for model in content.models.values() if (path := _engine_cache(model))})
 
 
@@ -103,7 +105,7 @@ _CONTRACT = ("input", "output", "max_batch_size", "version_policy")
 
 
 def _read_both(repository: Path, profile: str) -> list[tuple[str, Model, Model]]:
-    """Each model by its ``config.pbtxt`` and by the profile; those that cannot be read are told later, by ``read_repository``."""
+    """Return each model by `config.pbtxt` and by the profile; `read_repository` reports those that cannot be read."""
     found = []
     for folder in sorted(entry for entry in repository.iterdir() if entry.is_dir()):
         try:
@@ -119,7 +121,7 @@ def _is_network(model: Model) -> bool:
 
 def _only_cpus(profile: str, models: str = "") -> str:
     return (
-        f"the profile '{profile}' asks for a GPU{models}, and the embedded runtime has CPUs alone: "
+        f"the profile '{profile}' needs a GPU{models}, and the embedded runtime only supports CPUs: "
         "pass --runtime docker, --runtime path inside NVIDIA's container, or --profile cpu"
     )
 
@@ -129,7 +131,7 @@ def _write(repository: Path, profile: str) -> str:
 
 
 def _missing(repository: Path, profile: str, model: Model) -> str:
-    """What a model lacks of what its profile serves; empty where it lacks nothing."""
+    """Return what is missing for a model's profile; empty if nothing is."""
     folder = repository / model.name
     again = f"then write the profile again: `defensemble profile write {profile} {shlex.quote(str(repository))}`"
     for version in model.served_versions:
@@ -138,26 +140,26 @@ def _missing(repository: Path, profile: str, model: Model) -> str:
         file = folder / str(version) / name
         if not file.is_file():
             build = f"defensemble build-engine {shlex.quote(str(repository))} --model {model.name} --version {version}"
-            return f"version {version} has no plan, {file} is missing: build it with `{build}`, {again}"
+            return f"version {version} has no plan ({file} is missing): build it with `{build}`, {again}"
         expected = model.parameter(f"sha256.{version}")
         if model.parameter(DIGEST_PARAMETER) is None:
             continue
         if expected is None:
-            return f"version {version} came after the profile was written: {_write(repository, profile)}"
+            return f"version {version} was added after the profile was written: {_write(repository, profile)}"
         if expected != file_digest(file):
             return f"version {version}: {file} is not the plan that the profile was written for: {_write(repository, profile)}"
     cache = _engine_cache(model)
     if cache and cache != _own_cache(folder, model, cache):
-        # Engines are named by the names in a graph, not by its weights.
+        # Cached engines are named after the tensors of a graph, not its weights.
         return (
-            f"the engines in {cache} are of another version than the served ones ({', '.join(map(str, model.served_versions))}), and ONNX "
-            f"Runtime would take them all the same: {_write(repository, profile)}"
+            f"the engines in {cache} belong to another version than the served ones ({', '.join(map(str, model.served_versions))}), and "
+            f"ONNX Runtime would use them anyway: {_write(repository, profile)}"
         )
     return ""
 
 
 def _own_cache(folder: Path, model: Model, cache: str) -> str | None:
-    """The cache's folder if it is that of the one served version; None where more are served, whose engines would be mixed up."""
+    """Return the cache folder of the only served version; None if several are served, which would share engines."""
     if model.parameter(DIGEST_PARAMETER) is None:
         return cache
     if len(model.served_versions) != 1:
@@ -169,7 +171,7 @@ def _own_cache(folder: Path, model: Model, cache: str) -> str | None:
 
 
 def _engine_cache(model: Model) -> str:
-    """Where ONNX Runtime keeps a model's TensorRT engines; empty where it keeps none."""
+    """Return the folder in which ONNX Runtime caches a model's TensorRT engines; empty if it does not."""
     for accelerator in model.config.optimization.execution_accelerators.gpu_execution_accelerator:
         if accelerator.parameters.get("trt_engine_cache_enable", "0").lower() in ("1", "true"):
             return str(accelerator.parameters.get("trt_engine_cache_path", ""))
@@ -179,20 +181,20 @@ def _engine_cache(model: Model) -> str:
 def _machine(runtime: Runtime, plans: bool, on_progress: Callable[[str], None]) -> Machine:
     if runtime.name != "docker":
         return read_machine(runtime.environment)
-    # The container is given all GPUs, whatever this variable leaves of them here.
+    # The container gets all GPUs, whatever this variable selects here.
     environment = {key: value for key, value in runtime.environment.items() if key != "CUDA_VISIBLE_DEVICES"}
     if not plans:
         return read_machine(environment)
     python = [str(runtime.executable), "run", "--rm", "--gpus=all", "--entrypoint=python3", CONTAINER]
-    on_progress(f"asking the image for its TensorRT (not tested by us): {shlex.join(python)}")
+    on_progress(f"reading the TensorRT version of the image (this command has not been tested): {shlex.join(python)}")
     try:
         return read_machine(environment, python=python)
     except PlanError as error:
-        raise PlanError(f"{error}. If the image is not on this machine yet, fetch it: docker pull {CONTAINER}") from error
+        raise PlanError(f"{error}. If the image is not on this machine, pull it: docker pull {CONTAINER}") from error
 
 
-def _unfit(repository: Path, model: Model, machine: Machine, runtime: Runtime) -> str:
-    """Why a model cannot be served on ``machine``; empty where it can."""
+def _unservable_reason(repository: Path, model: Model, machine: Machine, runtime: Runtime) -> str:
+    """Return why a model cannot be served on `machine`; empty if it can."""
     if model.backend == PLAN_BACKEND:
         for version in model.served_versions:
             problem = problem_of_version(
@@ -201,12 +203,12 @@ def _unfit(repository: Path, model: Model, machine: Machine, runtime: Runtime) -
             if problem is not None:
                 return problem
     if not machine.gpus:
-        return f"it asks for a GPU, and this machine has none ({machine.why_no_gpu}): serve with --profile cpu, or where there is one"
+        return f"it needs a GPU, and this machine has none ({machine.why_no_gpu}): serve with --profile cpu, or on a machine with a GPU"
     cache = _engine_cache(model)
     place = Path(cache).parent
     if cache and runtime.name == "path" and not os.access(place, os.W_OK | os.X_OK):
         return (
-            f"{place}, where its engines are to be kept, is no folder that can be written: make it, or name another with "
+            f"{place}, the folder for its engines, does not exist or cannot be written: create it, or choose another with "
             "`defensemble profile write gpu-ort-tensorrt REPOSITORY --cache-dir FOLDER`"
         )
     return ""

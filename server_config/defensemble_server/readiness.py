@@ -1,4 +1,4 @@
-"""Does a started server answer, and rightly? Triton's own readiness can say yes while every request fails, so real inferences are made."""
+"""Verify that a started server answers correctly, by inference: Triton can report that it is ready while every request fails."""
 
 from __future__ import annotations
 
@@ -34,28 +34,28 @@ from .process.refusals import read_refusals
 from .process.state import connect_host, listens, process_start, url_host
 from .repository import Model, Repository, listed, without_version
 
-# A single call, where the time for the start allows that long.
+# Longest time for one call, within the time for the start.
 _CALL_TIMEOUT_S = 120.0
-# How long an edit that is under way may take before its ensemble is judged by what is on disk.
+# How long to wait for an edit in progress before its ensemble is compared with the files on disk.
 _EDIT_TIMEOUT_S = 10.0
-# For how long a request is repeated that the model's own queue refuses, as one with a timeout of less than a run does at first.
+# How long to retry a request that the model's queue refuses, as a queue with a timeout shorter than a run does at first.
 _REFUSED_S = 5.0
 
 
 class _DeadlineError(ServerError):
-    """The time for the start is over."""
+    """The time for the start has expired."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """HTTP calls to one server, for the few that starting needs; none goes on after `deadline`, in seconds of the monotonic clock."""
+    """The HTTP calls that a start needs; none continues after `deadline` (seconds of the monotonic clock)."""
 
     pool: urllib3.HTTPConnectionPool
     admin_key: str
     deadline: float
 
     def live(self) -> bool:
-        """Whether the HTTP front end answers at all; it opens once all models were loaded or refused."""
+        """Return whether the HTTP front end answers; it opens once all models are loaded or refused."""
         try:
             timeout_s = min(2.0, max(0.01, self.deadline - time.monotonic()))
             return bool(self.pool.request("GET", "/v2/health/live", retries=False, timeout=timeout_s).status == 200)
@@ -63,16 +63,16 @@ class Probe:
             return False
 
     def index(self) -> list[dict[str, str]]:
-        """Triton's list of models: name, version, state, reason."""
+        """Return Triton's repository index: name, version, state and reason of each model."""
         listing: list[dict[str, str]] = self._call("POST", "/v2/repository/index", {})
         return listing
 
     def unload(self, model: str) -> None:
-        """Take a model out of service."""
+        """Unload a model."""
         self._call("POST", f"/v2/repository/models/{model}/unload", {})
 
     def infer(self, model: str, version: int | None, images: np.ndarray[Any, Any], output: str) -> np.ndarray[Any, Any]:
-        """One output of one model for ``images`` (N,C,H,W), as float32."""
+        """Return one output of one model for `images` (N,C,H,W), as float32."""
         inputs = [{"name": "images", "shape": list(images.shape), "datatype": "FP32", "data": images.ravel().tolist()}]
         where = f"/v2/models/{model}" + (f"/versions/{version}" if version else "")
         answer = self._call("POST", f"{where}/infer", {"inputs": inputs, "outputs": [{"name": output}]}, retry_s=_REFUSED_S)
@@ -110,50 +110,59 @@ def await_ready(
 ) -> tuple[list[str], dict[str, str]]:
     """Wait until Triton answers, check its answers, and unload the models whose answers are wrong.
 
-    `pid` is its process, `guard_pid` that of its guard; `options` have its real ports. All of this may take `timeout_s`. Returns the names
-    of the models that it serves, and for the others the reason why not.
+    Args:
+        pid: Triton's process.
+        content: The models that it is to serve.
+        options: The options of the server, with its real ports.
+        admin_key: Key for the administrative APIs.
+        log: Triton's log.
+        timeout_s: Seconds for all of this.
+        guard_pid: The process of its guard.
+
+    Returns:
+        The names of the models that it serves, and for each other model the reason why not.
 
     Raises:
-        PortError: another program took a port first.
-        NotServableError: Triton could load none of the models.
-        StartError: Triton ended, took too long, or answers nothing right.
+        PortError: Another program took a port first.
+        NotServableError: Triton could not load any model.
+        StartError: Triton ended, took too long, or no model answers correctly.
     """
     deadline = time.monotonic() + timeout_s
     with urllib3.HTTPConnectionPool(url_host(connect_host(options.host)), options.http_port, maxsize=1) as pool:
         probe = Probe(pool, admin_key, deadline)
         while not (probe.live() and (options.runtime == "docker" or _listens(pid, options.http_port))):
             if process_start(pid) is None:
-                claim_ports(options.host, options.ports, guard_pid=guard_pid)  # a PortError, where one was taken meanwhile
-                raise StartError(f"Triton ended while it started{last_lines(log)}")
+                claim_ports(options.host, options.ports, guard_pid=guard_pid)  # raises PortError if another program took a port
+                raise StartError(f"Triton ended during startup{last_lines(log)}")
             if time.monotonic() > deadline:
-                raise StartError(f"Triton was not ready within {timeout_s:g} s: it did not answer yet{last_lines(log)}")
+                raise StartError(f"Triton was not ready within {timeout_s:g} s: it has not answered yet{last_lines(log)}")
             time.sleep(0.01)
         try:
-            # Triton puts its process into each line of its log, a container one that is not known here.
+            # Each line of the log has Triton's process ID; inside a container that ID is unknown here.
             return _checked(probe, content, options, read_refusals(log, None if options.runtime == "docker" else pid))
         except _DeadlineError as error:
-            raise StartError(f"Triton was not ready within {timeout_s:g} s: no answer yet to {error}{last_lines(log)}") from error
+            raise StartError(f"Triton was not ready within {timeout_s:g} s: no answer to {error}{last_lines(log)}") from error
 
 
 def _listens(pid: int, port: int) -> bool:
     try:
         return listens(pid, port)
     except OSError:
-        # What the kernel says of a process that ends differs by the moment (ENOENT, ESRCH, EINVAL, ENXIO); of one that runs it is an error.
+        # For a process that is ending, the kernel reports ENOENT, ESRCH, EINVAL or ENXIO; for a running process these are errors.
         if process_start(pid) is not None:
             raise
-        return False  # which the caller sees next
+        return False  # the caller checks next whether the process has ended
 
 
 def _checked(probe: Probe, content: Repository, options: ServeOptions, refusals: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
-    """The models that a server serves, and why it does not serve the others; those that answer wrongly are unloaded."""
+    """Return the models that a server serves, and why not the others; unload those with wrong answers."""
     failed = failed_models(probe, content, refusals)
     served = [name for name in content.models if name not in failed]
     if not served:
         raise NotServableError(f"Triton could load none of the models in {content.path}:\n{listed({**content.problems, **failed})}")
     edit_deadline = min(probe.deadline, time.monotonic() + _EDIT_TIMEOUT_S)
     while wrong := check_answers(probe, content, served):
-        # An edit may have changed the files after they were read, or what is served: only an answer that stays wrong is wrong.
+        # An edit may have changed the files or the served models in the meantime: only an answer that stays wrong counts.
         edited = read_content(content.path, options)
         served = [name for name in served if name in edited.models]
         same = all(edited.models[name] == content.models.get(name) for name in served)
@@ -162,28 +171,28 @@ def _checked(probe: Probe, content: Repository, options: ServeOptions, refusals:
         content = edited
         time.sleep(0.1)
     if served and len(wrong) == len(served):
-        raise StartError(f"none of the models in {content.path} answers rightly:\n{listed(wrong)}")
+        raise StartError(f"none of the models in {content.path} answers correctly:\n{listed(wrong)}")
     for name in wrong:
         probe.unload(name)
     return [name for name in served if name not in wrong], {**content.problems, **failed, **wrong}
 
 
 def fixed_images(shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
-    """One image (1,C,H,W) in [0, 1], the same on every machine: a ramp that no symmetry hides."""
+    """Return one image (1,C,H,W) in [0, 1], the same on every machine: an asymmetric ramp."""
     size = int(np.prod(shape))
     ramp: np.ndarray[Any, Any] = (np.arange(size, dtype=np.float32) * np.float32(0.618034)) % 1
     return ramp.reshape(1, *shape)
 
 
 def failed_models(probe: Probe, repository: Repository, refusals: Mapping[str, str]) -> dict[str, str]:
-    """The models that Triton could not load, with its reason: out of its index, else out of `refusals`, which its log says."""
+    """Return the models that Triton could not load, with the reason from its index, else from `refusals` (its log)."""
     index = probe.index()
     failed: dict[str, str] = {}
     for name, model in repository.models.items():
         entries = [entry for entry in index if entry["name"] == name]
         if entries and all(entry.get("reason") == "unloaded" for entry in entries):
-            continue  # it was loaded, and an edit has unloaded it since
-        # A version that the configuration's policy leaves out, or that is good beside a bad one, is unavailable without a reason.
+            continue  # loaded, and since unloaded by an edit
+        # A version is unavailable without a reason if the version policy excludes it, or another version failed.
         bad = [entry for entry in entries if entry.get("state") != "READY" and entry.get("reason") not in (None, "", "unloaded")]
         if bad or not any(entry.get("state") == "READY" for entry in entries):
             failed[name] = "; ".join(sorted({_refusal(entry, repository, model) for entry in bad}))
@@ -202,16 +211,17 @@ def failed_models(probe: Probe, repository: Repository, refusals: Mapping[str, s
 def _refusal(entry: dict[str, str], repository: Repository, model: Model) -> str:
     if len(model.served_versions) == 1 or "version" not in entry:
         return entry["reason"]
-    mend = without_version(repository.path / model.name, model, int(entry["version"]))
-    return f"version {entry['version']}: {entry['reason']}; {mend}"
+    fix = without_version(repository.path / model.name, model, int(entry["version"]))
+    return f"version {entry['version']}: {entry['reason']}; {fix}"
 
 
 def check_answers(probe: Probe, repository: Repository, served: list[str]) -> dict[str, str]:
-    """Send one fixed image through every classifier, ensemble and fused graph that is served, and compare averages with numpy's.
+    """Send one fixed image to every served classifier, ensemble and fused graph, and compare averages with numpy's.
 
-    Returns what is wrong, by model: it does not answer, or answers values that are not finite; an ensemble's answer is not the average of
-    its members', or one of them is wrong; a fused graph's answer is no probabilities, or not the average of its members' where those are
-    served too.
+    Returns:
+        What is wrong, by model: it does not answer, or with values that are not finite; an ensemble's answer is not the average of its
+        members' answers, or a member is wrong; a fused graph's answer is not a distribution, or not the average of its members' answers
+        if those are served too.
     """
     logits: dict[tuple[str, int], np.ndarray[Any, Any]] = {}
     wrong: dict[str, str] = {}
@@ -227,7 +237,7 @@ def check_answers(probe: Probe, repository: Repository, served: list[str]) -> di
                 wrong[name] = f"version {version} does not answer: {error}"
                 continue
             if not np.isfinite(answer).all():
-                wrong[name] = f"version {version} answers values that are not finite on the fixed image"
+                wrong[name] = f"version {version} answers the fixed image with values that are not finite"
             logits[name, version] = answer
     for name in served:
         model = repository.models[name]
@@ -238,7 +248,7 @@ def check_answers(probe: Probe, repository: Repository, served: list[str]) -> di
             continue
         broken = sorted({step.model_name for step in model.config.ensemble_scheduling.step} & set(wrong))
         if broken:
-            wrong[name] = f"its step '{broken[0]}' does not answer rightly: {wrong[broken[0]]}"
+            wrong[name] = f"its step '{broken[0]}' does not answer correctly: {wrong[broken[0]]}"
         elif problem := _problem_of_average(probe, repository, model, logits):
             wrong[name] = problem
     return wrong
@@ -247,35 +257,35 @@ def check_answers(probe: Probe, repository: Repository, served: list[str]) -> di
 def _problem_of_average(
     probe: Probe, repository: Repository, model: Model, logits: dict[tuple[str, int], np.ndarray[Any, Any]]
 ) -> str | None:
-    """What is wrong with the answer of an ensemble or a fused graph."""
+    """Return what is wrong with the answer of an ensemble or a fused graph, or None."""
     try:
         got = probe.infer(model.name, None, _images_for(model), "probabilities")
     except StartError as error:
         return str(error)
     if model.is_fused:
         total = float(got.sum())
-        if not (got.min() >= 0 and abs(total - 1) <= SUM_TOLERANCE):  # also where one is NaN
-            return f"it answers values from {got.min():.3g} to {got.max():.3g} with the sum {total:.3g}, which are no probabilities"
-        average, weights, votes = fused_averaging(model.name, model.config)
+        if not (got.min() >= 0 and abs(total - 1) <= SUM_TOLERANCE):  # also true for NaN
+            return f"it answers values from {got.min():.3g} to {got.max():.3g} with sum {total:.3g}, expected probabilities"
+        average, weights, members = fused_averaging(model.name, model.config)
         if not serves_what_was_fused(model.name, model.config, repository.configs):
-            return None  # other members of the same names are served here
+            return None  # models of the same names, but not the fused ones, are served
         precisions = {model.parameter(f"precision.{version}") for version in model.served_versions}
         tolerance = TOLERANCE if precisions <= {None, "fp32"} else ROUNDED_TOLERANCE
-        members = f"{', '.join(f'{name}@{version}' for name, version in votes)}, which are served here too"
-        mend = "its graph is not what its configuration says; fuse them again"
+        names = f"{', '.join(f'{name}@{version}' for name, version in members)}, which are served too"
+        fix = "its graph does not match its configuration; fuse the ensemble again"
     else:
         averaging = averaging_of(model.config, repository.configs)
         if averaging is None:
-            return None  # somebody else's averaging: it answered, and what it should have answered is not known
-        (average, weights), votes, tolerance, members = averaging, model.votes, TOLERANCE, "its members"
-        mend = "its averaging model is not what its configuration says; export the ensemble again"
-    if any(vote not in logits for vote in votes):
+            return None  # a custom averaging model, whose correct answer is unknown
+        (average, weights), members, tolerance, names = averaging, model.members, TOLERANCE, "its members"
+        fix = "its averaging model does not match its configuration; export the ensemble again"
+    if any(member not in logits for member in members):
         return None
-    expected = averages_by_numpy([logits[vote] for vote in votes], average, weights)
+    expected = averages_by_numpy([logits[member] for member in members], average, weights)
     difference = largest_difference(got, expected["probabilities"])
     if difference <= tolerance:
         return None
-    return f"it differs by {difference:.3g} from the average ({average}) of {members}, allowed is {tolerance}: {mend}"
+    return f"it differs by {difference:.3g} from the average ({average}) of {names}, more than the tolerance {tolerance}: {fix}"
 
 
 def _images_for(model: Model) -> np.ndarray[Any, Any]:

@@ -1,4 +1,4 @@
-"""What lies in a model repository: which models can be served, and what is wrong with the others."""
+"""Read a model repository: which models can be served, and what is wrong with the others."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .errors import NotServableError
 
 @dataclass(frozen=True)
 class Model:
-    """One model as it lies on disk: its configuration (of the chosen profile) and its version folders."""
+    """A model on disk: its configuration (of the chosen profile) and its version folders."""
 
     name: str
     config: schema.ModelConfig
@@ -30,17 +30,17 @@ class Model:
 
     @property
     def is_ensemble(self) -> bool:
-        """Whether this is one of Triton's ensembles."""
+        """Whether this is a Triton ensemble."""
         return is_ensemble(self.config)
 
     @property
     def is_fused(self) -> bool:
-        """Whether it gives an ensemble's ``probabilities`` out of one graph, and its parameters say whose votes they average."""
+        """Whether it is a fused graph: one graph that computes an ensemble's `probabilities`, with the members in its parameters."""
         return is_fused(self.config)
 
     @property
     def is_classifier(self) -> bool:
-        """Whether it takes ``images`` and gives ``logits``, as members and standard networks do."""
+        """Whether it maps `images` to `logits`, as members do."""
         tensors = [(tensor.name, tensor.data_type) for tensor in (*self.config.input, *self.config.output)]
         batches = bool(self.config.max_batch_size > 0)
         return batches and tensors == [("images", schema.TYPE_FP32), ("logits", schema.TYPE_FP32)] and len(self.config.input) == 1
@@ -51,18 +51,18 @@ class Model:
         return backend_of(self.config)
 
     @property
-    def votes(self) -> list[tuple[str, int]]:
-        """Of an ensemble: (model, version) of the steps that read an input of the ensemble, in order."""
+    def members(self) -> list[tuple[str, int]]:
+        """(model, version) of each step of an ensemble that reads an input of the ensemble, in order."""
         return members_of(self.config)
 
     @property
     def served_versions(self) -> tuple[int, ...]:
-        """The versions that Triton loads: what ``version_policy`` says, the newest alone where it says nothing."""
+        """The versions that Triton loads by `version_policy`; without one, only the newest."""
         return tuple(versions_by_policy(self.versions, self.config))
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """The size of an image that it takes, (C, H, W), one below 0 where any will do; empty where it takes something else."""
+        """Shape of its input images, (C, H, W), -1 for any size; empty if its input is not images."""
         inputs = self.config.input
         if len(inputs) != 1 or inputs[0].name != "images":
             return ()
@@ -71,21 +71,25 @@ class Model:
 
     @property
     def wants_gpu(self) -> bool:
-        """Whether it asks for a GPU: by its instances, by TensorRT in ONNX Runtime, or by being a TensorRT plan."""
+        """Whether it needs a GPU: for its instances, for TensorRT in ONNX Runtime, or as a TensorRT plan."""
         kinds = [group.kind for group in self.config.instance_group]
         accelerators = self.config.optimization.execution_accelerators.gpu_execution_accelerator
         return bool(self.backend == PLAN_BACKEND or schema.ModelInstanceGroup.KIND_GPU in kinds or len(accelerators))
 
     def parameter(self, key: str) -> str | None:
-        """A value of the configuration's ``parameters``, None where there is none."""
+        """Return a value of the configuration's `parameters`, or None."""
         return parameter(self.config, key)
 
 
 @dataclass(frozen=True)
 class Repository:
-    """A folder of models: those that can be served, and for the others a text that says what is wrong.
+    """A folder of models.
 
-    `remarks` are findings that keep no model from being served.
+    Args:
+        path: The folder.
+        models: The models that can be served, by name.
+        problems: For each other model, what is wrong with it.
+        remarks: Findings that do not prevent serving.
     """
 
     path: Path
@@ -105,7 +109,7 @@ class Repository:
 
     @property
     def two_averaging_models(self) -> list[str]:
-        """The names of the ensembles that end in two averaging models: both fail when a call is cancelled, and that can crash Triton."""
+        """Names of the ensembles that end in two averaging models: a cancelled call fails in both, which can crash Triton."""
         return [
             model.name
             for model in self.ensembles
@@ -113,7 +117,7 @@ class Repository:
         ]
 
     def without(self, problems: Mapping[str, str]) -> Repository:
-        """The same without the models that ``problems`` names, and without the ensembles that need them."""
+        """Return a copy without the models in `problems`, and without the ensembles that use them."""
         models = {name: model for name, model in self.models.items() if name not in problems}
         all_problems = {**self.problems, **problems}
         while broken := _broken_ensembles(models, all_problems):
@@ -122,36 +126,34 @@ class Repository:
         return dataclasses.replace(self, models=models, problems=all_problems)
 
     def without_unused_averages(self) -> tuple[Repository, list[str]]:
-        """The same without averaging models that no ensemble runs, which edits leave behind for a rollback; and the names of these."""
+        """Return a copy without averaging models that no ensemble uses (edits keep them for a rollback), and their names."""
         used = {step.model_name for model in self.ensembles for step in model.config.ensemble_scheduling.step}
         unused = [name for name in self.models if AVERAGING_NAME.fullmatch(name) and name not in used]
         kept = {name: model for name, model in self.models.items() if name not in unused}
         return dataclasses.replace(self, models=kept), unused
 
     def threads_per_member(self, cores: int) -> int:
-        """How many threads each member may take so that the members of the largest ensemble share the machine; all where there is none."""
-        largest = max((len(model.votes) for model in self.ensembles), default=1)
+        """Return the threads per member with which the members of the largest ensemble use `cores` cores together."""
+        largest = max((len(model.members) for model in self.ensembles), default=1)
         return max(1, cores // max(1, largest))
 
 
 def read_repository(path: Path, *, profile: str | None = None, target: Target = ANY) -> Repository:
-    """Read every model's configuration, and check all that needs no graph: what `defensemble ensemble check` finds too.
+    """Read the configuration of every model, and run the checks of `defensemble ensemble check` that need no graph.
 
     Args:
-        path: the folder.
-        profile: take ``configs/<profile>.pbtxt`` where a model has it.
-        target: the Triton that is to serve it.
+        path: The folder.
+        profile: Use `configs/<profile>.pbtxt` of the models that have it.
+        target: The Triton that will serve it.
 
     Raises:
-        NotServableError: ``path`` is not a folder, has no folder that could be a model, or holds a link that leads nowhere.
+        NotServableError: `path` is not a folder, has no model folder, or contains a dangling link.
     """
     if not path.is_dir():
         what = "is a file" if path.exists() else "does not exist"
-        raise NotServableError(f"model repository {path} {what}: name a folder that `defensemble export` has written")
+        raise NotServableError(f"model repository {path} {what}; expected a folder written by `defensemble export`")
     if not any(entry.is_dir() for entry in path.iterdir()):
-        raise NotServableError(
-            f"model repository {path} is empty: write models into it with `defensemble export CHECKPOINT... --repository {path}`"
-        )
+        raise NotServableError(f"model repository {path} is empty: add models with `defensemble export CHECKPOINT... --repository {path}`")
     found = Inspection(RepositoryView(path), target, profile=profile, plans=False)
     links = found.files.dangling_links()
     models = {}
@@ -166,35 +168,39 @@ def read_repository(path: Path, *, profile: str | None = None, target: Target = 
 
 
 def read_model(folder: Path, profile: str | None) -> Model:
-    """Read a model's configuration, of ``profile`` where the model has it; NotServableError where that cannot be read."""
+    """Read a model's configuration, that of `profile` if the model has it.
+
+    Raises:
+        NotServableError: The configuration is missing or cannot be read.
+    """
     found = Inspection(RepositoryView(folder.parent), profile=profile)
     config = found.config(folder.name) if found.has(folder.name) else None
     if config is None:
-        raise NotServableError("; ".join(map(str, found.findings)) or f"{folder} is no model: it holds no configuration")
+        raise NotServableError("; ".join(map(str, found.findings)) or f"{folder} is not a model: it has no configuration")
     return Model(folder.name, config, tuple(found.versions(folder.name)))
 
 
 def listed(problems: Mapping[str, str]) -> str:
-    """Problems by model, one on each line."""
+    """Format problems by model, one per line."""
     return "\n".join(f"  {name}: {text}" for name, text in problems.items())
 
 
 def config_path(folder: Path, profile: str | None) -> Path:
-    """The file that configures a model under ``profile``."""
+    """Return the file that configures a model under `profile`."""
     return folder.parent / Inspection(RepositoryView(folder.parent), profile=profile).config_path(folder.name)
 
 
 def without_version(folder: Path, model: Model, version: int) -> str:
-    """How to be rid of one bad version: Triton loads all of a model, unchecked, and nothing of it where one version fails."""
+    """Return how to remove one bad version: Triton loads all versions of a model or none."""
     others = [str(other) for other in model.served_versions if other != version]
     move = f"move {folder / str(version)} out of the repository"
     if not others:
         return f"{move} and export the model again (--replace)"
-    return f"it takes version {', '.join(others)} along, for Triton loads them together: {move}"
+    return f"this also stops version {', '.join(others)}, because Triton loads all versions or none: {move}"
 
 
 def _broken_ensembles(models: Mapping[str, Model], problems: Mapping[str, str]) -> dict[str, str]:
-    """The ensembles among `models` with a step that cannot be served, and why."""
+    """Return the ensembles among `models` with a step that cannot be served, and why."""
     return {
         name: f"its step '{step.model_name}' cannot be served: {problems.get(step.model_name, 'it is not in the repository')}"
         for name, model in models.items()

@@ -1,4 +1,4 @@
-"""Starting Triton on a model repository, knowing that it answers rightly, and leaving nothing behind."""
+"""Start Triton on a model repository, verify its answers, and stop it without leaving anything behind."""
 
 from __future__ import annotations
 
@@ -38,14 +38,27 @@ from .process.state import (
 from .repository import Repository, config_path
 from .runtime.find import Runtime
 
-# A free port can be taken between choosing and listening; a second choice is another port.
-_START_TRIES = 3  # where another program takes a port, or Triton crashes
+# Another program can take a free port before Triton listens on it, and Triton can crash during startup.
+_START_TRIES = 3
 _LOGS_KEPT = 20
 
 
 @dataclass
 class Server:
-    """A running Triton: where it listens, what it serves and what it does not, and how it ends."""
+    """A running Triton.
+
+    Args:
+        state: Its addresses, process and log.
+        models: Names of the models that it serves.
+        problems: For each model that it does not serve, the reason.
+        start_s: Seconds from the start until the answers were verified.
+        guard: The guard process that restarts and stops it.
+        profile: The serving profile, or None.
+
+    Example:
+        >>> with serve("model_repository") as server:
+        ...     print(server.http_url, server.models)
+    """
 
     state: ServerState
     models: list[str]
@@ -71,56 +84,57 @@ class Server:
 
     @property
     def running(self) -> bool:
-        """Whether the server still runs, or is restarted."""
+        """Whether the server is running or restarting."""
         return self.guard.running
 
     @property
     def triton_pid(self) -> int:
-        """The process of `tritonserver` itself; after a restart the new one, as soon as its answers were checked."""
+        """Process ID of `tritonserver`; after a restart, the new one as soon as its answers were verified."""
         return server_status(self.state).pid or self.guard.first_pid
 
     def events(self) -> list[ServerEvent]:
-        """What has happened to it, the oldest first."""
+        """Return the events of this server, oldest first."""
         return server_events(self.state)
 
     def detach(self) -> None:
-        """Let the server outlive this process; ``stop_server`` or ``defensemble serve --stop`` ends it."""
+        """Keep the server running after this process ends; `stop_server` or `defensemble serve --stop` stops it."""
         self.guard.detach()
 
     def wait(self, on_event: Callable[[ServerEvent], None] = lambda event: None) -> int:
-        """Wait until the server ends for good or is stopped from elsewhere; returns Triton's exit status.
+        """Wait until the server ends or another process stops it; return Triton's exit status.
 
-        `on_event` is called for each event since the start: a death, a restart, the end.
+        `on_event` is called for each event after the start, including those before this call: a death, a restart, the end.
         """
-        known = 1  # the start: what came since then, before this was called too, is reported
+        reported = 1  # the event of the start
 
-        def look() -> None:
-            nonlocal known
+        def report_new_events() -> None:
+            nonlocal reported
             events = self.events()
-            # The guard drops old ones where there are very many.
-            for event in events[known:] if len(events) >= known else events[-1:]:
+            # The guard drops the oldest events if there are very many.
+            for event in events[reported:] if len(events) >= reported else events[-1:]:
                 on_event(event)
-            known = len(events)
+            reported = len(events)
 
-        return self.guard.wait(look)
+        return self.guard.wait(report_new_events)
 
     def stop(self) -> None:
-        """Drain the server, stop it and wait until all of it is gone. More than once does no harm."""
+        """Drain and stop the server, and wait until all its processes have ended. Calling this again has no effect."""
         self.guard.stop()
 
     def missing(self, *, strict: bool = False) -> str:
-        """Why what is served is not enough, empty where it is.
+        """Return why too little is served, or an empty string.
 
-        Enough is one model that can be called, and where the repository has ensembles, one ensemble; with `strict` it is everything.
+        At least one model that clients can call must be served, and at least one ensemble if the repository has any; with `strict`,
+        everything.
         """
         names = [*self.models, *self.problems]
         ensembles = {name for name in names if _is_ensemble(Path(self.state.repository) / name, self.profile)}
         if strict and self.problems:
-            return f"not everything is served ({', '.join(sorted(self.problems))} {'is' if len(self.problems) == 1 else 'are'} not)"
+            return f"--strict: not served: {', '.join(sorted(self.problems))}"
         if ensembles and not ensembles & set(self.models):
-            return f"no ensemble is served (there {'is' if len(ensembles) == 1 else 'are'} {', '.join(sorted(ensembles))})"
+            return f"no ensemble is served; the repository has {', '.join(sorted(ensembles))}"
         if all(AVERAGING_NAME.fullmatch(name) for name in self.models):
-            return "nothing is served that can be called: averaging models are parts of ensembles"
+            return "only averaging models are served, which clients cannot call: they are parts of ensembles"
         return ""
 
     def __repr__(self) -> str:
@@ -135,18 +149,28 @@ def serve(
     on_progress: Callable[[str], None] = lambda text: None,
     start_timeout_s: float = 300.0,
 ) -> Iterator[Server]:
-    """Serve a model repository with Triton, until the context ends.
+    """Serve a model repository with Triton until the context ends.
 
-    The context is entered when a fixed image has gone through every classifier and ensemble and each ensemble's answer equals the average
-    of its members'. Models that cannot be served are in ``Server.problems``; the others are served. When the context ends, or this process
-    dies, the server is drained and stopped, and no process, port, shared memory or temporary folder is left.
+    The context is entered once every classifier and ensemble has answered a fixed image, and each ensemble's answer equals the average of
+    its members' answers. Models that cannot be served are in `Server.problems`; the others are served. When the context ends, or this
+    process dies, the server is drained and stopped, and no process, port, shared memory or temporary folder is left.
+
+    Args:
+        repository: The model repository.
+        options: Address, runtime and profile; by default `ServeOptions()`.
+        on_progress: Receives messages about the start.
+        start_timeout_s: Seconds until the models must be loaded and verified.
 
     Raises:
-        NotServableError: no model can be served, or the profile is not there, not complete, or not for this runtime and machine.
-        RuntimeMissingError, BackendBuildError: the runtime is not complete.
-        PortError: a port is taken.
+        NotServableError: No model can be served, or the profile is missing, incomplete, or not for this runtime and machine.
+        RuntimeMissingError, BackendBuildError: The runtime is incomplete.
+        PortError: A port is in use.
         CrashError: Triton crashed at each of three starts.
-        StartError: Triton did not come up in ``start_timeout_s``, or no model answers rightly; shows its last lines.
+        StartError: Triton did not start in `start_timeout_s`, or no model answers correctly; the text ends with the last lines of its log.
+
+    Example:
+        >>> with serve("model_repository", ServeOptions(http_port=0, grpc_port=0, metrics_port=0)) as server:
+        ...     Client(server.grpc_url).predict(images)
     """
     server = start_server(repository, options, on_progress=on_progress, start_timeout_s=start_timeout_s)
     try:
@@ -163,7 +187,7 @@ def start_server(
     on_progress: Callable[[str], None] = lambda text: None,
     start_timeout_s: float = 300.0,
 ) -> Server:
-    """Do what ``serve`` does on entering; the caller has to call ``stop`` or ``detach``."""
+    """Start a server as `serve` does; the caller must call `Server.stop` or `Server.detach`."""
     if not 0 < start_timeout_s < math.inf:
         raise ServerError(f"start_timeout_s must be a finite number above 0, got {start_timeout_s}")
     options = options or ServeOptions()
@@ -177,18 +201,23 @@ def start_server(
             if last_try or any(options.ports.values()):
                 raise
         except CrashError:
-            # Triton 2.48 can, where one version of a model is refused while another loads (`StopBackendThread` of a half-built instance).
+            # Triton 2.48 can crash if one version of a model fails to load while another one loads (in `StopBackendThread`).
             if last_try:
                 raise
-            on_progress("Triton crashed while it started; starting it again")
+            on_progress("Triton crashed during startup; starting it again")
     raise AssertionError("the last try returns or raises")
 
 
 def stop_server(grpc_port: int | None = None, *, repository: Path | None = None, timeout_s: float = 60.0) -> ServerState:
-    """Stop a server that was started here and left running: the one on `grpc_port`, that of the folder `repository`, or the only one.
+    """Stop a detached server on this machine.
+
+    Args:
+        grpc_port: Its gRPC port; None: any.
+        repository: Its model repository; None: any.
+        timeout_s: Seconds until it must have ended.
 
     Raises:
-        StateError: there is no such server, or it did not end in ``timeout_s``.
+        StateError: No server matches, several do, or it did not end in `timeout_s`.
     """
     state = find_state(grpc_port, repository)
     state.terminate()
@@ -196,7 +225,7 @@ def stop_server(grpc_port: int | None = None, *, repository: Path | None = None,
     while state.alive:
         if time.monotonic() > deadline:
             raise StateError(
-                f"the server on gRPC port {state.grpc_port} (process {state.pid}) did not end in {timeout_s} s; see {state.log}"
+                f"the server on gRPC port {state.grpc_port} (process {state.pid}) did not end within {timeout_s} s; see {state.log}"
             )
         time.sleep(0.02)
     return state
@@ -210,7 +239,7 @@ def _start(
     timeout_s: float,
     on_progress: Callable[[str], None],
 ) -> Server:
-    from .readiness import await_ready  # numpy and urllib3, 0.3 s, which the restart of a server does not wait for
+    from .readiness import await_ready  # imports numpy and urllib3, 0.3 s that a restart must not take
 
     begin = time.monotonic()
     options = replace(options, http_port=ports["http"], grpc_port=ports["grpc"], metrics_port=ports["metrics"])
@@ -219,13 +248,13 @@ def _start(
     command = command_line(runtime, content, options, ports, options.admin_key)
     docker = runtime.name == "docker"
     if docker:
-        on_progress(f"running (not tested by us): {shlex.join(command).replace(options.admin_key, 'ADMIN-KEY')}")
+        on_progress(f"running (this command has not been tested): {shlex.join(command).replace(options.admin_key, 'ADMIN-KEY')}")
     guard = Guard(
         command,
         runtime.environment,
         log=log,
         state=state_file(ports["grpc"]),
-        grace_s=options.drain_s + 5.0,  # requests get drain_s, and the server then needs a moment to end
+        grace_s=options.drain_s + 5.0,  # running requests get drain_s, then the server needs time to end
         stop_signal=signal.SIGTERM if runtime.backend_directory is None else signal.SIGUSR1,
     )
     try:
@@ -252,21 +281,21 @@ def _start(
                 "http": [host, state.http_port],
                 "grpc": [host, state.grpc_port],
                 "child": restart.child_command(),
-                "request": restart.request(content.path, options, timeout_s),
+                "request": restart.start_request(content.path, options, timeout_s),
                 "timeout_s": timeout_s,
             }
         )
     except BaseException as error:
-        # Nobody waits for an answer of it; a container would outlive a `docker run` that is killed.
+        # There are no callers to drain. A container would outlive a killed `docker run`.
         guard.stop(at_once=not docker)
         if isinstance(error, StartError) and guard.crash_signal is not None:
-            raise CrashError(f"Triton crashed while it started ({guard.crash_signal.name}){last_lines(log)}") from error
+            raise CrashError(f"Triton crashed during startup ({guard.crash_signal.name}){last_lines(log)}") from error
         raise
     return Server(state, served, problems, time.monotonic() - begin, guard, options.profile)
 
 
 def _is_ensemble(folder: Path, profile: str | None) -> bool:
-    """Whether a model's configuration says that it is an ensemble, or means to: it may be one that cannot be read."""
+    """Return whether a configuration, which may be invalid, declares an ensemble."""
     try:
         text = read_regular(config_path(folder, profile), LARGEST_TEXT)
     except OSError:
@@ -276,7 +305,7 @@ def _is_ensemble(folder: Path, profile: str | None) -> bool:
 
 
 def _new_log(grpc_port: int) -> Path:
-    """Where Triton's output goes, after what is there; of other ports the newest logs are kept, and those of servers that run."""
+    """Return the log file for a gRPC port, and remove the oldest logs of servers that have ended."""
     folder = state_folder() / "logs"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     log = folder / f"triton-{grpc_port}.log"

@@ -49,7 +49,7 @@ std::string library_path(const Json& options) {
   const char* variable = std::getenv("ONNXRUNTIME_LIBRARY");
   if (variable != nullptr && *variable != '\0') return variable;
   fail(TRITONSERVER_ERROR_INVALID_ARG,
-       "this backend was not told where ONNX Runtime is: give --backend-config=onnxruntime,library=PATH, or set ONNXRUNTIME_LIBRARY, "
+       "the path of ONNX Runtime is not set: pass --backend-config=onnxruntime,library=PATH, or set ONNXRUNTIME_LIBRARY, "
        "to the libonnxruntime.so of the wheel onnxruntime 1.20 or later");
 }
 

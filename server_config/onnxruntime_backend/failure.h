@@ -34,7 +34,7 @@ inline void check(TRITONSERVER_Error* error) {
   throw Failure(TRITONSERVER_ErrorCode(error), TRITONSERVER_ErrorMessage(error));
 }
 
-// For calls whose failure nobody can handle any more: logs the error, if any. Takes ownership of it.
+// For calls whose failure cannot be handled any more: logs the error, if any. Takes ownership of it.
 inline void log_error(TRITONSERVER_Error* error) noexcept {
   if (error == nullptr) return;
   static RateLimit limit;  // for all models: such errors concern the server

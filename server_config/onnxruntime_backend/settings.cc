@@ -120,7 +120,7 @@ ModelSettings settings_from_config(const Json& config, const ThreadCounts& defau
   read_parameter(config, "session.inter_op.allow_spinning",
                  [&](const auto& text, const auto& what) { settings.inter_spinning = switch_from_text(text, what, "no or yes"); });
   read_parameter(config, "max_joined_rows", [&](const auto& text, const auto& what) {
-    settings.max_joined_rows = count_from_text(text, what, 1, "each request runs alone", kMostJoinedRows);
+    settings.max_joined_rows = count_from_text(text, what, 1, "requests are not joined", kMostJoinedRows);
   });
   return settings;
 }

@@ -22,7 +22,7 @@ struct ModelSettings {
   bool inter_spinning = false;
   ExecutionMode mode = ORT_SEQUENTIAL;
   GraphOptimizationLevel level = ORT_ENABLE_ALL;
-  // Requests are joined into one run while it has no more rows than this; a larger request runs alone.
+  // Requests are joined into one run while it has no more rows than this; a larger request is not joined.
   // Larger joins cost more time per image and much more memory. ResNet-18 of width 16 at 3x32x32, five members, 8 callers with batch 16,
   // two cores: 4.55 ms of processor time per image and 121 MB with 16 rows, 4.84 ms and 240 MB with up to 64 rows.
   int64_t max_joined_rows = 16;

@@ -35,7 +35,7 @@ def is_public(module: str, name: str) -> bool:
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_a_benchmark_imports_public_names_alone(path: Path) -> None:
+def test_a_benchmark_imports_only_public_names(path: Path) -> None:
     private = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):

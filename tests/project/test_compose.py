@@ -107,7 +107,7 @@ def test_image_ports_models_and_gpus_are_those_of_the_code(services: dict[str, d
     assert ("--gpus=all" in docker) == ("deploy" in service) == (name == "triton-gpu")
 
 
-def test_both_images_are_of_one_month_that_is_recent_enough_and_said_in_one_variable(services: dict[str, dict[str, Any]]) -> None:
+def test_both_images_are_of_one_recent_month_set_by_one_variable(services: dict[str, dict[str, Any]]) -> None:
     month = re.fullmatch(r"(\d\d)\.(\d\d)", NGC_TAG)
     assert month is not None
     assert (int(month[1]), int(month[2])) >= (26, 7)
@@ -164,7 +164,7 @@ def commands(service: dict[str, Any]) -> list[list[str]]:
 
 
 def built_with(service: dict[str, Any], models: Path, compare: str) -> tuple[list[str], str]:
-    """The words of `build-engine` when the builder's script runs on `models`, and what it says; `defensemble` itself is stood in for."""
+    """The words of `build-engine` when the builder's script runs on `models`, and its output; `defensemble` itself is stood in for."""
     programs = models.parent / "bin"
     programs.mkdir(exist_ok=True)
     (programs / "defensemble").write_text('#!/bin/sh\necho "$@"\n')
@@ -187,32 +187,30 @@ def test_the_builder_s_calls_are_ones_that_the_command_line_takes(services: dict
     assert services["engines"]["environment"] == {"ENGINES_COMPARE": ""}
 
 
-def test_the_builder_compares_plans_wherever_there_are_images_and_says_so_where_it_does_not(
-    services: dict[str, dict[str, Any]], tmp_path: Path
-) -> None:
+def test_the_builder_compares_plans_if_there_are_images_and_reports_if_not(services: dict[str, dict[str, Any]], tmp_path: Path) -> None:
     models = tmp_path / "models"
     models.mkdir()
     images = models / "images.npy"
-    told = re.search(r"ENGINES_COMPARE +.*Empty: --images (\S+) .*\n?.*else (--\S+),", COMPOSE.read_text())
-    assert told is not None
-    assert told.groups() == ("/models/images.npy", "--no-compare")
-    words, said = built_with(services["engines"], models, "")
+    documented = re.search(r"ENGINES_COMPARE +.*Empty: --images (\S+) .*\n?.*else (--\S+),", COMPOSE.read_text())
+    assert documented is not None
+    assert documented.groups() == ("/models/images.npy", "--no-compare")
+    words, output = built_with(services["engines"], models, "")
     assert words[-1] == "--no-compare"
-    assert_facts(said, f"NOT | {images}")
+    assert_facts(output, f"NOT | {images}")
     images.touch()
-    words, said = built_with(services["engines"], models, "")
-    assert (words[-2:], said) == (["--images", str(images)], "")
+    words, output = built_with(services["engines"], models, "")
+    assert (words[-2:], output) == (["--images", str(images)], "")
     assert context_of(*words).params["images_file"] == images
     for given in ("--no-compare", "--images /somewhere/x.npy"):
-        words, said = built_with(services["engines"], models, given)
-        assert (words[-len(given.split()) :], said) == (given.split(), "")
+        words, output = built_with(services["engines"], models, given)
+        assert (words[-len(given.split()) :], output) == (given.split(), "")
         assert words.count("--images") == given.count("--images")
 
 
-def test_what_a_missing_tensorrt_is_mended_with_is_there(services: dict[str, dict[str, Any]]) -> None:
-    with pytest.raises(EngineError) as told:
+def test_the_fix_for_a_missing_tensorrt_exists(services: dict[str, dict[str, Any]]) -> None:
+    with pytest.raises(EngineError) as caught:
         _without_tensorrt()
-    words = re.search(r"docker compose --profile (\S+) run --rm (\S+) \((\S+)\)", str(told.value))
+    words = re.search(r"docker compose --profile (\S+) run --rm (\S+) \((\S+)\)", str(caught.value))
     assert words is not None
     assert services[words[2]]["profiles"] == [words[1]]
     assert words[3] == TENSORRT_CONTAINER
@@ -250,8 +248,8 @@ def test_the_variables_that_the_file_explains_are_those_that_it_reads() -> None:
     head = text[: text.index("\nx-triton:")]
     read = set(re.findall(r"\$\{(\w+)", text))
     assert read == {name for name in re.findall(r"[A-Z]+_[A-Z_]+", head) if name != "NOT"}
-    (named,) = re.findall(r"TRITON_PROFILE +of the GPU service: (.*?) \(", head)
-    assert set(named.replace(", or", ",").split(", ")) == set(PROFILES) - {"cpu"}
+    (named,) = re.findall(r"TRITON_PROFILE +profile of the GPU service: (.*?) \(", head)
+    assert set(re.split(", | or ", named)) == set(PROFILES) - {"cpu"}
     assert "NOT been run" in head
 
 

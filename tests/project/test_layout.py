@@ -220,7 +220,7 @@ def test_the_client_imports_no_machine_learning_and_its_siblings_only_where_a_ve
 
 
 def test_the_client_imports_tritonclient_only_in_the_transport_that_uses_it() -> None:
-    # 0.5 s, which a caller over HTTP does not pay; the schema of model configurations lies in it too.
+    # 0.5 s, which a caller over HTTP does not pay; it also contains the schema of model configurations.
     at_once = {one.file for one in imports_of("defensemble") if one.top in ("tritonclient", "grpc") and one.when == "module"}
     assert at_once == {"_transport/grpc_transport.py"}
 
@@ -239,7 +239,7 @@ def test_the_guard_is_run_without_site_packages() -> None:
     assert names <= sys.stdlib_module_names
 
 
-def test_the_modules_of_the_commands_import_click_and_names_alone_at_their_top() -> None:
+def test_modules_of_commands_import_only_click_and_names_at_their_top() -> None:
     at_once = [one for one in imports_of("defensemble") if one.file.startswith(("cli/__init__", "cli/commands/")) and one.when == "module"]
     assert len({one.file for one in at_once}) == len(cli.commands) + 1
     foreign = {one.top for one in at_once} - sys.stdlib_module_names - {"click"}
@@ -305,7 +305,7 @@ def test_every_example_is_a_call_that_its_command_takes() -> None:
 def test_make_help_lists_the_targets_and_how_tests_are_chosen() -> None:
     done = subprocess.run(["make", "--silent", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
     lines = [re.fullmatch(r"  make (\w+)((?: \S+)?)  +(\S.*)", line) for line in done.stdout.splitlines()]
-    assert None not in lines, "every line names a target and says what it does"
+    assert None not in lines, "every line names a target and describes it"
     targets = [line[1] for line in lines if line is not None and not line[2]]
     assert targets == "help install check test lint types demo serve bench zoo clean".split()
     with_variables = [line[1] + line[2] for line in lines if line is not None and line[2]]
@@ -392,11 +392,11 @@ def _lines(path: Path) -> list[str]:
     return path.read_bytes().decode(errors="replace").splitlines()
 
 
-def test_no_file_names_a_folder_of_somebody_s_machine(files: list[Path]) -> None:
-    told = []
+def test_no_file_names_a_folder_of_a_private_machine(files: list[Path]) -> None:
+    found = []
     for path in files:
         for number, line in enumerate(path.read_bytes().decode(errors="replace").splitlines(), 1):
             # In two halves, or this line would be found.
             if re.search("/" + r"(work|root|home/\w+|Users/\w+)/", line):
-                told.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()[:120]}")
-    assert told == []
+                found.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()[:120]}")
+    assert found == []

@@ -123,7 +123,7 @@ def test_the_kind_that_is_installed_is_what_later_targets_use(project: Project, 
         assert "--clear" not in recipe
 
 
-def test_another_kind_starts_afresh(project: Project) -> None:
+def test_another_kind_creates_a_new_environment(project: Project) -> None:
     for option in ("GPU=1", "GPU=0", "GPU=1"):
         assert project.make("install", option, CXX="c++")[0] == "-m venv --clear .venv"
         stamps = [path.name for path in (project.folder / ".venv").glob(".installed*")]
@@ -131,7 +131,7 @@ def test_another_kind_starts_afresh(project: Project) -> None:
         assert project.make("install", option, CXX="c++") == []
 
 
-def test_an_installation_that_broke_off_starts_afresh(project: Project) -> None:
+def test_an_interrupted_installation_creates_a_new_environment(project: Project) -> None:
     project.make("install", "GPU=1", CXX="c++")
     (project.folder / ".venv/.installed-gpu").unlink()
     assert project.make("install", CXX="c++")[0] == "-m venv --clear .venv"

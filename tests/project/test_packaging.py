@@ -144,7 +144,7 @@ def resolutions(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Iterat
 
 
 def pins(version: str) -> dict[str, str]:
-    """What constraints.txt says for a version of Python."""
+    """The content of constraints.txt for a version of Python."""
     found: dict[str, str] = {}
     for line in (ROOT / "constraints.txt").read_text().splitlines():
         if not line or line.startswith("#"):
@@ -158,7 +158,7 @@ def pins(version: str) -> dict[str, str]:
     return found
 
 
-def test_constraints_speak_of_python_versions_alone() -> None:
+def test_constraints_only_depend_on_python_versions() -> None:
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if ";" in line]
     markers = [Marker(line.partition(";")[2]) for line in lines]
     assert markers

@@ -40,7 +40,7 @@ def test_a_kill_at_any_rename_leaves_what_can_be_served(tmp_path: Path, parent: 
         for profile in (None, "gpu"):
             found = read_repository(repository, profile=profile)
             assert found.problems == {}, f"killed at rename {number}"
-            assert found.models["ensemble"].votes == (before if status else after)
+            assert found.models["ensemble"].members == (before if status else after)
             for model in found.models.values():
                 undigested = [version for version in model.versions if model.parameter(f"sha256.{version}") is None]
                 assert model.is_ensemble or undigested == [], f"killed at rename {number}: {model.name} serves files that nothing checks"
@@ -50,7 +50,7 @@ def test_a_kill_at_any_rename_leaves_what_can_be_served(tmp_path: Path, parent: 
         assert os.listdir(repository.parent) == ["repository"]
         write_plan(repository, repository_plan(repository, members, replace=True))
         assert read_repository(repository).problems == {}
-        assert [name for name, _ in read_repository(repository).models["ensemble"].votes] == ["alpha", "beta", "gamma"]
+        assert [name for name, _ in read_repository(repository).models["ensemble"].members] == ["alpha", "beta", "gamma"]
 
 
 def test_only_what_a_killed_export_has_left_is_removed(tmp_path: Path) -> None:

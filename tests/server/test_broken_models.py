@@ -1,4 +1,4 @@
-"""Models that cannot be served: named with what is wrong and how to mend it, while the others serve."""
+"""Models that cannot be served: reported with what is wrong and how to fix it, while the others serve."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_member_that_triton_refuses_is_the_reason_of_its_ensemble(repository: 
         assert_facts(server.problems["ensemble"], f"'beta' | {server.problems['beta']}")
 
 
-def test_what_only_the_log_of_triton_says_is_the_reason(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reason_that_is_only_in_tritons_log_is_reported(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # As where a rule is missing: judged for a container, which may have this agent.
     monkeypatch.setattr("defensemble_server.process.launch.target_of", lambda name: DOCKER)
     tiny.write_repository(repository, {"gamma": 3}, ensemble=None)
@@ -87,7 +87,7 @@ def test_a_member_that_answers_no_numbers_is_the_reason_of_its_ensemble(reposito
         assert_facts(server.problems["ensemble"], f"'beta' | {server.problems['beta']}")
 
 
-def test_an_average_that_answers_otherwise_than_its_configuration_says_is_not_served(repository: Path) -> None:
+def test_an_average_that_differs_from_its_configuration_is_not_served(repository: Path) -> None:
     from defensemble_export import average_onnx
     from defensemble_repository.ensemble import Ensemble, Member
 

@@ -47,7 +47,7 @@ def test_editing_over_grpc_needs_the_admin_key_under_the_name_that_triton_wants_
         assert client.get_model_config("alpha").config.max_batch_size == 8
 
 
-def test_it_listens_on_its_three_ports_alone(triton: Server) -> None:
+def test_it_listens_only_on_its_three_ports(triton: Server) -> None:
     # SageMaker's and Vertex AI's front ends would have ports of their own.
     assert listening_ports(triton.triton_pid) == {triton.state.http_port, triton.state.grpc_port, triton.state.metrics_port}
 

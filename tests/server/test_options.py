@@ -65,7 +65,7 @@ def test_the_docker_command_line_publishes_on_loopback_and_mounts_read_only() ->
     assert not [flag for flag in inside if flag.startswith("--backend-directory") or "drain_seconds" in flag], "NVIDIA's own backends"
 
 
-def test_a_host_name_becomes_an_address_and_an_unknown_one_is_told() -> None:
+def test_a_host_name_becomes_an_address_and_an_unknown_one_is_an_error() -> None:
     assert address_from_host("localhost") in ("127.0.0.1", "::1")
     assert [address_from_host(host) for host in ("127.0.0.2", "::1", "::", "0.0.0.0")] == ["127.0.0.2", "::1", "::", "0.0.0.0"]
     for host in ("no-such-host.invalid", "", "a" * 300):
@@ -86,7 +86,7 @@ def test_ipv6_addresses_are_written_as_each_of_tritons_servers_wants_them() -> N
         ({"http_port": 9000, "grpc_port": 9000}, "differ"),
         ({"runtime": "podman"}, "embedded, path, docker | 'podman'"),
         ({"drain_s": -1}, "0 or more | -1"),
-        ({"profile": "../x"}, "profile's name"),
+        ({"profile": "../x"}, "profile name"),
     ],
 )
 def test_options_that_are_refused(options: dict[str, object], text: str) -> None:

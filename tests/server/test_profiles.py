@@ -29,7 +29,7 @@ from tests.support.facts import assert_each, assert_facts, raises
 
 
 def write_plans(repository: Path, version: int = 1, names: tuple[str, ...] = ("alpha", "beta"), **changed: object) -> None:
-    """Plans that nobody built, with manifests as `build-engine` writes them."""
+    """Fake plans, with manifests as `build-engine` writes them."""
     for name in names:
         place = repository / name / str(version)
         plan = f"plan of {name} {version}".encode()
@@ -93,16 +93,16 @@ def test_what_a_killed_edit_of_a_mount_leaves_inside_a_model_is_no_version(repos
 
 
 @pytest.mark.parametrize("profile", ["cpu", "mine"])
-def test_a_profile_that_no_model_has_is_told_with_those_that_there_are(repository: Path, profile: str) -> None:
+def test_a_profile_that_no_model_has_is_an_error_that_lists_the_profiles(repository: Path, profile: str) -> None:
     write_profile(repository, "gpu")
-    mend = {
+    fixes = {
         "cpu": f"gpu | `defensemble profile write cpu {repository}`",
         "mine": f"gpu | `defensemble profile write NAME {repository}` | cpu, gpu, gpu-ort-tensorrt, gpu-tensorrt",
     }
     with pytest.raises(NotServableError) as refused, serve(repository, replace(FREE, profile=profile)):
         pass
     assert_facts(str(refused.value), f"{repository} | '{profile}'")
-    assert_facts(str(refused.value), mend[profile])
+    assert_facts(str(refused.value), fixes[profile])
 
 
 @pytest.mark.parametrize("profile", ["gpu", "gpu-ort-tensorrt", "gpu-tensorrt", "mine"])
@@ -125,23 +125,23 @@ def test_a_network_that_came_later_is_not_served_otherwise_in_silence(repository
     check_profile(repository, "cpu", only_cpus=True)
 
 
-def test_a_profile_of_somebody_s_own_may_be_of_some_models_and_the_others_are_named(repository: Path) -> None:
+def test_a_custom_profile_may_cover_some_models_and_the_others_are_reported(repository: Path) -> None:
     write_profile(repository, "cpu")
     (repository / "alpha/configs/cpu.pbtxt").rename(repository / "alpha/configs/mine.pbtxt")
     assert profiles_of(repository) == {"mine": ["alpha"], "cpu": ["beta"]}
-    told: list[str] = []
-    with serve(repository, replace(FREE, profile="mine"), on_progress=told.append) as server:
+    messages: list[str] = []
+    with serve(repository, replace(FREE, profile="mine"), on_progress=messages.append) as server:
         assert server.problems == {}
-    assert_facts("\n".join(told), "beta | configs/mine.pbtxt | config.pbtxt")
+    assert_facts("\n".join(messages), "beta | configs/mine.pbtxt | config.pbtxt")
 
 
-def test_a_contract_that_was_edited_in_one_place_alone_is_told(repository: Path) -> None:
+def test_a_contract_that_was_edited_in_one_file_only_is_reported(repository: Path) -> None:
     write_profile(repository, "cpu")
     path = repository / "alpha/config.pbtxt"
     path.write_text(path.read_text().replace("max_batch_size: 8", "max_batch_size: 4"))
-    told: list[str] = []
-    check_profile(repository, "cpu", only_cpus=True, on_progress=told.append)
-    (text,) = told
+    messages: list[str] = []
+    check_profile(repository, "cpu", only_cpus=True, on_progress=messages.append)
+    (text,) = messages
     assert_facts(text, "alpha | configs/cpu.pbtxt | config.pbtxt | max_batch_size")
 
 
@@ -163,20 +163,20 @@ def test_a_plan_that_is_not_there_or_not_the_one_of_the_profile(repository: Path
     if case == "no plan":
         (repository / "beta/1/model.plan").unlink()
         build = f"`defensemble build-engine {repository} --model beta --version 1`"
-        told = f"beta | version 1 | no plan | {repository}/beta/1/model.plan | {build} | {write}"
+        facts = f"beta | version 1 | no plan | {repository}/beta/1/model.plan | {build} | {write}"
     elif case == "another plan":
         write_plans(repository, names=("alpha",))
         (repository / "alpha/1/model.plan").write_bytes(b"built again")
-        told = f"alpha | version 1 | {repository}/alpha/1/model.plan | {write}"
+        facts = f"alpha | version 1 | {repository}/alpha/1/model.plan | {write}"
     else:
         tiny.write_second_version(repository, "alpha", 7)
-        told = f"alpha | version 2 | no plan | {repository}/alpha/2/model.plan"
+        facts = f"alpha | version 2 | no plan | {repository}/alpha/2/model.plan"
         if case == "a new version with a plan":
             write_plans(repository, 2, ("alpha",))
-            told = f"alpha | version 2 | {write}"
+            facts = f"alpha | version 2 | {write}"
     with pytest.raises(NotServableError) as refused:
         check_profile(repository, "gpu-tensorrt", only_cpus=False)
-    assert_facts(str(refused.value), told)
+    assert_facts(str(refused.value), facts)
     write_plans(repository)
     if case.startswith("a new version"):
         write_plans(repository, 2, ("alpha",))
@@ -201,26 +201,26 @@ def test_an_engine_cache_of_another_version_is_refused(repository: Path) -> None
     check_profile(repository, "gpu-ort-tensorrt", only_cpus=False)
 
 
-def fit(repository: Path, runtime: Runtime, profile: str = "gpu-tensorrt", *, told: list[str] | None = None) -> list[str]:
+def fit(repository: Path, runtime: Runtime, profile: str = "gpu-tensorrt", *, messages: list[str] | None = None) -> list[str]:
     found = read_repository(repository, profile=profile)
-    checked = check_gpu(found, runtime, strict=True, on_progress=(told if told is not None else []).append)
+    checked = check_gpu(found, runtime, strict=True, on_progress=(messages if messages is not None else []).append)
     return list(checked.models)
 
 
 def test_plans_that_fit_the_image_and_the_gpu_are_served(repository: Path, tmp_path: Path) -> None:
     write_plans(repository)
     write_profile(repository, "gpu-tensorrt")
-    told: list[str] = []
+    messages: list[str] = []
     folder = programs(tmp_path / "bin")
     hidden = docker(folder, CUDA_VISIBLE_DEVICES="")  # from a program here, not from a container
-    assert {"alpha", "beta", "ensemble"} <= set(fit(repository, hidden, told=told))
+    assert {"alpha", "beta", "ensemble"} <= set(fit(repository, hidden, messages=messages))
     words = f"docker run --rm --gpus=all --entrypoint=python3 {CONTAINER}"
-    assert_each(told, f"TensorRT | {folder}/{words}")
+    assert_each(messages, f"TensorRT | {folder}/{words}")
     assert f"{words} -c " in (folder / "calls").read_text()
 
 
 @pytest.mark.parametrize(
-    ("case", "told"),
+    ("case", "facts"),
     [
         (
             "TensorRT",
@@ -233,7 +233,7 @@ def test_plans_that_fit_the_image_and_the_gpu_are_served(repository: Path, tmp_p
         ("batch", "max_batch_size is 8, the plan takes at most 4 images"),
     ],
 )
-def test_plans_that_do_not_fit(repository: Path, tmp_path: Path, case: str, told: str) -> None:
+def test_plans_that_do_not_fit(repository: Path, tmp_path: Path, case: str, facts: str) -> None:
     largest = 4 if case == "batch" else 8
     write_plans(repository, profile={"min": [1, 1, 4, 4], "opt": [largest, 1, 4, 4], "max": [largest, 1, 4, 4]})
     write_profile(repository, "gpu-tensorrt")
@@ -250,10 +250,10 @@ def test_plans_that_do_not_fit(repository: Path, tmp_path: Path, case: str, told
     with pytest.raises(NotServableError) as refused:
         fit(repository, docker(folder))
     assert_facts(str(refused.value), "alpha | version 1")
-    assert_facts(str(refused.value), told)
+    assert_facts(str(refused.value), facts)
 
 
-def test_an_image_that_cannot_be_asked_is_told_with_the_command_that_fetches_it(repository: Path, tmp_path: Path) -> None:
+def test_an_image_that_is_missing_is_reported_with_the_command_that_pulls_it(repository: Path, tmp_path: Path) -> None:
     write_plans(repository)
     write_profile(repository, "gpu-tensorrt")
     folder = programs(tmp_path / "bin")
@@ -273,13 +273,13 @@ def test_a_plan_without_a_profile_is_a_problem_of_its_model_and_its_ensemble(rep
     assert {"alpha", "ensemble"} & set(found.models) == set()
 
 
-def test_of_an_engine_elsewhere_nothing_is_known_and_that_is_said(repository: Path, tmp_path: Path) -> None:
+def test_a_docker_engine_on_another_machine_is_reported_as_unchecked(repository: Path, tmp_path: Path) -> None:
     write_plans(repository)
     write_profile(repository, "gpu-tensorrt")
-    told: list[str] = []
+    messages: list[str] = []
     folder = programs(tmp_path / "bin", gpu=None)
-    assert "alpha" in fit(repository, docker(folder, DOCKER_HOST="ssh://gpu-box"), told=told)
-    assert_each(told, "ssh://gpu-box | not known | log")
+    assert "alpha" in fit(repository, docker(folder, DOCKER_HOST="ssh://gpu-box"), messages=messages)
+    assert_each(messages, "ssh://gpu-box | GPU | log")
     assert not (folder / "calls").exists()
 
 
@@ -313,13 +313,13 @@ def test_the_command_fails_before_triton_starts_and_leaves_nothing(
     folder = programs(tmp_path / "bin", gpu=None)
     before, states = tiny.content(repository), tiny.content(own_state_folder)
     done = run_serve(repository, folder, "--runtime", runtime, "--profile", "gpu-tensorrt")
-    told = {
+    facts = {
         "no profile": "'gpu-tensorrt'",
         "no plan": "beta | version 1 | no plan",
         "no GPU": "alpha | version 1 | TensorRT 10.13.3.9 | NVIDIA H100 80GB HBM3",
     }
     assert done.returncode == 1
-    assert_facts(done.stderr, "embedded runtime" if runtime == "embedded" else told[case])
+    assert_facts(done.stderr, "embedded runtime" if runtime == "embedded" else facts[case])
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     calls = (folder / "calls").read_text() if (folder / "calls").exists() else ""
@@ -332,7 +332,7 @@ def test_a_container_is_given_the_gpus_and_a_place_for_its_engines(repository: P
     folder = programs(tmp_path / "bin")
     done = run_serve(repository, folder, "--runtime", "docker", "--profile", "gpu-ort-tensorrt")
     assert done.returncode == 1
-    assert "Triton ended while it started" in done.stderr, "this `docker` starts nothing"
+    assert "Triton ended during startup" in done.stderr, "this `docker` starts nothing"
     (call,) = [line for line in (folder / "calls").read_text().splitlines() if line.startswith("docker run")]
     words = call.split()
     assert "--gpus=all" in words

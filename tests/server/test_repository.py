@@ -29,10 +29,10 @@ def test_without_an_ensemble_a_model_takes_all_cores(tmp_path: Path) -> None:
     assert read_repository(tmp_path / "r").threads_per_member(16) == 16
 
 
-def test_votes_and_averaging_are_read_from_the_configurations(tmp_path: Path) -> None:
+def test_members_and_averaging_are_read_from_the_configurations(tmp_path: Path) -> None:
     repository = read_repository(tiny.write_repository(tmp_path / "r", weight={"beta": 3.0}, average="logits"))
     (ensemble,) = repository.ensembles
-    assert ensemble.votes == [("alpha", 1), ("beta", 1)]
+    assert ensemble.members == [("alpha", 1), ("beta", 1)]
     assert averaging_of(ensemble.config, repository.configs) == ("logits", [1.0, 3.0])
     assert repository.models["alpha"].is_classifier
     assert not ensemble.is_classifier
@@ -65,7 +65,7 @@ def edited(repository: Path, name: str, old: str, new: str) -> None:
         ("max_batch_size: 8", "max_batch_size: eight", "max_batch_size"),
     ],
 )
-def test_hand_edits_that_cannot_be_served_are_told(tmp_path: Path, old: str, new: str, text: str) -> None:
+def test_hand_edits_that_cannot_be_served_are_reported(tmp_path: Path, old: str, new: str, text: str) -> None:
     folder = tiny.write_repository(tmp_path / "r")
     edited(folder, "alpha", old, new)
     repository = read_repository(folder, target=EMBEDDED)
@@ -87,13 +87,13 @@ def test_a_pinned_version_that_is_not_there(tmp_path: Path) -> None:
     assert_facts(problems["ensemble"], "step 1 | alpha | model_version: 1 | 2")
 
 
-def test_a_missing_model_file_is_told(tmp_path: Path) -> None:
+def test_a_missing_model_file_is_reported(tmp_path: Path) -> None:
     folder = tiny.write_repository(tmp_path / "r")
     (folder / "alpha/1/model.onnx").unlink()
     assert_facts(read_repository(folder).problems["alpha"], f"{folder}/alpha/1/model.onnx: | version 1 | model file")
 
 
-def test_a_damaged_newer_version_is_named_with_its_remedy_and_the_ensemble_of_the_older_tells_it(tmp_path: Path) -> None:
+def test_a_damaged_newer_version_is_reported_with_its_fix_and_in_the_ensemble(tmp_path: Path) -> None:
     folder = tiny.write_repository(tmp_path / "r")
     tiny.write_second_version(folder, "alpha", 7)
     (folder / "alpha/2/model.onnx").write_bytes(b"damaged")
@@ -171,7 +171,7 @@ def test_an_average_by_hand_that_is_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["my model", "*", "a?b", ".git", "a\nb"])
-def test_folders_that_triton_would_misread_are_told(tmp_path: Path, name: str) -> None:
+def test_folders_that_triton_would_misread_are_reported(tmp_path: Path, name: str) -> None:
     folder = tiny.write_repository(tmp_path / "r")
     (folder / "alpha").rename(folder / name)
     assert "rename it" in read_repository(folder).problems[name]
@@ -200,13 +200,13 @@ def test_a_fused_graph_is_known_by_what_it_takes_and_gives_and_by_its_parameters
     assert not model.is_classifier
     assert [name for name, other in repository.models.items() if other.is_fused] == ["fused"], "and no averaging model, nor a member"
     assert fused_averaging(model.name, model.config) == ("probabilities", [1.0, 3.0], [("alpha", 1), ("beta", 1)])
-    assert repository.threads_per_member(4) == 2, "it stands alone, and takes nothing of the members' share"
+    assert repository.threads_per_member(4) == 2, "it runs by itself and takes no threads from the members"
     del model.config.parameters[key]
     assert not model.is_fused
 
 
 @pytest.mark.parametrize("key", ["weights", "members", "member_digests"])
-def test_parameters_nested_without_end_are_told(tmp_path: Path, key: str) -> None:
+def test_endlessly_nested_parameters_are_reported(tmp_path: Path, key: str) -> None:
     folder = tiny.write_repository(tmp_path / "repository")
     fuse_repository(folder, "ensemble", "fused")
     path = folder / "fused/config.pbtxt"
@@ -218,7 +218,7 @@ def test_parameters_nested_without_end_are_told(tmp_path: Path, key: str) -> Non
     assert "ensemble" in found.models
 
 
-def test_a_wrong_digest_in_a_profile_is_told_of_the_profile(tmp_path: Path) -> None:
+def test_a_wrong_digest_in_a_profile_is_reported_for_the_profile(tmp_path: Path) -> None:
     folder = tiny.write_repository(tmp_path / "repository")
     write_profile(folder, "cpu")
     path = folder / "alpha/configs/cpu.pbtxt"

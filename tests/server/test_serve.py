@@ -42,10 +42,10 @@ def test_ensemble_equals_numpy_mean_of_members(tmp_path: Path, average: str) -> 
     folder = tiny.write_repository(tmp_path / "r", {"a": 1, "b": 2, "c": 3}, average=average, weight={"b": 2.5})
     share = np.array([1, 2.5, 1]) / 4.5
     images = tiny.images(7)
-    votes = np.stack([tiny.logits(seed, images) for seed in (1, 2, 3)])
-    members = tiny.softmax(votes)
+    member_logits = np.stack([tiny.logits(seed, images) for seed in (1, 2, 3)])
+    members = tiny.softmax(member_logits)
     mixture = np.tensordot(share, members, 1)
-    expected = mixture if average == "probabilities" else tiny.softmax(np.tensordot(share, votes, 1))
+    expected = mixture if average == "probabilities" else tiny.softmax(np.tensordot(share, member_logits, 1))
 
     def entropy(p: tiny.Array) -> tiny.Array:
         value: tiny.Array = -(p * np.log(p)).sum(-1)
@@ -130,14 +130,14 @@ def test_a_state_file_by_another_hand_never_leads_to_a_signal(pid: object, own_s
 
 
 @pytest.mark.parametrize(
-    ("libc", "told"),
+    ("libc", "facts"),
     [(("glibc", "2.31"), "glibc 2.35 | 2.31"), (("", ""), "glibc | C library")],
 )
 def test_a_platform_that_triton_does_not_run_on_ends_the_start(
-    repository: Path, monkeypatch: pytest.MonkeyPatch, libc: tuple[str, str], told: str
+    repository: Path, monkeypatch: pytest.MonkeyPatch, libc: tuple[str, str], facts: str
 ) -> None:
     monkeypatch.setattr(platform, "libc_ver", lambda: libc)
-    with raises(RuntimeMissingError, told), serve(repository, FREE):
+    with raises(RuntimeMissingError, facts), serve(repository, FREE):
         pytest.fail("it must not start")
 
 
@@ -161,7 +161,7 @@ def test_a_profile_takes_its_own_configuration_where_a_model_has_one(repository:
         assert urllib3.request("GET", f"{server.http_url}/v2/models/beta/config").json()["max_batch_size"] == 8
 
 
-def test_two_versions_stay_loaded_and_the_pinned_one_votes(repository: Path) -> None:
+def test_two_versions_stay_loaded_and_the_pinned_one_is_a_member(repository: Path) -> None:
     tiny.write_second_version(repository, "alpha", 7)
     images = tiny.images(3)
     expected = (tiny.softmax(tiny.logits(1, images)) + tiny.softmax(tiny.logits(2, images))) / 2
@@ -187,15 +187,15 @@ def test_a_copied_repository_serves_as_well(repository: Path, tmp_path: Path) ->
         assert server.problems == {}
 
 
-def test_an_edit_that_was_cut_short_is_told_of(tmp_path: Path) -> None:
+def test_an_interrupted_edit_is_reported(tmp_path: Path) -> None:
     folder = tiny.write_repository(tmp_path / "r", {"a": 1})
-    told: list[str] = []
-    with serve(folder, FREE, on_progress=told.append):
-        assert [line for line in told if "pending-edit.json" in line] == []
+    messages: list[str] = []
+    with serve(folder, FREE, on_progress=messages.append):
+        assert [line for line in messages if "pending-edit.json" in line] == []
     (folder / "pending-edit.json").write_text("{}")
-    with serve(folder, FREE, on_progress=told.append) as server:
+    with serve(folder, FREE, on_progress=messages.append) as server:
         assert "ensemble" in server.models, "the folder holds a whole state: it is served"
-    (line,) = [line for line in told if "pending-edit.json" in line]
+    (line,) = [line for line in messages if "pending-edit.json" in line]
     assert "`defensemble ensemble show`" in line
 
 
@@ -204,13 +204,13 @@ def test_averages_that_no_ensemble_uses_are_not_loaded(tmp_path: Path) -> None:
 
     folder = tiny.write_repository(tmp_path / "r", {"a": 1, "b": 2})
     Ensembles(folder).weight("ensemble", {"a": 3.0})
-    told: list[str] = []
-    with serve(folder, FREE, on_progress=told.append) as server:
+    messages: list[str] = []
+    with serve(folder, FREE, on_progress=messages.append) as server:
         averaging = [name for name in server.models if AVERAGING_NAME.fullmatch(name)]
         assert len(averaging) == 1
         assert server.problems == {}
     assert len(list(folder.glob("average_*"))) == 2
-    (line,) = [line for line in told if "not loaded: 1 averaging model " in line]
+    (line,) = [line for line in messages if "not loaded: 1 averaging model " in line]
     assert "`defensemble ensemble prune`" in line
 
 
@@ -221,14 +221,15 @@ def _crash_first(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
 
 def test_triton_that_crashes_while_it_starts_is_started_again(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _crash_first(monkeypatch, 2)
-    said: list[str] = []
-    with serve(repository, FREE, on_progress=said.append) as server:
+    messages: list[str] = []
+    with serve(repository, FREE, on_progress=messages.append) as server:
         assert np.isfinite(ask(server, "ensemble", tiny.images(1), "probabilities")).all()
-    assert sum("crashed" in line for line in said) == 2
+    assert sum("crashed" in line for line in messages) == 2
 
 
 def test_triton_that_crashes_at_each_start_is_an_error_with_the_signal(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _crash_first(monkeypatch, 10**6)
+    others = read_states()
     with raises(CrashError, "SIGSEGV"), serve(repository, FREE):
         pass
-    assert not read_states()
+    assert read_states() == others

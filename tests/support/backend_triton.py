@@ -101,7 +101,7 @@ class Triton:
             *(f"--backend-config=onnxruntime,{key}={value}" for key, value in backend_config.items()),
         ]
         inherited = {key: value for key, value in os.environ.items() if key not in ("ONNXRUNTIME_LIBRARY", "LD_PRELOAD")}
-        # The supervisor gets none of this environment: what is preloaded is the server's affair alone.
+        # The supervisor does not get this environment: preloading is only for the server.
         given = {"LD_LIBRARY_PATH": str(libraries), **(environment or {})}
         supervisor = [sys.executable, "-c", _SUPERVISOR, "/usr/bin/env", *(f"{key}={value}" for key, value in given.items())]
         with self.log_path.open("wb") as log:

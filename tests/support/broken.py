@@ -39,7 +39,7 @@ def untrained_checkpoint(path: Path, mask_seed: int = 0) -> Path:
 
 
 def broken_checkpoint(kind: str, path: Path) -> Path:
-    """A file that is no whole checkpoint, in the way that `kind` says."""
+    """A file that is not a complete checkpoint, damaged as `kind` names."""
     from safetensors import safe_open
     from safetensors.numpy import save_file
 

@@ -46,7 +46,7 @@ def gone_within(repository: Path, seconds: float) -> bool:
 
 
 def listening_sockets(*ports: int) -> set[str]:
-    """The kernel's numbers of the sockets that listen on any of these TCP ports: no other socket has them, whoever takes the port next."""
+    """Return the inode numbers of the sockets that listen on any of these TCP ports; another process on the same port has others."""
     return {number for number, port in _listening("self").items() if port in ports}
 
 
@@ -61,7 +61,7 @@ def closed_within(sockets: set[str], seconds: float) -> bool:
 
 
 def listening_ports(pid: int) -> set[int]:
-    """All TCP ports that a process listens on, as the kernel tells it."""
+    """All TCP ports that a process listens on, as the kernel lists them."""
     sockets = set()
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):  # closed since the folder was listed
@@ -76,7 +76,7 @@ def _listening(pid: int | str) -> dict[str, int]:
 
 
 def without_digest(repository: Path, name: str, version: int = 1) -> Path:
-    """Take a version's digest out of a member's configuration, as for a model of somebody else's; returns its model file."""
+    """Take a version's digest out of a member's configuration, as for a foreign model; returns its model file."""
     from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 
     path = repository / name / "config.pbtxt"

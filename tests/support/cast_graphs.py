@@ -26,7 +26,7 @@ class _CastWriter(_Writer):
         return self.constant(np.array(value, dtype))
 
     def sum_of(self, value: str, other: str) -> str:
-        """`value` and something small of what was computed besides, of any shape that fits."""
+        """`value` plus a small part of another computed value, of any compatible shape."""
         return self.node("Add", [value, self.node("Mul", [other, self.number(0.01)])])
 
     def outputs(self, op_type: str, inputs: Sequence[str], count: int, **attributes: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""Recording doubles of TensorRT and of Polygraphy's runner: plain objects, beside the test of the same calls on the real bindings.
+"""Recording doubles of TensorRT and of Polygraphy's runner: plain objects, in addition to the test of the same calls on the real bindings.
 
 A "plan" is a mark, the settings and the ONNX file itself, so that "running" one can be ONNX Runtime.
 """
@@ -54,16 +54,16 @@ class Severity(enum.IntEnum):
 
 class ParserError:
     def __init__(self, node: str, operator: str, text: str) -> None:
-        self._told = (node, operator, text)
+        self._entry = (node, operator, text)
 
     def node_name(self) -> str:
-        return self._told[0]
+        return self._entry[0]
 
     def node_operator(self) -> str:
-        return self._told[1]
+        return self._entry[1]
 
     def desc(self) -> str:
-        return self._told[2]
+        return self._entry[2]
 
 
 class TimingCache:
@@ -86,12 +86,12 @@ class TimingCache:
 
 
 class FakeTensorRT:
-    """What `import tensorrt` gives; `calls` holds every call and assignment, in order, and the attributes say what goes wrong."""
+    """What `import tensorrt` gives; `calls` holds every call and assignment, in order, and the attributes set what goes wrong."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.parser_errors: list[ParserError] = []
-        self.says: list[tuple[Severity, str]] = []
+        self.log_entries: list[tuple[Severity, str]] = []
         self.plan: bytes | None = MARK
         self.added = 0
         self.times = "conv"
@@ -162,7 +162,7 @@ class FakeTensorRT:
 
             def build_serialized_network(self, network: Any, config: Config) -> memoryview | None:
                 fake.note("build")
-                for severity, text in fake.says:
+                for severity, text in fake.log_entries:
                     self.logger.log(severity, text)
                 config.progress_monitor.phase_start("Building Engine", None, 2)
                 going_on = config.progress_monitor.step_complete("Building Engine", 0)

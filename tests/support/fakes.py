@@ -48,5 +48,5 @@ def fused(**options: Any) -> FakeModel:
 
 
 def house() -> FakeTransport:
-    """An ensemble, its two members, and another network beside them."""
+    """An ensemble, its two members, and another network."""
     return FakeTransport({"ensemble": ensemble(), "alpha": member(1), "beta": member(2), "standard": member(3)})

@@ -55,7 +55,7 @@ def classifier(
     if flatten is not None:
         reduction = helper.make_node("Reshape", ["pooled", "flat.shape"], ["flat"])
     nodes = [
-        helper.make_node("Conv", [image, "conv.w", "conv.b"], ["conv"], pads=[1] * 4, name="conv", doc_string="made by somebody"),
+        helper.make_node("Conv", [image, "conv.w", "conv.b"], ["conv"], pads=[1] * 4, name="conv", doc_string="made by a stranger"),
         helper.make_node("BatchNormalization", ["conv", "bn.scale", "bn.bias", "bn.mean", "bn.var"], ["bn"]),
         helper.make_node("Relu", ["bn"], ["relu"]),
         helper.make_node("MaxPool", ["relu"], ["max"], kernel_shape=[1, 1]),
@@ -76,7 +76,7 @@ def classifier(
     imports = [helper.make_opsetid("", opset), *(helper.make_opsetid(domain, 1) for domain in domains)]
     version = helper.find_min_ir_version_for(imports, ignore_unknown=True)
     model = helper.make_model(graph, opset_imports=imports, ir_version=version, producer_name="theirs", doc_string="of theirs")
-    helper.set_model_props(model, {"author": "somebody"})
+    helper.set_model_props(model, {"author": "a stranger"})
     if version < 4:  # every initialiser was an input
         graph = model.graph
         graph.input.extend(helper.make_tensor_value_info(one.name, one.data_type, list(one.dims)) for one in graph.initializer)
@@ -119,13 +119,13 @@ def write(folder: Path, model: onnx.ModelProto | bytes, name: str = "theirs.onnx
 
 
 def write_external(folder: Path, **entries: str) -> Path:
-    """Save `classifier()` with `fc.w` in `weights.bin`, 16 bytes in; `entries` are what the file says of it otherwise."""
+    """Save `classifier()` with `fc.w` in `weights.bin`, 16 bytes in; `entries` override what the file records about it."""
     model = classifier()
     tensor = next(one for one in model.graph.initializer if one.name == "fc.w")
     (folder / "weights.bin").write_bytes(b"\0" * 16 + tensor.raw_data)
-    told = {"location": "weights.bin", "offset": "16", "length": str(len(tensor.raw_data))} | entries
+    recorded = {"location": "weights.bin", "offset": "16", "length": str(len(tensor.raw_data))} | entries
     tensor.ClearField("raw_data")
     tensor.data_location = TensorProto.EXTERNAL
-    for key, value in told.items():
+    for key, value in recorded.items():
         tensor.external_data.add(key=key, value=value)
     return write(folder, model)

@@ -1,6 +1,6 @@
 """Networks for property tests: small, of every kind of node and body that the converters meet, with names and axes chosen to mislead.
 
-A `Recipe` says what a network computes; `graph_from_recipe` writes it as ONNX. The same recipe under another `naming` computes the same.
+A `Recipe` describes a network; `graph_from_recipe` writes it as ONNX. The same recipe under another `naming` computes the same.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class _Writer:
         self.all_names: list[str] = ["images", "logits"]
 
     def name(self, scope: _Scope, shadowing: Iterable[str] = ()) -> str:
-        """A name for a new tensor of `scope`: none that is visible there, but maybe that of a tensor of a body beside it.
+        """A name for a new tensor of `scope`: none that is visible there, but maybe that of a tensor of a body next to it.
 
         An initialiser of a body may be called as an outer tensor of `shadowing` is.
         """
@@ -233,7 +233,7 @@ class _Writer:
         return value
 
     def _if(self, value: str, shape: tuple[int, ...], depth: int = 0) -> str:
-        # ONNX Runtime (1.32) puts the branch of a constant condition in the place of the If, and loses names that nested ones read.
+        # ONNX Runtime (1.32) replaces an If of a constant condition by its branch, and loses names that nested ones read.
         if not depth and self.choose.random() < 0.5:
             condition = self.constant(np.array(self.choose.random() < 0.5))
         else:  # computed, and always true

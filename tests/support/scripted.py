@@ -1,4 +1,4 @@
-"""A TCP server that answers as it is told, well or badly."""
+"""A TCP server with scripted answers, valid or not."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def cut_off(connection: socket.socket, received: bytes) -> None:
 
 
 def free_port() -> int:
-    """A port on which nobody listens: neither the kernel nor our servers choose one of these for somebody else meanwhile."""
+    """A port on which no process listens; neither the kernel nor our servers assign one of these in the meantime."""
     for port in random.SystemRandom().sample(range(9000, 10_000), 100):
         with suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port

@@ -1,4 +1,4 @@
-"""Run in a process of its own, beside the real bindings of a TensorRT: which names that the builder uses they do not have.
+"""Run in a separate process, with the real bindings of a TensorRT: which names that the builder uses they do not have.
 
 Prints JSON: the version, how many names were looked up, and what is wrong. pybind11 writes each signature into ``__doc__``.
 """
@@ -156,8 +156,8 @@ def check_callbacks(names: Names) -> list[str]:
     severity = trt.ILogger.Severity
     for level in severity.__members__.values():
         logger.log(level, f"of {level.name}")
-    told: list[str] = []
-    monitor = builder._monitor(trt, messages, lambda *progress: told.append(" ".join(map(str, progress))))
+    phases: list[str] = []
+    monitor = builder._monitor(trt, messages, lambda *progress: phases.append(" ".join(map(str, progress))))
     monitor.phase_start("building", None, 2)
     assert monitor.step_complete("building", 0) is True
     assert monitor.step_complete("building", 1) is True
@@ -167,7 +167,7 @@ def check_callbacks(names: Names) -> list[str]:
             names.find(f"{kind}.{name}")
     assert isinstance(logger, trt.ILogger)
     assert isinstance(monitor, trt.IProgressMonitor)
-    return [*messages.errors, *told]
+    return [*messages.errors, *phases]
 
 
 def main() -> None:

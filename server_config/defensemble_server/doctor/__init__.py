@@ -1,1 +1,1 @@
-"""Checks of a machine and of its servers."""
+"""Check a machine and its servers."""

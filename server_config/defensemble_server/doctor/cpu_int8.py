@@ -1,16 +1,16 @@
-"""Whether the processor gains anything from int8."""
+"""Check whether int8 is faster on this processor."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 _CPUINFO = Path("/proc/cpuinfo")
-# They multiply int8 and add up in int32; without them sums of two products saturate in int16.
+# Instructions that multiply int8 and accumulate in int32; without them, sums of two products saturate in int16.
 INSTRUCTIONS = ("avx512_vnni", "avx_vnni", "amx_int8")
 
 
 def int8_check(cpuinfo: str | None = None) -> tuple[str, str, str, str]:
-    """Name, status, text and mend of a ``Check``: what int8 graphs do on the processor that ``cpuinfo``, /proc/cpuinfo's text, tells of."""
+    """Return name, status, text and fix of a `Check` of int8 on the processor described by `cpuinfo` (default: /proc/cpuinfo)."""
     if cpuinfo is None:
         cpuinfo = _CPUINFO.read_text(errors="replace") if _CPUINFO.exists() else ""
     flags = {flag for line in cpuinfo.splitlines() if line.startswith("flags") for flag in line.partition(":")[2].split()}
@@ -19,12 +19,12 @@ def int8_check(cpuinfo: str | None = None) -> tuple[str, str, str, str]:
         return (
             "int8",
             "WARN",
-            "the processor's instructions are not told by /proc/cpuinfo",
-            "python benchmarks/precisions.py measures what int8 gains on it",
+            "/proc/cpuinfo does not list the processor's instructions",
+            "measure int8 with python benchmarks/precisions.py",
         )
     if found:
         return "int8", "PASS", _WITH.format(", ".join(found)), ""
-    return "int8", "WARN", _WITHOUT, "defensemble export --precision fp32 for members that are served on this processor"
+    return "int8", "WARN", _WITHOUT, "export members for this processor with defensemble export --precision fp32"
 
 
 _WITH = (
@@ -33,5 +33,5 @@ _WITH = (
 )
 _WITHOUT = (
     "the processor has none of avx512_vnni, avx_vnni and amx_int8: int8 members run at 0.60 to 0.74 of fp32's speed here, and their sums "
-    "saturate, so that they answer otherwise than they were verified to"
+    "saturate, so their answers differ from the verified ones"
 )

@@ -1,4 +1,4 @@
-"""What this machine can run, what is missing, and the command that mends it."""
+"""Check what this machine can run, and name the command that fixes each problem."""
 
 from __future__ import annotations
 
@@ -37,25 +37,37 @@ from .known_cves import KNOWN_CVES, KNOWN_FAULTS, Weakness, known_weaknesses
 
 PASS, WARN, FAIL = "PASS", "WARN", "FAIL"
 _PYTHONS = ((3, 10), (3, 13))
-# The GPU build is installed in the place of the other, never beside it.
-_STANDS_FOR = {"onnxruntime": "onnxruntime-gpu"}
+# The GPU build replaces the CPU build.
+_REPLACEMENTS = {"onnxruntime": "onnxruntime-gpu"}
 _EXTRAS = {"train": ("torch", "safetensors", "scikit-learn"), "export": ("onnx", "onnxruntime", "onnxscript")}
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at: PASS, WARN or FAIL, what was found, and the command that mends it (empty: nothing to be done)."""
+    """The result of one check.
+
+    Args:
+        name: What was checked.
+        status: PASS, WARN or FAIL.
+        text: What was found.
+        fix: The command that fixes the problem; empty if there is none.
+    """
 
     name: str
     status: str
     text: str
-    mend: str = ""
+    fix: str = ""
 
 
 def diagnose(urls: list[str], repository: Path | None = None) -> list[Check]:
-    """Look at this machine, at our servers that run on it, and at the servers behind ``urls`` (``http://HOST:PORT``).
+    """Check this machine, our servers on it, and other servers.
 
-    Of a model ``repository`` its profiles are looked at, and whether its TensorRT plans fit this machine.
+    Args:
+        urls: Other servers, `http://HOST:PORT`.
+        repository: A model repository whose profiles and TensorRT plans are checked against this machine.
+
+    Example:
+        >>> [check for check in diagnose([]) if check.status == "FAIL"]
     """
     machine = read_machine()
     return [
@@ -78,17 +90,17 @@ def _platform() -> Iterator[Check]:
     except RuntimeMissingError as error:
         yield Check("platform", FAIL, str(error), "defensemble serve --runtime docker")
     version = sys.version_info[:2]
-    fits = _PYTHONS[0] <= version <= _PYTHONS[1]
-    text = f"{platform.python_version()}{'' if fits else ': tried are 3.10 to 3.13'}"
-    yield Check("Python", PASS if fits else WARN, text, "" if fits else "use Python 3.10 to 3.13")
+    supported = _PYTHONS[0] <= version <= _PYTHONS[1]
+    text = f"{platform.python_version()}{'' if supported else ': supported are 3.10 to 3.13'}"
+    yield Check("Python", PASS if supported else WARN, text, "" if supported else "use Python 3.10 to 3.13")
 
 
 def _packages() -> Iterator[Check]:
     for extra, packages in _EXTRAS.items():
-        found = {package: installed(package) or installed(_STANDS_FOR.get(package, package)) for package in packages}
+        found = {package: installed(package) or installed(_REPLACEMENTS.get(package, package)) for package in packages}
         missing = [package for package, name in found.items() if name is None]
         if missing:
-            yield Check(extra, WARN, f"`defensemble {extra}` lacks {', '.join(missing)}", f"pip install 'defensemble[{extra}]'")
+            yield Check(extra, WARN, f"`defensemble {extra}` needs {', '.join(missing)}", f"pip install 'defensemble[{extra}]'")
         else:
             yield Check(extra, PASS, ", ".join(map(str, found.values())))
 
@@ -103,63 +115,63 @@ def _runtime() -> Iterator[Check]:
     yield Check(
         "core's age",
         WARN,
-        f"core {EMBEDDED_CORE} is of October 2024; it is only for this machine, and listens on loopback. Fixed since then:\n{cves}",
-        "for anything that strangers reach: NVIDIA's container, 26.07 or later, behind a proxy",
+        f"core {EMBEDDED_CORE} dates from October 2024; it listens on loopback only. Vulnerabilities fixed since then:\n{cves}",
+        "for untrusted clients, use NVIDIA's container, 26.07 or later, behind a proxy",
     )
     yield Check(
         "core's faults",
         WARN,
-        f"callers can end core {EMBEDDED_CORE}, or take memory that it does not return:\n{faults}",
-        "call it over HTTP, and only by callers that you trust; docs/security.md explains each",
+        f"callers can crash core {EMBEDDED_CORE} or make it leak memory:\n{faults}",
+        "accept only trusted callers, over HTTP; docs/security.md explains each fault",
     )
-    yield _tried("ONNX Runtime", onnxruntime_library, "pip install 'defensemble[server]'")
+    yield _try("ONNX Runtime", onnxruntime_library, "pip install 'defensemble[server]'")
     yield Check(*int8_check())
-    mend = "apt-get install g++, or pip install ziglang" + ("; unset CXX, or set it to a compiler that runs" if "CXX" in os.environ else "")
-    yield _tried("compiler", find_compiler, mend, none="no C++ compiler for the native backend")
-    yield _tried("backend", built_backend, install, none="not built yet; `defensemble serve` builds it, once")
+    fix = "apt-get install g++, or pip install ziglang" + ("; unset CXX, or set it to a compiler that runs" if "CXX" in os.environ else "")
+    yield _try("compiler", find_compiler, fix, none="no C++ compiler for the native backend")
+    yield _try("backend", built_backend, install, none="not built yet; `defensemble serve` builds it, once")
 
 
 def _listing(weaknesses: list[Weakness]) -> str:
     return "\n".join(f"{'':>8}- {weakness}: {weakness.advice}" for weakness in weaknesses)
 
 
-def _tried(name: str, find: Callable[[], object], mend: str, *, none: str = "") -> Check:
-    """FAIL where ``find`` raises, WARN with the text ``none`` where it finds nothing."""
+def _try(name: str, find: Callable[[], object], fix: str, *, none: str = "") -> Check:
+    """Return FAIL if `find` raises, and WARN with the text `none` if it finds nothing."""
     try:
         found = find()
     except ServerError as error:
-        return Check(name, FAIL, str(error), mend)
-    return Check(name, WARN, none, mend) if found is None else Check(name, PASS, str(found))
+        return Check(name, FAIL, str(error), fix)
+    return Check(name, WARN, none, fix) if found is None else Check(name, PASS, str(found))
 
 
 def _accelerators(machine: Machine) -> Iterator[Check]:
-    """No GPU is nothing to be mended; a GPU without TensorRT serves all but plans."""
+    """A missing GPU is no problem; a GPU without TensorRT serves everything except plans."""
     if not machine.gpus:
-        yield Check("GPU", PASS, f"none ({machine.why_no_gpu}): of the profiles only `cpu` is for this machine")
+        yield Check("GPU", PASS, f"none ({machine.why_no_gpu}): only the profile `cpu` works on this machine")
     for gpu in machine.gpus:
         yield Check("GPU", PASS, f"{gpu.name}, compute capability {gpu.compute_capability}, driver {gpu.driver}")
     if machine.tensorrt is not None:
         yield Check("TensorRT", PASS, machine.tensorrt)
     elif machine.gpus:
-        mend = f"serve with --runtime docker, whose image {CONTAINER} has it, or make install GPU=1"
-        yield Check("TensorRT", WARN, f"none ({machine.why_no_tensorrt}): plans cannot be built or served outside of a container", mend)
+        fix = f"serve with --runtime docker (image {CONTAINER}), or run make install GPU=1"
+        yield Check("TensorRT", WARN, f"none ({machine.why_no_tensorrt}): plans can only be built and served in a container", fix)
     else:
-        yield Check("TensorRT", PASS, f"none ({machine.why_no_tensorrt}), nor a GPU for it")
+        yield Check("TensorRT", PASS, f"none ({machine.why_no_tensorrt}), and no GPU")
 
 
 def _repository(repository: Path, machine: Machine) -> Iterator[Check]:
     if not repository.is_dir():
-        yield Check("repository", FAIL, f"{repository} is no folder", "name the folder that `defensemble export` has written")
+        yield Check("repository", FAIL, f"{repository} is not a folder", "pass a folder written by `defensemble export`")
         return
     for profile in profiles_of(repository):
         try:
             check_profile(repository, profile, only_cpus=False)
             yield Check(f"profile {profile}", PASS, f"complete in {repository}")
         except NotServableError as error:
-            mend = f"defensemble profile list {shlex.quote(str(repository))}"
-            yield Check(f"profile {profile}", WARN, str(error), mend)
+            fix = f"defensemble profile list {shlex.quote(str(repository))}"
+            yield Check(f"profile {profile}", WARN, str(error), fix)
     for plan in sorted(repository.glob(f"*/[1-9]*/{PLAN_FILE}")):
-        if plan.parent.name.isdecimal():  # Triton looks at no other folder
+        if plan.parent.name.isdecimal():  # Triton ignores other folders
             yield _plan(plan.parent.parent, int(plan.parent.name), machine)
 
 
@@ -170,7 +182,7 @@ def _plan(folder: Path, version: int, machine: Machine) -> Check:
         model = read_model(folder, None)
         takes: dict[str, Any] = {"max_batch_size": model.config.max_batch_size, "image_shape": model.image_shape}
         problem = problem_of_version(folder, version, machine, **takes)
-        # On the very machine that it was built on: what is wrong there too is wrong with the plan.
+        # A problem that also occurs on the machine of the build is a fault of the plan.
         manifest = read_manifest(folder / str(version) / MANIFEST_FILE)
         origin = machine
         if manifest is not None:
@@ -179,7 +191,7 @@ def _plan(folder: Path, version: int, machine: Machine) -> Check:
     except (NotServableError, ManifestError) as error:
         return Check(name, FAIL, str(error), build)
     if problem is None:
-        assert manifest is not None, "a plan without one is a problem"
+        assert manifest is not None, "a plan without a manifest is a problem"
         return Check(name, PASS, f"built with TensorRT {manifest.tensorrt} on {manifest.gpu}, fits this machine")
     elsewhere = machine.tensorrt is None or not machine.gpus
     return Check(name, WARN if elsewhere and not broken else FAIL, problem, build)
@@ -214,8 +226,8 @@ def _servers(urls: list[str]) -> Iterator[Check]:
             yield Check(name, WARN, text, f"defensemble serve --status --grpc-port {state.grpc_port}")
     yield from damaged
     for dead in dead_servers():
-        mend = f"defensemble serve {shlex.quote(dead.repository)}"
-        yield Check(f"server {dead.grpc_port}", WARN, f"{dead.repository}: {dead.text}", mend)
+        fix = f"defensemble serve {shlex.quote(dead.repository)}"
+        yield Check(f"server {dead.grpc_port}", WARN, f"{dead.repository}: {dead.text}", fix)
     for url in urls:
         yield _version(url, url, local=False)
 
@@ -223,7 +235,7 @@ def _servers(urls: list[str]) -> Iterator[Check]:
 def _version(name: str, url: str, *, local: bool) -> Check:
     if not url.startswith(("http://", "https://")):
         scheme = url.partition("://")[0] if "://" in url else None
-        what = f"{url!r} has no scheme" if scheme is None else f"{scheme}:// cannot be asked for the version here, got {url!r}"
+        what = f"{url!r} has no scheme" if scheme is None else f"{scheme}:// is not supported by doctor, got {url!r}"
         return Check(name, FAIL, what, "expected http://HOST:PORT of the HTTP front end")
     try:
         answer = urllib3.request("GET", f"{url.rstrip('/')}/v2", retries=False, timeout=3.0)
@@ -231,7 +243,7 @@ def _version(name: str, url: str, *, local: bool) -> Check:
         weaknesses = known_weaknesses(version)
     except (urllib3.exceptions.HTTPError, ValueError, KeyError, TypeError, RecursionError, ServerError) as error:
         return Check(
-            name, FAIL, f"{url} does not answer as a Triton does: {error}", "is the URL right (http://HOST:PORT of the HTTP front end)?"
+            name, FAIL, f"{url} does not answer like a Triton server: {error}", "check the URL (http://HOST:PORT of the HTTP front end)"
         )
     if not weaknesses:
         return Check(name, PASS, f"core {version}")

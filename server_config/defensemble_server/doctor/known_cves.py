@@ -1,8 +1,8 @@
-"""What is known to be wrong with versions of Triton's core and of its front ends: one table, which `doctor` and docs/security.md show.
+"""Known vulnerabilities and faults of Triton's core and front ends: one table, shown by `doctor` and docs/security.md.
 
-The core's minor version counts NVIDIA's monthly releases: 2.51 is 24.10, 2.59.0 is 25.06, 2.59.1 is 25.07, 2.60 is 25.08, and so on, one a
-month. NVIDIA's security bulletins name the release that fixes a CVE. The other releases follow from the dates of merged pull requests, and
-were not run here.
+The core's minor version counts NVIDIA's monthly releases: 2.51 is 24.10, 2.59.0 is 25.06, 2.59.1 is 25.07, 2.60 is 25.08, and so on.
+NVIDIA's security bulletins name the release that fixes a CVE. The other releases are derived from the dates of merged pull requests and
+have not been tested here.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ _LIMITS = "a proxy that limits the size of bodies and refuses compressed ones"
 
 @dataclass(frozen=True)
 class Weakness:
-    """A fault that callers can use or meet.
+    """A vulnerability or fault that callers can exploit or trigger.
 
     Args:
-        ids: CVEs, or upstream issues and pull requests; empty where none is known.
-        title: What happens, and by what.
-        advice: What to do about it on an older core.
-        fixed_in: The first core without it; None where no fix is known.
-        release: NVIDIA's release with that core, such as 25.07; empty where no fix is known.
-        seen_in: The newest core that is known to have it, where no fix is known.
+        ids: CVEs, or upstream issues and pull requests; empty if there are none.
+        title: What happens, and its cause.
+        advice: What to do on an affected core.
+        fixed_in: The first fixed core; None if no fix is known.
+        release: NVIDIA's release with that core, such as 25.07; empty if no fix is known.
+        seen_in: The newest affected core that is known, if no fix is known.
     """
 
     ids: tuple[str, ...]
@@ -40,13 +40,13 @@ class Weakness:
 
     @property
     def affected(self) -> str:
-        """The versions that have it, in words."""
+        """The affected versions in words."""
         if self.fixed_in is None:
             return f"{_text(self.seen_in)}; no fix is known"
         return f"before {_text(self.fixed_in)} ({self.release})"
 
     def affects(self, core: Version) -> bool:
-        """Whether a core is known to have it."""
+        """Return whether a core is affected."""
         return core <= self.seen_in if self.fixed_in is None else core < self.fixed_in
 
     def __str__(self) -> str:
@@ -87,7 +87,7 @@ KNOWN_CVES = (
     Weakness(("several CVEs",), "more faults in each of NVIDIA's bulletins for 26.04 to 26.07", _CONTAINER, (2, 71, 0), "26.07"),
 )
 
-# What else is known to end a server, or to cost it memory.
+# Other faults that can stop a server or leak its memory.
 KNOWN_FAULTS = (
     Weakness(
         ("server issues 7368, 7877, 8034", "server PRs 7840, 8078, 8220"),
@@ -119,7 +119,7 @@ KNOWN_FAULTS = (
     Weakness(
         ("server PR 8172", "common PR 156"),
         "an HTTP request of deeply nested JSON ends the server",
-        "no callers that you do not trust; " + _CONTAINER,
+        "only trusted callers; " + _CONTAINER,
         (2, 69, 0),
         "26.05",
     ),
@@ -136,15 +136,15 @@ KNOWN_FAULTS = (
 
 
 def known_weaknesses(version: str, table: Sequence[Weakness] = (*KNOWN_CVES, *KNOWN_FAULTS)) -> list[Weakness]:
-    """What of a table a Triton core of this version (such as "2.51.0") has.
+    """Return the entries of `table` that affect a Triton core of this version, such as "2.51.0".
 
     Raises:
-        ServerError: It is not a version.
+        ServerError: `version` is not a version.
     """
     try:
         major, minor, patch = (*(int(part) for part in version.split(".")[:3]), 0, 0)[:3]
     except ValueError as error:
-        raise ServerError(f"{version!r} is no version of Triton's core: expected three numbers, such as 2.51.0") from error
+        raise ServerError(f"{version!r} is not a version of Triton's core; expected three numbers such as 2.51.0") from error
     return [one for one in table if one.affects((major, minor, patch))]
 
 

@@ -1,1 +1,1 @@
-"""Whether TensorRT plans fit a machine."""
+"""Check whether TensorRT plans are compatible with a machine."""

@@ -1,7 +1,7 @@
-"""Whether TensorRT plans fit the machine of a server, before it is started with them.
+"""Check whether TensorRT plans are compatible with the server's machine before Triton loads them.
 
-A plan is bound to the exact version of TensorRT and to the kind of GPU that it was built on, and Triton finds out only while it loads. The
-manifest that `defensemble build-engine` writes beside each plan says both.
+A plan only runs with the exact TensorRT version and the kind of GPU that it was built with, and Triton notices only while loading. The
+manifest that `defensemble build-engine` writes next to each plan records both.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from defensemble_repository.view import file_digest
 from ..repository import Repository
 from .machine import Machine
 
-# Across major versions a version-compatible plan runs in these pairs alone, (built with, runs on): the support matrix of TensorRT 11.4.1.
-_MAJORS_THAT_FOLLOW = ((8, 10), (10, 11))
+# Major versions (built with, runs on) across which a version-compatible plan runs: support matrix of TensorRT 11.4.1.
+_COMPATIBLE_MAJORS = ((8, 10), (10, 11))
 
 
 def problem_of_plan(
@@ -34,58 +34,64 @@ def problem_of_plan(
     image_shape: Sequence[int] = (),
     rebuild: str = "defensemble build-engine",
 ) -> str | None:
-    """Why a plan must not be served on ``machine``, with the command ``rebuild`` that mends it; None where it can be.
+    """Return why a plan must not be served on `machine`, and how to fix it; None if it can be served.
 
-    ``onnx_sha256`` is that of the ONNX file beside the plan, None where there is none; ``max_batch_size`` is what the configuration
-    says, and so is ``image_shape``: (C, H, W), where one below 0 is any size; empty: not compared.
+    Args:
+        manifest: The plan's manifest, or None if there is none.
+        machine: TensorRT and GPUs of the server.
+        onnx_sha256: Digest of the ONNX file next to the plan, or None if there is none.
+        plan_sha256: Digest of the plan.
+        max_batch_size: The configuration's.
+        image_shape: The configuration's, (C, H, W); a negative size matches any, an empty shape is not compared.
+        rebuild: The command that builds the plan again.
     """
-    mend = f"rebuild with `{rebuild}`"
+    fix = f"rebuild with `{rebuild}`"
     if manifest is None:
-        return f"the plan has no manifest ({MANIFEST_FILE}), so what it was built with is not known, and a plan is code: {mend}"
+        return f"the plan has no manifest ({MANIFEST_FILE}), so its origin is unknown, and a plan is code: {fix}"
     if plan_sha256 != manifest.plan_sha256:
         return (
             f"the plan has SHA-256 {plan_sha256[:16]}..., but {manifest.plan_sha256[:16]}... in its manifest: it was changed or "
-            f"damaged after it was built; {mend}"
+            f"damaged after it was built; {fix}"
         )
     if onnx_sha256 is not None and onnx_sha256 != manifest.onnx_sha256:
         return (
-            f"the plan was built from another {MODEL_FILE} (SHA-256 {manifest.onnx_sha256[:16]}...) than the one beside it "
-            f"({onnx_sha256[:16]}...): {mend}"
+            f"the plan was built from another {MODEL_FILE} (SHA-256 {manifest.onnx_sha256[:16]}...) than the one next to it "
+            f"({onnx_sha256[:16]}...): {fix}"
         )
     shapes = (manifest.profile.min, manifest.profile.opt, manifest.profile.max)
     if image_shape and not all(len(image_shape) == 3 and all(map(_same_size, image_shape, shape[1:])) for shape in shapes):
         sizes = " to ".join(dict.fromkeys(str(shape[1:]) for shape in shapes))
-        return f"{CONFIG_FILE} says images of {tuple(image_shape)}, the plan takes {sizes}: {mend}, or export the model again"
+        return f"{CONFIG_FILE} declares images of {tuple(image_shape)}, the plan takes {sizes}: {fix}, or export the model again"
     if max_batch_size > 0 and manifest.profile.min[0] > 1:
-        return f"the plan takes no fewer than {manifest.profile.min[0]} images, and a request may have 1: {mend}"
+        return f"the plan takes at least {manifest.profile.min[0]} images, and a request may have 1: {fix}"
     if max_batch_size > manifest.profile.max[0]:
         return (
-            f"max_batch_size is {max_batch_size}, the plan takes at most {manifest.profile.max[0]} images: {mend}, or lower "
+            f"max_batch_size is {max_batch_size}, the plan takes at most {manifest.profile.max[0]} images: {fix}, or lower "
             f"max_batch_size to {manifest.profile.max[0]}"
         )
     built = f"built with TensorRT {manifest.tensorrt} on {manifest.gpu} (compute capability {manifest.compute_capability})"
     if machine.tensorrt is None:
         return f"{built}, this server has no TensorRT ({machine.why_no_tensorrt}): use NVIDIA's container, or the profile gpu or cpu"
-    if not _version_fits(manifest, machine.tensorrt):
+    if not _is_version_compatible(manifest, machine.tensorrt):
         kind = ", version compatible" if manifest.version_compatible else ""
-        return f"{built}{kind}, this server has TensorRT {machine.tensorrt}: {mend}"
+        return f"{built}{kind}, this server has TensorRT {machine.tensorrt}: {fix}"
     if not machine.gpus:
-        return f"{built}, this server has no GPU ({machine.why_no_gpu}): start it where there is one, or with the profile cpu"
+        return f"{built}, this server has no GPU ({machine.why_no_gpu}): start the server on a machine with a GPU, or with the profile cpu"
     for gpu in machine.gpus:
-        if not _gpu_fits(manifest, gpu):
-            kind = ", hardware compatible from compute capability 8.0 on" if manifest.hardware_compatible else ""
-            others = "; or let the server see no other kind of GPU (CUDA_VISIBLE_DEVICES)" if len(machine.gpus) > 1 else ""
-            return f"{built}{kind}, this server has {gpu.name} (compute capability {gpu.compute_capability}): {mend}{others}"
+        if not _is_gpu_compatible(manifest, gpu):
+            kind = ", hardware compatible with compute capability 8.0 and later" if manifest.hardware_compatible else ""
+            others = "; or hide the other GPUs from the server (CUDA_VISIBLE_DEVICES)" if len(machine.gpus) > 1 else ""
+            return f"{built}{kind}, this server has {gpu.name} (compute capability {gpu.compute_capability}): {fix}{others}"
     return None
 
 
 def problem_of_version(folder: Path, version: int, machine: Machine, *, max_batch_size: int, image_shape: Sequence[int] = ()) -> str | None:
-    """Why ``<folder>/<version>/model.plan`` of a model must not be served on ``machine``; None where it can be.
+    """Return why `<folder>/<version>/model.plan` must not be served on `machine`; None if it can be served.
 
-    ``max_batch_size`` and ``image_shape`` are as in ``problem_of_plan``.
+    `max_batch_size` and `image_shape` are as in `problem_of_plan`.
 
     Raises:
-        OSError: a file cannot be read.
+        OSError: A file cannot be read.
     """
     place = folder / str(version)
     rebuild = f"defensemble build-engine {shlex.quote(str(folder.parent))} --model {shlex.quote(folder.name)} --version {version}"
@@ -109,10 +115,10 @@ def problem_of_version(folder: Path, version: int, machine: Machine, *, max_batc
 
 
 def has_version_compatible_plan(content: Repository) -> bool:
-    """Whether a served plan is version compatible: it carries a runtime of its own, which Triton's backend runs only where it is told to.
+    """Return whether a served plan is version compatible: it contains a runtime that Triton's backend only runs if configured to.
 
     Raises:
-        ManifestError, OSError: a manifest cannot be read.
+        ManifestError, OSError: A manifest cannot be read.
     """
     places = [
         content.path / model.name / str(version)
@@ -128,17 +134,17 @@ def _same_size(stated: int, size: int) -> bool:
     return stated in (-1, size)
 
 
-def _version_fits(manifest: Manifest, here: str) -> bool:
+def _is_version_compatible(manifest: Manifest, here: str) -> bool:
     built, found = _numbers(manifest.tensorrt), _numbers(here)
-    known = min(len(built), len(found))  # an old library does not say its build number
+    known = min(len(built), len(found))  # old libraries have no build number
     if built[:known] == found[:known]:
         return True
     if not manifest.version_compatible:
         return False
-    return (built[0] == found[0] and built[:known] < found[:known]) or (built[0], found[0]) in _MAJORS_THAT_FOLLOW
+    return (built[0] == found[0] and built[:known] < found[:known]) or (built[0], found[0]) in _COMPATIBLE_MAJORS
 
 
-def _gpu_fits(manifest: Manifest, gpu: Gpu) -> bool:
+def _is_gpu_compatible(manifest: Manifest, gpu: Gpu) -> bool:
     if (gpu.name, gpu.compute_capability) == (manifest.gpu, manifest.compute_capability):
         return True
     return manifest.hardware_compatible and _numbers(gpu.compute_capability) >= HARDWARE_COMPATIBLE_FROM
@@ -146,5 +152,5 @@ def _gpu_fits(manifest: Manifest, gpu: Gpu) -> bool:
 
 def _numbers(version: str) -> tuple[int, ...]:
     if not re.fullmatch(r"\d+(\.\d+)+", version):
-        raise ValueError(f"{version!r} is no version, such as 10.13.3.9")
+        raise ValueError(f"{version!r} is not a version such as 10.13.3.9")
     return tuple(int(part) for part in version.split("."))

@@ -1,6 +1,6 @@
-"""Says which TensorRT the dynamic loader finds; run as a process of its own, here or in a container, with the standard library alone.
+"""Print the TensorRT version that the dynamic loader finds. Run as a separate process, here or in a container, without other packages.
 
-One line of JSON: ``{"version": "10.13.3.9", "library": "libnvinfer.so.10"}``, or ``{"version": null, "why": "..."}``.
+One line of JSON: `{"version": "10.13.3.9", "library": "libnvinfer.so.10"}`, or `{"version": null, "why": "..."}`.
 """
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ from __future__ import annotations
 import ctypes
 import json
 
-# The newest first: a server is linked to one of them, and who has two installs the newer for it.
+# Newest first: a server is linked to one of them, and of two installed ones it is the newer.
 _MAJORS = range(14, 7, -1)
 
 
 def main() -> None:
-    """Print what is there."""
+    """Print the version as JSON."""
     unusable = ""
     for major in _MAJORS:
         name = f"libnvinfer.so.{major}"

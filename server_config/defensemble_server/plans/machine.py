@@ -1,4 +1,4 @@
-"""What the machine of a server has for TensorRT plans: which TensorRT the loader finds, and which GPUs."""
+"""Find the TensorRT version and the GPUs of the server's machine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TIMEOUT_S = 120.0
 
 @dataclass(frozen=True)
 class Machine:
-    """What a server runs on: its TensorRT ("10.13.3.9", None where there is none) and its GPUs, and why where one of these is missing."""
+    """TensorRT version ("10.13.3.9", None if there is none) and GPUs of a server's machine, and why one of them is missing."""
 
     tensorrt: str | None
     gpus: tuple[Gpu, ...]
@@ -29,14 +29,17 @@ class Machine:
 
 
 def read_machine(environment: Mapping[str, str] | None = None, *, python: Sequence[str] = (sys.executable, "-S")) -> Machine:
-    """Find out what a server that is started with ``environment`` (None: this process's) will find.
+    """Find the TensorRT and the GPUs that a server would use.
 
-    TensorRT is looked for by the dynamic loader, so on LD_LIBRARY_PATH and in ldconfig's list, in a process of its own. ``python`` runs
-    Python where the server will run: for a container, the words of `docker run ... python3`. The GPUs are those that `nvidia-smi` lists
-    here, of them those that CUDA_VISIBLE_DEVICES names where it is set.
+    A separate process asks the dynamic loader for TensorRT (LD_LIBRARY_PATH and ldconfig's list). The GPUs are those that `nvidia-smi`
+    lists here, restricted to CUDA_VISIBLE_DEVICES if that is set.
+
+    Args:
+        environment: The server's environment; None: this process's.
+        python: Command that runs Python where the server runs; for a container `docker run ... python3`.
 
     Raises:
-        PlanError: ``python`` cannot be run.
+        PlanError: `python` cannot be run.
     """
     environment = dict(os.environ if environment is None else environment)
     gpus, why_no_gpu = find_gpus(environment)
@@ -47,12 +50,12 @@ def read_machine(environment: Mapping[str, str] | None = None, *, python: Sequen
 def tensorrt_version(
     environment: Mapping[str, str] | None = None, *, python: Sequence[str] = (sys.executable, "-S")
 ) -> tuple[str | None, str]:
-    """The TensorRT that a server would load (see ``read_machine``), such as "10.13.3.9"; None and why where there is none.
+    """Return the TensorRT version that a server would load (see `read_machine`), such as "10.13.3.9"; or None, and why.
 
     Raises:
-        PlanError: ``python`` cannot be run.
+        PlanError: `python` cannot be run.
     """
-    # Not in this process: its LD_LIBRARY_PATH is not the server's, and what is loaded stays loaded.
+    # Not in this process: its LD_LIBRARY_PATH is not the server's, and a library cannot be unloaded.
     source = Path(__file__).with_name("libnvinfer_version.py").read_text()
     cannot = f"`{shlex.join(python)}` cannot be run to find the server's TensorRT"
     try:
@@ -61,6 +64,6 @@ def tensorrt_version(
         raise PlanError(f"{cannot}: {error}") from error
     if done.returncode != 0:
         raise PlanError(f"{cannot}: status {done.returncode}: {done.stderr.strip()[-500:]}")
-    answer = json.loads(done.stdout.splitlines()[-1])  # a container may greet first
+    answer = json.loads(done.stdout.splitlines()[-1])  # a container may print a greeting first
     version, why = answer["version"], answer.get("why", "")
     return version, why if version is not None or why else "there is no libnvinfer.so on the library path"

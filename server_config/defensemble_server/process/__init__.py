@@ -1,1 +1,1 @@
-"""The guard process, and what is known of running servers."""
+"""The guard process that supervises Triton, and the state of running servers."""

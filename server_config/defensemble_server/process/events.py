@@ -1,4 +1,4 @@
-"""What happened to servers: each death, hang, restart and end, as their guards wrote it down; it stays when a server has ended."""
+"""The events of servers (deaths, hangs, restarts, ends), which their guards record; they are kept after a server has ended."""
 
 from __future__ import annotations
 
@@ -15,17 +15,21 @@ from defensemble_repository.filesystem.regular_files import read_regular
 
 from .state import ServerState, events_file, process_start, state_folder, when_written
 
-# Faults of longer ago are not reported any more, in seconds.
+# Older faults are not reported.
 RECENT_S = 24 * 3600.0
 _FILES_KEPT = 50
 
 
 @dataclass(frozen=True)
 class ServerEvent:
-    """Something that happened to a server.
+    """An event of a server.
 
-    `kind` is `started` (the first right answer), `died`, `hung` (and was killed), `not_restarted` (a restart failed), `restarted` (right
-    answers again) or `ended`; `guard` is the process of the server's guard; `facts` depend on the kind.
+    Args:
+        time: Seconds since the epoch.
+        kind: `started` (first verified answers), `died`, `hung` (and was killed), `not_restarted` (a restart failed), `restarted`
+            (verified answers again) or `ended`.
+        guard: Process ID of the server's guard.
+        facts: Details, which depend on the kind.
     """
 
     time: float
@@ -35,19 +39,19 @@ class ServerEvent:
 
     @property
     def is_fault(self) -> bool:
-        """Whether it interrupted the service."""
+        """Whether the event interrupted the service."""
         return self.kind in ("died", "hung", "not_restarted")
 
     @property
     def text(self) -> str:
-        """The event as a sentence, without its time."""
+        """The event in words, without its time."""
         facts = self.facts
         if self.kind == "started":
             return f"serving {facts.get('repository')} (process {facts.get('pid')})"
         if self.kind == "restarted":
             problems = facts.get("problems") or {}
             not_served = f"; NOT served: {', '.join(problems)}" if problems else ""
-            return f"restarted, right answers again after {facts.get('outage_s')} s (process {facts.get('pid')}){not_served}"
+            return f"restarted, correct answers again after {facts.get('outage_s')} s (process {facts.get('pid')}){not_served}"
         if self.kind == "ended":
             return "stopped" if facts.get("ordered") else f"ended for good with status {facts.get('status')}"
         wait_s = facts.get("restart_in_s")
@@ -55,38 +59,38 @@ class ServerEvent:
 
     @property
     def cause(self) -> str:
-        """Of a fault, what happened."""
+        """What happened, for a fault."""
         facts = self.facts
         if self.kind == "died":
             return f"Triton died ({_status(facts.get('status'))}) after {_duration(facts.get('uptime_s'))}"
         if self.kind == "hung":
-            return f"Triton did not answer any more and was killed after {_duration(facts.get('uptime_s'))}"
+            return f"Triton stopped answering and was killed after {_duration(facts.get('uptime_s'))}"
         return f"the restart failed: {facts.get('error')}"
 
     @property
     def when(self) -> str:
-        """Its time on this machine's clock."""
+        """The time on this machine's clock."""
         return _clock(self.time)
 
     @property
     def last_lines(self) -> tuple[str, ...]:
-        """The end of Triton's log at that moment."""
+        """The last lines of Triton's log at that time."""
         return tuple(self.facts.get("last_lines") or ())
 
 
 @dataclass(frozen=True)
 class ServerStatus:
-    """How a running server is.
+    """The status of a running server.
 
     Args:
-        state: Where it listens and what it serves.
-        pid: Its newest process, which is dead while it restarts.
-        restarts: How often it was restarted.
-        restarting_since: Since when it has given no right answer, None where it does; seconds since the epoch.
-        uptime_s: For how long it has given right answers; 0 while it restarts.
-        last_fault: The newest event that interrupted the service.
-        not_served: The models that its newest start could not serve, and why.
-        events: All its events that are kept, the oldest first.
+        state: Its addresses and repository.
+        pid: Process ID of Triton, which has ended while the server restarts.
+        restarts: Number of restarts.
+        restarting_since: Start of the outage in seconds since the epoch; None if it is serving.
+        uptime_s: Seconds since its answers were last verified; 0 while it restarts.
+        last_fault: The latest event that interrupted the service.
+        not_served: The models that the latest start could not serve, and why.
+        events: Its events, oldest first.
     """
 
     state: ServerState
@@ -100,7 +104,7 @@ class ServerStatus:
 
     @property
     def text(self) -> str:
-        """Whether it runs or is restarted, since when, and what it does not serve."""
+        """Whether it is running or restarting, since when, and what it does not serve."""
         if self.restarting_since is not None:
             return f"restarting since {_clock(self.restarting_since)}"
         missing = f"; NOT served: {', '.join(self.not_served)}" if self.not_served else ""
@@ -108,18 +112,18 @@ class ServerStatus:
 
     @property
     def fault_text(self) -> str:
-        """When and why it was interrupted last, and for how long; empty where it never was."""
+        """When and why the last interruption happened, and how long it lasted; empty if there was none."""
         fault = self.last_fault
         if fault is None:
             return ""
         last = self.events[-1]
-        follows = fault.text if last.kind != "restarted" else f"{fault.cause}; right answers again after {last.facts.get('outage_s')} s"
+        follows = fault.text if last.kind != "restarted" else f"{fault.cause}; correct answers again after {last.facts.get('outage_s')} s"
         return f"{fault.when}  {follows}"
 
 
 @dataclass(frozen=True)
 class DeadServer:
-    """A server that ended by itself, was not started again, and of which this is all that is left."""
+    """A server that ended unexpectedly and was not restarted."""
 
     repository: str
     grpc_port: int
@@ -130,24 +134,24 @@ class DeadServer:
 
     @property
     def text(self) -> str:
-        """When and why it died."""
+        """When and why it ended."""
         return f"died at {_clock(self.time)}: {self.cause}"
 
 
 def server_events(server: ServerState) -> list[ServerEvent]:
-    """The events that are kept of a server, the oldest first."""
+    """Return the recorded events of a server, oldest first."""
     events = _read(events_file(server.grpc_port))
     starts = [
         index
         for index, event in enumerate(events)
         if event.kind == "started" and event.guard == server.pid and event.facts.get("guard_started") == server.started
     ]
-    # The start of a server with very many events is not kept.
+    # If there are very many events, the start is no longer recorded.
     return [event for event in events[starts[-1] if starts else 0 :] if event.guard == server.pid]
 
 
 def server_status(state: ServerState) -> ServerStatus:
-    """How a running server is, from the events that its guard wrote down."""
+    """Return the status of a running server from its recorded events."""
     events = server_events(state)
     pid, restarts, since, down = 0, 0, 0.0, None
     not_served: Mapping[str, str] = {}
@@ -163,7 +167,7 @@ def server_status(state: ServerState) -> ServerStatus:
 
 
 def dead_servers(repository: Path | None = None) -> list[DeadServer]:
-    """The servers of `repository`, or of every folder, that ended by themselves in the last 24 hours and had no successor since."""
+    """Return the servers (of `repository`, or all) that ended unexpectedly in the last 24 hours and were not started again since."""
     newest: dict[str, tuple[ServerEvent, list[ServerEvent]]] = {}
     for path in (state_folder() / "servers").glob("*.events.jsonl"):
         runs: list[list[ServerEvent]] = []
@@ -184,7 +188,7 @@ def dead_servers(repository: Path | None = None) -> list[DeadServer]:
         if last.time < time.time() - RECENT_S or (last.kind == "ended" and last.facts.get("ordered")):
             continue
         if last.kind != "ended" and process_start(start.guard) == start.facts.get("guard_started"):
-            continue  # it runs
+            continue  # it is running
         fault = next((event for event in reversed(run) if event.is_fault), None)
         if last.kind == "ended" and fault is not None:
             cause, lines = fault.text, next((event.last_lines for event in reversed(run) if event.last_lines), ())
@@ -196,7 +200,7 @@ def dead_servers(repository: Path | None = None) -> list[DeadServer]:
 
 
 def forget_old_events(in_use: set[int]) -> None:
-    """Keep the newest files of events, and those of the gRPC ports in use: free ports make a new one each time."""
+    """Remove old event files, except those of the gRPC ports in use: each free port creates a new file."""
     kept = {events_file(port) for port in in_use}
     for path in sorted((state_folder() / "servers").glob("*.events.jsonl"), key=when_written)[:-_FILES_KEPT]:
         if path not in kept:
@@ -206,16 +210,16 @@ def forget_old_events(in_use: set[int]) -> None:
 
 def _read(path: Path) -> list[ServerEvent]:
     lines: list[bytes] = []
-    for part in (path.with_name(f"{path.name}.1"), path):  # the guard begins a new file where one is long
-        with contextlib.suppress(OSError):  # none yet, or not a file of ours: a report of faults must not be a fault itself
+    for part in (path.with_name(f"{path.name}.1"), path):  # the guard rotates long files
+        with contextlib.suppress(OSError):  # missing or unreadable: a report of faults must not fail
             lines += read_regular(part).splitlines()
     events = []
     for line in lines:
-        # A line can be cut off, by a full disk for one, or not be ours.
+        # A line can be incomplete (full disk) or foreign.
         with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
             facts = json.loads(line)
             event = ServerEvent(float(facts.pop("time")), str(facts.pop("event")), int(facts.pop("guard")), facts)
-            _ = event.when, event.text, event.last_lines  # they fail where facts are not of their types
+            _ = event.when, event.text, event.last_lines  # raise if a fact has the wrong type
             if event.kind in ("started", "restarted") and not (type(facts["pid"]) is int and isinstance(facts.get("problems", {}), dict)):
                 raise TypeError(f"pid {facts['pid']!r}, problems {facts.get('problems')!r}")
             events.append(event)

@@ -1,4 +1,4 @@
-"""The process between us and Triton, which restarts Triton, ends it when we end or die, and cleans up: our side of `guard_main.py`."""
+"""The parent's side of the guard process (`guard_main.py`), which restarts Triton, stops it when this process ends, and cleans up."""
 
 from __future__ import annotations
 
@@ -18,10 +18,18 @@ _CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal
 
 
 class Guard:
-    """A server under guard: `command` with `environment`, its output appended to `log`; the file `state` is removed when it has ended.
+    """A server process under a guard.
 
-    `stop_signal` asks it to end (SIGUSR1 for our backend, which drains the server), for which it has `grace_s`. A command that cannot be
-    run is a StartError.
+    Args:
+        command: The server's command line.
+        environment: The server's environment.
+        log: File to which its output is appended.
+        state: File that is removed when the server has ended.
+        grace_s: Seconds that the server has to end after `stop_signal`.
+        stop_signal: Signal that asks it to end (SIGUSR1 for our backend, which drains the server).
+
+    Raises:
+        StartError: The command cannot be run.
     """
 
     def __init__(
@@ -34,10 +42,10 @@ class Guard:
                 [sys.executable, "-I", "-S", guard_main.__file__],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=errors,  # not ours: a server that is left running would hold the pipe that our caller reads
+                stderr=errors,  # not our stderr: a detached server would keep our caller's pipe open
                 text=True,
                 bufsize=1,
-                start_new_session=True,  # Ctrl-C in a terminal reaches this process alone, which then ends the server in good order
+                start_new_session=True,  # Ctrl-C in a terminal only reaches this process, which then drains the server
             )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -55,55 +63,55 @@ class Guard:
 
     @property
     def pid(self) -> int:
-        """The guard's own process: SIGTERM to it stops the server in good order."""
+        """Process ID of the guard; SIGTERM to it drains and stops the server."""
         return self._process.pid
 
     @property
     def running(self) -> bool:
-        """Whether the guard runs: it ends with the server, unless it restarts that."""
+        """Whether the guard is running; it ends when the server has ended for good."""
         return self._process.poll() is None
 
     @property
     def crash_signal(self) -> signal.Signals | None:
-        """The signal by which a server crashed that `stop` or `wait` has seen to its end; None where it ended otherwise."""
+        """The signal that crashed the server, known after `stop` or `wait`; None if it did not crash."""
         return next((crash for crash in _CRASHES if self._status == -crash), None)
 
     @property
     def detached(self) -> bool:
-        """Whether the server is to outlive this process."""
+        """Whether the server keeps running after this process ends."""
         return self._orders.closed
 
     def ready(self, settings: Mapping[str, Any]) -> None:
-        """Report that the answers are right, and what a restart needs: see `guard_main.py`. Returns when that is written down."""
-        with contextlib.suppress(BrokenPipeError):  # it has ended, which `wait` returns
+        """Report that the answers are correct, with the settings of a restart (see `guard_main.py`); return when it is recorded."""
+        with contextlib.suppress(BrokenPipeError):  # the guard has ended; `wait` returns that
             self._orders.write(f"ready {json.dumps(settings)}\n")
-        self._heed(self._reports.readline())
+        self._handle_report(self._reports.readline())
 
     def detach(self) -> None:
-        """Let the server outlive this process."""
+        """Keep the server running after this process ends."""
         with contextlib.suppress(BrokenPipeError):
             self._orders.write("detach\n")
         with contextlib.suppress(BrokenPipeError):
             self._orders.close()
 
     def wait(self, on_event: Callable[[], None] = lambda: None) -> int:
-        """Wait until the server ends for good, by itself or stopped from elsewhere; its exit status.
+        """Wait until the server has ended for good, and return its exit status.
 
-        `on_event` is called when the guard has written down an event.
+        `on_event` is called after the guard has recorded an event.
         """
         with self._reports as reports:
             for line in reports:
-                self._heed(line)
+                self._handle_report(line)
                 on_event()
         own = self._process.wait()
-        # Killed, it reports nothing; Triton ends with it, and not by anyone's order.
+        # A killed guard reports nothing; Triton ends with it.
         return self._status if self._status is not None else own or 1
 
     def stop(self, *, at_once: bool = False) -> None:
-        """Drain and stop the server, or kill it `at_once`, and wait until all of it is gone; more than once does no harm.
+        """Drain and stop the server, or kill it (`at_once`), and wait until all its processes have ended. Can be called again.
 
         Raises:
-            KeyboardInterrupt: it was interrupted; the server was then killed, and all of it is gone.
+            KeyboardInterrupt: An interrupt during the drain; the server was killed, and all its processes have ended.
         """
         if at_once and self.running:
             self._process.send_signal(signal.SIGINT)
@@ -111,28 +119,28 @@ class Guard:
             if self.running:
                 self._process.terminate()
         else:
-            with contextlib.suppress(BrokenPipeError):  # it has ended already, and what is left of our order has no reader
-                self._orders.close()  # end of file: the order to stop
+            with contextlib.suppress(BrokenPipeError):  # the guard has ended already
+                self._orders.close()  # end of file asks the guard to stop
         interrupt = None
         while self.running:
             try:
                 self._process.wait(self._grace_s + 10)
-            except KeyboardInterrupt as again:  # requests are not waited for any longer, the end of all of it is
-                interrupt = again
+            except KeyboardInterrupt as error:  # stop waiting for requests, but wait for the processes
+                interrupt = error
                 self._process.send_signal(signal.SIGINT)
         if not self._reports.closed:
             with self._reports as reports:
                 for line in reports:
-                    self._heed(line)
+                    self._handle_report(line)
         if interrupt is not None:
             raise interrupt
 
-    def _heed(self, report: str) -> None:
+    def _handle_report(self, report: str) -> None:
         if report.startswith("exited "):
             self._status = int(report.split()[1])
 
 
 def last_lines(log: Path) -> str:
-    """The end of a log as the end of an error's text; empty where the log is."""
+    """Return the last lines of a log as the end of an error message; empty if the log is."""
     lines = guard_main.last_lines(str(log))
     return f". The last lines of {log}:\n" + "\n".join(lines) if lines else ""

@@ -1,17 +1,16 @@
-"""The guard process: runs Triton no longer than its parent wants it, and starts it again when it dies or hangs.
+"""The guard process: runs Triton until its parent ends or asks it to stop, and restarts Triton when it dies or hangs.
 
-Run as a script, with only the standard library. Standard input is a pipe that only the parent holds. Its first line is JSON: `command` and
-`environment` of the server, `log` (a file), `state` (a file to remove at the end), `stop_signal` (what asks it to drain and end), `grace_s`
-(how long that may take). Then one of these lines:
+Runs as a script with only the standard library. Standard input is a pipe that only the parent holds. Its first line is JSON: `command` and
+`environment` of the server, `log` (a file), `state` (a file to remove at the end), `stop_signal` (asks the server to drain and end) and
+`grace_s` (seconds for that). Further lines are:
 
-- `ready JSON`: the parent has seen right answers. From here on a server that dies or hangs is restarted, if `restart` is true, and what
-  happens is written to the file `events`. `child` is the command that runs `restart.py`, `request` what it is sent, `http` and `grpc` are
-  the addresses to connect to, `timeout_s` is the time for a start.
-- `detach`: the server outlives the parent. End of file without it means that the parent ended or died. A signal is not used for that:
-  PR_SET_PDEATHSIG fires when the *thread* that forked ends.
+- `ready JSON`: the parent has verified the answers. From now on a server that dies or hangs is restarted, if `restart` is true, and events
+  are written to the file `events`. `child` is the command that runs `restart.py`, `request` is its input, `http` and `grpc` are the
+  addresses to connect to, `timeout_s` is the time for a start.
+- `detach`: the server keeps running after the parent ends. At end of file without it, the parent has ended or died
+  (PR_SET_PDEATHSIG would be sent when the *thread* that forked ends).
 
-SIGTERM is an order to stop, SIGINT one to stop at once, without draining. Standard output gets `started PID`, `event` for each line that
-was added to `events`, and at the end `exited STATUS`.
+SIGTERM asks the guard to stop, SIGINT to stop without draining. Output: `started PID`, `event` per line in `events`, `exited STATUS`.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ import time
 from typing import Any, BinaryIO
 
 PR_SET_PDEATHSIG = 1
-# Waits before the restarts that follow each other without a right answer between them; after the last one the guard gives up.
+# Seconds to wait before consecutive failed restarts; after the last one the guard gives up.
 BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 4.0)
 CHECK_EVERY_S = 2.0
 CHECK_AGAIN_S = 1.0
@@ -46,12 +45,12 @@ _POLL_S = 0.02
 _TAIL_BYTES = 65_536
 _LINE_LENGTH = 500
 _RUN = "=== Triton is started: "
-# What Triton prints when it is asked to stop; a drain that takes too long then ends with status 1.
-_ORDERED = ("Signal (2) received.", "Signal (15) received.")
+# Triton prints this when asked to stop; if the drain then takes too long, its exit status is 1.
+_STOP_MESSAGES = ("Signal (2) received.", "Signal (15) received.")
 
 
 def main() -> int:
-    """Run the server until it ends for good or an order ends it; the exit status."""
+    """Run the server until it ends for good or is asked to stop, and return the exit status."""
     guard = _Guard()
     try:
         guard.run()
@@ -61,29 +60,29 @@ def main() -> int:
 
 
 def last_lines(log: str, count: int = LINES_SHOWN) -> list[str]:
-    """The end of what the newest run has written into a log."""
+    """Return the last lines that the latest run wrote to a log."""
     try:
         with open(log, "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
             text = file.read(_TAIL_BYTES).decode(errors="replace")
-    except OSError:  # the server must not end because its log cannot be read
+    except OSError:  # an unreadable log must not stop the server
         return []
     lines = text.rpartition(_RUN)[2].splitlines()
     return [line[:_LINE_LENGTH] for line in (lines[1:] if _RUN in text else lines)[-count:]]
 
 
 def rotate(log: str) -> None:
-    """Keep a log short: `LOG_BYTES` in it, and as much in each of `LOGS_KEPT` older ones.
+    """Rotate a log at `LOG_BYTES`, keeping `LOGS_KEPT` older files.
 
-    Triton holds the file open, so a renamed file would still be the one that it writes: the content is copied and the file is cut. What
-    Triton writes in between is lost.
+    Triton keeps the file open and would continue to write to a renamed file, so the content is copied and the file truncated. Output
+    between the two is lost.
     """
     try:
         if os.stat(log).st_size <= LOG_BYTES:
             return
     except OSError:
         return
-    with contextlib.suppress(OSError):  # a full disk: what would be copied is given up
+    with contextlib.suppress(OSError):  # on a full disk, the content is dropped
         for number in range(LOGS_KEPT - 1, 0, -1):
             if os.path.exists(f"{log}.{number}"):
                 os.replace(f"{log}.{number}", f"{log}.{number + 1}")
@@ -93,7 +92,7 @@ def rotate(log: str) -> None:
 
 
 class _Check:
-    """A connection on which the server, not the kernel, must send something within `ANSWER_WITHIN_S`; nothing here blocks."""
+    """A non-blocking connection on which the server, not only the kernel, must send something within `ANSWER_WITHIN_S`."""
 
     def __init__(self, address: list[Any], request: bytes = b"") -> None:
         self.begin = time.monotonic()
@@ -124,22 +123,22 @@ class _Check:
 
 
 class _Child:
-    """A short-lived process that is sent JSON and returns JSON. Files in memory carry both: writing to them never waits for the child."""
+    """A short-lived process that reads and writes JSON, through files in memory, so that writing never blocks."""
 
     def __init__(self, command: list[str], request: dict[str, Any], *, log: Any, timeout_s: float) -> None:
         self.deadline = time.monotonic() + timeout_s
         self.plans = request["do"] == "plan"
         self._does = "reads the repository" if self.plans else "checks the answers"
         self._answer = os.fdopen(os.memfd_create("answer"), "rb")
-        with os.fdopen(os.memfd_create("request"), "wb+") as asked:
-            asked.write(json.dumps(request).encode())
-            asked.seek(0)
+        with os.fdopen(os.memfd_create("request"), "wb+") as standard_input:
+            standard_input.write(json.dumps(request).encode())
+            standard_input.seek(0)
             self.process = subprocess.Popen(
-                command, stdin=asked, stdout=self._answer, stderr=log, preexec_fn=lambda: _die_with_parent(signal.SIGKILL)
+                command, stdin=standard_input, stdout=self._answer, stderr=log, preexec_fn=lambda: _die_with_parent(signal.SIGKILL)
             )
 
     def answer(self) -> dict[str, Any] | None:
-        """What it returned, an `error` where it returned nothing; None while it runs."""
+        """Return its answer, an `error` if it gave none, or None while it runs."""
         if self.process.poll() is None:
             if time.monotonic() < self.deadline:
                 return None
@@ -154,7 +153,7 @@ class _Child:
         return answer
 
     def kill(self) -> None:
-        """End it, if it still runs."""
+        """Kill the process if it is running."""
         self.process.kill()
         self.process.wait()
 
@@ -165,7 +164,7 @@ class _Guard:
         self._wake, writer = os.pipe()
         os.set_blocking(self._wake, False)
         os.set_blocking(writer, False)
-        os.set_blocking(1, False)  # a parent that does not read must not hold us up
+        os.set_blocking(1, False)  # a parent that does not read must not block us
         signal.set_wakeup_fd(writer)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGTERM, self._order)
@@ -177,16 +176,16 @@ class _Guard:
         self._grace_s: float = settings["grace_s"]
         self._stop_signal: int = settings["stop_signal"]
         self._watched = [0, self._wake]
-        self._ready: dict[str, Any] | None = None  # what the parent sent with `ready`
+        self._ready: dict[str, Any] | None = None  # the settings that the parent sent with `ready`
         self._started = 0.0
-        self._ended: int | None = None  # the exit status, once it is over
-        self._ordered = False  # whether it is over because somebody wanted it
+        self._ended: int | None = None  # the exit status, once the server has ended for good
+        self._ordered = False  # whether it ended because it was asked to
         self._child: _Child | None = None
         self._check: _Check | None = None
         self._check_at = self._log_at = 0.0
         self._seen_alive = self._hung = False
         self._unanswered = 0
-        self._deaths = 0  # in a row, without a right answer between them
+        self._deaths = 0  # consecutive, without a verified answer in between
         self._down_since: float | None = None
         self._restart_at: float | None = None
         server = self._spawn(settings["command"], settings["environment"])
@@ -194,18 +193,18 @@ class _Guard:
         _write(1, f"started {server.pid}")
 
     def run(self) -> None:
-        """Return when the server has ended for good, or is to be ended."""
+        """Run until the server has ended for good, or the guard is asked to stop."""
         while self._ended is None and not self._stopping:
             ready, _, _ = select.select(self._watched, [], [], self._wait_s())
             if self._wake in ready:
                 os.read(self._wake, 4096)
             if 0 in ready:
-                self._obey(_line(0))
+                self._handle_order(_line(0))
             if not self._stopping:
-                self._look()
+                self._step()
 
     def end(self) -> int:
-        """End what still runs, and clean up; the exit status of the server."""
+        """Stop what is still running, clean up, and return the server's exit status."""
         if self._child is not None:
             self._child.kill()
         server = self._server
@@ -219,11 +218,11 @@ class _Guard:
                 server.wait()
         if self._ended is None:
             self._ordered = True
-            # A server that had not loaded the backend yet has no handler for that signal.
+            # Before the backend is loaded, the signal has no handler and kills the server.
             self._ended = 0 if server is None or server.returncode == -self._stop_signal else server.returncode
         if self._ready is not None:
             self._event("ended", ordered=self._ordered, status=self._ended)
-        _forget(self._state)
+        _remove_state(self._state)
         _write(1, f"exited {self._ended}")
         return self._ended
 
@@ -231,7 +230,7 @@ class _Guard:
         self._stopping = True
         self._at_once = self._at_once or number == signal.SIGINT
 
-    def _obey(self, line: str) -> None:
+    def _handle_order(self, line: str) -> None:
         if line == "detach":
             self._watched.remove(0)
         elif line.startswith("ready "):
@@ -244,7 +243,7 @@ class _Guard:
             self._stopping = True
 
     def _wait_s(self) -> float:
-        """How long nothing needs to be looked at, unless something happens."""
+        """Return the seconds until the next periodic action."""
         if self._check is not None:
             return _POLL_S
         due = [self._log_at]
@@ -256,7 +255,7 @@ class _Guard:
     def _checks(self) -> bool:
         return self._ready is not None and bool(self._ready["restart"]) and self._server is not None
 
-    def _look(self) -> None:
+    def _step(self) -> None:
         now = time.monotonic()
         if now >= self._log_at:
             self._log_at = now + LOG_EVERY_S
@@ -270,10 +269,10 @@ class _Guard:
             child, self._child = self._child, None
             self._restart(answer) if child.plans else self._verified(answer)
         elif self._checks:
-            self._look_whether_it_answers(now)
+            self._check_that_it_answers(now)
 
-    def _look_whether_it_answers(self, now: float) -> None:
-        """Kill a server that hangs: a saturated one still opens connections, and its gRPC front end speaks first on each."""
+    def _check_that_it_answers(self, now: float) -> None:
+        """Kill a server that hangs. A busy server still accepts connections, and its gRPC front end sends the first bytes on each."""
         assert self._ready is not None
         if self._check is None:
             if now < self._check_at:
@@ -286,7 +285,7 @@ class _Guard:
         self._check_at = now + CHECK_EVERY_S
         if check.answered:
             self._seen_alive, self._unanswered = True, 0
-        elif self._seen_alive:  # it does not listen before its models are loaded
+        elif self._seen_alive:  # it only listens after its models are loaded
             self._unanswered += 1
             self._check_at = check.begin + CHECK_AGAIN_S
             if self._unanswered == HUNG_AFTER:
@@ -298,7 +297,7 @@ class _Guard:
                 self._unanswered = 0
 
     def _died(self, server: subprocess.Popen[bytes]) -> None:
-        """Decide what follows the end of the server: an order ends us too, a death is followed by a restart."""
+        """Handle the end of the server: end too if it was asked to stop, else restart it."""
         status, hung = server.returncode, self._hung
         self._server = self._check = None
         self._hung = False
@@ -309,15 +308,17 @@ class _Guard:
             self._ended = status
             return
         lines = last_lines(self._log, 1000)
-        asked = status in (0, -signal.SIGTERM, -signal.SIGINT) or any(line in _ORDERED for line in lines)
-        if asked and not hung:
-            self._ordered, self._ended = True, max(0, status)  # 1 where its drain was cut short
+        was_asked = status in (0, -signal.SIGTERM, -signal.SIGINT) or any(line in _STOP_MESSAGES for line in lines)
+        if was_asked and not hung:
+            self._ordered, self._ended = True, max(0, status)  # 1 if the drain did not finish
             return
         uptime_s = round(time.monotonic() - self._started, 3)
-        self._fall("hung" if hung else "died", status, pid=server.pid, uptime_s=uptime_s, status=status, last_lines=lines[-LINES_SHOWN:])
+        self._record_outage(
+            "hung" if hung else "died", status, pid=server.pid, uptime_s=uptime_s, status=status, last_lines=lines[-LINES_SHOWN:]
+        )
 
-    def _fall(self, kind: str, end_status: int, **facts: Any) -> None:
-        """Write down why there is no server, and what follows: a restart, or the end with `end_status`."""
+    def _record_outage(self, kind: str, end_status: int, **facts: Any) -> None:
+        """Record why the server is down, and schedule a restart, or end with `end_status`."""
         assert self._ready is not None
         if self._down_since is None:
             self._down_since = time.monotonic()
@@ -335,24 +336,24 @@ class _Guard:
         try:
             self._child = self._run({"do": "plan"})
         except OSError as error:
-            self._fall("not_restarted", 1, error=str(error))
+            self._record_outage("not_restarted", 1, error=str(error))
 
     def _restart(self, plan: dict[str, Any]) -> None:
         if "error" in plan:
-            self._fall("not_restarted", 1, error=plan["error"])
+            self._record_outage("not_restarted", 1, error=plan["error"])
             return
         try:
             self._server = self._spawn(plan["command"], plan["environment"])
             self._child = self._run({"do": "verify", "models": plan["models"], "pid": self._server.pid, "log": self._log})
         except OSError as error:
-            self._give_up_this_start(str(error))
+            self._abandon_start(str(error))
             return
         self._seen_alive, self._unanswered = False, 0
         self._check_at = time.monotonic() + CHECK_EVERY_S
 
     def _verified(self, verdict: dict[str, Any]) -> None:
         if "error" in verdict:
-            self._give_up_this_start(verdict["error"])
+            self._abandon_start(verdict["error"])
             return
         assert self._server is not None
         assert self._down_since is not None
@@ -360,14 +361,14 @@ class _Guard:
         self._deaths, self._down_since, self._seen_alive = 0, None, True
         self._event("restarted", pid=self._server.pid, outage_s=outage_s, problems=verdict["problems"])
 
-    def _give_up_this_start(self, error: str) -> None:
-        """A server that is started but does not answer as it must: it is killed, and counts as dead."""
+    def _abandon_start(self, error: str) -> None:
+        """Kill a server that does not answer correctly after its start, and count it as dead."""
         lines = last_lines(self._log)
         if self._server is not None:
             self._server.kill()
             self._server.wait()
             self._server = self._check = None
-        self._fall("not_restarted", 1, error=error, last_lines=lines)
+        self._record_outage("not_restarted", 1, error=error, last_lines=lines)
 
     def _run(self, what: dict[str, Any]) -> _Child:
         assert self._ready is not None
@@ -378,7 +379,7 @@ class _Guard:
         rotate(self._log)
         with _appended(self._log) as log:
             _write(log.fileno(), f"{_RUN}{time.strftime('%Y-%m-%d %H:%M:%S %z')}")
-            # This process has one thread, so here the signal does mean its death.
+            # This process has one thread, so the signal does mean that it died.
             server = subprocess.Popen(
                 command,
                 env=environment,
@@ -400,7 +401,7 @@ class _Guard:
             with _appended(path) as file:
                 file.write(json.dumps(event).encode() + b"\n")
         except OSError as error:
-            _write(2, f"{error}: the event is lost: {kind}")
+            _write(2, f"{error}: could not record the event {kind}")
         _write(1, "event")
 
 
@@ -412,24 +413,24 @@ def _die_with_parent(number: int) -> None:
 
 
 def _appended(path: str) -> BinaryIO:
-    """Open a file to write at its end; somebody may have deleted it, and its folder."""
+    """Open a file for appending, and create it and its folder if they were deleted."""
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     return open(path, "ab", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK, 0o600))  # a FIFO is an error
 
 
-def _forget(state: str) -> None:
-    """Remove the file that says that we run; one of another server on the same port stays."""
+def _remove_state(state: str) -> None:
+    """Remove our state file, but not that of another server on the same port."""
     try:
         with open(state) as file:
             ours = json.load(file)["pid"] == os.getpid()
     except (OSError, ValueError, KeyError, TypeError):
-        return  # there is none, or it is not ours to judge
+        return  # missing, or not our format
     if ours:
         os.unlink(state)
 
 
 def _line(descriptor: int) -> str:
-    """Read one line, byte by byte: nothing behind it may be taken from the pipe. Empty at the end of file."""
+    """Read one line, byte by byte, so that nothing after it is consumed. Return an empty string at end of file."""
     line = b""
     while not line.endswith(b"\n"):
         byte = os.read(descriptor, 1)

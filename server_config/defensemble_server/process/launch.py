@@ -1,4 +1,4 @@
-"""What is served of a repository, and the command that serves it: the same at a start and at a restart."""
+"""Prepare a repository and the command that serves it, for a start and for a restart."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from ..runtime.find import Runtime, find_runtime, target_of
 
 
 def prepare(folder: Path, options: ServeOptions, *, on_progress: Callable[[str], None] = lambda text: None) -> tuple[Runtime, Repository]:
-    """The runtime that `options` name, and what of the repository in `folder` it can serve.
+    """Return the runtime that `options` select, and the part of the repository in `folder` that it can serve.
 
     Raises:
-        NotServableError: no model can be served, or the profile is missing, not complete, or not for this runtime and machine.
-        RuntimeMissingError, BackendBuildError: the runtime is not complete.
+        NotServableError: No model can be served, or the profile is missing, incomplete, or not for this runtime and machine.
+        RuntimeMissingError, BackendBuildError: The runtime is incomplete.
     """
     content = read_content(folder, options)
     if options.profile is not None:
@@ -35,17 +35,19 @@ def prepare(folder: Path, options: ServeOptions, *, on_progress: Callable[[str],
     if unused:
         models = "model" if len(unused) == 1 else "models"
         on_progress(
-            f"not loaded: {len(unused)} averaging {models} that no ensemble uses (`defensemble ensemble prune` deletes what is not used)"
+            f"not loaded: {len(unused)} averaging {models} that no ensemble uses; `defensemble ensemble prune` deletes unused files"
         )
     for remark in content.remarks:
         on_progress(remark)
     for name in content.two_averaging_models:
         on_progress(
-            f"'{name}' is averaged by two models, as earlier versions wrote it: a gRPC call that is cancelled or expires can crash the "
-            f"server; `defensemble ensemble reload {name}` makes one model of them"
+            f"'{name}' has two averaging models, the format of earlier versions: a gRPC call that is cancelled or expires can crash the "
+            f"server; `defensemble ensemble reload {name}` converts it to one"
         )
     if (pending := folder / PENDING_FILE).exists():
-        on_progress(f"{pending}: an edit of an ensemble is under way, or was cut short: `defensemble ensemble show` finishes or undoes it")
+        on_progress(
+            f"{pending}: an edit of an ensemble is in progress or was interrupted; `defensemble ensemble show` finishes or undoes it"
+        )
     runtime = find_runtime(options.runtime, on_progress=on_progress)
     content = check_gpu(content, runtime, strict=options.profile is not None, on_progress=on_progress)
     _check_not_empty(content)
@@ -56,13 +58,13 @@ def read_content(folder: Path, options: ServeOptions) -> Repository:
     """Read a repository as the server of `options` sees it.
 
     Raises:
-        NotServableError: it is no repository.
+        NotServableError: The folder is not a repository.
     """
     return read_repository(folder, profile=options.profile, target=target_of(options.runtime))
 
 
 def command_line(runtime: Runtime, content: Repository, options: ServeOptions, ports: dict[str, int], admin_key: str) -> list[str]:
-    """The command that starts Triton on all models of `content`."""
+    """Return the command that starts Triton with all models of `content`."""
     return triton_command(
         runtime,
         content.path,

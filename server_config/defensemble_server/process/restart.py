@@ -1,6 +1,6 @@
-"""The short-lived processes of a guard that restarts its server: one reads the repository, one checks the answers.
+"""The short-lived processes of a guard that restarts its server: one plans the start, one verifies the answers.
 
-Each is sent JSON on standard input and returns JSON on standard output. The admin key comes this way too.
+Each reads JSON from standard input, including the admin key, and writes JSON to standard output.
 """
 
 from __future__ import annotations
@@ -22,49 +22,49 @@ from .launch import command_line, prepare, read_content
 
 
 def child_command() -> list[str]:
-    """The command that runs one: with the modules that this process would find, wherever it is started."""
+    """Return the command of such a process, with the module search path of this process."""
     path = [os.path.abspath(entry) for entry in sys.path]
     return [sys.executable, "-c", f"import sys; sys.path[:] = {path!r}; from {__name__} import main; main()"]
 
 
-def request(folder: Path, options: ServeOptions, start_timeout_s: float) -> dict[str, Any]:
-    """What both are sent; `options` with the real ports and the admin key."""
+def start_request(folder: Path, options: ServeOptions, start_timeout_s: float) -> dict[str, Any]:
+    """Return the JSON for both; `options` must have the real ports and the admin key."""
     return {"repository": str(folder), "options": asdict(options), "start_timeout_s": start_timeout_s}
 
 
 def main() -> None:
-    """Do what standard input asks for."""
+    """Carry out the request on standard input."""
     answer_to = os.dup(1)
-    os.dup2(2, 1)  # whatever prints does not print into the answer
-    asked = json.loads(sys.stdin.buffer.read())
+    os.dup2(2, 1)  # other output must not get into the answer
+    request = json.loads(sys.stdin.buffer.read())
     try:
-        answer = _plan(asked) if asked["do"] == "plan" else _verify(asked)
+        answer = _plan(request) if request["do"] == "plan" else _verify(request)
     except (ServerError, RepositoryError, OSError) as error:
         answer = {"error": str(error)}
     with os.fdopen(answer_to, "w") as file:
         json.dump(answer, file)
 
 
-def _plan(asked: dict[str, Any]) -> dict[str, Any]:
-    """The command for the new start, or why there can be none."""
-    options = ServeOptions(**asked["options"])
+def _plan(request: dict[str, Any]) -> dict[str, Any]:
+    """Return the command of the new start."""
+    options = ServeOptions(**request["options"])
     ports = claim_ports(options.host, options.ports, guard_pid=os.getppid())
-    runtime, content = prepare(Path(asked["repository"]), options, on_progress=_on_progress)
+    runtime, content = prepare(Path(request["repository"]), options, on_progress=_on_progress)
     assert options.admin_key is not None
     command = command_line(runtime, content, options, ports, options.admin_key)
     return {"command": command, "environment": dict(runtime.environment), "models": list(content.models)}
 
 
-def _verify(asked: dict[str, Any]) -> dict[str, Any]:
-    """Which models are not served and why, once the answers of the new server are right."""
+def _verify(request: dict[str, Any]) -> dict[str, Any]:
+    """Verify the answers of the new server, and return which models are not served and why."""
     from ..readiness import await_ready
 
-    options = ServeOptions(**asked["options"])
-    found = read_content(Path(asked["repository"]), options)
-    content = Repository(found.path, {name: model for name, model in found.models.items() if name in asked["models"]}, found.problems)
+    options = ServeOptions(**request["options"])
+    found = read_content(Path(request["repository"]), options)
+    content = Repository(found.path, {name: model for name, model in found.models.items() if name in request["models"]}, found.problems)
     assert options.admin_key is not None
-    log, timeout_s = Path(asked["log"]), float(asked["start_timeout_s"])
-    _, problems = await_ready(asked["pid"], content, options, options.admin_key, log, timeout_s, guard_pid=os.getppid())
+    log, timeout_s = Path(request["log"]), float(request["start_timeout_s"])
+    _, problems = await_ready(request["pid"], content, options, options.admin_key, log, timeout_s, guard_pid=os.getppid())
     return {"problems": problems}
 
 

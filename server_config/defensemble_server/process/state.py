@@ -1,4 +1,4 @@
-"""Which servers run here and where they are reached: one small file each, readable by their owner alone, since it holds the admin key."""
+"""State files of the running servers: one per server, readable only by its owner because it contains the admin key."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ _Positive = Annotated[int, msgspec.Meta(gt=0)]
 
 
 def url_host(host: str) -> str:
-    """An address as it is written before a port."""
+    """Return an address as it is written in a URL."""
     return f"[{host}]" if ":" in host else host
 
 
 def connect_host(host: str) -> str:
-    """Where a server that listens on an address is reached from this machine."""
+    """Return the address at which this machine reaches a server that listens on `host`."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
 
 
 class ServerState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A server that was started here: its guard (``pid``, with its start time: numbers are used again), ports, folder, key."""
+    """A server that was started here: its guard (`pid`, with its start time because process IDs are reused), ports, folder and key."""
 
-    pid: Annotated[int, msgspec.Meta(gt=1)]  # of 0 or -1, a signal would go to many processes
+    pid: Annotated[int, msgspec.Meta(gt=1)]  # a signal to 0 or -1 would reach many processes
     started: _Positive
     runtime: str
     host: str
@@ -48,12 +48,12 @@ class ServerState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def ports(self) -> tuple[int, int, int]:
-        """The ports that it listens on."""
+        """The ports of its front ends."""
         return self.http_port, self.grpc_port, self.metrics_port
 
     @property
     def address(self) -> str:
-        """Where this machine reaches it, as it is written before a port."""
+        """The host part of its URLs on this machine."""
         return url_host(connect_host(self.host))
 
     @property
@@ -68,16 +68,16 @@ class ServerState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def about(self) -> dict[str, Any]:
-        """What is known of it, but for its process and its key."""
+        """Its fields without process and key."""
         return {name: value for name, value in asdict(self).items() if name not in ("pid", "started", "admin_key")}
 
     @property
     def alive(self) -> bool:
-        """Whether that very process still runs."""
+        """Whether that process is still running."""
         return process_start(self.pid) == self.started
 
     def terminate(self) -> None:
-        """Ask that very process to stop; nothing where it has ended, even if its number belongs to another now."""
+        """Ask that process to stop; do nothing if it has ended, even if its ID was reused."""
         try:
             process = os.pidfd_open(self.pid)
         except ProcessLookupError:
@@ -90,22 +90,22 @@ class ServerState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def state_folder() -> Path:
-    """`$XDG_STATE_HOME/defensemble`, by default `~/.local/state/defensemble`."""
+    """Return `$XDG_STATE_HOME/defensemble`, by default `~/.local/state/defensemble`."""
     return platformdirs.user_state_path("defensemble")
 
 
 def state_file(grpc_port: int) -> Path:
-    """Where the server on ``grpc_port`` is written down."""
+    """Return the state file of the server on `grpc_port`."""
     return state_folder() / "servers" / f"{grpc_port}.json"
 
 
 def events_file(grpc_port: int) -> Path:
-    """Where the guards of the servers on `grpc_port` write down what happens; it stays when the server has ended."""
+    """Return the event file of the servers on `grpc_port`, which is kept after a server has ended."""
     return state_folder() / "servers" / f"{grpc_port}.events.jsonl"
 
 
 def when_written(path: Path) -> float:
-    """When a file was written last; 0 where it is gone, since another start has removed it just now."""
+    """Return the modification time of a file; 0 if another process has just removed it."""
     try:
         return path.stat().st_mtime
     except FileNotFoundError:
@@ -113,10 +113,10 @@ def when_written(path: Path) -> float:
 
 
 def write_state(state: ServerState) -> Path:
-    """Write a server down, readable by its owner only.
+    """Write the state file of a server, readable only by its owner.
 
     Raises:
-        OSError: it cannot be written (names the file); nothing is left of it.
+        OSError: The file cannot be written; nothing is left of it.
     """
     path = state_file(state.grpc_port)
     try:
@@ -128,13 +128,13 @@ def write_state(state: ServerState) -> Path:
 
 
 def read_states(*, on_damaged: Callable[[Path, str], None] = lambda path, why: None) -> list[ServerState]:
-    """All servers that are written down and run; files of dead ones are removed, of damaged ones told to ``on_damaged`` and left."""
+    """Return the running servers. Files of dead servers are removed; damaged files are passed to `on_damaged` and kept."""
     states = []
     for path in sorted((state_folder() / "servers").glob("*.json")):
         try:
             state = record_from_values(json_values(read_regular(path, LARGEST_TEXT)), ServerState)
         except FileNotFoundError:
-            continue  # its server ended just now
+            continue  # its server has just ended
         except (OSError, ValueError) as error:
             on_damaged(path, f"{path} is damaged ({error})")
             continue
@@ -146,10 +146,10 @@ def read_states(*, on_damaged: Callable[[Path, str], None] = lambda path, why: N
 
 
 def find_states(grpc_port: int | None = None, repository: Path | None = None) -> list[ServerState]:
-    """The running servers on `grpc_port`, of the folder `repository`, or all.
+    """Return the running servers on `grpc_port`, of the folder `repository`, or all.
 
     Raises:
-        StateError: there is none; the text lists those that run.
+        StateError: No server matches; the text lists the running ones.
     """
     damaged: list[str] = []
     states = read_states(on_damaged=lambda path, why: damaged.append(f"{why}: remove it"))
@@ -161,30 +161,30 @@ def find_states(grpc_port: int | None = None, repository: Path | None = None) ->
     if found:
         return found
     if grpc_port is None and repository is None:
-        raise StateError("; ".join(["no server of ours runs here: start one with `defensemble serve`", *damaged]))
+        raise StateError("; ".join(["no server is running on this machine; start one with `defensemble serve`", *damaged]))
     of = f" of {repository}" if repository is not None else ""
     on = f" on gRPC port {grpc_port}" if grpc_port is not None else ""
-    raise StateError("; ".join([f"no server of ours{of} runs{on}; running: {_known(states) or 'none'}", *damaged]))
+    raise StateError("; ".join([f"no server{of} is running{on}; running: {_listed(states) or 'none'}", *damaged]))
 
 
 def find_state(grpc_port: int | None = None, repository: Path | None = None) -> ServerState:
-    """The running server on `grpc_port`, of the folder `repository`, or the only one there is.
+    """Return the running server on `grpc_port`, of the folder `repository`, or the only one.
 
     Raises:
-        StateError: there is none, or there are several.
+        StateError: No server matches, or several do.
     """
     states = find_states(grpc_port, repository)
     if len(states) > 1:
-        raise StateError(f"several servers run here: name one by --grpc-port: {_known(states)}")
+        raise StateError(f"several servers are running; choose one with --grpc-port: {_listed(states)}")
     return states[0]
 
 
-def _known(states: list[ServerState]) -> str:
+def _listed(states: list[ServerState]) -> str:
     return ", ".join(f"{state.grpc_port} ({state.repository})" for state in states)
 
 
 def process_start(pid: int) -> int | None:
-    """When a process began, in clock ticks since boot; None where it does not run."""
+    """Return when a process started, in clock ticks since boot; None if it is not running."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -194,13 +194,13 @@ def process_start(pid: int) -> int | None:
 
 
 def listens(pid: int, port: int) -> bool:
-    """Whether it is that very process that listens on a TCP port: another one may have taken it first."""
+    """Return whether the process `pid`, and not another one, listens on a TCP port."""
     sockets = set()
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
         try:
             sockets.add(os.readlink(descriptor))
         except FileNotFoundError:
-            continue  # closed meanwhile
+            continue  # closed in the meantime
     for table in ("tcp", "tcp6"):
         path = Path(f"/proc/{pid}/net/{table}")
         for line in path.read_text().splitlines()[1:] if path.exists() else ():

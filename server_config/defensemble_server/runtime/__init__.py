@@ -1,1 +1,1 @@
-"""Where Triton and its ONNX Runtime backend come from."""
+"""Find or install Triton and build its ONNX Runtime backend."""

@@ -1,4 +1,4 @@
-"""The native backend `onnxruntime`: built from its C++ source where it is first needed, then kept in the user's cache.
+"""Build the native backend `onnxruntime` from its C++ source on first use, and keep it in the user's cache.
 
 `python -m defensemble_server.runtime.backend_build` builds it and prints the backend directory.
 """
@@ -31,20 +31,20 @@ LIBRARY_NAME = "libtriton_onnxruntime.so"
 FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall", "-Wextra")
 COMPILERS_TRIED = ("c++", "g++", "clang++")
 OLDEST_ONNXRUNTIME = "1.20"
-# Set to 1 in CI: warnings are errors there. A compiler newer than ours may warn of more, which must not stop a user.
+# Set to 1 in CI, where warnings are errors. A newer compiler may warn about more, which must not stop a user.
 WARNINGS_AS_ERRORS = "DEFENSEMBLE_BACKEND_WERROR"
 
-# The oldest glibc that a library built by zig asks for.
+# Oldest glibc that a library built by zig supports.
 _ZIG_GLIBC = "2.31"
 _BUILD_TIMEOUT_S = 600
-_BUILD_BYTES = 1 << 20  # more than a build writes (seen: 171,224 with g++), less than a disk has that is not full
+_BUILD_BYTES = 1 << 20  # more than a build writes (measured: 171,224 with g++)
 _VERSION_TIMEOUT_S = 60
 _LINES_SHOWN = 20
 
 
 @dataclass(frozen=True)
 class Compiler:
-    """A C++ compiler: the words that start it, and the first line of what it says its version is."""
+    """A C++ compiler: its command line and the first line of its `--version` output."""
 
     command: tuple[str, ...]
     version: str
@@ -54,7 +54,7 @@ class Compiler:
 
 
 def find_compiler() -> Compiler | None:
-    """Find a C++ compiler: `$CXX`, else c++, g++ or clang++ on PATH, else the wheel ziglang; None where there is none of them.
+    """Find a C++ compiler: `$CXX`, else c++, g++ or clang++ on PATH, else the wheel ziglang; return None if there is none.
 
     Raises:
         BackendBuildError: `$CXX` is set to something that does not run.
@@ -74,15 +74,15 @@ def find_compiler() -> Compiler | None:
 def ensure_backend(
     *, cache_dir: Path | None = None, compiler: Sequence[str] | None = None, on_progress: Callable[[str], None] | None = None
 ) -> Path:
-    """Build the backend if it is not in the cache yet; return the directory for Triton's `--backend-directory`.
+    """Build the backend unless it is cached, and return the directory for Triton's `--backend-directory`.
 
-    The cache keeps one build for each source, flags and compiler version. A build gets its name when it is complete, so that two
-    processes may build at once, and a failed or interrupted one leaves nothing; what a killed one left is removed by the next.
+    The cache keeps one build per source, flags and compiler version. A build is renamed into place when it is complete: two processes may
+    build concurrently, and a failed or interrupted build leaves nothing. The next build removes the remains of a killed one.
 
     Args:
         cache_dir: Where builds are kept; `$XDG_CACHE_HOME/defensemble/backend` (`~/.cache/...`) by default.
-        compiler: The words that start the compiler; `find_compiler()` by default.
-        on_progress: Is called with one line before a build; by default the line goes to standard error.
+        compiler: The command line of the compiler; `find_compiler()` by default.
+        on_progress: Receives a message before a build; by default it is printed to standard error.
 
     Raises:
         BackendBuildError: There is no compiler, or the build failed; the text then ends in the compiler's last lines.
@@ -91,9 +91,9 @@ def ensure_backend(
     chosen = find_compiler() if compiler is None else _compiler_from_command(tuple(compiler), "the argument `compiler`")
     if chosen is None:
         if (kept := built_backend(cache_dir=cache_dir)) is not None:
-            return kept  # built when there was a compiler: the same source and flags
+            return kept  # built earlier from the same source and flags
         raise BackendBuildError(
-            "no C++ compiler to build the onnxruntime backend with: looked for $CXX, "
+            "no C++ compiler found for building the onnxruntime backend; looked for $CXX, "
             f"{', '.join(COMPILERS_TRIED)} on PATH and the wheel ziglang; run `apt-get install g++` or `pip install ziglang`"
         )
     source = data_file("onnxruntime_backend")
@@ -101,7 +101,7 @@ def ensure_backend(
     built = cache / build_digest(source, chosen)
     if (built / "onnxruntime" / LIBRARY_NAME).is_file():
         return built
-    message = f"building the onnxruntime backend, once, with {chosen} ..."
+    message = f"building the onnxruntime backend (once) with {chosen} ..."
     on_progress(message) if on_progress is not None else print(message, file=sys.stderr)  # noqa: T201
     with building_folder(cache) as folder:
         finished = folder / "built"
@@ -111,13 +111,15 @@ def ensure_backend(
             _check_space(cache)
             raise
         finished.chmod(0o755)
-        sync([finished / "onnxruntime" / LIBRARY_NAME, finished / "onnxruntime", finished])  # half a library would be taken for a whole one
+        sync(
+            [finished / "onnxruntime" / LIBRARY_NAME, finished / "onnxruntime", finished]
+        )  # after a power cut, an incomplete library must not look complete
         _rename_unless_there(finished, built)
     return built
 
 
 def built_backend(*, cache_dir: Path | None = None) -> Path | None:
-    """Find a build of this very source and these flags in the cache, by whichever compiler; None where there is none."""
+    """Find a cached build of this source with these flags, by any compiler; return None if there is none."""
     builds = _cache(cache_dir).glob(f"{_source_digest(data_file('onnxruntime_backend'))}-*/onnxruntime/{LIBRARY_NAME}")
     return next((library.parent.parent for library in sorted(builds)), None)
 
@@ -126,30 +128,30 @@ def onnxruntime_library() -> Path:
     """Find the shared library of the installed ONNX Runtime wheel, without importing it.
 
     Raises:
-        RuntimeMissingError: The wheel is not installed, or is too old to hold its library.
+        RuntimeMissingError: The wheel is not installed, or is too old to contain the library.
     """
-    mend = f"run `pip install --upgrade 'onnxruntime>={OLDEST_ONNXRUNTIME}'`"
+    fix = f"run `pip install --upgrade 'onnxruntime>={OLDEST_ONNXRUNTIME}'`"
     spec = importlib.util.find_spec("onnxruntime")
     if spec is None or not spec.submodule_search_locations:
-        raise RuntimeMissingError(f"ONNX Runtime is not installed, serving needs {OLDEST_ONNXRUNTIME} or later: {mend}")
+        raise RuntimeMissingError(f"ONNX Runtime is not installed, serving needs {OLDEST_ONNXRUNTIME} or later: {fix}")
     folders = [Path(location) / "capi" for location in spec.submodule_search_locations]
     libraries = sorted(library for folder in folders for library in folder.glob("libonnxruntime.so*"))
     if not libraries:
         version = installed("onnxruntime") or installed("onnxruntime-gpu") or "of unknown version"
         raise RuntimeMissingError(
-            f"the installed ONNX Runtime ({version}) holds no libonnxruntime.so in {folders[0]}; "
-            f"serving needs {OLDEST_ONNXRUNTIME} or later: {mend}"
+            f"the installed ONNX Runtime ({version}) has no libonnxruntime.so in {folders[0]}; "
+            f"serving needs {OLDEST_ONNXRUNTIME} or later: {fix}"
         )
     return libraries[-1]
 
 
 def compiler_flags() -> tuple[str, ...]:
-    """Return the flags of a build; with `DEFENSEMBLE_BACKEND_WERROR=1` in the environment they include `-Werror`."""
+    """Return the compiler flags, with `-Werror` if `DEFENSEMBLE_BACKEND_WERROR=1` is set in the environment."""
     return (*FLAGS, "-Werror") if os.environ.get(WARNINGS_AS_ERRORS) == "1" else FLAGS
 
 
 def build_digest(source: Path, compiler: Compiler) -> str:
-    """Return a name that differs wherever a build could: 16 hex digits for source, flags and machine, a dash, 16 for the compiler."""
+    """Return the cache key of a build: 16 hex digits for source, flags and machine, a dash, and 16 for the compiler."""
     digest = hashlib.sha256("\0".join((*compiler.command, compiler.version)).encode())
     return f"{_source_digest(source)}-{digest.hexdigest()[:16]}"
 
@@ -173,7 +175,7 @@ def _source_files(source: Path) -> list[Path]:
 
 
 def _compiler_from_command(command: tuple[str, ...], origin: str) -> Compiler:
-    # `zig c++ -target T --version` prints clang's version, as the others print theirs.
+    # `zig c++ -target T --version` prints the version of clang.
     try:
         answer = subprocess.run(
             [*command, "--version"], capture_output=True, text=True, errors="replace", timeout=_VERSION_TIMEOUT_S, check=False
@@ -182,7 +184,7 @@ def _compiler_from_command(command: tuple[str, ...], origin: str) -> Compiler:
         raise BackendBuildError(f"the C++ compiler from {origin}, `{shlex.join(command)}`, does not run: {error}") from error
     if answer.returncode != 0 or not answer.stdout.strip():
         raise BackendBuildError(
-            f"the C++ compiler from {origin}, `{shlex.join(command)}`, does not tell its version (exit status {answer.returncode}): "
+            f"the C++ compiler from {origin}, `{shlex.join(command)}`, does not print its version (exit status {answer.returncode}): "
             f"{_last_lines(answer.stderr)}"
         )
     return Compiler(command, answer.stdout.strip().splitlines()[0])
@@ -199,14 +201,14 @@ def _compile(source: Path, compiler: Compiler, library: Path, *, temporary: Path
         raise BackendBuildError(f"building the onnxruntime backend with {compiler} failed: {error}") from error
     if result.returncode != 0 or not library.is_file():
         raise BackendBuildError(
-            f"building the onnxruntime backend with {compiler} failed with exit status {result.returncode}; expected C++17 and its "
-            f"standard library (`apt-get install g++`, or set CXX to another compiler). The compiler's last lines:\n"
+            f"building the onnxruntime backend with {compiler} failed with exit status {result.returncode}; "
+            f"expected a compiler for C++17 with its standard library (`apt-get install g++`, or set CXX). Last lines of the compiler:\n"
             f"{_last_lines(result.stdout)}"
         )
 
 
 def _check_space(cache: Path) -> None:
-    """Raise what the system says where a full disk is why a build failed: a compiler tells it in words alone, and in many languages."""
+    """Raise an OSError if the disk is full: a compiler reports that only as text, in many languages."""
     try:
         with tempfile.TemporaryFile(dir=cache) as file:
             os.posix_fallocate(file.fileno(), 0, _BUILD_BYTES)
@@ -219,7 +221,7 @@ def _rename_unless_there(finished: Path, built: Path) -> None:
     try:
         finished.rename(built)
     except OSError:
-        # Onto a folder that is not empty no folder can be renamed. Another process was first: its build is the same.
+        # A folder cannot replace a folder that is not empty: another process finished the same build first.
         if not (built / "onnxruntime" / LIBRARY_NAME).is_file():
             raise
 
@@ -229,7 +231,7 @@ def _last_lines(text: str) -> str:
 
 
 def main() -> int:
-    """Build the backend, print the backend directory; return the exit status."""
+    """Build the backend, print its directory, and return the exit status."""
     try:
         sys.stdout.write(f"{ensure_backend()}\n")
     except (ServerError, OSError) as error:

@@ -1,4 +1,4 @@
-"""Where the backend is compiled, and how the compiler is run, so that nothing of a build is left, whatever ends it."""
+"""Run a compiler in a temporary folder so that no build leaves files or processes behind, however it ends."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from pathlib import Path
 
 _PREFIX = ".building-"
 _LOCK = "lock"
-# The compiler and what it starts are one process group, in which a second process reads from a pipe that only we hold: at its end of file,
-# when we want it or died, it kills the group. A death signal would reach the driver alone, and g++ starts cc1plus.
+# The compiler and its children form one process group. A second process in that group reads from a pipe whose other end only we hold; at
+# end of file (we closed it or died) it kills the group. A parent-death signal would only reach the driver, and g++ starts cc1plus.
 _ENDS_WITH_US = 'exec 3<&0; "$@" 3<&- </dev/null & compiler=$!; { read _ <&3; kill -KILL 0; } >/dev/null 2>&1 & wait "$compiler"'
 
 
 @contextlib.contextmanager
 def building_folder(cache: Path) -> Iterator[Path]:
-    """A new folder in ``cache`` to build in, which is removed at the end; those that dead processes left are removed first."""
+    """Create a build folder in `cache`, and remove it at the end; first remove the folders of dead builds."""
     cache.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(cache)
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=cache))
     try:
-        # A lock ends with its process, also where process numbers mean nothing: a cache that containers or machines share. It is taken
-        # before the file has its name, or another process could find it free.
+        # A lock ends with its process, even in a cache that containers or machines share, where process IDs mean nothing. It is taken
+        # before the file gets its name, so that no other process finds it unlocked.
         with (folder / "unlocked").open("w") as lock:
-            with contextlib.suppress(OSError):  # some network file systems have no locks: then nobody gets one, and nothing is removed
+            with contextlib.suppress(OSError):  # without locks (some network file systems), nothing is ever removed
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             (folder / "unlocked").rename(folder / _LOCK)
             yield folder
@@ -37,7 +37,7 @@ def building_folder(cache: Path) -> Iterator[Path]:
 
 
 def run_compiler(command: Sequence[str], *, temporary: Path, timeout_s: float) -> subprocess.CompletedProcess[str]:
-    """Run a compiler, its temporary files in ``temporary``; on an exception, and when this process dies, all that it started is killed."""
+    """Run a compiler with its temporary files in `temporary`; kill all its processes on an exception or when this process dies."""
     reader, writer = os.pipe()
     with open(writer, "wb") as ours:
         with open(reader, "rb") as theirs:

@@ -1,4 +1,4 @@
-"""Where Triton comes from: the wheel that pip installs (embedded), a ``tritonserver`` on PATH, or NVIDIA's container."""
+"""Where Triton comes from: the wheel that pip installs (embedded), a `tritonserver` on PATH, or NVIDIA's container."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .backend_build import ensure_backend, onnxruntime_library
 from .package_data import data_file
 
 RUNTIMES = ("embedded", "path", "docker")
-# NVIDIA advises 26.07 or later for anything that strangers can reach.
+# NVIDIA recommends 26.07 or later for servers that untrusted clients can reach.
 NGC_TAG = "26.07"
 CONTAINER = f"nvcr.io/nvidia/tritonserver:{NGC_TAG}-py3"
 _OLDEST_GLIBC = (2, 35)
@@ -27,7 +27,7 @@ _OLDEST_GLIBC = (2, 35)
 
 @dataclass(frozen=True)
 class Runtime:
-    """A Triton that can be started: its executable, what it needs of the environment, and where its backends lie (None: its own place)."""
+    """A Triton that can be started: its executable, environment and backend directory (None: Triton's default)."""
 
     name: str
     executable: Path
@@ -37,11 +37,11 @@ class Runtime:
 
 
 def find_runtime(name: str, *, on_progress: Callable[[str], None]) -> Runtime:
-    """Return the runtime called ``name``, one of ``embedded``, ``path``, ``docker``; what the embedded one lacks is installed, with a word.
+    """Return the runtime `name` (`embedded`, `path` or `docker`), after installing missing parts of the embedded one.
 
     Raises:
-        RuntimeMissingError: it is not there and cannot be installed here.
-        BackendBuildError: the embedded runtime's backend cannot be built.
+        RuntimeMissingError: The runtime is missing and cannot be installed.
+        BackendBuildError: The backend of the embedded runtime cannot be built.
     """
     if name == "embedded":
         return _embedded(on_progress)
@@ -53,15 +53,15 @@ def find_runtime(name: str, *, on_progress: Callable[[str], None]) -> Runtime:
 
 
 def target_of(name: str) -> Target:
-    """What a repository is judged for that the runtime ``name`` is to serve; NVIDIA's containers say their core's version."""
+    """Return the target that the runtime `name` stands for in repository checks; NVIDIA's containers publish their core version."""
     return TARGETS[name] if name in TARGETS else Target.of_core(os.environ.get("TRITON_SERVER_VERSION", ""))
 
 
 def check_platform(system: str, machine: str, libc: tuple[str, str]) -> None:
-    """Refuse a platform that the embedded wheel does not run on.
+    """Check that the embedded wheel runs on a platform.
 
     Raises:
-        RuntimeMissingError: not Linux on x86-64 with glibc 2.35 or newer.
+        RuntimeMissingError: The platform is not Linux on x86-64 with glibc 2.35 or newer.
     """
     if (system, machine) != ("Linux", "x86_64"):
         raise RuntimeMissingError(f"the embedded Triton runs on Linux x86_64, this is {system} {machine}: use --runtime docker")
@@ -76,7 +76,7 @@ def check_platform(system: str, machine: str, libc: tuple[str, str]) -> None:
 
 
 def embedded_triton() -> tuple[Path, Path] | None:
-    """The wheel's ``tritonserver`` and the folder of its libraries, or None where the wheel is not installed. Nothing of it is imported."""
+    """The wheel's `tritonserver` and the folder of its libraries, or None where the wheel is not installed. Nothing of it is imported."""
     spec = importlib.util.find_spec("pytriton")
     for location in (spec.submodule_search_locations or []) if spec else []:
         executable = Path(location) / "tritonserver" / "bin" / "tritonserver"
@@ -99,7 +99,7 @@ def install_embedded_triton(on_progress: Callable[[str], None]) -> None:
     importlib.invalidate_caches()
     if done.returncode != 0 or embedded_triton() is None:
         last = "\n".join((done.stderr or done.stdout).strip().splitlines()[-5:])
-        raise RuntimeMissingError(f"Triton could not be installed; try `{' '.join(command)}`. pip said:\n{last}")
+        raise RuntimeMissingError(f"Triton could not be installed; try `{' '.join(command)}`. Output of pip:\n{last}")
 
 
 def _embedded(on_progress: Callable[[str], None]) -> Runtime:
@@ -111,17 +111,17 @@ def _embedded(on_progress: Callable[[str], None]) -> Runtime:
         found = embedded_triton()
         assert found is not None, "install_embedded_triton raises where it leaves nothing"
     executable, libraries = found
-    # ONNX Runtime's wheels (seen: 1.32) send events to Microsoft, and keep an identifier in the user's cache, unless told otherwise.
-    # What models leave in glibc's heaps (8 a core) when they are unloaded lies between what stays, so that the next ones take new memory,
-    # unless large blocks are mapped one by one, which glibc by itself does no more once one was freed. (Measured, 50 edits under load:
-    # memory from 155 to 210 MB, so from 115 to 117; five members after load 113 MB, so 76; the time of a call is the same.)
+    # ONNX Runtime's wheels (seen: 1.32) send events to Microsoft, and keep an identifier in the user's cache, unless disabled.
+    # Unloaded models leave gaps in glibc's heaps (8 per core) that later models do not reuse, unless large blocks are always mapped, which
+    # glibc stops doing after the first one is freed. (Measured, 50 edits under load: memory grew from 155 to 210 MB without these
+    # settings, from 115 to 117 MB with them; five members after load: 113 MB and 76 MB; the time of a call is the same.)
     usual = {"ORT_DISABLE_TELEMETRY": "1", "MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "131072"}
     environment = {**usual, **os.environ, "LD_LIBRARY_PATH": str(libraries)}
     return Runtime("embedded", executable, environment, ensure_backend(on_progress=on_progress), {"library": str(library)})
 
 
-def _on_path(program: str, mend: str) -> Path:
+def _on_path(program: str, fix: str) -> Path:
     found = shutil.which(program)
     if found is None:
-        raise RuntimeMissingError(f"there is no `{program}` on PATH: {mend}")
+        raise RuntimeMissingError(f"there is no `{program}` on PATH: {fix}")
     return Path(found)

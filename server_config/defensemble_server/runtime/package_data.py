@@ -1,4 +1,4 @@
-"""What is installed: the files of this package that are no Python (beside it in a checkout, inside it in a wheel), and other packages."""
+"""Find this package's data files (next to it in a checkout, inside it in a wheel) and the versions of other packages."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ _HERE = Path(__file__).resolve().parents[1]  # of the package
 
 
 def data_file(name: str) -> Path:
-    """The file or folder ``name`` of ``server_config/``, wherever this installation has it.
+    """Return the path of the file or folder `name` of `server_config/` in this installation.
 
     Raises:
-        FileNotFoundError: the installation is damaged.
+        FileNotFoundError: The installation is damaged.
     """
     for folder in (_HERE / "_data", _HERE.parent):
         if (folder / name).exists():
             return folder / name
-    raise FileNotFoundError(f"{name} is missing beside {_HERE}: install defensemble again")
+    raise FileNotFoundError(f"{name} is missing next to {_HERE}: reinstall defensemble")
 
 
 def installed(package: str) -> str | None:
-    """A package of Python with its version; None where it is not installed."""
-    import importlib.metadata  # 0.03 s that no start waits for
+    """Return the name and version of a Python package, or None if it is not installed."""
+    import importlib.metadata  # takes 0.03 s
 
     try:
         return f"{package} {importlib.metadata.version(package)}"

@@ -179,7 +179,7 @@ def test_every_error_of_the_parser_is_told_with_its_node(fake: FakeTensorRT, gra
 
 def test_no_plan_says_what_tensorrt_said(fake: FakeTensorRT, graph: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     fake.plan = None
-    fake.says = [(Severity.VERBOSE, "timing"), (Severity.WARNING, "slow"), (Severity.ERROR, "requested 9 GiB, out of memory")]
+    fake.log_entries = [(Severity.VERBOSE, "timing"), (Severity.WARNING, "slow"), (Severity.ERROR, "requested 9 GiB, out of memory")]
     with caplog.at_level(logging.DEBUG, "defensemble_export.tensorrt"), pytest.raises(EngineError) as raised:
         built(graph, tmp_path / "model.plan")
     assert_facts(str(raised.value), f"{graph} | requested 9 GiB, out of memory")

@@ -44,7 +44,7 @@ def check_served(repository: Path, expected: Ensemble) -> None:
     assert read_ensemble(repository, expected.name) == expected
     found = read_repository(repository)
     assert found.problems == {}
-    assert found.models[expected.name].votes == [(vote.model, vote.version) for vote in expected.members]
+    assert found.models[expected.name].members == [(vote.model, vote.version) for vote in expected.members]
     weights = [vote.weight for vote in expected.members]
     assert averaging_of(found.configs[expected.name], found.configs) == (expected.average, weights)
 

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import HealthCheck, assume, given, settings, strategies as st
 from onnx import TensorProto
 
 from defensemble_export import ExportError, fused_onnx
@@ -98,9 +98,11 @@ def test_int8_does_not_depend_on_names_and_is_near(recipe: Recipe, naming: int, 
 
 @few_or_many(4, 200, recipe=recipes(), naming=NAMINGS)
 def test_a_normalisation_is_put_before_whatever_reads_the_images(recipe: Recipe, naming: int) -> None:
+    mean = np.array([0.5, 0.25, 0.5], np.float32).reshape(3, 1, 1)
+    expected = answer(graph_from_recipe(recipe), (IMAGES - mean) / np.float32(0.25))
+    # Loops in loops can amplify until float32 overflows: such a graph is rightly refused.
+    assume(np.abs(expected).max() < 1e20)
     named = graph_from_recipe(replace(recipe, axes=("N", "N", "N")), naming)
     with tempfile.TemporaryDirectory() as folder:
         imported = onnx_from_foreign(write(Path(folder), named), mean=[0.5, 0.25, 0.5], std=[0.25])
-    mean = np.array([0.5, 0.25, 0.5], np.float32).reshape(3, 1, 1)
-    expected = answer(graph_from_recipe(recipe), (IMAGES - mean) / np.float32(0.25))
     assert np.abs(answer(imported, IMAGES) - expected).max() <= 1e-4 * max(1.0, float(np.abs(expected).max()))

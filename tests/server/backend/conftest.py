@@ -35,7 +35,7 @@ def backend_directory() -> Path:
 
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory: pytest.TempPathFactory, source: Path, compiler: Compiler) -> Callable[[str], Path]:
-    """Compile one of the C++ files beside this one into a shared library."""
+    """Compile one of the C++ files in this folder into a shared library."""
     folder = tmp_path_factory.mktemp("compiled")
 
     def compile_library(name: str) -> Path:

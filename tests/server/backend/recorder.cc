@@ -1,5 +1,5 @@
-// A stand-in for ONNX Runtime's library: hands every call on to the real one (RECORD_LIBRARY), and writes what it was asked, a line of
-// JSON each, to RECORD_FILE. So a test sees how a session was set up, which requests were one run, and whose memory a tensor lies in.
+// A proxy for ONNX Runtime's library: forwards every call to the real one (RECORD_LIBRARY) and writes it to RECORD_FILE, one line of JSON
+// per call. Tests read from it how a session was set up, which requests were one run, and in whose memory a tensor is.
 #include <dlfcn.h>
 
 #include <cstdio>

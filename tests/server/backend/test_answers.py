@@ -52,7 +52,7 @@ def test_http_and_grpc_agree(triton: Triton, affine: str) -> None:
         np.testing.assert_array_equal(by_http.as_numpy("y"), 2 * x + 1)
 
 
-def test_large_input_by_http_lies_in_several_pieces(triton: Triton) -> None:
+def test_large_http_input_arrives_in_several_pieces(triton: Triton) -> None:
     name = triton.load(
         graphs.config([("x", TensorProto.FLOAT, [-1])], [("y", TensorProto.FLOAT, [-1])]),
         graphs.identity(TensorProto.FLOAT, ["batch", "n"]),
@@ -102,7 +102,7 @@ def two_inputs(triton: Triton) -> tuple[str, onnx.ModelProto]:
             ("whole", TensorProto.INT32, [-1, 2]),
         ],
     )
-    # One number a row: Triton's configs have no empty dims, a reshape says so.
+    # One number a row: Triton's configs cannot have empty dims; a reshape expresses it.
     config["output"].append({"name": "largest", "data_type": "TYPE_FP32", "dims": [1], "reshape": {"shape": []}})
     return triton.load(config, model), model
 
@@ -126,7 +126,7 @@ def test_several_inputs_outputs_and_shapes(
 
 @FEW
 @given(wanted=st.lists(st.sampled_from(["joined", "greater", "whole", "largest"]), min_size=1, unique=True))
-def test_answers_the_outputs_that_were_asked_for_alone(triton: Triton, two_inputs: tuple[str, onnx.ModelProto], wanted: list[str]) -> None:
+def test_returns_only_the_requested_outputs(triton: Triton, two_inputs: tuple[str, onnx.ModelProto], wanted: list[str]) -> None:
     name, model = two_inputs
     inputs = {key: np.full((2, 3, 2), 1.5, np.float32) for key in "ab"}
     answers = triton.infer(name, inputs, wanted)

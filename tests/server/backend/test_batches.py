@@ -1,6 +1,6 @@
-"""Requests that are joined into one run, alone in one, or not run at all; and what is counted of them.
+"""Requests that are joined into one run, run separately, or not run at all; and their statistics.
 
-The recording stand-in of ONNX Runtime tells what was run; the answers are the real one's.
+A recording proxy of ONNX Runtime shows what was run; the answers are those of the real library.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def joining(triton: Triton) -> str:
     return triton.load({**graphs.AFFINE_CONFIG, **batching}, graphs.affine())
 
 
-def test_one_bad_request_of_eight_fails_alone(recorded: Triton, record_file: Path) -> None:
+def test_only_the_bad_request_of_eight_fails(recorded: Triton, record_file: Path) -> None:
     name = recorded.load({**graphs.GATHER_CONFIG, **graphs.JOIN_EIGHT}, graphs.gather())
     answers = infer_together(recorded, name, [{"index": np.array([[999 if i == 3 else i]])} for i in range(8)])
     for i, answer in enumerate(answers):
@@ -198,7 +198,7 @@ def test_cancelled_requests_are_not_run(recorded: Triton, record_file: Path) -> 
     for call in calls:
         call.cancel()
     errors = [done.get(timeout=ANSWER_DEADLINE_S) for _ in range(4)]
-    assert [error for error in errors if error is None] == [None], "the slow one alone is answered"
+    assert [error for error in errors if error is None] == [None], "only the slow one is answered"
     # A last one, behind them all: after its answer they have been through the backend.
     recorded.infer(name, {"rounds": small})
     assert [run["inputs"][0]["dims"] for run in runs(record_file, name)] == [[1, 1], [1, 1]]

@@ -38,7 +38,7 @@ def script(folder: Path, name: str, body: str) -> str:
     return str(path)
 
 
-# Stands where a compiler would: tells a version, writes what it was asked for, notes that it ran.
+# A fake compiler: prints a version, writes its output file, records that it ran.
 COMPILES = """
 [ "$1" = --version ] && { echo "stand-in 1.0"; exit 0; }
 echo run >> "$(dirname "$0")/runs"
@@ -65,14 +65,14 @@ def runs(tmp_path: Path) -> int:
 
 
 def test_builds_once_with_a_word(tmp_path: Path, stand_in: str) -> None:
-    said: list[str] = []
-    first = ensure_backend(cache_dir=tmp_path / "cache", compiler=[stand_in], on_progress=said.append)
+    messages: list[str] = []
+    first = ensure_backend(cache_dir=tmp_path / "cache", compiler=[stand_in], on_progress=messages.append)
     assert (first / "onnxruntime" / LIBRARY_NAME).is_file()
     assert stat.S_IMODE(first.stat().st_mode) == 0o755
-    second = ensure_backend(cache_dir=tmp_path / "cache", compiler=[stand_in], on_progress=said.append)
+    second = ensure_backend(cache_dir=tmp_path / "cache", compiler=[stand_in], on_progress=messages.append)
     assert first == second
     assert runs(tmp_path) == 1
-    assert_each(said, f"{stand_in} | stand-in 1.0")
+    assert_each(messages, f"{stand_in} | stand-in 1.0")
     assert list((tmp_path / "cache").iterdir()) == [first]
 
 
@@ -283,9 +283,9 @@ def test_the_real_ziglang_builds_a_backend_that_answers(tmp_path: Path, monkeypa
     if importlib.util.find_spec("ziglang") is None:
         pytest.skip("the wheel ziglang is not installed: pip install ziglang (100 MB, a minute for the first build)")
     empty_path(tmp_path, monkeypatch)
-    said: list[str] = []
-    built = ensure_backend(cache_dir=tmp_path / "cache", on_progress=said.append)
-    assert "-m ziglang c++ -target" in said[0]
+    messages: list[str] = []
+    built = ensure_backend(cache_dir=tmp_path / "cache", on_progress=messages.append)
+    assert "-m ziglang c++ -target" in messages[0]
     x = np.ones((2, 4), np.float32)
     with Triton(tmp_path / "server", built, {"library": str(onnxruntime_library())}) as server:
         answer = server.infer(server.load(graphs.AFFINE_CONFIG, graphs.affine()), {"x": x})

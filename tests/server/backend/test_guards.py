@@ -1,4 +1,4 @@
-"""The two interfaces that the backend stands between: what it says where one of them is missing, too old, or something else."""
+"""The two interfaces that the backend uses: its error if one of them is missing, too old, or something else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The two C interfaces as declared by hand, against what their own sources say (real_headers.json tells which)."""
+"""Our declarations of the two C interfaces, compared with their own sources (listed in real_headers.json)."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ BUILD = """
 import sys
 from pathlib import Path
 from defensemble_server.runtime.backend_build import ensure_backend
-ensure_backend(cache_dir=Path(sys.argv[1]), compiler=sys.argv[2:], say=lambda text: None)
+ensure_backend(cache_dir=Path(sys.argv[1]), compiler=sys.argv[2:], on_progress=lambda text: None)
 """
 
 

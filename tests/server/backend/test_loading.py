@@ -1,4 +1,4 @@
-"""What the backend says, when a model is loaded, of configs and graphs that it cannot serve; the server stays up."""
+"""Errors of the backend for configs and graphs that it cannot serve; the server keeps running."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a graph is run: what config.pbtxt says of threads, order and optimisation, else what the backend's command line says."""
+"""How a graph is run: threads, execution mode and optimisation from config.pbtxt, else from the backend's command line."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SILENT = {"intra": 2, "inter": 3, "mode": 0, "level": 99, INTRA_SPIN: "0", INTER
 
 
 def options_of(recorded: Triton, record_file: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """What the backend told ONNX Runtime when it loaded this config."""
+    """Return the options that the backend set in ONNX Runtime for this config."""
     seen = len(records(record_file)) if record_file.exists() else 0
     recorded.load({**graphs.AFFINE_CONFIG, **config}, graphs.affine())
     return {record["option"]: record["value"] for record in records(record_file)[seen:] if "option" in record}
@@ -33,7 +33,7 @@ def level(number: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("config", "told"),
+    ("config", "facts"),
     [
         ({}, {}),
         (graphs.parameters(intra_op_thread_count="1"), {"intra": 1}),
@@ -54,8 +54,8 @@ def level(number: int) -> dict[str, Any]:
         (graphs.parameters(what_we_write="anything"), {}),
     ],
 )
-def test_the_config_wins_over_the_command_line(recorded: Triton, record_file: Path, config: dict[str, Any], told: dict[str, Any]) -> None:
-    assert options_of(recorded, record_file, config) == {**SILENT, **told}
+def test_config_overrides_the_command_line(recorded: Triton, record_file: Path, config: dict[str, Any], facts: dict[str, Any]) -> None:
+    assert options_of(recorded, record_file, config) == {**SILENT, **facts}
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_bad_values_are_refused(triton: Triton, config: dict[str, Any], text: st
     assert triton.alive()
 
 
-def test_parameters_of_nvidias_backend_alone_are_named(triton: Triton) -> None:
+def test_parameters_that_only_nvidias_backend_has_are_reported(triton: Triton) -> None:
     name = triton.load({**graphs.AFFINE_CONFIG, **graphs.parameters(enable_mem_arena="0")}, graphs.affine())
     assert f"{name}: parameter enable_mem_arena is known only to NVIDIA's backend" in triton.log()
 
@@ -110,9 +110,9 @@ def threads_of_a_model(server: Triton, config: dict[str, Any]) -> int:
     return len(os.listdir(f"/proc/{server.pid}/task")) - before
 
 
-def test_threads_are_started_as_told(triton: Triton) -> None:
+def test_thread_counts_are_applied(triton: Triton) -> None:
     triton.load(graphs.AFFINE_CONFIG, graphs.affine())
-    assert threads_of_a_model(triton, {}) < 10, "where nothing is said the caller's thread computes"
+    assert threads_of_a_model(triton, {}) < 10, "by default the caller's thread computes"
     assert 50 <= threads_of_a_model(triton, graphs.parameters(intra_op_thread_count="61")) < 70
 
 

@@ -1,4 +1,4 @@
-"""The doctor: what it finds here, what it says of servers, and its exit status."""
+"""The doctor: its checks of this machine and of servers, and its exit status."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ def test_this_machine(triton: Server) -> None:
     (faults,) = found(checks, "core's faults")
     assert faults.status == WARN
     assert all(name in faults.text for name in ("8034", "PR 8172", "PR 8570", "PRs 466, 470", "PR 483"))
-    assert all(check.mend for check in checks if check.status != PASS), "whatever is wrong comes with what mends it"
+    assert all(check.fix for check in checks if check.status != PASS), "each problem has a fix"
 
 
-def test_a_server_behind_a_url_is_told_its_holes(triton: Server) -> None:
+def test_a_server_at_a_url_is_reported_with_its_vulnerabilities(triton: Server) -> None:
     (check,) = found(diagnose([triton.http_url]), triton.http_url)
     assert check.status == WARN
     assert "CVE-2025-23310" in check.text
     assert "PRs 466, 470" in check.text
 
 
-def test_a_server_that_is_new_enough_has_no_holes(other_server: str) -> None:
+def test_a_recent_server_has_no_vulnerabilities(other_server: str) -> None:
     assert [(check.status, check.text) for check in found(diagnose([other_server]), other_server)] == [(PASS, "core 2.71.0")]
 
 
@@ -84,12 +84,12 @@ def answering(content: bytes) -> Iterator[str]:
         thread.join()
 
 
-@pytest.mark.parametrize(("url", "text"), [("localhost:8000", "has no scheme"), ("grpc://localhost:8001", "grpc:// cannot be asked")])
-def test_a_url_of_another_kind_is_told(url: str, text: str) -> None:
+@pytest.mark.parametrize(("url", "text"), [("localhost:8000", "has no scheme"), ("grpc://localhost:8001", "grpc:// is not supported")])
+def test_a_url_with_another_scheme_is_reported(url: str, text: str) -> None:
     (check,) = found(diagnose([url]), url)
     assert check.status == FAIL
     assert text in check.text
-    assert_facts(check.mend, "http://HOST:PORT")
+    assert_facts(check.fix, "http://HOST:PORT")
 
 
 @pytest.mark.parametrize("kind", ["nobody there", "no URL", "another server"])
@@ -99,16 +99,16 @@ def test_a_server_that_cannot_be_asked_fails(kind: str, triton: Server) -> None:
     url = {"nobody there": f"http://127.0.0.1:{port}", "no URL": "not a url", "another server": triton.metrics_url}[kind]
     (check,) = found(diagnose([url]), url)
     assert check.status == FAIL
-    assert "HTTP front end" in check.mend
+    assert "HTTP front end" in check.fix
 
 
-def test_a_taken_port_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_taken_port_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         monkeypatch.setattr("defensemble_server.options.ServeOptions.ports", property(lambda self: {"http": port}))
         (check,) = found(diagnose([]), "http port")
     assert check.status == WARN
-    assert check.mend == "defensemble serve --free-ports"
+    assert check.fix == "defensemble serve --free-ports"
 
 
 def test_without_a_compiler_and_a_build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_without_a_compiler_and_a_build(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     checks = diagnose([])
-    assert found(checks, "compiler")[0].mend.startswith("apt-get install g++")
+    assert found(checks, "compiler")[0].fix.startswith("apt-get install g++")
     assert found(checks, "backend")[0].status == WARN
 
 
@@ -126,7 +126,7 @@ def test_a_compiler_that_does_not_run_fails_and_the_other_checks_are_made(monkey
     (check,) = found(checks, "compiler")
     assert check.status == FAIL
     assert_facts(check.text, "C++ compiler | CXX | `/nowhere/c++ -m64`")
-    assert "unset CXX" in check.mend
+    assert "unset CXX" in check.fix
     assert {"platform", "ONNX Runtime", "backend", "grpc port"} <= {other.name for other in checks}
     result = CliRunner().invoke(cli, ["doctor"])
     assert result.exit_code == 1
@@ -144,7 +144,7 @@ def test_the_gpu_build_of_onnxruntime_stands_for_the_other(monkeypatch: pytest.M
     assert (check.status, check.text) == (PASS, "onnx 1.30.0, onnxruntime-gpu 1.30.0, onnxscript 1.30.0")
 
 
-def test_a_damaged_server_file_is_told_with_the_command_that_removes_it(own_state_folder: Path) -> None:
+def test_a_damaged_server_file_is_reported_with_the_command_that_removes_it(own_state_folder: Path) -> None:
     path = state_file(1)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("{")
@@ -152,13 +152,13 @@ def test_a_damaged_server_file_is_told_with_the_command_that_removes_it(own_stat
         (check,) = found(diagnose([]), "server file")
         assert check.status == WARN
         assert str(path) in check.text
-        subprocess.run(check.mend, shell=True, check=True)
+        subprocess.run(check.fix, shell=True, check=True)
         assert found(diagnose([]), "server file") == []
     finally:
         path.unlink(missing_ok=True)
 
 
-def test_the_command_line_fails_where_something_must_be_mended() -> None:
+def test_doctor_exits_with_1_if_something_must_be_fixed() -> None:
     assert CliRunner().invoke(cli, ["doctor"]).exit_code == 0
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -25,11 +25,11 @@ NEITHER = Machine(None, (), "there is no libnvinfer.so on the library path", "th
 def checks_on(machine: Machine, monkeypatch: pytest.MonkeyPatch, repository: Path | None = None) -> list[Check]:
     monkeypatch.setattr("defensemble_server.doctor.diagnose.read_machine", lambda: machine)
     checks = diagnose([], repository)
-    assert all(check.mend for check in checks if check.status != PASS), "whatever is wrong comes with what mends it"
+    assert all(check.fix for check in checks if check.status != PASS), "each problem has a fix"
     return [check for check in checks if re.match("GPU|TensorRT|profile |plan |repository", check.name)]
 
 
-def test_no_gpu_is_nothing_to_be_mended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_gpu_is_not_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu, tensorrt = checks_on(NEITHER, monkeypatch)
     assert (gpu.status, tensorrt.status) == (PASS, PASS)
     assert_facts(gpu.text, f"none | {NEITHER.why_no_gpu} | `cpu`")
@@ -46,8 +46,8 @@ def test_gpus_and_tensorrt_are_named_and_a_missing_one_has_a_command_and_a_conta
     _, tensorrt = checks_on(Machine(None, (H100,), "there is no libnvinfer.so on the library path"), monkeypatch)
     assert tensorrt.status == WARN
     assert_facts(tensorrt.text, f"none | {NEITHER.why_no_tensorrt} | container")
-    assert CONTAINER in tensorrt.mend
-    assert "make install GPU=1" in tensorrt.mend
+    assert CONTAINER in tensorrt.fix
+    assert "make install GPU=1" in tensorrt.fix
 
 
 def test_a_real_machine_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_a_real_machine_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("machine", "status", "told"),
+    ("machine", "status", "facts"),
     [
         (Machine("10.13.3.9", (H100,)), PASS, "TensorRT 10.13.3.9 | NVIDIA H100 80GB HBM3"),
         (Machine("10.16.1.4", (H100,)), FAIL, "TensorRT 10.16.1.4 | `defensemble build-engine"),
@@ -70,7 +70,7 @@ def test_a_real_machine_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ],
 )
 def test_every_plan_is_compared_with_this_machine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machine: Machine, status: str, told: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machine: Machine, status: str, facts: str
 ) -> None:
     repository = tiny.write_repository(tmp_path / "my models")
     write_plans(repository)
@@ -79,9 +79,9 @@ def test_every_plan_is_compared_with_this_machine(
     plans = [check for check in checks_on(machine, monkeypatch, repository) if check.name.startswith("plan ")]
     assert [check.name for check in plans] == ["plan alpha/1", "plan beta/1"]
     assert {check.status for check in plans} == {status}
-    assert_facts(plans[0].text, told)
+    assert_facts(plans[0].text, facts)
     if status != PASS:
-        assert plans[0].mend == f"defensemble build-engine {shlex.quote(str(repository))} --model alpha --version 1"
+        assert plans[0].fix == f"defensemble build-engine {shlex.quote(str(repository))} --model alpha --version 1"
 
 
 @pytest.mark.parametrize("damage", ["manifest", "no manifest", "plan", "config"])
@@ -102,12 +102,12 @@ def test_a_plan_that_would_fit_nowhere_fails_on_any_machine(
         (place / "config.pbtxt").write_text("[[")
     found = {check.name: check for check in checks_on(machine, monkeypatch, repository)}
     assert found["plan beta/1"].status == FAIL
-    told = {"manifest": "damaged", "no manifest": "no manifest", "plan": "changed", "config": "configuration"}
-    assert told[damage] in found["plan beta/1"].text
+    facts = {"manifest": "damaged", "no manifest": "no manifest", "plan": "changed", "config": "configuration"}
+    assert facts[damage] in found["plan beta/1"].text
     assert found["plan alpha/1"].status == (WARN if machine is NEITHER else PASS)
 
 
-def test_profiles_are_complete_or_what_they_lack_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_profiles_are_complete_or_reported_with_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     repository = tiny.write_repository(tmp_path / "repository")
     write_plans(repository)
     for profile in ("gpu", "gpu-tensorrt"):
@@ -131,10 +131,10 @@ def test_the_command_looks_at_the_usual_folder_where_it_is_there(tmp_path: Path,
     assert usual.output == CliRunner().invoke(cli, ["doctor", "--repository", "model_repository"]).output
     missing = CliRunner().invoke(cli, ["doctor", "--repository", "nowhere"])
     assert missing.exit_code == 1
-    assert re.search("FAIL  repository +nowhere is no folder", missing.output)
+    assert re.search("FAIL  repository +nowhere is not a folder", missing.output)
 
 
-def test_a_plan_for_images_of_another_size_or_for_larger_batches_alone_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_plan_for_another_image_size_or_only_larger_batches_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     repository = tiny.write_repository(tmp_path / "repository")
     write_plans(repository, names=("alpha",), profile={bound: [8, 3, 28, 28] for bound in ("min", "opt", "max")})
     write_plans(repository, names=("beta",), profile={"min": [4, *tiny.SHAPE], "opt": [8, *tiny.SHAPE], "max": [8, *tiny.SHAPE]})

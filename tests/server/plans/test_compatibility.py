@@ -61,11 +61,11 @@ def test_a_plan_that_fits() -> None:
     assert problem(image_shape=(3, 32, 32)) is None
     assert problem(image_shape=(3, -1, -1)) is None
     assert problem(onnx_sha256=None) is None, "the ONNX file need not be there"
-    assert problem(machine=Machine("10.13.3", (H100, H100))) is None, "a library that does not say its build number"
+    assert problem(machine=Machine("10.13.3", (H100, H100))) is None, "a library without a build number"
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "facts"),
     [
         ({"manifest": None}, "no manifest | model.plan.json"),
         ({"plan_sha256": "c" * 64}, "cccccccccccccccc | bbbbbbbbbbbbbbbb | changed"),
@@ -90,24 +90,24 @@ def test_a_plan_that_fits() -> None:
         ({"machine": Machine("10.13.3.9", (H100, T4))}, "CUDA_VISIBLE_DEVICES"),
     ],
 )
-def test_what_does_not_fit_is_told_with_the_command_that_mends_it(given: dict[str, Any], told: str) -> None:
+def test_an_incompatible_plan_is_reported_with_the_command_that_fixes_it(given: dict[str, Any], facts: str) -> None:
     got = problem(**given)
     assert got is not None
-    assert_facts(got, told)
+    assert_facts(got, facts)
     assert "`defensemble build-engine`" in got
 
 
 @pytest.mark.parametrize(
-    ("machine", "told"),
+    ("machine", "facts"),
     [
         (Machine(None, (H100,), why_no_tensorrt="there is no libnvinfer.so on the library path"), "no TensorRT | libnvinfer.so"),
         (Machine("10.13.3.9", (), why_no_gpu="nvidia-smi lists none"), "no GPU | nvidia-smi lists none"),
     ],
 )
-def test_what_is_missing_here_is_told(machine: Machine, told: str) -> None:
+def test_what_the_machine_lacks_is_reported(machine: Machine, facts: str) -> None:
     got = problem(machine=machine)
     assert got is not None
-    assert_facts(got, told)
+    assert_facts(got, facts)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_a_version_of_a_model_on_disk(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("version_compatible", [False, True])
-def test_triton_is_told_to_load_plans_that_are_version_compatible(tmp_path: Path, version_compatible: bool) -> None:
+def test_triton_is_configured_to_load_version_compatible_plans(tmp_path: Path, version_compatible: bool) -> None:
     folder = tiny.write_repository(tmp_path / "repository", ensemble=None)
     path = folder / "alpha/config.pbtxt"
     config = config_from_pbtxt(path.read_text(), "alpha")

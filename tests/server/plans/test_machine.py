@@ -19,7 +19,7 @@ H100 = Gpu("NVIDIA H100 80GB HBM3", "9.0", "570.124.06")
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Compiles a folder with a real `libnvinfer.so.<major>` that exports what TensorRT's does to say its version."""
+    """Compiles a folder with a real `libnvinfer.so.<major>` that exports TensorRT's version functions."""
     compiler = find_compiler()
     if compiler is None:
         pytest.skip("there is no C++ compiler to make a library with")

@@ -1,4 +1,4 @@
-"""Why Triton refused a model: read out of lines of its log (core 2.51), and told by a real start."""
+"""Why Triton refused a model: parsed from lines of its log (core 2.51), and reported by a real start."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def test_each_line_names_a_model_and_why(line: str, model: str, reason: str) -> 
     assert refusals_from_log(f'I1129 more\n{HEAD}"{line}"\n') == {model: reason}
 
 
-def test_a_configuration_that_is_not_parsed_says_where() -> None:
+def test_a_configuration_that_does_not_parse_is_reported_with_its_line() -> None:
     found = refusals_from_log(f"{PROTOBUF}\n{HEAD}\"Poll failed for model directory 'a': failed to read text proto from /r/a\"\n")
     assert "41:21: Expected identifier." in found["a"]
     assert "/r/a" in found["a"]
 
 
-def test_other_lines_say_nothing() -> None:
+def test_other_lines_are_ignored() -> None:
     assert refusals_from_log(f'{HEAD}"CudaDriverHelper has not been initialized."\nW1129 ensemble x y\n\nensemble x is here\n') == {}
 
 

@@ -45,7 +45,7 @@ def kinds(server: Server) -> list[str]:
 
 
 def restarts_after(server: Server, act: Callable[[], None]) -> ServerEvent:
-    """Do something that ends Triton, wait for the restart, and return the event that says why."""
+    """Do something that ends Triton, wait for the restart, and return the event with the reason."""
     before = server_status(server.state).restarts
     act()
     until(lambda: server_status(server.state).restarts == before + 1)

@@ -1,4 +1,4 @@
-"""Where Triton runs, and what its environment says."""
+"""Where Triton runs, and its environment."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_platform_that_the_wheel_does_not_run_on_is_named(system: str, machine
 @pytest.mark.parametrize(
     ("name", "usual"), [("ORT_DISABLE_TELEMETRY", "1"), ("MALLOC_ARENA_MAX", "2"), ("MALLOC_MMAP_THRESHOLD_", "131072")]
 )
-def test_telemetry_is_off_and_memory_is_given_back_unless_the_user_said_otherwise(
+def test_telemetry_is_off_and_memory_is_returned_unless_the_environment_overrides_it(
     name: str, usual: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(name, raising=False)

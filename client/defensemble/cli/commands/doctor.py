@@ -34,7 +34,7 @@ def command(urls: tuple[str, ...], repository: Path | None) -> None:
     width = max(len(check.name) for check in checks)
     for check in checks:
         click.echo(f"{click.style(check.status, fg=colours[check.status])}  {check.name:<{width}}  {check.text}")
-        if check.mend:
-            click.echo(f"      {'':<{width}}  {check.mend}")
+        if check.fix:
+            click.echo(f"      {'':<{width}}  {check.fix}")
     if any(check.status == "FAIL" for check in checks):
         raise click.exceptions.Exit(1)
