@@ -43,7 +43,7 @@ def cli_reference() -> str:
 
     sections = []
     for words, command in commands("defensemble", cli):
-        with click.Context(command, info_name=words, terminal_width=HELP_WIDTH, max_content_width=HELP_WIDTH) as context:
+        with command.context_class(command, info_name=words, terminal_width=HELP_WIDTH, max_content_width=HELP_WIDTH) as context:
             sections.append(f"## {words}\n\n```text\n{command.get_help(context)}\n```\n")
     return "\n".join(sections)
 

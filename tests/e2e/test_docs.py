@@ -81,13 +81,25 @@ def test_every_block_is_valid_and_few_are_not_run(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_command_of_a_page_exists(name: str) -> None:
+def test_every_command_of_a_page_exists(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     shell = [block for block in read_blocks(page_of(name)) if block.language == "sh"]
     calls = [words[words.index("defensemble") + 1 :] for block in shell for words in block.calls() if "defensemble" in words]
     calls = [words for words in calls if words]
     assert len(calls) >= sum(len(re.findall("^defensemble ", block.text, re.MULTILINE)) for block in shell)
     for words in calls:
+        make_named_files(words)
         context_of(*words)
+
+
+def make_named_files(words: list[str]) -> None:
+    """Make a file or folder for each word of a command that may name one, in the current folder: a command refuses what is not there."""
+    for word in words:
+        path = Path(word.rpartition("=")[2])
+        if word.startswith("-") or "://" in word or path.is_absolute() or path.exists() or len(word) > 100:
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch() if path.suffix else path.mkdir()
 
 
 @pytest.mark.parametrize("name", NAMES)
