@@ -71,7 +71,7 @@ types: $(STAMP) ## Check types: mypy, strict
 
 docs: $(DOCS_STAMP) ## Build the documentation into site/; warnings and broken links are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
-	@echo "open site/index.html"
+	@echo "built site/index.html; to search it: python3 -m http.server --directory site"
 
 $(DOCS_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'

@@ -11,7 +11,7 @@ import click
 
 DOCS = Path(__file__).parent
 CLI_MARKER = "<!-- the build writes the help of each verb here -->"
-HELP_WIDTH = 100
+HELP_WIDTH = 86
 _LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(((?:\.\./)+[^)#\s]+)(?:#[^)]*)?\)")
 
 

@@ -1,11 +1,11 @@
-"""docs/export.md tells the tolerances that the code has."""
+"""docs/how-to/export.md tells the tolerances that the code has."""
 
 from __future__ import annotations
 
 from defensemble_export.verification.tolerances import TOLERANCES, Tolerance
 from tests.support.checkout import ROOT
 
-PAGE = ROOT / "docs" / "export.md"
+PAGE = ROOT / "docs/how-to/export.md"
 
 
 def test_the_table_on_the_page_is_that_of_the_code() -> None:
