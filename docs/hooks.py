@@ -28,7 +28,7 @@ def on_page_markdown(markdown: str, *, page: Any, **kwargs: Any) -> str:
 
 
 def without_outer_links(markdown: str, page: Path) -> str:
-    """Return the Markdown with the text alone of each link to a file outside of docs/, which is no part of the site."""
+    """Return the Markdown with links to files outside of docs/ replaced by their text: these files are not part of the site."""
 
     def replaced(link: re.Match[str]) -> str:
         target = (page.parent / link[2]).resolve()
