@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import re
@@ -106,6 +107,23 @@ def make_named_files(words: list[str]) -> None:
 def test_every_file_that_a_page_links_to_exists(name: str) -> None:
     page = page_of(name)
     assert [link for link in _LINK.findall(page.read_text()) if not (page.parent / link).exists()] == []
+
+
+def documented_names() -> set[str]:
+    return {name for page in (DOCS / "reference").glob("*.md") for name in re.findall(r"^::: (\S+)$", page.read_text(), re.MULTILINE)}
+
+
+def test_every_name_of_the_python_reference_exists() -> None:
+    for name in documented_names():
+        module, _, attribute = name.rpartition(".")
+        if importlib.util.find_spec(module) is None or not hasattr(importlib.import_module(module), attribute):
+            importlib.import_module(name)
+
+
+@pytest.mark.parametrize("module", ["defensemble", "defensemble.ensembles", "defensemble.probes"])
+def test_every_public_name_of_the_client_is_in_the_reference(module: str) -> None:
+    public = [name for name in importlib.import_module(module).__all__ if not name.endswith("Error") and name != "__version__"]
+    assert [name for name in public if f"{module}.{name}" not in documented_names()] == []
 
 
 @pytest.mark.slow
