@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -142,7 +143,7 @@ def test_no_page_has_long_lines() -> None:
         assert long == [], name
 
 
-def kubernetes_objects() -> dict[str, dict[str, object]]:
+def kubernetes_objects() -> dict[str, Any]:
     (block,) = [block for block in read_blocks(DOCS / "how-to/kubernetes.md") if block.language == "yaml"]
     return {item["kind"]: item for item in yaml.safe_load_all(block.text)}
 
@@ -150,8 +151,8 @@ def kubernetes_objects() -> dict[str, dict[str, object]]:
 def test_the_kubernetes_manifests_run_what_compose_runs() -> None:
     objects = yaml.safe_load((ROOT / "docker-compose.yml").read_text().replace("$$", "$"))
     compose = objects["services"]["triton"]
-    deployment: dict[str, object] = kubernetes_objects()["Deployment"]
-    spec = deployment["spec"]["template"]["spec"]  # type: ignore[index]
+    deployment = kubernetes_objects()["Deployment"]
+    spec = deployment["spec"]["template"]["spec"]
     (container,) = spec["containers"]
     key = re.compile(r"\$[({]DEFENSEMBLE_ADMIN_KEY[^)}]*[)}]")
     threads = re.compile(r"intra_op_thread_count=.*")
@@ -168,16 +169,16 @@ def test_the_kubernetes_objects_belong_together() -> None:
     assert set(objects) == {"PersistentVolumeClaim", "Deployment", "Service", "NetworkPolicy"}
     labels = {"app": "triton"}
     deployment, service, policy = (objects[kind]["spec"] for kind in ("Deployment", "Service", "NetworkPolicy"))
-    assert deployment["selector"]["matchLabels"] == deployment["template"]["metadata"]["labels"] == labels  # type: ignore[index]
-    assert service["selector"] == policy["podSelector"]["matchLabels"] == labels  # type: ignore[index]
-    pod = deployment["template"]["spec"]  # type: ignore[index]
+    assert deployment["selector"]["matchLabels"] == deployment["template"]["metadata"]["labels"] == labels
+    assert service["selector"] == policy["podSelector"]["matchLabels"] == labels
+    pod = deployment["template"]["spec"]
     (container,) = pod["containers"]
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
-    assert {port["targetPort"]: port["port"] for port in service["ports"]} == ports  # type: ignore[index]
-    assert {port["port"] for port in policy["ingress"][0]["ports"]} == set(ports.values())  # type: ignore[index]
+    assert {port["targetPort"]: port["port"] for port in service["ports"]} == ports
+    assert {port["port"] for port in policy["ingress"][0]["ports"]} == set(ports.values())
     claim = pod["volumes"][0]["persistentVolumeClaim"]["claimName"]
-    assert claim == objects["PersistentVolumeClaim"]["metadata"]["name"]  # type: ignore[index]
+    assert claim == objects["PersistentVolumeClaim"]["metadata"]["name"]
 
 
 def test_the_command_reference_has_every_verb() -> None:
