@@ -77,17 +77,17 @@ $(DOCS_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	@touch $(DOCS_STAMP)
 
-demo: $(STAMP) ## Train, export, serve, call and probe a small ensemble: a minute once installed (ARGS=--keep-serving leaves it up)
+demo: $(STAMP) ## Train, export, serve, call and probe a small ensemble in a minute (ARGS=--keep-serving leaves the server running)
 	$(BIN)/defensemble demo $(ARGS)
 
-serve: $(STAMP) ## Serve model_repository, once something was exported into it, until Ctrl-C (ARGS="OTHER_FOLDER --free-ports")
+serve: $(STAMP) ## Serve model_repository until Ctrl-C (ARGS="--repository OTHER_FOLDER --free-ports")
 	$(BIN)/defensemble serve $(ARGS)
 
 bench: $(STAMP) ## Measure the overhead of serving over in-process calls (ARGS=--quick for a short run)
 	$(BIN)/python benchmarks/serving_overhead.py $(ARGS)
 
-zoo: $(STAMP) ## Train what is not finished of the zoo on CIFAR-10: hours on a CPU, to be interrupted at will (ARGS=--list: what is to do)
+zoo: $(STAMP) ## Train the unfinished networks of the zoo on CIFAR-10: hours on a CPU, resumable (ARGS=--list shows what is left)
 	$(BIN)/python benchmarks/zoo_training.py $(ARGS)
 
-clean: ## Remove what the other targets made: .venv, caches, runs
+clean: ## Remove the output of the other targets: .venv, caches, runs
 	rm -rf $(VENV) .ci-venvs .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist runs site

@@ -135,7 +135,7 @@ def _options(
 ) -> list[str]:
     options = []
     if data_dir is not None:  # training runs in the checkout; what is told relatively stays so, since it goes into the record
-        options += ["--data-dir", str(data_dir) if data_dir.is_absolute() else os.path.relpath(data_dir, ROOT)]
+        options += ["--dataset", f"cifar10={data_dir if data_dir.is_absolute() else os.path.relpath(data_dir, ROOT)}"]
     for name, value in (("--device", device), ("--precision", precision)):
         options += [] if value is None else [name, value]
     options += ["--compile"] if compiled else []

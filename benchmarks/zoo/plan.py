@@ -34,7 +34,7 @@ class Network:
         """The words after `defensemble` that train it, or go on where training stopped; `more` are options of the machine."""
         masks = [] if self.mask_seed is None else ["--mask-seed", str(self.mask_seed)]
         return [
-            *("train", "--data", "cifar10", "--width", str(WIDTH), "--keep", str(self.keep), "--seed", str(self.seed), *masks),
+            *("train", "--dataset", "cifar10", "--width", str(WIDTH), "--keep", str(self.keep), "--seed", str(self.seed), *masks),
             *("--epochs", str(self.epochs), "--batch-size", str(BATCH_SIZE), *more),
             *("--half", "--run", str(RUNS / self.name), "--resume", str(self.path)),
         ]

@@ -1,8 +1,6 @@
-"""`python -m defensemble` is the command line."""
+"""`python -m defensemble` runs the command line."""
 
-from __future__ import annotations
-
-from .cli import main
+from ._entry import main
 
 if __name__ == "__main__":
     main()

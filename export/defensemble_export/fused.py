@@ -125,7 +125,7 @@ def check_fuse_request(repository: Path, name: str, taken: Sequence[str], *, max
     """
     check_name(name)
     if name in taken:
-        raise EnsembleError(f"'{name}' is the name of the ensemble or of a member: give the fused graph a name of its own (--fuse NAME)")
+        raise EnsembleError(f"'{name}' is the name of the ensemble or of a member: choose another name (`defensemble fuse NAME`)")
     if max_batch_size is not None:
         checked_batch(max_batch_size, "max_batch_size")
     folder = repository / name
@@ -134,10 +134,11 @@ def check_fuse_request(repository: Path, name: str, taken: Sequence[str], *, max
     config = read_config(folder)
     if is_ensemble(config) or not {"average", "weights", "members"} <= set(config.parameters):
         what = "an ensemble" if is_ensemble(config) else "a single network"
-        raise ExistsError(f"{folder} exists and is {what}, no fused graph: choose another name (--fuse NAME)")
+        raise ExistsError(f"{folder} exists and is {what}, no fused graph: choose another name (`defensemble fuse NAME`)")
     if not replace:
         raise ExistsError(
-            f"{folder} exists already: choose another name (--fuse NAME), or pass --replace, which adds the next version and keeps the old"
+            f"{folder} exists already: choose another name (`defensemble fuse NAME`), or pass --replace, which adds the next version "
+            "and keeps the old"
         )
     return existing_batch(folder, max_batch_size)
 
@@ -298,7 +299,7 @@ def _check_same_interface(folder: Path, fused: ExportedMember) -> None:
     expected = {"images": list(fused.input_shape), "probabilities": [fused.num_classes]}
     got = {name: dims.get(name) for name in expected}
     if got != expected:
-        raise ExistsError(f"{folder} takes and gives {got}, the new version {expected}: choose another name (--fuse NAME)")
+        raise ExistsError(f"{folder} takes and gives {got}, the new version {expected}: choose another name (`defensemble fuse NAME`)")
     labels = folder / LABELS_FILE
     if labels.is_file() and class_names_from_labels(labels.read_bytes()) != fused.class_names:
-        raise ExistsError(f"the class names in {labels} differ from the new version's: choose another name (--fuse NAME)")
+        raise ExistsError(f"the class names in {labels} differ from the new version's: choose another name (`defensemble fuse NAME`)")

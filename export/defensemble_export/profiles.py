@@ -192,7 +192,7 @@ def _missing(folder: Path, config: schema.ModelConfig, profile: str) -> str:
 
 def _missing_text(repository: Path, profile: str, missing: Mapping[str, str]) -> str:
     mend = (
-        f"build what is missing with `defensemble build-engine {repository}` on a machine with that GPU and TensorRT"
+        f"build what is missing with `defensemble build-engine --repository {repository}` on a machine with that GPU and TensorRT"
         if profile == "gpu-tensorrt"
         else f"export it again, or move that version, or the whole model, out of {repository}"
     )

@@ -44,7 +44,7 @@ def check_profile(repository: Path, profile: str, *, only_cpus: bool, on_progres
         raise NotServableError(_only_cpus(profile))
     if profile not in having:
         there = ", ".join(having) or "none"
-        others = f"`defensemble profile write NAME {shlex.quote(str(repository))}` writes {', '.join(PROFILES)}"
+        others = f"`defensemble profile write NAME --repository {shlex.quote(str(repository))}` writes {', '.join(PROFILES)}"
         fix = _write(repository, profile) if profile in PROFILES else others
         raise NotServableError(f"no model in {repository} has the profile '{profile}' (profiles: {there}): {fix}")
     models = {name: (plain, chosen) for name, plain, chosen in _read_both(repository, profile)}
@@ -127,19 +127,19 @@ def _only_cpus(profile: str, models: str = "") -> str:
 
 
 def _write(repository: Path, profile: str) -> str:
-    return f"write it with `defensemble profile write {profile} {shlex.quote(str(repository))}`"
+    return f"write it with `defensemble profile write {profile} --repository {shlex.quote(str(repository))}`"
 
 
 def _missing(repository: Path, profile: str, model: Model) -> str:
     """Return what is missing for a model's profile; empty if nothing is."""
     folder = repository / model.name
-    again = f"then write the profile again: `defensemble profile write {profile} {shlex.quote(str(repository))}`"
+    again = f"then write the profile again: `defensemble profile write {profile} --repository {shlex.quote(str(repository))}`"
     for version in model.served_versions:
         if model.backend != PLAN_BACKEND or (name := file_of(model.config)) is None:
             continue
         file = folder / str(version) / name
         if not file.is_file():
-            build = f"defensemble build-engine {shlex.quote(str(repository))} --model {model.name} --version {version}"
+            build = f"defensemble build-engine {model.name} --repository {shlex.quote(str(repository))} --version {version}"
             return f"version {version} has no plan ({file} is missing): build it with `{build}`, {again}"
         expected = model.parameter(f"sha256.{version}")
         if model.parameter(DIGEST_PARAMETER) is None:
@@ -209,6 +209,6 @@ def _unservable_reason(repository: Path, model: Model, machine: Machine, runtime
     if cache and runtime.name == "path" and not os.access(place, os.W_OK | os.X_OK):
         return (
             f"{place}, the folder for its engines, does not exist or cannot be written: create it, or choose another with "
-            "`defensemble profile write gpu-ort-tensorrt REPOSITORY --cache-dir FOLDER`"
+            "`defensemble profile write gpu-ort-tensorrt --cache-dir FOLDER`"
         )
     return ""

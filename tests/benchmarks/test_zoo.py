@@ -103,7 +103,7 @@ def test_a_card_tells_what_the_checkpoint_holds(tmp_path: Path) -> None:
     path = tmp_path / "tiny.safetensors"
     spec = tiny_spec()
     module = build(spec)
-    command = "train --data digits tiny.safetensors"
+    command = "train --dataset digits tiny.safetensors"
     save_checkpoint(path, module, spec, record_of(spec, accuracy=0.75, n_test=400, n_train=1600, epochs=3, command=command), half=True)
     card = model_card(path)
     assert card == model_card(path)
@@ -194,7 +194,7 @@ def test_a_file_that_is_too_large_is_refused(tmp_path: Path) -> None:
 def test_list_tells_the_commands_and_does_nothing() -> None:
     script = ROOT / "benchmarks/zoo_training.py"
     done = subprocess.run([sys.executable, str(script), "--list", "--only", "keep0.7"], capture_output=True, text=True, check=True)
-    assert re.match(r"keep0\.7: (finished|interrupted|to do)\n  defensemble train --data cifar10 --width 16 --keep 0\.7 ", done.stdout)
+    assert re.match(r"keep0\.7: (finished|interrupted|to do)\n  defensemble train --dataset cifar10 --width 16 --keep 0\.7 ", done.stdout)
 
 
 def test_without_data_both_ways_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What goes wrong in training, exporting, calling and probing: one clear error, a status that is not zero, nothing half-written."""
+"""Errors of train, export, predict and probe: one error message, an exit status that is not 0, and no partial files."""
 
 from __future__ import annotations
 
@@ -44,38 +44,38 @@ def invoke(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    ("options", "expected"),
+    ("options", "facts"),
     [
         (["--keep", "1.5"], "keep | (0, 1] | 1.5"),
         (["--keep", "0"], "keep | (0, 1] | 0.0"),
         (["--keep", "-0.3"], "keep | (0, 1] | -0.3"),
         (["--keep", "nan"], "keep | (0, 1] | nan"),
-        (["--arch", "lenet"], "arch | resnet18, resnet50, densenet121, senet18, vgg19, wrn32_4 | 'lenet'"),
-        (["--data", "cifar11"], "'cifar11' | digits"),
-        (["--pattern", "stripes"], "pattern | neuron, channel, shared | 'stripes'"),
+        (["--arch", "lenet"], "--arch | 'resnet18' | 'wrn32_4' | 'lenet'"),
+        (["--dataset", "cifar11"], "'cifar11' | digits"),
+        (["--pattern", "stripes"], "--pattern | 'neuron', 'channel', 'shared' | 'stripes'"),
     ],
 )
-def test_train_refuses_what_no_network_can_have(tmp_path: Path, options: list[str], expected: str) -> None:
-    assert_facts(told(invoke("train", *QUICK, *options, tmp_path / "a.safetensors")), expected)
+def test_train_refuses_bad_values(tmp_path: Path, options: list[str], facts: str) -> None:
+    assert_facts(told(invoke("train", *QUICK, *options, tmp_path / "a.safetensors")), facts)
     assert content(tmp_path) == {}
 
 
-def test_train_on_a_full_disk_leaves_no_part_of_a_checkpoint(tmp_path: Path) -> None:
+def test_train_on_a_full_disk_leaves_no_partial_checkpoint(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk") as disk:
         fill(disk, leave=8192)
         path = disk / "a.safetensors"
-        mend = "OUTPUT, --run or --tensorboard"
+        places = "OUTPUT, --run or --tensorboard"
         state = disk / "a.run/state.safetensors"
-        assert_facts(told(invoke("train", *QUICK, path)), f"No space left on device | {state} | {mend}")
+        assert_facts(told(invoke("train", *QUICK, path)), f"No space left on device | {state} | {places}")
         assert [name for name in content(disk) if "safetensors" in name] == []
 
 
-def test_train_on_a_read_only_disk_ends_before_it_trains(tmp_path: Path) -> None:
+def test_train_on_a_read_only_disk_fails_before_training(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk") as disk:
         make_read_only(disk)
         done = invoke("train", *QUICK, disk / "a.safetensors")
-        mend = "OUTPUT, --run or --tensorboard"
-        assert_facts(told(done), f"Read-only file system | {disk / 'a.safetensors'} | {mend}")
+        places = "OUTPUT, --run or --tensorboard"
+        assert_facts(told(done), f"Read-only file system | {disk / 'a.safetensors'} | {places}")
         assert "epoch" not in done.stderr
 
 
@@ -83,7 +83,7 @@ def test_train_on_a_read_only_disk_ends_before_it_trains(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("kind", "expected"),
+    ("kind", "facts"),
     [
         ("missing", "{path} | defensemble train {path}"),
         ("a folder", "{path} | folder | .safetensors"),
@@ -93,15 +93,15 @@ def test_train_on_a_read_only_disk_ends_before_it_trains(tmp_path: Path) -> None
         ("with other masks", "{path} | damaged | digest"),
     ],
 )
-def test_export_refuses_a_file_that_is_no_whole_checkpoint(tmp_path: Path, kind: str, expected: str) -> None:
+def test_export_refuses_a_damaged_or_missing_checkpoint(tmp_path: Path, kind: str, facts: str) -> None:
     path = broken_checkpoint(kind, tmp_path / "a.safetensors")
     before = content(tmp_path)
-    assert_facts(told(invoke("export", path, "--repository", tmp_path / "repository")), expected.format(path=path))
+    assert_facts(told(invoke("export", path, "--repository", tmp_path / "repository")), facts.format(path=path))
     assert content(tmp_path) == before
 
 
 @pytest.mark.parametrize(
-    ("arguments", "expected"),
+    ("arguments", "facts"),
     [
         (
             ["alpha.safetensors"],
@@ -117,10 +117,10 @@ def test_export_refuses_a_file_that_is_no_whole_checkpoint(tmp_path: Path, kind:
         (["average_1.safetensors"], "average_"),
     ],
 )
-def test_export_refuses_names_and_weights_before_it_reads_a_checkpoint(tmp_path: Path, arguments: list[str], expected: str) -> None:
+def test_export_refuses_names_and_weights_before_it_reads_a_checkpoint(tmp_path: Path, arguments: list[str], facts: str) -> None:
     repository = tiny.write_repository(tmp_path / "repository")
     before = content(tmp_path)
-    assert_facts(told(invoke("export", *arguments, "--repository", repository)), expected)
+    assert_facts(told(invoke("export", *arguments, "--repository", repository)), facts)
     assert content(tmp_path) == before
 
 
@@ -154,10 +154,10 @@ def test_an_interrupted_export_leaves_nothing(tmp_path: Path) -> None:
             assert_facts(process.stderr.readline(), "a.safetensors | fp32")
             process.send_signal(signal.SIGINT)
             rest = process.stderr.read()
-            assert process.wait(TIMEOUT_S) == 1
+            assert process.wait(TIMEOUT_S) == 130
         finally:
             process.kill()
-    assert "Aborted!" in rest
+    assert "interrupted" in rest
     assert "Traceback" not in rest
     # torch's compiler makes an empty cache folder of its own on some runs.
     left = {name: held for name, held in content(tmp_path).items() if not name.startswith("temporary/torchinductor_")}
@@ -175,38 +175,38 @@ def npz(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("scheme", ["grpc", "http"])
-def test_probing_a_server_that_is_not_there(npz: Path, scheme: str) -> None:
+def test_probe_reports_an_unreachable_server(npz: Path, scheme: str) -> None:
     url = f"{scheme}://127.0.0.1:{free_port()}"
-    assert told(invoke("probe", "noise", url, "--data", npz, "--out", npz.parent / "noise.json")).startswith(url)
+    assert url in told(invoke("probe", "noise", url, "--dataset", npz, "--out", npz.parent / "noise.json"))
     assert list(npz.parent.iterdir()) == [npz]
 
 
 @pytest.mark.parametrize("scheme", ["grpc", "http"])
-def test_a_server_that_does_not_answer_ends_at_the_deadline(tmp_path: Path, scheme: str) -> None:
+def test_predict_stops_at_the_deadline(tmp_path: Path, scheme: str) -> None:
     np.save(tmp_path / "x.npy", tiny.images(1))
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"{scheme}://127.0.0.1:{silent.getsockname()[1]}"
-        began = time.monotonic()
+        started = time.monotonic()
         error = told(invoke("predict", url, tmp_path / "x.npy", "--timeout", "0.3"))
-        assert time.monotonic() - began < 10
-    assert error.startswith(url)
+        assert time.monotonic() - started < 10
+    assert url in error
     # A silent listener is a slow server, not a missing one.
     assert ("no answer in time" if scheme == "http" else "DEADLINE_EXCEEDED") in error
 
 
-def test_a_server_that_is_not_ready(tmp_path: Path) -> None:
+def test_predict_reports_a_server_that_is_not_ready(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", tiny.images(1))
     with scripted(sends(http(b'{"error":"loading"}', "503 Service Unavailable"))) as loading:
         error = told(invoke("predict", loading.url, tmp_path / "x.npy"))
-    assert error.startswith(loading.url)
+    assert loading.url in error
     assert "loading" in error
 
 
-def test_a_server_that_dies_during_a_call(tmp_path: Path) -> None:
+def test_predict_reports_a_server_that_crashes_during_a_request(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", tiny.images(1))
     with scripted(cut_off) as dying:
         error = told(invoke("predict", dying.url, tmp_path / "x.npy"))
-    assert error.startswith(dying.url)
+    assert dying.url in error
 
 
 def write_bad_images(folder: Path) -> None:
@@ -229,7 +229,7 @@ def write_bad_images(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "expected"),
+    ("arguments", "facts"),
     [
         (["nan.npy"], "image 0 | nan.npy | 16"),
         (["range.npy"], "image 0 | range.npy | -0.5 to -0.5"),
@@ -244,28 +244,28 @@ def write_bad_images(folder: Path) -> None:
         (["data.csv"], "data.csv | image"),
     ],
 )
-def test_predict_refuses_images_that_the_model_cannot_take(
-    triton: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], expected: str
+def test_predict_refuses_images_that_do_not_fit_the_model(
+    triton: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], facts: str
 ) -> None:
     write_bad_images(tmp_path)
     monkeypatch.chdir(tmp_path)
     for url in (triton.grpc_url, triton.http_url):
         done = invoke("predict", url, *arguments)
-        assert_facts(told(done), expected)
+        assert_facts(told(done), facts)
         assert done.stdout == ""
 
 
-def test_the_probe_s_result_is_written_whole_or_not_at_all(triton: Server, npz: Path) -> None:
+def test_probe_writes_its_result_completely_or_not_at_all(triton: Server, npz: Path) -> None:
     with small_disk(npz.parent / "disk") as disk:
         old = disk / "noise.json"
         old.write_text("{}\n")
         fill(disk, leave=0)
         before = content(disk)
-        call = ("probe", "noise", triton.http_url, "--data", npz, "--sigmas", "8", "--out", old)
+        call = ("probe", "noise", triton.http_url, "--dataset", npz, "--sigmas", "8", "--out", old)
         assert_facts(told(invoke(*call)), f"No space left on device | {old} | --out")
         assert content(disk) == before
         make_read_only(disk)
         done = invoke(*call)
         assert_facts(told(done), f"Read-only file system | {old} | --out")
-        assert done.stdout == "", "it was found out before the first query"
+        assert done.stdout == "", "the file is checked before the first request"
         assert content(disk) == before

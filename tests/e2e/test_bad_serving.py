@@ -1,4 +1,4 @@
-"""What goes wrong in serving, at the command line: one clear error, a status that is not zero, and nothing left of a server."""
+"""Errors of serve: one error message, an exit status that is not 0, and no server left running."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ BACKEND_TESTS = ROOT / "tests/server/backend"
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Iterator[Path]:
-    """A good one; no server of it is left."""
+    """A valid repository; the servers that a test leaves are stopped."""
     folder = tiny.write_repository(tmp_path / "repository")
     yield folder
     for state in read_states():
         if state.repository == str(folder):
             stop_server(state.grpc_port)
     deadline = time.monotonic() + 20
-    while (left := tiny.leftovers(folder)) and time.monotonic() < deadline:
+    while (leftovers := tiny.leftovers(folder)) and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert left == []
+    assert leftovers == []
 
 
 @pytest.mark.parametrize(
-    ("arguments", "expected"),
+    ("arguments", "facts"),
     [
         (["nowhere"], "{folder}/nowhere | not exist | `defensemble export`"),
         (["empty"], "{folder}/empty | is empty | `defensemble export CHECKPOINT"),
@@ -56,22 +56,24 @@ def repository(tmp_path: Path) -> Iterator[Path]:
         ),
         (["garbled"], "{folder}/garbled/alpha/config.pbtxt:2: | 2:"),
         (["damaged"], "alpha | {folder}/damaged/alpha/1/model.onnx | version 1 | SHA-256"),
-        (["good", "--admin-key-file", "nowhere"], "nowhere | No such file"),
+        (["good", "--admin-key-file", "nowhere"], "nowhere | does not exist"),
         (
             ["good", "--admin-key-file", "short.key"],
             "16 to 256 | 6",
         ),
-        (["good", "--http-port", "70000"], "http port must be 0 (any free one) to 65535, got 70000"),
+        (["good", "--http-port", "70000"], "--http-port | 70000 | 65535"),
         (["good", "--host", "0.0.0.0"], "CVE-2025-23310"),
         (["good", "--profile", "../x"], "a profile's name has letters, digits, '_', '.' or '-', got '../x'"),
         (["--stop", "--grpc-port", "1"], "no server of ours runs on gRPC port 1; running: "),
     ],
 )
-def test_serve_refuses_what_cannot_be_served(tmp_path: Path, arguments: list[str], expected: str) -> None:
+def test_serve_refuses_bad_repositories_and_options(tmp_path: Path, arguments: list[str], facts: str) -> None:
     write_bad_repositories(tmp_path)
     before = content(tmp_path)
-    error = told(run("serve", *(() if "--http-port" in arguments else ("--free-ports",)), *arguments, cwd=tmp_path))
-    assert_facts(error, expected.format(folder=tmp_path))
+    positional = () if arguments[0].startswith("--") else ("--repository",)
+    free_ports = () if "--http-port" in arguments else ("--free-ports",)
+    error = told(run("serve", *free_ports, *positional, *arguments, cwd=tmp_path))
+    assert_facts(error, facts.format(folder=tmp_path))
     assert "hunter" not in error, "a key must not be shown"
     assert content(tmp_path) == before
     assert tiny.leftovers(tmp_path / arguments[0]) == []
@@ -90,11 +92,11 @@ def write_bad_repositories(folder: Path) -> None:
     (folder / "short.key").write_text("hunter\n")
 
 
-def test_serve_names_what_it_does_not_serve_and_serves_the_rest(repository: Path) -> None:
+def test_serve_reports_models_that_it_cannot_serve_and_serves_the_others(repository: Path) -> None:
     tiny.write_repository(repository, {"gamma": 3}, ensemble=None)
     (repository / "gamma/config.pbtxt").write_text('name: "gamma"\nbackend: [[')
     (repository / "notes").mkdir()
-    done = run("serve", repository, "--detach", "--free-ports", "--drain", "1", cwd=repository.parent)
+    done = run("serve", "--repository", repository, "--detach", "--free-ports", "--drain", "1", cwd=repository.parent)
     assert done.returncode == 0, done.stderr
     assert "notes" in done.stderr
     assert "NOT served: gamma: " in done.stderr
@@ -104,16 +106,16 @@ def test_serve_names_what_it_does_not_serve_and_serves_the_rest(repository: Path
     assert "'gamma'" in told(run("predict", address.http, "x.npy", "--model", "gamma", cwd=repository.parent))
 
 
-def test_serve_names_a_port_that_is_taken(repository: Path) -> None:
+def test_serve_rejects_a_taken_port(repository: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         options = ("--http-port", "0", "--grpc-port", str(port), "--metrics-port", "0")
-        error = told(run("serve", repository, *options, cwd=repository.parent))
+        error = told(run("serve", "--repository", repository, *options, cwd=repository.parent))
     assert_facts(error, f"grpc port {port} | 127.0.0.1 | Address already in use | --grpc-port")
 
 
 @pytest.mark.parametrize(
-    ("runtime", "expected"),
+    ("runtime", "facts"),
     [
         ("path", "`tritonserver` | PATH | --runtime embedded"),
         ("docker", "`docker` | PATH | --runtime embedded"),
@@ -123,30 +125,39 @@ def test_serve_names_a_port_that_is_taken(repository: Path) -> None:
         ),
     ],
 )
-def test_serve_names_the_program_that_is_missing(repository: Path, runtime: str, expected: str) -> None:
+def test_serve_reports_a_missing_program(repository: Path, runtime: str, facts: str) -> None:
     changes = without_programs(repository.parent / "bin")
-    done = run("serve", repository, "--free-ports", "--runtime", runtime, cwd=repository.parent, env=environment(**changes))
-    assert_facts(told(done), expected)
+    done = run("serve", "--repository", repository, "--free-ports", "--runtime", runtime, cwd=repository.parent, env=environment(**changes))
+    assert_facts(told(done), facts)
     assert list((repository.parent / "bin").iterdir()) == [], "no part of a build is left"
 
 
-def test_serve_names_a_compiler_that_does_not_run(repository: Path) -> None:
+def test_serve_reports_a_compiler_that_does_not_run(repository: Path) -> None:
     changes = {**without_programs(repository.parent / "bin"), "CXX": "/nowhere/c++"}
-    error = told(run("serve", repository, "--free-ports", cwd=repository.parent, env=environment(**changes)))
+    error = told(run("serve", "--repository", repository, "--free-ports", cwd=repository.parent, env=environment(**changes)))
     assert_facts(error, "C++ compiler | CXX | `/nowhere/c++`")
 
 
-def test_serve_names_the_state_folder_where_its_disk_is_full(repository: Path) -> None:
+def test_serve_reports_a_full_disk_of_its_state_folder(repository: Path) -> None:
     with small_disk(repository.parent / "disk") as disk:
         fill(disk, leave=0)
-        done = run("serve", repository, "--free-ports", "--drain", "1", cwd=repository.parent, env=environment(XDG_STATE_HOME=str(disk)))
+        done = run(
+            "serve",
+            "--repository",
+            repository,
+            "--free-ports",
+            "--drain",
+            "1",
+            cwd=repository.parent,
+            env=environment(XDG_STATE_HOME=str(disk)),
+        )
         error = told(done)
         assert re.search(rf"No space left on device: {disk}/defensemble/servers/\d+\.json", error)
         assert "XDG_STATE_HOME" in error
         assert list((disk / "defensemble/servers").iterdir()) == []
 
 
-# It writes what it is asked for at once, and is told by the disk what a real compiler is told after seconds.
+# It fills the disk immediately; a real compiler takes seconds.
 QUICK_COMPILER = """#!/bin/sh
 [ "$1" = --version ] && { echo "quick 1.0"; exit 0; }
 while [ "$1" != -o ]; do shift; done
@@ -155,34 +166,36 @@ head -c 1000000 /dev/zero >"$2"
 
 
 @pytest.mark.parametrize("is_real", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_serve_says_that_the_disk_is_full_and_not_that_the_compiler_is_bad(repository: Path, is_real: bool) -> None:
+def test_serve_reports_a_full_disk_of_the_backend_cache(repository: Path, is_real: bool) -> None:
     compiler = repository.parent / "compiler"
     compiler.write_text(QUICK_COMPILER)
     compiler.chmod(0o755)
     with small_disk(repository.parent / "disk") as disk:
         fill(disk, leave=8192)
         changes = {"XDG_CACHE_HOME": str(disk), **({} if is_real else {"CXX": str(compiler)})}
-        error = told(run("serve", repository, "--free-ports", cwd=repository.parent, env=environment(**changes)))
-        assert error.startswith(f"No space left on device: {disk / 'defensemble/backend'}: free some space there, or name another place (")
+        error = told(run("serve", "--repository", repository, "--free-ports", cwd=repository.parent, env=environment(**changes)))
+        assert error.startswith(
+            f"No space left on device: {disk / 'defensemble/backend'}: free some space there, or choose another place ("
+        )
         assert "XDG_CACHE_HOME" in error
         assert "g++" not in error
         assert [name for name in content(disk) if "building" in name] == []
 
 
-def test_the_demo_finds_out_before_it_trains_that_nothing_can_be_served(tmp_path: Path) -> None:
+def test_demo_reports_a_missing_compiler_before_it_trains(tmp_path: Path) -> None:
     done = run("demo", "--folder", "runs", cwd=tmp_path, env=environment(**without_programs(tmp_path / "bin")))
     assert_facts(told(done), "C++ compiler | $CXX, c++, g++, clang++ | PATH")
     assert done.stdout == ""
     assert list(content(tmp_path)) == ["bin"]
 
 
-def test_serve_tells_how_to_install_a_triton_that_pip_cannot_get(repository: Path) -> None:
+def test_serve_reports_how_to_install_triton_without_an_index(repository: Path) -> None:
     (repository.parent / "site/pytriton").mkdir(parents=True)
     (repository.parent / "site/pytriton/__init__.py").touch()
-    # An own target, or pip would see that the real one is installed; and no place to get it from.
+    # A target of its own, because the real one is installed; and no index.
     pip = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "", "PIP_CONFIG_FILE": "/dev/null", "PIP_TARGET": str(repository.parent / "target")}
     changes = {"PYTHONPATH": python_path(repository.parent / "site"), **pip}
-    done = run("serve", repository, "--free-ports", cwd=repository.parent, env=environment(**changes))
+    done = run("serve", "--repository", repository, "--free-ports", cwd=repository.parent, env=environment(**changes))
     assert "wheel" in done.stderr
     assert re.search(r"-m pip install .*triton-runtime\.txt`(.|\n)*\nERROR: ", told(done))
 
@@ -192,7 +205,7 @@ def test_serve_and_doctor_refuse_a_glibc_that_is_too_old(repository: Path) -> No
     (repository.parent / "site/sitecustomize.py").write_text("import platform\nplatform.libc_ver = lambda *_: ('glibc', '2.31')\n")
     env = environment(PYTHONPATH=python_path(repository.parent / "site"))
     expected = "glibc 2.35 | 2.31 | Debian 12 | Ubuntu 22.04 | --runtime docker"
-    done = run("serve", repository, "--free-ports", cwd=repository.parent, env=env)
+    done = run("serve", "--repository", repository, "--free-ports", cwd=repository.parent, env=env)
     assert done.returncode == 1
     assert_facts(told(done), expected)
     doctor = run("doctor", cwd=repository.parent, env=env)
@@ -200,26 +213,26 @@ def test_serve_and_doctor_refuse_a_glibc_that_is_too_old(repository: Path) -> No
     assert_each(re.findall("^FAIL  platform +(.*)$", doctor.stdout, re.MULTILINE), expected)
 
 
-def test_serve_names_an_onnxruntime_that_is_too_old(repository: Path) -> None:
+def test_serve_reports_an_outdated_onnxruntime(repository: Path) -> None:
     library = repository.parent / "site/onnxruntime/capi/libonnxruntime.so.1.14.1"
     library.parent.mkdir(parents=True)
     (library.parents[1] / "__init__.py").touch()
     env = environment(PYTHONPATH=python_path(repository.parent / "site"))
-    error = told(run("serve", repository, "--free-ports", cwd=repository.parent, env=env))
+    error = told(run("serve", "--repository", repository, "--free-ports", cwd=repository.parent, env=env))
     assert_facts(error, "libonnxruntime.so | 1.20 | pip install --upgrade")
     compiler = find_compiler()
     assert compiler is not None, "this test needs a C++ compiler: apt-get install g++"
     source = ["-I", str(data_file("onnxruntime_backend")), str(BACKEND_TESTS / "too_old.cc")]
     subprocess.run([*compiler.command, *FLAGS, *source, "-o", str(library)], check=True)
-    error = told(run("serve", repository, "--free-ports", cwd=repository.parent, env=env))
+    error = told(run("serve", "--repository", repository, "--free-ports", cwd=repository.parent, env=env))
     assert_facts(error, f"none of the models | {repository}")
     assert_facts(error, f"ONNX Runtime 1.14.1 | '{library}' | 1.20 | pip install --upgrade")
 
 
 @pytest.mark.usefixtures("no_shared_memory_left")
-def test_a_serve_that_is_interrupted_again_while_it_drains_ends_at_once_and_leaves_nothing(repository: Path) -> None:
+def test_a_second_interrupt_during_the_drain_stops_serve_immediately(repository: Path) -> None:
     write_slow_model(repository)
-    with start("serve", repository, "--free-ports", "--drain", "100", cwd=repository.parent) as process:
+    with start("serve", "--repository", repository, "--free-ports", "--drain", "100", cwd=repository.parent) as process:
         try:
             assert process.stdout is not None
             assert process.stderr is not None
@@ -227,7 +240,9 @@ def test_a_serve_that_is_interrupted_again_while_it_drains_ends_at_once_and_leav
             (state,) = [state for state in read_states() if state.grpc_port == address.grpc_port]
             body = {"inputs": [{"name": "rounds", "shape": [1, 1], "datatype": "INT64", "data": [100_000_000]}]}
             with ThreadPoolExecutor(1) as pool:
-                asked = pool.submit(urllib3.request, "POST", f"{address.http}/v2/models/slow/infer", json=body, retries=False, timeout=100)
+                request = pool.submit(
+                    urllib3.request, "POST", f"{address.http}/v2/models/slow/infer", json=body, retries=False, timeout=100
+                )
                 wait_for(lambda: processor_ticks(triton_of(repository)) > 50)
                 process.send_signal(signal.SIGINT)
                 wait_for(lambda: "draining" in Path(state.log).read_text())  # the backend drains
@@ -238,14 +253,14 @@ def test_a_serve_that_is_interrupted_again_while_it_drains_ends_at_once_and_leav
                 assert tiny.leftovers(repository) == []
                 assert not state_file(state.grpc_port).exists()
                 assert process.stderr.read() == "stopped\n"
-                assert asked.exception(20) is not None
+                assert request.exception(20) is not None
         finally:
             process.kill()
 
 
-def wait_for(holds: Callable[[], bool]) -> None:
+def wait_for(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + TIMEOUT_S
-    while not holds():
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
@@ -264,7 +279,7 @@ def test_an_interrupted_serve_leaves_nothing(repository: Path, when: str, number
     (repository.parent / "temporary").mkdir()
     before = content(repository.parent)
     env = environment(TMPDIR=str(repository.parent / "temporary"))
-    with start("serve", repository, "--free-ports", "--drain", "1", cwd=repository.parent, env=env) as process:
+    with start("serve", "--repository", repository, "--free-ports", "--drain", "1", cwd=repository.parent, env=env) as process:
         try:
             assert process.stdout is not None
             assert process.stderr is not None
@@ -278,7 +293,7 @@ def test_an_interrupted_serve_leaves_nothing(repository: Path, when: str, number
             process.send_signal(number)
             status = process.wait(TIMEOUT_S)
             interrupted = "Error: interrupted before the server was ready; nothing is left running\n"
-            assert (status, process.stderr.read()) == ((1, interrupted) if when == "starting" else (0, "stopped\n"))
+            assert (status, process.stderr.read()) == ((130, interrupted) if when == "starting" else (0, "stopped\n"))
         finally:
             process.kill()
     assert tiny.leftovers(repository) == []

@@ -1,4 +1,4 @@
-"""The demonstration on CIFAR-10: the zoo's networks, nothing trained; and what it says where the zoo or the data are missing."""
+"""The demonstration on CIFAR-10 with the networks of the zoo, and its errors if the zoo or the data are missing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.facts import assert_facts
 DATA = ROOT.parent / "shared/cifar10"
 
 
-def test_a_zoo_that_is_not_there_is_told_before_anything_is_served(tmp_path: Path) -> None:
+def test_demo_reports_a_missing_zoo(tmp_path: Path) -> None:
     (tmp_path / "zoo/cifar10").mkdir(parents=True)
     done = run("demo", "--dataset", "cifar10", "--zoo", "zoo", "--folder", "runs", cwd=tmp_path)
     assert done.returncode == 1
@@ -26,12 +26,13 @@ def test_a_zoo_that_is_not_there_is_told_before_anything_is_served(tmp_path: Pat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--data-dir", "x"), "--data-dir | --zoo | --dataset cifar10"),
+        (("--zoo", "."), "--zoo | --dataset cifar10"),
+        (("--dataset", "cifar10", "--zoo", "nowhere"), "--zoo | nowhere | does not exist"),
         (("--dataset", "cifar10", "--epochs", "3"), "--epochs"),
-        (("--dataset", "imagenet"), "is not one of 'digits', 'cifar10'"),
+        (("--dataset", "imagenet"), "--dataset | digits | cifar10=FOLDER"),
     ],
 )
-def test_options_that_do_not_go_together_are_refused(tmp_path: Path, options: tuple[str, ...], message: str) -> None:
+def test_demo_refuses_options_that_contradict_each_other(tmp_path: Path, options: tuple[str, ...], message: str) -> None:
     done = run("demo", *options, cwd=tmp_path)
     assert done.returncode == 2
     assert_facts(done.stderr, message)
@@ -39,15 +40,15 @@ def test_options_that_do_not_go_together_are_refused(tmp_path: Path, options: tu
 
 
 @pytest.mark.slow
-def test_the_zoo_is_served_and_probed(tmp_path: Path) -> None:
+def test_demo_serves_and_measures_the_zoo(tmp_path: Path) -> None:
     if not DATA.is_dir():
-        pytest.skip(f"CIFAR-10 is not beside the repository, in {DATA}")
-    printed = succeed("demo", "--dataset", "cifar10", "--data-dir", DATA, "--limit", "20", "--folder", "runs", cwd=tmp_path)
+        pytest.skip(f"CIFAR-10 is missing in {DATA}")
+    printed = succeed("demo", "--dataset", f"cifar10={DATA}", "--limit", "20", "--folder", "runs", cwd=tmp_path)
     members = [path.stem for path in sorted((ROOT / "zoo/cifar10").glob("keep*.safetensors"))]
     assert len(members) >= 3
-    assert re.findall(r"^  (\S+) +\d+ of 10000 test images right, \d+ epochs$", printed, re.MULTILINE) == [*members, "standard"]
-    assert "largest difference 0 4. probe it" in " ".join(printed.split())
+    assert re.findall(r"^  (\S+) +\d+ of 10000 test images correct, \d+ epochs$", printed, re.MULTILINE) == [*members, "standard"]
+    assert "largest difference 0 4. measure the" in " ".join(printed.split())
     (folder,) = (tmp_path / "runs").iterdir()
-    found = json.loads((folder / "noise.json").read_text())
-    assert [target["name"] for target in found["targets"]] == ["ensemble", *sorted(members), "standard"]
-    assert found["data"]["n"] == 20
+    result = json.loads((folder / "noise.json").read_text())
+    assert [target["name"] for target in result["targets"]] == ["ensemble", *sorted(members), "standard"]
+    assert result["data"]["n"] == 20

@@ -1,4 +1,4 @@
-"""The whole flow as a user walks it, by the command line: train, export, serve, predict, probe, stop; and the demo."""
+"""The whole flow on the command line: train, export, serve, predict, probe, stop; and the demo."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SIZE = 16
 
 @dataclass(frozen=True)
 class Flow:
-    """What the commands wrote and printed, and the server that they left."""
+    """The files and the output of the commands, and the running server."""
 
     folder: Path
     trained: dict[str, str]
@@ -49,16 +49,16 @@ class Flow:
 
 @pytest.fixture(scope="module")
 def flow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flow]:
-    """Two networks trained for an epoch at once, exported, and served until the last test of this module has ended."""
+    """Train two networks together, export them, and serve them until the last test of this module ends."""
     folder = tmp_path_factory.mktemp("flow")
     options = ("--epochs", "2", "--width", "8", "--threads", "1")
     runs = {name: start("train", "--keep", keep, *options, f"{name}.safetensors", cwd=folder) for name, keep in MEMBERS.items()}
     done = {name: finish(process) for name, process in runs.items()}
-    assert {name: one.returncode for name, one in done.items()} == dict.fromkeys(MEMBERS, 0), done
+    assert {name: process.returncode for name, process in done.items()} == dict.fromkeys(MEMBERS, 0), done
     exported = succeed("export", *(f"{name}.safetensors" for name in MEMBERS), "--repository", "repository", cwd=folder)
-    address = address_from(succeed("serve", "repository", "--detach", "--free-ports", cwd=folder))
+    address = address_from(succeed("serve", "--repository", "repository", "--detach", "--free-ports", cwd=folder))
     try:
-        yield Flow(folder, {name: one.stdout for name, one in done.items()}, exported, address)
+        yield Flow(folder, {name: process.stdout for name, process in done.items()}, exported, address)
     finally:
         stop_server(address.grpc_port)
         assert tiny.leftovers(folder / "repository") == []
@@ -72,39 +72,39 @@ def digits() -> tuple[tiny.Array, tiny.Array]:
     return grey.astype(np.float32) / np.float32(255), dataset.test.labels[:40]
 
 
-def members_answer(repository: Path, images: tiny.Array) -> dict[str, tiny.Array]:
-    """The members' probabilities, (N, 10) each, by ONNX Runtime in this process, on the files that Triton serves."""
-    answers = {}
+def member_probabilities(repository: Path, images: tiny.Array) -> dict[str, tiny.Array]:
+    """Return the members' probabilities, (N, 10) each, computed with ONNX Runtime from the files that Triton serves."""
+    outputs = {}
     for name in MEMBERS:
         session = onnxruntime.InferenceSession(repository / name / "1/model.onnx", providers=["CPUExecutionProvider"])
         (logits,) = session.run(["logits"], {"images": images})
-        answers[name] = tiny.softmax(logits.astype(np.float64))
-    return answers
+        outputs[name] = tiny.softmax(logits.astype(np.float64))
+    return outputs
 
 
 def predicted(flow: Flow, url: str, *arguments: str | Path) -> list[dict[str, Any]]:
-    answer = json.loads(succeed("predict", url, *arguments, "--json", cwd=flow.folder))
-    assert (answer["schema"], answer["model"]) == ("defensemble.predict/1", "ensemble")
-    rows: list[dict[str, Any]] = answer["predictions"]
+    output = json.loads(succeed("predict", url, *arguments, "--json", cwd=flow.folder))
+    assert (output["schema"], output["model"]) == ("defensemble.predict/1", "ensemble")
+    rows: list[dict[str, Any]] = output["predictions"]
     return rows
 
 
 def probabilities(rows: list[dict[str, Any]]) -> tiny.Array:
-    return np.array([[one["probability"] for one in sorted(row["top"], key=lambda one: one["index"])] for row in rows])
+    return np.array([[entry["probability"] for entry in sorted(row["top"], key=lambda entry: entry["index"])] for row in rows])
 
 
-def test_train_prints_what_the_checkpoint_says(flow: Flow) -> None:
+def test_train_prints_the_record_of_the_checkpoint(flow: Flow) -> None:
     for name, keep in MEMBERS.items():
         metadata = read_metadata(flow.folder / f"{name}.safetensors")
         assert (metadata.spec.keep, metadata.spec.width, metadata.spec.blocks) == (float(keep), 8, (0, 1, 2))
-        right = round(metadata.record.accuracy * 359)
-        assert f"test accuracy {right / 359:.4f} ({right} of 359 images)" in flow.trained[name]
+        correct = round(metadata.record.accuracy * 359)
+        assert f"test accuracy {correct / 359:.4f} ({correct} of 359 images)" in flow.trained[name]
         masks = "no masks: a standard network" if keep == "1.0" else f"10 masks, digest {metadata.mask_digest}"
         assert masks in flow.trained[name]
-        assert right > 359 / 5, "two epochs teach more than twice what guessing finds"
+        assert correct > 359 / 5, "two epochs are more than twice as good as guessing"
 
 
-def test_export_prints_what_it_wrote_and_nothing_else_is_there(flow: Flow) -> None:
+def test_export_prints_the_models_that_it_wrote(flow: Flow) -> None:
     written = re.findall(r"^repository: wrote (.*)$", flow.exported, re.MULTILINE)[0].split(", ")
     assert sorted(path.name for path in flow.repository.iterdir()) == written
     assert [re.sub("[0-9a-f]{16}$", "DIGEST", name) for name in written] == [
@@ -117,23 +117,23 @@ def test_export_prints_what_it_wrote_and_nothing_else_is_there(flow: Flow) -> No
     assert {path.name for path in flow.folder.iterdir() if path.name.startswith((".", "repository", *MEMBERS))} == expected
 
 
-def test_the_ensemble_is_the_mean_of_its_members_over_both_protocols(flow: Flow, digits: tuple[tiny.Array, tiny.Array]) -> None:
+def test_the_ensemble_averages_its_members_over_both_protocols(flow: Flow, digits: tuple[tiny.Array, tiny.Array]) -> None:
     images, _ = digits
     np.save(flow.folder / "images.npy", images)
     over_grpc, over_http = (predicted(flow, url, "images.npy", "--top", "10") for url in (flow.address.grpc, flow.address.http))
     assert over_grpc == over_http
     assert [row["file"] for row in over_grpc] == [f"images.npy[{index}]" for index in range(len(images))]
-    expected = np.mean(list(members_answer(flow.repository, images).values()), axis=0)
+    expected = np.mean(list(member_probabilities(flow.repository, images).values()), axis=0)
     assert np.abs(probabilities(over_grpc) - expected).max() < 1e-6
     assert [row["index"] for row in over_grpc] == expected.argmax(axis=1).tolist()
     assert [row["label"] for row in over_grpc] == [str(index) for index in expected.argmax(axis=1)]
 
 
-def test_uncertainty_is_that_of_the_members(flow: Flow, digits: tuple[tiny.Array, tiny.Array]) -> None:
+def test_uncertainty_is_computed_from_the_members(flow: Flow, digits: tuple[tiny.Array, tiny.Array]) -> None:
     images = digits[0][:5]
     np.save(flow.folder / "five.npy", images)
     rows = predicted(flow, flow.address.http, "five.npy", "--outputs", "entropy,mutual_information,member_probabilities")
-    members = np.stack(list(members_answer(flow.repository, images).values()))
+    members = np.stack(list(member_probabilities(flow.repository, images).values()))
 
     def entropy(distribution: tiny.Array) -> tiny.Array:
         nats: tiny.Array = -(distribution * np.log(distribution)).sum(-1)
@@ -155,51 +155,54 @@ def pictures(flow: Flow, digits: tuple[tiny.Array, tiny.Array]) -> Path:
     return folder
 
 
-def test_pictures_are_read_as_the_arrays_that_they_hold(flow: Flow, pictures: Path, digits: tuple[tiny.Array, tiny.Array]) -> None:
+def test_image_files_are_predicted_as_arrays_are(flow: Flow, pictures: Path, digits: tuple[tiny.Array, tiny.Array]) -> None:
     files = sorted(pictures.glob("*/*.png"), key=lambda path: path.name)
     over_grpc, over_http = (predicted(flow, url, *files, "--top", "10") for url in (flow.address.grpc, flow.address.http))
     assert over_grpc == over_http
     assert [row["file"] for row in over_grpc] == [str(file) for file in files]
-    expected = np.mean(list(members_answer(flow.repository, digits[0]).values()), axis=0)
+    expected = np.mean(list(member_probabilities(flow.repository, digits[0]).values()), axis=0)
     assert np.abs(probabilities(over_grpc) - expected).max() < 1e-6
 
 
-def test_a_labelled_folder_gives_the_accuracy_with_its_interval(flow: Flow, pictures: Path, digits: tuple[tiny.Array, tiny.Array]) -> None:
+def test_predict_prints_the_accuracy_of_a_labelled_folder(flow: Flow, pictures: Path, digits: tuple[tiny.Array, tiny.Array]) -> None:
     images, labels = digits
-    answer = members_answer(flow.repository, images)
-    for model, scores in {"ensemble": np.mean(list(answer.values()), axis=0), "half": answer["half"]}.items():
-        right = int((scores.argmax(axis=1) == labels).sum())
-        low, high = wilson(right, 40)
+    outputs = member_probabilities(flow.repository, images)
+    for model, scores in {"ensemble": np.mean(list(outputs.values()), axis=0), "half": outputs["half"]}.items():
+        correct = int((scores.argmax(axis=1) == labels).sum())
+        low, high = wilson(correct, 40)
         printed = succeed("predict", flow.address.grpc, "--labelled", pictures, "--model", model, cwd=flow.folder)
-        assert f"accuracy {right / 40:.4f}, Wilson 95 % interval {low:.4f} to {high:.4f}, n = 40" in printed
+        assert f"accuracy {correct / 40:.4f}, Wilson 95 % interval {low:.4f} to {high:.4f}, n = 40" in printed
         assert f"{model}: 40 images" in printed
 
 
-def test_probe_noise_writes_rates_with_n_and_intervals_and_where_they_were_measured(flow: Flow) -> None:
-    options = ("--data", "digits", "--limit", "40", "--sigmas", "8,32", "--out", "noise.json")
+def test_probe_writes_rates_with_intervals_and_provenance(flow: Flow) -> None:
+    options = ("--dataset", "digits", "--limit", "40", "--sigmas", "8,32", "--out", "noise.json")
     printed = succeed("probe", "noise", flow.address.grpc, *options, cwd=flow.folder)
     assert_facts(printed, "3 models | 40 images | 3 settings | 2 sigmas | 360 queries")
-    assert printed.rstrip().endswith("\nnoise.json")
-    found = json.loads((flow.folder / "noise.json").read_text())
-    assert (found["schema"], found["probe"], found["seed"], found["sigmas"]) == ("defensemble.probe.noise/1", "noise", 0, [8.0, 32.0])
-    assert (found["data"]["name"], found["data"]["n"], found["url"]) == ("digits", 40, flow.address.grpc)
-    assert found["server"] == {"name": "triton", "version": EMBEDDED_CORE}
-    assert found["hardware"]["cores"] == len(os.sched_getaffinity(0))
-    assert {"defensemble", "python", "numpy", "tritonclient"} <= set(found["versions"])
-    assert {"git_commit", "measured_at", "threat_model", "paper", "interval"} <= set(found)
-    assert [(target["name"], target["role"], target["failure"]) for target in found["targets"]] == [
+    assert printed.rstrip().endswith("\nwrote noise.json")
+    result = json.loads((flow.folder / "noise.json").read_text())
+    assert (result["schema"], result["probe"], result["seed"], result["sigmas"]) == ("defensemble.probe.noise/1", "noise", 0, [8.0, 32.0])
+    assert (result["data"]["name"], result["data"]["n"], result["url"]) == ("digits", 40, flow.address.grpc)
+    assert result["server"] == {"name": "triton", "version": EMBEDDED_CORE}
+    assert result["hardware"]["cores"] == len(os.sched_getaffinity(0))
+    assert {"defensemble", "python", "numpy", "tritonclient"} <= set(result["versions"])
+    assert {"git_commit", "measured_at", "threat_model", "paper", "interval"} <= set(result)
+    assert [(target["name"], target["role"], target["failure"]) for target in result["targets"]] == [
         ("ensemble", "ensemble", None),
         ("half", "member", None),
         ("standard", "member", None),
     ]
-    for target in found["targets"]:
+    for target in result["targets"]:
         assert target["clean"]["n"] == 40
-        assert [one["sigma"] for one in target["noise"]] == [8.0, 32.0]
-        rates = [target["clean"], *(one[kind] for one in target["noise"] for kind in ("accuracy", "defense_rate", "accuracy_on_common"))]
+        assert [level["sigma"] for level in target["noise"]] == [8.0, 32.0]
+        rates = [
+            target["clean"],
+            *(level[kind] for level in target["noise"] for kind in ("accuracy", "defense_rate", "accuracy_on_common")),
+        ]
         for rate in rates:
             assert rate["value"] == rate["successes"] / rate["n"]
             assert (rate["low"], rate["high"]) == pytest.approx(wilson(rate["successes"], rate["n"]))
-        assert target["noise"][0]["accuracy_on_common"]["n"] == found["data"]["n_common"]
+        assert target["noise"][0]["accuracy_on_common"]["n"] == result["data"]["n_common"]
         assert target["noise"][0]["defense_rate"]["n"] == target["clean"]["successes"]
 
 
@@ -212,9 +215,9 @@ def test_doctor_finds_the_server(flow: Flow) -> None:
 
 
 @pytest.mark.usefixtures("no_shared_memory_left")
-def test_stop_leaves_nothing(tmp_path: Path) -> None:
+def test_serve_stop_leaves_nothing_running(tmp_path: Path) -> None:
     repository = tiny.write_repository(tmp_path / "repository")
-    printed = succeed("serve", repository, "--detach", "--free-ports", "--drain", "1", cwd=tmp_path)
+    printed = succeed("serve", "--repository", repository, "--detach", "--free-ports", "--drain", "1", cwd=tmp_path)
     address = address_from(printed)
     try:
         assert re.search(r"^ready after \d+\.\d s, serving alpha, average_\w+, beta, ensemble$", printed, re.MULTILINE)
@@ -222,11 +225,11 @@ def test_stop_leaves_nothing(tmp_path: Path) -> None:
         sockets = listening_sockets(state.http_port, state.grpc_port, state.metrics_port)
         assert len(sockets) == 3
         (stop,) = re.findall(r"^stop it: defensemble (.*)$", printed, re.MULTILINE)
-        told = succeed(*stop.split(), cwd=tmp_path)
+        output = succeed(*stop.split(), cwd=tmp_path)
     except BaseException:
         stop_server(address.grpc_port)
         raise
-    assert_facts(told, f"{repository} | gRPC port {address.grpc_port}")
+    assert_facts(output, f"{repository} | gRPC port {address.grpc_port}")
     assert tiny.leftovers(repository) == []
     assert process_start(state.pid) is None
     assert address.grpc_port not in [other.grpc_port for other in read_states()]
@@ -235,10 +238,10 @@ def test_stop_leaves_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_the_demo_prints_works_as_printed(tmp_path: Path) -> None:
+def test_the_commands_that_demo_prints_work(tmp_path: Path) -> None:
     if shutil.which("curl") is None:
-        pytest.skip("curl is not installed, and the demo prints a call of it")
-    # A name that a shell would split.
+        pytest.skip("curl is not installed, and demo prints a call of it")
+    # A shell would split this name without quotes.
     printed = succeed("demo", "--epochs", "1", "--keep-serving", "--folder", "my runs", cwd=tmp_path)
     address = address_from(printed)
     try:
@@ -253,15 +256,15 @@ def test_what_the_demo_prints_works_as_printed(tmp_path: Path) -> None:
 def check_demo(printed: str, folder: Path, address: Address, cwd: Path) -> None:
     images = load_dataset("digits", SIZE).test.images()[:8]
     names = ["keep0.1", "keep0.3", "keep0.3-other", "keep0.5", "keep0.7", "standard"]
-    assert re.findall(r"^  (\S+) +\d+ of 359 test images right, \d+\.\d s$", printed, re.MULTILINE) == names
+    assert re.findall(r"^  (\S+) +\d+ of 359 test images correct, \d+\.\d s$", printed, re.MULTILINE) == names
     assert sorted(path.stem for path in (folder / "checkpoints").iterdir()) == sorted(names)
-    found = json.loads((folder / "noise.json").read_text())
-    assert [(target["name"], target["role"]) for target in found["targets"]] == [
+    result = json.loads((folder / "noise.json").read_text())
+    assert [(target["name"], target["role"]) for target in result["targets"]] == [
         ("ensemble", "ensemble"),
         *((name, "member") for name in names[:-1]),
         ("standard", "other"),
     ]
-    assert (found["data"]["n"], len(found["sigmas"])) == (359, 10)
+    assert (result["data"]["n"], len(result["sigmas"])) == (359, 10)
     assert ", largest difference 0\n" in printed
     assert re.search(r"^done in \d+ s; everything is in my runs/", printed, re.MULTILINE)
 
@@ -273,14 +276,14 @@ def check_demo(printed: str, folder: Path, address: Address, cwd: Path) -> None:
     assert output["name"] == "probabilities"
     best_by_curl = output["data"][0].split(":")[2]
 
-    snippet = re.split(r"^or with Python \(.*\):$", printed, flags=re.MULTILINE)[1]
-    answered = subprocess.run([sys.executable, "-"], cwd=cwd, input=snippet, env=environment(), capture_output=True, text=True, timeout=60)
-    assert answered.returncode == 0, answered.stderr
-    labels = re.findall(r"'(\d)'", answered.stdout)
+    snippet = re.split(r"^Or with Python \(.*\):$", printed, flags=re.MULTILINE)[1]
+    called = subprocess.run([sys.executable, "-"], cwd=cwd, input=snippet, env=environment(), capture_output=True, text=True, timeout=60)
+    assert called.returncode == 0, called.stderr
+    labels = re.findall(r"'(\d)'", called.stdout)
     assert len(labels) == len(images)
     assert labels[0] == best_by_curl
     for protocol in ("HTTP", "gRPC"):
-        assert f"answers over {protocol}  {' '.join(labels)}" in printed
+        assert f"predictions over {protocol}  {' '.join(labels)}" in printed
 
     (stop,) = re.findall(r"^stop it: (.*)$", printed, re.MULTILINE)
     stopped = subprocess.run(shlex.split(stop), cwd=cwd, env=environment(), capture_output=True, text=True, timeout=60, check=False)

@@ -1,4 +1,4 @@
-"""The forms of `defensemble serve` at the command line: a key of one's own, a named host, Triton from PATH and by `docker run`."""
+"""`defensemble serve` with an admin key file, a host name, Triton from PATH, and `docker run`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.command_line import Address, address_from, environment, run, 
 from tests.support.facts import assert_facts
 
 KEY = "0123456789abcdef-of-a-test"
-# Stands for Docker: it reads the words of `docker run` as Docker does, and runs in the place of the container the Triton that is here.
+# A substitute for Docker: it parses the arguments of `docker run`, and runs the Triton of this machine instead of a container.
 DOCKER = """#!{python}
 import os, sys
 words = sys.argv[1:]
@@ -47,7 +47,7 @@ os.execv({triton!r}, [{triton!r}, *theirs])
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Iterator[Path]:
-    """A good one; nothing of its server is left, even where a test fails."""
+    """A valid repository; its servers are stopped, even if a test fails."""
     folder = tiny.write_repository(tmp_path / "repository")
     yield folder
     for state in read_states():
@@ -58,19 +58,19 @@ def repository(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def programs(tmp_path: Path) -> dict[str, str]:
-    """An environment with a `tritonserver` on PATH, the wheel's with our backend, and with a stand-in for `docker`."""
+    """An environment with `tritonserver` on PATH (the wheel's, with our backend) and a substitute for `docker`."""
     runtime = find_runtime("embedded", on_progress=lambda text: None)
     folder = tmp_path / "bin"
     folder.mkdir()
     triton = folder / "tritonserver"
-    triton.write_text(f'#!/bin/sh\nexport LD_LIBRARY_PATH={runtime.environment["LD_LIBRARY_PATH"]}\nexec {wheels_own(runtime)} "$@"\n')
+    triton.write_text(f'#!/bin/sh\nexport LD_LIBRARY_PATH={runtime.environment["LD_LIBRARY_PATH"]}\nexec {triton_command(runtime)} "$@"\n')
     (folder / "docker").write_text(DOCKER.format(python=sys.executable, triton=str(triton)))
     for program in folder.iterdir():
         program.chmod(0o755)
     return environment(PATH=f"{folder}{os.pathsep}{os.environ['PATH']}")
 
 
-def wheels_own(runtime: Runtime) -> str:
+def triton_command(runtime: Runtime) -> str:
     settings = [f"--backend-config=onnxruntime,{key}={value}" for key, value in runtime.backend_settings.items()]
     return shlex.join([str(runtime.executable), f"--backend-directory={runtime.backend_directory}", *settings])
 
@@ -81,7 +81,7 @@ def key_file(folder: Path) -> Path:
     return path
 
 
-def assert_it_answers_and_nothing_is_left_of_it(repository: Path, address: Address) -> None:
+def assert_answers_then_stop(repository: Path, address: Address) -> None:
     np.save(repository.parent / "x.npy", tiny.images(3))
     for url in (address.http, address.grpc):
         assert "ensemble: 3 images" in succeed("predict", url, "x.npy", cwd=repository.parent)
@@ -94,45 +94,45 @@ def assert_it_answers_and_nothing_is_left_of_it(repository: Path, address: Addre
     assert address.grpc_port not in [other.grpc_port for other in read_states()]
 
 
-def test_the_key_of_a_file_is_the_one_that_opens_the_server(repository: Path) -> None:
-    output = succeed(
-        "serve", repository, "--free-ports", "--detach", "--admin-key-file", key_file(repository.parent), cwd=repository.parent
-    )
+def test_the_admin_key_comes_from_a_file(repository: Path) -> None:
+    key = key_file(repository.parent)
+    arguments = ("serve", "--repository", repository, "--free-ports", "--detach", "--admin-key-file", key)
+    output = succeed(*arguments, cwd=repository.parent)
     assert KEY not in output
     address = address_from(output)
     assert find_state(address.grpc_port).admin_key == KEY
-    for key, status in ((KEY, 200), (KEY + "x", 403)):
-        answer = urllib3.request("POST", f"{address.http}/v2/repository/index", json={}, headers={"x-admin-key": key})
+    for sent_key, status in ((KEY, 200), (KEY + "x", 403)):
+        answer = urllib3.request("POST", f"{address.http}/v2/repository/index", json={}, headers={"x-admin-key": sent_key})
         assert answer.status == status
-    assert_it_answers_and_nothing_is_left_of_it(repository, address)
+    assert_answers_then_stop(repository, address)
 
 
 @pytest.mark.parametrize(("host", "printed"), [("localhost", "127.0.0.1"), ("::1", "[::1]")])
-def test_a_host_that_triton_would_misread_serves(repository: Path, host: str, printed: str) -> None:
+def test_localhost_and_ipv6_hosts_serve(repository: Path, host: str, printed: str) -> None:
     if host == "::1" and not Path("/proc/net/if_inet6").exists():
         pytest.skip("this machine has no IPv6")
-    arguments = ("serve", repository, "--free-ports", "--detach", "--host", host, "--start-timeout", "60")
+    arguments = ("serve", "--repository", repository, "--free-ports", "--detach", "--host", host, "--start-timeout", "60")
     address = address_from(succeed(*arguments, cwd=repository.parent))
     assert address.http.startswith(f"http://{printed}:")
-    assert_it_answers_and_nothing_is_left_of_it(repository, address)
+    assert_answers_then_stop(repository, address)
 
 
-def test_a_host_that_nobody_knows_is_named(repository: Path) -> None:
-    arguments = ("serve", repository, "--free-ports", "--expose-outdated-server", "--host", "no-such-host.invalid")
+def test_an_unknown_host_is_an_error(repository: Path) -> None:
+    arguments = ("serve", "--repository", repository, "--free-ports", "--expose-outdated-server", "--host", "no-such-host.invalid")
     error = told(run(*arguments, cwd=repository.parent))
     assert_facts(error, "'no-such-host.invalid'")
 
 
-def test_a_triton_on_path_serves(repository: Path, programs: dict[str, str]) -> None:
-    arguments = ("serve", repository, "--free-ports", "--detach", "--runtime", "path")
+def test_serve_runs_triton_from_path(repository: Path, programs: dict[str, str]) -> None:
+    arguments = ("serve", "--repository", repository, "--free-ports", "--detach", "--runtime", "path")
     address = address_from(succeed(*arguments, cwd=repository.parent, env=programs))
     assert find_state(address.grpc_port).runtime == "path"
-    assert_it_answers_and_nothing_is_left_of_it(repository, address)
+    assert_answers_then_stop(repository, address)
 
 
-def test_docker_run_is_printed_without_the_key_and_run(repository: Path, programs: dict[str, str]) -> None:
+def test_serve_prints_docker_run_without_the_admin_key(repository: Path, programs: dict[str, str]) -> None:
     key = key_file(repository.parent)
-    arguments = ("serve", repository, "--free-ports", "--detach", "--runtime", "docker", "--admin-key-file", key)
+    arguments = ("serve", "--repository", repository, "--free-ports", "--detach", "--runtime", "docker", "--admin-key-file", key)
     done = run(*arguments, cwd=repository.parent, env=programs)
     assert done.returncode == 0, done.stderr
     assert KEY not in done.stdout + done.stderr
@@ -143,13 +143,13 @@ def test_docker_run_is_printed_without_the_key_and_run(repository: Path, program
     assert "--http-restricted-api=model-repository,shared-memory,logging,trace:x-admin-key=ADMIN-KEY" in words
     address = address_from(done.stdout)
     answer = urllib3.request("POST", f"{address.http}/v2/repository/index", json={}, headers={"x-admin-key": KEY})
-    assert answer.status == 200, "what was run has the key"
-    assert_it_answers_and_nothing_is_left_of_it(repository, address)
+    assert answer.status == 200, "the server has the admin key"
+    assert_answers_then_stop(repository, address)
 
 
-def test_a_docker_that_fails_is_told_by_its_own_words(repository: Path, programs: dict[str, str]) -> None:
+def test_an_error_of_docker_is_printed(repository: Path, programs: dict[str, str]) -> None:
     docker = repository.parent / "bin/docker"
     docker.write_text("#!/bin/sh\necho 'permission denied while trying to connect to the Docker daemon socket' >&2\nexit 126\n")
-    error = told(run("serve", repository, "--free-ports", "--runtime", "docker", cwd=repository.parent, env=programs))
+    error = told(run("serve", "--repository", repository, "--free-ports", "--runtime", "docker", cwd=repository.parent, env=programs))
     assert "Triton" in error
     assert error.endswith("permission denied while trying to connect to the Docker daemon socket")

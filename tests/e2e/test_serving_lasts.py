@@ -1,4 +1,4 @@
-"""Servers at the command line over time: restarts that are shown, ends that are remembered, and starts that are not good enough."""
+"""`defensemble serve` over time: restarts, crashes that `--status` still shows, and starts that fail."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Iterator[Path]:
-    """A good one; no server of it is left."""
+    """A valid repository; its servers are stopped."""
     folder = tiny.write_repository(tmp_path / "repository")
     yield folder
     for state in read_states():
@@ -37,35 +37,37 @@ def repository(tmp_path: Path) -> Iterator[Path]:
 
 
 def detached(repository: Path, *options: str) -> ServerState:
-    printed = succeed("serve", repository, "--free-ports", "--drain", "1", "--detach", *options, cwd=repository.parent)
-    return find_state(address_from(printed).grpc_port)
+    output = succeed("serve", "--repository", repository, "--free-ports", "--drain", "1", "--detach", *options, cwd=repository.parent)
+    return find_state(address_from(output).grpc_port)
 
 
-def until(holds: Callable[[], object]) -> None:
+def wait_until(condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + TIMEOUT_S
-    while not holds():
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
 def status_of(repository: Path, *options: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(run("serve", repository, "--status", "--json", *options, cwd=repository.parent).stdout)
-    return found
+    status: dict[str, Any] = json.loads(
+        run("serve", "--repository", repository, "--status", "--json", *options, cwd=repository.parent).stdout
+    )
+    return status
 
 
-def test_a_folder_names_the_server_that_is_stopped(repository: Path, tmp_path: Path) -> None:
+def test_stop_ends_the_server_of_the_repository(repository: Path, tmp_path: Path) -> None:
     other = tiny.write_repository(tmp_path / "other")
     state = detached(repository)
-    error = told(run("serve", "other", "--stop", cwd=tmp_path))
+    error = told(run("serve", "--repository", "other", "--stop", cwd=tmp_path))
     assert f"other runs; running: {state.grpc_port} ({repository})" in error
     assert state in read_states()
-    assert str(repository) in succeed("serve", "repository", "--stop", cwd=tmp_path)
+    assert str(repository) in succeed("serve", "--repository", "repository", "--stop", cwd=tmp_path)
     assert state not in read_states()
     assert tiny.leftovers(other) == []
 
 
-def test_a_restart_is_shown_as_it_happens_and_by_status_show_and_doctor(repository: Path) -> None:
-    with start("serve", repository, "--free-ports", "--drain", "1", cwd=repository.parent) as process:
+def test_a_restart_is_printed_and_shown_by_status_and_doctor(repository: Path) -> None:
+    with start("serve", "--repository", repository, "--free-ports", "--drain", "1", cwd=repository.parent) as process:
         try:
             assert process.stdout is not None
             assert process.stderr is not None
@@ -78,10 +80,10 @@ def test_a_restart_is_shown_as_it_happens_and_by_status_show_and_doctor(reposito
             assert "restarted" in process.stderr.readline()
             (server,) = status_of(repository)["servers"]
             assert (server["state"], server["restarts"], server["last_fault"]["event"]) == ("running", 1, "died")
-            printed = succeed("serve", "--status", "--grpc-port", str(state.grpc_port), cwd=repository.parent)
-            assert "SIGSEGV" in printed
-            assert re.search(r"^  restarts +1$", printed, re.MULTILINE)
-            assert state.admin_key not in printed
+            output = succeed("serve", "--status", "--grpc-port", str(state.grpc_port), cwd=repository.parent)
+            assert "SIGSEGV" in output
+            assert re.search(r"^  restarts +1$", output, re.MULTILINE)
+            assert state.admin_key not in output
             doctor = run("doctor", cwd=repository.parent).stdout
             assert re.search(rf"^WARN  server {state.grpc_port} .*1 restart.*SIGSEGV", doctor, re.MULTILINE)
             process.send_signal(signal.SIGINT)
@@ -90,15 +92,15 @@ def test_a_restart_is_shown_as_it_happens_and_by_status_show_and_doctor(reposito
             process.kill()
 
 
-def test_a_server_that_is_down_is_restarting_since(repository: Path) -> None:
+def test_status_shows_since_when_a_server_is_restarting(repository: Path) -> None:
     state = detached(repository)
-    kept = repository.rename(repository.with_name("elsewhere"))
+    moved = repository.rename(repository.with_name("elsewhere"))
     try:
         os.kill(server_status(state).pid, signal.SIGKILL)
-        until(lambda: server_status(state).restarting_since)
+        wait_until(lambda: server_status(state).restarting_since)
     finally:
         os.kill(state.pid, signal.SIGSTOP)
-        kept.rename(repository)
+        moved.rename(repository)
     try:
         (server,) = status_of(repository)["servers"]
         assert server["state"] == "restarting"
@@ -107,14 +109,14 @@ def test_a_server_that_is_down_is_restarting_since(repository: Path) -> None:
         assert "restarting since" in " ".join(shown.split())
     finally:
         os.kill(state.pid, signal.SIGCONT)
-    until(lambda: server_status(state).restarts == 1)
+    wait_until(lambda: server_status(state).restarts == 1)
 
 
-def test_a_dead_server_is_remembered_until_it_has_a_successor(repository: Path) -> None:
+def test_a_dead_server_is_shown_until_the_next_start(repository: Path) -> None:
     state = detached(repository, "--no-restart")
     os.kill(server_status(state).pid, signal.SIGKILL)
-    until(lambda: not state.alive)
-    done = run("serve", repository, "--status", cwd=repository.parent)
+    wait_until(lambda: not state.alive)
+    done = run("serve", "--repository", repository, "--status", cwd=repository.parent)
     assert_facts(told(done), f"no server | {repository}")
     assert "SIGKILL" in done.stdout
     assert state.log in done.stdout
@@ -128,8 +130,8 @@ def test_a_dead_server_is_remembered_until_it_has_a_successor(repository: Path) 
     assert status_of(repository)["dead"] == []
 
 
-def test_a_crash_loop_ends_a_serve_in_the_foreground_with_the_last_lines(repository: Path) -> None:
-    with start("serve", repository, "--free-ports", "--drain", "1", cwd=repository.parent) as process:
+def test_a_crash_loop_ends_serve_and_prints_the_end_of_the_log(repository: Path) -> None:
+    with start("serve", "--repository", repository, "--free-ports", "--drain", "1", cwd=repository.parent) as process:
         try:
             assert process.stdout is not None
             address = address_from("".join(process.stdout.readline() for _ in range(6)))
@@ -145,36 +147,36 @@ def test_a_crash_loop_ends_a_serve_in_the_foreground_with_the_last_lines(reposit
     assert "Its last lines:" in errors
 
 
-@pytest.mark.parametrize(("options", "text"), [((), "no ensemble is served"), (("--strict",), "not everything is served")])
-def test_a_start_without_the_ensemble_fails_and_leaves_nothing(repository: Path, options: tuple[str, ...], text: str) -> None:
+@pytest.mark.parametrize(("options", "facts"), [((), "no ensemble is served"), (("--strict",), "not everything is served")])
+def test_a_start_without_the_ensemble_fails_and_leaves_nothing(repository: Path, options: tuple[str, ...], facts: str) -> None:
     without_digest(repository, "beta").write_bytes(b"this is no ONNX file")
-    done = run("serve", repository, "--free-ports", "--drain", "1", "--detach", *options, cwd=repository.parent)
-    assert text in told(done)
+    done = run("serve", "--repository", repository, "--free-ports", "--drain", "1", "--detach", *options, cwd=repository.parent)
+    assert facts in told(done)
     assert "NOT served: ensemble" in done.stderr
     assert "ready" not in done.stdout
     assert tiny.leftovers(repository) == []
     assert str(repository) not in [state.repository for state in read_states()]
 
 
-def test_an_ensemble_whose_configuration_cannot_be_read_is_missed_too(repository: Path) -> None:
+def test_a_start_fails_if_the_only_ensemble_cannot_be_read(repository: Path) -> None:
     with (repository / "ensemble/config.pbtxt").open("a") as file:
         file.write("nonsense [[")
-    assert "no ensemble is served" in told(run("serve", repository, "--free-ports", "--detach", cwd=repository.parent))
+    assert "no ensemble is served" in told(run("serve", "--repository", repository, "--free-ports", "--detach", cwd=repository.parent))
 
 
-def test_strict_wants_everything_and_the_default_one_ensemble(repository: Path) -> None:
+def test_strict_requires_all_models_and_the_default_one_ensemble(repository: Path) -> None:
     tiny.write_repository(repository, {"gamma": 3}, ensemble=None)
     without_digest(repository, "gamma").write_bytes(b"this is no ONNX file")
     detached(repository)
-    succeed("serve", repository, "--stop", cwd=repository.parent)
-    assert "gamma" in told(run("serve", repository, "--free-ports", "--strict", cwd=repository.parent))
+    succeed("serve", "--repository", repository, "--stop", cwd=repository.parent)
+    assert "gamma" in told(run("serve", "--repository", repository, "--free-ports", "--strict", cwd=repository.parent))
 
 
-def test_a_repository_of_averaging_models_is_not_served(repository: Path) -> None:
+def test_a_repository_with_averaging_models_only_is_refused(repository: Path) -> None:
     for path in repository.iterdir():
         if not path.name.startswith(("average_", "uncertainty_")):
             path.rename(repository.parent / path.name)
-    assert "that can be called" in told(run("serve", repository, "--free-ports", cwd=repository.parent))
+    assert "that can be called" in told(run("serve", "--repository", repository, "--free-ports", cwd=repository.parent))
 
 
 def write_slow_to_load(repository: Path) -> None:
@@ -216,10 +218,10 @@ def write_slow_to_answer(repository: Path) -> None:
 
 
 @pytest.mark.parametrize("write", [write_slow_to_load, write_slow_to_answer])
-def test_the_time_for_a_start_holds(repository: Path, write: Callable[[Path], None]) -> None:
+def test_a_start_ends_at_its_timeout(repository: Path, write: Callable[[Path], None]) -> None:
     write(repository)
     begin = time.monotonic()
-    error = told(run("serve", repository, "--free-ports", "--start-timeout", "4", cwd=repository.parent))
+    error = told(run("serve", "--repository", repository, "--free-ports", "--start-timeout", "4", cwd=repository.parent))
     assert time.monotonic() - begin < 20
     assert "4 s" in error
     assert tiny.leftovers(repository) == []

@@ -213,7 +213,9 @@ def test_a_plan_that_is_missing_for_one_member_is_told_and_nothing_is_written(re
     before = content(repository.parent)
     with pytest.raises(ProfileError) as refused:
         write_profile(repository, "gpu-tensorrt")
-    assert_facts(str(refused.value), f"'gpu-tensorrt' | beta | version 1 | model.plan | `defensemble build-engine {repository}`")
+    assert_facts(
+        str(refused.value), f"'gpu-tensorrt' | beta | version 1 | model.plan | `defensemble build-engine --repository {repository}`"
+    )
     assert content(repository.parent) == before
     assert states(repository, "gpu-tensorrt") == {"alpha": "not written", "beta": "version 1 has no model.plan"}
 

@@ -179,7 +179,7 @@ def built_with(service: dict[str, Any], models: Path, compare: str) -> tuple[lis
 
 def test_the_builder_s_calls_are_ones_that_the_command_line_takes(services: dict[str, dict[str, Any]]) -> None:
     calls = commands(services["engines"])
-    assert [words[:2] for words in calls] == [["build-engine", "/models"], ["profile", "write"]]
+    assert [words[:2] for words in calls] == [["build-engine", "--repository"], ["profile", "write"]]
     build, write = (context_of(*words) for words in calls)
     assert build.params["repository"] == write.params["repository"] == Path("/models")
     assert write.params["profile"] == SERVERS["triton-gpu"]

@@ -96,8 +96,8 @@ def test_what_a_killed_edit_of_a_mount_leaves_inside_a_model_is_no_version(repos
 def test_a_profile_that_no_model_has_is_an_error_that_lists_the_profiles(repository: Path, profile: str) -> None:
     write_profile(repository, "gpu")
     fixes = {
-        "cpu": f"gpu | `defensemble profile write cpu {repository}`",
-        "mine": f"gpu | `defensemble profile write NAME {repository}` | cpu, gpu, gpu-ort-tensorrt, gpu-tensorrt",
+        "cpu": f"gpu | `defensemble profile write cpu --repository {repository}`",
+        "mine": f"gpu | `defensemble profile write NAME --repository {repository}` | cpu, gpu, gpu-ort-tensorrt, gpu-tensorrt",
     }
     with pytest.raises(NotServableError) as refused, serve(repository, replace(FREE, profile=profile)):
         pass
@@ -159,10 +159,10 @@ def test_a_plan_that_is_not_there_or_not_the_one_of_the_profile(repository: Path
     write_plans(repository)
     write_profile(repository, "gpu-tensorrt")
     check_profile(repository, "gpu-tensorrt", only_cpus=False)
-    write = f"`defensemble profile write gpu-tensorrt {repository}`"
+    write = f"`defensemble profile write gpu-tensorrt --repository {repository}`"
     if case == "no plan":
         (repository / "beta/1/model.plan").unlink()
-        build = f"`defensemble build-engine {repository} --model beta --version 1`"
+        build = f"`defensemble build-engine beta --repository {repository} --version 1`"
         facts = f"beta | version 1 | no plan | {repository}/beta/1/model.plan | {build} | {write}"
     elif case == "another plan":
         write_plans(repository, names=("alpha",))
@@ -296,7 +296,7 @@ def test_onnx_runtime_s_engines_need_a_folder_that_can_be_written(repository: Pa
 
 def run_serve(repository: Path, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     variables = environment(folder) | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-m", "defensemble", "serve", str(repository), "--free-ports", *options]
+    command = [sys.executable, "-m", "defensemble", "serve", "--repository", str(repository), "--free-ports", *options]
     return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120, check=False)
 
 

@@ -1,7 +1,7 @@
-"""The command line: one command, verbs in the order of the flow.
+"""The command line: one command, with verbs in the order of the flow.
 
-Only click is imported here and at the top of each verb's module: `--help` and `--version` answer at once, without numpy, tritonclient or
-the sibling packages, which an installation may not have.
+This package and the modules of verbs import click and the standard library only: `--help` and `--version` take a tenth of a second, without
+numpy, tritonclient or the sibling packages, which an installation may lack.
 """
 
 from __future__ import annotations
@@ -9,22 +9,42 @@ from __future__ import annotations
 import io
 import sys
 import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
+import cloup
 
 from .._version import __version__
-from .commands import build_engine, demo, doctor, ensemble, export, predict, probe, profile, serve, train
-from .notes import warnings_as_notes
-from .options import GroupInOrder
+from .commands import (
+    build_engine,
+    completion,
+    demo,
+    doctor,
+    ensemble,
+    export,
+    export_report,
+    fuse,
+    import_onnx,
+    predict,
+    probe,
+    profile,
+    serve,
+    train,
+)
+from .notes import logger, warnings_as_notes
 from .os_errors import text_from_os_error
+from .verb import VerbGroup
 
-# Which pip extra brings a sibling, and the base class of its errors.
-_SIBLINGS = {
+INTERRUPTED = 130  # exit status after SIGINT, as a shell reports it: 128 + 2
+
+# The bases of the errors that the sibling packages raise on purpose.
+_BASE_ERRORS = {
     "defensemble_training": "TrainingError",
     "defensemble_repository.errors": "RepositoryError",  # exports' too
     "defensemble_server": "ServerError",
 }
+# The pip extra that installs a package.
 _EXTRAS = {
     "torch": "train",
     "safetensors": "train",
@@ -36,8 +56,35 @@ _EXTRAS = {
 }
 
 
-class _Commands(GroupInOrder):
-    """Turns what users can mend into `Error: ...` and exit status 1; anything else is a bug and keeps its traceback."""
+class _RootGroup(VerbGroup):
+    """Prints errors that users can fix as `Error: ...`, with exit status 1; any other exception is a bug and keeps its traceback."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run the command line, and exit with status 130 if it was interrupted."""
+        try:
+            status = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+        except click.Abort as error:
+            if not standalone_mode:
+                raise
+            if any(isinstance(cause, KeyboardInterrupt) for cause in _causes(error)):
+                click.echo("interrupted", err=True)
+                sys.exit(INTERRUPTED)
+            sys.exit(1)
+        except click.ClickException as error:
+            if not standalone_mode:
+                raise
+            _show_shortened(error)
+            sys.exit(INTERRUPTED if any(isinstance(cause, KeyboardInterrupt) for cause in _causes(error)) else error.exit_code)
+        if not standalone_mode:
+            return status
+        sys.exit(status if isinstance(status, int) else 0)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -47,66 +94,83 @@ class _Commands(GroupInOrder):
             extra = _EXTRAS.get((error.name or "").split(".")[0])
             if extra is None:
                 raise
-            raise click.ClickException(f"this needs the package '{error.name}': pip install 'defensemble[{extra}]'") from error
+            raise click.ClickException(
+                f"the package '{error.name}' is not installed, which this command needs. Run pip install 'defensemble[{extra}]'."
+            ) from error
         except BrokenPipeError:
-            raise  # who reads our output has had enough, as `head` has: click ends without a word
+            raise  # the reader of our output ended, as `head` does: click exits silently
         except OSError as error:
-            raise _shown(text_from_os_error(error, ctx.invoked_subcommand)) from error
+            raise _error_to_print(text_from_os_error(error, ctx.invoked_subcommand), error) from error
         except Exception as error:
-            if isinstance(error, _users_errors()):
-                raise _shown(str(error)) from error
+            if isinstance(error, _expected_errors()):
+                raise _error_to_print(str(error), error) from error
             raise
 
 
-def _shown(text: str) -> click.ClickException:
-    """An error as it is printed: what it quotes may be of any length."""
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield the exceptions that led to this one, the latest first."""
+    cause = error.__cause__ or error.__context__
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def _error_to_print(text: str, error: Exception) -> click.ClickException:
+    """Return an error to print; log its causes, such as gRPC's own text, which `--verbose` prints."""
+    for cause in _causes(error):
+        logger.debug("caused by %s: %s", type(cause).__qualname__, cause)
+    return click.ClickException(text)
+
+
+def _show_shortened(error: click.ClickException) -> None:
+    """Print an error without the middle of lines that are too long: it may quote a value of any length."""
     from defensemble_repository.texts import shortened
 
-    return click.ClickException(shortened(text))
+    text = io.StringIO()
+    error.show(text)
+    click.echo(shortened(text.getvalue()), err=True, nl=False)
 
 
-def _users_errors() -> tuple[type[Exception], ...]:
-    """The bases of the errors that the packages loaded so far raise on purpose."""
+def _expected_errors() -> tuple[type[Exception], ...]:
+    """Return the bases of the errors that the packages loaded so far raise on purpose."""
     from .._exceptions import DefensembleError
 
-    loaded = [getattr(sys.modules[package], base) for package, base in _SIBLINGS.items() if package in sys.modules]
+    loaded = [getattr(sys.modules[package], base) for package, base in _BASE_ERRORS.items() if package in sys.modules]
     return (DefensembleError, *loaded)
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@cloup.group(
+    cls=_RootGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
+    sections=[
+        cloup.Section(
+            "Train and export",
+            [module.command for module in (train, export, import_onnx, fuse, export_report, build_engine, profile)],
+        ),
+        cloup.Section("Serve and call", [module.command for module in (serve, predict, ensemble, probe)]),
+        cloup.Section("Help", [module.command for module in (demo, doctor, completion)]),
+    ],
+)
 @click.version_option(__version__, prog_name="defensemble")
 def cli() -> None:
-    r"""Train defective CNNs, serve them through NVIDIA Triton as one averaging ensemble, call and probe it.
+    r"""Train defective CNNs, serve them with NVIDIA Triton as an averaging ensemble, call the ensemble and measure its robustness.
 
     \b
     Examples:
-      defensemble demo                                  # all of it, small, in about a minute
+      defensemble demo                                  # the whole flow on a small dataset, in about a minute
       defensemble train --keep 0.3 checkpoints/a.safetensors
-      defensemble export checkpoints/*.safetensors --repository model_repository
-      defensemble serve model_repository
+      defensemble export checkpoints/*.safetensors
+      defensemble serve
       defensemble predict http://localhost:8000 image.png
-      defensemble ensemble weight ensemble keep0.3=2
-      defensemble probe noise http://localhost:8000 --data digits
+      defensemble probe noise http://localhost:8000 --dataset digits
     """
 
 
-def _keep_lines_of_examples(command: click.Command) -> None:
-    r"""Put click's mark of a block whose lines are kept, a backspace, where a raw docstring has `\b`, two characters."""
-    command.help = (command.help or "").replace("\\b\n", "\b\n")
-    for child in command.commands.values() if isinstance(command, click.Group) else ():
-        _keep_lines_of_examples(child)
-
-
-for _verb in (train, export, build_engine, profile, serve, predict, ensemble, probe, doctor, demo):
-    cli.add_command(_verb.command)
-_keep_lines_of_examples(cli)
-
-
 def main() -> None:
-    """Entry point of the `defensemble` script."""
-    # A path that is no UTF-8 is printed as it is; most locales' standard output raises an error instead, after the work is done.
+    """Run the command line of this process."""
+    # Print paths that are not UTF-8 as they are; in most locales standard output would raise an error after the work is done.
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="surrogateescape")
-    # The reader of images reports what is damaged; Pillow's warnings of what it passes over, such as a corrupt EXIF block, add nothing.
+    # Our reader of images reports damage; Pillow's warnings about what it ignores, such as a corrupt EXIF block, add nothing.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     cli(prog_name="defensemble")

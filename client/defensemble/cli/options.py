@@ -1,32 +1,29 @@
-"""Options that several commands share, and how their values are read."""
+"""Options that several commands share, and how their values are parsed."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+import cloup
 
-AVERAGE = click.Choice(["probabilities", "logits"])
-PATH = click.Path(path_type=Path)
-RESIZE = click.Choice(["crop", "squash"])
-_UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+from .choices import AVERAGES, RESIZES
+from .datasets import DatasetLocation as DatasetLocation, dataset_option as dataset_option
+from .paths import EXISTING_PATH as EXISTING_PATH, PATH as PATH, SERVER_URL as SERVER_URL
+
+AVERAGE = click.Choice(AVERAGES)
+RESIZE = click.Choice(RESIZES)
+DEFAULT_REPOSITORY = Path("model_repository")
+_SIZE_UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
-class GroupInOrder(click.Group):
-    """Lists its commands in the order in which they are added."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Their names."""
-        return list(self.commands)
-
-
 def with_options(*options: Callable[[Any], Any]) -> Callable[[_Command], _Command]:
-    """A decorator that adds options to a command, in this order."""
+    """Return a decorator that adds options to a command, in this order."""
 
     def decorate(command: _Command) -> _Command:
         for option in reversed(options):
@@ -37,23 +34,47 @@ def with_options(*options: Callable[[Any], Any]) -> Callable[[_Command], _Comman
 
 
 def numbers(kind: type[int] | type[float], example: str) -> Callable[[click.Context, click.Parameter, str | None], Any]:
-    """A callback of click that reads numbers with commas between them, such as `example`; an empty text holds no whole number."""
+    """Return a click callback that parses numbers with commas between them; an empty text is no integers.
 
-    def read(context: click.Context, option: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    Args:
+        kind: `int` or `float`.
+        example: A correct value, for the error message.
+    """
+
+    def parse(context: click.Context, option: click.Parameter, value: str | None) -> tuple[float, ...] | None:
         if value is None:
             return None
         try:
             return tuple(map(kind, value.split(","))) if value or kind is float else ()
         except ValueError:
-            what = "whole numbers" if kind is int else "numbers"
-            raise click.BadParameter(f"expected {what} with commas between them, such as {example}, got {value!r:.120}") from None
+            noun = "integers" if kind is int else "numbers"
+            raise click.BadParameter(f"expected {noun} with commas between them, such as {example}, got {value!r:.120}") from None
 
-    return read
+    return parse
+
+
+class ChoiceList(click.ParamType[list[str]]):
+    """Choices with commas between them, as a list."""
+
+    name = "choices"
+
+    def __init__(self, choices: Sequence[str]) -> None:
+        self._choices = tuple(choices)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[str]:
+        """Return the list, or raise `click.BadParameter` if one of them is no choice."""
+        if isinstance(value, list):
+            return value
+        chosen = [name.strip() for name in str(value).split(",") if name.strip()]
+        for name in chosen:
+            if name not in self._choices:
+                self.fail(f"{name!r:.120} is not one of {', '.join(self._choices)}", param, ctx)
+        return chosen
 
 
 def weights_option(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> dict[str, float]:
-    """A callback of click that reads NAME=W, each name once."""
-    found: dict[str, float] = {}
+    """Parse NAME=W, each name once (a click callback)."""
+    weights: dict[str, float] = {}
     for value in values:
         name, _, number = value.rpartition("=")
         try:
@@ -62,41 +83,58 @@ def weights_option(context: click.Context, option: click.Parameter, values: tupl
             name = ""
         if not name:
             raise click.BadParameter(f"expected {option.metavar}, such as keep0.3=2, got {value!r:.120}")
-        if name in found:
-            raise click.BadParameter(f"{name} is given two weights: name it once")
-        found[name] = weight
-    return found
+        if name in weights:
+            raise click.BadParameter(f"{name} has two weights; expected one")
+        weights[name] = weight
+    return weights
 
 
 def bytes_from_size(context: click.Context, option: click.Parameter, value: str | None) -> int | None:
-    """A callback of click that reads a number of bytes, or one with K, M, G or T (powers of 1024), such as 4G."""
+    """Parse a number of bytes, optionally with K, M, G or T (powers of 1024), such as 4G (a click callback)."""
     if value is None:
         return None
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?", value.strip(), re.ASCII | re.IGNORECASE)
-    size = 0 if match is None else float(match[1]) * (1 << _UNITS[match[2].upper()])
+    size = 0 if match is None else float(match[1]) * (1 << _SIZE_UNITS[match[2].upper()])
     if not 1 <= size < math.inf:
-        raise click.BadParameter(f"{value!r:.120} is not a size: expected a number of bytes, or one with K, M, G or T, such as 4G")
+        raise click.BadParameter(f"{value!r:.120} is not a size; expected a number of bytes, or one with K, M, G or T, such as 4G")
     return int(size)
 
 
-repository_argument = click.argument("repository", type=PATH, default=Path("model_repository"))
-call_options = with_options(
-    click.option("--batch-size", type=click.IntRange(min=1), help="Images per call.  [default: 64, or the model's largest batch]"),
-    click.option("--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), default=60.0, help="Seconds per call."),
+def make_repository_option(help: str, *, default: Path | None = DEFAULT_REPOSITORY) -> Callable[[Any], Any]:
+    """Return the option `--repository`, which is also read from DEFENSEMBLE_REPOSITORY.
+
+    Args:
+        help: What the folder is used for.
+        default: The folder without the option; None: the command decides.
+    """
+    return click.option(
+        "--repository", type=PATH, metavar="FOLDER", envvar="DEFENSEMBLE_REPOSITORY", show_envvar=True, default=default, help=help
+    )
+
+
+repository_option = make_repository_option("Model repository: the folder that Triton loads.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+call_options = cloup.option_group(
+    "Requests",
+    click.option(
+        "--batch-size", type=click.IntRange(min=1), metavar="N", help="Images per request.  [default: 64, or the model's max_batch_size]"
+    ),
+    click.option(
+        "--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", default=60.0, help="Timeout per request."
+    ),
 )
 # The fields of `ReadOptions`: how image files are read for served models.
-reading_options = with_options(
+reading_options = cloup.option_group(
+    "Reading images",
     click.option(
         "--resize",
         type=RESIZE,
         is_flag=False,
         flag_value="",  # without a value: an error that names the choices
-        help="Bring image files to a model's size: scale and cut out the centre, or scale height and width separately.  [default: as "
-        "the model records it; where it records nothing, images must have its size]",
+        help="How to bring images to a model's size. crop: scale, then cut out the centre; squash: scale height and width separately.  "
+        "[default: as the model records it; without a record, images must have its size]",
     ),
-    click.option(
-        "--skip-damaged", is_flag=True, help="Leave out and count images that cannot be decoded, instead of stopping at the first."
-    ),
+    click.option("--skip-damaged", is_flag=True, help="Skip and count images that cannot be decoded, instead of stopping at the first."),
     click.option(
         "--max-memory", callback=bytes_from_size, metavar="SIZE", help="Memory for images, such as 4G.  [default: half of the free memory]"
     ),

@@ -1,43 +1,57 @@
-"""What the operating system refuses, and how a user mends it."""
+"""Messages for errors of the operating system, with a fix for each."""
 
 from __future__ import annotations
 
 import errno
+from pathlib import Path
 
-# Where a verb writes, in the words of its command line.
+from .paths import similar_paths
+
+# Options and arguments of a verb that name a place to write to.
 _PLACES = {
-    "train": "OUTPUT, --run or --tensorboard, whichever lies there",
+    "train": "OUTPUT, --run or --tensorboard",
     "export": "--repository",
-    "build-engine": "REPOSITORY, --timing-cache or --log, whichever lies there",
-    "profile": "REPOSITORY",
-    "ensemble": "--repository or FILE, whichever lies there",
+    "import-onnx": "--repository",
+    "fuse": "--repository",
+    "build-engine": "--repository, --timing-cache or --log",
+    "profile": "--repository",
+    "ensemble": "--repository or FILE",
     "serve": "XDG_STATE_HOME, for logs and the list of servers, or XDG_CACHE_HOME, for the backend",
     "probe": "--out",
     "demo": "--folder",
 }
-_ANOTHER_PLACE = "name another place"
-_FULL = "free some space there, or " + _ANOTHER_PLACE
-_MENDS = {
-    errno.ENOSPC: _FULL,
-    errno.EDQUOT: _FULL,
-    errno.EROFS: "nothing can be written there: " + _ANOTHER_PLACE,
-    errno.EACCES: "let this user do that there (chmod, chown), or " + _ANOTHER_PLACE,
-    errno.EPERM: "let this user do that there (chmod, chown), or " + _ANOTHER_PLACE,
-    errno.ENOENT: "look at how it is spelt and where it begins; without a leading / it is looked for in the current folder",
-    errno.EISDIR: "it is a folder: name a file",
-    errno.ENOTDIR: "a part of that path is a file: name a folder",
-    errno.EEXIST: "it is there already: move it away, or " + _ANOTHER_PLACE,
-    errno.ENAMETOOLONG: "name it shorter",
-    errno.EMFILE: "raise the number of files that a process may open (ulimit -n)",
+_OTHER_PLACE = "choose another place"
+_FREE_SPACE = "free some space there, or " + _OTHER_PLACE
+_CHANGE_PERMISSIONS = "change the permissions there (chmod, chown), or " + _OTHER_PLACE
+_FIXES = {
+    errno.ENOSPC: _FREE_SPACE,
+    errno.EDQUOT: _FREE_SPACE,
+    errno.EROFS: "the file system is read-only: " + _OTHER_PLACE,
+    errno.EACCES: _CHANGE_PERMISSIONS,
+    errno.EPERM: _CHANGE_PERMISSIONS,
+    errno.ENOENT: "check the spelling; a path without a leading / starts in the current folder",
+    errno.EISDIR: "it is a folder: pass a file",
+    errno.ENOTDIR: "a part of the path is a file: pass a folder",
+    errno.EEXIST: "it exists: move it away, or " + _OTHER_PLACE,
+    errno.ENAMETOOLONG: "use a shorter name",
+    errno.EMFILE: "raise the limit of open files per process (ulimit -n)",
 }
 
 
 def text_from_os_error(error: OSError, verb: str | None) -> str:
-    """What the system says, of which files, and the mend; `verb` is the command that was running."""
+    """Return the system's text, the files and a fix.
+
+    Args:
+        error: The error.
+        verb: The command that was running, whose options name places to write to.
+    """
     if error.strerror is None:
         return str(error)
     names = [str(name) for name in (error.filename, error.filename2) if name is not None]
-    mend = _MENDS.get(error.errno or 0)
-    if mend is not None and mend.endswith(_ANOTHER_PLACE) and verb in _PLACES:
-        mend += f" ({_PLACES[verb]})"
-    return ": ".join([error.strerror, *names, *([mend] if mend is not None else [])])
+    fix = _FIXES.get(error.errno or 0)
+    similar = similar_paths(Path(names[0])) if error.errno == errno.ENOENT and len(names) == 1 else []
+    if similar:
+        fix = f"did you mean {' or '.join(map(str, similar))}?"
+    if fix is not None and fix.endswith(_OTHER_PLACE) and verb in _PLACES:
+        fix += f" ({_PLACES[verb]})"
+    return ": ".join([error.strerror, *names, *([fix] if fix is not None else [])])

@@ -1,4 +1,4 @@
-"""Progress bars that several commands share: drawn on a terminal alone, and gone at their end."""
+"""Progress bars that several commands share: drawn on a terminal only, cleared at their end, and silenced by `--quiet`."""
 
 from __future__ import annotations
 
@@ -8,30 +8,37 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TaskID, TextColumn, TimeRemainingColumn
 
+from .notes import shows_progress
+
 
 def progress_bar(console: Console, *columns: ProgressColumn, shown: bool = True) -> Progress:
-    """A bar with a description and the time left; `columns` replace the number that is done."""
-    middle = columns or (MofNCompleteColumn(),)
+    """Return a bar with a description and the time left.
+
+    Args:
+        console: Where to draw.
+        columns: What to show after the bar; none: the finished number and the total.
+        shown: Whether to draw at all.
+    """
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        *middle,
+        *(columns or (MofNCompleteColumn(),)),
         TimeRemainingColumn(),
         console=console,
         transient=True,
-        disable=not (shown and console.is_terminal),
+        disable=not (shown and console.is_terminal and shows_progress()),
     )
 
 
 @contextmanager
 def named_bars(console: Console, *, shown: bool = True) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for each name that is reported, with what is done of it and of how many."""
+    """Draw a bar for each reported name; yield a function of the name, the finished number and the total."""
     with progress_bar(console, shown=shown) as bar:
         tasks: dict[str, TaskID] = {}
 
-        def on_progress(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=done, total=total)
+        def on_progress(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = bar.add_task(name, total=total)
+            bar.update(tasks[name], completed=done, total=total)
 
         yield on_progress

@@ -224,7 +224,7 @@ def _loaded(request: _Request, data_dir: Path | None) -> tuple[Dataset, dict[str
     if height != width:
         raise InputError(
             f"the dataset {request.name!r} has square images, model {info.name!r} takes {height} x {width}: pass a folder of class "
-            "folders, --data FOLDER"
+            "folders, --dataset FOLDER"
         )
     rule, note = preprocessing_of(info, request.options.resize)
     try:

@@ -74,7 +74,7 @@ def _check_votes(found: Inspection, name: str, config: schema.ModelConfig, known
     if not refused:
         _say_names(found, name, config, votes, known)
     for graph in outdated_graphs(found.files, votes):
-        again = f"`defensemble export --repository {found.files.repository} --ensemble {name} --fuse {graph} --replace`"
+        again = f"`defensemble fuse {graph} --repository {found.files.repository} --ensemble {name} --replace`"
         text = f"'{graph}' is a fused graph of other votes than '{name}' has now: fuse it again ({again})"
         found.add_finding(graph, text, f"{graph}/{CONFIG_FILE}", ("parameters", "key", "members"), is_error=False)
 

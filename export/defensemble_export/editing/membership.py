@@ -57,7 +57,7 @@ def removed(ensemble: Ensemble, names: Sequence[str]) -> Ensemble:
     if not left:
         raise EnsembleError(
             f"'{ensemble.name}' would have no members, and needs at least one: to take it out of service as a whole, "
-            f"remove it: `defensemble ensemble remove {ensemble.name} --all`"
+            f"remove it: `defensemble ensemble delete {ensemble.name}`"
         )
     return dataclasses.replace(ensemble, members=left)
 
@@ -71,10 +71,9 @@ def reweighted(ensemble: Ensemble, weights: Mapping[str, float]) -> Ensemble:
             raise EnsembleError(f"{vote.model}@{vote.version} is given two weights: name it once")
         number = _number(name, weight)
         if not (math.isfinite(number) and number > 0):
-            gone = name if len(ensemble.members) > 1 else "--all"
+            command = f"remove {ensemble.name} {name}" if len(ensemble.members) > 1 else f"delete {ensemble.name}"
             raise EnsembleError(
-                f"weight of '{name}' must be finite and above 0, got {number:g}; to stop its vote: "
-                f"`defensemble ensemble remove {ensemble.name} {gone}`"
+                f"weight of '{name}' must be finite and above 0, got {number:g}; to stop its vote: `defensemble ensemble {command}`"
             )
         chosen[vote] = number
     members = tuple(dataclasses.replace(vote, weight=chosen.get(vote, vote.weight)) for vote in ensemble.members)

@@ -152,10 +152,10 @@ def _check_free(repository: Path, members: Sequence[str], ensemble: str | None, 
         check_name(name)
         if (repository / name).exists():
             if is_ensemble(read_config(repository / name)):
-                raise ExistsError(f"{repository / name} is an ensemble, and cannot become a member: choose another name (--as NAME)")
+                raise ExistsError(f"{repository / name} is an ensemble, and cannot become a member: choose another name (--name NAME)")
             if not replace:
                 raise ExistsError(
-                    f"{repository / name} exists already: choose another name (--as NAME, or another file name), or pass --replace, "
+                    f"{repository / name} exists already: choose another name (--name NAME, or another file name), or pass --replace, "
                     "which adds the next version and keeps the old"
                 )
     if ensemble is None:

@@ -29,9 +29,9 @@ LARGEST_TRIPS = 10_000
 _PACKED_BITS = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
 _FROM_TORCH = (
     "load the network in torch, write it as ONNX (torch.onnx.export, or defensemble_export.onnx_from_module, which verifies it), and "
-    "export that file: --from-onnx FILE.onnx --as NAME"
+    "import that file: `defensemble import-onnx FILE.onnx --name NAME`"
 )
-_FROM_KERAS = "convert it with tf2onnx, and export what that writes: --from-onnx FILE.onnx --as NAME"
+_FROM_KERAS = "convert it with tf2onnx, and import what that writes: `defensemble import-onnx FILE.onnx --name NAME`"
 _OTHER_FORMATS = {
     b"PK\x03\x04": f"a zip archive, as torch.save and Keras write: {_FROM_TORCH} (or use tf2onnx)",
     b"\x1f\x8b": "compressed by gzip: unpack it (gunzip), and export what is in it",
@@ -50,7 +50,7 @@ def check_is_checkpoint(path: Path) -> None:
     """Refuse, by its name, a file that is ONNX or of another framework; the message has the command that exports it."""
     suffix = path.suffix.lower()
     if suffix == ".onnx":
-        raise ExportError(f"{path} is an ONNX file and no checkpoint: export it by --from-onnx {shlex.quote(str(path))} --as NAME")
+        raise ExportError(f"{path} is ONNX and no checkpoint: import it: `defensemble import-onnx {shlex.quote(str(path))} --name NAME`")
     if suffix in _OTHER_SUFFIXES:
         raise ExportError(f"{path} is no checkpoint of `defensemble train` (.safetensors) but, by its name, {_OTHER_SUFFIXES[suffix]}")
 
@@ -120,8 +120,8 @@ def _parsed(file: Path) -> onnx.ModelProto:
         raise ExportError(f"{file} is not ONNX but, by its name, {_OTHER_SUFFIXES[file.suffix.lower()]}")
     if file.suffix.lower() == ".safetensors" or _is_safetensors(content):
         raise ExportError(
-            f"{file} is not ONNX but a safetensors file, which holds weights and no graph: if `defensemble train` wrote it, name it "
-            f"without --from-onnx (defensemble export {shlex.quote(str(file))}); else {_FROM_TORCH}"
+            f"{file} is not ONNX but a safetensors file, which holds weights and no graph: if `defensemble train` wrote it, run "
+            f"`defensemble export {shlex.quote(str(file))}`; else {_FROM_TORCH}"
         )
     if not content:
         raise ExportError(f"{file} is empty: export or download it again")

@@ -133,7 +133,7 @@ def _reason(ended_by: signal.Signals, timeout_s: float, purpose: str) -> str:
     if ended_by == signal.SIGALRM:
         return (
             f"took longer than {timeout_s:g} s {purpose}, expected a network that answers at once: "
-            "export it without loops and repeated functions, or allow more (--import-timeout SECONDS)"
+            "export it without loops and repeated functions, or allow more (--timeout SECONDS)"
         )
     if ended_by == signal.SIGKILL:
         return f"was stopped while it was loaded and run, probably as memory ended: {_LESS_MEMORY}"

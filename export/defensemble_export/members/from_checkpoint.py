@@ -118,7 +118,7 @@ def member_from_onnx(path: str | os.PathLike[str], name: str) -> ExportedMember:
     model = onnx.load_model_from_string(content)
     metadata = metadata_of(model)
     if CLASS_NAMES not in metadata:
-        raise ExportError(f"{path} does not carry {CLASS_NAMES} in its metadata: export it with --from-onnx")
+        raise ExportError(f"{path} does not carry {CLASS_NAMES} in its metadata: import it with `defensemble import-onnx`")
     class_names = json.loads(metadata[CLASS_NAMES])
     _, channels, height, width = (size.dim_value for size in model.graph.input[0].type.tensor_type.shape.dim)
     report = report_beside(Path(path))

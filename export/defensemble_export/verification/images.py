@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 RANDOM_ONLY = "random images alone"
 # Of the test images, so many are compared.
 _COMPARED = 1000
-_MEND = "Say where they are (--data-dir), or pass others (--images FILE.npy)"
+_MEND = "Say where they are (--dataset FOLDER), or pass others (--images FILE.npy)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +82,7 @@ def _dataset(
         dataset = decoded_dataset(data, digest, class_names)
         if dataset is not None:
             return dataset
-        data_dir = next((value for option, value in pairwise(_words(command)) if option == "--data-dir" and Path(value).is_dir()), None)
+        data_dir = _folder_in_command(command, data)
     try:
         # As in a training with skip_damaged; where an image was damaged since then, the digest differs.
         dataset = load_dataset(data, size, data_dir=None if data_dir is None else Path(data_dir), skip_damaged=True)
@@ -94,7 +94,7 @@ def _dataset(
     except DataError as error:
         raise ExportError(
             f"the data for the verification have other classes than the checkpoint was trained on: {error}; name the folder of the data "
-            "that it was trained on (--data-dir), or pass other images (--images FILE.npy)"
+            "that it was trained on (--dataset FOLDER), or pass other images (--images FILE.npy)"
         ) from error
     if digest and dataset.digest != digest:
         warnings.warn(
@@ -106,11 +106,15 @@ def _dataset(
     return dataset
 
 
-def _words(command: str) -> list[str]:
+def _folder_in_command(command: str, data: str) -> Path | None:
+    """Return the folder of `--dataset [NAME=]FOLDER` in the command that trained on `data`, if it exists; earlier: `--data-dir FOLDER`."""
     try:
-        return shlex.split(command)
-    except ValueError:  # records are made by other programs, too
-        return []
+        words = shlex.split(command)
+    except ValueError:  # other programs write records, too
+        return None
+    values = [value for option, value in pairwise(words) if option in ("--dataset", "--data-dir") and value != data]
+    folders = [Path(folder) for value in values for folder in (value, value.partition("=")[2]) if folder]
+    return next((folder for folder in folders if folder.is_dir()), None)
 
 
 def images_of_record(graph: onnx.ModelProto, name: str, data_dir: str | os.PathLike[str] | None) -> RealImages | None:

@@ -223,7 +223,7 @@ class Inspection:
         """Advise which edit makes `ensemble` whole again: a rollback where an edit of it was recorded."""
         history = self.content(HISTORY_FILE) or b""
         if f'"ensemble": {json.dumps(ensemble)}'.encode() in history:
-            return f"go back with `defensemble ensemble rollback --ensemble {ensemble}`"
+            return f"go back with `defensemble ensemble rollback {ensemble}`"
         return APPLY
 
     def leads_out(self, path: str) -> Path | None:

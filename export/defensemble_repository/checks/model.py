@@ -191,7 +191,7 @@ def _check_file(found: Inspection, model: str, version: int, config: schema.Mode
 
 
 def _build_command(found: Inspection, model: str, version: int) -> str:
-    return f"defensemble build-engine {found.files.repository} --model {model} --version {version}"
+    return f"defensemble build-engine {model} --repository {found.files.repository} --version {version}"
 
 
 def _check_plan(found: Inspection, model: str, version: int, config: schema.ModelConfig) -> None:

@@ -10,6 +10,11 @@ from types import FrameType
 from typing import Any
 
 
+def _raises_keyboard_interrupt(handler: object) -> bool:
+    """Return whether a handler of SIGINT is Python's own, or the command line's, which does the same."""
+    return handler is signal.default_int_handler or getattr(handler, "raises_keyboard_interrupt", False)
+
+
 class DeferredSigint:
     """A handler that notes an interrupt, and passes it on later to the handler that it replaces."""
 
@@ -34,7 +39,7 @@ class DeferredSigint:
 
     def end(self) -> None:
         """Deliver what came, unless Python's own handler would raise for work that is committed."""
-        if not (self.committed and self._before is signal.default_int_handler):
+        if not (self.committed and _raises_keyboard_interrupt(self._before)):
             self.deliver()
 
 
@@ -61,7 +66,7 @@ def defer_sigint() -> Iterator[DeferredSigint]:
 def sigint_raises() -> Iterator[None]:
     """Raise an interrupt also where `defer_sigint` holds committed work: for a caller that undoes several such steps together."""
     before = signal.getsignal(signal.SIGINT)
-    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+    if not _raises_keyboard_interrupt(before) or threading.current_thread() is not threading.main_thread():
         yield
         return
 

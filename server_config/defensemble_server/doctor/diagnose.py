@@ -177,7 +177,7 @@ def _repository(repository: Path, machine: Machine) -> Iterator[Check]:
 
 def _plan(folder: Path, version: int, machine: Machine) -> Check:
     name = f"plan {folder.name}/{version}"
-    build = f"defensemble build-engine {shlex.quote(str(folder.parent))} --model {shlex.quote(folder.name)} --version {version}"
+    build = f"defensemble build-engine {shlex.quote(folder.name)} --repository {shlex.quote(str(folder.parent))} --version {version}"
     try:
         model = read_model(folder, None)
         takes: dict[str, Any] = {"max_batch_size": model.config.max_batch_size, "image_shape": model.image_shape}
@@ -226,7 +226,7 @@ def _servers(urls: list[str]) -> Iterator[Check]:
             yield Check(name, WARN, text, f"defensemble serve --status --grpc-port {state.grpc_port}")
     yield from damaged
     for dead in dead_servers():
-        fix = f"defensemble serve {shlex.quote(dead.repository)}"
+        fix = f"defensemble serve --repository {shlex.quote(dead.repository)}"
         yield Check(f"server {dead.grpc_port}", WARN, f"{dead.repository}: {dead.text}", fix)
     for url in urls:
         yield _version(url, url, local=False)

@@ -94,7 +94,7 @@ def problem_of_version(folder: Path, version: int, machine: Machine, *, max_batc
         OSError: A file cannot be read.
     """
     place = folder / str(version)
-    rebuild = f"defensemble build-engine {shlex.quote(str(folder.parent))} --model {shlex.quote(folder.name)} --version {version}"
+    rebuild = f"defensemble build-engine {shlex.quote(folder.name)} --repository {shlex.quote(str(folder.parent))} --version {version}"
     plan, onnx = place / PLAN_FILE, place / MODEL_FILE
     if not plan.exists():
         return f"version {version}: {plan} is missing: build it with `{rebuild}`"

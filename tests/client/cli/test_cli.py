@@ -41,42 +41,42 @@ def run(*arguments: str) -> Result:
 
 
 def write_pictures(folder: Path, count: int = 12) -> Array:
-    """A labelled folder; the first picture of each class is labelled wrongly. Answers the pictures' values in the order of the files."""
+    """Write a labelled folder whose first two pictures have a wrong label; return the values in the order of the files."""
     grey = (images(count) * 255).astype(np.uint8)
     best = ensemble_answer(grey.astype(np.float32) / np.float32(255))["probabilities"].argmax(axis=1)
     for index, picture in enumerate(grey):
-        place = folder / CLASSES[best[index] if index >= 2 else (best[index] + 1) % 3]
-        place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture[0]).save(place / f"{index:02d}.png")
+        class_folder = folder / CLASSES[best[index] if index >= 2 else (best[index] + 1) % 3]
+        class_folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture[0]).save(class_folder / f"{index:02d}.png")
     values: Array = grey.astype(np.float32) / np.float32(255)
     return values
 
 
-def test_predict_prints_json_with_all_that_was_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predict_prints_the_requested_outputs_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.save(tmp_path / "x.npy", images(11))
     transport = house()
     predict_files(fake(transport), [tmp_path / "x.npy"], ["entropy", "mutual_information", "member_probabilities"], top=2, as_json=True)
-    told = json.loads(capsys.readouterr().out)
+    output = json.loads(capsys.readouterr().out)
     expected = ensemble_answer(images(11))
-    assert (told["schema"], told["model"], told["accuracy"]) == ("defensemble.predict/1", "ensemble", None)
-    assert len(told["predictions"]) == 11
-    for index, row in enumerate(told["predictions"]):
+    assert (output["schema"], output["model"], output["accuracy"]) == ("defensemble.predict/1", "ensemble", None)
+    assert len(output["predictions"]) == 11
+    for index, row in enumerate(output["predictions"]):
         order = np.argsort(-expected["probabilities"][index])
         assert row["file"] == f"{tmp_path / 'x.npy'}[{index}]"
         assert (row["label"], row["index"]) == (CLASSES[order[0]], order[0])
-        assert [one["index"] for one in row["top"]] == order[:2].tolist()
+        assert [entry["index"] for entry in row["top"]] == order[:2].tolist()
         assert row["probability"] == pytest.approx(expected["probabilities"][index].max())
         assert row["entropy"] == pytest.approx(expected["entropy"][index, 0])
         assert row["mutual_information"] == pytest.approx(expected["mutual_information"][index, 0])
         assert np.shape(row["member_probabilities"]) == (2, 3)
-    assert [len_ for len_ in transport.calls.values()] == [1 + 2]
+    assert list(transport.calls.values()) == [1 + 2]
 
 
 def test_predict_prints_the_accuracy_of_a_labelled_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_pictures(tmp_path / "pictures")
     np.save(tmp_path / "x.npy", images(3))
     predict_files(fake(), [tmp_path / "x.npy"], ["probabilities"], tmp_path / "pictures", batch_size=5, as_json=True)
-    told = json.loads(capsys.readouterr().out)
+    output = json.loads(capsys.readouterr().out)
     low, high = wilson(10, 12)
     accuracy = {
         "folder": str(tmp_path / "pictures"),
@@ -87,35 +87,37 @@ def test_predict_prints_the_accuracy_of_a_labelled_folder(tmp_path: Path, capsys
         "low": low,
         "high": high,
     }
-    assert told["accuracy"] == accuracy
-    assert ["truth" in row for row in told["predictions"]] == [False] * 3 + [True] * 12
+    assert output["accuracy"] == accuracy
+    assert ["truth" in row for row in output["predictions"]] == [False] * 3 + [True] * 12
     predict_files(fake(), [], ["probabilities"], tmp_path / "pictures")
     table = capsys.readouterr().out
     assert f"accuracy 0.8333, Wilson 95 % interval {low:.4f} to {high:.4f}, n = 12" in table
     assert "entropy (nats)" in table
 
 
-def test_predict_over_both_protocols(triton: Any, tmp_path: Path) -> None:
+def test_predict_prints_the_same_over_both_protocols(triton: Any, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", images(11))
-    told = []
+    outputs = []
     for url in (triton.grpc_url, triton.http_url):
         done = run("predict", url, str(tmp_path / "x.npy"), "--json", "--top", "3", "--outputs", "entropy, mutual_information")
         assert done.exit_code == 0, done.output
-        told.append(json.loads(done.output))
-    for one, other in zip(told[0]["predictions"], told[1]["predictions"], strict=True):
-        assert one == other
+        outputs.append(json.loads(done.output))
+    assert outputs[0]["predictions"] == outputs[1]["predictions"]
     table = run("predict", triton.http_url, str(tmp_path / "x.npy"), "--model", "alpha", "--outputs", "probabilities,entropy")
     assert table.exit_code == 0
     assert "alpha: 11 images" in table.output
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "facts"),
     [
         (["localhost:8001", "x.npy"], "localhost:8001 | scheme"),
-        (["URL", "missing.npy"], "No such file or directory | missing.npy"),
+        (["URL", "missing.npy"], "missing.npy | does not exist"),
+        (["URL", "wied.png"], "wied.png | does not exist | wide.png"),
+        (["wide.png"], "URL is missing | wide.png | http://localhost:8000"),
+        (["wide.png", "x.npy"], "URL is missing | wide.png"),
         (["URL", "x.npy", "--model", "nope"], "'nope' | alpha"),
-        (["URL", "x.npy", "--outputs", "logits"], "outputs | logits"),
+        (["URL", "x.npy", "--outputs", "logits"], "--outputs | 'logits' | mutual_information"),
         (["URL", "wide.png"], "wide.png | 9 x 4"),
         (["URL", "wide.png"], "--resize crop"),
         (["URL", "wide.png", "--resize"], "'crop', 'squash'"),
@@ -126,29 +128,37 @@ def test_predict_over_both_protocols(triton: Any, tmp_path: Path) -> None:
         (["URL", "x.npy", "--max-memory", "100"], "x.npy"),
         (["URL", "wide.png", "--max-memory", "0.5K", "--resize", "crop"], "wide.png"),
         (["URL", "bright.npy"], "image 0 | bright.npy | 7 to 7"),
-        (["URL", "--labelled", "nowhere"], "nowhere | not a folder"),
+        (["URL", "--labelled", "nowhere"], "nowhere | does not exist"),
+        (["URL", "--labelled", "x.npy"], "x.npy | not a folder"),
         (["URL"], "--labelled FOLDER"),
     ],
 )
-def test_predict_says_what_is_wrong(triton: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], told: str) -> None:
+def test_predict_refuses_bad_arguments(
+    triton: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], facts: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     np.save("x.npy", images(1))
     np.save("bright.npy", np.full((1, *SHAPE), 7, np.float32))
     Image.fromarray(np.zeros((4, 9), np.uint8)).save("wide.png")
-    done = run("predict", *(triton.http_url if one == "URL" else one for one in arguments))
+    done = run("predict", *(triton.http_url if argument == "URL" else argument for argument in arguments))
     assert done.exit_code in (1, 2)
-    assert_facts(done.output, told)
+    assert_facts(done.output, facts)
     assert "Traceback" not in done.output
     assert isinstance(done.exception, SystemExit)
 
 
-def test_a_server_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+def test_a_connection_error_is_one_line_and_verbose_prints_its_causes(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", images(1))
     for scheme in ("grpc", "http"):
-        done = run("predict", f"{scheme}://127.0.0.1:{free_port()}", str(tmp_path / "x.npy"))
+        url = f"{scheme}://127.0.0.1:{free_port()}"
+        done = run("predict", url, str(tmp_path / "x.npy"))
         assert done.exit_code == 1
-        assert done.output.startswith(f"Error: {scheme}://127.0.0.1:")
+        assert done.output.startswith("Error: ")
+        assert url in done.output
         assert len(done.output.splitlines()) == 1
+        verbose = run("predict", url, str(tmp_path / "x.npy"), "--verbose")
+        assert verbose.stderr.splitlines()[-1] == done.stderr.strip()
+        assert_facts(verbose.stderr, "caused by | refused")
 
 
 def write_npz(folder: Path, count: int = 30) -> Path:
@@ -163,33 +173,39 @@ def quiet_console() -> Iterator[Console]:
         yield Console(record=True, width=200, file=nowhere)
 
 
-def test_probe_noise_measures_ensemble_members_and_the_rest(tmp_path: Path) -> None:
+def test_probe_measures_ensembles_members_and_other_models(tmp_path: Path) -> None:
     out, transport = tmp_path / "new" / "noise.json", house()
     with quiet_console() as console:
         failures = probe_noise_and_report(fake(transport), str(write_npz(tmp_path)), out, sigmas=(8, 128), seed=4, console=console)
         shown = console.export_text()
-    told = json.loads(out.read_text())
+    output = json.loads(out.read_text())
     assert failures == {}
-    assert [(target["name"], target["role"]) for target in told["targets"]] == [
+    assert [(target["name"], target["role"]) for target in output["targets"]] == [
         ("ensemble", "ensemble"),
         ("alpha", "member"),
         ("beta", "member"),
         ("standard", "other"),
     ]
-    assert told["targets"][0]["members"] == ["alpha", "beta"]
-    assert (told["seed"], told["data"]["n"], told["data"]["name"], told["batch_size"]) == (4, 30, str(tmp_path / "data.npz"), 8)
-    assert told["server"] == {"name": "fake", "version": "0"}
-    assert {"hardware", "versions", "git_commit", "measured_at", "class_names"} <= set(told)
-    assert told["targets"][0]["clean"]["value"] == 1
-    assert all(target["queries"] == 90 for target in told["targets"])
+    assert output["targets"][0]["members"] == ["alpha", "beta"]
+    assert (output["seed"], output["data"]["n"], output["data"]["name"], output["batch_size"]) == (4, 30, str(tmp_path / "data.npz"), 8)
+    assert output["server"] == {"name": "fake", "version": "0"}
+    assert {"hardware", "versions", "git_commit", "measured_at", "class_names"} <= set(output)
+    assert output["targets"][0]["clean"]["value"] == 1
+    assert all(target["queries"] == 90 for target in output["targets"])
     assert_facts(shown, "4 models | 30 images | 3 settings | 2 sigmas | 360 queries")
     assert shown.rstrip().endswith(str(out))
-    for word in ("model", "clean", "128", "standard", f"the {told['data']['n_common']} images that all models get right when clean"):
+    for word in (
+        "model",
+        "clean",
+        "128",
+        "standard",
+        f"the {output['data']['n_common']} images that all models classify correctly when clean",
+    ):
         assert word in " ".join(shown.split())
 
 
-class Dying(FakeTransport):
-    """Serves a number of inferences, then is gone."""
+class CrashingTransport(FakeTransport):
+    """Serves a number of inferences, then fails."""
 
     def __init__(self, calls: int) -> None:
         super().__init__(house()._models)
@@ -198,60 +214,67 @@ class Dying(FakeTransport):
     def infer(self, model: str, inputs: Any, outputs: Any, timeout_s: float, version: int | None = None) -> Any:
         self._left -= 1
         if self._left < 0:
-            raise ConnectionFailedError("it is gone")
+            raise ConnectionFailedError("the server crashed")
         return super().infer(model, inputs, outputs, timeout_s, version)
 
 
-def test_a_server_that_dies_leaves_null_and_a_list_of_failures(tmp_path: Path) -> None:
+def test_probe_reports_null_and_failures_after_a_server_crash(tmp_path: Path) -> None:
     with quiet_console() as console:
         failures = probe_noise_and_report(
-            fake(Dying(2 + 8 + 1)), str(write_npz(tmp_path)), tmp_path / "noise.json", ["alpha", "beta"], sigmas=[8], console=console
+            fake(CrashingTransport(2 + 8 + 1)),
+            str(write_npz(tmp_path)),
+            tmp_path / "noise.json",
+            ["alpha", "beta"],
+            sigmas=[8],
+            console=console,
         )
-    told = json.loads((tmp_path / "noise.json").read_text())
+    output = json.loads((tmp_path / "noise.json").read_text())
     assert set(failures) == {"alpha", "beta"}
-    assert [target["noise"][0]["accuracy"] for target in told["targets"]] == [None, None]
-    assert all(target["clean"]["n"] == 30 for target in told["targets"])
-    assert "it is gone" in told["targets"][0]["failure"]
+    assert [target["noise"][0]["accuracy"] for target in output["targets"]] == [None, None]
+    assert all(target["clean"]["n"] == 30 for target in output["targets"])
+    assert "the server crashed" in output["targets"][0]["failure"]
 
 
-class Sick(FakeTransport):
-    """Its model `beta` answers NaN for the last image of every batch."""
+class NanTransport(FakeTransport):
+    """Its model `beta` returns NaN for the last image of every batch."""
 
     def __init__(self) -> None:
         super().__init__(house()._models)
 
     def infer(self, model: str, inputs: Any, outputs: Any, timeout_s: float, version: int | None = None) -> Any:
-        answer = super().infer(model, inputs, outputs, timeout_s, version)
+        response = super().infer(model, inputs, outputs, timeout_s, version)
         if model == "beta" and not outputs[0].class_count:
-            answer["logits"][-1] = np.nan
-        return answer
+            response["logits"][-1] = np.nan
+        return response
 
 
-def test_a_model_that_answers_nan_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("defensemble._client.client.transport_from_url", lambda url, admin_key: Sick())
+def test_a_model_that_returns_nan_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("defensemble._client.client.transport_from_url", lambda url, admin_key: NanTransport())
     data, out = write_npz(tmp_path), tmp_path / "noise.json"
-    done = run("probe", "noise", "fake", "--data", str(data), "--target", "alpha", "--target", "beta", "--sigmas", "8", "--out", str(out))
+    done = run(
+        "probe", "noise", "fake", "--dataset", str(data), "--target", "alpha", "--target", "beta", "--sigmas", "8", "--out", str(out)
+    )
     assert done.exit_code == 1
     assert_facts(done.output, "1 of the models | null | beta | ServerFailedError | fake://server")
-    good, sick = json.loads(out.read_text())["targets"]
+    good, failed = json.loads(out.read_text())["targets"]
     assert good["noise"][0]["accuracy"]["n"] == 30
-    assert (sick["clean"], sick["noise"][0]["accuracy"], sick["queries"]) == (None, None, 0)
-    assert_facts(sick["failure"], "not finite | 1 of 8 images | 'logits'")
+    assert (failed["clean"], failed["noise"][0]["accuracy"], failed["queries"]) == (None, None, 0)
+    assert_facts(failed["failure"], "not finite | 1 of 8 images | 'logits'")
     np.save(tmp_path / "x.npy", images(3))
-    asked = run("predict", "fake", str(tmp_path / "x.npy"), "--model", "beta", "--json")
-    assert asked.exit_code == 1
-    assert asked.stdout == ""
-    assert_facts(asked.stderr, "'beta' | not finite | 1 of 3 images")
+    predicted = run("predict", "fake", str(tmp_path / "x.npy"), "--model", "beta", "--json")
+    assert predicted.exit_code == 1
+    assert predicted.stdout == ""
+    assert_facts(predicted.stderr, "'beta' | not finite | 1 of 3 images")
 
 
-def test_a_place_that_cannot_be_written_is_found_before_the_first_query(tmp_path: Path) -> None:
+def test_probe_checks_the_output_file_before_the_first_request(tmp_path: Path) -> None:
     transport = house()
     with quiet_console() as console, pytest.raises(IsADirectoryError):
         probe_noise_and_report(fake(transport), str(write_npz(tmp_path)), tmp_path, console=console)
     assert transport.requests == []
 
 
-def test_what_was_measured_is_shown_even_where_it_cannot_be_written_any_more(tmp_path: Path) -> None:
+def test_probe_prints_the_table_even_if_the_result_cannot_be_written(tmp_path: Path) -> None:
     class Blocking(FakeTransport):
         def infer(self, model: str, inputs: Any, outputs: Any, timeout_s: float, version: int | None = None) -> Any:
             (tmp_path / "noise.json").mkdir(exist_ok=True)
@@ -268,33 +291,51 @@ def test_what_was_measured_is_shown_even_where_it_cannot_be_written_any_more(tmp
     assert str(tmp_path) not in shown
 
 
-def test_probe_noise_at_the_command_line(triton: Any, tmp_path: Path) -> None:
-    told: list[Any] = []
+def test_probe_measures_the_same_over_both_protocols(triton: Any, tmp_path: Path) -> None:
+    results: list[Any] = []
     for url in (triton.grpc_url, triton.http_url):
         out = tmp_path / "noise.json"
         data = str(write_npz(tmp_path))
-        done = run("probe", "noise", url, "--data", data, "--sigmas", "8,64", "--limit", "20", "--seed", "2", "--out", str(out))
+        done = run("probe", "noise", url, "--dataset", data, "--sigmas", "8,64", "--limit", "20", "--seed", "2", "--out", str(out))
         assert done.exit_code == 0, done.output
         assert str(out) in done.output.replace("\n", "")
-        told.append(json.loads(out.read_text()))
-    assert told[0]["data"] == told[1]["data"]
-    assert told[0]["data"]["n"] == 20
-    assert [target["name"] for target in told[0]["targets"]] == ["ensemble", "alpha", "beta"]
-    assert told[0]["targets"] == told[1]["targets"]
-    assert told[0]["server"]["name"] == "triton"
+        results.append(json.loads(out.read_text()))
+    assert results[0]["data"] == results[1]["data"]
+    assert results[0]["data"]["n"] == 20
+    assert [target["name"] for target in results[0]["targets"]] == ["ensemble", "alpha", "beta"]
+    assert results[0]["targets"] == results[1]["targets"]
+    assert results[0]["server"]["name"] == "triton"
 
 
-def test_failures_end_with_a_status_that_is_not_zero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("defensemble._client.client.transport_from_url", lambda url, admin_key: Dying(2 + 8 + 1))
+def test_probe_prints_its_result_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("defensemble._client.client.transport_from_url", lambda url, admin_key: house())
+    out = tmp_path / "noise.json"
+    done = run("probe", "noise", "fake", "--dataset", str(write_npz(tmp_path)), "--sigmas", "8", "--out", str(out), "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout) == json.loads(out.read_text())
+
+
+def test_probe_exits_with_status_1_if_a_model_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("defensemble._client.client.transport_from_url", lambda url, admin_key: CrashingTransport(2 + 8 + 1))
     done = run(
-        "probe", "noise", "fake", "--data", str(write_npz(tmp_path)), "--target", "alpha", "--target", "beta", "--out", str(tmp_path / "n")
+        "probe",
+        "noise",
+        "fake",
+        "--dataset",
+        str(write_npz(tmp_path)),
+        "--target",
+        "alpha",
+        "--target",
+        "beta",
+        "--out",
+        str(tmp_path / "n"),
     )
     assert done.exit_code == 1
-    assert_facts(done.output, "2 of the models | null | alpha | ConnectionFailedError | it is gone")
+    assert_facts(done.output, "2 of the models | null | alpha | ConnectionFailedError | the server crashed")
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "facts"),
     [
         ({"source": "nothing.npz"}, "nothing.npz"),
         ({"source": "some/where"}, "some/where | folder | .npz"),
@@ -304,23 +345,23 @@ def test_failures_end_with_a_status_that_is_not_zero(tmp_path: Path, monkeypatch
         ({"sigmas": [1e308]}, "sigmas | positive | 2550"),
     ],
 )
-def test_probe_noise_says_what_is_wrong(tmp_path: Path, options: dict[str, Any], told: str) -> None:
+def test_probe_refuses_bad_values(tmp_path: Path, options: dict[str, Any], facts: str) -> None:
     arguments = {"source": str(write_npz(tmp_path)), **options}
-    with quiet_console() as console, raises((InputError, ModelNotFoundError, FileNotFoundError), told):
+    with quiet_console() as console, raises((InputError, ModelNotFoundError, FileNotFoundError), facts):
         probe_noise_and_report(fake(), out=tmp_path / "noise.json", console=console, **arguments)
     assert "queries" not in console.export_text()
     assert not (tmp_path / "noise.json").exists()
 
 
-def test_models_that_do_not_belong_together_are_not_compared(tmp_path: Path) -> None:
+def test_probe_refuses_models_that_differ_in_shape_or_classes(tmp_path: Path) -> None:
     transport = FakeTransport({"ensemble": ensemble(), "other": member(1, class_names=("x", "y", "z"))})
     with quiet_console() as console, raises(InputError, "'ensemble' | 'other' | image shape | classes"):
         probe_noise_and_report(fake(transport), str(write_npz(tmp_path)), tmp_path / "noise.json", console=console)
-    with quiet_console() as console, raises(ModelNotFoundError, "classifies | none"):
+    with quiet_console() as console, raises(ModelNotFoundError, "classifier | none"):
         probe_noise_and_report(fake(FakeTransport({})), "digits", tmp_path / "noise.json", console=console)
 
 
-def test_a_failure_that_is_not_the_server_s_is_not_hidden(tmp_path: Path) -> None:
+def test_probe_does_not_hide_bugs(tmp_path: Path) -> None:
     class Buggy(FakeTransport):
         def infer(self, model: str, inputs: Any, outputs: Any, timeout_s: float, version: int | None = None) -> Any:
             raise NotReadyError("loading") if not outputs[0].class_count else ZeroDivisionError

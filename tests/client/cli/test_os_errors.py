@@ -1,4 +1,4 @@
-"""What the command line says where the operating system refuses something."""
+"""Messages for errors of the operating system."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.tiny import images
 
 
 @pytest.mark.parametrize(
-    ("number", "verb", "mend"),
+    ("number", "verb", "facts"),
     [
         (errno.ENOSPC, "probe", "(--out)"),
         (errno.EDQUOT, "train", "OUTPUT, --run or --tensorboard"),
@@ -38,47 +38,48 @@ from tests.support.tiny import images
         (errno.ENOTDIR, None, "file | folder"),
     ],
 )
-def test_an_error_of_the_system_says_how_to_mend_it(number: int, verb: str | None, mend: str) -> None:
+def test_an_os_error_has_a_fix(number: int, verb: str | None, facts: str) -> None:
     for names in ((), ("some/file",)):
         text = text_from_os_error(OSError(number, os.strerror(number), *names), verb)
         assert text.startswith(": ".join([os.strerror(number), *names]))
+        assert_facts(text, facts)
 
 
-def test_other_errors_of_the_system_keep_their_words() -> None:
+def test_other_os_errors_keep_their_text() -> None:
     assert text_from_os_error(OSError("no number"), "probe") == "no number"
     assert text_from_os_error(OSError(errno.EIO, "Input/output error", "a"), "probe") == "Input/output error: a"
     assert text_from_os_error(OSError(errno.EXDEV, "Cross-device link", "a", None, "b"), "probe") == "Cross-device link: a: b"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "facts"),
     [
-        (["predict", "fake", "missing.npy"], "No such file or directory | missing.npy"),
         (["predict", "fake", "folder.npy"], "Is a directory | folder.npy"),
         (
-            ["probe", "noise", "fake", "--data", "data.npz", "--out", "folder.npy"],
+            ["probe", "noise", "fake", "--dataset", "data.npz", "--out", "folder.npy"],
             "Is a directory | folder.npy",
         ),
         (
-            ["probe", "noise", "fake", "--data", "data.npz", "--out", "data.npz/x"],
+            ["probe", "noise", "fake", "--dataset", "data.npz", "--out", "data.npz/x"],
             "Not a directory | data.npz/x",
         ),
     ],
 )
-def test_the_command_line_says_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], told: str) -> None:
+def test_an_os_error_is_one_line_with_exit_status_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], facts: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("defensemble._client.client.transport_from_url", lambda url, admin_key: house())
     (tmp_path / "folder.npy").mkdir()
     np.savez(tmp_path / "data.npz", images=images(2), labels=np.zeros(2, int))
     done: Any = CliRunner().invoke(cli, arguments)
     assert done.exit_code == 1
-    assert done.exit_code == 1
-    assert_facts(done.stderr, f"Error: {told}")
+    assert_facts(done.stderr, f"Error: {facts}")
     assert done.stdout == ""
 
 
-def test_a_reader_that_has_had_enough_is_no_error_to_tell() -> None:
-    # More than a pipe holds, so that the end of its reader is noticed.
+def test_a_closed_pipe_is_no_error() -> None:
+    # More than a pipe holds, so that writing fails.
     long = "lambda **_: [print('x' * 99) for _ in range(9999)]"
     script = f"from defensemble.cli import cli; cli.commands['doctor'].callback = {long}; cli()"
     reader, writer = os.pipe()

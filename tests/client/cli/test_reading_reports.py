@@ -1,9 +1,10 @@
-"""What `predict` and `probe noise` say about the files that they read, and about what they measured on them."""
+"""What `predict` and `probe noise` print about the files that they read, and about their measurements."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from defensemble import FakeTransport, InputError
 from defensemble._image_files import ReadOptions
 from defensemble.cli.actions.predict import predict_files
 from defensemble.cli.actions.probe import probe_noise_and_report
+from defensemble.cli.notes import log_records_on_stderr
 from defensemble_images import Preprocessing
 from tests.client.cli.test_cli import fake, quiet_console, run, write_npz, write_pictures
 from tests.support.command_line import run as run_alone
@@ -25,21 +27,27 @@ from tests.support.tiny import SHAPE, images
 CROP, SQUASH = (Preprocessing(resize).to_json() for resize in ("crop", "squash"))
 
 
-def litter(folder: Path) -> None:
-    """Add to class folders what is skipped, an animation, and a damaged image."""
-    place = sorted(one for one in folder.iterdir() if one.is_dir())[0]
+@pytest.fixture(autouse=True)
+def notes_on_stderr() -> Iterator[None]:
+    with log_records_on_stderr(logging.INFO):
+        yield
+
+
+def add_files_to_skip(folder: Path) -> None:
+    """Add skipped files, an animation and a damaged image to class folders."""
+    class_folder = sorted(path for path in folder.iterdir() if path.is_dir())[0]
     for name in ("._00.png", ".DS_Store", "notes.txt"):
-        (place / name).write_bytes(b"\x00")
+        (class_folder / name).write_bytes(b"\x00")
     (folder / "__MACOSX").mkdir()
     frames = [Image.new("L", SHAPE[1:], value) for value in (10, 20)]
-    (place / "below").mkdir()
-    frames[0].save(place / "below/film.gif", save_all=True, append_images=frames[1:])
-    (place / "cut.png").write_bytes(sorted(folder.rglob("[0-9]*.png"))[0].read_bytes()[:50])
+    (class_folder / "below").mkdir()
+    frames[0].save(class_folder / "below/film.gif", save_all=True, append_images=frames[1:])
+    (class_folder / "cut.png").write_bytes(sorted(folder.rglob("[0-9]*.png"))[0].read_bytes()[:50])
 
 
-def test_predict_counts_what_it_leaves_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predict_counts_skipped_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_pictures(tmp_path / "pictures")
-    litter(tmp_path / "pictures")
+    add_files_to_skip(tmp_path / "pictures")
     with pytest.raises(InputError, match=r"cut\.png"):
         predict_files(fake(), [], ["probabilities"], tmp_path / "pictures", as_json=True)
     predict_files(fake(), [], ["probabilities"], tmp_path / "pictures", options=ReadOptions(skip_damaged=True), as_json=True)
@@ -57,7 +65,7 @@ def test_predict_counts_what_it_leaves_out(tmp_path: Path, capsys: pytest.Captur
         predict_files(fake(), [cut], ["probabilities"], options=ReadOptions(skip_damaged=True))
 
 
-def test_predict_follows_the_model_and_says_where_it_does_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predict_resizes_as_the_model_records_and_notes_an_override(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wide = np.zeros((4, 12), np.uint8)
     wide[:, 4:8] = (images(1)[0, 0] * 255).astype(np.uint8)
     Image.fromarray(wide).save(tmp_path / "wide.png")
@@ -69,9 +77,9 @@ def test_predict_follows_the_model_and_says_where_it_does_not(tmp_path: Path, ca
         out, err = capsys.readouterr()
         return json.loads(out), err
 
-    cropped, silence = predicted("wide.png")
+    cropped, no_note = predicted("wide.png")
     assert cropped["predictions"][0]["top"] == predicted("middle.png")[0]["predictions"][0]["top"]
-    assert (cropped["preprocessing"], silence) == (json.loads(CROP), "")
+    assert (cropped["preprocessing"], no_note) == (json.loads(CROP), "")
     squashed, note = predicted("wide.png", "squash")
     assert squashed["predictions"][0]["top"] != cropped["predictions"][0]["top"]
     assert squashed["preprocessing"] == json.loads(SQUASH)
@@ -79,7 +87,7 @@ def test_predict_follows_the_model_and_says_where_it_does_not(tmp_path: Path, ca
     assert CROP in note
 
 
-def test_predict_asks_in_batches_of_one_shape(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predict_sends_batches_of_one_shape(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     values = write_pictures(tmp_path / "pictures")
     files = sorted((tmp_path / "pictures").rglob("*.png"))
     np.save(tmp_path / "f.npy", np.asfortranarray(values[:5]))
@@ -92,7 +100,7 @@ def test_predict_asks_in_batches_of_one_shape(tmp_path: Path, capsys: pytest.Cap
 
 
 @pytest.mark.parametrize(("names", "text"), [(["a.txt"], "a.txt"), (["pictures"], "--labelled")])
-def test_files_that_are_not_images_are_found_before_the_first_query(tmp_path: Path, names: Sequence[str], text: str) -> None:
+def test_predict_refuses_files_that_are_no_images_before_the_first_request(tmp_path: Path, names: Sequence[str], text: str) -> None:
     write_pictures(tmp_path / "pictures")
     np.save(tmp_path / "x.npy", images(3))
     transport = house()
@@ -101,7 +109,7 @@ def test_files_that_are_not_images_are_found_before_the_first_query(tmp_path: Pa
     assert transport.calls["ensemble"] == 1, "its class names"
 
 
-def test_a_corrupt_exif_block_prints_nothing(triton: Any, tmp_path: Path) -> None:
+def test_predict_ignores_a_corrupt_exif_block(triton: Any, tmp_path: Path) -> None:
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "a.jpg", exif=b"Exif\x00\x00II*\x00\x08\x00\x00\x00\xff\xff" + bytes(30))
     done = run_alone("predict", triton.http_url, "a.jpg", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
@@ -122,9 +130,9 @@ def test_earlier_results_are_kept(tmp_path: Path) -> None:
     assert [(tmp_path / f"noise.{number}.json").read_text() for number in (1, 2)] == ["first", "second"]
 
 
-def test_the_probe_counts_what_it_leaves_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_probe_counts_skipped_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_pictures(tmp_path / "pictures")
-    litter(tmp_path / "pictures")
+    add_files_to_skip(tmp_path / "pictures")
     probed(house(), tmp_path / "pictures", tmp_path / "noise.json", options=ReadOptions(skip_damaged=True))
     data = json.loads((tmp_path / "noise.json").read_text())["data"]
     assert (data["n"], data["n_available"], data["animations"]) == (13, 14, 1)
@@ -132,7 +140,7 @@ def test_the_probe_counts_what_it_leaves_out(tmp_path: Path, capsys: pytest.Capt
     assert len(capsys.readouterr().err.splitlines()) == 3
 
 
-def test_models_that_resize_otherwise_are_not_compared_unless_one_rule_is_given(tmp_path: Path) -> None:
+def test_probe_refuses_models_that_resize_differently_without_resize(tmp_path: Path) -> None:
     transport = FakeTransport(
         {"ensemble": ensemble(preprocessing=CROP), "alpha": member(1), "beta": member(2, preprocessing=SQUASH), "gamma": member(3)}
     )
@@ -148,35 +156,35 @@ def test_models_that_resize_otherwise_are_not_compared_unless_one_rule_is_given(
         (tmp_path / label).mkdir(parents=True)
         (tmp_path / label / "wide.png").write_bytes((tmp_path / "wide.png").read_bytes())
     probed(transport, tmp_path / "pictures", tmp_path / "c.json", "alpha", "ensemble")
-    found = json.loads((tmp_path / "c.json").read_text())
-    assert found["data"]["preprocessing"] == json.loads(CROP), "alpha follows its ensemble"
-    for names in (("gamma", "ensemble"), ("ensemble", "gamma"), ("alpha",)):  # no ensemble speaks for these
+    result = json.loads((tmp_path / "c.json").read_text())
+    assert result["data"]["preprocessing"] == json.loads(CROP), "alpha follows its ensemble"
+    for names in (("gamma", "ensemble"), ("ensemble", "gamma"), ("alpha",)):  # no ensemble records how to resize for these
         with raises(InputError, "8 x 4 | 4 x 4 | --resize crop"):
             probed(transport, tmp_path / "pictures", tmp_path / "d.json", *names)
 
 
-def test_one_rule_in_two_spellings_is_one_rule(tmp_path: Path) -> None:
+def test_probe_compares_preprocessing_as_values(tmp_path: Path) -> None:
     spelling = json.dumps(dict(reversed(json.loads(CROP).items())))
     transport = FakeTransport({"alpha": member(1, preprocessing=CROP), "beta": member(2, preprocessing=spelling)})
     probed(transport, write_npz(tmp_path), tmp_path / "a.json", "alpha", "beta")
 
 
 def shifted(seed: int) -> Any:
-    """A member that is wrong about everything that `member(seed)` is right about."""
-    right = member(seed)
-    return type(right)(lambda batch: {"logits": np.roll(right.answer(batch)["logits"], 1, axis=1)}, SHAPE, right.class_names, 8)
+    """Return a member that is wrong wherever `member(seed)` is correct."""
+    correct = member(seed)
+    return type(correct)(lambda batch: {"logits": np.roll(correct.answer(batch)["logits"], 1, axis=1)}, SHAPE, correct.class_names, 8)
 
 
 @pytest.mark.parametrize(
     ("models", "count", "texts"),
     [
-        ({"alpha": member(1), "bad": shifted(1)}, 40, ["only 0 of 40 images", "all 2 models", "bad alone gets 0", "--target alpha"]),
+        ({"alpha": member(1), "bad": shifted(1)}, 40, ["only 0 of 40 images", "all 2 models", "bad: 0", "--target alpha"]),
         ({"bad": shifted(1)}, 40, ["only 0 of 40 images", "by bad"]),
         ({"alpha": member(1)}, 12, ["only 12 images"]),
         ({"alpha": member(1)}, 40, []),
     ],
 )
-def test_few_common_images_are_explained(tmp_path: Path, models: dict[str, Any], count: int, texts: list[str]) -> None:
+def test_probe_explains_few_common_images(tmp_path: Path, models: dict[str, Any], count: int, texts: list[str]) -> None:
     batch = images(count)
     labels = member(1).answer(batch)["logits"]
     np.savez(tmp_path / "data.npz", images=batch, labels=np.asarray(labels).argmax(axis=1))
@@ -185,13 +193,13 @@ def test_few_common_images_are_explained(tmp_path: Path, models: dict[str, Any],
     assert ("only" in shown) is bool(texts)
 
 
-def test_the_command_line_of_a_probe_names_what_is_wrong(triton: Any, tmp_path: Path) -> None:
+def test_probe_refuses_bad_options(triton: Any, tmp_path: Path) -> None:
     data = str(write_npz(tmp_path))
     for options, text in (
         (["--out", str(tmp_path / "a.json"), "--max-memory", "1K"], "data.npz would take"),
         (["--out", str(tmp_path / "a.json"), "--resize"], "'crop', 'squash'"),
     ):
-        done = run("probe", "noise", triton.http_url, "--data", data, *options)
+        done = run("probe", "noise", triton.http_url, "--dataset", data, *options)
         assert done.exit_code in (1, 2)
         assert text in done.output
     assert not (tmp_path / "a.json").exists()

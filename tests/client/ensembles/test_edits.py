@@ -124,7 +124,7 @@ def test_an_ensemble_that_goes_leaves_the_members_that_another_has(world: World,
     assert (world.folder / "a/1/model.onnx").exists()
     assert len(world.averaging()) == 1
     world.check({"b@1": 1.0, "c@1": 1.0})
-    with raises(EnsembleError, "'ensemble' | at least one | remove ensemble --all`"):
+    with raises(EnsembleError, "'ensemble' | at least one | delete ensemble`"):
         one.remove("ensemble", ["b", "c"])
 
 

@@ -244,12 +244,8 @@ def test_an_edit_of_the_old_form_that_was_cut_short_is_undone_or_finished(tmp_pa
     assert one.check("ensemble") == []
 
 
-def test_reload_all_on_the_command_line(tmp_path: Path) -> None:
+def test_reload_without_a_name_reloads_all(tmp_path: Path) -> None:
     folder = write_old_repository(tmp_path / "repository")
-    reload = ["ensemble", "reload", "--repository", str(folder), "--files-only"]
-    done = CliRunner().invoke(cli, [*reload, "ensemble", "--all"])
-    assert done.exit_code == 2
-    assert "--all" in done.output
-    done = CliRunner().invoke(cli, [*reload, "--all"])
+    done = CliRunner().invoke(cli, ["ensemble", "reload", "--repository", str(folder), "--files-only"])
     assert done.exit_code == 0, done.output
     assert [len(averaging_of(folder, name)) for name in NAMES] == [1, 1, 1]

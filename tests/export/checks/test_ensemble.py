@@ -398,7 +398,7 @@ def test_a_fused_graph_of_other_votes_is_said(repository: Path) -> None:
     plan = repository_plan(repository, [tiny.member("gamma", 3)], replace=True)
     (found,) = check_ensemble(RepositoryView(repository, plan), "ensemble")
     assert (found.model, found.is_error) == ("fused", False)
-    assert "--ensemble ensemble --fuse fused --replace`" in found.text
+    assert "--ensemble ensemble --replace`" in found.text
     replace(repository / "fused/config.pbtxt", "backend:", "backend: [")
     assert check_ensemble(RepositoryView(repository, plan), "ensemble") == []
 

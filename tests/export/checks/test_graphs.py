@@ -120,7 +120,7 @@ def test_a_plan_of_other_shapes(repository: Path, shapes: tuple[tuple[int, ...],
     place = repository / "beta/1"
     (place / "model.plan.json").write_bytes(manifest(place, profile=Profile(*shapes)).to_bytes())
     found = only(repository, told, model="beta")
-    assert f"`defensemble build-engine {repository} --model beta --version 1 --force`" in found.text
+    assert f"`defensemble build-engine beta --repository {repository} --version 1 --force`" in found.text
     assert found.file == place / "model.plan.json"
 
 

@@ -58,7 +58,7 @@ def test_a_network_without_a_version_is_not_passed_over(repository: Path) -> Non
     found = {(one.model, one.profile): one.state for one in profile_states(repository)}
     assert found["alpha", "gpu-tensorrt"] == found["alpha", "cpu"] == "no version that is served"
     assert found["beta", "cpu"] == "not written"
-    done = CliRunner().invoke(cli, ["build-engine", str(repository), "--dry-run"])
+    done = CliRunner().invoke(cli, ["build-engine", "--repository", str(repository), "--dry-run"])
     assert done.exit_code == 1
     assert [one.name for one in planned_engines(repository, models=["beta"])] == ["beta@1"]
 
@@ -76,7 +76,7 @@ def test_folders_that_are_no_models_are_told_and_left_alone(repository: Path) ->
     assert write_profile(repository, "cpu", on_progress=said.append) == ["alpha/configs/cpu.pbtxt", "beta/configs/cpu.pbtxt"]
     strays = [f"{repository / name} is no model" for name in (".git", "lost+found", "notes")]
     assert [line.partition(" (")[0] for line in said] == strays
-    for command in (["profile", "list", str(repository)], ["build-engine", str(repository), "--dry-run"]):
+    for command in (["profile", "list", "--repository", str(repository)], ["build-engine", "--repository", str(repository), "--dry-run"]):
         done = CliRunner().invoke(cli, command)
         assert done.exit_code == 0, done.stderr
         assert all(stray in done.stderr for stray in strays)

@@ -112,12 +112,12 @@ def test_what_cannot_be_edited_is_not_advised(repository: Path, tmp_path: Path) 
     _, text = run(repository, "create", "alpha", "beta")
     assert "another name" in text
     assert "`" not in text
-    _, text = run(repository, "rollback", "--ensemble", "nowhere")
+    _, text = run(repository, "rollback", "nowhere")
     assert "0 edits" in text
     assert "`" not in text
     run(repository, "remove", "ensemble", "beta")
     _, text = run(repository, "weight", "ensemble", "alpha=0")
-    assert "`defensemble ensemble remove ensemble --all`" in text
+    assert "`defensemble ensemble delete ensemble`" in text
     empty = tmp_path / "empty"
     empty.mkdir()
     for words in (["create", "a", "b"], ["remove", "a", "b"]):

@@ -113,9 +113,7 @@ def test_a_vote_is_removed_by_name_and_somebody_is_left() -> None:
         removed(OURS, ["d"])
     with pytest.raises(EnsembleError, match="'c@1' does not vote"):
         find_member(OURS, "c@1")
-    with pytest.raises(
-        EnsembleError, match=r"'ours' would have no members, and needs at least one: .*`defensemble ensemble remove ours --all`"
-    ):
+    with pytest.raises(EnsembleError, match=r"'ours' would have no members, and needs at least one: .*`defensemble ensemble delete ours`"):
         removed(OURS, ["a", "b@1", "b@3", "c"])
 
 

@@ -293,11 +293,11 @@ def test_the_command_builds_and_tells(repository: Path, fake: FakeTensorRT, tmp_
         log,
     ]
     cache = tmp_path / "kept.cache"
-    result = run(repository, "--model", "beta", "--hardware-compatible", "--timing-cache", cache, *options)
+    result = run("beta", "--repository", repository, "--hardware-compatible", "--timing-cache", cache, *options)
     assert result.exit_code == 0, result.output
     assert_facts(result.stdout.splitlines()[0], f"{repository} | 1 plan | 0")
-    assert result.stdout.splitlines()[1].endswith(f" profile write gpu-tensorrt {repository}, then")
-    assert result.stdout.splitlines()[2].endswith(f" serve {repository} --profile gpu-tensorrt")
+    assert result.stdout.splitlines()[1].endswith(f" profile write gpu-tensorrt --repository {repository}, then")
+    assert result.stdout.splitlines()[2].endswith(f" serve --repository {repository} --profile gpu-tensorrt")
     assert "TensorRT: Building Engine, 2 steps\nTensorRT: Building Engine done\nbeta@1: built in " in result.stderr
     manifest = read_manifest(repository / "beta/1/model.plan.json")
     assert manifest is not None
@@ -309,7 +309,7 @@ def test_the_command_builds_and_tells(repository: Path, fake: FakeTensorRT, tmp_
 
 def test_a_dry_run_needs_no_tensorrt(repository: Path) -> None:
     before = content(repository)
-    result = run(repository, "--dry-run", "--model", "alpha", "--version", "2", "--version-compatible")
+    result = run("alpha", "--repository", repository, "--dry-run", "--version", "2", "--version-compatible")
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
     assert lines[0] == f"alpha@2: {repository}/alpha/2/model.onnx (fp32) to model.plan and model.plan.json, by"
@@ -319,9 +319,9 @@ def test_a_dry_run_needs_no_tensorrt(repository: Path) -> None:
 
 
 def test_what_the_command_refuses(repository: Path) -> None:
-    assert_facts(run(repository, "--no-compare", "--data-dir", "x").stderr, "--images | --data-dir")
-    assert "is not in the range 0<x<=4096" in run(repository, "--workspace", "0").stderr
-    missing = run(repository, "--no-compare")
+    assert_facts(run("--repository", repository, "--no-compare", "--dataset", "digits").stderr, "--images | --dataset")
+    assert "is not in the range 0<x<=4096" in run("--repository", repository, "--workspace", "0").stderr
+    missing = run("--repository", repository, "--no-compare")
     assert missing.exit_code == 1
     assert_facts(missing.stderr, "Error: TensorRT's Python package")
     assert issubclass(EngineError, ExportError)

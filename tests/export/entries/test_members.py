@@ -66,7 +66,7 @@ def test_the_plan_of_a_new_repository(tmp_path: Path) -> None:
 
 def test_existing_entries_are_refused_unless_replaced(tmp_path: Path) -> None:
     write_plan(tmp_path, repository_plan(tmp_path, [member("a"), member("b")]))
-    with raises(ExistsError, "/a | already | --as NAME | --replace"):
+    with raises(ExistsError, "/a | already | --name NAME | --replace"):
         repository_plan(tmp_path, [member("a")], ensemble=None)
     with raises(ExistsError, "ensemble | already"):
         repository_plan(tmp_path, [member("c")])

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 from onnxruntime.transformers import float16
 
-from defensemble.cli.commands.export import command
+from defensemble.cli import cli
 from defensemble_export import ExportError, Form, FromOnnx
 from defensemble_export.editing.member_info import read_member_info
 from defensemble_export.verification.tolerances import computed_precision
@@ -118,8 +118,8 @@ def test_the_precision_that_a_graph_computes_in(tmp_path: Path, name: str) -> No
     assert computed_precision(onnx.load(make(tmp_path))) == expected
 
 
-def export(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(command, [str(argument) for argument in arguments])
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
 
 
 def test_it_is_stated_in_configs_reports_listings_and_fused_graphs(tmp_path: Path) -> None:
@@ -128,20 +128,20 @@ def test_it_is_stated_in_configs_reports_listings_and_fused_graphs(tmp_path: Pat
         folder = tmp_path / name
         folder.mkdir()
         options = ["--replace"] if name == "halved" else []
-        done = export("--from-onnx", make(folder), "--as", name, "--repository", repository, *options)
+        done = run("import-onnx", make(folder), "--name", name, "--repository", repository, *options)
         assert done.exit_code == 0, done.output
         assert parameter(read_config(repository / name), "precision.1") == precision
         report = json.loads((repository / name / "1/model.onnx.json").read_bytes())
         assert report["precision"] == precision
         assert report["tolerance"]["logits"] == 1e-5, "compared with the file itself as closely as float32"
         assert read_member_info(RepositoryView(repository), Member(name), 0.5).precision == precision
-    assert export("--fuse", "one", "--repository", repository).exit_code == 0
+    assert run("fuse", "one", "--repository", repository).exit_code == 0
     assert parameter(read_config(repository / "one"), "precision.1") == "int8"
 
 
 def test_older_exports_that_state_float32_are_seen_through(tmp_path: Path) -> None:
     repository = tmp_path / "repository"
-    assert export("--from-onnx", FILES["Q/DQ"][1](tmp_path), "--as", "a", "--repository", repository).exit_code == 0
+    assert run("import-onnx", FILES["Q/DQ"][1](tmp_path), "--name", "a", "--repository", repository).exit_code == 0
     config, file = repository / "a/config.pbtxt", repository / "a/1/model.onnx"
     model = onnx.load(file)
     del model.metadata_props[-1]

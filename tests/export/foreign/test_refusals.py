@@ -53,7 +53,7 @@ def test_what_is_no_file(tmp_path: Path) -> None:
     refused(tmp_path, "folder")
     with zipfile.ZipFile(tmp_path / "net.pt", "w") as archive:
         archive.writestr("data.pkl", b"")
-    refused(tmp_path / "net.pt", "PyTorch | torch.onnx.export | --from-onnx")
+    refused(tmp_path / "net.pt", "PyTorch | torch.onnx.export | import-onnx")
     (tmp_path / "net.pt").rename(tmp_path / "net.onnx")
     refused(tmp_path / "net.onnx", "zip archive | torch.save | torch.onnx.export")
 

@@ -94,7 +94,7 @@ def test_real_images_that_keep_a_graph_busy_are_bounded_too(tmp_path: Path) -> N
     network, target = FromOnnx(path, "a", timeout_s=0.5), tmp_path / "a.onnx"
     bright = np.full((2, *theirs.SHAPE), 0.95, np.float32)
     start = time.monotonic()
-    with raises(ExportError, f"{path} | --import-timeout"):
+    with raises(ExportError, f"{path} | --timeout"):
         network.write_onnx(target, max_batch_size=2, images=bright)
     assert time.monotonic() - start < 10
     assert [one.name for one in tmp_path.iterdir()] == ["theirs.onnx"]

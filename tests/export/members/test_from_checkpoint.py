@@ -199,14 +199,14 @@ def test_a_network_of_one_s_own_becomes_a_member_with_its_masks(tmp_path: Path) 
 def test_data_that_are_not_there_are_named_with_both_ways(tmp_path: Path) -> None:
     checkpoint = tmp_path / "net.safetensors"
     save_checkpoint(checkpoint, build(digits_spec()), digits_spec(), record_of(digits_spec(), data="folder"))
-    with raises(RepositoryError, "test images of 'folder' | --data-dir | --images"):
+    with raises(RepositoryError, "test images of 'folder' | --dataset | --images"):
         onnx_from_checkpoint(checkpoint, tmp_path / "net.onnx")
 
 
 def test_data_of_other_classes_are_refused(tmp_path: Path) -> None:
     checkpoint = tmp_path / "net.safetensors"
     save_checkpoint(checkpoint, build(digits_spec()), digits_spec(), record_of(digits_spec(), data="digits"))
-    with raises(RepositoryError, "0, 1, 2 | class 0, class 1 | --data-dir"):
+    with raises(RepositoryError, "0, 1, 2 | class 0, class 1 | --dataset"):
         onnx_from_checkpoint(checkpoint, tmp_path / "net.onnx")
 
 

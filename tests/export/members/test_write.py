@@ -29,8 +29,8 @@ from tests.support.foreign_models import CLASSES, SHAPE, answer, classifier
 from tests.support.tiny import softmax
 
 
-def export(*arguments: object) -> Result:
-    return CliRunner().invoke(cli, ["export", *(str(argument) for argument in arguments)])
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
 
 
 def refused(result: Result) -> str:
@@ -64,7 +64,7 @@ def repository(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_a_report_lies_beside_each_file_and_is_shown(repository: Path, theirs: Path, images: Path, precision: str) -> None:
     options = ["--calibration-images", images, "--calibration-count", "50", "--calibration-seed", "3"] if precision == "int8" else []
-    done = export("--from-onnx", theirs, "--as", "net", "--precision", precision, "--images", images, "--repository", repository, *options)
+    done = run("import-onnx", theirs, "--name", "net", "--precision", precision, "--images", images, "--repository", repository, *options)
     assert done.exit_code == 0, done.output
     model = repository / "net/1/model.onnx"
     digest = hashlib.sha256(model.read_bytes()).hexdigest()
@@ -81,7 +81,7 @@ def test_a_report_lies_beside_each_file_and_is_shown(repository: Path, theirs: P
         assert drawn == {"count": 50, "seed": 3, "source": "images of the user's"}
     else:
         assert report["calibration"] is None
-    shown = export("--report", "--repository", repository)
+    shown = run("export-report", "--repository", repository)
     assert shown.exit_code == 0, shown.output
     (row,) = [line for line in shown.stdout.splitlines() if line.strip().startswith("net@1 ")]
     assert row.split()[1] == precision
@@ -91,7 +91,7 @@ def test_a_report_lies_beside_each_file_and_is_shown(repository: Path, theirs: P
 
 def test_a_report_that_is_missing_damaged_or_of_another_file_is_told(repository: Path, theirs: Path, images: Path) -> None:
     for name in ("missing", "damaged", "other", "good"):
-        done = export("--from-onnx", theirs, "--as", name, "--images", images, "--repository", repository, "--no-ensemble")
+        done = run("import-onnx", theirs, "--name", name, "--images", images, "--repository", repository, "--no-ensemble")
         assert done.exit_code == 0, done.output
     (repository / "missing/1/model.onnx.json").unlink()
     (repository / "damaged/1/model.onnx.json").write_text('{"schema": "defensemble.export/1"')
@@ -101,14 +101,14 @@ def test_a_report_that_is_missing_damaged_or_of_another_file_is_told(repository:
     assert "holds no model.onnx.json" in str(told["missing"])
     assert "is damaged" in str(told["damaged"])
     assert "changed" in str(told["other"])
-    shown = export("--report", "--repository", repository)
+    shown = run("export-report", "--repository", repository)
     assert shown.exit_code == 0
     assert sum(": no report: " in line for line in shown.stdout.splitlines()) == 3
     with pytest.raises(RepositoryError, match="holds no nothing: it holds damaged, good, missing, other"):
         read_reports(repository, ["nothing"])
-    assert "no folder" in refused(export("--report", "--repository", repository / "none"))
+    assert "no folder" in refused(run("export-report", "--repository", repository / "none"))
     (repository.parent / "empty").mkdir()
-    assert "no exported model" in refused(export("--report", "--repository", repository.parent / "empty"))
+    assert "no exported model" in refused(run("export-report", "--repository", repository.parent / "empty"))
 
 
 def test_networks_of_both_kinds_of_file_form_one_ensemble_and_one_graph(repository: Path, theirs: Path, tmp_path: Path) -> None:
@@ -117,8 +117,10 @@ def test_networks_of_both_kinds_of_file_form_one_ensemble_and_one_graph(reposito
     images = np.random.default_rng(1).random((4, *SHAPE), np.float32)
     np.save(tmp_path / "some.npy", images)
     shared = ["--labels", labels, "--images", tmp_path / "some.npy", "--repository", repository]
-    assert export("--from-onnx", theirs, "--as", "a", *shared).exit_code == 0
-    done = export("--from-onnx", tmp_path / "b.onnx", "--as", "b", *shared, "--replace", "--weight", "b=3", "--fuse", "both")
+    assert run("import-onnx", theirs, "--name", "a", *shared).exit_code == 0
+    done = run("import-onnx", tmp_path / "b.onnx", "--name", "b", *shared, "--replace", "--weight", "b=3")
+    assert done.exit_code == 0, done.output
+    done = run("fuse", "both", "--images", tmp_path / "some.npy", "--repository", repository)
     assert done.exit_code == 0, done.output
     assert [(vote.model, vote.weight) for vote in read_ensemble(repository, "ensemble").members] == [("a", 1), ("b", 3)]
     assert (repository / "both/labels.txt").read_text() == labels.read_text()
@@ -128,24 +130,24 @@ def test_networks_of_both_kinds_of_file_form_one_ensemble_and_one_graph(reposito
     assert np.abs(got - expected).max() < 1e-5
     report = json.loads((repository / "both/1/model.onnx.json").read_text())
     assert max(report["verification"]["largest_difference"].values()) <= 1e-6
-    again = export("--fuse", "later", "--repository", repository)
+    again = run("fuse", "later", "--repository", repository)
     assert again.exit_code == 0, again.output
     assert (repository / "later/1/model.onnx").read_bytes() == (repository / "both/1/model.onnx").read_bytes()
 
 
 def test_checkpoints_can_be_fused_without_becoming_members(repository: Path, tmp_path: Path) -> None:
     paths = [untrained_checkpoint(tmp_path / f"{name}.safetensors", seed) for seed, name in enumerate("ab")]
-    done = export(*paths, "--no-ensemble", "--fuse", "one", "--weight", "a=3", "--average", "logits", "--repository", repository)
+    done = run("fuse", "one", *paths, "--weight", "a=3", "--average", "logits", "--repository", repository)
     assert done.exit_code == 0, done.output
     assert [path.name for path in repository.iterdir()] == ["one"]
     parameters = read_config(repository / "one").parameters
     assert json.loads(parameters["weights"].string_value) == [3, 1]
     assert (parameters["average"].string_value, parameters["members"].string_value) == ("logits", '["a@1", "b@1"]')
     before = content(tmp_path)
-    text = refused(export(*paths, "--no-ensemble", "--fuse", "two", "--weight", "c=3", "--repository", repository))
+    text = refused(run("fuse", "two", *paths, "--weight", "c=3", "--repository", repository))
     assert_facts(text, "c | 'two' | a, b")
-    assert "already" in refused(export(*paths, "--no-ensemble", "--fuse", "one", "--repository", repository))
-    assert "of a member" in refused(export(*paths, "--fuse", "a", "--repository", repository))
+    assert "already" in refused(run("fuse", "one", *paths, "--repository", repository))
+    assert "of a member" in refused(run("fuse", "a", *paths, "--repository", repository))
     assert content(tmp_path) == before
 
 
@@ -164,7 +166,6 @@ def test_what_goes_wrong_with_somebody_s_file_leaves_nothing(repository: Path, t
     for file, options, text in (
         ("text.onnx", [], "is a text file, expected ONNX"),
         ("old.onnx", [], "has opset 5"),
-        ("missing.onnx", [], "does not exist"),
         ("a.onnx", ["--output", "nothing"], "nothing"),
         ("a.onnx", ["--labels", tmp_path / "four.txt"], f"tells {CLASSES} classes apart, and 4 class names are given: one for each"),
         ("a.onnx", ["--images", tmp_path / "small.npy"], "for the network, got (2, 3, 4, 4)"),
@@ -175,7 +176,7 @@ def test_what_goes_wrong_with_somebody_s_file_leaves_nothing(repository: Path, t
         ("a.onnx", [*calibrated("images.npy"), "--calibration-count", "1"], "a calibration takes at least 2 images, got 1"),
         ("a.onnx", ["--mean", "0.5,0.5", "--std", "1"], "mean"),
     ):
-        result = export("--from-onnx", tmp_path / file, "--as", "net", "--repository", repository, *options)
+        result = run("import-onnx", tmp_path / file, "--name", "net", "--repository", repository, *options)
         assert text in refused(result), file
         assert content(tmp_path) == before
 
@@ -183,7 +184,7 @@ def test_what_goes_wrong_with_somebody_s_file_leaves_nothing(repository: Path, t
 def test_members_of_other_images_or_classes_do_not_go_into_one_ensemble(
     repository: Path, theirs: Path, images: Path, tmp_path: Path
 ) -> None:
-    assert export("--from-onnx", theirs, "--as", "a", "--images", images, "--repository", repository).exit_code == 0
+    assert run("import-onnx", theirs, "--name", "a", "--images", images, "--repository", repository).exit_code == 0
     before = content(repository)
     (tmp_path / "other.txt").write_text("".join(f"{name}\n" for name in "vwxyz"))
     onnx.save(classifier(shape=("N", 3, 6, 6)), tmp_path / "small.onnx")
@@ -191,16 +192,15 @@ def test_members_of_other_images_or_classes_do_not_go_into_one_ensemble(
         ("b.onnx", ["--labels", tmp_path / "other.txt"], "the class names in"),
         ("small.onnx", [], "'a' takes and gives [[3, 6, 8], [5]], 'net' [[3, 6, 6], [5]]"),
     ):
-        for more in ([], ["--fuse", "one"]):
-            done = export("--from-onnx", tmp_path / file, "--as", "net", "--replace", "--repository", repository, *options, *more)
-            assert text in refused(done)
-            assert content(repository) == before
+        done = run("import-onnx", tmp_path / file, "--name", "net", "--replace", "--repository", repository, *options)
+        assert text in refused(done)
+        assert content(repository) == before
 
 
 def test_engines_are_refused_before_anything_is_exported_where_there_is_no_tensorrt(repository: Path, theirs: Path, tmp_path: Path) -> None:
     if importlib.util.find_spec("tensorrt") is not None:
         pytest.skip("TensorRT is installed here")
-    text = refused(export("--from-onnx", theirs, "--as", "a", "--engine", "--repository", repository))
+    text = refused(run("import-onnx", theirs, "--name", "a", "--engine", "--repository", repository))
     assert "TensorRT" in text
     assert "docker compose --profile gpu run --rm engines" in text
     assert "nvcr.io/nvidia/tensorrt:" in text
@@ -208,10 +208,11 @@ def test_engines_are_refused_before_anything_is_exported_where_there_is_no_tenso
 
 
 def test_images_that_are_random_alone_are_told(repository: Path, theirs: Path) -> None:
-    done = export("--from-onnx", theirs, "--as", "a", "--repository", repository, "--fuse", "one")
-    assert done.exit_code == 0, done.output
-    told = [line for line in done.stderr.splitlines() if line.endswith("--images FILE.npy")]
-    assert [line.split(":")[0] for line in told] == ["a@1", "one@1"]
+    for name, words in (("a", ["import-onnx", theirs, "--name", "a"]), ("one", ["fuse", "one"])):
+        done = run(*words, "--repository", repository)
+        assert done.exit_code == 0, done.output
+        (line,) = [line for line in done.stderr.splitlines() if line.endswith("--images FILE.npy")]
+        assert line.startswith(f"note: {name}@1 ")
 
 
 @pytest.mark.parametrize(
@@ -230,7 +231,7 @@ def test_images_that_are_random_alone_are_told(repository: Path, theirs: Path) -
     ],
 )
 def test_a_damaged_report_is_told_whatever_it_holds(repository: Path, theirs: Path, values: dict[str, object]) -> None:
-    assert export("--from-onnx", theirs, "--as", "net", "--repository", repository).exit_code == 0
+    assert run("import-onnx", theirs, "--name", "net", "--repository", repository).exit_code == 0
     path = repository / "net/1/model.onnx.json"
     whole = json.loads(path.read_text())
     damaged = {key: {**whole[key], **value} if isinstance(value, dict) else value for key, value in values.items() if key != "calibration"}
@@ -239,7 +240,7 @@ def test_a_damaged_report_is_told_whatever_it_holds(repository: Path, theirs: Pa
     path.write_text("[" * 200_000)
     (repository / "net/²").mkdir()
     (repository / "net/²/model.onnx").write_bytes(b"")
-    shown = export("--report", "--repository", repository)
+    shown = run("export-report", "--repository", repository)
     assert shown.exit_code == 0, shown.output
     assert "net@1: no report: " in shown.stdout
 
@@ -247,7 +248,7 @@ def test_a_damaged_report_is_told_whatever_it_holds(repository: Path, theirs: Pa
 @pytest.mark.parametrize("name", ["a\0x", "\x1b[1m", "a\u2028b"])
 def test_a_class_name_that_servers_or_terminals_misread_is_refused(repository: Path, theirs: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / "labels.txt").write_text("\n".join([name, *"bcde"]))
-    result = export("--from-onnx", theirs, "--as", "net", "--labels", tmp_path / "labels.txt", "--repository", repository)
+    result = run("import-onnx", theirs, "--name", "net", "--labels", tmp_path / "labels.txt", "--repository", repository)
     assert "labels.txt" in refused(result)
     assert "line 1" in refused(result)
     assert not repository.exists()
@@ -255,51 +256,53 @@ def test_a_class_name_that_servers_or_terminals_misread_is_refused(repository: P
 
 def test_as_many_images_are_told_as_were_compared(repository: Path, theirs: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "one.npy", np.random.default_rng(0).random((1, *SHAPE), np.float32))
-    done = export("--from-onnx", theirs, "--as", "net", "--images", tmp_path / "one.npy", "--repository", repository, "--fuse", "both")
+    done = run("import-onnx", theirs, "--name", "net", "--images", tmp_path / "one.npy", "--repository", repository)
     assert done.exit_code == 0, done.output
+    assert run("fuse", "both", "--images", tmp_path / "one.npy", "--repository", repository).exit_code == 0
     assert [(one.values or {})["verification"]["n"] for one in read_reports(repository)] == [1, 1]
 
 
 def test_a_graph_of_what_the_ensemble_no_longer_votes_with_is_told(repository: Path, theirs: Path, tmp_path: Path) -> None:
-    assert export("--from-onnx", theirs, "--as", "a", "--repository", repository, "--fuse", "one").exit_code == 0
-    done = export("--from-onnx", tmp_path / "b.onnx", "--as", "b", "--repository", repository, "--replace")
+    assert run("import-onnx", theirs, "--name", "a", "--repository", repository).exit_code == 0
+    assert run("fuse", "one", "--repository", repository).exit_code == 0
+    done = run("import-onnx", tmp_path / "b.onnx", "--name", "b", "--repository", repository, "--replace")
     assert done.exit_code == 0, done.output
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("one is a graph of other")]
-    assert_facts(line, f"--repository {repository} --ensemble ensemble --fuse one --replace")
-    again = export("--fuse", "one", "--replace", "--repository", repository)
+    (line,) = [line for line in done.stderr.splitlines() if "graph 'one' has other" in line]
+    assert_facts(line, f"fuse one --repository {repository} --ensemble ensemble --replace")
+    again = run("fuse", "one", "--replace", "--repository", repository)
     assert again.exit_code == 0, again.output
-    assert "is a graph of other" not in again.stderr
+    assert "graph 'one' has other" not in again.stderr
 
 
 def test_checkpoints_of_other_images_are_refused_before_the_slow_work(repository: Path, tmp_path: Path) -> None:
     paths = [untrained_checkpoint(tmp_path / "small.safetensors"), untrained(tmp_path / "large.safetensors", digits_spec(width=2))]
-    result = export(*paths, "--repository", repository)
+    result = run("export", *paths, "--repository", repository)
     assert_facts(refused(result), "input shape | 'small' | (1, 8, 8) | 'large' | (1, 16, 16)")
     assert "exported and verified" not in result.stderr
 
 
 def test_a_full_disk_leaves_the_repository_as_it_was(theirs: Path, tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk") as disk:
-        assert export("--from-onnx", theirs, "--as", "a", "--repository", disk / "repository").exit_code == 0
+        assert run("import-onnx", theirs, "--name", "a", "--repository", disk / "repository").exit_code == 0
         before = content(disk / "repository")
         free = os.statvfs(disk)
         (disk / "filler").write_bytes(bytes(free.f_bavail * free.f_frsize))
-        for more in (["--from-onnx", tmp_path / "b.onnx", "--as", "b", "--replace"], []):
-            text = refused(export(*more, "--fuse", "one", "--repository", disk / "repository"))
+        for words in (["import-onnx", tmp_path / "b.onnx", "--name", "b", "--replace"], ["fuse", "one"]):
+            text = refused(run(*words, "--repository", disk / "repository"))
             assert text.startswith(f"No space left on device: {disk}/")
             assert content(disk / "repository") == before
             assert sorted(path.name for path in disk.iterdir()) == ["filler", "repository"]
 
 
 def test_a_graph_is_not_made_of_what_was_edited_apart(repository: Path, theirs: Path) -> None:
-    assert export("--from-onnx", theirs, "--as", "a", "--repository", repository).exit_code == 0
+    assert run("import-onnx", theirs, "--name", "a", "--repository", repository).exit_code == 0
     (average,) = repository.glob("average_*")
 
     def fused(path: Path, old: str, new: str) -> str:
         whole = path.read_text()
         assert old in whole
         path.write_text(whole.replace(old, new))
-        text = refused(export("--fuse", "one", "--repository", repository))
+        text = refused(run("fuse", "one", "--repository", repository))
         path.write_text(whole)
         return text
 
@@ -310,15 +313,15 @@ def test_a_graph_is_not_made_of_what_was_edited_apart(repository: Path, theirs: 
     config = repository / "a/config.pbtxt"
     assert f"computes in fp32, and {config} says precision.1 'fp7'" in fused(config, "fp32", "fp7")
     (average / "1/model.onnx").write_bytes(b"another")
-    assert f"{average / '1/model.onnx'}: version 1: this file has SHA-256" in refused(export("--fuse", "one", "--repository", repository))
+    assert f"{average / '1/model.onnx'}: version 1: this file has SHA-256" in refused(run("fuse", "one", "--repository", repository))
 
 
 def test_a_precision_that_the_file_denies_is_no_member_s(repository: Path, theirs: Path, images: Path) -> None:
     options = ["--precision", "fp16", "--images", images, "--repository", repository]
-    assert export("--from-onnx", theirs, "--as", "a", *options).exit_code == 0
+    assert run("import-onnx", theirs, "--name", "a", *options).exit_code == 0
     config = repository / "a/config.pbtxt"
     config.write_text(config.read_text().replace("fp16", "fp32"))
-    text = refused(export("--fuse", "one", "--repository", repository))
+    text = refused(run("fuse", "one", "--repository", repository))
     assert f"a/1/model.onnx computes in fp16, and {config} says precision.1 'fp32': write 'fp16' there" in text
 
 
@@ -363,11 +366,11 @@ def test_a_normalisation_may_come_as_numpy_has_it(theirs: Path) -> None:
 
 def test_a_version_that_was_pinned_by_hand_is_fused(repository: Path, theirs: Path) -> None:
     for more in ([], ["--replace", "--no-ensemble"]):
-        assert export("--from-onnx", theirs, "--as", "a", "--repository", repository, *more).exit_code == 0
+        assert run("import-onnx", theirs, "--name", "a", "--repository", repository, *more).exit_code == 0
     path = repository / "ensemble/config.pbtxt"
     path.write_text(path.read_text().replace('model_name: "a"\n    model_version: 1', 'model_name: "a"\n    model_version: 2'))
     assert [vote.version for vote in read_ensemble(repository, "ensemble").members] == [2]
-    done = export("--fuse", "one", "--repository", repository)
+    done = run("fuse", "one", "--repository", repository)
     assert done.exit_code == 0, done.output
     assert read_config(repository / "one").parameters["members"].string_value == '["a@2"]'
 

@@ -1,4 +1,4 @@
-"""An export without `--data-dir`: the images that a checkpoint was trained on are found by their digest, or it is said what is used."""
+"""An export without `--dataset`: the images that a checkpoint was trained on are found by their digest, or it is said what is used."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
 def record(data: Dataset) -> TrainingRecord:
     """That of a network which was trained on `data`."""
     said = {"data": "folder", "data_digest": data.digest, "data_source": data.source}
-    return TrainingRecord.untrained(data.class_names, **said, command="train --data folder --data-dir /was/here")
+    return TrainingRecord.untrained(data.class_names, **said, command="train --dataset /was/here")
 
 
 def export(record: TrainingRecord, data: Dataset, tmp_path: Path, *, old: bool = False) -> Result:
@@ -106,18 +106,19 @@ def test_where_nothing_is_found_the_command_of_the_training_is_named(
 ) -> None:
     (entry,) = (tmp_path / "cache/defensemble/datasets").iterdir()
     (entry / name).write_bytes(damaged)
-    with pytest.raises(ExportError, match="train --data folder --data-dir /was/here"):
+    with pytest.raises(ExportError, match="train --dataset /was/here"):
         dataset_of(record, data.input_shape, None)
 
 
-def test_the_folder_of_the_training_is_read_again(record: TrainingRecord, data: Dataset, tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [["--data", "folder", "--data-dir", "{}"], ["--dataset", "{}"], ["--dataset", "mine={}"]])
+def test_the_folder_of_the_training_is_read_again(record: TrainingRecord, data: Dataset, tmp_path: Path, options: list[str]) -> None:
     shutil.rmtree(tmp_path / "cache")
     (tmp_path / "data/test/ant/damaged.png").write_bytes(b"")
-    command = shlex.join(["train", "--data", "folder", "--data-dir", str(tmp_path / "data"), "net.safetensors"])
+    command = shlex.join(["train", *(option.format(tmp_path / "data") for option in options), "net.safetensors"])
     found = dataset_of(replace(record, command=command), data.input_shape, None)
     assert (found.digest, len(found.test)) == (data.digest, len(data.test))
     shutil.rmtree(tmp_path / "cache")
-    with pytest.raises(ExportError, match="--data-dir"):
+    with pytest.raises(ExportError, match="--dataset"):
         dataset_of(replace(record, command="train '"), data.input_shape, None)
 
 

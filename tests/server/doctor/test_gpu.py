@@ -81,7 +81,7 @@ def test_every_plan_is_compared_with_this_machine(
     assert {check.status for check in plans} == {status}
     assert_facts(plans[0].text, facts)
     if status != PASS:
-        assert plans[0].fix == f"defensemble build-engine {shlex.quote(str(repository))} --model alpha --version 1"
+        assert plans[0].fix == f"defensemble build-engine alpha --repository {shlex.quote(str(repository))} --version 1"
 
 
 @pytest.mark.parametrize("damage", ["manifest", "no manifest", "plan", "config"])

@@ -152,7 +152,7 @@ def test_a_version_of_a_model_on_disk(tmp_path: Path) -> None:
     def problem() -> str | None:
         return problem_of_version(folder, 2, HERE, max_batch_size=64)
 
-    rebuild = f"`defensemble build-engine '{tmp_path}/my models' --model keep0.3 --version 2`"
+    rebuild = f"`defensemble build-engine keep0.3 --repository '{tmp_path}/my models' --version 2`"
     assert_facts(problem() or "", f"version 2 | {place / 'model.plan'} | missing | {rebuild}")
     (place / "model.plan").write_bytes(b"plan")
     assert str(problem()).endswith(f"rebuild with {rebuild}")

@@ -150,7 +150,7 @@ def test_without_a_network_both_ways_are_named_at_once(tmp_path: Path, offline: 
     assert time.monotonic() - started < 60  # seconds where the machine is idle; the client would retry for minutes
     assert done.returncode == 1
     assert_facts(done.stderr, f"DataError | 'cifar10' | data_dir | $DEFENSEMBLE_DATA_DIR/cifar10 | {url}")
-    assert_facts(done.stderr, "--data-dir FOLDER | data_dir= | train-*.parquet | test-*.parquet")
+    assert_facts(done.stderr, "--dataset cifar10=FOLDER | data_dir= | train-*.parquet | test-*.parquet")
     assert "`hf download uoft-cs/cifar10 --repo-type dataset --local-dir cifar10`" in done.stderr
 
 
@@ -170,7 +170,7 @@ def test_a_repository_that_is_not_shown_and_one_without_parquet(hub: Hub, tmp_pa
     (hub.folder / "train.csv").write_text("a")
     done = load(tmp_path, hub.url)
     assert "uoft-cs/cifar10 on http" in done.stderr
-    assert_facts(done.stderr, "train-* | test-* | data_dir | --data-dir")
+    assert_facts(done.stderr, "train-* | test-* | data_dir | --dataset")
 
 
 def test_a_folder_of_the_environment_comes_before_the_hub(hub: Hub, tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_a_folder_of_the_environment_comes_before_the_hub(hub: Hub, tmp_path: Pa
 
 def test_stylized_imagenet_and_folders_are_not_on_the_hub(tmp_path: Path) -> None:
     done = load(tmp_path, closed_port(), "stylized-imagenet")
-    assert_facts(done.stderr, "'stylized-imagenet' | no copy | data_dir | --data-dir")
+    assert_facts(done.stderr, "'stylized-imagenet' | no copy | data_dir | --dataset")
     assert "'folder'" in load(tmp_path, closed_port(), "folder").stderr
 
 

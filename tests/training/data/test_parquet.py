@@ -113,7 +113,7 @@ def test_a_label_that_would_make_very_many_classes_is_refused(tmp_path: Path, la
 def test_a_name_stands_for_its_number_of_classes(tmp_path: Path) -> None:
     write_tables(tmp_path)
     for name, count in (("cifar10", 10), ("mnist", 10), ("tiny-imagenet", 200), ("imagenet", 1000), ("stylized-imagenet", 1000)):
-        with raises(DataError, f"(ant, bee, cow) | {count} | {name} | --data folder"):
+        with raises(DataError, f"(ant, bee, cow) | {count} | {name} | --dataset FOLDER"):
             load_dataset(name, 8, data_dir=tmp_path)
     write_tables(tmp_path, n_test=10, names=tuple("abcdefghij"))
     assert len(load_dataset("cifar10", 8, data_dir=tmp_path).class_names) == 10

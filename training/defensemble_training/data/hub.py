@@ -51,7 +51,8 @@ def downloaded(name: str, repository: str, test_splits: Sequence[str], on_progre
         files = wanted_files(listed, test_splits)
         if not files or info.sha is None:
             raise DataError(
-                f"{repository} on {api.endpoint} holds no parquet files train-* and {test_splits[0]}-*; pass data_dir (--data-dir)"
+                f"{repository} on {api.endpoint} holds no parquet files train-* and {test_splits[0]}-*; "
+                "pass data_dir (--dataset NAME=FOLDER)"
             )
         _check_space(repository, info.sha, files)
         paths: list[Path] = []
@@ -147,6 +148,6 @@ def _refuse(name: str, repository: str, why: str, error: Exception) -> NoReturn:
 
 def _by_hand(name: str, repository: str) -> str:
     return (
-        f"pass a folder that holds it, --data-dir FOLDER (data_dir=...): {EXPECTED}; or on a machine with network run "
-        f"`hf download {repository} --repo-type dataset --local-dir {name}`, bring that folder here, and pass --data-dir {name}"
+        f"pass a folder that holds it, --dataset {name}=FOLDER (data_dir=...): {EXPECTED}; or on a machine with network run "
+        f"`hf download {repository} --repo-type dataset --local-dir {name}`, bring that folder here, and pass --dataset {name}={name}"
     )

@@ -46,7 +46,8 @@ def find_entry(
         return entry_of(key, undecoded, skip_damaged=reading.skip_damaged, on_progress=on_progress), source.skipped
     if info.repository is None:
         why = "is what you make of it" if name == "folder" else "has no copy on the Hugging Face hub"
-        raise DataError(f"the dataset {name!r} {why}: pass the folder that holds it, data_dir (--data-dir); {EXPECTED}")
+        option = "--dataset FOLDER" if name == "folder" else f"--dataset {name}=FOLDER"
+        raise DataError(f"the dataset {name!r} {why}: pass the folder that holds it, data_dir ({option}); {EXPECTED}")
     repository = info.repository
 
     def from_hub() -> Undecoded:
@@ -88,7 +89,7 @@ def _check_number_of_classes(name: str, info: DatasetInfo, source: Source, folde
     if info.classes is not None and len(source.class_names) != info.classes:
         raise DataError(
             f"{folder} holds {len(source.class_names)} classes ({listed(source.class_names)}), expected the {info.classes} of {name}; pass "
-            f"the folder of {name}, or take the dataset 'folder' (--data folder) for a set of your own"
+            f"the folder of {name}, or take the dataset 'folder' (--dataset FOLDER) for a set of your own"
         )
 
 

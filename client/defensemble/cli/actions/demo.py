@@ -1,4 +1,4 @@
-"""All of it, small: five defective CNNs and a standard one, trained, exported, served, called and probed."""
+"""The action of `defensemble demo`: five defective CNNs and a standard one, trained, exported, served, called and measured."""
 
 from __future__ import annotations
 
@@ -20,77 +20,92 @@ from rich.markup import escape
 
 from ..._client.client import Client
 from ..._exceptions import MissingExtraError, ServerFailedError
-from ..commands.serve import show
+from ..datasets import DatasetLocation
+from ..interrupts import clean_up_on_sigint
+from ..notes import shows_progress
 from .demo_networks import ZOO, Networks, networks_from_zoo, networks_trained_on_digits
 from .probe import probe_noise_and_report
+from .serve import print_server
 
 if TYPE_CHECKING:
     from defensemble_export import ExportedMember
     from defensemble_server import Server
     from defensemble_training import Dataset
 
-# Of 10,000 test images: 200 with eleven settings and seven models take a minute on two cores.
+# Of 10,000 test images; 200 images, eleven noise levels and seven models take a minute on two cores.
 _CIFAR10_LIMIT = 200
 
 
 def run_demo(
     folder: Path,
     *,
-    dataset: str,
-    data_dir: Path | None,
+    dataset: DatasetLocation,
     zoo: Path | None,
     limit: int | None,
     epochs: int | None,
     seed: int,
     keep_serving: bool,
 ) -> None:
-    """Run the demonstration in a new folder under `folder`: checkpoints, repository and `noise.json`.
+    """Run the demonstration in a new folder, with checkpoints, a model repository and `noise.json`.
 
-    On `digits` the networks are trained, for `epochs` (None takes the recipe's); on `cifar10` they are the zoo's. The probe takes `limit`
-    images, by default all of digits and 200 of CIFAR-10. With `keep_serving` the server outlives this call, and what calls and stops it is
-    printed.
+    Args:
+        folder: Parent of the new folder.
+        dataset: `digits`, on which the networks are trained, or `cifar10`, for which the zoo's are used.
+        zoo: The project's folder `zoo`; None: that of this checkout.
+        limit: Images to measure with; None: all of digits, 200 of CIFAR-10.
+        epochs: Epochs to train; None: the recipe's.
+        seed: Seed of initial weights, masks and noise.
+        keep_serving: Whether the server outlives this call; how to call and stop it is printed.
+
+    Raises:
+        MissingExtraError: A package is not installed.
+        InputError: The zoo lacks networks.
+        ServerFailedError: A model failed, or HTTP and gRPC disagree.
     """
     console = Console()
-    began = time.monotonic()
-    _check_installed(console)
+    narrator = console if shows_progress() else Console(quiet=True)
+    started = time.monotonic()
+    _check_installed(narrator)
     run = _new_folder(folder)
     (run / "checkpoints").mkdir()
-    console.print(f"[bold]defensemble demo[/bold] in {escape(str(run))}", highlight=False)
-    if dataset == "digits":
-        networks = networks_trained_on_digits(run / "checkpoints", epochs, seed, console)
+    narrator.print(f"[bold]defensemble demo[/bold] in {escape(str(run))}", highlight=False)
+    if dataset.name == "digits":
+        networks = networks_trained_on_digits(run / "checkpoints", epochs, seed, narrator)
     else:
-        networks = networks_from_zoo(run / "checkpoints", zoo or ZOO, data_dir, console)
+        networks = networks_from_zoo(run / "checkpoints", zoo or ZOO, dataset.folder, narrator)
         limit = limit or _CIFAR10_LIMIT
     repository = run / "model_repository"
-    _export_all(networks, repository, data_dir, console)
+    _export_all(networks, repository, dataset.folder, narrator)
+    clean_up_on_sigint()
     with ExitStack() as stack:
-        server = _serve(repository, console, stack)
-        _call(server, networks.dataset, console)
-        console.print("\n[bold]4. probe[/bold] it with noise, as any caller can", highlight=False)
+        server = _serve(repository, narrator, stack)
+        _call(server, networks.dataset, narrator)
+        narrator.print("\n[bold]4. measure[/bold] the robustness to noise, over the network", highlight=False)
         with Client(server.http_url) as client:
             failures = probe_noise_and_report(
-                client, dataset, run / "noise.json", limit=limit, seed=seed, data_dir=data_dir, console=console
+                client, str(dataset.name), run / "noise.json", limit=limit, seed=seed, data_dir=dataset.folder, console=console
             )
         if failures:
-            raise ServerFailedError(f"models failed during the probe: {failures}")
-        console.print(f"\ndone in {time.monotonic() - began:.0f} s; everything is in {run}", highlight=False, soft_wrap=True, markup=False)
+            raise ServerFailedError(f"models failed during the measurement: {failures}")
+        elapsed_s = time.monotonic() - started
+        narrator.print(f"\ndone in {elapsed_s:.0f} s; all files are in {run}", highlight=False, soft_wrap=True, markup=False)
         if keep_serving:
-            _explain(server, run, networks.dataset)
+            _print_usage(server, run, networks.dataset)
             server.detach()
 
 
 def _check_installed(console: Console) -> None:
-    """Find out before anything is written or trained whether all that the demonstration needs is there; what serving lacks is built."""
+    """Raise before the first step if a package is missing; build what the server needs."""
     missing = [name for name in ("torch", "safetensors", "sklearn", "onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
     if missing:
-        raise MissingExtraError(f"the demo trains, exports and serves, and {', '.join(missing)} is missing: pip install 'defensemble[all]'")
+        raise MissingExtraError(f"these packages are not installed: {', '.join(missing)}. Run pip install 'defensemble[all]'.")
     from defensemble_server import find_runtime
 
     find_runtime("embedded", on_progress=lambda text: console.print(text, highlight=False, markup=False))
 
 
 def _new_folder(folder: Path) -> Path:
-    """A new folder for one run, named after the time; demonstrations that start in the same second get one each."""
+    """Create a folder named after the time; runs that start in the same second get different ones."""
     folder.mkdir(parents=True, exist_ok=True)
     name = datetime.now().strftime("%Y%m%d-%H%M%S")
     for number in count(1):
@@ -104,7 +119,7 @@ def _new_folder(folder: Path) -> Path:
 
 
 def _export_all(networks: Networks, repository: Path, data_dir: Path | None, console: Console) -> None:
-    console.print("\n[bold]2. export[/bold] them to ONNX, masks as constants, each verified against torch", highlight=False)
+    console.print("\n[bold]2. export[/bold] them to ONNX, with the masks as constants, and compare each with PyTorch", highlight=False)
     from defensemble_export import export_checkpoints
 
     def on_exported(checkpoint: Path, member: ExportedMember) -> None:
@@ -116,13 +131,16 @@ def _export_all(networks: Networks, repository: Path, data_dir: Path | None, con
 
 
 def _serve(repository: Path, console: Console, stack: ExitStack) -> Server:
-    console.print("\n[bold]3. serve[/bold] the defective ones as one ensemble, the standard one beside it, and call it", highlight=False)
+    console.print(
+        "\n[bold]3. serve[/bold] the defective CNNs as an ensemble and the standard one as a single model, and call the ensemble",
+        highlight=False,
+    )
     from defensemble_server import ServeOptions, serve
 
     def on_progress(text: str) -> None:
         console.print(f"  {text}", highlight=False)
 
-    # Short: nothing of value is in flight when the demonstration ends.
+    # A short drain: no requests are running when the demonstration ends.
     options = ServeOptions(http_port=0, grpc_port=0, metrics_port=0, drain_s=1)
     with console.status("starting Triton"):
         server = stack.enter_context(serve(repository, options, on_progress=on_progress))
@@ -132,20 +150,20 @@ def _serve(repository: Path, console: Console, stack: ExitStack) -> Server:
 
 def _call(server: Server, dataset: Dataset, console: Console) -> None:
     images, labels = dataset.test.images(slice(0, 8)), dataset.test.labels[:8]
-    with Client(server.http_url) as over_http, Client(server.grpc_url) as over_grpc:
-        first = over_http.predict(images)
-        second = over_grpc.predict(images)
-        difference = float(np.abs(first.probabilities - second.probabilities).max())
-    truth = " ".join(dataset.class_names[label] for label in labels)
-    console.print(f"  eight images       {truth}", highlight=False)
-    console.print(f"  answers over HTTP  {' '.join(first.labels)}", highlight=False)
-    console.print(f"  answers over gRPC  {' '.join(second.labels)}, largest difference {difference:g}", highlight=False)
+    with Client(server.http_url) as http_client, Client(server.grpc_url) as grpc_client:
+        http_prediction = http_client.predict(images)
+        grpc_prediction = grpc_client.predict(images)
+        difference = float(np.abs(http_prediction.probabilities - grpc_prediction.probabilities).max())
+    classes = " ".join(dataset.class_names[label] for label in labels)
+    console.print(f"  classes of 8 images    {classes}", highlight=False)
+    console.print(f"  predictions over HTTP  {' '.join(http_prediction.labels)}", highlight=False)
+    console.print(f"  predictions over gRPC  {' '.join(grpc_prediction.labels)}, largest difference {difference:g}", highlight=False)
     if difference > 0:
-        raise ServerFailedError(f"HTTP and gRPC differ by {difference:g} on the same images; expected the same bytes")
+        raise ServerFailedError(f"HTTP and gRPC differ by {difference:g} on the same images; expected equal probabilities")
 
 
-def _explain(server: Server, run: Path, dataset: Dataset) -> None:
-    """Print how the server that is left is called and stopped; every line works as printed."""
+def _print_usage(server: Server, run: Path, dataset: Dataset) -> None:
+    """Print how to call and stop the running server; every line works as printed."""
     image = np.round(dataset.test.images(slice(0, 1))[0], 3)
     run = run.resolve()
     request = run / "request.json"
@@ -156,10 +174,10 @@ def _explain(server: Server, run: Path, dataset: Dataset) -> None:
     request.write_text(json.dumps(body))
     np.save(run / "images.npy", dataset.test.images(slice(0, 8)))
     click.echo("\nThe server keeps running.\n")
-    show(server)
-    click.echo(f"\ncall it with curl (an image of: {dataset.class_names[dataset.test.labels[0]]}):\n")
+    print_server(server)
+    click.echo(f"\nCall it with curl (an image of class {dataset.class_names[dataset.test.labels[0]]}):\n")
     click.echo(f"curl --silent --data {shlex.quote(f'@{request}')} {server.http_url}/v2/models/ensemble/infer")
-    click.echo(f"\nor with Python ({sys.executable}):\n")
+    click.echo(f"\nOr with Python ({sys.executable}):\n")
     click.echo("import numpy\nfrom defensemble import Client\n")
     click.echo(f'with Client("{server.http_url}") as client:')
     click.echo(f"    prediction = client.predict(numpy.load({json.dumps(str(run / 'images.npy'))}))")

@@ -1,4 +1,4 @@
-"""Where the demonstration's networks come from: trained on the spot on digits, or taken from the zoo that ships with the project."""
+"""The networks of the demonstration: trained on digits, or from the project's zoo."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from ..progress import progress_bar
 if TYPE_CHECKING:
     from defensemble_training import Dataset, ModelSpec, TrainingProgress
 
-# Several keeps, so that the table shows what the keep probability does; keep0.3 twice, with other masks and another initialisation.
+# Several keep probabilities, to show their effect in the table; keep0.3 twice, with different masks and initial weights.
 KEEPS: Mapping[str, float] = {"keep0.1": 0.1, "keep0.3": 0.3, "keep0.3-other": 0.3, "keep0.5": 0.5, "keep0.7": 0.7}
 STANDARD = "standard"
 _IMAGE_SIZE = 16
 _WIDTH = 8
-# A checkout's own zoo, where this file is in one.
+# The zoo of the checkout that this file may be in.
 ZOO = Path(__file__).parents[4] / "zoo"
 
 
 @dataclass(frozen=True)
 class Networks:
-    """What is exported: the members of the ensemble and the standard network, all as checkpoints in one folder, and their data."""
+    """The checkpoints of the ensemble's members and of the standard network, in one folder, and their dataset."""
 
     folder: Path
     members: tuple[str, ...]
     dataset: Dataset
 
     def checkpoints(self) -> list[Path]:
-        """The members' files."""
+        """Return the members' files."""
         return [self.folder / f"{name}.safetensors" for name in self.members]
 
     @property
@@ -46,14 +46,14 @@ class Networks:
 
 def networks_from_zoo(folder: Path, zoo: Path, data_dir: Path | None, console: Console) -> Networks:
     """Copy the zoo's standard network and its defective ones on CIFAR-10 into a folder."""
-    console.print("\n[bold]1. take[/bold] the zoo's ResNet-18s for CIFAR-10; nothing is trained", highlight=False)
-    found = sorted((zoo / "cifar10").glob("*.safetensors"))
-    members = tuple(path.stem for path in found if path.stem.startswith("keep"))
+    console.print("\n[bold]1. copy[/bold] the zoo's ResNet-18s for CIFAR-10; nothing is trained", highlight=False)
+    paths = sorted((zoo / "cifar10").glob("*.safetensors"))
+    members = tuple(path.stem for path in paths if path.stem.startswith("keep"))
     if not members or not (zoo / "cifar10" / f"{STANDARD}.safetensors").exists():
-        got = ", ".join(path.name for path in found) or "nothing"
+        actual = ", ".join(path.name for path in paths) or "nothing"
         raise InputError(
-            f"the zoo in {zoo / 'cifar10'} must hold {STANDARD}.safetensors and at least one keep*.safetensors, got {got}; it lies in a "
-            "checkout of the project (name its folder zoo by --zoo), and `make zoo` trains it"
+            f"{zoo / 'cifar10'} holds {actual}; expected {STANDARD}.safetensors and at least one keep*.safetensors. "
+            "Pass the folder zoo of a checkout of the project (--zoo FOLDER), or train its networks there with `make zoo`."
         )
     from defensemble_training import load_dataset, read_metadata
 
@@ -64,8 +64,8 @@ def networks_from_zoo(folder: Path, zoo: Path, data_dir: Path | None, console: C
         source = zoo / "cifar10" / f"{name}.safetensors"
         record = read_metadata(source).record
         shutil.copyfile(source, folder / source.name)
-        right = round(record.accuracy * record.n_test)
-        console.print(f"  {name:14} {right} of {record.n_test} test images right, {record.epochs} epochs", highlight=False)
+        correct = round(record.accuracy * record.n_test)
+        console.print(f"  {name:14} {correct} of {record.n_test} test images correct, {record.epochs} epochs", highlight=False)
     return Networks(folder, members, dataset)
 
 
@@ -88,8 +88,8 @@ def networks_trained_on_digits(folder: Path, epochs: int | None, seed: int, cons
 
             module, record = train(spec, dataset, recipe=recipe, seed=seed + number, compute=Compute("cpu"), on_progress=on_progress)
             save_checkpoint(folder / f"{name}.safetensors", module, spec, record)
-            right = round(record.accuracy * record.n_test)
-            console.print(f"  {name:14} {right} of {record.n_test} test images right, {record.seconds:.1f} s", highlight=False)
+            correct = round(record.accuracy * record.n_test)
+            console.print(f"  {name:14} {correct} of {record.n_test} test images correct, {record.seconds:.1f} s", highlight=False)
     return Networks(folder, tuple(KEEPS), dataset)
 
 

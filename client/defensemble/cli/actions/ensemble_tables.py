@@ -1,4 +1,4 @@
-"""How ensembles and their edits are printed."""
+"""Printing ensembles and their edits, as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -17,59 +17,67 @@ from rich.table import Table
 from ...ensembles import Applied, EnsembleState, MemberState
 from ...ensembles.local_servers import status_at
 from ...ensembles.server_models import is_averaging
+from ..notes import print_note
 from ..shell import this_command
 
 if TYPE_CHECKING:
     from defensemble_export.editing import Edit, Prunable, Snapshot
+    from defensemble_repository.checks.finding import Finding
 
-_WIDTH_OF_A_FILE = 140
-_DIGEST = 12
-_MOST_NAMED = 4
+_WIDTH_WITHOUT_TERMINAL = 140
+_DIGEST_LENGTH = 12
+_MAX_LISTED_AVERAGES = 4
 
 
-def print_applied(applied: Applied, options: str) -> None:
-    """Says what an edit did, or would do, and how it is undone by a command with the `options` that say where."""
+def print_applied(applied: Applied, target_arguments: str) -> None:
+    """Print what an edit did, or would do, and the command that undoes it.
+
+    Args:
+        applied: The result of the edit.
+        target_arguments: The options that make the command work on the same folders and servers.
+    """
     for remark in applied.remarks:
-        click.echo(f"remark: {remark}", err=True)
+        print_note(remark)
     if applied.dry_run:
         click.echo(f"{applied.ensemble}: would change:" if applied.changes else f"{applied.ensemble}: nothing would change on disk")
     elif not applied.changes and not applied.loaded and applied.edit is None:
-        click.echo(f"{applied.ensemble}: nothing differs, nothing was done")
+        click.echo(f"{applied.ensemble}: no differences, nothing to do")
         return
     else:
-        click.echo(f"{applied.ensemble}: changed:" if applied.changes else f"{applied.ensemble}: brought in line with its folder")
+        click.echo(
+            f"{applied.ensemble}: changed:" if applied.changes else f"{applied.ensemble}: the servers now serve what is in the folder"
+        )
     for change in applied.changes:
         click.echo(f"  {change}")
     for url, models in applied.loaded.items():
-        click.echo(f"  {'would load' if applied.dry_run else 'loaded'} {_few(models)} on {url}")
+        click.echo(f"  {'would load' if applied.dry_run else 'loaded'} {_short_list(models)} on {url}")
     for url, models in applied.unloaded.items():
-        click.echo(f"  unloaded {_few(models)} from {url}")
-    for model, why in applied.left_loaded.items():
-        click.echo(f"left loaded: {model}: {why}", err=True)
+        click.echo(f"  unloaded {_short_list(models)} from {url}")
+    for model, reason in applied.left_loaded.items():
+        print_note(f"left loaded: {model}: {reason}")
     if applied.dry_run:
         return
-    served = f"serving on {', '.join(applied.servers)}" if applied.servers else "files alone: no server was told"
-    seconds = applied.seconds.get("total", 0.0)
-    click.echo(f"{served}, after {seconds:.2f} s")
+    served = f"serving on {', '.join(applied.servers)}" if applied.servers else "changed files only: no server was contacted"
+    click.echo(f"{served}, after {applied.seconds.get('total', 0.0):.2f} s")
     if applied.edit is None:
         return
-    again = f"{this_command()} ensemble rollback"
+    command = f"{this_command()} ensemble rollback {applied.ensemble}"
     if applied.edit.undoes:
-        click.echo(f"go forward again: {again} --to {applied.edit.undoes[0]}{options}    (edit {applied.edit.id})")
+        click.echo(f"redo it: {command} --to {applied.edit.undoes[0]}{target_arguments}    (edit {applied.edit.id})")
     else:
-        click.echo(f"undo it: {again} --ensemble {applied.ensemble}{options}    (edit {applied.edit.id})")
+        click.echo(f"undo it: {command}{target_arguments}    (edit {applied.edit.id})")
 
 
-def _few(models: Sequence[str]) -> str:
-    """Names of models; of many averaging models, how many."""
+def _short_list(models: Sequence[str]) -> str:
+    """Return the names of models, and only the number of averaging models where there are many."""
     averaging = [model for model in models if is_averaging(model)]
-    if len(averaging) <= _MOST_NAMED:
+    if len(averaging) <= _MAX_LISTED_AVERAGES:
         return ", ".join(models)
     return ", ".join([*(model for model in models if model not in averaging), f"{len(averaging)} averaging models"])
 
 
 def values_from_applied(applied: Applied) -> dict[str, Any]:
-    """What an edit did, as JSON."""
+    """Return the JSON values of an edit's result."""
     return {
         "schema": "defensemble.applied/1",
         "id": None if applied.edit is None else applied.edit.id,
@@ -78,89 +86,111 @@ def values_from_applied(applied: Applied) -> dict[str, Any]:
     }
 
 
+def values_from_finding(finding: Finding) -> dict[str, Any]:
+    """Return the JSON values of a finding of `check`."""
+    return {
+        "model": finding.model,
+        "error": finding.is_error,
+        "text": finding.text,
+        "file": None if finding.file is None else str(finding.file),
+        "line": finding.line,
+    }
+
+
 def print_state(state: EnsembleState) -> None:
-    """A table of an ensemble's members."""
-    what = f"averages {state.votes.average}" if state.votes is not None else "not wired as an export wires it"
+    """Print an ensemble as a table of its members, and its state on each server."""
+    Console(width=None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL).print(_member_table(state))
+    click.echo(f"preprocessing: {'unknown' if state.preprocessing is None else json.dumps(dict(state.preprocessing))}")
+    for url, answer in state.served.items():
+        click.echo(f"served by {url}: {answer}{_restarts_of(url)}")
+        for member in state.members:
+            if member.served[url] != "yes":
+                click.echo(f"  {member.info.model}@{member.info.version}: {member.served[url]}")
+    member_problems = [
+        f"{member.info.model}@{member.info.version}: {member.info.problem}" for member in state.members if member.info.problem
+    ]
+    for problem in (*state.problems, *member_problems):
+        click.echo(problem)
+
+
+def _member_table(state: EnsembleState) -> Table:
+    average = f"averages {state.votes.average}" if state.votes is not None else "is not wired as an export wires it"
     shape = "x".join(map(str, state.input_shape))
-    title = f"{escape(state.name)}: {what}; images {shape}, {state.num_classes} classes, up to {state.max_batch_size} a call"
+    title = f"{escape(state.name)}: {average}; images {shape}, {state.num_classes} classes, up to {state.max_batch_size} images per call"
     table = Table(title=title, title_justify="left")
     for name in ("member", "weight", "share", "precision", "masks", "accuracy (checkpoint)"):
         table.add_column(name, justify="right" if name in ("weight", "share") else "left")
     if state.served:
         table.add_column("served")
     for member in state.members:
-        one = member.info
+        info = member.info
         cells = [
-            f"{one.model}@{one.version}",
-            f"{one.weight:g}",
-            f"{100 * one.share:.1f} %",
-            one.precision or "?",
-            (one.mask_digest or "none known")[:_DIGEST],
+            f"{info.model}@{info.version}",
+            f"{info.weight:g}",
+            f"{100 * info.share:.1f} %",
+            info.precision or "?",
+            (info.mask_digest or "unknown")[:_DIGEST_LENGTH],
             _accuracy(member),
         ]
         if state.served:
             cells.append("yes" if set(member.served.values()) == {"yes"} else "no, see below")
         table.add_row(*(escape(cell) for cell in cells))
-    Console(width=None if sys.stdout.isatty() else _WIDTH_OF_A_FILE).print(table)
-    rule = "unknown" if state.preprocessing is None else json.dumps(dict(state.preprocessing))
-    click.echo(f"preprocessing: {rule}")
-    for url, answer in state.served.items():
-        restarts = ""
-        if (status := status_at(url)) is not None and status.restarts:
-            restarts = f"; restarted {status.restarts} time{'' if status.restarts == 1 else 's'}, last: {status.fault_text}"
-        click.echo(f"served by {url}: {answer}{restarts}")
-        for member in state.members:
-            if member.served[url] != "yes":
-                click.echo(f"  {member.info.model}@{member.info.version}: {member.served[url]}")
-    of_members = [f"{one.info.model}@{one.info.version}: {one.info.problem}" for one in state.members if one.info.problem]
-    for problem in (*state.problems, *of_members):
-        click.echo(problem)
+    return table
+
+
+def _restarts_of(url: str) -> str:
+    """Return how often a server of this machine was restarted and why, else an empty text."""
+    status = status_at(url)
+    if status is None or not status.restarts:
+        return ""
+    return f"; restarted {status.restarts} time{'' if status.restarts == 1 else 's'}, last: {status.fault_text}"
 
 
 def values_from_state(state: EnsembleState) -> dict[str, Any]:
-    """An ensemble as JSON."""
+    """Return the JSON values of an ensemble."""
     return {
         "schema": "defensemble.ensemble/1",
         "average": None if state.votes is None else state.votes.average,
         **{name: value for name, value in vars(state).items() if name != "votes"},
-        "members": [{**asdict(one.info), "served": one.served} for one in state.members],
+        "members": [{**asdict(member.info), "served": member.served} for member in state.members],
     }
 
 
-def print_edits(edits: Sequence[Edit], standing: Container[str]) -> None:
-    """The history, an edit after the other; `standing` are the ids of those that a rollback can undo."""
+def print_edits(edits: Sequence[Edit], undoable_ids: Container[str]) -> None:
+    """Print the history, oldest edit first; `undoable_ids` are the ids of the edits that a rollback can undo."""
     for edit in edits:
         undone = f" (undoes {', '.join(edit.undoes)})" if edit.undoes else ""
-        if edit.action != "rollback" and edit.id not in standing:
+        if edit.action != "rollback" and edit.id not in undoable_ids:
             undone += " (undone)"
         click.echo(f"{edit.id}  {edit.time}  {edit.who}  {edit.action} '{edit.ensemble}'{undone}")
         if edit.message is not None:
             for line in edit.message.splitlines():
-                click.echo(f"    {_printable(line)}")
+                click.echo(f"    {_without_control_characters(line)}")
         for change in edit.changes:
             click.echo(f"  - {change}")
-        click.echo(f"    config.pbtxt {_digest(edit.before)} -> {_digest(edit.after)}")
+        click.echo(f"    config.pbtxt {_short_digest(edit.before)} -> {_short_digest(edit.after)}")
 
 
-def print_prunable(found: Sequence[Prunable]) -> None:
-    """What `prune` would delete."""
-    for one in found:
-        version = "" if one.version is None else f"@{one.version}"
-        click.echo(f"{one.model}{version}  {one.bytes:,} bytes: {one.why}")
+def print_prunable(prunable: Sequence[Prunable]) -> None:
+    """Print what `prune` would delete."""
+    for entry in prunable:
+        version = "" if entry.version is None else f"@{entry.version}"
+        click.echo(f"{entry.model}{version}  {entry.bytes:,} bytes: {entry.why}")
 
 
-def _printable(text: str) -> str:
-    """A person's words without what would steer a terminal."""
-    return "".join("?" if unicodedata.category(letter) == "Cc" else letter for letter in text)
+def _without_control_characters(text: str) -> str:
+    """Replace the characters of a user's text that would control the terminal."""
+    return "".join("?" if unicodedata.category(character) == "Cc" else character for character in text)
 
 
 def _accuracy(member: MemberState) -> str:
-    one = member.info
-    if one.record_accuracy is None:
-        return "not known"
-    n = "" if one.record_n is None else f", n = {one.record_n:,}"
-    return f"{100 * one.record_accuracy:.2f} %{n}{'' if one.record_data is None else f', {one.record_data}'}"
+    """Return the accuracy that the member's checkpoint recorded, with n and the data set."""
+    info = member.info
+    if info.record_accuracy is None:
+        return "unknown"
+    n = "" if info.record_n is None else f", n = {info.record_n:,}"
+    return f"{100 * info.record_accuracy:.2f} %{n}{'' if info.record_data is None else f', {info.record_data}'}"
 
 
-def _digest(snapshot: Snapshot | None) -> str:
-    return "none" if snapshot is None else snapshot.digests.get("config.pbtxt", "")[:_DIGEST]
+def _short_digest(snapshot: Snapshot | None) -> str:
+    return "none" if snapshot is None else snapshot.digests.get("config.pbtxt", "")[:_DIGEST_LENGTH]

@@ -1,17 +1,14 @@
-"""What `defensemble export` does with its options."""
+"""What `defensemble export`, `import-onnx` and `fuse` do once their options are read."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
-import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 
 from defensemble_repository.checks.outdated_graphs import outdated_graphs
@@ -20,278 +17,252 @@ from defensemble_repository.names import RESERVED
 from defensemble_repository.reader import read_config, read_ensemble
 from defensemble_repository.view import RepositoryView
 
+from ..._exceptions import InputError
 from ..._image_files import npy_images
 from ...ensembles.local_servers import servers_of
-from ..notes import print_progress
+from ..notes import print_note, shows_progress
 from ..progress import progress_bar
 from ..shell import this_command
-from .reports import show_reports, summary
+from .export_settings import ExportSettings
+from .reports import summary
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from defensemble_export import ExportedMember, FromCheckpoint, FromOnnx
 
 
-# The fields of these options, where they have other names.
-_FIELDS = {"weight": "weights", "images": "images_file", "calibration_images": "calibration_file", "labels": "labels_file"}
+def export_checkpoints(checkpoints: Sequence[Path], name: str | None, settings: ExportSettings, *, dataset: str | None) -> None:
+    """Export checkpoints as members.
+
+    Args:
+        checkpoints: The files.
+        name: The member's name, for one checkpoint; None: the file's name.
+        settings: Where and how they are exported.
+        dataset: The dataset that all of them must be trained on; None: any.
+    """
+    _check_datasets(checkpoints, dataset)
+    _check_engine_target(settings)
+    images, calibration = _images(settings.images_file), _images(settings.calibration_file)
+    # After the cheap checks: this imports torch, onnx and ONNX Runtime.
+    from defensemble_export import FromCheckpoint
+
+    written = _export([FromCheckpoint(path, name) for path in checkpoints], settings, images, calibration)
+    _finish_members(written, settings, images)
 
 
-@dataclass(frozen=True)
-class Request:
-    """The options, as they were given; an error where they do not go together."""
+def import_onnx(
+    file: Path, name: str, settings: ExportSettings, *, labels_file: Path | None, timeout_s: float | None, **conversion: Any
+) -> None:
+    """Import an ONNX classifier as the member `name`; `conversion` are fields of `FromOnnx`."""
+    _check_engine_target(settings)
+    images, calibration = _images(settings.images_file), _images(settings.calibration_file)
+    from defensemble_export import FromOnnx, labels_from_file
 
-    checkpoints: tuple[Path, ...]
-    repository: Path
-    name: str | None
-    ensemble: str | None
-    no_ensemble: bool
-    average: str | None
-    weights: Mapping[str, float]
-    max_batch_size: int | None
-    replace: bool
-    data_dir: Path | None
-    images_file: Path | None
-    precision: str
-    calibration_file: Path | None
-    calibration_count: int | None
-    calibration_seed: int | None
-    fused_name: str | None
-    engine: bool
-    onnx_file: Path | None
-    output: str | None
-    labels_file: Path | None
-    mean: tuple[float, ...] | None
-    std: tuple[float, ...] | None
-    input_shape: tuple[int, int, int] | None
-    resize: str | None
-    custom_operators: tuple[str, ...]
-    import_timeout: float | None
-    report: bool
-
-    def __post_init__(self) -> None:
-        networks = self.networks
-        if not networks and not self.report and self.fused_name is None and self.name is None:
-            raise click.UsageError("no network is given: name a CHECKPOINT, or an ONNX file by --from-onnx")
-        if self.name is not None and networks != 1:
-            raise click.UsageError(f"--as names one network, and {networks} are given")
-        if self.onnx_file is not None and self.name is None:
-            raise click.UsageError("--from-onnx needs --as NAME: what the member is to be called")
-        if self.onnx_file is None:
-            foreign = ("output", "labels", "mean", "std", "input_shape", "resize", "custom_operators", "import_timeout")
-            self._refuse(foreign, "of use with --from-onnx alone")
-        if (self.mean is None) != (self.std is None):
-            raise click.UsageError("--mean and --std go together: give both, or neither")
-        if self.precision != "int8":
-            self._refuse(("calibration_images", "calibration_count", "calibration_seed"), "of use with --precision int8 alone")
-        averaged = bool(self.weights) or self.average is not None
-        if self.no_ensemble and self.ensemble is not None:
-            raise click.UsageError("--ensemble names an ensemble, and --no-ensemble asks for none")
-        if self.no_ensemble and self.fused_name is None and averaged:
-            raise click.UsageError("--weight and --average are about an ensemble or a fused graph, and --no-ensemble asks for none")
-        if self.engine and not networks and self.fused_name is None:
-            raise click.UsageError("--engine builds engines of what is exported; of what is there: defensemble build-engine")
-        if not networks:
-            about = ("average", "weight", "precision", *(() if self.fused_name is not None else ("data_dir", "images")))
-            self._refuse(about, "of use with networks to export, and none is given")
-        if not networks and self.fused_name is not None and self.no_ensemble:
-            raise click.UsageError("--fuse without networks fuses an ensemble that is in the repository: leave --no-ensemble out")
-
-    def _refuse(self, options: Sequence[str], why: str) -> None:
-        """Raise an error where one of these options has another value than its default."""
-        given = [name for name in options if getattr(self, _FIELDS.get(name, name)) not in (None, (), {}, "fp32")]
-        if given:
-            raise click.UsageError(f"{', '.join('--' + name.replace('_', '-') for name in given)}: {why}")
-
-    @cached_property
-    def images(self) -> NDArray[np.float32] | None:
-        """The real images that were given."""
-        return None if self.images_file is None else npy_images(self.images_file)
-
-    @property
-    def networks(self) -> int:
-        """How many are to be exported."""
-        return len(self.checkpoints) + (self.onnx_file is not None)
-
-    @property
-    def ensemble_name(self) -> str | None:
-        """The ensemble that is to be written, or fused."""
-        return None if self.no_ensemble else "ensemble" if self.ensemble is None else self.ensemble
+    _warn_of_pixel_statistics(conversion["mean"], conversion["std"])
+    limits: dict[str, Any] = {} if timeout_s is None else {"timeout_s": timeout_s}
+    class_names = None if labels_file is None else labels_from_file(labels_file)
+    written = _export([FromOnnx(file, name, class_names=class_names, **conversion, **limits)], settings, images, calibration)
+    _finish_members(written, settings, images)
 
 
-def run(request: Request) -> None:
-    """Export, fuse, build engines and show reports, as asked for."""
-    if request.engine:  # whether they can be built here at all, before anything is written
+def fuse_checkpoints(name: str, checkpoints: Sequence[Path], settings: ExportSettings, *, dataset: str | None) -> None:
+    """Write checkpoints as one graph, the model `name`, without adding them as members; `dataset` as for `export_checkpoints`."""
+    _check_datasets(checkpoints, dataset)
+    images, calibration = _images(settings.images_file), _images(settings.calibration_file)
+    from defensemble_export import FromCheckpoint
+
+    written = _export([FromCheckpoint(path) for path in checkpoints], settings, images, calibration, fuse=name)
+    _print_written(written, settings.repository)
+    _print_how_to_serve(settings.repository)
+
+
+def fuse_ensemble(name: str, ensemble: str, settings: ExportSettings) -> None:
+    """Write an ensemble of the repository as one graph, the model `name`."""
+    images = _images(settings.images_file)
+    from defensemble_export import fuse_repository
+
+    console = Console(stderr=True)
+    with console.status(f"fusing the members of '{ensemble}' and comparing the graph with them"):
+        written = fuse_repository(
+            settings.repository,
+            ensemble,
+            name,
+            images=images,
+            data_dir=settings.data_dir,
+            max_batch_size=settings.max_batch_size,
+            replace=settings.replace,
+            on_progress=_printer(console),
+        )
+    _print_written(written, settings.repository)
+    _print_outdated_graphs(settings.repository, ensemble)
+    _print_how_to_serve(settings.repository)
+
+
+def _check_datasets(checkpoints: Sequence[Path], dataset: str | None) -> None:
+    """Refuse a checkpoint that was trained on another dataset than `--dataset` names."""
+    if dataset is None:
+        return
+    from defensemble_training import read_metadata
+
+    for path in checkpoints:
+        trained_on = read_metadata(path).record.data
+        if trained_on != dataset:
+            raise InputError(f"{path} was trained on {trained_on!r}, --dataset names {dataset!r}: name the dataset that it was trained on")
+
+
+def _images(path: Path | None) -> NDArray[np.float32] | None:
+    return None if path is None else npy_images(path)
+
+
+def _printer(console: Console) -> Callable[[str], None]:
+    """Return a function that prints a line above the progress bar of `console`; `--quiet` silences it."""
+    if not shows_progress():
+        return lambda text: None
+    return partial(console.print, highlight=False, markup=False, soft_wrap=True)
+
+
+def _check_engine_target(settings: ExportSettings) -> None:
+    """Check that this machine can build the engines, before anything is written."""
+    if settings.engine:
         from defensemble_export import check_target, find_target
 
-        check_target(find_target(), request.precision, hardware_compatible=False)
-    written: list[str] = []
-    if request.networks:
-        written = _export(request)
-    elif request.fused_name is not None:
-        written = _fuse(request)
-    if request.engine:
-        _build_engines(request, written)
-    if request.report:
-        show_reports(request.repository)
+        check_target(find_target(), settings.precision, hardware_compatible=False)
 
 
-def _export(request: Request) -> list[str]:
-    images = request.images
-    calibration = None if request.calibration_file is None else npy_images(request.calibration_file)
-    # After the cheap checks: this imports torch, onnx and ONNX Runtime.
+def _warn_of_pixel_statistics(mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
+    """Warn of a mean or standard deviation above 1: they apply to images in [0, 1]."""
+    if mean is None or std is None or max(*mean, *std) <= 1:
+        return
+    scaled_mean, scaled_std = (",".join(f"{value / 255:.6g}" for value in values) for values in (mean, std))
+    print_note(
+        f"--mean and --std apply to images in [0, 1], and {max(*mean, *std):g} is above 1. If these values are for images of 0 to "
+        f"255, divide all of them by 255: --mean {scaled_mean} --std {scaled_std}"
+    )
+
+
+def _export(
+    networks: Sequence[FromCheckpoint | FromOnnx],
+    settings: ExportSettings,
+    images: NDArray[np.float32] | None,
+    calibration: NDArray[np.float32] | None,
+    *,
+    fuse: str | None = None,
+) -> list[str]:
+    """Export and verify networks with a progress bar; return the paths written."""
     from defensemble_export import Form, export_networks
 
-    _warn_of_pixel_statistics(request)
-    drawn = {"calibration_count": request.calibration_count, "calibration_seed": request.calibration_seed}
-    form = Form(request.precision, calibration, **{key: value for key, value in drawn.items() if value is not None})
-    networks = _networks(request)
+    draw = {"calibration_count": settings.calibration_count, "calibration_seed": settings.calibration_seed}
+    form = Form(settings.precision, calibration, **{key: value for key, value in draw.items() if value is not None})
     console = Console(stderr=True)
     with progress_bar(console) as progress:
         task = progress.add_task("exporting", total=len(networks))
-
-        show = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+        show = _printer(console)
 
         def on_exported(path: Path, member: ExportedMember) -> None:
             progress.advance(task)
             show(f"exported and verified {path}{summary(member)}")
 
-        written = export_networks(
+        return export_networks(
             networks,
-            request.repository,
-            ensemble=request.ensemble_name,
-            average=request.average,
-            weights=request.weights,
-            max_batch_size=request.max_batch_size,
-            replace=request.replace,
+            settings.repository,
+            ensemble=settings.ensemble,
+            average=settings.average,
+            weights=settings.weights,
+            max_batch_size=settings.max_batch_size,
+            replace=settings.replace,
             form=form,
             images=images,
-            data_dir=request.data_dir,
-            fuse=request.fused_name,
+            data_dir=settings.data_dir,
+            fuse=fuse,
             on_exported=on_exported,
             on_progress=show,
         )
-    _tell(request, written)
-    return written
 
 
-def _warn_of_pixel_statistics(request: Request) -> None:
-    """Warn of a mean or deviation above 1: images are in [0, 1] when it is applied."""
-    if request.mean is None or request.std is None or max(*request.mean, *request.std) <= 1:
-        return
-    mean, std = (",".join(f"{value / 255:.6g}" for value in values) for values in (request.mean, request.std))
-    click.echo(
-        f"Warning: --mean and --std are for images in [0, 1], and {max(*request.mean, *request.std):g} is above 1. If these values are for "
-        f"images of 0 to 255, divide all of them by 255: --mean {mean} --std {std}",
-        err=True,
-    )
+def _finish_members(written: Sequence[str], settings: ExportSettings, images: NDArray[np.float32] | None) -> None:
+    """Print what was written and what to do next; build the engines that `--engine` asks for."""
+    repository, ensemble = settings.repository, settings.ensemble
+    models = _print_written(written, repository, None if ensemble is None else _ensemble_line(repository, ensemble))
+    where = f"--repository {shlex.quote(str(repository))}"
+    if ensemble is None:
+        for model, version in _versions_in(written):
+            if version > 1:
+                click.echo(
+                    f"{model}@{version} is in no ensemble yet; add it: {this_command()} ensemble add NAME {model}@{version} "
+                    f"--in-place-of {model}@{version - 1} {where}"
+                )
+    else:
+        _print_outdated_graphs(repository, ensemble)
+        for url, _ in servers_of(repository, print_note) if ensemble in models else ():
+            click.echo(f"{url} serves the old files; load the new ones: {this_command()} ensemble reload {ensemble} {where}")
+    _print_how_to_serve(repository)
+    if settings.engine:
+        _build_engines(settings, [model for model, _ in _versions_in(written) if not model.startswith(RESERVED)], images)
 
 
-def _fuse(request: Request) -> list[str]:
-    images = request.images
-    from defensemble_export import fuse_repository
-
-    assert request.fused_name is not None
-    assert request.ensemble_name is not None
-    console = Console(stderr=True)
-    with console.status(f"fusing the members of '{request.ensemble_name}' and comparing the graph with them"):
-        written = fuse_repository(
-            request.repository,
-            request.ensemble_name,
-            request.fused_name,
-            images=images,
-            data_dir=request.data_dir,
-            max_batch_size=request.max_batch_size,
-            replace=request.replace,
-            on_progress=partial(console.print, highlight=False, markup=False, soft_wrap=True),
-        )
-    _tell(request, written)
-    return written
+def _versions_in(written: Sequence[str]) -> list[tuple[str, int]]:
+    """Return model and version of each ONNX file among these paths."""
+    parts = (path.split("/") for path in written if path.endswith(".onnx"))
+    return sorted((model, int(version)) for model, version, _ in parts)
 
 
-def _tell(request: Request, written: Sequence[str]) -> None:
-    """What was written, what of the goals was missed, and how it is served."""
+def _print_written(written: Sequence[str], repository: Path, ensemble_line: str | None = None) -> list[str]:
+    """Print the models that were written, missed goals, and comparisons on random images only; return the models' names."""
     from defensemble_export import RANDOM_ONLY
 
     models = sorted({path.split("/")[0] for path in written})
-    click.echo(f"{request.repository}: wrote {', '.join(models)}")
-    if request.ensemble_name is not None and request.networks:
-        click.echo(_described(request.repository, request.ensemble_name))
-    new = {(path.split("/")[0], path.split("/")[1]) for path in written if path.endswith(".onnx")}
-    for one in read_reports(request.repository, models):
-        if (one.model, str(one.version)) in new and one.values is not None:
-            verified = one.values["verification"] or {}
-            for text in verified.get("goals_missed", []):
-                click.echo(f"{one.model}@{one.version}: a goal is missed: {text}", err=True)
-            if str(verified.get("images", "")).startswith(RANDOM_ONLY):
-                click.echo(f"{one.model}@{one.version}: compared on {RANDOM_ONLY}; real ones tell more: --images FILE.npy", err=True)
-    if request.ensemble_name is not None and (request.repository / request.ensemble_name).exists():
-        for name in outdated_graphs(RepositoryView(request.repository), read_ensemble(request.repository, request.ensemble_name)):
-            click.echo(
-                f"{name} is a graph of other versions or weights than '{request.ensemble_name}' votes with now: {this_command()} export "
-                f"--repository {request.repository} --ensemble {request.ensemble_name} --fuse {name} --replace",
-                err=True,
+    click.echo(f"{repository}: wrote {', '.join(models)}")
+    if ensemble_line is not None:
+        click.echo(ensemble_line)
+    versions = _versions_in(written)
+    for report in read_reports(repository, models):
+        if (report.model, report.version) not in versions or report.values is None:
+            continue
+        verification = report.values["verification"] or {}
+        for goal in verification.get("goals_missed", []):
+            print_note(f"{report.model}@{report.version} misses a goal: {goal}")
+        if str(verification.get("images", "")).startswith(RANDOM_ONLY):
+            print_note(
+                f"{report.model}@{report.version} was compared on {RANDOM_ONLY}; real images are a stronger check: --images FILE.npy"
             )
-    for model, version in sorted(new) if request.ensemble_name is None else ():
-        if version != "1":
-            click.echo(
-                f"{model}@{version} votes nowhere yet; let it: {this_command()} ensemble add NAME {model}@{version} "
-                f"--in-place-of {model}@{int(version) - 1}"
-            )
-    running = servers_of(request.repository, print_progress)
-    for url, _ in running if request.ensemble_name in models else ():
-        where = f"--repository {shlex.quote(str(request.repository))}"
-        click.echo(
-            f"{url} serves what was there before; let it take this up: {this_command()} ensemble reload {request.ensemble_name} {where}"
-        )
-    if not running:
-        click.echo(f"serve it: {this_command()} serve {request.repository}")
+    return models
 
 
-def _build_engines(request: Request, written: Sequence[str]) -> None:
+def _print_outdated_graphs(repository: Path, ensemble: str) -> None:
+    """Print how to update the fused graphs that no longer equal their ensemble."""
+    for name in outdated_graphs(RepositoryView(repository), read_ensemble(repository, ensemble)):
+        command = f"{this_command()} fuse {name} --repository {shlex.quote(str(repository))} --ensemble {ensemble} --replace"
+        print_note(f"the fused graph '{name}' has other versions or weights than '{ensemble}' now; fuse it again: {command}")
+
+
+def _print_how_to_serve(repository: Path) -> None:
+    """Print the command that serves the repository, unless a server runs on it here."""
+    if not servers_of(repository, print_note):
+        click.echo(f"serve it: {this_command()} serve --repository {shlex.quote(str(repository))}")
+
+
+def _build_engines(settings: ExportSettings, models: list[str], images: NDArray[np.float32] | None) -> None:
     from defensemble_export import build_engines
 
-    from ..commands.build_engine import shown_building
+    from .engines import building_progress, print_how_to_serve
 
-    new = dict.fromkeys(path.split("/")[0] for path in written if path.endswith(".onnx"))
-    with shown_building() as (on_message, on_progress):
+    with building_progress() as (on_message, on_progress):
         build_engines(
-            request.repository,
-            models=[name for name in new if not name.startswith(RESERVED)],
-            images=request.images,
-            data_dir=request.data_dir,
+            settings.repository,
+            models=models,
+            images=images,
+            data_dir=settings.data_dir,
             on_message=on_message,
             on_progress=on_progress,
         )
-    click.echo(f"serve the engines: {this_command()} profile write gpu-tensorrt {request.repository}, then")
-    click.echo(f"  {this_command()} serve {request.repository} --profile gpu-tensorrt")
+    print_how_to_serve(settings.repository)
 
 
-def _networks(request: Request) -> list[FromCheckpoint | FromOnnx]:
-    from defensemble_export import FromCheckpoint, FromOnnx, labels_from_file
-
-    networks: list[FromCheckpoint | FromOnnx] = [FromCheckpoint(path, request.name) for path in request.checkpoints]
-    if request.onnx_file is not None:
-        assert request.name is not None
-        limits = {} if request.import_timeout is None else {"timeout_s": request.import_timeout}
-        networks.append(
-            FromOnnx(
-                request.onnx_file,
-                request.name,
-                output=request.output,
-                mean=request.mean,
-                std=request.std,
-                input_shape=request.input_shape,
-                resize=request.resize,
-                class_names=None if request.labels_file is None else labels_from_file(request.labels_file),
-                custom_domains=request.custom_operators,
-                **limits,
-            )
-        )
-    return networks
-
-
-def _described(repository: Path, name: str) -> str:
-    """What an ensemble consists of now, as its configurations say."""
+def _ensemble_line(repository: Path, name: str) -> str:
+    """Return the members, weights, average and largest batch of an ensemble in one line."""
     ensemble = read_ensemble(repository, name)
-    votes = ", ".join(f"{vote.model}@{vote.version} (weight {vote.weight:g})" for vote in ensemble.members)
+    members = ", ".join(f"{member.model}@{member.version} (weight {member.weight:g})" for member in ensemble.members)
     batch = read_config(repository / name).max_batch_size
-    return f"{name}: {votes}; average of {ensemble.average}, batches of up to {batch}"
+    return f"{name}: {members}; average of {ensemble.average}, batches of up to {batch}"

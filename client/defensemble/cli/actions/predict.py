@@ -1,4 +1,4 @@
-"""What `defensemble predict` does once its arguments are read."""
+"""The action of `defensemble predict`."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ from ..progress import progress_bar
 SCHEMA = "defensemble.predict/1"
 _BATCH_SIZE = 64
 _BATCH_BYTES = 64 << 20
-_WIDTH_OF_A_FILE = 120
+_FILE_WIDTH = 120  # characters per line where standard output is not a terminal
 
 
 @dataclass(frozen=True)
 class _Source:
-    """What is to be predicted: image files, each with the index of its class or None, or one `.npy` file."""
+    """Image files, each with the index of its class or None, or one `.npy` file."""
 
     files: Sequence[Path]
-    truth: Sequence[int | None]
+    classes: Sequence[int | None]
     array: StoredArray | None = None
 
     def __len__(self) -> int:
@@ -58,9 +58,20 @@ def predict_files(
     options: ReadOptions | None = None,
     as_json: bool = False,
 ) -> None:
-    """Print what the client's model answers to image and `.npy` files, and to a folder of class folders, with its accuracy.
+    """Classify images with the client's model and print the predictions.
 
-    A call has `batch_size` images; None: 64, or fewer where the model takes fewer or they are large.
+    Args:
+        client: The server, and the model.
+        files: Image files and `.npy` files.
+        outputs: Outputs to request; `probabilities` are always requested.
+        labelled: Folder with one folder per class, whose images are classified too, with the accuracy.
+        top: Classes to print per image.
+        batch_size: Images per request; None: 64, or fewer if the model's max_batch_size is smaller or the images are large.
+        options: How image files are read.
+        as_json: Whether to print JSON instead of a table.
+
+    Raises:
+        InputError: A file is no image, or no image can be decoded.
     """
     options = options or ReadOptions()
     outputs = outputs if "probabilities" in outputs else ["probabilities", *outputs]  # the table needs them
@@ -79,7 +90,7 @@ def predict_files(
     rows: list[dict[str, Any]] = []
     total = sum(map(len, sources))
     with progress_bar(Console(stderr=True), shown=total > size) as progress:
-        task = progress.add_task(f"asking {info.name}", total=total)
+        task = progress.add_task(f"predicting with {info.name}", total=total)
         for batch in _batches(_images(sources, info, preprocessing, options, counts), size, largest):
             prediction = client.predict(np.stack([image.values for image in batch]), outputs)
             rows += _rows(batch, prediction, top)
@@ -87,17 +98,17 @@ def predict_files(
     for line in counts.lines():
         print_note(line)
     if not rows:
-        raise InputError(f"none of the {total} images can be decoded, the first: {counts.damaged[0]}")
+        raise InputError(f"none of the {total} images can be decoded; the first error: {counts.damaged[0]}")
     accuracy = None
     if labelled is not None:
-        right = [row["label"] == row["truth"] for row in rows if "truth" in row]
-        accuracy = {"folder": str(labelled), "model": info.name, **rate(np.array(right, np.bool_)).json()}
+        correct = [row["label"] == row["truth"] for row in rows if "truth" in row]
+        accuracy = {"folder": str(labelled), "model": info.name, **rate(np.array(correct, np.bool_)).json()}
     if as_json:
         result = {"schema": SCHEMA, "model": info.name, "predictions": rows, "accuracy": accuracy, **counts.json()}
         result["preprocessing"] = None if preprocessing is None else preprocessing.to_values()
         click.echo(json.dumps(result, indent=2, allow_nan=False))
         return
-    console = Console(width=None if sys.stdout.isatty() else _WIDTH_OF_A_FILE)
+    console = Console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
     console.print(_table(info, rows, with_truth=labelled is not None))
     if accuracy is not None and accuracy["n"]:
         text = (
@@ -108,29 +119,29 @@ def predict_files(
 
 @dataclass(frozen=True, eq=False)
 class _Image:
-    """An image with its name and, where it is known, its class."""
+    """An image with its name and, if known, its class."""
 
     name: str
     values: NDArray[np.float32]
-    truth: int | None = None
+    class_index: int | None = None
 
 
 def _sources(files: Sequence[Path], info: ModelInfo) -> list[_Source]:
-    """Look at all files before the first is decoded; consecutive image files are decoded together."""
+    """Check all files before the first is decoded; group consecutive image files, which are decoded together."""
     sources: list[_Source] = []
     for is_array, group in groupby(files, lambda file: file.suffix.lower() == ".npy"):
-        some = list(group)
+        grouped = list(group)
         if not is_array:
-            for file in some:
+            for file in grouped:
                 if file.is_dir():
                     raise InputError(
-                        f"{file} is a folder, expected files: pass those in it, or --labelled {file} where it has class folders"
+                        f"{file} is a folder; expected files. Pass the files in it, or --labelled {file} if it has one folder per class."
                     )
                 if not file.name.lower().endswith(SUFFIXES):
                     raise InputError(f"{file} is neither an image ({', '.join(SUFFIXES)}) nor a .npy file")
-            sources.append(_Source(some, [None] * len(some)))
+            sources.append(_Source(grouped, [None] * len(grouped)))
             continue
-        for file in some:
+        for file in grouped:
             with input_errors():
                 array = npy_array(file)
                 if len(array.shape) == 3:
@@ -141,17 +152,18 @@ def _sources(files: Sequence[Path], info: ModelInfo) -> list[_Source]:
 
 
 def _check_memory(sources: Sequence[_Source], info: ModelInfo, size: int, largest: int | None, limit: int | None) -> None:
-    """Refuse what would take too much memory: images are decoded and asked about a batch at a time, Fortran order is read as a whole."""
+    """Refuse sources that need more memory than allowed: images are decoded batch by batch, arrays in Fortran order as a whole."""
     for source in sources:
         shape = info.image_shape if source.array is None else source.array.shape[1:]
-        one = 4 * math.prod(shape) if min(shape) > 0 else 0  # image files of any size: `memory_to_read` counts the largest
-        batch = 2 * min(size * one, max(largest, one) if largest else size * one, len(source) * one)
+        image = 4 * math.prod(shape) if min(shape) > 0 else 0  # image files of any size: `memory_to_read` counts the largest
+        batch = 2 * min(size * image, max(largest, image) if largest else size * image, len(source) * image)
         with input_errors():
             if source.array is not None:
                 check_memory(str(source.array.path), batch + 2 * source.array.float_bytes * source.array.fortran_order, limit)
             elif source.files:
-                what = str(source.files[0]) if len(source.files) == 1 else f"decoding {len(source.files)} images from {source.files[0]} on"
-                check_memory(what, batch + memory_to_read(source.files, info), limit)
+                first = source.files[0]
+                subject = str(first) if len(source.files) == 1 else f"decoding {len(source.files)} images, the first of which is {first},"
+                check_memory(subject, batch + memory_to_read(source.files, info), limit)
 
 
 def _images(
@@ -160,7 +172,7 @@ def _images(
     for source in sources:
         if source.array is None:
             for index, values in decoded_images(source.files, info, preprocessing, options.skip_damaged, counts):
-                yield _Image(str(source.files[index]), values, source.truth[index])
+                yield _Image(str(source.files[index]), values, source.classes[index])
             continue
         number = 0
         with input_errors():
@@ -172,7 +184,7 @@ def _images(
 
 
 def _batches(images: Iterator[_Image], size: int, largest: int | None) -> Iterator[list[_Image]]:
-    """Group consecutive images of one shape; of no more than `largest` bytes, but of one image at least."""
+    """Group consecutive images of one shape, up to `size` images and `largest` bytes, but at least one image."""
     batch: list[_Image] = []
     for image in images:
         if batch:
@@ -202,8 +214,8 @@ def _rows(images: Sequence[_Image], prediction: Prediction, top: int) -> list[di
         for name in ("mutual_information", "member_probabilities"):
             if name in prediction.received:
                 row[name] = prediction.received[name][index].tolist()
-        if image.truth is not None:
-            row["truth"] = prediction.class_names[image.truth]
+        if image.class_index is not None:
+            row["truth"] = prediction.class_names[image.class_index]
         rows.append(row)
     return rows
 
@@ -223,8 +235,8 @@ def _table(info: ModelInfo, rows: Sequence[dict[str, Any]], with_truth: bool) ->
         cells = [row["file"]]
         if with_truth:
             cells.append(row.get("truth", ""))
-        cells.append("\n".join(one["label"] for one in row["top"]))
-        cells.append("\n".join(f"{one['probability']:.4f}" for one in row["top"]))
+        cells.append("\n".join(entry["label"] for entry in row["top"]))
+        cells.append("\n".join(f"{entry['probability']:.4f}" for entry in row["top"]))
         cells.append(f"{row['entropy']:.4f}")
         if with_information:
             cells.append(f"{row['mutual_information']:.4f}")

@@ -1,10 +1,13 @@
-"""What `defensemble probe` does once its arguments are read."""
+"""The action of `defensemble probe`."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
+import click
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -20,12 +23,12 @@ from ...probes.noise import PAPER_SIGMAS, NoiseResult, check_sigmas, probe_noise
 from ...results.intervals import Rate
 from ...results.provenance import provenance
 from ...results.result_file import check_writable, write_result
-from ..notes import print_note
+from ..notes import print_note, print_progress
 from ..progress import progress_bar
 
 _BATCH_SIZE = 64
-_FEW = 30  # images, of which a Wilson 95 % interval can be 34 points wide
-_NAMED = 4
+_FEW_IMAGES = 30  # their Wilson 95 % interval can be 34 points wide
+_LONGEST_LIST = 4  # models that a note names
 
 
 def probe_noise_and_report(
@@ -41,12 +44,31 @@ def probe_noise_and_report(
     data_dir: Path | None = None,
     options: ReadOptions | None = None,
     console: Console | None = None,
+    as_json: bool = False,
 ) -> dict[str, str]:
-    """Probe served models with noise, print the table, write the JSON to `out`; returns why models failed, by name.
+    """Measure served models under noise, print the table and write the result.
 
-    `source`, `limit` and `data_dir` are as in `choose_data`, `sigmas` in 1/255 (None: the paper's). Without `names` these are the
-    ensembles, their members, and every other model that classifies images. A call has `batch_size` images; None: 64, or fewer where a
-    model takes fewer. An earlier result at `out` is kept under another name; whether it can be written is found out before the first query.
+    Args:
+        client: The server.
+        source: Labelled images, as in `choose_data`: a dataset's name, a folder or a `.npz` file.
+        out: File for the result, as JSON; an earlier one is kept under another name. It is checked before the first request.
+        names: Models; none: the ensembles, their members, and all other image classifiers.
+        limit: Number of images to draw; None: all.
+        seed: Seed of the noise and of the sample.
+        sigmas: Standard deviations of the noise, in 1/255; None: those of the paper.
+        batch_size: Images per request; None: 64, or fewer if a model's max_batch_size is smaller.
+        data_dir: Folder of the dataset that `source` names.
+        options: How image files are read.
+        console: Where to print.
+        as_json: Whether to print the result as JSON instead of a table.
+
+    Returns:
+        Why models failed, by name.
+
+    Raises:
+        InputError: The images or the models do not fit together, or a value is out of range.
+        ModelNotFoundError: The server has no such model.
+        OSError: `out` cannot be written.
     """
     console = console or Console()
     options = options or ReadOptions()
@@ -56,21 +78,22 @@ def probe_noise_and_report(
     server = client.server_metadata()
     targets = _targets(client, names, options.resize)
     infos = list(targets)
-    rule = _rule_giver(infos, options.resize)
+    model_for_images = _model_with_strictest_preprocessing(infos, options.resize)
     with progress_bar(console) as progress:
         reading = progress.add_task("reading images", total=None)
 
-        def on_reading(what: str, done: int, total: int | None) -> None:
-            progress.update(reading, description=what, completed=done, total=total)
+        def on_reading(name: str, done: int, total: int | None) -> None:
+            progress.update(reading, description=name, completed=done, total=total)
 
-        chosen = choose_data(source, rule, limit, seed, data_dir, options=options, on_progress=on_reading)
+        chosen = choose_data(source, model_for_images, limit, seed, data_dir, options=options, on_progress=on_reading)
     for note in chosen.notes:
         print_note(note)
     size = batch_size or min(_BATCH_SIZE, *(info.max_batch_size or _BATCH_SIZE for info in infos))
     n, rounds = len(chosen.data), 1 + len(sigmas)
     total = n * rounds * len(infos)
     settings = f"{rounds} settings (clean and {_counted(len(sigmas), 'sigma')})"
-    console.print(f"{_counted(len(infos), 'model')} x {_counted(n, 'image')} x {settings} = {total} queries", highlight=False)
+    show = print_progress if as_json else partial(console.print, highlight=False)
+    show(f"{_counted(len(infos), 'model')} x {_counted(n, 'image')} x {settings} = {total} queries")
     with progress_bar(console) as progress:
         task = progress.add_task("noise", total=total)
         result = probe_noise(
@@ -89,55 +112,63 @@ def probe_noise_and_report(
         entry["role"] = role
         entry["members"] = [step for step in info.steps if any(step == other.name for other in infos)]
     report.update(provenance(server))
-    console.print("accuracy under Gaussian noise, %", highlight=False)
-    console.print(_table(result))
-    console.print(_caption(result), highlight=False)
-    if (few := _few_common(result)) is not None:
-        console.print(few, highlight=False, markup=False)
-    # After the table: what was measured is seen even where the disk has filled up meanwhile.
+    if as_json:
+        click.echo(json.dumps(report, indent=2, allow_nan=False))
+    else:
+        console.print("accuracy under Gaussian noise, %", highlight=False)
+        console.print(_table(result))
+        console.print(_caption(result), highlight=False)
+        if (warning := _warning_of_few_images(result)) is not None:
+            console.print(warning, highlight=False, markup=False)
+    # After the table: the user sees the measurement even if the disk is full by now.
     earlier = write_result(out, report, keep=True)
-    kept = "" if earlier is None else f" (the earlier result is kept as {earlier})"
-    console.print(f"{out}{kept}", highlight=False, soft_wrap=True, markup=False)
+    suffix = "" if earlier is None else f" (the earlier result is kept as {earlier})"
+    if as_json:
+        print_progress(f"wrote {out}{suffix}")
+    else:
+        console.print(f"wrote {out}{suffix}", highlight=False, soft_wrap=True, markup=False)
     return result.failures
 
 
 def _targets(client: Client, names: Sequence[str], resize: str | None) -> dict[ModelInfo, str]:
-    """The models to probe, each with its role: ensembles, their members, and the others; or those that were named."""
+    """Return the models to measure, each with its role: the named ones, or ensembles, their members and the others."""
     if len(set(names)) != len(names):
-        raise InputError(f"a target was named twice: {', '.join(names)}")
-    found = client.classifiers() if not names else [client.describe(name) for name in names]
-    if not found:
-        raise ModelNotFoundError(f"{client.url} serves no model that classifies images, only {', '.join(client.models()) or 'none at all'}")
-    for info in found[1:]:
-        if (info.image_shape, info.class_names) != (found[0].image_shape, found[0].class_names):
+        raise InputError(f"a --target is given twice: {', '.join(names)}")
+    infos = client.classifiers() if not names else [client.describe(name) for name in names]
+    if not infos:
+        served_names = ", ".join(client.models()) or "none at all"
+        raise ModelNotFoundError(f"{client.url} serves no image classifier; its models: {served_names}")
+    first = infos[0]
+    for info in infos[1:]:
+        if (info.image_shape, info.class_names) != (first.image_shape, first.class_names):
             raise InputError(
-                f"models {found[0].name!r} and {info.name!r} differ in image shape or classes ({found[0].image_shape} and "
-                f"{info.image_shape}, {len(found[0].class_names)} and {len(info.class_names)} classes): choose some by --target"
+                f"models {first.name!r} and {info.name!r} differ in image shape or classes ({first.image_shape} and "
+                f"{info.image_shape}, {len(first.class_names)} and {len(info.class_names)} classes). Choose models with --target."
             )
-    stated = [info for info in found if info.preprocessing is not None] if resize is None else []
-    for info in stated[1:]:
-        if recorded_rule(info) != recorded_rule(stated[0]):
+    recorded = [info for info in infos if info.preprocessing is not None] if resize is None else []
+    for info in recorded[1:]:
+        if recorded_rule(info) != recorded_rule(recorded[0]):
             raise InputError(
-                f"models {stated[0].name!r} and {info.name!r} differ in how images are brought to their size "
-                f"({stated[0].preprocessing} and {info.preprocessing}): choose some by --target, or one rule for all by --resize"
+                f"models {recorded[0].name!r} and {info.name!r} resize images differently ({recorded[0].preprocessing} and "
+                f"{info.preprocessing}). Choose models with --target, or one way for all with --resize."
             )
-    members = {step for info in found for step in info.steps}
-    roles = {info: "ensemble" if info.is_ensemble else "member" if info.name in members else "other" for info in found}
+    members = {step for info in infos for step in info.steps}
+    roles = {info: "ensemble" if info.is_ensemble else "member" if info.name in members else "other" for info in infos}
     if names:
         return roles
     rank = {"ensemble": 0, "member": 1, "other": 2}
     return dict(sorted(roles.items(), key=lambda item: rank[item[1]]))
 
 
-def _rule_giver(infos: Sequence[ModelInfo], resize: str | None) -> ModelInfo:
-    """Return the model whose rule all targets follow: one without a rule, which takes only images of its own size, comes first.
+def _model_with_strictest_preprocessing(infos: Sequence[ModelInfo], resize: str | None) -> ModelInfo:
+    """Return the model by which images are resized for all: a model without `preprocessing` accepts images of its own size only.
 
-    A member without a rule follows that of its ensemble, and all follow the user's.
+    A member without `preprocessing` follows its ensemble, and all models follow `resize`.
     """
-    stated = [info for info in infos if info.preprocessing is not None]
-    members = {step for info in stated for step in info.steps}
-    alone = [info for info in infos if info.preprocessing is None and info.name not in members] if resize is None else []
-    return next(iter([*alone, *stated, *infos]))
+    recorded = [info for info in infos if info.preprocessing is not None]
+    members = {step for info in recorded for step in info.steps}
+    strict = [info for info in infos if info.preprocessing is None and info.name not in members] if resize is None else []
+    return [*strict, *recorded, *infos][0]
 
 
 def _counted(count: int, noun: str) -> str:
@@ -146,47 +177,47 @@ def _counted(count: int, noun: str) -> str:
 
 def _caption(result: NoiseResult) -> str:
     if result.n_common is None:
-        caption = "a model failed: no rates on the images that all get right"
+        caption = "a model failed: no rates on the images that all models classify correctly"
     else:
-        caption = f"clean: all {result.n} images; sigma (1/255): the {result.n_common} images that all models get right when clean"
-        halves = [half for target in result.targets for one in target.noise if (half := _half_width(one.accuracy_on_common)) is not None]
+        caption = f"clean: all {result.n} images; sigma (1/255): the {result.n_common} images that all models classify correctly when clean"
+        rates = [level.accuracy_on_common for target in result.targets for level in target.noise]
+        halves = [half for rate in rates if (half := _half_width(rate)) is not None]
         if halves:
             caption += f"; half-widths of their Wilson 95 % intervals: up to {100 * max(halves):.1f} points"
     return caption
 
 
-def _few_common(result: NoiseResult) -> str | None:
-    """Explain why few images are classified correctly by all models, where they are fewer than 30 or than half of all."""
-    if result.n_common is None or result.n_common >= max(_FEW, result.n / 2):
+def _warning_of_few_images(result: NoiseResult) -> str | None:
+    """Explain why all models classify few images correctly: fewer than 30, or fewer than half of all."""
+    if result.n_common is None or result.n_common >= max(_FEW_IMAGES, result.n / 2):
         return None
-    every = f"all {len(result.targets)} models" if len(result.targets) > 1 else result.targets[0].name
-    text = (
-        f"only {result.n_common} of {_counted(result.n, 'image')} {'is' if result.n_common == 1 else 'are'} classified correctly by {every}"
-    )
-    right = {target.name: target.clean.successes for target in result.targets if target.clean is not None}
-    weak = sorted((name for name, count in right.items() if count < result.n / 2), key=lambda name: right[name])
-    strong = [name for name in right if name not in weak]
+    models = f"all {len(result.targets)} models" if len(result.targets) > 1 else result.targets[0].name
+    verb = "is" if result.n_common == 1 else "are"
+    text = f"only {result.n_common} of {_counted(result.n, 'image')} {verb} classified correctly by {models}"
+    correct = {target.name: target.clean.successes for target in result.targets if target.clean is not None}
+    weak = sorted((name for name, count in correct.items() if count < result.n / 2), key=lambda name: correct[name])
+    strong = [name for name in correct if name not in weak]
     if weak and strong:
-        alone = ", ".join(f"{name} alone gets {right[name]}" for name in weak[:_NAMED]) + ", ..." * (len(weak) > _NAMED)
-        rest = " ".join(f"--target {name}" for name in strong[:_NAMED]) + " ..." * (len(strong) > _NAMED)
-        return f"{text}; {alone}: leave {'it' if len(weak) == 1 else 'them'} out with {rest}"
+        counts = ", ".join(f"{name}: {correct[name]}" for name in weak[:_LONGEST_LIST]) + ", ..." * (len(weak) > _LONGEST_LIST)
+        targets = " ".join(f"--target {name}" for name in strong[:_LONGEST_LIST]) + " ..." * (len(strong) > _LONGEST_LIST)
+        return f"{text}; correct: {counts}. Leave {'it' if len(weak) == 1 else 'them'} out with {targets}."
     if weak:
-        most = f"; none gets more than {max(right.values())}" if len(right) > 1 else ""
-        return f"{text}{most}: are these images of the kind that was trained on, and their classes the right ones?"
+        most = f"; none classifies more than {max(correct.values())}" if len(correct) > 1 else ""
+        return f"{text}{most}. Check that the models were trained on such images, and that the labels are right."
     if result.n_common < result.n / 2:
-        return f"{text}, since they are wrong about different images: compare fewer models with --target"
-    return f"only {_counted(result.n, 'image')}: the intervals are wide, take more"
+        return f"{text}, because they fail on different images. Compare fewer models with --target."
+    return f"only {_counted(result.n, 'image')}: the intervals are wide. Use more images."
 
 
 def _table(result: NoiseResult) -> Table:
-    """Accuracy in percent, one row a model: clean on all images, then by sigma on the images that all models get right when clean."""
+    """Return accuracies in percent, a row per model: clean on all images, then per sigma on those that all models classify correctly."""
     # Narrow enough for eleven numbers and a name of 20 letters in 80 columns.
     table = Table(box=box.SIMPLE_HEAD, padding=0, collapse_padding=True)
     table.add_column("model", overflow="fold", max_width=40)
     for header in ("clean", *(f"{sigma:g}" for sigma in result.sigmas)):
         table.add_column(header, justify="right", no_wrap=True, min_width=4)
     for target in result.targets:
-        table.add_row(escape(target.name), _percent(target.clean), *(_percent(one.accuracy_on_common) for one in target.noise))
+        table.add_row(escape(target.name), _percent(target.clean), *(_percent(level.accuracy_on_common) for level in target.noise))
     return table
 
 

@@ -1,9 +1,9 @@
-"""The table of `defensemble export --report`: what each exported file's verification came to."""
+"""The verification results of exported models, as a table and as JSON."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,66 +14,83 @@ from rich.table import Table
 
 from defensemble_repository.export_report import Reported, read_reports
 
+from ..._exceptions import InputError
+
 if TYPE_CHECKING:
     from defensemble_export import ExportedMember
 
+_TABLE_WIDTH = 77  # without the first column
 
-def show_reports(repository: Path) -> None:
-    """Print the reports of all models in a repository."""
-    reports = read_reports(repository, None)
+
+def show_reports(repository: Path, models: Sequence[str], *, as_json: bool) -> None:
+    """Print the reports of these models, or of all models of the repository."""
+    reports = read_reports(repository, list(models) or None)
     if not reports:
-        raise click.ClickException(f"{repository} holds no exported model: write one with `defensemble export CHECKPOINT...`")
+        raise InputError(f"{repository} has no exported model: export one with `defensemble export CHECKPOINT...`")
+    if as_json:
+        values = [
+            {"model": report.model, "version": report.version, "report": report.values, "problem": report.problem} for report in reports
+        ]
+        click.echo(json.dumps(values, indent=2))
+        return
     console = Console()
-    # A narrow terminal breaks the lines; rich would leave digits out.
-    console.width = max(console.width, 72 + max(len(f"{one.model}@{one.version}") for one in reports))
+    # On a narrow terminal, lines wrap; rich would leave out digits.
+    console.width = max(console.width, _TABLE_WIDTH + max(len(_name(report)) for report in reports))
     console.print(_table(reports))
-    for one in reports:
-        for text in _remarks(one):
-            click.echo(text)
+    for report in reports:
+        for line in _notes(report):
+            click.echo(line)
 
 
 def summary(member: ExportedMember) -> str:
-    """What the verification of an exported network came to, in a few words."""
-    verified = None if member.report is None else json.loads(member.report)["verification"]
-    if verified is None:
+    """Return the verification result of an exported network in a few words; empty if it was not verified."""
+    verification = None if member.report is None else json.loads(member.report)["verification"]
+    if verification is None:
         return ""
-    kept = f"{100 * verified['agreement']:.2f} % of {verified['n']} images keep their class"
-    return f": {member.precision}, {kept}, probabilities within {verified['largest_probability_difference']:.1g}; on {verified['images']}"
+    agreement = f"{100 * verification['agreement']:.2f} % of {verification['n']} images keep their class"
+    difference = f"probabilities within {verification['largest_probability_difference']:.1g}"
+    return f": {member.precision}, {agreement}, {difference}; on {verification['images']}"
 
 
-def _table(reports: list[Reported]) -> Table:
+def _name(report: Reported) -> str:
+    return f"{report.model}@{report.version}"
+
+
+def _table(reports: Sequence[Reported]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False)
     table.add_column("model", no_wrap=True)
-    for heading in ("in", "MB", "masks MB", "images", "same class %", "accuracy % (of the original)", "largest error"):
+    for heading in ("precision", "MB", "masks MB", "images", "same class %", "accuracy % (original)", "largest error"):
         table.add_column(heading, justify="right", min_width=11 if "(" in heading else 4)
-    for one in reports:
-        # A space that does not break: cells stay on one line, headings wrap.
-        table.add_row(f"{one.model}@{one.version}", *(cell.replace(" ", "\u00a0") for cell in _cells(one.values or {})))
+    for report in reports:
+        # Non-breaking spaces keep a cell on one line; headings wrap.
+        table.add_row(_name(report), *(cell.replace(" ", "\u00a0") for cell in _cells(report.values or {})))
     return table
 
 
 def _cells(values: Mapping[str, Any]) -> list[str]:
     if not values:
         return ["-"] * 7
-    verified = values["verification"]
+    verification = values["verification"]
     sizes = [values["precision"], f"{values['onnx']['bytes'] / 1e6:.2f}", f"{values['onnx']['mask_bytes'] / 1e6:.2f}"]
-    if verified is None:
+    if verification is None:
         return [*sizes, "not verified", "-", "-", "-"]
-    if "largest_difference" in verified:  # a fused graph, beside its members
-        return [*sizes, str(verified["n"]), "-", "-", f"{max(verified['largest_difference'].values()):.0e}"]
-    accuracy = "-" if verified["accuracy"] is None else f"{100 * verified['accuracy']:.1f} ({100 * verified['reference_accuracy']:.1f})"
-    logits = values["tolerance"]["logits"] is not None
-    what, largest = ("logit", "largest_logit_difference") if logits else ("prob.", "largest_probability_difference")
-    return [*sizes, str(verified["n"]), f"{100 * verified['agreement']:.2f}", accuracy, f"{verified[largest]:.0e} {what}"]
+    n = str(verification["n"])
+    if "largest_difference" in verification:  # a fused graph, compared with its members
+        return [*sizes, n, "-", "-", f"{max(verification['largest_difference'].values()):.0e}"]
+    accuracy = "-"
+    if verification["accuracy"] is not None:
+        accuracy = f"{100 * verification['accuracy']:.1f} ({100 * verification['reference_accuracy']:.1f})"
+    compares_logits = values["tolerance"]["logits"] is not None
+    kind, key = ("logit", "largest_logit_difference") if compares_logits else ("prob.", "largest_probability_difference")
+    return [*sizes, n, f"{100 * verification['agreement']:.2f}", accuracy, f"{verification[key]:.0e} {kind}"]
 
 
-def _remarks(one: Reported) -> list[str]:
-    where = f"{one.model}@{one.version}"
-    if one.values is None:
-        return [f"{where}: no report: {one.problem}"]
-    verified = one.values["verification"]
-    remarks = [f"{where}: {text}" for text in (verified or {}).get("goals_missed", [])]
-    calibration = one.values["calibration"]
+def _notes(report: Reported) -> list[str]:
+    """Return the lines below the table: a missing report, missed goals, and the calibration."""
+    if report.values is None:
+        return [f"{_name(report)}: no report: {report.problem}"]
+    notes = [f"{_name(report)} misses a goal: {goal}" for goal in (report.values["verification"] or {}).get("goals_missed", [])]
+    calibration = report.values["calibration"]
     if calibration is not None:
-        remarks.append(f"{where}: calibrated on {calibration['count']} {calibration['source']}, seed {calibration['seed']}")
-    return remarks
+        notes.append(f"{_name(report)}: calibrated on {calibration['count']} {calibration['source']}, seed {calibration['seed']}")
+    return notes

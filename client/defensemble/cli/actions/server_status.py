@@ -1,4 +1,4 @@
-"""What `defensemble serve --status` shows: the servers that run on this machine, and those that died in the last 24 hours."""
+"""The action of `defensemble serve --status`: the running servers of this machine, and those that crashed in the last 24 hours."""
 
 from __future__ import annotations
 
@@ -12,28 +12,39 @@ import click
 if TYPE_CHECKING:
     from defensemble_server import DeadServer, ServerEvent, ServerStatus
 
+SCHEMA = "defensemble.servers/1"
+
 
 def show_status(grpc_port: int | None, repository: Path | None, *, as_json: bool) -> None:
-    """Print the servers on a port, of a folder, or all; a StateError where none runs, after those that died are printed."""
+    """Print the servers on a gRPC port, of a repository, or all.
+
+    Args:
+        grpc_port: Port; None: any.
+        repository: Model repository; None: any.
+        as_json: Whether to print JSON.
+
+    Raises:
+        defensemble_server.StateError: No server runs; raised after the crashed ones are printed.
+    """
     from defensemble_server import StateError, dead_servers, find_states, server_status
 
     dead = [server for server in dead_servers(repository) if grpc_port in (None, server.grpc_port)]
-    missing: StateError | None = None
-    running: list[ServerStatus] = []
+    none_running: StateError | None = None
+    statuses: list[ServerStatus] = []
     try:
-        running = [server_status(state) for state in find_states(grpc_port, repository)]
+        statuses = [server_status(state) for state in find_states(grpc_port, repository)]
     except StateError as error:
-        missing = error
+        none_running = error
     if as_json:
-        servers = [_values_from_status(one) for one in running]
-        click.echo(json.dumps({"schema": "defensemble.servers/1", "servers": servers, "dead": [asdict(one) for one in dead]}, indent=2))
+        servers = [_values_from_status(status) for status in statuses]
+        click.echo(json.dumps({"schema": SCHEMA, "servers": servers, "dead": [asdict(server) for server in dead]}, indent=2))
     else:
-        for status in running:
+        for status in statuses:
             _print_status(status)
         for server in dead:
             _print_dead(server)
-    if missing is not None:
-        raise missing
+    if none_running is not None:
+        raise none_running
 
 
 def _print_status(status: ServerStatus) -> None:

@@ -1,4 +1,4 @@
-"""`defensemble demo`: all of it, small, on data that needs no download."""
+"""`defensemble demo`: run the whole flow on a small dataset."""
 
 from __future__ import annotations
 
@@ -6,35 +6,45 @@ from pathlib import Path
 from typing import Any
 
 import click
+import cloup
 
-from ..options import PATH
+from ..datasets import DatasetLocation
+from ..options import EXISTING_PATH, PATH, dataset_option
+from ..verb import Verb
 
 
-@click.command("demo", short_help="All of it, small, on data that needs no download.")
-@click.option("--folder", type=PATH, default=Path("runs/demo"), help="Each run writes a folder of its own into it.")
-@click.option("--dataset", type=click.Choice(["digits", "cifar10"]), default="digits", help="cifar10 takes the zoo's networks.")
-@click.option("--data-dir", type=PATH, help="Folder with CIFAR-10.  [default: downloaded once from the hub]")
-@click.option("--zoo", type=PATH, help="The project's folder zoo.  [default: this checkout's]")
-@click.option("--limit", type=click.IntRange(min=1), help="Images to probe with.  [default: all digits; 200 of CIFAR-10]")
-@click.option("--epochs", type=click.IntRange(min=1), help="Fewer are faster and less accurate.  [default: the recipe's]")
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of initialisation, masks and noise.")
+@cloup.command("demo", cls=Verb, short_help="Run the whole flow on a small dataset.")
+@dataset_option(
+    "digits: train the networks on handwritten digits, without a download; cifar10 or cifar10=FOLDER: use the networks of the zoo.",
+    default="digits",
+)
+@click.option("--zoo", type=EXISTING_PATH, metavar="FOLDER", help="The project's folder zoo, for cifar10.  [default: this checkout's]")
+@click.option(
+    "--epochs", type=click.IntRange(min=1), metavar="N", help="Epochs to train on digits; fewer are faster and less accurate.  [default: 8]"
+)
+@click.option(
+    "--limit", type=click.IntRange(min=1), metavar="N", help="Images to measure with.  [default: all test images of digits, 200 of cifar10]"
+)
+@click.option("--seed", type=click.IntRange(min=0), metavar="SEED", default=0, help="Seed of initial weights, masks and noise.")
+@click.option("--folder", type=PATH, metavar="FOLDER", default=Path("runs/demo"), help="Folder in which each run creates its own folder.")
 @click.option("--keep-serving", is_flag=True, help="Leave the server running, and print how to call and stop it.")
-def command(folder: Path, dataset: str, data_dir: Path | None, zoo: Path | None, epochs: int | None, **settings: Any) -> None:
-    r"""Train five defective CNNs and a standard one on handwritten digits, serve them, call them, and probe them with noise.
+def command(dataset: DatasetLocation, zoo: Path | None, epochs: int | None, folder: Path, **settings: Any) -> None:
+    r"""Train five defective CNNs and a standard one on handwritten digits, export and serve them, call them, and measure their robustness.
 
-    With --dataset cifar10 nothing is trained: the networks of the zoo that ships with the project are served.
+    With --dataset cifar10 nothing is trained: the networks of the project's zoo are served.
 
     \b
     Examples:
       defensemble demo
-      defensemble demo --keep-serving
-      defensemble demo --dataset cifar10 --data-dir data/cifar10
-      defensemble demo --epochs 2 --folder /tmp/look
+      defensemble demo --epochs 2 --keep-serving
+      defensemble demo --dataset cifar10=data/cifar10
     """
-    if dataset == "digits" and (data_dir is not None or zoo is not None):
-        raise click.UsageError("--data-dir and --zoo belong to --dataset cifar10; digits need no data")
-    if dataset == "cifar10" and epochs is not None:
-        raise click.UsageError("--epochs is for digits: the zoo's networks are trained already")
+    if dataset not in (DatasetLocation("digits"), DatasetLocation("cifar10", dataset.folder)):
+        raise click.BadParameter("expected digits, cifar10 or cifar10=FOLDER", param_hint="--dataset")
+    if dataset.name == "digits" and zoo is not None:
+        raise click.UsageError("--zoo needs --dataset cifar10")
+    if dataset.name == "cifar10" and epochs is not None:
+        raise click.UsageError("--epochs needs --dataset digits: the networks of the zoo are trained already")
     from ..actions.demo import run_demo
 
-    run_demo(folder, dataset=dataset, data_dir=data_dir, zoo=zoo, epochs=epochs, **settings)
+    run_demo(folder, dataset=dataset, zoo=zoo, epochs=epochs, **settings)

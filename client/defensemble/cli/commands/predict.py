@@ -1,4 +1,4 @@
-"""`defensemble predict`: images to labels, probabilities and uncertainty."""
+"""`defensemble predict`: classify images with a served model."""
 
 from __future__ import annotations
 
@@ -6,34 +6,45 @@ from pathlib import Path
 from typing import Any
 
 import click
+import cloup
 
-from ..options import PATH, call_options, reading_options
+from ..choices import OUTPUTS
+from ..options import EXISTING_PATH, SERVER_URL, ChoiceList, call_options, json_option, reading_options
+from ..verb import Verb
 
 
-@click.command("predict", short_help="Images to labels, probabilities and uncertainty.")
-@click.argument("url")
-@click.argument("files", nargs=-1, type=PATH)
-@click.option("--model", help="The model to ask.  [default: the only ensemble that is served]")
-@click.option(
-    "--outputs",
-    default="probabilities",
-    help="What to ask of an ensemble, separated by commas: probabilities, member_probabilities, entropy, mutual_information.",
+@cloup.command("predict", cls=Verb, short_help="Classify images with a served model.")
+@cloup.argument("url", type=SERVER_URL, help="Server: http://HOST:PORT or grpc://HOST:PORT.")
+@cloup.argument("files", nargs=-1, type=EXISTING_PATH, metavar="[FILE]...", help="Image files, and .npy files of images.")
+@cloup.option_group(
+    "Model and images",
+    click.option("--model", metavar="NAME", help="Model to call.  [default: the only ensemble of the server]"),
+    click.option(
+        "--labelled",
+        type=EXISTING_PATH,
+        metavar="FOLDER",
+        help="Folder with one folder per class (CLASS/IMAGE): classify its images, and print the accuracy with its Wilson 95 % interval.",
+    ),
 )
-@click.option(
-    "--labelled",
-    type=PATH,
-    metavar="FOLDER",
-    help="A folder of class folders (CLASS/IMAGE), matched by name: prints the accuracy with its Wilson 95 % interval.",
+@cloup.option_group(
+    "Output",
+    click.option(
+        "--outputs",
+        type=ChoiceList(OUTPUTS),
+        metavar="NAME,...",
+        default="probabilities",
+        help=f"Outputs to request from an ensemble: {', '.join(OUTPUTS)}.",
+    ),
+    click.option("--top", type=click.IntRange(min=1), metavar="N", default=1, help="Classes to print per image."),
+    json_option,
 )
-@click.option("--top", type=click.IntRange(min=1), default=1, help="Classes to show for each image.")
 @call_options
 @reading_options
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def command(
     url: str,
     files: tuple[Path, ...],
     model: str | None,
-    outputs: str,
+    outputs: list[str],
     labelled: Path | None,
     top: int,
     batch_size: int | None,
@@ -41,26 +52,24 @@ def command(
     as_json: bool,
     **reading: Any,
 ) -> None:
-    r"""Ask a served model about image files (.png, .jpg, ...) and .npy files of images, (N, C, H, W) or (C, H, W).
+    r"""Classify images with a served model; print labels, probabilities and entropy.
 
-    Image files are read as in training. A .npy file holds floats in [0, 1], uint8 (divided by 255) or uint16 (divided by 65,535). In a
-    labelled folder, hidden files and files that are not images are skipped and counted, and folders below a class are read.
+    FILE is an image (.png, .jpg, ...), read as in training, or a .npy file of images with the shape (N, C, H, W) or (C, H, W): floats in
+    [0, 1], uint8 (divided by 255) or uint16 (divided by 65,535). In a labelled folder, hidden files and files that are not images are
+    skipped and counted, and folders below a class are read.
 
     \b
     Examples:
       defensemble predict http://localhost:8000 three.png seven.png
-      defensemble predict http://localhost:8000 images.npy --top 3 --json
-      defensemble predict http://localhost:8000 --labelled test_images/ --model alpha
-      defensemble predict http://localhost:8000 --labelled photos/test/ --resize crop --skip-damaged --max-memory 2G
-      defensemble predict http://localhost:8000 a.png --outputs probabilities,entropy,mutual_information
+      defensemble predict grpc://localhost:8001 images.npy --top 3 --json
+      defensemble predict http://localhost:8000 --labelled photos/test --resize crop
     """
     if not files and labelled is None:
-        raise click.UsageError("Give files of images, or --labelled FOLDER.")
+        raise click.UsageError("images are missing: pass FILE... or --labelled FOLDER")
     from ... import Client
     from ..._image_files import ReadOptions
     from ..actions.predict import predict_files
 
-    asked = [name.strip() for name in outputs.split(",") if name.strip()]
     with Client(url, model, timeout_s=timeout_s) as client:
         options = ReadOptions(**reading)
-        predict_files(client, files, asked, labelled, top=top, batch_size=batch_size, options=options, as_json=as_json)
+        predict_files(client, files, outputs, labelled, top=top, batch_size=batch_size, options=options, as_json=as_json)

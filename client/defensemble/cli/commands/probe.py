@@ -1,4 +1,4 @@
-"""`defensemble probe`: how served models hold up, seen from outside."""
+"""`defensemble probe`: measure the robustness of served models."""
 
 from __future__ import annotations
 
@@ -6,58 +6,69 @@ from pathlib import Path
 from typing import Any
 
 import click
+import cloup
 
-from ..options import PATH, call_options, numbers, reading_options
+from ..datasets import DatasetLocation
+from ..options import PATH, SERVER_URL, call_options, dataset_option, json_option, numbers, reading_options
+from ..verb import VerbGroup
 
 
-@click.group("probe", short_help="How served models hold up, seen from outside.")
+@cloup.group("probe", cls=VerbGroup, short_help="Measure the robustness of served models.")
 def command() -> None:
-    r"""Measure how served models hold up, asking them as any caller can.
+    r"""Measure the robustness of served models over the network, as any client can.
 
     \b
     Examples:
-      defensemble probe noise http://localhost:8000 --data digits
+      defensemble probe noise http://localhost:8000 --dataset digits
     """
 
 
-@command.command("noise", short_help="Gaussian noise of growing strength.")
-@click.argument("url")
-@click.option(
-    "--data",
-    required=True,
-    metavar="NAME|FOLDER|FILE.npz",
-    help="Labelled images: a dataset's test part (digits, cifar10, ...), a folder of class folders (CLASS/IMAGE), or arrays `images`, "
-    "`labels` and, where labels are not the model's own indices, `class_names`.",
+@command.command("noise", short_help="Measure robustness to Gaussian noise.")
+@cloup.argument("url", type=SERVER_URL, help="Server: http://HOST:PORT or grpc://HOST:PORT.")
+@cloup.option_group(
+    "Models and images",
+    dataset_option(
+        "Labelled images. NAME: the test part of a dataset, such as digits or cifar10; FOLDER: all images of a folder with one folder per "
+        "class; NAME=FOLDER: the test part of a dataset in FOLDER (folder=FOLDER: of your own images, as in train); FILE.npz: arrays "
+        "`images`, `labels` and, if labels are not the model's own indices, `class_names`.",
+        archives=True,
+        required=True,
+    ),
+    click.option(
+        "--target",
+        "targets",
+        multiple=True,
+        metavar="NAME",
+        help="Model to measure. Repeatable.  [default: the ensembles, their members, and all other image classifiers]",
+    ),
 )
-@click.option(
-    "--data-dir",
-    type=PATH,
-    metavar="FOLDER",
-    help="Folder of the dataset that --data names. With `--data folder`, the test part is the one of `train`.",
+@cloup.option_group(
+    "Noise",
+    click.option(
+        "--sigmas",
+        callback=numbers(float, "4,8,16"),
+        metavar="A,B,...",
+        help="Standard deviations of the noise, in 1/255.  [default: 1,2,4,8,12,16,20,24,28,32]",
+    ),
+    click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Use a random sample of N images.  [default: all]"),
+    click.option("--seed", type=click.IntRange(min=0), metavar="SEED", default=0, help="Seed of the noise and of the sample."),
 )
-@click.option(
-    "--target",
-    "targets",
-    multiple=True,
-    metavar="NAME",
-    help="A model to probe; repeat for more.  [default: the ensembles, their members, and every other model that classifies images]",
-)
-@click.option("--limit", type=click.IntRange(min=1), help="Use a random sample of this many images.  [default: all]")
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of the noise and of the sample.")
-@click.option(
-    "--sigmas",
-    callback=numbers(float, "4,8,16"),
-    metavar="A,B,...",
-    help="Standard deviations in 1/255.  [default: 1,2,4,8,12,16,20,24,28,32]",
+@cloup.option_group(
+    "Output",
+    click.option(
+        "--out",
+        type=PATH,
+        metavar="FILE",
+        default=Path("noise.json"),
+        help="Result to write, as JSON; an earlier file is kept as NAME.1.json, NAME.2.json, ...",
+    ),
+    json_option,
 )
 @call_options
 @reading_options
-@click.option(
-    "--out", type=PATH, default=Path("noise.json"), help="Where the JSON goes; an earlier file is kept as NAME.1.json, NAME.2.json, ..."
-)
 def noise(
     url: str,
-    data: str,
+    dataset: DatasetLocation,
     targets: tuple[str, ...],
     timeout_s: float,
     resize: str | None,
@@ -66,18 +77,16 @@ def noise(
     out: Path,
     **settings: Any,
 ) -> None:
-    r"""Add Gaussian noise of growing strength to labelled images, and see how accuracy falls, model beside model.
+    r"""Add Gaussian noise to labelled images, and print the accuracy of each model at each noise level.
 
-    Every model sees the same noisy images. The table counts the images that all of them get right without noise; the JSON holds all rates.
-    Classes of the data and of the models are matched by name. Image files are read as in training.
+    Every model gets the same noisy images. The table counts the images that all models classify correctly without noise; the JSON has all
+    rates. Classes of the data and of the models are matched by name. Image files are read as in training.
 
     \b
     Examples:
-      defensemble probe noise http://localhost:8000 --data digits
-      defensemble probe noise http://localhost:8000 --data digits --target ensemble --target standard --limit 100
-      defensemble probe noise http://localhost:8000 --data test.npz --sigmas 8,16,32 --seed 1 --out noise.json
-      defensemble probe noise http://localhost:8000 --data cifar10 --data-dir cifar10/ --limit 1000
-      defensemble probe noise http://localhost:8000 --data photos/test/ --resize crop --max-memory 2G
+      defensemble probe noise http://localhost:8000 --dataset digits
+      defensemble probe noise http://localhost:8000 --dataset photos/test --resize crop
+      defensemble probe noise http://localhost:8000 --dataset test.npz --sigmas 8,16,32 --limit 100
     """
     from ... import Client
     from ..._image_files import ReadOptions
@@ -85,7 +94,9 @@ def noise(
 
     with Client(url, timeout_s=timeout_s) as client:
         options = ReadOptions(resize, skip_damaged, max_memory)
-        failures = probe_noise_and_report(client, data, out, targets, options=options, **settings)
+        source = str(dataset.archive or dataset.name or dataset.folder)
+        folder = None if dataset.name is None else dataset.folder
+        failures = probe_noise_and_report(client, source, out, targets, data_dir=folder, options=options, **settings)
     if failures:
-        told = "; ".join(f"{name}: {why}" for name, why in failures.items())
-        raise click.ClickException(f"{len(failures)} of the models failed, their rates are null from there on: {told}")
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in failures.items())
+        raise click.ClickException(f"{len(failures)} of the models failed; their rates are null from there on: {reasons}")

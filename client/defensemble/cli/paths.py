@@ -1,0 +1,72 @@
+"""Paths and URLs on the command line: a path that does not exist is an error that lists similar names."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .choices import IMAGE_SUFFIXES
+
+_LARGEST_FOLDER = 10_000  # entries that are compared
+
+
+class ExistingPath(click.Path):
+    """A file or folder, as a `Path`, that must exist when the command is invoked."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def check(self, path: Path, param: click.Parameter, ctx: click.Context) -> None:
+        """Raise `click.BadParameter`, with similar names, unless the path exists."""
+        if not os.path.lexists(path):
+            self.fail(missing_path_message(path), param, ctx)
+
+
+class ServerUrl(click.ParamType[str]):
+    """The URL of a server, http://HOST:PORT or grpc://HOST:PORT; a file in its place means that the URL is missing."""
+
+    name = "url"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the text, which the client parses, or raise `click.BadParameter` for a file."""
+        text = str(value)
+        path = Path(text)
+        if "://" not in text and (path.exists() or path.suffix.lower() in (*IMAGE_SUFFIXES, ".npy")):
+            self.fail(
+                f"the URL is missing: {text!r:.120} is a file. Pass the server's URL first, such as http://localhost:8000.", param, ctx
+            )
+        return text
+
+
+EXISTING_PATH = ExistingPath()
+SERVER_URL = ServerUrl()
+PATH = click.Path(path_type=Path)
+
+
+def missing_path_message(path: Path) -> str:
+    """Return a sentence about a path that does not exist, with similar names from its folder."""
+    similar = similar_paths(path)
+    if similar:
+        return f"{path} does not exist. Did you mean {' or '.join(map(str, similar))}?"
+    parent = path.parent
+    where = "the current folder" if str(parent) == "." else f"the folder {parent}"
+    if not parent.is_dir():
+        return f"{path} does not exist, and neither does {where}. A path without a leading / starts in {Path.cwd()}."
+    return f"{path} does not exist, and {where} has no similar name. A path without a leading / starts in {Path.cwd()}."
+
+
+def similar_paths(path: Path) -> list[Path]:
+    """Return up to three paths in the same folder whose names are similar, the most similar first."""
+    try:
+        with os.scandir(path.parent) as entries:
+            names = [entry.name for entry in islice(entries, _LARGEST_FOLDER)]
+    except OSError:
+        return []
+    by_lower_name = {name.lower(): name for name in sorted(names)}
+    matches = difflib.get_close_matches(path.name.lower(), by_lower_name, n=3)
+    return [path.parent / by_lower_name[match] for match in matches]
