@@ -1,8 +1,9 @@
-"""The model card of a network of the zoo, made from its checkpoint."""
+"""Model cards: a page about a network of the zoo, generated only from its checkpoint."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 
 from defensemble import wilson
@@ -13,7 +14,7 @@ def model_card(path: Path) -> str:
     """Return the model card of a checkpoint as Markdown; the same file gives the same text.
 
     Raises:
-        CheckpointError: The file is not a valid checkpoint.
+        CheckpointError: The checkpoint is damaged.
         OSError: The file cannot be read.
     """
     module, spec, record = load_checkpoint(path)
@@ -31,7 +32,7 @@ def model_card(path: Path) -> str:
         "recipe": _recipe(record),
         "seed": str(record.seed),
         "test accuracy": _accuracy(record),
-        "loss": f"{record.loss:.4f} nats, of the last epoch, on the augmented training images",
+        "loss": f"{record.loss:.4f} nats in the last epoch, on the augmented training images",
         "device": f"{record.device}, {record.precision}, processes: {record.processes}, threads: {record.threads}",
         "seconds": f"{record.seconds:,.0f}, on a machine that may have run other programs",
         "versions": ", ".join(f"{name} {version}" for name, version in sorted(record.versions.items())),
@@ -44,21 +45,27 @@ def model_card(path: Path) -> str:
 |---|---|
 {table}
 
-Trained by this command, in the spelling of the version that trained it:
+Trained with
 
-```text
-defensemble {record.command}
+```console
+$ defensemble {_command(record)}
 ```
 
-The accuracy is that of the weights before they were rounded for the file. The test images were evaluated once, after the last epoch.
+The accuracy was measured before the weights were rounded for the file. The test images were evaluated once, after the last epoch.
 
-**Licence**: the weights have the project's licence, Apache-2.0; they contain no images. For the use of defective networks see the patent
-that the project's README names.
+**Licence**: the weights have the project's licence, Apache-2.0; they contain no images. For the use of defective networks, see the patent
+named in the project's README.
 
-**Use it for**: trying export, serving, ensembles and probes, and comparing networks of this zoo with each other under transferred attacks.
-**Do not use it for**: decisions of any kind, or as a measure of the paper's method. It is narrow, and was trained for
-{record.epochs} epochs; the paper has 350.
+**Intended use**: trying out export, serving, ensembles and probes, and comparing networks of this zoo under transferred attacks.
+**Not intended for**: real decisions, or judging the paper's method: the network is narrow, and was trained for {record.epochs} epochs
+instead of the paper's 350.
 """
+
+
+def _command(record: TrainingRecord) -> str:
+    """Return the command in today's spelling: older records have `--data NAME --data-dir FOLDER` for `--dataset NAME=FOLDER`."""
+    command = re.sub(r"--data (\S+) --data-dir (\S+)", r"--dataset \1=\2", record.command)
+    return command.replace("--data ", "--dataset ")
 
 
 def _masks(spec: ModelSpec, digest: str) -> dict[str, str]:
@@ -72,7 +79,7 @@ def _masks(spec: ModelSpec, digest: str) -> dict[str, str]:
 
 
 def _recipe(record: TrainingRecord) -> str:
-    """Return the nearest preset, the number of epochs, and the values that differ from that preset."""
+    """Return the closest preset, the epochs, and the differences from the preset."""
     got = dict(record.recipe)
     changes = {
         preset: [f"{key} {got.get(key)}" for key, value in recipe.to_values().items() if key != "epochs" and got.get(key) != value]
@@ -85,9 +92,9 @@ def _recipe(record: TrainingRecord) -> str:
 def _accuracy(record: TrainingRecord) -> str:
     if not record.n_test:
         return "not measured"
-    right = round(record.accuracy * record.n_test)
-    low, high = wilson(right, record.n_test)
-    return f"{right / record.n_test:.2%} ({right:,} of {record.n_test:,}; Wilson 95 % interval {low:.2%} to {high:.2%})"
+    correct = round(record.accuracy * record.n_test)
+    low, high = wilson(correct, record.n_test)
+    return f"{correct / record.n_test:.2%} ({correct:,} of {record.n_test:,}; Wilson 95 % interval {low:.2%} to {high:.2%})"
 
 
 def _shape(spec: ModelSpec) -> str:

@@ -114,7 +114,7 @@ def test_a_card_tells_what_the_checkpoint_holds(tmp_path: Path) -> None:
     assert mask_digest(defect_masks(module)) in card
     # Wilson's interval of 300 of 400 by hand: 0.747622 +- 0.042299.
     assert "75.00% (300 of 400; Wilson 95 % interval 70.53% to 78.99%)" in card
-    assert f"\ndefensemble {command}\n" in card
+    assert f"$ defensemble {command}\n" in card
     assert "Apache-2.0" in card
 
 

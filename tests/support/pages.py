@@ -22,8 +22,8 @@ _BLOCK = re.compile(
     r"(?:^<!-- (?P<mark>not run|run after): (?P<remark>.+?) -->\n)?^(?P<indent> *)```(?P<language>\w*)\n(?P<text>.*?)^(?P=indent)```$",
     re.MULTILINE | re.DOTALL,
 )
-# `text` is output or a picture: it is not run.
-LANGUAGES = {"sh", "python", "yaml", "text"}
+# `text` is output or a picture: it is not run. Of `console` only the lines after `$ ` are commands.
+LANGUAGES = {"sh", "console", "python", "yaml", "text"}
 _FENCE = re.compile(r"^ *```", re.MULTILINE)
 
 
@@ -43,21 +43,28 @@ class Block:
 
     @property
     def is_run(self) -> bool:
-        return self.reason is None and self.language in ("sh", "python")
+        return self.reason is None and self.language in ("sh", "console", "python")
+
+    @property
+    def commands(self) -> str:
+        """The commands of a block of shell, as a script; "" in other languages."""
+        if self.language == "console":
+            return "\n".join(line[2:] for line in self.text.splitlines() if line.startswith("$ "))
+        return self.text if self.language == "sh" else ""
 
     def check(self) -> None:
         """Raise unless the block is valid Python, shell or YAML."""
         if self.language == "python":
             ast.parse(self.text)
-        elif self.language == "sh":
-            subprocess.run(["bash", "-n", "-c", self.text], check=True)
+        elif self.language in ("sh", "console"):
+            subprocess.run(["bash", "-n", "-c", self.commands], check=True)
         elif self.language == "yaml":
             assert list(yaml.safe_load_all(self.text))
 
     def calls(self) -> list[list[str]]:
         """Return the words of each command of a shell block, without pipes, redirections and assignments."""
         calls = []
-        for line in self.text.replace("\\\n", " ").splitlines() if self.language == "sh" else ():
+        for line in self.commands.replace("\\\n", " ").splitlines():
             lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
             lexer.whitespace_split = True
             words: list[str] = []
@@ -75,7 +82,7 @@ class Block:
 
     def command(self, text: str | None = None) -> list[str]:
         """Return the command that runs the block, or another text in its language."""
-        text = self.text if text is None else text
+        text = (self.commands or self.text) if text is None else text
         return [sys.executable, "-c", text] if self.language == "python" else ["bash", "-euo", "pipefail", "-c", text]
 
 
@@ -167,7 +174,7 @@ def run_blocks(page: Path, parent: Path, ports: Ports) -> str:
     shutil.copytree(ROOT / "zoo", folder / "zoo")
     output = ""
     for block in blocks_to_run(page):
-        command = block.command(ports.put_into(block.text))
+        command = block.command(ports.put_into(block.commands or block.text))
         environment = {**os.environ, **changes}
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, f"{block.text}\n{done.stdout}\n{done.stderr}"
